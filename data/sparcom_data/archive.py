@@ -1,0 +1,215 @@
+"""Read an archive: local folder or HTTP address, any codec that zarr knows.
+
+Every read of rows is checked: a chunk that is missing or whose CRC32C does not match raises an error that names the
+array and the chunk, where plain zarr would give zeros for the first. It does not interpret the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.sync import sync
+from zarr.errors import GroupNotFoundError, NodeTypeValidationError
+
+from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError, NotAnArchiveError
+from sparcom_data.metadata import ArchiveAttributes, parse_attributes
+from sparcom_data.schema import State
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionTable:
+    """The columns of `instruction/`, one entry an instruction, in the order of submission.
+
+    token_start: int64 (n,); prompt_length, token_length: int32 (n,); state: uint8 (n,), see `State`.
+    """
+
+    id: list[str]
+    category: list[str]
+    source: list[str]
+    token_start: NDArray[np.int64]
+    prompt_length: NDArray[np.int32]
+    token_length: NDArray[np.int32]
+    state: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def complete(self) -> NDArray[np.int64]:
+        """Indices of the instructions that a reader may trust, int64."""
+        return np.flatnonzero(self.state == State.COMPLETE)
+
+
+def open_archive(path: str | Path) -> Archive:
+    """Open an archive for reading.
+
+    Args:
+        path: a folder, or an address `http://…/v1/archives/NAME/zarr` of a SPARCOM server.
+
+    Raises:
+        ArchiveNotFoundError: nothing is there.
+        NotAnArchiveError: something else is there.
+        NewerFormatError: a later format version.
+    """
+    where = str(path)
+    remote = "://" in where
+    if not remote and not Path(where).exists():
+        raise ArchiveNotFoundError(f"there is no archive at {where}: check the path")
+    try:
+        group = zarr.open_group(where, mode="r")
+    except (
+        GroupNotFoundError,
+        NodeTypeValidationError,
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        if remote and isinstance(error, FileNotFoundError):
+            raise ArchiveNotFoundError(f"there is no archive at {where}: check the address") from error
+        raise NotAnArchiveError(
+            f"a SPARCOM archive is a Zarr v3 group; {where} is not ({type(error).__name__}). "
+            "Give the path of an archive written by `sparcom extract` or `sparcom serve`"
+        ) from error
+    except NotADirectoryError as error:
+        raise NotAnArchiveError(f"a SPARCOM archive is a folder; {where} is a file") from error
+    return Archive(where, group)
+
+
+class Archive:
+    """An opened archive. Rows are read in blocks; nothing larger than asked for is kept."""
+
+    def __init__(self, path: str, group: zarr.Group) -> None:
+        self.path = path
+        self.group = group
+        self.attributes: ArchiveAttributes = parse_attributes(dict(group.attrs), path)
+
+    @cached_property
+    def instructions(self) -> InstructionTable:
+        """The instruction table, read once."""
+        return InstructionTable(
+            id=self.strings("id"),
+            category=self.strings("category"),
+            source=self.strings("source"),
+            token_start=self._column("token_start"),
+            prompt_length=self._column("prompt_length"),
+            token_length=self._column("token_length"),
+            state=self._column("state"),
+        )
+
+    def strings(self, name: str) -> list[str]:
+        """A string column of `instruction/`: id, category, source, text, response or error."""
+        return [str(value) for value in self._column(name)]
+
+    @property
+    def tokens(self) -> int:
+        """Length of the token axis, reserved rows included."""
+        return int(self.array("token/id").shape[0])
+
+    @property
+    def layers(self) -> int:
+        """Length of the layer axis of `neuron/active`."""
+        return int(self.array("neuron/active").shape[1])
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of one layer; the bits after the last are 0."""
+        return self.attributes.model.neurons
+
+    @property
+    def neuron_bytes(self) -> int:
+        """Bytes of one layer's mask."""
+        return int(self.array("neuron/active").shape[2])
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Rows of one chunk of `neuron/active`: blocks of a multiple of it are read without waste."""
+        return int(self.array("neuron/active").chunks[0])
+
+    def read_active(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed masks of rows [start, stop): uint8 (rows, layer, neuron_byte), neuron i is bit i % 8 of byte i // 8.
+
+        Raises:
+            DamagedArchiveError: a chunk is missing or fails its checksum.
+        """
+        return self._read_rows("neuron/active", start, stop)
+
+    def read_tokens(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Token ids and positions of rows [start, stop), int32 (rows,) each; -1 was never written."""
+        return self._read_rows("token/id", start, stop), self._read_rows("token/position", start, stop)
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """The Zarr array of that name.
+
+        Raises:
+            NotAnArchiveError: the archive lacks it.
+        """
+        try:
+            node = self.group[name]
+        except KeyError as error:
+            raise NotAnArchiveError(f"the archive {self.path} lacks the array {name}") from error
+        if not isinstance(node, zarr.Array):
+            raise NotAnArchiveError(f"{name} of the archive {self.path} must be an array; it is a group")
+        return node
+
+    def missing_chunks(self, name: str, start: int, stop: int) -> list[str]:
+        """Keys of the chunks under rows [start, stop) that are not in the store."""
+        return [key for key in self._chunk_keys(self.array(name), start, stop) if not self._exists(name, key)]
+
+    def _column(self, name: str) -> NDArray[Any]:
+        full = f"instruction/{name}"
+        return self._read_rows(full, 0, int(self.array(full).shape[0]))
+
+    def _read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        array = self.array(name)
+        if not 0 <= start <= stop <= array.shape[0]:
+            raise IndexError(f"rows [{start}, {stop}) are not within the {array.shape[0]} rows of {name}")
+        if missing := self.missing_chunks(name, start, stop):
+            raise DamagedArchiveError(self._damage(name, missing[0], "is missing"))
+        try:
+            return np.asarray(array[start:stop])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise DamagedArchiveError(self._explain(array, start, stop, error)) from error
+
+    def _explain(self, array: zarr.Array[Any], start: int, stop: int, error: Exception) -> str:
+        """Find the chunk that cannot be read, one at a time."""
+        step = array.chunks[0]
+        for first in range(start - start % step, stop, step):
+            try:
+                array[first : min(first + step, array.shape[0])]
+            except (ValueError, RuntimeError, OSError) as cause:
+                key = self._chunk_keys(array, first, first + 1)[0]
+                return self._damage(array.path, key, f"cannot be read ({cause})")
+        return f"array {array.path} of {self.path} could not be read: {error}"
+
+    def _damage(self, name: str, key: str, what: str) -> str:
+        return (
+            f"chunk {key} of array {name} in {self.path} {what}. The archive is damaged: restore it from a copy or "
+            "run its instructions again"
+        )
+
+    @staticmethod
+    def _chunk_keys(array: zarr.Array[Any], start: int, stop: int) -> list[str]:
+        if start >= stop:
+            return []
+        step = array.chunks[0]
+        others = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
+        rows = range(start // step, -(-stop // step))
+        return ["/".join(["c", *map(str, index)]) for index in product(rows, *others)]
+
+    def _exists(self, name: str, key: str) -> bool:
+        return bool(sync(self.group.store.exists(f"{self.group.path}/{name}/{key}".lstrip("/"))))
+
+
+def describe_states(state: Sequence[int] | NDArray[np.uint8]) -> dict[str, int]:
+    """How many instructions are in each state, by the state's name in lower case."""
+    counts = np.bincount(np.asarray(state, dtype=np.int64), minlength=len(State))
+    return {item.name.lower(): int(counts[item]) for item in State}

@@ -1,0 +1,101 @@
+"""The submitting side's part of an archive: token ids, responses and, last, the states.
+
+One process owns `instruction/` and `token/` of an archive, so every write here is a plain read-modify-write with no
+lock. The order within a commit is what makes `state` trustworthy: everything that a state of 1 promises is on disk
+before it is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from sparcom_data.errors import StorageError
+from sparcom_data.schema import State
+from sparcom_data.storage import DurableStore, storage_error
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedInstruction:
+    """An instruction whose masks are durable. ids, positions: int32 (rows,), from the worker; row: its first row."""
+
+    index: int
+    row: int
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    response: str = ""
+
+
+class ArchiveCommitter:
+    """Writes what the submitting side owns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._root = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)
+
+    def complete(self, batch: Sequence[CompletedInstruction]) -> None:
+        """Make instructions complete: their token ids, positions, responses and lengths, then their states."""
+        if not batch:
+            return
+        self._write_rows("token/id", [(item.row, item.ids) for item in batch])
+        self._write_rows("token/position", [(item.row, item.positions) for item in batch])
+        self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
+        self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
+        self._write_items("instruction/state", {item.index: int(State.COMPLETE) for item in batch})
+
+    def fail(self, reasons: Mapping[int, str]) -> None:
+        """Make instructions failed, each with its reason."""
+        self._write_items("instruction/error", reasons)
+        self._write_items("instruction/state", dict.fromkeys(reasons, int(State.FAILED)))
+
+    def cancel(self, indices: Sequence[int]) -> None:
+        """Make instructions cancelled."""
+        self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
+
+    def close(self) -> None:
+        """Mark the archive as one that nobody writes any more."""
+        section = dict(self._root.attrs["sparcom"]) | {"state": "complete"}  # type: ignore[arg-type]
+        root = zarr.open_group(DurableStore(self._path), mode="r+")  # with the consolidated metadata, to keep it
+        try:
+            root.update_attributes({"sparcom": section})
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._root[name]
+        assert isinstance(array, zarr.Array)  # noqa: S101  (written by create_archive)
+        return array
+
+    def _write_rows(self, name: str, runs: Sequence[tuple[int, NDArray[np.int32]]]) -> None:
+        """Put runs of rows in with one read and one write: a batch lies close together on the token axis."""
+        start = min(row for row, _ in runs)
+        stop = max(row + len(values) for row, values in runs)
+        array = self._array(name)
+        block = np.array(array[start:stop])
+        for row, values in runs:
+            block[row - start : row - start + len(values)] = values
+        self._store(array, start, block)
+
+    def _write_items(self, name: str, items: Mapping[int, object]) -> None:
+        if not items:
+            return
+        start, stop = min(items), max(items) + 1
+        array = self._array(name)
+        block = np.array(array[start:stop])
+        for index, value in items.items():
+            block[index - start] = value
+        self._store(array, start, block)
+
+    def _store(self, array: zarr.Array[Any], start: int, block: NDArray[Any]) -> None:
+        try:
+            array[start : start + len(block)] = block
+        except OSError as error:
+            raise storage_error(self._path / array.path, error) from error
+        except StorageError:
+            raise

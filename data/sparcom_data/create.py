@@ -1,0 +1,173 @@
+"""Make an archive: all arrays, their attributes, and the instructions' own columns, before the first token runs.
+
+The archive is built beside its final name and renamed into place, so a failure leaves nothing half-written. It does
+not write masks: rows come later, from the worker that computed them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import ZarrUserWarning
+
+from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
+from sparcom_data.layout import Layout, choose_chunk_tokens
+from sparcom_data.metadata import ArchiveAttributes
+from sparcom_data.schema import (
+    INSTRUCTION_ARRAYS,
+    INSTRUCTION_CHUNK,
+    NEURON_ACTIVE,
+    STRING_CHUNK,
+    TOKEN_ARRAYS,
+    TOKEN_CHUNK,
+    ArraySpec,
+    State,
+)
+from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, storage_error, sync_folder
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionColumns:
+    """The columns of `instruction/` that are known at submission; each has one entry an instruction.
+
+    `error` is "" for an instruction that can run; otherwise it is stored as failed with that reason.
+    """
+
+    id: Sequence[str]
+    category: Sequence[str]
+    source: Sequence[str]
+    text: Sequence[str]
+    error: Sequence[str]
+
+    def __post_init__(self) -> None:
+        lengths = {len(getattr(self, name)) for name in ("id", "category", "source", "text", "error")}
+        if len(lengths) != 1:
+            raise InvalidInputError([f"all instruction columns must have the same length; they have {sorted(lengths)}"])
+
+
+def create_archive(
+    path: Path,
+    attributes: ArchiveAttributes,
+    columns: InstructionColumns,
+    layout: Layout,
+    *,
+    chunk_tokens: int | None = None,
+) -> None:
+    """Create the archive at `path`, in state open, with every runnable instruction pending.
+
+    Args:
+        path: where the archive goes; its parent folder is made.
+        attributes: the root attribute `sparcom`.
+        columns: what is known of each instruction.
+        layout: where the rows go.
+        chunk_tokens: rows in one chunk of the masks; chosen by size where not given.
+
+    Raises:
+        ArchiveExistsError: something is at `path`; it is left as it is.
+        StorageError: the file system refused; nothing is left behind.
+    """
+    if path.exists():
+        raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
+    building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _build(building, attributes, columns, layout, chunk_tokens)
+        building.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    except StorageError as error:
+        raise StorageError(str(error).replace(building.name, path.name)) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _build(
+    path: Path,
+    attributes: ArchiveAttributes,
+    columns: InstructionColumns,
+    layout: Layout,
+    chunk_tokens: int | None,
+) -> None:
+    store = DurableStore(path)
+    root = zarr.create_group(store, attributes={"sparcom": attributes.model_dump(mode="json")})
+    instructions, tokens = len(columns.id), layout.tokens
+    values = _initial_values(columns, layout)
+    for spec in INSTRUCTION_ARRAYS:
+        chunk = STRING_CHUNK if spec.dtype == "string" else INSTRUCTION_CHUNK
+        array = _create_array(root, spec, (instructions,), (chunk,), compress=True)
+        array[:] = values.get(spec.name, _filled(spec, instructions))
+    for spec in TOKEN_ARRAYS:
+        _create_array(root, spec, (tokens,), (TOKEN_CHUNK,), compress=True)
+    model = attributes.model
+    if model.layer_ids:
+        row = (len(model.layer_ids), -(-model.neurons // 8))
+        rows = chunk_tokens or choose_chunk_tokens(row[0] * row[1], tokens)
+        _create_array(
+            root,
+            NEURON_ACTIVE,
+            (tokens, *row),
+            (rows, *row),
+            compress=False,
+            attributes={"size": model.neurons},
+        )
+    with warnings.catch_warnings():
+        # Readers over HTTP cannot list a folder; consolidated metadata is how zarr-python and xarray find the arrays.
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=ZarrUserWarning)
+        zarr.consolidate_metadata(store)
+
+
+def _initial_values(columns: InstructionColumns, layout: Layout) -> dict[str, Any]:
+    failed = np.array([bool(error) for error in columns.error], dtype=bool)
+    return {
+        "instruction/id": _strings(columns.id),
+        "instruction/category": _strings(columns.category),
+        "instruction/source": _strings(columns.source),
+        "instruction/text": _strings(columns.text),
+        "instruction/error": _strings(columns.error),
+        "instruction/token_start": layout.token_start,
+        "instruction/prompt_length": layout.prompt_length,
+        "instruction/state": np.where(failed, State.FAILED, State.PENDING).astype(np.uint8),
+    }
+
+
+def _filled(spec: ArraySpec, length: int) -> NDArray[Any]:
+    return _strings([""] * length) if spec.dtype == "string" else np.full(length, spec.fill_value, dtype=spec.dtype)
+
+
+def _strings(values: Sequence[str]) -> NDArray[Any]:
+    return np.array(list(values), dtype=np.dtypes.StringDType())
+
+
+def _create_array(
+    root: zarr.Group,
+    spec: ArraySpec,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    *,
+    compress: bool,
+    attributes: dict[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Masks are stored as they are (measured: they hardly compress); everything else is small and zstd helps."""
+    unit = {"unit": spec.unit} if spec.unit else {}
+    return root.create_array(
+        spec.name,
+        shape=shape,
+        dtype=spec.dtype,
+        chunks=tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True)),
+        fill_value=spec.fill_value,
+        compressors=[ZstdCodec(level=3), Crc32cCodec()] if compress else [Crc32cCodec()],
+        dimension_names=spec.dimensions,
+        attributes={"description": spec.description, **unit, **(attributes or {})},
+        config={"write_empty_chunks": True},
+    )

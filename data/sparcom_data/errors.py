@@ -1,0 +1,77 @@
+"""Every error that the project raises on purpose.
+
+A message says the rule, the value that broke it and the remedy, in that order. The classes exist so that callers can
+tell kinds of failure apart (the server maps each to an HTTP status in one table); they carry no other logic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SparcomError(Exception):
+    """Base of all errors whose message is meant for the user, without a traceback."""
+
+
+class InvalidInputError(SparcomError):
+    """Input that breaks one or more rules; every problem is listed, not just the first."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownModelError(SparcomError):
+    """A model that the operator did not list."""
+
+
+class UnsupportedModelError(SparcomError):
+    """A model, engine version or parallel layout whose neurons cannot be captured."""
+
+
+class EngineError(SparcomError):
+    """The engine failed to start or died."""
+
+
+class JobNotFoundError(SparcomError):
+    """No extraction job has this id."""
+
+
+class JobStateError(SparcomError):
+    """The job is in a state that does not allow the request."""
+
+
+class ArchiveError(SparcomError):
+    """Base of what can be wrong with an archive."""
+
+
+class ArchiveNotFoundError(ArchiveError):
+    """Nothing is at the archive's address."""
+
+
+class ArchiveExistsError(ArchiveError):
+    """An archive of that name exists already."""
+
+
+class NotAnArchiveError(ArchiveError):
+    """Something is there, but it is no SPARCOM archive."""
+
+
+class NewerFormatError(ArchiveError):
+    """The archive was written by a later version of the format."""
+
+
+class DamagedArchiveError(ArchiveError):
+    """A chunk is missing or its checksum does not match."""
+
+
+class IncompleteArchiveError(ArchiveError):
+    """The archive holds too few complete instructions for what was asked."""
+
+
+class StorageError(SparcomError):
+    """Writing failed: disk full, no permission, lost mount."""
+
+
+class MissingExtraError(SparcomError):
+    """A command needs an optional part of the installation."""

@@ -1,0 +1,125 @@
+"""Instructions: one line of an input file, one item of a REST batch.
+
+Three ways to say what the model reads: `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
+Validation reports every problem of a batch at once, each with the place, the field, the rule and the value.
+It does not know tokenizers or models: a prompt that is too long is found later, where the context length is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sparcom_data.errors import InvalidInputError
+
+MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(min_length=1)]
+
+
+class Instruction(BaseModel):
+    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=512)]
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    token_ids: tuple[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)], ...] | None = None
+    category: str = ""
+    source: str = ""
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Instruction:
+        given = [name for name in ("text", "messages", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"exactly one of text, messages and token_ids must be given; found {found}")
+        content = getattr(self, given[0])
+        if not content or (isinstance(content, str) and not content.strip()):
+            raise ValueError(f"{given[0]} must not be empty")
+        return self
+
+
+def describe_validation_error(error: ValidationError, where: str) -> list[str]:
+    """One sentence for each problem pydantic found: place, field, rule, and the value where it is short."""
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown field; remove it or check its spelling"
+        value = repr(item.get("input"))
+        shown = f" (got {value})" if len(value) <= 60 and item["type"] != "value_error" else ""
+        lines.append(f"{where}{': ' + field if field else ''}: {message}{shown}")
+    return lines
+
+
+def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
+    """A sentence for each id that occurs more than once."""
+    return [
+        f"id must be unique within a batch: {id_!r} occurs {count} times"
+        for id_, count in Counter(ids).items()
+        if count > 1
+    ]
+
+
+def check_batch(instructions: Sequence[Instruction]) -> None:
+    """Rules that concern the batch as a whole.
+
+    Raises:
+        InvalidInputError: the batch is empty or two instructions share an id.
+    """
+    if not instructions:
+        raise InvalidInputError(["instructions must not be empty: give at least one instruction"])
+    if problems := duplicate_id_problems(instruction.id for instruction in instructions):
+        raise InvalidInputError(problems)
+
+
+def read_jsonl(path: Path) -> list[Instruction]:
+    """Read an instruction file of JSON lines; blank lines are skipped.
+
+    Raises:
+        InvalidInputError: naming every line and field that breaks a rule, or the file that cannot be read.
+    """
+    problems: list[str] = []
+    instructions: list[Instruction] = []
+    for number, line in _lines(path):
+        where = f"{path.name}, line {number}"
+        try:
+            instructions.append(Instruction.model_validate(json.loads(line)))
+        except json.JSONDecodeError as error:
+            problems.append(f"{where}: not JSON: {error.msg} at column {error.colno}")
+        except ValidationError as error:
+            problems.extend(describe_validation_error(error, where))
+    problems.extend(duplicate_id_problems(instruction.id for instruction in instructions))
+    if problems:
+        raise InvalidInputError(problems)
+    if not instructions:
+        raise InvalidInputError([f"{path} holds no instruction: give one JSON object a line"])
+    return instructions
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError([f"{path} is not UTF-8 text: byte {error.start} cannot be decoded"]) from error

@@ -1,0 +1,123 @@
+"""The attribute `sparcom` of an archive's root group, as types.
+
+Written once when the archive is created; only `state` changes afterwards. Unknown keys are kept out of version 1 on
+purpose: a reader that meets one was given a newer or a foreign file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparcom_data.errors import NewerFormatError, NotAnArchiveError
+
+FORMAT_VERSION = 1
+
+Positions = Literal["prompt", "response", "all"]
+PromptFormat = Literal["raw", "chat"]
+Granularity = Literal["token", "count"]
+Predicate = Literal["gate > 0", "activation > 0"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MoeInfo(_Section):
+    """The mixture-of-experts layers of a model; null in the attributes of a dense one."""
+
+    layer_ids: list[int]
+    experts: int
+    experts_per_token: int
+    neurons: int
+    shared_neurons: int
+
+
+class ModelInfo(_Section):
+    """What was captured from. `layers` counts the decoder layers; `layer_ids` are those with a dense FFN,
+    in the order of the layer axis; `neurons` is the width of each (0 where there is none)."""
+
+    id: str
+    revision: str = ""
+    architecture: str
+    dtype: str
+    quantization: str | None = None
+    layers: int
+    layer_ids: list[int]
+    neurons: int
+    activation: str
+    tokenizer_sha256: str
+    moe: MoeInfo | None = None
+
+
+class EngineInfo(BaseModel):
+    """What ran the model. Further facts that an engine reports are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    vllm: str
+    torch: str
+    device: str
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    enforce_eager: bool
+
+
+class CaptureInfo(_Section):
+    """What was captured, and by which rule."""
+
+    granularity: Granularity = "token"
+    positions: Positions = "prompt"
+    prompt_format: PromptFormat = "raw"
+    add_special_tokens: bool = True
+    max_tokens: int = Field(default=0, ge=0)
+    predicate: Predicate = "gate > 0"
+    components: list[str] = ["neuron"]
+
+
+class DatasetInfo(_Section):
+    """Where the instructions came from. `sha256` is over their canonical JSON lines."""
+
+    name: str = ""
+    sha256: str = ""
+
+
+class ArchiveAttributes(_Section):
+    """The whole attribute."""
+
+    format_version: Literal[1] = 1
+    created: str
+    model: ModelInfo
+    engine: EngineInfo
+    capture: CaptureInfo
+    dataset: DatasetInfo = DatasetInfo()
+    state: Literal["open", "complete"] = "open"
+
+
+def parse_attributes(raw: dict[str, Any], where: str) -> ArchiveAttributes:
+    """Attributes of a root group as types.
+
+    Raises:
+        NotAnArchiveError: there is no `sparcom` attribute, or it does not have the form of version 1.
+        NewerFormatError: its `format_version` is one that this release does not know.
+    """
+    section = raw.get("sparcom")
+    if not isinstance(section, dict):
+        raise NotAnArchiveError(
+            f"a SPARCOM archive carries the attribute 'sparcom' on its root group; {where} has none. "
+            "Give the path of an archive written by `sparcom extract` or `sparcom serve`"
+        )
+    version = section.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"this release reads archive format {FORMAT_VERSION}; {where} has format {version}. Upgrade sparcom"
+        )
+    try:
+        return ArchiveAttributes.model_validate(section)
+    except ValidationError as error:
+        fields = ", ".join(".".join(str(part) for part in item["loc"]) for item in error.errors())
+        raise NotAnArchiveError(
+            f"the attribute 'sparcom' of {where} does not have the form of format {FORMAT_VERSION}: {fields}. "
+            "The archive is damaged or was written by another program"
+        ) from error

@@ -1,0 +1,80 @@
+"""Bytes that stay: write to a temporary name, sync, rename.
+
+Rule 3 of the archive. Used by zarr-python through `DurableStore` for the small arrays, and directly for mask chunks,
+whose encoding (raw bytes and their CRC32C) needs no codec pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from sparcom_data.errors import StorageError
+
+PARTIAL_SUFFIX = ".partial"
+
+type_bytes = bytes | bytearray | memoryview
+
+
+def storage_error(path: Path | str, error: OSError) -> StorageError:
+    """The sentence for a failed write."""
+    return StorageError(
+        f"writing {path} failed: {error.strerror or error} (errno {error.errno}). What was complete stays complete; "
+        "free space or mend the storage, then run the rest again"
+    )
+
+
+def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
+    """Write the parts one after the other to `path` so that it holds all of them or is not there at all.
+
+    Raises:
+        StorageError: the operating system refused; nothing is left behind.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file.fileno(), memoryview(part).cast("B"))
+                os.fdatasync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames within a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def crc32c_suffix(data: type_bytes) -> bytes:
+    """The four bytes that Zarr's `crc32c` codec appends: little-endian CRC32C of what precedes them."""
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+class DurableStore(LocalStore):
+    """A local Zarr store whose writes are synced before they are renamed into place."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one value; raises StorageError where zarr's own store would leave an unsynced file."""
+        await asyncio.to_thread(write_durably, self.root / key, [value.to_bytes()])
