@@ -25,6 +25,10 @@ class UnknownModelError(SparcomError):
     """A model that the operator did not list."""
 
 
+class ModelUnavailableError(SparcomError):
+    """A model could not be fetched, converted or made."""
+
+
 class UnsupportedModelError(SparcomError):
     """A model, engine version or parallel layout whose neurons cannot be captured."""
 
@@ -67,6 +71,10 @@ class DamagedArchiveError(ArchiveError):
 
 class IncompleteArchiveError(ArchiveError):
     """The archive holds too few complete instructions for what was asked."""
+
+
+class UnsupportedArchiveError(ArchiveError):
+    """The archive is sound, but of a kind that this release cannot use for what was asked."""
 
 
 class StorageError(SparcomError):

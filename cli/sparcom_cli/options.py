@@ -1,0 +1,70 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sparcom_data.options import ExtractionOptions
+
+
+def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What is captured and how prompts are made."""
+    for option in reversed(
+        [
+            click.option("--positions", type=click.Choice(["prompt", "response", "all"]), default="prompt",
+                         show_default=True, help="Whose tokens are captured."),
+            click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
+                         help="Tokenise the text as it is, or apply the chat template first."),
+            click.option("--max-tokens", type=int, default=0, help="Response tokens to generate; needs --positions."),
+            click.option("--no-special-tokens", is_flag=True, help="Leave out what the tokenizer adds (BOS)."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def make_extraction_options(
+    positions: str, prompt_format: str, max_tokens: int, no_special_tokens: bool
+) -> ExtractionOptions:
+    """The options as one checked object.
+
+    Raises:
+        InvalidInputError: they contradict each other.
+    """
+    from pydantic import ValidationError
+
+    from sparcom_data.errors import InvalidInputError
+    from sparcom_data.instructions import describe_validation_error
+    from sparcom_data.options import ExtractionOptions
+
+    try:
+        return ExtractionOptions.model_validate(
+            {
+                "positions": positions,
+                "prompt_format": prompt_format,
+                "max_tokens": max_tokens,
+                "add_special_tokens": not no_special_tokens,
+            }
+        )
+    except ValidationError as error:
+        raise InvalidInputError(describe_validation_error(error, "options")) from error
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How the engine runs; what is not given is the platform's default."""
+    for option in reversed(
+        [
+            click.option("--dtype", help="float32, bfloat16, float16 or auto; default float32 on CPU, auto on GPU."),
+            click.option("--max-model-len", type=int, help="Longest prompt plus response, in tokens."),
+            click.option("--max-num-batched-tokens", type=int, help="Tokens of one step; default 512 on CPU."),
+            click.option("--max-num-seqs", type=int, help="Requests that run at once; default 64 on CPU."),
+            click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory."),
+            click.option("--kv-cache-gib", type=float, help="GiB of KV cache; default 2 on CPU."),
+        ]
+    ):
+        command = option(command)
+    return command

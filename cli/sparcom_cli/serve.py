@@ -1,0 +1,115 @@
+"""`sparcom serve`: from the command line's words to engine settings, and into the server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sparcom_server.protocols import EngineStarter, ModelEngine
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def parse_models(values: tuple[str, ...]) -> dict[str, str]:
+    """Model paths by name, from `PATH` (its last part is the name) or `NAME=PATH`.
+
+    Raises:
+        click.BadParameter: a name is empty or given twice.
+    """
+    models: dict[str, str] = {}
+    for value in values:
+        name, path = _split(value)
+        if not name or not path:
+            raise click.BadParameter(f"a model is given as PATH or NAME=PATH; it is {value!r}")
+        if name in models:
+            raise click.BadParameter(f"names of models must be unique; {name!r} is given twice. Use NAME=PATH")
+        models[name] = path
+    return models
+
+
+def _split(value: str) -> tuple[str, str]:
+    name, equals, path = value.partition("=")
+    if not equals or Path(value).exists():  # a path may have "=" in it
+        name, path = Path(value).absolute().name, value
+    return name, path
+
+
+def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
+    """What loads one model; its settings are checked now, before anything starts."""
+    from sparcom_extractor.settings import EngineSettings
+
+    settings = EngineSettings(model=path, name=name, **options)
+
+    async def start() -> ModelEngine:
+        from sparcom_extractor.engine import CaptureEngine
+
+        return await CaptureEngine.start(settings)
+
+    return start
+
+
+@click.command()
+@click.option(
+    "--model", "models", multiple=True, required=True, metavar="[NAME=]PATH", help="A model to serve; may be repeated."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("sparcom-data"),
+    show_default=True,
+    help="Where archives are kept.",
+)
+@click.option(
+    "--max-queued-jobs", type=click.IntRange(min=0), default=100, show_default=True, help="Jobs that may wait."
+)
+@click.option(
+    "--max-body-mib", type=click.IntRange(min=1), default=256, show_default=True, help="Largest request body, MiB."
+)
+@click.option("--dtype", help="Number format of the weights and activations; the model's own where not given.")
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest sequence, in tokens.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one forward pass.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Instructions that run side by side.")
+@click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), help="Share of the GPU's memory.")
+@click.option("--kv-cache-gib", type=click.FloatRange(0, min_open=True), help="Size of the KV cache, GiB.")
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    data_dir: Path,
+    max_queued_jobs: int,
+    max_body_mib: int,
+    **engine_options: Any,
+) -> None:
+    """Serve models over REST, with a page at /.
+
+    The server answers at once; /ready says when the models are loaded.
+    """
+    named = parse_models(models)
+    from sparcom_server.run import run_server
+    from sparcom_server.settings import ServerSettings
+
+    _require_engine()
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        max_queued_jobs=max_queued_jobs,
+        max_body_bytes=max_body_mib * 2**20,
+    )
+    run_server({name: _starter(name, path, engine_options) for name, path in named.items()}, settings)
+
+
+def _require_engine() -> None:
+    """Find out before anything starts whether the engine is installed; main() says what to install if not."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm")

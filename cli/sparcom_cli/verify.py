@@ -1,0 +1,102 @@
+"""`sparcom verify`: is this archive right? Exit status 1 when anything is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sparcom_data.archive import Archive
+    from sparcom_data.verify import Check, Tokenize
+
+MAX_SHARE = {"float32": 3e-6, "bfloat16": 2e-2, "float16": 4e-3}
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Choice(["transformers"]), help="Also compare bits with this implementation.")
+@click.option("--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Instructions to compare.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+@click.option("--model", help="The model's folder, where it is not where the archive says.")
+@click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenisation of the text.")
+def verify(archive: Path, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool) -> None:
+    """Check an archive against itself, and against Hugging Face transformers."""
+    from rich.console import Console
+
+    from sparcom_data.archive import open_archive
+    from sparcom_data.verify import verify_archive
+
+    opened = open_archive(archive)
+    where = model or opened.attributes.model.id
+    tokenize = None if no_tokenizer else _tokenizer(opened, where)
+    with Console(stderr=True).status("Checking the archive"):
+        checks: list[Check] = verify_archive(opened, tokenize)
+    if reference and all(check.passed for check in checks):
+        checks.append(_compare(opened, where, sample, seed, tokenize))
+    _show(archive, checks)
+    raise SystemExit(0 if all(check.passed for check in checks) else 1)
+
+
+def _tokenizer(archive: Archive, model: str) -> Tokenize:
+    from sparcom_data.errors import InvalidInputError
+    from sparcom_extractor.prompts import load_tokenizer, tokenizer_sha256
+
+    tokenizer = load_tokenizer(model)
+    expected, found = archive.attributes.model.tokenizer_sha256, tokenizer_sha256(tokenizer, model)
+    if expected != found:
+        raise InvalidInputError(
+            [
+                f"the tokenizer must be the archive's, SHA-256 {expected[:12]}…; that of {model} is {found[:12]}…. "
+                "Give the right folder with --model, or leave the comparison out with --no-tokenizer"
+            ]
+        )
+    capture = archive.attributes.capture
+    special = capture.add_special_tokens and capture.prompt_format == "raw"
+    return lambda texts: tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+
+
+def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tokenize | None) -> Check:
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import track
+
+    from sparcom_data.verify import Check
+    from sparcom_extractor.reference import ROUNDINGS, ReferenceModel, compare_with_reference, sample_indices
+
+    info = archive.attributes.model
+    console = Console(stderr=True)
+    with console.status("Loading the reference"):
+        reference = ReferenceModel(model, info.dtype, info.layer_ids)
+    texts = archive.strings("text")
+
+    def prompt_ids(index: int) -> np.ndarray:
+        return np.asarray(tokenize([texts[index]])[0] if tokenize else [], dtype=np.int32)
+
+    indices = sample_indices(archive, sample, seed)
+    watched = track(indices, "Comparing", console=console, transient=True)
+    result = compare_with_reference(archive, reference, watched, prompt_ids)
+    limit = MAX_SHARE.get(info.dtype, 0.0)
+    check = Check(
+        "reference",
+        f"{result.instructions} instructions, {result.rows:,} rows, {result.bits:,} bits against transformers: "
+        f"{result.differing} differ ({result.share * 1e6:.2f} in 10⁶, at most {limit * 1e6:g} allowed), of which "
+        f"{result.unexplained} have a gate further from zero than {ROUNDINGS:g}·eps·Σ|x||W|",
+    )
+    if result.share > limit:
+        check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
+    if result.unexplained:
+        check.findings.append(f"{result.unexplained} differing bits are not explained by rounding")
+    return check
+
+
+def _show(archive: Path, checks: list[Check]) -> None:
+    for check in checks:
+        click.echo(f"{'ok   ' if check.passed else 'WRONG'}  {check.name:<10} {check.looked_at}")
+        for finding in check.findings[:20]:
+            click.echo(f"         {finding}")
+        if len(check.findings) > 20:
+            click.echo(f"         and {len(check.findings) - 20} more")
+    wrong = sum(len(check.findings) for check in checks)
+    click.echo(f"{archive}: {'nothing wrong was found' if not wrong else f'{wrong} findings'}")

@@ -1,0 +1,153 @@
+"""Find the gated FFN of every decoder layer by its structure, or say why it cannot be done.
+
+An FFN is a module that holds a gated activation (gate half first, see `GATED`) beside one linear layer that doubles
+the width (gate and up, fused) and one that takes the single width back. Names of modules and model classes play no
+part, but for the number of the layer, which vLLM writes into module names for all its models.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sparcom_data.errors import UnsupportedModelError
+
+# vLLM's activations f(gate)·up with the gate in the first half and f(x) > 0 exactly where x > 0.
+GATED = {"SiluAndMul": "silu", "GeluAndMul": "gelu"}
+
+# Gated in another way: the sign of the first half is not the sign of the activation.
+_OTHER_GATED = {
+    "MulAndSilu": "its gate is the second half",
+    "FatreluAndMul": "its threshold is not 0",
+    "GeluAndMulSparse": "it drops activations by a statistic of the row",
+    "SwigluOAIAndMul": "gate and up are interleaved",
+    "SwigluStepAndMul": "it clamps the activation",
+    "SiluAndMulWithClamp": "it clamps the activation",
+    "SituAndMul": "its activation is not SiLU or GELU",
+}
+
+
+class _Linear(Protocol):
+    input_size: int
+    input_size_per_partition: int
+    output_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatedFFN:
+    """One FFN: where its activation hangs, the layer it belongs to, and its width.
+
+    neurons: width of the whole layer; neurons_here: width of this tensor-parallel rank's slice.
+    """
+
+    layer_id: int
+    name: str
+    parent: torch.nn.Module
+    attribute: str
+    activation: str
+    neurons: int
+    neurons_here: int
+
+
+def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
+    """All gated FFNs of a model, in layer order.
+
+    Args:
+        model: a loaded vLLM model.
+        decoder_layers: how many decoder layers its configuration has; each must have exactly one.
+
+    Raises:
+        UnsupportedModelError: the model has none, lacks some, has several in a layer, is a mixture of experts, or
+            gates in a way whose sign says nothing.
+    """
+    refuse_experts(model)
+    found: list[GatedFFN] = []
+    for name, module in model.named_modules():
+        for attribute, child in module.named_children():
+            kind = type(child).__name__
+            if kind in _OTHER_GATED:
+                raise UnsupportedModelError(
+                    f"capture needs f(gate)·up with the gate first and f one of {', '.join(sorted(GATED.values()))}; "
+                    f"{name} uses {kind}: {_OTHER_GATED[kind]}. This model cannot be captured yet"
+                )
+            if kind in GATED:
+                found.append(_describe(name, module, attribute, GATED[kind]))
+    return _one_each_layer(found, model, decoder_layers)
+
+
+def refuse_experts(model: torch.nn.Module) -> None:
+    """Raise for a mixture of experts: its neurons are not captured by this release."""
+    for name, module in model.named_modules():
+        classes = {base.__name__ for base in type(module).__mro__}
+        if classes & {"FusedMoE", "MoERunner", "SharedFusedMoE", "RoutedExperts"}:
+            raise UnsupportedModelError(
+                f"this release captures dense gated FFNs; {name} ({type(module).__name__}) is a mixture of experts. "
+                "Use a dense model"
+            )
+
+
+def _describe(name: str, module: torch.nn.Module, attribute: str, activation: str) -> GatedFFN:
+    linears = [child for _, child in module.named_children() if hasattr(child, "input_size")]
+    down = [linear for linear in linears if _doubled_beside(linear, linears)]
+    if len(down) != 1:
+        raise UnsupportedModelError(
+            f"a gated FFN holds one linear layer of twice the width of another; {name} ({type(module).__name__}) holds "
+            f"{len(linears)} linear layers that do not fit. This model cannot be captured yet"
+        )
+    layer_id = layer_number(name)
+    return GatedFFN(
+        layer_id=layer_id,
+        name=name,
+        parent=module,
+        attribute=attribute,
+        activation=activation,
+        neurons=int(down[0].input_size),  # type: ignore[arg-type]
+        neurons_here=int(getattr(down[0], "input_size_per_partition", down[0].input_size)),  # type: ignore[arg-type]
+    )
+
+
+def _doubled_beside(linear: torch.nn.Module, others: Sequence[torch.nn.Module]) -> bool:
+    """Whether `linear` takes in half of what one of the others gives out: the down projection."""
+    return any(getattr(other, "output_size", -1) == 2 * int(linear.input_size) for other in others)  # type: ignore[arg-type]
+
+
+def layer_number(name: str) -> int:
+    """The decoder layer a module belongs to: the one number in its name."""
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    if len(numbers) != 1:
+        raise UnsupportedModelError(
+            f"the name of a layer's module holds one number, the layer's; {name!r} holds {len(numbers)}. "
+            "This model cannot be captured yet"
+        )
+    return numbers[0]
+
+
+def _one_each_layer(found: list[GatedFFN], model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
+    by_layer: defaultdict[int, list[GatedFFN]] = defaultdict(list)
+    for ffn in found:
+        by_layer[ffn.layer_id].append(ffn)
+    missing = sorted(set(range(decoder_layers)) - set(by_layer))
+    if missing:
+        raise UnsupportedModelError(
+            f"capture needs a gated FFN in each of the {decoder_layers} decoder layers; {type(model).__name__} has "
+            f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) are not captured yet"
+        )
+    if several := sorted(layer for layer, ffns in by_layer.items() if len(ffns) > 1):
+        raise UnsupportedModelError(
+            f"capture needs one gated FFN a layer; {type(model).__name__} has several in layers {_short(several)}"
+        )
+    ordered = [by_layer[layer][0] for layer in sorted(by_layer)]
+    if len(widths := {ffn.neurons for ffn in ordered}) > 1:
+        raise UnsupportedModelError(f"capture needs layers of one width; this model has widths {sorted(widths)}")
+    if len(kinds := {ffn.activation for ffn in ordered}) > 1:
+        raise UnsupportedModelError(f"capture needs one activation; this model has {sorted(kinds)}")
+    return ordered
+
+
+def _short(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return f"{shown}, …" if len(numbers) > 8 else shown

@@ -1,0 +1,198 @@
+"""One vLLM engine with capture: start it, ask it what it captures, run prompts, stop it.
+
+The engine is AsyncLLM in this process with its core in another one. It does not know instructions or archives beyond
+the addresses that it passes to the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparcom_data.errors import EngineError, SparcomError, UnsupportedModelError
+from sparcom_data.instructions import Instruction
+from sparcom_data.metadata import EngineInfo, ModelInfo
+from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.extraction import Extraction, prepare_extraction
+from sparcom_extractor.prompts import tokenizer_sha256
+from sparcom_extractor.settings import EngineSettings
+from sparcom_extractor.versions import check_vllm, installed_vllm
+from sparcom_extractor.worker import worker_class
+
+CPU_KV_CACHE_GIB = 2.0
+CPU_BATCHED_TOKENS = 512  # measured: 1,030 tokens a second against 700 to 930 with 2,048 and 4,096
+CPU_SEQUENCES = 64
+IN_FLIGHT_PER_SEQUENCE = 2  # requests handed to the engine ahead of what it runs at once
+
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # set it to INFO to see what vLLM has to say
+    "VLLM_NO_USAGE_STATS": "1",
+    # A forked engine would inherit the threads and locks of this process in whatever state they are.
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+}
+
+
+class CaptureEngine:
+    """A running engine. Make one with `start`, end it with `close`."""
+
+    def __init__(self, settings: EngineSettings, llm: Any, model: ModelInfo, engine: EngineInfo) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.llm = llm
+        self.model = model
+        self.engine = engine
+        config = llm.vllm_config
+        self.max_model_len = int(config.model_config.max_model_len)
+        self.max_in_flight = IN_FLIGHT_PER_SEQUENCE * int(config.scheduler_config.max_num_seqs)
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> CaptureEngine:
+        """Load the model and start the engine.
+
+        Raises:
+            UnsupportedModelError: its neurons cannot be captured, or this vLLM is not supported.
+            EngineError: vLLM did not start; its own log, on standard error, has the cause.
+        """
+        check_vllm(installed_vllm())
+        llm = await asyncio.to_thread(_start_llm, settings)
+        try:
+            described = (await llm.collective_rpc("sparcom_describe"))[0] if settings.capture else None
+            _refuse(settings, described)
+            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm))
+        except BaseException:
+            llm.shutdown()
+            raise
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine can run requests."""
+        return not self.llm.errored
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.llm.get_tokenizer()
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt; one token must be left for what the engine samples."""
+        return self.max_model_len - 1
+
+    def prepare(
+        self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
+    ) -> Extraction:
+        """Tokenise instructions, plan the layout and create the archive; see `prepare_extraction`."""
+        return prepare_extraction(self, instructions, options, path, dataset_name)
+
+    async def call_worker(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the worker; its first process answers.
+
+        Raises:
+            EngineError: the engine is dead.
+        """
+        try:
+            return (await self.llm.collective_rpc(method, args=arguments))[0]
+        except SparcomError:
+            raise
+        except Exception as error:
+            raise self.dead(error) from error
+
+    def dead(self, error: BaseException) -> EngineError:
+        """The sentence for an engine that died."""
+        return EngineError(
+            f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. What was complete stays "
+            "complete; see the engine's log on standard error, then start the server again"
+        )
+
+    async def close(self) -> None:
+        """Stop the engine and its processes."""
+        handler = getattr(self.llm, "output_handler", None)
+        if handler is not None:  # it would take the end of the core for its death, and log that
+            handler.cancel()
+            await asyncio.gather(handler, return_exceptions=True)
+        await asyncio.to_thread(self.llm.shutdown)
+
+
+def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
+    if described is not None and described["refusal"] is not None:
+        raise UnsupportedModelError(f"model {settings.name!r} is refused: {described['refusal']}")
+
+
+def _start_llm(settings: EngineSettings) -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = engine_arguments(settings, current_platform.device_type)
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except Exception as error:
+        raise EngineError(
+            f"vLLM could not start model {settings.model!r}: {error}. Check that the path or name is right, that the "
+            "model fits the memory, and vLLM's log above"
+        ) from error
+
+
+def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, Any]:
+    """vLLM's engine arguments for our settings; only what is given or differs from vLLM's defaults."""
+    cpu = device_type == "cpu"
+    arguments: dict[str, Any] = {
+        "model": settings.model,
+        "dtype": settings.dtype or ("float32" if cpu else "auto"),
+        "enable_prefix_caching": False,  # a token that is not computed has no row
+        "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "max_model_len": settings.max_model_len,
+        "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
+        "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+    }
+    gib = settings.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
+    arguments["kv_cache_memory_bytes"] = int(gib * 2**30) if gib else None
+    if settings.capture:
+        arguments["worker_cls"] = worker_class(device_type)
+        # Part of the key of vLLM's compilation cache: a graph compiled without capture is never taken for one with it.
+        arguments["additional_config"] = {"sparcom_capture": "1"}
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | None) -> ModelInfo:
+    config = llm.vllm_config.model_config
+    described = described or {"layer_ids": [], "neurons": 0, "activation": ""}
+    return ModelInfo(
+        id=settings.model,
+        revision=config.revision or "",
+        architecture=config.architectures[0],
+        dtype=str(config.dtype).removeprefix("torch."),
+        quantization=str(config.quantization) if config.quantization else None,
+        layers=config.get_num_layers(llm.vllm_config.parallel_config),
+        layer_ids=list(described["layer_ids"]),
+        neurons=int(described["neurons"]),
+        activation=described["activation"],
+        tokenizer_sha256=tokenizer_sha256(llm.get_tokenizer(), settings.model),
+    )
+
+
+def _engine_info(llm: Any) -> EngineInfo:
+    import torch
+    from vllm.platforms import current_platform
+
+    config = llm.vllm_config
+    return EngineInfo(
+        vllm=installed_vllm(),
+        torch=torch.__version__,
+        device=current_platform.get_device_name() or current_platform.device_type,
+        tensor_parallel_size=config.parallel_config.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
+        enforce_eager=bool(config.model_config.enforce_eager),
+        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,  # type: ignore[call-arg]
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_model_len=config.model_config.max_model_len,
+    )

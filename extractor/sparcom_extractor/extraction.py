@@ -1,0 +1,342 @@
+"""One extraction: instructions through an engine into an archive.
+
+    prepare   tokenise ─▶ plan the layout ─▶ create the archive (every instruction pending, or failed if too long)
+    run       feed prompts, a bounded number at a time ─┐
+              poll the worker ◀──── settle what has run ┘
+                 └▶ what is durable: compare its token ids with the prompt's ─▶ commit
+
+It owns `instruction/` and `token/` of the archive; the worker owns the masks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
+from sparcom_data.create import InstructionColumns, create_archive
+from sparcom_data.errors import EngineError, StorageError
+from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
+from sparcom_data.layout import Layout, plan_layout
+from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo
+from sparcom_data.options import ExtractionOptions
+from sparcom_data.progress import Progress
+from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.prompts import Prompt, make_prompts
+
+if TYPE_CHECKING:
+    from sparcom_extractor.engine import CaptureEngine
+
+POLL_SECONDS = 0.25
+DRAIN_SECONDS = 0.02
+
+
+def prepare_extraction(
+    engine: CaptureEngine,
+    instructions: Sequence[Instruction],
+    options: ExtractionOptions,
+    path: Path,
+    dataset_name: str = "",
+) -> Extraction:
+    """Everything before the first token runs. Blocking: a second for some thousands of instructions.
+
+    Raises:
+        InvalidInputError: a rule of the batch or of the prompt format is broken; nothing was created.
+        ArchiveExistsError: there is something at `path`.
+        StorageError: the archive could not be created; nothing is left behind.
+    """
+    check_batch(instructions)
+    limit = engine.max_model_len - max(1, options.max_tokens)
+    prompts = make_prompts(engine.tokenizer, instructions, options, limit)
+    layout = plan_layout(
+        [len(prompt.ids) for prompt in prompts],
+        options.positions,
+        options.max_tokens,
+        [not prompt.error for prompt in prompts],
+    )
+    attributes = ArchiveAttributes(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=engine.model,
+        engine=engine.engine,
+        capture=CaptureInfo(**options.model_dump()),
+        dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
+    )
+    columns = InstructionColumns(
+        id=[item.id for item in instructions],
+        category=[item.category for item in instructions],
+        source=[item.source for item in instructions],
+        text=[prompt.text for prompt in prompts],
+        error=[prompt.error for prompt in prompts],
+    )
+    create_archive(path, attributes, columns, layout)
+    return Extraction(engine, path, prompts, layout, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What the engine said of an instruction that has run. expected: the token ids its rows must have, int32."""
+
+    expected: NDArray[np.int32]
+    response: str
+
+
+class Extraction:
+    """A planned extraction. `run` once; `progress` and `cancel` at any time."""
+
+    def __init__(
+        self,
+        engine: CaptureEngine,
+        path: Path,
+        prompts: Sequence[Prompt],
+        layout: Layout,
+        options: ExtractionOptions,
+    ) -> None:
+        self._engine = engine
+        self._path = path
+        self._prompts = prompts
+        self._layout = layout
+        self._options = options
+        self._session = uuid.uuid4().hex
+        self._cancelled = asyncio.Event()
+        self._settlements: list[list[int]] = []
+        self._ran: dict[int, _Ran] = {}
+        self._failures: dict[int, str] = {}
+        self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
+        self._unsettled = set(self._runnable)
+        self._dropped: list[int] = []
+        self._rows_settled = 0
+        self._started = 0.0
+        self.progress = Progress(
+            instructions=len(prompts), failed=len(prompts) - len(self._runnable), tokens=layout.tokens
+        )
+
+    def cancel(self) -> None:
+        """Stop soon: what is complete stays, the rest becomes cancelled."""
+        self._cancelled.set()
+
+    async def run(self, report: Callable[[Progress], None] = lambda _: None) -> Progress:
+        """Run until every instruction is complete, failed or cancelled.
+
+        Raises:
+            StorageError: writing failed; the rest stays pending, what was complete stays complete.
+            EngineError: the engine died, or rows could not be trusted.
+        """
+        self._started = time.monotonic()
+        committer = await asyncio.to_thread(ArchiveCommitter, self._path)
+        if error := await self._engine.call_worker("sparcom_open", self._session, str(self._path.resolve())):
+            raise StorageError(error)
+        feeding = asyncio.create_task(self._feed())
+        try:
+            await self._follow(feeding, committer, report)
+            await asyncio.to_thread(committer.close)
+        finally:
+            feeding.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineError):
+                await feeding
+            if self._engine.healthy:
+                await self._engine.call_worker("sparcom_close", self._session)
+        return self.progress
+
+    async def _feed(self) -> None:
+        """Hand prompts to the engine in order, so many ahead of what it runs at once."""
+        slots = asyncio.Semaphore(self._engine.max_in_flight)
+        stopping: asyncio.Task[Any] = asyncio.create_task(self._cancelled.wait())
+        running: set[asyncio.Task[Any]] = set()
+        try:
+            for index in self._runnable:
+                await slots.acquire()
+                if self._cancelled.is_set():
+                    break
+                task = asyncio.create_task(self._run_one(index))
+                running.add(task)
+                task.add_done_callback(lambda _: slots.release())
+                for done in [task for task in running if task.done()]:
+                    running.discard(done)
+                    done.result()
+            while running and not self._cancelled.is_set():
+                finished, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                for task in finished - {stopping}:
+                    running.discard(task)
+                    task.result()
+        finally:
+            stopping.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run_one(self, index: int) -> None:
+        """One instruction through the engine, settled when it has run."""
+        prompt = self._prompts[index]
+        try:
+            output = await self._generate(index, prompt)
+        except (EngineError, asyncio.CancelledError):
+            raise
+        except ValueError as error:  # vLLM's word that this prompt cannot run
+            self._failures[index] = f"the engine refused the prompt: {error}"
+            self._settle(index, -1)
+            return
+        generated = np.array(output.token_ids, dtype=np.int32)
+        parts = {"prompt": [prompt.ids], "response": [generated[:-1]], "all": [prompt.ids, generated[:-1]]}
+        expected = np.concatenate(parts[self._options.positions])
+        response = output.text if self._options.max_tokens else ""
+        self._ran[index] = _Ran(expected, response)
+        self._settle(index, len(expected))
+
+    async def _generate(self, index: int, prompt: Prompt) -> Any:
+        """The engine's last word on one prompt: token_ids and text of what was generated."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        stream = self._engine.llm.generate(
+            {"type": "token", "prompt_token_ids": prompt.ids.tolist()},
+            self._sampling(index),
+            request_id=f"{self._session}-{index}",
+        )
+        result = None
+        try:
+            async for output in stream:
+                result = output
+        except EngineDeadError as error:
+            raise self._engine.dead(error) from error
+        if result is None or not result.outputs:
+            raise self._engine.dead(RuntimeError(f"no output for instruction {index}"))
+        return result.outputs[0]
+
+    def _sampling(self, index: int) -> Any:
+        """Greedy. Where only the prompt counts one token is sampled and thrown away: the engine has to sample."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        begin = int(self._layout.first_position[index])
+        plan = {
+            "session": self._session,
+            "index": index,
+            "row": int(self._layout.token_start[index]),
+            "begin": begin,
+            "end": begin + int(self._layout.capacity[index]),
+        }
+        return SamplingParams(
+            max_tokens=max(1, self._options.max_tokens),
+            temperature=0.0,
+            detokenize=bool(self._options.max_tokens),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={PLAN_KEY: plan},
+        )
+
+    def _settle(self, index: int, length: int) -> None:
+        capacity = int(self._layout.capacity[index])
+        self._settlements.append([index, int(self._layout.token_start[index]), capacity, length])
+        self._unsettled.discard(index)
+
+    async def _follow(
+        self, feeding: asyncio.Task[None], committer: ArchiveCommitter, report: Callable[[Progress], None]
+    ) -> None:
+        """Poll the worker and commit what is durable, until everything is."""
+        finished = False
+        while True:
+            await (asyncio.sleep(DRAIN_SECONDS) if finished else asyncio.wait({feeding}, timeout=POLL_SECONDS))
+            last = feeding.done() and not finished
+            if last:
+                feeding.result()
+                self._forget_the_rest()
+            settlements, self._settlements = self._settlements, []
+            answer = await self._engine.call_worker("sparcom_poll", self._session, settlements, last)
+            finished = finished or last
+            await self._commit(committer, answer)
+            report(self.progress)
+            if answer["error"]:
+                kind, reason = answer["error"]
+                raise StorageError(reason) if kind == "storage" else EngineError(reason)
+            if finished and answer["drained"]:
+                break
+        await asyncio.to_thread(committer.cancel, self._dropped)
+        self._count(cancelled=len(self._dropped))
+        report(self.progress)
+
+    def _forget_the_rest(self) -> None:
+        """After a cancellation: instructions that did not run will not."""
+        self._dropped = sorted(self._unsettled)
+        for index in self._dropped:
+            self._settle(index, -1)
+
+    async def _commit(self, committer: ArchiveCommitter, answer: dict[str, Any]) -> None:
+        """Make what is durable complete, if its rows are those of the prompt that was sent."""
+        failures, self._failures = self._failures, {}
+        failures |= dict(answer["failed"])
+        complete = []
+        for index, ids, positions in answer["completed"]:
+            ran = self._ran.pop(index)
+            item = CompletedInstruction(
+                index=index,
+                row=int(self._layout.token_start[index]),
+                ids=np.frombuffer(ids, dtype=np.int32),
+                positions=np.frombuffer(positions, dtype=np.int32),
+                response=ran.response,
+            )
+            problem = misalignment(item, ran.expected, int(self._layout.first_position[index]))
+            if problem:
+                failures[index] = problem
+            else:
+                complete.append(item)
+        for index in failures:
+            self._ran.pop(index, None)
+        if complete:
+            await asyncio.to_thread(committer.complete, complete)
+        if failures:
+            await asyncio.to_thread(committer.fail, failures)
+        rows = sum(len(item.ids) for item in complete)
+        settled = [*(item.index for item in complete), *failures]
+        self._rows_settled += int(self._layout.capacity[settled].sum())
+        self._count(complete=len(complete), failed=len(failures), rows=rows, waited=float(answer["waited_seconds"]))
+
+    def _count(
+        self, *, complete: int = 0, failed: int = 0, cancelled: int = 0, rows: int = 0, waited: float | None = None
+    ) -> None:
+        """Move the progress on."""
+        before = self.progress
+        seconds = time.monotonic() - self._started
+        tokens_done = before.tokens_done + rows
+        share = self._rows_settled / self._layout.tokens if self._layout.tokens else 1.0
+        self.progress = Progress(
+            instructions=before.instructions,
+            complete=before.complete + complete,
+            failed=before.failed + failed,
+            cancelled=before.cancelled + cancelled,
+            tokens=before.tokens,
+            tokens_done=tokens_done,
+            seconds=seconds,
+            tokens_per_second=tokens_done / seconds if seconds else 0.0,
+            seconds_left=seconds * (1 - share) / share if share else None,
+            storage_wait_seconds=before.storage_wait_seconds if waited is None else waited,
+        )
+
+
+def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_position: int) -> str | None:
+    """Why the rows of an instruction are not its own, or None: rule 6 of the archive, held for every instruction.
+
+    Args:
+        item: what the worker captured beside the masks.
+        expected: int32 (rows,), the token ids that were sent and generated.
+        first_position: the position of the first row.
+    """
+    if not np.array_equal(item.ids, expected):
+        row = next((k for k, (a, b) in enumerate(zip(item.ids, expected, strict=False)) if a != b), len(item.ids))
+        return (
+            f"captured token ids must be those of the prompt and the response; row {row} of {len(expected)} differs. "
+            "The masks belong to something else and are not to be used: report this with the model and vLLM version"
+        )
+    if not np.array_equal(item.positions, first_position + np.arange(len(expected))):
+        return (
+            f"captured positions must run from {first_position} on; they do not. The masks are not to be used: report "
+            "this with the model and vLLM version"
+        )
+    return None

@@ -1,0 +1,204 @@
+"""Makes tiny models with random weights, for tests that need a real engine and no real model.
+
+Every size is small but none is convenient: the FFN is 176 neurons wide, a multiple of 8 but not of 64, and key-value
+heads are fewer than heads. Heads of 32 are the smallest that vLLM's CPU attention knows. Weights are spread ten times
+wider than usual, so that gates are not all near zero. An architecture is a line in ARCHITECTURES. Knows nothing of the
+engine; some of these it must refuse.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparcom_data.errors import InvalidInputError, ModelUnavailableError, UnknownModelError
+from sparcom_extractor.models import folder
+from sparcom_extractor.models.fetch import fetch_model
+from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_SPREAD = 0.2  # the usual 0.02 gives gate pre-activations of about 0.2; this gives about 2
+_CONTEXT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What all tiny models share, whatever their configuration calls it; ids are the tokenizer's."""
+
+    vocabulary: int
+    bos: int | None
+    eos: int | None
+    pad: int | None
+    layers: int
+    hidden: int = 128
+    neurons: int = 176
+    heads: int = 4
+    key_value_heads: int = 2
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Options that every configuration takes."""
+        ids = {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
+        return {"vocab_size": self.vocabulary, **ids}
+
+    @property
+    def gated(self) -> dict[str, Any]:
+        """Options of the LLaMA family and its descendants."""
+        return {
+            **self.common,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.neurons,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value_heads,
+            "max_position_embeddings": _CONTEXT,
+            "initializer_range": _SPREAD,
+        }
+
+
+def _llama(sizes: _Sizes) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**sizes.gated)
+
+
+def _mistral(sizes: _Sizes) -> Any:
+    from transformers import MistralConfig
+
+    return MistralConfig(**sizes.gated, sliding_window=None)
+
+
+def _qwen2(sizes: _Sizes) -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**sizes.gated, use_sliding_window=False)
+
+
+def _gemma(sizes: _Sizes) -> Any:
+    """GELU gates, and in vLLM one activation module that all layers share."""
+    from transformers import GemmaConfig
+
+    return GemmaConfig(**sizes.gated, head_dim=sizes.hidden // sizes.heads, hidden_activation="gelu_pytorch_tanh")
+
+
+def _opt(sizes: _Sizes) -> Any:
+    """No gate: to be refused by a capture that knows gated FFNs only."""
+    from transformers import OPTConfig
+
+    return OPTConfig(
+        **sizes.common,
+        hidden_size=sizes.hidden,
+        word_embed_proj_dim=sizes.hidden,
+        ffn_dim=sizes.neurons,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=_CONTEXT,
+        init_std=_SPREAD,
+    )
+
+
+def _gpt2(sizes: _Sizes) -> Any:
+    """No gate, and fused projections under other names."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        **sizes.common,
+        n_embd=sizes.hidden,
+        n_inner=sizes.neurons,
+        n_layer=sizes.layers,
+        n_head=sizes.heads,
+        n_positions=_CONTEXT,
+        initializer_range=_SPREAD,
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[_Sizes], Any]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "gemma": _gemma,
+    "opt": _opt,
+    "gpt2": _gpt2,
+}
+
+
+def make_tiny_model(
+    architecture: str,
+    output: Path,
+    *,
+    seed: int = 0,
+    layers: int = 3,
+    tokenizer: Path | None = None,
+    tell: folder.Tell = folder.silent,
+) -> folder.MadeModel:
+    """Put a random float32 model into `output`; the same arguments give the same bytes.
+
+    `tokenizer` is a folder with a tokenizer.json, by default the demo model's (fetched where it is not on disk).
+    """
+    if architecture not in ARCHITECTURES:
+        names = ", ".join(ARCHITECTURES)
+        raise UnknownModelError(f"A tiny model's architecture is one of {names}; {architecture!r} is none of them.")
+    if layers < 1:
+        raise InvalidInputError([f"layers: a model has at least 1 layer, not {layers}."])
+    vocabulary = tokenizer or fetch_model(SMOLLM2_135M_INSTRUCT.name, tell=tell).path
+    recipe = _recipe(architecture, seed, layers, vocabulary)
+    done = folder.finished(output, recipe)
+    if done:
+        return done
+    tell(f"making a tiny {architecture}")
+    with folder.new_folder(output) as partial:
+        _save_tokenizer(vocabulary, partial)
+        _save_random(architecture, partial, seed, layers)
+        source = folder.write_source(partial, recipe, {"licence": "random weights"})
+    return folder.MadeModel(output, fresh=True, source=source)
+
+
+def _recipe(architecture: str, seed: int, layers: int, tokenizer: Path) -> dict[str, Any]:
+    vocabulary = tokenizer / "tokenizer.json"
+    if not vocabulary.is_file():
+        raise ModelUnavailableError(
+            f"A tiny model needs a folder with a tokenizer.json, and {tokenizer} has none. Give --tokenizer another."
+        )
+    facts = {"architecture": architecture, "seed": seed, "layers": layers}
+    return {"name": f"tiny-{architecture}", **facts, "tokenizer_sha256": folder.sha256_of(vocabulary)}
+
+
+def _save_tokenizer(tokenizer: Path, target: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, target / name)
+
+
+def _save_random(architecture: str, target: Path, seed: int, layers: int) -> None:
+    """Write configuration and weights beside the tokenizer that is in `target` already."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = ARCHITECTURES[architecture](_Sizes(len(tokenizer), *ids, layers=layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with _no_bars():
+        model.save_pretrained(target)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own progress bar across ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

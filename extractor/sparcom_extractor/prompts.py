@@ -1,0 +1,129 @@
+"""From instructions to token ids: the prompt format, the tokenizer, and what does not fit.
+
+It knows Hugging Face tokenizers (`transformers`), not engines. What it returns is what the archive calls `text`:
+exactly the string that was tokenised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import Instruction
+from sparcom_data.options import ExtractionOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One instruction as the model reads it. ids: int32 (T,). error: why it cannot run, or ""."""
+
+    text: str
+    ids: NDArray[np.int32]
+    error: str = ""
+
+
+def make_prompts(
+    tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions, limit: int
+) -> list[Prompt]:
+    """Tokenise instructions.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        instructions: the batch.
+        options: prompt format and special tokens.
+        limit: the most prompt tokens that fit the model's context beside what is generated. A longer prompt is kept
+            with an error, so that the rest can run.
+
+    Raises:
+        InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
+    """
+    texts = _texts(tokenizer, instructions, options)
+    special = options.add_special_tokens and options.prompt_format == "raw"
+    given = [text for text in texts if text is not None]
+    encoded = iter(tokenizer(given, add_special_tokens=special)["input_ids"] if given else [])
+    prompts = []
+    for instruction, text in zip(instructions, texts, strict=True):
+        ids = np.array(instruction.token_ids if text is None else next(encoded), dtype=np.int32)
+        prompts.append(Prompt(text or "", ids, _problem(ids, limit, len(tokenizer))))
+    return prompts
+
+
+def _texts(tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions) -> list[str | None]:
+    """What is tokenised of each instruction; None where token ids were given."""
+    chat = options.prompt_format == "chat"
+    problems = []
+    for number, item in enumerate(instructions):
+        where = f"instructions.{number} (id {item.id!r})"
+        if chat and item.token_ids is not None:
+            problems.append(f"{where}: token_ids go with prompt_format 'raw'; it is 'chat'. Give text or messages")
+        if not chat and item.messages is not None:
+            problems.append(f"{where}: messages go with prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
+    if chat and not getattr(tokenizer, "chat_template", None):
+        problems.append(
+            "options.prompt_format: 'chat' needs a chat template and this model's tokenizer has none. "
+            "Choose prompt_format 'raw'"
+        )
+    if problems:
+        raise InvalidInputError(problems)
+    return [_chat_text(tokenizer, item) if chat else item.text for item in instructions]
+
+
+def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
+    messages = (
+        [{"role": "user", "content": instruction.text}]
+        if instruction.messages is None
+        else [message.model_dump() for message in instruction.messages]
+    )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # templates are programs of the model's authors and raise what they like
+        raise InvalidInputError(
+            [f"id {instruction.id!r}: messages do not fit the model's chat template: {error}"]
+        ) from error
+
+
+def _problem(ids: NDArray[np.int32], limit: int, vocabulary: int) -> str:
+    if not len(ids):
+        return "a prompt has at least one token; the tokenizer makes none of this text"
+    if len(ids) > limit:
+        return (
+            f"a prompt may have at most {limit} tokens (the model's context less what is generated); this one has "
+            f"{len(ids)}. Shorten it, or serve the model with a larger max_model_len"
+        )
+    if int(ids.max()) >= vocabulary:
+        return f"token ids must be below the vocabulary's size {vocabulary}; the largest is {int(ids.max())}"
+    return ""
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            [f"the tokenizer of model {model!r} cannot be loaded: {str(error).splitlines()[0]}"]
+        ) from error
+
+
+def tokenizer_sha256(tokenizer: Any, model: str) -> str:
+    """SHA-256 that tells tokenizers apart: of `tokenizer.json` where the model is a folder that has one, otherwise of
+    the tokenizer's own serialised form, otherwise of its vocabulary."""
+    file = Path(model) / "tokenizer.json"
+    if file.is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""Is an archive right? Run some of its instructions through Hugging Face transformers and compare every bit.
+
+The reference shares nothing with the capture: another implementation of the model, one prompt at a time, no KV cache,
+the gate taken where transformers computes it. Two correct implementations round differently, so a neuron whose gate
+is within rounding of zero may fall on either side. That is judged, not assumed: for every bit that differs the
+reference's own gate value must be within
+
+    bound = ROUNDINGS · eps(dtype) · Σ_k |x_k| |W_ik|
+
+of zero, where x is the gate projection's input and W its weights: the size of the terms that cancel in that sum, times
+the unit of rounding, times an allowance for the roundings of the layers before (measured on SmolLM2: DECISIONS.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive
+from sparcom_data.errors import InvalidInputError, UnsupportedModelError
+from sparcom_extractor.capture.discover import layer_number
+
+ROUNDINGS = 256.0
+FUSED_NAME = "gate_up_proj"
+GATE_NAMES = ("gate_proj", FUSED_NAME)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What a comparison of N instructions found. Bits are those of all layers and rows compared.
+
+    excess: for each differing bit, |gate| / bound; above 1 is not explained by rounding.
+    """
+
+    instructions: int = 0
+    rows: int = 0
+    bits: int = 0
+    excess: list[float] = field(default_factory=list)
+
+    @property
+    def differing(self) -> int:
+        """Bits that differ."""
+        return len(self.excess)
+
+    @property
+    def unexplained(self) -> int:
+        """Differing bits whose gate in the reference is not within the bound of zero."""
+        return sum(value > 1 for value in self.excess)
+
+    @property
+    def share(self) -> float:
+        """Differing bits as a share of all."""
+        return self.differing / self.bits if self.bits else 0.0
+
+
+class ReferenceModel:
+    """A transformers model whose gate projections are watched."""
+
+    def __init__(self, model: str, dtype: str, layer_ids: list[int]) -> None:
+        from transformers import AutoModelForCausalLM
+
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                [
+                    f"the reference model {model!r} cannot be loaded: {str(error).splitlines()[0]}. "
+                    "Give its folder with --model"
+                ]
+            ) from error
+        self._model.eval()
+        self._gates = _gate_projections(self._model)
+        if missing := sorted(set(layer_ids) - set(self._gates)):
+            raise UnsupportedModelError(
+                f"the reference has a gate projection in every captured layer; transformers' "
+                f"{type(self._model).__name__} has none called {' or '.join(GATE_NAMES)} in layers {missing}"
+            )
+        self._layer_ids = layer_ids
+
+    @torch.inference_mode()
+    def gates(self, ids: NDArray[np.int32]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """For each captured layer: input (T, hidden), gate (T, neurons) and weights (neurons, hidden)."""
+        with _watched(self._gates) as seen:
+            self._model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+        for layer in self._layer_ids:
+            inputs, output = seen[layer]
+            gate = self._gates[layer]
+            neurons = output.shape[-1] // (2 if gate.fused else 1)
+            yield inputs[0], output[0, :, :neurons], gate.projection.weight.detach()[:neurons]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """The linear layer that computes the gate, alone or fused with up (gate first)."""
+
+    projection: Any
+    fused: bool
+
+
+def _gate_projections(model: torch.nn.Module) -> dict[int, _Gate]:
+    found: dict[int, _Gate] = {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in GATE_NAMES:
+            found[layer_number(name)] = _Gate(module, fused=name.endswith(FUSED_NAME))
+    return found
+
+
+@contextmanager
+def _watched(gates: dict[int, _Gate]) -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def watch(layer: int) -> Callable[[Any, tuple[torch.Tensor], torch.Tensor], None]:
+        def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            seen[layer] = (inputs[0], output)
+
+        return hook
+
+    handles = [gate.projection.register_forward_hook(watch(layer)) for layer, gate in gates.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compare_with_reference(
+    archive: Archive,
+    reference: ReferenceModel,
+    indices: Iterable[np.int64],
+    prompt_ids: Callable[[int], NDArray[np.int32]],
+) -> Comparison:
+    """Run instructions through the reference and compare all bits of their rows.
+
+    Args:
+        archive: the archive.
+        reference: the model.
+        indices: which instructions, all complete.
+        prompt_ids: the prompt's token ids of an instruction, for archives that hold response rows alone.
+    """
+    result = Comparison()
+    table = archive.instructions
+    for index in indices:
+        start, length = int(table.token_start[index]), int(table.token_length[index])
+        ids, positions = archive.read_tokens(start, start + length)
+        first = int(positions[0]) if length else 0
+        whole = np.concatenate([prompt_ids(int(index)), ids]) if first else ids
+        masks = np.unpackbits(archive.read_active(start, start + length), axis=-1, bitorder="little")
+        if length:
+            _compare_layers(result, reference, whole, masks[..., : archive.neurons], first)
+        result.instructions += 1
+        result.rows += length
+    return result
+
+
+def _compare_layers(
+    result: Comparison, reference: ReferenceModel, ids: NDArray[np.int32], masks: NDArray[np.uint8], first: int
+) -> None:
+    for layer, (inputs, gate, weight) in enumerate(reference.gates(ids)):
+        captured = torch.from_numpy(masks[:, layer].astype(bool))
+        differs = ((gate[first:] > 0) != captured).nonzero()
+        result.bits += captured.numel()
+        for row, neuron in differs.tolist():
+            terms = (inputs[first + row].double().abs() * weight[neuron].double().abs()).sum()
+            bound = ROUNDINGS * torch.finfo(gate.dtype).eps * float(terms)
+            result.excess.append(abs(float(gate[first + row, neuron])) / bound)
+
+
+def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """`count` complete instructions drawn without replacement, in order; all of them where there are fewer."""
+    complete = archive.instructions.complete
+    if count >= len(complete):
+        return complete
+    return np.sort(np.random.default_rng(seed).choice(complete, size=count, replace=False))

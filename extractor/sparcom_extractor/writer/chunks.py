@@ -1,0 +1,195 @@
+"""Rows in any order, chunks on disk once each.
+
+    put(rows, values) ─▶ open chunks in memory ─▶ settle(rows): none of these will come again
+                                                     │ all rows of a chunk settled
+                                                     ▼
+                                   writer threads: CRC32C, temporary name, sync, rename ─▶ `durable`
+
+Memory is a fixed number of chunk buffers. When all are taken, the caller waits for a write; when none is being
+written, the chunk that was touched longest ago is written as it is and read back when more of its rows come, so a
+slow instruction in an old chunk cannot stop the rest. It does not know instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_data.errors import DamagedArchiveError
+from sparcom_data.storage import crc32c_suffix, write_durably
+
+CRC_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTarget:
+    """Which chunks a writer owns: those of one uint8 array whose chunk grid is cut along its first axis only.
+
+    folder: the array's folder. rows: length of the first axis. chunk_shape: (chunk rows, …), the rest uncut.
+    """
+
+    folder: Path
+    rows: int
+    chunk_shape: tuple[int, ...]
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of one chunk."""
+        return self.chunk_shape[0]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk in memory."""
+        return math.prod(self.chunk_shape)
+
+    def path(self, chunk: int) -> Path:
+        """The file of a chunk."""
+        return self.folder.joinpath("c", str(chunk), *("0" for _ in self.chunk_shape[1:]))
+
+    def rows_of(self, chunk: int) -> int:
+        """Rows of a chunk that lie within the array; the last chunk may be cut."""
+        return min(self.chunk_rows, self.rows - chunk * self.chunk_rows)
+
+
+class ChunkWriter:
+    """Assembles and writes the chunks of one array. Used from one thread; writes on others.
+
+    Args:
+        target: the array.
+        buffers: chunk buffers in memory, open and being written together.
+        threads: writer threads.
+    """
+
+    def __init__(self, target: ChunkTarget, *, buffers: int, threads: int) -> None:
+        if buffers < 1:
+            raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
+        self._target = target
+        self._free = [np.zeros(target.chunk_shape, dtype=np.uint8) for _ in range(buffers)]
+        self._open: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._writing: dict[int, tuple[Future[None], NDArray[np.uint8]]] = {}
+        self._settled: dict[int, int] = {}
+        self._final = np.zeros(-(-target.rows // target.chunk_rows), dtype=bool)
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="sparcom-write")
+
+    def put(self, row: int, values: NDArray[np.uint8]) -> None:
+        """Place values (n, …) at rows [row, row + n). Again is harmless: the same rows hold the same values."""
+        size, done = self._target.chunk_rows, 0
+        while done < len(values):
+            chunk, offset = divmod(row + done, size)
+            take = min(size - offset, len(values) - done)
+            self._chunk(chunk)[offset : offset + take] = values[done : done + take]
+            done += take
+
+    def zeros(self, rows: int) -> NDArray[np.uint8]:
+        """Values of rows that hold nothing, (rows, …)."""
+        return np.zeros((rows, *self._target.chunk_shape[1:]), dtype=np.uint8)
+
+    def settle(self, start: int, stop: int) -> None:
+        """Rows [start, stop) will not come again; chunks of which that holds for all rows are written."""
+        for chunk, rows in self._parts(start, stop):
+            self._settled[chunk] = self._settled.get(chunk, 0) + rows
+            if self._settled[chunk] == self._target.rows_of(chunk):
+                del self._settled[chunk]
+                self._final[chunk] = True
+                if chunk in self._open:  # otherwise it was written before, or nothing of it ever ran
+                    self._write(chunk)
+
+    def durable(self, start: int, stop: int) -> bool:
+        """Whether every chunk under rows [start, stop) is on disk with all its rows.
+
+        Raises:
+            StorageError: a write failed.
+        """
+        self._reap()
+        return all(self._final[chunk] and chunk not in self._writing for chunk, _ in self._parts(start, stop))
+
+    def flush(self) -> None:
+        """Write what is open as it is, settled or not, and wait for it. Nothing may be put afterwards."""
+        for chunk in list(self._open):
+            self._write(chunk)
+        while self._writing:
+            self._wait_for_one()
+        self._final[:] = True
+
+    def close(self) -> None:
+        """Give the threads back; what is being written is finished first."""
+        self._threads.shutdown(wait=True)
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(chunk, rows of [start, stop) in it)."""
+        size = self._target.chunk_rows
+        return [
+            (chunk, min(stop, (chunk + 1) * size) - max(start, chunk * size))
+            for chunk in range(start // size, -(-stop // size))
+            if stop > start
+        ]
+
+    def _chunk(self, chunk: int) -> NDArray[np.uint8]:
+        buffer = self._open.get(chunk)
+        if buffer is None:
+            buffer = self._load(chunk)
+            self._open[chunk] = buffer
+        self._open.move_to_end(chunk)
+        return buffer
+
+    def _load(self, chunk: int) -> NDArray[np.uint8]:
+        """A buffer with what the chunk holds on disk, or zeros."""
+        if chunk in self._writing:
+            self._finish(chunk)
+        buffer = self._free_buffer()
+        path = self._target.path(chunk)
+        if path.exists():
+            buffer[...] = read_chunk(path, self._target.chunk_shape)
+        else:
+            buffer[...] = 0
+        return buffer
+
+    def _free_buffer(self) -> NDArray[np.uint8]:
+        self._reap()
+        while not self._free:
+            if not self._writing:
+                self._write(next(iter(self._open)))
+            self._wait_for_one()
+        return self._free.pop()
+
+    def _write(self, chunk: int) -> None:
+        buffer = self._open.pop(chunk)
+        self._writing[chunk] = (self._threads.submit(write_chunk, self._target.path(chunk), buffer), buffer)
+
+    def _wait_for_one(self) -> None:
+        wait([future for future, _ in self._writing.values()], return_when=FIRST_COMPLETED)
+        self._reap()
+
+    def _reap(self) -> None:
+        for chunk in [chunk for chunk, (future, _) in self._writing.items() if future.done()]:
+            self._finish(chunk)
+
+    def _finish(self, chunk: int) -> None:
+        future, buffer = self._writing.pop(chunk)
+        self._free.append(buffer)
+        future.result()
+
+
+def write_chunk(path: Path, values: NDArray[np.uint8]) -> None:
+    """Write one chunk as Zarr's codecs `bytes` and `crc32c` encode it."""
+    data = values.reshape(-1).data
+    write_durably(path, [data, crc32c_suffix(data)])
+
+
+def read_chunk(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read one chunk back.
+
+    Raises:
+        DamagedArchiveError: its length or checksum is wrong.
+    """
+    data = path.read_bytes()
+    body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
+    if len(body) != math.prod(shape) or crc32c_suffix(body) != checksum:
+        raise DamagedArchiveError(f"chunk {path} does not match its checksum: remove the archive and run it again")
+    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
