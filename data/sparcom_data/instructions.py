@@ -31,7 +31,11 @@ class Message(BaseModel):
 
 
 class Instruction(BaseModel):
-    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty."""
+    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty.
+
+    `license`, `half` and `sha256` are what data sets say of their items; they are accepted and not stored in archives.
+    Anything else belongs under `metadata`: an unknown field is refused, since it may be a known one misspelt.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +46,9 @@ class Instruction(BaseModel):
     category: str = ""
     source: str = ""
     metadata: dict[str, Any] | None = None
+    license: str = ""
+    half: str = ""
+    sha256: str = ""
 
     @model_validator(mode="after")
     def _one_content(self) -> Instruction:
@@ -62,7 +69,7 @@ def describe_validation_error(error: ValidationError, where: str) -> list[str]:
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown field; remove it or check its spelling"
+            message = "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"
         value = repr(item.get("input"))
         shown = f" (got {value})" if len(value) <= 60 and item["type"] != "value_error" else ""
         lines.append(f"{where}{': ' + field if field else ''}: {message}{shown}")

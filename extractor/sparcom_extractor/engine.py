@@ -69,7 +69,7 @@ class CaptureEngine:
     @property
     def healthy(self) -> bool:
         """Whether the engine can run requests."""
-        return not self.llm.errored
+        return self.llm is not None and not self.llm.errored
 
     @property
     def tokenizer(self) -> Any:
@@ -109,11 +109,14 @@ class CaptureEngine:
 
     async def close(self) -> None:
         """Stop the engine and its processes."""
+        if self.llm is None:
+            return
         handler = getattr(self.llm, "output_handler", None)
         if handler is not None:  # it would take the end of the core for its death, and log that
             handler.cancel()
             await asyncio.gather(handler, return_exceptions=True)
-        await asyncio.to_thread(self.llm.shutdown)
+        llm, self.llm = self.llm, None  # its finaliser would shut it down once more, at the interpreter's end
+        await asyncio.to_thread(llm.shutdown)
 
 
 def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:

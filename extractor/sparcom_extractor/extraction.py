@@ -114,6 +114,7 @@ class Extraction:
         self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
         self._unsettled = set(self._runnable)
         self._dropped: list[int] = []
+        self.rows_captured = 0  # by the worker, those computed again after a preemption included
         self._rows_settled = 0
         self._started = 0.0
         self.progress = Progress(
@@ -270,6 +271,7 @@ class Extraction:
 
     async def _commit(self, committer: ArchiveCommitter, answer: dict[str, Any]) -> None:
         """Make what is durable complete, if its rows are those of the prompt that was sent."""
+        self.rows_captured = int(answer["rows"])
         failures, self._failures = self._failures, {}
         failures |= dict(answer["failed"])
         complete = []

@@ -71,7 +71,7 @@ class CaptureBuffer:
         self._last_stamp = expected
 
     def rows(self, count: int) -> NDArray[np.uint8]:
-        """Rows [0, count) on the host: uint8 (count, layers, neuron_bytes); on CPU a view that the next step changes."""
+        """Rows [0, count) on the host: uint8 (count, layers, neuron_bytes); on CPU a view, changed by the next step."""
         if self._host_masks is not None:
             return self._host_masks[:count]
         return np.asarray(self.masks[:count].cpu().numpy())

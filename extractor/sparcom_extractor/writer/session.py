@@ -137,6 +137,7 @@ class CaptureSession:
         self._error: tuple[str, str] | None = None
         self._drained = threading.Event()
         self.waited_seconds = 0.0
+        self._rows = 0
         self._thread = threading.Thread(target=self._run, name="sparcom-assemble", daemon=True)
         self._thread.start()
 
@@ -148,6 +149,7 @@ class CaptureSession:
                 self._room.wait(timeout=1.0)
             self.waited_seconds += time.monotonic() - started
             self._queued_bytes += step.nbytes
+        self._rows += sum(segment.rows for segment in step.segments)
         self._queue.put(step)
 
     def settle(self, settlements: list[Settlement]) -> None:
@@ -168,7 +170,8 @@ class CaptureSession:
         """What became of instructions since the last poll, in types that any serialiser takes.
 
         completed: [index, ids, positions] with int32 bytes; failed: [index, reason]; error: [kind, why it ended];
-        drained: whether everything after `finish` is on disk; waited_seconds: how long steps stood still for storage.
+        drained: whether everything after `finish` is on disk; waited_seconds: how long steps stood still for storage; rows: how many rows
+        steps handed over, those computed again after a preemption included.
         """
         drained, error = self._drained.is_set(), self._error  # before the outcome: it may grow until drained is set
         with self._lock:
@@ -179,6 +182,7 @@ class CaptureSession:
             "error": list(error) if error else None,
             "drained": drained,
             "waited_seconds": self.waited_seconds,
+            "rows": self._rows,
         }
 
     def close(self) -> None:

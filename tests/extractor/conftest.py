@@ -1,0 +1,151 @@
+"""Engines for the tests: each is started once a session and shared, on a loop of its own in a thread.
+
+An engine belongs to the loop that started it, and pytest's tests are plain functions, so they hand coroutines over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.options import ExtractionOptions
+from sparcom_data.progress import Progress
+
+DEMO_MODEL = Path("models/smollm2-135m-instruct")
+DEMO_INSTRUCTIONS = Path("data/sparcom_data/demo/instructions.jsonl")
+
+
+class Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=300)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Engine:
+    """A running engine, driven from tests."""
+
+    def __init__(self, loop: Loop, engine: Any) -> None:
+        self.loop = loop
+        self.engine = engine
+
+    def prepare(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Any:
+        return self.engine.prepare(instructions, ExtractionOptions(**options), path)
+
+    def run(self, extraction: Any, report: Callable[[Progress], None] = lambda _: None) -> Progress:
+        progress = self.loop.run(extraction.run(report))
+        assert isinstance(progress, Progress)
+        return progress
+
+    def extract(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Archive:
+        """The whole way; every instruction must become complete."""
+        progress = self.run(self.prepare(instructions, path, **options))
+        assert progress.complete == len(instructions), progress
+        return open_archive(path)
+
+    def extract_alone(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Archive:
+        """The same, with one request in the engine at a time."""
+        ahead, self.engine.max_in_flight = self.engine.max_in_flight, 1
+        try:
+            return self.extract(instructions, path, **options)
+        finally:
+            self.engine.max_in_flight = ahead
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    if not (DEMO_MODEL / "config.json").exists():
+        pytest.skip("the demo model is not on disk: `make test` fetches it")
+    return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Callable[[str], Path]:
+    """Folder of a tiny random model of an architecture, made once."""
+    from sparcom_extractor.models import make_tiny_model
+
+    root = tmp_path_factory.mktemp("models")
+
+    def make(architecture: str) -> Path:
+        path = root / architecture
+        if not path.exists():
+            make_tiny_model(architecture, path, tokenizer=demo_model)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
+    """Start an engine with settings; the same settings give the same engine. At most two run at once."""
+    from sparcom_extractor.engine import CaptureEngine
+    from sparcom_extractor.settings import EngineSettings
+
+    running: dict[Any, Engine] = {}
+
+    def start(model: Path, **settings: Any) -> Engine:
+        key = EngineSettings(model=str(model), **({"kv_cache_gib": 0.25} | settings))
+        if key not in running:
+            while len(running) >= 2:
+                loop.run(running.pop(next(iter(running))).engine.close())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # importing vLLM and torch's compiler warns of their own matters
+                running[key] = Engine(loop, loop.run(CaptureEngine.start(key)))
+        running[key] = running.pop(key)  # the one used last goes last
+        return running[key]
+
+    yield start
+    for engine in running.values():
+        loop.run(engine.engine.close())
+
+
+@pytest.fixture
+def tiny_engine(start_engine: Callable[..., Engine], tiny_model: Callable[[str], Path]) -> Engine:
+    """Tiny LLaMA, steps of 64 tokens, 8 requests at once: long prompts are cut, batches are mixed."""
+    return start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
+
+
+@pytest.fixture(scope="session")
+def demo_instructions() -> list[Instruction]:
+    return read_jsonl(DEMO_INSTRUCTIONS)
+
+
+@pytest.fixture(scope="session")
+def mixed_instructions(demo_instructions: list[Instruction]) -> list[Instruction]:
+    """24 instructions from one word to several steps' worth of tokens, short and long in turn."""
+    texts = [item.text or "" for item in demo_instructions]
+    made = []
+    for number in range(24):
+        text = texts[number * 5] if number % 3 else " ".join(texts[number : number + 3])
+        made.append(Instruction(id=f"m{number:02d}", text=text[:900] if number % 4 else text.split()[0]))
+    return [replace_text(item, number) for number, item in enumerate(made)]
+
+
+def replace_text(item: Instruction, number: int) -> Instruction:
+    """No two prompts alike, so that a row given to another request cannot go unseen."""
+    return item.model_copy(update={"text": f"{number} {item.text}"})

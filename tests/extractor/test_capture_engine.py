@@ -1,0 +1,238 @@
+"""Capture in a real vLLM engine: the right bits, at the right rows, whatever the scheduler does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive
+from sparcom_data.errors import ArchiveExistsError, InvalidInputError, UnsupportedModelError
+from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.schema import State
+from sparcom_data.verify import verify_archive
+from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
+
+pytestmark = pytest.mark.engine
+
+NATURAL = Path("../shared/hexainst-natural")
+ALLOWED_SHARE = 3e-6
+
+
+def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
+    return lambda texts: engine.engine.tokenizer(list(texts))["input_ids"]
+
+
+def rows_of(archive: Archive, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Token ids (rows,) and masks, bool (rows, layer, neuron), of one instruction."""
+    table = archive.instructions
+    start, stop = int(table.token_start[index]), int(table.token_start[index] + table.token_length[index])
+    bits = np.unpackbits(archive.read_active(start, stop), axis=-1, bitorder="little")
+    return archive.read_tokens(start, stop)[0], bits[..., : archive.neurons].astype(bool)
+
+
+def assert_same_rows(one: Archive, other: Archive) -> None:
+    """Token ids are equal; bits differ in no more than rounding explains."""
+    differing = total = 0
+    for index in range(len(one.instructions)):
+        (ids, masks), (other_ids, other_masks) = rows_of(one, index), rows_of(other, index)
+        assert np.array_equal(ids, other_ids), one.instructions.id[index]
+        differing += int((masks != other_masks).sum())
+        total += masks.size
+    assert differing <= max(1.0, ALLOWED_SHARE * total), f"{differing} of {total} bits differ"
+
+
+def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> None:
+    """The archive passes its own checks and agrees with transformers."""
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(engine)) if not check.passed] == []
+    reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
+    result = compare_with_reference(
+        archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32)
+    )
+    assert result.bits > 0
+    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits), f"{result.differing} of {result.bits} bits differ"
+    assert result.unexplained == 0
+
+
+def test_concurrent_rows_are_those_of_each_request_alone(
+    tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Chunked prefill and mixed batches give every request the rows that it has alone."""
+    together = tiny_engine.extract(mixed_instructions, tmp_path / "together.zarr")
+    alone = tiny_engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
+    lengths = together.instructions.prompt_length
+    assert lengths.max() > 64, "some prompts must be cut into several steps"
+    assert lengths.min() < 8, "some prompts must share a step"
+    assert_same_rows(together, alone)
+
+
+@pytest.mark.parametrize("positions", ["response", "all"])
+def test_response_rows_agree_with_transformers(
+    positions: str,
+    tiny_engine: Any,
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """Generated tokens have rows too, but for the last, which is never fed to the model."""
+    archive = tiny_engine.extract(mixed_instructions, tmp_path / "a.zarr", positions=positions, max_tokens=9)
+    table = archive.instructions
+    generated = table.token_length - (table.prompt_length if positions == "all" else 0)
+    assert generated.max() == 8
+    assert all(archive.strings("response"))
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+    reference = ReferenceModel(str(tiny_model("llama")), "float32", archive.attributes.model.layer_ids)
+    texts = archive.strings("text")
+    result = compare_with_reference(
+        archive,
+        reference,
+        archive.instructions.complete,
+        lambda index: np.array(tiny_engine.engine.tokenizer(texts[index])["input_ids"], dtype=np.int32),
+    )
+    assert result.rows == table.token_length.sum()
+    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits)
+
+
+def test_rows_past_the_end_of_a_request_are_no_data(
+    tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Reserved rows that hold no response token are zero and have no token id, whatever step ran past the end."""
+    archive = tiny_engine.extract(demo_instructions[:8], tmp_path / "a.zarr", positions="all", max_tokens=5)
+    table = archive.instructions
+    for index in range(len(table)):
+        end = int(table.token_start[index] + table.token_length[index])
+        stop = int(table.token_start[index] + table.prompt_length[index]) + 5
+        assert end < stop
+        assert not archive.read_active(end, stop).any()
+        assert (archive.read_tokens(end, stop)[0] == -1).all()
+
+
+def test_a_prompt_longer_than_the_context_fails_alone(tiny_engine: Any, tmp_path: Path) -> None:
+    """One prompt that does not fit fails with the rule and the lengths; the others run."""
+    instructions = [
+        Instruction(id="long", text="word " * 400),
+        Instruction(id="fits", token_ids=tuple(range(10, 10 + 319))),
+        Instruction(id="over", token_ids=tuple(range(10, 10 + 320))),
+        Instruction(id="short", text="Two words"),
+    ]
+    extraction = tiny_engine.prepare(instructions, tmp_path / "a.zarr")
+    progress = tiny_engine.run(extraction)
+    assert (progress.complete, progress.failed) == (2, 2)
+    from sparcom_data.archive import open_archive
+
+    archive = open_archive(tmp_path / "a.zarr")
+    assert archive.instructions.state.tolist() == [State.FAILED, State.COMPLETE, State.FAILED, State.COMPLETE]
+    assert archive.strings("error")[0].startswith("a prompt may have at most 319 tokens")
+    assert "this one has 320" in archive.strings("error")[2]
+    assert archive.attributes.state == "complete"
+
+
+def test_token_ids_are_run_as_they_are(tiny_engine: Any, tmp_path: Path) -> None:
+    """An instruction of token ids has exactly those ids in the archive and no text."""
+    ids = (5, 1000, 42, 42, 7)
+    archive = tiny_engine.extract([Instruction(id="a", token_ids=ids)], tmp_path / "a.zarr")
+    assert rows_of(archive, 0)[0].tolist() == list(ids)
+    assert archive.strings("text") == [""]
+
+
+def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> None:
+    """In chat format the text is the template's output, and a plain text is one user turn."""
+    archive = tiny_engine.extract([Instruction(id="a", text="Hello there")], tmp_path / "a.zarr", prompt_format="chat")
+    text = archive.strings("text")[0]
+    assert "<|im_start|>user\nHello there<|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\n")
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+
+
+def test_a_cancelled_extraction_keeps_what_is_complete(
+    tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """After a cancellation every instruction is complete or cancelled, and the complete ones are right."""
+    many = [item.model_copy(update={"id": f"{copy}-{item.id}"}) for copy in range(6) for item in demo_instructions]
+    extraction = tiny_engine.prepare(many, tmp_path / "a.zarr")
+    progress = tiny_engine.run(extraction, lambda snapshot: extraction.cancel() if snapshot.complete else None)
+    assert progress.complete
+    assert progress.cancelled
+    assert progress.complete + progress.cancelled == len(many)
+    from sparcom_data.archive import open_archive
+
+    archive = open_archive(tmp_path / "a.zarr")
+    assert set(archive.instructions.state.tolist()) == {State.COMPLETE, State.CANCELLED}
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+
+
+def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> None:
+    """An empty batch, duplicate ids, messages in raw format, an existing archive: refused before anything is made."""
+    with pytest.raises(InvalidInputError, match="must not be empty"):
+        tiny_engine.prepare([], tmp_path / "a.zarr")
+    twice = [Instruction(id="a", text="x"), Instruction(id="a", text="y")]
+    with pytest.raises(InvalidInputError, match="'a' occurs 2 times"):
+        tiny_engine.prepare(twice, tmp_path / "a.zarr")
+    chat = Instruction.model_validate({"id": "a", "messages": [{"role": "user", "content": "x"}]})
+    with pytest.raises(InvalidInputError, match="messages go with prompt_format 'chat'"):
+        tiny_engine.prepare([chat], tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(ArchiveExistsError, match="must have a new name"):
+        tiny_engine.prepare(twice[:1], tmp_path / "a.zarr")
+
+
+def test_preempted_requests_keep_their_rows(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """A request that is preempted computes its tokens again; its rows are those of an undisturbed run."""
+    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}
+    engine = start_engine(tiny_model("llama"), **settings, kv_cache_gib=0.00095)
+    options = {"positions": "all", "max_tokens": 60}
+    extraction = engine.prepare(mixed_instructions, tmp_path / "a.zarr", **options)
+    assert engine.run(extraction).complete == len(mixed_instructions)
+    from sparcom_data.archive import open_archive
+
+    crowded = open_archive(tmp_path / "a.zarr")
+    assert extraction.rows_captured > int(crowded.instructions.token_length.sum()), "nothing was preempted"
+    calm = start_engine(tiny_model("llama"), **settings).extract(mixed_instructions, tmp_path / "b.zarr", **options)
+    assert_same_rows(crowded, calm)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma"])
+def test_masks_agree_with_transformers(
+    architecture: str,
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """Every family's bits are the signs of the gate that transformers computes (Gemma shares one activation module)."""
+    model = tiny_model(architecture)
+    engine = start_engine(model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
+    archive = engine.extract(mixed_instructions, tmp_path / "a.zarr")
+    assert_right(archive, engine, model, sample=24)
+
+
+def test_natural_prompts_on_the_demo_model_agree_with_transformers(
+    start_engine: Callable[..., Any], demo_model: Path, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Prompts of mixed lengths, cut into steps of 64 tokens, 8 at once, are right on a real model and as if alone."""
+    files = sorted(NATURAL.glob("*.jsonl"))
+    texts = [read_jsonl(file)[7] for file in files] if files else demo_instructions[::20]
+    instructions = [item.model_copy(update={"id": f"n{number}"}) for number, item in enumerate(texts)]
+    engine = start_engine(demo_model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=1024)
+    together = engine.extract(instructions, tmp_path / "a.zarr")
+    assert_right(together, engine, demo_model, sample=6)
+    assert_same_rows(together, engine.extract_alone(instructions, tmp_path / "b.zarr"))
+
+
+@pytest.mark.parametrize("architecture", ["opt"])
+def test_a_model_without_a_gate_is_refused_at_start(
+    architecture: str, start_engine: Callable[..., Any], tiny_model: Callable[[str], Path]
+) -> None:
+    """A model whose FFN has no gate is refused with the reason, and the engine is gone."""
+    with pytest.raises(UnsupportedModelError, match="has none in layers 0, 1"):
+        start_engine(tiny_model(architecture), max_model_len=320)
