@@ -72,6 +72,7 @@ def open_archive(path: str | Path) -> Archive:
         ValueError,
         KeyError,
         TypeError,
+        AttributeError,  # zarr's own, for metadata that is JSON but no object
     ) as error:
         if remote and isinstance(error, FileNotFoundError):
             raise ArchiveNotFoundError(f"there is no archive at {where}: check the address") from error
@@ -94,7 +95,11 @@ class Archive:
 
     @cached_property
     def instructions(self) -> InstructionTable:
-        """The instruction table, read once."""
+        """The instruction table, read once.
+
+        States are read first: in an archive that is being written, whatever a state of 1 promises is then there.
+        """
+        state = self._column("state")
         return InstructionTable(
             id=self.strings("id"),
             category=self.strings("category"),
@@ -102,7 +107,7 @@ class Archive:
             token_start=self._column("token_start"),
             prompt_length=self._column("prompt_length"),
             token_length=self._column("token_length"),
-            state=self._column("state"),
+            state=state,
         )
 
     def strings(self, name: str) -> list[str]:

@@ -6,6 +6,7 @@ not write masks: rows come later, from the worker that computed them.
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 import warnings
@@ -76,7 +77,7 @@ def create_archive(
         ArchiveExistsError: something is at `path`; it is left as it is.
         StorageError: the file system refused; nothing is left behind.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a dangling link is something too
         raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:

@@ -14,11 +14,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparcom_data.errors import InvalidInputError
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
+
+
+def _encodable(value: str) -> str:
+    """JSON can spell half of a surrogate pair (\\ud800); archives are UTF-8, which cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise ValueError(f"must be Unicode text; character {error.start + 1} is a lone surrogate, U+{code:X}") from error
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Message(BaseModel):
@@ -27,7 +40,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, Field(min_length=1)]
+    content: Annotated[Text, Field(min_length=1)]
 
 
 class Instruction(BaseModel):
@@ -39,16 +52,16 @@ class Instruction(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[str, Field(min_length=1, max_length=512)]
-    text: str | None = None
+    id: Annotated[Text, Field(min_length=1, max_length=512)]
+    text: Text | None = None
     messages: tuple[Message, ...] | None = None
     token_ids: tuple[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)], ...] | None = None
-    category: str = ""
-    source: str = ""
+    category: Text = ""
+    source: Text = ""
     metadata: dict[str, Any] | None = None
-    license: str = ""
-    half: str = ""
-    sha256: str = ""
+    license: Text = ""
+    half: Text = ""
+    sha256: Text = ""
 
     @model_validator(mode="after")
     def _one_content(self) -> Instruction:
@@ -59,7 +72,18 @@ class Instruction(BaseModel):
         content = getattr(self, given[0])
         if not content or (isinstance(content, str) and not content.strip()):
             raise ValueError(f"{given[0]} must not be empty")
+        if not _is_unicode(self):
+            raise ValueError("strings must be valid Unicode; one holds half of a surrogate pair")
         return self
+
+
+def _is_unicode(instruction: Instruction) -> bool:
+    """Whether its strings can be stored: JSON's escapes can spell half of a surrogate pair, UTF-8 cannot."""
+    try:
+        instruction.model_dump_json()
+    except ValueError:
+        return False
+    return True
 
 
 def describe_validation_error(error: ValidationError, where: str) -> list[str]:
@@ -116,11 +140,11 @@ def read_jsonl(path: Path) -> list[Instruction]:
     for number, line in _lines(path):
         where = f"{path.name}, line {number}"
         try:
-            instructions.append(Instruction.model_validate(json.loads(line)))
-        except json.JSONDecodeError as error:
-            problems.append(f"{where}: not JSON: {error.msg} at column {error.colno}")
+            instructions.append(Instruction.model_validate(_parse(line)))
         except ValidationError as error:
             problems.extend(describe_validation_error(error, where))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
     problems.extend(duplicate_id_problems(instruction.id for instruction in instructions))
     if problems:
         raise InvalidInputError(problems)
@@ -129,13 +153,22 @@ def read_jsonl(path: Path) -> list[Instruction]:
     return instructions
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _parse(line: bytes) -> Any:
     try:
-        with path.open(encoding="utf-8") as file:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: byte {error.start + 1} of the line cannot be decoded") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ValueError(f"JSON that cannot be read: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
     except OSError as error:
         raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError([f"{path} is not UTF-8 text: byte {error.start} cannot be decoded"]) from error

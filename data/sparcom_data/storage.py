@@ -78,4 +78,13 @@ class DurableStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one value; raises StorageError where zarr's own store would leave an unsynced file."""
-        await asyncio.to_thread(write_durably, self.root / key, [value.to_bytes()])
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write one value where there is none; there is one writer, so nothing comes in between."""
+        if not await self.exists(key):
+            await self.set(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """`set` for callers without an event loop."""
+        write_durably(self.root / key, [value.to_bytes()])

@@ -70,7 +70,8 @@ def write_random_archive(
     masks = rng.random((layout.tokens, layers, neurons)) < 0.4
     array = zarr.open_group(DurableStore(path), mode="r+")["neuron/active"]
     assert isinstance(array, zarr.Array)  # noqa: S101
-    array[:] = np.packbits(masks, axis=-1, bitorder="little")
+    packed = np.packbits(masks, axis=-1, bitorder="little")
+    array.with_config({"write_empty_chunks": True})[:] = packed  # zarr leaves chunks of zeros out otherwise
     committer = ArchiveCommitter(path)
     committer.complete(
         [

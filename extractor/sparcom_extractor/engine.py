@@ -7,8 +7,11 @@ the addresses that it passes to the worker.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,9 @@ class CaptureEngine:
             EngineError: vLLM did not start; its own log, on standard error, has the cause.
         """
         check_vllm(installed_vllm())
-        llm = await asyncio.to_thread(_start_llm, settings)
+        started: list[Any] = []  # not the thread's result: frames that vLLM keeps would hold the engine for ever
+        await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
+        llm = started.pop()
         try:
             described = (await llm.collective_rpc("sparcom_describe"))[0] if settings.capture else None
             _refuse(settings, described)
@@ -115,8 +120,10 @@ class CaptureEngine:
         if handler is not None:  # it would take the end of the core for its death, and log that
             handler.cancel()
             await asyncio.gather(handler, return_exceptions=True)
-        llm, self.llm = self.llm, None  # its finaliser would shut it down once more, at the interpreter's end
+        llm, self.llm = self.llm, None
         await asyncio.to_thread(llm.shutdown)
+        del llm, handler
+        gc.collect()  # its finaliser would otherwise shut it down once more at the interpreter's end, and fail there
 
 
 def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
@@ -125,6 +132,9 @@ def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
 
 
 def _start_llm(settings: EngineSettings) -> Any:
+    # Ctrl-C goes to every process of a terminal. The engine's inherit this thread's mask and leave it to this process,
+    # which ends jobs in order before it ends the engine.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -133,12 +143,25 @@ def _start_llm(settings: EngineSettings) -> Any:
 
     arguments = engine_arguments(settings, current_platform.device_type)
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        with _quiet_children():
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:
         raise EngineError(
             f"vLLM could not start model {settings.model!r}: {error}. Check that the path or name is right, that the "
             "model fits the memory, and vLLM's log above"
         ) from error
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Processes started within do not print Python's warnings about vLLM's own code, unless the user wants warnings."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore" if before is None else before
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
 
 
 def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, Any]:

@@ -170,8 +170,8 @@ class CaptureSession:
         """What became of instructions since the last poll, in types that any serialiser takes.
 
         completed: [index, ids, positions] with int32 bytes; failed: [index, reason]; error: [kind, why it ended];
-        drained: whether everything after `finish` is on disk; waited_seconds: how long steps stood still for storage; rows: how many rows
-        steps handed over, those computed again after a preemption included.
+        drained: whether everything after `finish` is on disk; waited_seconds: how long steps stood still for storage;
+        rows: how many rows steps handed over, those computed again after a preemption included.
         """
         drained, error = self._drained.is_set(), self._error  # before the outcome: it may grow until drained is set
         with self._lock:

@@ -1,0 +1,46 @@
+# The verbs of the project, for people and CI alike. `make` alone lists them.
+
+# cpu or gpu; left empty it stays what .venv has, at first cpu.
+EXTRACTOR ?=
+# The model for `make serve`; the default is fetched.
+DEMO_MODEL := models/smollm2-135m-instruct
+MODEL ?= $(DEMO_MODEL)
+# Further arguments, for example: make test ARGS="tests/analysis -k isn"
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test test-gpu check bench serve clean
+
+help:  ## List the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## Make .venv and install everything there (EXTRACTOR=gpu for CUDA; PYTHON=... for another Python)
+	@scripts/setup $(EXTRACTOR)
+
+model: setup  ## Put the demo's model on disk
+	@$(BIN)/sparcom model fetch $(notdir $(DEMO_MODEL)) --output $(DEMO_MODEL)
+
+demo: setup  ## The whole way on a small real model: serve, submit, verify, analyse, report
+	@$(BIN)/sparcom demo $(ARGS)
+
+test: model  ## Run the tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+test-gpu: model  ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: setup  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: model  ## Measure capture, references and archive writing, as ratios
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+serve: $(if $(filter $(DEMO_MODEL),$(MODEL)),model,setup)  ## Serve MODEL=name-or-folder over REST
+	@$(BIN)/sparcom serve --model $(MODEL) $(ARGS)
+
+clean:  ## Remove caches and outputs; .venv, models/ and sparcom-data/ stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output bench-output
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,162 @@
+"""Draws the two figures of the paper that the first analysis covers. Drawing only: every number comes in ready.
+
+Read in print and by the colour-blind: a map whose lightness rises steadily (cividis) with the numbers in the cells, and
+Okabe-Ito line colours that differ in marker and dash as well. Matplotlib's object interface, no global state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from sparcom_analysis.schema import CategoryMatrix, LayerMeans
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito without yellow
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2)))
+MOST_NUMBERED = 24  # categories up to which a number fits into a cell
+LABEL_LENGTH = 22
+PER_INSTRUCTION = "ISNs an instruction, mean"
+DPI = 220
+
+
+def _label(name: str) -> str:
+    """A category's name as plain text: no mathematics between dollar signs, cut in the middle when long."""
+    if len(name) > LABEL_LENGTH:
+        name = f"{name[: LABEL_LENGTH // 2]}…{name[-(LABEL_LENGTH // 2 - 1) :]}"
+    return name.replace("$", r"\$")
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Colour range: the values, widened to twentieths so that close archives get the same scale."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = math.floor(float(known.min()) * 20) / 20, math.ceil(float(known.max()) * 20) / 20
+    return (low, high) if high > low else (low - 0.05, high + 0.05)
+
+
+def similarity_figure(similarity: CategoryMatrix, model: str, *, self_pairs: bool) -> Figure:
+    """Figure 3: the matrix of mean Jaccard indices as a heat map, numbers in the cells."""
+    values = np.array(similarity.matrix, dtype=np.float64)  # None becomes NaN
+    count = len(similarity.categories)
+    side = min(13.0, max(4.4, 1.7 + 0.45 * count))
+    figure = Figure(figsize=(side, side + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = _limits(values)
+    _heat_map(figure, axes, values, (low, high), "mean Jaccard index of ISN sets")
+    if count <= MOST_NUMBERED:
+        _number_cells(axes, values, low, high)
+    names = [_label(name) for name in similarity.categories]
+    size = 10 if count <= 12 else 8
+    axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(range(count), names, fontsize=size)
+    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    note = "" if self_pairs else "\npairs of an instruction with itself left out"
+    axes.set_title(f"Similarity of categories, {_label(model)}{note}", fontsize=10.5)
+    return figure
+
+
+def _heat_map(figure: Figure, axes: Axes, values: NDArray[np.float64], limits: tuple[float, float], label: str) -> None:
+    """Cells in cividis, grey where there is no value, and the colour bar below."""
+    colours = mpl.colormaps["cividis"].with_extremes(bad="#e3e3e3")
+    square = values.shape[0] == values.shape[1]
+    image = axes.imshow(
+        values,
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        aspect="equal" if square else "auto",
+        interpolation="nearest",
+    )
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.85, aspect=30)
+
+
+def _number_cells(axes: Axes, values: NDArray[np.float64], low: float, high: float) -> None:
+    digits = 3 if high - low <= 0.1 else 2
+    size = 10.5 if len(values) <= 8 else max(5.0, 84 / len(values))
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            text, colour = "n/a", "#333333"
+        else:
+            text, colour = f"{value:.{digits}f}", "white" if (value - low) / (high - low) < 0.45 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+
+
+def layer_figure(by_layer: LayerMeans, model: str) -> Figure:
+    """Figure 5: mean number of ISNs an instruction has in each layer.
+
+    One line a category, up to the seven that can be told apart by colour; a heat map of category by layer beyond.
+    """
+    count = len(by_layer.categories)
+    lines = count <= len(COLOURS)
+    figure = Figure(figsize=(5.4, 4.1 if lines else min(14.0, 2.2 + 0.2 * count)), layout="constrained")
+    axes = figure.add_subplot()
+    if lines:
+        _layer_lines(axes, by_layer)
+        figure.legend(loc="outside lower center", ncols=min(3, count), frameon=False, fontsize=9, handlelength=3.2)
+    else:
+        _layer_map(figure, axes, by_layer)
+    axes.set_xlabel("layer", fontsize=10)
+    axes.set_title(f"Instruction-specific neurons by layer, {_label(model)}", fontsize=10.5)
+    return figure
+
+
+def _layer_lines(axes: Axes, by_layer: LayerMeans) -> None:
+    every = max(1, len(by_layer.layer_ids) // 12)
+    for index, (name, means) in enumerate(zip(by_layer.categories, by_layer.mean_count, strict=True)):
+        axes.plot(
+            by_layer.layer_ids,
+            means,
+            label=_label(name),
+            color=COLOURS[index],
+            linestyle=DASHES[index % len(DASHES)],
+            marker=MARKERS[index],
+            markevery=(index % every, every),
+            markersize=4.5,
+            linewidth=1.5,
+        )
+    axes.set_ylabel(PER_INSTRUCTION, fontsize=10)
+    axes.set_ylim(0, 1.05 * max(max(means) for means in by_layer.mean_count) or 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.grid(axis="y", color="#d8d8d8", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _layer_map(figure: Figure, axes: Axes, by_layer: LayerMeans) -> None:
+    values = np.array(by_layer.mean_count)
+    _heat_map(figure, axes, values, (0.0, float(values.max()) or 1.0), PER_INSTRUCTION)
+    axes.set_yticks(range(len(values)), [_label(name) for name in by_layer.categories], fontsize=8)
+    step = max(1, -(-len(by_layer.layer_ids) // 12))
+    ticks = range(0, len(by_layer.layer_ids), step)
+    axes.set_xticks(ticks, [str(by_layer.layer_ids[tick]) for tick in ticks])
+    axes.tick_params(length=0)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG, 220 dots an inch."""
+    buffer = io.BytesIO()
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, text as outlines; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "sparcom"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()

@@ -1,0 +1,138 @@
+"""Which rows of the token axis belong to which instruction, for the rows that were asked for.
+
+Knows the archive's layout rules; reads no mask. An instruction counts when its state is complete and it has at least
+one such row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive
+from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
+
+Rows = Literal["prompt", "response", "all"]
+
+_HELD: dict[str, tuple[Rows, ...]] = {
+    "prompt": ("prompt",),
+    "response": ("response",),
+    "all": ("prompt", "response", "all"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpans:
+    """Contiguous rows of n instructions, in submission order; one entry an instruction that has rows.
+
+    instruction: int64 (n,), index into the instruction table. start, stop: int64 (n,), rows on the token axis.
+    position: int64 (n,), the position within the sequence that the first of these rows must carry.
+    without_rows: how many complete instructions have no such row.
+    """
+
+    instruction: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    position: NDArray[np.int64]
+    without_rows: int = 0
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """T of equation 6: int64 (n,), rows of each instruction."""
+        return self.stop - self.start
+
+
+def choose_rows(archive: Archive, requested: Rows | None) -> Rows:
+    """The rows to use: those requested, otherwise the prompt's (equation 6), otherwise all that the archive holds.
+
+    Raises:
+        IncompleteArchiveError: the archive does not hold the rows that were requested.
+    """
+    positions = archive.attributes.capture.positions
+    held = _HELD[positions]
+    if requested is None:
+        return held[0]
+    if requested not in held:
+        raise IncompleteArchiveError(
+            f"rows {requested!r} need an archive that was captured with them; {archive.path} was captured with "
+            f"positions={positions!r}. Choose rows {' or '.join(map(repr, held))}, or extract again "
+            "with positions='all'"
+        )
+    return requested
+
+
+def check_supported(archive: Archive) -> None:
+    """Refuse archives of a kind that comes later: counts in place of masks, or no dense feed-forward layer.
+
+    Raises:
+        UnsupportedArchiveError: saying what is not supported yet.
+        DamagedArchiveError: the attributes and the mask array disagree.
+    """
+    attributes = archive.attributes
+    if attributes.capture.granularity != "token":
+        raise UnsupportedArchiveError(
+            f"the analysis needs token-level masks (granularity 'token'); {archive.path} has granularity "
+            f"{attributes.capture.granularity!r}, which is not supported yet. Extract again with granularity 'token'"
+        )
+    if not attributes.model.layer_ids or "neuron" not in attributes.capture.components:
+        raise UnsupportedArchiveError(
+            f"the analysis needs neurons of dense feed-forward layers; {archive.path} holds "
+            f"{', '.join(attributes.capture.components) or 'none'}. Mixture-of-experts archives are not supported yet"
+        )
+    expected = (len(attributes.model.layer_ids), -(-archive.neurons // 8))
+    if (archive.layers, archive.neuron_bytes) != expected:
+        raise DamagedArchiveError(
+            f"neuron/active must be (token, {expected[0]}, {expected[1]}) for the layers and neurons in the attributes "
+            f"of {archive.path}; it is (token, {archive.layers}, {archive.neuron_bytes}). Extract the archive again"
+        )
+
+
+def row_spans(archive: Archive, rows: Rows) -> RowSpans:
+    """Rows of every complete instruction.
+
+    Raises:
+        DamagedArchiveError: an instruction's lengths contradict what was captured, or two instructions overlap.
+    """
+    table, positions = archive.instructions, archive.attributes.capture.positions
+    index = table.complete
+    begin = table.token_start[index].astype(np.int64)
+    length = table.token_length[index].astype(np.int64)
+    prompt = np.zeros_like(length) if positions == "response" else table.prompt_length[index].astype(np.int64)
+    bad = (prompt > length) if positions != "prompt" else (prompt != length)
+    if bad.any():
+        where = int(index[bad][0])
+        raise DamagedArchiveError(
+            f"a complete instruction must have all its {int(table.prompt_length[where])} prompt rows; "
+            f"{table.id[where]!r} in {archive.path} has {int(table.token_length[where])} rows. "
+            "Run `sparcom verify`, then extract it again"
+        )
+    first = prompt if rows == "response" else np.zeros_like(prompt)
+    last = prompt if rows == "prompt" else length
+    position = first if positions != "response" else table.prompt_length[index].astype(np.int64)
+    some = last > first
+    spans = RowSpans(
+        instruction=index[some].astype(np.int64),
+        start=(begin + first)[some],
+        stop=(begin + last)[some],
+        position=position[some],
+        without_rows=int((~some).sum()),
+    )
+    _check_apart(archive, spans)
+    return spans
+
+
+def _check_apart(archive: Archive, spans: RowSpans) -> None:
+    order = np.argsort(spans.start, kind="stable")
+    overlap = np.flatnonzero(spans.start[order][1:] < spans.stop[order][:-1])
+    if len(overlap):
+        pair = [archive.instructions.id[int(spans.instruction[order[overlap[0] + step]])] for step in (0, 1)]
+        raise DamagedArchiveError(
+            f"rows of two instructions must not overlap; those of {pair[0]!r} and {pair[1]!r} in {archive.path} do. "
+            "Run `sparcom verify`, then extract the archive again"
+        )

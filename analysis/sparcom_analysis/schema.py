@@ -1,0 +1,131 @@
+"""The form of metrics.json: what another program may rely on.
+
+Field descriptions are the documentation (docs/metrics.md lists them; a test holds the two together). Values that do not
+exist, such as the mean of no pair, are null.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArchiveFacts(_Part):
+    """What was analysed, copied from the archive."""
+
+    name: str = Field(description="Last part of the archive's path.")
+    format_version: int = Field(description="Version of the archive format.")
+    created: str = Field(description="When the extraction started.")
+    state: Literal["open", "complete"] = Field(description="`open` where the extraction had not ended.")
+    model: str = Field(description="Model id.")
+    revision: str = Field(description="Model revision, empty where none is known.")
+    architecture: str = Field(description="Model class.")
+    dtype: str = Field(description="Data type the model ran in.")
+    quantization: str | None = Field(description="Quantisation method, null where none.")
+    activation: str = Field(description="Activation function of the feed-forward layers.")
+    layers: int = Field(description="Layers with captured neurons.")
+    neurons: int = Field(description="Neurons of one layer.")
+    predicate: str = Field(description="When a neuron counts as active, equation 5.")
+    positions: str = Field(description="Which rows the archive holds: prompt, response or all.")
+    prompt_format: str = Field(description="raw or chat.")
+    dataset: str = Field(description="Name of the instruction set, empty where none was given.")
+    dataset_sha256: str = Field(description="Checksum of the instruction set.")
+    vllm: str = Field(description="Version of the engine that ran the model.")
+
+
+class Settings(_Part):
+    """What was asked for."""
+
+    rows: Literal["prompt", "response", "all"] = Field(description="Whose tokens T of equation 6 counts.")
+    selection: Literal["epsilon", "threshold"] = Field(description="Rule of equation 7.")
+    epsilon: float | None = Field(description="Share of all neurons selected; null with the other rule.")
+    threshold: float | None = Field(description="Least p of a selected neuron; null with the other rule.")
+    exclude_self_pairs: bool = Field(description="Whether figure and report leave pairs with itself out.")
+
+
+class Versions(_Part):
+    """What computed it."""
+
+    sparcom: str = Field(description="This package.")
+    numpy: str = Field(description="NumPy.")
+    numba: str = Field(description="Numba.")
+    zarr: str = Field(description="zarr-python.")
+
+
+class LeftOut(_Part):
+    """Instructions that were not used, by reason."""
+
+    pending: int = Field(description="Not run yet.")
+    failed: int = Field(description="Failed; the archive says why.")
+    cancelled: int = Field(description="Cancelled.")
+    without_rows: int = Field(description="Complete, but without a row of the kind asked for.")
+
+
+class CategoryFacts(_Part):
+    """One category."""
+
+    category: str = Field(description='Its name; "(none)" where instructions carry none.')
+    instructions: int = Field(description="Instructions used.")
+    left_out: int = Field(description="Instructions not used.")
+    tokens: int = Field(description="Rows used, one a token.")
+    mean_tokens: float | None = Field(description="Rows an instruction; null where none was used.")
+    mean_isn: float | None = Field(description="ISNs an instruction, over all layers; null where none was used.")
+
+
+class InstructionFacts(_Part):
+    """Which instructions the numbers rest on."""
+
+    total: int = Field(description="In the archive.")
+    used: int = Field(description="Complete, with rows of the kind asked for.")
+    tokens: int = Field(description="Rows used, one a token.")
+    left_out: LeftOut = Field(description="The others, by reason.")
+    by_category: list[CategoryFacts] = Field(description="In order of first appearance.")
+
+
+class SetSizes(_Part):
+    """How large the ISN sets are: ties at the threshold make them larger than ε asks for."""
+
+    wanted: int | None = Field(description="⌈ε · N⌉; null with the threshold rule.")
+    mean: float = Field(description="Over all instructions used.")
+    minimum: int = Field(description="Smallest set.")
+    maximum: int = Field(description="Largest set.")
+    empty: int = Field(description="Instructions without any ISN.")
+
+
+class CategoryMatrix(_Part):
+    """A symmetric matrix over categories."""
+
+    categories: list[str] = Field(description="Names of rows and columns, in order of first appearance.")
+    matrix: list[list[float | None]] = Field(description="Mean Jaccard index, 0 to 1; null where there is no pair.")
+
+
+class LayerMeans(_Part):
+    """Figure 5."""
+
+    categories: list[str] = Field(description="Names of the rows.")
+    layer_ids: list[int] = Field(description="Layer of each column, as the model numbers them.")
+    mean_count: list[list[float]] = Field(description="ISNs of an instruction in the layer, mean over the category.")
+
+
+class Metrics(_Part):
+    """metrics.json."""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of this form.")
+    archive: ArchiveFacts = Field(description="What was analysed.")
+    settings: Settings = Field(description="What was asked for.")
+    versions: Versions = Field(description="What computed it.")
+    instructions: InstructionFacts = Field(description="Which instructions were used.")
+    isn_size: SetSizes = Field(description="Sizes of the ISN sets.")
+    isn_similarity: CategoryMatrix = Field(description="Equation 10, pairs with itself counted.")
+    isn_similarity_without_self: CategoryMatrix = Field(description="Equation 10 over pairs of two instructions.")
+    isn_by_layer: LayerMeans = Field(description="ISNs by layer and category.")
+
+    @property
+    def shown_similarity(self) -> CategoryMatrix:
+        """The matrix that figure and report show."""
+        return self.isn_similarity_without_self if self.settings.exclude_self_pairs else self.isn_similarity

@@ -1,0 +1,39 @@
+"""`/v1/archives`: the list, the facts of one archive, and the Zarr store itself, read-only."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from sparcom_data.errors import ArchiveNotFoundError
+from sparcom_server.file_response import file_response
+from sparcom_server.reports import archive_report, archive_summary
+from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
+from sparcom_server.schemas import ERRORS, ArchivePage, ArchiveReport
+
+router = APIRouter(prefix="/v1/archives", tags=["archives"], responses=ERRORS)
+
+
+@router.get("")
+def list_archives(service: ServiceDep, addresses: AddressesDep, limit: Limit = 100, offset: Offset = 0) -> ArchivePage:
+    """List the archives, newest first."""
+    names = service.archives.names()
+    shown = [archive_summary(name, service.archives, addresses) for name in names[offset : offset + limit]]
+    return ArchivePage(total=len(names), offset=offset, limit=limit, archives=shown)
+
+
+@router.get("/{name}")
+def get_archive(name: str, service: ServiceDep, addresses: AddressesDep) -> ArchiveReport:
+    """Show one archive: attributes, instructions by state and category, tokens, size."""
+    return archive_report(name, service.archives.facts(name), service.archives, addresses)
+
+
+@router.get("/{name}/zarr/{key:path}", response_class=Response)
+@router.head("/{name}/zarr/{key:path}", include_in_schema=False)
+async def get_store_key(name: str, key: str, request: Request, service: ServiceDep) -> Response:
+    """Read one key of the store, exactly as it lies on disk; byte ranges are honoured, a missing key is 404."""
+    descriptor = await asyncio.to_thread(service.archives.open_file, name, key)
+    if descriptor is None:
+        raise ArchiveNotFoundError(f"the archive {name!r} has no key {key!r}")
+    return file_response(descriptor, request.headers, head=request.method == "HEAD")

@@ -1,0 +1,74 @@
+"""The parts of one service, put together, and their life: start, stop, and the one operation that needs several.
+
+It knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from sparcom_data.errors import SparcomError
+from sparcom_data.instructions import check_batch
+from sparcom_server.archive_store import ArchiveStore
+from sparcom_server.jobs import Job, JobQueue, JobSpec
+from sparcom_server.metrics import Metrics
+from sparcom_server.models import ModelRegistry
+from sparcom_server.protocols import EngineStarter
+from sparcom_server.schemas import ExtractionRequest
+from sparcom_server.settings import ServerSettings
+
+
+class Service:
+    """Models, queue, archives and metrics of one app."""
+
+    def __init__(
+        self,
+        starters: Mapping[str, EngineStarter],
+        settings: ServerSettings,
+        on_failure: Callable[[SparcomError], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.models = ModelRegistry(starters, on_failure)
+        self.archives = ArchiveStore(settings.archive_dir)
+        self.metrics = Metrics()
+        self.queue = JobQueue(settings.max_queued_jobs, settings.max_finished_jobs, self.metrics.observe)
+        self.metrics.watch(self.queue.newest_first, self._ready_models)
+
+    def _ready_models(self) -> dict[str, bool]:
+        return {name: self.models.state(name) == "ready" for name in self.models.names}
+
+    def start(self) -> None:
+        """Load the models and begin to run jobs, on the running event loop."""
+        self.models.start()
+        self.queue.start()
+
+    async def stop(self) -> None:
+        """Cancel and settle every job, then close the engines."""
+        await self.queue.stop(self.settings.stop_seconds)
+        await self.models.close()
+
+    async def submit(self, request: ExtractionRequest) -> Job:
+        """Validate what needs the model, create the archive, and queue the job.
+
+        Raises:
+            SparcomError: the request was refused; no job and no archive came to be.
+        """
+        check_batch(request.instructions)
+        engine = self.models.choose(request.model)
+        name = request.archive or derive_archive_name(engine.name)
+        with self.queue.slot(), self.archives.reserve(name) as path:
+            extraction = await asyncio.to_thread(
+                engine.prepare, request.instructions, request.options, path, request.dataset.name
+            )
+            spec = JobSpec(engine.name, name, path, request.options, request.dataset.name)
+            return self.queue.add(spec, extraction)
+
+
+def derive_archive_name(model: str) -> str:
+    """A name that no archive has yet: model, time (UTC), and four random characters."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-._")[:80] or "archive"
+    return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -1,0 +1,37 @@
+"""Every setting of the service, in one class. Read once, when the app is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ServerSettings(BaseModel):
+    """Where the service listens, where it keeps its data, and its limits.
+
+    data_dir: archives lie in its folder `archives`, as NAME.zarr.
+    max_body_bytes: the largest request body; a larger one gets status 413.
+    max_queued_jobs: jobs that may wait, beside the one that runs; one more gets status 429.
+    max_finished_jobs: finished jobs that are remembered; their archives stay whatever this is.
+    event_seconds: shortest time between two progress events of a job.
+    keep_alive_seconds: longest silence of an event stream.
+    stop_seconds: how long a running job may take to settle when the service stops.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+    data_dir: Path = Path("sparcom-data")
+    max_body_bytes: int = Field(default=256 * 2**20, ge=1)
+    max_queued_jobs: int = Field(default=100, ge=0)
+    max_finished_jobs: int = Field(default=1000, ge=1)
+    event_seconds: float = Field(default=0.5, gt=0)
+    keep_alive_seconds: float = Field(default=15.0, gt=0)
+    stop_seconds: float = Field(default=30.0, gt=0)
+
+    @property
+    def archive_dir(self) -> Path:
+        """The folder of the archives, absolute."""
+        return (self.data_dir / "archives").absolute()

@@ -1,0 +1,168 @@
+"""A fake engine: it runs nothing, yet writes real archives, so that the service can be tested without a model.
+
+Its "tokenizer" gives one token a word. Instructions are committed one at a time, with a pause that a test sets, and
+fail where a test says so. Masks are random, written when the archive is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
+from sparcom_data.create import InstructionColumns, create_archive
+from sparcom_data.errors import SparcomError
+from sparcom_data.instructions import Instruction
+from sparcom_data.layout import Layout, plan_layout
+from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo
+from sparcom_data.options import ExtractionOptions
+from sparcom_data.progress import Progress
+from sparcom_data.storage import DurableStore
+from sparcom_data.testing import random_attributes
+from sparcom_server.protocols import EngineStarter
+
+LAYERS, NEURONS = 3, 20
+
+
+@dataclass(slots=True)
+class FakeExtraction:
+    """Commits one instruction after the other; see `FakeEngine` for what can be set."""
+
+    engine: FakeEngine
+    path: Path
+    layout: Layout
+    progress: Progress
+    todo: list[int]
+    _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, report: Callable[[Progress], None]) -> Progress:
+        """Commit what is to do until it is done, cancelled, or the engine is told to fail."""
+        started = time.monotonic()
+        committer = ArchiveCommitter(self.path)
+        while self.todo and not self._cancelled.is_set():
+            await self._pause()
+            if self._cancelled.is_set():
+                break
+            if self.engine.error and self.progress.complete >= self.engine.error_after:
+                raise self.engine.error
+            await asyncio.to_thread(self._commit, committer, self.todo.pop(0))
+            self._advance(started)
+            report(self.progress)
+        await asyncio.to_thread(committer.cancel, self.todo)
+        await asyncio.to_thread(committer.close)
+        self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=0.0)
+        return self.progress
+
+    def cancel(self) -> None:
+        """Stop before the next instruction."""
+        self._cancelled.set()
+
+    async def _pause(self) -> None:
+        try:
+            await asyncio.wait_for(self._cancelled.wait(), self.engine.pause)
+        except TimeoutError:
+            return
+
+    def _commit(self, committer: ArchiveCommitter, index: int) -> None:
+        rows = np.arange(self.layout.capacity[index], dtype=np.int32)
+        committer.complete([CompletedInstruction(index, int(self.layout.token_start[index]), rows, rows)])
+
+    def _advance(self, started: float) -> None:
+        done, seconds = self.progress.complete + 1, max(1e-6, time.monotonic() - started)
+        tokens = int(self.layout.token_start[self.todo[0]]) if self.todo else self.progress.tokens
+        self.progress = replace(
+            self.progress,
+            complete=done,
+            tokens_done=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            seconds_left=(self.progress.tokens - tokens) * seconds / max(1, tokens),
+        )
+
+
+@dataclass(slots=True)
+class FakeEngine:
+    """One "loaded model".
+
+    pause: seconds before each instruction. max_prompt_tokens: a prompt with more words fails, the job goes on.
+    prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
+    """
+
+    name: str = "fake"
+    pause: float = 0.0
+    max_prompt_tokens: int = 64
+    prepare_error: SparcomError | None = None
+    error: SparcomError | None = None
+    error_after: int = 0
+    healthy: bool = True
+    closed: bool = False
+
+    @property
+    def model(self) -> ModelInfo:
+        """Facts of no real model."""
+        return random_attributes(LAYERS, NEURONS).model
+
+    @property
+    def engine(self) -> EngineInfo:
+        """Facts of no real engine."""
+        return random_attributes(LAYERS, NEURONS).engine
+
+    def prepare(
+        self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
+    ) -> FakeExtraction:
+        """Create the archive with every mask in it and every instruction pending."""
+        if self.prepare_error is not None:
+            raise self.prepare_error
+        lengths = [_words(instruction) for instruction in instructions]
+        fits = [length <= self.max_prompt_tokens for length in lengths]
+        layout = plan_layout(lengths, options.positions, options.max_tokens, fits)
+        attributes = random_attributes(
+            LAYERS, NEURONS, positions=options.positions, max_tokens=options.max_tokens
+        ).model_copy(update={"dataset": DatasetInfo(name=dataset_name)})
+        columns = InstructionColumns(
+            id=[instruction.id for instruction in instructions],
+            category=[instruction.category for instruction in instructions],
+            source=[instruction.source for instruction in instructions],
+            text=[instruction.text or "" for instruction in instructions],
+            error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
+        )
+        create_archive(path, attributes, columns, layout, chunk_tokens=8)
+        _write_masks(path, layout)
+        todo = [index for index, fit in enumerate(fits) if fit]
+        progress = Progress(instructions=len(fits), failed=fits.count(False), tokens=layout.tokens)
+        return FakeExtraction(self, path, layout, progress, todo)
+
+    async def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+    def starter(self, loading: float = 0.0) -> EngineStarter:
+        """What loads this engine, in `loading` seconds."""
+
+        async def start() -> FakeEngine:
+            await asyncio.sleep(loading)
+            return self
+
+        return start
+
+
+def _words(instruction: Instruction) -> int:
+    if instruction.token_ids is not None:
+        return len(instruction.token_ids)
+    if instruction.messages is not None:
+        return sum(len(message.content.split()) for message in instruction.messages)
+    return len((instruction.text or "").split())
+
+
+def _write_masks(path: Path, layout: Layout) -> None:
+    array = zarr.open_group(DurableStore(path), mode="r+")["neuron/active"]
+    assert isinstance(array, zarr.Array)  # noqa: S101  (create_archive made it)
+    if layout.tokens:
+        masks = np.random.default_rng(0).random((layout.tokens, LAYERS, NEURONS)) < 0.4
+        array[:] = np.packbits(masks, axis=-1, bitorder="little")

@@ -1,0 +1,104 @@
+"""Archives of chosen masks, for tests of the analysis: every kind of positions, category and state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
+from sparcom_data.create import InstructionColumns, create_archive
+from sparcom_data.layout import plan_layout
+from sparcom_data.metadata import Positions
+from sparcom_data.storage import DurableStore
+from sparcom_data.testing import random_attributes
+
+
+@dataclass(frozen=True)
+class Case:
+    """An archive and the truth behind it: bool (rows, layer, neuron) of each instruction, prompt rows first."""
+
+    archive: Archive
+    masks: list[NDArray[np.bool_]]
+
+
+MakeCase = Callable[..., Case]
+
+
+def build_case(
+    path: Path,
+    lengths: Sequence[int],
+    categories: Sequence[str],
+    *,
+    layers: int = 3,
+    neurons: int = 20,
+    chunk_tokens: int = 4,
+    positions: Positions = "prompt",
+    responses: Sequence[int] = (),
+    failed: Sequence[int] = (),
+    unfinished: Sequence[int] = (),
+    rates: tuple[float, ...] = (0.4,),
+    seed: int = 0,
+) -> Case:
+    """Write an archive: `lengths` prompt and `responses` response rows, of six reserved; density by instruction."""
+    rng = np.random.default_rng(seed)
+    count = len(lengths)
+    reserved = 0 if positions == "prompt" else 6
+    layout = plan_layout(lengths, positions, reserved, [k not in failed for k in range(count)])
+    columns = InstructionColumns(
+        id=[f"i{k}" for k in range(count)],
+        category=list(categories),
+        source=[""] * count,
+        text=["some text"] * count,
+        error=["on purpose" if k in failed else "" for k in range(count)],
+    )
+    attributes = random_attributes(layers, neurons, positions=positions, max_tokens=reserved)
+    create_archive(path, attributes, columns, layout, chunk_tokens=chunk_tokens)
+    with zarr.config.set({"array.write_empty_chunks": True}):  # zarr leaves chunks of zeros out otherwise
+        store = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)["neuron/active"]
+    assert isinstance(store, zarr.Array)
+    committer = ArchiveCommitter(path)
+    masks = []
+    for k in range(count):
+        prompt = 0 if positions == "response" else lengths[k]
+        rows = prompt + (responses[k] if responses else 0)
+        mask = rng.random((rows, layers, neurons)) < rates[k % len(rates)]
+        masks.append(mask)
+        if k in failed or k in unfinished:
+            continue
+        start = int(layout.token_start[k])
+        store[start : start + rows] = np.packbits(mask, axis=-1, bitorder="little")
+        place = np.arange(rows, dtype=np.int32) + layout.first_position[k]
+        committer.complete([CompletedInstruction(k, start, np.zeros(rows, np.int32), place)])
+    committer.close()
+    return Case(open_archive(path), masks)
+
+
+@pytest.fixture
+def make_case(tmp_path: Path) -> MakeCase:
+    """`build_case` into a folder of its own; further arguments as there."""
+    made = 0
+
+    def make(lengths: Sequence[int], categories: Sequence[str], **options: object) -> Case:
+        nonlocal made
+        made += 1
+        return build_case(tmp_path / f"{made}.zarr", lengths, categories, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def typical(make_case: MakeCase) -> Case:
+    """Nine instructions of three categories, one failed, chunks that cut through instructions."""
+    return make_case(
+        (5, 9, 3, 12, 7, 4, 8, 6, 10),
+        ("QA", "CODE", "QA", "", "CODE", "QA", "", "CODE", ""),
+        failed=(4,),
+        rates=(0.3, 0.5),
+    )

@@ -1,0 +1,165 @@
+"""Equation 6, against sums over the masks that were written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparcom_analysis import activation_counts, activation_frequencies, instruction_specific_neurons
+from sparcom_analysis.frequencies import iterate_counts
+from sparcom_analysis.rows import choose_rows, row_spans
+from sparcom_data.archive import open_archive
+from sparcom_data.errors import (
+    DamagedArchiveError,
+    IncompleteArchiveError,
+    UnsupportedArchiveError,
+)
+from sparcom_data.storage import DurableStore
+
+
+def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untyped-def]
+    """Change an array behind the archive's back."""
+    zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name][key] = value
+
+
+def test_frequencies_are_means_over_prompt_tokens(typical) -> None:  # type: ignore[no-untyped-def]
+    """p_ij is the mean of the instruction's mask over its T tokens."""
+    for k, mask in enumerate(typical.masks):
+        if k != 4:  # failed
+            frequencies = activation_frequencies(typical.archive, k)
+            assert frequencies.dtype == np.float64
+            np.testing.assert_allclose(frequencies, mask.mean(axis=0), rtol=0, atol=1e-12)
+            assert (activation_counts(typical.archive, k) == mask.sum(axis=0)).all()
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    layers=st.integers(1, 4),
+    neurons=st.integers(1, 40),
+    chunk_tokens=st.integers(1, 50),
+    block_bytes=st.integers(1, 4000),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_counts_do_not_depend_on_chunks_or_blocks(
+    make_case, lengths, layers, neurons, chunk_tokens, block_bytes, seed, data
+):  # type: ignore[no-untyped-def]
+    """Whatever the chunk and block sizes and whatever failed between, counts are those of the masks."""
+    failed = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=len(lengths) - 1))
+    case = make_case(
+        lengths,
+        ["c"] * len(lengths),
+        layers=layers,
+        neurons=neurons,
+        chunk_tokens=chunk_tokens,
+        seed=seed,
+        failed=failed,
+    )
+    spans = row_spans(case.archive, "prompt")
+    seen = []
+    for k, counts in iterate_counts(case.archive, spans, block_bytes=block_bytes):
+        index = int(spans.instruction[k])
+        seen.append(index)
+        assert (counts[:, :neurons] == case.masks[index].sum(axis=0)).all()
+        assert not counts[:, neurons:].any()
+    assert seen == [index for index in range(len(lengths)) if index not in failed]
+
+
+def test_prompt_response_and_all_rows_are_told_apart(make_case) -> None:  # type: ignore[no-untyped-def]
+    """An archive of all positions gives the prompt's rows by default, and the response's or all when asked."""
+    case = make_case((5, 3), ("a", "b"), positions="all", responses=(4, 6))
+    assert choose_rows(case.archive, None) == "prompt"
+    for rows, part in (("prompt", slice(0, 5)), ("response", slice(5, 9)), ("all", slice(0, 9))):
+        assert (activation_counts(case.archive, 0, rows) == case.masks[0][part].sum(axis=0)).all()
+
+
+def test_a_response_archive_gives_response_rows_and_says_so(make_case) -> None:  # type: ignore[no-untyped-def]
+    """Where no prompt row is held, response rows are used and named; asking for prompt rows is refused."""
+    case = make_case((5, 3, 4), ("a", "b", "b"), positions="response", responses=(4, 6, 0))
+    assert (activation_counts(case.archive, 1) == case.masks[1].sum(axis=0)).all()
+    neurons = instruction_specific_neurons(case.archive)
+    assert (neurons.rows, neurons.without_rows, list(neurons.ids)) == ("response", 1, ["i0", "i1"])
+    with pytest.raises(IncompleteArchiveError, match=r"rows 'prompt'.*positions='response'.*Choose rows 'response'"):
+        activation_counts(case.archive, 0, "prompt")
+    with pytest.raises(IncompleteArchiveError, match="with response rows; instruction 2"):
+        activation_counts(case.archive, 2)
+
+
+def test_a_prompt_archive_refuses_response_rows(typical) -> None:  # type: ignore[no-untyped-def]
+    """Rows that were never captured are refused, not read as zeros."""
+    for rows in ("response", "all"):
+        with pytest.raises(IncompleteArchiveError, match="positions='prompt'"):
+            activation_counts(typical.archive, 0, rows)
+
+
+def test_an_instruction_that_is_not_complete_is_refused(typical) -> None:  # type: ignore[no-untyped-def]
+    """Frequencies of a failed instruction, or of one that is not there, are an error."""
+    for index in (4, 99, -1):
+        with pytest.raises(IncompleteArchiveError, match=f"instruction {index} of"):
+            activation_frequencies(typical.archive, index)
+
+
+def test_progress_counts_needed_rows(typical) -> None:  # type: ignore[no-untyped-def]
+    """Progress rises to the number of rows used, failed instructions not counted."""
+    seen: list[tuple[int, int]] = []
+    instruction_specific_neurons(typical.archive, progress=lambda *at: seen.append(at), block_bytes=1)
+    total = sum(len(mask) for k, mask in enumerate(typical.masks) if k != 4)
+    assert len(seen) > 3
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
+
+
+def test_rows_of_another_position_are_damage(typical) -> None:  # type: ignore[no-untyped-def]
+    """A row whose position is not the one that belongs there stops the analysis, naming row and instruction."""
+    overwrite(typical.archive, "token/position", 6, -1)
+    with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' must hold position 1; .* says -1"):
+        instruction_specific_neurons(open_archive(typical.archive.path))
+
+
+def test_set_spare_bits_are_damage(typical) -> None:  # type: ignore[no-untyped-def]
+    """Bits past the last neuron would change ranks, so they are refused."""
+    overwrite(typical.archive, "neuron/active", (0, 1, 2), 0b10000)
+    with pytest.raises(DamagedArchiveError, match="bits past neuron 19"):
+        instruction_specific_neurons(open_archive(typical.archive.path))
+
+
+def test_a_complete_instruction_lacks_no_prompt_row(typical) -> None:  # type: ignore[no-untyped-def]
+    """A complete instruction with fewer rows than its prompt is damage, not a shorter T."""
+    overwrite(typical.archive, "instruction/token_length", 3, 11)
+    with pytest.raises(DamagedArchiveError, match=r"all its 12 prompt rows; 'i3' .* has 11 rows"):
+        instruction_specific_neurons(open_archive(typical.archive.path))
+
+
+def test_overlapping_instructions_are_damage(typical) -> None:  # type: ignore[no-untyped-def]
+    """No row belongs to two instructions."""
+    overwrite(typical.archive, "instruction/token_start", 1, 4)
+    with pytest.raises(DamagedArchiveError, match="those of 'i0' and 'i1'"):
+        instruction_specific_neurons(open_archive(typical.archive.path))
+
+
+def with_capture(archive, part: str, **changes: object) -> None:  # type: ignore[no-untyped-def]
+    """Change the archive's attributes."""
+    root = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)
+    section = dict(root.attrs["sparcom"])
+    section[part] = section[part] | changes
+    root.attrs["sparcom"] = section
+    zarr.consolidate_metadata(DurableStore(archive.path))
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_kinds_that_come_later_are_refused_clearly(typical) -> None:  # type: ignore[no-untyped-def]
+    """Counts in place of masks, and archives without dense layers, are named as not supported yet."""
+    with_capture(typical.archive, "capture", granularity="count")
+    with pytest.raises(UnsupportedArchiveError, match="granularity 'count', which is not supported yet"):
+        instruction_specific_neurons(open_archive(typical.archive.path))
+    with_capture(typical.archive, "capture", granularity="token", components=["router"])
+    with pytest.raises(UnsupportedArchiveError, match="holds router"):
+        activation_counts(open_archive(typical.archive.path), 0)
+    with_capture(typical.archive, "capture", components=["neuron"])
+    with_capture(typical.archive, "model", neurons=33)
+    with pytest.raises(DamagedArchiveError, match=r"must be \(token, 3, 5\) .* it is \(token, 3, 3\)"):
+        activation_counts(open_archive(typical.archive.path), 0)

@@ -1,0 +1,107 @@
+"""A real server in a thread, with fake engines that write real archives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sparcom_server.app import create_app
+from sparcom_server.run import Server, configure
+from sparcom_server.service import Service
+from sparcom_server.settings import ServerSettings
+from sparcom_server.testing import FakeEngine
+
+
+@dataclass
+class Running:
+    """A server that runs, and a client for it."""
+
+    url: str
+    http: httpx.Client
+    service: Service
+    archives: Path
+    server: Server
+    thread: threading.Thread
+
+    def post(self, count: int = 3, **fields: Any) -> httpx.Response:
+        """Submit `count` small instructions."""
+        body = {"instructions": instructions(count)} | fields
+        return self.http.post("/v1/extractions", json=body)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """One job as it is."""
+        answer: dict[str, Any] = self.http.get(f"/v1/extractions/{job_id}").json()
+        return answer
+
+    def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
+        """The job once it has ended, or once `until` holds."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            job = self.job(job_id)
+            if until(job) if until else job["finished"]:
+                return job
+            time.sleep(0.02)
+        raise AssertionError(f"not reached in 20 s: {job}")
+
+    def wait_for(self, holds: Callable[[], bool]) -> None:
+        """Return once it holds."""
+        deadline = time.monotonic() + 20
+        while not holds():
+            assert time.monotonic() < deadline, "not reached in 20 s"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End the server and wait for it."""
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+    def files(self) -> list[str]:
+        """Everything in the folder of archives."""
+        return sorted(path.name for path in self.archives.iterdir()) if self.archives.exists() else []
+
+
+def instructions(count: int, words: int = 4) -> list[dict[str, Any]]:
+    """`count` instructions of `words` words, in two categories."""
+    text = " ".join(["word"] * words)
+    return [{"id": f"i{n}", "text": text, "category": ("CLS", "CODE")[n % 2]} for n in range(count)]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start a server with these engines; it is stopped after the test."""
+    started: list[Running] = []
+
+    def starting(*engines: FakeEngine, loading: float = 0.0, ready: bool = True, **fields: Any) -> Running:
+        running = launch(engines or (FakeEngine(),), tmp_path, loading, fields)
+        started.append(running)
+        while ready and running.http.get("/ready").status_code != 200:
+            time.sleep(0.01)
+        return running
+
+    yield starting
+    for running in started:
+        running.stop()
+        running.http.close()
+
+
+def launch(engines: tuple[FakeEngine, ...], folder: Path, loading: float, fields: dict[str, Any]) -> Running:
+    """Start uvicorn in a thread on a free port."""
+    fields = {"event_seconds": 0.05, "port": 0, "data_dir": folder / "data"} | fields
+    settings = ServerSettings(**fields)
+    app = create_app({engine.name: engine.starter(loading) for engine in engines}, settings)
+    server = Server(configure(app, settings))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+        assert thread.is_alive()
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    return Running(url, httpx.Client(base_url=url, timeout=20), app.state.service, settings.archive_dir, server, thread)

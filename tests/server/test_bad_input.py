@@ -1,0 +1,216 @@
+"""Bad requests: each gets its status, names the field and the rule, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+ONE = {"id": "a", "text": "hello"}
+
+CASES = {
+    "not json": (b'{"instructions": [', 400, "NotJsonError", "must be JSON"),
+    "empty body": (b"", 422, "InvalidInputError", "body"),
+    "not an object": ([1, 2], 422, "InvalidInputError", "body"),
+    "no instructions": ({}, 422, "InvalidInputError", "instructions: Field required"),
+    "empty batch": ({"instructions": []}, 422, "InvalidInputError", "instructions: the batch must not be empty"),
+    "duplicate ids": ({"instructions": [ONE, ONE]}, 422, "InvalidInputError", "'a' occurs 2 times"),
+    "empty text": (
+        {"instructions": [ONE, {"id": "b", "text": " "}]},
+        422,
+        "InvalidInputError",
+        "instructions.1: text must not",
+    ),
+    "no text": ({"instructions": [{"id": "b"}]}, 422, "InvalidInputError", "exactly one of text, messages and token"),
+    "unknown field": ({"instructions": [ONE], "modle": "x"}, 422, "InvalidInputError", "modle: unknown field"),
+    "unknown instruction field": (
+        {"instructions": [ONE | {"txt": ""}]},
+        422,
+        "InvalidInputError",
+        "instructions.0.txt: unknown field",
+    ),
+    "unknown option": (
+        {"instructions": [ONE], "options": {"position": "all"}},
+        422,
+        "InvalidInputError",
+        "options.position: unknown field",
+    ),
+    "option out of range": (
+        {"instructions": [ONE], "options": {"positions": "all"}},
+        422,
+        "InvalidInputError",
+        "max_tokens must be at least",
+    ),
+    "unknown model": ({"instructions": [ONE], "model": "gpt"}, 404, "UnknownModelError", "serves: fake. It is 'gpt'"),
+    "path in name": (
+        {"instructions": [ONE], "archive": "../up"},
+        422,
+        "InvalidInputError",
+        "archive: an archive's name",
+    ),
+    "absolute name": ({"instructions": [ONE], "archive": "/etc/x"}, 422, "InvalidInputError", "it holds no path"),
+    "odd name": ({"instructions": [ONE], "archive": "a b"}, 422, "InvalidInputError", "archive: an archive's name"),
+    "newline in name": ({"instructions": [ONE], "archive": "ab\n"}, 422, "InvalidInputError", "archive: an archive's"),
+    "long name": ({"instructions": [ONE], "archive": "a" * 129}, 422, "InvalidInputError", "1 to 128"),
+    "suffix in name": ({"instructions": [ONE], "archive": "a.zarr"}, 422, "InvalidInputError", "without the suffix"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_requests_are_refused(start: Start, case: str) -> None:
+    """The status, the type and the words are those of the rule that was broken; no job and no file come to be."""
+    body, status, kind, words = CASES[case]
+    running = start()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": "application/json"})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (status, kind)
+    assert words in error["message"]
+    assert error["problems"]
+    assert running.files() == []
+    assert running.http.get("/v1/extractions").json()["total"] == 0
+
+
+def test_every_problem_is_told_at_once(start: Start) -> None:
+    """A batch with four mistakes gets four sentences, each with its place."""
+    running = start()
+    batch = [ONE, ONE, {"id": "", "text": "x"}, {"id": "c", "text": ""}]
+    response = running.post(instructions=batch, archive="a/b", options={"max_tokens": -1})
+    problems = response.json()["error"]["problems"]
+    for words in (
+        "archive: ",
+        "instructions.2.id: ",
+        "instructions.3: text must",
+        "options.max_tokens: ",
+        "'a' occurs 2",
+    ):
+        assert sum(words in problem for problem in problems) == 1, words
+    assert len(problems) == 5
+
+
+def test_a_body_that_is_not_declared_as_json_is_refused(start: Start) -> None:
+    """Without the content type it is 415: a page of another origin could send such a request unasked."""
+    running = start()
+    response = running.http.post(
+        "/v1/extractions", content=json.dumps({"instructions": [ONE]}), headers={"Content-Type": "text/plain"}
+    )
+    assert response.status_code == 415
+    assert running.files() == []
+
+
+def test_an_archive_that_exists_is_not_touched(start: Start) -> None:
+    """A second job of the same name is 409, and the first one's bytes stay as they are."""
+    running = start()
+    running.wait(running.post(archive="kept").json()["id"])
+    before = {path: path.read_bytes() for path in running.archives.rglob("*") if path.is_file()}
+    response = running.post(archive="kept")
+    assert response.status_code == 409
+    assert response.json()["error"]["type"] == "ArchiveExistsError"
+    assert {path: path.read_bytes() for path in running.archives.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(StorageError("no space"), 507), (ArchiveExistsError("there"), 409), (InvalidInputError(["a: b", "c: d"]), 422)],
+)
+def test_what_the_engine_refuses_is_told(start: Start, error: Any, status: int) -> None:
+    """Errors of `prepare` reach the client by the table, and the name is free again."""
+    engine = FakeEngine(prepare_error=error)
+    running = start(engine)
+    response = running.post(archive="name")
+    assert response.status_code == status
+    assert response.json()["error"]["problems"] == getattr(error, "problems", [str(error)])
+    engine.prepare_error = None
+    assert running.post(archive="name").status_code == 202
+
+
+def test_a_dead_engine_takes_no_job(start: Start) -> None:
+    """An engine that died is 503, for submission and for readiness, while health stays 200."""
+    engine = FakeEngine()
+    running = start(engine)
+    engine.healthy = False
+    assert running.post().json()["error"]["type"] == "EngineError"
+    assert running.http.get("/ready").status_code == 503
+    assert running.http.get("/health").status_code == 200
+
+
+def test_a_large_body_is_refused(start: Start) -> None:
+    """More bytes than allowed are 413, whether their number is declared or not, and exactly as many are not."""
+    running = start(max_body_bytes=2000)
+    small = json.dumps({"instructions": [ONE]}).encode()
+    headers = {"Content-Type": "application/json"}
+    fits = small + b" " * (2000 - len(small))
+    assert running.http.post("/v1/extractions", content=fits, headers=headers).status_code == 202
+    response = running.http.post("/v1/extractions", content=fits + b" ", headers=headers)
+    assert (response.status_code, response.json()["error"]["problems"][0][:46]) == (
+        413,
+        "a request body may have at most 2000 bytes; th",
+    )
+    chunks = iter([small, b" " * 2000, b" " * 2000])
+    response = running.http.post("/v1/extractions", content=chunks, headers=headers)
+    assert response.status_code == 413
+    assert len(running.files()) == 1
+
+
+def test_a_declared_length_is_refused_before_the_body_comes(start: Start) -> None:
+    """The answer 413 comes on the headers alone."""
+    running = start(max_body_bytes=2000)
+    host, port = running.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"POST /v1/extractions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(("limit", "offset"), [(0, 0), (1001, 0), (1, -1), ("x", 0)])
+def test_paging_outside_its_range_is_refused(start: Start, limit: object, offset: int) -> None:
+    """Query parameters follow rules too, and errors name them."""
+    running = start()
+    response = running.http.get("/v1/extractions", params={"limit": limit, "offset": offset})
+    assert response.status_code == 422
+    assert response.json()["error"]["problems"][0].startswith("query.")
+
+
+def test_unknown_routes_and_methods_have_the_same_form(start: Start) -> None:
+    """404 and 405 carry the error body too."""
+    running = start()
+    assert running.http.get("/v2/none").json()["error"]["type"] == "NotFound"
+    response = running.http.put("/v1/models")
+    assert (response.status_code, response.json()["error"]["type"]) == (405, "MethodNotAllowed")
+
+
+def test_deep_nesting_is_refused(start: Start) -> None:
+    """A body made to exhaust the parser's stack is a bad request, not a crash."""
+    running = start()
+    content = b'{"instructions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": "application/json"})
+    assert 400 <= response.status_code < 500
+    assert running.http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"instructions": [{"id": "\ud800", "text": "x"}]},
+        {"instructions": [{"id": "a", "text": "\ud800"}]},
+        {"instructions": [ONE], "archive": "\ud800"},
+        {"instructions": [ONE], "model": "\ud800"},
+        {"instructions": [ONE], "\ud800": 1},
+        {"instructions": [ONE], "dataset": {"name": "\ud800"}},
+        {"instructions": [ONE], "options": {"max_tokens": "TOO_LONG"}},
+    ],
+)
+def test_what_no_text_or_number_can_be_is_refused(start: Start, body: dict[str, Any]) -> None:
+    """Half a surrogate pair cannot be stored or answered, nor a number of 5,000 digits: a client's error, not ours."""
+    running = start()
+    content = json.dumps(body).replace('"TOO_LONG"', "9" * 5000).encode()
+    response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": "application/json"})
+    assert 400 <= response.status_code < 500, response.text
+    assert response.json()["error"]["problems"]
+    assert running.files() == []

@@ -1,0 +1,38 @@
+"""The table from errors to HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import sparcom_server.errors  # noqa: F401  (defines further errors)
+from sparcom_data.errors import InvalidInputError, SparcomError
+from sparcom_server.errors import STATUS, error_response, status_of
+
+
+def subclasses(kind: type[SparcomError]) -> Iterator[type[SparcomError]]:
+    """A class and all below it that the project defines."""
+    if kind.__module__ in {"sparcom_data.errors", "sparcom_server.errors"}:
+        yield kind
+        for below in kind.__subclasses__():
+            yield from subclasses(below)
+
+
+@pytest.mark.parametrize("kind", sorted(set(subclasses(SparcomError)), key=lambda kind: kind.__name__))
+def test_every_error_has_a_status(kind: type[SparcomError]) -> None:
+    """Each class of the project is in the table itself: a new one must be thought about."""
+    assert kind in STATUS
+    assert 400 <= STATUS[kind] < 600
+
+
+def test_a_class_below_one_of_the_table_has_its_status() -> None:
+    """The nearest class counts."""
+
+    class SpecialError(InvalidInputError):
+        pass
+
+    assert status_of(SpecialError(["x"])) == 422
+    assert error_response(SpecialError(["x", "y"])).body == (
+        b'{"error":{"type":"SpecialError","message":"x\\ny","problems":["x","y"]}}'
+    )
