@@ -99,20 +99,20 @@ class Archive:
 
         States are read first: in an archive that is being written, whatever a state of 1 promises is then there.
         """
-        state = self._column("state")
+        state = self.column("state")
         return InstructionTable(
             id=self.strings("id"),
             category=self.strings("category"),
             source=self.strings("source"),
-            token_start=self._column("token_start"),
-            prompt_length=self._column("prompt_length"),
-            token_length=self._column("token_length"),
+            token_start=self.column("token_start"),
+            prompt_length=self.column("prompt_length"),
+            token_length=self.column("token_length"),
             state=state,
         )
 
     def strings(self, name: str) -> list[str]:
         """A string column of `instruction/`: id, category, source, text, response or error."""
-        return [str(value) for value in self._column(name)]
+        return [str(value) for value in self.column(name)]
 
     @property
     def tokens(self) -> int:
@@ -169,7 +169,8 @@ class Archive:
         """Keys of the chunks under rows [start, stop) that are not in the store."""
         return [key for key in self._chunk_keys(self.array(name), start, stop) if not self._exists(name, key)]
 
-    def _column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of `instruction/`, one entry an instruction."""
         full = f"instruction/{name}"
         return self._read_rows(full, 0, int(self.array(full).shape[0]))
 
@@ -208,7 +209,7 @@ class Archive:
         step = array.chunks[0]
         others = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
         rows = range(start // step, -(-stop // step))
-        return ["/".join(["c", *map(str, index)]) for index in product(rows, *others)]
+        return [array.metadata.encode_chunk_key(index) for index in product(rows, *others)]
 
     def _exists(self, name: str, key: str) -> bool:
         return bool(sync(self.group.store.exists(f"{self.group.path}/{name}/{key}".lstrip("/"))))

@@ -27,6 +27,7 @@ from sparcom_data.metadata import ArchiveAttributes
 from sparcom_data.schema import (
     INSTRUCTION_ARRAYS,
     INSTRUCTION_CHUNK,
+    MASK_KEY_SEPARATOR,
     NEURON_ACTIVE,
     STRING_CHUNK,
     TOKEN_ARRAYS,
@@ -34,7 +35,7 @@ from sparcom_data.schema import (
     ArraySpec,
     State,
 )
-from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, storage_error, sync_folder
+from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def create_archive(
         raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _build(building, attributes, columns, layout, chunk_tokens)
         building.rename(path)
         sync_folder(path.parent)
@@ -170,5 +171,7 @@ def _create_array(
         compressors=[ZstdCodec(level=3), Crc32cCodec()] if compress else [Crc32cCodec()],
         dimension_names=spec.dimensions,
         attributes={"description": spec.description, **unit, **(attributes or {})},
+        # Masks: one folder of files instead of two folders a file, which halves what writing costs (measured).
+        chunk_key_encoding={"name": "default", "separator": "/" if compress else MASK_KEY_SEPARATOR},
         config={"write_empty_chunks": True},
     )

@@ -27,11 +27,20 @@ def _encodable(value: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
-        raise ValueError(f"must be Unicode text; character {error.start + 1} is a lone surrogate, U+{code:X}") from error
+        raise ValueError(
+            f"must be Unicode text; character {error.start + 1} is a lone surrogate, U+{code:X}"
+        ) from error
     return value
 
 
-Text = Annotated[str, AfterValidator(_encodable)]
+def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    _encodable(json.dumps(value, ensure_ascii=False, default=str))
+    return value
+
+
+UNICODE = AfterValidator(_encodable)
+Text = Annotated[str, UNICODE]
+Metadata = Annotated[dict[str, Any], AfterValidator(_encodable_metadata)]
 
 
 class Message(BaseModel):
@@ -40,7 +49,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[Text, Field(min_length=1)]
+    content: Annotated[str, Field(min_length=1), UNICODE]
 
 
 class Instruction(BaseModel):
@@ -52,13 +61,13 @@ class Instruction(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: Annotated[Text, Field(min_length=1, max_length=512)]
+    id: Annotated[str, Field(min_length=1, max_length=512), UNICODE]
     text: Text | None = None
     messages: tuple[Message, ...] | None = None
     token_ids: tuple[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)], ...] | None = None
     category: Text = ""
     source: Text = ""
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     license: Text = ""
     half: Text = ""
     sha256: Text = ""
@@ -72,18 +81,7 @@ class Instruction(BaseModel):
         content = getattr(self, given[0])
         if not content or (isinstance(content, str) and not content.strip()):
             raise ValueError(f"{given[0]} must not be empty")
-        if not _is_unicode(self):
-            raise ValueError("strings must be valid Unicode; one holds half of a surrogate pair")
         return self
-
-
-def _is_unicode(instruction: Instruction) -> bool:
-    """Whether its strings can be stored: JSON's escapes can spell half of a surrogate pair, UTF-8 cannot."""
-    try:
-        instruction.model_dump_json()
-    except ValueError:
-        return False
-    return True
 
 
 def describe_validation_error(error: ValidationError, where: str) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.metadata import Positions
 
-TARGET_CHUNK_BYTES = 2 << 20  # measured: DECISIONS.md, "Chunks of up to two MiB"
+TARGET_CHUNK_BYTES = 4 << 20  # measured: DECISIONS.md, "Chunks of up to four MiB"
 MAX_CHUNK_TOKENS = 4096
 
 

@@ -95,4 +95,5 @@ NEURON_ACTIVE = ArraySpec(
 
 INSTRUCTION_CHUNK = 8192  # numeric instruction arrays
 STRING_CHUNK = 1024
+MASK_KEY_SEPARATOR = "."  # chunk (2, 0, 0) of the masks is the file c.2.0.0
 TOKEN_CHUNK = 65_536  # rows of token/id and token/position

@@ -59,7 +59,7 @@ def verify_archive(
 
 
 def _check_format(archive: Archive) -> Check:
-    """Every array of the format is there with its dtype, dimensions and sizes."""
+    """Every array of the format is there with its dtype, dimensions and sizes; the instruction columns can be read."""
     check = Check("format")
     specs: list[ArraySpec] = [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE]
     for spec in specs:
@@ -75,6 +75,8 @@ def _check_format(archive: Archive) -> Check:
             check.findings.append(f"{spec.name} must have dimensions {spec.dimensions}")
     if check.passed:
         check.findings.extend(_size_problems(archive))
+    if check.passed:
+        check.findings.extend(_column_problems(archive))
     check.looked_at = f"{len(specs)} arrays, format {archive.attributes.format_version}"
     return check
 
@@ -90,17 +92,23 @@ def _size_problems(archive: Archive) -> Iterator[str]:
     for spec in INSTRUCTION_ARRAYS:
         if archive.array(spec.name).shape[0] != count:
             yield f"{spec.name} must have {count} entries; it has {archive.array(spec.name).shape[0]}"
+    if (positions := archive.array("token/position").shape[0]) != archive.tokens:
+        yield f"token/position must have {archive.tokens} entries; it has {positions}"
+
+
+def _column_problems(archive: Archive) -> Iterator[str]:
+    for spec in INSTRUCTION_ARRAYS:
+        try:
+            archive.column(spec.name.removeprefix("instruction/"))
+        except ArchiveError as error:
+            yield str(error)
 
 
 def _check_states(archive: Archive) -> Check:
     """States are known ones, rows of complete instructions lie within the axis and apart."""
     check = Check("states")
-    try:
-        table = archive.instructions
-        errors = archive.strings("error")
-    except ArchiveError as error:
-        check.findings.append(str(error))
-        return check
+    table = archive.instructions
+    errors = archive.strings("error")
     if len(set(table.id)) != len(table):
         check.findings.append("instruction ids must be unique; some occur more than once")
     if unknown := sorted(set(table.state.tolist()) - set(State)):
@@ -125,25 +133,30 @@ def _check_states(archive: Archive) -> Check:
 
 
 def _check_tokens(archive: Archive) -> Check:
-    """Every row of a complete instruction was written, and its positions run on."""
+    """Every row of a complete instruction was written, none is missing, and its positions run on."""
     check = Check("rows")
     table = archive.instructions
-    response_only = archive.attributes.capture.positions == "response"
+    captured = archive.attributes.capture.positions
     window = _TokenWindow(archive)
     rows = 0
     for index in table.complete:
         start, length = int(table.token_start[index]), int(table.token_length[index])
         try:
             ids, positions = window.read(start, start + length)
-        except ArchiveError as error:
-            check.findings.append(str(error))
+        except (ArchiveError, IndexError) as error:
+            check.findings.append(f"instruction {table.id[index]!r}: {error}")
             continue
         rows += length
+        prompt = int(table.prompt_length[index])
+        if (captured == "prompt" and length != prompt) or (captured == "all" and length < prompt):
+            check.findings.append(
+                f"instruction {table.id[index]!r}: {length} rows cannot hold its {prompt} prompt tokens"
+            )
         if unwritten := int((ids < 0).sum()):
             check.findings.append(
                 f"instruction {table.id[index]!r}: {unwritten} of its {length} rows were never written"
             )
-        first = int(table.prompt_length[index]) if response_only else 0
+        first = prompt if captured == "response" else 0
         if not np.array_equal(positions, first + np.arange(length)):
             check.findings.append(f"instruction {table.id[index]!r}: positions do not run from {first} on")
     check.looked_at = f"{rows:,} rows of {len(table.complete)} complete instructions"

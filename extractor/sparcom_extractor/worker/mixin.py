@@ -91,7 +91,12 @@ class CaptureMixin:
             instructions = zarr.open_array(path, path="instruction/state", mode="r").shape[0]
         except (OSError, ValueError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        target = ChunkTarget(Path(path) / "neuron" / "active", array.shape[0], tuple(array.chunks))
+        target = ChunkTarget(
+            Path(path) / "neuron" / "active",
+            array.shape[0],
+            tuple(array.chunks),
+            separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
+        )
         self._capture.sessions[session] = CaptureSession(target, instructions)
         return None
 

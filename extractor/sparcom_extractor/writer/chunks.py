@@ -32,11 +32,13 @@ class ChunkTarget:
     """Which chunks a writer owns: those of one uint8 array whose chunk grid is cut along its first axis only.
 
     folder: the array's folder. rows: length of the first axis. chunk_shape: (chunk rows, …), the rest uncut.
+    separator: between the numbers of a chunk's key.
     """
 
     folder: Path
     rows: int
     chunk_shape: tuple[int, ...]
+    separator: str = "."
 
     @property
     def chunk_rows(self) -> int:
@@ -50,7 +52,7 @@ class ChunkTarget:
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
-        return self.folder.joinpath("c", str(chunk), *("0" for _ in self.chunk_shape[1:]))
+        return self.folder / self.separator.join(["c", str(chunk), *("0" for _ in self.chunk_shape[1:])])
 
     def rows_of(self, chunk: int) -> int:
         """Rows of a chunk that lie within the array; the last chunk may be cut."""

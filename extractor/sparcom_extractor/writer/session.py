@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 QUEUE_BYTES = 256 << 20
 BUFFER_BYTES = 256 << 20
 MAX_BUFFERS = 64
-THREADS = 2
+THREADS = 4
 IDLE_SECONDS = 0.02
 
 

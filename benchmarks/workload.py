@@ -1,0 +1,35 @@
+"""The instructions that benchmarks run: natural ones where they lie beside the project, otherwise the demo's."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from sparcom_data.instructions import Instruction, read_jsonl
+
+NATURAL = Path("../shared/hexainst-natural")
+
+
+def natural(per_category: int) -> list[Instruction]:
+    """The first of every category; as many of the demo's where the natural ones are not there."""
+    sources = sorted(NATURAL.glob("*.jsonl"))
+    if not sources:
+        return demo()[: 6 * per_category]
+    return [item for source in sources for item in read_jsonl(source)[:per_category]]
+
+
+def demo() -> list[Instruction]:
+    return read_jsonl(Path(str(files("sparcom_data").joinpath("demo", "instructions.jsonl"))))
+
+
+def many(count: int) -> list[Instruction]:
+    """`count` different instructions, about 50 tokens each."""
+    base = demo()
+    return [
+        Instruction(
+            id=str(number),
+            category=base[number % len(base)].category,
+            text=f"{number}. {base[number % len(base)].text}",
+        )
+        for number in range(count)
+    ]
