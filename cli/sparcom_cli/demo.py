@@ -50,6 +50,8 @@ def demo(output: Path, folder: Path | None, epsilon: str) -> None:
 
 
 def _make_room(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InvalidInputError([f"the demo writes into a folder of its own; {output} is a file. Name another"])
     if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
         raise InvalidInputError(
             [f"the demo writes into a folder of its own; {output} holds other files. Name another with --output"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     chosen = {name: options.pop(name) for name in ("positions", "prompt_format", "max_tokens", "no_special_tokens")}
     extraction = make_extraction_options(**chosen)
     instructions = read_jsonl(source)
-    if output.exists():  # said before the minute that loading a model may take
+    if os.path.lexists(output):  # said before the minute that loading a model may take
         raise ArchiveExistsError(f"an archive must have a new name: {output} exists. Choose another or remove it first")
     settings = EngineSettings(model=model, **options)
     failed = run_extraction(settings, instructions, extraction, output, source.name)

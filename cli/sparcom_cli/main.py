@@ -24,6 +24,8 @@ class _Entry:
     extras: tuple[str, ...] = ()
 
 
+INTERRUPTED = 130
+
 COMMANDS = {
     "serve": _Entry("sparcom_cli.serve:serve", "Serve models over REST.", ("server", "extractor-cpu|extractor-gpu")),
     "extract": _Entry("sparcom_cli.extract:extract", "Run instructions offline.", ("extractor-cpu|extractor-gpu",)),
@@ -64,7 +66,7 @@ def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | No
     """The sentence for a package that an extra would bring, or None for a fault of our own."""
     name = next((argument for argument in arguments if argument in COMMANDS), None)
     missing = (error.name or "").split(".")[0]
-    if name is None or missing.startswith("sparcom_") or not COMMANDS[name].extras:
+    if name is None or not missing or missing.startswith("sparcom_") or not COMMANDS[name].extras:
         return None
     extras = " and ".join(COMMANDS[name].extras)
     return (
@@ -76,7 +78,13 @@ def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | No
 def main() -> None:
     """Run the command line; exit status 0 done, 1 an error that was explained, 2 wrong usage, 130 interrupted."""
     try:
-        cli(prog_name="sparcom")
+        status = cli.main(prog_name="sparcom", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
     except SparcomError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)

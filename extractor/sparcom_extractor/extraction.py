@@ -11,7 +11,6 @@ It owns `instruction/` and `token/` of the archive; the worker owns the masks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.errors import EngineError, StorageError
+from sparcom_data.errors import EngineError, InvalidInputError, StorageError
 from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
 from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo
@@ -37,8 +36,9 @@ from sparcom_extractor.prompts import Prompt, make_prompts
 if TYPE_CHECKING:
     from sparcom_extractor.engine import CaptureEngine
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 1.0  # each poll commits; at 0.25 the commits took 1 % of a small machine
 DRAIN_SECONDS = 0.02
+HEALTH_SECONDS = 1.0  # how often an engine that does not answer is asked whether it lives
 
 
 def prepare_extraction(
@@ -57,6 +57,13 @@ def prepare_extraction(
     """
     check_batch(instructions)
     limit = engine.max_model_len - max(1, options.max_tokens)
+    if limit < 1:
+        raise InvalidInputError(
+            [
+                f"options.max_tokens: must leave room for a prompt in the model's context of {engine.max_model_len} "
+                f"tokens; it is {options.max_tokens}. Lower it, or serve the model with a larger max_model_len"
+            ]
+        )
     prompts = make_prompts(engine.tokenizer, instructions, options, limit)
     layout = plan_layout(
         [len(prompt.ids) for prompt in prompts],
@@ -134,7 +141,7 @@ class Extraction:
         """
         self._started = time.monotonic()
         committer = await asyncio.to_thread(ArchiveCommitter, self._path)
-        if error := await self._engine.call_worker("sparcom_open", self._session, str(self._path.resolve())):
+        if error := await self._call_worker("sparcom_open", self._session, str(self._path.resolve())):
             raise StorageError(error)
         feeding = asyncio.create_task(self._feed())
         try:
@@ -142,11 +149,21 @@ class Extraction:
             await asyncio.to_thread(committer.close)
         finally:
             feeding.cancel()
-            with contextlib.suppress(asyncio.CancelledError, EngineError):
-                await feeding
+            await asyncio.gather(feeding, return_exceptions=True)  # what it raised was raised above
             if self._engine.healthy:
-                await self._engine.call_worker("sparcom_close", self._session)
+                await self._call_worker("sparcom_close", self._session)
         return self.progress
+
+    async def _call_worker(self, method: str, *arguments: Any) -> Any:
+        """The worker's answer. vLLM never answers a call that was on its way when the engine's process died."""
+        call = asyncio.ensure_future(self._engine.call_worker(method, *arguments))
+        try:
+            while not (await asyncio.wait({call}, timeout=HEALTH_SECONDS))[0]:
+                if not self._engine.healthy:
+                    raise self._engine.dead(RuntimeError("its process ended"))
+            return call.result()
+        finally:
+            call.cancel()
 
     async def _feed(self) -> None:
         """Hand prompts to the engine in order, so many ahead of what it runs at once."""
@@ -173,7 +190,7 @@ class Extraction:
             stopping.cancel()
             for task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(stopping, *running, return_exceptions=True)
 
     async def _run_one(self, index: int) -> None:
         """One instruction through the engine, settled when it has run."""
@@ -195,7 +212,7 @@ class Extraction:
 
     async def _generate(self, index: int, prompt: Prompt) -> Any:
         """The engine's last word on one prompt: token_ids and text of what was generated."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         stream = self._engine.llm.generate(
             {"type": "token", "prompt_token_ids": prompt.ids.tolist()},
@@ -206,7 +223,7 @@ class Extraction:
         try:
             async for output in stream:
                 result = output
-        except EngineDeadError as error:
+        except (EngineDeadError, EngineGenerateError) as error:
             raise self._engine.dead(error) from error
         if result is None or not result.outputs:
             raise self._engine.dead(RuntimeError(f"no output for instruction {index}"))
@@ -250,7 +267,7 @@ class Extraction:
                 feeding.result()
                 self._forget_the_rest()
             settlements, self._settlements = self._settlements, []
-            answer = await self._engine.call_worker("sparcom_poll", self._session, settlements, last)
+            answer = await self._call_worker("sparcom_poll", self._session, settlements, last)
             finished = finished or last
             await self._commit(committer, answer)
             report(self.progress)

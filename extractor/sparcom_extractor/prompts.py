@@ -72,7 +72,22 @@ def _texts(tokenizer: Any, instructions: Sequence[Instruction], options: Extract
         )
     if problems:
         raise InvalidInputError(problems)
-    return [_chat_text(tokenizer, item) if chat else item.text for item in instructions]
+    return _chat_texts(tokenizer, instructions) if chat else [item.text for item in instructions]
+
+
+def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction]) -> list[str | None]:
+    texts: list[str | None] = []
+    problems: list[str] = []
+    for number, item in enumerate(instructions):
+        try:
+            texts.append(_chat_text(tokenizer, item))
+        except Exception as error:  # noqa: BLE001  templates are programs of the model's authors and raise what they like
+            problems.append(
+                f"instructions.{number} (id {item.id!r}): messages do not fit the model's chat template: {error}"
+            )
+    if problems:
+        raise InvalidInputError(problems)
+    return texts
 
 
 def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
@@ -81,12 +96,7 @@ def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
         if instruction.messages is None
         else [message.model_dump() for message in instruction.messages]
     )
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # templates are programs of the model's authors and raise what they like
-        raise InvalidInputError(
-            [f"id {instruction.id!r}: messages do not fit the model's chat template: {error}"]
-        ) from error
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _problem(ids: NDArray[np.int32], limit: int, vocabulary: int) -> str:

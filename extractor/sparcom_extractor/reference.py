@@ -149,7 +149,7 @@ def compare_with_reference(
         start, length = int(table.token_start[index]), int(table.token_length[index])
         ids, positions = archive.read_tokens(start, start + length)
         first = int(positions[0]) if length else 0
-        whole = np.concatenate([prompt_ids(int(index)), ids]) if first else ids
+        whole = np.concatenate([_whole_prompt(prompt_ids(int(index)), first, table.id[index]), ids]) if first else ids
         masks = np.unpackbits(archive.read_active(start, start + length), axis=-1, bitorder="little")
         if length:
             _compare_layers(result, reference, whole, masks[..., : archive.neurons], first)
@@ -158,17 +158,30 @@ def compare_with_reference(
     return result
 
 
+def _whole_prompt(prompt: NDArray[np.int32], length: int, instruction: str) -> NDArray[np.int32]:
+    if len(prompt) != length:
+        raise InvalidInputError(
+            [
+                f"response rows are compared after their prompt; that of {instruction!r} has {length} tokens "
+                f"and {len(prompt)} can be had from its text. Leave out --no-tokenizer; prompts given as token ids and "
+                "captured with positions 'response' cannot be compared"
+            ]
+        )
+    return prompt
+
+
 def _compare_layers(
     result: Comparison, reference: ReferenceModel, ids: NDArray[np.int32], masks: NDArray[np.uint8], first: int
 ) -> None:
     for layer, (inputs, gate, weight) in enumerate(reference.gates(ids)):
         captured = torch.from_numpy(masks[:, layer].astype(bool))
-        differs = ((gate[first:] > 0) != captured).nonzero()
+        differs = (gate[first:] > 0) != captured
         result.bits += captured.numel()
-        for row, neuron in differs.tolist():
-            terms = (inputs[first + row].double().abs() * weight[neuron].double().abs()).sum()
-            bound = ROUNDINGS * torch.finfo(gate.dtype).eps * float(terms)
-            result.excess.append(abs(float(gate[first + row, neuron])) / bound)
+        rows = differs.any(dim=1).nonzero()[:, 0]
+        terms = inputs[first + rows].double().abs() @ weight.double().abs().T
+        bound = ROUNDINGS * torch.finfo(gate.dtype).eps * terms
+        excess = gate[first + rows].double().abs() / bound
+        result.excess.extend(excess[differs[rows]].tolist())
 
 
 def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:

@@ -43,7 +43,7 @@ class EngineSettings:
             problems.append(f"dtype must be one of {', '.join(DTYPES)}; it is {self.dtype!r}")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             problems.append(f"gpu_memory_utilization must be in (0, 1]; it is {self.gpu_memory_utilization}")
-        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
+        if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < float("inf"):
             problems.append(f"kv_cache_gib must be above 0; it is {self.kv_cache_gib}")
         if not self.model:
             problems.append("model must not be empty: give a folder or a name on the Hugging Face hub")

@@ -20,7 +20,7 @@ from sparcom_data.testing import write_random_archive
 from sparcom_server.file_response import UnsatisfiableRangeError, parse_range
 
 Start = Callable[..., Any]
-CHUNK = "neuron/active/c/0/0/0"
+CHUNK = "neuron/active/c.0.0.0"
 
 
 @pytest.fixture

@@ -112,7 +112,8 @@ def _describe(name: str, module: torch.nn.Module, attribute: str, activation: st
 
 def _doubled_beside(linear: torch.nn.Module, others: Sequence[torch.nn.Module]) -> bool:
     """Whether `linear` takes in half of what one of the others gives out: the down projection."""
-    return any(getattr(other, "output_size", -1) == 2 * int(linear.input_size) for other in others)  # type: ignore[arg-type]
+    width = 2 * int(linear.input_size)  # type: ignore[arg-type]
+    return any(getattr(other, "output_size", -1) == width for other in others if other is not linear)
 
 
 def layer_number(name: str) -> int:
@@ -135,6 +136,11 @@ def _one_each_layer(found: list[GatedFFN], model: torch.nn.Module, decoder_layer
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {decoder_layers} decoder layers; {type(model).__name__} has "
             f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) are not captured yet"
+        )
+    if extra := sorted(set(by_layer) - set(range(decoder_layers))):
+        raise UnsupportedModelError(
+            f"gated FFNs belong to the {decoder_layers} decoder layers; {type(model).__name__} has some in layers "
+            f"{_short(extra)}, which are of another part. This model cannot be captured yet"
         )
     if several := sorted(layer for layer, ffns in by_layer.items() if len(ffns) > 1):
         raise UnsupportedModelError(

@@ -47,6 +47,10 @@ class CaptureBuffer:
             raise RuntimeError(
                 f"a step may hold {self.masks.shape[0]} tokens (max_num_batched_tokens); layer {layer} got {rows}"
             )
+        if gate_up.shape[1:] != (2 * self.neurons,):
+            raise RuntimeError(
+                f"a gated activation takes (rows, {2 * self.neurons}) here; layer {layer} got {tuple(gate_up.shape)}"
+            )
         gate = gate_up[:, : self.neurons]
         if self._host_masks is not None:
             self._host_masks[:rows, layer] = pack_signs_numpy(gate)
@@ -90,8 +94,8 @@ def pack_signs_torch(gate: torch.Tensor) -> torch.Tensor:
     """The same in torch operations, for any device and without waiting for it."""
     rows, neurons = gate.shape
     active = torch.nn.functional.pad((gate > 0).to(torch.uint8), (0, -neurons % 8))
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=gate.device)
-    return (active.view(rows, -1, 8) * weights).sum(dim=-1, dtype=torch.uint8)
+    bit = torch.arange(8, dtype=torch.uint8, device=gate.device)  # made there: a copy from the host would wait
+    return (active.reshape(rows, -(-neurons // 8), 8) << bit).sum(dim=-1, dtype=torch.uint8)
 
 
 def _capture_gate(gate_up: torch.Tensor, handle: int) -> None:

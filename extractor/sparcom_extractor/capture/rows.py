@@ -44,6 +44,11 @@ class BatchRows:
         """
         lengths = np.diff(self.start)
         expected = np.arange(self.count) + np.repeat(self.first_position - self.start[:-1], lengths)
+        if self.positions.shape != expected.shape or self.ids.shape != expected.shape:
+            raise RuntimeError(
+                f"a step of {self.count} rows has as many token ids and positions; there are {self.ids.shape} and "
+                f"{self.positions.shape}. The layout of vLLM's batch is not the one this release knows"
+            )
         if not np.array_equal(expected, self.positions):
             row = int(np.flatnonzero(expected != self.positions)[0])
             raise RuntimeError(

@@ -142,15 +142,24 @@ class CaptureSession:
         self._thread.start()
 
     def put(self, step: StepRows) -> None:
-        """Hand a step's rows over; waits while more than the bound is queued. The arrays must not change afterwards."""
+        """Hand a step's rows over; waits while more than the bound is queued. The arrays must not change afterwards.
+
+        Rows that come after the end (an error, or `finish` and all is on disk) are dropped: nobody takes them any more.
+        """
         with self._room:
             started = time.monotonic()
-            while self._queued_bytes and self._queued_bytes + step.nbytes > self._queue_bytes and not self._error:
+            while self._queued_bytes and self._queued_bytes + step.nbytes > self._queue_bytes and not self._over:
                 self._room.wait(timeout=1.0)
             self.waited_seconds += time.monotonic() - started
+            if self._over:
+                return
             self._queued_bytes += step.nbytes
         self._rows += sum(segment.rows for segment in step.segments)
         self._queue.put(step)
+
+    @property
+    def _over(self) -> bool:
+        return self._error is not None or self._drained.is_set()
 
     def settle(self, settlements: list[Settlement]) -> None:
         """Say that instructions have run. Their rows were put before."""
@@ -186,7 +195,7 @@ class CaptureSession:
         }
 
     def close(self) -> None:
-        """End the threads. Open chunks that were not flushed are lost; their instructions were never reported."""
+        """End the threads. What is open is written first, unless the session failed; poll tells nobody of it."""
         self._queue.put(None)
         self._thread.join()
 

@@ -1,0 +1,163 @@
+"""Rule 3: a file holds all of its bytes, synced, or is not there."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.codecs import Crc32cCodec
+
+from sparcom_data.errors import StorageError
+from sparcom_data.storage import DurableStore, crc32c_suffix, write_durably
+
+Tree = Callable[[Path], dict[str, bytes]]
+
+
+@contextmanager
+def largest_file(limit: int) -> Iterator[None]:
+    """The operating system refuses to let a file grow past `limit` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@given(st.lists(st.binary(max_size=2000), max_size=5))
+def test_parts_are_written_one_after_the_other(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
+    """The file holds the parts in order, whatever was there before, and nothing lies beside it."""
+    path = tmp_path_factory.getbasetemp() / "durable" / "deep" / "file"
+    write_durably(path, parts)
+    assert path.read_bytes() == b"".join(parts)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_arrays_are_written_as_their_bytes(tmp_path: Path) -> None:
+    """A part may be any contiguous buffer: what is counted is bytes, not items."""
+    values = np.arange(1000, dtype=np.int64)
+    write_durably(tmp_path / "file", [values.data, values.data.cast("B")[:4]])
+    assert (tmp_path / "file").read_bytes() == values.tobytes() + values.tobytes()[:4]
+
+
+@pytest.mark.parametrize("existing", [None, b"the old content"])
+def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path, tree: Tree, existing: bytes | None) -> None:
+    """When the system stops a write half-way, the old content stays, nothing new is left, and the reason is told."""
+    if existing is not None:
+        (tmp_path / "file").write_bytes(existing)
+    with (
+        largest_file(100_000),
+        pytest.raises(StorageError, match=r"writing .*file failed: File too large \(errno 27\)"),
+    ):
+        write_durably(tmp_path / "file", [b"x" * 99_999, b"y" * 2])
+    assert tree(tmp_path) == ({} if existing is None else {"file": existing})
+    write_durably(tmp_path / "file", [b"new"])
+    assert tree(tmp_path) == {"file": b"new"}
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync", "replace"])
+def test_a_failure_at_any_step_leaves_nothing(
+    tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Writing, syncing and renaming may each fail; each time nothing is left and the reason is told."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if call == "replace" else os, call, fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            write_durably(tmp_path / "file", [b"abc"])
+    assert tree(tmp_path) == {}
+
+
+def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path, tree: Tree) -> None:
+    """A path that cannot be made is told as such, and the file in its way is left alone."""
+    (tmp_path / "file").write_bytes(b"abc")
+    with pytest.raises(StorageError, match="errno"):
+        write_durably(tmp_path / "file" / "inner", [b"x"])
+    assert tree(tmp_path) == {"file": b"abc"}
+
+
+def test_bytes_are_synced_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is data, name, folder: a name that survives a power cut has its data."""
+    calls: list[str] = []
+
+    def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "write", recorded("write", os.write))
+    monkeypatch.setattr(os, "fdatasync", recorded("sync data", os.fdatasync))
+    monkeypatch.setattr(os, "fsync", recorded("sync folder", os.fsync))
+    monkeypatch.setattr(Path, "replace", recorded("rename", Path.replace))
+    write_durably(tmp_path / "file", [b"abc"])
+    assert calls == ["write", "sync data", "rename", "sync folder"]
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes only some of the bytes at a time gets the rest again."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[:7]))
+    write_durably(tmp_path / "file", [bytes(range(100)), bytes(range(50))])
+    assert (tmp_path / "file").read_bytes() == bytes([*range(100), *range(50)])
+
+
+def test_the_checksum_is_the_published_one() -> None:
+    """CRC32C of the standard's check string is 0xE3069283, stored with the lowest byte first."""
+    assert crc32c_suffix(b"123456789") == bytes.fromhex("839206e3")
+    assert crc32c_suffix(memoryview(b"123456789")) == google_crc32c.value(b"123456789").to_bytes(4, "little")
+
+
+@given(st.binary(min_size=1, max_size=500))
+def test_a_chunk_is_what_zarr_writes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Bytes and our suffix are byte for byte the chunk that zarr's own codecs write."""
+    array = zarr.create_array(
+        tmp_path_factory.getbasetemp() / "crc.zarr",
+        data=np.frombuffer(data, dtype=np.uint8),
+        chunks=(len(data),),
+        compressors=[Crc32cCodec()],
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
+    chunk = Path(str(array.store_path).removeprefix("file://")) / "c" / "0"
+    assert chunk.read_bytes() == data + crc32c_suffix(data)
+
+
+def test_zarr_writes_nothing_past_the_store(tmp_path: Path, writes: Any) -> None:
+    """Groups, parents that nobody named, arrays, attributes and chunks: every file came by write_durably."""
+    root = zarr.create_group(DurableStore(tmp_path / "a.zarr"), attributes={"a": 1})
+    root.create_array("deep/er/array", shape=(5,), chunks=(2,), dtype="i4")[:] = 1
+    root.update_attributes({"b": 2})
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(writes.paths)
+    store = DurableStore(tmp_path / "a.zarr")
+    writes.restart()
+    zarr.core.sync.sync(
+        store.set_if_not_exists("zarr.json", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b""))
+    )
+    assert not writes.paths, "what exists is not written again"
+    store.set_sync("key", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"v"))
+    assert writes.paths == [tmp_path / "a.zarr" / "key"]
+
+
+def test_a_store_tells_why_it_could_not_write(tmp_path: Path) -> None:
+    """A write that zarr starts and the system refuses reaches the caller as a StorageError, not as a lost chunk."""
+    array = zarr.create_array(DurableStore(tmp_path / "a.zarr"), shape=(50_000,), dtype="u1", compressors=None)
+    with largest_file(20_000), pytest.raises(StorageError, match="File too large"):
+        array[:] = 1
+    assert not list(tmp_path.rglob("*.partial"))

@@ -1,0 +1,224 @@
+"""Rows put in any order, in any pieces, again and again, end up on disk as the truth, in whole chunks."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from sparcom_data.errors import DamagedArchiveError, StorageError
+from sparcom_extractor.writer import chunks
+from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter, read_chunk, write_chunk
+
+ROW = (2, 3)  # layers, bytes
+
+
+def target_in(folder: Path, rows: int, chunk_rows: int) -> ChunkTarget:
+    """An array as archives have it, empty, made by zarr itself."""
+    array = zarr.create_array(
+        folder / "a",
+        shape=(rows, *ROW),
+        chunks=(chunk_rows, *ROW),
+        dtype="uint8",
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    return ChunkTarget(folder / "a", rows, tuple(array.chunks))
+
+
+def read_by_zarr(target: ChunkTarget) -> NDArray[np.uint8]:
+    return np.asarray(zarr.open_array(target.folder, mode="r")[:])  # type: ignore[arg-type]
+
+
+def random_rows(rows: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Rows that are never all zero."""
+    return np.random.default_rng(seed).integers(1, 256, size=(rows, *ROW), dtype=np.uint8)
+
+
+@contextmanager
+def writing(target: ChunkTarget, buffers: int = 2, threads: int = 2) -> Iterator[ChunkWriter]:
+    writer = ChunkWriter(target, buffers=buffers, threads=threads)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """(rows, chunk rows, buffers, pieces [start, stop) that cover every row, some twice, in any order)."""
+    rows = draw(st.integers(1, 24))
+    cuts = sorted({0, rows, *draw(st.lists(st.integers(0, rows), max_size=8))})
+    pieces = list(pairwise(cuts))
+    again = draw(st.lists(st.sampled_from(pieces), max_size=4))
+    return rows, draw(st.integers(1, rows)), draw(st.integers(1, 4)), draw(st.permutations(pieces + again))
+
+
+@settings(max_examples=120, deadline=None)
+@given(delivery=deliveries(), data=st.data())
+def test_any_order_of_delivery_gives_the_truth(
+    delivery: tuple[int, int, int, list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    """Random pieces, repeats, orders and settlings, one buffer or several: plain zarr reads exactly what was put."""
+    rows, chunk_rows, buffers, pieces = delivery
+    truth = random_rows(rows)
+    left = {piece: pieces.count(piece) for piece in pieces}
+    waiting: list[tuple[int, int]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        writing(target := target_in(Path(folder), rows, chunk_rows), buffers=buffers) as writer,
+    ):
+        for piece in pieces:
+            writer.put(piece[0], truth[slice(*piece)])
+            left[piece] -= 1
+            if not left[piece]:
+                waiting.append(piece)
+            while waiting and data.draw(st.booleans()):
+                writer.settle(*waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
+            assert_durable_is_true(writer, target, truth)
+        for piece in waiting:
+            writer.settle(*piece)
+        wait_until_durable(writer, rows)
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+def assert_durable_is_true(writer: ChunkWriter, target: ChunkTarget, truth: NDArray[np.uint8]) -> None:
+    """What is called durable is in its file, whole and right."""
+    for chunk in range(-(-target.rows // target.chunk_rows)):
+        start, stop = chunk * target.chunk_rows, chunk * target.chunk_rows + target.rows_of(chunk)
+        if writer.durable(start, stop):
+            held = read_chunk(target.path(chunk), target.chunk_shape)
+            assert np.array_equal(held[: stop - start], truth[start:stop])
+
+
+def wait_until_durable(writer: ChunkWriter, rows: int) -> None:
+    for _ in range(2000):
+        if writer.durable(0, rows):
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("never durable")
+
+
+def test_a_settled_chunk_is_written_before_the_rest(tmp_path: Path) -> None:
+    """Settling the last row of a chunk writes it; the chunk beside it, of which a row is open, stays in memory."""
+    target, truth = target_in(tmp_path, 8, 4), random_rows(8)
+    with writing(target) as writer:
+        writer.put(0, truth)
+        writer.settle(0, 7)
+        wait_until_durable(writer, 4)
+        assert target.path(0).exists()
+        assert not target.path(1).exists()
+        assert not writer.durable(4, 5)
+        writer.settle(7, 8)
+        wait_until_durable(writer, 8)
+
+
+def test_the_last_chunk_is_cut(tmp_path: Path) -> None:
+    """A token axis that is no multiple of the chunk: the last chunk is settled by the rows that it has."""
+    target, truth = target_in(tmp_path, 5, 4), random_rows(5)
+    with writing(target) as writer:
+        writer.put(4, truth[4:])
+        writer.settle(4, 5)
+        for _ in range(2000):
+            if writer.durable(4, 5):
+                break
+            threading.Event().wait(0.001)
+        assert target.path(1).stat().st_size == target.chunk_bytes + chunks.CRC_BYTES
+        assert np.array_equal(read_by_zarr(target)[4], truth[4])
+
+
+def test_an_old_open_chunk_makes_room_and_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every buffer taken and nothing settled the oldest chunk is written as it is; later rows join it."""
+    reads: list[Path] = []
+    monkeypatch.setattr(chunks, "read_chunk", lambda path, shape: reads.append(path) or read_chunk(path, shape))
+    target, truth = target_in(tmp_path, 12, 4), random_rows(12)
+    with writing(target, buffers=2) as writer:
+        for row in (0, 4, 8):  # three chunks, two buffers
+            writer.put(row, truth[row : row + 2])
+        assert target.path(0).exists(), "the oldest chunk was not put aside"
+        assert not writer.durable(0, 1), "a chunk that is put aside is not finished"
+        for row in (2, 6, 10):
+            writer.put(row, truth[row : row + 2])
+        assert target.path(0) in reads
+        writer.flush()
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+def test_buffers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks are open at once, no buffer is made after the start and never two hold one chunk."""
+    target, truth = target_in(tmp_path, 60, 2), random_rows(60)
+    with writing(target, buffers=3) as writer:
+        monkeypatch.setattr(np, "zeros", None)  # a further buffer would need it
+        monkeypatch.setattr(np, "empty", None)
+        for row in [*range(0, 60, 2), *range(1, 60, 2)]:
+            writer.put(row, truth[row : row + 1])
+            assert len(writer._free) + len(writer._open) + len(writer._writing) == 3
+            assert not set(writer._open) & set(writer._writing)
+        monkeypatch.undo()
+        writer.flush()
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+def test_rows_that_nobody_put_are_zero(tmp_path: Path) -> None:
+    """A buffer that held another chunk's rows is cleared before it is used again."""
+    target = target_in(tmp_path, 4, 2)
+    with writing(target, buffers=1) as writer:
+        writer.put(0, random_rows(2))
+        writer.settle(0, 2)
+        writer.put(2, random_rows(1))
+        writer.settle(2, 4)
+        wait_until_durable(writer, 4)
+    assert not read_by_zarr(target)[3].any()
+
+
+def test_a_failed_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`durable` raises what the write raised; the chunk is never called durable."""
+
+    def refuse(path: Path, parts: Any) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(chunks, "write_durably", refuse)
+    with writing(target_in(tmp_path, 4, 2)) as writer:
+        writer.put(0, random_rows(2))
+        writer.settle(0, 2)
+        with pytest.raises(StorageError, match="no space left"):
+            wait_until_durable(writer, 2)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0", b"short"])
+def test_a_chunk_that_was_damaged_meanwhile_is_not_read_back(tmp_path: Path, damage: bytes) -> None:
+    """A chunk put aside and damaged on disk is an error when it is needed again, not zeros."""
+    target, truth = target_in(tmp_path, 4, 2), random_rows(4)
+    with writing(target, buffers=1) as writer:
+        writer.put(0, truth[:1])
+        writer.put(2, truth[2:3])
+        data = target.path(0).read_bytes()
+        target.path(0).write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == b"\0" else damage)
+        with pytest.raises(DamagedArchiveError, match="does not match its checksum"):
+            writer.put(1, truth[1:2])
+
+
+def test_a_chunk_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    """write_chunk and read_chunk are inverse."""
+    values = random_rows(3)
+    write_chunk(tmp_path / "c" / "0", values)
+    assert np.array_equal(read_chunk(tmp_path / "c" / "0", values.shape), values)
+
+
+def test_a_writer_without_buffers_is_refused(tmp_path: Path) -> None:
+    """At least one buffer."""
+    with pytest.raises(ValueError, match="at least one buffer; got 0"):
+        ChunkWriter(ChunkTarget(tmp_path, 4, (2, 3)), buffers=0, threads=1)

@@ -1,0 +1,168 @@
+"""Rows are mapped to requests by the runner's own order, for both of vLLM's model runners, with its real classes."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparcom_extractor.capture.rows import BatchRows, batch_rows
+
+CPU = torch.device("cpu")
+PADDING = 3
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Any:
+    """vLLM's own classes; importing them takes seconds and warns of their own matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm import SamplingParams
+        from vllm.v1.core.sched.output import SchedulerOutput
+        from vllm.v1.worker.gpu import input_batch as v2
+        from vllm.v1.worker.gpu.model_runner import ExecuteModelState
+        from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+
+    return SimpleNamespace(
+        SamplingParams=SamplingParams,
+        SchedulerOutput=SchedulerOutput,
+        CachedRequestState=CachedRequestState,
+        InputBatchV1=InputBatch,
+        InputBatchV2=v2.InputBatch,
+        InputBuffersV2=v2.InputBuffers,
+        ExecuteModelState=ExecuteModelState,
+    )
+
+
+def scheduled(vllm: Any, counts: dict[str, int]) -> Any:
+    output = vllm.SchedulerOutput.make_empty()
+    output.num_scheduled_tokens = counts
+    output.total_num_scheduled_tokens = sum(counts.values())
+    return output
+
+
+def state(vllm: Any, request: str, computed: int) -> Any:
+    return vllm.CachedRequestState(
+        req_id=request,
+        prompt_token_ids=list(range(20)),
+        mm_features=[],
+        sampling_params=vllm.SamplingParams(temperature=0.0),
+        generator=None,
+        block_ids=([0],),
+        num_computed_tokens=computed,
+        output_token_ids=[],
+    )
+
+
+def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
+    """A V1 runner whose batch is reordered by the end of a request, as vLLM does it."""
+    batch = vllm.InputBatchV1(
+        max_num_reqs=8,
+        max_model_len=32,
+        max_num_batched_tokens=32,
+        device=CPU,
+        vocab_size=100,
+        block_sizes=[16],
+        max_num_blocks_per_req=[2],
+    )
+    for request, first in computed.items():
+        batch.add_request(state(vllm, request, first))
+    batch.remove_request(gone)
+    batch.condense()
+    return SimpleNamespace(input_batch=batch)
+
+
+def feed(runner: Any, counts: dict[str, int], computed: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Put token ids and positions where the runner has them, in its row order, padding behind; returns them."""
+    positions = [computed[request] + row for request in runner.input_batch.req_ids for row in range(counts[request])]
+    ids = [ord(request) * 100 + row for request in runner.input_batch.req_ids for row in range(counts[request])]
+    runner.input_ids = SimpleNamespace(gpu=torch.tensor(ids + [-7] * PADDING, dtype=torch.int32))
+    runner.positions = torch.tensor(positions + [99] * PADDING)
+    return ids, positions
+
+
+def test_v1_rows_are_in_the_order_of_the_batch(vllm: Any) -> None:
+    """V1: the order of the rows is that of the input batch, not that in which the scheduler lists its counts."""
+    computed = {"a": 0, "b": 0, "c": 7}
+    counts = {"b": 4, "c": 2}
+    runner = runner_v1(vllm, computed, gone="a")
+    assert runner.input_batch.req_ids == ["c", "b"], "the batch must be in another order than the counts"
+    ids, positions = feed(runner, counts, computed)
+    rows = batch_rows(runner, scheduled(vllm, counts), v2=False)
+    assert rows.request_ids == ["c", "b"]
+    assert rows.start.tolist() == [0, 2, 6]
+    assert rows.first_position.tolist() == [7, 0]
+    assert (rows.ids.tolist(), rows.positions.tolist()) == (ids, positions)
+    rows.check()
+
+
+def test_v1_arrays_are_copies(vllm: Any) -> None:
+    """The runner overwrites its buffers in the next step; the rows of this one stay."""
+    computed = {"a": 0, "b": 3}
+    runner = runner_v1(vllm, computed, gone="a")
+    ids, positions = feed(runner, {"b": 2}, computed)
+    rows = batch_rows(runner, scheduled(vllm, {"b": 2}), v2=False)
+    runner.input_ids.gpu.zero_()
+    runner.positions.zero_()
+    runner.input_batch.num_computed_tokens_cpu[:] = 50
+    assert (rows.ids.tolist(), rows.positions.tolist(), rows.first_position.tolist()) == (ids, positions, [3])
+
+
+def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
+    """V2: order, borders and first positions are those of the batch that the step ran, without its padding."""
+    batch = vllm.InputBatchV2.make_dummy(3, 6, vllm.InputBuffersV2(8, 16, CPU))
+    batch.req_ids = ["c", "a", "b"]
+    batch.query_start_loc_np = np.array([0, 2, 3, 6, 6, 6], dtype=np.int32)  # padded to more requests
+    batch.num_computed_tokens_np = np.array([7, 11, 0], dtype=np.int32)
+    batch.input_ids = torch.tensor([30, 31, 10, 20, 21, 22, -7, -7], dtype=torch.int32)
+    batch.positions = torch.tensor([7, 8, 11, 0, 1, 2, 99, 99])
+    runner = SimpleNamespace(execute_model_state=SimpleNamespace(input_batch=batch))
+    rows = batch_rows(runner, scheduled(vllm, {"a": 1, "b": 3, "c": 2}), v2=True)
+    assert rows.request_ids == ["c", "a", "b"]
+    assert rows.start.tolist() == [0, 2, 3, 6]
+    assert rows.first_position.tolist() == [7, 11, 0]
+    assert rows.ids.tolist() == [30, 31, 10, 20, 21, 22]
+    assert rows.positions.tolist() == [7, 8, 11, 0, 1, 2]
+    rows.check()
+
+
+def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
+    """The installed vLLM keeps the batch of a step under the names that are read here."""
+    assert "input_batch" in vllm.ExecuteModelState._fields
+
+
+def rows_of(**changed: Any) -> BatchRows:
+    values = {
+        "request_ids": ["a", "b"],
+        "start": np.array([0, 2, 5]),
+        "first_position": np.array([4, 0]),
+        "ids": np.arange(5, dtype=np.int32),
+        "positions": np.array([4, 5, 0, 1, 2]),
+    }
+    return BatchRows(**(values | changed))
+
+
+def test_positions_that_fit_pass() -> None:
+    """Positions that run on within each request are those that the layout implies."""
+    rows_of().check()
+    assert rows_of().count == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"positions": np.array([4, 5, 0, 2, 1])}, r"row 3 of a step must be position 1 .* was fed position 2"),
+        ({"first_position": np.array([0, 4])}, r"row 0 of a step must be position 0 .* was fed position 4"),
+        ({"start": np.array([0, 3, 5])}, r"row 2 of a step must be position 6 .* was fed position 0"),
+        ({"positions": np.array([4, 5, 0, 1])}, r"as many token ids and positions"),
+        ({"ids": np.arange(4, dtype=np.int32)}, r"as many token ids and positions"),
+    ],
+)
+def test_positions_that_do_not_fit_are_found(changed: dict[str, Any], message: str) -> None:
+    """A batch read in the wrong order, or cut at the wrong rows, is an error that names the row."""
+    with pytest.raises(RuntimeError, match=message):
+        rows_of(**changed).check()

@@ -1,0 +1,184 @@
+"""The project's boundaries: who may import whom, what stays light, and what the documents must name."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sparcom_cli.main import COMMANDS, cli
+from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, TOKEN_ARRAYS
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "sparcom_data": "data",
+    "sparcom_extractor": "extractor",
+    "sparcom_server": "server",
+    "sparcom_analysis": "analysis",
+    "sparcom_cli": "cli",
+}
+ALLOWED = {
+    "sparcom_data": set[str](),
+    "sparcom_extractor": {"sparcom_data"},
+    "sparcom_analysis": {"sparcom_data"},
+    "sparcom_server": {"sparcom_data", "sparcom_extractor", "sparcom_analysis"},
+    "sparcom_cli": {"sparcom_data", "sparcom_extractor", "sparcom_server", "sparcom_analysis"},
+}
+# What these two may need from outside: the archive is read, and analysed, in installs without torch, vLLM or a server.
+OUTSIDE = {
+    "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c"},
+    "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic"},
+}
+HEAVY = ["torch", "vllm", "transformers", "numba", "matplotlib", "fastapi", "zarr", "numpy"]
+MODULE_NAME = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:\.\w+)*(?::\w+)?")
+
+
+def modules(package: str) -> list[Path]:
+    """Every source file of a package."""
+    found = sorted((ROOT / FOLDERS[package] / package).rglob("*.py"))
+    assert found, package
+    return found
+
+
+def imported(source: str) -> Iterator[str]:
+    """Names of modules a source imports anywhere: in functions, under TYPE_CHECKING, or by a string that names one.
+
+    Relative imports stay within their package and are left out.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE_NAME.fullmatch(node.value):
+            yield node.value
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_imports_point_one_way(package: str) -> None:
+    """server → extractor → data, server → analysis → data, the command line on top, and nothing else."""
+    ours = ALLOWED[package] | {package}
+    wrong = {
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in modules(package)
+        for name in imported(file.read_text())
+        if name.split(".")[0] in FOLDERS and name.split(".")[0] not in ours
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_light_packages_stay_light(package: str) -> None:
+    """The data package and the analysis import no library beyond those that their installation brings."""
+    known = OUTSIDE[package] | sys.stdlib_module_names | set(FOLDERS)
+    used = {name.split(".")[0] for file in modules(package) for name in imported(file.read_text())}
+    assert used <= known, used - known
+
+
+def test_the_walk_sees_every_kind_of_import() -> None:
+    """An import in a function, for types alone, with an alias, or as a string does not slip through."""
+    source = '''
+"""sparcom_cli"""
+from . import sparcom_server
+if TYPE_CHECKING:
+    import sparcom_data.archive as a
+def f():
+    from sparcom_server.app import create_app
+    return importlib.import_module("sparcom_analysis.pipeline"), "sparcom_extractor.worker:Worker", "of sparcom_cli"
+'''
+    assert set(imported(source)) == {
+        "sparcom_cli",
+        "sparcom_data.archive",
+        "sparcom_server.app",
+        "sparcom_analysis.pipeline",
+        "sparcom_extractor.worker:Worker",
+    }
+
+
+def test_every_source_file_belongs_to_a_package() -> None:
+    """No sixth package hides from these tests."""
+    found = {path.parent.name for folder in ROOT.iterdir() for path in folder.glob("sparcom_*/__init__.py")}
+    assert found == set(FOLDERS)
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after a statement."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_help_is_quick() -> None:
+    """`sparcom --help` lists every command and imports none of the heavy libraries, nor any command."""
+    loaded = loaded_after(
+        "import sys\nsys.argv = ['sparcom', '--help']\nimport sparcom_cli.main as m\n"
+        "try:\n    m.main()\nexcept SystemExit:\n    assert not [n for n in sys.modules if n.startswith('sparcom_cli.')"
+        " and n != 'sparcom_cli.main']"
+    )
+    assert not loaded & set(HEAVY)
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(entry.help)}$", result.output, re.MULTILINE), name
+
+
+def test_importing_the_extractor_starts_nothing() -> None:
+    """`import sparcom_extractor` brings in neither torch nor vLLM."""
+    assert not loaded_after("import sparcom_extractor") & {"torch", "vllm", "transformers"}
+
+
+def test_the_analysis_needs_no_engine_and_no_server() -> None:
+    """`import sparcom_analysis` and its pipeline bring in neither torch nor vLLM nor FastAPI."""
+    loaded = loaded_after("import sparcom_analysis, sparcom_analysis.pipeline, sparcom_data.verify")
+    assert not loaded & {"torch", "vllm", "transformers", "fastapi", "sparcom_extractor", "sparcom_server"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_help(name: str) -> None:
+    """Each command in the table loads and describes itself."""
+    module = COMMANDS[name].target.split(":")[0]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not written yet")
+    result = CliRunner().invoke(cli, [name, "--help"], prog_name="sparcom")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"Usage: sparcom {name}")
+    assert len(result.output.splitlines()) > 4, "a usage line alone helps nobody"
+
+
+@pytest.mark.parametrize("spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE], ids=lambda spec: spec.name)
+def test_every_array_is_documented(spec: object) -> None:
+    """docs/archive-format.md has a line for each array, with its dtype and its dimensions."""
+    name, dtype, dimensions = spec.name, spec.dtype, spec.dimensions  # type: ignore[attr-defined]
+    text = (ROOT / "docs" / "archive-format.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:4] == [dtype, ", ".join(dimensions)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    """Every command is named in the README or in docs/."""
+    readme = (ROOT / "README.md").read_text()
+    if readme.count("\n") < 20:
+        pytest.skip("the README is not written yet")
+    pages = [readme, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
+    assert any(re.search(rf"\bsparcom {name}\b", page) for page in pages)
+
+
+def test_documented_python_runs() -> None:
+    """The snippets of docs/archive-format.md for local archives run as they stand, on the golden archive."""
+    text = (ROOT / "docs" / "archive-format.md").read_text()
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "A.zarr" in code]
+    assert len(snippets) >= 3
+    golden = str(ROOT / "tests" / "data" / "golden" / "v1.zarr")
+    for code in snippets:
+        exec(compile(code.replace("A.zarr", golden), "docs/archive-format.md", "exec"), {})  # noqa: S102
