@@ -32,11 +32,11 @@ def similarity_sentence(metrics: Metrics) -> str:
     parts = []
     if within:
         parts.append(
-            f"In {metrics.archive.model}, two different instructions of the same category overlap in their ISNs by "
+            f"In {metrics.archive.model_name}, two different instructions of the same category overlap in their ISNs by "
             f"{_mean([cell[0] for cell in within]):.3f} on average (Jaccard index, mean over categories)"
         )
     if between:
-        start = "instructions of two different categories by" if parts else f"In {metrics.archive.model}, instructions "
+        start = "instructions of two different categories by" if parts else f"In {metrics.archive.model_name}, instructions "
         start += "" if parts else "of two different categories overlap in their ISNs by"
         parts.append(f"{start} {_mean([cell[0] for cell in between]):.3f}")
     text = ", ".join(parts) + "."
@@ -63,10 +63,10 @@ def layer_sentence(metrics: Metrics) -> str:
     mean = [_mean(column) for column in zip(*part.mean_count, strict=True)]
     total, width = sum(mean), metrics.archive.neurons
     if not total:
-        return f"No instruction has an ISN in any layer of {metrics.archive.model} with these settings."
+        return f"No instruction has an ISN in any layer of {metrics.archive.model_name} with these settings."
     top = max(range(len(mean)), key=mean.__getitem__)
     text = (
-        f"In {metrics.archive.model}, layer {part.layer_ids[top]} holds the most ISNs of an instruction: "
+        f"In {metrics.archive.model_name}, layer {part.layer_ids[top]} holds the most ISNs of an instruction: "
         f"{mean[top]:,.1f} of its {width:,} neurons ({mean[top] / width:.1%}), mean over categories."
     )
     if len(mean) >= 3:

@@ -81,9 +81,9 @@ def render(metrics: Metrics, neurons: InstructionNeurons) -> dict[str, bytes]:
 
     drawn = {
         "isn_similarity": figures.similarity_figure(
-            metrics.shown_similarity, metrics.archive.model, self_pairs=not metrics.settings.exclude_self_pairs
+            metrics.shown_similarity, metrics.archive.model_name, self_pairs=not metrics.settings.exclude_self_pairs
         ),
-        "isn_by_layer": figures.layer_figure(metrics.isn_by_layer, metrics.archive.model),
+        "isn_by_layer": figures.layer_figure(metrics.isn_by_layer, metrics.archive.model_name),
     }
     vector = {name: figures.to_svg(figure) for name, figure in drawn.items()}
     tables = {

@@ -63,6 +63,7 @@ def _archive_facts(archive: Archive) -> schema.ArchiveFacts:
         created=attributes.created,
         state=attributes.state,
         model=model.id,
+        model_name=PurePath(model.id).name,
         revision=model.revision,
         architecture=model.architecture,
         dtype=model.dtype,

@@ -80,7 +80,7 @@ def _summary(metrics: Metrics) -> list[str]:
     rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
     shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
     return [
-        f"{metrics.archive.model}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
+        f"{metrics.archive.model_name}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
         f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
         + (f" (left out: {reasons})" if reasons else ""),
         f"instruction-specific neurons: {rule}, {metrics.isn_size.mean:,.1f} an instruction on average",

@@ -193,7 +193,7 @@ def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | 
     config = llm.vllm_config.model_config
     described = described or {"layer_ids": [], "neurons": 0, "activation": ""}
     return ModelInfo(
-        id=settings.model,
+        id=str(Path(settings.model).resolve()) if settings.model_is_local else settings.model,
         revision=config.revision or "",
         architecture=config.architectures[0],
         dtype=str(config.dtype).removeprefix("torch."),
