@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from sparcom_data.errors import EngineError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
 from sparcom_data.metadata import EngineInfo, ModelInfo
 from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.child import EngineNote
 from sparcom_extractor.extraction import Extraction, prepare_extraction
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.settings import EngineSettings
@@ -132,9 +132,6 @@ def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
 
 
 def _start_llm(settings: EngineSettings) -> Any:
-    # Ctrl-C goes to every process of a terminal. The engine's inherit this thread's mask and leave it to this process,
-    # which ends jobs in order before it ends the engine.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -175,6 +172,7 @@ def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, An
         "trust_remote_code": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "additional_config": EngineNote(settings.capture, os.getpid()),
         "max_model_len": settings.max_model_len,
         "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
         "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
@@ -184,8 +182,6 @@ def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, An
     arguments["kv_cache_memory_bytes"] = int(gib * 2**30) if gib else None
     if settings.capture:
         arguments["worker_cls"] = worker_class(device_type)
-        # Part of the key of vLLM's compilation cache: a graph compiled without capture is never taken for one with it.
-        arguments["additional_config"] = {"sparcom_capture": "1"}
     return {name: value for name, value in arguments.items() if value is not None}
 
 

@@ -1,0 +1,34 @@
+"""What the engine's processes are told as they start, inside vLLM's own configuration (`additional_config`).
+
+Two things. That they capture: it is part of the key of vLLM's compilation cache, so that a graph compiled without
+capture is never taken for one with it. And that a terminal's Ctrl-C is not for them: it goes to every process of a
+group, and vLLM's end on it at once, in the middle of a step. On arrival they leave the group; the parent hears Ctrl-C
+alone, settles what runs, and then ends them. If it dies instead, they notice and end by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineNote:
+    """The note. It acts where it is unpickled in another process than the one that wrote it."""
+
+    capture: bool
+    writer: int  # process id
+
+    def compute_hash(self) -> str:
+        """vLLM's part of its compilation cache key."""
+        return f"sparcom-capture-{int(self.capture)}"
+
+    def __reduce__(self) -> tuple[Callable[[bool, int], EngineNote], tuple[bool, int]]:
+        return _arrive, (self.capture, self.writer)
+
+
+def _arrive(capture: bool, writer: int) -> EngineNote:
+    if os.getpid() != writer:
+        os.setpgid(0, 0)
+    return EngineNote(capture, writer)
