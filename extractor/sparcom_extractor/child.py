@@ -1,16 +1,22 @@
 """What the engine's processes are told as they start, inside vLLM's own configuration (`additional_config`).
 
-Two things. That they capture: it is part of the key of vLLM's compilation cache, so that a graph compiled without
+That they capture: it is part of the key of vLLM's compilation cache, so that a graph compiled without
 capture is never taken for one with it. And that a terminal's Ctrl-C is not for them: it goes to every process of a
 group, and vLLM's end on it at once, in the middle of a step. On arrival they leave the group; the parent hears Ctrl-C
-alone, settles what runs, and then ends them. If it dies instead, they notice and end by themselves.
+alone, settles what runs, and then ends them. If it dies instead (killed, out of memory), the engine's core ends itself
+and its workers: vLLM's would wait for ever, and keep the memory.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+PARENT_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,4 +37,12 @@ class EngineNote:
 def _arrive(capture: bool, writer: int) -> EngineNote:
     if os.getpid() != writer:
         os.setpgid(0, 0)
+        if os.getppid() == writer:
+            threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
     return EngineNote(capture, writer)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

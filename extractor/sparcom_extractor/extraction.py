@@ -348,7 +348,8 @@ def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_
         first_position: the position of the first row.
     """
     if not np.array_equal(item.ids, expected):
-        row = next((k for k, (a, b) in enumerate(zip(item.ids, expected, strict=False)) if a != b), len(item.ids))
+        shorter = min(len(item.ids), len(expected))
+        row = next((k for k in range(shorter) if item.ids[k] != expected[k]), shorter)
         return (
             f"captured token ids must be those of the prompt and the response; row {row} of {len(expected)} differs. "
             "The masks belong to something else and are not to be used: report this with the model and vLLM version"
