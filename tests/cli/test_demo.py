@@ -1,0 +1,115 @@
+"""`sparcom demo` empties no folder that is not its own, and stops its server whatever happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sparcom_cli import demo
+from sparcom_cli.main import main
+from sparcom_data.errors import EngineError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["sparcom", "demo", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that the demo ran, in place of running them."""
+    ran: list[str] = []
+
+    @contextmanager
+    def server(model: Path, output: Path) -> Iterator[str]:
+        ran.append("serve")
+        try:
+            yield "http://here"
+        finally:
+            ran.append("stop")
+
+    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(arguments[0]))
+    monkeypatch.setattr(demo, "_server", server)
+    return ran
+
+
+def test_the_whole_way(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetch, serve, submit, verify, analyse, stop; again into the same folder, which it made itself."""
+    for _ in range(2):
+        steps.clear()
+        assert run(monkeypatch, "--output", tmp_path / "out") == 0
+        assert steps == ["model", "serve", "submit", "verify", "analyze", "stop"]
+        (tmp_path / "out" / "old").touch()
+    assert run(monkeypatch, "--output", tmp_path / "out", "--model", tmp_path) == 0
+    assert "model" not in steps[6:], "a model that was given is not fetched"
+    assert not (tmp_path / "out" / "old").exists()
+
+
+def test_a_foreign_folder_is_left_alone(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with somebody's files is refused before anything runs, and so is a file."""
+    (tmp_path / "precious").write_text("mine")
+    assert run(monkeypatch, "--output", tmp_path) == 1
+    assert "holds other files. Name another with --output" in capsys.readouterr().err
+    assert run(monkeypatch, "--output", tmp_path / "precious") == 1
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert steps == []
+
+
+def test_a_step_that_fails_ends_the_demo(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its status is the demo's, nothing runs after it, and the server is stopped."""
+
+    def fail(*arguments: str) -> None:
+        steps.append(arguments[0])
+        if arguments[0] == "verify":
+            raise SystemExit(7)
+
+    monkeypatch.setattr(demo, "_sparcom", fail)
+    assert run(monkeypatch, "--output", tmp_path / "out") == 7
+    assert steps == ["model", "serve", "submit", "verify", "stop"]
+
+
+def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's own exit status."""
+    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(SystemExit) as ended:
+        demo._sparcom("verify")
+    assert ended.value.code == 3
+
+
+def test_a_server_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not come up ends the demo with the end of its log."""
+    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('port taken')"])
+    with pytest.raises(EngineError, match="port taken"), demo._server(tmp_path, tmp_path):
+        pytest.fail("the server never was ready")
+
+
+def test_the_server_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a step raises the server's process is gone, even one that does not heed the request to end."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", stubborn])
+    monkeypatch.setattr(demo, "STOP_SECONDS", 0.2)
+    log = tmp_path / "server.log"
+    monkeypatch.setattr(demo, "_answers", lambda _: bool(log.read_text()))
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def remember(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+        started.append(real(*arguments, **options))  # type: ignore[call-overload]
+        return started[-1]
+
+    monkeypatch.setattr(demo.subprocess, "Popen", remember)
+    with pytest.raises(RuntimeError, match="a step"), demo._server(tmp_path, tmp_path):
+        raise RuntimeError("a step")
+    assert started[0].returncode is not None

@@ -1,0 +1,213 @@
+"""`sparcom extract` says what is wrong before it loads a model, and what became of the instructions after."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_cli.main import main
+from sparcom_data.progress import Progress
+from sparcom_data.testing import write_random_archive
+
+
+@pytest.fixture(autouse=True)
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that starts is a failure of these tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing torch and vLLM warns of their own matters
+        from sparcom_extractor.engine import CaptureEngine
+
+    async def start(settings: Any) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(CaptureEngine, "start", start)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "in.jsonl", {"id": "a", "text": "x"}, {"id": "b", "text": "y"})
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["sparcom", "extract", "--model", "m", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_every_problem_of_the_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not JSON, no text, an unknown field, a duplicate id: each with its line, and no archive."""
+    bad = write_lines(
+        tmp_path / "in.jsonl",
+        "{",
+        {"id": "a", "text": ""},
+        {"id": "b", "text": "x", "txet": 1},
+        {"id": "c", "text": "x"},
+    )
+    bad.write_text(bad.read_text() + '{"id": "c", "text": "y"}\n')
+    assert run(monkeypatch, "--input", bad, "--output", tmp_path / "a.zarr") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: in.jsonl, line 1: not JSON")
+    assert "in.jsonl, line 2: text must not be empty" in said
+    assert "in.jsonl, line 3: txet: unknown field" in said
+    assert "'c' occurs 2 times" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_refused(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No instruction at all."""
+    (tmp_path / "in.jsonl").write_text(content)
+    assert run(monkeypatch, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "a.zarr") == 1
+    assert "holds no instruction" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is named."""
+    assert run(monkeypatch, "--input", tmp_path / "gone", "--output", tmp_path / "a.zarr") == 1
+    assert f"cannot read {tmp_path / 'gone'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
+def test_an_output_that_exists_is_left_alone(
+    kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is at the output's name, it is refused and stays."""
+    output = tmp_path / "a.zarr"
+    {"folder": output.mkdir, "file": output.touch, "dangling link": lambda: output.symlink_to("gone")}[kind]()
+    assert run(monkeypatch, "--input", source, "--output", output) == 1
+    assert "an archive must have a new name" in capsys.readouterr().err
+    assert output.is_symlink() or output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-tokens", "5"], "max_tokens must be 0 where positions is 'prompt'; it is 5"),
+        (["--positions", "all"], "max_tokens must be at least 1 where positions is 'all'"),
+        (["--positions", "response"], "max_tokens must be at least 1 where positions is 'response'"),
+        (["--positions", "all", "--max-tokens", "-1"], "max_tokens"),
+        (["--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16; it is 'int8'"),
+        (
+            ["--max-model-len", "0", "--gpu-memory-utilization", "2"],
+            "gpu_memory_utilization must be in (0, 1]; it is 2.0",
+        ),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    options: list[str],
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Options that break a rule, alone or together, are told with rule and value."""
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize("options", [["--positions", "some"], ["--prompt-format", "xml"], ["--max-tokens", "many"]])
+def test_values_that_are_none_are_wrong_usage(
+    options: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice that does not exist is a matter of usage: status 2."""
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *options) == 2
+
+
+class Engine:
+    """An engine whose extractions end as told. Checks what it is handed."""
+
+    def __init__(self, ending: Progress | Exception, failed: list[int]) -> None:
+        self.ending, self.failed, self.closed = ending, failed, False
+
+    def prepare(self, instructions: Any, options: Any, path: Path, name: str) -> Engine:
+        assert [item.id for item in instructions] == ["a", "b"]
+        assert (options.positions, options.max_tokens, options.add_special_tokens) == ("all", 3, False)
+        assert name == "in.jsonl"
+        write_random_archive(path, per_category=1, failed=self.failed)
+        return self
+
+    def cancel(self) -> None: ...
+
+    async def run(self, report: Any) -> Progress:
+        await asyncio.sleep(0)
+        if isinstance(self.ending, Exception):
+            raise self.ending
+        report(self.ending)
+        return self.ending
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def started(monkeypatch: pytest.MonkeyPatch, ending: Progress | Exception, failed: list[int] | None = None) -> Engine:
+    from sparcom_extractor.engine import CaptureEngine
+
+    engine = Engine(ending, failed or [])
+
+    async def start(settings: Any) -> Engine:
+        assert (settings.model, settings.max_num_seqs) == ("m", 4)
+        return engine
+
+    monkeypatch.setattr(CaptureEngine, "start", start)
+    return engine
+
+
+OPTIONS = ("--positions", "all", "--max-tokens", "3", "--no-special-tokens", "--max-num-seqs", "4")
+
+
+def test_a_complete_extraction_is_0(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options reach the engine, the result is one line on standard output, and the engine is closed."""
+    done = Progress(instructions=2, complete=2, tokens=9, tokens_done=9, seconds=3.0, tokens_per_second=3.0)
+    engine = started(monkeypatch, done)
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
+    assert "2 of 2 instructions complete, 9 tokens in 3.0 s (3 a second)" in capsys.readouterr().out
+    assert engine.closed
+
+
+def test_failed_instructions_are_1_and_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not complete is told with its reason, and the status says that there is something."""
+    started(monkeypatch, Progress(instructions=2, complete=1, failed=1), failed=[1])
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
+    assert "failed 'i001': failed on purpose" in capsys.readouterr().err
+
+
+def test_a_cancelled_extraction_is_1(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive that does not hold everything is not a success."""
+    started(monkeypatch, Progress(instructions=2, complete=1, cancelled=1))
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
+
+
+def test_a_full_disk_is_told_and_the_engine_closed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error on the way is one line, after the engine has ended."""
+    from sparcom_data.errors import StorageError
+
+    engine = started(monkeypatch, StorageError("no space left"))
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
+    assert "error: no space left" in capsys.readouterr().err
+    assert engine.closed

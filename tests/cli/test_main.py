@@ -1,0 +1,135 @@
+"""`sparcom`: commands load when they are called, errors are one line, exit statuses are what the help says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import click
+import pytest
+
+from sparcom_cli import main as module
+from sparcom_data.errors import EngineError, InvalidInputError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """`sparcom ARGUMENTS` in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["sparcom", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    return ended.value.code
+
+
+def replace_extract(monkeypatch: pytest.MonkeyPatch, body: Callable[[], None]) -> None:
+    """Make `sparcom extract` do something else."""
+    monkeypatch.setattr("sparcom_cli.extract.extract", click.command("extract")(body))
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def body() -> None:
+        raise error
+
+    return body
+
+
+def test_help_lists_every_command_without_loading_any() -> None:
+    """--help is quick: no command's module, no engine and no plotting is imported."""
+    code = (
+        "import sys; sys.argv = ['sparcom', '--help']\n"
+        "from sparcom_cli.main import COMMANDS, main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "heavy = {'torch', 'vllm', 'zarr', 'numpy', 'matplotlib', 'fastapi', 'sparcom_cli.extract'}\n"
+        "loaded = heavy & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "print(*COMMANDS)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *shown, names = done.stdout.strip().splitlines()
+    for name in names.split():
+        assert any(line.split()[:1] == [name] for line in shown), name
+
+
+@pytest.mark.parametrize("name", sorted(module.COMMANDS))
+def test_every_command_exists(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table leads to a command that explains itself."""
+    assert run(monkeypatch, name, "--help") == 0
+    assert f"Usage: sparcom {name}" in capsys.readouterr().out
+
+
+def test_errors_are_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error of ours is its message on standard error, and status 1."""
+    replace_extract(monkeypatch, raising(InvalidInputError(["one rule", "another rule"])))
+    assert run(monkeypatch, "extract") == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: one rule\nanother rule\n")
+
+
+def test_a_status_of_the_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that found something says so with its status; one that ends well gives 0."""
+    replace_extract(monkeypatch, raising(SystemExit(1)))
+    assert run(monkeypatch, "extract") == 1
+    replace_extract(monkeypatch, lambda: None)
+    assert run(monkeypatch, "extract") == 0
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted command ends with the status that shells give to an interrupt."""
+    replace_extract(monkeypatch, raising(KeyboardInterrupt()))
+    assert run(monkeypatch, "extract") == 130
+
+
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["extract", "--no-such-option"], ["extract"], []])
+def test_wrong_usage_is_2(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command, option or argument that is not right: the usage on standard error, and status 2."""
+    assert run(monkeypatch, *arguments) == 2
+    assert "Usage: sparcom" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["extract", "verify", "analyze", "submit", "serve"])
+def test_a_missing_extra_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A package that is not installed: the command, the package, and what to install."""
+    entry = module.COMMANDS[name]
+    target, attribute = entry.target.split(":")
+    missing = raising(ModuleNotFoundError("No module named 'absent'", name="absent.part"))
+    monkeypatch.setattr(f"{target}.{attribute}", click.command(name)(missing))
+    assert run(monkeypatch, name) == 1
+    said = capsys.readouterr().err
+    assert f"`sparcom {name}` needs the package 'absent', which is not installed" in said
+    assert f"pip install 'sparcom[{entry.extras[0].split('|')[0]}]'" in said
+
+
+@pytest.mark.parametrize("name", ["sparcom_data.gone", None])
+def test_a_fault_of_our_own_keeps_its_traceback(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of ours that is missing is no extra, nor is an import error without a name."""
+    replace_extract(monkeypatch, raising(ModuleNotFoundError("gone", name=name)))
+    monkeypatch.setattr(sys, "argv", ["sparcom", "extract"])
+    with pytest.raises(ModuleNotFoundError):
+        module.main()
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw is not hidden."""
+    replace_extract(monkeypatch, raising(RuntimeError("unforeseen")))
+    monkeypatch.setattr(sys, "argv", ["sparcom", "extract"])
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        module.main()
+
+
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m sparcom_cli` is `sparcom`."""
+    import runpy
+
+    replace_extract(monkeypatch, raising(EngineError("as sparcom")))
+    monkeypatch.setattr(sys, "argv", ["whatever", "extract"])
+    with pytest.raises(SystemExit):
+        runpy.run_module("sparcom_cli", run_name="__main__")
+    assert capsys.readouterr().err == "error: as sparcom\n"

@@ -1,0 +1,153 @@
+"""`sparcom verify`: what it finds it prints, and its exit status says whether there was anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from sparcom_cli.main import main
+from sparcom_data.testing import write_random_archive
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["sparcom", "verify", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    write_random_archive(tmp_path / "a.zarr")
+    return tmp_path / "a.zarr"
+
+
+def test_a_sound_archive_is_0(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every check is a line that says what was looked at."""
+    assert run(monkeypatch, archive, "--no-tokenizer") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("nothing wrong was found\n")
+    assert said.count("ok   ") == len(said.splitlines()) - 1 == 4
+    assert "10 complete" in said
+
+
+def damage_chunk(archive: Path) -> None:
+    chunk = archive / "neuron" / "active" / "c.1.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data)
+
+
+def lose_chunk(archive: Path) -> None:
+    (archive / "neuron" / "active" / "c.0.0.0").unlink()
+
+
+def unwritten_row(archive: Path) -> None:
+    zarr.open_array(archive / "token" / "id", mode="r+")[4] = -1
+
+
+def moved_position(archive: Path) -> None:
+    zarr.open_array(archive / "token" / "position", mode="r+")[4] = 99
+
+
+def spare_bit(archive: Path) -> None:
+    array = zarr.open_array(archive / "neuron" / "active", mode="r+")
+    rows = np.asarray(array[:8])
+    rows[0, 0, -1] |= 0x80
+    array[:8] = rows
+
+
+def lost_column(archive: Path) -> None:
+    (archive / "instruction" / "state" / "c" / "0").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "finding"),
+    [
+        (damage_chunk, "chunk c.1.0.0 of array neuron/active"),
+        (lose_chunk, "chunk c.0.0.0 of array neuron/active"),
+        (unwritten_row, "1 of its"),
+        (moved_position, "positions do not run from 0 on"),
+        (spare_bit, "spare bits past neuron 19 must be 0"),
+        (lost_column, "of array instruction/state"),
+    ],
+)
+def test_a_damaged_archive_is_1_and_told(
+    damage: object, finding: str, archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finding is printed under its check, and counted."""
+    damage(archive)  # type: ignore[operator]
+    assert run(monkeypatch, archive, "--no-tokenizer") == 1
+    said = capsys.readouterr().out
+    assert finding in said
+    assert "WRONG  " in said
+    assert said.rstrip().endswith("findings")
+
+
+def test_many_findings_are_cut(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A thoroughly broken archive does not fill the screen; the rest is counted."""
+    write_random_archive(archive.parent / "b.zarr", per_category=20)
+    zarr.open_array(archive.parent / "b.zarr" / "token" / "position", mode="r+")[:] = 5
+    assert run(monkeypatch, archive.parent / "b.zarr", "--no-tokenizer") == 1
+    said = capsys.readouterr().out
+    assert "and 20 more" in said
+    assert "40 findings" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone.zarr", "error: there is no archive at"),
+        ("file", "is not (GroupNotFoundError)"),
+        ("folder", "is not (GroupNotFoundError)"),
+    ],
+)
+def test_what_is_no_archive_is_told(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing there, a file, a folder of something else: one line, status 1."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert run(monkeypatch, tmp_path / name, "--no-tokenizer") == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_newer_format_is_told(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive of a later format: what this release reads, and the remedy."""
+    file = archive / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"]["sparcom"]["format_version"] = 2
+    file.write_text(json.dumps(metadata))
+    assert run(monkeypatch, archive, "--no-tokenizer") == 1
+    assert "has format 2. Upgrade sparcom" in capsys.readouterr().err
+
+
+def test_another_models_tokenizer_is_refused(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Comparing with the wrong tokenizer would find faults that are none: refused with the two ways out."""
+    model = Path("models/smollm2-135m-instruct")
+    if not (model / "tokenizer.json").exists():
+        pytest.skip("the demo model is not on disk: `make test` fetches it")
+    assert run(monkeypatch, archive, "--model", model) == 1
+    said = capsys.readouterr().err
+    assert "the tokenizer must be the archive's" in said
+    assert "--no-tokenizer" in said
+
+
+def test_a_sample_of_nothing_is_wrong_usage(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least one instruction is compared."""
+    assert run(monkeypatch, archive, "--reference", "transformers", "--sample", "0") == 2

