@@ -24,7 +24,7 @@ from sparcom_extractor.prompts import load_tokenizer, make_prompts
 from sparcom_extractor.settings import EngineSettings
 
 ROUNDS = 5
-PER_CATEGORY = 12
+PER_CATEGORY = 25
 BATCH = 8
 
 

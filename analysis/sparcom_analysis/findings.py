@@ -36,7 +36,11 @@ def similarity_sentence(metrics: Metrics) -> str:
             f"{_mean([cell[0] for cell in within]):.3f} on average (Jaccard index, mean over categories)"
         )
     if between:
-        start = "instructions of two different categories by" if parts else f"In {metrics.archive.model_name}, instructions "
+        start = (
+            "instructions of two different categories by"
+            if parts
+            else f"In {metrics.archive.model_name}, instructions "
+        )
         start += "" if parts else "of two different categories overlap in their ISNs by"
         parts.append(f"{start} {_mean([cell[0] for cell in between]):.3f}")
     text = ", ".join(parts) + "."

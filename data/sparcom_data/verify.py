@@ -173,8 +173,11 @@ class _TokenWindow:
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids and positions of rows [start, stop)."""
+        if start == stop:  # no rows: their chunk need not exist
+            return self._ids[:0], self._positions[:0]
         if not self._start <= start <= stop <= self._stop:
-            self._start, self._stop = start, max(stop, min(start + TOKEN_CHUNK, self._archive.tokens))
+            border = -(-stop // TOKEN_CHUNK) * TOKEN_CHUNK  # chunks past it need not exist either
+            self._start, self._stop = start, min(border, self._archive.tokens)
             self._ids, self._positions = self._archive.read_tokens(self._start, self._stop)
         rows = slice(start - self._start, stop - self._start)
         return self._ids[rows], self._positions[rows]

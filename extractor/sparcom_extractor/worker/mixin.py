@@ -51,6 +51,11 @@ class CaptureMixin:
                 f"this release captures on one process a model; tensor × pipeline parallel size is "
                 f"{config.parallel_config.world_size}. Use tensor_parallel_size=1 and pipeline_parallel_size=1"
             )
+        if getattr(config.parallel_config, "use_ubatching", False) or config.speculative_config is not None:
+            raise UnsupportedModelError(
+                "capture needs one forward pass a step and no tokens that may be taken back; this engine runs "
+                "micro-batches or speculative decoding. Start it without"
+            )
         model = self.model_runner.get_model()
         layers = config.model_config.get_num_layers(config.parallel_config)
         self._ffns = find_gated_ffns(model, layers)
