@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparcom_data.errors import EngineError, SparcomError, UnsupportedModelError
+from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
 from sparcom_data.metadata import EngineInfo, ModelInfo
 from sparcom_data.options import ExtractionOptions
@@ -61,6 +61,10 @@ class CaptureEngine:
             EngineError: vLLM did not start; its own log, on standard error, has the cause.
         """
         check_vllm(installed_vllm())
+        if settings.model.startswith((".", "/", "~")) and not settings.model_is_local:
+            raise InvalidInputError(
+                [f"model is a folder or a name on the Hugging Face hub; {settings.model} is no folder"]
+            )
         started: list[Any] = []  # not the thread's result: frames that vLLM keeps would hold the engine for ever
         await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
         llm = started.pop()

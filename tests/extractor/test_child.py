@@ -1,0 +1,67 @@
+"""The note that the engine's processes get: it acts in them, and only there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sparcom_extractor.child import EngineNote
+
+RECEIVER = """
+import os, pickle, sys, time
+note = pickle.load(open(sys.argv[1], "rb"))
+print(os.getpgrp() == os.getpid(), note.capture, flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, pickle, subprocess, sys
+from sparcom_extractor.child import EngineNote
+pickle.dump(EngineNote(True, os.getpid()), open(sys.argv[1], "wb"))
+child = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(child.pid, child.stdout.readline().strip(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_capture_is_part_of_the_compilation_cache_key() -> None:
+    """An engine with capture and one without never share a compiled graph."""
+    assert EngineNote(True, 1).compute_hash() != EngineNote(False, 1).compute_hash()
+    assert EngineNote(True, 1).compute_hash() == EngineNote(True, 2).compute_hash()
+
+
+def test_it_does_nothing_where_it_was_written() -> None:
+    """vLLM copies its configuration within the process; the process stays in its group."""
+    group = os.getpgrp()
+    note = EngineNote(capture=True, writer=os.getpid())
+    assert pickle.loads(pickle.dumps(note)) == note  # noqa: S301
+    assert os.getpgrp() == group
+
+
+def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
+    """Ctrl-C does not reach the engine's process, and it does not outlive a parent that is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "note"), RECEIVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid, left, capture = parent.stdout.readline().split()
+        assert (left, capture) == ("True", "True")
+        parent.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and _runs(int(pid)):
+            time.sleep(0.1)
+        assert not _runs(int(pid)), "the child outlived its parent"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
