@@ -58,6 +58,7 @@ async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
         "tokens/s, transformers with hooks, one prompt at a time": tokens / one,
         "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
         "capture / vLLM alone (goal 0.97), median": statistics.median(ratios),
+        "capture / vLLM alone, best round of each": min(seconds["plain"]) / min(seconds["capture"]),
         "capture / vLLM alone, lowest round": min(ratios),
         "capture / vLLM alone, highest round": max(ratios),
         "capture / transformers one at a time (goal 1.8)": capture_rate * one / tokens,
