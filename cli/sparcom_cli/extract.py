@@ -30,5 +30,5 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     if os.path.lexists(output):  # said before the minute that loading a model may take
         raise ArchiveExistsError(f"an archive must have a new name: {output} exists. Choose another or remove it first")
     settings = EngineSettings(model=model, **options)
-    failed = run_extraction(settings, instructions, extraction, output, source.name)
+    failed = run_extraction(settings, instructions, extraction, output, source.stem)
     raise SystemExit(1 if failed else 0)

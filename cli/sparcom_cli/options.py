@@ -59,11 +59,25 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option("--dtype", help="float32, bfloat16, float16 or auto; default float32 on CPU, auto on GPU."),
-            click.option("--max-model-len", type=int, help="Longest prompt plus response, in tokens."),
-            click.option("--max-num-batched-tokens", type=int, help="Tokens of one step; default 512 on CPU."),
-            click.option("--max-num-seqs", type=int, help="Requests that run at once; default 64 on CPU."),
-            click.option("--gpu-memory-utilization", type=float, help="Share of the GPU's memory."),
-            click.option("--kv-cache-gib", type=float, help="GiB of KV cache; default 2 on CPU."),
+            click.option(
+                "--max-model-len", type=click.IntRange(min=1), help="Longest prompt plus response, in tokens."
+            ),
+            click.option(
+                "--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one step; default 512 on CPU."
+            ),
+            click.option(
+                "--max-num-seqs", type=click.IntRange(min=1), help="Requests that run at once; default 64 on CPU."
+            ),
+            click.option(
+                "--gpu-memory-utilization",
+                type=click.FloatRange(0, 1, min_open=True),
+                help="Share of the GPU's memory.",
+            ),
+            click.option(
+                "--kv-cache-gib",
+                type=click.FloatRange(0, min_open=True),
+                help="GiB of KV cache; default 2 on CPU.",
+            ),
         ]
     ):
         command = option(command)

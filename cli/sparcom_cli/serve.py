@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparcom_cli.options import engine_options
+
 if TYPE_CHECKING:
     from sparcom_server.protocols import EngineStarter, ModelEngine
 
@@ -72,12 +74,7 @@ def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
 @click.option(
     "--max-body-mib", type=click.IntRange(min=1), default=256, show_default=True, help="Largest request body, MiB."
 )
-@click.option("--dtype", help="Number format of the weights and activations; the model's own where not given.")
-@click.option("--max-model-len", type=click.IntRange(min=1), help="Longest sequence, in tokens.")
-@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one forward pass.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), help="Instructions that run side by side.")
-@click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), help="Share of the GPU's memory.")
-@click.option("--kv-cache-gib", type=click.FloatRange(0, min_open=True), help="Size of the KV cache, GiB.")
+@engine_options
 def serve(
     models: tuple[str, ...],
     host: str,

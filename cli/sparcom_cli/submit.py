@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparcom_cli.options import extraction_options, make_extraction_options
+
 if TYPE_CHECKING:
     from sparcom_cli.client import Client
 
@@ -21,24 +23,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="A served model; needed where several are served.")
 @click.option("--archive", help="Name of the archive; derived from model and time where not given.")
 @click.option("--dataset", help="Name of the data set; the file's name where not given.")
-@click.option(
-    "--positions",
-    type=click.Choice(["prompt", "response", "all"]),
-    default="prompt",
-    show_default=True,
-    help="Whose tokens are captured.",
-)
-@click.option(
-    "--prompt-format",
-    type=click.Choice(["raw", "chat"]),
-    default="raw",
-    show_default=True,
-    help="Whether the model's chat template is applied.",
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=0), default=0, help="Tokens to generate, where they are captured."
-)
-@click.option("--no-special-tokens", is_flag=True, help="Leave out the tokenizer's special tokens.")
+@extraction_options
 @click.option("--wait", is_flag=True, help="Show progress until the job has ended.")
 def submit(
     server: str, file: Path, model: str | None, archive: str | None, dataset: str | None, wait: bool, **options: Any
@@ -70,25 +55,11 @@ def build_body(
     instructions = [item.model_dump(mode="json", exclude_defaults=True) for item in read_jsonl(file)]
     body: dict[str, Any] = {
         "instructions": instructions,
-        "options": _checked_options(options),
+        "options": make_extraction_options(**options).model_dump(mode="json"),
         "dataset": {"name": file.stem if dataset is None else dataset},
     }
     given = {"model": model, "archive": archive}
     return body | {name: value for name, value in given.items() if value is not None}
-
-
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    from sparcom_data.errors import InvalidInputError
-    from sparcom_data.instructions import describe_validation_error
-    from sparcom_data.options import ExtractionOptions
-
-    special = not options.pop("no_special_tokens")
-    try:
-        return ExtractionOptions(**options, add_special_tokens=special).model_dump(mode="json")
-    except ValidationError as error:
-        raise InvalidInputError(describe_validation_error(error, "options")) from error
 
 
 def _watch(client: Client, job: dict[str, Any]) -> dict[str, Any]:
