@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from sparcom_cli.options import engine_options, extraction_options, make_extract
 def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     """Run instructions through a model and write the archive of its neurons."""
     from sparcom_cli.extract_run import run_extraction
-    from sparcom_data.errors import ArchiveExistsError
+    from sparcom_data.create import require_new_name
     from sparcom_data.instructions import read_jsonl
     from sparcom_extractor.settings import EngineSettings
 
     chosen = {name: options.pop(name) for name in ("positions", "prompt_format", "max_tokens", "no_special_tokens")}
     extraction = make_extraction_options(**chosen)
     instructions = read_jsonl(source)
-    if os.path.lexists(output):  # said before the minute that loading a model may take
-        raise ArchiveExistsError(f"an archive must have a new name: {output} exists. Choose another or remove it first")
+    require_new_name(output)  # said before the minute that loading a model may take
     settings = EngineSettings(model=model, **options)
     failed = run_extraction(settings, instructions, extraction, output, source.stem)
     raise SystemExit(1 if failed else 0)

@@ -35,7 +35,7 @@ from sparcom_data.schema import (
     ArraySpec,
     State,
 )
-from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_folder
+from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +78,25 @@ def create_archive(
         ArchiveExistsError: something is at `path`; it is left as it is.
         StorageError: the file system refused; nothing is left behind.
     """
-    if os.path.lexists(path):  # a dangling link is something too
-        raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
+    require_new_name(path)
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         make_folder(path.parent)
         _build(building, attributes, columns, layout, chunk_tokens)
         building.rename(path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     except StorageError as error:
         raise StorageError(str(error).replace(building.name, path.name)) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def require_new_name(path: Path) -> None:
+    """Raise ArchiveExistsError where something is at `path`, a dangling link included."""
+    if os.path.lexists(path):
+        raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
 
 
 def _build(

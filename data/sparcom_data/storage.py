@@ -49,7 +49,7 @@ def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
 
@@ -64,11 +64,11 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        sync_folder(folder.parent)
+        sync_path(folder.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames within a folder durable."""
+def sync_path(path: Path) -> None:
+    """Make a file, or the names within a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,8 @@
 """Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
 
-Reads every chunk once, in blocks; memory does not grow with the archive. It knows no model: the tokenizer is a
-function that the caller gives, and a comparison with a reference implementation is another check (sparcom_extractor).
+Masks are read in blocks, whatever the archive's size; the instruction columns are held. It knows no model: the
+tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
+(sparcom_extractor).
 """
 
 from __future__ import annotations

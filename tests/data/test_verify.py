@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
-from sparcom_data.create import create_archive
+from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import plan_layout
 from sparcom_data.testing import random_attributes, write_random_archive
 from sparcom_data.verify import Check, verify_archive
@@ -242,3 +242,37 @@ def test_the_test_factory_returns_the_truth(
     np.testing.assert_array_equal(bits.astype(bool), truth)
     np.testing.assert_array_equal(archive.read_active(0, archive.tokens), packed)
     assert archive.instructions.category == ["A"] * each + ["B"] * each + [""] * each
+
+
+@pytest.mark.parametrize("lengths", [(10, 65_000, 65_000, 600, 70_000), (5, 65_531, 65_536)])
+def test_chunks_that_were_rightly_never_written_are_no_damage(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    """Of a large archive whose last instruction was cancelled, the token chunks of the others alone must exist."""
+    path = tmp_path / "a.zarr"
+    ran = range(len(lengths) - 1)
+    layout = plan_layout(lengths, "prompt", 0)
+    blank = [""] * len(lengths)
+    columns = InstructionColumns([str(index) for index in range(len(lengths))], blank, blank, blank, blank)
+    create_archive(path, random_attributes(1, 8), columns, layout)
+    masks = zarr.open_array(path, path="neuron/active", mode="r+").with_config({"write_empty_chunks": True})
+    masks[: sum(lengths[:-1])] = 1
+    committer = ArchiveCommitter(path)
+    positions = [np.arange(length, dtype=np.int32) for length in lengths]
+    committer.complete([CompletedInstruction(k, int(layout.token_start[k]), positions[k], positions[k]) for k in ran])
+    committer.cancel([len(lengths) - 1])
+    committer.close()
+    assert findings(verify_archive(open_archive(path), None)) == {}
+
+
+def test_a_response_without_rows_is_no_damage(tmp_path: Path) -> None:
+    """A response of one token is complete with no row, and needs no token chunk."""
+    path = tmp_path / "a.zarr"
+    blank = [""] * 2
+    columns = InstructionColumns(["a", "b"], blank, blank, blank, blank)
+    attributes = random_attributes(1, 8, positions="response", max_tokens=1)
+    create_archive(path, attributes, columns, plan_layout([3, 3], "response", 1))
+    committer = ArchiveCommitter(path)
+    nothing = np.zeros(0, dtype=np.int32)
+    committer.cancel([0])
+    committer.complete([CompletedInstruction(1, 1, nothing, nothing, "x")])
+    committer.close()
+    assert findings(verify_archive(open_archive(path), None)) == {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -29,12 +28,6 @@ _OTHER_GATED = {
     "SiluAndMulWithClamp": "it clamps the activation",
     "SituAndMul": "its activation is not SiLU or GELU",
 }
-
-
-class _Linear(Protocol):
-    input_size: int
-    input_size_per_partition: int
-    output_size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparcom_data.errors import ModelUnavailableError, StorageError
+from sparcom_data.storage import sync_path
 
 SOURCE = "SOURCE.json"
 _STALE_SECONDS = 24 * 3600
@@ -117,21 +117,13 @@ def _publish(partial: Path, target: Path) -> None:
     """Make the files durable, then rename; where another run was quicker, its finished folder stands."""
     for path in [*partial.iterdir(), partial]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
+        sync_path(path)
     try:
         partial.rename(target)
     except OSError:
         if read_source(target) is None:
             raise
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(target.parent)
 
 
 def _storage_error(target: Path, error: OSError) -> StorageError:
