@@ -158,7 +158,7 @@ def _child_environment(device_type: str, cores: int) -> dict[str, str]:
     """Environment of the engine's processes, where the user has not set it.
 
     vLLM keeps one core for its scheduler, which on two is half the machine: without, 1,500 tokens a second against 870
-    (SmolLM2, float32). Its threads must then wait asleep, or they take the core that the scheduler and the writer need.
+    (SmolLM2, float32). Its threads then wait asleep, to leave the core to the scheduler and the writer.
     """
     environment = {"PYTHONWARNINGS": "ignore"}  # vLLM's own code gives some at every start
     if device_type == "cpu" and cores <= SMALL_MACHINE_CORES:
