@@ -16,11 +16,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sparcom_data.errors import DamagedArchiveError, StorageError
 from sparcom_extractor.writer import chunks
 from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter, read_chunk, write_chunk
+from sparcom_extractor.writer.encoding import CRC_BYTES, decode, encode
 
 ROW = (2, 3)  # layers, bytes
 
@@ -37,6 +38,20 @@ def target_in(folder: Path, rows: int, chunk_rows: int) -> ChunkTarget:
         chunk_key_encoding={"name": "default", "separator": "."},
     )
     return ChunkTarget(folder / "a", rows, tuple(array.chunks))
+
+
+def counts_in(folder: Path, instructions: int, chunk_rows: int) -> ChunkTarget:
+    """The counts of an archive, empty, made by zarr itself: uint32 (instruction, layer, neuron)."""
+    array = zarr.create_array(
+        folder / "a",
+        shape=(instructions, *ROW),
+        chunks=(chunk_rows, *ROW),
+        dtype="uint32",
+        compressors=[BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    return ChunkTarget(folder / "a", instructions, tuple(array.chunks), dtype="uint32", compressor="blosc")
 
 
 def read_by_zarr(target: ChunkTarget) -> NDArray[np.uint8]:
@@ -136,14 +151,14 @@ def test_the_last_chunk_is_cut(tmp_path: Path) -> None:
             if writer.durable(4, 5):
                 break
             threading.Event().wait(0.001)
-        assert target.path(1).stat().st_size == target.chunk_bytes + chunks.CRC_BYTES
+        assert target.path(1).stat().st_size == target.chunk_bytes + CRC_BYTES
         assert np.array_equal(read_by_zarr(target)[4], truth[4])
 
 
 def test_an_old_open_chunk_makes_room_and_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every buffer taken and nothing settled the oldest chunk is written as it is; later rows join it."""
     reads: list[Path] = []
-    monkeypatch.setattr(chunks, "read_chunk", lambda path, shape: reads.append(path) or read_chunk(path, shape))
+    monkeypatch.setattr(chunks, "read_chunk", lambda path, *rest: reads.append(path) or read_chunk(path, *rest))
     target, truth = target_in(tmp_path, 12, 4), random_rows(12)
     with writing(target, buffers=2) as writer:
         for row in (0, 4, 8):  # three chunks, two buffers
@@ -207,7 +222,7 @@ def test_a_chunk_that_was_damaged_meanwhile_is_not_read_back(tmp_path: Path, dam
         writer.put(2, truth[2:3])
         data = target.path(0).read_bytes()
         target.path(0).write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == b"\0" else damage)
-        with pytest.raises(DamagedArchiveError, match="does not match its checksum"):
+        with pytest.raises(DamagedArchiveError, match="must be as it was written; its checksum is wrong"):
             writer.put(1, truth[1:2])
 
 
@@ -216,6 +231,62 @@ def test_a_chunk_reads_back_as_it_was_written(tmp_path: Path) -> None:
     values = random_rows(3)
     write_chunk(tmp_path / "c" / "0", values)
     assert np.array_equal(read_chunk(tmp_path / "c" / "0", values.shape), values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(delivery=deliveries(), top=st.sampled_from([2, 300, 2**32]))
+def test_counts_are_what_zarr_reads(delivery: tuple[int, int, int, list[tuple[int, int]]], top: int) -> None:
+    """uint32 counts in any order and from memory too small for them: plain zarr-python reads what was put."""
+    rows, chunk_rows, buffers, pieces = delivery
+    truth = np.random.default_rng(rows).integers(0, top, size=(rows, *ROW), dtype=np.uint32)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        writing(target := counts_in(Path(folder), rows, chunk_rows), buffers=buffers) as writer,
+    ):
+        for start, stop in pieces:
+            writer.put(start, truth[start:stop])
+        writer.flush()
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+def test_counts_are_read_from_what_zarr_wrote(tmp_path: Path) -> None:
+    """The other way round: read_chunk takes a chunk that zarr-python wrote with the archive's codecs."""
+    target = counts_in(tmp_path, 4, 4)
+    truth = np.random.default_rng(0).binomial(80, 0.37, size=(4, *ROW)).astype(np.uint32)
+    zarr.open_array(target.folder, mode="r+")[:] = truth
+    assert np.array_equal(read_chunk(target.path(0), target.chunk_shape, "uint32", "blosc"), truth)
+
+
+def test_counts_are_smaller_than_their_numbers() -> None:
+    """Counts of a real size take less than half of their four bytes each, so the shuffle is by four bytes."""
+    counts = np.random.default_rng(0).binomial(80, 0.37, size=(4, 30, 1536)).astype("<u4")
+    held = b"".join(encode(counts, "blosc"))
+    assert len(held) < 0.3 * counts.nbytes
+    assert np.array_equal(decode(held, counts.shape, counts.dtype, "blosc"), counts)
+
+
+@pytest.mark.parametrize(("written", "read"), [(None, "blosc"), ("blosc", None)])
+def test_a_chunk_of_another_codec_is_refused(tmp_path: Path, written: Any, read: Any) -> None:
+    """A right checksum over bytes of another codec or length is damage, not data."""
+    write_chunk(tmp_path / "c", np.arange(64, dtype="<u4"), written)
+    with pytest.raises(DamagedArchiveError, match=r"chunk .*c must be as it was written"):
+        read_chunk(tmp_path / "c", (64,), "uint32", read)
+
+
+def test_values_of_another_type_are_refused(tmp_path: Path) -> None:
+    """A count of 256 would become 0 in a mask array; NumPy says nothing, the writer does."""
+    with (
+        writing(target_in(tmp_path, 4, 2)) as writer,
+        pytest.raises(TypeError, match="must be uint8; got uint32"),
+    ):
+        writer.put(0, np.full((1, *ROW), 256, dtype=np.uint32))
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int64"}, {"compressor": "zstd"}])
+def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """Only the two types and codecs that archives have."""
+    with pytest.raises(ValueError, match="got"):
+        ChunkTarget(tmp_path, 4, (2, 3), **wrong)
 
 
 def test_a_writer_without_buffers_is_refused(tmp_path: Path) -> None:

@@ -17,28 +17,42 @@ from collections import OrderedDict
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import DamagedArchiveError
-from sparcom_data.storage import crc32c_suffix, write_durably
-
-CRC_BYTES = 4
+from sparcom_data.storage import write_durably
+from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode, encode
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkTarget:
-    """Which chunks a writer owns: those of one uint8 array whose chunk grid is cut along its first axis only.
+    """Which chunks a writer owns: those of one array whose chunk grid is cut along its first axis only.
 
     folder: the array's folder. rows: length of the first axis. chunk_shape: (chunk rows, …), the rest uncut.
-    separator: between the numbers of a chunk's key.
+    separator: between the numbers of a chunk's key. dtype: uint8 for masks, uint32 for counts; stored little-endian.
+    compressor: None for masks, "blosc" for counts; the array's metadata must say the same.
     """
 
     folder: Path
     rows: int
     chunk_shape: tuple[int, ...]
     separator: str = "."
+    dtype: Literal["uint8", "uint32"] = "uint8"
+    compressor: Compressor | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "uint32"):
+            raise ValueError(f"a chunk holds uint8 masks or uint32 counts; got dtype {self.dtype!r}")
+        if self.compressor not in (None, "blosc"):
+            raise ValueError(f'a chunk is stored as it is (None) or by "blosc"; got compressor {self.compressor!r}')
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """The type in the file and in memory."""
+        return np.dtype(self.dtype).newbyteorder("<")
 
     @property
     def chunk_rows(self) -> int:
@@ -48,7 +62,7 @@ class ChunkTarget:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk in memory."""
-        return math.prod(self.chunk_shape)
+        return math.prod(self.chunk_shape) * self.stored_dtype.itemsize
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
@@ -72,15 +86,23 @@ class ChunkWriter:
         if buffers < 1:
             raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
         self._target = target
-        self._free = [np.zeros(target.chunk_shape, dtype=np.uint8) for _ in range(buffers)]
-        self._open: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._writing: dict[int, tuple[Future[None], NDArray[np.uint8]]] = {}
+        self._free = [np.zeros(target.chunk_shape, target.stored_dtype) for _ in range(buffers)]
+        self._open: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._writing: dict[int, tuple[Future[None], NDArray[Any]]] = {}
         self._settled: dict[int, int] = {}
         self._final = np.zeros(-(-target.rows // target.chunk_rows), dtype=bool)
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="sparcom-write")
 
-    def put(self, row: int, values: NDArray[np.uint8]) -> None:
-        """Place values (n, …) at rows [row, row + n). Again is harmless: the same rows hold the same values."""
+    def put(self, row: int, values: NDArray[Any]) -> None:
+        """Place values (n, …) at rows [row, row + n). Again is harmless: the same rows hold the same values.
+
+        Raises:
+            TypeError: values of another type, which NumPy would cut to fit without a word.
+        """
+        if values.dtype != self._target.stored_dtype:
+            raise TypeError(
+                f"rows of {self._target.folder} must be {self._target.dtype}; got {values.dtype}. Cast them"
+            )
         size, done = self._target.chunk_rows, 0
         while done < len(values):
             chunk, offset = divmod(row + done, size)
@@ -88,9 +110,9 @@ class ChunkWriter:
             self._chunk(chunk)[offset : offset + take] = values[done : done + take]
             done += take
 
-    def zeros(self, rows: int) -> NDArray[np.uint8]:
+    def zeros(self, rows: int) -> NDArray[Any]:
         """Values of rows that hold nothing, (rows, …)."""
-        return np.zeros((rows, *self._target.chunk_shape[1:]), dtype=np.uint8)
+        return np.zeros((rows, *self._target.chunk_shape[1:]), self._target.stored_dtype)
 
     def settle(self, start: int, stop: int) -> None:
         """Rows [start, stop) will not come again; chunks of which that holds for all rows are written."""
@@ -132,7 +154,7 @@ class ChunkWriter:
             if stop > start
         ]
 
-    def _chunk(self, chunk: int) -> NDArray[np.uint8]:
+    def _chunk(self, chunk: int) -> NDArray[Any]:
         buffer = self._open.get(chunk)
         if buffer is None:
             buffer = self._load(chunk)
@@ -140,19 +162,19 @@ class ChunkWriter:
         self._open.move_to_end(chunk)
         return buffer
 
-    def _load(self, chunk: int) -> NDArray[np.uint8]:
+    def _load(self, chunk: int) -> NDArray[Any]:
         """A buffer with what the chunk holds on disk, or zeros."""
         if chunk in self._writing:
             self._finish(chunk)
         buffer = self._free_buffer()
         path = self._target.path(chunk)
         if path.exists():
-            buffer[...] = read_chunk(path, self._target.chunk_shape)
+            buffer[...] = read_chunk(path, self._target.chunk_shape, self._target.dtype, self._target.compressor)
         else:
             buffer[...] = 0
         return buffer
 
-    def _free_buffer(self) -> NDArray[np.uint8]:
+    def _free_buffer(self) -> NDArray[Any]:
         self._reap()
         while not self._free:
             if not self._writing:
@@ -162,7 +184,8 @@ class ChunkWriter:
 
     def _write(self, chunk: int) -> None:
         buffer = self._open.pop(chunk)
-        self._writing[chunk] = (self._threads.submit(write_chunk, self._target.path(chunk), buffer), buffer)
+        path, compressor = self._target.path(chunk), self._target.compressor
+        self._writing[chunk] = (self._threads.submit(write_chunk, path, buffer, compressor), buffer)
 
     def _wait_for_one(self) -> None:
         wait([future for future, _ in self._writing.values()], return_when=FIRST_COMPLETED)
@@ -178,20 +201,22 @@ class ChunkWriter:
         future.result()
 
 
-def write_chunk(path: Path, values: NDArray[np.uint8]) -> None:
-    """Write one chunk as Zarr's codecs `bytes` and `crc32c` encode it."""
-    data = values.reshape(-1).data
-    write_durably(path, [data, crc32c_suffix(data)])
+def write_chunk(path: Path, values: NDArray[Any], compressor: Compressor | None = None) -> None:
+    """Write one chunk as Zarr's codecs encode it."""
+    write_durably(path, encode(values, compressor))
 
 
-def read_chunk(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read one chunk back.
+def read_chunk(
+    path: Path, shape: tuple[int, ...], dtype: str = "uint8", compressor: Compressor | None = None
+) -> NDArray[Any]:
+    """Read one chunk back, (chunk rows, …) of the type given.
 
     Raises:
         DamagedArchiveError: its length or checksum is wrong.
     """
-    data = path.read_bytes()
-    body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    if len(body) != math.prod(shape) or crc32c_suffix(body) != checksum:
-        raise DamagedArchiveError(f"chunk {path} does not match its checksum: remove the archive and run it again")
-    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+    try:
+        return decode(path.read_bytes(), shape, np.dtype(dtype).newbyteorder("<"), compressor)
+    except EncodingError as error:
+        raise DamagedArchiveError(
+            f"chunk {path} must be as it was written; {error}. Remove the archive and run it again"
+        ) from error
