@@ -119,6 +119,7 @@ class Engine:
         self.dies_after: int | None = None
         self.dies_in_poll_after: int | None = None
         self.holds_after: int | None = None  # requests started later than so many stay open until they are aborted
+        self.held = 0
         self.breaks_on: int | None = None
         self.generated = [200, 201, EOS]
 
@@ -150,6 +151,7 @@ class Engine:
         self.most_running = max(self.most_running, self.running)
         try:
             if self.holds_after is not None and len(self.started) > self.holds_after:
+                self.held += 1
                 await asyncio.Event().wait()
             await self._run(request_id, [*ids, *response[:-1]], len(ids), sampling)
             if self.dies_after is not None and len(self.started) > self.dies_after:
@@ -436,9 +438,14 @@ def test_cancelled_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """What is complete stays and is right, the rest is cancelled, requests in the engine are aborted."""
     small_chunks(monkeypatch)
     engine = Engine()
-    engine.holds_after = 30  # so that requests are in the engine when the cancellation comes, however fast it is
+    engine.holds_after = 30
     extraction = engine.prepare(many(), tmp_path / "a.zarr")
-    progress = run(extraction.run(lambda snapshot: extraction.cancel() if snapshot.complete > 3 else None))
+
+    def cancel_when_requests_are_held(snapshot: Progress) -> None:
+        if snapshot.complete > 3 and engine.held == engine.max_in_flight:
+            extraction.cancel()
+
+    progress = run(extraction.run(cancel_when_requests_are_held))
     assert progress.complete > 3
     assert progress.cancelled
     assert progress.settled == 60
