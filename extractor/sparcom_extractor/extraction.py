@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,26 +167,22 @@ class Extraction:
             call.cancel()
 
     async def _feed(self) -> None:
-        """Hand prompts to the engine in order, so many ahead of what it runs at once."""
-        slots = asyncio.Semaphore(self._engine.max_in_flight)
+        """Hand prompts to the engine in order, so many ahead of what it runs at once, until all ran or cancelled."""
+        ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         stopping: asyncio.Task[Any] = asyncio.create_task(self._cancelled.wait())
+        stopping.add_done_callback(ended.put_nowait)
+        waiting = iter(self._runnable)
         running: set[asyncio.Task[Any]] = set()
         try:
-            for index in self._runnable:
-                await slots.acquire()
-                if self._cancelled.is_set():
+            while not self._cancelled.is_set():
+                for index in islice(waiting, self._engine.max_in_flight - len(running)):
+                    running.add(task := asyncio.create_task(self._run_one(index)))
+                    task.add_done_callback(ended.put_nowait)
+                if not running:
                     break
-                task = asyncio.create_task(self._run_one(index))
-                running.add(task)
-                task.add_done_callback(lambda _: slots.release())
-                for done in [task for task in running if task.done()]:
-                    running.discard(done)
-                    done.result()
-            while running and not self._cancelled.is_set():
-                finished, _ = await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished - {stopping}:
-                    running.discard(task)
-                    task.result()
+                task = await ended.get()
+                running.discard(task)
+                task.result()
         finally:
             stopping.cancel()
             for task in running:
