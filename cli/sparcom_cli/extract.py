@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparcom_cli.options import engine_options, extraction_options, make_extraction_options
+from sparcom_cli.options import EXTRACTION_OPTIONS, engine_options, extraction_options, make_extraction_options
 
 
 @click.command()
@@ -23,8 +23,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     from sparcom_data.instructions import read_jsonl
     from sparcom_extractor.settings import EngineSettings
 
-    chosen = {name: options.pop(name) for name in ("positions", "prompt_format", "max_tokens", "no_special_tokens")}
-    extraction = make_extraction_options(**chosen)
+    extraction = make_extraction_options(**{name: options.pop(name) for name in EXTRACTION_OPTIONS})
     instructions = read_jsonl(source)
     require_new_name(output)  # said before the minute that loading a model may take
     settings = EngineSettings(model=model, **options)

@@ -11,10 +11,15 @@ if TYPE_CHECKING:
     from sparcom_data.options import ExtractionOptions
 
 
+EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
+
+
 def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What is captured and how prompts are made."""
     for option in reversed(
         [
+            click.option("--granularity", type=click.Choice(["token", "count"]), default="token", show_default=True,
+                         help="Keep a mask a token, or one count an instruction and neuron."),
             click.option("--positions", type=click.Choice(["prompt", "response", "all"]), default="prompt",
                          show_default=True, help="Whose tokens are captured."),
             click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
@@ -28,7 +33,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_extraction_options(
-    positions: str, prompt_format: str, max_tokens: int, no_special_tokens: bool
+    granularity: str, positions: str, prompt_format: str, max_tokens: int, no_special_tokens: bool
 ) -> ExtractionOptions:
     """The options as one checked object.
 
@@ -44,6 +49,7 @@ def make_extraction_options(
     try:
         return ExtractionOptions.model_validate(
             {
+                "granularity": granularity,
                 "positions": positions,
                 "prompt_format": prompt_format,
                 "max_tokens": max_tokens,

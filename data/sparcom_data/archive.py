@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
-from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError, NotAnArchiveError
-from sparcom_data.metadata import ArchiveAttributes, parse_attributes
+from sparcom_data.errors import (
+    ArchiveNotFoundError,
+    DamagedArchiveError,
+    NotAnArchiveError,
+    UnsupportedArchiveError,
+)
+from sparcom_data.metadata import ArchiveAttributes, Granularity, parse_attributes
 from sparcom_data.schema import State
 
 
@@ -86,7 +91,11 @@ def open_archive(path: str | Path) -> Archive:
 
 
 class Archive:
-    """An opened archive. Rows are read in blocks; nothing larger than asked for is kept."""
+    """An opened archive of masks or of counts. It is read in blocks; nothing larger than asked for is kept.
+
+    What only one of the two kinds has (`tokens`, `read_active`, `read_counts`, …) raises UnsupportedArchiveError where
+    the archive is of the other.
+    """
 
     def __init__(self, path: str, group: zarr.Group) -> None:
         self.path = path
@@ -115,40 +124,66 @@ class Archive:
         return [str(value) for value in self.column(name)]
 
     @property
+    def granularity(self) -> Granularity:
+        """`token` where the archive holds a mask a token, `count` where it holds the sums of each instruction."""
+        return self.attributes.capture.granularity
+
+    @property
     def tokens(self) -> int:
-        """Length of the token axis, reserved rows included."""
+        """Length of the token axis, reserved rows included; of masks only."""
+        self._require("token")
         return int(self.array("token/id").shape[0])
 
     @property
     def layers(self) -> int:
-        """Length of the layer axis of `neuron/active`."""
-        return int(self.array("neuron/active").shape[1])
+        """Length of the layer axis."""
+        return int(self._neurons_array.shape[1])
 
     @property
     def neurons(self) -> int:
-        """Neurons of one layer; the bits after the last are 0."""
+        """Neurons of one layer; the bits of a mask after the last are 0."""
         return self.attributes.model.neurons
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one layer's mask."""
-        return int(self.array("neuron/active").shape[2])
+        """Bytes of one layer's mask; where counts are held, of the mask that they were counted from."""
+        return -(-self.neurons // 8) if self.granularity == "count" else int(self._neurons_array.shape[2])
 
     @property
     def chunk_tokens(self) -> int:
         """Rows of one chunk of `neuron/active`: blocks of a multiple of it are read without waste."""
-        return int(self.array("neuron/active").chunks[0])
+        self._require("token")
+        return int(self._neurons_array.chunks[0])
+
+    @property
+    def chunk_instructions(self) -> int:
+        """Instructions of one chunk of `neuron/count`: blocks of a multiple of it are read without waste."""
+        self._require("count")
+        return int(self._neurons_array.chunks[0])
 
     def read_active(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Packed masks of rows [start, stop): uint8 (rows, layer, neuron_byte), neuron i is bit i % 8 of byte i // 8.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum.
+            UnsupportedArchiveError: the archive holds counts.
         """
+        self._require("token")
         return self._read_rows("neuron/active", start, stop)
 
+    def read_counts(self, start: int, stop: int) -> NDArray[np.uint32]:
+        """Counts of instructions [start, stop): uint32 (instructions, layer, neuron), tokens at which each is active.
+
+        Raises:
+            DamagedArchiveError: a chunk is missing or fails its checksum.
+            UnsupportedArchiveError: the archive holds masks.
+        """
+        self._require("count")
+        return self._read_rows("neuron/count", start, stop)
+
     def read_tokens(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Token ids and positions of rows [start, stop), int32 (rows,) each; -1 was never written."""
+        """Token ids and positions of rows [start, stop), int32 (rows,) each; -1 was never written. Of masks only."""
+        self._require("token")
         return self._read_rows("token/id", start, stop), self._read_rows("token/position", start, stop)
 
     def array(self, name: str) -> zarr.Array[Any]:
@@ -173,6 +208,23 @@ class Archive:
         """A column of `instruction/`, one entry an instruction."""
         full = f"instruction/{name}"
         return self._read_rows(full, 0, int(self.array(full).shape[0]))
+
+    @property
+    def _neurons_array(self) -> zarr.Array[Any]:
+        return self.array("neuron/count" if self.granularity == "count" else "neuron/active")
+
+    def _require(self, granularity: Granularity) -> None:
+        """Raise UnsupportedArchiveError where the archive is of the other kind."""
+        if self.granularity == granularity:
+            return
+        holds, lacks, remedy = {
+            "count": ("one count an instruction and neuron", "token rows or masks", "Read counts, or extract again"),
+            "token": ("a mask a token", "counts", "Read masks and count them, or extract again"),
+        }[self.granularity]
+        raise UnsupportedArchiveError(
+            f"this needs granularity {granularity!r}; {self.path} has {self.granularity!r}: it holds {holds} and no "
+            f"{lacks}. {remedy} with granularity {granularity!r}"
+        )
 
     def _read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self.array(name)

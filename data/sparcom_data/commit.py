@@ -1,5 +1,7 @@
 """The submitting side's part of an archive: token ids, responses and, last, the states.
 
+Where the archive holds counts there is no `token/`: the caller has compared ids and positions, and they are not kept.
+
 One process owns `instruction/` and `token/` of an archive, so every write here is a plain read-modify-write with no
 lock. The order within a commit is what makes `state` trustworthy: everything that a state of 1 promises is on disk
 before it is set.
@@ -17,13 +19,18 @@ import zarr
 from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
+from sparcom_data.metadata import parse_attributes
 from sparcom_data.schema import State
 from sparcom_data.storage import DurableStore, storage_error
 
 
 @dataclass(frozen=True, slots=True)
 class CompletedInstruction:
-    """An instruction whose masks are durable. ids, positions: int32 (rows,), from the worker; row: its first row."""
+    """An instruction whose masks or counts are durable.
+
+    ids, positions: int32 (rows,), from the worker, rows being what was captured or counted. row: its first row on the
+    token axis, of no use where the archive holds counts.
+    """
 
     index: int
     row: int
@@ -38,13 +45,16 @@ class ArchiveCommitter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._root = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)
+        attributes = parse_attributes(dict(self._root.attrs), str(path))
+        self._has_token_rows = attributes.capture.granularity == "token"
 
     def complete(self, batch: Sequence[CompletedInstruction]) -> None:
         """Make instructions complete: their token ids, positions, responses and lengths, then their states."""
         if not batch:
             return
-        self._write_rows("token/id", [(item.row, item.ids) for item in batch])
-        self._write_rows("token/position", [(item.row, item.positions) for item in batch])
+        if self._has_token_rows:
+            self._write_rows("token/id", [(item.row, item.ids) for item in batch])
+            self._write_rows("token/position", [(item.row, item.positions) for item in batch])
         self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
         self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
         self._write_items("instruction/state", {item.index: int(State.COMPLETE) for item in batch})

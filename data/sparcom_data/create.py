@@ -1,7 +1,7 @@
 """Make an archive: all arrays, their attributes, and the instructions' own columns, before the first token runs.
 
 The archive is built beside its final name and renamed into place, so a failure leaves nothing half-written. It does
-not write masks: rows come later, from the worker that computed them.
+not write masks or counts: they come later, from the worker that computed them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
-from sparcom_data.layout import Layout, choose_chunk_tokens
-from sparcom_data.metadata import ArchiveAttributes
+from sparcom_data.layout import Layout, choose_chunk_instructions, choose_chunk_tokens
+from sparcom_data.metadata import ArchiveAttributes, ModelInfo
 from sparcom_data.schema import (
     INSTRUCTION_ARRAYS,
     INSTRUCTION_CHUNK,
     MASK_KEY_SEPARATOR,
     NEURON_ACTIVE,
+    NEURON_COUNT,
     STRING_CHUNK,
     TOKEN_ARRAYS,
     TOKEN_CHUNK,
@@ -36,6 +38,24 @@ from sparcom_data.schema import (
     State,
 )
 from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_path
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """How an array lies on disk: what its chunks go through after their raw bytes, and how chunk files are named."""
+
+    codecs: tuple[BytesBytesCodec, ...]
+    separator: str
+
+
+_COLUMNS = _Storage((ZstdCodec(level=3), Crc32cCodec()), "/")
+# Masks hardly compress, so they are stored as they are. One folder of files instead of two folders a file halves what
+# writing costs. Both measured: DECISIONS.md, "Chunks of up to four MiB".
+_MASKS = _Storage((Crc32cCodec(),), MASK_KEY_SEPARATOR)
+# Counts are small numbers in four bytes: shuffled, three of the four planes are nearly empty.
+_COUNTS = _Storage(
+    (BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()), MASK_KEY_SEPARATOR
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,7 @@ def create_archive(
     layout: Layout,
     *,
     chunk_tokens: int | None = None,
+    chunk_instructions: int | None = None,
 ) -> None:
     """Create the archive at `path`, in state open, with every runnable instruction pending.
 
@@ -71,8 +92,9 @@ def create_archive(
         path: where the archive goes; its parent folder is made.
         attributes: the root attribute `sparcom`.
         columns: what is known of each instruction.
-        layout: where the rows go.
+        layout: where the rows go; where only counts are kept, where they would go.
         chunk_tokens: rows in one chunk of the masks; chosen by size where not given.
+        chunk_instructions: instructions in one chunk of the counts; chosen by size where not given.
 
     Raises:
         ArchiveExistsError: something is at `path`; it is left as it is.
@@ -82,7 +104,7 @@ def create_archive(
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         make_folder(path.parent)
-        _build(building, attributes, columns, layout, chunk_tokens)
+        _build(building, attributes, columns, layout, chunk_tokens, chunk_instructions)
         building.rename(path)
         sync_path(path.parent)
     except OSError as error:
@@ -105,33 +127,46 @@ def _build(
     columns: InstructionColumns,
     layout: Layout,
     chunk_tokens: int | None,
+    chunk_instructions: int | None,
 ) -> None:
     store = DurableStore(path)
     root = zarr.create_group(store, attributes={"sparcom": attributes.model_dump(mode="json")})
-    instructions, tokens = len(columns.id), layout.tokens
-    values = _initial_values(columns, layout)
-    for spec in INSTRUCTION_ARRAYS:
-        chunk = STRING_CHUNK if spec.dtype == "string" else INSTRUCTION_CHUNK
-        array = _create_array(root, spec, (instructions,), (chunk,), compress=True)
-        array[:] = values.get(spec.name, _filled(spec, instructions))
-    for spec in TOKEN_ARRAYS:
-        _create_array(root, spec, (tokens,), (TOKEN_CHUNK,), compress=True)
-    model = attributes.model
-    if model.layer_ids:
-        row = (len(model.layer_ids), -(-model.neurons // 8))
-        rows = chunk_tokens or choose_chunk_tokens(row[0] * row[1], tokens)
-        _create_array(
-            root,
-            NEURON_ACTIVE,
-            (tokens, *row),
-            (rows, *row),
-            compress=False,
-            attributes={"size": model.neurons},
-        )
+    _create_columns(root, columns, layout)
+    if attributes.capture.granularity == "count":
+        _create_counts(root, attributes.model, len(columns.id), chunk_instructions)
+    else:
+        _create_masks(root, attributes.model, layout.tokens, chunk_tokens)
     with warnings.catch_warnings():
         # Readers over HTTP cannot list a folder; consolidated metadata is how zarr-python and xarray find the arrays.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=ZarrUserWarning)
         zarr.consolidate_metadata(store)
+
+
+def _create_columns(root: zarr.Group, columns: InstructionColumns, layout: Layout) -> None:
+    instructions = len(columns.id)
+    values = _initial_values(columns, layout)
+    for spec in INSTRUCTION_ARRAYS:
+        chunk = STRING_CHUNK if spec.dtype == "string" else INSTRUCTION_CHUNK
+        array = _create_array(root, spec, (instructions,), (chunk,), _COLUMNS)
+        array[:] = values.get(spec.name, _filled(spec, instructions))
+
+
+def _create_masks(root: zarr.Group, model: ModelInfo, tokens: int, chunk_tokens: int | None) -> None:
+    """The token axis: ids, positions, and the masks of dense FFN layers where the model has any."""
+    for spec in TOKEN_ARRAYS:
+        _create_array(root, spec, (tokens,), (TOKEN_CHUNK,), _COLUMNS)
+    if model.layer_ids:
+        row = (len(model.layer_ids), -(-model.neurons // 8))
+        rows = chunk_tokens or choose_chunk_tokens(row[0] * row[1], tokens)
+        _create_array(root, NEURON_ACTIVE, (tokens, *row), (rows, *row), _MASKS, {"size": model.neurons})
+
+
+def _create_counts(root: zarr.Group, model: ModelInfo, instructions: int, chunk_instructions: int | None) -> None:
+    """The sums over each instruction's rows, in place of the token axis."""
+    if model.layer_ids:
+        row = (len(model.layer_ids), model.neurons)
+        rows = chunk_instructions or choose_chunk_instructions(4 * row[0] * row[1], instructions)
+        _create_array(root, NEURON_COUNT, (instructions, *row), (rows, *row), _COUNTS)
 
 
 def _initial_values(columns: InstructionColumns, layout: Layout) -> dict[str, Any]:
@@ -161,11 +196,9 @@ def _create_array(
     spec: ArraySpec,
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
-    *,
-    compress: bool,
+    storage: _Storage,
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
-    """Masks are stored as they are (measured: they hardly compress); everything else is small and zstd helps."""
     unit = {"unit": spec.unit} if spec.unit else {}
     return root.create_array(
         spec.name,
@@ -173,10 +206,9 @@ def _create_array(
         dtype=spec.dtype,
         chunks=tuple(max(1, min(chunk, size)) for chunk, size in zip(chunks, shape, strict=True)),
         fill_value=spec.fill_value,
-        compressors=[ZstdCodec(level=3), Crc32cCodec()] if compress else [Crc32cCodec()],
+        compressors=list(storage.codecs),
         dimension_names=spec.dimensions,
         attributes={"description": spec.description, **unit, **(attributes or {})},
-        # Masks: one folder of files instead of two folders a file, which halves what writing costs (measured).
-        chunk_key_encoding={"name": "default", "separator": "/" if compress else MASK_KEY_SEPARATOR},
+        chunk_key_encoding={"name": "default", "separator": storage.separator},
         config={"write_empty_chunks": True},
     )

@@ -68,3 +68,14 @@ def choose_chunk_tokens(row_bytes: int, tokens: int) -> int:
     rows = max(1, min(TARGET_CHUNK_BYTES // max(1, row_bytes), MAX_CHUNK_TOKENS))
     rows = 1 << (rows.bit_length() - 1)
     return max(1, min(rows, tokens))
+
+
+def choose_chunk_instructions(count_bytes: int, instructions: int) -> int:
+    """Instructions a chunk of counts holds: the largest power of two within `TARGET_CHUNK_BYTES`, at least 1.
+
+    Args:
+        count_bytes: uncompressed bytes of one instruction's counts, layers × neurons × 4.
+        instructions: length of the instruction axis, the most that is useful.
+    """
+    fit = max(1, TARGET_CHUNK_BYTES // max(1, count_bytes))
+    return max(1, min(1 << (fit.bit_length() - 1), instructions))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparcom_data.metadata import Positions, PromptFormat
+from sparcom_data.metadata import Granularity, Positions, PromptFormat
 
 
 class ExtractionOptions(BaseModel):
     """Options of one extraction.
 
+    granularity: `token` keeps a mask a token; `count` keeps, for each neuron, at how many of an instruction's captured
+        tokens it was active, which is all that the measures of frequency need and megabytes where masks are terabytes.
     positions: whose rows are captured: the prompt's tokens, the generated response's, or all.
     prompt_format: `raw` tokenises the text as it is, `chat` applies the model's chat template first.
     max_tokens: the most response tokens that are generated; 0 where only the prompt is captured.
@@ -18,6 +20,7 @@ class ExtractionOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    granularity: Granularity = "token"
     positions: Positions = "prompt"
     prompt_format: PromptFormat = "raw"
     max_tokens: int = Field(default=0, ge=0, le=1_000_000)

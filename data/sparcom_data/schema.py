@@ -1,12 +1,16 @@
 """The arrays of an archive: name, dtype, dimensions, fill value, description. One place, read by writer and checks.
 
-Fill values are chosen so that what was never written is told from data: token ids and positions are -1.
+Which arrays an archive has depends on its granularity: `token` has the token axis and masks on it, `count` has the sums
+over each instruction's rows in their place. Fill values are chosen so that what was never written is told from data:
+token ids and positions are -1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+
+from sparcom_data.metadata import Granularity
 
 
 class State(IntEnum):
@@ -93,7 +97,25 @@ NEURON_ACTIVE = ArraySpec(
     "bit mask",
 )
 
+NEURON_COUNT = ArraySpec(
+    "neuron/count",
+    "uint32",
+    ("instruction", "layer", "neuron"),
+    0,
+    "At how many of the instruction's token_length rows each neuron of the dense FFN layers is active. Trust only "
+    "instructions whose state is 1.",
+    "token",
+)
+
+
+def array_specs(granularity: Granularity) -> tuple[ArraySpec, ...]:
+    """Every array of an archive of that granularity whose model has dense FFN layers."""
+    if granularity == "count":
+        return (*INSTRUCTION_ARRAYS, NEURON_COUNT)
+    return (*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE)
+
+
 INSTRUCTION_CHUNK = 8192  # numeric instruction arrays
 STRING_CHUNK = 1024
-MASK_KEY_SEPARATOR = "."  # chunk (2, 0, 0) of the masks is the file c.2.0.0
+MASK_KEY_SEPARATOR = "."  # chunk (2, 0, 0) of masks or counts is the file c.2.0.0
 TOKEN_CHUNK = 65_536  # rows of token/id and token/position

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
@@ -22,10 +21,11 @@ from sparcom_data.testing import write_random_archive
 
 @dataclass(frozen=True)
 class Sample:
-    """An archive on disk and the masks that were written, bool (tokens, layer, neuron)."""
+    """An archive on disk and what was written: masks, bool (tokens, layer, neuron), or counts, uint32
+    (instruction, layer, neuron)."""
 
     path: Path
-    truth: NDArray[np.bool_]
+    truth: NDArray[Any]
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,20 @@ def sample(pristine: Sample, tmp_path: Path) -> Sample:
     """A copy of that archive: syncing every file of a new one for each test takes longer than the tests."""
     shutil.copytree(pristine.path, tmp_path / "sample.zarr")
     return Sample(tmp_path / "sample.zarr", pristine.truth)
+
+
+@pytest.fixture(scope="session")
+def pristine_counts(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """The twin of `pristine` that holds counts, in chunks of four instructions. Not to be changed."""
+    path = tmp_path_factory.mktemp("counts") / "sample.zarr"
+    return Sample(path, write_random_archive(path, failed=(3,), granularity="count"))
+
+
+@pytest.fixture
+def counted(pristine_counts: Sample, tmp_path: Path) -> Sample:
+    """A copy of that archive."""
+    shutil.copytree(pristine_counts.path, tmp_path / "counted.zarr")
+    return Sample(tmp_path / "counted.zarr", pristine_counts.truth)
 
 
 @pytest.fixture

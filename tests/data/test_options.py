@@ -12,8 +12,9 @@ from sparcom_data.options import ExtractionOptions
 
 
 def test_defaults_capture_the_raw_prompt() -> None:
-    """Nothing chosen: the prompt's rows, no template, nothing generated."""
+    """Nothing chosen: a mask a token of the prompt's rows, no template, nothing generated."""
     assert ExtractionOptions().model_dump() == {
+        "granularity": "token",
         "positions": "prompt",
         "prompt_format": "raw",
         "max_tokens": 0,
@@ -35,6 +36,7 @@ def test_max_tokens_goes_with_positions(positions: str) -> None:
     [
         {"position": "all"},
         {"positions": "both"},
+        {"granularity": "counts"},
         {"prompt_format": "jinja"},
         {"positions": "all", "max_tokens": -1},
         {"positions": "all", "max_tokens": 1_000_001},
@@ -50,5 +52,7 @@ def test_unknown_options_and_values_are_refused(options: dict[str, Any]) -> None
 
 def test_every_option_is_kept_in_the_archive() -> None:
     """The archive's `capture` has each option under the same name, so nothing that was chosen is lost."""
-    options = ExtractionOptions(positions="all", prompt_format="chat", max_tokens=7, add_special_tokens=False)
+    options = ExtractionOptions(
+        granularity="count", positions="all", prompt_format="chat", max_tokens=7, add_special_tokens=False
+    )
     assert CaptureInfo(**options.model_dump()).model_dump().items() >= options.model_dump().items()
