@@ -1,7 +1,7 @@
 """Find the gated FFN of every decoder layer by its structure, or say why it cannot be done.
 
-An FFN is a module that holds a gated activation (gate half first, see `GATED`) beside one linear layer that doubles
-the width (gate and up, fused) and one that takes the single width back. Names of modules and model classes play no
+An FFN is a module that holds a gated activation (see `activations`) beside one linear layer that doubles the width
+(gate and up, fused) and one that takes the single width back. Names of modules and model classes play no
 part, but for the number of the layer, which vLLM writes into module names for all its models.
 """
 
@@ -14,25 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-
-# vLLM's activations f(gate)·up with the gate in the first half and f(x) > 0 exactly where x > 0.
-GATED = {"SiluAndMul": "silu", "GeluAndMul": "gelu"}
-
-# Gated in another way: the sign of the first half is not the sign of the activation.
-_OTHER_GATED = {
-    "MulAndSilu": "its gate is the second half",
-    "FatreluAndMul": "its threshold is not 0",
-    "GeluAndMulSparse": "it drops activations by a statistic of the row",
-    "SwigluOAIAndMul": "gate and up are interleaved",
-    "SwigluStepAndMul": "it clamps the activation",
-    "SiluAndMulWithClamp": "it clamps the activation",
-    "SituAndMul": "its activation is not SiLU or GELU",
-}
+from sparcom_extractor.capture.activations import GatedActivation, rule_of
 
 
 @dataclass(frozen=True, slots=True)
 class GatedFFN:
-    """One FFN: where its activation hangs, the layer it belongs to, and its width.
+    """One FFN: where its activation hangs, how it gates, the layer it belongs to, and its width.
 
     neurons: width of the whole layer; neurons_here: width of this tensor-parallel rank's slice.
     """
@@ -41,9 +28,14 @@ class GatedFFN:
     name: str
     parent: torch.nn.Module
     attribute: str
-    activation: str
+    rule: GatedActivation
     neurons: int
     neurons_here: int
+
+    @property
+    def activation(self) -> str:
+        """The archive's name for the activation function."""
+        return self.rule.kind
 
 
 def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
@@ -55,20 +47,15 @@ def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFF
 
     Raises:
         UnsupportedModelError: the model has none, lacks some, has several in a layer, is a mixture of experts, or
-            gates in a way whose sign says nothing.
+            gates in a way that the sign of the gate does not tell.
     """
     refuse_experts(model)
     found: list[GatedFFN] = []
     for name, module in model.named_modules():
         for attribute, child in module.named_children():
-            kind = type(child).__name__
-            if kind in _OTHER_GATED:
-                raise UnsupportedModelError(
-                    f"capture needs f(gate)·up with the gate first and f one of {', '.join(sorted(GATED.values()))}; "
-                    f"{name} uses {kind}: {_OTHER_GATED[kind]}. This model cannot be captured yet"
-                )
-            if kind in GATED:
-                found.append(_describe(name, module, attribute, GATED[kind]))
+            rule = rule_of(child)
+            if rule is not None:
+                found.append(_describe(name, module, attribute, rule))
     return _one_each_layer(found, model, decoder_layers)
 
 
@@ -83,7 +70,7 @@ def refuse_experts(model: torch.nn.Module) -> None:
             )
 
 
-def _describe(name: str, module: torch.nn.Module, attribute: str, activation: str) -> GatedFFN:
+def _describe(name: str, module: torch.nn.Module, attribute: str, rule: GatedActivation) -> GatedFFN:
     linears = [child for _, child in module.named_children() if hasattr(child, "input_size")]
     down = [linear for linear in linears if _doubled_beside(linear, linears)]
     if len(down) != 1:
@@ -97,7 +84,7 @@ def _describe(name: str, module: torch.nn.Module, attribute: str, activation: st
         name=name,
         parent=module,
         attribute=attribute,
-        activation=activation,
+        rule=rule,
         neurons=int(down[0].input_size),  # type: ignore[arg-type]
         neurons_here=int(getattr(down[0], "input_size_per_partition", down[0].input_size)),  # type: ignore[arg-type]
     )
@@ -142,8 +129,8 @@ def _one_each_layer(found: list[GatedFFN], model: torch.nn.Module, decoder_layer
     ordered = [by_layer[layer][0] for layer in sorted(by_layer)]
     if len(widths := {ffn.neurons for ffn in ordered}) > 1:
         raise UnsupportedModelError(f"capture needs layers of one width; this model has widths {sorted(widths)}")
-    if len(kinds := {ffn.activation for ffn in ordered}) > 1:
-        raise UnsupportedModelError(f"capture needs one activation; this model has {sorted(kinds)}")
+    if len(rules := {ffn.rule for ffn in ordered}) > 1:
+        raise UnsupportedModelError(f"capture needs one activation; this model has {sorted(map(str, rules))}")
     return ordered
 
 

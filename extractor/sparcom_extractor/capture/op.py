@@ -1,131 +1,88 @@
-"""The custom op that takes the signs of the gate projection, and the buffer it writes to.
+"""The custom op that stands in for a gated activation and takes the signs of its gate on the way.
 
-    gate_up (rows, 2·neurons) ──sparcom::capture_gate──▶ masks[:rows, layer, :]   neuron i is bit i % 8 of byte i // 8
+    gate_up (rows, 2·neurons) ──sparcom::gated_activation──▶ f(gate)·g(up) (rows, neurons)
+                                         └──▶ masks[:rows, layer, :] and stamps[layer] of a CaptureBuffer
 
-The op is opaque to torch.compile. It says that it mutates `gate_up`, which it does not: an op without a result would
-be removed from a compiled graph as dead code, and the activation that reads `gate_up` next keeps this one alive and in
-its place. The buffer hides behind a number that the graph holds as a constant, as vLLM's attention hides its cache
-behind a layer's name; passed as an argument it could be cloned, hundreds of megabytes a layer.
+The op is opaque to torch.compile. It returns what the model goes on with, so that no compiler drops it as dead code,
+and it writes the masks unseen: the buffer hides behind a number that the graph holds as a constant, as vLLM's
+attention hides its cache behind a layer's name. Passed as an argument it could be cloned, hundreds of megabytes a
+layer. The layer is a tensor on the device and no constant, so that the graphs of all layers are one, compiled once.
 
-It does not know requests or tokens: rows are rows of a step.
+`sparcom::capture_signs` takes the signs alone and leaves the product to the model's own activation beside it. It says
+that it mutates `gate_up`, which it does not: an op without a result would be removed, and the activation that reads
+`gate_up` next keeps this one alive and in its place.
+
+What each device does: the CPU packs with NumPy and calls the module that vLLM would have called; CUDA runs one kernel.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_extractor.capture.activations import rule_of
+from sparcom_extractor.capture.buffer import CaptureBuffer, Slot, StampCheck
+from sparcom_extractor.capture.twin import pack_signs_numpy, pack_signs_torch
+
+__all__ = ["CaptureBuffer", "CapturedActivation", "Slot", "StampCheck", "pack_signs_numpy", "pack_signs_torch"]
 
 _LIBRARY = torch.library.Library("sparcom", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LAYERS: list[tuple[CaptureBuffer, int]] = []
 
 
-class CaptureBuffer:
-    """Masks of one step, at a fixed address.
-
-    masks: uint8 (max_tokens, layers, neuron_bytes), on the model's device. Rows past the step's tokens are stale.
-    stamps: int64 (layers,), how often each layer has written. All must move together: a layer that was left out of a
-    step (a graph compiled without capture, a path that bypasses the activation) is found, never read as zeros.
-    """
-
-    def __init__(self, max_tokens: int, layers: int, neurons: int, device: torch.device) -> None:
-        self.neurons = neurons
-        self.masks = torch.zeros((max_tokens, layers, -(-neurons // 8)), dtype=torch.uint8, device=device)
-        self.stamps = torch.zeros(layers, dtype=torch.int64, device=device)
-        self._host_masks = self.masks.numpy() if device.type == "cpu" else None
-        self._last_stamp = 0
-
-    def register(self, layer: int) -> int:
-        """The handle by which the op finds this buffer and layer."""
-        _LAYERS.append((self, layer))
-        return len(_LAYERS) - 1
-
-    def store(self, layer: int, gate_up: torch.Tensor) -> None:
-        """Pack the signs of the gate half of `gate_up`, (rows, 2·neurons), into rows [0, rows) of `layer`."""
-        rows = gate_up.shape[0]
-        if rows > self.masks.shape[0]:
-            raise RuntimeError(
-                f"a step may hold {self.masks.shape[0]} tokens (max_num_batched_tokens); layer {layer} got {rows}"
-            )
-        if gate_up.shape[1:] != (2 * self.neurons,):
-            raise RuntimeError(
-                f"a gated activation takes (rows, {2 * self.neurons}) here; layer {layer} got {tuple(gate_up.shape)}"
-            )
-        gate = gate_up[:, : self.neurons]
-        if self._host_masks is not None:
-            self._host_masks[:rows, layer] = pack_signs_numpy(gate)
-        else:
-            self.masks[:rows, layer] = pack_signs_torch(gate)
-        self.stamps[layer] += 1
-
-    def check_step(self) -> None:
-        """Hold that every layer wrote since the last call, and all equally often.
-
-        Raises:
-            RuntimeError: a layer was left out.
-        """
-        stamps = self.stamps.cpu().numpy()
-        expected = int(stamps.max(initial=0))
-        if expected <= self._last_stamp or (stamps != expected).any():
-            behind = np.flatnonzero(stamps < max(expected, self._last_stamp + 1)).tolist()
-            raise RuntimeError(
-                f"every captured layer must write in every step; layers {behind} of the layer axis did not. "
-                "The engine ran a path around the captured activation: report the model and vLLM version"
-            )
-        self._last_stamp = expected
-
-    def rows(self, count: int) -> NDArray[np.uint8]:
-        """Rows [0, count) on the host: uint8 (count, layers, neuron_bytes); on CPU a view, changed by the next step."""
-        if self._host_masks is not None:
-            return self._host_masks[:count]
-        return np.asarray(self.masks[:count].cpu().numpy())
+def _gated_activation_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:
+    index, target = int(layer), CaptureBuffer.find(buffer)
+    target.store(index, gate_up)
+    result: torch.Tensor = target.activations[index](gate_up)
+    return result
 
 
-def pack_signs_numpy(gate: torch.Tensor) -> NDArray[np.uint8]:
-    """Bits of gate > 0 for a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little bit order.
-
-    NaN and -0.0 are not active. float32 goes through NumPy, which packs twice as fast here; NumPy has no bfloat16.
-    """
-    active = gate.numpy() > 0 if gate.dtype == torch.float32 else (gate > 0).numpy()
-    return np.packbits(active, axis=-1, bitorder="little")
+def _gated_activation_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:  # noqa: ARG001
+    return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
 
 
-def pack_signs_torch(gate: torch.Tensor) -> torch.Tensor:
-    """The same in torch operations, for any device and without waiting for it."""
-    rows, neurons = gate.shape
-    active = torch.nn.functional.pad((gate > 0).to(torch.uint8), (0, -neurons % 8))
-    bit = torch.arange(8, dtype=torch.uint8, device=gate.device)  # made there: a copy from the host would wait
-    return (active.reshape(rows, -(-neurons // 8), 8) << bit).sum(dim=-1, dtype=torch.uint8)
+def _capture_signs_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:
+    CaptureBuffer.find(buffer).store(int(layer), gate_up)
 
 
-def _capture_gate(gate_up: torch.Tensor, handle: int) -> None:
-    buffer, layer = _LAYERS[handle]
-    buffer.store(layer, gate_up)
-
-
-def _capture_gate_fake(gate_up: torch.Tensor, handle: int) -> None:  # noqa: ARG001  the op's signature
+def _capture_signs_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:  # noqa: ARG001
     return None
 
 
-_LIBRARY.define("capture_gate(Tensor(a!) gate_up, int handle) -> ()")  # type: ignore[no-untyped-call]
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("capture_gate", _capture_gate, _device)  # type: ignore[no-untyped-call]
-torch.library.register_fake("sparcom::capture_gate", _capture_gate_fake, lib=_LIBRARY)
+_LIBRARY.define("gated_activation(Tensor gate_up, Tensor layer, int buffer) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("capture_signs(Tensor(a!) gate_up, Tensor layer, int buffer) -> ()")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("gated_activation", _gated_activation_cpu, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("capture_signs", _capture_signs_cpu, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("sparcom::gated_activation", _gated_activation_fake, lib=_LIBRARY)
+torch.library.register_fake("sparcom::capture_signs", _capture_signs_fake, lib=_LIBRARY)
 
 
 class CapturedActivation(torch.nn.Module):
-    """Stands in for the activation of one FFN: takes the signs of its input, then calls it.
+    """Stands in for the activation of one FFN.
 
     One a layer, so that models which share one activation module among all layers are told apart.
     """
 
-    def __init__(self, activation: torch.nn.Module, handle: int) -> None:
+    layer: torch.Tensor
+
+    def __init__(self, activation: torch.nn.Module, slot: Slot) -> None:
+        """
+        Raises:
+            UnsupportedModelError: the activation is none that capture understands.
+        """
         super().__init__()
+        rule = rule_of(activation)
+        if rule is None:
+            raise UnsupportedModelError(
+                f"capture understands vLLM's gated activations; {type(activation).__name__} is none of them"
+            )
         self.activation = activation
-        self.handle = handle
+        self.slot = slot
+        self.number = slot.buffer.number
+        slot.buffer.attach(slot.layer, rule, activation)
+        device = slot.buffer.masks.device
+        self.register_buffer("layer", torch.tensor(slot.layer, dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """`gate_up` (rows, 2·neurons), gate first; returns what the activation returns, (rows, neurons)."""
-        torch.ops.sparcom.capture_gate(gate_up, self.handle)
-        result: torch.Tensor = self.activation(gate_up)
+        """`gate_up` (rows, 2·neurons); returns what the activation returns, (rows, neurons)."""
+        result: torch.Tensor = torch.ops.sparcom.gated_activation(gate_up, self.layer, self.number)
         return result
