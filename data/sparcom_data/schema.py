@@ -54,7 +54,7 @@ INSTRUCTION_ARRAYS = (
         "int64",
         _INSTRUCTION,
         0,
-        "First row of the instruction on the token axis.",
+        "First row of the instruction on the token axis; where counts are kept instead of rows, the row it would have.",
         "row",
     ),
     ArraySpec("instruction/prompt_length", "int32", _INSTRUCTION, 0, "T of the paper: prompt tokens.", "token"),
@@ -63,7 +63,7 @@ INSTRUCTION_ARRAYS = (
         "int32",
         _INSTRUCTION,
         0,
-        "Rows that hold data, from token_start on; 0 until the instruction is complete.",
+        "Rows that hold data, from token_start on, or that were counted; 0 until the instruction is complete.",
         "token",
     ),
     ArraySpec(

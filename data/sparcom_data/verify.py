@@ -1,7 +1,11 @@
 """Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
 
-Masks are read in blocks, whatever the archive's size; the instruction columns are held. It knows no model: the
-tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks
+    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ counts
+
+Where counts are held no token id is kept, so of the text the length of its tokenisation alone can be compared.
+Masks and counts are read in blocks, whatever the archive's size; the instruction columns are held. It knows no model:
+the tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
 (sparcom_extractor).
 """
 
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import ArchiveError
-from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, TOKEN_ARRAYS, TOKEN_CHUNK, ArraySpec, State
+from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, State, array_specs
 
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
@@ -52,17 +56,18 @@ def verify_archive(
     if not checks[0].passed:
         return checks  # nothing else can be trusted to run
     checks.append(_check_states(archive))
-    checks.append(_check_tokens(archive))
+    counted = archive.granularity == "count"
+    checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
     if tokenize is not None:
-        checks.append(_check_text(archive, tokenize))
-    checks.append(_check_masks(archive, report))
+        checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
+    checks.append(_check_counts(archive, report) if counted else _check_masks(archive, report))
     return checks
 
 
 def _check_format(archive: Archive) -> Check:
     """Every array of the format is there with its dtype, dimensions and sizes; the instruction columns can be read."""
     check = Check("format")
-    specs: list[ArraySpec] = [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE]
+    specs = array_specs(archive.granularity)
     for spec in specs:
         try:
             array = archive.array(spec.name)
@@ -83,16 +88,27 @@ def _check_format(archive: Archive) -> Check:
 
 
 def _size_problems(archive: Archive) -> Iterator[str]:
+    count = archive.array("instruction/id").shape[0]
+    yield from _count_size_problems(archive, count) if archive.granularity == "count" else _mask_size_problems(archive)
+    for spec in INSTRUCTION_ARRAYS:
+        if archive.array(spec.name).shape[0] != count:
+            yield f"{spec.name} must have {count} entries; it has {archive.array(spec.name).shape[0]}"
+
+
+def _count_size_problems(archive: Archive, instructions: int) -> Iterator[str]:
+    model, counts = archive.attributes.model, archive.array("neuron/count")
+    expected = (instructions, len(model.layer_ids), model.neurons)
+    if tuple(counts.shape) != expected:
+        yield f"neuron/count must have shape {expected}; it has {tuple(counts.shape)}"
+
+
+def _mask_size_problems(archive: Archive) -> Iterator[str]:
     model, masks = archive.attributes.model, archive.array("neuron/active")
     expected = (archive.tokens, len(model.layer_ids), -(-model.neurons // 8))
     if tuple(masks.shape) != expected:
         yield f"neuron/active must have shape {expected}; it has {tuple(masks.shape)}"
     if masks.attrs.get("size") != model.neurons:
         yield f"neuron/active must carry size {model.neurons}; it carries {masks.attrs.get('size')}"
-    count = archive.array("instruction/id").shape[0]
-    for spec in INSTRUCTION_ARRAYS:
-        if archive.array(spec.name).shape[0] != count:
-            yield f"{spec.name} must have {count} entries; it has {archive.array(spec.name).shape[0]}"
     if (positions := archive.array("token/position").shape[0]) != archive.tokens:
         yield f"token/position must have {archive.tokens} entries; it has {positions}"
 
@@ -106,7 +122,7 @@ def _column_problems(archive: Archive) -> Iterator[str]:
 
 
 def _check_states(archive: Archive) -> Check:
-    """States are known ones, rows of complete instructions lie within the axis and apart."""
+    """States are known ones, rows of complete instructions lie within the axis, where there is one, and apart."""
     check = Check("states")
     table = archive.instructions
     errors = archive.strings("error")
@@ -117,7 +133,8 @@ def _check_states(archive: Archive) -> Check:
         return check
     start, stop = table.token_start, table.token_start + table.token_length
     order = table.complete[np.argsort(start[table.complete], kind="stable")]
-    for index in order[(stop[order] > archive.tokens) | (start[order] < 0)]:
+    tokens = int(stop.max(initial=0)) if archive.granularity == "count" else archive.tokens
+    for index in order[(stop[order] > tokens) | (start[order] < 0)]:
         check.findings.append(f"instruction {table.id[index]!r}: its rows end past the token axis")
     for before, after in pairwise(order):
         if stop[before] > start[after]:
@@ -148,19 +165,37 @@ def _check_tokens(archive: Archive) -> Check:
             check.findings.append(f"instruction {table.id[index]!r}: {error}")
             continue
         rows += length
-        prompt = int(table.prompt_length[index])
-        if (captured == "prompt" and length != prompt) or (captured == "all" and length < prompt):
-            check.findings.append(
-                f"instruction {table.id[index]!r}: {length} rows cannot hold its {prompt} prompt tokens"
-            )
+        check.findings.extend(_length_problems(archive, int(index)))
         if unwritten := int((ids < 0).sum()):
             check.findings.append(
                 f"instruction {table.id[index]!r}: {unwritten} of its {length} rows were never written"
             )
-        first = prompt if captured == "response" else 0
+        first = int(table.prompt_length[index]) if captured == "response" else 0
         if not np.array_equal(positions, first + np.arange(length)):
             check.findings.append(f"instruction {table.id[index]!r}: positions do not run from {first} on")
     check.looked_at = f"{rows:,} rows of {len(table.complete)} complete instructions"
+    return check
+
+
+def _length_problems(archive: Archive, index: int) -> Iterator[str]:
+    """Why an instruction cannot have as many rows as it says, from its prompt and what was reserved."""
+    table, capture = archive.instructions, archive.attributes.capture
+    length, prompt = int(table.token_length[index]), int(table.prompt_length[index])
+    least = 0 if capture.positions == "response" else prompt
+    if length < least or (capture.positions == "prompt" and length > prompt):
+        yield f"instruction {table.id[index]!r}: {length} rows cannot hold its {prompt} prompt tokens"
+    elif length > least + capture.max_tokens:
+        yield f"instruction {table.id[index]!r}: {length} rows are more than the {least + capture.max_tokens} reserved"
+
+
+def _check_lengths(archive: Archive) -> Check:
+    """Every complete instruction counted as many rows as it can have; which tokens they were is not kept."""
+    check = Check("rows")
+    complete = archive.instructions.complete
+    for index in complete:
+        check.findings.extend(_length_problems(archive, int(index)))
+    rows = int(archive.instructions.token_length[complete].sum(dtype=np.int64))
+    check.looked_at = f"{rows:,} rows counted of {len(complete)} complete instructions"
     return check
 
 
@@ -191,25 +226,43 @@ def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
     if archive.attributes.capture.positions == "response":
         check.looked_at = "no prompt rows in this archive"
         return check
-    texts, window = archive.strings("text"), _TokenWindow(archive)
-    with_text = [int(index) for index in table.complete if texts[index]]
+    window = _TokenWindow(archive)
+    for index, expected in _tokenised(archive, tokenize, check):
+        start, length = int(table.token_start[index]), int(table.prompt_length[index])
+        try:
+            ids, _ = window.read(start, start + length)
+        except (ArchiveError, IndexError) as error:
+            check.findings.append(f"instruction {table.id[index]!r}: {error}")
+            continue
+        if not np.array_equal(ids, np.asarray(expected, dtype=np.int32)):
+            check.findings.append(
+                f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text"
+            )
+    return check
+
+
+def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
+    """Prompts are as long as the tokenisation of `text`: what can still be compared where no token id is kept."""
+    check = Check("lengths")
+    table = archive.instructions
+    for index, expected in _tokenised(archive, tokenize, check):
+        if len(expected) != (length := int(table.prompt_length[index])):
+            check.findings.append(
+                f"instruction {table.id[index]!r}: its prompt has {length} tokens and its text {len(expected)}"
+            )
+    return check
+
+
+def _tokenised(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[tuple[int, Sequence[int]]]:
+    """Complete instructions that have a text, with its tokenisation; the check is told how many were looked at."""
+    texts, complete = archive.strings("text"), archive.instructions.complete
+    with_text = [int(index) for index in complete if texts[index]]
     for first in range(0, len(with_text), TEXTS_AT_ONCE):
         batch = with_text[first : first + TEXTS_AT_ONCE]
-        for index, expected in zip(batch, tokenize([texts[index] for index in batch]), strict=True):
-            start, length = int(table.token_start[index]), int(table.prompt_length[index])
-            try:
-                ids, _ = window.read(start, start + length)
-            except (ArchiveError, IndexError) as error:
-                check.findings.append(f"instruction {table.id[index]!r}: {error}")
-                continue
-            if not np.array_equal(ids, np.asarray(expected, dtype=np.int32)):
-                check.findings.append(
-                    f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text"
-                )
+        yield from zip(batch, tokenize([texts[index] for index in batch]), strict=True)
     check.looked_at = f"{len(with_text)} texts tokenised again"
-    if left := len(table.complete) - len(with_text):
+    if left := len(complete) - len(with_text):
         check.looked_at += f"; {left} instructions were given as token ids and have no text to compare"
-    return check
 
 
 def _check_masks(archive: Archive, report: Callable[[float], None]) -> Check:
@@ -236,6 +289,39 @@ def _check_masks(archive: Archive, report: Callable[[float], None]) -> Check:
     return check
 
 
+def _check_counts(archive: Archive, report: Callable[[float], None]) -> Check:
+    """Every chunk under complete instructions is there and whole; no count is above the instruction's rows."""
+    check = Check("counts")
+    table, done = archive.instructions, 0
+    for start, stop in _complete_count_blocks(archive):
+        try:
+            counts = archive.read_counts(start, stop)
+        except ArchiveError as error:
+            if str(error) not in check.findings:
+                check.findings.append(str(error))
+            continue
+        largest = counts.reshape(stop - start, -1).max(axis=1, initial=0)
+        trusted = table.state[start:stop] == State.COMPLETE
+        for place in np.flatnonzero(trusted & (largest > table.token_length[start:stop])):
+            check.findings.append(
+                f"instruction {table.id[start + place]!r}: a count of {largest[place]} is more than its "
+                f"{table.token_length[start + place]} rows"
+            )
+        done += counts.nbytes
+        report(stop / len(table))
+    report(1.0)
+    check.looked_at = f"{done / 1e6:,.1f} MB of counts, checksums included"
+    return check
+
+
+def _complete_count_blocks(archive: Archive) -> Iterator[tuple[int, int]]:
+    """Chunk-aligned blocks of instructions that hold at least one complete instruction."""
+    step, table = archive.chunk_instructions, archive.instructions
+    needed: NDArray[np.bool_] = np.zeros(-(-len(table) // step), dtype=bool)
+    needed[table.complete // step] = True
+    return _blocks(needed, step, step * archive.layers * archive.neurons * 4, len(table))
+
+
 def _spare_bits(neurons: int) -> np.uint8:
     """The bits of the last byte that stand for no neuron."""
     return np.uint8((0xFF << (neurons % 8)) & 0xFF if neurons % 8 else 0)
@@ -250,7 +336,12 @@ def _complete_blocks(archive: Archive) -> Iterator[tuple[int, int]]:
         start, length = int(table.token_start[index]), int(table.token_length[index])
         if length and start + length <= archive.tokens:
             needed[start // step : -(-(start + length) // step)] = True
-    at_once = max(1, BLOCK_BYTES // max(1, step * archive.layers * archive.neuron_bytes))
+    return _blocks(needed, step, step * archive.layers * archive.neuron_bytes, archive.tokens)
+
+
+def _blocks(needed: NDArray[np.bool_], step: int, chunk_bytes: int, length: int) -> Iterator[tuple[int, int]]:
+    """Runs of needed chunks of `step` rows, cut to `BLOCK_BYTES` and to the axis: (start, stop)."""
+    at_once = max(1, BLOCK_BYTES // max(1, chunk_bytes))
     chunk = 0
     while chunk < len(needed):
         if not needed[chunk]:
@@ -259,5 +350,5 @@ def _complete_blocks(archive: Archive) -> Iterator[tuple[int, int]]:
         stop = chunk
         while stop < len(needed) and needed[stop] and stop - chunk < at_once:
             stop += 1
-        yield chunk * step, min(stop * step, archive.tokens)
+        yield chunk * step, min(stop * step, length)
         chunk = stop

@@ -1,4 +1,4 @@
-"""Writes tests/data/golden/v1.zarr, the archive that every later release must still read.
+"""Writes tests/data/golden/v1.zarr and its twin of counts, the archives that every later release must still read.
 
 Run once for a format version: `python tests/data/make_golden.py`. It refuses to replace what is there: an archive that
 this release wrote itself proves nothing about old ones. The constants of test_golden.py belong to the committed files.
@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from sparcom_data.metadata import Granularity
 from sparcom_data.storage import DurableStore
 from sparcom_data.testing import write_random_archive
 
-GOLDEN = Path(__file__).parent / "golden" / "v1.zarr"
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN: dict[Path, Granularity] = {FOLDER / "v1.zarr": "token", FOLDER / "v1-count.zarr": "count"}
 TEXTS = ["plain", "Grüße aus Köln", "日本語の指示", "🧠 → 🔬", "two\nlines\tand a \0", "e\u0301 is not é"]
 RESPONSES = ["", "", "", "はい", "", ""]
 
 
-def make_golden(path: Path) -> None:
-    """Six instructions of two categories, number 4 failed; two layers of 11 neurons; chunks of 8 rows."""
-    write_random_archive(path, per_category=3, layers=2, neurons=11, seed=20260101, failed=(4,))
+def make_golden(path: Path, granularity: Granularity) -> None:
+    """Six instructions of two categories, number 4 failed; two layers of 11 neurons; chunks of 8 rows, 4 counts."""
+    write_random_archive(
+        path, per_category=3, layers=2, neurons=11, seed=20260101, failed=(4,), granularity=granularity
+    )
     for name, values in {"text": TEXTS, "response": RESPONSES}.items():
         column = zarr.open_group(DurableStore(path), mode="r+")[f"instruction/{name}"]
         assert isinstance(column, zarr.Array)
@@ -29,6 +33,8 @@ def make_golden(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if GOLDEN.exists():
-        raise SystemExit(f"{GOLDEN} exists and is kept")
-    make_golden(GOLDEN)
+    missing = {path: granularity for path, granularity in GOLDEN.items() if not path.exists()}
+    if not missing:
+        raise SystemExit(f"{', '.join(map(str, GOLDEN))} exist and are kept")
+    for path, granularity in missing.items():
+        make_golden(path, granularity)

@@ -1,4 +1,4 @@
-"""An archive of format version 1, committed once, is read for ever: by us, by plain zarr and by xarray.
+"""Archives of format version 1, masks and counts, committed once, are read for ever: by us, plain zarr and xarray.
 
 The constants were taken from the files when they were made (make_golden.py); nothing here is computed by our code.
 """
@@ -13,10 +13,11 @@ import xarray
 import zarr
 
 from sparcom_data.archive import open_archive
-from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, TOKEN_ARRAYS
+from sparcom_data.schema import array_specs
 from sparcom_data.verify import verify_archive
 
 GOLDEN = Path(__file__).parent / "golden" / "v1.zarr"
+COUNTS = Path(__file__).parent / "golden" / "v1-count.zarr"  # of the same rows
 
 TEXTS = ["plain", "Grüße aus Köln", "日本語の指示", "🧠 → 🔬", "two\nlines\tand a \0", "e\u0301 is not é"]
 RESPONSES = ["", "", "", "はい", "", ""]
@@ -28,6 +29,8 @@ FIRST_IDS = [632, 368, 128, 511, 341, 444, 819]
 LAST_IDS = [807, 230, 833, 76, 904, 90, 807, 526]
 ROW_7 = ["10001100000", "10000011000"]  # neuron 0 first
 MASKS_SHA256 = "778082e5aff573cad99f114da85f82b8213771c7d97133df4f9dca87b2f2b2a2"  # one byte a neuron, 0 or 1
+COUNTS_0 = [[3, 3, 3, 2, 4, 3, 2, 4, 1, 2, 3], [4, 3, 3, 0, 4, 5, 2, 3, 0, 4, 3]]  # of instruction 0
+COUNTS_SHA256 = "67308581d2d195c5695b5c10852a3ec3e7785cdb0d7fa2e193c25cb567a97e71"  # four bytes a count, lowest first
 
 
 def check_masks(packed: np.ndarray) -> None:
@@ -67,7 +70,7 @@ def test_our_checks() -> None:
 def test_plain_zarr() -> None:
     """The same through zarr-python, which knows nothing of SPARCOM; no array of today's schema is absent."""
     group = zarr.open_group(GOLDEN, mode="r")
-    for spec in (*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE):
+    for spec in array_specs("token"):
         assert spec.name in group, "version 1 has had this array since its first release; a new one is a new version"
     assert list(group["instruction/text"][:]) == TEXTS
     assert group["instruction/token_start"][:].tolist() == STARTS
@@ -84,3 +87,48 @@ def test_xarray() -> None:
         assert data["token/id"].isel(token=slice(-8, None)).values.tolist() == LAST_IDS
         assert data["neuron/active"].dims == ("token", "layer", "neuron_byte")
         check_masks(data["neuron/active"].values)
+
+
+def check_counts(counts: np.ndarray) -> None:
+    """Counts are the golden ones."""
+    assert counts.shape == (6, 2, 11)
+    assert counts[0].tolist() == COUNTS_0
+    assert not counts[4].any(), "instruction 4 failed"
+    assert hashlib.sha256(counts.astype("<u4").tobytes()).hexdigest() == COUNTS_SHA256
+
+
+def test_our_reader_of_counts() -> None:
+    """Columns, counts and attributes of the twin through sparcom_data; `verify` finds nothing wrong with it."""
+    archive = open_archive(COUNTS)
+    table = archive.instructions
+    assert archive.granularity == "count"
+    assert archive.strings("text") == TEXTS
+    assert archive.strings("response") == RESPONSES
+    assert table.token_start.tolist() == STARTS
+    assert table.prompt_length.tolist() == PROMPTS
+    assert table.token_length.tolist() == LENGTHS
+    assert table.state.tolist() == STATES
+    check_counts(archive.read_counts(0, 6))
+    assert (archive.layers, archive.neurons, archive.chunk_instructions) == (2, 11, 4)
+    assert [check.findings for check in verify_archive(archive, None)] == [[]] * 4
+
+
+def test_plain_zarr_and_xarray_read_counts() -> None:
+    """The same through readers that know nothing of SPARCOM; no array of today's schema is absent."""
+    group = zarr.open_group(COUNTS, mode="r")
+    for spec in array_specs("count"):
+        assert spec.name in group, "version 1 has had this array since counts were first written"
+    check_counts(np.asarray(group["neuron/count"][:]))
+    with xarray.open_datatree(COUNTS, engine="zarr") as data:
+        assert data["neuron/count"].dims == ("instruction", "layer", "neuron")
+        assert data["instruction/state"].values.tolist() == STATES
+        check_counts(data["neuron/count"].values)
+
+
+def test_the_golden_counts_are_those_of_the_golden_masks() -> None:
+    """Plain zarr's masks, summed over each complete instruction's rows, are the counts of the twin."""
+    masks = zarr.open_group(GOLDEN, mode="r")["neuron/active"][:]
+    bits = np.unpackbits(np.asarray(masks), axis=-1, bitorder="little", count=11)
+    counts = np.asarray(zarr.open_group(COUNTS, mode="r")["neuron/count"][:])
+    for index, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
+        np.testing.assert_array_equal(counts[index], bits[start : start + length].sum(axis=0))
