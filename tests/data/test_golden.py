@@ -6,6 +6,7 @@ The constants were taken from the files when they were made (make_golden.py); no
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import xarray
 import zarr
 
 from sparcom_data.archive import open_archive
-from sparcom_data.schema import array_specs
+from sparcom_data.schema import NEURON_COUNT, array_specs
 from sparcom_data.verify import verify_archive
 
 GOLDEN = Path(__file__).parent / "golden" / "v1.zarr"
@@ -132,3 +133,18 @@ def test_the_golden_counts_are_those_of_the_golden_masks() -> None:
     counts = np.asarray(zarr.open_group(COUNTS, mode="r")["neuron/count"][:])
     for index, (start, length) in enumerate(zip(STARTS, LENGTHS, strict=True)):
         np.testing.assert_array_equal(counts[index], bits[start : start + length].sum(axis=0))
+
+
+def test_documented_python_for_counts_runs() -> None:
+    """The snippets of docs/archive-format.md for archives of counts run as they stand, on the golden one."""
+    text = (Path(__file__).parents[2] / "docs" / "archive-format.md").read_text(encoding="utf-8")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "COUNTS.zarr" in code]
+    assert snippets
+    for code in snippets:
+        exec(compile(code.replace("COUNTS.zarr", str(COUNTS)), "docs/archive-format.md", "exec"), {})  # noqa: S102
+
+
+def test_the_array_of_counts_is_documented() -> None:
+    """docs/archive-format.md has its line, with dtype and dimensions."""
+    text = (Path(__file__).parents[2] / "docs" / "archive-format.md").read_text(encoding="utf-8")
+    assert f"| `neuron/count` | {NEURON_COUNT.dtype} | {', '.join(NEURON_COUNT.dimensions)} |" in text
