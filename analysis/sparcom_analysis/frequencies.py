@@ -1,7 +1,8 @@
 """How often each neuron is active over the tokens of an instruction: equation 6.
 
 Counts are kept as exact integers, c_ij = Σ_t [A^t_ij > 0]; frequencies p_ij = c_ij / T are derived from them where a
-float is wanted. One instruction's counts are held at a time, whatever the number of tokens.
+float is wanted. An archive of masks is counted here, one of counts was counted when it was captured; what follows sees
+no difference. One instruction's counts are held at a time, whatever the number of tokens, beside the blocks read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES, Block, read_blocks
+from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES, Block, CountBlock, read_blocks, read_count_blocks
 from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.rows import Rows, RowSpans, check_supported, choose_rows, row_spans
 from sparcom_data.archive import Archive
@@ -34,6 +35,48 @@ def iterate_counts(
         k, an index into `spans`, and uint32 (layer, 8 × neuron_byte), active rows of each neuron; spare columns are 0.
         The array is used again for the next instruction: copy what is to be kept.
     """
+    source = _stored_counts if archive.granularity == "count" else _counted_masks
+    return source(archive, spans, progress, block_bytes)
+
+
+def _stored_counts(
+    archive: Archive, spans: RowSpans, progress: Progress | None, block_bytes: int
+) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Counts as the archive holds them."""
+    padded = np.zeros((archive.layers, archive.neuron_bytes * 8), dtype=np.uint32)
+    done, total = 0, int(spans.tokens.sum())
+    at = 0
+    for block in read_count_blocks(archive, spans.instruction, block_bytes):
+        while at < len(spans) and spans.instruction[at] < block.stop:
+            yield at, _stored(archive, spans, at, block, padded)
+            done += int(spans.tokens[at])
+            at += 1
+        if progress is not None:
+            progress(done, total)
+
+
+def _stored(
+    archive: Archive, spans: RowSpans, k: int, block: CountBlock, padded: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Counts of instruction k out of the block, padded to whole bytes of masks where the width is none."""
+    index = int(spans.instruction[k])
+    counts: NDArray[np.uint32] = block.counts[index - block.start]
+    if (largest := int(counts.max(initial=0))) > spans.tokens[k]:
+        raise DamagedArchiveError(
+            f"a count must be at most the {int(spans.tokens[k])} rows of its instruction; one of "
+            f"{archive.instructions.id[index]!r} in {archive.path} is {largest}. "
+            "Run `sparcom verify`, then extract the archive again"
+        )
+    if counts.shape == padded.shape:
+        return counts
+    padded[:, : archive.neurons] = counts
+    return padded
+
+
+def _counted_masks(
+    archive: Archive, spans: RowSpans, progress: Progress | None, block_bytes: int
+) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Counts of the masks, block by block; an instruction may lie in several."""
     counts = np.zeros((archive.layers, archive.neuron_bytes * 8), dtype=np.uint32)
     order = np.argsort(spans.start, kind="stable").tolist()
     done, total = 0, int(spans.tokens.sum())
@@ -95,9 +138,10 @@ def activation_counts(archive: Archive, index: int, rows: Rows | None = None) ->
     """T · p_ij of equation 6: at how many of its tokens each neuron is active.
 
     Args:
-        archive: an archive of token-level masks.
+        archive: an archive of masks or of counts.
         index: of the instruction in `archive.instructions`.
-        rows: prompt, response or all; without it the prompt's where the archive holds them.
+        rows: prompt, response or all; without it the prompt's where the archive holds them. Of counts only what was
+            captured can be had.
 
     Returns:
         uint32 (layer, neuron).

@@ -1,7 +1,7 @@
 """From an archive to a folder of results: select, compare, summarise, draw, write.
 
 Files are replaced one by one and each whole; other files in the folder stay. The folder is tried before the pass over
-the masks, which may take hours.
+the archive, which may take hours.
 """
 
 from __future__ import annotations

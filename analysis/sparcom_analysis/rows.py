@@ -1,7 +1,8 @@
 """Which rows of the token axis belong to which instruction, for the rows that were asked for.
 
-Knows the archive's layout rules; reads no mask. An instruction counts when its state is complete and it has at least
-one such row.
+Knows the archive's layout rules; reads no mask. In an archive of counts they are the rows that were counted, which lie
+nowhere any more: how many they are is what matters. An instruction is used when its state is complete and it has at
+least one such row.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _HELD: dict[str, tuple[Rows, ...]] = {
     "response": ("response",),
     "all": ("prompt", "response", "all"),
 }
+_COUNTED: dict[str, tuple[Rows, ...]] = {"prompt": ("prompt",), "response": ("response",), "all": ("all",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,23 @@ class RowSpans:
 def choose_rows(archive: Archive, requested: Rows | None) -> Rows:
     """The rows to use: those requested, otherwise the prompt's (equation 6), otherwise all that the archive holds.
 
+    Counts are sums over what was captured and cannot be parted, so of them there is one choice: with positions `all` it
+    is `all`, also where nothing is requested.
+
     Raises:
         IncompleteArchiveError: the archive does not hold the rows that were requested.
     """
     positions = archive.attributes.capture.positions
-    held = _HELD[positions]
+    counted = archive.granularity == "count"
+    held = _COUNTED[positions] if counted else _HELD[positions]
     if requested is None:
         return held[0]
+    if requested not in held and counted:
+        raise IncompleteArchiveError(
+            f"rows {requested!r} need counts of them alone, or masks; {archive.path} holds counts that were taken with "
+            f"positions={positions!r} and cannot be parted. Choose rows {held[0]!r}, or extract again with "
+            "granularity='token'"
+        )
     if requested not in held:
         raise IncompleteArchiveError(
             f"rows {requested!r} need an archive that was captured with them; {archive.path} was captured with "
@@ -68,28 +80,31 @@ def choose_rows(archive: Archive, requested: Rows | None) -> Rows:
 
 
 def check_supported(archive: Archive) -> None:
-    """Refuse archives of a kind that comes later: counts in place of masks, or no dense feed-forward layer.
+    """Refuse archives of a kind that comes later: those with no dense feed-forward layer.
 
     Raises:
         UnsupportedArchiveError: saying what is not supported yet.
-        DamagedArchiveError: the attributes and the mask array disagree.
+        DamagedArchiveError: the attributes and the array of masks or counts disagree.
     """
     attributes = archive.attributes
-    if attributes.capture.granularity != "token":
-        raise UnsupportedArchiveError(
-            f"the analysis needs token-level masks (granularity 'token'); {archive.path} has granularity "
-            f"{attributes.capture.granularity!r}, which is not supported yet. Extract again with granularity 'token'"
-        )
     if not attributes.model.layer_ids or "neuron" not in attributes.capture.components:
         raise UnsupportedArchiveError(
             f"the analysis needs neurons of dense feed-forward layers; {archive.path} holds "
             f"{', '.join(attributes.capture.components) or 'none'}. Mixture-of-experts archives are not supported yet"
         )
-    expected = (len(attributes.model.layer_ids), -(-archive.neurons // 8))
-    if (archive.layers, archive.neuron_bytes) != expected:
+    counted = archive.granularity == "count"
+    name, axis = ("neuron/count", "instruction") if counted else ("neuron/active", "token")
+    expected = (len(attributes.model.layer_ids), archive.neurons if counted else -(-archive.neurons // 8))
+    found = archive.array(name).shape[1:]
+    if found != expected:
         raise DamagedArchiveError(
-            f"neuron/active must be (token, {expected[0]}, {expected[1]}) for the layers and neurons in the attributes "
-            f"of {archive.path}; it is (token, {archive.layers}, {archive.neuron_bytes}). Extract the archive again"
+            f"{name} must be ({axis}, {expected[0]}, {expected[1]}) for the layers and neurons in the attributes "
+            f"of {archive.path}; it is ({axis}, {', '.join(map(str, found))}). Extract the archive again"
+        )
+    if counted and len(archive.instructions) != archive.array(name).shape[0]:
+        raise DamagedArchiveError(
+            f"neuron/count must have one entry for each of the {len(archive.instructions)} instructions of "
+            f"{archive.path}; it has {archive.array(name).shape[0]}. Extract the archive again"
         )
 
 

@@ -32,6 +32,9 @@ class ArchiveFacts(_Part):
     layers: int = Field(description="Layers with captured neurons.")
     neurons: int = Field(description="Neurons of one layer.")
     predicate: str = Field(description="When a neuron counts as active, equation 5.")
+    granularity: Literal["token", "count"] = Field(
+        default="token", description="`token`: masks were counted; `count`: the archive holds counts."
+    )
     positions: str = Field(description="Which rows the archive holds: prompt, response or all.")
     prompt_format: str = Field(description="raw or chat.")
     dataset: str = Field(description="Name of the instruction set, empty where none was given.")

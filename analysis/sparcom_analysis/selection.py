@@ -123,7 +123,7 @@ class InstructionNeurons:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The parts of `InstructionNeurons` that the pass over the masks fills in."""
+    """The parts of `InstructionNeurons` that the pass over the archive fills in."""
 
     sets: NDArray[np.uint64]
     layer_counts: NDArray[np.int64]
@@ -156,15 +156,16 @@ def instruction_specific_neurons(
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> InstructionNeurons:
-    """The ISNs of every complete instruction, equation 7, in one pass over the masks.
+    """The ISNs of every complete instruction, equation 7, in one pass over the archive.
 
     Args:
-        archive: an archive of token-level masks.
+        archive: an archive of masks or of counts.
         epsilon: share of all neurons that is selected, ties included; 0.05 where neither rule is given.
         threshold: select by p_ij ≥ threshold instead.
-        rows: prompt, response or all; without it the prompt's where the archive holds them.
+        rows: prompt, response or all; without it the prompt's where the archive holds them. Of counts only what was
+            captured can be had.
         progress: called with rows done and rows in all.
-        block_bytes: packed masks read at once; it changes memory and speed, never the result.
+        block_bytes: packed masks or counts read at once; it changes memory and speed, never the result.
 
     Raises:
         IncompleteArchiveError: fewer than two complete instructions, or not the rows that were asked for.

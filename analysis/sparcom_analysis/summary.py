@@ -72,6 +72,7 @@ def _archive_facts(archive: Archive) -> schema.ArchiveFacts:
         layers=len(model.layer_ids),
         neurons=archive.neurons,
         predicate=capture.predicate,
+        granularity=capture.granularity,
         positions=capture.positions,
         prompt_format=capture.prompt_format,
         dataset=attributes.dataset.name,

@@ -27,7 +27,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True)
 @click.option(
     "--rows",
     type=click.Choice(["prompt", "response", "all"]),
-    help="Whose tokens are counted.  [default: prompt, or response where the archive holds nothing else]",
+    help="Whose tokens are counted.  [default: prompt, or what the archive holds instead]",
 )
 @click.option(
     "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction with itself."
@@ -68,7 +68,7 @@ def _progress_bar() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading masks, tokens", total=None)
+        task = bar.add_task("reading, tokens", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -1,4 +1,4 @@
-"""Archives of chosen masks, for tests of the analysis: every kind of positions, category and state."""
+"""Archives of chosen masks, or of their counts, for tests: every kind of positions, category and state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparcom_data.archive import Archive, open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import plan_layout
-from sparcom_data.metadata import Positions
+from sparcom_data.metadata import Granularity, Positions
 from sparcom_data.storage import DurableStore
 from sparcom_data.testing import random_attributes
 
@@ -45,8 +45,13 @@ def build_case(
     unfinished: Sequence[int] = (),
     rates: tuple[float, ...] = (0.4,),
     seed: int = 0,
+    granularity: Granularity = "token",
+    chunk_instructions: int = 2,
 ) -> Case:
-    """Write an archive: `lengths` prompt and `responses` response rows, of six reserved; density by instruction."""
+    """Write an archive: `lengths` prompt and `responses` response rows, of six reserved; density by instruction.
+
+    The other granularity with all else the same gives the twin: the counts of the same masks.
+    """
     rng = np.random.default_rng(seed)
     count = len(lengths)
     reserved = 0 if positions == "prompt" else 6
@@ -58,10 +63,12 @@ def build_case(
         text=["some text"] * count,
         error=["on purpose" if k in failed else "" for k in range(count)],
     )
-    attributes = random_attributes(layers, neurons, positions=positions, max_tokens=reserved)
-    create_archive(path, attributes, columns, layout, chunk_tokens=chunk_tokens)
+    attributes = random_attributes(layers, neurons, positions=positions, max_tokens=reserved, granularity=granularity)
+    create_archive(path, attributes, columns, layout, chunk_tokens=chunk_tokens, chunk_instructions=chunk_instructions)
     with zarr.config.set({"array.write_empty_chunks": True}):  # zarr leaves chunks of zeros out otherwise
-        store = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)["neuron/active"]
+        store = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)[
+            "neuron/count" if granularity == "count" else "neuron/active"
+        ]
     assert isinstance(store, zarr.Array)
     committer = ArchiveCommitter(path)
     masks = []
@@ -73,7 +80,10 @@ def build_case(
         if k in failed or k in unfinished:
             continue
         start = int(layout.token_start[k])
-        store[start : start + rows] = np.packbits(mask, axis=-1, bitorder="little")
+        if granularity == "count":
+            store[k] = mask.sum(axis=0, dtype=np.uint32)
+        else:
+            store[start : start + rows] = np.packbits(mask, axis=-1, bitorder="little")
         place = np.arange(rows, dtype=np.int32) + layout.first_position[k]
         committer.complete([CompletedInstruction(k, start, np.zeros(rows, np.int32), place)])
     committer.close()

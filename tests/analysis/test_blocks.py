@@ -31,7 +31,7 @@ def spans_of(pieces: list[tuple[int, int]]) -> RowSpans:
 def test_reads_cover_needed_chunks_once_and_no_other(pieces: list[tuple[int, int]], chunk: int, block: int) -> None:
     """Each needed row is in exactly one read, each chunk is decoded at most once, and only chunks with a needed row."""
     spans = spans_of(pieces)
-    reads = plan_reads(spans, chunk, block)
+    reads = plan_reads(spans.start, spans.stop, chunk, block)
     needed = {row for start, stop in zip(spans.start, spans.stop, strict=True) for row in range(start, stop)}
     rows = [row for start, stop in reads for row in range(start, stop)]
     chunks = [number for start, stop in reads for number in range(start // chunk, (stop - 1) // chunk + 1)]

@@ -49,7 +49,7 @@ def test_the_command_works_without_them(typical, tmp_path: Path) -> None:  # typ
     assert f"report: {tmp_path / 'out' / 'report.html'}" in result.stdout
     matrix = json.loads((tmp_path / "out" / "metrics.json").read_text())["isn_similarity"]["matrix"]
     assert f"QA      {matrix[0][0]:.3f}  {matrix[0][1]:.3f}   {matrix[0][2]:.3f}" in result.stdout
-    assert "reading masks" in result.stderr
+    assert "reading, tokens" in result.stderr
 
 
 def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""Archives of counts give the numbers that their twins of masks give, to the last digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparcom_analysis import (
+    Metrics,
+    activation_counts,
+    activation_frequencies,
+    analyze,
+    blocks,
+    category_similarity,
+    instruction_specific_neurons,
+    isn_by_layer,
+)
+from sparcom_analysis.rows import choose_rows
+from sparcom_cli.analyze import analyze as command
+from sparcom_data.archive import open_archive
+from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
+from sparcom_data.storage import DurableStore
+
+OWN_FACTS = {"name", "granularity"}
+
+
+def twins(make_case, *arguments, **options):  # type: ignore[no-untyped-def]
+    """An archive of masks and one of the counts of the same masks."""
+    return [make_case(*arguments, **options, granularity=kind) for kind in ("token", "count")]
+
+
+def numbers(metrics: Metrics) -> dict[str, object]:
+    """All of metrics.json but for what the two archives must differ in."""
+    found = metrics.model_dump()
+    found["archive"] = {name: value for name, value in found["archive"].items() if name not in OWN_FACTS}
+    return found
+
+
+def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untyped-def]
+    """Change an array behind the archive's back."""
+    array = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name]
+    array.with_config({"write_empty_chunks": True})[key] = value
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=3, max_size=8),
+    layers=st.integers(1, 3),
+    neurons=st.integers(1, 40),
+    chunk=st.integers(1, 9),
+    block_bytes=st.integers(1, 3000),
+    positions=st.sampled_from(["prompt", "response", "all"]),
+    rule=st.sampled_from([{"epsilon": 0.05}, {"epsilon": 0.3}, {"threshold": 0.4}, {"threshold": 1.0}]),
+    rates=st.sampled_from([(0.4,), (0.0, 0.3), (1.0, 0.05)]),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_counts_give_the_sets_of_masks(
+    make_case, lengths, layers, neurons, chunk, block_bytes, positions, rule, rates, seed, data
+):  # type: ignore[no-untyped-def]
+    """Whatever sizes, chunks, blocks, positions, rules and failures: sets, layers and similarities are equal."""
+    count = len(lengths)
+    response = st.lists(st.integers(1, 6), min_size=count, max_size=count)
+    options = {
+        "layers": layers,
+        "neurons": neurons,
+        "positions": positions,
+        "rates": rates,
+        "seed": seed,
+        "chunk_instructions": chunk,
+        "responses": () if positions == "prompt" else data.draw(response),
+        "failed": data.draw(st.sets(st.integers(0, count - 1), max_size=count - 2)),
+    }
+    masks, counts = twins(make_case, lengths, ("ab" * count)[:count], **options)
+    one = instruction_specific_neurons(masks.archive, rows=positions, **rule)
+    other = instruction_specific_neurons(counts.archive, block_bytes=block_bytes, **rule)
+    assert (other.rows, list(other.ids), other.without_rows) == (positions, list(one.ids), one.without_rows)
+    for name in ("instruction", "tokens", "minimum_count", "sets", "layer_counts"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    np.testing.assert_array_equal(category_similarity(one).matrix, category_similarity(other).matrix)
+    np.testing.assert_array_equal(isn_by_layer(one).mean_count, isn_by_layer(other).mean_count)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("neurons", [16, 20])
+def test_metrics_and_files_are_those_of_masks(make_case, tmp_path: Path, seed: int, neurons: int) -> None:  # type: ignore[no-untyped-def]
+    """metrics.json differs in the archive's own facts alone; tables and figures are the same to the byte."""
+    cases = twins(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,), seed=seed, neurons=neurons)
+    one, other = [analyze(case.archive, tmp_path / kind) for case, kind in zip(cases, ("m", "c"), strict=True)]
+    assert numbers(one.metrics) == numbers(other.metrics)
+    assert (one.metrics.archive.granularity, other.metrics.archive.granularity) == ("token", "count")
+    for folder in ("tables", "figures"):
+        names = {path.name for path in (tmp_path / "m" / folder).iterdir()}
+        assert names == {path.name for path in (tmp_path / "c" / folder).iterdir()}
+        for name in names:
+            assert (tmp_path / "m" / folder / name).read_bytes() == (tmp_path / "c" / folder / name).read_bytes(), name
+    assert "counts over prompt positions" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+
+
+def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: ignore[no-untyped-def]
+    """Equation 6 from counts: the stored count, and its share of the rows that were counted."""
+    case = make_case((5, 9, 4), "aab", failed=(1,), granularity="count")
+    for index in (0, 2):
+        assert (activation_counts(case.archive, index) == case.masks[index].sum(axis=0)).all()
+        np.testing.assert_array_equal(activation_frequencies(case.archive, index), case.masks[index].mean(axis=0))
+    with pytest.raises(IncompleteArchiveError, match="instruction 1 of"):
+        activation_counts(case.archive, 1)
+
+
+def test_counts_of_all_positions_are_counts_of_all(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """They cannot be parted: `all` is what is used and said, and prompt or response rows are refused with a remedy."""
+    masks, counts = twins(make_case, (5, 3, 4), "aab", positions="all", responses=(4, 6, 2))
+    assert (choose_rows(masks.archive, None), choose_rows(counts.archive, None)) == ("prompt", "all")
+    result = analyze(counts.archive, tmp_path)
+    assert result.metrics.settings.rows == "all"
+    assert numbers(result.metrics) == numbers(analyze(masks.archive, tmp_path / "m", rows="all").metrics)
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "the archive holds counts over both, which cannot be parted" in report
+    for rows in ("prompt", "response"):
+        with pytest.raises(IncompleteArchiveError, match=rf"rows '{rows}' .*cannot be parted. Choose rows 'all', or"):
+            instruction_specific_neurons(counts.archive, rows=rows)
+    assert (activation_counts(counts.archive, 1, "all") == counts.masks[1].sum(axis=0)).all()
+
+
+@pytest.mark.parametrize(("positions", "other"), [("prompt", "all"), ("prompt", "response"), ("response", "prompt")])
+def test_rows_that_were_not_counted_are_refused(make_case, positions: str, other: str) -> None:  # type: ignore[no-untyped-def]
+    """Counts of one kind of rows are not those of another."""
+    responses = (2, 2) if positions == "response" else ()
+    case = make_case((5, 3), "ab", positions=positions, responses=responses, granularity="count")
+    message = rf"rows '{other}' .*positions='{positions}'.*Choose rows '{positions}'"
+    with pytest.raises(IncompleteArchiveError, match=message):
+        activation_counts(case.archive, 0, other)  # type: ignore[arg-type]
+
+
+def test_a_response_without_rows_is_left_out(make_case) -> None:  # type: ignore[no-untyped-def]
+    """An instruction of which nothing was counted is reported, not compared."""
+    case = make_case((5, 3, 4), "abb", positions="response", responses=(4, 6, 0), granularity="count")
+    neurons = instruction_specific_neurons(case.archive)
+    assert (neurons.rows, neurons.without_rows, list(neurons.ids)) == ("response", 1, ["i0", "i1"])
+
+
+def test_only_chunks_with_complete_instructions_are_read(make_case) -> None:  # type: ignore[no-untyped-def]
+    """A chunk that holds failed or pending instructions alone need not exist."""
+    case = make_case((4,) * 9, "aaabbbccc", failed=(2, 3), unfinished=(8,), granularity="count")
+    for chunk in (1, 4):
+        assert not (Path(case.archive.path) / f"neuron/count/c.{chunk}.0.0").exists()
+    assert list(instruction_specific_neurons(case.archive).ids) == ["i0", "i1", "i4", "i5", "i6", "i7"]
+
+
+def test_blocks_are_bounded(make_case, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """No read is larger than asked for, but for one chunk; none is repeated, and progress counts the rows of each."""
+    case = make_case((4,) * 12, "ab" * 6, granularity="count")
+    sizes, seen = [], []
+    read = blocks.Archive.read_counts
+
+    def watch(archive, start: int, stop: int):  # type: ignore[no-untyped-def]
+        sizes.append(stop - start)
+        return read(archive, start, stop)
+
+    monkeypatch.setattr(blocks.Archive, "read_counts", watch)
+    for block_bytes, expected in ((1, [2] * 6), (4 * 3 * 20 * 4, [4] * 3), (1 << 20, [12])):
+        sizes.clear()
+        seen.clear()
+        instruction_specific_neurons(case.archive, block_bytes=block_bytes, progress=lambda *at: seen.append(at))
+        assert sizes == expected
+        assert seen == [(rows, 48) for rows in np.cumsum(np.array(sizes) * 4).tolist()]
+
+
+def test_a_count_above_its_rows_is_damage(make_case) -> None:  # type: ignore[no-untyped-def]
+    """It would change ranks, so it stops the analysis, naming the instruction."""
+    case = make_case((5, 6, 7), "aab", granularity="count")
+    overwrite(case.archive, "neuron/count", (1, 2, 19), 7)
+    for rule in ({"epsilon": 0.1}, {"threshold": 0.5}):
+        with pytest.raises(DamagedArchiveError, match=r"at most the 6 rows .* one of 'i1' .* is 7"):
+            instruction_specific_neurons(open_archive(case.archive.path), **rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_sizes_that_contradict_the_attributes_are_damage(make_case) -> None:  # type: ignore[no-untyped-def]
+    """Attributes of another width are found before anything is computed."""
+    case = make_case((5, 6, 7), "aab", granularity="count")
+    root = zarr.open_group(DurableStore(case.archive.path), mode="r+", use_consolidated=False)
+    section = json.loads(json.dumps(root.attrs["sparcom"]))
+    section["model"]["neurons"] = 24
+    root.attrs["sparcom"] = section
+    zarr.consolidate_metadata(DurableStore(case.archive.path))
+    with pytest.raises(DamagedArchiveError, match=r"must be \(instruction, 3, 24\) .* it is \(instruction, 3, 20\)"):
+        activation_counts(open_archive(case.archive.path), 0)
+
+
+def test_the_command_takes_counts(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """`sparcom analyze` says the same of both, and refuses rows that were not captured in one line."""
+    masks, counts = twins(make_case, (5, 6, 7), "aab")
+    said = []
+    for case in (masks, counts):
+        result = CliRunner().invoke(command, [case.archive.path, "--output", str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        said.append(result.stdout)
+    assert said[0] == said[1]
+    refused = CliRunner().invoke(command, [counts.archive.path, "--rows", "all", "--output", str(tmp_path / "no")])
+    assert isinstance(refused.exception, IncompleteArchiveError)
+
+
+def test_metrics_of_earlier_releases_are_read(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """metrics.json written before there were counts has no granularity, and was made from masks."""
+    metrics = analyze(make_case((5, 6, 7), "aab").archive, tmp_path).metrics
+    raw = json.loads(metrics.model_dump_json())
+    del raw["archive"]["granularity"]
+    assert Metrics.model_validate(raw) == metrics
