@@ -10,13 +10,17 @@ import click
 if TYPE_CHECKING:
     from sparcom_data.archive import Archive
     from sparcom_data.verify import Check, Tokenize
+    from sparcom_extractor.reference import Comparison
+    from sparcom_extractor.reference_counts import CountComparison
 
 MAX_SHARE = {"float32": 3e-6, "bfloat16": 2e-2, "float16": 4e-3}
 
 
 @click.command()
 @click.argument("archive", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Choice(["transformers"]), help="Also compare bits with this implementation.")
+@click.option(
+    "--reference", type=click.Choice(["transformers"]), help="Also compare bits, or counts, with this implementation."
+)
 @click.option("--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Instructions to compare.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
 @click.option("--model", help="The model's folder, where it is not where the archive says.")
@@ -58,26 +62,34 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
 
 
 def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tokenize | None) -> Check:
+    """The archive's masks or counts against the reference's."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
 
-    from sparcom_data.verify import Check
-    from sparcom_extractor.reference import ROUNDINGS, ReferenceModel, compare_with_reference, sample_indices
+    from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
+    from sparcom_extractor.reference_counts import comparable_instructions, compare_counts_with_reference
 
-    info = archive.attributes.model
-    console = Console(stderr=True)
+    counted = archive.granularity == "count"
+    indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
+    info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
     with console.status("Loading the reference"):
         reference = ReferenceModel(model, info.dtype, info.layer_ids)
-    texts = archive.strings("text")
 
     def prompt_ids(index: int) -> np.ndarray:
         return np.asarray(tokenize([texts[index]])[0] if tokenize else [], dtype=np.int32)
 
-    indices = sample_indices(archive, sample, seed)
     watched = track(indices, "Comparing", console=console, transient=True)
-    result = compare_with_reference(archive, reference, watched, prompt_ids)
     limit = MAX_SHARE.get(info.dtype, 0.0)
+    if counted:
+        return _judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), limit)
+    return _judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), limit)
+
+
+def _judge_masks(result: Comparison, limit: float) -> Check:
+    from sparcom_data.verify import Check
+    from sparcom_extractor.reference import ROUNDINGS
+
     check = Check(
         "reference",
         f"{result.instructions} instructions, {result.rows:,} rows, {result.bits:,} bits against transformers: "
@@ -88,6 +100,24 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
         check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
     if result.unexplained:
         check.findings.append(f"{result.unexplained} differing bits are not explained by rounding")
+    return check
+
+
+def _judge_counts(result: CountComparison, limit: float) -> Check:
+    from sparcom_data.verify import Check
+    from sparcom_extractor.reference import ROUNDINGS
+
+    check = Check(
+        "reference",
+        f"{result.instructions} instructions, {result.rows:,} rows, {result.counts:,} counts against transformers: "
+        f"{result.differing} differ, by {result.difference} in all ({result.share * 1e6:.2f} in 10⁶ bits, at most "
+        f"{limit * 1e6:g} allowed), of which {result.unexplained} by more than the rows whose gate is within "
+        f"{ROUNDINGS:g}·eps·Σ|x||W| of zero",
+    )
+    if result.share > limit:
+        check.findings.append(f"counts differ by {result.share * 1e6:.2f} in 10⁶ bits; at most {limit * 1e6:g} may")
+    if result.unexplained:
+        check.findings.append(f"{result.unexplained} differing counts are not explained by rounding")
     return check
 
 

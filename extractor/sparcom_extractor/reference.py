@@ -9,6 +9,7 @@ reference's own gate value must be within
 
 of zero, where x is the gate projection's input and W its weights: the size of the terms that cancel in that sum, times
 the unit of rounding, times an allowance for the roundings of the layers before (measured on SmolLM2: DECISIONS.md).
+Archives of counts are compared in reference_counts.py, by the same bound.
 """
 
 from __future__ import annotations
@@ -178,15 +179,29 @@ def _compare_layers(
         differs = (gate[first:] > 0) != captured
         result.bits += captured.numel()
         rows = differs.any(dim=1).nonzero()[:, 0]
-        terms = inputs[first + rows].double().abs() @ weight.double().abs().T
-        bound = ROUNDINGS * torch.finfo(gate.dtype).eps * terms
-        excess = gate[first + rows].double().abs() / bound
+        excess = gate[first + rows].double().abs() / rounding_bound(inputs[first + rows], weight)
         result.excess.extend(excess[differs[rows]].tolist())
 
 
-def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """`count` complete instructions drawn without replacement, in order; all of them where there are fewer."""
-    complete = archive.instructions.complete
-    if count >= len(complete):
-        return complete
-    return np.sort(np.random.default_rng(seed).choice(complete, size=count, replace=False))
+def rounding_bound(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """How far from zero rounding may explain a gate to lie: float64 (rows, neurons).
+
+    Args:
+        inputs: (rows, hidden), of the gate projection.
+        weight: (neurons, hidden), of the neurons that are asked for.
+    """
+    return ROUNDINGS * torch.finfo(inputs.dtype).eps * (inputs.double().abs() @ weight.double().abs().T)
+
+
+def sample_indices(
+    archive: Archive, count: int, seed: int = 0, among: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """`count` instructions drawn without replacement, in order; all of them where there are fewer.
+
+    Args:
+        among: the instructions to draw from, ascending; all complete ones where not given.
+    """
+    those = archive.instructions.complete if among is None else among
+    if count >= len(those):
+        return those
+    return np.sort(np.random.default_rng(seed).choice(those, size=count, replace=False))
