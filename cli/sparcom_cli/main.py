@@ -33,6 +33,9 @@ COMMANDS = {
     "analyze": _Entry("sparcom_cli.analyze:analyze", "Compute metrics, tables, figures, report.", ("analysis",)),
     "verify": _Entry("sparcom_cli.verify:verify", "Check that an archive is right.", ("verify",)),
     "model": _Entry("sparcom_cli.model:model", "Fetch or make models.", ("models", "extractor-cpu|extractor-gpu")),
+    "selftest": _Entry(
+        "sparcom_cli.selftest:selftest", "Check and time capture on this machine.", ("extractor-cpu|extractor-gpu",)
+    ),
     "demo": _Entry("sparcom_cli.demo:demo", "The whole way, on a small real model.", ("all of them",)),
 }
 

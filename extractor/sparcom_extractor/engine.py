@@ -184,6 +184,7 @@ def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, An
     arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": settings.dtype or ("float32" if cpu else "auto"),
+        "load_format": settings.load_format,
         "enable_prefix_caching": False,  # a token that is not computed has no row
         "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
         "trust_remote_code": False,

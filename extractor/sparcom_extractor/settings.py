@@ -8,6 +8,7 @@ from pathlib import Path
 from sparcom_data.errors import InvalidInputError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOAD_FORMATS = ("auto", "dummy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class EngineSettings:
     max_num_seqs: requests that run at once. gpu_memory_utilization: share of the GPU's memory.
     kv_cache_gib: GiB of KV cache (the default on CPU is 2). enforce_eager: no compilation; the default on CPU.
     capture: False runs the same engine without capture, for comparison.
+    load_format: auto reads the model's weights; dummy makes some up, for timing a shape whose weights are not at hand.
     """
 
     model: str
@@ -32,6 +34,7 @@ class EngineSettings:
     kv_cache_gib: float | None = None
     enforce_eager: bool | None = None
     capture: bool = True
+    load_format: str = "auto"
 
     def __post_init__(self) -> None:
         problems = [
@@ -41,6 +44,8 @@ class EngineSettings:
         ]
         if self.dtype is not None and self.dtype not in DTYPES:
             problems.append(f"dtype must be one of {', '.join(DTYPES)}; it is {self.dtype!r}")
+        if self.load_format not in LOAD_FORMATS:
+            problems.append(f"load_format must be one of {', '.join(LOAD_FORMATS)}; it is {self.load_format!r}")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
             problems.append(f"gpu_memory_utilization must be in (0, 1]; it is {self.gpu_memory_utilization}")
         if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < float("inf"):

@@ -29,6 +29,7 @@ BAD = {
     "max_num_batched_tokens": -1,
     "max_num_seqs": 0,
     "dtype": "float64",
+    "load_format": "tensorizer",
     "gpu_memory_utilization": 1.5,
     "kv_cache_gib": 0.0,
 }
@@ -73,6 +74,8 @@ def test_the_engine_never_hides_a_token() -> None:
         ({}, "cuda", {"dtype": "auto", "enforce_eager": False}),
         ({"dtype": "bfloat16", "enforce_eager": False}, "cpu", {"dtype": "bfloat16", "enforce_eager": False}),
         ({"kv_cache_gib": 0.5}, "cuda", {"kv_cache_memory_bytes": 2**29}),
+        ({}, "cuda", {"load_format": "auto"}),
+        ({"load_format": "dummy"}, "cuda", {"load_format": "dummy"}),
     ],
 )
 def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:

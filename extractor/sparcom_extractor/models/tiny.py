@@ -1,9 +1,9 @@
 """Makes tiny models with random weights, for tests that need a real engine and no real model.
 
-Every size is small but none is convenient: the FFN is 176 neurons wide, a multiple of 8 but not of 64, and key-value
-heads are fewer than heads. Heads of 32 are the smallest that vLLM's CPU attention knows. Weights are spread ten times
-wider than usual, so that gates are not all near zero. An architecture is a line in ARCHITECTURES. Knows nothing of the
-engine; some of these it must refuse.
+Every size is small but none is convenient: the FFN is 176 neurons wide unless told otherwise, a multiple of 8 but not
+of 64, and key-value heads are fewer than heads. Heads of 32 are the smallest that vLLM's CPU attention knows. Weights
+are spread ten times wider than usual, so that gates are not all near zero. An architecture is a line in ARCHITECTURES.
+Knows nothing of the engine; some of these it must refuse.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _SPREAD = 0.2  # the usual 0.02 gives gate pre-activations of about 0.2; this gives about 2
+_NEURONS = 176
 _CONTEXT = 512
 
 
@@ -36,8 +37,9 @@ class _Sizes:
     eos: int | None
     pad: int | None
     layers: int
+    neurons: int
+    context: int
     hidden: int = 128
-    neurons: int = 176
     heads: int = 4
     key_value_heads: int = 2
 
@@ -57,7 +59,7 @@ class _Sizes:
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.key_value_heads,
-            "max_position_embeddings": _CONTEXT,
+            "max_position_embeddings": self.context,
             "initializer_range": _SPREAD,
         }
 
@@ -98,7 +100,7 @@ def _opt(sizes: _Sizes) -> Any:
         ffn_dim=sizes.neurons,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
-        max_position_embeddings=_CONTEXT,
+        max_position_embeddings=sizes.context,
         init_std=_SPREAD,
     )
 
@@ -113,7 +115,7 @@ def _gpt2(sizes: _Sizes) -> Any:
         n_inner=sizes.neurons,
         n_layer=sizes.layers,
         n_head=sizes.heads,
-        n_positions=_CONTEXT,
+        n_positions=sizes.context,
         initializer_range=_SPREAD,
     )
 
@@ -134,6 +136,8 @@ def make_tiny_model(
     *,
     seed: int = 0,
     layers: int = 3,
+    neurons: int = _NEURONS,
+    context: int = _CONTEXT,
     tokenizer: Path | None = None,
     tell: folder.Tell = folder.silent,
 ) -> folder.MadeModel:
@@ -144,28 +148,29 @@ def make_tiny_model(
     if architecture not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
         raise UnknownModelError(f"A tiny model's architecture is one of {names}; {architecture!r} is none of them.")
-    if layers < 1:
-        raise InvalidInputError([f"layers: a model has at least 1 layer, not {layers}."])
+    sizes = {"layers": layers, "neurons": neurons, "context": context}
+    if problems := [f"{name}: a model has at least 1, not {value}." for name, value in sizes.items() if value < 1]:
+        raise InvalidInputError(problems)
     vocabulary = tokenizer or fetch_model(SMOLLM2_135M_INSTRUCT.name, tell=tell).path
-    recipe = _recipe(architecture, seed, layers, vocabulary)
+    recipe = _recipe(architecture, seed, sizes, vocabulary)
     done = folder.finished(output, recipe)
     if done:
         return done
     tell(f"making a tiny {architecture}")
     with folder.new_folder(output) as partial:
         _save_tokenizer(vocabulary, partial)
-        _save_random(architecture, partial, seed, layers)
+        _save_random(architecture, partial, seed, sizes)
         source = folder.write_source(partial, recipe, {"licence": "random weights"})
     return folder.MadeModel(output, fresh=True, source=source)
 
 
-def _recipe(architecture: str, seed: int, layers: int, tokenizer: Path) -> dict[str, Any]:
+def _recipe(architecture: str, seed: int, sizes: dict[str, int], tokenizer: Path) -> dict[str, Any]:
     vocabulary = tokenizer / "tokenizer.json"
     if not vocabulary.is_file():
         raise ModelUnavailableError(
             f"A tiny model needs a folder with a tokenizer.json, and {tokenizer} has none. Give --tokenizer another."
         )
-    facts = {"architecture": architecture, "seed": seed, "layers": layers}
+    facts = {"architecture": architecture, "seed": seed, **sizes}
     return {"name": f"tiny-{architecture}", **facts, "tokenizer_sha256": folder.sha256_of(vocabulary)}
 
 
@@ -175,14 +180,14 @@ def _save_tokenizer(tokenizer: Path, target: Path) -> None:
             shutil.copyfile(tokenizer / name, target / name)
 
 
-def _save_random(architecture: str, target: Path, seed: int, layers: int) -> None:
+def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, int]) -> None:
     """Write configuration and weights beside the tokenizer that is in `target` already."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(target)
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    config = ARCHITECTURES[architecture](_Sizes(len(tokenizer), *ids, layers=layers))
+    config = ARCHITECTURES[architecture](_Sizes(len(tokenizer), *ids, **sizes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

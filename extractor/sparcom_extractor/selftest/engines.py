@@ -1,0 +1,138 @@
+"""Engines of the self-test: one at a time in a step's process, and requests that begin together.
+
+Two runs compare to the last bit only where every step computed the same rows: matrix products round by the shape of the
+batch. So requests are held at the scheduler until all are there, and released at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+import warnings
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sparcom_data.errors import EngineError
+from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.selftest.results import Check, Fact
+from sparcom_extractor.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from sparcom_data.instructions import Instruction
+    from sparcom_data.progress import Progress
+    from sparcom_extractor.selftest.process import Context
+
+_T = TypeVar("_T")
+POLL_SECONDS = 0.01
+RELEASE_SECONDS = 0.2  # for the last request to reach the engine's core
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What an engine generated for each prompt, in order, and how long all took."""
+
+    tokens: list[list[int]]
+    texts: list[str]
+    seconds: float
+
+
+@asynccontextmanager
+async def running(context: Context, settings: EngineSettings) -> AsyncIterator[CaptureEngine]:
+    """An engine, closed at the end; says how long it took to start and what it runs by."""
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing vLLM and torch's compiler warns of their own matters
+        engine = await CaptureEngine.start(settings)
+    context.tell(Fact("engine started in", f"{time.perf_counter() - started:.1f} s"))
+    try:
+        tell_mode(context, engine)
+        yield engine
+    finally:
+        await engine.close()
+
+
+def tell_mode(context: Context, engine: CaptureEngine) -> None:
+    """Say which model runner and which kind of graphs the engine has; on CUDA hold that it has those asked for."""
+    config = engine.llm.vllm_config
+    eager = bool(config.model_config.enforce_eager)
+    graphs = getattr(config.compilation_config.cudagraph_mode, "name", "NONE")
+    mode = getattr(config.compilation_config.mode, "name", "NONE")
+    runner = 2 if getattr(config, "use_v2_model_runner", False) else 1
+    context.tell(Fact("mode", f"model runner V{runner}, compilation {mode}, CUDA graphs {graphs}"))
+    if context.device == "cuda":
+        wrong = (graphs == "NONE") != eager
+        asked = "none: eager mode" if eager else "compiled"
+        context.tell(Check("graphs", f"asked for {asked}; CUDA graphs {graphs}", 1, int(wrong), "settings"))
+
+
+async def together(engine: CaptureEngine, requests: int, work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work`, which makes so many requests, so that all of them begin in the same step."""
+    if engine.max_in_flight < requests:
+        raise EngineError(f"{requests} requests cannot begin together in an engine that takes {engine.max_in_flight}")
+    await engine.llm.pause_generation(mode="keep", clear_cache=False)
+    task = asyncio.ensure_future(work)
+    try:
+        # vLLM tells nobody when a request has arrived.
+        while len(engine.llm.output_processor.request_states) < requests and not task.done():  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(RELEASE_SECONDS)
+    finally:
+        await engine.llm.resume_generation()
+    return await task
+
+
+async def generate(engine: CaptureEngine, prompts: Sequence[list[int]], tokens: int) -> Generation:
+    """Greedy generation of so many tokens for each prompt, nothing captured."""
+    slots = asyncio.Semaphore(engine.max_in_flight)
+    started = time.perf_counter()
+    outputs = await asyncio.gather(*(_generate_one(engine, slots, prompt, tokens) for prompt in prompts))
+    seconds = time.perf_counter() - started
+    return Generation([list(output.token_ids) for output in outputs], [output.text for output in outputs], seconds)
+
+
+async def _generate_one(engine: CaptureEngine, slots: asyncio.Semaphore, ids: list[int], tokens: int) -> Any:
+    """The engine's last word on one prompt; sampled as an extraction samples."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    parameters = SamplingParams(
+        max_tokens=tokens, temperature=0.0, detokenize=tokens > 1, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+    async with slots:
+        stream = engine.llm.generate(
+            {"type": "token", "prompt_token_ids": ids}, parameters, request_id=f"selftest-{time.monotonic_ns()}"
+        )
+        result = None
+        async for output in stream:
+            result = output
+    if result is None or not result.outputs:
+        raise EngineError(f"the engine gave no output for a prompt of {len(ids)} tokens; see its log")
+    return result.outputs[0]
+
+
+async def extract(
+    engine: CaptureEngine,
+    instructions: Sequence[Instruction],
+    path: Path,
+    options: ExtractionOptions,
+    *,
+    held: bool = False,
+) -> tuple[Progress, float]:
+    """One extraction into a new archive at `path`; what was there is removed. Every instruction must be complete.
+
+    held: all requests begin together; see `together`. Returns the last progress, and the seconds from the first request
+    until everything was on disk.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    extraction = await asyncio.to_thread(engine.prepare, instructions, options, path)
+    started = time.perf_counter()
+    progress = await (together(engine, len(instructions), extraction.run()) if held else extraction.run())
+    seconds = time.perf_counter() - started
+    if progress.complete != len(instructions):
+        raise EngineError(f"all {len(instructions)} instructions must be complete; {progress.complete} are")
+    return progress, seconds

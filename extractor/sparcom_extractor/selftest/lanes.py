@@ -1,0 +1,198 @@
+"""The steps of a lane: one tiny model, one dtype, and what must be the same whichever way it is computed.
+
+    plain_tokens   greedy tokens of the engine without capture
+    capture        the same prompts with capture: the same tokens. The rows of prompt and response, then the same tokens
+                   again as prompts (cut, mixed), one request at a time, and counted instead of stored
+    eager          those prompts without compiled graphs
+    transformers   the rows of prompt and response by another implementation, on the CPU
+
+Files in the work folder carry tokens and archives from step to step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparcom_data.archive import open_archive
+from sparcom_data.instructions import Instruction
+from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, rows_of, same_counts, same_rows, same_tokens, sound
+from sparcom_extractor.selftest.engines import extract, generate, running, together
+from sparcom_extractor.selftest.models import TINY_CONTEXT, tiny_model_folder
+from sparcom_extractor.selftest.results import Check, Fact
+from sparcom_extractor.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from sparcom_extractor.selftest.plan import Sizes
+    from sparcom_extractor.selftest.process import Context
+
+SEED = 11
+LANE_KV_CACHE_GIB = 0.5
+LANE_MEMORY_SHARE = 0.05  # of the device: what must be free when an engine starts beside those of other lanes
+REFERENCE_SAMPLE = 8
+# bfloat16 against float32: rounding to 2⁻⁸ in every layer moves some hundredths of all gates across zero at most.
+SHARE_AGAINST_FLOAT32 = {"float32": ROUNDING_SHARE["float32"], "bfloat16": 1e-1}
+
+
+def make_texts(sizes: Sizes) -> list[str]:
+    """Prompts from a few to `longest` tokens, short and long in turn, no two alike; ASCII, so that a letter is a token.
+
+    The shortest begin and end within one step, the longest are cut into several.
+    """
+    draw = np.random.default_rng(SEED)
+    lengths = np.geomspace(4, sizes.longest - 1, sizes.prompts).astype(int)
+    draw.shuffle(lengths)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz     .,"))
+    return [f"{number} {''.join(draw.choice(letters, length))}"[:length] for number, length in enumerate(lengths, 10)]
+
+
+def lane_settings(context: Context, architecture: str, dtype: str, *, capture: bool, eager: bool) -> EngineSettings:
+    """The settings of all engines of a lane: but for capture and eager mode the same."""
+    return EngineSettings(
+        model=str(tiny_model_folder(context.folder, architecture)),
+        dtype=dtype,
+        max_model_len=TINY_CONTEXT,
+        max_num_batched_tokens=context.sizes.step_tokens,
+        max_num_seqs=context.sizes.prompts,
+        gpu_memory_utilization=LANE_MEMORY_SHARE if context.device == "cuda" else None,
+        kv_cache_gib=LANE_KV_CACHE_GIB,
+        enforce_eager=True if eager else None,
+        capture=capture,
+    )
+
+
+def _folder(context: Context, label: str) -> Path:
+    folder = context.folder / label.replace(" ", "-")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def plain_tokens(context: Context, *, architecture: str, dtype: str, label: str) -> None:
+    """Step: what the engine says when nobody looks, twice."""
+    asyncio.run(_plain_tokens(context, architecture, dtype, label))
+
+
+async def _plain_tokens(context: Context, architecture: str, dtype: str, label: str) -> None:
+    settings = lane_settings(context, architecture, dtype, capture=False, eager=False)
+    async with running(context, settings) as engine:
+        prompts = engine.tokenizer(make_texts(context.sizes))["input_ids"]
+        runs = [
+            await together(engine, len(prompts), generate(engine, prompts, context.sizes.generated)) for _ in range(2)
+        ]
+    (_folder(context, label) / "tokens.json").write_text(json.dumps(runs[0].tokens))
+    compared = "two runs of the same engine, all requests beginning together"
+    context.tell(same_tokens(runs[0].tokens, runs[1].tokens, f"{label}, repeatable", compared))
+
+
+def capture(context: Context, *, architecture: str, dtype: str, label: str) -> None:
+    """Step: everything that one engine with capture can show."""
+    asyncio.run(_capture(context, architecture, dtype, label))
+
+
+async def _capture(context: Context, architecture: str, dtype: str, label: str) -> None:
+    folder, share = _folder(context, label), ROUNDING_SHARE[dtype]
+    settings = lane_settings(context, architecture, dtype, capture=True, eager=False)
+    async with running(context, settings) as engine:
+        await _capture_generated(context, engine, folder, label)
+        forced = _forced_instructions(folder)
+        await extract(engine, forced, folder / "forced.zarr", ExtractionOptions(), held=True)
+        compared = "rows of generated tokens, and the same tokens as prompts"
+        for check in same_rows(folder / "generated.zarr", folder / "forced.zarr", label, compared, share):
+            context.tell(check)
+        context.tell(sound(folder / "forced.zarr", f"{label}, as prompts"))
+        await _capture_alone(context, engine, folder, label, share)
+        await _capture_counts(context, engine, folder, label)
+
+
+async def _capture_generated(context: Context, engine: CaptureEngine, folder: Path, label: str) -> None:
+    """Prompt and response rows; the response is the one that the plain engine gave."""
+    texts = make_texts(context.sizes)
+    instructions = [Instruction(id=str(number), text=text) for number, text in enumerate(texts)]
+    options = ExtractionOptions(positions="all", max_tokens=context.sizes.generated)
+    path = folder / "generated.zarr"
+    await extract(engine, instructions, path, options, held=True)
+    context.tell(sound(path, f"{label}, generated", engine.tokenizer))
+    plain = folder / "tokens.json"
+    if not plain.exists():
+        context.tell(Fact("tokens with and without capture", "not compared: the plain engine gave none"))
+        return
+    archive = open_archive(path)
+    lengths = archive.instructions.prompt_length
+    found = [rows_of(archive, index)[0][lengths[index] :].tolist() for index in range(len(texts))]
+    expected = [tokens[:-1] for tokens in json.loads(plain.read_text())]  # the last is never fed to the model
+    compared = f"greedy tokens of {len(texts)} prompts with and without capture"
+    context.tell(same_tokens(expected, found, f"{label}, tokens", compared))
+
+
+def _forced_instructions(folder: Path) -> list[Instruction]:
+    """Prompts that are whole sequences of the first archive."""
+    archive = open_archive(folder / "generated.zarr")
+    return [
+        Instruction(id=f"f{index}", token_ids=tuple(rows_of(archive, index)[0].tolist()))
+        for index in range(len(archive.instructions))
+    ]
+
+
+async def _capture_alone(context: Context, engine: CaptureEngine, folder: Path, label: str, share: float) -> None:
+    ahead, engine.max_in_flight = engine.max_in_flight, 1
+    try:
+        await extract(engine, _forced_instructions(folder), folder / "alone.zarr", ExtractionOptions())
+    finally:
+        engine.max_in_flight = ahead
+    compared = "concurrent requests, and one request at a time"
+    for check in same_rows(folder / "forced.zarr", folder / "alone.zarr", f"{label}, alone", compared, share):
+        context.tell(check)
+
+
+async def _capture_counts(context: Context, engine: CaptureEngine, folder: Path, label: str) -> None:
+    path = folder / "counts.zarr"
+    options = ExtractionOptions(granularity="count")
+    await extract(engine, _forced_instructions(folder), path, options, held=True)
+    context.tell(sound(path, f"{label}, counted"))
+    context.tell(same_counts(path, folder / "forced.zarr", label))
+
+
+def eager(context: Context, *, architecture: str, dtype: str, label: str) -> None:
+    """Step: the same rows without compiled graphs."""
+    asyncio.run(_eager(context, architecture, dtype, label))
+
+
+async def _eager(context: Context, architecture: str, dtype: str, label: str) -> None:
+    folder = _folder(context, label)
+    settings = lane_settings(context, architecture, dtype, capture=True, eager=True)
+    async with running(context, settings) as engine:
+        await extract(engine, _forced_instructions(folder), folder / "eager.zarr", ExtractionOptions(), held=True)
+    compared = "compiled graphs, and eager mode"
+    one, other = folder / "forced.zarr", folder / "eager.zarr"
+    for check in same_rows(one, other, f"{label}, eager", compared, ROUNDING_SHARE[dtype]):
+        context.tell(check)
+
+
+def transformers(context: Context, *, architecture: str, dtype: str, label: str) -> None:
+    """Step: the rows of prompts and responses against transformers in float32 on the CPU."""
+    from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
+
+    archive = open_archive(_folder(context, label) / "generated.zarr")
+    model = tiny_model_folder(context.folder, architecture)
+    reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
+    indices = sample_indices(archive, REFERENCE_SAMPLE)
+    result = compare_with_reference(archive, reference, indices, lambda _: np.zeros(0, np.int32))
+    compared = f"{result.rows:,} rows, and transformers in float32 on the CPU"
+    share = SHARE_AGAINST_FLOAT32[dtype]
+    context.tell(Check(f"{label}, transformers", compared, result.bits, result.differing, "bits", share))
+    if dtype == "float32":
+        context.tell(
+            Check(
+                f"{label}, rounding",
+                "of those, with a gate further from zero than rounding explains",
+                result.bits,
+                result.unexplained,
+                "bits",
+            )
+        )

@@ -1,0 +1,92 @@
+"""The models of the self-test, made on the spot: tiny ones with random weights, and LLaMA-2-7B's shape without any.
+
+All share a tokenizer of single bytes, which needs no training and no download: token 0 begins a sequence, 1 to 256 are
+bytes, the rest of the vocabulary stands for nothing. There is no end of sequence: a generation runs as long as asked.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparcom_extractor.models.tiny import make_tiny_model
+from sparcom_extractor.selftest.plan import NEURONS
+from sparcom_extractor.selftest.results import Fact
+
+if TYPE_CHECKING:
+    from sparcom_extractor.selftest.process import Context
+
+BEGIN = "<s>"
+TINY_VOCABULARY = 264  # 257 tokens and a few that stand for nothing; a multiple of 8
+TINY_CONTEXT = 1024
+LLAMA_2_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+
+
+def make_models(context: Context, *, architectures: list[str]) -> None:
+    """Step: every model that later steps use."""
+    sizes = context.sizes
+    tokenizer = context.folder / "tokenizer"
+    make_byte_tokenizer(tokenizer, TINY_VOCABULARY)
+    for architecture in architectures:
+        target = tiny_model_folder(context.folder, architecture)
+        make_tiny_model(
+            architecture,
+            target,
+            layers=sizes.layers,
+            neurons=NEURONS[architecture],
+            context=TINY_CONTEXT,
+            tokenizer=tokenizer,
+        )
+        context.tell(Fact(architecture, f"{sizes.layers} layers of {NEURONS[architecture]} neurons, random weights"))
+    shape = make_shape(context.folder / "llama-2-7b-shape")
+    context.tell(Fact("llama-2-7b shape", f"configuration and tokenizer alone, in {shape.name}"))
+
+
+def tiny_model_folder(folder: Path, architecture: str) -> Path:
+    """Where the tiny model of an architecture lies."""
+    return folder / f"tiny-{architecture}"
+
+
+def make_shape(folder: Path) -> Path:
+    """A folder that vLLM takes for LLaMA-2-7B where weights are not loaded (`load_format="dummy"`)."""
+    make_byte_tokenizer(folder, int(str(LLAMA_2_7B["vocab_size"])))
+    (folder / "config.json").write_text(json.dumps(LLAMA_2_7B, indent=1))
+    return folder
+
+
+def make_byte_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Put a byte-level tokenizer of `vocabulary` tokens into a folder.
+
+    Every id below `vocabulary` is a token, so that random ids are prompts.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    ids = {BEGIN: 0} | {letter: 1 + byte for byte, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    ids |= {f"<|{number}|>": number for number in range(len(ids), vocabulary)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.add_special_tokens([BEGIN])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, 0)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,0 +1,230 @@
+"""The steps that time: tokens a second of the engine alone and with capture, same settings, same prompts.
+
+One engine at a time: LLaMA-2-7B's shape with made-up weights fits a device once. Two loads,
+
+    prefill   many prompts of some hundred tokens, one token generated
+    decode    many short prompts, some hundred tokens generated
+
+and in the engine with capture four ways, in turn in every round, that say where a difference comes from:
+
+    op alone    the captured activations are in the graph; nobody wants the rows
+    to host     rows leave the device and are dropped there, where the engine can do that
+    written     rows are on disk, synced, when the clock stops: what counts
+    counted     rows are added up for each instruction
+
+A ratio is the engine alone over the engine with capture, medians of their rounds; its spread is that of the extremes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparcom_data.instructions import Instruction
+from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.selftest.engines import extract, generate, running
+from sparcom_extractor.selftest.models import tiny_model_folder
+from sparcom_extractor.selftest.results import Fact, Measure
+from sparcom_extractor.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from sparcom_data.metadata import Granularity
+    from sparcom_extractor.selftest.plan import Sizes
+    from sparcom_extractor.selftest.process import Context
+
+GOAL = 0.98
+WRITTEN = "written"
+SPEED_MEMORY_SHARE = 0.9
+SPEED_CONTEXT = 1024
+CLOSING_SECONDS = 8.0  # an engine takes some to end
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One kind of work: token ids of every prompt, and how many tokens each generates."""
+
+    name: str
+    prompts: list[list[int]]
+    generated: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computes: all but the last generated one of each prompt, which is never fed to it."""
+        return sum(map(len, self.prompts)) + len(self.prompts) * (self.generated - 1)
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        """The prompts as instructions."""
+        return [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(self.prompts)]
+
+    def options(self, granularity: Granularity) -> ExtractionOptions:
+        """Options that capture every token that is computed."""
+        if self.generated == 1:
+            return ExtractionOptions(granularity=granularity)
+        return ExtractionOptions(granularity=granularity, positions="all", max_tokens=self.generated)
+
+
+def make_loads(sizes: Sizes, vocabulary: int) -> list[Load]:
+    """Both loads, of random token ids: equal ones would make equal rows, which memory and disk may favour."""
+    draw = np.random.default_rng(5)
+    loads = []
+    for name, (prompts, length, generated) in (("prefill", sizes.prefill), ("decode", sizes.decode)):
+        ids = draw.integers(1, vocabulary, size=(prompts, length)).tolist()
+        loads.append(Load(name, ids, generated))
+    return loads
+
+
+def speed_settings(context: Context, *, capture: bool) -> EngineSettings:
+    """The settings of all timed engines: the 7B shape on CUDA; elsewhere a tiny model, which shows that it runs."""
+    sizes, cuda = context.sizes, context.device == "cuda"
+    return EngineSettings(
+        model=str(context.folder / "llama-2-7b-shape" if cuda else tiny_model_folder(context.folder, sizes.timed)),
+        dtype="bfloat16" if cuda else "float32",
+        max_model_len=SPEED_CONTEXT,
+        max_num_batched_tokens=sizes.speed_step_tokens,
+        max_num_seqs=sizes.speed_requests,
+        gpu_memory_utilization=SPEED_MEMORY_SHARE if cuda else None,
+        kv_cache_gib=None if cuda else 0.25,
+        capture=capture,
+        load_format="dummy" if cuda else "auto",
+    )
+
+
+def speed_plain(context: Context, *, rounds: int, label: str) -> None:
+    """Step: the engine alone."""
+    asyncio.run(_speed_plain(context, rounds, label))
+
+
+async def _speed_plain(context: Context, rounds: int, label: str) -> None:
+    async with running(context, speed_settings(context, capture=False)) as engine:
+        loads = make_loads(context.sizes, len(engine.tokenizer))
+        seconds = await _in_turn(context, {load.name: _timed_plain(engine, load) for load in loads}, rounds)
+    _plain_file(context, label).write_text(json.dumps(seconds))
+    first = _plain_seconds(context) or seconds
+    for load in loads:
+        context.tell(_rate(f"{load.name}, plain", load, seconds[load.name]))
+        if label != "first":
+            drift = _ratio(f"{load.name}, plain first / again", first[load.name], seconds[load.name], "drift")
+            context.tell(drift)
+
+
+def speed_capture(context: Context, *, rounds: int) -> None:
+    """Step: the engine with capture, four ways."""
+    asyncio.run(_speed_capture(context, rounds))
+
+
+async def _speed_capture(context: Context, rounds: int) -> None:
+    async with running(context, speed_settings(context, capture=True)) as engine:
+        loads = make_loads(context.sizes, len(engine.tokenizer))
+        recorder = Recorder(engine, context.folder / "speed.zarr")
+        ways = {f"{load.name}, {way}": work for load in loads for way, work in recorder.ways(load).items()}
+        seconds = await _in_turn(context, ways, rounds)
+    plain = _plain_seconds(context)
+    for load in loads:
+        for name in (name for name in ways if name.startswith(f"{load.name}, ")):
+            context.tell(_rate(name, load, seconds[name]))
+            if plain:
+                goal = GOAL if name.endswith(WRITTEN) else None
+                context.tell(_ratio(f"{name} / plain", plain[load.name], seconds[name], goal=goal))
+    for row in recorder.rows:
+        context.tell(row)
+
+
+class Recorder:
+    """The ways to run a load with capture, and what the runs that were written said of themselves."""
+
+    def __init__(self, engine: CaptureEngine, path: Path) -> None:
+        self._engine = engine
+        self._path = path
+        self._said: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def ways(self, load: Load) -> dict[str, Callable[[], Awaitable[float]]]:
+        """Each way by its name: a function that runs the load so and returns the seconds it took."""
+        return {
+            "op alone": _timed_plain(self._engine, load),
+            WRITTEN: self._timed_extraction(load, "token"),
+            "counted": self._timed_extraction(load, "count"),
+        }
+
+    @property
+    def rows(self) -> list[Measure]:
+        """Bytes of an archive and seconds waited for storage, of the median round."""
+        rows = []
+        for name, said in self._said.items():
+            waits = [seconds for _, seconds in said]
+            rows.append(Measure(f"{name}, size on disk", said[0][0] / 1e6, "MB"))
+            rows.append(
+                Measure(f"{name}, engine waited for storage", median(waits), "s", min(waits), max(waits), len(waits))
+            )
+        return rows
+
+    def _timed_extraction(self, load: Load, granularity: Granularity) -> Callable[[], Awaitable[float]]:
+        async def run() -> float:
+            options = load.options(granularity)
+            progress, seconds = await extract(self._engine, load.instructions, self._path, options)
+            size = sum(file.stat().st_size for file in self._path.rglob("*") if file.is_file())
+            self._said[f"{load.name}, {WRITTEN if granularity == 'token' else 'counted'}"].append(
+                (size, progress.storage_wait_seconds)
+            )
+            await asyncio.to_thread(shutil.rmtree, self._path)
+            return seconds
+
+        return run
+
+
+def _timed_plain(engine: CaptureEngine, load: Load) -> Callable[[], Awaitable[float]]:
+    async def run() -> float:
+        return (await generate(engine, load.prompts, load.generated)).seconds
+
+    return run
+
+
+async def _in_turn(
+    context: Context, ways: dict[str, Callable[[], Awaitable[float]]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every way, round by round after one that warms up; fewer rounds where the time does not suffice."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        started = time.monotonic()
+        for name, work in ways.items():
+            took = await work()
+            if number:
+                seconds[name].append(took)
+        longest = 1.2 * (time.monotonic() - started)
+        if number and number < rounds and context.left < longest + CLOSING_SECONDS:
+            context.tell(Fact("rounds", f"{number} of {rounds}: out of time"))
+            break
+    return seconds
+
+
+def _rate(name: str, load: Load, seconds: Sequence[float]) -> Measure:
+    rates = sorted(load.tokens / value for value in seconds)
+    return Measure(name, load.tokens / median(seconds), "tokens/s", rates[0], rates[-1], len(rates))
+
+
+def _ratio(
+    name: str, plain: Sequence[float], other: Sequence[float], note: str = "", goal: float | None = None
+) -> Measure:
+    low, high = min(plain) / max(other), max(plain) / min(other)
+    return Measure(name, median(plain) / median(other), "", low, high, len(other), goal, note)
+
+
+def _plain_file(context: Context, label: str) -> Path:
+    return context.folder / f"plain-{label}.json"
+
+
+def _plain_seconds(context: Context) -> dict[str, Any] | None:
+    """What the first plain engine took, or None where it has not run."""
+    file = _plain_file(context, "first")
+    return json.loads(file.read_text()) if file.exists() else None
