@@ -1,7 +1,7 @@
 """A fake engine: it runs nothing, yet writes real archives, so that the service can be tested without a model.
 
 Its "tokenizer" gives one token a word. Instructions are committed one at a time, with a pause that a test sets, and
-fail where a test says so. Masks are random, written when the archive is made.
+fail where a test says so. Masks or counts are random, written when the archive is made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
@@ -23,8 +22,7 @@ from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo
 from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
-from sparcom_data.storage import DurableStore
-from sparcom_data.testing import random_attributes
+from sparcom_data.testing import count_masks, fill_array, random_attributes
 from sparcom_server.protocols import EngineStarter
 
 LAYERS, NEURONS = 3, 20
@@ -116,14 +114,18 @@ class FakeEngine:
     def prepare(
         self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
     ) -> FakeExtraction:
-        """Create the archive with every mask in it and every instruction pending."""
+        """Create the archive with every mask or count in it and every instruction pending."""
         if self.prepare_error is not None:
             raise self.prepare_error
         lengths = [_words(instruction) for instruction in instructions]
         fits = [length <= self.max_prompt_tokens for length in lengths]
         layout = plan_layout(lengths, options.positions, options.max_tokens, fits)
         attributes = random_attributes(
-            LAYERS, NEURONS, positions=options.positions, max_tokens=options.max_tokens
+            LAYERS,
+            NEURONS,
+            positions=options.positions,
+            max_tokens=options.max_tokens,
+            granularity=options.granularity,
         ).model_copy(update={"dataset": DatasetInfo(name=dataset_name)})
         columns = InstructionColumns(
             id=[instruction.id for instruction in instructions],
@@ -133,7 +135,11 @@ class FakeEngine:
             error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
         )
         create_archive(path, attributes, columns, layout, chunk_tokens=8)
-        _write_masks(path, layout)
+        masks = np.random.default_rng(0).random((layout.tokens, LAYERS, NEURONS)) < 0.4
+        if options.granularity == "count":
+            fill_array(path, "neuron/count", count_masks(masks, layout))
+        else:
+            fill_array(path, "neuron/active", np.packbits(masks, axis=-1, bitorder="little"))
         todo = [index for index, fit in enumerate(fits) if fit]
         progress = Progress(instructions=len(fits), failed=fits.count(False), tokens=layout.tokens)
         return FakeExtraction(self, path, layout, progress, todo)
@@ -158,11 +164,3 @@ def _words(instruction: Instruction) -> int:
     if instruction.messages is not None:
         return sum(len(message.content.split()) for message in instruction.messages)
     return len((instruction.text or "").split())
-
-
-def _write_masks(path: Path, layout: Layout) -> None:
-    array = zarr.open_group(DurableStore(path), mode="r+")["neuron/active"]
-    assert isinstance(array, zarr.Array)  # noqa: S101  (create_archive made it)
-    if layout.tokens:
-        masks = np.random.default_rng(0).random((layout.tokens, LAYERS, NEURONS)) < 0.4
-        array[:] = np.packbits(masks, axis=-1, bitorder="little")

@@ -121,7 +121,9 @@ def test_options_that_contradict_are_refused(
     assert not (tmp_path / "a.zarr").exists()
 
 
-@pytest.mark.parametrize("options", [["--positions", "some"], ["--prompt-format", "xml"], ["--max-tokens", "many"]])
+@pytest.mark.parametrize(
+    "options", [["--granularity", "sum"], ["--positions", "some"], ["--prompt-format", "xml"], ["--max-tokens", "many"]]
+)
 def test_values_that_are_none_are_wrong_usage(
     options: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ class Engine:
     def prepare(self, instructions: Any, options: Any, path: Path, name: str) -> Engine:
         assert [item.id for item in instructions] == ["a", "b"]
         assert (options.positions, options.max_tokens, options.add_special_tokens) == ("all", 3, False)
+        assert options.granularity == "count"
         assert name == "in"
         write_random_archive(path, per_category=1, failed=self.failed)
         return self
@@ -168,7 +171,17 @@ def started(monkeypatch: pytest.MonkeyPatch, ending: Progress | Exception, faile
     return engine
 
 
-OPTIONS = ("--positions", "all", "--max-tokens", "3", "--no-special-tokens", "--max-num-seqs", "4")
+OPTIONS = (
+    "--granularity",
+    "count",
+    "--positions",
+    "all",
+    "--max-tokens",
+    "3",
+    "--no-special-tokens",
+    "--max-num-seqs",
+    "4",
+)
 
 
 def test_a_complete_extraction_is_0(

@@ -38,6 +38,18 @@ def test_a_sound_archive_is_0(
     assert "10 complete" in said
 
 
+def test_counts_are_checked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive of counts has checks of its own; a damaged chunk of it is told like any other."""
+    write_random_archive(tmp_path / "c.zarr", granularity="count")
+    assert run(monkeypatch, tmp_path / "c.zarr", "--no-tokenizer") == 0
+    assert "ok     counts" in capsys.readouterr().out
+    (tmp_path / "c.zarr/neuron/count/c.1.0.0").unlink()
+    assert run(monkeypatch, tmp_path / "c.zarr", "--no-tokenizer") == 1
+    assert "chunk c.1.0.0 of array neuron/count" in capsys.readouterr().out
+
+
 def damage_chunk(archive: Path) -> None:
     chunk = archive / "neuron" / "active" / "c.1.0.0"
     data = bytearray(chunk.read_bytes())

@@ -60,6 +60,15 @@ def test_it_submits_and_waits(start: Start, file: Path) -> None:
     assert options["add_special_tokens"] is False
 
 
+def test_it_submits_for_counts(start: Start, file: Path) -> None:
+    """--granularity reaches the archive and the job."""
+    running = start()
+    result = run(running, file, "--wait", "--archive", "counts", "--granularity", "count")
+    assert result.exit_code == 0, result.output
+    assert open_archive(running.archives / "counts.zarr").granularity == "count"
+    assert running.http.get("/v1/extractions").json()["extractions"][0]["options"]["granularity"] == "count"
+
+
 def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
     """The job's id is printed and the job goes on."""
     running = start(FakeEngine(pause=0.3))
