@@ -1,7 +1,8 @@
 """Which of vLLM's gated activations capture understands, and what it has to know of each.
 
 A gated activation takes the fused projection (rows, 2·neurons) and returns f(gate)·g(up), (rows, neurons). A neuron is
-active where f(gate) > 0 (equation 5 of the paper). For every activation here that is where gate > threshold:
+active where f(gate) > 0 (equation 5 of the paper). For every activation here that is where the
+gate is above 0, or above fatrelu's threshold if that is higher:
 
     kind          f(gate)                             g(up)            gate lies    vLLM's class
     silu          gate·σ(gate)                        up               first half   SiluAndMul
@@ -42,7 +43,7 @@ class GatedActivation:
     """How one gated activation works; see the module.
 
     kind: the archive's name for f. place: where the gate lies in the fused projection.
-    threshold: a neuron is active exactly where gate > threshold. The others are the parameters of f and g.
+    The others are the parameters of f and g.
     """
 
     kind: Kind
@@ -55,8 +56,8 @@ class GatedActivation:
 
     def __post_init__(self) -> None:
         problems = []
-        if not 0 <= self.threshold < math.inf:
-            problems.append(f"its threshold must be finite and at least 0; it is {self.threshold}")
+        if not math.isfinite(self.threshold):
+            problems.append(f"its threshold must be finite; it is {self.threshold}")
         if not self.limit > 0:
             problems.append(f"its limit must be above 0; it is {self.limit}")
         if not math.isfinite(self.alpha):
@@ -76,6 +77,12 @@ class GatedActivation:
         plain = [f"{item.name}={item.default}" for item in fields(self) if item.name != "kind"]
         different = [text for text, usual in zip(own, plain, strict=True) if text != usual]
         return f"{self.kind} ({', '.join(different)})" if different else self.kind
+
+    @property
+    def active_above(self) -> float:
+        """A neuron is active exactly where its gate is above this. f may let gates from a threshold below 0 to 0
+        through, but they make f negative."""
+        return max(self.threshold, 0.0)
 
     def split(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the gate and the up part of `gate_up` (rows, 2·neurons): each (rows, neurons)."""
@@ -114,11 +121,6 @@ def _gelu(module: torch.nn.Module) -> GatedActivation:
     return GatedActivation(kinds[approximate])
 
 
-def _fatrelu(module: torch.nn.Module) -> GatedActivation:
-    # Below a negative threshold f is 0, between it and 0 f is the gate itself: positive above 0 alone.
-    return GatedActivation("fatrelu", threshold=max(_number(module, "threshold"), 0.0))
-
-
 def _situ(module: torch.nn.Module) -> GatedActivation:
     linear = None if module.linear_beta is None else _number(module, "linear_beta")
     return GatedActivation("situ", beta=_number(module, "beta"), linear_beta=linear)
@@ -132,7 +134,7 @@ _READERS: dict[str, Callable[[torch.nn.Module], GatedActivation]] = {
     "SiluAndMul": lambda _: SILU,
     "MulAndSilu": lambda _: GatedActivation("silu", "second"),
     "GeluAndMul": _gelu,
-    "FatreluAndMul": _fatrelu,
+    "FatreluAndMul": lambda module: GatedActivation("fatrelu", threshold=_number(module, "threshold")),
     "SiluAndMulWithClamp": lambda module: GatedActivation(
         "swiglu_clamp",
         limit=_number(module, "swiglu_limit"),

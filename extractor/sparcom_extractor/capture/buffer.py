@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.activations import SILU, GatedActivation
-from sparcom_extractor.capture.twin import pack_signs_numpy
+from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy
 
 
 class StampCheck:
@@ -54,7 +54,8 @@ class CaptureBuffer:
 
     masks: uint8 (max_tokens, layers, neuron_bytes), on the model's device. Rows past the step's tokens are stale.
     stamps: int64 (layers,), how often each layer has written; see `StampCheck`.
-    rule: how the activations gate that write here, the same for all layers.
+    rule: how the activations gate that write here; rounding: whose arithmetic the op's product follows on CUDA. Both
+        are the same for all layers.
     """
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
@@ -66,6 +67,7 @@ class CaptureBuffer:
         self.stamps = torch.zeros(layers, dtype=torch.int64, device=device)
         self.activations: dict[int, torch.nn.Module] = {}
         self.rule = SILU
+        self.rounding: Rounding | None = None
         self.number = next(self._numbers)
         self._living[self.number] = self
         self._host_masks = self.masks.numpy() if device.type == "cpu" else None
@@ -89,17 +91,18 @@ class CaptureBuffer:
             raise ValueError(f"the layer axis has {self.masks.shape[1]} layers; there is no layer {layer}")
         return Slot(self, layer)
 
-    def attach(self, layer: int, rule: GatedActivation, activation: torch.nn.Module) -> None:
-        """Say which activation writes to `layer` and how it gates.
+    def attach(self, layer: int, rule: GatedActivation, rounding: Rounding | None, activation: torch.nn.Module) -> None:
+        """Say which activation writes to `layer`, how it gates and how it rounds.
 
         Raises:
-            UnsupportedModelError: another layer's activation gates differently.
+            UnsupportedModelError: another layer's activation gates or rounds differently.
         """
-        if self.activations and rule != self.rule:
+        if self.activations and (rule, rounding) != (self.rule, self.rounding):
             raise UnsupportedModelError(
-                f"capture needs one activation in all layers; this model has {self.rule} and {rule}"
+                f"capture needs one activation in all layers; this model has {self.rule}, rounded as {self.rounding}, "
+                f"and {rule}, rounded as {rounding}"
             )
-        self.rule = rule
+        self.rule, self.rounding = rule, rounding
         self.activations[layer] = activation
 
     def check_shape(self, gate_up: torch.Tensor) -> None:
@@ -124,7 +127,7 @@ class CaptureBuffer:
         if self._host_masks is None or self._host_stamps is None:
             raise RuntimeError(f"the host packs signs for buffers on the CPU; this one is on {self.masks.device}")
         gate, _ = self.rule.split(gate_up)
-        self._host_masks[: gate_up.shape[0], layer] = pack_signs_numpy(gate, self.rule.threshold)
+        self._host_masks[: gate_up.shape[0], layer] = pack_signs_numpy(gate, self.rule.active_above)
         self._host_stamps[layer] += 1
 
     def check_step(self) -> None:

@@ -13,6 +13,8 @@ that it mutates `gate_up`, which it does not: an op without a result would be re
 `gate_up` next keeps this one alive and in its place.
 
 What each device does: the CPU packs with NumPy and calls the module that vLLM would have called; CUDA runs one kernel.
+
+    install_capture (install.py) ──▶ CapturedActivation, one a layer ──▶ op ──▶ CaptureBuffer
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.activations import rule_of
 from sparcom_extractor.capture.buffer import CaptureBuffer, Slot, StampCheck
-from sparcom_extractor.capture.twin import pack_signs_numpy, pack_signs_torch
+from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy, pack_signs_torch
 
 __all__ = ["CaptureBuffer", "CapturedActivation", "Slot", "StampCheck", "pack_signs_numpy", "pack_signs_torch"]
 
@@ -36,6 +38,13 @@ def _gated_activation_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: in
     return result
 
 
+def _gated_activation_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:
+    result = _run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=False)
+    if result is None:
+        raise RuntimeError("the fused activation needs a rounding; the buffer has none. Report this fault")
+    return result
+
+
 def _gated_activation_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:  # noqa: ARG001
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
 
@@ -44,14 +53,33 @@ def _capture_signs_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) 
     CaptureBuffer.find(buffer).store(int(layer), gate_up)
 
 
+def _capture_signs_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:
+    _run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=True)
+
+
 def _capture_signs_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:  # noqa: ARG001
     return None
 
 
+def _run_kernel(
+    gate_up: torch.Tensor, layer: torch.Tensor, target: CaptureBuffer, *, signs_only: bool
+) -> torch.Tensor | None:
+    from sparcom_extractor.capture.kernels import gated_activation  # Triton, which the CPU does without
+
+    target.check_shape(gate_up)
+    rounding = None if signs_only else target.rounding
+    return gated_activation(gate_up, layer, target.masks, target.stamps, target.rule, rounding)
+
+
 _LIBRARY.define("gated_activation(Tensor gate_up, Tensor layer, int buffer) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("capture_signs(Tensor(a!) gate_up, Tensor layer, int buffer) -> ()")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("gated_activation", _gated_activation_cpu, "CPU")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("capture_signs", _capture_signs_cpu, "CPU")  # type: ignore[no-untyped-call]
+for _name, _function, _device in (
+    ("gated_activation", _gated_activation_cpu, "CPU"),
+    ("gated_activation", _gated_activation_cuda, "CUDA"),
+    ("capture_signs", _capture_signs_cpu, "CPU"),
+    ("capture_signs", _capture_signs_cuda, "CUDA"),
+):
+    _LIBRARY.impl(_name, _function, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("sparcom::gated_activation", _gated_activation_fake, lib=_LIBRARY)
 torch.library.register_fake("sparcom::capture_signs", _capture_signs_fake, lib=_LIBRARY)
 
@@ -64,10 +92,16 @@ class CapturedActivation(torch.nn.Module):
 
     layer: torch.Tensor
 
-    def __init__(self, activation: torch.nn.Module, slot: Slot) -> None:
+    def __init__(self, activation: torch.nn.Module, slot: Slot, rounding: Rounding | None = None) -> None:
         """
+        Args:
+            activation: the module that vLLM would call.
+            slot: the layer of the buffer that the signs go to.
+            rounding: on CUDA, whose arithmetic the op's own product follows. None: the signs are taken beside
+                `activation`, which is always right and reads the gate twice.
+
         Raises:
-            UnsupportedModelError: the activation is none that capture understands.
+            UnsupportedModelError: the activation is none that capture understands, or differs from another layer's.
         """
         super().__init__()
         rule = rule_of(activation)
@@ -75,14 +109,20 @@ class CapturedActivation(torch.nn.Module):
             raise UnsupportedModelError(
                 f"capture understands vLLM's gated activations; {type(activation).__name__} is none of them"
             )
+        device = slot.buffer.masks.device
         self.activation = activation
         self.slot = slot
         self.number = slot.buffer.number
-        slot.buffer.attach(slot.layer, rule, activation)
-        device = slot.buffer.masks.device
+        self.fused = device.type == "cpu" or rounding is not None
+        slot.buffer.attach(slot.layer, rule, rounding, activation)
         self.register_buffer("layer", torch.tensor(slot.layer, dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
         """`gate_up` (rows, 2·neurons); returns what the activation returns, (rows, neurons)."""
-        result: torch.Tensor = torch.ops.sparcom.gated_activation(gate_up, self.layer, self.number)
+        result: torch.Tensor
+        if self.fused:
+            result = torch.ops.sparcom.gated_activation(gate_up, self.layer, self.number)
+        else:
+            torch.ops.sparcom.capture_signs(gate_up, self.layer, self.number)
+            result = self.activation(gate_up)
         return result

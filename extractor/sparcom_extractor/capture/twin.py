@@ -1,13 +1,24 @@
 """The signs and the product of a gated activation in plain NumPy and PyTorch: the CPU's way, and the kernels' twin.
 
+The twin rounds where `kernels.py` rounds, operation by operation, so that a test can hold the two to every bit. Both
+take e^x, erf and tanh from float64 there, rounded once to float32: NumPy's and PyTorch's differ in the last of 53 bits
+at most, which reaches the last of 24 with a chance of about 2^-29 a number.
+
 It does not know buffers, layers or devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from sparcom_extractor.capture.activations import GatedActivation
+
+Rounding = Literal["kernel", "compiled"]  # whose arithmetic a product follows; see `kernels`
 
 
 def pack_signs_numpy(gate: torch.Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
@@ -29,3 +40,79 @@ def pack_signs_torch(gate: torch.Tensor, threshold: float = 0.0) -> torch.Tensor
     active = torch.nn.functional.pad((gate.float() > threshold).to(torch.uint8), (0, -neurons % 8))
     bit = torch.arange(8, dtype=torch.uint8, device=gate.device)  # made there: a copy from the host would wait
     return (active.reshape(rows, -(-neurons // 8), 8) << bit).sum(dim=-1, dtype=torch.uint8)
+
+
+def gated_product(gate_up: torch.Tensor, rule: GatedActivation, rounding: Rounding) -> torch.Tensor:
+    """f(gate)·g(up) for `gate_up` (rows, 2·neurons): (rows, neurons) of its type, rounded as `rounding` says."""
+    gate, up = (part.float() for part in rule.split(gate_up))
+    if rounding == "kernel":
+        return _as_kernel(gate, up, rule, gate_up.dtype).to(gate_up.dtype)
+    return _as_compiled(gate, up, rule).to(gate_up.dtype)
+
+
+def _as_kernel(gate: torch.Tensor, up: torch.Tensor, rule: GatedActivation, dtype: torch.dtype) -> torch.Tensor:
+    limit = _float32(rule.limit)
+    match rule.kind:
+        case "fatrelu":
+            return torch.where(gate > _float32(rule.threshold), gate, 0.0) * up
+        case "situ":
+            if rule.linear_beta is not None:
+                up = _float32(rule.linear_beta) * _tanh(up * _reciprocal(rule.linear_beta))
+            return _float32(rule.beta) * _tanh(gate * _reciprocal(rule.beta)) / (1 + _exp(-gate)) * up
+        case "swiglu_oai":
+            gate, up = _at_most(gate, limit), _within(up, limit)
+            return (up + 1) * gate / (1 + _exp(-gate * _float32(rule.alpha)))
+        case "swiglu_clamp":
+            gate, up = _at_most(gate, limit).to(dtype).float(), _within(up, limit)
+            activated = gate / (1 + _exp(-gate * _float32(rule.alpha)))
+        case "silu":
+            activated = gate / (1 + _exp(-gate))
+        case "gelu" | "gelu_tanh":
+            activated = _gelu(gate, rule)
+        case _:
+            raise NotImplementedError(f"the kernel makes no product of {rule.kind}")
+    return activated.to(dtype).float() * (up + _float32(rule.beta))
+
+
+def _as_compiled(gate: torch.Tensor, up: torch.Tensor, rule: GatedActivation) -> torch.Tensor:
+    match rule.kind:
+        case "fatrelu":
+            return torch.where(gate <= _float32(rule.threshold), 0.0, gate) * up
+        case "silu":
+            return gate / (1 + _exp(-gate)) * up
+        case "gelu" | "gelu_tanh":
+            return _gelu(gate, rule) * up
+        case _:
+            raise NotImplementedError(f"the kernel makes no product of {rule.kind} as a compiler does")
+
+
+def _gelu(gate: torch.Tensor, rule: GatedActivation) -> torch.Tensor:
+    if rule.kind == "gelu_tanh":
+        cube = gate * gate * gate
+        inner = (cube.double() * _float32(0.044715).double() + gate.double()).float()  # rounded once, as an fma is
+        return 0.5 * gate * (1 + _tanh(_float32(0.7978845608028654) * inner))
+    return gate * 0.5 * (1 + _erf(gate * _float32(0.7071067811865476)))
+
+
+def _at_most(x: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """A device's fmin: the limit for any NaN. torch.fmin keeps signalling ones."""
+    return torch.where(x < limit, x, limit)
+
+
+def _within(x: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    return -_at_most(-_at_most(x, limit), limit)
+
+
+def _through_float64(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: function(x.double()).float()
+
+
+_exp, _erf, _tanh = (_through_float64(function) for function in (torch.exp, torch.erf, torch.tanh))
+
+
+def _float32(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _reciprocal(value: float) -> torch.Tensor:
+    return 1 / _float32(value)

@@ -1,0 +1,198 @@
+"""Random cases of the capture kernels under Triton's interpreter, held against their twins bit for bit.
+
+    TRITON_INTERPRET=1 python interpreted_kernels.py CASES SEED
+
+A program of its own: Triton decides at import whether it interprets, and other tests in the process need it not to.
+The interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9), so
+that those functions are handed in: transcendentals in float64, rounded once; bfloat16 as integers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle
+
+from sparcom_extractor.capture.activations import GatedActivation, Kind
+from sparcom_extractor.capture.count_kernel import add_counts
+from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_pieces
+from sparcom_extractor.capture.kernels import FUSED, Functions, Rounding, gated_activation
+from sparcom_extractor.capture.twin import gated_product, pack_signs_torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
+ROWS = (0, 1, 2, 3, 5, 17)
+
+
+def through_float64(function: Any) -> Any:
+    """A function of an interpreted block, which holds its numbers as a NumPy array."""
+
+    def interpreted(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            data = np.asarray(function(x.handle.data.astype(np.float64))).astype(np.float32)
+        return tl.core.tensor(TensorHandle(data, tl.float32), x.type)
+
+    return interpreted
+
+
+@triton.jit
+def narrow(x, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to the nearest bfloat16, ties to even; the interpreter does float16 right itself."""
+    result = x.to(tl.float16)
+    if kind == tl.float32:
+        result = x
+    if kind == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        result = tl.where(x != x, 0x7FC0, nearest).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return result
+
+
+@triton.jit
+def widen(x):  # type: ignore[no-untyped-def]
+    """bfloat16 to float32 by its bits."""
+    result = x
+    if x.dtype == tl.bfloat16:
+        result = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return result.to(tl.float32)
+
+
+INTERPRETED = Functions(
+    exp=through_float64(np.exp),
+    erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
+    tanh=through_float64(np.tanh),
+    narrow=narrow,
+    widen=widen,
+)
+
+
+def random_rule(draw: random.Random) -> tuple[GatedActivation, Rounding | None]:
+    """A rule of any kind and layout, and a rounding that the kernel has for it."""
+    rounding: Rounding | None = draw.choice(["kernel", "compiled", None])
+    kinds: list[Kind] = sorted(FUSED[rounding or "kernel"])
+    kind = draw.choice(kinds)
+    place = draw.choice(["first", "first", "second", "interleaved"])
+    number = draw.choice([7.0, 0.3, 1.702])
+    match kind:
+        case "fatrelu":
+            return GatedActivation(kind, place, threshold=draw.choice([0.0, 0.01, 1.0, -0.5])), rounding
+        case "situ":
+            return GatedActivation(kind, place, beta=number, linear_beta=draw.choice([None, 4.0, 0.3])), rounding
+        case "swiglu_oai":
+            return GatedActivation(kind, place, limit=number, alpha=1.702, beta=1.0), rounding
+        case "swiglu_clamp":
+            alpha, beta = draw.choice([(1.0, 0.0), (1.702, 1.0)])
+            return GatedActivation(kind, place, limit=number, alpha=alpha, beta=beta), rounding
+        case _:
+            return GatedActivation(kind, place), rounding
+
+
+def random_input(draw: random.Random, dtype: torch.dtype, rows: int, neurons: int) -> torch.Tensor:
+    """(rows, 2·neurons) of any bits of the type or of usual size, contiguous or a view with strides."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    shape = (rows, 2 * neurons)
+    if draw.random() < 0.4:  # any bits: NaN of any payload, infinities, subnormals, both zeros
+        integer = torch.int32 if dtype == torch.float32 else torch.int16
+        info = torch.iinfo(integer)
+        tensor = torch.randint(info.min, info.max, shape, generator=generator, dtype=integer).view(dtype)
+    else:
+        tensor = (torch.randn(shape, generator=generator) * draw.choice([0.01, 1.0, 5.0, 40.0])).to(dtype)
+        odd = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, -1e-40, 6e-8, -6e-8]).to(dtype)
+        where = torch.rand(shape, generator=generator) < 0.1
+        tensor[where] = odd[torch.randint(len(odd), (int(where.sum()),), generator=generator)]
+    match draw.choice(["contiguous", "rows of a wider tensor", "every other column", "transposed"]):
+        case "rows of a wider tensor":
+            return torch.nn.functional.pad(tensor, (3, 2))[:, 3 : 3 + 2 * neurons]
+        case "every other column":
+            return tensor.repeat_interleave(2, dim=1)[:, ::2]
+        case "transposed":
+            return tensor.t().contiguous().t()
+    return tensor
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal bit for bit, but that any NaN is any other."""
+    integer = torch.int32 if one.dtype == torch.float32 else torch.int16
+    equal = (one.view(integer) == other.view(integer)) | (one.isnan() & other.isnan())
+    return bool(equal.all()) and one.shape == other.shape
+
+
+def first_difference(rule: GatedActivation, gate_up: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> str:
+    """The gate, the up value and both results where they first differ."""
+    row, column = ((one != other) & ~(one.isnan() & other.isnan())).nonzero()[0].tolist()
+    gate, up = rule.split(gate_up)
+    return f"{gate[row, column]} · {up[row, column]}: {one[row, column]} against {other[row, column]}"
+
+
+def check_activation(draw: random.Random) -> str:
+    """One random case; returns what it was."""
+    rule, rounding = random_rule(draw)
+    dtype, rows, neurons = draw.choice(DTYPES), draw.choice(ROWS), draw.choice(WIDTHS)
+    gate_up = random_input(draw, dtype, rows, neurons)
+    layers, layer = 3, draw.randrange(3)
+    before = draw.randrange(256)
+    masks = torch.full((rows + 2, layers, -(-neurons // 8)), before, dtype=torch.uint8)
+    stamps = torch.tensor([4, 5, 6])
+    case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}"
+
+    result = gated_activation(gate_up, torch.tensor(layer), masks, stamps, rule, rounding, INTERPRETED)
+
+    expected = torch.full_like(masks, before)
+    expected[:rows, layer] = pack_signs_torch(rule.split(gate_up)[0], rule.active_above)
+    assert torch.equal(masks, expected), f"masks differ: {case}"
+    assert stamps.tolist() == [4 + (layer == 0), 5 + (layer == 1), 6 + (layer == 2)], f"stamps differ: {case}"
+    if rounding is None:
+        assert result is None
+    else:
+        assert result is not None
+        assert result.is_contiguous()
+        expected = gated_product(gate_up, rule, rounding)
+        assert same_bits(result, expected), (
+            f"product differs: {case}, at {first_difference(rule, gate_up, result, expected)}"
+        )
+    return f"{rule.kind} {rounding} {dtype}"
+
+
+def check_counts(draw: random.Random) -> None:
+    """One random case of counting: runs of rows, some of one slot, some long, in masks of any bits."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    rows, layers, neurons, slots = draw.choice([1, 9, 130, 400]), draw.choice([1, 2]), draw.choice(WIDTHS), 3
+    masks = torch.randint(0, 256, (rows, layers, -(-neurons // 8)), generator=generator, dtype=torch.uint8)
+    if draw.random() < 0.3:
+        masks.fill_(255)  # the most that counters must hold
+    border = sorted(draw.randrange(rows + 1) for _ in range(3))
+    length = np.diff([0, *border, rows])
+    slot = np.array([draw.randrange(slots) for _ in length])
+    pieces = cut_pieces(np.array([0, *border]), length, slot)
+    check_pieces(pieces, rows, slots)
+    found = torch.randint(0, 1000, (slots, layers, neurons), generator=generator, dtype=torch.int32)
+    expected = found.clone()
+
+    add_counts(masks, torch.from_numpy(pieces), found)
+
+    add_counts_twin(masks, torch.from_numpy(pieces), expected)
+    assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {pieces.tolist()}"
+
+
+def main(cases: int, seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311  (tests, no secrets)
+    with np.errstate(all="ignore"):
+        seen = {check_activation(draw) for _ in range(cases)}
+        for _ in range(cases // 20):
+            check_counts(draw)
+    agreed = f"{cases} cases agree and {cases // 20} of counts"
+    print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, rounding and type")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
