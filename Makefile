@@ -27,7 +27,7 @@ demo: setup  ## The whole way on a small real model: serve, submit, verify, anal
 test: model  ## Run the tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
-test-gpu: model  ## Run the tests that need a CUDA device
+test-gpu: setup  ## Run the tests that need a CUDA device; without one they are skipped and say so
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: setup  ## Lint, formatting and types
