@@ -71,7 +71,7 @@ class CaptureEngine:
         try:
             described = (await llm.collective_rpc("sparcom_describe"))[0] if settings.capture else None
             _refuse(settings, described)
-            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm))
+            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described))
         except BaseException:
             llm.shutdown()
             raise
@@ -220,7 +220,7 @@ def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | 
     )
 
 
-def _engine_info(llm: Any) -> EngineInfo:
+def _engine_info(llm: Any, described: dict[str, Any] | None) -> EngineInfo:
     import torch
     from vllm.platforms import current_platform
 
@@ -235,4 +235,8 @@ def _engine_info(llm: Any) -> EngineInfo:
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,  # type: ignore[call-arg]
         max_num_seqs=config.scheduler_config.max_num_seqs,
         max_model_len=config.model_config.max_model_len,
+        model_runner="V2" if config.use_v2_model_runner else "V1",
+        async_scheduling=bool(config.scheduler_config.async_scheduling),
+        cudagraph_mode=str(getattr(config.compilation_config.cudagraph_mode, "name", "NONE")),
+        capture_memory=(described or {}).get("memory", {}),
     )

@@ -238,6 +238,7 @@ class Extraction:
             "row": int(self._layout.token_start[index]),
             "begin": begin,
             "end": begin + int(self._layout.capacity[index]),
+            "open": self._options.positions != "prompt",
         }
         return SamplingParams(
             max_tokens=max(1, self._options.max_tokens),

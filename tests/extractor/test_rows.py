@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.rows import BatchRows, batch_rows
+from sparcom_extractor.capture.rows import BatchRows, batch_rows, check_positions, refuse_engine
 
 CPU = torch.device("cpu")
 PADDING = 3
@@ -60,6 +61,8 @@ def state(vllm: Any, request: str, computed: int) -> Any:
 
 def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
     """A V1 runner whose batch is reordered by the end of a request, as vLLM does it."""
+    known = inspect.signature(vllm.InputBatchV1).parameters  # some came and went between vLLM 0.24 and 0.33
+    sometimes = {"pin_memory": False, "kernel_block_sizes": [16], "max_num_blocks_per_req": [2]}
     batch = vllm.InputBatchV1(
         max_num_reqs=8,
         max_model_len=32,
@@ -67,7 +70,7 @@ def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
         device=CPU,
         vocab_size=100,
         block_sizes=[16],
-        max_num_blocks_per_req=[2],
+        **{name: value for name, value in sometimes.items() if name in known},
     )
     for request, first in computed.items():
         batch.add_request(state(vllm, request, first))
@@ -97,19 +100,28 @@ def test_v1_rows_are_in_the_order_of_the_batch(vllm: Any) -> None:
     assert rows.start.tolist() == [0, 2, 6]
     assert rows.first_position.tolist() == [7, 0]
     assert (rows.ids.tolist(), rows.positions.tolist()) == (ids, positions)
-    rows.check()
+    check(rows)
 
 
-def test_v1_arrays_are_copies(vllm: Any) -> None:
-    """The runner overwrites its buffers in the next step; the rows of this one stay."""
+def test_v1_layout_is_a_copy(vllm: Any) -> None:
+    """The runner's next step moves the counts of its batch; the layout of this one stays."""
     computed = {"a": 0, "b": 3}
     runner = runner_v1(vllm, computed, gone="a")
-    ids, positions = feed(runner, {"b": 2}, computed)
+    feed(runner, {"b": 2}, computed)
     rows = batch_rows(runner, scheduled(vllm, {"b": 2}), v2=False)
-    runner.input_ids.gpu.zero_()
-    runner.positions.zero_()
     runner.input_batch.num_computed_tokens_cpu[:] = 50
-    assert (rows.ids.tolist(), rows.positions.tolist(), rows.first_position.tolist()) == (ids, positions, [3])
+    runner.input_batch.req_ids[0] = "z"
+    assert (rows.request_ids, rows.first_position.tolist()) == (["b"], [3])
+
+
+def test_what_the_model_was_fed_stays_where_it_is(vllm: Any) -> None:
+    """Reading the layout copies nothing off a device: ids and positions are views of the runner's buffers."""
+    computed = {"a": 0, "b": 3}
+    runner = runner_v1(vllm, computed, gone="a")
+    feed(runner, {"b": 2}, computed)
+    rows = batch_rows(runner, scheduled(vllm, {"b": 2}), v2=False)
+    assert rows.ids.data_ptr() == runner.input_ids.gpu.data_ptr()
+    assert rows.positions.data_ptr() == runner.positions.data_ptr()
 
 
 def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
@@ -127,7 +139,7 @@ def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
     assert rows.first_position.tolist() == [7, 11, 0]
     assert rows.ids.tolist() == [30, 31, 10, 20, 21, 22]
     assert rows.positions.tolist() == [7, 8, 11, 0, 1, 2]
-    rows.check()
+    check(rows)
 
 
 def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
@@ -135,34 +147,63 @@ def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
     assert "input_batch" in vllm.ExecuteModelState._fields
 
 
+def check(rows: BatchRows) -> None:
+    check_positions(rows.expected_positions(), rows.positions.numpy())
+
+
 def rows_of(**changed: Any) -> BatchRows:
     values = {
         "request_ids": ["a", "b"],
         "start": np.array([0, 2, 5]),
         "first_position": np.array([4, 0]),
-        "ids": np.arange(5, dtype=np.int32),
-        "positions": np.array([4, 5, 0, 1, 2]),
+        "ids": torch.arange(5, dtype=torch.int32),
+        "positions": torch.tensor([4, 5, 0, 1, 2]),
     }
     return BatchRows(**(values | changed))
 
 
 def test_positions_that_fit_pass() -> None:
     """Positions that run on within each request are those that the layout implies."""
-    rows_of().check()
+    check(rows_of())
     assert rows_of().count == 5
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"positions": np.array([4, 5, 0, 2, 1])}, r"row 3 of a step must be position 1 .* was fed position 2"),
+        ({"positions": torch.tensor([4, 5, 0, 2, 1])}, r"row 3 of a step must be position 1 .* was fed position 2"),
         ({"first_position": np.array([0, 4])}, r"row 0 of a step must be position 0 .* was fed position 4"),
         ({"start": np.array([0, 3, 5])}, r"row 2 of a step must be position 6 .* was fed position 0"),
-        ({"positions": np.array([4, 5, 0, 1])}, r"as many token ids and positions"),
-        ({"ids": np.arange(4, dtype=np.int32)}, r"as many token ids and positions"),
+        ({"positions": torch.tensor([4, 5, 0, 1])}, r"as many token ids and positions"),
+        ({"ids": torch.arange(4, dtype=torch.int32)}, r"as many token ids and positions"),
     ],
 )
 def test_positions_that_do_not_fit_are_found(changed: dict[str, Any], message: str) -> None:
     """A batch read in the wrong order, or cut at the wrong rows, is an error that names the row."""
     with pytest.raises(RuntimeError, match=message):
-        rows_of(**changed).check()
+        check(rows_of(**changed))
+
+
+def engine_config(**changed: Any) -> Any:
+    """What is read of vLLM's configuration."""
+    values = {"world_size": 1, "use_ubatching": False, "speculative": None, "fast_prefill": False} | changed
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(world_size=values["world_size"], use_ubatching=values["use_ubatching"]),
+        speculative_config=values["speculative"],
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=values["fast_prefill"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"world_size": 2}, "one process a model"),
+        ({"use_ubatching": True}, "micro-batches"),
+        ({"speculative": object()}, "speculative decoding"),
+        ({"fast_prefill": True}, "kv_sharing_fast_prefill"),
+    ],
+)
+def test_an_engine_whose_rows_cannot_be_told_is_refused(changed: dict[str, Any], reason: str) -> None:
+    """Several processes, several forwards a step, tokens taken back or left out of layers: each says what to change."""
+    assert refuse_engine(engine_config()) is None
+    assert reason in str(refuse_engine(engine_config(**changed)))

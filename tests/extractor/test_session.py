@@ -393,7 +393,9 @@ def test_slow_storage_makes_steps_wait(tmp_path: Path, monkeypatch: pytest.Monke
         elapsed = time.monotonic() - started
         session.finish()
         answer = heard.until(session, lambda answer: answer["drained"])
-        buffers = len(session._writer._free) + len(session._writer._open) + len(session._writer._writing)
+        buffers = (
+            len(session._sink._writer._free) + len(session._sink._writer._open) + len(session._sink._writer._writing)
+        )
     assert most <= bound
     assert buffers == 4
     assert 0.1 < answer["waited_seconds"] <= elapsed

@@ -86,16 +86,16 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
     assert {name: arguments[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("found", ["0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])
+@pytest.mark.parametrize("found", ["0.24.0", "0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])
 def test_supported_versions_pass(found: str) -> None:
     """The range that this release was written for."""
     versions.check_vllm(found)
 
 
-@pytest.mark.parametrize("found", ["0.31.9", "0.34.0", "0.3", "1.0.0", "unknown"])
+@pytest.mark.parametrize("found", ["0.23.9", "0.34.0", "0.3", "1.0.0", "unknown"])
 def test_other_versions_are_refused(found: str) -> None:
     """Older, newer and unreadable versions are refused with the range and what was found."""
-    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.32 up to, not including, 0.34; {found} is installed"):
+    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.24 up to, not including, 0.34; {found} is installed"):
         versions.check_vllm(found)
 
 

@@ -12,8 +12,10 @@ import torch
 
 from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.capture.op import CaptureBuffer
+from sparcom_extractor.capture.outbox import HostOutbox
+from sparcom_extractor.capture.requests import RequestPlan
 from sparcom_extractor.capture.rows import BatchRows
-from sparcom_extractor.capture.step import RequestPlan, StepCapture
+from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.writer.session import StepRows
 
 LAYERS, NEURONS = 2, 11
@@ -21,6 +23,8 @@ LAYERS, NEURONS = 2, 11
 
 class Session:
     """Takes what a session takes."""
+
+    counts = False
 
     def __init__(self) -> None:
         self.steps: list[StepRows] = []
@@ -53,7 +57,7 @@ class Worker:
 
     def __init__(self, *sessions: str) -> None:
         self.buffer = CaptureBuffer(64, LAYERS, NEURONS, torch.device("cpu"))
-        self.capture = StepCapture(self.buffer)
+        self.capture = StepCapture(self.buffer, HostOutbox())
         self.sessions = {name: Session() for name in sessions}
         self.capture.sessions.update(self.sessions)  # type: ignore[arg-type]
 
@@ -86,8 +90,8 @@ class Worker:
                 request_ids=[name for name, _, _ in batch],
                 start=np.concatenate([[0], np.cumsum([rows for _, _, rows in batch])]).astype(np.int64),
                 first_position=np.array([first + shift for _, first, _ in batch], dtype=np.int64),
-                ids=np.arange(100, 100 + count, dtype=np.int32),
-                positions=np.array(positions, dtype=np.int64),
+                ids=torch.arange(100, 100 + count, dtype=torch.int32),
+                positions=torch.tensor(positions, dtype=torch.int64),
             )
         )
 

@@ -1,115 +1,282 @@
-"""After every step: take the rows of captured requests out of the step's buffer and hand them to their session.
+"""Around every step: send the rows of captured requests on their way to the session that each belongs to.
 
-A request says where its rows go with the plan in its `extra_args`:
+    before_step   learn new plans, forget ended requests (their counters leave)
+    after_step    which rows of the step belong to which instruction ─▶ outbox ─▶ checks ─▶ session
+                  where counters are on the device: add the new rows to them; masks stay there
 
-    {"sparcom": {"session": str, "index": int, "row": int, "begin": int, "end": int}}
-
-Position p of the request, begin <= p < end, is row `row + p - begin` of the token axis. Requests without a plan are
-left alone. The work of a step is a few operations a request and one copy of the rows.
+The work of a step is a fixed number of operations over columns, one copy of the rows, and a look-up a request. What
+needs the values on the host (are the positions those of the layout? did every layer write?) is done on delivery, which
+on a device is in another thread. Words to a session (settle, finish) travel the same way, behind the rows that were
+sent before them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sparcom_extractor.capture import PLAN_KEY
-from sparcom_extractor.capture.op import CaptureBuffer
-from sparcom_extractor.capture.rows import BatchRows
-from sparcom_extractor.writer.session import CaptureSession, Segment, StepRows
+from sparcom_extractor.capture.buffer import CaptureBuffer, StampCheck
+from sparcom_extractor.capture.outbox import Arrays, Done, Outbox
+from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
+from sparcom_extractor.capture.rows import BatchRows, check_positions
+from sparcom_extractor.writer.session import CaptureSession, CountedRows, Segment, Settlement, StepRows
+
+if TYPE_CHECKING:
+    from sparcom_extractor.capture.counters import DeviceCounters  # its kernels need Triton
 
 
 @dataclass(frozen=True, slots=True)
-class RequestPlan:
-    """Where one request's rows go; see the module."""
+class _Captured:
+    """Runs of captured rows of one step, int64 (runs,) each.
 
-    session: str
-    index: int
-    row: int
-    begin: int
-    end: int
+    line: of the request. source: first row within the step. rows: how many. position: of the first row.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin <= self.end or min(self.row, self.index) < 0:
-            raise ValueError(f"a plan has 0 <= begin <= end and row, index >= 0; got {self}")
+    line: NDArray[np.int64]
+    source: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+    def where(self, chosen: NDArray[np.bool_]) -> _Captured:
+        """Some of the runs."""
+        return _Captured(self.line[chosen], self.source[chosen], self.rows[chosen], self.position[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one session gets of a step: segments as columns, see `Segment`."""
+
+    session: CaptureSession
+    columns: tuple[NDArray[np.int64], ...]
+
+    def segments(self) -> list[Segment]:
+        return [Segment(*values) for values in zip(*(column.tolist() for column in self.columns), strict=True)]
 
 
 class StepCapture:
-    """The plans of running requests, the sessions they write to, and the buffer they come from."""
+    """The plans of running requests, the sessions they write to, and the way there.
 
-    def __init__(self, buffer: CaptureBuffer) -> None:
+    Args:
+        buffer: where the graph writes the masks of a step.
+        outbox: the way off the buffer's device.
+    """
+
+    def __init__(self, buffer: CaptureBuffer, outbox: Outbox) -> None:
         self._buffer = buffer
-        self._plans: dict[str, RequestPlan] = {}
+        self._outbox = outbox
+        self._requests = RunningRequests()
+        self._stamps = StampCheck()
+        self._waited_before: dict[str, float] = {}
+        self.counters: DeviceCounters | None = None
         self.sessions: dict[str, CaptureSession] = {}
 
     def before_step(self, scheduler_output: Any) -> None:
         """Learn the plans of requests that are new and forget those of requests that ended."""
-        for request in scheduler_output.finished_req_ids:
-            self._plans.pop(request, None)
+        for _, line in self._requests.known(getattr(scheduler_output, "preempted_req_ids", None) or ()):
+            self._start_over(line)
+        for request, line in self._requests.known(scheduler_output.finished_req_ids):
+            self._send_counts(line)
+            self._requests.remove(request)
         for request in scheduler_output.scheduled_new_reqs:
-            extra = getattr(request.sampling_params, "extra_args", None) or {}
-            if PLAN_KEY in extra:
-                self._plans[request.req_id] = RequestPlan(**extra[PLAN_KEY])
+            plan = plan_of(request)
+            if plan is not None:
+                for _, line in self._requests.known([request.req_id]):
+                    self._start_over(line)
+                self._requests.add(request.req_id, plan)
 
     @property
     def active(self) -> bool:
         """Whether any running request is captured."""
-        return bool(self._plans)
+        return bool(self._requests)
 
     def after_step(self, batch: BatchRows) -> None:
-        """Hand over the rows that the step computed for captured requests.
+        """Send the rows that the step computed for captured requests."""
+        if not self.active:
+            return
+        captured = self._captured(batch)
+        if not len(captured.line):
+            return
+        first, stop = int(captured.source.min()), int((captured.source + captured.rows).max())
+        shares = self._shares(captured, first)
+        if not shares:
+            return
+        parts = [batch.ids[first:stop], batch.positions[first:stop], self._buffer.stamps]
+        if self.counters is None or any(not share.session.counts for share in shares):
+            parts.append(self._buffer.masks[first:stop])
+        if self.counters is not None:
+            self._count(captured)
+        expected = batch.expected_positions()[first:stop]
+        self._outbox.send(parts, partial(self._deliver, shares, expected))
 
-        A step whose rows cannot be trusted ends the sessions that it belongs to; the engine goes on.
+    def open(self, name: str, session: CaptureSession) -> None:
+        """From now on rows whose plan names this session go to it."""
+        self.sessions[name] = session
+        self._waited_before[name] = self._outbox.waited_seconds
+
+    def poll(self, session: str) -> dict[str, Any]:
+        """What became of a session's instructions, see `CaptureSession.poll`; waited_seconds: how long steps waited.
+
+        Raises:
+            RuntimeError: rows could not be brought off the device.
         """
-        segments = self._segments(batch)
-        if not segments:
-            return
-        try:
-            self._buffer.check_step()
-            batch.check()
-        except RuntimeError as error:
-            for name in segments:
-                self.sessions[name].fail(str(error))
-            return
-        for name, planned in segments.items():
-            self.sessions[name].put(self._rows(batch, planned))
+        self._outbox.check()
+        answer = self.sessions[session].poll()
+        if not self._outbox.delivers_in_step:
+            answer["waited_seconds"] = self._outbox.waited_seconds - self._waited_before[session]
+        return answer
 
-    def _segments(self, batch: BatchRows) -> dict[str, list[Segment]]:
-        """The captured runs of rows of a step by session; `source` counts rows of the step."""
-        by_session: dict[str, list[Segment]] = {}
-        starts, firsts = batch.start.tolist(), batch.first_position.tolist()
-        for number, request in enumerate(batch.request_ids):
-            plan = self._plans.get(request)
-            if plan is None or plan.session not in self.sessions:
+    def settle(self, session: str, settlements: list[Settlement]) -> None:
+        """Tell a session that instructions have run, behind the rows that were sent before."""
+        ran = {item.index for item in settlements}
+        index = self._requests.column("index")
+        for _, line in self._requests.of_session(session):
+            if int(index[line]) in ran:
+                self._send_counts(line)
+        self._tell(partial(self.sessions[session].settle, settlements))
+
+    def finish(self, session: str) -> None:
+        """Tell a session that nothing more comes, behind all that was sent before."""
+        for _, line in self._requests.of_session(session):
+            self._send_counts(line)
+        self._tell(self.sessions[session].finish)
+
+    def close(self, session: str) -> None:
+        """Forget a session; rows that still come for it are dropped."""
+        closing = self.sessions.pop(session, None)
+        self._waited_before.pop(session, None)
+        for request, line in self._requests.of_session(session):
+            self._start_over(line)
+            self._requests.remove(request)
+        if closing is not None:
+            closing.close()
+
+    def shutdown(self) -> None:
+        """Deliver what was sent and end all threads."""
+        self._outbox.close()
+        for name in list(self.sessions):
+            self.close(name)
+
+    def _captured(self, batch: BatchRows) -> _Captured:
+        """The rows of a step that are within a plan."""
+        line = self._requests.lines(batch.request_ids)
+        begin, end = self._requests.column("begin")[line], self._requests.column("end")[line]
+        first = batch.first_position
+        position = np.maximum(first, begin)
+        rows = np.minimum(first + np.diff(batch.start), end) - position
+        captured = _Captured(line, batch.start[:-1] + position - first, rows, position)
+        return captured.where((line >= 0) & (rows > 0))
+
+    def _shares(self, captured: _Captured, first: int) -> list[_Share]:
+        """The runs of each session that is open; their `source` counts from row `first` of the step."""
+        requests, shares = self._requests, []
+        owner = requests.column("session")[captured.line]
+        for number in np.unique(owner).tolist():
+            session = self.sessions.get(requests.names[number])
+            if session is None:
                 continue
-            first, count = firsts[number], starts[number + 1] - starts[number]
-            begin, end = max(first, plan.begin), min(first + count, plan.end)
-            if begin < end:
-                by_session.setdefault(plan.session, []).append(
-                    Segment(
-                        index=plan.index,
-                        row=plan.row,
-                        capacity=plan.end - plan.begin,
-                        source=starts[number] + begin - first,
-                        rows=end - begin,
-                        offset=begin - plan.begin,
-                    )
-                )
-        return by_session
+            own = captured.where(owner == number)
+            begin = requests.column("begin")[own.line]
+            columns = (
+                requests.column("index")[own.line],
+                requests.column("row")[own.line],
+                requests.column("end")[own.line] - begin,
+                own.source - first,
+                own.rows,
+                own.position - begin,
+            )
+            shares.append(_Share(session, columns))
+        return shares
 
-    def _rows(self, batch: BatchRows, segments: list[Segment]) -> StepRows:
-        """Copies of the step's arrays from the first to the last captured row."""
-        first = segments[0].source
-        stop = max(segment.source + segment.rows for segment in segments)
-        moved = [
-            Segment(item.index, item.row, item.capacity, item.source - first, item.rows, item.offset)
-            for item in segments
-        ]
-        return StepRows(
-            segments=moved,
-            masks=np.array(self._buffer.rows(stop)[first:]),
-            ids=batch.ids[first:stop],
-            positions=batch.positions[first:stop],
-        )
+    def _deliver(self, shares: Sequence[_Share], expected: NDArray[np.int64], arrays: Arrays, done: Done) -> None:
+        """Check what came and hand it over. Rows that cannot be trusted end their sessions; the engine goes on."""
+        ids, positions, stamps = arrays[:3]
+        try:
+            self._stamps.check(stamps)
+            check_positions(expected, positions)
+        except RuntimeError as error:
+            for share in shares:
+                share.session.fail(str(error))
+            done()
+            return
+        lease = _Lease(done, len(shares))
+        for share in shares:
+            masks = None if len(arrays) == 3 or (share.session.counts and self.counters) else arrays[3]
+            share.session.put(StepRows(share.segments(), masks, ids, positions, lease.give_back))
+
+    def _tell(self, word: Any) -> None:
+        def deliver(_arrays: Arrays, done: Done) -> None:
+            word()
+            done()
+
+        self._outbox.send([], deliver)
+
+    def _count(self, captured: _Captured) -> None:
+        """Add the rows that were not added before to the counters of their requests."""
+        assert self.counters is not None  # noqa: S101
+        column = self._requests.column
+        own = captured.where(self._counting(captured.line))
+        counted = column("counted")[own.line]
+        new = own.position + own.rows - counted
+        own, counted, new = own.where(new > 0), counted[new > 0], new[new > 0]
+        if not len(new):
+            return
+        fresh = own.line[column("slot")[own.line] == NO_SLOT]
+        if len(fresh):
+            column("slot")[fresh] = self.counters.take(len(fresh))
+        slots = column("slot")[own.line]
+        self.counters.add(own.source + own.rows - np.minimum(new, own.rows), np.minimum(new, own.rows), slots)
+        # A gap leaves `counted` behind, so that the number of rows counted tells of it at the end.
+        column("counted")[own.line] = counted + np.minimum(new, own.rows)
+        unsure = column("open")[own.line] != 0
+        if unsure.any():
+            self.counters.keep_last((own.source + own.rows - 1)[unsure], slots[unsure])
+        for line in own.line[(column("counted") == column("end"))[own.line] & ~unsure].tolist():
+            self._send_counts(line)
+
+    def _counting(self, line: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the lines belong to an open session that counts."""
+        counts = [(session := self.sessions.get(name)) is not None and session.counts for name in self._requests.names]
+        return np.array(counts, dtype=bool)[self._requests.column("session")[line]]
+
+    def _send_counts(self, line: int) -> None:
+        """Let the counters of a request leave, if it holds any."""
+        slot = int(self._requests.column("slot")[line])
+        if slot == NO_SLOT or self.counters is None:
+            return
+        session = self.sessions.get(self._requests.names[int(self._requests.column("session")[line])])
+        if session is not None:
+            index = int(self._requests.column("index")[line])
+            rows = int((self._requests.column("counted") - self._requests.column("begin"))[line])
+            self.counters.send(slot, partial(_deliver_counts, session, index, rows))
+        self._requests.column("slot")[line] = NO_SLOT
+        self.counters.give_back(slot)
+
+    def _start_over(self, line: int) -> None:
+        """A preempted request computes its rows again: what was counted is thrown away."""
+        slot = int(self._requests.column("slot")[line])
+        if slot != NO_SLOT and self.counters is not None:
+            self.counters.give_back(slot)
+        self._requests.column("slot")[line] = NO_SLOT
+        self._requests.column("counted")[line] = self._requests.column("begin")[line]
+
+
+def _deliver_counts(session: CaptureSession, index: int, rows: int, arrays: Arrays, done: Done) -> None:
+    session.put_counts(CountedRows(index, rows, arrays[0], arrays[1], done))
+
+
+class _Lease:
+    """Calls `done` when each of so many receivers has called it."""
+
+    def __init__(self, done: Done, receivers: int) -> None:
+        self._done = done
+        self._left = receivers
+
+    def give_back(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._done()

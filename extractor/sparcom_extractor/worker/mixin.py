@@ -1,7 +1,7 @@
 """What a vLLM worker does more when it captures; the platform's own worker does everything else.
 
     load_model      then find the gated FFNs and put a captured activation into each, before profiling and compilation
-    execute_model   then hand the rows of the step to their session
+    execute_model   then send the rows of the step on their way to their session
     sparcom_…       called through `collective_rpc`, by name, with plain types: no pickle on the wire
 
 Nothing is patched: vLLM takes the class by name for one engine, and other engines on the machine stay as they are.
@@ -9,6 +9,7 @@ Nothing is patched: vLLM takes the class by name for one engine, and other engin
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import zarr
 from sparcom_data.errors import SparcomError, UnsupportedModelError
 from sparcom_extractor.capture.discover import GatedFFN, find_gated_ffns
 from sparcom_extractor.capture.op import CaptureBuffer, CapturedActivation
-from sparcom_extractor.capture.rows import batch_rows
+from sparcom_extractor.capture.outbox import HostOutbox, Outbox
+from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.writer.session import CaptureSession, Settlement
@@ -34,6 +36,8 @@ class CaptureMixin:
     _refusal: str | None = None
     _capture: StepCapture | None = None
     _ffns: list[GatedFFN]
+    _steps = 0
+    _own_seconds = 0.0
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. A model that cannot be captured is kept and refused by describe:
@@ -46,39 +50,48 @@ class CaptureMixin:
 
     def _install_capture(self) -> None:
         config = self.vllm_config
-        if config.parallel_config.world_size > 1:
-            raise UnsupportedModelError(
-                f"this release captures on one process a model; tensor × pipeline parallel size is "
-                f"{config.parallel_config.world_size}. Use tensor_parallel_size=1 and pipeline_parallel_size=1"
-            )
-        if getattr(config.parallel_config, "use_ubatching", False) or config.speculative_config is not None:
-            raise UnsupportedModelError(
-                "capture needs one forward pass a step and no tokens that may be taken back; this engine runs "
-                "micro-batches or speculative decoding. Start it without"
-            )
-        model = self.model_runner.get_model()
+        if refusal := refuse_engine(config):
+            raise UnsupportedModelError(refusal)
         layers = config.model_config.get_num_layers(config.parallel_config)
-        self._ffns = find_gated_ffns(model, layers)
-        buffer = CaptureBuffer(
-            config.scheduler_config.max_num_batched_tokens, len(self._ffns), self._ffns[0].neurons_here, self.device
-        )
+        self._ffns = find_gated_ffns(self.model_runner.get_model(), layers)
+        buffer = CaptureBuffer(most_rows(config), len(self._ffns), self._ffns[0].neurons_here, self.device)
         for index, ffn in enumerate(self._ffns):
             captured = CapturedActivation(getattr(ffn.parent, ffn.attribute), buffer.register(index))
             setattr(ffn.parent, ffn.attribute, captured)
-        self._capture = StepCapture(buffer)
+        self._buffer = buffer
+        self._capture = StepCapture(buffer, self._make_outbox(buffer))
+
+    def _make_outbox(self, buffer: CaptureBuffer) -> Outbox:
+        """The way from the buffer to the sessions."""
+        return HostOutbox()
+
+    def _make_counters(self) -> None:
+        """Prepare for sessions that count; on the host they count what comes to them."""
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One step; the rows of captured requests go to their sessions before the step's sampling."""
         if self._capture is None:
             return super().execute_model(scheduler_output)  # type: ignore[misc]
+        began = time.perf_counter()
         self._capture.before_step(scheduler_output)
+        model_began = time.perf_counter()
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
+        model_ended = time.perf_counter()
         if self._capture.active and scheduler_output.total_num_scheduled_tokens:
             self._capture.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
+        self._steps += 1
+        self._own_seconds += time.perf_counter() - model_ended + model_began - began
         return output
 
+    def shutdown(self) -> None:
+        """Let what was sent arrive, then shut down as the platform's worker does."""
+        if self._capture is not None:
+            self._capture.shutdown()
+        super().shutdown()  # type: ignore[misc]
+
     def sparcom_describe(self) -> dict[str, Any]:
-        """What can be captured here: `refusal`, or the layers, their width and their activation."""
+        """What can be captured here: `refusal`, or the layers, their width and their activation, and what capture
+        holds of the device's and the host's memory in bytes."""
         if self._refusal is not None:
             return {"refusal": self._refusal}
         return {
@@ -86,38 +99,64 @@ class CaptureMixin:
             "layer_ids": [ffn.layer_id for ffn in self._ffns],
             "neurons": self._ffns[0].neurons,
             "activation": self._ffns[0].activation,
+            "memory": self._memory(),
         }
+
+    def _memory(self) -> dict[str, int]:
+        return {"step_buffer_bytes": self._buffer.masks.nbytes}
 
     def sparcom_open(self, session: str, path: str) -> str | None:
         """Begin to write the archive at `path`; returns an error or None."""
         assert self._capture is not None  # noqa: S101  (engines that refuse are closed before this)
         try:
-            array = zarr.open_array(path, path="neuron/active", mode="r")
-            instructions = zarr.open_array(path, path="instruction/state", mode="r").shape[0]
-        except (OSError, ValueError, SparcomError) as error:
+            target, instructions = chunk_target(Path(path))
+        except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        target = ChunkTarget(
-            Path(path) / "neuron" / "active",
-            array.shape[0],
-            tuple(array.chunks),
-            separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
-        )
-        self._capture.sessions[session] = CaptureSession(target, instructions)
+        opened = CaptureSession(target, instructions)
+        if opened.counts and self._capture.counters is None:
+            self._make_counters()
+        self._capture.open(session, opened)
         return None
 
     def sparcom_poll(self, session: str, settlements: list[list[int]], finish: bool) -> dict[str, Any]:
         """Settle instructions [index, row, capacity, length], say whether that is all, and hear what became durable."""
         assert self._capture is not None  # noqa: S101
-        capture = self._capture.sessions[session]
         if settlements:
-            capture.settle([Settlement(*item) for item in settlements])
+            self._capture.settle(session, [Settlement(*item) for item in settlements])
         if finish:
-            capture.finish()
-        return capture.poll()
+            self._capture.finish(session)
+        return self._capture.poll(session)
 
     def sparcom_close(self, session: str) -> None:
         """Forget the session; rows that still come for it are dropped."""
         assert self._capture is not None  # noqa: S101
-        capture = self._capture.sessions.pop(session, None)
-        if capture is not None:
-            capture.close()
+        self._capture.close(session)
+
+    def sparcom_statistics(self) -> dict[str, float]:
+        """Since the start: steps, and the seconds that steps spent in capture's own code on the host."""
+        return {"steps": self._steps, "own_seconds": self._own_seconds}
+
+
+def most_rows(config: Any) -> int:
+    """The most rows that a step of an engine of this configuration (vLLM's) computes, padding of graphs included."""
+    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
+    return max(int(config.scheduler_config.max_num_batched_tokens), int(graphs))
+
+
+def chunk_target(path: Path) -> tuple[ChunkTarget, int]:
+    """Which chunks of the archive at `path` are written, and for how many instructions."""
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    counts = "neuron/count" in group
+    array = group["neuron/count" if counts else "neuron/active"]
+    assert isinstance(array, zarr.Array)  # noqa: S101  (written by create_archive)
+    target = ChunkTarget(
+        path / array.path,
+        array.shape[0],
+        tuple(array.chunks),
+        separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
+        dtype="uint32" if counts else "uint8",
+        compressor="blosc" if counts else None,
+    )
+    instructions = group["instruction/state"]
+    assert isinstance(instructions, zarr.Array)  # noqa: S101
+    return target, instructions.shape[0]

@@ -1,11 +1,12 @@
 """One archive being written by one worker: rows of steps in, words about finished instructions out.
 
-    step thread                      assembler thread                          poll (step thread, between steps)
-    put(StepRows) ──bounded queue──▶ rows into chunks, ids into trackers
+    delivery                         assembler thread                          poll (step thread, between steps)
+    put(StepRows) ──bounded queue──▶ rows into the sink, ids into trackers
     settle([...]) ──same queue─────▶ every row there? alignment right? ──▶ durable? ──▶ report once
 
-The queue is bounded in bytes: when storage is slower than the model the step waits, and the seconds are counted.
-Any error ends the session, not the engine: it is kept, later rows are dropped, and every poll reports it.
+The queue is bounded in bytes: when storage is slower than the model, whoever delivers waits.
+Any error ends the session, not the engine: it is kept, later rows are dropped, and every poll reports it. It does not
+know whether masks or counts are written: its sink does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter
+from sparcom_extractor.writer.chunks import ChunkTarget
+from sparcom_extractor.writer.sinks import Segment, Settlement, Sink, make_sink
+
+__all__ = ["CaptureSession", "CountedRows", "Segment", "Settlement", "StepRows"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,44 +37,44 @@ THREADS = 4
 IDLE_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive rows of one instruction within a step's captured rows.
-
-    source: first row within the step's arrays. rows: how many. offset: first row within the instruction.
-    """
-
-    index: int
-    row: int
-    capacity: int
-    source: int
-    rows: int
-    offset: int
+def _nothing() -> None:
+    """Arrays of the session's own need no giving back."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """What one step captured. masks: uint8 (n, layer, neuron_byte); ids: int32 (n,); positions: int64 (n,)."""
+    """What one step captured. masks: uint8 (n, layer, neuron_byte), or None where they are counted elsewhere;
+    ids: int32 (n,); positions: int64 (n,). done: called once when the arrays are not used any more."""
 
     segments: Sequence[Segment]
-    masks: NDArray[np.uint8]
+    masks: NDArray[np.uint8] | None
     ids: NDArray[np.int32]
     positions: NDArray[np.int64]
+    done: Callable[[], None] = _nothing
 
     @property
     def nbytes(self) -> int:
         """Bytes that waiting in the queue costs."""
-        return self.masks.nbytes + self.ids.nbytes + self.positions.nbytes
+        return (0 if self.masks is None else self.masks.nbytes) + self.ids.nbytes + self.positions.nbytes
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """The submitting side's word that an instruction has run: `length` rows hold data; -1: it did not, forget it."""
+class CountedRows:
+    """Counts that a device made over the first `rows` rows of an instruction: int32 (layer, neuron).
+
+    last: the mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`.
+    """
 
     index: int
-    row: int
-    capacity: int
-    length: int
+    rows: int
+    counts: NDArray[np.int32]
+    last: NDArray[np.uint8]
+    done: Callable[[], None] = _nothing
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that waiting in the queue costs."""
+        return self.counts.nbytes + self.last.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,12 @@ class _Tracker:
     @classmethod
     def empty(cls, capacity: int) -> _Tracker:
         return cls(np.full(capacity, -1, dtype=np.int32), np.full(capacity, -1, dtype=np.int32))
+
+    @property
+    def written(self) -> int:
+        """Row after the last that a step wrote."""
+        rows = np.flatnonzero(self.ids >= 0)
+        return int(rows[-1]) + 1 if len(rows) else 0
 
     def missing(self, length: int) -> str | None:
         """The reason why an instruction of `length` rows cannot be trusted, or None."""
@@ -99,8 +109,7 @@ class _Tracker:
 class _Finished:
     """An instruction whose rows are all there and wait to be durable."""
 
-    row: int
-    length: int
+    item: Settlement
     ids: bytes
     positions: bytes
 
@@ -112,7 +121,7 @@ class _Outcome:
 
 
 class CaptureSession:
-    """Writes one archive. `put`, `settle`, `finish` and `poll` are called from the step's thread."""
+    """Writes one archive. `settle`, `finish` and `poll` are called between steps, `put` by whoever delivers rows."""
 
     def __init__(
         self,
@@ -124,8 +133,10 @@ class CaptureSession:
         threads: int = THREADS,
     ) -> None:
         buffers = max(4, min(MAX_BUFFERS, buffer_bytes // target.chunk_bytes))
-        self._writer = ChunkWriter(target, buffers=buffers, threads=threads)
-        self._queue: queue.SimpleQueue[StepRows | list[Settlement] | None] = queue.SimpleQueue()
+        self.counts = target.dtype == "uint32"
+        """Whether counts are written, and not masks."""
+        self._sink: Sink = make_sink(target, buffers=buffers, threads=threads)
+        self._queue: queue.SimpleQueue[StepRows | CountedRows | list[Settlement] | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._queued_bytes = 0
         self._queue_bytes = queue_bytes
@@ -142,20 +153,30 @@ class CaptureSession:
         self._thread.start()
 
     def put(self, step: StepRows) -> None:
-        """Hand a step's rows over; waits while more than the bound is queued. The arrays must not change afterwards.
+        """Hand a step's rows over; waits while more than the bound is queued. They must not change until `done`.
 
         Rows that come after the end (an error, or `finish` and all is on disk) are dropped: nobody takes them any more.
         """
+        if self._queue_up(step):
+            self._rows += sum(segment.rows for segment in step.segments)
+
+    def put_counts(self, counted: CountedRows) -> None:
+        """Hand counts over that a device has made; waits and drops as `put` does."""
+        self._queue_up(counted)
+
+    def _queue_up(self, item: StepRows | CountedRows) -> bool:
         with self._room:
             started = time.monotonic()
-            while self._queued_bytes and self._queued_bytes + step.nbytes > self._queue_bytes and not self._over:
+            while self._queued_bytes and self._queued_bytes + item.nbytes > self._queue_bytes and not self._over:
                 self._room.wait(timeout=1.0)
             self.waited_seconds += time.monotonic() - started
-            if self._over:
-                return
-            self._queued_bytes += step.nbytes
-        self._rows += sum(segment.rows for segment in step.segments)
-        self._queue.put(step)
+            over = self._over
+            if not over:
+                self._queued_bytes += item.nbytes
+                self._queue.put(item)
+        if over:
+            item.done()
+        return not over
 
     @property
     def _over(self) -> bool:
@@ -179,7 +200,7 @@ class CaptureSession:
         """What became of instructions since the last poll, in types that any serialiser takes.
 
         completed: [index, ids, positions] with int32 bytes; failed: [index, reason]; error: [kind, why it ended];
-        drained: whether everything after `finish` is on disk; waited_seconds: how long steps stood still for storage;
+        drained: whether everything after `finish` is on disk; waited_seconds: how long `put` stood still;
         rows: how many rows steps handed over, those computed again after a preemption included.
         """
         drained, error = self._drained.is_set(), self._error  # before the outcome: it may grow until drained is set
@@ -208,24 +229,29 @@ class CaptureSession:
             _log.exception("the capture session broke")
             self.fail(f"writing the archive broke: {type(error).__name__}: {error}")
         finally:
-            self._writer.close()
-            self._drained.set()
+            self._sink.close()
+            with self._room:
+                self._drained.set()
+                self._room.notify_all()
+            self._drop_the_rest()
 
     def _assemble(self) -> None:
         while (item := self._next_item()) is not None:
-            if isinstance(item, StepRows):
+            if isinstance(item, list):
                 if not self._error:
-                    self._take_rows(item)
-                self._release(item)
-            elif not self._error:
-                for settlement in item:
-                    self._settle(settlement)
+                    for settlement in item:
+                        self._settle(settlement)
+            else:
+                try:
+                    self._take(item)
+                finally:
+                    self._release(item)
             self._report_durable()
         if not self._error:
-            self._writer.flush()
+            self._sink.flush()
             self._report_durable()
 
-    def _next_item(self) -> StepRows | list[Settlement] | None:
+    def _next_item(self) -> StepRows | CountedRows | list[Settlement] | None:
         """The next item, reporting what became durable while there is none."""
         while True:
             try:
@@ -233,10 +259,26 @@ class CaptureSession:
             except queue.Empty:
                 self._report_durable()
 
-    def _release(self, item: StepRows) -> None:
+    def _release(self, item: StepRows | CountedRows) -> None:
+        item.done()
         with self._room:
             self._queued_bytes -= item.nbytes
             self._room.notify_all()
+
+    def _drop_the_rest(self) -> None:
+        """Give back what is still queued after the end; `put` lets nothing more in."""
+        while not self._queue.empty():
+            item = self._queue.get()
+            if isinstance(item, StepRows | CountedRows):
+                self._release(item)
+
+    def _take(self, item: StepRows | CountedRows) -> None:
+        if self._error:
+            return
+        if isinstance(item, StepRows):
+            self._take_rows(item)
+        elif not self._settled[item.index]:
+            self._sink.take_counts(item.index, item.rows, item.counts, item.last)
 
     def _take_rows(self, step: StepRows) -> None:
         for segment in step.segments:
@@ -249,44 +291,33 @@ class CaptureSession:
             rows = slice(segment.offset, segment.offset + segment.rows)
             tracker.ids[rows] = step.ids[source]
             tracker.positions[rows] = step.positions[source]
-            self._writer.put(segment.row + segment.offset, step.masks[source])
+            if step.masks is not None:
+                self._sink.take(segment, step.masks[source])
 
     def _settle(self, item: Settlement) -> None:
         if self._settled[item.index]:
             return
         tracker = self._trackers.pop(item.index, None) or _Tracker.empty(item.capacity)
         self._settled[item.index] = True
-        if item.length >= 0:
-            self._clear_past_end(item, tracker)
-            self._finish_instruction(item, tracker)
-        self._writer.settle(item.row, item.row + item.capacity)
-
-    def _clear_past_end(self, item: Settlement, tracker: _Tracker) -> None:
-        """Rows past the end that a step wrote all the same are set back to zeros, as reserved rows are."""
-        written = np.flatnonzero(tracker.ids[item.length :] >= 0)
-        if len(written):
-            rows = int(written[-1]) + 1
-            self._writer.put(item.row + item.length, self._writer.zeros(rows))
-
-    def _finish_instruction(self, item: Settlement, tracker: _Tracker) -> None:
+        if item.length < 0:
+            self._sink.forget(item)
+            return
         reason = tracker.missing(item.length)
-        if reason is not None:
+        if reason is None:
+            reason = self._sink.finish(item, tracker.written)
+        else:
+            self._sink.forget(item)
+        if reason is None:
+            rows = slice(0, item.length)
+            self._finished[item.index] = _Finished(item, tracker.ids[rows].tobytes(), tracker.positions[rows].tobytes())
+        else:
             with self._lock:
                 self._outcome.failed.append((item.index, reason))
-            return
-        rows = slice(0, item.length)
-        self._finished[item.index] = _Finished(
-            item.row, item.length, tracker.ids[rows].tobytes(), tracker.positions[rows].tobytes()
-        )
 
     def _report_durable(self) -> None:
         if self._error:
             return
-        durable = [
-            (index, item)
-            for index, item in self._finished.items()
-            if self._writer.durable(item.row, item.row + item.length)
-        ]
+        durable = [(index, item) for index, item in self._finished.items() if self._sink.durable(item.item)]
         with self._lock:
             for index, item in durable:
                 del self._finished[index]

@@ -1,0 +1,120 @@
+"""The requests that run with a plan: where each one's rows go, kept in columns so that a step is looked up at once.
+
+A request says where its rows go with the plan in its `extra_args`:
+
+    {"sparcom": {"session": str, "index": int, "row": int, "begin": int, "end": int, "open": bool}}
+
+Position p of the request, begin <= p < end, is row `row + p - begin` of the token axis. `open`: the request may end
+before `end`, and the engine may compute a row past its end before it knows. Requests without a plan are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_extractor.capture import PLAN_KEY
+
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """Where one request's rows go; see the module."""
+
+    session: str
+    index: int
+    row: int
+    begin: int
+    end: int
+    open: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin <= self.end or min(self.row, self.index) < 0:
+            raise ValueError(f"a plan has 0 <= begin <= end and row, index >= 0; got {self}")
+
+
+def plan_of(request: Any) -> RequestPlan | None:
+    """The plan of one of vLLM's new requests, or None."""
+    extra = getattr(request.sampling_params, "extra_args", None) or {}
+    return RequestPlan(**extra[PLAN_KEY]) if PLAN_KEY in extra else None
+
+
+# counted: the first position that has not been added to the counters on the device; slot: the counter, or NO_SLOT.
+_COLUMNS = ("session", "index", "row", "begin", "end", "open", "counted", "slot")
+
+
+class RunningRequests:
+    """A table of requests with a plan, one line each. Columns are int64 and are read and written as attributes of a
+    selection of lines; `session` is the number of a name."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, int] = {}
+        self._free: list[int] = []
+        self._names: list[str] = []
+        self._columns = np.zeros((len(_COLUMNS), 0), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, request: str, plan: RequestPlan) -> None:
+        """Begin a request; once more where it was known, as after a preemption."""
+        if request not in self._lines:
+            if not self._free:
+                self._grow()
+            self._lines[request] = self._free.pop()
+        values = (
+            self._number(plan.session),
+            plan.index,
+            plan.row,
+            plan.begin,
+            plan.end,
+            plan.open,
+            plan.begin,
+            NO_SLOT,
+        )
+        self._columns[:, self._lines[request]] = values
+
+    def remove(self, request: str) -> None:
+        """Forget a request."""
+        line = self._lines.pop(request, None)
+        if line is not None:
+            self._free.append(line)
+
+    def lines(self, requests: Sequence[str]) -> NDArray[np.int64]:
+        """The line of each request, -1 for those without a plan: int64 (requests,)."""
+        return np.fromiter((self._lines.get(request, -1) for request in requests), np.int64, len(requests))
+
+    def known(self, requests: Iterable[str]) -> list[tuple[str, int]]:
+        """Those of the requests that have a plan, each with its line."""
+        return [(request, self._lines[request]) for request in requests if request in self._lines]
+
+    def of_session(self, session: str) -> list[tuple[str, int]]:
+        """The requests of a session, each with its line."""
+        number = self._number(session)
+        return [(name, line) for name, line in self._lines.items() if self._columns[0, line] == number]
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """A column, a view: int64 (lines,)."""
+        column: NDArray[np.int64] = self._columns[_COLUMNS.index(name)]
+        return column
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names behind the numbers of the column `session`."""
+        return self._names
+
+    def _number(self, session: str) -> int:
+        if session not in self._names:
+            self._names.append(session)
+        return self._names.index(session)
+
+    def _grow(self) -> None:
+        size = self._columns.shape[1]
+        more = max(64, size)
+        self._columns = np.concatenate([self._columns, np.zeros((len(_COLUMNS), more), dtype=np.int64)], axis=1)
+        self._free.extend(range(size + more - 1, size - 1, -1))
