@@ -31,7 +31,7 @@ from sparcom_extractor.capture.twin import gated_product, pack_signs_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
-ROWS = (0, 1, 2, 3, 5, 17)
+ROWS = (0, 1, 1, 2, 3, 6)
 
 
 def through_float64(function: Any) -> Any:
@@ -166,7 +166,7 @@ def check_activation(draw: random.Random) -> str:
 def check_counts(draw: random.Random) -> None:
     """One random case of counting: runs of rows, some of one slot, some long, in masks of any bits."""
     generator = torch.Generator().manual_seed(draw.getrandbits(31))
-    rows, layers, neurons, slots = draw.choice([1, 9, 130, 400]), draw.choice([1, 2]), draw.choice(WIDTHS), 3
+    rows, layers, neurons, slots = draw.choice([1, 9, 130, 300]), draw.choice([1, 2]), draw.choice(WIDTHS), 3
     masks = torch.randint(0, 256, (rows, layers, -(-neurons // 8)), generator=generator, dtype=torch.uint8)
     if draw.random() < 0.3:
         masks.fill_(255)  # the most that counters must hold

@@ -34,6 +34,8 @@ _LOG = logging.getLogger("sparcom.capture")
 _NEURONS = 2048  # of the comparison's rows: 32 rows hold all gates of 16 bits
 _UPS = 64  # of every gate
 
+Compare = Callable[[torch.nn.Module, Rounding, torch.dtype], int]
+
 
 def install_capture(model: torch.nn.Module, ffns: Sequence[GatedFFN], buffer: CaptureBuffer, dtype: torch.dtype) -> str:
     """Replace the activation of each FFN, layer i of the buffer for the i-th.
@@ -62,8 +64,13 @@ def is_compiled(model: torch.nn.Module) -> bool:
     return any(module.compilation_config.backend != "eager" for module in compiled)
 
 
-def choose_rounding(ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool) -> Rounding | None:
-    """Whose arithmetic the kernel follows for an FFN on CUDA, or None where only the signs may be taken."""
+def choose_rounding(
+    ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, compare: Compare | None = None
+) -> Rounding | None:
+    """Whose arithmetic the kernel follows for an FFN on CUDA, or None where only the signs may be taken.
+
+    `compare` is `count_differences` unless given.
+    """
     from sparcom_extractor.capture.kernels import FUSED
 
     activation = getattr(ffn.parent, ffn.attribute)
@@ -71,7 +78,7 @@ def choose_rounding(ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool) -> Rou
     if rounding is None or ffn.rule.kind not in FUSED[rounding] or is_quantised(ffn):
         return None
     try:
-        different = count_differences(activation, rounding, dtype)
+        different = (compare or count_differences)(activation, rounding, dtype)
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # it cannot be compiled alone
         _LOG.warning("capture takes signs beside %s: it could not be compared: %s", ffn.rule, error)
         return None

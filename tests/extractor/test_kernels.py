@@ -1,0 +1,182 @@
+"""The kernels and their twins agree bit for bit, and what a GPU would run is what it should be, without a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparcom_extractor.capture.activations import GatedActivation
+from sparcom_extractor.capture.counts import add_counts_host, add_counts_twin, check_pieces, cut_pieces
+from sparcom_extractor.capture.twin import gated_product
+
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+
+
+def test_kernels_and_twins_agree_on_random_cases() -> None:
+    """1,000 new cases in every run, under Triton's interpreter: product, masks, stamps and counts are the same bits."""
+    seed = secrets.randbelow(2**31)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(INTERPRETED), "1000", str(seed)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0, f"seed {seed}: {ran.stderr}"
+    assert f"seed {seed}: 1000 cases agree and 50 of counts" in ran.stdout
+    assert int(re.search(r"(\d+) combinations", ran.stdout)[1]) > 45, "cases must reach all kinds"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rounding", ["kernel", "compiled"])
+@pytest.mark.parametrize(
+    ("rule", "function"),
+    [
+        (GatedActivation("silu"), torch.nn.functional.silu),
+        (GatedActivation("gelu"), torch.nn.functional.gelu),
+        (GatedActivation("gelu_tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        (GatedActivation("fatrelu", threshold=0.5), lambda x: torch.nn.functional.threshold(x, 0.5, 0.0)),
+    ],
+)
+def test_the_twin_is_the_activation(rule: GatedActivation, function: Any, rounding: Any) -> None:
+    """The twin's float32 product is PyTorch's own but for rounding: kernel and twin are not both wrong."""
+    gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
+    gate, up = rule.split(gate_up)
+    torch.testing.assert_close(gated_product(gate_up, rule, rounding), function(gate) * up, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reference"),
+    [
+        (
+            GatedActivation("swiglu_clamp", limit=2.0, alpha=1.7, beta=1.0),
+            lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
+        ),
+        (
+            GatedActivation("swiglu_oai", "interleaved", limit=2.0, alpha=1.7, beta=1.0),
+            lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
+        ),
+        (
+            GatedActivation("situ", beta=2.0, linear_beta=3.0),
+            lambda g, u: 2 * torch.tanh(g / 2) * torch.sigmoid(g) * 3 * torch.tanh(u / 3),
+        ),
+    ],
+)
+def test_the_twin_is_the_rarer_activation(rule: GatedActivation, reference: Any) -> None:
+    """The same for the activations with parameters, against their formulas."""
+    gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
+    gate, up = rule.split(gate_up)
+    torch.testing.assert_close(gated_product(gate_up, rule, "kernel"), reference(gate, up), rtol=2e-6, atol=1e-5)
+
+
+def compiled_for_a_gpu(rounding: str | None, dtype: str, capability: int) -> str:
+    """The PTX of the SiLU kernel for a width that is a multiple of 16; needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sparcom_extractor.capture import kernels
+
+    rule = GatedActivation("silu")
+    kernel = kernels._gated_activation_kernel
+    constants = {
+        "ROUNDING": rounding, "KIND": rule.kind, "ACTIVE_ABOVE": 0.0, **kernels._numbers(rule), "BLOCK": 1024,
+        "EXP": kernels.DEVICE.exp, "ERF": kernels.DEVICE.erf, "TANH": kernels.DEVICE.tanh,
+        "NARROW": kernels.DEVICE.narrow, "WIDEN": kernels.DEVICE.widen, "column_stride": 1, "gate_offset": 0,
+    }  # fmt: skip
+    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "stamps": "*i64", "layer": "*i64"}
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+    aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if name != "rows"}
+    aligned = {at: value for at, value in aligned.items() if kernel.arg_names[at[0]] not in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": 4, **kernels.compiler_options(rounding)}  # type: ignore[arg-type]
+    return str(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"])
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int) -> None:
+    """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass."""
+    ptx = compiled_for_a_gpu("kernel", "bf16", capability)
+    assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "v4.b32", "b64"], "masks, product, stamp"
+    assert "shfl" not in ptx
+    assert "bar.sync" not in ptx
+    signs = compiled_for_a_gpu(None, "bf16", capability)
+    assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
+    assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b64"]
+
+
+@pytest.mark.parametrize(("rounding", "division"), [("kernel", "div.rn.f32"), ("compiled", "div.full.f32")])
+def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(rounding: str, division: str) -> None:
+    """nvcc divides to the nearest, TorchInductor by Triton's own division; nvcc alone keeps subnormals in e^x; f is
+    rounded to 16 bits on its own in vLLM's kernel alone."""
+    ptx = compiled_for_a_gpu(rounding, "bf16", 90)
+    assert set(re.findall(r"div\.\S+", ptx)) == {division}
+    assert ("fma.rn.ftz" in ptx) == (rounding == "compiled")
+    assert ("cvt.rn.bf16.f32" in ptx) == (rounding == "kernel")
+
+
+def plain_counts(masks: np.ndarray[Any, Any], neurons: int) -> np.ndarray[Any, Any]:
+    return np.unpackbits(masks, axis=-1, bitorder="little")[..., :neurons].sum(axis=0, dtype=np.uint32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.integers(0, 600), layers=st.integers(1, 3), neurons=st.integers(1, 70), seed=st.integers(0, 2**32 - 1))
+def test_counting_on_the_host_is_the_plain_sum(rows: int, layers: int, neurons: int, seed: int) -> None:
+    """Adding bit planes gives what unpacking and adding gives, for any number of rows and on views, added in place."""
+    draw = np.random.default_rng(seed)
+    wide = draw.integers(0, 256, (rows, layers + 1, -(-neurons // 8)), dtype=np.uint8)
+    masks = wide[:, 1:]  # rows that are not contiguous
+    counts = draw.integers(0, 1000, (layers, neurons), dtype=np.uint32)
+    expected = counts + plain_counts(masks, neurons)
+    add_counts_host(masks, counts)
+    assert np.array_equal(counts, expected)
+
+
+def test_many_full_rows_do_not_overflow() -> None:
+    """70,000 rows of ones are 70,000, past what 8 and 16 bits hold."""
+    counts = np.zeros((1, 9), dtype=np.uint32)
+    add_counts_host(np.full((70_000, 1, 2), 255, dtype=np.uint8), counts)
+    assert counts.tolist() == [[70_000] * 9]
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(0, 900), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
+def test_pieces_are_the_runs(lengths: list[int], seed: int) -> None:
+    """Pieces cover every run's rows once, for its slot, at most 256 at a time; counting them counts the runs."""
+    rows = np.array(lengths, dtype=np.int64)
+    first = np.cumsum(rows) - rows
+    slot = np.random.default_rng(seed).integers(0, 3, len(rows))
+    pieces = cut_pieces(first, rows, slot)
+    assert pieces.dtype == np.int32
+    assert (pieces[:, 1] <= 256).all()
+    check_pieces(pieces, int(rows.sum()), 3)
+    covered = [(row, s) for start, count, s in pieces.tolist() for row in range(start, start + count)]
+    assert covered == [(row, s) for f, n, s in zip(first, rows, slot, strict=True) for row in range(f, f + n)]
+
+    masks = np.random.default_rng(seed).integers(0, 256, (int(rows.sum()), 1, 2), dtype=np.uint8)
+    counts = torch.zeros((3, 1, 11), dtype=torch.int32)
+    add_counts_twin(torch.from_numpy(masks), torch.from_numpy(pieces), counts)
+    for number in range(3):
+        mine = np.concatenate(
+            [masks[f : f + n] for f, n, s in zip(first, rows, slot, strict=True) if s == number] or [masks[:0]]
+        )
+        assert np.array_equal(counts[number].numpy(), plain_counts(mine, 11))
+
+
+@pytest.mark.parametrize("piece", [(-1, 2, 0), (9, 2, 0), (0, 0, 0), (0, 257, 0), (0, 1, 3), (0, 1, -1)], ids=str)
+def test_a_piece_outside_is_refused(piece: tuple[int, int, int]) -> None:
+    """A device would read and write past its arrays without a word, so the host refuses, naming the piece."""
+    pieces = np.array([(0, 2, 1), piece], dtype=np.int32)
+    with pytest.raises(ValueError, match=re.escape(f"one is {list(piece)}")):
+        check_pieces(pieces, 10 if piece[1] < 257 else 300, 3)
