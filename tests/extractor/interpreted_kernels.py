@@ -184,12 +184,21 @@ def check_counts(draw: random.Random) -> None:
     assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {pieces.tolist()}"
 
 
+def check_full_piece() -> None:
+    """The longest piece, all ones: one more than a counter of 8 bits holds."""
+    counts = torch.zeros((1, 1, 9), dtype=torch.int32)
+    pieces = cut_pieces(np.array([0]), np.array([256]), np.array([0]))
+    add_counts(torch.full((256, 1, 2), 255, dtype=torch.uint8), torch.from_numpy(pieces), counts)
+    assert counts.tolist() == [[[256] * 9]], f"counts of a full piece: {counts.tolist()}"
+
+
 def main(cases: int, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311  (tests, no secrets)
     with np.errstate(all="ignore"):
         seen = {check_activation(draw) for _ in range(cases)}
         for _ in range(cases // 20):
             check_counts(draw)
+    check_full_piece()
     agreed = f"{cases} cases agree and {cases // 20} of counts"
     print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, rounding and type")  # noqa: T201
 
