@@ -15,6 +15,7 @@ from sparcom_data.metadata import Positions
 
 TARGET_CHUNK_BYTES = 4 << 20  # measured: DECISIONS.md, "Chunks of up to four MiB"
 MAX_CHUNK_TOKENS = 4096
+COUNT_CHUNK_BYTES = 4 << 20  # uncompressed; instructions of a chunk are committed together, so larger ones commit later
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,11 @@ def choose_chunk_tokens(row_bytes: int, tokens: int) -> int:
 
 
 def choose_chunk_instructions(count_bytes: int, instructions: int) -> int:
-    """Instructions a chunk of counts holds: the largest power of two within `TARGET_CHUNK_BYTES`, at least 1.
+    """Instructions a chunk of counts holds: the largest power of two within `COUNT_CHUNK_BYTES`, at least 1.
 
     Args:
         count_bytes: uncompressed bytes of one instruction's counts, layers × neurons × 4.
         instructions: length of the instruction axis, the most that is useful.
     """
-    fit = max(1, TARGET_CHUNK_BYTES // max(1, count_bytes))
+    fit = max(1, COUNT_CHUNK_BYTES // max(1, count_bytes))
     return max(1, min(1 << (fit.bit_length() - 1), instructions))

@@ -18,7 +18,7 @@ from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
-from sparcom_data.layout import TARGET_CHUNK_BYTES, choose_chunk_instructions, plan_layout
+from sparcom_data.layout import COUNT_CHUNK_BYTES, choose_chunk_instructions, plan_layout
 from sparcom_data.schema import array_specs
 from sparcom_data.testing import random_attributes, write_random_archive
 
@@ -77,10 +77,10 @@ def test_chunks_keep_their_bounds(count_bytes: int, instructions: int) -> None:
     """A chunk has as many instructions, a power of two, as the target holds: at least one, at most the axis."""
     held = choose_chunk_instructions(count_bytes, instructions)
     assert 1 <= held <= max(1, instructions)
-    assert held == 1 or held * count_bytes <= TARGET_CHUNK_BYTES
+    assert held == 1 or held * count_bytes <= COUNT_CHUNK_BYTES
     if held < instructions:
         assert held.bit_count() == 1
-        assert 2 * held * count_bytes > TARGET_CHUNK_BYTES
+        assert 2 * held * count_bytes > COUNT_CHUNK_BYTES
 
 
 @pytest.mark.parametrize(("layers", "neurons", "held"), [(30, 1536, 16), (32, 11008, 2), (80, 28672, 1)])
