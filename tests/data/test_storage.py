@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 
 from sparcom_data.errors import StorageError
-from sparcom_data.storage import DurableStore, crc32c_suffix, write_durably
+from sparcom_data.storage import DIRECT_FROM, DurableStore, aligned_memory, crc32c_suffix, write_durably
 
 Tree = Callable[[Path], dict[str, bytes]]
 
@@ -108,6 +110,113 @@ def test_bytes_are_synced_before_the_rename_and_the_folder_after(
     monkeypatch.setattr(Path, "replace", recorded("rename", Path.replace))
     write_durably(tmp_path / "file", [b"abc"])
     assert calls == ["write", "sync data", "rename", "sync folder"]
+
+
+def random_memory(size: int) -> memoryview:
+    memory = aligned_memory(size)
+    memory[:] = np.random.default_rng(size).bytes(size)
+    return memory
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the writes that went past the page cache."""
+    lengths: list[int] = []
+    real = os.write
+
+    def write(descriptor: int, view: memoryview) -> int:
+        written = real(descriptor, view)
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            lengths.append(written)
+        return written
+
+    monkeypatch.setattr(os, "write", write)
+    return lengths
+
+
+def takes_direct_writes(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder / "probe", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("size", [DIRECT_FROM, DIRECT_FROM + 1, DIRECT_FROM + 4095, 3 * DIRECT_FROM + 4096])
+def test_large_aligned_parts_go_past_the_page_cache(tmp_path: Path, direct: list[int], size: int) -> None:
+    """Their whole blocks do, in one write; what is left of them and the next part go through it, and all is right."""
+    memory = random_memory(size)
+    write_durably(tmp_path / "file", [memory, b"tail"])
+    assert (tmp_path / "file").read_bytes() == bytes(memory) + b"tail"
+    assert direct == ([size - size % 4096] if takes_direct_writes(tmp_path) else [])
+
+
+def test_what_cannot_go_past_the_page_cache_goes_through_it(tmp_path: Path, direct: list[int]) -> None:
+    """Small parts, parts off a block's border in memory, parts off a block's border in the file."""
+    memory = random_memory(2 * DIRECT_FROM)
+    for name, parts in {
+        "small": [memory[: DIRECT_FROM - 1]],
+        "memory": [memory[1:]],
+        "file": [b"x", memory],
+        "bytes": [bytes(memory)[1:]],
+    }.items():
+        write_durably(tmp_path / name, parts)
+        assert (tmp_path / name).read_bytes() == b"".join(parts)
+    assert direct == []
+
+
+@pytest.mark.parametrize("call", ["flag", "write"])
+def test_a_file_system_without_direct_writes_gets_buffered_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Refused with EINVAL, at the flag or at the write, the bytes go through the page cache instead."""
+    real_flag, real_write = fcntl.fcntl, os.write
+
+    def flag(descriptor: int, command: int, value: int = 0) -> int:
+        if call == "flag" and command == fcntl.F_SETFL and value & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_flag(descriptor, command, value)
+
+    def write(descriptor: int, view: memoryview) -> int:
+        if real_flag(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_write(descriptor, view)
+
+    monkeypatch.setattr(fcntl, "fcntl", flag)
+    monkeypatch.setattr(os, "write", write)
+    memory = random_memory(2 * DIRECT_FROM + 5)
+    write_durably(tmp_path / "file", [memory])
+    assert (tmp_path / "file").read_bytes() == bytes(memory)
+
+
+def test_a_direct_write_that_fails_is_told(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other refusal is not tried again through the cache; nothing is left behind."""
+
+    def write(descriptor: int, view: memoryview) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(StorageError, match="Input/output error"):
+            write_durably(tmp_path / "file", [random_memory(2 * DIRECT_FROM)])
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("limit", [DIRECT_FROM // 2, DIRECT_FROM // 2 + 1000])
+def test_a_direct_write_that_does_not_fit_leaves_nothing(tmp_path: Path, tree: Tree, limit: int) -> None:
+    """The system takes a part of the blocks, also not a whole number of them, and then refuses: nothing is left."""
+    with largest_file(limit), pytest.raises(StorageError, match="File too large"):
+        write_durably(tmp_path / "file", [random_memory(2 * DIRECT_FROM)])
+    assert tree(tmp_path) == {}
+
+
+def test_direct_writes_that_come_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that takes some blocks, or some blocks and a half, gets the rest again, in its place."""
+    real, lengths = os.write, iter([8192, 12288, 5000, 4096])
+    monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[: next(lengths, len(view))]))
+    memory = random_memory(2 * DIRECT_FROM + 77)
+    write_durably(tmp_path / "file", [memory, b"tail"])
+    assert (tmp_path / "file").read_bytes() == bytes(memory) + b"tail"
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

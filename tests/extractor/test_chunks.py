@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -176,8 +179,7 @@ def test_buffers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """However many chunks are open at once, no buffer is made after the start and never two hold one chunk."""
     target, truth = target_in(tmp_path, 60, 2), random_rows(60)
     with writing(target, buffers=3) as writer:
-        monkeypatch.setattr(np, "zeros", None)  # a further buffer would need it
-        monkeypatch.setattr(np, "empty", None)
+        monkeypatch.setattr(chunks, "aligned_memory", None)  # a further buffer would need it
         for row in [*range(0, 60, 2), *range(1, 60, 2)]:
             writer.put(row, truth[row : row + 1])
             assert len(writer._free) + len(writer._open) + len(writer._writing) == 3
@@ -211,6 +213,142 @@ def test_a_failed_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         writer.settle(0, 2)
         with pytest.raises(StorageError, match="no space left"):
             wait_until_durable(writer, 2)
+
+
+def test_a_failed_write_is_never_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again, the writer gives the same reason again; it does not call the lost chunk durable."""
+
+    def refuse(path: Path, parts: Any) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(chunks, "write_durably", refuse)
+    with writing(target_in(tmp_path, 4, 2)) as writer:
+        writer.put(0, random_rows(2))
+        writer.settle(0, 2)
+        for _ in range(3):
+            with pytest.raises(StorageError, match="no space left"):
+                wait_until_durable(writer, 2)
+        with pytest.raises(StorageError, match="no space left"):
+            writer.put(2, random_rows(2))
+
+
+class SlowDisk:
+    """A disk that takes a chunk only when it is let; how many stand before it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = threading.Semaphore(0)
+        self._real = chunks.write_durably
+        monkeypatch.setattr(chunks, "write_durably", self._write)
+
+    def _write(self, path: Path, parts: Any) -> None:
+        assert self.gate.acquire(timeout=30)
+        self._real(path, parts)
+
+    def let(self, chunks: int, after: float = 0.0) -> None:
+        threading.Timer(after, self.gate.release, args=(chunks,)).start()
+
+
+def test_put_waits_for_the_disk_and_says_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every buffer on its way to a disk that stands still, put returns only after it moves, and counts it."""
+    disk, target, truth = SlowDisk(monkeypatch), target_in(tmp_path, 6, 2), random_rows(6)
+    with writing(target, buffers=2, threads=1) as writer:
+        for row in (0, 2):
+            writer.put(row, truth[row : row + 2])
+            writer.settle(row, row + 2)
+        assert writer.waited_seconds == 0
+        started = time.monotonic()
+        disk.let(3, after=0.2)
+        writer.put(4, truth[4:])
+        assert 0.1 < writer.waited_seconds <= time.monotonic() - started
+        writer.flush()
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+def test_no_more_than_two_chunks_a_thread_are_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that stands still takes no more memory than that, however many buffers there are."""
+    disk, target, truth = SlowDisk(monkeypatch), target_in(tmp_path, 40, 2), random_rows(40)
+    most = 0
+    with writing(target, buffers=20, threads=2) as writer:
+        disk.let(20, after=0.1)
+        for row in range(0, 40, 2):
+            writer.put(row, truth[row : row + 2])
+            writer.settle(row, row + 2)
+            most = max(most, len(writer._writing))
+        writer.flush()
+        assert most == 2 * chunks.IN_FLIGHT
+        assert writer.waited_seconds > 0
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_chunks_of_an_earlier_run_are_kept(tmp_path: Path, separator: str) -> None:
+    """A writer that is opened over chunks on disk adds to them; what a crash left half-written is not one of them."""
+    target = ChunkTarget(tmp_path / "a", 6, (2, *ROW), separator)
+    truth = random_rows(6)
+    with writing(target) as writer:
+        writer.put(0, truth[:1])
+        writer.put(4, truth[4:5])
+        writer.flush()
+    target.path(1).parent.mkdir(exist_ok=True, parents=True)
+    target.path(1).with_name(target.path(1).name + ".0123.partial").write_bytes(b"half")
+    assert target.stored_chunks() == {0, 2}
+    with writing(target) as writer:
+        for row in (1, 2, 3, 5):
+            writer.put(row, truth[row : row + 1])
+        writer.flush()
+    found = [read_chunk(target.path(chunk), target.chunk_shape) for chunk in range(3)]
+    assert np.array_equal(np.concatenate(found), truth)
+
+
+CHILD = """
+import sys, numpy as np
+from pathlib import Path
+from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter
+target = ChunkTarget(Path(sys.argv[1]), 400_000, (400, 30, 192))
+writer = ChunkWriter(target, buffers=8, threads=4)
+for chunk in range(1000):
+    writer.put(chunk * 400, np.full((400, 30, 192), 1 + chunk % 255, np.uint8))
+    writer.settle(chunk * 400, chunk * 400 + 400)
+    for done in range(chunk + 1):
+        if writer.durable(done * 400, done * 400 + 400):
+            print(done, flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_killed_writer_leaves_whole_chunks_or_none(tmp_path: Path, number: int) -> None:
+    """SIGKILL at any point: every file with a chunk's name is whole, and what was called durable is there."""
+    target = ChunkTarget(tmp_path / "a", 400_000, (400, 30, 192))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(target.folder)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    told = [int(child.stdout.readline()) for _ in range(5 + 7 * number)]
+    child.kill()
+    told += [int(line) for line in child.stdout.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    child.stdout.close()
+    child.wait()
+    stored = target.stored_chunks()
+    assert set(told) <= stored
+    for chunk in stored:
+        assert (read_chunk(target.path(chunk), target.chunk_shape) == 1 + chunk % 255).all()
+
+
+@pytest.mark.parametrize("rows", [1, 89, 182, 400])
+def test_chunks_of_any_size_are_what_zarr_reads(tmp_path: Path, rows: int) -> None:
+    """Below and above the size from which chunks go past the page cache, on block borders and off them."""
+    shape = (rows, 30, 193)
+    array = zarr.create_array(
+        tmp_path / "a",
+        shape=shape,
+        chunks=shape,
+        dtype="uint8",
+        compressors=[Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    truth = np.random.default_rng(rows).integers(0, 256, size=shape, dtype=np.uint8)
+    with writing(ChunkTarget(tmp_path / "a", rows, shape)) as writer:
+        writer.put(0, truth)
+        writer.flush()
+    assert np.array_equal(np.asarray(array[:]), truth)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0", b"short"])

@@ -5,26 +5,31 @@
                                                      ▼
                                    writer threads: CRC32C, temporary name, sync, rename ─▶ `durable`
 
-Memory is a fixed number of chunk buffers. When all are taken, the caller waits for a write; when none is being
-written, the chunk that was touched longest ago is written as it is and read back when more of its rows come, so a
-slow instruction in an old chunk cannot stop the rest. It does not know instructions.
+Memory is a fixed number of chunk buffers, page-aligned, so that they are written past the page cache. When all are
+taken, or `IN_FLIGHT` chunks a thread are on their way, the caller waits for a write. When none is being written, the
+chunk that was touched longest ago is written as it is and read back when more of its rows come, so a slow instruction
+in an old chunk cannot stop the rest. It does not know instructions.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import OrderedDict
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import DamagedArchiveError
-from sparcom_data.storage import write_durably
+from sparcom_data.storage import aligned_memory, write_durably
 from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode, encode
+
+IN_FLIGHT = 2  # chunks a thread, being written or next in line; more only takes memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +73,69 @@ class ChunkTarget:
         """The file of a chunk."""
         return self.folder / self.separator.join(["c", str(chunk), *("0" for _ in self.chunk_shape[1:])])
 
+    def stored_chunks(self) -> set[int]:
+        """Chunks whose file is there, from one look at the folder."""
+        paths = self.folder.glob(self.separator.join(["c", "*", *("0" for _ in self.chunk_shape[1:])]))
+        keys = {path: path.relative_to(self.folder).as_posix().split(self.separator)[1] for path in paths}
+        return {int(key) for path, key in keys.items() if key.isdecimal() and path == self.path(int(key))}
+
     def rows_of(self, chunk: int) -> int:
         """Rows of a chunk that lie within the array; the last chunk may be cut."""
         return min(self.chunk_rows, self.rows - chunk * self.chunk_rows)
 
 
+@dataclass(slots=True)
+class _Buffer:
+    """Memory of one chunk. values: (chunk rows, …). filled: bool (chunk rows,), which rows hold data."""
+
+    values: NDArray[Any]
+    filled: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, target: ChunkTarget) -> _Buffer:
+        memory = np.frombuffer(aligned_memory(target.chunk_bytes), dtype=target.stored_dtype)
+        return cls(memory.reshape(target.chunk_shape), np.zeros(target.chunk_rows, dtype=np.bool_))
+
+    def put(self, offset: int, values: NDArray[Any]) -> None:
+        self.values[offset : offset + len(values)] = values
+        self.filled[offset : offset + len(values)] = True
+
+    def clear_holes(self) -> None:
+        """Rows that nobody put are zeros, not what another chunk left here."""
+        if not self.filled.all():
+            self.values[~self.filled] = 0
+
+
 class ChunkWriter:
     """Assembles and writes the chunks of one array. Used from one thread; writes on others.
 
+    Memory: `buffers` chunks, of which only those that were ever needed at once are touched; with a compressor also one
+    compressed chunk a thread.
+
     Args:
-        target: the array.
-        buffers: chunk buffers in memory, open and being written together.
+        target: the array. Chunks that lie in its folder are read back when more of their rows come.
+        buffers: chunk buffers, open and being written together.
         threads: writer threads.
+
+    Attributes:
+        waited_seconds: how long `put` stood still because every buffer was taken.
     """
 
     def __init__(self, target: ChunkTarget, *, buffers: int, threads: int) -> None:
         if buffers < 1:
             raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
+        self.waited_seconds = 0.0
         self._target = target
-        self._free = [np.zeros(target.chunk_shape, target.stored_dtype) for _ in range(buffers)]
-        self._open: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._writing: dict[int, tuple[Future[None], NDArray[Any]]] = {}
+        self._dtype = target.stored_dtype
+        self._free = [_Buffer.of(target) for _ in range(buffers)]
+        self._open: OrderedDict[int, _Buffer] = OrderedDict()
+        self._writing: dict[int, tuple[Future[None], _Buffer]] = {}
+        self._written: SimpleQueue[int] = SimpleQueue()
+        self._stored = target.stored_chunks()
+        self._error: BaseException | None = None
         self._settled: dict[int, int] = {}
         self._final = np.zeros(-(-target.rows // target.chunk_rows), dtype=bool)
+        self._most_writing = IN_FLIGHT * threads
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="sparcom-write")
 
     def put(self, row: int, values: NDArray[Any]) -> None:
@@ -99,7 +144,7 @@ class ChunkWriter:
         Raises:
             TypeError: values of another type, which NumPy would cut to fit without a word.
         """
-        if values.dtype != self._target.stored_dtype:
+        if values.dtype != self._dtype:
             raise TypeError(
                 f"rows of {self._target.folder} must be {self._target.dtype}; got {values.dtype}. Cast them"
             )
@@ -107,7 +152,7 @@ class ChunkWriter:
         while done < len(values):
             chunk, offset = divmod(row + done, size)
             take = min(size - offset, len(values) - done)
-            self._chunk(chunk)[offset : offset + take] = values[done : done + take]
+            self._chunk(chunk).put(offset, values[done : done + take])
             done += take
 
     def zeros(self, rows: int) -> NDArray[Any]:
@@ -138,7 +183,7 @@ class ChunkWriter:
         for chunk in list(self._open):
             self._write(chunk)
         while self._writing:
-            self._wait_for_one()
+            self._finish(self._written.get())
         self._final[:] = True
 
     def close(self) -> None:
@@ -154,7 +199,7 @@ class ChunkWriter:
             if stop > start
         ]
 
-    def _chunk(self, chunk: int) -> NDArray[Any]:
+    def _chunk(self, chunk: int) -> _Buffer:
         buffer = self._open.get(chunk)
         if buffer is None:
             buffer = self._load(chunk)
@@ -162,19 +207,18 @@ class ChunkWriter:
         self._open.move_to_end(chunk)
         return buffer
 
-    def _load(self, chunk: int) -> NDArray[Any]:
-        """A buffer with what the chunk holds on disk, or zeros."""
-        if chunk in self._writing:
-            self._finish(chunk)
+    def _load(self, chunk: int) -> _Buffer:
+        """A buffer with what the chunk holds on disk, or with nothing."""
+        while chunk in self._writing:
+            self._wait_for_one()
         buffer = self._free_buffer()
-        path = self._target.path(chunk)
-        if path.exists():
-            buffer[...] = read_chunk(path, self._target.chunk_shape, self._target.dtype, self._target.compressor)
-        else:
-            buffer[...] = 0
+        buffer.filled[:] = False
+        if chunk in self._stored:
+            target = self._target
+            buffer.put(0, read_chunk(target.path(chunk), target.chunk_shape, target.dtype, target.compressor))
         return buffer
 
-    def _free_buffer(self) -> NDArray[Any]:
+    def _free_buffer(self) -> _Buffer:
         self._reap()
         while not self._free:
             if not self._writing:
@@ -183,22 +227,34 @@ class ChunkWriter:
         return self._free.pop()
 
     def _write(self, chunk: int) -> None:
+        while len(self._writing) >= self._most_writing:
+            self._wait_for_one()
         buffer = self._open.pop(chunk)
+        buffer.clear_holes()
         path, compressor = self._target.path(chunk), self._target.compressor
-        self._writing[chunk] = (self._threads.submit(write_chunk, path, buffer, compressor), buffer)
+        future = self._threads.submit(write_chunk, path, buffer.values, compressor)
+        self._writing[chunk] = (future, buffer)
+        future.add_done_callback(lambda _: self._written.put(chunk))
 
     def _wait_for_one(self) -> None:
-        wait([future for future, _ in self._writing.values()], return_when=FIRST_COMPLETED)
-        self._reap()
+        started = time.monotonic()
+        chunk = self._written.get()
+        self.waited_seconds += time.monotonic() - started
+        self._finish(chunk)
 
     def _reap(self) -> None:
-        for chunk in [chunk for chunk, (future, _) in self._writing.items() if future.done()]:
-            self._finish(chunk)
+        if self._error is not None:
+            raise self._error
+        while not self._written.empty():
+            self._finish(self._written.get())
 
     def _finish(self, chunk: int) -> None:
         future, buffer = self._writing.pop(chunk)
         self._free.append(buffer)
-        future.result()
+        self._error = future.exception()
+        if self._error is not None:
+            raise self._error
+        self._stored.add(chunk)
 
 
 def write_chunk(path: Path, values: NDArray[Any], compressor: Compressor | None = None) -> None:
