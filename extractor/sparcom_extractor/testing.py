@@ -1,0 +1,111 @@
+"""A device for tests that have none: streams that run late, in any order that their events allow, on host memory.
+
+Nothing runs when it is enqueued. A thread of its own takes the next piece of work from either stream, by a seeded
+choice, so that a copy which is not ordered behind what it reads, or ahead of what overwrites it, reads something else.
+Waiting for an event is an error in the thread that made the device: that is the step's.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SECONDS = 20.0
+
+
+class FakeEvent:
+    """A point of a stream's work."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+        self.reached = threading.Event()
+
+    def wait(self) -> None:
+        """Block until the point is reached; an error in the step's thread."""
+        if threading.get_ident() == self._device.step_thread:
+            raise AssertionError("the step's thread may not wait for the device")
+        if not self.reached.wait(SECONDS):
+            raise AssertionError("the device never got there")
+
+
+class FakeDevice:
+    """Implements `capture.device.Streams`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.step_thread = threading.get_ident()
+        self._random = random.Random(seed)  # noqa: S311  (repeatable disorder)
+        self._main: deque[Callable[[], Any]] = deque()
+        self._side: deque[Callable[[], Any]] = deque()
+        self._blocked: FakeEvent | None = None
+        self._work = threading.Condition()
+        self._ended = False
+        self.frozen = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def memory(self, size: int) -> torch.Tensor:
+        """Memory of the device, filled with something that is no data."""
+        return torch.full((size,), 0xDD, dtype=torch.uint8)
+
+    def pinned(self, size: int) -> torch.Tensor:
+        """Memory of the host, filled with something else that is no data."""
+        return torch.full((size,), 0xEE, dtype=torch.uint8)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Put a copy on the step's stream."""
+        self.enqueue(lambda: target.copy_(source))
+
+    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> FakeEvent:
+        """Put a copy on the side stream, behind what is on the step's."""
+        staged, arrived = FakeEvent(self), FakeEvent(self)
+        with self._work:
+            self._main.append(staged.reached.set)
+            self._side.extend([lambda: self._hold(staged), lambda: target.copy_(source), arrived.reached.set])
+            self._work.notify_all()
+        return arrived
+
+    def enqueue(self, work: Callable[[], Any]) -> None:
+        """Put work on the step's stream."""
+        with self._work:
+            self._main.append(work)
+            self._work.notify_all()
+
+    def freeze(self, frozen: bool) -> None:
+        """Let no work run, or let it run again."""
+        with self._work:
+            self.frozen = frozen
+            self._work.notify_all()
+
+    def close(self) -> None:
+        """Run what is left, then end."""
+        with self._work:
+            self._ended, self.frozen = True, False
+            self._work.notify_all()
+        self._thread.join(SECONDS)
+
+    def _hold(self, event: FakeEvent) -> None:
+        self._blocked = event
+
+    def _run(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+
+    def _next(self) -> Callable[[], Any] | None:
+        with self._work:
+            while True:
+                if self._blocked is not None and self._blocked.reached.is_set():
+                    self._blocked = None
+                streams = [] if self.frozen else [stream for stream in self._ready() if stream]
+                if streams:
+                    return self._random.choice(streams).popleft()
+                if self._ended:
+                    return None
+                self._work.wait(SECONDS)
+
+    def _ready(self) -> list[deque[Callable[[], Any]]]:
+        return [self._main] if self._blocked is not None else [self._main, self._side]
