@@ -58,7 +58,7 @@ class FakeDevice:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Put a copy on the step's stream."""
-        self.enqueue(lambda: target.copy_(source))
+        self.launch(lambda: target.copy_(source))
 
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> FakeEvent:
         """Put a copy on the side stream, behind what is on the step's."""
@@ -69,7 +69,7 @@ class FakeDevice:
             self._work.notify_all()
         return arrived
 
-    def enqueue(self, work: Callable[[], Any]) -> None:
+    def launch(self, work: Callable[[], Any]) -> None:
         """Put work on the step's stream."""
         with self._work:
             self._main.append(work)

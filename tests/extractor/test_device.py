@@ -35,7 +35,7 @@ class Line:
 
     def step(self, number: int, rows: int) -> None:
         """A forward pass that writes `number` everywhere, and the way out of its rows."""
-        self.device.enqueue(lambda: self._forward(number))
+        self.device.launch(lambda: self._forward(number))
         self.outbox.send(
             [self.masks[:rows], self.ids[:rows], self.stamps], lambda arrays, done: self._receive(arrays, done, rows)
         )
@@ -135,7 +135,7 @@ def test_an_upload_is_there_for_the_work_behind_it(line: Callable[..., Line]) ->
         values = np.array([number, number + 1], dtype=np.int64)
         uploaded = sending.outbox.upload(values)
         values[:] = -1  # the caller's array is its own again at once
-        sending.device.enqueue(lambda uploaded=uploaded: seen.append(uploaded.tolist()))
+        sending.device.launch(lambda uploaded=uploaded: seen.append(uploaded.tolist()))
         sending.step(number + 1, 2)
     sending.close()
     sending.outbox.check()

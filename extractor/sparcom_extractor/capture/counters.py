@@ -58,7 +58,8 @@ class DeviceCounters:
                 f"{len(self._free)} are free. Report the vLLM version and max_num_seqs"
             )
         slots = np.array([self._free.pop() for _ in range(number)], dtype=np.int64)
-        self.counts.index_fill_(0, self._outbox.upload(slots), 0)
+        chosen = self._outbox.upload(slots)
+        self._outbox.launch(lambda: self.counts.index_fill_(0, chosen, 0))
         return slots
 
     def give_back(self, slot: int) -> None:
@@ -69,12 +70,15 @@ class DeviceCounters:
         """Add rows [first, first + rows) of the step to the slots; int64 (n,) each."""
         pieces = cut_pieces(first, rows, slots)
         check_pieces(pieces, len(self._buffer.masks), len(self.counts))
-        add_counts(self._buffer.masks, self._outbox.upload(pieces), self.counts)
+        uploaded = self._outbox.upload(pieces)
+        self._outbox.launch(lambda: add_counts(self._buffer.masks, uploaded, self.counts))
 
     def keep_last(self, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
         """Keep the masks of these rows of the step as the slots' last; int64 (n,) each."""
-        masks = self._buffer.masks.index_select(0, self._outbox.upload(rows))
-        self.last.index_copy_(0, self._outbox.upload(slots), masks)
+        source, target = self._outbox.upload(rows), self._outbox.upload(slots)
+        self._outbox.launch(
+            lambda: self.last.index_copy_(0, target, self._buffer.masks.index_select(0, source)),
+        )
 
     def send(self, slot: int, deliver: Deliver) -> None:
         """Let a slot leave: [counts (layers, neurons), last (layers, neuron_bytes)]."""

@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -52,6 +52,9 @@ class Streams(Protocol):
 
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event:
         """Enqueue a copy on the side stream, after all that is on the step's stream now; the event that ends it."""
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Enqueue on the step's stream what `work` launches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,10 @@ class DeviceOutbox:
         target = self._ring_memory[ring : ring + values.nbytes].view(source.dtype).view(source.shape)
         self._streams.copy(target, staged)
         return target
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Enqueue what `work` launches, behind what was sent and uploaded before."""
+        self._streams.launch(work)
 
     def close(self) -> None:
         """Deliver what was sent, then stop the thread."""
@@ -257,6 +264,10 @@ class CudaStreams:
             arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             arrived.record(self._side)
         return _CudaEvent(arrived)
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Launches are enqueued by themselves."""
+        work()
 
 
 @dataclass(frozen=True, slots=True)
