@@ -19,7 +19,7 @@ It knows of vLLM only the names of attributes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,8 @@ def choose_rounding(
 
     `compare` is `count_differences` unless given.
     """
+    from triton.errors import TritonError  # type: ignore[import-untyped]
+
     from sparcom_extractor.capture.kernels import FUSED
 
     activation = getattr(ffn.parent, ffn.attribute)
@@ -79,7 +81,7 @@ def choose_rounding(
         return None
     try:
         different = (compare or count_differences)(activation, rounding, dtype)
-    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:  # it cannot be compiled alone
+    except (RuntimeError, TritonError) as error:  # one of the two cannot be compiled alone
         _LOG.warning("capture takes signs beside %s: it could not be compared: %s", ffn.rule, error)
         return None
     if different:
@@ -126,6 +128,7 @@ def count_differences(activation: torch.nn.Module, rounding: Rounding, dtype: to
     for kind in {dtype, torch.float32}:  # float32 shows f to its last bit, which 16 bits hide
         for gate_up in _samples(rule, kind):
             different += _differences(reference(gate_up), _own_product(gate_up, rule, rounding))
+    torch.cuda.empty_cache()  # vLLM measures next what the model leaves free
     return different
 
 
@@ -155,7 +158,7 @@ def _differences(one: torch.Tensor, other: torch.Tensor) -> int:
     return int((~same).sum())
 
 
-def _samples(rule: GatedActivation, dtype: torch.dtype) -> list[torch.Tensor]:
+def _samples(rule: GatedActivation, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """Inputs (rows, 2·2048) on the current CUDA device: all gates of 16 bits, each with ups of all sizes."""
     device = torch.device("cuda", torch.cuda.current_device())
     generator = torch.Generator(device).manual_seed(0)
@@ -164,14 +167,12 @@ def _samples(rule: GatedActivation, dtype: torch.dtype) -> list[torch.Tensor]:
     gates = [every.view(kind).to(dtype) for kind in kinds.get(dtype, [dtype])]
     if dtype == torch.float32:
         gates.append(torch.randn(64 * 2**16, generator=generator, device=device) * 4)
-    samples = []
     for gate in gates:
         gate = gate.reshape(-1, _NEURONS)  # noqa: PLW2901
         repeated = gate.repeat(_UPS if len(gate) == 32 else 1, 1)
         up = torch.randn(repeated.shape, generator=generator, device=device) * 2
         up[: len(gate)] = 1  # f alone
-        samples.append(_join(rule, repeated, up.to(dtype)))
-    return samples
+        yield _join(rule, repeated, up.to(dtype))
 
 
 def _join(rule: GatedActivation, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,10 @@ CUDA graphs. `rounding` says whose arithmetic the product follows, operation by 
     compiled  what TorchInductor makes of `forward_native`: float32 throughout, rounded once; Triton's own division
     None      no product: the signs alone
 
-A multiplication and addition that both compilers contract is spelt out as `fma`; Triton is told to contract nothing
-else, so that a version's default cannot matter. nvcc keeps subnormal numbers within libdevice's functions, and
-TorchInductor, which leaves Triton's default alone, does not; so does each rounding here.
+For `kernel` the one addition that nvcc contracts with a multiplication is spelt out as `fma` and Triton is told to
+contract nothing; nvcc keeps subnormal numbers within libdevice's functions, and so does it. For `compiled` Triton is
+given the same operations with the options that TorchInductor gives it, and so makes the same instructions: contracted
+where it likes, subnormals flushed in libdevice.
 
 The functions that differ between a device and Triton's interpreter are parameters: libdevice's are where nvcc and
 TorchInductor get theirs from; the interpreter has none of them, and a test hands in others.
@@ -243,7 +244,7 @@ def gated_activation(
 def compiler_options(rounding: Rounding | None) -> dict[str, bool]:
     """What Triton is told beside the kernel. Versions before `enable_reflect_ftz` flush in libdevice always."""
     known = {item.name for item in fields(CUDAOptions)}
-    wanted = {"enable_fp_fusion": False, "enable_reflect_ftz": rounding != "kernel"}
+    wanted = {"enable_fp_fusion": rounding == "compiled", "enable_reflect_ftz": rounding != "kernel"}
     return {name: value for name, value in wanted.items() if name in known}
 
 
