@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sparcom_data.errors import EngineError
+from sparcom_data.errors import EngineError, InvalidInputError
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.results import Check, Fact
@@ -44,6 +44,7 @@ class Generation:
 @asynccontextmanager
 async def running(context: Context, settings: EngineSettings) -> AsyncIterator[CaptureEngine]:
     """An engine, closed at the end; says how long it took to start and what it runs by."""
+    _require_platform(context.device)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing vLLM and torch's compiler warns of their own matters
@@ -54,6 +55,16 @@ async def running(context: Context, settings: EngineSettings) -> AsyncIterator[C
         yield engine
     finally:
         await engine.close()
+
+
+def _require_platform(device: str) -> None:
+    """vLLM runs on what it was built for, whatever was asked for."""
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != device:
+        raise InvalidInputError(
+            [f"device must be what vLLM runs on here, {current_platform.device_type!r}; it is {device!r}"]
+        )
 
 
 def tell_mode(context: Context, engine: CaptureEngine) -> None:
@@ -86,22 +97,31 @@ async def together(engine: CaptureEngine, requests: int, work: Coroutine[Any, An
     return await task
 
 
-async def generate(engine: CaptureEngine, prompts: Sequence[list[int]], tokens: int) -> Generation:
-    """Greedy generation of so many tokens for each prompt, nothing captured."""
+async def generate(
+    engine: CaptureEngine, prompts: Sequence[list[int]], tokens: int, extras: Sequence[dict[str, Any]] | None = None
+) -> Generation:
+    """Greedy generation of so many tokens for each prompt. extras: `extra_args` of each; by default nothing."""
     slots = asyncio.Semaphore(engine.max_in_flight)
     started = time.perf_counter()
-    outputs = await asyncio.gather(*(_generate_one(engine, slots, prompt, tokens) for prompt in prompts))
+    requests = zip(prompts, extras or [{}] * len(prompts), strict=True)
+    outputs = await asyncio.gather(*(_generate_one(engine, slots, ids, tokens, extra) for ids, extra in requests))
     seconds = time.perf_counter() - started
     return Generation([list(output.token_ids) for output in outputs], [output.text for output in outputs], seconds)
 
 
-async def _generate_one(engine: CaptureEngine, slots: asyncio.Semaphore, ids: list[int], tokens: int) -> Any:
+async def _generate_one(
+    engine: CaptureEngine, slots: asyncio.Semaphore, ids: list[int], tokens: int, extra: dict[str, Any]
+) -> Any:
     """The engine's last word on one prompt; sampled as an extraction samples."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     parameters = SamplingParams(
-        max_tokens=tokens, temperature=0.0, detokenize=tokens > 1, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=tokens,
+        temperature=0.0,
+        detokenize=tokens > 1,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=extra or None,
     )
     async with slots:
         stream = engine.llm.generate(

@@ -1,9 +1,10 @@
 """The steps that look at the op alone, without an engine.
 
-check_kernels   bits and products of the captured activation, for the gates that most models have, odd widths, special
-                values and all 65,536 gates of 16 bits: bits against NumPy on the CPU, products against the very module
-                that vLLM would have run, by its kernels and compiled; and both again out of a replayed CUDA graph
-time_kernels    the same op and vLLM's own, replayed in CUDA graphs, in seconds and bytes a second
+check_kernels   bits and products of the captured activation as it would be installed on this device, for the gates that
+                most models have, odd widths, special values and all 65,536 gates of 16 bits: bits against NumPy on the
+                CPU, products against the very module that vLLM would have run, by its kernels and compiled; and both
+                again out of a replayed CUDA graph
+time_kernels    every way to capture and vLLM's own, replayed in CUDA graphs, in seconds and bytes a second
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sparcom_extractor.capture.activations import rule_of
+from sparcom_extractor.capture.discover import GatedFFN
+from sparcom_extractor.capture.install import choose_rounding
 from sparcom_extractor.capture.op import CaptureBuffer, CapturedActivation
-from sparcom_extractor.capture.twin import pack_signs_numpy
-from sparcom_extractor.selftest.results import Check, Measure
+from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy
+from sparcom_extractor.selftest.results import Check, Fact, Measure, Row
 
 if TYPE_CHECKING:
     from sparcom_extractor.selftest.process import Context
@@ -32,7 +36,11 @@ SPECIAL = (-0.0, 0.0, float("nan"), float("inf"), -float("inf"), 1e-40, -1e-40, 
 TIMED_NEURONS = 11008  # of LLaMA-2-7B
 CACHE_BYTES = 256 << 20  # inputs in turn that no cache holds
 TIMED_ROUNDS = 20
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+CAPTURED: dict[str, Rounding | None] = {
+    "rounded as the kernel": "kernel",
+    "rounded as compiled": "compiled",
+    "signs beside the kernel": None,
+}
 
 
 def check_kernels(context: Context) -> None:
@@ -45,8 +53,8 @@ def check_kernels(context: Context) -> None:
             for name, make in activations.items():
                 for dtype in DTYPES:
                     label = f"{name} {str(dtype).removeprefix('torch.')}, as {way.name}"
-                    for check in _check_kind(context.device, label, make, dtype, way, draw):
-                        context.tell(check)
+                    for row in _check_kind(context.device, label, make, dtype, way, draw):
+                        context.tell(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,14 @@ def _vllm_activations(*, custom: bool) -> Iterator[dict[str, Callable[[], torch.
 
 def _check_kind(
     device: str, label: str, make: Callable[[], torch.nn.Module], dtype: torch.dtype, way: Way, draw: torch.Generator
-) -> Iterator[Check]:
+) -> Iterator[Row]:
     """All widths and row counts of one activation and dtype, summed up in two checks, and two of a replayed graph."""
+    rounding = _installed_rounding(make(), dtype, way) if device == "cuda" else None
+    if device == "cuda":
+        yield Fact(label, f"the product is made {'beside the signs' if rounding is None else 'with the signs'}")
     found, replayed = _Sum(), _Sum()
     for width in COMPILED_WIDTHS if way.compiled else WIDTHS:
-        tested = _Tested(make(), width, device, compiled=way.compiled)
+        tested = _Tested(make(), width, device, rounding, compiled=way.compiled)
         for rows in ROWS:
             found.add(tested, make_gate_up(rows, width, dtype, draw).to(device))
         if width in COMPILED_WIDTHS:
@@ -87,12 +98,24 @@ def _check_kind(
         yield from replayed.checks(f"{label}, CUDA graph")
 
 
+def _installed_rounding(activation: torch.nn.Module, dtype: torch.dtype, way: Way) -> Rounding | None:
+    """Whose arithmetic an installation on this device would follow; see `install.py`."""
+    rule = rule_of(activation)
+    assert rule is not None  # noqa: S101  (vLLM's own gated activations, see `_vllm_activations`)
+    parent = torch.nn.Module()
+    parent.act_fn = activation
+    ffn = GatedFFN(0, "selftest", parent, "act_fn", rule, WIDTHS[-1], WIDTHS[-1])
+    return choose_rounding(ffn, dtype, compiled=way.compiled)
+
+
 class _Tested:
     """A captured activation of one width, and what it is held against."""
 
-    def __init__(self, activation: torch.nn.Module, width: int, device: str, *, compiled: bool) -> None:
+    def __init__(
+        self, activation: torch.nn.Module, width: int, device: str, rounding: Rounding | None, *, compiled: bool
+    ) -> None:
         self.buffer = CaptureBuffer(max(ROWS[-1], 65536 // width + 1), 2, width, torch.device(device))
-        captured = CapturedActivation(activation, self.buffer.register(1))
+        captured = CapturedActivation(activation, self.buffer.register(1), rounding)
         torch._dynamo.reset()  # it would count the kinds before as recompilations of the same code, and refuse
         self.captured: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(captured, fullgraph=True, dynamic=True) if compiled else captured
@@ -167,10 +190,8 @@ def every_gate(neurons: int, dtype: torch.dtype, draw: torch.Generator) -> torch
 
 
 def different_values(one: torch.Tensor, other: torch.Tensor) -> int:
-    """How many values differ in any bit; one NaN is like another."""
-    kind = _INTEGERS[one.element_size()]
-    differs = (one.contiguous().view(kind) != other.contiguous().view(kind)) & ~(one.isnan() & other.isnan())
-    return int(differs.sum())
+    """How many values differ; one NaN is like another, and one zero: a sum of products is the same with both."""
+    return int(((one != other) & ~(one.isnan() & other.isnan())).sum())
 
 
 def time_kernels(context: Context, *, rows: Sequence[int]) -> None:
@@ -181,19 +202,21 @@ def time_kernels(context: Context, *, rows: Sequence[int]) -> None:
             _time_rows(context, activation, count)
 
 
-def _time_rows(context: Context, activation: torch.nn.Module, rows: int) -> None:
+def _time_rows(context: Context, activation: Any, rows: int) -> None:
     """Each op on inputs in turn, larger together than the cache, as one graph."""
-    call = torch.compile(activation.forward_native, fullgraph=True, dynamic=False)  # type: ignore[arg-type]
-    buffer = CaptureBuffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
-    captured = CapturedActivation(activation, buffer.register(0))
     bytes_each = rows * TIMED_NEURONS * 3 * 2  # gate and up read, product written, two bytes each
+    with_signs = bytes_each + rows * -(-TIMED_NEURONS // 8)
     count = max(2, min(256, CACHE_BYTES // bytes_each))
     inputs = [torch.randn(rows, 2 * TIMED_NEURONS, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+    compiled = torch.compile(activation.forward_native, fullgraph=True, dynamic=False)
     own = _tell_time(context, f"{rows} rows, vLLM's kernel", activation, inputs, bytes_each)
-    _tell_time(context, f"{rows} rows, vLLM's compiled code", call, inputs, bytes_each)
-    with_signs = bytes_each + rows * -(-TIMED_NEURONS // 8)
-    ours = _tell_time(context, f"{rows} rows, captured", captured, inputs, with_signs)
-    context.tell(Measure(f"{rows} rows, vLLM's kernel / captured", own / ours, ""))
+    _tell_time(context, f"{rows} rows, vLLM's compiled code", compiled, inputs, bytes_each)
+    for name, rounding in CAPTURED.items():
+        buffer = CaptureBuffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
+        captured = CapturedActivation(activation, buffer.register(0), rounding)
+        size = with_signs if rounding else with_signs + rows * TIMED_NEURONS * 2  # the gate is read twice
+        ours = _tell_time(context, f"{rows} rows, captured, {name}", captured, inputs, size)
+        context.tell(Measure(f"{rows} rows, vLLM's kernel / captured, {name}", own / ours, ""))
 
 
 def _tell_time(

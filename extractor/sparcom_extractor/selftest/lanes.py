@@ -22,6 +22,7 @@ from sparcom_data.archive import open_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.selftest.attempts import Attempts
 from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, rows_of, same_counts, same_rows, same_tokens, sound
 from sparcom_extractor.selftest.engines import extract, generate, running, together
 from sparcom_extractor.selftest.models import TINY_CONTEXT, tiny_model_folder
@@ -36,8 +37,8 @@ SEED = 11
 LANE_KV_CACHE_GIB = 0.5
 LANE_MEMORY_SHARE = 0.05  # of the device: what must be free when an engine starts beside those of other lanes
 REFERENCE_SAMPLE = 8
-# bfloat16 against float32: rounding to 2⁻⁸ in every layer moves some hundredths of all gates across zero at most.
-SHARE_AGAINST_FLOAT32 = {"float32": ROUNDING_SHARE["float32"], "bfloat16": 1e-1}
+# bfloat16 against float32: measured 0.4 % on the CPU with two layers; rounding to 2⁻⁸ adds up over the layers.
+SHARE_AGAINST_FLOAT32 = {"float32": ROUNDING_SHARE["float32"], "bfloat16": 3e-2}
 
 
 def make_texts(sizes: Sizes) -> list[str]:
@@ -100,14 +101,11 @@ async def _capture(context: Context, architecture: str, dtype: str, label: str) 
     settings = lane_settings(context, architecture, dtype, capture=True, eager=False)
     async with running(context, settings) as engine:
         await _capture_generated(context, engine, folder, label)
-        forced = _forced_instructions(folder)
-        await extract(engine, forced, folder / "forced.zarr", ExtractionOptions(), held=True)
-        compared = "rows of generated tokens, and the same tokens as prompts"
-        for check in same_rows(folder / "generated.zarr", folder / "forced.zarr", label, compared, share):
-            context.tell(check)
-        context.tell(sound(folder / "forced.zarr", f"{label}, as prompts"))
-        await _capture_alone(context, engine, folder, label, share)
-        await _capture_counts(context, engine, folder, label)
+        await _capture_forced(context, engine, folder, label, share)
+        attempts = Attempts()
+        await attempts.run("alone", _capture_alone(context, engine, folder, label, share))
+        await attempts.run("counts", _capture_counts(context, engine, folder, label))
+    attempts.finish()
 
 
 async def _capture_generated(context: Context, engine: CaptureEngine, folder: Path, label: str) -> None:
@@ -139,6 +137,14 @@ def _forced_instructions(folder: Path) -> list[Instruction]:
     ]
 
 
+async def _capture_forced(context: Context, engine: CaptureEngine, folder: Path, label: str, share: float) -> None:
+    await extract(engine, _forced_instructions(folder), folder / "forced.zarr", ExtractionOptions(), held=True)
+    compared = "rows of generated tokens, and the same tokens as prompts"
+    for check in same_rows(folder / "generated.zarr", folder / "forced.zarr", label, compared, share):
+        context.tell(check)
+    context.tell(sound(folder / "forced.zarr", f"{label}, as prompts"))
+
+
 async def _capture_alone(context: Context, engine: CaptureEngine, folder: Path, label: str, share: float) -> None:
     ahead, engine.max_in_flight = engine.max_in_flight, 1
     try:
@@ -165,9 +171,10 @@ def eager(context: Context, *, architecture: str, dtype: str, label: str) -> Non
 
 async def _eager(context: Context, architecture: str, dtype: str, label: str) -> None:
     folder = _folder(context, label)
+    instructions = _forced_instructions(folder)  # before the engine starts: they may not be there
     settings = lane_settings(context, architecture, dtype, capture=True, eager=True)
     async with running(context, settings) as engine:
-        await extract(engine, _forced_instructions(folder), folder / "eager.zarr", ExtractionOptions(), held=True)
+        await extract(engine, instructions, folder / "eager.zarr", ExtractionOptions(), held=True)
     compared = "compiled graphs, and eager mode"
     one, other = folder / "forced.zarr", folder / "eager.zarr"
     for check in same_rows(one, other, f"{label}, eager", compared, ROUNDING_SHARE[dtype]):

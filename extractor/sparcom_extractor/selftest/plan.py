@@ -1,6 +1,6 @@
 """Which steps a self-test has, in which order, and how long each may take.
 
-    machine ─▶ models ─▶ kernels ─▶ lanes, side by side ─▶ timings ─▶ speed: plain, capture, plain again
+    machine ─▶ models ─▶ kernels and lanes, side by side ─▶ kernel timings ─▶ speed: plain, capture, plain again
 
 A lane is what is asked of one model and dtype, one engine after the other: tokens without capture, then with, then the
 same rows computed eagerly, then by transformers. Lanes share the device; what is timed runs alone.
@@ -26,7 +26,7 @@ class Step:
     """One step: `work` is its function, `module:name`, called with a `process.Context` and `arguments`.
 
     seconds: the most it may take. least: with fewer left it is not begun. needs: steps that must have run before.
-    environment: variables of its process. cuda: it says nothing on another device.
+    environment: variables of its process; `{folder}` is the work folder. cuda: it says nothing on another device.
     """
 
     name: str
@@ -83,7 +83,7 @@ CUDA_SIZES = Sizes(
     generated=65,  # 64 of them are fed to the model again and have rows
     step_tokens=256,
     timed="llama-2-7b shape",
-    prefill=(128, 512, 1),
+    prefill=(256, 512, 1),
     decode=(256, 32, 256),
     speed_step_tokens=8192,
     speed_requests=256,
@@ -111,6 +111,8 @@ NEURONS = {"llama": 1003, "gemma": 1000, "qwen2": 1016}  # the first fills neith
 # In float32 Triton's matrix products round their inputs to TF32 unless told otherwise, vLLM's attention kernel among
 # them: 3e-4 of a value, which would move a thousand times more bits than float32 does.
 EXACT_FLOAT32 = {"TRITON_F32_DEFAULT": "ieee"}
+# Lanes run side by side: two that compile the same graph must not write the same files.
+OWN_CACHE = "VLLM_CACHE_ROOT"
 V1_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
@@ -121,8 +123,7 @@ def make_plan(device: Device, *, quick: bool = False, cores: int | None = None) 
     return [
         _one_lane(Step("machine", f"{_HERE}.machine:describe_machine", seconds=40)),
         _one_lane(Step(MODELS, f"{_HERE}.models:make_models", {"architectures": sorted(NEURONS)}, seconds=60)),
-        _one_lane(Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=90)),
-        Stage(_lanes(device, quick), at_once),
+        Stage(((Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=120),), *_lanes(device, quick)), at_once),
         _one_lane(
             Step("kernel timings", f"{_HERE}.kernels:time_kernels", {"rows": sizes.kernel_rows}, seconds=40, cuda=True),
             *_speed(sizes.rounds - 1 if quick and sizes.rounds > 1 else sizes.rounds, quick),
@@ -152,7 +153,8 @@ def _lanes(device: Device, quick: bool) -> tuple[tuple[Step, ...], ...]:
 def _lane(architecture: str, dtype: str, *, runner_v1: bool = False, eager: bool = True) -> tuple[Step, ...]:
     label = f"{architecture} {dtype}{' runner V1' if runner_v1 else ''}"
     arguments = {"architecture": architecture, "dtype": dtype, "label": label}
-    environment = (EXACT_FLOAT32 if dtype == "float32" else {}) | (V1_RUNNER if runner_v1 else {})
+    environment = {OWN_CACHE: f"{{folder}}/cache/{label.replace(' ', '-')}"}
+    environment |= (EXACT_FLOAT32 if dtype == "float32" else {}) | (V1_RUNNER if runner_v1 else {})
 
     def step(name: str, work: str, seconds: float, least: float, needs: str = MODELS, **more: Any) -> Step:
         function = f"{_HERE}.lanes:{work}"

@@ -26,6 +26,7 @@ from typing import Any
 from sparcom_extractor.selftest.plan import SIZES, Device, Sizes, Step
 from sparcom_extractor.selftest.results import Row, row_from_json, row_to_json
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 POLL_SECONDS = 0.2
 LOG_LINES = 40
 LOG_ERRORS = 10
@@ -80,7 +81,7 @@ def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tel
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | step.environment,
+            env=os.environ | OFFLINE | {name: value.format(folder=folder) for name, value in step.environment.items()},
         )
         try:
             killed = _follow(child, rows, seconds, tell)

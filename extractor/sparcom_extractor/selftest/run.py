@@ -16,6 +16,7 @@ from sparcom_extractor.selftest.process import Outcome, Tell, run_step
 from sparcom_extractor.selftest.report import ReportFile, render
 from sparcom_extractor.selftest.results import StepResult
 from sparcom_extractor.selftest.runner import Launch, Runner
+from sparcom_extractor.selftest.ways import memory_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def run_selftest(
         runner.run()
     finally:
         report.write(results, finished=True)
+        shutil.rmtree(memory_folder(folder), ignore_errors=True)
         if settings.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     say(render(results))

@@ -5,12 +5,7 @@ One engine at a time: LLaMA-2-7B's shape with made-up weights fits a device once
     prefill   many prompts of some hundred tokens, one token generated
     decode    many short prompts, some hundred tokens generated
 
-and in the engine with capture four ways, in turn in every round, that say where a difference comes from:
-
-    op alone    the captured activations are in the graph; nobody wants the rows
-    to host     rows leave the device and are dropped there, where the engine can do that
-    written     rows are on disk, synced, when the clock stops: what counts
-    counted     rows are added up for each instruction
+and the engine with capture runs each in several ways, in turn in every round; see `ways`.
 
 A ratio is the engine alone over the engine with capture, medians of their rounds; its spread is that of the extremes.
 """
@@ -19,10 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,9 +26,11 @@ import numpy as np
 from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
-from sparcom_extractor.selftest.engines import extract, generate, running
+from sparcom_extractor.selftest.attempts import Attempts
+from sparcom_extractor.selftest.engines import generate, running
 from sparcom_extractor.selftest.models import tiny_model_folder
 from sparcom_extractor.selftest.results import Fact, Measure
+from sparcom_extractor.selftest.ways import WRITTEN, Run, Ways
 from sparcom_extractor.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -44,7 +39,6 @@ if TYPE_CHECKING:
     from sparcom_extractor.selftest.process import Context
 
 GOAL = 0.98
-WRITTEN = "written"
 SPEED_MEMORY_SHARE = 0.9
 SPEED_CONTEXT = 1024
 CLOSING_SECONDS = 8.0  # an engine takes some to end
@@ -67,6 +61,14 @@ class Load:
     def instructions(self) -> list[Instruction]:
         """The prompts as instructions."""
         return [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(self.prompts)]
+
+    def plans(self, session: str) -> Iterator[dict[str, Any]]:
+        """Where an extraction of this load into `session` would have the rows of each prompt go."""
+        row = 0
+        for index, ids in enumerate(self.prompts):
+            rows = len(ids) + self.generated - 1
+            yield {"session": session, "index": index, "row": row, "begin": 0, "end": rows, "open": self.generated > 1}
+            row += rows
 
     def options(self, granularity: Granularity) -> ExtractionOptions:
         """Options that capture every token that is computed."""
@@ -109,7 +111,9 @@ def speed_plain(context: Context, *, rounds: int, label: str) -> None:
 async def _speed_plain(context: Context, rounds: int, label: str) -> None:
     async with running(context, speed_settings(context, capture=False)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
-        seconds = await _in_turn(context, {load.name: _timed_plain(engine, load) for load in loads}, rounds)
+        attempts = Attempts()
+        seconds = await _in_turn(context, {load.name: _timed_plain(engine, load) for load in loads}, rounds, attempts)
+    attempts.finish()
     _plain_file(context, label).write_text(json.dumps(seconds))
     first = _plain_seconds(context) or seconds
     for load in loads:
@@ -120,86 +124,47 @@ async def _speed_plain(context: Context, rounds: int, label: str) -> None:
 
 
 def speed_capture(context: Context, *, rounds: int) -> None:
-    """Step: the engine with capture, four ways."""
+    """Step: the engine with capture, in all ways."""
     asyncio.run(_speed_capture(context, rounds))
 
 
 async def _speed_capture(context: Context, rounds: int) -> None:
+    attempts = Attempts()
     async with running(context, speed_settings(context, capture=True)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
-        recorder = Recorder(engine, context.folder / "speed.zarr")
-        ways = {f"{load.name}, {way}": work for load in loads for way, work in recorder.ways(load).items()}
-        seconds = await _in_turn(context, ways, rounds)
+        ways = Ways(engine, context.folder)
+        works = {f"{load.name}, {name}": work for load in loads for name, work in ways.of(load).items()}
+        seconds = await _in_turn(context, works, rounds, attempts)
     plain = _plain_seconds(context)
     for load in loads:
-        for name in (name for name in ways if name.startswith(f"{load.name}, ")):
+        for name in (name for name in works if name.startswith(f"{load.name}, ") and seconds[name]):
             context.tell(_rate(name, load, seconds[name]))
             if plain:
                 goal = GOAL if name.endswith(WRITTEN) else None
                 context.tell(_ratio(f"{name} / plain", plain[load.name], seconds[name], goal=goal))
-    for row in recorder.rows:
+    for row in ways.rows():
         context.tell(row)
+    attempts.finish()
 
 
-class Recorder:
-    """The ways to run a load with capture, and what the runs that were written said of themselves."""
-
-    def __init__(self, engine: CaptureEngine, path: Path) -> None:
-        self._engine = engine
-        self._path = path
-        self._said: dict[str, list[tuple[int, float]]] = defaultdict(list)
-
-    def ways(self, load: Load) -> dict[str, Callable[[], Awaitable[float]]]:
-        """Each way by its name: a function that runs the load so and returns the seconds it took."""
-        return {
-            "op alone": _timed_plain(self._engine, load),
-            WRITTEN: self._timed_extraction(load, "token"),
-            "counted": self._timed_extraction(load, "count"),
-        }
-
-    @property
-    def rows(self) -> list[Measure]:
-        """Bytes of an archive and seconds waited for storage, of the median round."""
-        rows = []
-        for name, said in self._said.items():
-            waits = [seconds for _, seconds in said]
-            rows.append(Measure(f"{name}, size on disk", said[0][0] / 1e6, "MB"))
-            rows.append(
-                Measure(f"{name}, engine waited for storage", median(waits), "s", min(waits), max(waits), len(waits))
-            )
-        return rows
-
-    def _timed_extraction(self, load: Load, granularity: Granularity) -> Callable[[], Awaitable[float]]:
-        async def run() -> float:
-            options = load.options(granularity)
-            progress, seconds = await extract(self._engine, load.instructions, self._path, options)
-            size = sum(file.stat().st_size for file in self._path.rglob("*") if file.is_file())
-            self._said[f"{load.name}, {WRITTEN if granularity == 'token' else 'counted'}"].append(
-                (size, progress.storage_wait_seconds)
-            )
-            await asyncio.to_thread(shutil.rmtree, self._path)
-            return seconds
-
-        return run
-
-
-def _timed_plain(engine: CaptureEngine, load: Load) -> Callable[[], Awaitable[float]]:
+def _timed_plain(engine: CaptureEngine, load: Load) -> Run:
     async def run() -> float:
         return (await generate(engine, load.prompts, load.generated)).seconds
 
     return run
 
 
-async def _in_turn(
-    context: Context, ways: dict[str, Callable[[], Awaitable[float]]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every way, round by round after one that warms up; fewer rounds where the time does not suffice."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+async def _in_turn(context: Context, works: dict[str, Run], rounds: int, attempts: Attempts) -> dict[str, list[float]]:
+    """Seconds of every way, round by round after one that warms up; fewer rounds where the time does not suffice.
+
+    A way that breaks is left out from then on; the others go on.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         started = time.monotonic()
-        for name, work in ways.items():
-            took = await work()
-            if number:
+        for name, work in works.items():
+            took = None if attempts.broken(name) else await attempts.run(name, work())
+            if number and took is not None:
                 seconds[name].append(took)
         longest = 1.2 * (time.monotonic() - started)
         if number and number < rounds and context.left < longest + CLOSING_SECONDS:

@@ -1,0 +1,140 @@
+"""The ways in which the engine with capture runs a load, from nothing wanted to everything on disk.
+
+    op alone    the captured activations are in the graph; nobody wants the rows
+    to host     rows leave the device and are dropped there: they come for an archive that has ended
+    in memory   an archive is written where no disk is, if the machine has such a place
+    written     an archive is on disk, synced, when the clock stops: what counts
+    counted     rows are added up for each instruction, and the counts are on disk
+
+Beside the seconds of each run: what the worker says that it spent in capture's own code, waited, and sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from sparcom_data.errors import EngineError
+from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.selftest.engines import extract, generate
+from sparcom_extractor.selftest.results import Measure
+
+if TYPE_CHECKING:
+    from sparcom_data.metadata import Granularity
+    from sparcom_extractor.selftest.speed import Load
+
+OP_ALONE, TO_HOST, IN_MEMORY, WRITTEN, COUNTED = "op alone", "to host", "in memory", "written", "counted"
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  a file system in memory, on Linux
+MEMORY_SPARE = 3  # times an archive's size that must be free there
+DRAIN_SECONDS = 0.05
+Run = Callable[[], Awaitable[float]]
+
+
+def memory_folder(folder: Path) -> Path:
+    """Where the self-test that works in `folder` puts archives in memory; whoever runs it removes that."""
+    return MEMORY_FOLDER / folder.name
+
+
+class Ways:
+    """The ways to run a load, each a function that returns its seconds, and what the runs said of themselves."""
+
+    def __init__(self, engine: CaptureEngine, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._said: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+
+    def of(self, load: Load) -> dict[str, Run]:
+        """Every way that this machine has, by name."""
+        ways = {OP_ALONE: self._generation(load), TO_HOST: self._dropping(load)}
+        if self._memory_suffices(load):
+            ways[IN_MEMORY] = self._extraction(load, IN_MEMORY, memory_folder(self._folder), "token")
+        ways[WRITTEN] = self._extraction(load, WRITTEN, self._folder, "token")
+        ways[COUNTED] = self._extraction(load, COUNTED, self._folder, "count")
+        return ways
+
+    def _memory_suffices(self, load: Load) -> bool:
+        row = len(self._engine.model.layer_ids) * -(-self._engine.model.neurons // 8)
+        return MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > MEMORY_SPARE * row * load.tokens
+
+    def _generation(self, load: Load) -> Run:
+        async def run() -> float:
+            return await self._watched(f"{load.name}, {OP_ALONE}", self._generate(load))
+
+        return run
+
+    async def _generate(self, load: Load, plans: list[dict[str, Any]] | None = None) -> float:
+        return (await generate(self._engine, load.prompts, load.generated, plans)).seconds
+
+    def _dropping(self, load: Load) -> Run:
+        """Rows whose session has ended are dropped where they arrive, as those past a request's end are."""
+
+        async def run() -> float:
+            session, path = f"selftest-{load.name}", self._folder / "dropped.zarr"
+            await asyncio.to_thread(self._engine.prepare, load.instructions, load.options("token"), path)
+            try:
+                await self._open_and_end(session, path)
+                plans = [{PLAN_KEY: plan} for plan in load.plans(session)]
+                return await self._watched(f"{load.name}, {TO_HOST}", self._generate(load, plans))
+            finally:
+                await self._engine.call_worker("sparcom_close", session)
+                await asyncio.to_thread(shutil.rmtree, path)
+
+        return run
+
+    async def _open_and_end(self, session: str, path: Path) -> None:
+        if error := await self._engine.call_worker("sparcom_open", session, str(path)):
+            raise EngineError(error)
+        finish = True
+        while not (await self._engine.call_worker("sparcom_poll", session, [], finish))["drained"]:
+            finish = False
+            await asyncio.sleep(DRAIN_SECONDS)
+
+    def _extraction(self, load: Load, way: str, folder: Path, granularity: Granularity) -> Run:
+        name, path = f"{load.name}, {way}", folder / "speed.zarr"
+
+        async def extraction() -> float:
+            _, seconds = await extract(self._engine, load.instructions, path, load.options(granularity))
+            return seconds
+
+        async def run() -> float:
+            try:
+                seconds = await self._watched(name, extraction())
+                self._said[name][-1]["archive"] = float(_size(path))
+            finally:
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            return seconds
+
+        return run
+
+    async def _watched(self, name: str, work: Awaitable[float]) -> float:
+        """Run, and keep by how much the worker's own statistics moved."""
+        before = await self._engine.call_worker("sparcom_statistics")
+        seconds = await work
+        after = await self._engine.call_worker("sparcom_statistics")
+        self._said[name].append({key: after[key] - before[key] for key in after} | {"seconds": seconds})
+        return seconds
+
+    def rows(self) -> Iterator[Measure]:
+        """Of every way: host seconds a step in capture's code, seconds waited, bytes sent and stored; medians."""
+        for name, said in self._said.items():
+            middle = {key: median(one[key] for one in said) for key in said[-1]}
+            steps = max(1.0, middle["steps"])
+            yield Measure(f"{name}, capture's own code on the host", middle["own_seconds"] / steps * 1e6, "µs a step")
+            yield Measure(f"{name}, of the seconds", middle["own_seconds"] / middle["seconds"], "")
+            if "waited_seconds" in middle:
+                yield Measure(f"{name}, steps waited for room", middle["waited_seconds"], "s")
+            if "sent_bytes" in middle:
+                yield Measure(f"{name}, off the device", middle["sent_bytes"] / 1e6, "MB")
+            if "archive" in middle:
+                yield Measure(f"{name}, archive", middle["archive"] / 1e6, "MB")
+                yield Measure(f"{name}, archive a second", middle["archive"] / middle["seconds"] / 1e6, "MB/s")
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
