@@ -89,11 +89,8 @@ def compiled_for_a_gpu(rounding: str | None, dtype: str, capability: int) -> str
 
     rule = GatedActivation("silu")
     kernel = kernels._gated_activation_kernel
-    constants = {
-        "ROUNDING": rounding, "KIND": rule.kind, "ACTIVE_ABOVE": 0.0, **kernels._numbers(rule), "BLOCK": 1024,
-        "EXP": kernels.DEVICE.exp, "ERF": kernels.DEVICE.erf, "TANH": kernels.DEVICE.tanh,
-        "NARROW": kernels.DEVICE.narrow, "WIDEN": kernels.DEVICE.widen, "column_stride": 1, "gate_offset": 0,
-    }  # fmt: skip
+    constants = kernels.constants(rule, rounding, kernels.DEVICE)  # type: ignore[arg-type]
+    constants = {**constants, "BLOCK": 1024, "column_stride": 1, "gate_offset": 0}
     pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "stamps": "*i64", "layer": "*i64"}
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if name != "rows"}

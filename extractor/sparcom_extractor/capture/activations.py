@@ -84,13 +84,18 @@ class GatedActivation:
         through, but they make f negative."""
         return max(self.threshold, 0.0)
 
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """View of the gate in `gate_up` (rows, 2·neurons): (rows, neurons)."""
+        if self.place == "interleaved":
+            return gate_up[:, ::2]
+        neurons = gate_up.shape[1] // 2
+        return gate_up[:, :neurons] if self.place == "first" else gate_up[:, neurons:]
+
     def split(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the gate and the up part of `gate_up` (rows, 2·neurons): each (rows, neurons)."""
-        if self.place == "interleaved":
-            return gate_up[:, ::2], gate_up[:, 1::2]
         neurons = gate_up.shape[1] // 2
-        first, second = gate_up[:, :neurons], gate_up[:, neurons:]
-        return (first, second) if self.place == "first" else (second, first)
+        up = {"first": gate_up[:, neurons:], "second": gate_up[:, :neurons], "interleaved": gate_up[:, 1::2]}
+        return self.gate(gate_up), up[self.place]
 
 
 SILU = GatedActivation("silu")

@@ -126,8 +126,8 @@ class CaptureBuffer:
         self.check_shape(gate_up)
         if self._host_masks is None or self._host_stamps is None:
             raise RuntimeError(f"the host packs signs for buffers on the CPU; this one is on {self.masks.device}")
-        gate, _ = self.rule.split(gate_up)
-        self._host_masks[: gate_up.shape[0], layer] = pack_signs_numpy(gate, self.rule.active_above)
+        packed = pack_signs_numpy(self.rule.gate(gate_up), self.rule.active_above)
+        self._host_masks[: gate_up.shape[0], layer] = packed
         self._host_stamps[layer] += 1
 
     def check_step(self) -> None:

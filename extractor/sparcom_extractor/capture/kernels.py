@@ -29,6 +29,7 @@ It does not know vLLM, nor whether a rounding fits the device and versions at ha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -225,22 +226,38 @@ def gated_activation(
         gate_up.stride(0),
         gate_up.stride(1) * (2 if rule.place == "interleaved" else 1),
         masks.stride(0),
-        ROUNDING=rounding,
-        KIND=rule.kind,
-        ACTIVE_ABOVE=rule.active_above,
-        **_numbers(rule),
-        EXP=functions.exp,
-        ERF=functions.erf,
-        TANH=functions.tanh,
-        NARROW=functions.narrow,
-        WIDEN=functions.widen,
         BLOCK=block,
         num_warps=max(1, block // 256),
+        **constants(rule, rounding, functions),
         **compiler_options(rounding),
     )
     return out
 
 
+@functools.cache
+def constants(rule: GatedActivation, rounding: Rounding | None, functions: Functions) -> dict[str, Any]:
+    """What the kernel is compiled for, but for its block. Reciprocals are those of float32, as vLLM's kernel's are."""
+    linear_beta = rule.linear_beta or 0.0
+    return {
+        "ROUNDING": rounding,
+        "KIND": rule.kind,
+        "ACTIVE_ABOVE": rule.active_above,
+        "THRESHOLD": rule.threshold,
+        "LIMIT": rule.limit,
+        "ALPHA": rule.alpha,
+        "BETA": rule.beta,
+        "INVERSE_BETA": float(np.float32(1) / np.float32(rule.beta)) if rule.beta else 0.0,
+        "LINEAR_BETA": linear_beta,
+        "INVERSE_LINEAR_BETA": float(np.float32(1) / np.float32(linear_beta)) if linear_beta else 0.0,
+        "EXP": functions.exp,
+        "ERF": functions.erf,
+        "TANH": functions.tanh,
+        "NARROW": functions.narrow,
+        "WIDEN": functions.widen,
+    }
+
+
+@functools.cache
 def compiler_options(rounding: Rounding | None) -> dict[str, bool]:
     """What Triton is told beside the kernel. Versions before `enable_reflect_ftz` flush in libdevice always."""
     known = {item.name for item in fields(CUDAOptions)}
@@ -257,17 +274,3 @@ def _offsets(rule: GatedActivation, neurons: int, column_stride: int) -> tuple[i
             return neurons * column_stride, 0
         case "interleaved":
             return 0, column_stride
-
-
-def _numbers(rule: GatedActivation) -> dict[str, float]:
-    """The kernel's constants. Reciprocals are those of float32, as vLLM's kernel takes them."""
-    linear_beta = rule.linear_beta or 0.0
-    return {
-        "THRESHOLD": rule.threshold,
-        "LIMIT": rule.limit,
-        "ALPHA": rule.alpha,
-        "BETA": rule.beta,
-        "INVERSE_BETA": float(np.float32(1) / np.float32(rule.beta)) if rule.beta else 0.0,
-        "LINEAR_BETA": linear_beta,
-        "INVERSE_LINEAR_BETA": float(np.float32(1) / np.float32(linear_beta)) if linear_beta else 0.0,
-    }
