@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_extractor.capture.activations import GatedActivation
+from sparcom_extractor.capture.activations import SILU, GatedActivation
 from sparcom_extractor.capture.counts import add_counts_host, add_counts_twin, check_pieces, cut_pieces
 from sparcom_extractor.capture.twin import gated_product
 
@@ -79,25 +81,93 @@ def test_the_twin_is_the_rarer_activation(rule: GatedActivation, reference: Any)
     torch.testing.assert_close(gated_product(gate_up, rule, "kernel"), reference(gate, up), rtol=2e-6, atol=1e-5)
 
 
-def compiled_for_a_gpu(rounding: str | None, dtype: str, capability: int) -> str:
-    """The PTX of the SiLU kernel for a width that is a multiple of 16; needs no GPU."""
+def ptx_of(kernel: Any, constants: dict[str, Any], pointers: dict[str, str], capability: int, **options: Any) -> str:
+    """What Triton compiles a kernel to for aligned arguments and sizes; needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+    aligned = [at for at, name in enumerate(kernel.arg_names) if name not in constants and name != "rows"]
+    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", capability, 32)
+    return str(triton.compile(source, target=target, options={"num_warps": 4, **options}).asm["ptx"])
+
+
+def compiled_for_a_gpu(rounding: Any, dtype: str, capability: int = 90, rule: GatedActivation = SILU) -> str:
+    """The activation's kernel."""
     from sparcom_extractor.capture import kernels
 
-    rule = GatedActivation("silu")
-    kernel = kernels._gated_activation_kernel
-    constants = kernels.constants(rule, rounding, kernels.DEVICE)  # type: ignore[arg-type]
-    constants = {**constants, "BLOCK": 1024, "column_stride": 1, "gate_offset": 0}
+    constants = {
+        **kernels.constants(rule, rounding, kernels.DEVICE),
+        "BLOCK": 1024,
+        "column_stride": 2 if rule.place == "interleaved" else 1,
+        "gate_offset": 0,
+    }
     pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "stamps": "*i64", "layer": "*i64"}
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
-    aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if name != "rows"}
-    aligned = {at: value for at, value in aligned.items() if kernel.arg_names[at[0]] not in constants}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": 4, **kernels.compiler_options(rounding)}  # type: ignore[arg-type]
-    return str(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"])
+    options = kernels.compiler_options(rounding)
+    return ptx_of(kernels._gated_activation_kernel, constants, pointers, capability, **options)
+
+
+def arithmetic(ptx: str) -> Counter[str]:
+    """The floating-point instructions and how often each occurs; without the comparison that makes the masks."""
+    found = re.findall(
+        r"^\s+((?:fma|mul|add|sub|div|neg|ex2|rcp|abs|copysign|cvt)\.\S*f(?:32|16)\S*)", ptx, re.MULTILINE
+    )
+    return Counter(found)
+
+
+KINDS = (
+    GatedActivation("silu"),
+    GatedActivation("gelu"),
+    GatedActivation("gelu_tanh"),
+    GatedActivation("fatrelu", threshold=0.01),
+    GatedActivation("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
+    GatedActivation("swiglu_oai", "interleaved", limit=7.0, alpha=1.702, beta=1.0),
+    GatedActivation("situ", beta=2.0, linear_beta=3.0),
+)
+
+
+@pytest.mark.parametrize("rule", KINDS, ids=str)
+def test_every_kind_compiles_for_a_gpu(rule: GatedActivation) -> None:
+    """Triton compiles each activation, for each rounding that it has and for all types, and the counting kernel."""
+    from sparcom_extractor.capture import count_kernel
+    from sparcom_extractor.capture.kernels import FUSED
+
+    for rounding, dtype in (("kernel", "bf16"), ("compiled", "fp16"), (None, "fp32")):
+        if rounding is None or rule.kind in FUSED[rounding]:  # type: ignore[index]
+            assert ".entry" in compiled_for_a_gpu(rounding, dtype, rule=rule)
+    pointers = {"masks": "*u8", "pieces": "*i32", "counts": "*i32"}
+    constants = {"BYTES": 128, "LANE_ROWS": 128}
+    ptx = ptx_of(count_kernel._add_counts_kernel, constants, pointers, 90, enable_fp_fusion=False)
+    assert re.search(r"(red|atom)\.\S*relaxed\S*\.add", ptx)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "fatrelu"])
+def test_the_gpu_code_has_the_arithmetic_of_inductors(kind: Any, dtype: str) -> None:
+    """The same instructions, each as often, as in the code that TorchInductor 2.13 generates, with its options."""
+    from sparcom_extractor.capture import kernels
+
+    inductor = load_inductors_kernels()
+    constants = {"KIND": kind, "XBLOCK": 1024}
+    theirs = ptx_of(inductor, constants, {"in_ptr0": f"*{dtype}", "out_ptr0": f"*{dtype}"}, 90, enable_fp_fusion=True)
+    rule = GatedActivation(kind, threshold=0.01 if kind == "fatrelu" else 0.0)
+    assert "ftz" in theirs or kind == "fatrelu"
+    assert arithmetic(compiled_for_a_gpu("compiled", dtype, rule=rule)) == arithmetic(theirs)
+    assert kernels.compiler_options("compiled")["enable_fp_fusion"]
+
+
+def load_inductors_kernels() -> Any:
+    """`inductor_kernels.py` beside this file."""
+    path = Path(__file__).with_name("inductor_kernels.py")
+    spec = importlib.util.spec_from_file_location("inductor_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.inductors_kernel
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
