@@ -41,8 +41,11 @@ def storage_error(path: Path | str, error: OSError) -> StorageError:
 
 
 def aligned_memory(size: int) -> memoryview:
-    """Writable zeroed memory of `size` bytes, which `write_durably` can write past the page cache."""
-    return memoryview(mmap.mmap(-1, max(1, size)))[:size]
+    """Writable zeroed memory of `size` bytes, which `write_durably` can write past the page cache.
+
+    It takes room only where it is touched.
+    """
+    return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]
 
 
 def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:

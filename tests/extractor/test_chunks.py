@@ -280,6 +280,25 @@ def test_no_more_than_two_chunks_a_thread_are_on_their_way(tmp_path: Path, monke
         assert np.array_equal(read_by_zarr(target), truth)
 
 
+@pytest.mark.parametrize(("threads", "short"), [(1, 0), (4, 0), (1, 4)])
+def test_requests_that_grow_together_are_not_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, short: int
+) -> None:
+    """Each of 10 requests adds a row a step in chunks of its own: with enough buffers nothing is read back."""
+    reads: list[Path] = []
+    monkeypatch.setattr(chunks, "read_chunk", lambda path, *rest: reads.append(path) or read_chunk(path, *rest))
+    target, truth = target_in(tmp_path, 80, 4), random_rows(80)
+    with writing(target, buffers=chunks.buffers_for(10, threads) - short, threads=threads) as writer:
+        for step in range(8):
+            for request in range(10):
+                row = 8 * request + step
+                writer.put(row, truth[row : row + 1])
+                writer.settle(row, row + 1)
+        writer.flush()
+        assert bool(reads) == bool(short)
+        assert np.array_equal(read_by_zarr(target), truth)
+
+
 @pytest.mark.parametrize("separator", [".", "/"])
 def test_chunks_of_an_earlier_run_are_kept(tmp_path: Path, separator: str) -> None:
     """A writer that is opened over chunks on disk adds to them; what a crash left half-written is not one of them."""

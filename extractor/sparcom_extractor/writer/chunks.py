@@ -32,6 +32,15 @@ from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode,
 IN_FLIGHT = 2  # chunks a thread, being written or next in line; more only takes memory
 
 
+def buffers_for(requests: int, threads: int) -> int:
+    """Buffers with which no chunk is put aside while so many requests grow a row a step, each in a chunk of its own.
+
+    With fewer every row costs a chunk written and one read back: 256 requests over 43 buffers took 8.4 s a step instead
+    of 5 ms (DECISIONS.md).
+    """
+    return requests + IN_FLIGHT * threads + 1
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkTarget:
     """Which chunks a writer owns: those of one array whose chunk grid is cut along its first axis only.
