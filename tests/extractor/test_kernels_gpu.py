@@ -70,7 +70,8 @@ def _fresh_compiler() -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> None:
     """Every gate of 16 bits with 64 ups each, and four million others in float32: no number differs from vLLM's op."""
-    from sparcom_extractor.capture.install import count_differences, expected_rounding
+    from sparcom_extractor.capture.compare import count_differences
+    from sparcom_extractor.capture.install import expected_rounding
 
     with vllm_activations("all") as make:
         activation = make(name)
@@ -82,7 +83,8 @@ def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_product_is_that_of_inductors_code(name: str, dtype: torch.dtype) -> None:
     """The same against what torch.compile makes of `forward_native`."""
-    from sparcom_extractor.capture.install import count_differences, expected_rounding
+    from sparcom_extractor.capture.compare import count_differences
+    from sparcom_extractor.capture.install import expected_rounding
 
     with vllm_activations("none") as make, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's compiler warns of its own matters
