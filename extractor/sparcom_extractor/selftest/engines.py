@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 POLL_SECONDS = 0.01
+HOLD_SECONDS = 60.0
 RELEASE_SECONDS = 0.2  # for the last request to reach the engine's core
 
 
@@ -88,13 +89,24 @@ async def together(engine: CaptureEngine, requests: int, work: Coroutine[Any, An
     await engine.llm.pause_generation(mode="keep", clear_cache=False)
     task = asyncio.ensure_future(work)
     try:
-        # vLLM tells nobody when a request has arrived.
-        while len(engine.llm.output_processor.request_states) < requests and not task.done():  # noqa: ASYNC110
-            await asyncio.sleep(POLL_SECONDS)
-        await asyncio.sleep(RELEASE_SECONDS)
+        await _arrival(engine, requests, task)
+    except BaseException:
+        task.cancel()
+        raise
     finally:
         await engine.llm.resume_generation()
     return await task
+
+
+async def _arrival(engine: CaptureEngine, requests: int, task: asyncio.Future[Any]) -> None:
+    """Wait until so many requests are in the engine, or the task that makes them has ended."""
+    limit = time.monotonic() + HOLD_SECONDS
+    # vLLM tells nobody when a request has arrived.
+    while (here := len(engine.llm.output_processor.request_states)) < requests and not task.done():
+        if time.monotonic() > limit:
+            raise EngineError(f"{requests} requests must arrive within {HOLD_SECONDS:.0f} s; {here} did")
+        await asyncio.sleep(POLL_SECONDS)
+    await asyncio.sleep(RELEASE_SECONDS)
 
 
 async def generate(

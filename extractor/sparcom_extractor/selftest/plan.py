@@ -87,7 +87,7 @@ CUDA_SIZES = Sizes(
     decode=(256, 32, 256),
     speed_step_tokens=8192,
     speed_requests=256,
-    rounds=3,
+    rounds=4,
     kernel_rows=(1, 256, 8192),
 )
 CPU_SIZES = Sizes(
@@ -111,8 +111,9 @@ NEURONS = {"llama": 1003, "gemma": 1000, "qwen2": 1016}  # the first fills neith
 # In float32 Triton's matrix products round their inputs to TF32 unless told otherwise, vLLM's attention kernel among
 # them: 3e-4 of a value, which would move a thousand times more bits than float32 does.
 EXACT_FLOAT32 = {"TRITON_F32_DEFAULT": "ieee"}
-# Lanes run side by side: two that compile the same graph must not write the same files.
-OWN_CACHE = "VLLM_CACHE_ROOT"
+# Lanes run side by side: two that compile the same graph must not write the same files. Nor may a kernel that was
+# compiled without EXACT_FLOAT32 be taken for one with it.
+OWN_CACHES = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR")
 V1_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
@@ -153,7 +154,7 @@ def _lanes(device: Device, quick: bool) -> tuple[tuple[Step, ...], ...]:
 def _lane(architecture: str, dtype: str, *, runner_v1: bool = False, eager: bool = True) -> tuple[Step, ...]:
     label = f"{architecture} {dtype}{' runner V1' if runner_v1 else ''}"
     arguments = {"architecture": architecture, "dtype": dtype, "label": label}
-    environment = {OWN_CACHE: f"{{folder}}/cache/{label.replace(' ', '-')}"}
+    environment = {name: f"{{folder}}/cache/{label.replace(' ', '-')}/{name}" for name in OWN_CACHES}
     environment |= (EXACT_FLOAT32 if dtype == "float32" else {}) | (V1_RUNNER if runner_v1 else {})
 
     def step(name: str, work: str, seconds: float, least: float, needs: str = MODELS, **more: Any) -> Step:

@@ -26,10 +26,13 @@ from typing import Any
 from sparcom_extractor.selftest.plan import SIZES, Device, Sizes, Step
 from sparcom_extractor.selftest.results import Row, row_from_json, row_to_json
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# No network, and vLLM's own words in the log: what it compiled and captured is told nowhere else.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 POLL_SECONDS = 0.2
 LOG_LINES = 40
 LOG_ERRORS = 10
+TOLD = re.compile(r"(?i)cuda ?graph|graph captur|attention backend|kv cache|compil|model runner|warning|sparcom")
+TOLD_LENGTH = 300
 Tell = Callable[[Row], None]
 
 
@@ -58,7 +61,8 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step's process ended. reason: "" where it ended well. log: what it printed of errors, and last; else empty.
+    """How a step's process ended. reason: "" where it ended well. log: what it printed of errors, and last; where it
+    ended well, of graphs and memory.
 
     killed: it had not ended when its time was over.
     """
@@ -75,13 +79,14 @@ def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tel
     told = {"step": asdict(step), "folder": str(folder), "device": device, "deadline": time.monotonic() + seconds}
     note.write_text(json.dumps(told))
     rows.write_text("")
+    own = {name: value.format(folder=folder) for name, value in step.environment.items()}
     with log.open("w") as output:
         child = subprocess.Popen(  # noqa: S603  this interpreter, on a file that was just written
             [sys.executable, "-m", "sparcom_extractor.selftest.process", str(note)],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | OFFLINE | {name: value.format(folder=folder) for name, value in step.environment.items()},
+            env=ENVIRONMENT | os.environ | own,
         )
         try:
             killed = _follow(child, rows, seconds, tell)
@@ -93,7 +98,7 @@ def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tel
         reason = stem.with_suffix(".reason")
         said = reason.read_text() if reason.exists() else f"its process ended with status {child.returncode}"
         return Outcome(said, log=_tail(log))
-    return Outcome()
+    return Outcome(log=_telling(log))
 
 
 def _follow(child: subprocess.Popen[bytes], rows: Path, seconds: float, tell: Tell) -> bool:
@@ -156,6 +161,12 @@ def _tail(log: Path) -> tuple[str, ...]:
     lines = log.read_text(errors="replace").splitlines()
     errors = [line for line in lines[:-LOG_LINES] if "Error" in line]
     return (*errors[:LOG_ERRORS], *lines[-LOG_LINES:])
+
+
+def _telling(log: Path) -> tuple[str, ...]:
+    """Lines that say how an engine ran: which attention, graphs and memory it has."""
+    lines = log.read_text(errors="replace").splitlines()
+    return tuple(line[:TOLD_LENGTH] for line in lines if TOLD.search(line))[:LOG_LINES]
 
 
 def main(note: Path) -> None:

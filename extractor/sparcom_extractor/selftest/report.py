@@ -16,7 +16,7 @@ from sparcom_extractor.selftest.budget import Budget
 from sparcom_extractor.selftest.results import Check, Fact, Measure, Row, StepResult
 
 FORMAT = 1
-SHOWN_LOG_LINES = 12  # of a failed step, on the terminal; the JSON has more
+SHOWN_LOG_LINES = 12  # of a step that did not end well, on the terminal; the JSON has more
 
 
 class ReportFile:
@@ -71,7 +71,8 @@ def _step_lines(result: StepResult) -> Iterator[str]:
     took = f", {result.seconds:.1f} s" if result.seconds else ""
     yield f"{result.name} ({state}{took}){f': {result.reason}' if result.reason else ''}"
     yield from (f"  {_row_line(row)}" for row in result.rows)
-    yield from (f"  | {line}" for line in result.log[-SHOWN_LOG_LINES:])
+    if result.status in ("failed", "cut short"):
+        yield from (f"  | {line}" for line in result.log[-SHOWN_LOG_LINES:])
 
 
 def _row_line(row: Row) -> str:

@@ -83,7 +83,7 @@ def row_from_json(value: dict[str, Any]) -> Row:
 
 @dataclass(slots=True)
 class StepResult:
-    """How a step went. reason: why it failed or did not run. log: what its process printed of errors, and last."""
+    """How a step went. reason: why it failed or did not run. log: what is worth keeping of what its process printed."""
 
     name: str
     status: Status = "waiting"

@@ -30,7 +30,7 @@ from sparcom_extractor.selftest.attempts import Attempts
 from sparcom_extractor.selftest.engines import generate, running
 from sparcom_extractor.selftest.models import tiny_model_folder
 from sparcom_extractor.selftest.results import Fact, Measure
-from sparcom_extractor.selftest.ways import WRITTEN, Run, Ways
+from sparcom_extractor.selftest.ways import OFTEN, OP_ALONE, WRITTEN, Run, Ways
 from sparcom_extractor.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -39,8 +39,13 @@ if TYPE_CHECKING:
     from sparcom_extractor.selftest.process import Context
 
 GOAL = 0.98
+LOADS = ("prefill", "decode")
 SPEED_MEMORY_SHARE = 0.9
 SPEED_CONTEXT = 1024
+WARM_UP_PART = 4  # a quarter of a load
+SELDOM_ROUNDS = 2
+FIXED_COST_ROUNDS = 5
+ALWAYS = (*OFTEN, *LOADS)  # ways, and the engine alone
 CLOSING_SECONDS = 8.0  # an engine takes some to end
 
 
@@ -51,6 +56,10 @@ class Load:
     name: str
     prompts: list[list[int]]
     generated: int
+
+    def part(self, share: int) -> Load:
+        """One of so many parts of it."""
+        return Load(self.name, self.prompts[: -(-len(self.prompts) // share)], self.generated)
 
     @property
     def tokens(self) -> int:
@@ -81,7 +90,7 @@ def make_loads(sizes: Sizes, vocabulary: int) -> list[Load]:
     """Both loads, of random token ids: equal ones would make equal rows, which memory and disk may favour."""
     draw = np.random.default_rng(5)
     loads = []
-    for name, (prompts, length, generated) in (("prefill", sizes.prefill), ("decode", sizes.decode)):
+    for name, (prompts, length, generated) in zip(LOADS, (sizes.prefill, sizes.decode), strict=True):
         ids = draw.integers(1, vocabulary, size=(prompts, length)).tolist()
         loads.append(Load(name, ids, generated))
     return loads
@@ -109,9 +118,11 @@ def speed_plain(context: Context, *, rounds: int, label: str) -> None:
 
 
 async def _speed_plain(context: Context, rounds: int, label: str) -> None:
+    attempts = Attempts()
     async with running(context, speed_settings(context, capture=False)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
-        attempts = Attempts()
+        for load in loads:
+            await _timed_plain(engine, load.part(WARM_UP_PART))()
         seconds = await _in_turn(context, {load.name: _timed_plain(engine, load) for load in loads}, rounds, attempts)
     attempts.finish()
     _plain_file(context, label).write_text(json.dumps(seconds))
@@ -132,19 +143,41 @@ async def _speed_capture(context: Context, rounds: int) -> None:
     attempts = Attempts()
     async with running(context, speed_settings(context, capture=True)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
+        await _warm_up(engine, context.folder, loads, attempts)
         ways = Ways(engine, context.folder)
         works = {f"{load.name}, {name}": work for load in loads for name, work in ways.of(load).items()}
+        for fact in (fact for load in loads for fact in ways.left_out(load)):
+            context.tell(fact)
         seconds = await _in_turn(context, works, rounds, attempts)
+        await attempts.run("fixed cost", _tell_fixed_cost(context, engine, loads[0]))
     plain = _plain_seconds(context)
     for load in loads:
         for name in (name for name in works if name.startswith(f"{load.name}, ") and seconds[name]):
             context.tell(_rate(name, load, seconds[name]))
             if plain:
-                goal = GOAL if name.endswith(WRITTEN) else None
+                goal = GOAL if name.endswith(WRITTEN) and context.device == "cuda" else None
                 context.tell(_ratio(f"{name} / plain", plain[load.name], seconds[name], goal=goal))
     for row in ways.rows():
         context.tell(row)
     attempts.finish()
+
+
+async def _tell_fixed_cost(context: Context, engine: CaptureEngine, load: Load) -> None:
+    """What an extraction takes beside its tokens: opening, polling, committing. A part of every round, however long."""
+    one = load.part(len(load.prompts))
+    ways = Ways(engine, context.folder).of(one)
+    pairs = [(await ways[WRITTEN](), await ways[OP_ALONE]()) for _ in range(FIXED_COST_ROUNDS)]
+    costs = sorted(written - alone for written, alone in pairs)
+    note = "in every round that is written or counted"
+    context.tell(Measure("extraction, fixed cost", median(costs), "s", costs[0], costs[-1], len(costs), note=note))
+
+
+async def _warm_up(engine: CaptureEngine, folder: Path, loads: Sequence[Load], attempts: Attempts) -> None:
+    """Every way once, with a part of each load, and by `Ways` of its own: what they say of themselves is not kept."""
+    ways = Ways(engine, folder)
+    for load in (load.part(WARM_UP_PART) for load in loads):
+        for name, work in ways.of(load).items():
+            await attempts.run(f"{load.name}, {name}", work())
 
 
 def _timed_plain(engine: CaptureEngine, load: Load) -> Run:
@@ -155,20 +188,21 @@ def _timed_plain(engine: CaptureEngine, load: Load) -> Run:
 
 
 async def _in_turn(context: Context, works: dict[str, Run], rounds: int, attempts: Attempts) -> dict[str, list[float]]:
-    """Seconds of every way, round by round after one that warms up; fewer rounds where the time does not suffice.
+    """Seconds of every way, round by round; fewer rounds where the time does not suffice.
 
     A way that breaks is left out from then on; the others go on.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         started = time.monotonic()
         for name, work in works.items():
-            took = None if attempts.broken(name) else await attempts.run(name, work())
-            if number and took is not None:
+            if attempts.broken(name) or (number >= SELDOM_ROUNDS and not name.endswith(ALWAYS)):
+                continue
+            if (took := await attempts.run(name, work())) is not None:
                 seconds[name].append(took)
         longest = 1.2 * (time.monotonic() - started)
-        if number and number < rounds and context.left < longest + CLOSING_SECONDS:
-            context.tell(Fact("rounds", f"{number} of {rounds}: out of time"))
+        if number + 1 < rounds and context.left < longest + CLOSING_SECONDS:
+            context.tell(Fact("rounds", f"{number + 1} of {rounds}: out of time"))
             break
     return seconds
 

@@ -23,7 +23,7 @@ from sparcom_data.errors import EngineError
 from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.engines import extract, generate
-from sparcom_extractor.selftest.results import Measure
+from sparcom_extractor.selftest.results import Fact, Measure
 
 if TYPE_CHECKING:
     from sparcom_data.metadata import Granularity
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OP_ALONE, TO_HOST, IN_MEMORY, WRITTEN, COUNTED = "op alone", "to host", "in memory", "written", "counted"
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  a file system in memory, on Linux
 MEMORY_SPARE = 3  # times an archive's size that must be free there
+OFTEN = (OP_ALONE, WRITTEN)  # timed in every round, the others in the first two: time is short
 DRAIN_SECONDS = 0.05
 Run = Callable[[], Awaitable[float]]
 
@@ -57,6 +58,11 @@ class Ways:
         ways[WRITTEN] = self._extraction(load, WRITTEN, self._folder, "token")
         ways[COUNTED] = self._extraction(load, COUNTED, self._folder, "count")
         return ways
+
+    def left_out(self, load: Load) -> Iterator[Fact]:
+        """The ways that this machine does not have, and why."""
+        if not self._memory_suffices(load):
+            yield Fact(f"{load.name}, {IN_MEMORY}", f"not run: {MEMORY_FOLDER} lacks the room")
 
     def _memory_suffices(self, load: Load) -> bool:
         row = len(self._engine.model.layer_ids) * -(-self._engine.model.neurons // 8)
