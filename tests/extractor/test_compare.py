@@ -61,4 +61,3 @@ def test_a_slip_in_the_last_bit_is_seen() -> None:
     """f off by 2⁻²³ of itself, about a unit of float32's last place, shows in float32."""
     own, slipped = product_of(SILU, "compiled"), product_of(SILU, "compiled", slip=2**-23)
     assert differences(own, slipped, SILU, torch.float32, CPU) > 100_000  # type: ignore[arg-type]
-    assert differences(own, slipped, SILU, torch.bfloat16, CPU) < 10_000  # type: ignore[arg-type]
