@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PARENT_CHECK_SECONDS = 1.0
+OP_VERSION = 2  # changes with the op's schema or meaning: cached graphs call it by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +26,22 @@ class EngineNote:
 
     capture: bool
     writer: int  # process id
+    product: str = ""  # who makes the activation's product; the worker says so before anything is compiled
 
     def compute_hash(self) -> str:
         """vLLM's part of its compilation cache key."""
-        return f"sparcom-capture-{int(self.capture)}"
+        return f"sparcom-op-{OP_VERSION}-capture-{int(self.capture)}-{self.product}"
 
-    def __reduce__(self) -> tuple[Callable[[bool, int], EngineNote], tuple[bool, int]]:
-        return _arrive, (self.capture, self.writer)
+    def __reduce__(self) -> tuple[Callable[[bool, int, str], EngineNote], tuple[bool, int, str]]:
+        return _arrive, (self.capture, self.writer, self.product)
 
 
-def _arrive(capture: bool, writer: int) -> EngineNote:
+def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
     if os.getpid() != writer:
         os.setpgid(0, 0)
         if os.getppid() == writer:
             threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
-    return EngineNote(capture, writer)
+    return EngineNote(capture, writer, product)
 
 
 def _end_with(parent: int) -> None:

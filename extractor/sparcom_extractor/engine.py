@@ -238,5 +238,5 @@ def _engine_info(llm: Any, described: dict[str, Any] | None) -> EngineInfo:
         model_runner="V2" if config.use_v2_model_runner else "V1",
         async_scheduling=bool(config.scheduler_config.async_scheduling),
         cudagraph_mode=str(getattr(config.compilation_config.cudagraph_mode, "name", "NONE")),
-        capture_memory=(described or {}).get("memory", {}),
+        **{f"capture_{name}": described[name] for name in ("product", "memory") if described},
     )

@@ -32,6 +32,7 @@ def test_capture_is_part_of_the_compilation_cache_key() -> None:
     """An engine with capture and one without never share a compiled graph."""
     assert EngineNote(True, 1).compute_hash() != EngineNote(False, 1).compute_hash()
     assert EngineNote(True, 1).compute_hash() == EngineNote(True, 2).compute_hash()
+    assert EngineNote(True, 1, "kernel").compute_hash() != EngineNote(True, 1, "signs").compute_hash()
 
 
 def test_it_does_nothing_where_it_was_written() -> None:

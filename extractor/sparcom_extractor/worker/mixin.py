@@ -10,17 +10,20 @@ Nothing is patched: vLLM takes the class by name for one engine, and other engin
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import zarr
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
+from sparcom_extractor.capture.buffer import CaptureBuffer
 from sparcom_extractor.capture.discover import GatedFFN, find_gated_ffns
-from sparcom_extractor.capture.op import CaptureBuffer, CapturedActivation
+from sparcom_extractor.capture.install import install_capture
 from sparcom_extractor.capture.outbox import HostOutbox, Outbox
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
+from sparcom_extractor.child import EngineNote
 from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.writer.session import CaptureSession, Settlement
 
@@ -36,6 +39,8 @@ class CaptureMixin:
     _refusal: str | None = None
     _capture: StepCapture | None = None
     _ffns: list[GatedFFN]
+    _buffer: CaptureBuffer
+    _product: str
     _steps = 0
     _own_seconds = 0.0
 
@@ -55,9 +60,10 @@ class CaptureMixin:
         layers = config.model_config.get_num_layers(config.parallel_config)
         self._ffns = find_gated_ffns(self.model_runner.get_model(), layers)
         buffer = CaptureBuffer(most_rows(config), len(self._ffns), self._ffns[0].neurons_here, self.device)
-        for index, ffn in enumerate(self._ffns):
-            captured = CapturedActivation(getattr(ffn.parent, ffn.attribute), buffer.register(index))
-            setattr(ffn.parent, ffn.attribute, captured)
+        self._product = install_capture(self.model_runner.get_model(), self._ffns, buffer, config.model_config.dtype)
+        if isinstance(config.additional_config, EngineNote):  # part of the key of vLLM's compilation cache
+            made = f"{self._product}-{buffer.number}"  # the graph holds the buffer's number
+            config.additional_config = replace(config.additional_config, product=made)
         self._buffer = buffer
         self._capture = StepCapture(buffer, self._make_outbox(buffer))
 
@@ -90,8 +96,8 @@ class CaptureMixin:
         super().shutdown()  # type: ignore[misc]
 
     def sparcom_describe(self) -> dict[str, Any]:
-        """What can be captured here: `refusal`, or the layers, their width and their activation, and what capture
-        holds of the device's and the host's memory in bytes."""
+        """What can be captured here: `refusal`, or the layers, their width and their activation; who makes the
+        activation's product, see `install_capture`; and what capture holds of the device's and the host's memory."""
         if self._refusal is not None:
             return {"refusal": self._refusal}
         return {
@@ -99,6 +105,7 @@ class CaptureMixin:
             "layer_ids": [ffn.layer_id for ffn in self._ffns],
             "neurons": self._ffns[0].neurons,
             "activation": self._ffns[0].activation,
+            "product": self._product,
             "memory": self._memory(),
         }
 
