@@ -1,7 +1,7 @@
 """`make bench`: what capture costs, as ratios within one run. Prints a table and writes bench-output/results.json.
 
     throughput   tokens a second: capture and writing, vLLM alone, transformers with hooks (one prompt, sorted batches)
-    writing      masks into an archive against the same bytes into one raw file
+    writing      masks into an archive against the same bytes into raw files; the memory of both at ten times the data
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
 
 Absolute figures belong to the machine and its load; compare ratios only.

@@ -95,12 +95,10 @@ def _write_blocks(descriptor: int, view: memoryview) -> memoryview:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
         while len(view) >= DIRECT_BLOCK:
-            written = os.write(descriptor, view[: len(view) - len(view) % DIRECT_BLOCK])
-            view = view[written:]
-            if written % DIRECT_BLOCK:  # the system took only some: the rest lies on no border any more
-                break
+            view = view[os.write(descriptor, view[: len(view) - len(view) % DIRECT_BLOCK]) :]
     except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: this file system or disk writes only through the cache
+        # EINVAL: this file system writes only through the cache, or it took a part that ends on no block's border
+        if error.errno != errno.EINVAL:
             raise
     finally:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
