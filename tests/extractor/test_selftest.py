@@ -17,7 +17,7 @@ import zarr
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive
 from sparcom_extractor.selftest.budget import Budget
-from sparcom_extractor.selftest.comparisons import same_counts, same_rows, same_tokens, sound
+from sparcom_extractor.selftest.comparisons import same_counts, same_rows, same_values, sound
 from sparcom_extractor.selftest.models import make_byte_tokenizer, make_shape
 from sparcom_extractor.selftest.plan import CPU_SIZES, CUDA_SIZES, Stage, Step, make_plan
 from sparcom_extractor.selftest.process import Outcome, descendants, run_step
@@ -397,6 +397,6 @@ def test_counts_are_held_against_masks(tmp_path: Path) -> None:
 
 def test_a_token_too_few_differs() -> None:
     """Tokens are compared one by one, and a shorter list differs in what it lacks."""
-    assert same_tokens([[1, 2, 3], [4]], [[1, 2, 3], [4]], "a", "b").passed
-    check = same_tokens([[1, 2, 3], [4]], [[1, 9], [4]], "a", "b")
+    assert same_values([[1, 2, 3], [4]], [[1, 2, 3], [4]], "a", "b", "tokens").passed
+    check = same_values([[1, 2, 3], [4]], [[1, 9], [4]], "a", "b", "tokens")
     assert (check.total, check.differing) == (4, 2)

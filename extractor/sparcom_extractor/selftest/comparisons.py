@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,13 @@ def sound(path: Path, name: str, tokenizer: Any = None) -> Check:
     )
 
 
-def same_tokens(expected: list[list[int]], found: list[list[int]], name: str, compared: str) -> Check:
-    """Token by token; a list that is shorter differs in what it lacks."""
+def same_values(
+    expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]], name: str, compared: str, unit: str
+) -> Check:
+    """Tokens, or numbers to the last bit, one by one; a list that is shorter differs in what it lacks."""
     total = differing = 0
     for left, right in zip(expected, found, strict=True):
         longer = max(len(left), len(right))
         total += longer
         differing += longer - sum(a == b for a, b in zip(left, right, strict=False))
-    return Check(name, compared, total, differing, "tokens")
+    return Check(name, compared, total, differing, unit)

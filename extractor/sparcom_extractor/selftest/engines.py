@@ -35,10 +35,13 @@ RELEASE_SECONDS = 0.2  # for the last request to reach the engine's core
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What an engine generated for each prompt, in order, and how long all took."""
+    """What an engine generated for each prompt, in order, and how long all took.
+
+    logprobs: of every token that was chosen; empty where they were not asked for.
+    """
 
     tokens: list[list[int]]
-    texts: list[str]
+    logprobs: list[list[float]]
     seconds: float
 
 
@@ -110,31 +113,38 @@ async def _arrival(engine: CaptureEngine, requests: int, task: asyncio.Future[An
 
 
 async def generate(
-    engine: CaptureEngine, prompts: Sequence[list[int]], tokens: int, extras: Sequence[dict[str, Any]] | None = None
+    engine: CaptureEngine,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    *,
+    extras: Sequence[dict[str, Any]] | None = None,
+    logprobs: bool = False,
 ) -> Generation:
     """Greedy generation of so many tokens for each prompt. extras: `extra_args` of each; by default nothing."""
     slots = asyncio.Semaphore(engine.max_in_flight)
     started = time.perf_counter()
+    options: dict[str, Any] = {"max_tokens": tokens, "detokenize": tokens > 1} | ({"logprobs": 0} if logprobs else {})
     requests = zip(prompts, extras or [{}] * len(prompts), strict=True)
-    outputs = await asyncio.gather(*(_generate_one(engine, slots, ids, tokens, extra) for ids, extra in requests))
+    outputs = await asyncio.gather(
+        *(_generate_one(engine, slots, ids, options | {"extra_args": extra or None}) for ids, extra in requests)
+    )
     seconds = time.perf_counter() - started
-    return Generation([list(output.token_ids) for output in outputs], [output.text for output in outputs], seconds)
+    return Generation([list(output.token_ids) for output in outputs], [_chosen(output) for output in outputs], seconds)
+
+
+def _chosen(output: Any) -> list[float]:
+    """The log-probability of each token that was chosen."""
+    return [step[token].logprob for token, step in zip(output.token_ids, output.logprobs or [], strict=False)]
 
 
 async def _generate_one(
-    engine: CaptureEngine, slots: asyncio.Semaphore, ids: list[int], tokens: int, extra: dict[str, Any]
+    engine: CaptureEngine, slots: asyncio.Semaphore, ids: list[int], options: dict[str, Any]
 ) -> Any:
     """The engine's last word on one prompt; sampled as an extraction samples."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    parameters = SamplingParams(
-        max_tokens=tokens,
-        temperature=0.0,
-        detokenize=tokens > 1,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args=extra or None,
-    )
+    parameters = SamplingParams(temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY, **options)
     async with slots:
         stream = engine.llm.generate(
             {"type": "token", "prompt_token_ids": ids}, parameters, request_id=f"selftest-{time.monotonic_ns()}"

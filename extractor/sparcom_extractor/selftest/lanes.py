@@ -1,8 +1,8 @@
 """The steps of a lane: one tiny model, one dtype, and what must be the same whichever way it is computed.
 
-    plain_tokens   greedy tokens of the engine without capture
-    capture        the same prompts with capture: the same tokens. The rows of prompt and response, then the same tokens
-                   again as prompts (cut, mixed), one request at a time, and counted instead of stored
+    plain_tokens   greedy tokens of the engine without capture, and how likely each was
+    capture        the same prompts with capture: the same tokens, as likely. The rows of prompt and response, then the
+                   same tokens again as prompts (cut, mixed), one request at a time, and counted instead of stored
     eager          those prompts without compiled graphs
     transformers   the rows of prompt and response by another implementation, on the CPU
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,10 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.attempts import Attempts
-from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, rows_of, same_counts, same_rows, same_tokens, sound
-from sparcom_extractor.selftest.engines import extract, generate, running, together
+from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, rows_of, same_counts, same_rows, same_values, sound
+from sparcom_extractor.selftest.engines import Generation, extract, generate, running, together
 from sparcom_extractor.selftest.models import TINY_CONTEXT, tiny_model_folder
-from sparcom_extractor.selftest.results import Check, Fact
+from sparcom_extractor.selftest.results import Check, Fact, Measure
 from sparcom_extractor.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -75,20 +75,28 @@ def _folder(context: Context, label: str) -> Path:
 
 
 def plain_tokens(context: Context, *, architecture: str, dtype: str, label: str) -> None:
-    """Step: what the engine says when nobody looks, twice."""
+    """Step: what the engine says without capture, twice."""
     asyncio.run(_plain_tokens(context, architecture, dtype, label))
 
 
 async def _plain_tokens(context: Context, architecture: str, dtype: str, label: str) -> None:
     settings = lane_settings(context, architecture, dtype, capture=False, eager=False)
     async with running(context, settings) as engine:
-        prompts = engine.tokenizer(make_texts(context.sizes))["input_ids"]
-        runs = [
-            await together(engine, len(prompts), generate(engine, prompts, context.sizes.generated)) for _ in range(2)
-        ]
-    (_folder(context, label) / "tokens.json").write_text(json.dumps(runs[0].tokens))
-    compared = "two runs of the same engine, all requests beginning together"
-    context.tell(same_tokens(runs[0].tokens, runs[1].tokens, f"{label}, repeatable", compared))
+        first, again = [await _generate(context, engine) for _ in range(2)]
+    values = same_values(first.logprobs, again.logprobs, "", "", "")
+    said = {"tokens": first.tokens, "logprobs": first.logprobs, "repeatable": values.passed}
+    (_folder(context, label) / "plain.json").write_text(json.dumps(said))
+    compared = "two runs of the plain engine"
+    context.tell(same_values(first.tokens, again.tokens, f"{label}, repeatable", compared, "tokens"))
+    name = "log-probabilities that differ between them"
+    context.tell(Measure(f"{label}, {name}", values.differing, f"of {values.total:,}"))
+
+
+async def _generate(context: Context, engine: CaptureEngine) -> Generation:
+    """The lane's prompts through the engine, all beginning together, with the log-probability of every token."""
+    prompts = engine.tokenizer(make_texts(context.sizes))["input_ids"]
+    work = generate(engine, prompts, context.sizes.generated, logprobs=True)
+    return await together(engine, len(prompts), work)
 
 
 def capture(context: Context, *, architecture: str, dtype: str, label: str) -> None:
@@ -100,12 +108,42 @@ async def _capture(context: Context, architecture: str, dtype: str, label: str) 
     folder, share = _folder(context, label), ROUNDING_SHARE[dtype]
     settings = lane_settings(context, architecture, dtype, capture=True, eager=False)
     async with running(context, settings) as engine:
+        await _capture_unseen(context, engine, folder, label)
         await _capture_generated(context, engine, folder, label)
         await _capture_forced(context, engine, folder, label, share)
         attempts = Attempts()
         await attempts.run("alone", _capture_alone(context, engine, folder, label, share))
         await attempts.run("counts", _capture_counts(context, engine, folder, label))
     attempts.finish()
+
+
+async def _capture_unseen(context: Context, engine: CaptureEngine, folder: Path, label: str) -> None:
+    """Capture is in the graph and nobody wants the rows: the tokens are the plain engine's, and as likely.
+
+    A product that rounds differently is seen in log-probabilities long before it changes a token. They say nothing
+    where the plain engine does not repeat its own.
+    """
+    if (said := _plain_said(context, folder)) is None:
+        return
+    found = await _generate(context, engine)
+    compared = "with and without capture in the graph"
+    context.tell(same_values(said["tokens"], found.tokens, f"{label}, tokens", compared, "tokens"))
+    check = same_values(said["logprobs"], found.logprobs, f"{label}, log-probabilities", compared, "values")
+    if said["repeatable"]:
+        context.tell(check)
+    else:
+        note = "no check: the plain engine does not repeat its own"
+        context.tell(Measure(check.name, check.differing, f"of {check.total:,} differ", note=note))
+
+
+def _plain_said(context: Context, folder: Path) -> dict[str, Any] | None:
+    """What the plain engine said, or None where it has not run."""
+    file = folder / "plain.json"
+    if not file.exists():
+        context.tell(Fact("with and without capture", "not compared: the plain engine has not run"))
+        return None
+    said: dict[str, Any] = json.loads(file.read_text())
+    return said
 
 
 async def _capture_generated(context: Context, engine: CaptureEngine, folder: Path, label: str) -> None:
@@ -116,16 +154,13 @@ async def _capture_generated(context: Context, engine: CaptureEngine, folder: Pa
     path = folder / "generated.zarr"
     await extract(engine, instructions, path, options, held=True)
     context.tell(sound(path, f"{label}, generated", engine.tokenizer))
-    plain = folder / "tokens.json"
-    if not plain.exists():
-        context.tell(Fact("tokens with and without capture", "not compared: the plain engine gave none"))
-        return
-    archive = open_archive(path)
-    lengths = archive.instructions.prompt_length
-    found = [rows_of(archive, index)[0][lengths[index] :].tolist() for index in range(len(texts))]
-    expected = [tokens[:-1] for tokens in json.loads(plain.read_text())]  # the last is never fed to the model
-    compared = f"greedy tokens of {len(texts)} prompts with and without capture"
-    context.tell(same_tokens(expected, found, f"{label}, tokens", compared))
+    if (said := _plain_said(context, folder)) is not None:
+        archive = open_archive(path)
+        lengths = archive.instructions.prompt_length
+        found = [rows_of(archive, index)[0][lengths[index] :].tolist() for index in range(len(texts))]
+        expected = [tokens[:-1] for tokens in said["tokens"]]  # the last is never fed to the model
+        compared = "without capture, and in the archive"
+        context.tell(same_values(expected, found, f"{label}, captured tokens", compared, "tokens"))
 
 
 def _forced_instructions(folder: Path) -> list[Instruction]:

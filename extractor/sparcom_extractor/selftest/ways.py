@@ -75,7 +75,7 @@ class Ways:
         return run
 
     async def _generate(self, load: Load, plans: list[dict[str, Any]] | None = None) -> float:
-        return (await generate(self._engine, load.prompts, load.generated, plans)).seconds
+        return (await generate(self._engine, load.prompts, load.generated, extras=plans)).seconds
 
     def _dropping(self, load: Load) -> Run:
         """Rows whose session has ended are dropped where they arrive, as those past a request's end are."""
