@@ -1,7 +1,7 @@
 """Tokens a second of four ways to learn which neurons fired, and of the engine that looks at nothing.
 
 Rounds of vLLM with and without capture alternate, and the ratio is the median over rounds: this machine's speed
-changes with its neighbours.
+changes with its neighbours. The processes of the engine that is not measured are stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from workload import natural
 
@@ -33,16 +35,18 @@ async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
     prompts = make_prompts(load_tokenizer(str(model)), instructions, ExtractionOptions(), 8191)
     ids = [prompt.ids.tolist() for prompt in prompts]
     tokens = sum(map(len, ids))
-    plain = await CaptureEngine.start(EngineSettings(str(model), capture=False))
-    capture = await CaptureEngine.start(EngineSettings(str(model)))
+    plain, plain_processes = await _start(EngineSettings(str(model), capture=False))
+    capture, capture_processes = await _start(EngineSettings(str(model)))
+    others = {"plain": capture_processes, "capture": plain_processes}
     seconds: dict[str, list[float]] = {"capture": [], "plain": []}
     for number in range(ROUNDS + 1):
         for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
-            took = (
-                await _run_plain(plain, ids)
-                if name == "plain"
-                else await _run_capture(capture, instructions, output / "round.zarr")
-            )
+            with _stopped(others[name]):
+                took = (
+                    await _run_plain(plain, ids)
+                    if name == "plain"
+                    else await _run_capture(capture, instructions, output / "round.zarr")
+                )
             if number:  # the first round warms up
                 seconds[name].append(took)
     await plain.close()
@@ -64,6 +68,25 @@ async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
         "capture / transformers one at a time (goal 1.8)": capture_rate * one / tokens,
         "capture / transformers sorted batches (goal 1.2)": capture_rate * batched / tokens,
     }
+
+
+async def _start(settings: EngineSettings) -> tuple[CaptureEngine, list[psutil.Process]]:
+    """An engine and its processes."""
+    before = set(psutil.Process().children(recursive=True))
+    engine = await CaptureEngine.start(settings)
+    return engine, [process for process in psutil.Process().children(recursive=True) if process not in before]
+
+
+@contextmanager
+def _stopped(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """Keep processes from taking any of the machine's time."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in reversed(processes):
+            process.resume()
 
 
 async def _run_capture(engine: CaptureEngine, instructions: Sequence[Any], path: Path) -> float:
