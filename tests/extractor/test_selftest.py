@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,83 @@ def test_a_token_too_few_differs() -> None:
     assert same_values([[1, 2, 3], [4]], [[1, 2, 3], [4]], "a", "b", "tokens").passed
     check = same_values([[1, 2, 3], [4]], [[1, 9], [4]], "a", "b", "tokens")
     assert (check.total, check.differing) == (4, 2)
+
+
+def test_a_broken_part_does_not_hide_the_others() -> None:
+    """All parts run, and the end names those that broke and why."""
+    import asyncio
+
+    from sparcom_extractor.selftest.attempts import Attempts
+
+    async def works() -> int:
+        return 7
+
+    async def breaks() -> int:
+        raise ValueError("as meant")
+
+    async def both() -> Attempts:
+        attempts = Attempts()
+        assert await attempts.run("one", breaks()) is None
+        assert await attempts.run("two", works()) == 7
+        assert (attempts.broken("one"), attempts.broken("two")) == (True, False)
+        return attempts
+
+    attempts = asyncio.run(both())
+    with pytest.raises(RuntimeError, match=r"^one: ValueError: as meant$"):
+        attempts.finish()
+
+
+def test_timed_loads_are_what_the_sizes_say() -> None:
+    """Random ids within the vocabulary, no two prompts alike, a place for every row that is computed, and no zeros."""
+    from sparcom_extractor.selftest.speed import make_loads
+
+    prefill, decode = make_loads(CUDA_SIZES, 32000)
+    assert (len(prefill.prompts), prefill.tokens) == (256, 256 * 512)
+    assert (len(decode.prompts), decode.tokens) == (256, 256 * (32 + 255))
+    ids = np.array(prefill.prompts)
+    assert 0 < ids.min() <= ids.max() < 32000
+    assert len({tuple(prompt) for prompt in decode.prompts}) == 256
+    plans = list(decode.plans("s"))
+    rows = [(plan["row"], plan["row"] + plan["end"] - plan["begin"]) for plan in plans]
+    assert all(before[1] == after[0] for before, after in pairwise(rows))
+    assert rows[-1][1] == decode.tokens
+    assert decode.part(4).prompts == decode.prompts[:64]
+    assert decode.options("count").granularity == "count"
+    assert prefill.options("token").max_tokens == 0
+
+
+def test_rounds_stop_where_the_time_does(tmp_path: Path) -> None:
+    """Ways take turns; the seldom ones run in two rounds, and no round begins that would not end in time."""
+    import asyncio
+
+    from sparcom_extractor.selftest.attempts import Attempts
+    from sparcom_extractor.selftest.process import Context
+    from sparcom_extractor.selftest.speed import _in_turn
+
+    ran: list[str] = []
+
+    def way(name: str) -> Any:
+        async def run() -> float:
+            ran.append(name)
+            return 1.0
+
+        return run
+
+    async def broken() -> float:
+        raise ValueError("as meant")
+
+    works = {"prefill, op alone": way("a"), "prefill, to host": way("b"), "prefill, counted": broken}
+
+    def rounds(seconds: float) -> tuple[dict[str, list[float]], list[Any]]:
+        told: list[Any] = []
+        ran.clear()
+        context = Context(tmp_path, "cpu", told.append, time.monotonic() + seconds)
+        return asyncio.run(_in_turn(context, works, 4, Attempts())), told
+
+    seconds, told = rounds(1000)
+    assert ran == ["a", "b", "a", "b", "a", "a"]
+    assert seconds == {"prefill, op alone": [1.0] * 4, "prefill, to host": [1.0] * 2, "prefill, counted": []}
+    assert told == []
+    _, told = rounds(1)
+    assert ran == ["a", "b"]
+    assert told == [Fact("rounds", "1 of 4: out of time")]
