@@ -45,7 +45,7 @@ def test_the_exit_status_is_that_of_the_checks(
 ) -> None:
     """A check that fails or a step that breaks is 1; a speed below its goal is not."""
 
-    def step(_step: Any, _folder: Path, _device: str, _seconds: float, tell: Any) -> Outcome:
+    def step(_step: Any, _folder: Path, _device: str, _seconds: float, tell: Any, _stop: Any) -> Outcome:
         for row in rows:
             tell(row)
         return outcome

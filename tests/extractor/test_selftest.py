@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -90,11 +92,11 @@ def test_what_does_not_fit_is_listed() -> None:
 
 
 def test_a_step_leaves_time_for_those_after_it() -> None:
-    """No step takes the seconds that later ones need at least, unless it could not run at all."""
+    """No step takes the seconds that later ones need at least; where not all fit, the first has what it asks for."""
     _, launcher, _ = run_plan([step("first", 50, 10), step("second", 50, 25)], 60)
     assert launcher.given["first"] == 35
     _, launcher, _ = run_plan([step("first", 50, 10), step("second", 50, 25)], 20)
-    assert launcher.given["first"] == 10
+    assert launcher.given["first"] == 20
 
 
 def test_more_minutes_give_every_step_more() -> None:
@@ -296,12 +298,39 @@ def test_a_step_that_hangs_is_killed_with_its_children(launch: Any) -> None:
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_a_step_can_be_stopped(tmp_path: Path, launch: Any) -> None:
+    """An interruption does not wait for the step's limit."""
+    stop = threading.Event()
+    threading.Timer(1, stop.set).start()
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    made = Step("a step", "made_up_work:hangs", environment=environment)
+    assert run_step(made, tmp_path, "cpu", 300, lambda _: None, stop).killed
+
+
+def test_what_is_interrupted_is_said() -> None:
+    """The step that ran is cut short, and those after it have not run: neither is a failure."""
+    stop = threading.Event()
+
+    def interrupted(item: Step, seconds: float, tell: Callable[[Any], None]) -> Outcome:
+        stop.set()
+        return Outcome("killed", killed=True)
+
+    plan = [Stage(((step("one"), step("two")),))]
+    runner = Runner(plan, "cuda", Budget(100), interrupted, stop=stop)
+    runner.run()
+    assert [(item.status, item.reason) for item in runner.results.values()] == [
+        ("cut short", "interrupted"),
+        ("not run", "interrupted"),
+    ]
+    assert not runner.failed
+
+
 def test_descendants_are_found_through_generations() -> None:
     """A child's child is one too."""
     import subprocess
 
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
-    with subprocess.Popen([shutil.which("python3") or "python3", "-c", code]) as child:
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
         until = time.monotonic() + 20
         while len(found := descendants(child.pid)) < 1 and time.monotonic() < until:
             time.sleep(0.05)

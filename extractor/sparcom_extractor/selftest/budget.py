@@ -29,8 +29,9 @@ class Budget:
     def allowance(self, most: float, least: float, keep: float = 0.0) -> float | None:
         """Seconds that a step may take, at most `most`; None where fewer than `least` are to be had.
 
-        keep: seconds that later steps need; they are left alone unless the step could not run at all otherwise.
+        keep: seconds that later steps need at least. They are left alone where everything fits; where it does not,
+        who comes first is served first, for a step that is cut short has used its time for little.
         """
         if self.left < least:
             return None
-        return min(most, max(least, self.left - keep))
+        return min(most, self.left - keep if self.left >= keep + least else self.left)

@@ -123,7 +123,7 @@ def make_plan(device: Device, *, quick: bool = False, cores: int | None = None) 
     at_once = max(1, (cores or os.cpu_count() or 1) // CORES_PER_LANE)
     return [
         _one_lane(Step("machine", f"{_HERE}.machine:describe_machine", seconds=40)),
-        _one_lane(Step(MODELS, f"{_HERE}.models:make_models", {"architectures": sorted(NEURONS)}, seconds=60)),
+        _one_lane(Step(MODELS, f"{_HERE}.models:make_models", {"architectures": sorted(NEURONS)}, 60, 30)),
         Stage(((Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=120),), *_lanes(device, quick)), at_once),
         _one_lane(
             Step("kernel timings", f"{_HERE}.kernels:time_kernels", {"rows": sizes.kernel_rows}, seconds=40, cuda=True),

@@ -5,7 +5,8 @@
              why it broke, where it did, to WORK/STEP.reason
 
 An engine that hangs is killed with its processes at the step's limit. They have left the child's process group (see
-`sparcom_extractor.child`), so they are found by parent, before the child dies and they are nobody's.
+`sparcom_extractor.child`), so they are found by parent, before the child dies and they are nobody's. A child whose
+parent is killed ends itself, and its engine with it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,17 @@ class Outcome:
     log: tuple[str, ...] = ()
 
 
-def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tell) -> Outcome:
-    """Run a step in a process of its own, for at most so many seconds; its rows are told as they come."""
+def run_step(
+    step: Step, folder: Path, device: Device, seconds: float, tell: Tell, stop: threading.Event | None = None
+) -> Outcome:
+    """Run a step in a process of its own, for at most so many seconds; its rows are told as they come.
+
+    stop: when it is set, the process is killed as if its time were over.
+    """
     stem = folder / re.sub(r"\W+", "-", step.name)
     rows, log, note = (stem.with_suffix(suffix) for suffix in (".rows", ".log", ".json"))
-    told = {"step": asdict(step), "folder": str(folder), "device": device, "deadline": time.monotonic() + seconds}
-    note.write_text(json.dumps(told))
+    deadline = time.monotonic() + seconds
+    note.write_text(json.dumps({"step": asdict(step), "folder": str(folder), "device": device, "deadline": deadline}))
     rows.write_text("")
     own = {name: value.format(folder=folder) for name, value in step.environment.items()}
     with log.open("w") as output:
@@ -89,7 +96,7 @@ def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tel
             env=ENVIRONMENT | os.environ | own,
         )
         try:
-            killed = _follow(child, rows, seconds, tell)
+            killed = _follow(child, rows, deadline, tell, stop or threading.Event())
         finally:
             _kill(child)
     if killed:
@@ -101,11 +108,10 @@ def run_step(step: Step, folder: Path, device: Device, seconds: float, tell: Tel
     return Outcome(log=_telling(log))
 
 
-def _follow(child: subprocess.Popen[bytes], rows: Path, seconds: float, tell: Tell) -> bool:
-    """Tell rows until the child ends or its time is over; whether it was the time."""
-    limit = time.monotonic() + seconds
+def _follow(child: subprocess.Popen[bytes], rows: Path, deadline: float, tell: Tell, stop: threading.Event) -> bool:
+    """Tell rows until the child ends, or its time is over, or it is to stop; whether it had not ended."""
     with rows.open() as lines:
-        while child.poll() is None and time.monotonic() < limit:
+        while child.poll() is None and time.monotonic() < deadline and not stop.is_set():
             _tell_new(lines, tell)
             time.sleep(POLL_SECONDS)
         over = child.poll() is None
@@ -126,15 +132,21 @@ def _tell_new(lines: Any, tell: Tell) -> None:
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """End the child and all processes below it, and wait until they are gone: the next engine needs their memory."""
+    _signal([child.pid], signal.SIGSTOP)  # it must not start another process that is not in the list
+    _signal(descendants(child.pid), signal.SIGSTOP)
     family = descendants(child.pid)
-    for process in [child.pid, *family]:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue  # it had ended by itself
+    _signal([child.pid, *family], signal.SIGKILL)
     child.wait()
     while any(_alive(process) for process in family):
         time.sleep(POLL_SECONDS)
+
+
+def _signal(processes: Sequence[int], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            continue  # it had ended by itself
 
 
 def descendants(process: int) -> list[int]:
@@ -171,6 +183,7 @@ def _telling(log: Path) -> tuple[str, ...]:
 
 def main(note: Path) -> None:
     """The child's side: run the step's function; where it breaks, leave the reason for the report."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="sparcom-parent", daemon=True).start()
     told = json.loads(note.read_text())
     step = told["step"]
     with note.with_suffix(".rows").open("a") as rows:
@@ -186,6 +199,12 @@ def main(note: Path) -> None:
         except Exception as error:
             note.with_suffix(".reason").write_text(f"{type(error).__name__}: {error}")
             raise
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)  # nobody is left to report to, and an engine must not go on alone
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +49,10 @@ def run_selftest(
     shown = {**asdict(settings), "output": str(settings.output), "folder": str(folder)}
     report = ReportFile(settings.output, {**shown, "sizes": asdict(SIZES[settings.device])}, budget)
 
+    stop = threading.Event()
+
     def in_a_process(step: Step, seconds: float, tell: Tell) -> Outcome:
-        return run_step(step, folder, settings.device, seconds, tell)
+        return run_step(step, folder, settings.device, seconds, tell, stop)
 
     runner = Runner(
         plan,
@@ -58,6 +61,7 @@ def run_selftest(
         launch or in_a_process,
         changed=lambda: report.write(results),
         say=say,
+        stop=stop,
     )
     results = list(runner.results.values())
     try:

@@ -45,6 +45,7 @@ class Runner:
         *,
         changed: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._plan = plan
         self._device = device
@@ -52,6 +53,7 @@ class Runner:
         self._launch = launch
         self._changed = changed
         self._say = say
+        self._stop = stop or threading.Event()
         self._lock = threading.Lock()
         self.results = {step.name: StepResult(step.name) for stage in plan for step in stage.steps}
 
@@ -64,7 +66,11 @@ class Runner:
         """All stages."""
         for number, stage in enumerate(self._plan):
             with ThreadPoolExecutor(max_workers=stage.at_once) as pool:
-                list(pool.map(partial(self._run_lane, number), stage.lanes))
+                try:
+                    list(pool.map(partial(self._run_lane, number), stage.lanes))
+                except KeyboardInterrupt:
+                    self._stop.set()  # or leaving the pool would wait for all that it has begun
+                    raise
 
     def _run_lane(self, stage: int, lane: Sequence[Step]) -> None:
         for step in lane:
@@ -88,7 +94,9 @@ class Runner:
         most = step.seconds * max(1.0, self._budget.seconds / (60 * FULL_MINUTES))
         seconds = self._budget.allowance(most, step.least, keep)
         absent = [name for name in step.needs if self.results[name].status in NOT_RUN]
-        if not self._applies(step):
+        if self._stop.is_set():
+            self._set(result, "not run", "interrupted")
+        elif not self._applies(step):
             self._set(result, "not applicable", f"needs CUDA; this is {self._device}")
         elif absent:
             self._set(result, "not run", f"needs the step {absent[0]!r}, which has not run")
@@ -114,7 +122,9 @@ class Runner:
             outcome = Outcome(f"it could not be run: {type(error).__name__}: {error}")
         result.seconds = time.monotonic() - started
         result.log = list(outcome.log)
-        if outcome.killed and seconds < step.seconds:
+        if outcome.killed and self._stop.is_set():
+            self._set(result, "cut short", "interrupted")
+        elif outcome.killed and seconds < step.seconds:
             self._set(result, "cut short", f"out of time: {outcome.reason}")
         else:
             self._set(result, "failed" if outcome.reason else "done", outcome.reason)
