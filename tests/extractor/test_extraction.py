@@ -91,6 +91,7 @@ class Worker(CaptureMixin, Model):
     """The real mixin."""
 
     use_v2_model_runner = False
+    vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=3))
 
     def __init__(self) -> None:
         self._capture = StepCapture(CaptureBuffer(PIECE, LAYERS, NEURONS, torch.device("cpu")), HostOutbox())

@@ -471,3 +471,18 @@ def test_threads_end_with_the_session(tmp_path: Path) -> None:
         session.put(archive.piece(archive.instructions[0], 0, 4))
         assert set(threading.enumerate()) - before
     assert set(threading.enumerate()) <= before
+
+
+def test_as_many_requests_as_run_at_once_have_a_chunk_each(tmp_path: Path) -> None:
+    """Requests that grow a row a step, each in its own chunk, are held in memory: nothing is written and read back."""
+    archive = Archive(tmp_path, plan([(8, 8)] * 40), 8)
+    session = CaptureSession(archive.target, 40, requests=40, buffer_bytes=0)
+    for offset in range(7):
+        for item in archive.instructions:
+            session.put(archive.piece(item, offset, 1))
+    session.settle([])
+    deadline = time.monotonic() + SECONDS
+    while session._queued_bytes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not list((tmp_path / "a").glob("c.*")), "an unfinished chunk was put aside"
+    session.close()

@@ -119,7 +119,8 @@ class CaptureMixin:
             target, instructions = chunk_target(Path(path))
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        opened = CaptureSession(target, instructions)
+        requests = 0 if target.dtype == "uint32" else int(self.vllm_config.scheduler_config.max_num_seqs)
+        opened = CaptureSession(target, instructions, requests=requests)
         if opened.counts and self._capture.counters is None:
             self._make_counters()
         self._capture.open(session, opened)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.writer.chunks import ChunkTarget
+from sparcom_extractor.writer.chunks import ChunkTarget, buffers_for
 from sparcom_extractor.writer.sinks import Segment, Settlement, Sink, make_sink
 
 __all__ = ["CaptureSession", "CountedRows", "Segment", "Settlement", "StepRows"]
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 QUEUE_BYTES = 256 << 20
 BUFFER_BYTES = 256 << 20
 MAX_BUFFERS = 64
-THREADS = 4
+THREADS = 8
 IDLE_SECONDS = 0.02
 
 
@@ -128,11 +128,22 @@ class CaptureSession:
         target: ChunkTarget,
         instructions: int,
         *,
+        requests: int = 0,
         queue_bytes: int = QUEUE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
         threads: int = THREADS,
     ) -> None:
+        """
+        Args:
+            target: the array that is written. instructions: how many the archive has.
+            requests: how many run at once, each with a chunk of its own that grows a row a step.
+            queue_bytes: what may wait for the assembler; whoever delivers more waits.
+            buffer_bytes: memory for chunks, more where `requests` need it; touched only as it is needed.
+            threads: that write.
+        """
         buffers = max(4, min(MAX_BUFFERS, buffer_bytes // target.chunk_bytes))
+        if requests:
+            buffers = max(buffers, buffers_for(requests, threads))
         self.counts = target.dtype == "uint32"
         """Whether counts are written, and not masks."""
         self._sink: Sink = make_sink(target, buffers=buffers, threads=threads)
