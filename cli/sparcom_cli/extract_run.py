@@ -20,6 +20,7 @@ from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.settings import EngineSettings
 
 SHOWN_FAILURES = 10
+SHOWN_WAIT_SECONDS = 0.05
 
 
 def run_extraction(
@@ -36,6 +37,8 @@ def run_extraction(
         f"{output}: {snapshot.complete} of {snapshot.instructions} instructions complete, {snapshot.tokens_done:,} "
         f"tokens in {snapshot.seconds:.1f} s ({snapshot.tokens_per_second:,.0f} a second)"
     )
+    if snapshot.storage_wait_seconds >= SHOWN_WAIT_SECONDS:
+        click.echo(f"  the engine waited {snapshot.storage_wait_seconds:.1f} s for storage", err=True)
     if snapshot.failed:
         _show_failures(output)
     return snapshot.failed + snapshot.cancelled

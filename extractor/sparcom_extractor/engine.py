@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.versions import check_vllm, installed_vllm
 from sparcom_extractor.worker import worker_class
+
+_log = logging.getLogger(__name__)
 
 CPU_KV_CACHE_GIB = 2.0
 CPU_BATCHED_TOKENS = 512  # measured: 1,030 tokens a second against 700 to 930 with 2,048 and 4,096
@@ -71,6 +74,8 @@ class CaptureEngine:
         try:
             described = (await llm.collective_rpc("sparcom_describe"))[0] if settings.capture else None
             _refuse(settings, described)
+            if described is not None:
+                _log.info("%s: %s", settings.name, describe_capture(described))
             return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described))
         except BaseException:
             llm.shutdown()
@@ -134,6 +139,18 @@ class CaptureEngine:
 def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
     if described is not None and described["refusal"] is not None:
         raise UnsupportedModelError(f"model {settings.name!r} is refused: {described['refusal']}")
+
+
+def describe_capture(described: dict[str, Any]) -> str:
+    """What is captured and what that takes, for a log."""
+    memory = ", ".join(
+        f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 2**20:,.1f} MiB"
+        for name, size in described["memory"].items()
+    )
+    return (
+        f"capture of {len(described['layer_ids'])} layers of {described['neurons']:,} neurons "
+        f"({described['activation']}, product by {described['product']}): {memory}"
+    )
 
 
 def _start_llm(settings: EngineSettings) -> Any:

@@ -204,6 +204,15 @@ def test_failed_instructions_are_1_and_told(
     assert "failed 'i001': failed on purpose" in capsys.readouterr().err
 
 
+def test_waiting_for_storage_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is slower than the model is no failure, and is said with the seconds."""
+    started(monkeypatch, Progress(instructions=2, complete=2, storage_wait_seconds=4.2))
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
+    assert "the engine waited 4.2 s for storage" in capsys.readouterr().err
+
+
 def test_a_cancelled_extraction_is_1(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An archive that does not hold everything is not a success."""
     started(monkeypatch, Progress(instructions=2, complete=1, cancelled=1))

@@ -10,6 +10,7 @@ import pytest
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
 from sparcom_extractor import versions
+from sparcom_extractor.engine import describe_capture
 from sparcom_extractor.settings import EngineSettings
 
 
@@ -117,3 +118,18 @@ def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     only()
     with pytest.raises(MissingExtraError, match=r"sparcom\[extractor-cpu\]"):
         versions.installed_vllm()
+
+
+def test_what_capture_takes_is_told() -> None:
+    """At the start the log says what is captured, who makes the activation's product, and how much memory it takes."""
+    described = {
+        "layer_ids": [0, 1],
+        "neurons": 11008,
+        "activation": "silu",
+        "product": "compiled",
+        "memory": {"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
+    }
+    assert describe_capture(described) == (
+        "capture of 2 layers of 11,008 neurons (silu, product by compiled): step buffer 3.0 MiB, "
+        "device ring 6.0 MiB, pinned 262.0 MiB"
+    )
