@@ -53,14 +53,14 @@ def write_archive(folder: Path, shape: str, step: Masks, steps: int) -> float:
     ids, positions = np.zeros(STEP_TOKENS, dtype=np.int32), np.zeros(STEP_TOKENS, dtype=np.int64)
     started = time.perf_counter()
     session = CaptureSession(target, count)
-    rows = 0
+    rows = completed = 0
     for _ in range(steps):
         stop = min(rows + STEP_TOKENS, count * length)
         session.put(StepRows(list(_segments(rows, stop, length)), step, ids, positions))
         session.settle([Settlement(k, k * length, length, length) for k in range(rows // length, stop // length)])
+        completed += len(session.poll()["completed"])  # after every step, as the engine does
         rows = stop
     session.finish()
-    completed = 0
     while not (answer := session.poll())["drained"]:
         completed += len(answer["completed"])
         time.sleep(0.001)
