@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcom_extractor.capture.activations import SILU, GatedActivation
-from sparcom_extractor.capture.counts import add_counts_host, add_counts_twin, check_pieces, cut_pieces
+from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_pieces
 from sparcom_extractor.capture.twin import gated_product
+from sparcom_extractor.writer.counting import add_counts_host
 
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 

@@ -1,20 +1,58 @@
-"""Sums of packed bits on the host: how many rows have each bit set."""
+"""Sums of packed bits on the host: at how many rows is each neuron active.
+
+Rows are added as hardware adds bits. A row is a plane of bits, each worth 1. A full adder takes three planes of one
+worth and gives two, their sum of the same worth and their carry of twice that; so n planes become log2(n) in n steps of
+five bitwise operations on whole rows, and only those few are spread into a number for each neuron.
+
+It does not know requests or what a layer means; `capture/count_kernel.py` does the same on a device.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Byte value ─▶ its eight bits, one in each byte of a uint64: sums of up to 255 rows then add in eight lanes at once.
-_LANES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64).reshape(256)
-_MOST_ROWS = 255
+_FEW_ROWS = 10  # below this the plain sum is as fast: 67 µs against 75 for 8 rows of SmolLM2, 392 against 155 for 50
 
 
-def add_bits(masks: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
-    """Add the bits of rows of masks, uint8 (rows, layer, neuron_byte), to counts, uint32 (layer, neuron), in place."""
-    for first in range(0, len(masks), _MOST_ROWS):
-        lanes = _LANES[masks[first : first + _MOST_ROWS]].sum(axis=0, dtype=np.uint64)
-        counts += lanes.view(np.uint8)[:, : counts.shape[1]]
+def add_counts_host(masks: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
+    """Add the bits of rows to their counters.
+
+    Args:
+        masks: uint8 (rows, layers, ⌈neurons / 8⌉), little bit order; need not be contiguous.
+        counts: uint32 (layers, neurons), added to in place.
+    """
+    rows, layers, width = masks.shape
+    if rows < _FEW_ROWS:
+        bits = np.unpackbits(masks, axis=2, bitorder="little")[:, :, : counts.shape[1]]
+        counts += bits.sum(axis=0, dtype=np.uint32)
+        return
+    words = -(-layers * width // 8)
+    packed = np.zeros((rows, words * 8), dtype=np.uint8)
+    packed[:, : layers * width].reshape(rows, layers, width)[...] = masks
+    for worth, plane in enumerate(_add_planes(packed.view(np.uint64))):
+        bits = np.unpackbits(plane.view(np.uint8)[: layers * width].reshape(layers, width), axis=1, bitorder="little")
+        counts += bits[:, : counts.shape[1]].astype(np.uint32) << np.uint32(worth)
+
+
+def _add_planes(planes: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
+    """The sum of bit planes (planes, words) in binary: entry i holds bit i of every position's sum, (words,)."""
+    digits = []
+    while len(planes):
+        carries = []
+        while len(planes) > 1:
+            third, rest = divmod(len(planes), 3)
+            if third == 0:  # two planes: a half adder
+                carries.append(planes[:1] & planes[1:])
+                planes = planes[:1] ^ planes[1:]
+                continue
+            one, two, three = planes[:third], planes[third : 2 * third], planes[2 * third : 3 * third]
+            either = one ^ two
+            carries.append((one & two) | (either & three))
+            planes = np.concatenate([either ^ three, planes[3 * third :]]) if rest else either ^ three
+        digits.append(planes[0])
+        planes = np.concatenate(carries) if carries else planes[:0]
+    return digits
 
 
 def unpack_bits(mask: NDArray[np.uint8], neurons: int) -> NDArray[np.uint32]:

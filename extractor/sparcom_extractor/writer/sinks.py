@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter
-from sparcom_extractor.writer.counting import add_bits, unpack_bits
+from sparcom_extractor.writer.counting import add_counts_host, unpack_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class _Sum:
         """Add the rows that were not added before; rows after a gap are left out, and the number of rows tells."""
         new = offset + len(masks) - self.rows
         if new > 0 and offset <= self.rows:
-            add_bits(masks[-new:], self.counts)
+            add_counts_host(masks[-new:], self.counts)
             self.rows += new
             self.last = np.array(masks[-1])
 
