@@ -1,46 +1,15 @@
-"""The capturing worker of vLLM's CUDA platform: rows leave the device while the next step runs."""
+"""The capturing worker of vLLM's CUDA platform."""
 
 from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from sparcom_extractor.capture.buffer import CaptureBuffer
-from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.device import CudaStreams, DeviceOutbox, letter_bytes
-from sparcom_extractor.worker.mixin import CaptureMixin
-
-RING_STEPS = 2  # one step leaves the device while the next is computed
-PINNED_SLACK = 256 << 20  # bytes for the writer to fall behind
+from sparcom_extractor.capture.device import CudaStreams
+from sparcom_extractor.worker.device import DeviceCaptureMixin
 
 
-class CaptureGPUWorker(CaptureMixin, Worker):  # type: ignore[misc]
+class CaptureGPUWorker(DeviceCaptureMixin, Worker):  # type: ignore[misc]
     """vLLM's GPU worker, with capture."""
 
-    _outbox: DeviceOutbox
-
-    def _make_outbox(self, buffer: CaptureBuffer) -> DeviceOutbox:
-        """Ring and pinned memory, taken before vLLM measures what is left for its KV cache."""
-        ring = RING_STEPS * letter_bytes(buffer.masks, buffer.stamps)
-        self._outbox = DeviceOutbox(CudaStreams(self.device), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
-        # vLLM 0.24 sizes the KV cache by the weights it knows of; later ones measure the device, and only log this.
-        self.model_runner.model_memory_usage += buffer.masks.nbytes + self._outbox.device_bytes
-        return self._outbox
-
-    def _make_counters(self) -> None:
-        """Counters for as many requests as run at once."""
-        assert self._capture is not None  # noqa: S101
-        requests = int(self.vllm_config.scheduler_config.max_num_seqs)
-        self._capture.counters = DeviceCounters(self._buffer, self._outbox, requests)
-
-    def _memory(self) -> dict[str, int]:
-        return super()._memory() | {
-            "device_ring_bytes": self._outbox.device_bytes,
-            "pinned_bytes": self._outbox.pinned_bytes,
-        }
-
-    def sparcom_statistics(self) -> dict[str, float]:
-        """Also: the seconds that steps waited for the ring, and the bytes that left the device."""
-        return super().sparcom_statistics() | {
-            "waited_seconds": self._outbox.waited_seconds,
-            "sent_bytes": self._outbox.sent_bytes,
-        }
+    def _streams(self) -> CudaStreams:
+        return CudaStreams(self.device)

@@ -1,0 +1,19 @@
+"""The GPU worker's way off its device, rehearsed on the CPU for tests: streams run late, the twin counts."""
+
+from __future__ import annotations
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from sparcom_extractor.capture import counters
+from sparcom_extractor.capture.counts import add_counts_twin
+from sparcom_extractor.testing import FakeDevice
+from sparcom_extractor.worker.device import DeviceCaptureMixin
+
+
+class RehearsalWorker(DeviceCaptureMixin, CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, with a late device between the model and the writer."""
+
+    def _streams(self) -> FakeDevice:
+        counters.add_counts = add_counts_twin  # type: ignore[attr-defined]  # this process is the test's own
+        self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
+        return FakeDevice()
