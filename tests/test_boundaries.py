@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from sparcom_cli.main import COMMANDS, cli
-from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, TOKEN_ARRAYS
+from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, NEURON_COUNT, TOKEN_ARRAYS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
@@ -136,6 +136,11 @@ def test_importing_the_extractor_starts_nothing() -> None:
     assert not loaded_after("import sparcom_extractor") & {"torch", "vllm", "transformers"}
 
 
+def test_the_writer_needs_numpy_alone() -> None:
+    """What turns rows into chunks knows neither torch nor vLLM: it could run in a process of its own."""
+    assert not loaded_after("import sparcom_extractor.writer.session") & {"torch", "vllm", "transformers", "triton"}
+
+
 def test_the_analysis_needs_no_engine_and_no_server() -> None:
     """`import sparcom_analysis` and its pipeline bring in neither torch nor vLLM nor FastAPI."""
     loaded = loaded_after("import sparcom_analysis, sparcom_analysis.pipeline, sparcom_data.verify")
@@ -154,7 +159,7 @@ def test_every_command_answers_help(name: str) -> None:
     assert len(result.output.splitlines()) > 4, "a usage line alone helps nobody"
 
 
-@pytest.mark.parametrize("spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE, NEURON_COUNT], ids=lambda spec: spec.name)
 def test_every_array_is_documented(spec: object) -> None:
     """docs/archive-format.md has a line for each array, with its dtype and its dimensions."""
     name, dtype, dimensions = spec.name, spec.dtype, spec.dimensions  # type: ignore[attr-defined]
