@@ -252,8 +252,7 @@ def _engine_info(llm: Any, described: dict[str, Any] | None) -> EngineInfo:
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,  # type: ignore[call-arg]
         max_num_seqs=config.scheduler_config.max_num_seqs,
         max_model_len=config.model_config.max_model_len,
-        model_runner="V2" if config.use_v2_model_runner else "V1",
         async_scheduling=bool(config.scheduler_config.async_scheduling),
-        cudagraph_mode=str(getattr(config.compilation_config.cudagraph_mode, "name", "NONE")),
+        **(described or {}).get("mode", {}),
         **{f"capture_{name}": described[name] for name in ("product", "memory") if described},
     )

@@ -75,7 +75,8 @@ def tell_mode(context: Context, engine: CaptureEngine) -> None:
     """Say which model runner and which kind of graphs the engine has; on CUDA hold that it has those asked for."""
     config = engine.llm.vllm_config
     eager = bool(config.model_config.enforce_eager)
-    graphs = getattr(config.compilation_config.cudagraph_mode, "name", "NONE")
+    settled = engine.engine.model_dump()  # the worker's word where it captures: it may choose other graphs than asked
+    graphs = settled.get("cudagraph_mode") or getattr(config.compilation_config.cudagraph_mode, "name", "NONE")
     mode = getattr(config.compilation_config.mode, "name", "NONE")
     runner = 2 if getattr(config, "use_v2_model_runner", False) else 1
     context.tell(Fact("mode", f"model runner V{runner}, compilation {mode}, CUDA graphs {graphs}"))

@@ -97,7 +97,8 @@ class CaptureMixin:
 
     def sparcom_describe(self) -> dict[str, Any]:
         """What can be captured here: `refusal`, or the layers, their width and their activation; who makes the
-        activation's product, see `install_capture`; and what capture holds of the device's and the host's memory."""
+        activation's product, see `install_capture`; the mode that the worker has settled on; and what capture holds of
+        the device's and the host's memory."""
         if self._refusal is not None:
             return {"refusal": self._refusal}
         return {
@@ -106,6 +107,10 @@ class CaptureMixin:
             "neurons": self._ffns[0].neurons,
             "activation": self._ffns[0].activation,
             "product": self._product,
+            "mode": {
+                "model_runner": "V2" if self.use_v2_model_runner else "V1",
+                "cudagraph_mode": str(getattr(self.vllm_config.compilation_config.cudagraph_mode, "name", "NONE")),
+            },
             "memory": self._memory(),
         }
 
