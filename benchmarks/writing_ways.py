@@ -29,6 +29,7 @@ from sparcom_data.layout import choose_chunk_tokens, plan_layout
 from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.writer.chunks import ChunkTarget
+from sparcom_extractor.extraction import POLL_SECONDS
 from sparcom_extractor.writer.session import THREADS, CaptureSession, Segment, Settlement, StepRows
 
 SHAPES = {"SmolLM2-135M": (30, 1536, 120), "LLaMA-2-7B": (32, 11008, 16)}  # layers, neurons, tokens an instruction
@@ -53,13 +54,16 @@ def write_archive(folder: Path, shape: str, step: Masks, steps: int) -> float:
     ids, positions = np.zeros(STEP_TOKENS, dtype=np.int32), np.zeros(STEP_TOKENS, dtype=np.int64)
     started = time.perf_counter()
     session = CaptureSession(target, count)
-    rows = completed = 0
-    for _ in range(steps):
+    rows = completed = settled = 0
+    polled = started
+    for number in range(steps):
         stop = min(rows + STEP_TOKENS, count * length)
         session.put(StepRows(list(_segments(rows, stop, length)), step, ids, positions))
-        session.settle([Settlement(k, k * length, length, length) for k in range(rows // length, stop // length)])
-        completed += len(session.poll()["completed"])  # after every step, as the engine does
         rows = stop
+        if time.perf_counter() - polled >= POLL_SECONDS or number == steps - 1:  # as often as the engine does
+            session.settle([Settlement(k, k * length, length, length) for k in range(settled, rows // length)])
+            completed += len(session.poll()["completed"])
+            settled, polled = rows // length, time.perf_counter()
     session.finish()
     while not (answer := session.poll())["drained"]:
         completed += len(answer["completed"])

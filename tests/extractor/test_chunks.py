@@ -134,7 +134,8 @@ def test_a_settled_chunk_is_written_before_the_rest(tmp_path: Path) -> None:
     """Settling the last row of a chunk writes it; the chunk beside it, of which a row is open, stays in memory."""
     target, truth = target_in(tmp_path, 8, 4), random_rows(8)
     with writing(target) as writer:
-        writer.put(0, truth)
+        writer.put(0, truth[:3])  # the fourth row never comes
+        writer.put(4, truth[4:7])
         writer.settle(0, 7)
         wait_until_durable(writer, 4)
         assert target.path(0).exists()
@@ -142,6 +143,23 @@ def test_a_settled_chunk_is_written_before_the_rest(tmp_path: Path) -> None:
         assert not writer.durable(4, 5)
         writer.settle(7, 8)
         wait_until_durable(writer, 8)
+
+
+def test_a_full_chunk_is_written_before_it_is_settled(tmp_path: Path) -> None:
+    """The disk works while the settlement is on its way; durable it is only afterwards, and rows may come again."""
+    target, truth = target_in(tmp_path, 8, 4), random_rows(8)
+    with writing(target) as writer:
+        writer.put(0, truth[:3])
+        assert not writer._writing
+        writer.put(3, truth[3:5])
+        assert list(writer._writing) == [0]
+        assert not writer.durable(0, 4)
+        writer.put(0, truth[:4])  # computed again after a preemption
+        assert not writer._writing, "a chunk that was full before is not written for every row that comes again"
+        writer.put(5, truth[5:])
+        writer.settle(0, 8)
+        wait_until_durable(writer, 8)
+    assert np.array_equal(read_chunk(target.path(0), target.chunk_shape), truth[:4])
 
 
 def test_the_last_chunk_is_cut(tmp_path: Path) -> None:

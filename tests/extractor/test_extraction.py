@@ -512,3 +512,17 @@ def test_misaligned_rows_are_told(ids: list[int], positions: list[int], reason: 
     found = misalignment(item, np.array([4, 5, 6], dtype=np.int32), 2)
     assert (found is None) == (reason is None)
     assert reason is None or reason in str(found)
+
+
+def test_no_room_for_counters_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without room for counters: the sentence says what to change, and no session is left behind."""
+    engine = Engine()
+
+    def no_room() -> None:
+        raise torch.OutOfMemoryError("tried to allocate 400 MiB")
+
+    monkeypatch.setattr(engine.worker, "_make_counters", no_room)
+    extraction = engine.prepare(instructions_of(3), tmp_path / "a.zarr", granularity="count")
+    with pytest.raises(StorageError, match=r"400 MiB.*lower gpu_memory_utilization or max_num_seqs"):
+        run(extraction.run())
+    assert engine.worker._capture.sessions == {}

@@ -461,16 +461,16 @@ def test_timed_loads_are_what_the_sizes_say() -> None:
     from sparcom_extractor.selftest.speed import make_loads
 
     prefill, decode = make_loads(CUDA_SIZES, 32000)
-    assert (len(prefill.prompts), prefill.tokens) == (256, 256 * 512)
-    assert (len(decode.prompts), decode.tokens) == (256, 256 * (32 + 255))
+    assert (len(prefill.prompts), prefill.tokens) == (512, 512 * 512)
+    assert (len(decode.prompts), decode.tokens) == (512, 512 * (32 + 191))
     ids = np.array(prefill.prompts)
     assert 0 < ids.min() <= ids.max() < 32000
-    assert len({tuple(prompt) for prompt in decode.prompts}) == 256
+    assert len({tuple(prompt) for prompt in decode.prompts}) == 512
     plans = list(decode.plans("s"))
     rows = [(plan["row"], plan["row"] + plan["end"] - plan["begin"]) for plan in plans]
     assert all(before[1] == after[0] for before, after in pairwise(rows))
     assert rows[-1][1] == decode.tokens
-    assert decode.part(4).prompts == decode.prompts[:64]
+    assert decode.part(4).prompts == decode.prompts[:128]
     assert decode.options("count").granularity == "count"
     assert prefill.options("token").max_tokens == 0
 

@@ -486,3 +486,14 @@ def test_as_many_requests_as_run_at_once_have_a_chunk_each(tmp_path: Path) -> No
         time.sleep(0.001)
     assert not list((tmp_path / "a").glob("c.*")), "an unfinished chunk was put aside"
     session.close()
+
+
+def test_a_session_that_is_closed_early_does_not_hold_the_engine_up(tmp_path: Path) -> None:
+    """Rows that nobody will commit are dropped: nothing is written at the close."""
+    archive = Archive(tmp_path, plan([(8, 8)] * 4), 8)
+    session = CaptureSession(archive.target, 4)
+    for item in archive.instructions:
+        session.put(archive.piece(item, 0, 4))
+    session.close()
+    assert not list((tmp_path / "a").glob("c.*"))
+    assert "closed before it was finished" in session.poll()["error"][1]

@@ -12,6 +12,7 @@ sent before them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -275,8 +276,11 @@ class _Lease:
     def __init__(self, done: Done, receivers: int) -> None:
         self._done = done
         self._left = receivers
+        self._lock = threading.Lock()  # receivers are threads
 
     def give_back(self) -> None:
-        self._left -= 1
-        if not self._left:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
             self._done()

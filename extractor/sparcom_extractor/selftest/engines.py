@@ -80,6 +80,7 @@ def tell_mode(context: Context, engine: CaptureEngine) -> None:
     mode = getattr(config.compilation_config.mode, "name", "NONE")
     runner = 2 if getattr(config, "use_v2_model_runner", False) else 1
     context.tell(Fact("mode", f"model runner V{runner}, compilation {mode}, CUDA graphs {graphs}"))
+    context.tell(Fact("product", str(settled.get("capture_product") or "the model's own: no capture")))
     if context.device == "cuda":
         wrong = (graphs == "NONE") != eager
         asked = "none: eager mode" if eager else "compiled"

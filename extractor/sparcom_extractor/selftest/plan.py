@@ -83,8 +83,8 @@ CUDA_SIZES = Sizes(
     generated=65,  # 64 of them are fed to the model again and have rows
     step_tokens=256,
     timed="llama-2-7b shape",
-    prefill=(256, 512, 1),
-    decode=(256, 32, 256),
+    prefill=(512, 512, 1),
+    decode=(512, 32, 192),  # twice as many as run at once: what is written after the last token is a smaller part
     speed_step_tokens=8192,
     speed_requests=256,
     rounds=4,
@@ -114,6 +114,9 @@ EXACT_FLOAT32 = {"TRITON_F32_DEFAULT": "ieee"}
 # Lanes run side by side: two that compile the same graph must not write the same files. Nor may a kernel that was
 # compiled without EXACT_FLOAT32 be taken for one with it.
 OWN_CACHES = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR")
+# TorchInductor otherwise times variants of a reduction and keeps the fastest: two engines may then add up in two
+# orders, and differ in the last bit of a log-probability whatever capture does.
+SAME_CODE = {"TORCHINDUCTOR_DETERMINISTIC": "1"}
 V1_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
@@ -124,7 +127,7 @@ def make_plan(device: Device, *, quick: bool = False, cores: int | None = None) 
     return [
         _one_lane(Step("machine", f"{_HERE}.machine:describe_machine", seconds=40)),
         _one_lane(Step(MODELS, f"{_HERE}.models:make_models", {"architectures": sorted(NEURONS)}, 60, 30)),
-        Stage(((Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=120),), *_lanes(device, quick)), at_once),
+        Stage(((Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=240),), *_lanes(device, quick)), at_once),
         _one_lane(
             Step("kernel timings", f"{_HERE}.kernels:time_kernels", {"rows": sizes.kernel_rows}, seconds=40, cuda=True),
             *_speed(sizes.rounds - 1 if quick and sizes.rounds > 1 else sizes.rounds, quick),
@@ -155,7 +158,7 @@ def _lane(architecture: str, dtype: str, *, runner_v1: bool = False, eager: bool
     label = f"{architecture} {dtype}{' runner V1' if runner_v1 else ''}"
     arguments = {"architecture": architecture, "dtype": dtype, "label": label}
     environment = {name: f"{{folder}}/cache/{label.replace(' ', '-')}/{name}" for name in OWN_CACHES}
-    environment |= (EXACT_FLOAT32 if dtype == "float32" else {}) | (V1_RUNNER if runner_v1 else {})
+    environment |= SAME_CODE | (EXACT_FLOAT32 if dtype == "float32" else {}) | (V1_RUNNER if runner_v1 else {})
 
     def step(name: str, work: str, seconds: float, least: float, needs: str = MODELS, **more: Any) -> Step:
         function = f"{_HERE}.lanes:{work}"

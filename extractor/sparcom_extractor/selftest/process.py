@@ -33,7 +33,9 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_
 POLL_SECONDS = 0.2
 LOG_LINES = 40
 LOG_ERRORS = 10
-TOLD = re.compile(r"(?i)cuda ?graph|graph captur|attention backend|kv cache|compil|model runner|warning|sparcom")
+TOLD = re.compile(
+    r"(?i)cuda ?graph|graph captur|attention backend|kv cache|compil|model runner|warning|sparcom|capture takes"
+)
 TOLD_LENGTH = 300
 Tell = Callable[[Row], None]
 

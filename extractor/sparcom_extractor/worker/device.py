@@ -7,6 +7,7 @@ from sparcom_extractor.capture.device import DeviceOutbox, Streams, letter_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
 RING_STEPS = 2  # one step leaves the device while the next is computed
+SMALL_BYTES = 1 << 20  # what a step uploads, borders of regions
 PINNED_SLACK = 256 << 20  # bytes for the writer to fall behind
 
 
@@ -21,7 +22,8 @@ class DeviceCaptureMixin(CaptureMixin):
 
     def _make_outbox(self, buffer: CaptureBuffer) -> DeviceOutbox:
         """Ring and pinned memory, taken before vLLM measures what is left for its KV cache."""
-        ring = RING_STEPS * letter_bytes(buffer.masks, buffer.stamps)
+        counts = 4 * buffer.neurons * buffer.masks.shape[1] + buffer.masks[:1].nbytes  # of one request
+        ring = RING_STEPS * max(letter_bytes(buffer.masks, buffer.stamps), counts + SMALL_BYTES) + SMALL_BYTES
         self._outbox = DeviceOutbox(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later ones measure the device, and only log this.
         self.model_runner.model_memory_usage += buffer.masks.nbytes + self._outbox.device_bytes

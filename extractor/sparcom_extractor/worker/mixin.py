@@ -10,10 +10,10 @@ Nothing is patched: vLLM takes the class by name for one engine, and other engin
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import zarr
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
@@ -63,7 +63,7 @@ class CaptureMixin:
         self._product = install_capture(self.model_runner.get_model(), self._ffns, buffer, config.model_config.dtype)
         if isinstance(config.additional_config, EngineNote):  # part of the key of vLLM's compilation cache
             made = f"{self._product}-{buffer.number}"  # the graph holds the buffer's number
-            config.additional_config = replace(config.additional_config, product=made)
+            object.__setattr__(config.additional_config, "product", made)  # in place: inner models hold it too
         self._buffer = buffer
         self._capture = StepCapture(buffer, self._make_outbox(buffer))
 
@@ -124,11 +124,17 @@ class CaptureMixin:
             target, instructions = chunk_target(Path(path))
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        requests = 0 if target.dtype == "uint32" else int(self.vllm_config.scheduler_config.max_num_seqs)
-        opened = CaptureSession(target, instructions, requests=requests)
-        if opened.counts and self._capture.counters is None:
-            self._make_counters()
-        self._capture.open(session, opened)
+        counts = target.dtype == "uint32"
+        if counts and self._capture.counters is None:
+            try:
+                self._make_counters()
+            except torch.OutOfMemoryError as error:
+                return (
+                    f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
+                    "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
+                )
+        requests = 0 if counts else int(self.vllm_config.scheduler_config.max_num_seqs)
+        self._capture.open(session, CaptureSession(target, instructions, requests=requests))
         return None
 
     def sparcom_poll(self, session: str, settlements: list[list[int]], finish: bool) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Rows in any order, chunks on disk once each.
 
     put(rows, values) ─▶ open chunks in memory ─▶ settle(rows): none of these will come again
-                                                     │ all rows of a chunk settled
-                                                     ▼
+                              │ full                 │ all rows of a chunk settled
+                              ▼                      ▼
                                    writer threads: CRC32C, temporary name, sync, rename ─▶ `durable`
 
 Memory is a fixed number of chunk buffers, page-aligned, so that they are written past the page cache. When all are
@@ -95,10 +95,14 @@ class ChunkTarget:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Memory of one chunk. values: (chunk rows, …). filled: bool (chunk rows,), which rows hold data."""
+    """Memory of one chunk.
+
+    values: (chunk rows, …). filled: bool (chunk rows,), which rows hold data; `rows` of them do.
+    """
 
     values: NDArray[Any]
     filled: NDArray[np.bool_]
+    rows: int = 0
 
     @classmethod
     def of(cls, target: ChunkTarget) -> _Buffer:
@@ -106,8 +110,14 @@ class _Buffer:
         return cls(memory.reshape(target.chunk_shape), np.zeros(target.chunk_rows, dtype=np.bool_))
 
     def put(self, offset: int, values: NDArray[Any]) -> None:
-        self.values[offset : offset + len(values)] = values
-        self.filled[offset : offset + len(values)] = True
+        rows = slice(offset, offset + len(values))
+        self.values[rows] = values
+        self.rows += len(values) - int(np.count_nonzero(self.filled[rows]))
+        self.filled[rows] = True
+
+    def empty(self) -> None:
+        self.filled[:] = False
+        self.rows = 0
 
     def clear_holes(self) -> None:
         """Rows that nobody put are zeros, not what another chunk left here."""
@@ -161,7 +171,13 @@ class ChunkWriter:
         while done < len(values):
             chunk, offset = divmod(row + done, size)
             take = min(size - offset, len(values) - done)
-            self._chunk(chunk).put(offset, values[done : done + take])
+            buffer = self._chunk(chunk)
+            was_full = buffer.rows == self._target.rows_of(chunk)
+            buffer.put(offset, values[done : done + take])
+            if not was_full and buffer.rows == self._target.rows_of(chunk):
+                self._write(
+                    chunk
+                )  # nobody has settled it yet: that comes once a second, and the disk would stand still
             done += take
 
     def zeros(self, rows: int) -> NDArray[Any]:
@@ -221,7 +237,7 @@ class ChunkWriter:
         while chunk in self._writing:
             self._wait_for_one()
         buffer = self._free_buffer()
-        buffer.filled[:] = False
+        buffer.empty()
         if chunk in self._stored:
             target = self._target
             buffer.put(0, read_chunk(target.path(chunk), target.chunk_shape, target.dtype, target.compressor))

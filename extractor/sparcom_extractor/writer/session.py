@@ -157,6 +157,7 @@ class CaptureSession:
         self._lock = threading.Lock()
         self._outcome = _Outcome()
         self._error: tuple[str, str] | None = None
+        self._finishing = False
         self._drained = threading.Event()
         self.waited_seconds = 0.0
         self._rows = 0
@@ -199,6 +200,7 @@ class CaptureSession:
 
     def finish(self) -> None:
         """Say that nothing more comes: what is open is written as it is."""
+        self._finishing = True
         self._queue.put(None)
 
     def fail(self, reason: str, kind: str = "capture") -> None:
@@ -227,7 +229,9 @@ class CaptureSession:
         }
 
     def close(self) -> None:
-        """End the threads. What is open is written first, unless the session failed; poll tells nobody of it."""
+        """End the threads. Where `finish` was not said, nobody commits what is open: it is dropped, not waited for."""
+        if not self._finishing:
+            self.fail("the session was closed before it was finished")
         self._queue.put(None)
         self._thread.join()
 
