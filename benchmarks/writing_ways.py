@@ -28,8 +28,8 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import choose_chunk_tokens, plan_layout
 from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
-from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.extraction import POLL_SECONDS
+from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.writer.session import THREADS, CaptureSession, Segment, Settlement, StepRows
 
 SHAPES = {"SmolLM2-135M": (30, 1536, 120), "LLaMA-2-7B": (32, 11008, 16)}  # layers, neurons, tokens an instruction
