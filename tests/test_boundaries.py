@@ -159,7 +159,9 @@ def test_every_command_answers_help(name: str) -> None:
     assert len(result.output.splitlines()) > 4, "a usage line alone helps nobody"
 
 
-@pytest.mark.parametrize("spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE, NEURON_COUNT], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE, NEURON_COUNT], ids=lambda spec: spec.name
+)
 def test_every_array_is_documented(spec: object) -> None:
     """docs/archive-format.md has a line for each array, with its dtype and its dimensions."""
     name, dtype, dimensions = spec.name, spec.dtype, spec.dimensions  # type: ignore[attr-defined]
