@@ -26,6 +26,9 @@ class Session:
 
     counts = False
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def __init__(self) -> None:
         self.steps: list[StepRows] = []
         self.reasons: list[str] = []
@@ -214,6 +217,21 @@ def test_positions_that_do_not_fit_fail_the_session_alone() -> None:
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, shift=1)
     assert ["was fed position 0" in reason for reason in worker.sessions["s"].reasons] == [True]
     assert worker.sessions["s"].steps == []
+
+
+def test_sessions_that_ended_leave_nothing_behind() -> None:
+    """A server runs thousands of extractions: what a step looks through does not grow with those that ended."""
+    worker = Worker()
+    for number in range(20):
+        name = f"s{number}"
+        worker.sessions[name] = Session()
+        worker.capture.open(name, worker.sessions[name])  # type: ignore[arg-type]
+        worker.step([("a", 0, 2)], new={"a": plan(0, 10, 9, session=name)})
+        worker.capture.close(name)
+        assert len(worker.sessions[name].received()) == 1
+    requests = worker.capture._requests
+    assert (len(requests), len(requests._numbers), len(requests._names)) == (0, 0, 0)
+    assert worker.capture._waited_before == {}
 
 
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])

@@ -10,6 +10,7 @@ before `end`, and the engine may compute a row past its end before it knows. Req
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ class RunningRequests:
     def __init__(self) -> None:
         self._lines: dict[str, int] = {}
         self._free: list[int] = []
-        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._next_number = itertools.count()
         self._columns = np.zeros((len(_COLUMNS), 0), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -68,7 +71,7 @@ class RunningRequests:
                 self._grow()
             self._lines[request] = self._free.pop()
         values = (
-            self._number(plan.session),
+            self.number(plan.session),
             plan.index,
             plan.row,
             plan.begin,
@@ -95,7 +98,7 @@ class RunningRequests:
 
     def of_session(self, session: str) -> list[tuple[str, int]]:
         """The requests of a session, each with its line."""
-        number = self._number(session)
+        number = self.number(session)
         return [(name, line) for name, line in self._lines.items() if self._columns[0, line] == number]
 
     def column(self, name: str) -> NDArray[np.int64]:
@@ -103,15 +106,20 @@ class RunningRequests:
         column: NDArray[np.int64] = self._columns[_COLUMNS.index(name)]
         return column
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names behind the numbers of the column `session`."""
-        return self._names
+    def name(self, number: int) -> str:
+        """The name behind a number of the column `session`."""
+        return self._names[number]
 
-    def _number(self, session: str) -> int:
-        if session not in self._names:
-            self._names.append(session)
-        return self._names.index(session)
+    def number(self, session: str) -> int:
+        """The number of a session's name, the same until it is forgotten."""
+        if session not in self._numbers:
+            number = self._numbers[session] = next(self._next_number)
+            self._names[number] = session
+        return self._numbers[session]
+
+    def forget(self, session: str) -> None:
+        """No request of this session is left: what a step looks through does not grow with sessions that ended."""
+        self._names.pop(self._numbers.pop(session, -1), None)
 
     def _grow(self) -> None:
         size = self._columns.shape[1]

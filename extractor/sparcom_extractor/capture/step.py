@@ -153,6 +153,7 @@ class StepCapture:
         for request, line in self._requests.of_session(session):
             self._start_over(line)
             self._requests.remove(request)
+        self._requests.forget(session)
         if closing is not None:
             closing.close()
 
@@ -177,7 +178,7 @@ class StepCapture:
         requests, shares = self._requests, []
         owner = requests.column("session")[captured.line]
         for number in np.unique(owner).tolist():
-            session = self.sessions.get(requests.names[number])
+            session = self.sessions.get(requests.name(number))
             if session is None:
                 continue
             own = captured.where(owner == number)
@@ -241,15 +242,16 @@ class StepCapture:
 
     def _counting(self, line: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the lines belong to an open session that counts."""
-        counts = [(session := self.sessions.get(name)) is not None and session.counts for name in self._requests.names]
-        return np.array(counts, dtype=bool)[self._requests.column("session")[line]]
+        numbers = [self._requests.number(name) for name, session in self.sessions.items() if session.counts]
+        chosen: NDArray[np.bool_] = np.isin(self._requests.column("session")[line], numbers)
+        return chosen
 
     def _send_counts(self, line: int) -> None:
         """Let the counters of a request leave, if it holds any."""
         slot = int(self._requests.column("slot")[line])
         if slot == NO_SLOT or self.counters is None:
             return
-        session = self.sessions.get(self._requests.names[int(self._requests.column("session")[line])])
+        session = self.sessions.get(self._requests.name(int(self._requests.column("session")[line])))
         if session is not None:
             index = int(self._requests.column("index")[line])
             rows = int((self._requests.column("counted") - self._requests.column("begin"))[line])
