@@ -42,6 +42,20 @@ def selftest(
     """
     from sparcom_extractor.selftest.run import SelftestSettings, run_selftest
 
+    if device == "cuda":
+        _require_gpu()
     settings = SelftestSettings(device, output, minutes, quick, folder, only)
     results = run_selftest(settings, click.echo)
     raise SystemExit(1 if any(result.failed for result in results) else 0)
+
+
+def _require_gpu() -> None:
+    """Find out before anything is made whether there is a device."""
+    import torch
+
+    from sparcom_data.errors import InvalidInputError
+
+    if not torch.cuda.is_available():
+        raise InvalidInputError(
+            [f"--device cuda needs a GPU that torch can use; torch {torch.__version__} sees none. Use --device cpu"]
+        )

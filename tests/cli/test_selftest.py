@@ -25,6 +25,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
     return ended.value.code
 
 
+def test_a_device_that_is_not_there_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a GPU nothing is begun or written: one sentence with what to do."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(monkeypatch, "--device", "cuda", "--output", tmp_path / "report.json") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --device cuda needs a GPU that torch can use")
+    assert "Use --device cpu" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "outcome", "status", "last"),
     [
