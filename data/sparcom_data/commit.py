@@ -9,6 +9,7 @@ before it is set.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class ArchiveCommitter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._root = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)
+        self._open()
         attributes = parse_attributes(dict(self._root.attrs), str(path))
         self._has_token_rows = attributes.capture.granularity == "token"
 
@@ -77,6 +78,10 @@ class ArchiveCommitter:
         except OSError as error:
             raise storage_error(self._path, error) from error
 
+    def _open(self) -> None:
+        self._store = DurableStore(self._path)
+        self._root = zarr.open_group(self._store, mode="r+", use_consolidated=False)
+
     def _array(self, name: str) -> zarr.Array[Any]:
         array = self._root[name]
         assert isinstance(array, zarr.Array)  # noqa: S101  (written by create_archive)
@@ -91,7 +96,7 @@ class ArchiveCommitter:
         block = np.array(array[start:stop])
         for row, values in runs:
             block[row - start : row - start + len(values)] = values
-        self._store(array, start, block)
+        self._write(array, start, block)
 
     def _write_items(self, name: str, items: Mapping[int, object]) -> None:
         if not items:
@@ -101,12 +106,16 @@ class ArchiveCommitter:
         block = np.array(array[start:stop])
         for index, value in items.items():
             block[index - start] = value
-        self._store(array, start, block)
+        self._write(array, start, block)
 
-    def _store(self, array: zarr.Array[Any], start: int, block: NDArray[Any]) -> None:
+    def _write(self, array: zarr.Array[Any], start: int, block: NDArray[Any]) -> None:
         try:
             array[start : start + len(block)] = block
-        except OSError as error:
+        except (OSError, StorageError) as error:
+            # Other chunks of this block may still be on their way, and must not come after what is written next.
+            self._store.close()
+            with contextlib.suppress(OSError):  # of an archive that is gone: the closed store then refuses what follows
+                self._open()
+            if isinstance(error, StorageError):
+                raise
             raise storage_error(self._path / array.path, error) from error
-        except StorageError:
-            raise

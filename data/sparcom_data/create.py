@@ -102,9 +102,10 @@ def create_archive(
     """
     require_new_name(path)
     building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    store = DurableStore(building)
     try:
         make_folder(path.parent)
-        _build(building, attributes, columns, layout, chunk_tokens, chunk_instructions)
+        _build(store, attributes, columns, layout, chunk_tokens, chunk_instructions)
         building.rename(path)
         sync_path(path.parent)
     except OSError as error:
@@ -112,6 +113,7 @@ def create_archive(
     except StorageError as error:
         raise StorageError(str(error).replace(building.name, path.name)) from error
     finally:
+        store.close()  # before the removal: a write that is still on its way would make the folder again
         shutil.rmtree(building, ignore_errors=True)
 
 
@@ -122,14 +124,13 @@ def require_new_name(path: Path) -> None:
 
 
 def _build(
-    path: Path,
+    store: DurableStore,
     attributes: ArchiveAttributes,
     columns: InstructionColumns,
     layout: Layout,
     chunk_tokens: int | None,
     chunk_instructions: int | None,
 ) -> None:
-    store = DurableStore(path)
     root = zarr.create_group(store, attributes={"sparcom": attributes.model_dump(mode="json")})
     _create_columns(root, columns, layout)
     if attributes.capture.granularity == "count":

@@ -10,12 +10,14 @@ whose encoding (raw bytes and their CRC32C) needs no codec pipeline.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -137,7 +139,17 @@ def crc32c_suffix(data: type_bytes) -> bytes:
 
 
 class DurableStore(LocalStore):
-    """A local Zarr store whose writes are synced before they are renamed into place."""
+    """A local Zarr store whose writes are synced before they are renamed into place.
+
+    zarr writes several chunks at a time, and reports the first that fails while the others still run or have yet to
+    start. Who wants to remove, or write again, what the store held closes it first.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self._writing = 0
+        self._closed = False
+        self._change = threading.Condition()
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one value; raises StorageError where zarr's own store would leave an unsynced file."""
@@ -150,4 +162,26 @@ class DurableStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """`set` for callers without an event loop."""
-        write_durably(self.root / key, [value.to_bytes()])
+        path = self.root / key
+        with self._write(path):
+            write_durably(path, [value.to_bytes()])
+
+    def close(self) -> None:
+        """Refuse further writes and wait for those that run: after it nothing in the folder changes."""
+        super().close()
+        with self._change:
+            self._closed = True
+            self._change.wait_for(lambda: self._writing == 0)
+
+    @contextlib.contextmanager
+    def _write(self, path: Path) -> Iterator[None]:
+        with self._change:
+            if self._closed:
+                raise StorageError(f"writing {path} was given up: a write before it had failed")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._writing -= 1
+                self._change.notify_all()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcom_data import create
+from sparcom_data import create, storage
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
@@ -101,6 +103,31 @@ def test_a_commit_that_fails_anywhere_promises_nothing_false(
         check_promises(path, layout)
         np.testing.assert_array_equal(read(path, "instruction/state"), [1, 1, 1, 1, 0, 1])
     assert 10 < step < 60, "every write was made to fail once"
+
+
+def test_a_chunk_that_outlives_a_failed_commit_does_not_come_after_the_next(
+    tmp_path: Path, columns: Columns, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One chunk of a block fails, another is slow; the block is then committed again with other values."""
+    path = tmp_path / "a.zarr"
+    layout = make(path, columns(1), [40])
+    committer, real, slow = ArchiveCommitter(path), storage.write_durably, [True]
+
+    def write(to: Path, parts: Any) -> None:
+        if slow and to.parts[-3:] == ("id", "c", "0"):
+            raise StorageError("No space left on device")
+        if slow and to.parts[-3:-1] == ("id", "c"):
+            time.sleep(0.2)
+        real(to, parts)
+
+    monkeypatch.setattr(storage, "write_durably", write)
+    wrong = dataclasses.replace(item(layout, 0), ids=np.full(40, -1, dtype=np.int32))
+    with pytest.raises(StorageError, match="No space left on device"):
+        committer.complete([wrong])
+    slow.clear()
+    committer.complete([item(layout, 0)])
+    time.sleep(0.5)
+    np.testing.assert_array_equal(read(path, "token/id"), np.arange(40))
 
 
 def check_promises(path: Path, layout: Layout) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparcom_data import create as create_module
+from sparcom_data import storage
 from sparcom_data.archive import open_archive
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
@@ -66,6 +70,29 @@ def test_a_failure_at_any_write_leaves_nothing(tmp_path: Path, columns: Columns,
     writes.restart()
     create(tmp_path / "b.zarr", columns(2))
     assert len(open_archive(tmp_path / "b.zarr").instructions) == 2
+
+
+def test_writes_that_outlive_a_failure_leave_nothing(
+    tmp_path: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zarr reports the first chunk that fails while the others of the array are still being written."""
+    monkeypatch.setattr(create_module, "STRING_CHUNK", 1)
+    real, late = storage.write_durably, threading.Event()
+
+    def write(path: Path, parts: Any) -> None:
+        if path.parts[-3:] == ("id", "c", "0"):
+            raise StorageError("No space left on device")
+        if path.parts[-3:-1] == ("id", "c"):
+            late.set()
+            time.sleep(0.2)
+        real(path, parts)
+
+    monkeypatch.setattr(storage, "write_durably", write)
+    with pytest.raises(StorageError, match="No space left on device"):
+        create(tmp_path / "b.zarr", columns(40))
+    assert late.is_set()
+    time.sleep(0.5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path, columns: Columns, tree: Tree) -> None:
