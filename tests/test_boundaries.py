@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from sparcom_cli.main import COMMANDS, cli
-from sparcom_data.schema import INSTRUCTION_ARRAYS, NEURON_ACTIVE, NEURON_COUNT, TOKEN_ARRAYS
+from sparcom_data.metadata import MoeInfo
+from sparcom_data.schema import INSTRUCTION_ARRAYS, array_specs
+from sparcom_data.testing import random_attributes, write_random_moe_archive
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
@@ -38,6 +40,9 @@ OUTSIDE = {
     "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic"},
 }
 HEAVY = ["torch", "vllm", "transformers", "numba", "matplotlib", "fastapi", "zarr", "numpy"]
+MIXED = random_attributes(
+    1, 16, moe=MoeInfo(layer_ids=[1], experts=4, experts_per_token=2, neurons=8, shared_neurons=8)
+).model  # a model that has every component
 MODULE_NAME = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:\.\w+)*(?::\w+)?")
 
 
@@ -160,7 +165,9 @@ def test_every_command_answers_help(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [*INSTRUCTION_ARRAYS, *TOKEN_ARRAYS, NEURON_ACTIVE, NEURON_COUNT], ids=lambda spec: spec.name
+    "spec",
+    [*array_specs(MIXED, "token"), *array_specs(MIXED, "count")[len(INSTRUCTION_ARRAYS) :]],
+    ids=lambda spec: spec.name,
 )
 def test_every_array_is_documented(spec: object) -> None:
     """docs/archive-format.md has a line for each array, with its dtype and its dimensions."""
@@ -181,11 +188,16 @@ def test_every_command_is_documented(name: str) -> None:
     assert any(re.search(rf"\bsparcom {name}\b", page) for page in pages)
 
 
-def test_documented_python_runs() -> None:
-    """The snippets of docs/archive-format.md for local archives run as they stand, on the golden archive."""
+def test_documented_python_runs(tmp_path: Path) -> None:
+    """The snippets of docs/archive-format.md for local archives run as they stand, on small archives."""
     text = (ROOT / "docs" / "archive-format.md").read_text()
-    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "A.zarr" in code]
-    assert len(snippets) >= 3
-    golden = str(ROOT / "tests" / "data" / "golden" / "v1.zarr")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "://" not in code]
+    golden = ROOT / "tests" / "data" / "golden"
+    write_random_moe_archive(tmp_path / "moe.zarr")
+    archives = {"A": golden / "v1.zarr", "COUNTS": golden / "v1-count.zarr", "MOE": tmp_path / "moe.zarr"}
+    ran = set()
     for code in snippets:
-        exec(compile(code.replace("A.zarr", golden), "docs/archive-format.md", "exec"), {})  # noqa: S102
+        (name,) = re.findall(r'"(\w+)\.zarr"', code)
+        ran.add(name)
+        exec(compile(code.replace(f"{name}.zarr", str(archives[name])), "docs/archive-format.md", "exec"), {})  # noqa: S102
+    assert ran == set(archives)

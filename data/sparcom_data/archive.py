@@ -25,8 +25,8 @@ from sparcom_data.errors import (
     NotAnArchiveError,
     UnsupportedArchiveError,
 )
-from sparcom_data.metadata import ArchiveAttributes, Granularity, parse_attributes
-from sparcom_data.schema import State
+from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
+from sparcom_data.schema import CapturedArray, State, captured_arrays, mask_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,56 +135,103 @@ class Archive:
         return int(self.array("token/id").shape[0])
 
     @property
+    def components(self) -> list[Component]:
+        """What was captured of the model."""
+        return self.attributes.model.components
+
+    @property
+    def captured(self) -> tuple[CapturedArray, ...]:
+        """The arrays that the worker wrote, from the attributes."""
+        return captured_arrays(self.attributes.model, self.granularity)
+
+    @property
+    def moe(self) -> MoeInfo | None:
+        """The mixture-of-experts layers of the model; None where it has none."""
+        return self.attributes.model.moe
+
+    @property
     def layers(self) -> int:
-        """Length of the layer axis."""
-        return int(self._neurons_array.shape[1])
+        """Length of the layer axis: dense FFN layers."""
+        return len(self.attributes.model.layer_ids)
 
     @property
     def neurons(self) -> int:
-        """Neurons of one layer; the bits of a mask after the last are 0."""
+        """Neurons of one dense layer; the bits of a mask after the last are 0."""
         return self.attributes.model.neurons
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one layer's mask; where counts are held, of the mask that they were counted from."""
-        return -(-self.neurons // 8) if self.granularity == "count" else int(self._neurons_array.shape[2])
+        """Bytes of one dense layer's mask; where counts are held, of the mask that they were counted from."""
+        return mask_bytes(self.neurons)
 
     @property
     def chunk_tokens(self) -> int:
-        """Rows of one chunk of `neuron/active`: blocks of a multiple of it are read without waste."""
+        """Rows of one chunk of the largest masks: blocks of a multiple of it are read without waste."""
         self._require("token")
-        return int(self._neurons_array.chunks[0])
+        return self._largest_chunk
 
     @property
     def chunk_instructions(self) -> int:
-        """Instructions of one chunk of `neuron/count`: blocks of a multiple of it are read without waste."""
+        """Instructions of one chunk of the largest counts: blocks of a multiple of it are read without waste."""
         self._require("count")
-        return int(self._neurons_array.chunks[0])
+        return self._largest_chunk
+
+    @cached_property
+    def _largest_chunk(self) -> int:
+        largest = max(self.captured, key=lambda item: item.row_bytes)
+        return int(self.array(largest.name).chunks[0])
 
     def read_active(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Packed masks of rows [start, stop): uint8 (rows, layer, neuron_byte), neuron i is bit i % 8 of byte i // 8.
+        """Packed masks of the dense layers, rows [start, stop): uint8 (rows, layer, neuron_byte), neuron i is bit i % 8
+        of byte i // 8.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum.
-            UnsupportedArchiveError: the archive holds counts.
+            UnsupportedArchiveError: the archive holds counts, or its model has no dense layers.
         """
-        self._require("token")
-        return self._read_rows("neuron/active", start, stop)
+        return self._read_captured("token", "neuron", "active", start, stop)
 
-    def read_counts(self, start: int, stop: int) -> NDArray[np.uint32]:
-        """Counts of instructions [start, stop): uint32 (instructions, layer, neuron), tokens at which each is active.
+    def read_routes(self, start: int, stop: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        """The experts that the routers chose at rows [start, stop) and their combine weights: uint16 and float32
+        (rows, moe_layer, choice). Raises as `read_active` does; the model must have mixture-of-experts layers."""
+        experts = self._read_captured("token", "router", "expert", start, stop)
+        return experts, self._read_captured("token", "router", "weight", start, stop)
+
+    def read_expert_active(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed masks of the chosen experts, rows [start, stop): uint8 (rows, moe_layer, choice, neuron_byte). Raises
+        as `read_active` does; the model must have mixture-of-experts layers."""
+        return self._read_captured("token", "expert_neuron", "active", start, stop)
+
+    def read_shared_active(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed masks of the shared experts, rows [start, stop): uint8 (rows, moe_layer, neuron_byte). Raises as
+        `read_active` does; the model must have shared experts."""
+        return self._read_captured("token", "shared_expert_neuron", "active", start, stop)
+
+    def read_counts(self, start: int, stop: int, component: Component = "neuron") -> NDArray[np.uint32]:
+        """Counts of instructions [start, stop), the tokens at which each is active: uint32 (instructions, layer,
+        neuron); of other components (instructions, moe_layer, …), see `schema`.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum.
-            UnsupportedArchiveError: the archive holds masks.
+            UnsupportedArchiveError: the archive holds masks, or its model does not have the component.
         """
-        self._require("count")
-        return self._read_rows("neuron/count", start, stop)
+        return self._read_captured("count", component, "count", start, stop)
+
+    def _read_captured(
+        self, granularity: Granularity, component: Component, what: str, start: int, stop: int
+    ) -> NDArray[Any]:
+        self._require(granularity)
+        if component not in self.components:
+            raise UnsupportedArchiveError(
+                f"this needs the component {component!r}; {self.path} has {', '.join(map(repr, self.components))}: its "
+                "model has no such layers"
+            )
+        return self.read_rows(f"{component}/{what}", start, stop)
 
     def read_tokens(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Token ids and positions of rows [start, stop), int32 (rows,) each; -1 was never written. Of masks only."""
         self._require("token")
-        return self._read_rows("token/id", start, stop), self._read_rows("token/position", start, stop)
+        return self.read_rows("token/id", start, stop), self.read_rows("token/position", start, stop)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """The Zarr array of that name.
@@ -207,11 +254,7 @@ class Archive:
     def column(self, name: str) -> NDArray[Any]:
         """A column of `instruction/`, one entry an instruction."""
         full = f"instruction/{name}"
-        return self._read_rows(full, 0, int(self.array(full).shape[0]))
-
-    @property
-    def _neurons_array(self) -> zarr.Array[Any]:
-        return self.array("neuron/count" if self.granularity == "count" else "neuron/active")
+        return self.read_rows(full, 0, int(self.array(full).shape[0]))
 
     def _require(self, granularity: Granularity) -> None:
         """Raise UnsupportedArchiveError where the archive is of the other kind."""
@@ -226,7 +269,8 @@ class Archive:
             f"{lacks}. {remedy} with granularity {granularity!r}"
         )
 
-    def _read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) of an array, checked as every read is."""
         array = self.array(name)
         if not 0 <= start <= stop <= array.shape[0]:
             raise IndexError(f"rows [{start}, {stop}) are not within the {array.shape[0]} rows of {name}")

@@ -6,6 +6,7 @@ not write masks or counts: they come later, from the worker that computed them.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
@@ -24,18 +25,18 @@ from zarr.errors import ZarrUserWarning
 
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
 from sparcom_data.layout import Layout, choose_chunk_instructions, choose_chunk_tokens
-from sparcom_data.metadata import ArchiveAttributes, ModelInfo
+from sparcom_data.metadata import ArchiveAttributes, EngineInfo
 from sparcom_data.schema import (
     INSTRUCTION_ARRAYS,
     INSTRUCTION_CHUNK,
     MASK_KEY_SEPARATOR,
-    NEURON_ACTIVE,
-    NEURON_COUNT,
     STRING_CHUNK,
     TOKEN_ARRAYS,
     TOKEN_CHUNK,
     ArraySpec,
+    CapturedArray,
     State,
+    captured_arrays,
 )
 from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_path
 
@@ -97,6 +98,7 @@ def create_archive(
         chunk_instructions: instructions in one chunk of the counts; chosen by size where not given.
 
     Raises:
+        InvalidInputError: the ranks of the engine cannot share the model's widths; see `part_of_row`.
         ArchiveExistsError: something is at `path`; it is left as it is.
         StorageError: the file system refused; nothing is left behind.
     """
@@ -134,9 +136,11 @@ def _build(
     root = zarr.create_group(store, attributes={"sparcom": attributes.model_dump(mode="json")})
     _create_columns(root, columns, layout)
     if attributes.capture.granularity == "count":
-        _create_counts(root, attributes.model, len(columns.id), chunk_instructions)
+        _create_captured(root, attributes, len(columns.id), chunk_instructions)
     else:
-        _create_masks(root, attributes.model, layout.tokens, chunk_tokens)
+        for spec in TOKEN_ARRAYS:
+            _create_array(root, spec, (layout.tokens,), (TOKEN_CHUNK,), _COLUMNS)
+        _create_captured(root, attributes, layout.tokens, chunk_tokens)
     with warnings.catch_warnings():
         # Readers over HTTP cannot list a folder; consolidated metadata is how zarr-python and xarray find the arrays.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=ZarrUserWarning)
@@ -152,22 +156,49 @@ def _create_columns(root: zarr.Group, columns: InstructionColumns, layout: Layou
         array[:] = values.get(spec.name, _filled(spec, instructions))
 
 
-def _create_masks(root: zarr.Group, model: ModelInfo, tokens: int, chunk_tokens: int | None) -> None:
-    """The token axis: ids, positions, and the masks of dense FFN layers where the model has any."""
-    for spec in TOKEN_ARRAYS:
-        _create_array(root, spec, (tokens,), (TOKEN_CHUNK,), _COLUMNS)
-    if model.layer_ids:
-        row = (len(model.layer_ids), -(-model.neurons // 8))
-        rows = chunk_tokens or choose_chunk_tokens(row[0] * row[1], tokens)
-        _create_array(root, NEURON_ACTIVE, (tokens, *row), (rows, *row), _MASKS, {"size": model.neurons})
+def _create_captured(
+    root: zarr.Group,
+    attributes: ArchiveAttributes,
+    rows: int,
+    chunk_rows: int | None,
+) -> None:
+    """What the worker writes: `rows` tokens, or instructions where counts are kept."""
+    counts = attributes.capture.granularity == "count"
+    choose = choose_chunk_instructions if counts else choose_chunk_tokens
+    for item in captured_arrays(attributes.model, attributes.capture.granularity):
+        part = part_of_row(item, attributes.engine)
+        part_bytes = item.row_bytes * math.prod(part) // max(1, math.prod(item.row))
+        chunks = (chunk_rows or choose(part_bytes, rows), *part)
+        size = {"size": item.neurons} if item.neurons else {}
+        _create_array(root, item.spec, (rows, *item.row), chunks, _COUNTS if counts else _MASKS, size)
 
 
-def _create_counts(root: zarr.Group, model: ModelInfo, instructions: int, chunk_instructions: int | None) -> None:
-    """The sums over each instruction's rows, in place of the token axis."""
-    if model.layer_ids:
-        row = (len(model.layer_ids), model.neurons)
-        rows = chunk_instructions or choose_chunk_instructions(4 * row[0] * row[1], instructions)
-        _create_array(root, NEURON_COUNT, (instructions, *row), (rows, *row), _COUNTS)
+def part_of_row(item: CapturedArray, engine: EngineInfo) -> tuple[int, ...]:
+    """The part of a row that one process of the engine writes, which is what a chunk holds of it.
+
+    A tensor-parallel rank has a slice of the neuron axis, the last one; the router's rows are written by the first.
+    Pipeline stages have layers, not all as many, so that a chunk holds one layer.
+
+    Raises:
+        InvalidInputError: the neuron axis cannot be cut into equal parts on byte borders.
+    """
+    part = list(item.row)
+    ranks = engine.tensor_parallel_size
+    if item.neurons and ranks > 1:
+        if item.neurons % (8 * ranks):
+            raise InvalidInputError([split_problem(item.neurons, ranks, item.name)])
+        part[-1] //= ranks
+    if engine.pipeline_parallel_size > 1:
+        part[0] = 1
+    return tuple(part)
+
+
+def split_problem(neurons: int, ranks: int, what: str) -> str:
+    """The sentence for a width that tensor-parallel ranks cannot share."""
+    return (
+        f"each tensor-parallel rank writes whole bytes of a mask, so a width must be a multiple of 8 × ranks; {what} "
+        f"has {neurons} neurons for {ranks} ranks. Use a smaller tensor_parallel_size"
+    )
 
 
 def _initial_values(columns: InstructionColumns, layout: Layout) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def choose_chunk_tokens(row_bytes: int, tokens: int) -> int:
     """Rows a mask chunk holds: the largest power of two whose chunk stays within `TARGET_CHUNK_BYTES`.
 
     Args:
-        row_bytes: bytes of one token's masks, layers × neuron bytes.
+        row_bytes: bytes of one token's masks as one writer has them, layers × neuron bytes.
         tokens: length of the token axis, the most that is useful.
     """
     rows = max(1, min(TARGET_CHUNK_BYTES // max(1, row_bytes), MAX_CHUNK_TOKENS))
@@ -75,7 +75,7 @@ def choose_chunk_instructions(count_bytes: int, instructions: int) -> int:
     """Instructions a chunk of counts holds: the largest power of two within `COUNT_CHUNK_BYTES`, at least 1.
 
     Args:
-        count_bytes: uncompressed bytes of one instruction's counts, layers × neurons × 4.
+        count_bytes: uncompressed bytes of one instruction's counts as one writer has them, layers × neurons × 4.
         instructions: length of the instruction axis, the most that is useful.
     """
     fit = max(1, COUNT_CHUNK_BYTES // max(1, count_bytes))

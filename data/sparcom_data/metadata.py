@@ -18,6 +18,7 @@ Positions = Literal["prompt", "response", "all"]
 PromptFormat = Literal["raw", "chat"]
 Granularity = Literal["token", "count"]
 Predicate = Literal["gate > 0", "activation > 0"]
+Component = Literal["neuron", "router", "expert_neuron", "shared_expert_neuron"]
 
 
 class _Section(BaseModel):
@@ -25,13 +26,17 @@ class _Section(BaseModel):
 
 
 class MoeInfo(_Section):
-    """The mixture-of-experts layers of a model; null in the attributes of a dense one."""
+    """The mixture-of-experts layers of a model; null in the attributes of a dense one.
 
-    layer_ids: list[int]
-    experts: int
-    experts_per_token: int
-    neurons: int
-    shared_neurons: int
+    `layer_ids` are in the order of the moe_layer axis; `experts_per_token` is the k of the top-k router; `neurons` is
+    the width of one routed expert, `shared_neurons` that of the shared experts together (0 where there are none).
+    """
+
+    layer_ids: list[int] = Field(min_length=1)
+    experts: int = Field(ge=1, lt=65_535)
+    experts_per_token: int = Field(ge=1)
+    neurons: int = Field(ge=1)
+    shared_neurons: int = Field(ge=0)
 
 
 class ModelInfo(_Section):
@@ -49,6 +54,16 @@ class ModelInfo(_Section):
     activation: str
     tokenizer_sha256: str
     moe: MoeInfo | None = None
+
+    @property
+    def components(self) -> list[Component]:
+        """What can be captured of it."""
+        found: list[Component] = ["neuron"] if self.layer_ids else []
+        if self.moe is not None:
+            found += ["router", "expert_neuron"]
+            if self.moe.shared_neurons:
+                found.append("shared_expert_neuron")
+        return found
 
 
 class EngineInfo(BaseModel):
@@ -73,7 +88,7 @@ class CaptureInfo(_Section):
     add_special_tokens: bool = True
     max_tokens: int = Field(default=0, ge=0)
     predicate: Predicate = "gate > 0"
-    components: list[str] = ["neuron"]
+    components: list[Component] = ["neuron"]
 
 
 class DatasetInfo(_Section):

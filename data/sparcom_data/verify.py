@@ -1,18 +1,17 @@
 """Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
 
-    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks  ─▶ routes, where the model has a router
     counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ counts
 
-Where counts are held no token id is kept, so of the text the length of its tokenisation alone can be compared.
-Masks and counts are read in blocks, whatever the archive's size; the instruction columns are held. It knows no model:
-the tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
+The last ones are in verify_values.py. Where counts are held no token id is kept, so of the text the length of its
+tokenisation alone can be compared. The instruction columns are held, values are read in blocks. It knows no model: the
+tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
 (sparcom_extractor).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -20,26 +19,14 @@ from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import ArchiveError
-from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, State, array_specs
+from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
+from sparcom_data.verify_values import Check, check_values
+
+__all__ = ["Check", "Tokenize", "verify_archive"]
 
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
-BLOCK_BYTES = 64 << 20
 TEXTS_AT_ONCE = 1024
-
-
-@dataclass(slots=True)
-class Check:
-    """One check: what it looked at and what it found wrong; nothing found is a pass."""
-
-    name: str
-    looked_at: str = ""
-    findings: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
 
 
 def verify_archive(
@@ -60,14 +47,13 @@ def verify_archive(
     checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
     if tokenize is not None:
         checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
-    checks.append(_check_counts(archive, report) if counted else _check_masks(archive, report))
-    return checks
+    return [*checks, *check_values(archive, report)]
 
 
 def _check_format(archive: Archive) -> Check:
     """Every array of the format is there with its dtype, dimensions and sizes; the instruction columns can be read."""
     check = Check("format")
-    specs = array_specs(archive.granularity)
+    specs = array_specs(archive.attributes.model, archive.granularity)
     for spec in specs:
         try:
             array = archive.array(spec.name)
@@ -89,28 +75,22 @@ def _check_format(archive: Archive) -> Check:
 
 def _size_problems(archive: Archive) -> Iterator[str]:
     count = archive.array("instruction/id").shape[0]
-    yield from _count_size_problems(archive, count) if archive.granularity == "count" else _mask_size_problems(archive)
+    counted = archive.granularity == "count"
+    for item in archive.captured:
+        yield from _captured_size_problems(archive, item, count if counted else archive.tokens)
+    if not counted and (positions := archive.array("token/position").shape[0]) != archive.tokens:
+        yield f"token/position must have {archive.tokens} entries; it has {positions}"
     for spec in INSTRUCTION_ARRAYS:
         if archive.array(spec.name).shape[0] != count:
             yield f"{spec.name} must have {count} entries; it has {archive.array(spec.name).shape[0]}"
 
 
-def _count_size_problems(archive: Archive, instructions: int) -> Iterator[str]:
-    model, counts = archive.attributes.model, archive.array("neuron/count")
-    expected = (instructions, len(model.layer_ids), model.neurons)
-    if tuple(counts.shape) != expected:
-        yield f"neuron/count must have shape {expected}; it has {tuple(counts.shape)}"
-
-
-def _mask_size_problems(archive: Archive) -> Iterator[str]:
-    model, masks = archive.attributes.model, archive.array("neuron/active")
-    expected = (archive.tokens, len(model.layer_ids), -(-model.neurons // 8))
-    if tuple(masks.shape) != expected:
-        yield f"neuron/active must have shape {expected}; it has {tuple(masks.shape)}"
-    if masks.attrs.get("size") != model.neurons:
-        yield f"neuron/active must carry size {model.neurons}; it carries {masks.attrs.get('size')}"
-    if (positions := archive.array("token/position").shape[0]) != archive.tokens:
-        yield f"token/position must have {archive.tokens} entries; it has {positions}"
+def _captured_size_problems(archive: Archive, item: CapturedArray, rows: int) -> Iterator[str]:
+    array, expected = archive.array(item.name), (rows, *item.row)
+    if tuple(array.shape) != expected:
+        yield f"{item.name} must have shape {expected}; it has {tuple(array.shape)}"
+    if item.packed and array.attrs.get("size") != item.neurons:
+        yield f"{item.name} must carry size {item.neurons}; it carries {array.attrs.get('size')}"
 
 
 def _column_problems(archive: Archive) -> Iterator[str]:
@@ -263,92 +243,3 @@ def _tokenised(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[t
     check.looked_at = f"{len(with_text)} texts tokenised again"
     if left := len(complete) - len(with_text):
         check.looked_at += f"; {left} instructions were given as token ids and have no text to compare"
-
-
-def _check_masks(archive: Archive, report: Callable[[float], None]) -> Check:
-    """Every chunk under complete instructions is there and whole; spare bits are 0."""
-    check = Check("masks")
-    spare = _spare_bits(archive.neurons)
-    rows_done, total = 0, max(1, archive.tokens)
-    for start, stop in _complete_blocks(archive):
-        try:
-            block = archive.read_active(start, stop)
-        except ArchiveError as error:
-            if str(error) not in check.findings:
-                check.findings.append(str(error))
-            continue
-        if spare and (block[..., -1] & spare).any():
-            check.findings.append(
-                f"spare bits past neuron {archive.neurons - 1} must be 0; some in rows {start} to {stop} are not"
-            )
-        rows_done += stop - start
-        report(stop / total)
-    report(1.0)
-    size = rows_done * archive.layers * archive.neuron_bytes
-    check.looked_at = f"{size / 1e6:,.1f} MB of masks, checksums included"
-    return check
-
-
-def _check_counts(archive: Archive, report: Callable[[float], None]) -> Check:
-    """Every chunk under complete instructions is there and whole; no count is above the instruction's rows."""
-    check = Check("counts")
-    table, done = archive.instructions, 0
-    for start, stop in _complete_count_blocks(archive):
-        try:
-            counts = archive.read_counts(start, stop)
-        except ArchiveError as error:
-            if str(error) not in check.findings:
-                check.findings.append(str(error))
-            continue
-        largest = counts.reshape(stop - start, -1).max(axis=1, initial=0)
-        trusted = table.state[start:stop] == State.COMPLETE
-        for place in np.flatnonzero(trusted & (largest > table.token_length[start:stop])):
-            check.findings.append(
-                f"instruction {table.id[start + place]!r}: a count of {largest[place]} is more than its "
-                f"{table.token_length[start + place]} rows"
-            )
-        done += counts.nbytes
-        report(stop / len(table))
-    report(1.0)
-    check.looked_at = f"{done / 1e6:,.1f} MB of counts, checksums included"
-    return check
-
-
-def _complete_count_blocks(archive: Archive) -> Iterator[tuple[int, int]]:
-    """Chunk-aligned blocks of instructions that hold at least one complete instruction."""
-    step, table = archive.chunk_instructions, archive.instructions
-    needed: NDArray[np.bool_] = np.zeros(-(-len(table) // step), dtype=bool)
-    needed[table.complete // step] = True
-    return _blocks(needed, step, step * archive.layers * archive.neurons * 4, len(table))
-
-
-def _spare_bits(neurons: int) -> np.uint8:
-    """The bits of the last byte that stand for no neuron."""
-    return np.uint8((0xFF << (neurons % 8)) & 0xFF if neurons % 8 else 0)
-
-
-def _complete_blocks(archive: Archive) -> Iterator[tuple[int, int]]:
-    """Chunk-aligned blocks of rows that hold at least one complete instruction's row."""
-    table = archive.instructions
-    step = archive.chunk_tokens
-    needed: NDArray[np.bool_] = np.zeros(-(-archive.tokens // step), dtype=bool)
-    for index in table.complete:
-        start, length = int(table.token_start[index]), int(table.token_length[index])
-        if length and start + length <= archive.tokens:
-            needed[start // step : -(-(start + length) // step)] = True
-    return _blocks(needed, step, step * archive.layers * archive.neuron_bytes, archive.tokens)
-
-
-def _blocks(needed: NDArray[np.bool_], step: int, chunk_bytes: int, length: int) -> Iterator[tuple[int, int]]:
-    """Runs of needed chunks of `step` rows, cut to `BLOCK_BYTES` and to the axis: (start, stop)."""
-    at_once = max(1, BLOCK_BYTES // max(1, chunk_bytes))
-    chunk = 0
-    while chunk < len(needed):
-        if not needed[chunk]:
-            chunk += 1
-            continue
-        stop = chunk
-        while stop < len(needed) and needed[stop] and stop - chunk < at_once:
-            stop += 1
-        yield chunk * step, min(stop * step, length)
-        chunk = stop

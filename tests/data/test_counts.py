@@ -23,7 +23,7 @@ from sparcom_data.schema import array_specs
 from sparcom_data.testing import random_attributes, write_random_archive
 
 Columns = Callable[..., InstructionColumns]
-SPECS = {spec.name: spec for spec in array_specs("count")}
+SPECS = {spec.name: spec for spec in array_specs(random_attributes(2, 11).model, "count")}
 
 
 def create(path: Path, columns: InstructionColumns, layers: int = 2, neurons: int = 11, **options: Any) -> None:

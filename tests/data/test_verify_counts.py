@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from sparcom_data import verify
+from sparcom_data import verify_values
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
@@ -81,7 +81,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "counts",
         "chunk c.2.0.0 of array neuron/count",
     ),
-    "count above the rows": (too_many, "counts", "'i005': a count of 13 is more than its .* rows"),
+    "count above the rows": (too_many, "counts", "'i005', neuron/count: a count of 13 is more than its .* rows"),
     "rows missing": (change("instruction/token_length", 9, 2), "rows", "'i009': 2 rows cannot hold its"),
     "rows invented": (change("instruction/token_length", 9, 10**6), "rows", "'i009': 1000000 rows cannot hold its"),
     "another text": (change("instruction/text", 2, "text 6"), "lengths", "'i002': its prompt has .* and its text"),
@@ -133,8 +133,8 @@ def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monk
     (tmp_path / "a.zarr/neuron/count/c.2.0.0").unlink()
     put(tmp_path / "a.zarr", "neuron/count", 11, np.full((3, 20), 99))
     results = []
-    for size in (1, 3000, verify.BLOCK_BYTES):
-        monkeypatch.setattr(verify, "BLOCK_BYTES", size)
+    for size in (1, 3000, verify_values.BLOCK_BYTES):
+        monkeypatch.setattr(verify_values, "BLOCK_BYTES", size)
         (check,) = [c for c in verify_archive(open_archive(tmp_path / "a.zarr"), None) if c.name == "counts"]
         results.append((check.findings, check.looked_at))
     assert results[0] == results[1] == results[2]
