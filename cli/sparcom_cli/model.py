@@ -60,7 +60,11 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
     help="Folder with a tokenizer.json.  [default: that of smollm2-135m-instruct]",
 )
 def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
-    """Make a tiny random model of ARCHITECTURE (llama, mistral, qwen2, gemma, opt, gpt2)."""
+    """Make a tiny random model of ARCHITECTURE.
+
+    Dense: llama, mistral, qwen2, gemma, opt, gpt2. Mixtures of experts: qwen2-moe, qwen3-moe, mixtral, olmoe,
+    deepseek-v2.
+    """
     from sparcom_extractor.models import make_tiny_model
 
     with _progress() as tell:

@@ -26,6 +26,7 @@ from sparcom_extractor.models import ARCHITECTURES, fetch_model, folder, hub, ma
 from sparcom_extractor.models.gguf_llama import GgufLlama
 from sparcom_extractor.models.known import KnownModel, Wheel
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
+from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -357,7 +358,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for a name that is in no table gives the table."""
     with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; 'smollm9' is none"):
         fetch_model("smollm9", tmp_path / "m")
-    with pytest.raises(UnknownModelError, match="llama, mistral, qwen2, gemma, opt, gpt2; 'bert' is none"):
+    with pytest.raises(UnknownModelError, match=r"llama, mistral, qwen2, gemma, opt, gpt2, .*; 'bert' is none"):
         make_tiny_model("bert", tmp_path / "m")
 
 
@@ -389,14 +390,14 @@ def make_tiny(small_tokenizer: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_tiny_model_is_what_it_says(architecture: str, make_tiny: Callable[..., Path]) -> None:
-    """Each architecture loads, is float32, has an FFN of 176 neurons and the tokenizer's vocabulary and end token."""
+    """Each architecture loads, is float32, has FFNs of the width asked for and the tokenizer's vocabulary and end."""
     model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
-    assert model.config.model_type == architecture
+    assert model.config.model_type == architecture.replace("-", "_")
     assert model.dtype == torch.float32
     widths = {
         size for name, tensor in model.named_parameters() if "layers" in name or ".h." in name for size in tensor.shape
     }
-    assert 176 in widths
+    assert (112 if architecture in MOE_ARCHITECTURES else 176) in widths
     assert model.config.vocab_size == 60
     assert model.config.eos_token_id == 1
     assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
@@ -413,6 +414,75 @@ def test_gates_of_a_tiny_model_are_spread(make_tiny: Callable[..., Path]) -> Non
     assert values.shape == (3, 1, 57, 176)
     assert 1 < values.std() < 4
     assert 0.4 < (values > 0).float().mean() < 0.6
+
+
+class Watched:
+    """What the routers of a model chose: ids and weights (tokens, choices) for each mixture of experts, by layer."""
+
+    def __init__(self, model: Any) -> None:
+        self.ids: dict[int, Any] = {}
+        self.weights: dict[int, Any] = {}
+        for layer, block in enumerate(model.model.layers):
+            if hasattr(block.mlp, "experts"):
+                block.mlp.experts.register_forward_pre_hook(self._note(layer))
+
+    def _note(self, layer: int) -> Callable[..., None]:
+        def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+            self.ids[layer], self.weights[layer] = inputs[1].detach(), inputs[2].detach()
+
+        return hook
+
+
+MIXTURES = {
+    "qwen2-moe": ([0, 2], 60, 4),
+    "qwen3-moe": ([1], 16, 4),
+    "mixtral": ([0, 1, 2], 8, 2),
+    "olmoe": ([0, 1, 2], 16, 4),
+    "deepseek-v2": ([1, 2], 16, 4),
+}
+
+
+@pytest.mark.parametrize("architecture", MOE_ARCHITECTURES)
+def test_routers_of_a_tiny_mixture_choose_by_the_input(architecture: str, make_tiny: Callable[..., Path]) -> None:
+    """Mixtures lie in the layers that the family says; each token has distinct experts, all of them get some token,
+    and no weight is near that of the expert chosen beside it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
+    watched = Watched(model)
+    with torch.inference_mode():
+        model(torch.randint(3, 60, (1, 300), generator=torch.Generator().manual_seed(0)))
+    layers, experts, choices = MIXTURES[architecture]
+    assert sorted(watched.ids) == layers
+    for layer in layers:
+        ids, weights = watched.ids[layer], watched.weights[layer].sort(dim=1).values
+        assert ids.shape == (300, choices)
+        assert all(len(row) == choices for row in map(set, ids.tolist()))
+        assert len(ids.unique()) > experts * 0.8
+        assert (weights.diff(dim=1) > 1e-6).float().mean() > 0.99
+
+
+def test_weights_of_tiny_mixtures_are_normalised_as_their_family_does(make_tiny: Callable[..., Path]) -> None:
+    """Normalised weights add up to 1, plain ones to less, and DeepSeek's to no more than its factor of 1.5."""
+    sums = {}
+    for architecture in MOE_ARCHITECTURES:
+        model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture, name=architecture))
+        watched = Watched(model)
+        model(torch.arange(3, 60)[None])
+        sums[architecture] = torch.stack(list(watched.weights.values())).sum(dim=-1)
+    assert torch.allclose(sums["mixtral"], torch.ones(()))
+    assert torch.allclose(sums["qwen3-moe"], torch.ones(()))
+    assert sums["qwen2-moe"].max() < 1
+    assert sums["olmoe"].max() < 1
+    assert 1 < sums["deepseek-v2"].max() < 1.5
+
+
+def test_experts_of_a_tiny_mixture_have_the_width_asked_for(make_tiny: Callable[..., Path]) -> None:
+    """Dense and shared FFNs take one width and routed experts another; a dense model knows nothing of the latter."""
+    path = make_tiny("qwen2-moe", neurons=24, expert_neurons=40)
+    mlps = [layer.mlp for layer in transformers.AutoModelForCausalLM.from_pretrained(path).model.layers]
+    assert mlps[0].experts.down_proj.shape == (60, 128, 40)
+    assert mlps[0].shared_expert.gate_proj.weight.shape == mlps[1].gate_proj.weight.shape == (24, 128)
+    assert folder.read_source(path)["expert_neurons"] == 40  # type: ignore[index]
+    assert "expert_neurons" not in (folder.read_source(make_tiny("llama", name="dense")) or {})
 
 
 def test_a_seed_fixes_every_byte(make_tiny: Callable[..., Path]) -> None:

@@ -1,16 +1,13 @@
 """Makes tiny models with random weights, for tests that need a real engine and no real model.
 
-Every size is small but none is convenient: the FFN is 176 neurons wide unless told otherwise, a multiple of 8 but not
-of 64, and key-value heads are fewer than heads. Heads of 32 are the smallest that vLLM's CPU attention knows. Weights
-are spread ten times wider than usual, so that gates are not all near zero. An architecture is a line in ARCHITECTURES.
-Knows nothing of the engine; some of these it must refuse.
+An architecture is a line in ARCHITECTURES, its sizes are those of tiny_sizes.py; mixtures of experts are described in
+tiny_experts.py. Knows nothing of the engine; some of these it must refuse.
 """
 
 from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,78 +15,41 @@ from sparcom_data.errors import InvalidInputError, ModelUnavailableError, Unknow
 from sparcom_extractor.models import folder
 from sparcom_extractor.models.fetch import fetch_model
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
+from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
+from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS, SPREAD, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_SPREAD = 0.2  # the usual 0.02 gives gate pre-activations of about 0.2; this gives about 2
-_NEURONS = 176
-_CONTEXT = 512
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    """What all tiny models share, whatever their configuration calls it; ids are the tokenizer's."""
-
-    vocabulary: int
-    bos: int | None
-    eos: int | None
-    pad: int | None
-    layers: int
-    neurons: int
-    context: int
-    hidden: int = 128
-    heads: int = 4
-    key_value_heads: int = 2
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """Options that every configuration takes."""
-        ids = {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
-        return {"vocab_size": self.vocabulary, **ids}
-
-    @property
-    def gated(self) -> dict[str, Any]:
-        """Options of the LLaMA family and its descendants."""
-        return {
-            **self.common,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.neurons,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.key_value_heads,
-            "max_position_embeddings": self.context,
-            "initializer_range": _SPREAD,
-        }
-
-
-def _llama(sizes: _Sizes) -> Any:
+def _llama(sizes: Sizes) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(**sizes.gated)
 
 
-def _mistral(sizes: _Sizes) -> Any:
+def _mistral(sizes: Sizes) -> Any:
     from transformers import MistralConfig
 
     return MistralConfig(**sizes.gated, sliding_window=None)
 
 
-def _qwen2(sizes: _Sizes) -> Any:
+def _qwen2(sizes: Sizes) -> Any:
     from transformers import Qwen2Config
 
     return Qwen2Config(**sizes.gated, use_sliding_window=False)
 
 
-def _gemma(sizes: _Sizes) -> Any:
+def _gemma(sizes: Sizes) -> Any:
     """GELU gates, and in vLLM one activation module that all layers share."""
     from transformers import GemmaConfig
 
     return GemmaConfig(**sizes.gated, head_dim=sizes.hidden // sizes.heads, hidden_activation="gelu_pytorch_tanh")
 
 
-def _opt(sizes: _Sizes) -> Any:
+def _opt(sizes: Sizes) -> Any:
     """No gate: to be refused by a capture that knows gated FFNs only."""
     from transformers import OPTConfig
 
@@ -101,11 +61,11 @@ def _opt(sizes: _Sizes) -> Any:
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
         max_position_embeddings=sizes.context,
-        init_std=_SPREAD,
+        init_std=SPREAD,
     )
 
 
-def _gpt2(sizes: _Sizes) -> Any:
+def _gpt2(sizes: Sizes) -> Any:
     """No gate, and fused projections under other names."""
     from transformers import GPT2Config
 
@@ -116,17 +76,18 @@ def _gpt2(sizes: _Sizes) -> Any:
         n_layer=sizes.layers,
         n_head=sizes.heads,
         n_positions=sizes.context,
-        initializer_range=_SPREAD,
+        initializer_range=SPREAD,
     )
 
 
-ARCHITECTURES: dict[str, Callable[[_Sizes], Any]] = {
+ARCHITECTURES: dict[str, Callable[[Sizes], Any]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
     "gemma": _gemma,
     "opt": _opt,
     "gpt2": _gpt2,
+    **MOE_ARCHITECTURES,
 }
 
 
@@ -136,19 +97,23 @@ def make_tiny_model(
     *,
     seed: int = 0,
     layers: int = 3,
-    neurons: int = _NEURONS,
-    context: int = _CONTEXT,
+    neurons: int = NEURONS,
+    expert_neurons: int = EXPERT_NEURONS,
+    context: int = CONTEXT,
     tokenizer: Path | None = None,
     tell: folder.Tell = folder.silent,
 ) -> folder.MadeModel:
     """Put a random float32 model into `output`; the same arguments give the same bytes.
 
+    `neurons` is the width of dense FFNs, `expert_neurons` that of a routed expert, where the architecture has any.
     `tokenizer` is a folder with a tokenizer.json, by default the demo model's (fetched where it is not on disk).
     """
     if architecture not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
         raise UnknownModelError(f"A tiny model's architecture is one of {names}; {architecture!r} is none of them.")
     sizes = {"layers": layers, "neurons": neurons, "context": context}
+    if architecture in MOE_ARCHITECTURES:
+        sizes["expert_neurons"] = expert_neurons
     if problems := [f"{name}: a model has at least 1, not {value}." for name, value in sizes.items() if value < 1]:
         raise InvalidInputError(problems)
     vocabulary = tokenizer or fetch_model(SMOLLM2_135M_INSTRUCT.name, tell=tell).path
@@ -187,7 +152,7 @@ def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, in
 
     tokenizer = AutoTokenizer.from_pretrained(target)
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    config = ARCHITECTURES[architecture](_Sizes(len(tokenizer), *ids, **sizes))
+    config = ARCHITECTURES[architecture](Sizes(len(tokenizer), *ids, **sizes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
