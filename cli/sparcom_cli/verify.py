@@ -10,10 +10,6 @@ import click
 if TYPE_CHECKING:
     from sparcom_data.archive import Archive
     from sparcom_data.verify import Check, Tokenize
-    from sparcom_extractor.reference import Comparison
-    from sparcom_extractor.reference_counts import CountComparison
-
-MAX_SHARE = {"float32": 3e-6, "bfloat16": 2e-2, "float16": 4e-3}
 
 
 @click.command()
@@ -38,7 +34,7 @@ def verify(archive: Path, reference: str | None, sample: int, seed: int, model: 
     with Console(stderr=True).status("Checking the archive"):
         checks: list[Check] = verify_archive(opened, tokenize)
     if reference and all(check.passed for check in checks):
-        checks.append(_compare(opened, where, sample, seed, tokenize))
+        checks += _compare(opened, where, sample, seed, tokenize)
     _show(archive, checks)
     raise SystemExit(0 if all(check.passed for check in checks) else 1)
 
@@ -61,12 +57,13 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
     return lambda texts: tokenizer(list(texts), add_special_tokens=special)["input_ids"]
 
 
-def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tokenize | None) -> Check:
-    """The archive's masks or counts against the reference's."""
+def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tokenize | None) -> list[Check]:
+    """The archive's masks and routes, or its counts, against the reference's."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
 
+    from sparcom_cli.verdicts import judge_counts, judge_masks
     from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
     from sparcom_extractor.reference_counts import comparable_instructions, compare_counts_with_reference
 
@@ -74,51 +71,15 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
     info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
     with console.status("Loading the reference"):
-        reference = ReferenceModel(model, info.dtype, info.layer_ids)
+        reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:
         return np.asarray(tokenize([texts[index]])[0] if tokenize else [], dtype=np.int32)
 
     watched = track(indices, "Comparing", console=console, transient=True)
-    limit = MAX_SHARE.get(info.dtype, 0.0)
     if counted:
-        return _judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), limit)
-    return _judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), limit)
-
-
-def _judge_masks(result: Comparison, limit: float) -> Check:
-    from sparcom_data.verify import Check
-    from sparcom_extractor.reference import ROUNDINGS
-
-    check = Check(
-        "reference",
-        f"{result.instructions} instructions, {result.rows:,} rows, {result.bits:,} bits against transformers: "
-        f"{result.differing} differ ({result.share * 1e6:.2f} in 10⁶, at most {limit * 1e6:g} allowed), of which "
-        f"{result.unexplained} have a gate further from zero than {ROUNDINGS:g}·eps·Σ|x||W|",
-    )
-    if result.share > limit:
-        check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
-    if result.unexplained:
-        check.findings.append(f"{result.unexplained} differing bits are not explained by rounding")
-    return check
-
-
-def _judge_counts(result: CountComparison, limit: float) -> Check:
-    from sparcom_data.verify import Check
-    from sparcom_extractor.reference import ROUNDINGS
-
-    check = Check(
-        "reference",
-        f"{result.instructions} instructions, {result.rows:,} rows, {result.counts:,} counts against transformers: "
-        f"{result.differing} differ, by {result.difference} in all ({result.share * 1e6:.2f} in 10⁶ bits, at most "
-        f"{limit * 1e6:g} allowed), of which {result.unexplained} by more than the rows whose gate is within "
-        f"{ROUNDINGS:g}·eps·Σ|x||W| of zero",
-    )
-    if result.share > limit:
-        check.findings.append(f"counts differ by {result.share * 1e6:.2f} in 10⁶ bits; at most {limit * 1e6:g} may")
-    if result.unexplained:
-        check.findings.append(f"{result.unexplained} differing counts are not explained by rounding")
-    return check
+        return judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+    return judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), info.dtype)
 
 
 def _show(archive: Path, checks: list[Check]) -> None:

@@ -1,10 +1,11 @@
 """Are an archive's counts right? Run some of its instructions through Hugging Face transformers and count its gates.
 
-The reference is that of reference.py, one prompt at a time. No token id is kept beside counts, so prompts are tokenised
-again from their text; what was generated cannot be told from its text, so only counts of prompts can be compared.
+The reference is that of reference_model.py, one prompt at a time. No token id is kept beside counts, so prompts are
+tokenised again from their text; what was generated cannot be told from its text, so only counts of prompts can be
+compared.
 
-A gate within rounding of zero may fall on either side, so a count need not be equal. With the bound of reference.py,
-for each neuron and instruction
+A gate within rounding of zero may fall on either side, so a count need not be equal. With the bound of
+reference_bits.py, for each neuron and instruction
 
     #(gate > bound)  ≤  count  ≤  #(gate > −bound)
 
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
-from sparcom_extractor.reference import ReferenceModel, rounding_bound
+from sparcom_extractor.reference_bits import rounding_bound
+from sparcom_extractor.reference_model import ReferenceModel
 
 
 @dataclass(slots=True)
@@ -52,8 +54,17 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
     """Complete instructions whose tokens can be had again: those with a text, int64, ascending.
 
     Raises:
-        InvalidInputError: the counts hold response tokens, which no text gives back; or no instruction has a text.
+        InvalidInputError: the counts hold response tokens, which no text gives back; or no instruction has a text; or
+            the model is a mixture of experts.
     """
+    if archive.moe is not None:
+        raise InvalidInputError(
+            [
+                f"counts can be compared with a reference where the model is dense; that of {archive.path} is a "
+                "mixture of experts. To check the model and its settings, extract some instructions with granularity 'token' "
+                "and compare those"
+            ]
+        )
     positions = archive.attributes.capture.positions
     if positions != "prompt":
         raise InvalidInputError(

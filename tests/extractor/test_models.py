@@ -26,6 +26,7 @@ from sparcom_extractor.models import ARCHITECTURES, fetch_model, folder, hub, ma
 from sparcom_extractor.models.gguf_llama import GgufLlama
 from sparcom_extractor.models.known import KnownModel, Wheel
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
+from sparcom_extractor.models.testing import write_small_tokenizer
 from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -365,17 +366,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer of 60 tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    place = tmp_path_factory.mktemp("tokenizer")
-    letters = ["<s>", "</s>", "<pad>", *(chr(code) for code in range(65, 122))]
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(place / "tokenizer.json"))
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **roles}
-    (place / "tokenizer_config.json").write_text(json.dumps(settings))
-    return place
+    return write_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.layout import plan_layout
 from sparcom_data.metadata import Granularity, Positions
-from sparcom_data.testing import fill_array, random_attributes
+from sparcom_data.testing import fill_array, random_attributes, write_random_moe_archive
 
 LENGTHS = (3, 17, 1, 30)
 TEXTS = ("a", "b", "", "d")  # the third was given as token ids
@@ -150,9 +150,10 @@ def test_counts_are_judged_as_their_bits_are(
 ) -> None:
     """One bit of each neuron is flipped. Its count is unexplained only if the bit is; and it is if the bit is and no
     other row of the neuron is within the bound, so that none could have been the one."""
-    from sparcom_extractor import reference as module
+    from sparcom_extractor import reference_bits
+    from sparcom_extractor.reference import compare_with_reference
 
-    monkeypatch.setattr(module, "ROUNDINGS", roundings)
+    monkeypatch.setattr(reference_bits, "ROUNDINGS", roundings)
     rng = np.random.default_rng(1)
     flipped = twins.truth.copy()
     layers, neurons = flipped.shape[1:]
@@ -161,7 +162,7 @@ def test_counts_are_judged_as_their_bits_are(
     flipped[rows, layer, neuron] ^= True
     twins.write(flipped)
     archive = open_archive(twins.masks)
-    bits = module.compare_with_reference(archive, reference, np.array([1]), lambda index: twins.ids[index])
+    bits = compare_with_reference(archive, reference, np.array([1]), lambda index: twins.ids[index])
     counts = compare(twins, reference, (1,))
     assert bits.differing == counts.differing == counts.difference == layers * neurons
     near = near_zero(reference, twins.ids[1])
@@ -174,12 +175,12 @@ def test_counts_are_judged_as_their_bits_are(
 
 def near_zero(reference: Any, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """bool (row, layer, neuron): gates within the bound, with NumPy."""
-    from sparcom_extractor import reference as module
+    from sparcom_extractor import reference_bits
 
     layers = []
     for inputs, gate, weight in reference.gates(ids):
         terms = np.abs(inputs.numpy().astype(np.float64)) @ np.abs(weight.numpy().astype(np.float64)).T
-        bound = module.ROUNDINGS * np.finfo(np.float32).eps * terms
+        bound = reference_bits.ROUNDINGS * np.finfo(np.float32).eps * terms
         layers.append(np.abs(gate.numpy().astype(np.float64)) <= bound)
     return np.stack(layers, axis=1)
 
@@ -201,6 +202,15 @@ def test_only_what_has_a_text_can_be_compared(twins: Twins, model: Path, tmp_pat
     make(tmp_path / "none.zarr", model, "count")
     with pytest.raises(InvalidInputError, match="no complete instruction with a text"):
         comparable_instructions(open_archive(tmp_path / "none.zarr"))
+
+
+def test_counts_of_experts_are_refused(tmp_path: Path) -> None:
+    """Nothing of a mixture of experts is passed over in silence: its counts are not compared, and the way is named."""
+    from sparcom_extractor.reference_counts import comparable_instructions
+
+    write_random_moe_archive(tmp_path / "moe.zarr", granularity="count")
+    with pytest.raises(InvalidInputError, match=r"is a mixture of experts\. .* granularity 'token'"):
+        comparable_instructions(open_archive(tmp_path / "moe.zarr"))
 
 
 def test_another_length_of_the_text_is_refused(twins: Twins, reference: Any) -> None:

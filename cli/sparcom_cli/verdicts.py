@@ -1,0 +1,90 @@
+"""What `sparcom verify --reference` says of a comparison: sentences, and findings where something is wrong.
+
+Knows the results of sparcom_extractor.reference and reference_counts; compares nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparcom_data.verify import Check
+
+if TYPE_CHECKING:
+    from sparcom_extractor.reference import Comparison
+    from sparcom_extractor.reference_counts import CountComparison
+    from sparcom_extractor.reference_experts import ExpertComparison
+
+MAX_SHARE = {"float32": 3e-6, "bfloat16": 2e-2, "float16": 4e-3}
+
+
+def judge_masks(result: Comparison, dtype: str) -> list[Check]:
+    """Of bits; and of routes and weights where the model has mixtures of experts."""
+    from sparcom_extractor.reference_bits import ROUNDINGS
+
+    limit = MAX_SHARE.get(dtype, 0.0)
+    check = Check(
+        "reference",
+        f"{result.instructions} instructions, {result.rows:,} rows, {result.bits:,} bits{_kinds(result)} against "
+        f"transformers: {result.differing} differ ({result.share * 1e6:.2f} in 10⁶, at most {limit * 1e6:g} allowed), "
+        f"of which {result.unexplained} have a gate further from zero than {ROUNDINGS:g}·eps·Σ|x||W|",
+    )
+    if result.share > limit:
+        check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
+    if result.unexplained:
+        check.findings.append(f"{result.unexplained} differing bits are not explained by rounding")
+    return [check] if result.experts is None else [check, _routes(result.experts), _weights(result.experts)]
+
+
+def _kinds(result: Comparison) -> str:
+    if result.experts is None:
+        return ""
+    kinds = {"dense": result.dense, "routed": result.experts.experts, "shared": result.experts.shared}
+    return f" ({', '.join(f'{name} {part.bits:,}' for name, part in kinds.items() if part.bits)})"
+
+
+def _routes(result: ExpertComparison) -> Check:
+    from sparcom_extractor.reference_choice import Tolerance
+
+    check = Check(
+        "routes",
+        f"{result.routes:,} choices of experts (tokens × layers) against transformers: {result.reordered:,} list the "
+        f"same experts in another order; {result.ties} are of experts whose scores tie within "
+        f"{Tolerance.of(result.dtype).tie:g}, and the reference was made to follow them; {result.unexplained} are of "
+        "other experts",
+    )
+    if result.unexplained:
+        check.findings.append(
+            f"{result.unexplained} choices are of experts that the reference's router does not choose; what differs "
+            "in the layers after them may follow from that"
+        )
+    return check
+
+
+def _weights(result: ExpertComparison) -> Check:
+    check = Check(
+        "weights",
+        f"{result.weights:,} combine weights against transformers: the worst is {result.largest_weight:.1e} off, at "
+        f"most {result.weight_tolerance:g} allowed",
+    )
+    if result.off_weights:
+        check.findings.append(f"{result.off_weights} weights are off by more than {result.weight_tolerance:g}")
+    return check
+
+
+def judge_counts(result: CountComparison, dtype: str) -> list[Check]:
+    """Of counts."""
+    from sparcom_extractor.reference_bits import ROUNDINGS
+
+    limit = MAX_SHARE.get(dtype, 0.0)
+    check = Check(
+        "reference",
+        f"{result.instructions} instructions, {result.rows:,} rows, {result.counts:,} counts against transformers: "
+        f"{result.differing} differ, by {result.difference} in all ({result.share * 1e6:.2f} in 10⁶ bits, at most "
+        f"{limit * 1e6:g} allowed), of which {result.unexplained} by more than the rows whose gate is within "
+        f"{ROUNDINGS:g}·eps·Σ|x||W| of zero",
+    )
+    if result.share > limit:
+        check.findings.append(f"counts differ by {result.share * 1e6:.2f} in 10⁶ bits; at most {limit * 1e6:g} may")
+    if result.unexplained:
+        check.findings.append(f"{result.unexplained} differing counts are not explained by rounding")
+    return [check]
