@@ -61,8 +61,8 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
         raise InvalidInputError(
             [
                 f"counts can be compared with a reference where the model is dense; that of {archive.path} is a "
-                "mixture of experts. To check the model and its settings, extract some instructions with granularity 'token' "
-                "and compare those"
+                "mixture of experts. To check the model and its settings, extract some instructions with granularity "
+                "'token' and compare those"
             ]
         )
     positions = archive.attributes.capture.positions
