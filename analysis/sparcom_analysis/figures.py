@@ -1,4 +1,4 @@
-"""Draws the two figures of the paper that the first analysis covers. Drawing only: every number comes in ready.
+"""Draws matrices over categories (figure 3) and curves over layers (figure 5). Drawing only: numbers come in ready.
 
 Read in print and by the colour-blind: a map whose lightness rises steadily (cividis) with the numbers in the cells, and
 Okabe-Ito line colours that differ in marker and dash as well. Matplotlib's object interface, no global state.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +30,7 @@ PER_INSTRUCTION = "ISNs an instruction, mean"
 DPI = 220
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A category's name as plain text: no mathematics between dollar signs, cut in the middle when long."""
     if len(name) > LABEL_LENGTH:
         name = f"{name[: LABEL_LENGTH // 2]}…{name[-(LABEL_LENGTH // 2 - 1) :]}"
@@ -45,18 +46,27 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.05, high + 0.05)
 
 
-def similarity_figure(similarity: CategoryMatrix, model: str, *, self_pairs: bool) -> Figure:
-    """Figure 3: the matrix of mean Jaccard indices as a heat map, numbers in the cells."""
-    values = np.array(similarity.matrix, dtype=np.float64)  # None becomes NaN
-    count = len(similarity.categories)
+def similarity_figure(similarity: CategoryMatrix, model: str, *, self_pairs: bool, detail: str = "") -> Figure:
+    """Figure 3: the matrix of mean Jaccard indices as a heat map, numbers in the cells; `detail` says whose neurons."""
+    notes = [detail, "" if self_pairs else "pairs of an instruction with itself left out"]
+    title = "\n".join([f"Similarity of categories, {label(model)}", *filter(None, notes)])
+    return matrix_figure(similarity.categories, similarity.matrix, title, "mean Jaccard index of ISN sets")
+
+
+def matrix_figure(
+    categories: Sequence[str], matrix: Sequence[Sequence[float | None]], title: str, quantity: str
+) -> Figure:
+    """A matrix over categories as a heat map, numbers in the cells where they fit."""
+    values = np.array(matrix, dtype=np.float64)  # None becomes NaN
+    count = len(categories)
     side = min(13.0, max(4.4, 1.7 + 0.45 * count))
     figure = Figure(figsize=(side, side + 0.9), layout="constrained")
     axes = figure.add_subplot()
     low, high = _limits(values)
-    _heat_map(figure, axes, values, (low, high), "mean Jaccard index of ISN sets")
+    _heat_map(figure, axes, values, (low, high), quantity)
     if count <= MOST_NUMBERED:
         _number_cells(axes, values, low, high)
-    names = [_label(name) for name in similarity.categories]
+    names = [label(name) for name in categories]
     size = 10 if count <= 12 else 8
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
@@ -64,8 +74,7 @@ def similarity_figure(similarity: CategoryMatrix, model: str, *, self_pairs: boo
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="both", length=0)
-    note = "" if self_pairs else "\npairs of an instruction with itself left out"
-    axes.set_title(f"Similarity of categories, {_label(model)}{note}", fontsize=10.5)
+    axes.set_title(title, fontsize=10.5)
     return figure
 
 
@@ -96,32 +105,57 @@ def _number_cells(axes: Axes, values: NDArray[np.float64], low: float, high: flo
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
-def layer_figure(by_layer: LayerMeans, model: str) -> Figure:
-    """Figure 5: mean number of ISNs an instruction has in each layer.
+def layer_figure(by_layer: LayerMeans, model: str, *, detail: str = "") -> Figure:
+    """Figure 5: mean number of ISNs an instruction has in each layer; `detail` says whose neurons."""
+    title = "\n".join([f"Instruction-specific neurons by layer, {label(model)}", *filter(None, [detail])])
+    return curves_figure(by_layer.categories, by_layer.layer_ids, by_layer.mean_count, title, PER_INSTRUCTION)
+
+
+def curves_figure(
+    categories: Sequence[str],
+    layer_ids: Sequence[int],
+    values: Sequence[Sequence[float]],
+    title: str,
+    quantity: str,
+) -> Figure:
+    """A value of each category in each layer.
 
     One line a category, up to the seven that can be told apart by colour; a heat map of category by layer beyond.
     """
-    count = len(by_layer.categories)
+    count = len(categories)
     lines = count <= len(COLOURS)
     figure = Figure(figsize=(5.4, 4.1 if lines else min(14.0, 2.2 + 0.2 * count)), layout="constrained")
     axes = figure.add_subplot()
     if lines:
-        _layer_lines(axes, by_layer)
+        _layer_lines(axes, categories, layer_ids, values)
+        axes.set_ylabel(quantity, fontsize=10)
         figure.legend(loc="outside lower center", ncols=min(3, count), frameon=False, fontsize=9, handlelength=3.2)
     else:
-        _layer_map(figure, axes, by_layer)
+        table = np.array(values)
+        _heat_map(figure, axes, table, (0.0, float(table.max()) or 1.0), quantity)
+        axes.set_yticks(range(count), [label(name) for name in categories], fontsize=8)
+        layer_ticks(axes, layer_ids)
+        axes.tick_params(length=0)
     axes.set_xlabel("layer", fontsize=10)
-    axes.set_title(f"Instruction-specific neurons by layer, {_label(model)}", fontsize=10.5)
+    axes.set_title(title, fontsize=10.5)
     return figure
 
 
-def _layer_lines(axes: Axes, by_layer: LayerMeans) -> None:
-    every = max(1, len(by_layer.layer_ids) // 12)
-    for index, (name, means) in enumerate(zip(by_layer.categories, by_layer.mean_count, strict=True)):
+def layer_ticks(axes: Axes, layer_ids: Sequence[int], *, vertical: bool = False) -> None:
+    """Name the layers along an axis of a map, at most a dozen of them."""
+    ticks = range(0, len(layer_ids), max(1, -(-len(layer_ids) // 12)))
+    (axes.set_yticks if vertical else axes.set_xticks)(ticks, [str(layer_ids[tick]) for tick in ticks])
+
+
+def _layer_lines(
+    axes: Axes, categories: Sequence[str], layer_ids: Sequence[int], values: Sequence[Sequence[float]]
+) -> None:
+    every = max(1, len(layer_ids) // 12)
+    for index, (name, means) in enumerate(zip(categories, values, strict=True)):
         axes.plot(
-            by_layer.layer_ids,
+            layer_ids,
             means,
-            label=_label(name),
+            label=label(name),
             color=COLOURS[index],
             linestyle=DASHES[index % len(DASHES)],
             marker=MARKERS[index],
@@ -129,21 +163,10 @@ def _layer_lines(axes: Axes, by_layer: LayerMeans) -> None:
             markersize=4.5,
             linewidth=1.5,
         )
-    axes.set_ylabel(PER_INSTRUCTION, fontsize=10)
-    axes.set_ylim(0, 1.05 * max(max(means) for means in by_layer.mean_count) or 1.0)
+    axes.set_ylim(0, 1.05 * max(max(means) for means in values) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#d8d8d8", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _layer_map(figure: Figure, axes: Axes, by_layer: LayerMeans) -> None:
-    values = np.array(by_layer.mean_count)
-    _heat_map(figure, axes, values, (0.0, float(values.max()) or 1.0), PER_INSTRUCTION)
-    axes.set_yticks(range(len(values)), [_label(name) for name in by_layer.categories], fontsize=8)
-    step = max(1, -(-len(by_layer.layer_ids) // 12))
-    ticks = range(0, len(by_layer.layer_ids), step)
-    axes.set_xticks(ticks, [str(by_layer.layer_ids[tick]) for tick in ticks])
-    axes.tick_params(length=0)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -32,14 +32,13 @@ def similarity_sentence(metrics: Metrics) -> str:
     parts = []
     if within:
         parts.append(
-            f"In {metrics.archive.model_name}, two different instructions of the same category overlap in their ISNs "
+            f"In {metrics.subject}, two different instructions of the same category overlap in their ISNs "
             f"by {_mean([cell[0] for cell in within]):.3f} on average (Jaccard index, mean over categories)"
         )
     if between:
         start = "instructions of two different categories by"
         if not parts:
-            name = metrics.archive.model_name
-            start = f"In {name}, instructions of two different categories overlap in their ISNs by"
+            start = f"In {metrics.subject}, instructions of two different categories overlap in their ISNs by"
         parts.append(f"{start} {_mean([cell[0] for cell in between]):.3f}")
     text = ", ".join(parts) + "."
     if len(between) > 1:
@@ -63,12 +62,12 @@ def layer_sentence(metrics: Metrics) -> str:
     """What figure 5 shows: where the ISNs lie and where categories differ."""
     part = metrics.isn_by_layer
     mean = [_mean(column) for column in zip(*part.mean_count, strict=True)]
-    total, width = sum(mean), metrics.archive.neurons
+    total, width = sum(mean), metrics.layer_width
     if not total:
-        return f"No instruction has an ISN in any layer of {metrics.archive.model_name} with these settings."
+        return f"No instruction has an ISN in any layer of {metrics.subject} with these settings."
     top = max(range(len(mean)), key=mean.__getitem__)
     text = (
-        f"In {metrics.archive.model_name}, layer {part.layer_ids[top]} holds the most ISNs of an instruction: "
+        f"In {metrics.subject}, layer {part.layer_ids[top]} holds the most ISNs of an instruction: "
         f"{mean[top]:,.1f} of its {width:,} neurons ({mean[top] / width:.1%}), mean over categories."
     )
     if len(mean) >= 3:
@@ -100,7 +99,7 @@ def _widest_spread(metrics: Metrics) -> str:
 
 def size_sentence(metrics: Metrics) -> str:
     """How large the sets are against what the rule asked for: what ties did."""
-    size, total = metrics.isn_size, metrics.archive.layers * metrics.archive.neurons
+    size, total = metrics.isn_size, len(metrics.isn_by_layer.layer_ids) * metrics.layer_width
     held = f"{size.mean:,.1f} on average, from {size.minimum:,} to {size.maximum:,}"
     if size.wanted is None:
         text = f"Of {total:,} neurons, {held}, have p of at least {metrics.settings.threshold}."

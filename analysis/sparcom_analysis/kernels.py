@@ -1,4 +1,4 @@
-"""The loops that numpy is too slow for, compiled by Numba: counting bits by neuron, ranking, intersecting sets.
+"""The loops that numpy is too slow for, compiled by Numba: counting bits by neuron, ranking, selecting, intersecting.
 
 They take raw arrays and know nothing of archives, instructions or categories. They release the interpreter lock and are
 spread over cores by plain threads (`parallel_for`), not by Numba's own parallelism: its default threading layer ends
@@ -23,10 +23,11 @@ MAX_BYTE_COUNT = 255  # what one byte lane of a block counter holds
 TILE_BYTES = 2048  # packed bytes of a row handled at once: their byte counters, 16 KiB, stay in the first-level cache
 TILE_WORDS = 1024  # words of a set handled at once: 8 KiB a set
 PAIR_ROWS = 16  # sets of one side of a block of pairs: 128 KiB of tiles, in the second-level cache
+PAIR_COLUMNS = 64  # sets of the other side that one call compares them with
 MIN_SPLIT_BYTES = 4 << 20  # below this, starting threads costs more than it gains
 
 
-def _compiled(function: F) -> F:
+def compiled(function: F) -> F:
     """Compile on first call and keep the machine code on disk where a folder can be written."""
     try:
         return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
@@ -40,10 +41,10 @@ def _spread_table() -> NDArray[np.uint64]:
     return np.ascontiguousarray(bits).view(np.dtype("<u8"))[:, 0].astype(np.uint64)
 
 
-_SPREAD = _spread_table()
+SPREAD = _spread_table()
 
 
-@_compiled
+@compiled
 def _add_bits(
     rows: NDArray[np.uint8], counts: NDArray[np.uint32], spread: NDArray[np.uint64], first: int, last: int
 ) -> None:
@@ -66,7 +67,7 @@ def _add_bits(
                     counts[base + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
 
 
-@_compiled
+@compiled
 def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
     """Count each value; even and odd places apart, so that equal neighbours need not wait for each other."""
     half = len(bins) // 2
@@ -87,23 +88,49 @@ def _popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001  (Numba's 
     return types.uint64(types.uint64), generate
 
 
-@_compiled
+@compiled
 def _intersect(
-    sets: NDArray[np.uint64], first: int, last: int, start: int, shared: NDArray[np.int64], offset: int
+    left: NDArray[np.uint64],
+    right: NDArray[np.uint64],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    shared: NDArray[np.int64],
 ) -> None:
-    """shared[i - offset, j - start] = bits in both of sets i and j, for first ≤ i < last and j ≥ start.
+    """shared[i, j] = bits in both of left[i] and right[j], for i and j in the given ranges.
 
-    By tiles of words, so that a tile of the rows first..last is read from cache for every j.
+    By tiles of words, so that a tile of the rows is read from cache for every j.
     """
-    shared[first - offset : last - offset, :] = 0
-    for left in range(0, sets.shape[1], TILE_WORDS):
-        right = min(left + TILE_WORDS, sets.shape[1])
-        for j in range(start, sets.shape[0]):
-            for i in range(first, last):
+    shared[rows[0] : rows[1], columns[0] : columns[1]] = 0
+    for begin in range(0, left.shape[1], TILE_WORDS):
+        end = min(begin + TILE_WORDS, left.shape[1])
+        for j in range(columns[0], columns[1]):
+            for i in range(rows[0], rows[1]):
                 total = np.uint64(0)
-                for word in range(left, right):
-                    total += _popcount(sets[i, word] & sets[j, word])
-                shared[i - offset, j - start] += np.int64(total)
+                for word in range(begin, end):
+                    total += _popcount(left[i, word] & right[j, word])
+                shared[i, j] += np.int64(total)
+
+
+@compiled
+def _pack(
+    counts: NDArray[np.uint32],
+    least: np.uint32,
+    packed: NDArray[np.uint8],
+    sizes: NDArray[np.int64],
+    first: int,
+    last: int,
+) -> None:
+    """Set the bit of every count of layers first..last that is at least `least`, and count the bits of each layer."""
+    for layer in range(first, last):
+        total = 0
+        for column in range(packed.shape[1]):
+            byte = 0
+            for bit in range(8):
+                chosen = int(counts[layer, column * 8 + bit] >= least)
+                byte |= chosen << bit
+                total += chosen
+            packed[layer, column] = byte
+        sizes[layer] = total
 
 
 def cores() -> int:
@@ -117,11 +144,12 @@ def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> 
     The first exception is raised again; ranges must not write to the same place.
     """
     ranges = [(first, min(first + step, stop)) for first in range(0, stop, step)]
-    if len(ranges) <= 1 or cores() == 1:
+    workers = min(cores(), len(ranges))
+    if workers <= 1:
         for first, last in ranges:
             function(first, last)
         return
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(function, first, last) for first, last in ranges]:
             future.result()
 
@@ -138,7 +166,7 @@ def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
         raise ValueError(f"counts must be uint32 ({columns * 8},) for uint8 rows {rows.shape}; got {counts.shape}")
     split = columns if rows.nbytes < MIN_SPLIT_BYTES else -(-columns // cores())
     tiles = -(-max(split, 1) // TILE_BYTES)
-    parallel_for(lambda first, last: _add_bits(rows, counts, _SPREAD, first, last), columns, tiles * TILE_BYTES)
+    parallel_for(lambda first, last: _add_bits(rows, counts, SPREAD, first, last), columns, tiles * TILE_BYTES)
 
 
 def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:
@@ -152,25 +180,52 @@ def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:
     """
     if len(values) and int(values.max()) > largest:
         raise ValueError(f"values must be at most {largest}; one is {values.max()}")
-    bins = np.zeros(2 * (largest + 1), dtype=np.int64)
-    _histogram(values, bins)
-    halves: NDArray[np.int64] = bins.reshape(2, -1).sum(axis=0)
+    part = max(-(-len(values) // cores()), MIN_SPLIT_BYTES // 8, 16 * (largest + 1))
+    bins = np.zeros((-(-len(values) // part), 2 * (largest + 1)), dtype=np.int64)
+    parallel_for(lambda first, last: _histogram(values[first:last], bins[first // part]), len(values), part)
+    halves: NDArray[np.int64] = bins.sum(axis=0).reshape(2, -1).sum(axis=0)
     return halves
 
 
-def intersection_sizes(sets: NDArray[np.uint64], first: int, last: int) -> NDArray[np.int64]:
-    """How many elements sets first..last share with every set from `first` on.
+def pack_at_least(counts: NDArray[np.uint32], least: int, packed: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
+    """Select what is counted often enough.
 
     Args:
-        sets: uint64 (set, word), one bit an element.
+        counts: uint32 (layer, 8 × byte).
+        least: the count from which an entry belongs.
+        packed: uint8 (layer, byte), written: bit k of byte b is entry 8·b + k, as in `numpy.packbits`, little order.
+        sizes: int64 (layer,), written: entries that belong.
+    """
+    layers, columns = packed.shape
+    if counts.shape != (layers, columns * 8) or counts.dtype != np.uint32 or sizes.shape != (layers,):
+        raise ValueError(f"counts must be uint32 ({layers}, {columns * 8}) for bytes {packed.shape}: {counts.shape}")
+    split = layers if counts.nbytes < MIN_SPLIT_BYTES else -(-layers // cores())
+    parallel_for(lambda a, b: _pack(counts, np.uint32(least), packed, sizes, a, b), layers, max(1, split))
+
+
+def intersection_sizes(
+    left: NDArray[np.uint64], right: NDArray[np.uint64], *, later_only: bool = False
+) -> NDArray[np.int64]:
+    """How many elements each set on the left shares with each on the right.
+
+    Args:
+        left: uint64 (a, word), right: uint64 (b, word), one bit an element.
+        later_only: right begins with the sets of left, and only pairs of a set with itself or a later one are wanted;
+            what is not is 0 or right.
 
     Returns:
-        int64 (last - first, n - first); the square on the left is symmetric and holds the sizes on its diagonal.
+        int64 (a, b).
     """
-    shared = np.empty((last - first, len(sets) - first), dtype=np.int64)
+    shared = np.zeros((len(left), len(right)), dtype=np.int64)
+    across = max(1, -(-len(right) // PAIR_COLUMNS))
 
-    def block(begin: int, end: int) -> None:
-        _intersect(sets, first + begin, first + end, first, shared, first)
+    def tile(first: int, last: int) -> None:
+        for number in range(first, last):
+            row, column = number // across * PAIR_ROWS, number % across * PAIR_COLUMNS
+            stop = min(column + PAIR_COLUMNS, len(right))
+            begin = max(column, row) if later_only else column
+            if begin < stop:
+                _intersect(left, right, (row, min(row + PAIR_ROWS, len(left))), (begin, stop), shared)
 
-    parallel_for(block, last - first, PAIR_ROWS)
+    parallel_for(tile, -(-len(left) // PAIR_ROWS) * across, 1)
     return shared

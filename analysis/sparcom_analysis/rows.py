@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive
-from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
+from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
 
 Rows = Literal["prompt", "response", "all"]
 
@@ -77,35 +77,6 @@ def choose_rows(archive: Archive, requested: Rows | None) -> Rows:
             "with positions='all'"
         )
     return requested
-
-
-def check_supported(archive: Archive) -> None:
-    """Refuse archives of a kind that comes later: those with no dense feed-forward layer.
-
-    Raises:
-        UnsupportedArchiveError: saying what is not supported yet.
-        DamagedArchiveError: the attributes and the array of masks or counts disagree.
-    """
-    attributes = archive.attributes
-    if not attributes.model.layer_ids or "neuron" not in attributes.capture.components:
-        raise UnsupportedArchiveError(
-            f"the analysis needs neurons of dense feed-forward layers; {archive.path} holds "
-            f"{', '.join(attributes.capture.components) or 'none'}. Mixture-of-experts archives are not supported yet"
-        )
-    counted = archive.granularity == "count"
-    name, axis = ("neuron/count", "instruction") if counted else ("neuron/active", "token")
-    expected = (len(attributes.model.layer_ids), archive.neurons if counted else -(-archive.neurons // 8))
-    found = archive.array(name).shape[1:]
-    if found != expected:
-        raise DamagedArchiveError(
-            f"{name} must be ({axis}, {expected[0]}, {expected[1]}) for the layers and neurons in the attributes "
-            f"of {archive.path}; it is ({axis}, {', '.join(map(str, found))}). Extract the archive again"
-        )
-    if counted and len(archive.instructions) != archive.array(name).shape[0]:
-        raise DamagedArchiveError(
-            f"neuron/count must have one entry for each of the {len(archive.instructions)} instructions of "
-            f"{archive.path}; it has {archive.array(name).shape[0]}. Extract the archive again"
-        )
 
 
 def row_spans(archive: Archive, rows: Rows) -> RowSpans:

@@ -1,18 +1,31 @@
 """The form of metrics.json: what another program may rely on.
 
 Field descriptions are the documentation (docs/metrics.md lists them; a test holds the two together). Values that do not
-exist, such as the mean of no pair, are null.
+exist, such as the mean of no pair, are null. Parts that only archives of a mixture of experts have (`expert_schema`)
+are left out of the others.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from sparcom_analysis.expert_schema import (
+    ComponentName,
+    CorrelationMatrix,
+    ExpertFrequencies,
+    ExpertShifts,
+    MoeFacts,
+    TopExpertLists,
+)
+from sparcom_analysis.populations import TITLES
+from sparcom_analysis.schema_part import Part as _Part
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _without_none(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields without those of these names that are null."""
+    return {name: value for name, value in fields.items() if value is not None or name not in names}
 
 
 class ArchiveFacts(_Part):
@@ -40,6 +53,11 @@ class ArchiveFacts(_Part):
     dataset: str = Field(description="Name of the instruction set, empty where none was given.")
     dataset_sha256: str = Field(description="Checksum of the instruction set.")
     vllm: str = Field(description="Version of the engine that ran the model.")
+    moe: MoeFacts | None = Field(default=None, description="Its mixture-of-experts layers; left out where it has none.")
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), ("moe",))
 
 
 class Settings(_Part):
@@ -116,6 +134,18 @@ class LayerMeans(_Part):
     mean_count: list[list[float]] = Field(description="ISNs of an instruction in the layer, mean over the category.")
 
 
+class ComponentMetrics(_Part):
+    """The measures of one component's neurons."""
+
+    component: ComponentName = Field(description="Whose neurons: the archive's name of the component.")
+    experts: int = Field(description="Experts of a layer that the router chooses among; 1 where it does not.")
+    neurons: int = Field(description="Neurons of one layer, or of one expert that is chosen.")
+    isn_size: SetSizes = Field(description="Sizes of the ISN sets.")
+    isn_similarity: CategoryMatrix = Field(description="Equation 10, pairs with itself counted.")
+    isn_similarity_without_self: CategoryMatrix = Field(description="Equation 10 over pairs of two instructions.")
+    isn_by_layer: LayerMeans = Field(description="ISNs by layer and category.")
+
+
 class Metrics(_Part):
     """metrics.json."""
 
@@ -128,8 +158,47 @@ class Metrics(_Part):
     isn_similarity: CategoryMatrix = Field(description="Equation 10, pairs with itself counted.")
     isn_similarity_without_self: CategoryMatrix = Field(description="Equation 10 over pairs of two instructions.")
     isn_by_layer: LayerMeans = Field(description="ISNs by layer and category.")
+    component: ComponentName | None = Field(
+        default=None, description="Whose neurons the `isn_` parts above and `mean_isn` are about."
+    )
+    components: list[ComponentMetrics] | None = Field(
+        default=None, description="The same parts for every component of a mixture of experts, that one first."
+    )
+    expert_frequency: ExpertFrequencies | None = Field(default=None, description="Equation 12.")
+    ise_correlation: CorrelationMatrix | None = Field(default=None, description="Equation 14.")
+    top_experts: TopExpertLists | None = Field(default=None, description="Table 6.")
+    expert_shift: ExpertShifts | None = Field(default=None, description="What tuning shifts; with `--tuned`.")
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_none(dump(self), _EXPERT_PARTS)
 
     @property
     def shown_similarity(self) -> CategoryMatrix:
         """The matrix that figure and report show."""
         return self.isn_similarity_without_self if self.settings.exclude_self_pairs else self.isn_similarity
+
+    @property
+    def layer_width(self) -> int:
+        """Neurons of one layer, over all its experts."""
+        part = self._own
+        return self.archive.neurons if part is None else part.experts * part.neurons
+
+    @property
+    def subject(self) -> str:
+        """What figures and sentences call the model, with the component where it has several."""
+        name = self.archive.model_name
+        return name if self.component is None else f"{name} ({TITLES[self.component]})"
+
+    @property
+    def _own(self) -> ComponentMetrics | None:
+        return next((part for part in self.components or [] if part.component == self.component), None)
+
+    def of(self, component: ComponentName) -> Metrics:
+        """The same with the parts of another component in the place of the first's, for figures and sentences."""
+        (part,) = [part for part in self.components or [] if part.component == component]
+        shown = ("component", "isn_size", "isn_similarity", "isn_similarity_without_self", "isn_by_layer")
+        return self.model_copy(update={name: getattr(part, name) for name in shown})
+
+
+_EXPERT_PARTS = ("component", "components", "expert_frequency", "ise_correlation", "top_experts", "expert_shift")

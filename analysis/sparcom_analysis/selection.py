@@ -1,11 +1,13 @@
-"""Instruction-specific neurons (ISNs): the neurons that an instruction activates most often, equation 7.
+"""Instruction-specific neurons (ISNs): the neurons that an instruction activates most often, equations 7 and 9.
 
-Two rules, both on exact integer counts c_ij = T · p_ij, so that no rounding of p decides who belongs:
+Two rules, both on exact integer counts c = T · p, so that no rounding of p decides who belongs:
 
-- epsilon: the k = ⌈ε · N⌉ most frequent of all N neurons of all layers, and every neuron that ties with the last;
-- threshold: every neuron with p_ij ≥ threshold.
+- epsilon: the k = ⌈ε · N⌉ most frequent of all N neurons of the population, and every neuron that ties with the last;
+- threshold: every neuron with p ≥ threshold.
 
-A neuron that is never active (p_ij = 0) belongs to no set, even where ε would reach it: it is not specific to anything.
+The population is that of one component over all its layers: dense layers' neurons (equation 7), those of routed
+experts over (expert, neuron, layer) (equation 9), or those of shared experts. A neuron that is never active (p = 0)
+belongs to no set, even where ε would reach it: it is not specific to anything.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.frequencies import Progress, iterate_counts
-from sparcom_analysis.kernels import histogram
-from sparcom_analysis.rows import Rows, RowSpans, check_supported, choose_rows, row_spans
+from sparcom_analysis.kernels import histogram, pack_at_least
+from sparcom_analysis.populations import Component, Population, choose_population
+from sparcom_analysis.rows import Rows, RowSpans, choose_rows, row_spans
+from sparcom_analysis.sets import PackedSets
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 
@@ -84,29 +89,32 @@ def make_selection(epsilon: float | None, threshold: float | None) -> Selection:
 class InstructionNeurons:
     """The ISN sets of n instructions, in submission order.
 
-    selection, rows: how they were selected.
+    selection, rows: how they were selected. population: of which neurons.
     instruction: int64 (n,), index into the archive's instruction table. ids, categories: n strings.
     tokens: int64 (n,), T. minimum_count: int64 (n,), the count from which a neuron belongs.
-    sets: uint64 (n, word), one bit a neuron; its bytes are (layer, neuron_byte) as in the archive, then zeros.
-    layer_counts: int64 (n, layer), ISNs in each layer. layer_ids: the model's number of each layer.
-    neurons: width of a layer. without_rows: complete instructions that have no row of this kind.
+    sets: uint64 (n, word), one bit a neuron; its bytes are (layer, expert, neuron_byte), then zeros.
+    layer_counts: int64 (n, layer), ISNs in each layer. without_rows: complete instructions without a row of this kind.
     """
 
     selection: Selection
     rows: Rows
+    population: Population
     instruction: NDArray[np.int64]
     ids: Sequence[str]
     categories: Sequence[str]
     tokens: NDArray[np.int64]
     minimum_count: NDArray[np.int64]
-    sets: NDArray[np.uint64]
+    sets: PackedSets
     layer_counts: NDArray[np.int64]
-    layer_ids: Sequence[int]
-    neurons: int
     without_rows: int
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def layer_ids(self) -> Sequence[int]:
+        """The model's number of each layer."""
+        return self.population.layer_ids
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -115,35 +123,39 @@ class InstructionNeurons:
         return sizes
 
     def mask(self, k: int) -> NDArray[np.bool_]:
-        """bool (layer, neuron): the set of instruction k."""
-        layers, width = len(self.layer_ids), -(-self.neurons // 8)
-        packed = self.sets[k].view(np.uint8)[: layers * width].reshape(layers, width)
-        return np.unpackbits(packed, axis=1, count=self.neurons, bitorder="little").astype(np.bool_)
+        """The set of instruction k: bool (layer, neuron), of routed experts (layer, expert, neuron)."""
+        part = self.population
+        shape = (part.layers, part.experts, part.neuron_bytes)
+        packed = self.sets.rows(k, k + 1)[0].view(np.uint8)[: math.prod(shape)].reshape(shape)
+        mask = np.unpackbits(packed, axis=2, count=part.neurons, bitorder="little").astype(np.bool_)
+        return mask if part.routed else mask[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The parts of `InstructionNeurons` that the pass over the archive fills in."""
 
-    sets: NDArray[np.uint64]
+    sets: PackedSets
     layer_counts: NDArray[np.int64]
     minimum_count: NDArray[np.int64]
+    words: NDArray[np.uint64]  # the set in hand
 
     @classmethod
-    def none(cls, archive: Archive, count: int) -> _Found:
-        words = -(-archive.layers * archive.neuron_bytes // 8)
+    def none(cls, population: Population, count: int, scratch: Path | None) -> _Found:
+        words = -(-population.layers * population.columns // 64)
         return cls(
-            sets=np.zeros((count, words), dtype=np.uint64),
-            layer_counts=np.zeros((count, archive.layers), dtype=np.int64),
+            sets=PackedSets(count, words, scratch),
+            layer_counts=np.zeros((count, population.layers), dtype=np.int64),
             minimum_count=np.zeros(count, dtype=np.int64),
+            words=np.zeros(words, dtype=np.uint64),
         )
 
     def keep(self, k: int, counts: NDArray[np.uint32], least: int) -> None:
-        """Instruction k has the neurons whose count is at least `least`; counts: (layer, 8 × neuron_byte)."""
-        selected = counts >= np.uint32(least)  # the same type: compared without a wider copy
-        packed = np.packbits(selected, bitorder="little")
-        self.sets[k].view(np.uint8)[: len(packed)] = packed
-        self.layer_counts[k] = selected.sum(axis=1)
+        """Instruction k has the neurons whose count is at least `least`; counts: (layer, 8 × byte)."""
+        layers, columns = counts.shape
+        packed = self.words.view(np.uint8)[: layers * columns // 8].reshape(layers, -1)
+        pack_at_least(counts, least, packed, self.layer_counts[k])
+        self.sets[k] = self.words
         self.minimum_count[k] = least
 
 
@@ -153,37 +165,44 @@ def instruction_specific_neurons(
     epsilon: float | None = None,
     threshold: float | None = None,
     rows: Rows | None = None,
+    component: Component | None = None,
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    scratch: Path | None = None,
 ) -> InstructionNeurons:
-    """The ISNs of every complete instruction, equation 7, in one pass over the archive.
+    """The ISNs of every complete instruction, equations 7 and 9, in one pass over the archive.
 
     Args:
         archive: an archive of masks or of counts.
-        epsilon: share of all neurons that is selected, ties included; 0.05 where neither rule is given.
-        threshold: select by p_ij ≥ threshold instead.
+        epsilon: share of the component's neurons that is selected, ties included; 0.05 where neither rule is given.
+        threshold: select by p ≥ threshold instead.
         rows: prompt, response or all; without it the prompt's where the archive holds them. Of counts only what was
             captured can be had.
+        component: whose neurons are ranked together; without it those of routed experts where the model has them, else
+            those of dense layers.
         progress: called with rows done and rows in all.
         block_bytes: packed masks or counts read at once; it changes memory and speed, never the result.
+        scratch: folder for a temporary file of the sets, which takes them where they are too many for memory.
 
     Raises:
         IncompleteArchiveError: fewer than two complete instructions, or not the rows that were asked for.
         InvalidInputError: both rules are given, or a value is outside (0, 1].
+        UnsupportedArchiveError: the archive does not hold the component.
+        DamagedArchiveError: rows of a complete instruction are not what they must be.
     """
     selection = make_selection(epsilon, threshold)
-    check_supported(archive)
+    population = choose_population(archive, component)
     chosen = choose_rows(archive, rows)
     spans = row_spans(archive, chosen)
-    _check_enough(archive, spans, chosen)
-    found, total = _Found.none(archive, len(spans)), archive.layers * archive.neurons
-    for k, counts in iterate_counts(archive, spans, progress=progress, block_bytes=block_bytes):
-        least = selection.minimum_count(counts, total, int(spans.tokens[k]))
-        found.keep(k, counts, least)
+    check_enough(archive, spans, chosen)
+    found = _Found.none(population, len(spans), scratch)
+    for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):
+        found.keep(k, counts, selection.minimum_count(counts, population.total, int(spans.tokens[k])))
     table = archive.instructions
     return InstructionNeurons(
         selection=selection,
         rows=chosen,
+        population=population,
         instruction=spans.instruction,
         ids=[table.id[i] for i in spans.instruction],
         categories=[table.category[i] for i in spans.instruction],
@@ -191,13 +210,12 @@ def instruction_specific_neurons(
         minimum_count=found.minimum_count,
         sets=found.sets,
         layer_counts=found.layer_counts,
-        layer_ids=list(archive.attributes.model.layer_ids),
-        neurons=archive.neurons,
         without_rows=spans.without_rows,
     )
 
 
-def _check_enough(archive: Archive, spans: RowSpans, rows: Rows) -> None:
+def check_enough(archive: Archive, spans: RowSpans, rows: Rows) -> None:
+    """Raise IncompleteArchiveError where there are fewer than two instructions to compare."""
     if len(spans) >= 2:
         return
     states = ", ".join(f"{count} {name}" for name, count in describe_states(archive.instructions.state).items())

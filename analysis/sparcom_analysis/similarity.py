@@ -7,7 +7,8 @@ counts the pair of an instruction with itself, which is 1 whatever the model doe
 Two empty sets have similarity 0: they share no neuron, so nothing speaks for their being alike. It can only happen with
 the threshold rule, or where no neuron is ever active.
 
-Pairs are reduced to category sums block by block, so memory is O(instructions), not O(pairs).
+Sets are compared a block with a block, and pairs are reduced to category sums as they come, so memory is
+O(instructions), not O(pairs), and sets may lie in a file.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.categories import category_codes, category_labels
-from sparcom_analysis.kernels import PAIR_ROWS, cores, intersection_sizes
+from sparcom_analysis.kernels import intersection_sizes
+from sparcom_analysis.pairs import PAIRED_ROWS, PairMeans
 from sparcom_analysis.selection import InstructionNeurons
+
+ACROSS_BYTES = 64 << 20  # packed sets that a block of rows is compared with at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +44,28 @@ def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[int, NDArray[n
     """Jaccard indices of all pairs, a block of rows at a time.
 
     Yields:
-        i and float64 (b, n - i): similarity of instructions i to i + b with instructions i to n.
+        i and float64 (b, n - i): similarity of instructions i to i + b with instructions i to n, each with itself and
+        with those after it; what is before it is not filled in.
     """
-    sizes = neurons.sizes
-    step = PAIR_ROWS * max(4, 2 * cores())
-    for first in range(0, len(neurons), step):
-        last = min(first + step, len(neurons))
-        shared = intersection_sizes(neurons.sets, first, last)
+    sizes, sets = neurons.sizes, neurons.sets
+    across = max(1, ACROSS_BYTES // max(8, 8 * sets.shape[1]))
+    for first in range(0, len(neurons), PAIRED_ROWS):
+        last = min(first + PAIRED_ROWS, len(neurons))
+        left = sets.rows(first, last)
+        shared = np.zeros((last - first, len(neurons) - first), dtype=np.int64)
+        for begin in range(first, len(neurons), across):
+            end = min(begin + across, len(neurons))
+            own = begin == first and end >= last
+            found = intersection_sizes(left, sets.rows(begin, end), later_only=own)
+            shared[:, begin - first : end - first] = found
         union = sizes[first:last, None] + sizes[None, first:] - shared
         yield first, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
 def category_similarity(neurons: InstructionNeurons) -> CategorySimilarity:
     """Similarity of every two categories, with and without pairs of an instruction with itself."""
-    codes = category_codes(neurons.categories)
-    labels = category_labels(neurons.categories)
-    member = np.eye(len(labels))[codes]  # (n, c), 1 where the instruction is of the category
-    different = np.zeros((len(labels), len(labels)))  # sums over pairs i < j
+    means = PairMeans(neurons.categories)
     for first, block in jaccard_blocks(neurons):
-        later = np.triu(block, k=1)  # row r is instruction first + r, column s instruction first + s
-        different += member[first : first + len(block)].T @ later @ member[first:]
-    different = different + different.T
-    size = member.sum(axis=0)
-    itself = np.diag(member.T @ (neurons.sizes > 0))
-    pairs = np.outer(size, size)
-    other_pairs = pairs - np.diag(size)
-    without_self = np.divide(different, other_pairs, out=np.full_like(different, np.nan), where=other_pairs > 0)
-    return CategorySimilarity(labels, (different + itself) / pairs, without_self)
+        means.add(first, block)
+    itself = (neurons.sizes > 0).astype(np.float64)
+    return CategorySimilarity(means.labels, means.with_self(itself), means.without_self())

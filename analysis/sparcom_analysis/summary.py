@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePath
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparcom_analysis import schema
 from sparcom_analysis.categories import category_codes, category_labels
+from sparcom_analysis.expert_schema import MoeFacts
+from sparcom_analysis.expert_summary import ExpertResult, expert_parts, nullable
 from sparcom_analysis.layers import LayerCounts
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_analysis.similarity import CategorySimilarity
 from sparcom_data.archive import Archive, describe_states
 
 
+@dataclass(frozen=True, slots=True)
+class ComponentResult:
+    """The measures of one population."""
+
+    neurons: InstructionNeurons
+    similarity: CategorySimilarity
+    by_layer: LayerCounts
+
+
 def summarise(
     archive: Archive,
-    neurons: InstructionNeurons,
-    similarity: CategorySimilarity,
-    by_layer: LayerCounts,
+    results: Sequence[ComponentResult],
+    experts: ExpertResult | None,
     *,
     exclude_self_pairs: bool,
 ) -> schema.Metrics:
-    """Everything that metrics.json holds."""
-    labels = list(similarity.categories)
+    """Everything that metrics.json holds; of the results the first is the one that the archive is about."""
+    neurons = results[0].neurons
+    parts = [_component(result) for result in results]
+    shown = {name: getattr(parts[0], name) for name in _SHOWN}
+    moe = archive.attributes.model.moe is not None
     return schema.Metrics(
         archive=_archive_facts(archive),
         settings=schema.Settings(
@@ -38,20 +51,33 @@ def summarise(
         ),
         versions=schema.Versions(**{name: version(name) for name in schema.Versions.model_fields}),
         instructions=_instruction_facts(archive, neurons),
-        isn_size=_set_sizes(neurons),
-        isn_similarity=schema.CategoryMatrix(categories=labels, matrix=_rows(similarity.matrix)),
-        isn_similarity_without_self=schema.CategoryMatrix(categories=labels, matrix=_rows(similarity.without_self)),
-        isn_by_layer=schema.LayerMeans(
-            categories=list(by_layer.categories),
-            layer_ids=list(by_layer.layer_ids),
-            mean_count=by_layer.mean_count.tolist(),
-        ),
+        **shown,
+        component=parts[0].component if moe else None,
+        components=parts if moe else None,
+        **({} if experts is None else expert_parts(experts)),
     )
 
 
-def _rows(matrix: NDArray[np.float64]) -> list[list[float | None]]:
-    """The matrix as lists, NaN as None."""
-    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
+_SHOWN = ("isn_size", "isn_similarity", "isn_similarity_without_self", "isn_by_layer")
+
+
+def _component(result: ComponentResult) -> schema.ComponentMetrics:
+    labels, part = list(result.similarity.categories), result.neurons.population
+    return schema.ComponentMetrics(
+        component=part.component,
+        experts=part.experts,
+        neurons=part.neurons,
+        isn_size=_set_sizes(result.neurons),
+        isn_similarity=schema.CategoryMatrix(categories=labels, matrix=nullable(result.similarity.matrix)),
+        isn_similarity_without_self=schema.CategoryMatrix(
+            categories=labels, matrix=nullable(result.similarity.without_self)
+        ),
+        isn_by_layer=schema.LayerMeans(
+            categories=list(result.by_layer.categories),
+            layer_ids=list(result.by_layer.layer_ids),
+            mean_count=result.by_layer.mean_count.tolist(),
+        ),
+    )
 
 
 def _archive_facts(archive: Archive) -> schema.ArchiveFacts:
@@ -78,6 +104,7 @@ def _archive_facts(archive: Archive) -> schema.ArchiveFacts:
         dataset=attributes.dataset.name,
         dataset_sha256=attributes.dataset.sha256,
         vllm=attributes.engine.vllm,
+        moe=None if model.moe is None else MoeFacts(**model.moe.model_dump()),
     )
 
 
@@ -122,7 +149,7 @@ def _category_facts(categories: Sequence[str], neurons: InstructionNeurons) -> l
 def _set_sizes(neurons: InstructionNeurons) -> schema.SetSizes:
     sizes = neurons.sizes
     return schema.SetSizes(
-        wanted=neurons.selection.wanted(neurons.neurons * len(neurons.layer_ids)),
+        wanted=neurons.selection.wanted(neurons.population.total),
         mean=float(sizes.mean()),
         minimum=int(sizes.min()),
         maximum=int(sizes.max()),

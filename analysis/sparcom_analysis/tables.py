@@ -11,7 +11,8 @@ from sparcom_analysis.schema import CategoryMatrix, LayerMeans
 from sparcom_analysis.selection import InstructionNeurons
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Header and rows as CSV; None is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
@@ -22,13 +23,13 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def similarity_table(similarity: CategoryMatrix) -> str:
     """One row and one column a category."""
     named = zip(similarity.categories, similarity.matrix, strict=True)
-    return _csv(["category", *similarity.categories], ([name, *row] for name, row in named))
+    return csv_text(["category", *similarity.categories], ([name, *row] for name, row in named))
 
 
 def layer_table(by_layer: LayerMeans) -> str:
     """One row a layer, one column a category: ISNs of an instruction, mean over the category."""
     columns = zip(by_layer.layer_ids, *by_layer.mean_count, strict=True)
-    return _csv(["layer", *by_layer.categories], columns)
+    return csv_text(["layer", *by_layer.categories], columns)
 
 
 def instruction_table(neurons: InstructionNeurons) -> str:
@@ -39,4 +40,4 @@ def instruction_table(neurons: InstructionNeurons) -> str:
         [neurons.ids[k], labels[codes[k]], tokens[k], sizes[k], count, count / tokens[k]]
         for k, count in enumerate(neurons.minimum_count.tolist())
     )
-    return _csv(["id", "category", "tokens", "isn", "minimum_count", "minimum_p"], rows)
+    return csv_text(["id", "category", "tokens", "isn", "minimum_count", "minimum_p"], rows)

@@ -32,6 +32,9 @@ _SHARE = click.FloatRange(0, 1, min_open=True)
 @click.option(
     "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction with itself."
 )
+@click.option(
+    "--tuned", help="Archive of the tuned twin of a mixture of experts: what tuning shifts among its experts."
+)
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder for the results.")
 def analyze(
     archive: str,
@@ -39,6 +42,7 @@ def analyze(
     threshold: float | None,
     rows: Rows | None,
     exclude_self_pairs: bool,
+    tuned: str | None,
     output: str,
 ) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE (a folder, or an address of a server)."""
@@ -50,6 +54,7 @@ def analyze(
         result = run(
             archive,
             output,
+            tuned=tuned,
             epsilon=epsilon,
             threshold=threshold,
             rows=rows,
@@ -73,21 +78,52 @@ def _progress_bar() -> Iterator[Progress]:
 
 
 def _summary(metrics: Metrics) -> list[str]:
-    """What was used, and the similarity matrix as an aligned table."""
-    part = metrics.shown_similarity
+    """What was used, and the matrices as aligned tables."""
     facts, left = metrics.instructions, metrics.instructions.left_out
     reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in left.model_dump().items() if count)
+    used = (
+        f"{metrics.archive.model_name}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
+        f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
+        + (f" (left out: {reasons})" if reasons else "")
+    )
+    if metrics.components is None:
+        return [used, *_neurons(metrics, "")]
+    parts = [
+        line for part in metrics.components for line in (*_neurons(metrics.of(part.component), part.component), "")
+    ]
+    return [used, *parts, *_experts(metrics)]
+
+
+def _neurons(metrics: Metrics, component: str) -> list[str]:
+    """Sizes and similarity of one component's sets."""
+    part = metrics.shown_similarity
     rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
     shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
     return [
-        f"{metrics.archive.model_name}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
-        f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
-        + (f" (left out: {reasons})" if reasons else ""),
-        f"instruction-specific neurons: {rule}, {metrics.isn_size.mean:,.1f} an instruction on average",
+        f"instruction-specific neurons{f' of {component}' if component else ''}: {rule}, "
+        f"{metrics.isn_size.mean:,.1f} an instruction on average",
         "",
         f"similarity of categories (mean Jaccard index, {shown})",
         *_table(part.categories, part.matrix),
     ]
+
+
+def _experts(metrics: Metrics) -> list[str]:
+    """How alike categories are in their experts, and what tuning shifts."""
+    part = metrics.ise_correlation
+    if part is None:
+        return []
+    lines = [
+        "similarity of categories in their experts (mean Pearson correlation of two different instructions)",
+        *_table(part.categories, part.matrix),
+    ]
+    if part.undefined_instructions:
+        lines.append(f"{part.undefined_instructions} instructions have no variance and are in no mean")
+    if metrics.expert_shift is not None:
+        from sparcom_analysis.findings_experts import shift_sentence
+
+        lines += ["", shift_sentence(metrics)]
+    return lines
 
 
 def _table(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> list[str]:

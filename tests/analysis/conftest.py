@@ -1,10 +1,12 @@
-"""Archives of chosen masks, or of their counts, for tests: every kind of positions, category and state."""
+"""Archives of chosen masks, or of their counts, for tests: every kind of positions, category and state; and random ones
+of mixtures of experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import plan_layout
 from sparcom_data.metadata import Granularity, Positions
 from sparcom_data.storage import DurableStore
-from sparcom_data.testing import random_attributes
+from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_archive
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,49 @@ def typical(make_case: MakeCase) -> Case:
         failed=(4,),
         rates=(0.3, 0.5),
     )
+
+
+@dataclass(frozen=True)
+class MoeCase:
+    """An archive of a mixture of experts and the truth behind it."""
+
+    archive: Archive
+    truth: MoeTruth
+
+    def rows(self, index: int) -> slice:
+        """Token rows of an instruction."""
+        start = int(self.truth.layout.token_start[index])
+        return slice(start, start + int(self.truth.layout.capacity[index]))
+
+    @property
+    def complete(self) -> list[int]:
+        """Indices of complete instructions."""
+        return self.archive.instructions.complete.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def make_moe(tmp_path: Path) -> Callable[..., MoeCase]:
+    """`write_random_moe_archive` into a folder of its own; arguments as there."""
+    made = 0
+
+    def make(**options: Any) -> MoeCase:
+        nonlocal made
+        made += 1
+        path = tmp_path / f"moe{made}.zarr"
+        return MoeCase(truth=write_random_moe_archive(path, **options), archive=open_archive(path))
+
+    return make
+
+
+def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:
+    """Change an array behind the archive's back, and open it again."""
+    array = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name]
+    assert isinstance(array, zarr.Array)
+    array.with_config({"write_empty_chunks": True})[key] = value
+    return open_archive(archive.path)
+
+
+@pytest.fixture
+def damage() -> Callable[..., Archive]:
+    """`overwrite`."""
+    return overwrite

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcom_analysis.blocks import plan_reads, read_blocks
+from sparcom_analysis.populations import choose_population
 from sparcom_analysis.rows import RowSpans, row_spans
 
 
@@ -45,9 +46,9 @@ def test_reads_cover_needed_chunks_once_and_no_other(pieces: list[tuple[int, int
 
 def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyped-def]
     """What is read ahead on a thread arrives in order and unchanged."""
-    spans = row_spans(typical.archive, "prompt")
+    spans, population = row_spans(typical.archive, "prompt"), choose_population(typical.archive)
     for block_bytes in (1, 100, 10_000):
-        blocks = list(read_blocks(typical.archive, spans, block_bytes))
+        blocks = list(read_blocks(typical.archive, spans, population, block_bytes))
         assert all(a.stop <= b.start for a, b in itertools.pairwise(blocks))
         for block in blocks:
             expected = typical.archive.read_active(block.start, block.stop)
@@ -56,4 +57,4 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
 
 def test_no_span_reads_nothing(typical) -> None:  # type: ignore[no-untyped-def]
     """An empty plan ends at once."""
-    assert list(read_blocks(typical.archive, spans_of([]))) == []
+    assert list(read_blocks(typical.archive, spans_of([]), choose_population(typical.archive))) == []

@@ -70,7 +70,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
         (["--threshold", "1.5"], "0<x<=1"),
         (["--epsilon", "0.1", "--threshold", "0.5"], "two rules for the same thing"),
         (["--rows", "some"], "'some' is not one of"),
-        (["--tuned", "b.zarr"], "No such option"),
+        (["--tune", "b.zarr"], "No such option"),
     ],
 )
 def test_wrong_usage_is_status_2(options: list[str], message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sparcom_analysis import activation_counts, activation_frequencies, instruction_specific_neurons
 from sparcom_analysis.frequencies import iterate_counts
+from sparcom_analysis.populations import choose_population
 from sparcom_analysis.rows import choose_rows, row_spans
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import (
@@ -61,7 +62,8 @@ def test_counts_do_not_depend_on_chunks_or_blocks(
     )
     spans = row_spans(case.archive, "prompt")
     seen = []
-    for k, counts in iterate_counts(case.archive, spans, block_bytes=block_bytes):
+    population = choose_population(case.archive)
+    for k, counts in iterate_counts(case.archive, spans, population, block_bytes=block_bytes):
         index = int(spans.instruction[k])
         seen.append(index)
         assert (counts[:, :neurons] == case.masks[index].sum(axis=0)).all()

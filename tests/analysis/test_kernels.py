@@ -68,8 +68,10 @@ def test_intersections_equal_those_of_numpy(sets: int, words: int, seed: int, da
     packed = rng.integers(0, 2**64, size=(sets, words), dtype=np.uint64)
     first = data.draw(st.integers(0, sets - 1))
     last = data.draw(st.integers(first + 1, sets))
-    expected = [[int(np.bitwise_count(a & b).sum()) for b in packed[first:]] for a in packed[first:last]]
-    assert kernels.intersection_sizes(packed, first, last).tolist() == expected
+    expected = np.array([[int(np.bitwise_count(a & b).sum()) for b in packed[first:]] for a in packed[first:last]])
+    assert (kernels.intersection_sizes(packed[first:last], packed[first:]) == expected).all()
+    later = kernels.intersection_sizes(packed[first:last], packed[first:], later_only=True)
+    assert (np.triu(later) == np.triu(expected)).all()
 
 
 def test_a_failure_on_a_thread_is_raised() -> None:
@@ -117,5 +119,5 @@ def test_kernels_compile_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyP
         return lambda function: function
 
     monkeypatch.setattr(kernels, "njit", njit)
-    assert kernels._compiled(abs) is abs
+    assert kernels.compiled(abs) is abs
     assert seen == [True, False]

@@ -10,7 +10,9 @@ from scipy.spatial.distance import cdist
 
 from sparcom_analysis import category_similarity, instruction_specific_neurons, isn_by_layer
 from sparcom_analysis.categories import category_codes, category_labels
+from sparcom_analysis.populations import Population
 from sparcom_analysis.selection import InstructionNeurons, Selection
+from sparcom_analysis.sets import PackedSets
 from sparcom_analysis.similarity import jaccard_blocks
 
 
@@ -18,11 +20,15 @@ def neurons_from(masks: np.ndarray, categories: list[str]) -> InstructionNeurons
     """Sets given as bool (n, layer, neuron)."""
     n, layers, width = masks.shape
     packed = np.packbits(masks, axis=2, bitorder="little").reshape(n, -1)
-    sets = np.zeros((n, -(-packed.shape[1] // 8)), dtype=np.uint64)
-    sets.view(np.uint8)[:, : packed.shape[1]] = packed
+    words = np.zeros((n, -(-packed.shape[1] // 8)), dtype=np.uint64)
+    words.view(np.uint8)[:, : packed.shape[1]] = packed
+    sets = PackedSets(*words.shape)
+    for k, row in enumerate(words):
+        sets[k] = row
     return InstructionNeurons(
         selection=Selection(threshold=0.5),
         rows="prompt",
+        population=Population("neuron", list(range(layers)), 1, 1, width),
         instruction=np.arange(n),
         ids=[f"i{k}" for k in range(n)],
         categories=categories,
@@ -30,8 +36,6 @@ def neurons_from(masks: np.ndarray, categories: list[str]) -> InstructionNeurons
         minimum_count=np.ones(n, dtype=np.int64),
         sets=sets,
         layer_counts=masks.sum(axis=2),
-        layer_ids=list(range(layers)),
-        neurons=width,
         without_rows=0,
     )
 
@@ -91,15 +95,16 @@ def test_categories_equal_loops_over_sets(categories: list[str], rate: float, se
 
 
 def test_block_size_of_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs are compared in blocks that depend on the cores; the means do not."""
-    masks = np.random.default_rng(3).random((70, 2, 40)) < 0.2
-    neurons = neurons_from(masks, [str(k % 3) for k in range(70)])
-    results = []
-    for cores in (1, 2, 16):
-        monkeypatch.setattr("sparcom_analysis.similarity.cores", lambda cores=cores: cores)
-        results.append(category_similarity(neurons).matrix)
-    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(results[0], results[2], rtol=0, atol=1e-12)
+    """However many sets are compared at once, and on however many cores, no digit of the means changes."""
+    masks = np.random.default_rng(3).random((300, 2, 40)) < 0.2
+    neurons = neurons_from(masks, [str(k % 3) for k in range(300)])
+    expected = category_similarity(neurons)
+    for cores, across in ((1, 1), (2, 16 * 130), (16, 16 * 7)):
+        monkeypatch.setattr("sparcom_analysis.kernels.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("sparcom_analysis.similarity.ACROSS_BYTES", across)
+        found = category_similarity(neurons)
+        np.testing.assert_array_equal(found.matrix, expected.matrix)
+        np.testing.assert_array_equal(found.without_self, expected.without_self)
 
 
 def test_layer_counts_are_means_over_the_category(typical) -> None:  # type: ignore[no-untyped-def]
