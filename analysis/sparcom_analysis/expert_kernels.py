@@ -72,8 +72,9 @@ def _add_expert_bits(
                 expert = chosen[row, layer, choice]
                 if seen[expert] == 0:
                     lanes[expert, :] = 0
+                own, bits = lanes[expert], masks[row, layer, choice]
                 for i in range(width):
-                    lanes[expert, i] += spread[masks[row, layer, choice, i]]
+                    own[i] += spread[bits[i]]
                 seen[expert] += 1
                 if seen[expert] == MAX_BYTE_COUNT:
                     _widen(lanes[expert], counts[layer], expert * width * 8)

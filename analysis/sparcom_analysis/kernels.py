@@ -104,10 +104,12 @@ def _intersect(
     for begin in range(0, left.shape[1], TILE_WORDS):
         end = min(begin + TILE_WORDS, left.shape[1])
         for j in range(columns[0], columns[1]):
+            one = right[j, begin:end]
             for i in range(rows[0], rows[1]):
+                other = left[i, begin:end]  # a view of its own: indexed in two dimensions the loop is no vector loop
                 total = np.uint64(0)
-                for word in range(begin, end):
-                    total += _popcount(left[i, word] & right[j, word])
+                for word in range(other.shape[0]):
+                    total += _popcount(one[word] & other[word])
                 shared[i, j] += np.int64(total)
 
 
@@ -123,13 +125,14 @@ def _pack(
     """Set the bit of every count of layers first..last that is at least `least`, and count the bits of each layer."""
     for layer in range(first, last):
         total = 0
-        for column in range(packed.shape[1]):
+        values, bytes_ = counts[layer], packed[layer]
+        for column in range(bytes_.shape[0]):
             byte = 0
             for bit in range(8):
-                chosen = int(counts[layer, column * 8 + bit] >= least)
+                chosen = int(values[column * 8 + bit] >= least)
                 byte |= chosen << bit
                 total += chosen
-            packed[layer, column] = byte
+            bytes_[column] = byte
         sizes[layer] = total
 
 
