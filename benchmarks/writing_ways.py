@@ -29,8 +29,8 @@ from sparcom_data.layout import choose_chunk_tokens, plan_layout
 from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.extraction import POLL_SECONDS
-from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.writer.session import THREADS, CaptureSession, Segment, Settlement, StepRows
+from sparcom_extractor.writer.targets import ArrayPart, archive_parts
 
 SHAPES = {"SmolLM2-135M": (30, 1536, 120), "LLaMA-2-7B": (32, 11008, 16)}  # layers, neurons, tokens an instruction
 STEP_TOKENS = 512
@@ -49,16 +49,16 @@ def random_step(shape: str) -> Masks:
 
 def write_archive(folder: Path, shape: str, step: Masks, steps: int) -> float:
     """Seconds from the session's start until all of it is durable; the empty archive is made before."""
-    target, count = _empty_archive(folder / "a.zarr", shape, steps)
+    parts, count = _empty_archive(folder / "a.zarr", shape, steps)
     length = SHAPES[shape][2]
     ids, positions = np.zeros(STEP_TOKENS, dtype=np.int32), np.zeros(STEP_TOKENS, dtype=np.int64)
     started = time.perf_counter()
-    session = CaptureSession(target, count)
+    session = CaptureSession(parts, count)
     rows = completed = settled = 0
     polled = started
     for number in range(steps):
         stop = min(rows + STEP_TOKENS, count * length)
-        session.put(StepRows(list(_segments(rows, stop, length)), step, ids, positions))
+        session.put(StepRows(list(_segments(rows, stop, length)), {"neuron/active": step}, ids, positions))
         rows = stop
         if time.perf_counter() - polled >= POLL_SECONDS or number == steps - 1:  # as often as the engine does
             session.settle([Settlement(k, k * length, length, length) for k in range(settled, rows // length)])
@@ -75,7 +75,7 @@ def write_archive(folder: Path, shape: str, step: Masks, steps: int) -> float:
     return seconds
 
 
-def _empty_archive(path: Path, shape: str, steps: int) -> tuple[ChunkTarget, int]:
+def _empty_archive(path: Path, shape: str, steps: int) -> tuple[list[ArrayPart], int]:
     """The masks' chunks, and how many instructions there are."""
     layers, neurons, length = SHAPES[shape]
     count = steps * STEP_TOKENS // length
@@ -83,8 +83,7 @@ def _empty_archive(path: Path, shape: str, steps: int) -> tuple[ChunkTarget, int
     create_archive(
         path, random_attributes(layers, neurons), InstructionColumns(*([""] * count for _ in range(5))), layout
     )
-    array = zarr.open_array(path, path="neuron/active", mode="r")
-    return ChunkTarget(path / "neuron" / "active", array.shape[0], tuple(array.chunks)), count
+    return archive_parts(path)
 
 
 def _segments(start: int, stop: int, length: int) -> Iterator[Segment]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
-from sparcom_data.metadata import EngineInfo, ModelInfo
+from sparcom_data.metadata import EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.child import EngineNote
 from sparcom_extractor.extraction import Extraction, prepare_extraction
 from sparcom_extractor.prompts import tokenizer_sha256
+from sparcom_extractor.ranks import merge_descriptions
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.versions import check_vllm, installed_vllm
 from sparcom_extractor.worker import worker_class
@@ -72,7 +73,7 @@ class CaptureEngine:
         await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
         llm = started.pop()
         try:
-            described = (await llm.collective_rpc("sparcom_describe"))[0] if settings.capture else None
+            described = merge_descriptions(await llm.collective_rpc("sparcom_describe")) if settings.capture else None
             _refuse(settings, described)
             if described is not None:
                 _log.info("%s: %s", settings.name, describe_capture(described))
@@ -102,14 +103,14 @@ class CaptureEngine:
         """Tokenise instructions, plan the layout and create the archive; see `prepare_extraction`."""
         return prepare_extraction(self, instructions, options, path, dataset_name)
 
-    async def call_worker(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the worker; its first process answers.
+    async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every worker process; the answers in the order of their ranks.
 
         Raises:
             EngineError: the engine is dead.
         """
         try:
-            return (await self.llm.collective_rpc(method, args=arguments))[0]
+            return list(await self.llm.collective_rpc(method, args=arguments))
         except SparcomError:
             raise
         except Exception as error:
@@ -147,10 +148,16 @@ def describe_capture(described: dict[str, Any]) -> str:
         f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 2**20:,.1f} MiB"
         for name, size in described["memory"].items()
     )
-    return (
-        f"capture of {len(described['layer_ids'])} layers of {described['neurons']:,} neurons "
-        f"({described['activation']}, product by {described['product']}): {memory}"
-    )
+    parts = []
+    if described["layer_ids"]:
+        parts.append(f"{len(described['layer_ids'])} layers of {described['neurons']:,} neurons")
+    if moe := described["moe"]:
+        shared = f", shared experts of {moe['shared_neurons']:,}" if moe["shared_neurons"] else ""
+        parts.append(
+            f"{len(moe['layer_ids'])} layers of {moe['experts']} experts, {moe['experts_per_token']} chosen, of "
+            f"{moe['neurons']:,} neurons{shared}"
+        )
+    return f"capture of {' and '.join(parts)} ({described['activation']}, by {described['product']}): {memory}"
 
 
 def _start_llm(settings: EngineSettings) -> Any:
@@ -162,7 +169,8 @@ def _start_llm(settings: EngineSettings) -> Any:
 
     arguments = engine_arguments(settings, current_platform.device_type)
     try:
-        with _children_get(_child_environment(current_platform.device_type, os.cpu_count() or 1)):
+        cores = sorted(os.sched_getaffinity(0))
+        with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:
         raise EngineError(
@@ -171,16 +179,25 @@ def _start_llm(settings: EngineSettings) -> Any:
         ) from error
 
 
-def _child_environment(device_type: str, cores: int) -> dict[str, str]:
+def _child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:
     """Environment of the engine's processes, where the user has not set it.
 
     vLLM keeps one core for its scheduler, which on two is half the machine: without, 1,500 tokens a second against 870
-    (SmolLM2, float32). Its threads then wait asleep, to leave the core to the scheduler and the writer.
+    (SmolLM2, float32). Its threads then wait asleep, to leave the core to the scheduler and the writer. Processes of
+    one engine share the cores; vLLM by itself gives each a NUMA node.
     """
     environment = {"PYTHONWARNINGS": "ignore"}  # vLLM's own code gives some at every start
-    if device_type == "cpu" and cores <= SMALL_MACHINE_CORES:
+    if device_type == "cpu" and len(cores) <= SMALL_MACHINE_CORES:
         environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
+    if device_type == "cpu" and 1 < processes <= len(cores):
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(_shares(cores, processes))
     return environment
+
+
+def _shares(cores: Sequence[int], processes: int) -> list[str]:
+    """The cores of each process, as vLLM writes them."""
+    each = len(cores) // processes
+    return [",".join(map(str, cores[first * each : (first + 1) * each])) for first in range(processes)]
 
 
 @contextmanager
@@ -212,28 +229,33 @@ def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, An
         "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
         "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
     }
     gib = settings.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
     arguments["kv_cache_memory_bytes"] = int(gib * 2**30) if gib else None
     if settings.capture:
         arguments["worker_cls"] = worker_class(device_type)
+        if not cpu:
+            arguments["moe_backend"] = "triton"  # the one that shows the neurons of chosen experts
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | None) -> ModelInfo:
     config = llm.vllm_config.model_config
-    described = described or {"layer_ids": [], "neurons": 0, "activation": ""}
+    described = described or {"layer_ids": [], "neurons": 0, "activation": "", "moe": None}
     return ModelInfo(
         id=str(Path(settings.model).resolve()) if settings.model_is_local else settings.model,
         revision=config.revision or "",
         architecture=config.architectures[0],
         dtype=str(config.dtype).removeprefix("torch."),
         quantization=str(config.quantization) if config.quantization else None,
-        layers=config.get_num_layers(llm.vllm_config.parallel_config),
+        layers=config.get_total_num_hidden_layers(),
         layer_ids=list(described["layer_ids"]),
         neurons=int(described["neurons"]),
         activation=described["activation"],
         tokenizer_sha256=tokenizer_sha256(llm.get_tokenizer(), settings.model),
+        moe=MoeInfo(**described["moe"]) if described["moe"] else None,
     )
 
 

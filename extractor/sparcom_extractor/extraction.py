@@ -33,6 +33,7 @@ from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
 from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.prompts import Prompt, make_prompts
+from sparcom_extractor.ranks import RankAnswers
 
 if TYPE_CHECKING:
     from sparcom_extractor.engine import CaptureEngine
@@ -76,7 +77,7 @@ def prepare_extraction(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=engine.model,
         engine=engine.engine,
-        capture=CaptureInfo(**options.model_dump()),
+        capture=CaptureInfo(**options.model_dump(), components=engine.model.components),
         dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
     )
     columns = InstructionColumns(
@@ -116,6 +117,7 @@ class Extraction:
         self._options = options
         self._session = uuid.uuid4().hex
         self._cancelled = asyncio.Event()
+        self._ranks = RankAnswers()
         self._settlements: list[list[int]] = []
         self._ran: dict[int, _Ran] = {}
         self._failures: dict[int, str] = {}
@@ -142,7 +144,8 @@ class Extraction:
         """
         self._started = time.monotonic()
         committer = await asyncio.to_thread(ArchiveCommitter, self._path)
-        if error := await self._call_worker("sparcom_open", self._session, str(self._path.resolve())):
+        errors = await self._call_workers("sparcom_open", self._session, str(self._path.resolve()))
+        if error := next(filter(None, errors), None):
             raise StorageError(error)
         feeding = asyncio.create_task(self._feed())
         try:
@@ -152,12 +155,12 @@ class Extraction:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)  # what it raised was raised above
             if self._engine.healthy:
-                await self._call_worker("sparcom_close", self._session)
+                await self._call_workers("sparcom_close", self._session)
         return self.progress
 
-    async def _call_worker(self, method: str, *arguments: Any) -> Any:
-        """The worker's answer. vLLM never answers a call that was on its way when the engine's process died."""
-        call = asyncio.ensure_future(self._engine.call_worker(method, *arguments))
+    async def _call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        """The workers' answers. vLLM never answers a call that was on its way when the engine's process died."""
+        call = asyncio.ensure_future(self._engine.call_workers(method, *arguments))
         try:
             while not (await asyncio.wait({call}, timeout=HEALTH_SECONDS))[0]:
                 if not self._engine.healthy:
@@ -265,7 +268,8 @@ class Extraction:
                 feeding.result()
                 self._forget_the_rest()
             settlements, self._settlements = self._settlements, []
-            answer = await self._call_worker("sparcom_poll", self._session, settlements, last)
+            answers = await self._call_workers("sparcom_poll", self._session, settlements, last)
+            answer = self._ranks.merge(answers)
             finished = finished or last
             await self._commit(committer, answer)
             report(self.progress)

@@ -9,6 +9,13 @@ from sparcom_data.errors import InvalidInputError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "dummy")
+_COUNTS = (
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,8 @@ class EngineSettings:
     max_num_seqs: requests that run at once. gpu_memory_utilization: share of the GPU's memory.
     kv_cache_gib: GiB of KV cache (the default on CPU is 2). enforce_eager: no compilation; the default on CPU.
     capture: False runs the same engine without capture, for comparison.
+    tensor_parallel_size: processes that share every layer. pipeline_parallel_size: groups of them, each with some
+    layers.
     load_format: auto reads the model's weights; dummy makes some up, for timing a shape whose weights are not at hand.
     """
 
@@ -35,11 +44,13 @@ class EngineSettings:
     enforce_eager: bool | None = None
     capture: bool = True
     load_format: str = "auto"
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
 
     def __post_init__(self) -> None:
         problems = [
             f"{name} must be at least 1; it is {value}"
-            for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs")
+            for name in _COUNTS
             if (value := getattr(self, name)) is not None and value < 1
         ]
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -56,6 +67,11 @@ class EngineSettings:
             raise InvalidInputError(problems)
         if not self.name:
             object.__setattr__(self, "name", Path(self.model).resolve().name if self.model_is_local else self.model)
+
+    @property
+    def processes(self) -> int:
+        """Worker processes of the engine."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
 
     @property
     def model_is_local(self) -> bool:

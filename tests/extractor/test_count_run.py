@@ -22,6 +22,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.counts import add_counts_twin
 from sparcom_extractor.capture.device import DeviceOutbox
 from sparcom_extractor.capture.op import CaptureBuffer
@@ -29,8 +30,8 @@ from sparcom_extractor.capture.outbox import HostOutbox
 from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.testing import FakeDevice
-from sparcom_extractor.worker.mixin import chunk_target
 from sparcom_extractor.writer.session import CaptureSession, Settlement
+from sparcom_extractor.writer.targets import archive_parts
 
 LAYERS, NEURONS, ROWS, CONCURRENT = 2, 21, 24, 5
 SECONDS = 20.0
@@ -83,7 +84,7 @@ class Run:
         self.told = told
         self.buffer = CaptureBuffer(ROWS, LAYERS, NEURONS, torch.device("cpu"))
         self.way = way(self.buffer, seed)
-        self.capture = StepCapture(self.buffer, self.way.outbox)
+        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), self.way.outbox)
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.positions = torch.zeros(ROWS, dtype=torch.int64)
         self.open = positions != "prompt"
@@ -97,7 +98,7 @@ class Run:
             capture = attributes.capture.model_copy(update={"granularity": granularity})
             columns = InstructionColumns(*([f"{n}" for n in range(len(self.prompts))] for _ in range(4)), [""] * 30)
             create_archive(path, attributes.model_copy(update={"capture": capture}), columns, self.layout)
-            self.capture.open(granularity, CaptureSession(*chunk_target(path)))
+            self.capture.open(granularity, CaptureSession(*archive_parts(path)))
         self.capture.counters = self.way.counters(self.buffer)
         self.waiting = [(g, n) for n in range(len(self.prompts)) for g in self.paths]
         self.computed: dict[tuple[str, int], int] = {}

@@ -29,7 +29,7 @@ from sparcom_data.progress import Progress
 from sparcom_data.schema import State
 from sparcom_data.testing import random_attributes
 from sparcom_data.verify import verify_archive
-from sparcom_extractor.capture.op import CaptureBuffer
+from sparcom_extractor.capture.buffers import StepBuffers, Widths
 from sparcom_extractor.capture.outbox import HostOutbox
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.extraction import Extraction, misalignment, prepare_extraction
@@ -79,7 +79,7 @@ class Model:
         gates = np.stack([bits_of(int(token), int(p)) for token, p in zip(ids, positions, strict=True)])
         for layer in range(LAYERS):
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
-            self._capture._buffer.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
+            self._capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
             input_ids=SimpleNamespace(gpu=torch.tensor(ids, dtype=torch.int32)),
@@ -91,10 +91,13 @@ class Worker(CaptureMixin, Model):
     """The real mixin."""
 
     use_v2_model_runner = False
-    vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=3))
+    vllm_config = SimpleNamespace(
+        scheduler_config=SimpleNamespace(max_num_seqs=3),
+        parallel_config=SimpleNamespace(rank=0, tensor_parallel_size=1, pipeline_parallel_size=1),
+    )
 
     def __init__(self) -> None:
-        self._capture = StepCapture(CaptureBuffer(PIECE, LAYERS, NEURONS, torch.device("cpu")), HostOutbox())
+        self._capture = StepCapture(StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu")), HostOutbox())
 
 
 class Engine:
@@ -131,13 +134,13 @@ class Engine:
     def dead(self, error: BaseException) -> EngineError:
         return EngineError(f"the engine stopped: {error}")
 
-    async def call_worker(self, method: str, *arguments: Any) -> Any:
+    async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
         self.calls.append(method)
         if self.dies_in_poll_after is not None and len(self.started) > self.dies_in_poll_after:
             self.healthy = False
         if not self.healthy:
             await asyncio.Event().wait()  # as vLLM does: a call on its way when the core dies is never answered
-        return await asyncio.to_thread(getattr(self.worker, method), *arguments)
+        return [await asyncio.to_thread(getattr(self.worker, method), *arguments)]
 
     async def generate(self, prompt: dict[str, Any], sampling: Any, request_id: str) -> AsyncIterator[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError

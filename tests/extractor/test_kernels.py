@@ -103,6 +103,7 @@ def compiled_for_a_gpu(rounding: Any, dtype: str, capability: int = 90, rule: Ga
     constants = {
         **kernels.constants(rule, rounding, kernels.DEVICE),
         "BLOCK": 1024,
+        "CHOICES": 1,
         "column_stride": 2 if rule.place == "interleaved" else 1,
         "gate_offset": 0,
     }

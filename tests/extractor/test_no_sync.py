@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.device import DeviceOutbox, letter_bytes
 from sparcom_extractor.capture.op import CaptureBuffer
@@ -92,9 +93,9 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCapture]:
     with NoHostReads():
         buffer = CaptureBuffer(ROWS, LAYERS, NEURONS, CUDA)
         size = 1 << 20
-        assert size > letter_bytes(buffer.masks, buffer.stamps)
+        assert size > letter_bytes([buffer.masks], buffer.stamps)
         outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
-        capture = StepCapture(buffer, outbox)
+        capture = StepCapture(StepBuffers.of_dense(buffer), outbox)
         capture.counters = DeviceCounters(buffer, outbox, 8)
         for name in ("token", "count"):
             capture.open(name, Session(name == "count"))  # type: ignore[arg-type]

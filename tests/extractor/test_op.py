@@ -283,7 +283,7 @@ def test_steps_that_nobody_looks_at_do_not_matter() -> None:
 def test_too_many_rows_are_refused() -> None:
     """More rows than the buffer holds is an error with both numbers, never a cut."""
     buffer = CaptureBuffer(4, 1, 8, CPU)
-    with pytest.raises(RuntimeError, match=r"may hold 4 tokens .* got 5"):
+    with pytest.raises(RuntimeError, match=r"may hold 4 rows of a layer .* got 5"):
         buffer.store(0, torch.ones(5, 16))
 
 

@@ -186,9 +186,14 @@ def test_positions_that_do_not_fit_are_found(changed: dict[str, Any], message: s
 
 def engine_config(**changed: Any) -> Any:
     """What is read of vLLM's configuration."""
-    values = {"world_size": 1, "use_ubatching": False, "speculative": None, "fast_prefill": False} | changed
+    values = {"replicas": 1, "experts": False, "use_ubatching": False, "speculative": None, "fast_prefill": False}
+    values |= changed
     return SimpleNamespace(
-        parallel_config=SimpleNamespace(world_size=values["world_size"], use_ubatching=values["use_ubatching"]),
+        parallel_config=SimpleNamespace(
+            data_parallel_size=values["replicas"],
+            enable_expert_parallel=values["experts"],
+            use_ubatching=values["use_ubatching"],
+        ),
         speculative_config=values["speculative"],
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=values["fast_prefill"]),
     )
@@ -197,13 +202,14 @@ def engine_config(**changed: Any) -> Any:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"world_size": 2}, "one process a model"),
+        ({"replicas": 2}, "an engine for each replica"),
+        ({"experts": True}, "Use tensor parallelism alone"),
         ({"use_ubatching": True}, "micro-batches"),
         ({"speculative": object()}, "speculative decoding"),
         ({"fast_prefill": True}, "kv_sharing_fast_prefill"),
     ],
 )
 def test_an_engine_whose_rows_cannot_be_told_is_refused(changed: dict[str, Any], reason: str) -> None:
-    """Several processes, several forwards a step, tokens taken back or left out of layers: each says what to change."""
+    """Tokens that other processes have, several forwards a step, tokens taken back or left out: each says what to do."""
     assert refuse_engine(engine_config()) is None
     assert reason in str(refuse_engine(engine_config(**changed)))

@@ -26,6 +26,7 @@ from sparcom_data.storage import storage_error
 from sparcom_extractor.writer import chunks
 from sparcom_extractor.writer.chunks import ChunkTarget, read_chunk
 from sparcom_extractor.writer.session import CaptureSession, Segment, Settlement, StepRows
+from sparcom_extractor.writer.targets import ArrayPart
 
 ROW = (2, 3)  # layers, bytes
 GARBAGE = 255  # in rows that must not be seen
@@ -70,6 +71,7 @@ class Archive:
             chunk_key_encoding={"name": "default", "separator": "."},
         )
         self.target = ChunkTarget(folder / "a", self.rows, tuple(array.chunks))
+        self.parts = [ArrayPart("a", self.target, ROW)]
         self.masks = np.random.default_rng(1).integers(1, GARBAGE, size=(self.rows, *ROW), dtype=np.uint8)
         self.ids = np.arange(1000, 1000 + self.rows, dtype=np.int32)
 
@@ -80,7 +82,7 @@ class Archive:
         masks[max(0, item.length - offset) :] = GARBAGE
         return StepRows(
             [Segment(item.index, item.row, item.capacity, 0, rows, offset)],
-            masks,
+            {"a": masks},
             self.ids[take],
             np.arange(offset, offset + rows),
         )
@@ -111,16 +113,16 @@ def together(steps: Sequence[StepRows]) -> StepRows:
     for step in steps:
         (only,) = step.segments
         segments.append(Segment(only.index, only.row, only.capacity, source, only.rows, only.offset))
-        masks += [step.masks, np.full((1, *ROW), GARBAGE, dtype=np.uint8)]
+        masks += [step.arrays["a"], np.full((1, *ROW), GARBAGE, dtype=np.uint8)]
         ids += [step.ids, np.full(1, 77, dtype=np.int32)]
         positions += [step.positions, np.zeros(1, dtype=np.int64)]
         source += only.rows + 1
-    return StepRows(segments, np.concatenate(masks), np.concatenate(ids), np.concatenate(positions))
+    return StepRows(segments, {"a": np.concatenate(masks)}, np.concatenate(ids), np.concatenate(positions))
 
 
 @contextmanager
 def session_of(archive: Archive, **bounds: int) -> Iterator[CaptureSession]:
-    session = CaptureSession(archive.target, len(archive.instructions), **bounds)
+    session = CaptureSession(archive.parts, len(archive.instructions), **bounds)
     try:
         yield session
     finally:
@@ -205,7 +207,7 @@ def test_any_history_gives_the_truth(history: tuple[list[Planned], int, int]) ->
                     late = chance.choice(settled)
                     if late.capacity:
                         step = archive.piece(late, 0, late.capacity)
-                        step.masks[:] = GARBAGE
+                        step.arrays["a"][:] = GARBAGE
                         session.put(step)
                 if chance.random() < 0.5:
                     heard.poll(session)
@@ -393,9 +395,8 @@ def test_slow_storage_makes_steps_wait(tmp_path: Path, monkeypatch: pytest.Monke
         elapsed = time.monotonic() - started
         session.finish()
         answer = heard.until(session, lambda answer: answer["drained"])
-        buffers = (
-            len(session._sink._writer._free) + len(session._sink._writer._open) + len(session._sink._writer._writing)
-        )
+        ((_, writer),) = session._sink._parts
+        buffers = len(writer._free) + len(writer._open) + len(writer._writing)
     assert most <= bound
     assert buffers == 4
     assert 0.1 < answer["waited_seconds"] <= elapsed
@@ -456,7 +457,7 @@ def test_an_error_of_our_own_is_told_too(tmp_path: Path, caplog: pytest.LogCaptu
     """Whatever breaks the assembling thread is reported with its name, logged, and ends the session."""
     archive = Archive(tmp_path, plan([(4, 4)]), 4)
     with session_of(archive) as session:
-        session.put(StepRows([Segment(7, 0, 4, 0, 4, 0)], archive.masks, archive.ids, np.arange(4)))
+        session.put(StepRows([Segment(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
         answer = Heard(archive).until(session, lambda answer: answer["error"])
     assert answer["error"][0] == "capture"
     assert "writing the archive broke: IndexError" in answer["error"][1]
@@ -476,7 +477,7 @@ def test_threads_end_with_the_session(tmp_path: Path) -> None:
 def test_as_many_requests_as_run_at_once_have_a_chunk_each(tmp_path: Path) -> None:
     """Requests that grow a row a step, each in its own chunk, are held in memory: nothing is written and read back."""
     archive = Archive(tmp_path, plan([(8, 8)] * 40), 8)
-    session = CaptureSession(archive.target, 40, requests=40, buffer_bytes=0)
+    session = CaptureSession(archive.parts, 40, requests=40, buffer_bytes=0)
     for offset in range(7):
         for item in archive.instructions:
             session.put(archive.piece(item, offset, 1))
@@ -491,7 +492,7 @@ def test_as_many_requests_as_run_at_once_have_a_chunk_each(tmp_path: Path) -> No
 def test_a_session_that_is_closed_early_does_not_hold_the_engine_up(tmp_path: Path) -> None:
     """Rows that nobody will commit are dropped: nothing is written at the close."""
     archive = Archive(tmp_path, plan([(8, 8)] * 4), 8)
-    session = CaptureSession(archive.target, 4)
+    session = CaptureSession(archive.parts, 4)
     for item in archive.instructions:
         session.put(archive.piece(item, 0, 4))
     session.close()

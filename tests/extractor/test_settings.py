@@ -126,10 +126,17 @@ def test_what_capture_takes_is_told() -> None:
         "layer_ids": [0, 1],
         "neurons": 11008,
         "activation": "silu",
-        "product": "compiled",
+        "moe": None,
+        "product": "compiled-0",
         "memory": {"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
     }
     assert describe_capture(described) == (
-        "capture of 2 layers of 11,008 neurons (silu, product by compiled): step buffer 3.0 MiB, "
+        "capture of 2 layers of 11,008 neurons (silu, by compiled-0): step buffer 3.0 MiB, "
         "device ring 6.0 MiB, pinned 262.0 MiB"
     )
+    moe = {"layer_ids": [2], "experts": 60, "experts_per_token": 4, "neurons": 1408, "shared_neurons": 5632}
+    assert describe_capture(described | {"moe": moe}).startswith(
+        "capture of 2 layers of 11,008 neurons and 1 layers of 60 experts, 4 chosen, of 1,408 neurons, "
+        "shared experts of 5,632 (silu, by"
+    )
+    assert describe_capture(described | {"moe": moe, "layer_ids": []}).startswith("capture of 1 layers of 60 experts")

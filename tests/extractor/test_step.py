@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.op import CaptureBuffer
 from sparcom_extractor.capture.outbox import HostOutbox
 from sparcom_extractor.capture.requests import RequestPlan
@@ -48,7 +49,7 @@ class Session:
                 item.capacity,
                 item.offset,
                 step.ids[item.source : item.source + item.rows].tolist(),
-                step.masks[item.source : item.source + item.rows, 0, 0].tolist(),
+                step.arrays["neuron/active"][item.source : item.source + item.rows, 0, 0].tolist(),
             )
             for step in self.steps
             for item in step.segments
@@ -60,7 +61,7 @@ class Worker:
 
     def __init__(self, *sessions: str) -> None:
         self.buffer = CaptureBuffer(64, LAYERS, NEURONS, torch.device("cpu"))
-        self.capture = StepCapture(self.buffer, HostOutbox())
+        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), HostOutbox())
         self.sessions = {name: Session() for name in sessions}
         self.capture.sessions.update(self.sessions)  # type: ignore[arg-type]
 
@@ -155,7 +156,7 @@ def test_requests_without_a_plan_are_left_alone() -> None:
     worker = Worker("s")
     worker.step([("x", 0, 3), ("a", 0, 2), ("y", 5, 4)], new={"x": None, "a": plan(0, 10, 2), "y": None})
     assert worker.sessions["s"].received() == [(0, 10, 2, 0, [103, 104], [3, 4])]
-    assert len(worker.sessions["s"].steps[0].masks) == 2, "rows of others are not copied"
+    assert len(worker.sessions["s"].steps[0].arrays["neuron/active"]) == 2, "rows of others are not copied"
 
 
 def test_extra_args_of_others_are_no_plan() -> None:

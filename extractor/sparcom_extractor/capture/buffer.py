@@ -1,10 +1,10 @@
 """The buffer that holds the masks of one step, and the check that every layer wrote to it.
 
 It lies at a fixed address on the model's device, because a CUDA graph writes to the addresses it was captured with.
-Laid out (token, layer, byte), the rows of a step are one contiguous block in the archive's own order. Neuron i is bit
-i % 8 of byte i // 8.
+Laid out (token, layer, byte), the rows of a step are one contiguous block in the archive's own order; where a token
+goes through several experts, (token, layer, choice, byte). Neuron i is bit i % 8 of byte i // 8.
 
-It does not know requests or tokens: rows are rows of a step.
+It does not know requests or tokens: rows are rows of a step. `buffers.py` has all buffers of a model.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.schema import mask_bytes
 from sparcom_extractor.capture.activations import SILU, GatedActivation
 from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy
 
@@ -52,7 +53,10 @@ class StampCheck:
 class CaptureBuffer:
     """Masks of one step.
 
-    masks: uint8 (max_tokens, layers, neuron_bytes), on the model's device. Rows past the step's tokens are stale.
+    masks: uint8 (max_tokens, layers, neuron_bytes), on the model's device; with choices (max_tokens, layers, choices,
+        neuron_bytes). Rows past the step's tokens are stale.
+    choices: experts that a token goes through, 0 where there are none to choose from. A layer's activation then has a
+        row for each (token, choice), in that order.
     stamps: int64 (layers,), how often each layer has written; see `StampCheck`.
     rule: how the activations gate that write here; rounding: whose arithmetic the op's product follows on CUDA. Both
         are the same for all layers.
@@ -61,10 +65,22 @@ class CaptureBuffer:
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
     _living: ClassVar[weakref.WeakValueDictionary[int, CaptureBuffer]] = weakref.WeakValueDictionary()
 
-    def __init__(self, max_tokens: int, layers: int, neurons: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        layers: int,
+        neurons: int,
+        device: torch.device,
+        *,
+        choices: int = 0,
+        stamps: torch.Tensor | None = None,
+    ) -> None:
+        """`stamps`: those of this buffer within the stamps of all of a model's buffers; its own where not given."""
         self.neurons = neurons
-        self.masks = torch.zeros((max_tokens, layers, -(-neurons // 8)), dtype=torch.uint8, device=device)
-        self.stamps = torch.zeros(layers, dtype=torch.int64, device=device)
+        self.choices = choices
+        row = (layers, choices, mask_bytes(neurons)) if choices else (layers, mask_bytes(neurons))
+        self.masks = torch.zeros((max_tokens, *row), dtype=torch.uint8, device=device)
+        self.stamps = torch.zeros(layers, dtype=torch.int64, device=device) if stamps is None else stamps
         self.activations: dict[int, torch.nn.Module] = {}
         self.rule = SILU
         self.rounding: Rounding | None = None
@@ -111,9 +127,10 @@ class CaptureBuffer:
         Raises:
             RuntimeError: it is not, or they do not.
         """
-        if gate_up.shape[0] > self.masks.shape[0]:
+        most = self.masks.shape[0] * max(1, self.choices)
+        if gate_up.shape[0] > most:
             raise RuntimeError(
-                f"a step may hold {self.masks.shape[0]} tokens (max_num_batched_tokens); a captured layer got "
+                f"a step may hold {most} rows of a layer (max_num_batched_tokens); a captured layer got "
                 f"{gate_up.shape[0]}"
             )
         if gate_up.shape[1:] != (2 * self.neurons,):
@@ -124,10 +141,14 @@ class CaptureBuffer:
     def store(self, layer: int, gate_up: torch.Tensor) -> None:
         """Pack the signs of the gate of a CPU tensor `gate_up`, (rows, 2·neurons), into rows [0, rows) of `layer`."""
         self.check_shape(gate_up)
+        self.store_packed(layer, pack_signs_numpy(self.rule.gate(gate_up), self.rule.active_above))
+
+    def store_packed(self, layer: int, packed: NDArray[np.uint8]) -> None:
+        """Take masks that were made elsewhere: uint8 (rows, neuron_bytes), a row a token or (token, choice)."""
         if self._host_masks is None or self._host_stamps is None:
-            raise RuntimeError(f"the host packs signs for buffers on the CPU; this one is on {self.masks.device}")
-        packed = pack_signs_numpy(self.rule.gate(gate_up), self.rule.active_above)
-        self._host_masks[: gate_up.shape[0], layer] = packed
+            raise RuntimeError(f"the host writes to buffers on the CPU; this one is on {self.masks.device}")
+        rows = packed.reshape(-1, self.choices, packed.shape[-1]) if self.choices else packed
+        self._host_masks[: len(rows), layer] = rows
         self._host_stamps[layer] += 1
 
     def check_step(self) -> None:

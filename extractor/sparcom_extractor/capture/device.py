@@ -211,10 +211,10 @@ class DeviceOutbox:
         return arrays
 
 
-def letter_bytes(masks: torch.Tensor, stamps: torch.Tensor) -> int:
-    """What the letter of a whole step takes: its masks, token ids (int32), positions (int64) and stamps."""
-    rows = len(masks)
-    return sum(map(aligned, (masks.nbytes, 4 * rows, 8 * rows, stamps.nbytes)))
+def letter_bytes(arrays: Sequence[torch.Tensor], stamps: torch.Tensor) -> int:
+    """What the letter of a whole step takes: its arrays, token ids (int32), positions (int64) and stamps."""
+    rows = len(arrays[0])
+    return sum(map(aligned, (*(array.nbytes for array in arrays), 4 * rows, 8 * rows, stamps.nbytes)))
 
 
 def _places(parts: Sequence[torch.Tensor]) -> tuple[tuple[_Part, ...], int]:
@@ -229,6 +229,8 @@ def _places(parts: Sequence[torch.Tensor]) -> tuple[tuple[_Part, ...], int]:
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     torch.uint8: np.dtype(np.uint8),
+    torch.uint16: np.dtype(np.uint16),
+    torch.float32: np.dtype(np.float32),
     torch.int32: np.dtype(np.int32),
     torch.int64: np.dtype(np.int64),
 }

@@ -1,13 +1,13 @@
-"""Find the gated FFN of every decoder layer by its structure, or say why it cannot be done.
+"""Find the gated FFN or the experts of every decoder layer by structure, or say why it cannot be done.
 
 An FFN is a module that holds a gated activation (see `activations`) beside one linear layer that doubles the width
 (gate and up, fused) and one that takes the single width back. Names of modules and model classes play no
-part, but for the number of the layer, which vLLM writes into module names for all its models.
+part, but for the number of the layer, which vLLM writes into module names for all its models. Layers of experts are
+found by `moe.py`; an FFN that such a layer calls its shared experts belongs to it, any other is dense.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,59 +15,61 @@ import torch
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.activations import GatedActivation, rule_of
+from sparcom_extractor.capture.ffn import GatedFFN, layer_number
+from sparcom_extractor.capture.moe import MoeLayer, find_moe_layers
+
+__all__ = ["Findings", "GatedFFN", "MoeLayer", "find_captured", "find_gated_ffns", "layer_number"]
 
 
 @dataclass(frozen=True, slots=True)
-class GatedFFN:
-    """One FFN: where its activation hangs, how it gates, the layer it belongs to, and its width.
+class Findings:
+    """What of a model is captured, in layer order: its dense FFNs, and its layers of experts."""
 
-    neurons: width of the whole layer; neurons_here: width of this tensor-parallel rank's slice.
-    """
-
-    layer_id: int
-    name: str
-    parent: torch.nn.Module
-    attribute: str
-    rule: GatedActivation
-    neurons: int
-    neurons_here: int
+    dense: list[GatedFFN]
+    moe: list[MoeLayer]
 
     @property
-    def activation(self) -> str:
-        """The archive's name for the activation function."""
-        return self.rule.kind
+    def shared(self) -> list[GatedFFN]:
+        """The shared experts of the layers that have them."""
+        return [layer.shared for layer in self.moe if layer.shared is not None]
 
 
-def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
-    """All gated FFNs of a model, in layer order.
+def find_captured(model: torch.nn.Module, decoder_layers: int | range) -> Findings:
+    """All gated FFNs and layers of experts of a model.
 
     Args:
         model: a loaded vLLM model.
-        decoder_layers: how many decoder layers its configuration has; each must have exactly one.
+        decoder_layers: how many decoder layers its configuration has, or which of them are here; each must have exactly
+            one of the two.
 
     Raises:
-        UnsupportedModelError: the model has none, lacks some, has several in a layer, is a mixture of experts, or
-            gates in a way that the sign of the gate does not tell.
+        UnsupportedModelError: the model has none, lacks some, has several in a layer, has layers that differ, or gates
+            in a way that the sign of the gate does not tell.
     """
-    refuse_experts(model)
+    ffns = _all_gated_ffns(model)
+    moe = find_moe_layers(model, ffns)
+    shared = {layer.shared.name for layer in moe if layer.shared is not None}
+    dense = [ffn for ffn in ffns if ffn.name not in shared]
+    expected = decoder_layers if isinstance(decoder_layers, range) else range(decoder_layers)
+    _refuse_gaps(model, [ffn.layer_id for ffn in dense] + [layer.layer_id for layer in moe], expected)
+    dense.sort(key=lambda ffn: ffn.layer_id)
+    _refuse_differences("dense layers", dense)
+    return Findings(dense, moe)
+
+
+def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
+    """All gated FFNs of a dense model, in layer order; raises as `find_captured` does."""
+    return find_captured(model, decoder_layers).dense
+
+
+def _all_gated_ffns(model: torch.nn.Module) -> list[GatedFFN]:
     found: list[GatedFFN] = []
     for name, module in model.named_modules():
         for attribute, child in module.named_children():
             rule = rule_of(child)
             if rule is not None:
                 found.append(_describe(name, module, attribute, rule))
-    return _one_each_layer(found, model, decoder_layers)
-
-
-def refuse_experts(model: torch.nn.Module) -> None:
-    """Raise for a mixture of experts: its neurons are not captured by this release."""
-    for name, module in model.named_modules():
-        classes = {base.__name__ for base in type(module).__mro__}
-        if classes & {"FusedMoE", "MoERunner", "SharedFusedMoE", "RoutedExperts"}:
-            raise UnsupportedModelError(
-                f"this release captures dense gated FFNs; {name} ({type(module).__name__}) is a mixture of experts. "
-                "Use a dense model"
-            )
+    return found
 
 
 def _describe(name: str, module: torch.nn.Module, attribute: str, rule: GatedActivation) -> GatedFFN:
@@ -91,47 +93,41 @@ def _describe(name: str, module: torch.nn.Module, attribute: str, rule: GatedAct
 
 
 def _doubled_beside(linear: torch.nn.Module, others: Sequence[torch.nn.Module]) -> bool:
-    """Whether `linear` takes in half of what one of the others gives out: the down projection."""
+    """Whether `linear` takes in half of what one of the others gives out, and gives out what that takes in: the down
+    projection."""
     width = 2 * int(linear.input_size)  # type: ignore[arg-type]
-    return any(getattr(other, "output_size", -1) == width for other in others if other is not linear)
+    return any(
+        getattr(other, "output_size", -1) == width and other.input_size == linear.output_size
+        for other in others
+        if other is not linear
+    )
 
 
-def layer_number(name: str) -> int:
-    """The decoder layer a module belongs to: the one number in its name."""
-    numbers = [int(part) for part in name.split(".") if part.isdigit()]
-    if len(numbers) != 1:
-        raise UnsupportedModelError(
-            f"the name of a layer's module holds one number, the layer's; {name!r} holds {len(numbers)}. "
-            "This model cannot be captured yet"
-        )
-    return numbers[0]
-
-
-def _one_each_layer(found: list[GatedFFN], model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
-    by_layer: defaultdict[int, list[GatedFFN]] = defaultdict(list)
-    for ffn in found:
-        by_layer[ffn.layer_id].append(ffn)
-    missing = sorted(set(range(decoder_layers)) - set(by_layer))
+def _refuse_gaps(model: torch.nn.Module, layers: list[int], expected: range) -> None:
+    """Raise where a decoder layer has nothing to capture or more than one thing, or another part has something."""
+    missing = sorted(set(expected) - set(layers))
     if missing:
         raise UnsupportedModelError(
-            f"capture needs a gated FFN in each of the {decoder_layers} decoder layers; {type(model).__name__} has "
+            f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {type(model).__name__} has "
             f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) are not captured yet"
         )
-    if extra := sorted(set(by_layer) - set(range(decoder_layers))):
+    if extra := sorted(set(layers) - set(expected)):
         raise UnsupportedModelError(
-            f"gated FFNs belong to the {decoder_layers} decoder layers; {type(model).__name__} has some in layers "
+            f"gated FFNs belong to the {len(expected)} decoder layers; {type(model).__name__} has some in layers "
             f"{_short(extra)}, which are of another part. This model cannot be captured yet"
         )
-    if several := sorted(layer for layer, ffns in by_layer.items() if len(ffns) > 1):
+    if several := sorted({layer for layer in layers if layers.count(layer) > 1}):
         raise UnsupportedModelError(
             f"capture needs one gated FFN a layer; {type(model).__name__} has several in layers {_short(several)}"
         )
-    ordered = [by_layer[layer][0] for layer in sorted(by_layer)]
-    if len(widths := {ffn.neurons for ffn in ordered}) > 1:
-        raise UnsupportedModelError(f"capture needs layers of one width; this model has widths {sorted(widths)}")
-    if len(rules := {ffn.rule for ffn in ordered}) > 1:
-        raise UnsupportedModelError(f"capture needs one activation; this model has {sorted(map(str, rules))}")
-    return ordered
+
+
+def _refuse_differences(what: str, ffns: Sequence[GatedFFN]) -> None:
+    """Raise where layers that share an array differ in width or activation."""
+    if len(widths := {ffn.neurons for ffn in ffns}) > 1:
+        raise UnsupportedModelError(f"capture needs {what} of one width; this model has widths {sorted(widths)}")
+    if len(rules := {ffn.rule for ffn in ffns}) > 1:
+        raise UnsupportedModelError(f"capture needs {what} of one activation; this model has {sorted(map(str, rules))}")
 
 
 def _short(numbers: Sequence[int]) -> str:

@@ -24,8 +24,10 @@ from typing import Any
 import torch
 
 from sparcom_extractor.capture.buffer import CaptureBuffer
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.compare import count_differences
-from sparcom_extractor.capture.discover import GatedFFN
+from sparcom_extractor.capture.discover import Findings, GatedFFN
+from sparcom_extractor.capture.experts import ExpertSlots, install_experts
 from sparcom_extractor.capture.op import CapturedActivation
 from sparcom_extractor.capture.twin import Rounding
 
@@ -33,7 +35,35 @@ _LOG = logging.getLogger("sparcom.capture")
 Compare = Callable[[torch.nn.Module, Rounding, torch.dtype], int]
 
 
-def install_capture(model: torch.nn.Module, ffns: Sequence[GatedFFN], buffer: CaptureBuffer, dtype: torch.dtype) -> str:
+def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
+    """Capture everything of a model; see `install_capture` and `install_experts`.
+
+    Returns:
+        How it is done, for a log and for the key of vLLM's compilation cache.
+    """
+    ways = []
+    if buffers.neurons is not None:
+        way = install_capture(model, found.dense, buffers.neurons, dtype)
+        ways.append(f"{way}-{buffers.neurons.number}")
+    if buffers.shared is not None:
+        # vLLM runs shared experts within an operator that TorchInductor does not look into
+        way = install_capture(model, found.shared, buffers.shared, dtype, compiled=False)
+        ways.append(f"shared-{way}-{buffers.shared.number}")
+    if buffers.experts is not None and buffers.routes is not None:
+        for index, layer in enumerate(found.moe):
+            way = install_experts(layer, ExpertSlots(index, buffers.routes, buffers.experts))
+        ways.append(f"experts-{way}-{buffers.experts.number}")
+    return "+".join(ways)
+
+
+def install_capture(
+    model: torch.nn.Module,
+    ffns: Sequence[GatedFFN],
+    buffer: CaptureBuffer,
+    dtype: torch.dtype,
+    *,
+    compiled: bool | None = None,
+) -> str:
     """Replace the activation of each FFN, layer i of the buffer for the i-th.
 
     Args:
@@ -41,13 +71,15 @@ def install_capture(model: torch.nn.Module, ffns: Sequence[GatedFFN], buffer: Ca
         ffns: from `find_gated_ffns`.
         buffer: of as many layers, on the model's device.
         dtype: of the projections.
+        compiled: whether TorchInductor compiles these FFNs; found out where not given.
 
     Returns:
         How the product is made: "module" (CPU), "kernel" or "compiled" (by the op), "signs" (beside the op). The
         compiled graph depends on it.
     """
     cuda = buffer.masks.device.type == "cuda"
-    rounding = choose_rounding(ffns[0], dtype, compiled=is_compiled(model)) if cuda else None
+    compiled = is_compiled(model) if compiled is None else compiled
+    rounding = choose_rounding(ffns[0], dtype, compiled=compiled) if cuda else None
     for index, ffn in enumerate(ffns):
         captured = CapturedActivation(getattr(ffn.parent, ffn.attribute), buffer.register(index), rounding)
         setattr(ffn.parent, ffn.attribute, captured)

@@ -152,7 +152,8 @@ def _product_of_compiled(
 @triton.jit(do_not_specialize=["rows"])
 def _gated_activation_kernel(
     gate_up, out, masks, stamps, layer,
-    rows, neurons, gate_offset, up_offset, row_stride, column_stride, mask_stride,
+    rows, neurons, gate_offset, up_offset, row_stride, column_stride, mask_stride, layer_stride,
+    CHOICES: tl.constexpr,
     ROUNDING: tl.constexpr, KIND: tl.constexpr, ACTIVE_ABOVE: tl.constexpr, THRESHOLD: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, INVERSE_BETA: tl.constexpr,
     LINEAR_BETA: tl.constexpr, INVERSE_LINEAR_BETA: tl.constexpr,
@@ -171,7 +172,8 @@ def _gated_activation_kernel(
         gate = WIDEN(tl.load(source + gate_offset, mask=neuron < neurons, other=0.0))
         packed = tl.sum((gate > ACTIVE_ABOVE).to(tl.int32) << bit, axis=1).to(tl.uint8)
         neuron_bytes = (neurons + 7) // 8
-        tl.store(masks + row * mask_stride + index * neuron_bytes + byte, packed, mask=byte < neuron_bytes)
+        place = (row // CHOICES) * mask_stride + index * layer_stride + (row % CHOICES) * neuron_bytes
+        tl.store(masks + place + byte, packed, mask=byte < neuron_bytes)
 
         if ROUNDING is not None:
             up = WIDEN(tl.load(source + up_offset, mask=neuron < neurons, other=0.0))
@@ -202,7 +204,8 @@ def gated_activation(
 
     Args:
         gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides.
-        layer: int64, one number, on the device. masks: uint8 (max_tokens, layers, ⌈neurons / 8⌉), contiguous.
+        layer: int64, one number, on the device. masks: uint8 (max_tokens, layers, ⌈neurons / 8⌉), contiguous;
+            or (max_tokens, layers, choices, ⌈neurons / 8⌉), with a row of `gate_up` for each (token, choice).
         stamps: int64 (layers,).
         rule: how it gates. rounding: whose arithmetic the product follows; None: signs alone.
 
@@ -226,6 +229,8 @@ def gated_activation(
         gate_up.stride(0),
         gate_up.stride(1) * (2 if rule.place == "interleaved" else 1),
         masks.stride(0),
+        masks.stride(1),
+        CHOICES=masks.shape[2] if masks.dim() == 4 else 1,
         BLOCK=block,
         num_warps=max(1, block // 256),
         **constants(rule, rounding, functions),

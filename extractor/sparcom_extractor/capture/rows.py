@@ -104,10 +104,10 @@ def _rows_v2(batch: Any) -> BatchRows:
 def refuse_engine(config: Any) -> str | None:
     """Why the rows of an engine of this configuration (vLLM's) could not be told, or None."""
     parallel = config.parallel_config
-    if parallel.world_size > 1:
+    if parallel.data_parallel_size > 1 or parallel.enable_expert_parallel:
         return (
-            f"this release captures on one process a model; tensor × pipeline parallel size is {parallel.world_size}. "
-            "Use tensor_parallel_size=1 and pipeline_parallel_size=1"
+            "capture needs every process to see all tokens of a step; this engine runs data or expert parallelism. "
+            "Use tensor parallelism alone, and an engine for each replica"
         )
     if getattr(parallel, "use_ubatching", False) or config.speculative_config is not None:
         return (

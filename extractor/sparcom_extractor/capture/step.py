@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.buffer import CaptureBuffer, StampCheck
+from sparcom_extractor.capture.buffer import StampCheck
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.outbox import Arrays, Done, Outbox
 from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
@@ -63,12 +64,14 @@ class StepCapture:
     """The plans of running requests, the sessions they write to, and the way there.
 
     Args:
-        buffer: where the graph writes the masks of a step.
-        outbox: the way off the buffer's device.
+        buffers: where the graph writes what it captures of a step.
+        outbox: the way off their device.
     """
 
-    def __init__(self, buffer: CaptureBuffer, outbox: Outbox) -> None:
-        self._buffer = buffer
+    def __init__(self, buffers: StepBuffers, outbox: Outbox) -> None:
+        arrays = buffers.arrays()
+        self.buffers = buffers
+        self._names, self._arrays = tuple(arrays), tuple(arrays.values())
         self._outbox = outbox
         self._requests = RunningRequests()
         self._stamps = StampCheck()
@@ -106,9 +109,9 @@ class StepCapture:
         shares = self._shares(captured, first)
         if not shares:
             return
-        parts = [batch.ids[first:stop], batch.positions[first:stop], self._buffer.stamps]
+        parts = [batch.ids[first:stop], batch.positions[first:stop], self.buffers.stamps]
         if self.counters is None or any(not share.session.counts for share in shares):
-            parts.append(self._buffer.masks[first:stop])
+            parts.extend(array[first:stop] for array in self._arrays)
         if self.counters is not None:
             self._count(captured)
         expected = batch.expected_positions()[first:stop]
@@ -205,10 +208,10 @@ class StepCapture:
                 share.session.fail(str(error))
             done()
             return
-        lease = _Lease(done, len(shares))
+        lease, captured = _Lease(done, len(shares)), dict(zip(self._names, arrays[3:], strict=False))
         for share in shares:
-            masks = None if len(arrays) == 3 or (share.session.counts and self.counters) else arrays[3]
-            share.session.put(StepRows(share.segments(), masks, ids, positions, lease.give_back))
+            rows = {} if share.session.counts and self.counters else captured
+            share.session.put(StepRows(share.segments(), rows, ids, positions, lease.give_back))
 
     def _tell(self, word: Any) -> None:
         def deliver(_arrays: Arrays, done: Done) -> None:

@@ -88,16 +88,16 @@ class Ways:
                 plans = [{PLAN_KEY: plan} for plan in load.plans(session)]
                 return await self._watched(f"{load.name}, {TO_HOST}", self._generate(load, plans))
             finally:
-                await self._engine.call_worker("sparcom_close", session)
+                await self._engine.call_workers("sparcom_close", session)
                 await asyncio.to_thread(shutil.rmtree, path)
 
         return run
 
     async def _open_and_end(self, session: str, path: Path) -> None:
-        if error := await self._engine.call_worker("sparcom_open", session, str(path)):
+        if error := (await self._engine.call_workers("sparcom_open", session, str(path)))[0]:
             raise EngineError(error)
         finish = True
-        while not (await self._engine.call_worker("sparcom_poll", session, [], finish))["drained"]:
+        while not (await self._engine.call_workers("sparcom_poll", session, [], finish))[0]["drained"]:
             finish = False
             await asyncio.sleep(DRAIN_SECONDS)
 
@@ -120,9 +120,9 @@ class Ways:
 
     async def _watched(self, name: str, work: Awaitable[float]) -> float:
         """Run, and keep by how much the worker's own statistics moved."""
-        before = await self._engine.call_worker("sparcom_statistics")
+        before = (await self._engine.call_workers("sparcom_statistics"))[0]
         seconds = await work
-        after = await self._engine.call_worker("sparcom_statistics")
+        after = (await self._engine.call_workers("sparcom_statistics"))[0]
         self._said[name].append({key: after[key] - before[key] for key in after} | {"seconds": seconds})
         return seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparcom_extractor.capture.buffer import CaptureBuffer
+from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.device import DeviceOutbox, Streams, letter_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
@@ -20,22 +20,26 @@ class DeviceCaptureMixin(CaptureMixin):
         """The device."""
         raise NotImplementedError
 
-    def _make_outbox(self, buffer: CaptureBuffer) -> DeviceOutbox:
+    def _make_outbox(self, buffers: StepBuffers) -> DeviceOutbox:
         """Ring and pinned memory, taken before vLLM measures what is left for its KV cache."""
-        counts = 4 * buffer.neurons * buffer.masks.shape[1] + buffer.masks[:1].nbytes  # of one request
-        ring = RING_STEPS * max(letter_bytes(buffer.masks, buffer.stamps), counts + SMALL_BYTES) + SMALL_BYTES
+        arrays, dense = list(buffers.arrays().values()), buffers.neurons
+        counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
+        ring = RING_STEPS * max(letter_bytes(arrays, buffers.stamps), counts + SMALL_BYTES) + SMALL_BYTES
         self._outbox = DeviceOutbox(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later ones measure the device, and only log this.
-        self.model_runner.model_memory_usage += buffer.masks.nbytes + self._outbox.device_bytes
+        self.model_runner.model_memory_usage += buffers.nbytes + self._outbox.device_bytes
         return self._outbox
 
     def _make_counters(self) -> None:
-        """Counters for as many requests as run at once."""
+        """Counters for as many requests as run at once. Rows of experts are counted on the host: a request's counters
+        would take as much room as the experts' gates themselves."""
+        if self._buffers.neurons is None or self._buffers.routes is not None:
+            return
         from sparcom_extractor.capture.counters import DeviceCounters
 
         assert self._capture is not None  # noqa: S101
         requests = int(self.vllm_config.scheduler_config.max_num_seqs)
-        self._capture.counters = DeviceCounters(self._buffer, self._outbox, requests)
+        self._capture.counters = DeviceCounters(self._buffers.neurons, self._outbox, requests)
 
     def _memory(self) -> dict[str, int]:
         return super()._memory() | {

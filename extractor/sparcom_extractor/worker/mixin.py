@@ -1,6 +1,6 @@
 """What a vLLM worker does more when it captures; the platform's own worker does everything else.
 
-    load_model      then find the gated FFNs and put a captured activation into each, before profiling and compilation
+    load_model      then find the gated FFNs and the experts and put capture into each, before profiling and compilation
     execute_model   then send the rows of the step on their way to their session
     sparcom_…       called through `collective_rpc`, by name, with plain types: no pickle on the wire
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import zarr
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
-from sparcom_extractor.capture.buffer import CaptureBuffer
-from sparcom_extractor.capture.discover import GatedFFN, find_gated_ffns
-from sparcom_extractor.capture.install import install_capture
+from sparcom_extractor.capture.buffers import StepBuffers
+from sparcom_extractor.capture.describe import describe_found, refuse_model, widths_here
+from sparcom_extractor.capture.discover import Findings, find_captured
+from sparcom_extractor.capture.install import install_all
 from sparcom_extractor.capture.outbox import HostOutbox, Outbox
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.child import EngineNote
-from sparcom_extractor.writer.chunks import ChunkTarget
 from sparcom_extractor.writer.session import CaptureSession, Settlement
+from sparcom_extractor.writer.targets import Place, archive_parts
 
 
 class CaptureMixin:
@@ -38,8 +38,8 @@ class CaptureMixin:
 
     _refusal: str | None = None
     _capture: StepCapture | None = None
-    _ffns: list[GatedFFN]
-    _buffer: CaptureBuffer
+    _found: Findings
+    _buffers: StepBuffers
     _product: str
     _steps = 0
     _own_seconds = 0.0
@@ -54,21 +54,21 @@ class CaptureMixin:
             self._refusal = str(error)
 
     def _install_capture(self) -> None:
-        config = self.vllm_config
+        config, model = self.vllm_config, self.model_runner.get_model()
         if refusal := refuse_engine(config):
             raise UnsupportedModelError(refusal)
-        layers = config.model_config.get_num_layers(config.parallel_config)
-        self._ffns = find_gated_ffns(self.model_runner.get_model(), layers)
-        buffer = CaptureBuffer(most_rows(config), len(self._ffns), self._ffns[0].neurons_here, self.device)
-        self._product = install_capture(self.model_runner.get_model(), self._ffns, buffer, config.model_config.dtype)
+        own = range(*config.model_config.get_layers_start_end_indices(config.parallel_config))
+        self._found = find_captured(model, own)
+        refuse_model(config, self._found)
+        buffers = StepBuffers(most_rows(config), widths_here(self._found), self.device)
+        self._product = install_all(model, self._found, buffers, config.model_config.dtype)
         if isinstance(config.additional_config, EngineNote):  # part of the key of vLLM's compilation cache
-            made = f"{self._product}-{buffer.number}"  # the graph holds the buffer's number
-            object.__setattr__(config.additional_config, "product", made)  # in place: inner models hold it too
-        self._buffer = buffer
-        self._capture = StepCapture(buffer, self._make_outbox(buffer))
+            object.__setattr__(config.additional_config, "product", self._product)  # in place: inner models hold it too
+        self._buffers = buffers
+        self._capture = StepCapture(buffers, self._make_outbox(buffers))
 
-    def _make_outbox(self, buffer: CaptureBuffer) -> Outbox:
-        """The way from the buffer to the sessions."""
+    def _make_outbox(self, buffers: StepBuffers) -> Outbox:
+        """The way from the buffers to the sessions."""
         return HostOutbox()
 
     def _make_counters(self) -> None:
@@ -96,16 +96,14 @@ class CaptureMixin:
         super().shutdown()  # type: ignore[misc]
 
     def sparcom_describe(self) -> dict[str, Any]:
-        """What can be captured here: `refusal`, or the layers, their width and their activation; who makes the
-        activation's product, see `install_capture`; the mode that the worker has settled on; and what capture holds of
-        the device's and the host's memory."""
+        """What can be captured here: `refusal`, or the layers, their widths and their activation; how it is done, see
+        `install_all`; the mode that the worker has settled on; and what capture holds of the device's and the host's
+        memory."""
         if self._refusal is not None:
             return {"refusal": self._refusal}
         return {
             "refusal": None,
-            "layer_ids": [ffn.layer_id for ffn in self._ffns],
-            "neurons": self._ffns[0].neurons,
-            "activation": self._ffns[0].activation,
+            **describe_found(self._found),
             "product": self._product,
             "mode": {
                 "model_runner": "V2" if self.use_v2_model_runner else "V1",
@@ -115,16 +113,16 @@ class CaptureMixin:
         }
 
     def _memory(self) -> dict[str, int]:
-        return {"step_buffer_bytes": self._buffer.masks.nbytes}
+        return {"step_buffer_bytes": self._buffers.nbytes}
 
     def sparcom_open(self, session: str, path: str) -> str | None:
         """Begin to write the archive at `path`; returns an error or None."""
         assert self._capture is not None  # noqa: S101  (engines that refuse are closed before this)
         try:
-            target, instructions = chunk_target(Path(path))
+            parts, instructions = archive_parts(Path(path), self._place())
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        counts = target.dtype == "uint32"
+        counts = any(part.target.dtype == "uint32" for part in parts)
         if counts and self._capture.counters is None:
             try:
                 self._make_counters()
@@ -134,8 +132,17 @@ class CaptureMixin:
                     "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
                 )
         requests = 0 if counts else int(self.vllm_config.scheduler_config.max_num_seqs)
-        self._capture.open(session, CaptureSession(target, instructions, requests=requests))
+        self._capture.open(session, CaptureSession(parts, instructions, requests=requests))
         return None
+
+    def _place(self) -> Place:
+        """Which process of the engine this is."""
+        parallel = self.vllm_config.parallel_config
+        rank = int(parallel.rank) % int(parallel.tensor_parallel_size)
+        if parallel.pipeline_parallel_size == 1:
+            return Place(rank)
+        dense, moe = ([item.layer_id for item in items] for items in (self._found.dense, self._found.moe))
+        return Place(rank, dense, moe)
 
     def sparcom_poll(self, session: str, settlements: list[list[int]], finish: bool) -> dict[str, Any]:
         """Settle instructions [index, row, capacity, length], say whether that is all, and hear what became durable."""
@@ -160,22 +167,3 @@ def most_rows(config: Any) -> int:
     """The most rows that a step of an engine of this configuration (vLLM's) computes, padding of graphs included."""
     graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
     return max(int(config.scheduler_config.max_num_batched_tokens), int(graphs))
-
-
-def chunk_target(path: Path) -> tuple[ChunkTarget, int]:
-    """Which chunks of the archive at `path` are written, and for how many instructions."""
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    counts = "neuron/count" in group
-    array = group["neuron/count" if counts else "neuron/active"]
-    assert isinstance(array, zarr.Array)  # noqa: S101  (written by create_archive)
-    target = ChunkTarget(
-        path / array.path,
-        array.shape[0],
-        tuple(array.chunks),
-        separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
-        dtype="uint32" if counts else "uint8",
-        compressor="blosc" if counts else None,
-    )
-    instructions = group["instruction/state"]
-    assert isinstance(instructions, zarr.Array)  # noqa: S101
-    return target, instructions.shape[0]

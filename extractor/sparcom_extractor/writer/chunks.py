@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from sparcom_data.errors import DamagedArchiveError
 from sparcom_data.storage import aligned_memory, write_durably
 from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode, encode
+
+ChunkType = Literal["uint8", "uint16", "float32", "uint32"]
 
 IN_FLIGHT = 2  # chunks a thread, being written or next in line; more only takes memory
 
@@ -43,23 +45,29 @@ def buffers_for(requests: int, threads: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ChunkTarget:
-    """Which chunks a writer owns: those of one array whose chunk grid is cut along its first axis only.
+    """Which chunks a writer owns: those of one array along its first axis, at one place of the others.
 
-    folder: the array's folder. rows: length of the first axis. chunk_shape: (chunk rows, …), the rest uncut.
-    separator: between the numbers of a chunk's key. dtype: uint8 for masks, uint32 for counts; stored little-endian.
-    compressor: None for masks, "blosc" for counts; the array's metadata must say the same.
+    folder: the array's folder. rows: length of the first axis. chunk_shape: (chunk rows, …).
+    separator: between the numbers of a chunk's key. dtype: uint8 for masks, uint16 and float32 for routes, uint32 for
+    counts; stored little-endian. compressor: None for what comes by the token, "blosc" for counts; the array's metadata
+    must say the same. place: the chunk's numbers along the other axes, all 0 where those are not cut.
+    fill: the value of rows that nobody put, as in the array's metadata.
     """
 
     folder: Path
     rows: int
     chunk_shape: tuple[int, ...]
     separator: str = "."
-    dtype: Literal["uint8", "uint32"] = "uint8"
+    dtype: ChunkType = "uint8"
     compressor: Compressor | None = None
+    place: tuple[int, ...] = ()
+    fill: float = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("uint8", "uint32"):
-            raise ValueError(f"a chunk holds uint8 masks or uint32 counts; got dtype {self.dtype!r}")
+        if self.dtype not in get_args(ChunkType):
+            raise ValueError(f"a chunk holds {', '.join(get_args(ChunkType))}; got dtype {self.dtype!r}")
+        if not self.place:
+            object.__setattr__(self, "place", (0,) * (len(self.chunk_shape) - 1))
         if self.compressor not in (None, "blosc"):
             raise ValueError(f'a chunk is stored as it is (None) or by "blosc"; got compressor {self.compressor!r}')
 
@@ -80,13 +88,16 @@ class ChunkTarget:
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
-        return self.folder / self.separator.join(["c", str(chunk), *("0" for _ in self.chunk_shape[1:])])
+        return self.folder / self._key(str(chunk))
 
     def stored_chunks(self) -> set[int]:
         """Chunks whose file is there, from one look at the folder."""
-        paths = self.folder.glob(self.separator.join(["c", "*", *("0" for _ in self.chunk_shape[1:])]))
+        paths = self.folder.glob(self._key("*"))
         keys = {path: path.relative_to(self.folder).as_posix().split(self.separator)[1] for path in paths}
         return {int(key) for path, key in keys.items() if key.isdecimal() and path == self.path(int(key))}
+
+    def _key(self, chunk: str) -> str:
+        return self.separator.join(["c", chunk, *map(str, self.place)])
 
     def rows_of(self, chunk: int) -> int:
         """Rows of a chunk that lie within the array; the last chunk may be cut."""
@@ -119,10 +130,10 @@ class _Buffer:
         self.filled[:] = False
         self.rows = 0
 
-    def clear_holes(self) -> None:
-        """Rows that nobody put are zeros, not what another chunk left here."""
+    def clear_holes(self, fill: float) -> None:
+        """Rows that nobody put hold the fill value, not what another chunk left here."""
         if not self.filled.all():
-            self.values[~self.filled] = 0
+            self.values[~self.filled] = fill
 
 
 class ChunkWriter:
@@ -134,13 +145,15 @@ class ChunkWriter:
     Args:
         target: the array. Chunks that lie in its folder are read back when more of their rows come.
         buffers: chunk buffers, open and being written together.
-        threads: writer threads.
+        threads: writer threads. pool: those of another writer, which closes it; its own where not given.
 
     Attributes:
         waited_seconds: how long `put` stood still because every buffer was taken.
     """
 
-    def __init__(self, target: ChunkTarget, *, buffers: int, threads: int) -> None:
+    def __init__(
+        self, target: ChunkTarget, *, buffers: int, threads: int, pool: ThreadPoolExecutor | None = None
+    ) -> None:
         if buffers < 1:
             raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
         self.waited_seconds = 0.0
@@ -155,7 +168,7 @@ class ChunkWriter:
         self._settled: dict[int, int] = {}
         self._final = np.zeros(-(-target.rows // target.chunk_rows), dtype=bool)
         self._most_writing = IN_FLIGHT * threads
-        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="sparcom-write")
+        self._threads = pool or write_pool(threads)
 
     def put(self, row: int, values: NDArray[Any]) -> None:
         """Place values (n, …) at rows [row, row + n). Again is harmless: the same rows hold the same values.
@@ -180,9 +193,9 @@ class ChunkWriter:
                 )  # nobody has settled it yet: that comes once a second, and the disk would stand still
             done += take
 
-    def zeros(self, rows: int) -> NDArray[Any]:
+    def nothing(self, rows: int) -> NDArray[Any]:
         """Values of rows that hold nothing, (rows, …)."""
-        return np.zeros((rows, *self._target.chunk_shape[1:]), self._target.stored_dtype)
+        return np.full((rows, *self._target.chunk_shape[1:]), self._target.fill, self._target.stored_dtype)
 
     def settle(self, start: int, stop: int) -> None:
         """Rows [start, stop) will not come again; chunks of which that holds for all rows are written."""
@@ -255,7 +268,7 @@ class ChunkWriter:
         while len(self._writing) >= self._most_writing:
             self._wait_for_one()
         buffer = self._open.pop(chunk)
-        buffer.clear_holes()
+        buffer.clear_holes(self._target.fill)
         path, compressor = self._target.path(chunk), self._target.compressor
         future = self._threads.submit(write_chunk, path, buffer.values, compressor)
         self._writing[chunk] = (future, buffer)
@@ -280,6 +293,11 @@ class ChunkWriter:
         if self._error is not None:
             raise self._error
         self._stored.add(chunk)
+
+
+def write_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that write chunks."""
+    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="sparcom-write")
 
 
 def write_chunk(path: Path, values: NDArray[Any], compressor: Compressor | None = None) -> None:

@@ -9,8 +9,51 @@ It does not know requests or what a layer means; `capture/count_kernel.py` does 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+def add_rows(name: str, rows: Mapping[str, NDArray[Any]], counts: NDArray[np.uint32]) -> None:
+    """Add rows of a step to the counts of an archive's array.
+
+    Args:
+        name: of the array of counts. rows: (rows, …) each, by the name of the token array.
+        counts: uint32 (layers, …), added to in place.
+    """
+    component = name.removesuffix("/count")
+    if component == "router":
+        add_routes(rows["router/expert"], counts)
+    elif component == "expert_neuron":
+        add_expert_counts(rows["expert_neuron/active"], rows["router/expert"], counts)
+    else:
+        add_counts_host(rows[f"{component}/active"], counts)
+
+
+def add_routes(experts: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
+    """Add chosen experts, uint16 (rows, layers, choices), to how often each was chosen: uint32 (layers, experts)."""
+    layers, number = counts.shape
+    place = experts + np.arange(layers)[:, None] * number
+    counts += np.bincount(place.ravel(), minlength=counts.size).reshape(counts.shape).astype(np.uint32)
+
+
+def add_expert_counts(masks: NDArray[np.uint8], experts: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
+    """Add the masks of chosen experts to the counters of those experts.
+
+    Args:
+        masks: uint8 (rows, layers, choices, ⌈neurons / 8⌉). experts: uint16 (rows, layers, choices).
+        counts: uint32 (layers, experts, neurons), added to in place.
+    """
+    for layer, own in enumerate(counts):
+        chosen = experts[:, layer].ravel()
+        packed = masks[:, layer].reshape(len(chosen), -1)
+        order = np.argsort(chosen, kind="stable")
+        numbers, first = np.unique(chosen[order], return_index=True)
+        for expert, rows in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+            add_counts_host(packed[rows][:, None], own[expert][None])
+
 
 _FEW_ROWS = 10  # below this the plain sum is as fast: 67 µs against 75 for 8 rows of SmolLM2, 392 against 155 for 50
 
@@ -53,8 +96,3 @@ def _add_planes(planes: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
         digits.append(planes[0])
         planes = np.concatenate(carries) if carries else planes[:0]
     return digits
-
-
-def unpack_bits(mask: NDArray[np.uint8], neurons: int) -> NDArray[np.uint32]:
-    """One packed mask (layer, neuron_byte) as 0 and 1: uint32 (layer, neurons)."""
-    return np.unpackbits(mask, axis=-1, bitorder="little")[:, :neurons].astype(np.uint32)

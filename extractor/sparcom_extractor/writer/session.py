@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.writer.chunks import ChunkTarget, buffers_for
+from sparcom_extractor.writer.chunks import buffers_for
 from sparcom_extractor.writer.sinks import Segment, Settlement, Sink, make_sink
+from sparcom_extractor.writer.targets import ArrayPart
 
 __all__ = ["CaptureSession", "CountedRows", "Segment", "Settlement", "StepRows"]
 
@@ -43,11 +44,14 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """What one step captured. masks: uint8 (n, layer, neuron_byte), or None where they are counted elsewhere;
-    ids: int32 (n,); positions: int64 (n,). done: called once when the arrays are not used any more."""
+    """What one step captured.
+
+    arrays: (n, …) each, by the name of the archive's array on the token axis; none where they are counted elsewhere.
+    ids: int32 (n,); positions: int64 (n,). done: called once when the arrays are not used any more.
+    """
 
     segments: Sequence[Segment]
-    masks: NDArray[np.uint8] | None
+    arrays: Mapping[str, NDArray[Any]]
     ids: NDArray[np.int32]
     positions: NDArray[np.int64]
     done: Callable[[], None] = _nothing
@@ -55,7 +59,7 @@ class StepRows:
     @property
     def nbytes(self) -> int:
         """Bytes that waiting in the queue costs."""
-        return (0 if self.masks is None else self.masks.nbytes) + self.ids.nbytes + self.positions.nbytes
+        return sum(array.nbytes for array in self.arrays.values()) + self.ids.nbytes + self.positions.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class CaptureSession:
 
     def __init__(
         self,
-        target: ChunkTarget,
+        parts: Sequence[ArrayPart],
         instructions: int,
         *,
         requests: int = 0,
@@ -135,18 +139,19 @@ class CaptureSession:
     ) -> None:
         """
         Args:
-            target: the array that is written. instructions: how many the archive has.
-            requests: how many run at once, each with a chunk of its own that grows a row a step.
+            parts: what is written of which arrays. instructions: how many the archive has.
+            requests: how many run at once, each with chunks of its own that grow a row a step.
             queue_bytes: what may wait for the assembler; whoever delivers more waits.
             buffer_bytes: memory for chunks, more where `requests` need it; touched only as it is needed.
             threads: that write.
         """
-        buffers = max(4, min(MAX_BUFFERS, buffer_bytes // target.chunk_bytes))
+        chunks = sum(part.target.chunk_bytes for part in parts)
+        buffers = max(4, min(MAX_BUFFERS, buffer_bytes // chunks))
         if requests:
             buffers = max(buffers, buffers_for(requests, threads))
-        self.counts = target.dtype == "uint32"
+        self.counts = any(part.target.dtype == "uint32" for part in parts)
         """Whether counts are written, and not masks."""
-        self._sink: Sink = make_sink(target, buffers=buffers, threads=threads)
+        self._sink: Sink = make_sink(parts, buffers=buffers, threads=threads)
         self._queue: queue.SimpleQueue[StepRows | CountedRows | list[Settlement] | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._queued_bytes = 0
@@ -306,8 +311,8 @@ class CaptureSession:
             rows = slice(segment.offset, segment.offset + segment.rows)
             tracker.ids[rows] = step.ids[source]
             tracker.positions[rows] = step.positions[source]
-            if step.masks is not None:
-                self._sink.take(segment, step.masks[source])
+            if step.arrays:
+                self._sink.take(segment, {name: array[source] for name, array in step.arrays.items()})
 
     def _settle(self, item: Settlement) -> None:
         if self._settled[item.index]:

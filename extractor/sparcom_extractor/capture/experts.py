@@ -1,0 +1,123 @@
+"""Capture the routes and the neurons of the chosen experts of one layer, at the kernel that runs its experts.
+
+    router ─▶ (ids, weights) ─▶ experts.apply(x, ids, weights, …)     ids and weights are taken here
+                                  ├─ Triton: GEMM ─▶ experts.activation(out, gate_up) ─▶ GEMM     signs are taken here
+                                  └─ CPU: one native call over packed weights     gates are computed beside it
+
+vLLM calls both methods of its experts object in every step, inside an operator that torch.compile does not look into,
+so the methods of this one object are replaced; no class is changed, and other engines stay as they are. The rows of
+Triton's gate_up are (token, choice) in the order of the ids. Under CUDA graphs the calls run once, at capture, and the
+copies and kernels that they launch are in the graph. A kernel that shows neither is refused: zeros never stand in for
+data. Should a step take a path around the replaced methods, its stamps tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_extractor.capture.buffer import CaptureBuffer
+from sparcom_extractor.capture.moe import MoeLayer
+from sparcom_extractor.capture.panels import PanelGate
+from sparcom_extractor.capture.routes import RouteBuffer
+
+TRITON = "TritonExperts"
+NATIVE = "CPUUnquantizedExperts"
+NATIVE_VECTOR = "vec"  # its portable instruction set, whose packing is known
+
+
+class Gate(Protocol):
+    """Computes the gates of chosen experts."""
+
+    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> Any:
+        """Which neurons of the chosen experts are active: uint8 (rows × choices, neuron_bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSlots:
+    """Where one layer of experts writes: its place on the moe_layer axis of the buffers."""
+
+    layer: int
+    routes: RouteBuffer
+    experts: CaptureBuffer
+
+
+def install_experts(layer: MoeLayer, slots: ExpertSlots) -> str:
+    """Replace the methods of a layer's experts.
+
+    Returns:
+        How the neurons are seen: "triton" (the kernel's own gates) or "gate" (computed a second time).
+
+    Raises:
+        UnsupportedModelError: the kernel shows no neurons.
+    """
+    experts = shown_experts(layer)
+    slots.experts.attach(slots.layer, layer.rule, None, experts)
+    if type(experts).__name__ == TRITON:
+        experts.activation = _TritonActivation(experts.activation, layer, slots)
+        experts.apply = _Apply(experts.apply, layer, slots, None)
+        return "triton"
+    experts.apply = _Apply(experts.apply, layer, slots, PanelGate.of(layer, experts))
+    return "gate"
+
+
+def shown_experts(layer: MoeLayer) -> Any:
+    """The object that runs the experts of a layer, if it shows their neurons.
+
+    Raises:
+        UnsupportedModelError: it does not; the message names the setting that helps.
+    """
+    kernel = layer.runner.routed_experts.quant_method.moe_kernel
+    experts = kernel.fused_experts if kernel is not None else None
+    name = type(experts).__name__ if experts is not None else type(layer.runner.routed_experts.quant_method).__name__
+    if experts is not None and name == TRITON:
+        if experts.quant_config.block_shape is not None:
+            raise UnsupportedModelError(
+                f"{layer.name} makes the activation and its quantisation in blocks in one kernel, which shows no "
+                "neurons. Use a checkpoint that is not quantised in blocks"
+            )
+        return experts
+    if experts is not None and name == NATIVE and experts.isa == NATIVE_VECTOR and not experts._use_zentorch:
+        return experts
+    raise UnsupportedModelError(
+        f"the experts of {layer.name} are run by {name}, which shows no neurons of the chosen experts. On a GPU start "
+        "the engine with moe_backend 'triton', and without quantisation if that kernel does not take it; on a CPU use "
+        "dtype 'float32' and vLLM 0.32 or later"
+    )
+
+
+class _Apply:
+    """Stands in for `apply` of a layer's experts. vLLM passes its arguments by name."""
+
+    def __init__(self, apply: Any, layer: MoeLayer, slots: ExpertSlots, gate: Gate | None) -> None:
+        self._apply, self._slots, self._gate, self._scale = apply, slots, gate, layer.scale
+
+    def __call__(self, **arguments: Any) -> Any:
+        ids, weights, slots = arguments["topk_ids"], arguments["topk_weights"], self._slots
+        if self._gate is not None:
+            ids, weights = in_falling_weight(ids, weights)
+            slots.experts.store_packed(slots.layer, self._gate.masks(arguments["hidden_states"], ids))
+        slots.routes.store(slots.layer, ids, weights, self._scale)
+        return self._apply(**arguments)
+
+
+def in_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choices with the heaviest first. vLLM's router for CPUs lists them in no order, its others as they fall."""
+    weights, order = weights.sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), weights
+
+
+class _TritonActivation:
+    """Stands in for `activation` of a layer's Triton experts: the signs of the gates, then the model's own."""
+
+    def __init__(self, activation: Any, layer: MoeLayer, slots: ExpertSlots) -> None:
+        self._activation, self._buffer = activation, slots.experts
+        device = slots.experts.masks.device
+        self._layer = torch.tensor(slots.layer, dtype=torch.int64, device=device)
+
+    def __call__(self, activation: Any, output: torch.Tensor, input: torch.Tensor, **further: Any) -> Any:  # noqa: A002
+        torch.ops.sparcom.capture_signs(input, self._layer, self._buffer.number)
+        return self._activation(activation, output, input, **further)

@@ -1,0 +1,109 @@
+"""The gates of chosen experts on a CPU, where vLLM runs all experts of a layer in one native call.
+
+That call shows no gates, so they are computed a second time, from the very weights that it uses. It packs the fused
+projection of each expert, (2·neurons, hidden), into panels of 16 neurons, (panels, hidden, 16); the gate's are the
+first half. As a view of the packed weights they can be multiplied with directly, so that capture keeps no copy of them:
+
+    rows of the tokens that chose expert e  (1, n, hidden) @ (panels, hidden, 16) ─▶ gates (panels, n, 16) ─▶ bits
+
+Measured for one layer of Qwen1.5-MoE-A2.7B's shape, 512 tokens, float32, two cores: 0.24 s, against 0.33 s with an
+unpacked copy and 0.37 s with unpacking on the way. How the packing works is not assumed: it is held against vLLM's own
+packing of known numbers when the model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.schema import mask_bytes
+from sparcom_extractor.capture.moe import MoeLayer
+
+PANEL = 16  # neurons
+
+
+class PanelGate:
+    """The gates of one layer's experts.
+
+    Args:
+        packed: both projections of all experts as vLLM packs them, (experts, 2·padded, hidden).
+        neurons: width of one expert; what is padded behind it has weights of 0.
+        bias: (experts, 2·padded), or None.
+        above: a neuron is active where its gate is above this.
+    """
+
+    def __init__(
+        self, packed: torch.Tensor, neurons: int, bias: torch.Tensor | None = None, above: float = 0.0
+    ) -> None:
+        experts, double, hidden = packed.shape
+        self._half = double // 2
+        panels = packed.detach().view(experts, double // PANEL, hidden, PANEL)
+        self._panels = panels[:, : self._half // PANEL]
+        self._bias = None if bias is None else bias.detach()[:, : self._half]
+        self._bytes, self._above, self._neurons = mask_bytes(neurons), above, neurons
+
+    @classmethod
+    def of(cls, layer: MoeLayer, experts: Any) -> PanelGate:
+        """That of a layer whose experts vLLM runs natively.
+
+        Raises:
+            UnsupportedModelError: this version of vLLM packs weights in another way.
+        """
+        packed = layer.runner.routed_experts.w13_weight
+        check_packing(packed, experts.isa)
+        return cls(packed, layer.neurons_here, experts.w1_bias, layer.rule.active_above)
+
+    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> NDArray[np.uint8]:
+        """Which neurons of the chosen experts are active.
+
+        Args:
+            rows: the input of the experts, (rows, hidden). ids: the chosen experts, (rows, choices).
+
+        Returns:
+            uint8 (rows × choices, neuron_bytes), little bit order, in the order of the ids.
+        """
+        choices = ids.shape[1]
+        chosen = ids.reshape(-1).numpy()
+        packed = np.empty((len(chosen), self._bytes), dtype=np.uint8)
+        order = np.argsort(chosen, kind="stable")
+        numbers, first = np.unique(chosen[order], return_index=True)
+        for expert, places in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+            packed[places] = self._of_expert(expert, rows[torch.from_numpy(places // choices)])
+        return packed
+
+    def _of_expert(self, expert: int, rows: torch.Tensor) -> NDArray[np.uint8]:
+        gates = torch.matmul(rows[None], self._panels[expert])  # (panels, rows, 16)
+        if self._bias is not None:
+            gates += self._bias[expert].view(-1, 1, PANEL)
+        active = (gates > self._above).numpy()
+        bits = np.packbits(active, axis=-1, bitorder="little")  # (panels, rows, 2)
+        mask: NDArray[np.uint8] = bits.transpose(1, 0, 2).reshape(len(rows), -1)[:, : self._bytes]
+        return mask
+
+
+def check_packing(packed: torch.Tensor, isa: str) -> None:
+    """Hold that vLLM packs weights into panels, with random numbers.
+
+    Args:
+        packed: the weights of all experts, (experts, 2·padded, hidden).
+        isa: the instruction set that they were packed for.
+
+    Raises:
+        UnsupportedModelError: it does not, or the weights do not lie as its packing leaves them.
+    """
+    from vllm._custom_ops import cpu_prepack_moe_weight
+
+    _, double, hidden = packed.shape
+    width = min(double, 4 * PANEL)
+    numbers = torch.rand((1, width, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
+    expected = numbers.view(width // PANEL, PANEL, hidden).transpose(1, 2)
+    got = cpu_prepack_moe_weight(numbers, isa).reshape(width // PANEL, hidden, PANEL)
+    if double % (2 * PANEL) or not packed.is_contiguous() or not torch.equal(got, expected):
+        raise UnsupportedModelError(
+            f"this release knows experts packed into panels of {PANEL} neurons; this vLLM packs {double} rows of "
+            f"{hidden} for {isa!r} in another way. Use vLLM 0.32, or a GPU"
+        )
