@@ -59,7 +59,7 @@ def correlation_blocks(experts: InstructionExperts) -> Iterator[tuple[int, NDArr
             f"{int(experts.tokens.max())}. Analyse it without such instructions"
         )
     spread = np.array([size * int(np.square(row, dtype=np.int64).sum()) for row in vectors]) - sums * sums
-    scale = np.sqrt(np.where(spread > 0, spread, np.nan))
+    varied = np.where(spread > 0, spread, np.nan)
     for first in range(0, len(experts), PAIRED_ROWS):
         last = min(first + PAIRED_ROWS, len(experts))
         shared = np.empty((last - first, len(experts) - first), dtype=np.int64)
@@ -68,7 +68,7 @@ def correlation_blocks(experts: InstructionExperts) -> Iterator[tuple[int, NDArr
             right = vectors[begin : begin + PAIRED_ROWS].astype(np.float64)
             shared[:, begin - first : begin - first + len(right)] = (left @ right.T).astype(np.int64)
         above = size * shared - sums[first:last, None] * sums[None, first:]
-        yield first, np.clip(above / (scale[first:last, None] * scale[None, first:]), -1.0, 1.0)
+        yield first, np.clip(above / np.sqrt(varied[first:last, None] * varied[None, first:]), -1.0, 1.0)
 
 
 def instruction_correlations(experts: InstructionExperts) -> NDArray[np.float64]:

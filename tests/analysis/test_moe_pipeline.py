@@ -1,0 +1,257 @@
+"""The whole analysis of a mixture of experts: files, metrics.json, report; and that the form for dense models stays."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sparcom_analysis import (
+    Analysis,
+    Metrics,
+    analyze,
+    category_experts,
+    category_similarity,
+    expert_correlation,
+    instruction_experts,
+    instruction_specific_neurons,
+    isn_by_layer,
+    top_experts,
+)
+from sparcom_analysis.expert_figures import maps_figure, panels
+from sparcom_analysis.expert_tables import all_label
+from sparcom_analysis.figures import to_svg
+from sparcom_analysis.pipeline import _Passes
+from sparcom_cli.analyze import analyze as command
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.errors import DamagedArchiveError
+from sparcom_data.testing import write_random_moe_archive
+
+DENSE_FIELDS = [
+    "schema_version",
+    "archive",
+    "settings",
+    "versions",
+    "instructions",
+    "isn_size",
+    "isn_similarity",
+    "isn_similarity_without_self",
+    "isn_by_layer",
+]
+EXPERT_FIELDS = ["component", "components", "expert_frequency", "ise_correlation", "top_experts", "expert_shift"]
+ISN_FILES = {"isn_similarity", "isn_similarity_without_self", "isn_by_layer", "instructions"}
+EXPERT_TABLES = {"expert_frequency", "top_experts", "ise_correlation", "expert_shift"}
+EXPERT_FIGURES = {"expert_frequency", "ise_correlation", "top_expert_share", "expert_shift", "expert_moved"}
+
+
+def names(folder: Path, part: str, ending: str) -> set[str]:
+    return {path.name.removesuffix(ending) for path in (folder / part).iterdir() if path.name.endswith(ending)}
+
+
+def table(folder: Path, name: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO((folder / "tables" / f"{name}.csv").read_text("utf-8"), newline="")))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Archive, Analysis, Path]:
+    """An archive with every component, compared with a tuned twin, files and all; tests change nothing of it."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name, seed, failed in (("base", 0, (2,)), ("tuned", 1, ())):
+        write_random_moe_archive(folder / f"{name}.zarr", experts=9, seed=seed, failed=failed)
+    base = open_archive(folder / "base.zarr")
+    return base, analyze(base, folder / "out", tuned=folder / "tuned.zarr", epsilon=0.2), folder / "out"
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not turned into bytes, which takes most of the time."""
+    for name in ("to_png", "to_svg"):
+        monkeypatch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+
+
+def test_every_component_and_the_experts_are_written(compared) -> None:  # type: ignore[no-untyped-def]
+    """Files of routed experts have plain names, those of further components end in theirs; experts have their own."""
+    *_, folder = compared
+    endings = ("", "-neuron", "-shared_expert_neuron")
+    assert names(folder, "tables", ".csv") == EXPERT_TABLES | {f"{n}{e}" for n in ISN_FILES for e in endings}
+    drawn = EXPERT_FIGURES | {f"{n}{e}" for n in ("isn_similarity", "isn_by_layer") for e in endings}
+    assert names(folder, "figures", ".svg") == names(folder, "figures", ".png") == drawn
+    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "metrics.json", "report.html"}
+
+
+def test_metrics_hold_the_numbers_of_the_functions(compared) -> None:  # type: ignore[no-untyped-def]
+    """Each part of metrics.json is what the public functions return; the first component's is in front as well."""
+    archive, result, folder = compared
+    raw = json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert list(raw) == DENSE_FIELDS + EXPERT_FIELDS
+    assert Metrics.model_validate(raw) == result.metrics
+    assert [part["component"] for part in raw["components"]] == ["expert_neuron", "neuron", "shared_expert_neuron"]
+    for part in raw["components"]:
+        neurons = instruction_specific_neurons(archive, epsilon=0.2, component=part["component"])
+        assert part["isn_similarity"]["matrix"] == category_similarity(neurons).matrix.tolist()
+        assert part["isn_by_layer"]["mean_count"] == isn_by_layer(neurons).mean_count.tolist()
+        assert part["isn_size"]["mean"] == neurons.sizes.mean()
+        assert part["isn_size"]["wanted"] == -(-neurons.population.total // 5)
+    for name in DENSE_FIELDS[5:]:
+        assert raw[name] == raw["components"][0][name]
+    experts = instruction_experts(archive)
+    means = category_experts(experts)
+    assert raw["expert_frequency"]["mean"] == means.mean.tolist()
+    assert raw["expert_frequency"]["overall"] == means.overall.tolist()
+    assert raw["ise_correlation"]["matrix"] == expert_correlation(experts).matrix.tolist()
+    assert raw["top_experts"]["overall_expert"] == top_experts(means).overall_expert.tolist()
+    assert (raw["expert_shift"]["matched"], raw["expert_shift"]["only_tuned"]) == (9, 1)
+    assert raw["archive"]["moe"] == {
+        "layer_ids": [1, 2],
+        "experts": 9,
+        "experts_per_token": 2,
+        "neurons": 12,
+        "shared_neurons": 20,
+    }
+
+
+def test_dense_models_keep_their_form(typical, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """metrics.json of a dense model has the fields it always had, and no other."""
+    analyze(typical.archive, tmp_path)
+    raw = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert list(raw) == DENSE_FIELDS
+    assert "moe" not in raw["archive"]
+
+
+def test_files_do_not_depend_on_blocks_or_where_sets_lie(make_moe, undrawn, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Every number is the same for any block size, in memory or in a file, and of counts as of masks."""
+    masks, counts = make_moe().archive, make_moe(granularity="count").archive
+    found = []
+    for archive, block_bytes, memory in ((masks, 1, 0), (masks, 97, 1 << 26), (counts, 500, 0)):
+        monkeypatch.setattr("sparcom_analysis.sets.MEMORY_BYTES", memory)
+        analyze(archive, tmp_path / "out", block_bytes=block_bytes, tuned=archive)
+        files = {str(p.relative_to(tmp_path)): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        found.append({name: data for name, data in files.items() if archive is masks or name.endswith(".csv")})
+    assert found[0] == found[1]
+    assert found[2] == {name: data for name, data in found[0].items() if name.endswith(".csv")}
+    assert len(found[2]) == 16
+
+
+@pytest.mark.parametrize("absent", [("dense_layers",), ("shared_neurons",), ("dense_layers", "shared_neurons")])
+def test_models_without_dense_layers_or_shared_experts(make_moe, undrawn, tmp_path: Path, absent) -> None:  # type: ignore[no-untyped-def]
+    """What a model does not have is not there; the report is whole all the same."""
+    metrics = analyze(make_moe(**dict.fromkeys(absent, 0)).archive, tmp_path).metrics
+    held = [part.component for part in metrics.components or []]
+    assert ("neuron" in held) == ("dense_layers" not in absent)
+    assert ("shared_expert_neuron" in held) == ("shared_neurons" not in absent)
+    assert "neurons of routed experts" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_report_shows_experts(compared) -> None:  # type: ignore[no-untyped-def]
+    """Every figure has a caption; table 6, the equations and what tuning shifts are there; it loads nothing."""
+    *_, folder = compared
+    report = (folder / "report.html").read_text("utf-8")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", report, re.DOTALL)
+    alternatives = re.findall(r'alt="(.*?)"', report, re.DOTALL)
+    assert len(captions) == len(alternatives) == len(names(folder, "figures", ".svg")) == 11
+    assert all(len(text) > 40 for text in captions)
+    for text in (
+        "equation 8",
+        "equations 11 and 12",
+        "equations 13 and 14",
+        "table 6",
+        "What tuning shifts",
+        "marked *",
+    ):
+        assert text in report
+    assert not re.search(r"url\(|@import|https?://|<script", report)
+    assert "have another number of tokens in the tuned archive" in report
+
+
+def test_tables_of_experts_hold_the_numbers(compared) -> None:  # type: ignore[no-untyped-def]
+    """CSV values are those of metrics.json, to the last digit, with the rows over all instructions last."""
+    _, result, tmp_path = compared
+    metrics = result.metrics
+    part, top, shift = metrics.expert_frequency, metrics.top_experts, metrics.expert_shift
+    assert part is not None
+    assert top is not None
+    assert shift is not None
+    header, *rows = table(tmp_path, "expert_frequency")
+    assert header == ["category", "layer", "expert", "frequency"]
+    assert [float(row[3]) for row in rows] == np.array([*part.mean, part.overall]).ravel().tolist()
+    assert [row[:3] for row in rows[:8]] == [["CLS", str(1 + k // 9), str(k % 9)] for k in range(8)]
+    assert rows[-1][:3] == ["(all)", "2", "8"]
+    header, *rows = table(tmp_path, "top_experts")
+    assert header == ["category", "layer", "rank", "expert", "frequency"]
+    assert [int(row[3]) for row in rows] == np.array([*top.expert, top.overall_expert]).ravel().tolist()
+    assert [row[2] for row in rows[:6]] == ["1", "2", "3", "4", "5", "1"]
+    header, *rows = table(tmp_path, "expert_shift")
+    assert header == ["category", "layer", "expert", "base", "tuned", "shift", "rank_base", "rank_tuned"]
+    for row in rows[:18]:
+        layer, expert = int(row[1]) - 1, int(row[2])
+        assert float(row[5]) == shift.tuned[0][layer][expert] - shift.base[0][layer][expert]
+        assert row[6] == (str(shift.top_base[0][layer].index(expert) + 1) if expert in shift.top_base[0][layer] else "")
+    moved = np.abs(np.array(shift.tuned) - np.array(shift.base)).sum(axis=-1) / 2
+    np.testing.assert_allclose(shift.moved, moved, rtol=0, atol=1e-12)
+
+
+def test_a_category_called_all_is_not_taken_for_all() -> None:
+    """Rows over all instructions never carry a category's name."""
+    assert all_label(["a", "(all)", "((all))"]) == "(((all)))"
+
+
+def test_damage_writes_nothing(make_moe, damage, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A row without its choice ends the analysis and leaves no file."""
+    archive = damage(make_moe().archive, "router/expert", (0, 0, 0), 65_535)
+    with pytest.raises(DamagedArchiveError, match="instruction 'i000'"):
+        analyze(archive, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_variance_is_said(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Where every expert is always chosen the matrix is null, and report and command say why."""
+    archive = make_moe(experts=2, choices=2).archive
+    result = CliRunner().invoke(command, [archive.path, "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "10 instructions have no variance and are in no mean" in result.output
+    raw = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
+    assert raw["ise_correlation"]["matrix"] == [[None, None], [None, None]]
+    assert "10 instructions choose every expert equally often" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Sizes and similarity of each, the correlation of experts, and what tuning shifts."""
+    base, tuned = make_moe().archive, make_moe(seed=1).archive
+    result = CliRunner().invoke(command, [base.path, "--tuned", tuned.path, "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    for text in (
+        "of expert_neuron",
+        "of neuron",
+        "of shared_expert_neuron",
+        "mean Pearson correlation",
+        "Over the 10 inst",
+    ):
+        assert text in result.output
+
+
+def test_progress_covers_every_pass(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Rows done rise to the rows of all passes: three components, the router, the tuned router."""
+    seen: list[tuple[int, int]] = []
+    case = make_moe()
+    analyze(case.archive, tmp_path, tuned=case.archive, progress=lambda *at: seen.append(at))
+    tokens = case.archive.tokens
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (5 * tokens, 5 * tokens)
+    assert _Passes(None, 3).next() is None
+
+
+@pytest.mark.parametrize(("count", "layers", "experts"), [(1, 1, 1), (2, 24, 60), (5, 3, 2), (12, 1, 8), (13, 40, 128)])
+def test_maps_take_any_size(count: int, layers: int, experts: int) -> None:
+    """From one category, layer and expert to many; past twelve categories one map over all, which says so."""
+    maps = np.random.default_rng(0).random((count, layers, experts))
+    titles, drawn = panels([f"c{k}" for k in range(count)], maps.tolist(), maps.mean(axis=0).tolist())
+    assert titles == ([f"c{k}" for k in range(count)] if count <= 12 else ["all instructions of 13 categories"])
+    for signed in (False, True):
+        figure = maps_figure(titles, drawn, list(range(layers)), "title", "quantity", signed=signed)
+        assert to_svg(figure).startswith(b"<?xml")
