@@ -115,8 +115,9 @@ def maps_figure(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         layer_ticks(axes, layer_ids, vertical=True)
         axes.tick_params(length=0, labelsize=8)
-    figure.supxlabel("expert", fontsize=10)
-    figure.supylabel("layer", fontsize=10)
+    for place, axes in np.ndenumerate(grid):
+        axes.set_ylabel("layer" if place[1] == 0 else "", fontsize=9)
+        axes.set_xlabel("expert" if place[0] == down - 1 else "", fontsize=9)
     figure.suptitle(title, fontsize=10.5)
     figure.colorbar(image, ax=list(grid.flat), label=quantity, location="bottom", shrink=0.7, aspect=40)
     return figure

@@ -48,14 +48,17 @@ def correlation_sentence(metrics: Metrics) -> str:
     ]
     within, between = [c for c in pairs if c[1] == c[2]], [c for c in pairs if c[1] < c[2]]
     said = [
-        f"{len(cells)} {what}: {_mean([cell[0] for cell in cells]):.3f}"
-        for cells, what in ((within, "within categories"), (between, "between two categories"))
+        f"{what} at {_mean([cell[0] for cell in cells]):.3f}"
+        for cells, what in ((within, "of the same category"), (between, "of two different categories"))
         if cells
     ]
     if not said:
-        text = "No two instructions have a correlation of expert frequencies."
+        text = f"In {metrics.archive.model_name}, no two instructions have a correlation of expert frequencies."
     else:
-        text = f"Mean correlation of two different instructions' expert frequencies, {'; '.join(said)}."
+        text = (
+            f"In {metrics.archive.model_name}, the expert frequencies of two different instructions correlate, "
+            f"{', those '.join(said)} (Pearson, mean over categories)."
+        )
     if len(between) > 1:
         high, low = max(between), min(between)
         names = [f"{part.categories[cell[1]]} and {part.categories[cell[2]]} ({cell[0]:.3f})" for cell in (high, low)]

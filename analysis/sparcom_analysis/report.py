@@ -33,6 +33,7 @@ def render_report(metrics: Metrics, views: Mapping[str, Metrics], figures: Mappi
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["top"] = _top
     environment.filters["starred"] = _starred
     return environment.get_template("report.html.j2").render(
@@ -50,7 +51,7 @@ def _component(ending: str, view: Metrics) -> dict[str, object]:
     return {
         "ending": ending,
         "view": view,
-        "title": "" if view.component is None else f" of {TITLES[view.component]}",
+        "title": "" if view.component is None else f"neurons of {TITLES[view.component]}",
         "similarity_sentence": findings.similarity_sentence(view),
         "layer_sentence": findings.layer_sentence(view),
         "size_sentence": findings.size_sentence(view),
