@@ -72,6 +72,31 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
     _say(made, f"random {architecture}, seed {seed}")
 
 
+@model.command()
+@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-moe]")
+@click.option("--model", "base", type=_FOLDER, help="Dense LLaMA to start from.  [default: smollm2-135m-instruct]")
+@click.option("--experts", type=click.IntRange(min=1), default=8, show_default=True, help="Routed experts of a layer.")
+@click.option("--top-k", type=click.IntRange(min=1), default=2, show_default=True, help="Chosen for a token.")
+@click.option(
+    "--shared", type=click.IntRange(min=8), help="Neurons of the shared expert.  [default: two thirds of the FFN]"
+)
+@click.option("--seed", default=0, show_default=True, help="Of the clustering.")
+def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
+    """Make a mixture-of-experts version of a dense model, whose text still makes sense."""
+    from sparcom_extractor.models import make_moefied_model
+
+    with _progress() as tell:
+        made = make_moefied_model(
+            output, base=base, experts=experts, top_k=top_k, shared_neurons=shared, seed=seed, tell=tell
+        )
+    source = made.source
+    _say(
+        made,
+        f"{source['experts']} experts, {source['top_k']} chosen, {source['shared_neurons']} shared neurons; "
+        f"{source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions",
+    )
+
+
 def _say(made: MadeModel, what: str) -> None:
     where = f"{made.path} ({what})"
     click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} is there already")

@@ -1,10 +1,11 @@
-"""Models on disk to run: a real small one fetched and converted, and tiny random ones for tests.
+"""Models on disk to run: a real small one fetched and converted, a mixture of experts made of it, tiny random ones.
 
 Knows nothing of the engine; a folder that it makes is an ordinary Hugging Face model folder with a SOURCE.json in it.
 """
 
 from sparcom_extractor.models.fetch import KNOWN, fetch_model
 from sparcom_extractor.models.folder import MadeModel
+from sparcom_extractor.models.moefy import make_moefied_model
 from sparcom_extractor.models.tiny import ARCHITECTURES, make_tiny_model
 
-__all__ = ["ARCHITECTURES", "KNOWN", "MadeModel", "fetch_model", "make_tiny_model"]
+__all__ = ["ARCHITECTURES", "KNOWN", "MadeModel", "fetch_model", "make_moefied_model", "make_tiny_model"]

@@ -21,7 +21,7 @@ from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def _llama(sizes: Sizes) -> Any:
@@ -140,7 +140,7 @@ def _recipe(architecture: str, seed: int, sizes: dict[str, int], tokenizer: Path
 
 
 def _save_tokenizer(tokenizer: Path, target: Path) -> None:
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, target / name)
 
@@ -156,12 +156,12 @@ def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with _no_bars():
+    with no_bars():
         model.save_pretrained(target)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Keep transformers from drawing its own progress bar across ours."""
     from transformers.utils import logging
 
