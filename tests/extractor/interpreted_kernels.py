@@ -27,6 +27,8 @@ from sparcom_extractor.capture.activations import GatedActivation, Kind
 from sparcom_extractor.capture.count_kernel import add_counts
 from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_pieces
 from sparcom_extractor.capture.kernels import FUSED, Functions, Rounding, gated_activation
+from sparcom_extractor.capture.route_kernel import store_routes
+from sparcom_extractor.capture.routes import RouteBuffer
 from sparcom_extractor.capture.twin import gated_product, pack_signs_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -139,16 +141,22 @@ def check_activation(draw: random.Random) -> str:
     rule, rounding = random_rule(draw)
     dtype, rows, neurons = draw.choice(DTYPES), draw.choice(ROWS), draw.choice(WIDTHS)
     gate_up = random_input(draw, dtype, rows, neurons)
-    layers, layer = 3, draw.randrange(3)
+    layers, layer, choices = 3, draw.randrange(3), draw.choice([None, None, 1, 2, 3, 4, 6])
     before = draw.randrange(256)
-    masks = torch.full((rows + 2, layers, -(-neurons // 8)), before, dtype=torch.uint8)
+    shape = (rows + 2, layers, *([] if choices is None else [choices]), -(-neurons // 8))
+    masks = torch.full(shape, before, dtype=torch.uint8)
     stamps = torch.tensor([4, 5, 6])
-    case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}"
+    out = None if rounding is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
+    case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, {choices} choices"
 
-    result = gated_activation(gate_up, torch.tensor(layer), masks, stamps, rule, rounding, INTERPRETED)
+    result = gated_activation(gate_up, torch.tensor(layer), masks, stamps, rule, rounding, INTERPRETED, out)
 
     expected = torch.full_like(masks, before)
-    expected[:rows, layer] = pack_signs_torch(rule.split(gate_up)[0], rule.active_above)
+    for row, packed in enumerate(pack_signs_torch(rule.split(gate_up)[0], rule.active_above)):
+        if choices is None:
+            expected[row, layer] = packed
+        else:
+            expected[row // choices, layer, row % choices] = packed
     assert torch.equal(masks, expected), f"masks differ: {case}"
     assert stamps.tolist() == [4 + (layer == 0), 5 + (layer == 1), 6 + (layer == 2)], f"stamps differ: {case}"
     if rounding is None:
@@ -156,11 +164,59 @@ def check_activation(draw: random.Random) -> str:
     else:
         assert result is not None
         assert result.is_contiguous()
+        assert out is None or result is out
         expected = gated_product(gate_up, rule, rounding)
         assert same_bits(result, expected), (
             f"product differs: {case}, at {first_difference(rule, gate_up, result, expected)}"
         )
     return f"{rule.kind} {rounding} {dtype}"
+
+
+def random_ids(draw: random.Random, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Experts as routers and kernels number them: of 64 or 65,535, in 32 or 64 bits; -1 where there is none."""
+    ids = torch.randint(0, draw.choice([64, 65535]), shape, generator=generator)
+    dtype = draw.choice([torch.int32, torch.int64, torch.uint32])
+    if dtype != torch.uint32:
+        ids[torch.rand(shape, generator=generator) < 0.1] = -1
+    return ids.to(dtype)
+
+
+def strided(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, contiguous or a view with strides."""
+    match draw.choice(["contiguous", "columns of a wider tensor", "every other column", "transposed"]):
+        case "columns of a wider tensor":
+            return torch.cat([tensor, tensor, tensor], dim=1)[:, tensor.shape[1] : 2 * tensor.shape[1]]
+        case "every other column":
+            return torch.stack([tensor, tensor], dim=2).flatten(1)[:, ::2]
+        case "transposed":
+            return tensor.t().contiguous().t()
+    return tensor
+
+
+def check_routes(draw: random.Random) -> str:
+    """One random case of stored routes: ids and weights of any type and layout, weights of any bits; what it was."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    rows, choices, layers, layer = (
+        draw.choice([0, 1, 2, 7, 64, 131]),
+        draw.choice([1, 2, 4, 6, 8]),
+        3,
+        draw.randrange(3),
+    )
+    dtype, scale = draw.choice(DTYPES), draw.choice([1.0, 1.0, 1.5, 2.827, 16.0])
+    ids = strided(draw, random_ids(draw, (rows, choices), generator))
+    weights = strided(draw, random_input(draw, dtype, rows, choices)[:, :choices])
+    found, twin = (RouteBuffer(rows + 2, layers, choices, torch.tensor([4, 5, 6])) for _ in range(2))
+    case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {choices}), times {scale}"
+
+    store_routes(layer, ids, weights, scale, found.experts, found.weights, found.stamps, widen)
+
+    twin.store(layer, ids, weights, scale)
+    assert torch.equal(found.experts.view(torch.int16), twin.experts.view(torch.int16)), f"experts differ: {case}"
+    assert same_bits(found.weights, twin.weights), f"weights differ: {case}"
+    assert torch.equal(found.stamps, twin.stamps), f"stamps differ: {case}"
+    expected = [[number % 65536 for number in row] for row in ids.tolist()]
+    assert found.experts[:rows, layer].tolist() == expected, f"experts are wrong: {case}"
+    return f"routes {ids.dtype} {dtype}"
 
 
 def check_counts(draw: random.Random) -> None:
@@ -198,8 +254,10 @@ def main(cases: int, seed: int) -> None:
         seen = {check_activation(draw) for _ in range(cases)}
         for _ in range(cases // 20):
             check_counts(draw)
+        routes = {check_routes(draw) for _ in range(cases // 10)}
     check_full_piece()
-    agreed = f"{cases} cases agree and {cases // 20} of counts"
+    assert len(routes) > 5 or cases < 1000, f"cases must reach all types: {routes}"
+    agreed = f"{cases} cases agree, {cases // 20} of counts and {cases // 10} of routes"
     print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, rounding and type")  # noqa: T201
 
 

@@ -37,7 +37,7 @@ def test_kernels_and_twins_agree_on_random_cases() -> None:
         env=environment,
     )
     assert ran.returncode == 0, f"seed {seed}: {ran.stderr}"
-    assert f"seed {seed}: 1000 cases agree and 50 of counts" in ran.stdout
+    assert f"seed {seed}: 1000 cases agree, 50 of counts and 100 of routes" in ran.stdout
     assert int(re.search(r"(\d+) combinations", ran.stdout)[1]) > 45, "cases must reach all kinds"  # type: ignore[index]
 
 
@@ -82,28 +82,38 @@ def test_the_twin_is_the_rarer_activation(rule: GatedActivation, reference: Any)
     torch.testing.assert_close(gated_product(gate_up, rule, "kernel"), reference(gate, up), rtol=2e-6, atol=1e-5)
 
 
-def ptx_of(kernel: Any, constants: dict[str, Any], pointers: dict[str, str], capability: int, **options: Any) -> str:
+def ptx_of(
+    kernel: Any,
+    constants: dict[str, Any],
+    pointers: dict[str, str],
+    capability: int,
+    unaligned: tuple[str, ...] = (),
+    **options: Any,
+) -> str:
     """What Triton compiles a kernel to for aligned arguments and sizes; needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
-    aligned = [at for at, name in enumerate(kernel.arg_names) if name not in constants and name != "rows"]
+    others = {*constants, *unaligned, "rows", "scale"}
+    aligned = [at for at, name in enumerate(kernel.arg_names) if name not in others]
     attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
     return str(triton.compile(source, target=target, options={"num_warps": 4, **options}).asm["ptx"])
 
 
-def compiled_for_a_gpu(rounding: Any, dtype: str, capability: int = 90, rule: GatedActivation = SILU) -> str:
+def compiled_for_a_gpu(
+    rounding: Any, dtype: str, capability: int = 90, rule: GatedActivation = SILU, choices: int = 1
+) -> str:
     """The activation's kernel."""
     from sparcom_extractor.capture import kernels
 
     constants = {
         **kernels.constants(rule, rounding, kernels.DEVICE),
         "BLOCK": 1024,
-        "CHOICES": 1,
+        "CHOICES": choices,
         "column_stride": 2 if rule.place == "interleaved" else 1,
         "gate_offset": 0,
     }
@@ -172,17 +182,31 @@ def load_inductors_kernels() -> Any:
     return module.inductors_kernel
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int) -> None:
-    """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass."""
-    ptx = compiled_for_a_gpu("kernel", "bf16", capability)
+@pytest.mark.parametrize(("capability", "choices"), [(80, 1), (90, 1), (90, 4), (100, 6)])
+def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int, choices: int) -> None:
+    """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass,
+    whether rows are tokens or (token, choice)."""
+    ptx = compiled_for_a_gpu("kernel", "bf16", capability, choices=choices)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "v4.b32", "b64"], "masks, product, stamp"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
-    signs = compiled_for_a_gpu(None, "bf16", capability)
+    signs = compiled_for_a_gpu(None, "bf16", capability, choices=choices)
     assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
     assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b64"]
+
+
+@pytest.mark.parametrize(("ids", "weights"), [("i32", "fp32"), ("i64", "bf16"), ("u32", "fp16")])
+def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
+    """Every type of ids and weights compiles; a thread stores two 16-bit ids, two weights, and one the stamp."""
+    from sparcom_extractor.capture import kernels, route_kernel
+
+    pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "stamps": "*i64"}
+    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256}
+    kernel = route_kernel._store_routes_kernel
+    ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b64"], "two ids, two weights, the stamp"
+    assert "ftz" not in ptx
 
 
 @pytest.mark.parametrize(("rounding", "division"), [("kernel", "div.rn.f32"), ("compiled", "div.full.f32")])

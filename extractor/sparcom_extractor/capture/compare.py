@@ -28,11 +28,25 @@ def count_differences(activation: torch.nn.Module, rounding: Rounding, dtype: to
     rule = rule_of(activation)
     if rule is None:
         raise TypeError(f"{type(activation).__name__} is no gated activation of vLLM")
+    return _count(_compiled_native(activation) if rounding == "compiled" else activation, rule, rounding, dtype)
 
+
+def count_expert_differences(experts: Any, kind: Any, rule: GatedActivation, dtype: torch.dtype) -> int:
+    """The same for the activation of vLLM's Triton experts, which is a method that is told its kind, vLLM's
+    `MoEActivation`, and where to put the product."""
+
+    def reference(gate_up: torch.Tensor) -> torch.Tensor:
+        out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+        experts.activation(kind, out, gate_up)
+        return out
+
+    return _count(reference, rule, "kernel", dtype)
+
+
+def _count(reference: Product, rule: GatedActivation, rounding: Rounding, dtype: torch.dtype) -> int:
     def own(gate_up: torch.Tensor) -> torch.Tensor:
         return _own_product(gate_up, rule, rounding)
 
-    reference = _compiled_native(activation) if rounding == "compiled" else activation
     device = torch.device("cuda", torch.cuda.current_device())
     different = sum(differences(reference, own, rule, kind, device) for kind in {dtype, torch.float32})
     torch.cuda.empty_cache()  # vLLM measures next what the model leaves free

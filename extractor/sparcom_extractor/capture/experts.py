@@ -1,13 +1,15 @@
 """Capture the routes and the neurons of the chosen experts of one layer, at the kernel that runs its experts.
 
     router ─▶ (ids, weights) ─▶ experts.apply(x, ids, weights, …)     ids and weights are taken here
-                                  ├─ Triton: GEMM ─▶ experts.activation(out, gate_up) ─▶ GEMM     signs are taken here
-                                  └─ CPU: one native call over packed weights     gates are computed beside it
+                                  ├─ Triton: GEMM ─▶ experts.activation(kind, out, gate_up) ─▶ GEMM    signs from here
+                                  └─ CPU: one native call over packed weights    gates are computed beside it
 
 vLLM calls both methods of its experts object in every step, inside an operator that torch.compile does not look into,
 so the methods of this one object are replaced; no class is changed, and other engines stay as they are. The rows of
 Triton's gate_up are (token, choice) in the order of the ids. Under CUDA graphs the calls run once, at capture, and the
-copies and kernels that they launch are in the graph. A kernel that shows neither is refused: zeros never stand in for
+copies and kernels that they launch are in the graph. Where the product is known to be that of capture's own kernel
+(`install.py` finds out), one kernel reads the gates once, takes the signs and puts the product where vLLM wants it;
+otherwise the signs are taken beside vLLM's activation. A kernel that shows neither is refused: zeros never stand in for
 data. Should a step take a path around the replaced methods, its stamps tell.
 """
 
@@ -21,8 +23,10 @@ import torch
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.buffer import CaptureBuffer
 from sparcom_extractor.capture.moe import MoeLayer
+from sparcom_extractor.capture.op import run_kernel
 from sparcom_extractor.capture.panels import PanelGate
 from sparcom_extractor.capture.routes import RouteBuffer
+from sparcom_extractor.capture.twin import Rounding
 
 TRITON = "TritonExperts"
 NATIVE = "CPUUnquantizedExperts"
@@ -45,21 +49,28 @@ class ExpertSlots:
     experts: CaptureBuffer
 
 
-def install_experts(layer: MoeLayer, slots: ExpertSlots) -> str:
+def install_experts(layer: MoeLayer, slots: ExpertSlots, rounding: Rounding | None = None) -> str:
     """Replace the methods of a layer's experts.
 
+    Args:
+        layer: of a loaded model.
+        slots: where it writes.
+        rounding: for Triton experts, whose arithmetic the op's own product follows. None: signs beside vLLM's.
+
     Returns:
-        How the neurons are seen: "triton" (the kernel's own gates) or "gate" (computed a second time).
+        How the neurons are seen: "kernel" (the signs with the product), "signs" (beside vLLM's activation) or "gate"
+        (gates computed a second time).
 
     Raises:
         UnsupportedModelError: the kernel shows no neurons.
     """
     experts = shown_experts(layer)
-    slots.experts.attach(slots.layer, layer.rule, None, experts)
     if type(experts).__name__ == TRITON:
-        experts.activation = _TritonActivation(experts.activation, layer, slots)
+        slots.experts.attach(slots.layer, layer.rule, rounding, experts)
+        experts.activation = _TritonActivation(experts.activation, layer, slots, fused=rounding is not None)
         experts.apply = _Apply(experts.apply, layer, slots, None)
-        return "triton"
+        return rounding or "signs"
+    slots.experts.attach(slots.layer, layer.rule, None, experts)
     experts.apply = _Apply(experts.apply, layer, slots, PanelGate.of(layer, experts))
     return "gate"
 
@@ -89,6 +100,19 @@ def shown_experts(layer: MoeLayer) -> Any:
     )
 
 
+def is_plain(experts: Any) -> bool:
+    """Whether Triton experts gate by their activation alone: with a limit vLLM runs another kernel, which cuts.
+
+    vLLM keeps the limit in `activation_config`, before 0.32 in the experts themselves.
+    """
+    try:
+        config = getattr(experts, "activation_config", None)
+        limit = experts.gemm1_clamp_limit if config is None else config.clamp_limit
+    except AttributeError:
+        return False  # not known: then the signs are taken beside it
+    return limit is None
+
+
 class _Apply:
     """Stands in for `apply` of a layer's experts. vLLM passes its arguments by name."""
 
@@ -111,13 +135,23 @@ def in_falling_weight(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.T
 
 
 class _TritonActivation:
-    """Stands in for `activation` of a layer's Triton experts: the signs of the gates, then the model's own."""
+    """Stands in for `activation` of a layer's Triton experts: the signs of the gates, and the product."""
 
-    def __init__(self, activation: Any, layer: MoeLayer, slots: ExpertSlots) -> None:
+    def __init__(self, activation: Any, layer: MoeLayer, slots: ExpertSlots, *, fused: bool) -> None:
         self._activation, self._buffer = activation, slots.experts
+        self._kind = layer.runner.activation if fused else None
         device = slots.experts.masks.device
         self._layer = torch.tensor(slots.layer, dtype=torch.int64, device=device)
 
     def __call__(self, activation: Any, output: torch.Tensor, input: torch.Tensor, **further: Any) -> Any:  # noqa: A002
+        if activation == self._kind and not further and _is_for(output, input):
+            run_kernel(input, self._layer, self._buffer, out=output)
+            return None
         torch.ops.sparcom.capture_signs(input, self._layer, self._buffer.number)
         return self._activation(activation, output, input, **further)
+
+
+def _is_for(output: torch.Tensor, gate_up: torch.Tensor) -> bool:
+    """Whether the kernel can put the product of `gate_up` there."""
+    shape = (gate_up.shape[0], gate_up.shape[1] // 2)
+    return output.shape == shape and output.dtype == gate_up.dtype and output.is_contiguous()

@@ -9,6 +9,9 @@ capture. So it is used only where that is known:
        follows it, and round differently then;
     3. the kernel's product equals the module's, on this device and with these versions (`compare.py`).
 
+Experts gate by vLLM's kernel always, and what is quantised behind them is quantised by a kernel of its own: there the
+first is known, the second does not matter, and a limit, which makes vLLM take another kernel, is looked for instead.
+
 Otherwise the signs are taken beside the module, which stays as it is: right by construction, for one more kernel and
 one more read of the gate. On the CPU the op calls the module itself, and there is nothing to decide.
 
@@ -23,16 +26,18 @@ from typing import Any
 
 import torch
 
+from sparcom_extractor.capture.activations import GatedActivation
 from sparcom_extractor.capture.buffer import CaptureBuffer
 from sparcom_extractor.capture.buffers import StepBuffers
-from sparcom_extractor.capture.compare import count_differences
-from sparcom_extractor.capture.discover import Findings, GatedFFN
-from sparcom_extractor.capture.experts import ExpertSlots, install_experts
+from sparcom_extractor.capture.compare import count_differences, count_expert_differences
+from sparcom_extractor.capture.discover import Findings, GatedFFN, MoeLayer
+from sparcom_extractor.capture.experts import ExpertSlots, install_experts, is_plain, shown_experts
 from sparcom_extractor.capture.op import CapturedActivation
 from sparcom_extractor.capture.twin import Rounding
 
 _LOG = logging.getLogger("sparcom.capture")
 Compare = Callable[[torch.nn.Module, Rounding, torch.dtype], int]
+CompareExperts = Callable[[Any, Any, GatedActivation, torch.dtype], int]
 
 
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
@@ -50,8 +55,10 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
         way = install_capture(model, found.shared, buffers.shared, dtype, compiled=False)
         ways.append(f"shared-{way}-{buffers.shared.number}")
     if buffers.experts is not None and buffers.routes is not None:
+        cuda = buffers.experts.masks.device.type == "cuda"
+        rounding = choose_experts_rounding(found.moe, dtype) if cuda else None
         for index, layer in enumerate(found.moe):
-            way = install_experts(layer, ExpertSlots(index, buffers.routes, buffers.experts))
+            way = install_experts(layer, ExpertSlots(index, buffers.routes, buffers.experts), rounding)
         ways.append(f"experts-{way}-{buffers.experts.number}")
     return "+".join(ways)
 
@@ -102,22 +109,39 @@ def choose_rounding(
     rounding = expected_rounding(activation, compiled=compiled)
     if rounding is None or ffn.rule.kind not in FUSED[rounding] or is_quantised(ffn):
         return None
+    return rounding if _is_equal(ffn.rule, lambda: compare(activation, rounding, dtype)) else None
+
+
+def choose_experts_rounding(
+    layers: Sequence[MoeLayer], dtype: torch.dtype, compare: CompareExperts = count_expert_differences
+) -> Rounding | None:
+    """The same for the experts of all layers, which gate alike."""
+    from sparcom_extractor.capture.kernels import FUSED
+
+    experts, rule = [shown_experts(layer) for layer in layers], layers[0].rule
+    if rule.kind not in FUSED["kernel"] or not all(map(is_plain, experts)):
+        return None
+    kind = layers[0].runner.activation
+    return "kernel" if _is_equal(rule, lambda: compare(experts[0], kind, rule, dtype)) else None
+
+
+def _is_equal(rule: GatedActivation, compare: Callable[[], int]) -> bool:
+    """Whether the comparison finds no number that differs; where it does, or breaks, the log says why."""
     try:
-        different = compare(activation, rounding, dtype)
+        different = compare()
     except Exception as error:  # noqa: BLE001  compilers raise what they like, and there is a way without them
         _LOG.warning(
-            "capture takes signs beside %s: it could not be compared: %s: %s", ffn.rule, type(error).__name__, error
+            "capture takes signs beside %s: it could not be compared: %s: %s", rule, type(error).__name__, error
         )
-        return None
+        return False
     if different:
         _LOG.warning(
             "capture takes signs beside %s: the kernel's product differs from vLLM's in %d numbers on this device. "
             "Results are the same, a little slower; report it with the versions of torch and vLLM",
-            ffn.rule,
+            rule,
             different,
         )
-        return None
-    return rounding
+    return not different
 
 
 def expected_rounding(activation: torch.nn.Module, *, compiled: bool) -> Rounding | None:

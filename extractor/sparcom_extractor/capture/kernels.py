@@ -9,8 +9,10 @@ One pass over (rows, neurons), a program for every row and block of neurons:
        with and without capture;
     3. the first program moves the layer's stamp.
 
-It allocates the result alone, reads nothing on the host and compiles once for all numbers of rows, so that it runs in
-CUDA graphs. `rounding` says whose arithmetic the product follows, operation by operation:
+Where a token goes through several experts, row r is choice r % choices of token r // choices.
+
+It allocates the result alone, if that is not given, reads nothing on the host and compiles once for all numbers of
+rows, so that it runs in CUDA graphs. `rounding` says whose arithmetic the product follows, operation by operation:
 
     kernel    vLLM's CUDA kernels: f rounded to the tensor's type, then the product; division to the nearest
     compiled  what TorchInductor makes of `forward_native`: float32 throughout, rounded once; Triton's own division
@@ -199,6 +201,7 @@ def gated_activation(
     rule: GatedActivation,
     rounding: Rounding | None,
     functions: Functions = DEVICE,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Run the kernel on the current stream; the caller has checked the shapes.
 
@@ -208,12 +211,14 @@ def gated_activation(
             or (max_tokens, layers, choices, ⌈neurons / 8⌉), with a row of `gate_up` for each (token, choice).
         stamps: int64 (layers,).
         rule: how it gates. rounding: whose arithmetic the product follows; None: signs alone.
+        out: where the product goes: (rows, neurons), contiguous, in the type of `gate_up`; made where not given.
 
     Returns:
-        f(gate)·g(up): (rows, neurons), contiguous, in the type of `gate_up`; None without a rounding.
+        f(gate)·g(up): `out`, or a new tensor like it; None without a rounding.
     """
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
-    out = None if rounding is None else gate_up.new_empty((rows, neurons))
+    if out is None and rounding is not None:
+        out = gate_up.new_empty((rows, neurons))
     block = min(_MOST_NEURONS, max(64, triton.next_power_of_2(neurons)))
     gate_offset, up_offset = _offsets(rule, neurons, gate_up.stride(1))
     _gated_activation_kernel[(max(rows, 1), triton.cdiv(neurons, block))](

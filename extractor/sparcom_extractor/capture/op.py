@@ -39,7 +39,7 @@ def _gated_activation_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: in
 
 
 def _gated_activation_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:
-    result = _run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=False)
+    result = run_kernel(gate_up, layer, CaptureBuffer.find(buffer))
     if result is None:
         raise RuntimeError("the fused activation needs a rounding; the buffer has none. Report this fault")
     return result
@@ -54,21 +54,27 @@ def _capture_signs_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) 
 
 
 def _capture_signs_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:
-    _run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=True)
+    run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=True)
 
 
 def _capture_signs_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:  # noqa: ARG001
     return None
 
 
-def _run_kernel(
-    gate_up: torch.Tensor, layer: torch.Tensor, target: CaptureBuffer, *, signs_only: bool
+def run_kernel(
+    gate_up: torch.Tensor,
+    layer: torch.Tensor,
+    target: CaptureBuffer,
+    *,
+    signs_only: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
+    """What the ops do on a device, for code that no compiler looks into. out: see `kernels.gated_activation`."""
     from sparcom_extractor.capture.kernels import gated_activation  # Triton, which the CPU does without
 
     target.check_shape(gate_up)
     rounding = None if signs_only else target.rounding
-    return gated_activation(gate_up, layer, target.masks, target.stamps, target.rule, rounding)
+    return gated_activation(gate_up, layer, target.masks, target.stamps, target.rule, rounding, out=out)
 
 
 _LIBRARY.define("gated_activation(Tensor gate_up, Tensor layer, int buffer) -> Tensor")  # type: ignore[no-untyped-call]

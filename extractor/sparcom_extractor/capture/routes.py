@@ -5,7 +5,7 @@
 Like the masks it lies at fixed addresses, and rows past the step's tokens are stale. It does not know how a router
 chooses: ids and weights are taken where the experts get them, after all normalisation, and so are the ones that the
 model combines its experts with. Where the model scales what all routed experts say together, that factor belongs to
-the weights too.
+the weights too. On a device one kernel stores a layer's routes (`route_kernel.py`); on the CPU torch does, its twin.
 """
 
 from __future__ import annotations
@@ -39,11 +39,21 @@ class RouteBuffer:
             RuntimeError: they do not fit.
         """
         rows, choices = ids.shape
-        if rows > self.experts.shape[0] or choices != self.experts.shape[2]:
+        if rows > self.experts.shape[0] or choices != self.experts.shape[2] or weights.shape != ids.shape:
             raise RuntimeError(
                 f"a step may hold {self.experts.shape[0]} tokens of {self.experts.shape[2]} choices; the router of a "
-                f"captured layer gave {tuple(ids.shape)}"
+                f"captured layer gave {tuple(ids.shape)} experts and {tuple(weights.shape)} weights"
             )
+        if self.experts.device.type == "cpu":
+            self._store(layer, ids, weights, scale)
+        else:
+            from sparcom_extractor.capture.route_kernel import store_routes  # Triton, which the CPU does without
+
+            store_routes(layer, ids, weights, scale, self.experts, self.weights, self.stamps)
+
+    def _store(self, layer: int, ids: torch.Tensor, weights: torch.Tensor, scale: float) -> None:
+        """The kernel's twin."""
+        rows = len(ids)
         self.experts[:rows, layer].copy_(ids)
         target = self.weights[:rows, layer]
         target.copy_(weights)
