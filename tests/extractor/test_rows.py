@@ -210,6 +210,6 @@ def engine_config(**changed: Any) -> Any:
     ],
 )
 def test_an_engine_whose_rows_cannot_be_told_is_refused(changed: dict[str, Any], reason: str) -> None:
-    """Tokens that other processes have, several forwards a step, tokens taken back or left out: each says what to do."""
+    """Tokens that other processes have, several forwards a step, tokens taken back, left out: each says what to do."""
     assert refuse_engine(engine_config()) is None
     assert reason in str(refuse_engine(engine_config(**changed)))

@@ -95,15 +95,17 @@ def check_packing(packed: torch.Tensor, isa: str) -> None:
     Raises:
         UnsupportedModelError: it does not, or the weights do not lie as its packing leaves them.
     """
-    from vllm._custom_ops import cpu_prepack_moe_weight
-
     _, double, hidden = packed.shape
-    width = min(double, 4 * PANEL)
-    numbers = torch.rand((1, width, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
-    expected = numbers.view(width // PANEL, PANEL, hidden).transpose(1, 2)
-    got = cpu_prepack_moe_weight(numbers, isa).reshape(width // PANEL, hidden, PANEL)
-    if double % (2 * PANEL) or not packed.is_contiguous() or not torch.equal(got, expected):
+    if double % (2 * PANEL) or not packed.is_contiguous() or not _packs_into_panels(packed.dtype, hidden, isa):
         raise UnsupportedModelError(
             f"this release knows experts packed into panels of {PANEL} neurons; this vLLM packs {double} rows of "
             f"{hidden} for {isa!r} in another way. Use vLLM 0.32, or a GPU"
         )
+
+
+def _packs_into_panels(dtype: torch.dtype, hidden: int, isa: str) -> bool:
+    from vllm._custom_ops import cpu_prepack_moe_weight
+
+    numbers = torch.rand((1, 4 * PANEL, hidden), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = numbers.view(4, PANEL, hidden).transpose(1, 2)
+    return torch.equal(cpu_prepack_moe_weight(numbers, isa).reshape(4, hidden, PANEL), expected)
