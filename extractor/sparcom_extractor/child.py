@@ -9,6 +9,8 @@ and its workers: vLLM's would wait for ever, and keep the memory.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -39,6 +41,9 @@ class EngineNote:
 def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
     if os.getpid() != writer:
         os.setpgid(0, 0)
+        # The interpreter looks for garbage once more at its end, among all that vLLM and torch ever made: seconds, after
+        # which vLLM kills the process that it waits for.
+        atexit.register(gc.freeze)
         if os.getppid() == writer:
             threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
     return EngineNote(capture, writer, product)
