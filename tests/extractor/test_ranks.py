@@ -192,9 +192,8 @@ def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
 def count_again(path: Path, masks: Any, truth: MoeTruth) -> None:
     parts, instructions = archive_parts(path)
     session = CaptureSession(parts, instructions)
-    for k, (start, size) in enumerate(
-        zip(truth.layout.token_start.tolist(), truth.layout.capacity.tolist(), strict=True)
-    ):
+    spans = list(zip(truth.layout.token_start.tolist(), truth.layout.capacity.tolist(), strict=True))
+    for k, (start, size) in enumerate(spans):
         for first, stop in ((0, 5), (3, 9), (9, size)):
             put_rows(session, masks, k, start, size, first, stop)
         put_rows(session, masks, k, start, size, size - 1, size, past=True)
