@@ -40,6 +40,7 @@ def test_expert_bits_equal_those_of_numpy(
     choices = data.draw(st.integers(1, experts))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
     masks = rng.integers(0, 256, size=(rows, layers, choices, width), dtype=np.uint8)
+    masks |= np.uint8(data.draw(st.sampled_from([0, 255])))  # all neurons active: byte lanes are full after 255 rows
     chosen = choices_of(rng, rows, layers, experts, choices)
     before = rng.integers(0, 2**31, size=(layers, experts * width * 8), dtype=np.uint32)
     counts = before.copy()

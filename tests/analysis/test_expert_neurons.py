@@ -92,6 +92,17 @@ def test_sets_are_those_of_the_definition(
             assert result.layer_counts[k].tolist() == expected.reshape(len(expected), -1).sum(axis=1).tolist()
 
 
+@pytest.mark.parametrize("epsilon", [0.1, 0.3])
+def test_epsilon_is_a_share_of_all_experts_neurons(make_moe, epsilon: float) -> None:  # type: ignore[no-untyped-def]
+    """Equation 9 ranks over layers, experts and neurons together: N is their product."""
+    case = make_moe()
+    result = instruction_specific_neurons(case.archive, epsilon=epsilon)
+    assert result.population.total == 2 * 6 * 12
+    for k, index in enumerate(case.complete):
+        expected = selected(true_counts(case, index, "expert_neuron"), int(result.tokens[k]), epsilon=epsilon)
+        assert (result.mask(k) == expected).all()
+
+
 def selected(
     counts: NDArray[np.int64], tokens: int, epsilon: float | None = None, threshold: float | None = None
 ) -> NDArray[np.bool_]:
