@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.experts import InstructionExperts
-from sparcom_analysis.pairs import PAIRED_ROWS, PairMeans
+from sparcom_analysis.pairs import PairMeans, pair_blocks
 from sparcom_data.errors import UnsupportedArchiveError
 
 _EXACT_FLOAT = 2**53  # whole numbers up to here are exact as float64, in whichever order they are added
@@ -40,12 +40,12 @@ class ExpertCorrelation:
     undefined: int
 
 
-def correlation_blocks(experts: InstructionExperts) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Pearson correlations of all pairs, equation 13, a block of rows at a time.
+def correlation_blocks(experts: InstructionExperts) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
+    """Pearson correlations of all pairs, equation 13, a block at a time.
 
     Yields:
-        i and float64 (b, n - i): correlation of instructions i to i + b with instructions i to n; NaN where one of the
-        two has no variance.
+        instructions of the rows and of the columns, and float64 (rows, columns), the correlation of each two; NaN where
+        one of them has no variance.
 
     Raises:
         UnsupportedArchiveError: an instruction is so long that the sums would not be exact (millions of tokens).
@@ -60,23 +60,18 @@ def correlation_blocks(experts: InstructionExperts) -> Iterator[tuple[int, NDArr
         )
     spread = np.array([size * int(np.square(row, dtype=np.int64).sum()) for row in vectors]) - sums * sums
     varied = np.where(spread > 0, spread, np.nan)
-    for first in range(0, len(experts), PAIRED_ROWS):
-        last = min(first + PAIRED_ROWS, len(experts))
-        shared = np.empty((last - first, len(experts) - first), dtype=np.int64)
-        left = vectors[first:last].astype(np.float64)
-        for begin in range(first, len(experts), PAIRED_ROWS):
-            right = vectors[begin : begin + PAIRED_ROWS].astype(np.float64)
-            shared[:, begin - first : begin - first + len(right)] = (left @ right.T).astype(np.int64)
-        above = size * shared - sums[first:last, None] * sums[None, first:]
-        yield first, np.clip(above / np.sqrt(varied[first:last, None] * varied[None, first:]), -1.0, 1.0)
+    for rows, columns in pair_blocks(len(experts)):
+        shared = vectors[rows].astype(np.float64) @ vectors[columns].astype(np.float64).T
+        above = size * shared.astype(np.int64) - sums[rows, None] * sums[None, columns]
+        yield rows, columns, np.clip(above / np.sqrt(varied[rows, None] * varied[None, columns]), -1.0, 1.0)
 
 
 def instruction_correlations(experts: InstructionExperts) -> NDArray[np.float64]:
     """Equation 13 for all pairs: float64 (n, n), symmetric; NaN where one of the two has no variance."""
     full = np.empty((len(experts), len(experts)))
-    for first, block in correlation_blocks(experts):
-        full[first : first + len(block), first:] = block
-        full[first:, first : first + len(block)] = block.T
+    for rows, columns, block in correlation_blocks(experts):
+        full[rows, columns] = block
+        full[columns, rows] = block.T
     return full
 
 
@@ -84,7 +79,8 @@ def expert_correlation(experts: InstructionExperts) -> ExpertCorrelation:
     """Equation 14: the mean correlation within each category and between every two."""
     means = PairMeans(experts.categories)
     undefined = 0
-    for first, block in correlation_blocks(experts):
-        means.add(first, block)
-        undefined += int(np.isnan(np.diagonal(block)).sum())
+    for rows, columns, block in correlation_blocks(experts):
+        means.add(rows, columns, block)
+        if rows == columns:
+            undefined += int(np.isnan(np.diagonal(block)).sum())
     return ExpertCorrelation(means.labels, means.without_self(), undefined)

@@ -23,7 +23,7 @@ MAX_BYTE_COUNT = 255  # what one byte lane of a block counter holds
 TILE_BYTES = 2048  # packed bytes of a row handled at once: their byte counters, 16 KiB, stay in the first-level cache
 TILE_WORDS = 1024  # words of a set handled at once: 8 KiB a set
 PAIR_ROWS = 16  # sets of one side of a block of pairs: 128 KiB of tiles, in the second-level cache
-PAIR_COLUMNS = 64  # sets of the other side that one call compares them with
+PAIR_COLUMNS = 32  # sets of the other side that one call compares them with
 MIN_SPLIT_BYTES = 4 << 20  # below this, starting threads costs more than it gains
 
 
@@ -213,8 +213,8 @@ def intersection_sizes(
 
     Args:
         left: uint64 (a, word), right: uint64 (b, word), one bit an element.
-        later_only: right begins with the sets of left, and only pairs of a set with itself or a later one are wanted;
-            what is not is 0 or right.
+        later_only: right are the sets of left, and only pairs of a set with itself or a later one are wanted; what is
+            not is 0 or right.
 
     Returns:
         int64 (a, b).

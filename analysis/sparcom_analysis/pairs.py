@@ -6,14 +6,21 @@ nothing of what the values are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.categories import category_codes, category_labels
 
-PAIRED_ROWS = 128  # instructions on one side of a block: fixed, since sums of floats depend on their order
+PAIRED = 128  # instructions on a side of a block: fixed, since sums of floats depend on their order
+
+
+def pair_blocks(count: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of blocks that hold every pair i ≤ j of `count` instructions in one of them."""
+    for first in range(0, count, PAIRED):
+        for begin in range(first, count, PAIRED):
+            yield slice(first, min(first + PAIRED, count)), slice(begin, min(begin + PAIRED, count))
 
 
 class PairMeans:
@@ -25,11 +32,11 @@ class PairMeans:
         self._sums = np.zeros((len(self.labels), len(self.labels)))
         self._pairs = np.zeros_like(self._sums)
 
-    def add(self, first: int, block: NDArray[np.float64]) -> None:
-        """Add the pairs i < j of a block: float64 (b, n - first), instructions first to first + b with first to n."""
-        rows, columns = self._codes[first : first + len(block)], self._codes[first:]
-        later = np.triu(np.ones(block.shape, dtype=np.bool_), k=1) & ~np.isnan(block)
-        where = (rows[:, None] * len(self.labels) + columns[None, :])[later]
+    def add(self, rows: slice, columns: slice, block: NDArray[np.float64]) -> None:
+        """Add the pairs i < j of a block: float64 (rows, columns), the value of each two."""
+        later = np.arange(rows.start, rows.stop)[:, None] < np.arange(columns.start, columns.stop)
+        later &= ~np.isnan(block)
+        where = (self._codes[rows, None] * len(self.labels) + self._codes[None, columns])[later]
         size = self._sums.size
         self._sums += np.bincount(where, weights=block[later], minlength=size).reshape(self._sums.shape)
         self._pairs += np.bincount(where, minlength=size).reshape(self._sums.shape)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
 
-MEMORY_BYTES = 64 << 20  # sets that take no more are kept in memory
+MEMORY_BYTES = 16 << 20  # sets that take no more are kept in memory
 
 
 class PackedSets:

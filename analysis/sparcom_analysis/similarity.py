@@ -8,7 +8,7 @@ Two empty sets have similarity 0: they share no neuron, so nothing speaks for th
 the threshold rule, or where no neuron is ever active.
 
 Sets are compared a block with a block, and pairs are reduced to category sums as they come, so memory is
-O(instructions), not O(pairs), and sets may lie in a file.
+that of two blocks of sets, which may lie in a file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.kernels import intersection_sizes
-from sparcom_analysis.pairs import PAIRED_ROWS, PairMeans
+from sparcom_analysis.pairs import PairMeans, pair_blocks
 from sparcom_analysis.selection import InstructionNeurons
-
-ACROSS_BYTES = 64 << 20  # packed sets that a block of rows is compared with at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +38,28 @@ class CategorySimilarity:
     without_self: NDArray[np.float64]
 
 
-def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Jaccard indices of all pairs, a block of rows at a time.
+def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
+    """Jaccard indices of all pairs, a block at a time.
 
     Yields:
-        i and float64 (b, n - i): similarity of instructions i to i + b with instructions i to n, each with itself and
-        with those after it; what is before it is not filled in.
+        instructions of the rows and of the columns, and float64 (rows, columns), the similarity of each two. In blocks
+        on the diagonal, whose rows are their columns, what is left of it is not filled in.
     """
     sizes, sets = neurons.sizes, neurons.sets
-    across = max(1, ACROSS_BYTES // max(8, 8 * sets.shape[1]))
-    for first in range(0, len(neurons), PAIRED_ROWS):
-        last = min(first + PAIRED_ROWS, len(neurons))
-        left = sets.rows(first, last)
-        shared = np.zeros((last - first, len(neurons) - first), dtype=np.int64)
-        for begin in range(first, len(neurons), across):
-            end = min(begin + across, len(neurons))
-            own = begin == first and end >= last
-            found = intersection_sizes(left, sets.rows(begin, end), later_only=own)
-            shared[:, begin - first : end - first] = found
-        union = sizes[first:last, None] + sizes[None, first:] - shared
-        yield first, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
+    left, held = sets.rows(0, 0), slice(0, 0)
+    for rows, columns in pair_blocks(len(neurons)):
+        if rows != held:
+            left, held = sets.rows(rows.start, rows.stop), rows
+        own = rows == columns
+        shared = intersection_sizes(left, left if own else sets.rows(columns.start, columns.stop), later_only=own)
+        union = sizes[rows, None] + sizes[None, columns] - shared
+        yield rows, columns, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
 def category_similarity(neurons: InstructionNeurons) -> CategorySimilarity:
     """Similarity of every two categories, with and without pairs of an instruction with itself."""
     means = PairMeans(neurons.categories)
-    for first, block in jaccard_blocks(neurons):
-        means.add(first, block)
+    for rows, columns, block in jaccard_blocks(neurons):
+        means.add(rows, columns, block)
     itself = (neurons.sizes > 0).astype(np.float64)
     return CategorySimilarity(means.labels, means.with_self(itself), means.without_self())

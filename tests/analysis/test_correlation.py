@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr
 
 from sparcom_analysis import InstructionExperts, expert_correlation, instruction_correlations, instruction_experts
-from sparcom_analysis import correlation as module
 from sparcom_data.errors import UnsupportedArchiveError
 
 
@@ -108,7 +107,7 @@ def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_experts(50, 3, 8, 1)
     expected = instruction_correlations(data)
     for rows in (1, 7, 49):
-        monkeypatch.setattr(module, "PAIRED_ROWS", rows)
+        monkeypatch.setattr("sparcom_analysis.pairs.PAIRED", rows)
         np.testing.assert_array_equal(instruction_correlations(data), expected)
     assert (np.abs(expected) <= 1).all()
     assert (np.diagonal(expected) == 1).all()
