@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sparcom_extractor.reference_experts import ExpertComparison
 
 MAX_SHARE = {"float32": 3e-6, "bfloat16": 2e-2, "float16": 4e-3}
+# Share of choices, and of weights, that may be off. In 16 bits the inputs of a layer are off by more than its own
+# rounding: of the tiny models' choices up to 1 in 200 between transformers in that type and in float32.
+MAX_STRAY = {"bfloat16": 1e-2, "float16": 1e-2}
 
 
 def judge_masks(result: Comparison, dtype: str) -> list[Check]:
@@ -52,7 +55,7 @@ def _routes(result: ExpertComparison) -> Check:
         f"{Tolerance.of(result.dtype).tie:g}, and the reference was made to follow them; {result.unexplained} are of "
         "other experts",
     )
-    if result.unexplained:
+    if result.unexplained > MAX_STRAY.get(result.dtype, 0.0) * result.routes:
         check.findings.append(
             f"{result.unexplained} choices are of experts that the reference's router does not choose; what differs "
             "in the layers after them may follow from that"
@@ -63,10 +66,10 @@ def _routes(result: ExpertComparison) -> Check:
 def _weights(result: ExpertComparison) -> Check:
     check = Check(
         "weights",
-        f"{result.weights:,} combine weights against transformers: the worst is {result.largest_weight:.1e} off, at "
-        f"most {result.weight_tolerance:g} allowed",
+        f"{result.weights:,} combine weights against transformers: the worst is off by {result.largest_weight:.1e}, "
+        f"{result.off_weights} are by more than {result.weight_tolerance:g}",
     )
-    if result.off_weights:
+    if result.off_weights > MAX_STRAY.get(result.dtype, 0.0) * result.weights:
         check.findings.append(f"{result.off_weights} weights are off by more than {result.weight_tolerance:g}")
     return check
 

@@ -25,8 +25,9 @@ from sparcom_extractor.reference_bits import Bits
 from sparcom_extractor.reference_choice import Tolerance, could_be_chosen, weights_of_choice
 from sparcom_extractor.reference_model import Choice, Gates, Routed
 
-# How far two combine weights may be apart.
-WEIGHT_TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+# How far two combine weights may be apart. Of 16-bit types: what 999 of 1,000 weights of tiny models keep to between
+# transformers in that type and in float32 (at most 0.039 and 0.28; of the mixture made of SmolLM2 0.003 and 0.023).
+WEIGHT_TOLERANCE = {"float32": 1e-5, "float16": 4e-2, "bfloat16": 0.25}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class Family:
 
         self.architecture, self.folder = architecture, folder
         self.moe, self.dense = CONFIGURED[architecture]
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, experts_implementation="batched_mm"
+        ).eval()
         self._weights = {name: value.double().numpy() for name, value in self._model.state_dict().items()}
         self._shared = "shared_experts" if architecture == "deepseek-v2" else "shared_expert"
 
@@ -174,6 +176,17 @@ def create(path: Path, family: Family, ids: list[Array], positions: Positions = 
         ]
     )
     committer.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small take longer on two threads than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +376,7 @@ def own_case(case_of: Callable[[str], Case], tmp_path: Path) -> Case:
 def test_a_tie_is_counted_and_followed(own_case: Case) -> None:
     """Where the archive takes the other of two experts that tie, it is a tie, and what follows from it in later layers
     and tokens is compared with a reference that took the same."""
-    tied = Tied(own_case, LENGTHS[0] + 4, 1e-7)
+    tied = Tied(own_case, LENGTHS[0] + 4, 5e-6)
     result = own_case.compare(tied.twin)
     assert (result.experts.ties, result.experts.unexplained, result.experts.off_weights) == (1, 0, 0)
     assert result.differing <= 1
@@ -374,12 +387,12 @@ def test_what_follows_from_a_tie_is_no_small_thing(own_case: Case, monkeypatch: 
     """Without following, a tie in the first layer would leave many bits of later ones without explanation."""
     from sparcom_extractor import reference_experts
 
-    tied = Tied(own_case, LENGTHS[0] + 4, 1e-7)
+    tied = Tied(own_case, LENGTHS[0] + 4, 5e-6)
     follow = reference_experts.Follower.__call__
     monkeypatch.setattr(
         reference_experts.Follower, "__call__", lambda self, place, choice: (follow(self, place, choice), choice)[1]
     )
-    assert own_case.compare(tied.twin).unexplained > 100
+    assert own_case.compare(tied.twin).unexplained > 20
 
 
 def test_what_does_not_tie_is_not_followed(own_case: Case) -> None:
@@ -387,7 +400,7 @@ def test_what_does_not_tie_is_not_followed(own_case: Case) -> None:
     tied = Tied(own_case, LENGTHS[0] + 4, 1e-2)
     result = own_case.compare(tied.twin)
     assert (result.experts.ties, result.experts.unexplained >= 1) == (0, True)
-    assert result.unexplained > 100
+    assert result.unexplained > 20
 
 
 @pytest.mark.parametrize(
@@ -427,5 +440,19 @@ def test_the_command_says_it_in_sentences(
     routed = 86 * 4 * 112 - (112 if damage == "expert" else 0)
     assert f"(dense 7,568, routed {routed:,}, shared 15,136) against transformers: " in said
     assert "86 choices of experts (tokens × layers) against transformers: 0 list" in said
-    assert "combine weights against transformers: the worst is" in said
+    assert "combine weights against transformers: the worst is off by" in said
     assert finding is None or finding in said
+
+
+def test_a_few_strays_are_allowed_in_16_bits_only() -> None:
+    """One choice in 200 and one weight in 200 pass where the type has 16 bits, one in 50 does not; none in float32."""
+    from sparcom_cli.verdicts import judge_masks
+    from sparcom_extractor.reference import Comparison
+    from sparcom_extractor.reference_experts import ExpertComparison
+
+    def findings(dtype: str, strays: int) -> list[int]:
+        counted = ExpertComparison(dtype, routes=200, unexplained=strays, weights=200, off_weights=strays)
+        return [len(check.findings) for check in judge_masks(Comparison(experts=counted), dtype)]
+
+    assert findings("bfloat16", 1) == findings("float16", 1) == findings("float32", 0) == [0, 0, 0]
+    assert findings("bfloat16", 4) == findings("float32", 1) == [0, 1, 1]
