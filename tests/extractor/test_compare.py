@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from sparcom_extractor.capture.activations import SILU, GatedActivation
-from sparcom_extractor.capture.compare import differences, samples
+from sparcom_extractor.capture.compare import differences, product_of_experts, samples
 from sparcom_extractor.capture.twin import Rounding, gated_product
 
 CPU = torch.device("cpu")
@@ -61,3 +63,17 @@ def test_a_slip_in_the_last_bit_is_seen() -> None:
     """f off by 2⁻²³ of itself, about a unit of float32's last place, shows in float32."""
     own, slipped = product_of(SILU, "compiled"), product_of(SILU, "compiled", slip=2**-23)
     assert differences(own, slipped, SILU, torch.float32, CPU) > 100_000  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("limit", "differs"), [(math.inf, False), (1000.0, True)])
+def test_experts_are_compared_by_what_they_put_out(limit: float, differs: bool) -> None:
+    """Their own activation, told its kind and given an output; one that cuts only large gates is found out."""
+
+    class Experts:
+        def activation(self, kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:
+            assert kind == "silu"
+            gate, up = SILU.split(gate_up)
+            output.copy_(gated_product(torch.cat([gate.clamp(max=limit), up], dim=1), SILU, "kernel"))
+
+    own, theirs = product_of(SILU, "kernel"), product_of_experts(Experts(), "silu")
+    assert (differences(theirs, own, SILU, torch.bfloat16, CPU) > 0) == differs  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ from sparcom_extractor.capture.activations import SILU, GatedActivation
 from sparcom_extractor.capture.buffer import CaptureBuffer
 from sparcom_extractor.capture.discover import GatedFFN
 from sparcom_extractor.capture.install import (
+    choose_experts_rounding,
     choose_rounding,
     expected_rounding,
     install_capture,
     is_compiled,
     is_quantised,
 )
+from sparcom_extractor.capture.moe import MoeLayer
 from sparcom_extractor.capture.op import CapturedActivation
 
 
@@ -138,6 +140,56 @@ def test_a_compiled_model_is_known_by_vllms_mark(attributes: dict[str, bool], co
             setattr(model.inner, name, value)
         model.inner.compilation_config = SimpleNamespace(backend=backend)  # type: ignore[assignment]
         assert is_compiled(model) == (compiled and backend != "eager")
+
+
+class TritonExperts:
+    """Named as vLLM's."""
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.quant_config = SimpleNamespace(block_shape=None)
+        self.activation_config = SimpleNamespace(clamp_limit=limit)
+
+
+def moe_layers(*experts: TritonExperts, rule: GatedActivation = SILU) -> list[MoeLayer]:
+    layers = []
+    for number, item in enumerate(experts):
+        method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=item))
+        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu")
+        layers.append(MoeLayer(number, "mlp", runner, rule, 8, 2, 16, 16, scale=1.0, shared=None))
+    return layers
+
+
+def test_experts_gate_by_the_kernel_where_it_was_found_equal() -> None:
+    """Compared once for all layers, with the experts' own activation and its kind; any difference: signs alone."""
+    first, second = TritonExperts(), TritonExperts()
+    told: list[tuple[Any, ...]] = []
+
+    def compare(*arguments: Any) -> int:
+        told.append(arguments)
+        return 0
+
+    layers = moe_layers(first, second)
+    assert choose_experts_rounding(layers, torch.bfloat16, compare=compare) == "kernel"
+    assert told == [(first, "silu", SILU, torch.bfloat16)]
+    assert choose_experts_rounding(layers, torch.bfloat16, compare=lambda *_: 1) is None
+
+
+def test_experts_that_cut_are_not_compared() -> None:
+    """A limit in any layer, or an activation that the kernel lacks: the signs are taken beside vLLM's."""
+    limited = moe_layers(TritonExperts(), TritonExperts(limit=7.0))
+    assert choose_experts_rounding(limited, torch.bfloat16, compare=never) is None
+    other = moe_layers(TritonExperts(), rule=GatedActivation("swiglu_step", limit=7.0))
+    assert choose_experts_rounding(other, torch.bfloat16, compare=never) is None
+
+
+def test_experts_that_cannot_be_compared_are_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    """As with dense layers, and the log says why."""
+
+    def broken(*arguments: Any) -> int:
+        raise RuntimeError("no such kernel")
+
+    assert choose_experts_rounding(moe_layers(TritonExperts()), torch.bfloat16, compare=broken) is None
+    assert "could not be compared: RuntimeError: no such kernel" in caplog.text
 
 
 def test_on_the_cpu_every_layer_calls_its_own_module() -> None:

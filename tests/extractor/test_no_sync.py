@@ -12,15 +12,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparcom_extractor.capture import PLAN_KEY
-from sparcom_extractor.capture.buffers import StepBuffers
+from sparcom_extractor.capture import PLAN_KEY, kernels, op, route_kernel
+from sparcom_extractor.capture.activations import SILU
+from sparcom_extractor.capture.buffers import StepBuffers, Widths
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.device import DeviceOutbox, letter_bytes
-from sparcom_extractor.capture.op import CaptureBuffer
+from sparcom_extractor.capture.experts import ExpertSlots, install_experts
+from sparcom_extractor.capture.moe import MoeLayer
+from sparcom_extractor.capture.op import CapturedActivation
 from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 
 LAYERS, NEURONS, ROWS = 4, 40, 32
+CHOICES, EXPERTS, EXPERT_NEURONS = 4, 60, 24
 CUDA = torch.device("meta")  # stands for the device: shapes and no values, whoever reads one fails
 
 
@@ -86,17 +90,22 @@ class Session:
 
 
 @pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[StepCapture]:
-    """What the GPU worker makes, on a device without values, with a session of masks and one of counts."""
+def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[StepCapture]:
+    """What the GPU worker makes, on a device without values, with a session of masks and one of counts: of a dense
+    model, or of one with experts, whose rows are counted on the host."""
+    moe = getattr(request, "param", "dense") == "moe"
     monkeypatch.setattr("sparcom_extractor.capture.counters.add_counts", lambda *_: None)  # launches, by construction
     NeverEnds.over.clear()
     with NoHostReads():
-        buffer = CaptureBuffer(ROWS, LAYERS, NEURONS, CUDA)
+        widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
+        buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
-        assert size > letter_bytes([buffer.masks], buffer.stamps)
+        assert size > letter_bytes(list(buffers.arrays().values()), buffers.stamps)
         outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
-        capture = StepCapture(StepBuffers.of_dense(buffer), outbox)
-        capture.counters = DeviceCounters(buffer, outbox, 8)
+        capture = StepCapture(buffers, outbox)
+        if not moe:
+            assert buffers.neurons is not None
+            capture.counters = DeviceCounters(buffers.neurons, outbox, 8)
         for name in ("token", "count"):
             capture.open(name, Session(name == "count"))  # type: ignore[arg-type]
         yield capture
@@ -125,7 +134,79 @@ def step(capture: StepCapture, rows: list[tuple[str, int, int]], **scheduled: An
     )
 
 
+class Launches:
+    """Stands in for a jitted kernel: notes each launch, checks that its grid and plain arguments are the host's own."""
+
+    def __init__(self, name: str, noted: list[str]) -> None:
+        self._name, self._noted = name, noted
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(type(size) is int for size in grid)
+
+        def launch(*arguments: Any, **_constants: Any) -> None:
+            assert all(isinstance(item, int | float | torch.Tensor) for item in arguments)
+            self._noted.append(self._name)
+
+        return launch
+
+
+class TritonExperts:
+    """Named as vLLM's; rows of its gates are (token, choice)."""
+
+    def __init__(self) -> None:
+        self.quant_config = SimpleNamespace(block_shape=None)
+
+    def activation(self, _kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:
+        output.copy_(gate_up[:, :EXPERT_NEURONS])
+
+    def apply(self, *, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
+        assert topk_ids.shape == topk_weights.shape
+        rows = topk_ids.numel()
+        self.activation("silu", torch.empty(rows, EXPERT_NEURONS, device=CUDA), torch.empty(rows, 48, device=CUDA))
+
+
+class SiluAndMul(torch.nn.Module):
+    """Named as vLLM's."""
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The launches of capture's kernels, in order."""
+    noted: list[str] = []
+    monkeypatch.setattr(kernels, "_gated_activation_kernel", Launches("activation", noted))
+    monkeypatch.setattr(route_kernel, "_store_routes_kernel", Launches("routes", noted))
+    # by the device of their arguments the ops would go to their fakes
+    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", op._capture_signs_cuda)
+    return noted
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
+@pytest.mark.parametrize("rounding", ["kernel", None])
+def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, rounding: Any) -> None:
+    """Routes are one launch of a layer, the experts' gates another, shared experts' a third; no value is read, and
+    without the kernel's product vLLM's own activation follows."""
+    widths = Widths(moe_layers=2, choices=CHOICES, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
+    with NoHostReads():
+        buffers = StepBuffers(ROWS, widths, CUDA)
+        assert buffers.routes is not None
+        assert buffers.experts is not None
+        assert buffers.shared is not None
+        shared = CapturedActivation(SiluAndMul(), buffers.shared.register(1), "kernel")
+        experts = TritonExperts()
+        method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
+        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu")
+        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, CHOICES, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
+        install_experts(layer, ExpertSlots(1, buffers.routes, buffers.experts), rounding)
+        for rows in (1, 7, ROWS):
+            launched.clear()
+            ids = torch.empty(rows, CHOICES, dtype=ids_dtype, device=CUDA)
+            experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, CHOICES, device=CUDA))
+            op._gated_activation_cuda(torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number)
+            assert launched == ["routes", "activation", "activation"]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("capture", ["dense", "moe"], indirect=True)
 def test_no_step_waits_for_the_device(capture: StepCapture) -> None:
     """New requests, cut prompts, decoding, a preemption, ends, settlements: nothing reads a value or waits."""
     new = [new_request("token", 0, 9), new_request("count", 0, 6), new_request("count", 1, 9, response=True)]

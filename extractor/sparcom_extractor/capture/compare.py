@@ -32,15 +32,19 @@ def count_differences(activation: torch.nn.Module, rounding: Rounding, dtype: to
 
 
 def count_expert_differences(experts: Any, kind: Any, rule: GatedActivation, dtype: torch.dtype) -> int:
-    """The same for the activation of vLLM's Triton experts, which is a method that is told its kind, vLLM's
-    `MoEActivation`, and where to put the product."""
+    """The same for the activation of vLLM's Triton experts; see `product_of_experts`."""
+    return _count(product_of_experts(experts, kind), rule, "kernel", dtype)
 
-    def reference(gate_up: torch.Tensor) -> torch.Tensor:
+
+def product_of_experts(experts: Any, kind: Any) -> Product:
+    """vLLM's Triton experts have a method for it, which is told its kind, a `MoEActivation`, and where to put it."""
+
+    def product(gate_up: torch.Tensor) -> torch.Tensor:
         out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
         experts.activation(kind, out, gate_up)
         return out
 
-    return _count(reference, rule, "kernel", dtype)
+    return product
 
 
 def _count(reference: Product, rule: GatedActivation, rounding: Rounding, dtype: torch.dtype) -> int:
