@@ -3,6 +3,7 @@
     throughput   tokens a second: capture and writing, vLLM alone, transformers with hooks (one prompt, sorted batches)
     writing      masks into an archive against the same bytes into raw files; the memory of both at ten times the data
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
+    moe_analysis time and peak memory of the analysis of Qwen1.5-MoE-A2.7B's shape at 300 and at 1,200 instructions
 
 Absolute figures belong to the machine and its load; compare ratios only.
 """
@@ -21,10 +22,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from memory import measure_memory
+from moe_analysis import measure_moe_analysis
 from throughput import measure_throughput
 from writing import measure_writing
 
-PARTS = {"throughput": measure_throughput, "writing": measure_writing, "memory": measure_memory}
+PARTS = {
+    "throughput": measure_throughput,
+    "writing": measure_writing,
+    "memory": measure_memory,
+    "moe_analysis": measure_moe_analysis,
+}
 
 
 def main() -> None:
