@@ -20,7 +20,7 @@ def _qwen2_moe(sizes: Sizes) -> Any:
     from transformers import Qwen2MoeConfig
 
     return Qwen2MoeConfig(
-        **sizes.gated,
+        **sizes.routed,
         num_experts=60,
         num_experts_per_tok=4,
         moe_intermediate_size=sizes.expert_neurons,
@@ -34,7 +34,7 @@ def _qwen3_moe(sizes: Sizes) -> Any:
     from transformers import Qwen3MoeConfig
 
     return Qwen3MoeConfig(
-        **sizes.gated,
+        **sizes.routed,
         head_dim=sizes.hidden // sizes.heads,
         num_experts=16,
         num_experts_per_tok=4,
@@ -48,7 +48,7 @@ def _mixtral(sizes: Sizes) -> Any:
     """Mixtures in every layer, 2 of 8, weights normalised over the choice."""
     from transformers import MixtralConfig
 
-    options = {**sizes.gated, "intermediate_size": sizes.expert_neurons}
+    options = {**sizes.routed, "intermediate_size": sizes.expert_neurons}
     return MixtralConfig(**options, num_local_experts=8, num_experts_per_tok=2)
 
 
@@ -56,7 +56,7 @@ def _olmoe(sizes: Sizes) -> Any:
     """Mixtures in every layer, weights as the softmax over all experts gives them."""
     from transformers import OlmoeConfig
 
-    options = {**sizes.gated, "intermediate_size": sizes.expert_neurons}
+    options = {**sizes.routed, "intermediate_size": sizes.expert_neurons}
     return OlmoeConfig(**options, num_experts=16, num_experts_per_tok=4, norm_topk_prob=False)
 
 
@@ -73,7 +73,7 @@ def _deepseek_v2(sizes: Sizes) -> Any:
     original = {"original_max_position_embeddings": max(1, sizes.context // 4), "beta_fast": 32, "beta_slow": 1}
 
     return DeepseekV2Config(
-        **{**sizes.gated, "num_key_value_heads": sizes.heads},
+        **{**sizes.routed, "num_key_value_heads": sizes.heads},
         q_lora_rank=None,
         kv_lora_rank=512,
         qk_rope_head_dim=64,
