@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import zarr
 
+from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.testing import write_random_archive
+from sparcom_data.testing import write_random_archive, write_random_moe_archive
 from sparcom_extractor.selftest.budget import Budget
 from sparcom_extractor.selftest.comparisons import same_counts, same_rows, same_values, sound
 from sparcom_extractor.selftest.models import make_byte_tokenizer, make_shape
@@ -356,12 +357,31 @@ def test_the_tokenizer_has_a_token_for_every_byte_and_every_id(tmp_path: Path) -
     assert tokenizer.decode([299]) == "<|299|>"
 
 
-def test_the_timed_shape_is_llama_2_7b(tmp_path: Path) -> None:
-    """transformers reads it as 32 layers of 11,008 neurons, with no end of sequence, and no weights are there."""
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("llama-2-7b-shape", {"num_hidden_layers": 32, "intermediate_size": 11008, "hidden_size": 4096}),
+        (
+            "qwen1.5-moe-a2.7b-shape",
+            {
+                "num_hidden_layers": 24,
+                "num_experts": 60,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 1408,
+                "shared_expert_intermediate_size": 5632,
+                "hidden_size": 2048,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            },
+        ),
+    ],
+)
+def test_the_timed_shapes_are_those_of_real_models(name: str, facts: dict[str, Any], tmp_path: Path) -> None:
+    """transformers reads them as the sizes that the models have, with no end of sequence, and no weights are there."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(make_shape(tmp_path))
-    assert (config.num_hidden_layers, config.intermediate_size, config.hidden_size) == (32, 11008, 4096)
+    config = AutoConfig.from_pretrained(make_shape(tmp_path, name))
+    assert {key: getattr(config, key) for key in facts} == facts
     assert config.eos_token_id is None
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
@@ -396,7 +416,7 @@ def archives(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_equal_archives_pass(archives: tuple[Path, Path]) -> None:
     """All ids, all bits, and nothing for `verify` to find."""
-    ids, bits = same_rows(*archives, "copy", "an archive and its copy", 0.0)
+    ids, bits = same_rows(*archives, "copy", "an archive and its copy", "float32")
     assert ids.passed
     assert bits.passed
     assert bits.total > ids.total > 0
@@ -411,8 +431,95 @@ def test_one_bit_or_one_id_that_differs_is_counted(archives: tuple[Path, Path]) 
     masks[:8] = rows
     tokens = zarr.open_array(archives[1] / "token" / "id", mode="r+")
     tokens[1] = tokens[1] + 1
-    ids, bits = same_rows(*archives, "copy", "an archive and its copy", 0.0)
+    ids, bits = same_rows(*archives, "copy", "an archive and its copy", "float32")
     assert (ids.differing, bits.differing) == (1, 1)
+
+
+@pytest.fixture
+def moe_archives(tmp_path: Path) -> tuple[Path, Path]:
+    """An archive of a mixture of experts, and its copy."""
+    write_random_moe_archive(tmp_path / "a.zarr")
+    shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    return tmp_path / "a.zarr", tmp_path / "b.zarr"
+
+
+def change(archive: Path, name: str, change: Callable[[Any], None]) -> None:
+    """Change the values of an array."""
+    array = zarr.open_array(archive / name, mode="r+")
+    values = np.asarray(array[:])
+    change(values)
+    array[:] = values
+
+
+def moe_differences(one: Path, other: Path) -> dict[str, tuple[int, str]]:
+    """What `same_rows` finds: how many differ, and the note, by what is compared."""
+    checks = same_rows(one, other, "copy", "an archive and its copy", "float32")
+    return {check.name.removeprefix("copy, "): (check.differing, check.note) for check in checks}
+
+
+NOTHING = {"token ids": (0, ""), "routes": (0, ""), "combine weights": (0, ""), "masks": (0, "")}
+
+
+def test_choices_in_another_order_are_the_same_choices(moe_archives: tuple[Path, Path]) -> None:
+    """Two experts that weigh alike may change places, with their weights and their neurons; these alone may not."""
+
+    def swap(values: Any) -> None:
+        values[3, 0, [0, 1]] = values[3, 0, [1, 0]]
+
+    assert moe_differences(*moe_archives) == NOTHING
+    for name in ("router/expert", "router/weight"):
+        change(moe_archives[1], name, swap)
+    assert moe_differences(*moe_archives)["masks"][0] > 0
+    change(moe_archives[1], "expert_neuron/active", swap)
+    assert moe_differences(*moe_archives) == NOTHING
+
+
+def test_what_differs_in_a_mixture_of_experts_is_counted(moe_archives: tuple[Path, Path]) -> None:
+    """A weight, and a bit of a chosen and of a shared expert, are each found once."""
+
+    def heavier(values: Any) -> None:
+        values[0, 1, 0] += 1e-3
+
+    def flip(values: Any) -> None:
+        values.reshape(len(values), -1)[0, 0] ^= 1
+
+    change(moe_archives[1], "router/weight", heavier)
+    change(moe_archives[1], "expert_neuron/active", flip)
+    change(moe_archives[1], "shared_expert_neuron/active", flip)
+    assert moe_differences(*moe_archives) == NOTHING | {"combine weights": (1, ""), "masks": (2, "")}
+
+
+def test_rows_after_another_choice_are_compared_by_their_choices_alone(moe_archives: tuple[Path, Path]) -> None:
+    """What a model computes from another expert on is not rounding: bits from there on are left out, and said to be;
+    choices are compared to the end."""
+    archive = open_archive(moe_archives[0])
+    start, length = int(archive.instructions.token_start[1]), int(archive.instructions.token_length[1])
+    assert archive.moe is not None
+
+    def other(values: Any) -> None:
+        for row in (start + 1, start + length - 1):
+            values[row, 0, 0] = next(e for e in range(archive.moe.experts) if e not in values[row, 0])  # type: ignore[union-attr]
+
+    def flip(values: Any) -> None:
+        values.reshape(len(values), -1)[[start, start + 1], 0] ^= 1
+
+    change(moe_archives[1], "router/expert", other)
+    change(moe_archives[1], "neuron/active", flip)
+    left_out = f"{length - 1} rows after another choice of experts left out"
+    assert moe_differences(*moe_archives) == NOTHING | {"routes": (2, ""), "masks": (1, left_out)}
+
+
+def test_counts_of_experts_are_held_against_rows(tmp_path: Path) -> None:
+    """Of every component: choices, neurons of chosen, shared and dense FFNs."""
+    write_random_moe_archive(tmp_path / "masks.zarr", seed=1)
+    write_random_moe_archive(tmp_path / "counts.zarr", seed=1, granularity="count")
+    check = same_counts(tmp_path / "counts.zarr", tmp_path / "masks.zarr", "same")
+    assert check.passed
+    for name in ("router/count", "expert_neuron/count", "shared_expert_neuron/count", "neuron/count"):
+        damaged = tmp_path / f"{name.replace('/', '-')}.zarr"
+        shutil.copytree(tmp_path / "counts.zarr", damaged)
+        change(damaged, name, lambda values: values.reshape(-1).__setitem__(0, 99))
+        assert same_counts(damaged, tmp_path / "masks.zarr", "other").differing == 1
 
 
 def test_counts_are_held_against_masks(tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.attempts import Attempts
-from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, rows_of, same_counts, same_rows, same_values, sound
+from sparcom_extractor.selftest.comparisons import ROUNDING_SHARE, ids_of, same_counts, same_rows, same_values, sound
 from sparcom_extractor.selftest.engines import Generation, extract, generate, running, together
 from sparcom_extractor.selftest.models import TINY_CONTEXT, tiny_model_folder
 from sparcom_extractor.selftest.results import Check, Fact, Measure
 from sparcom_extractor.settings import EngineSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sparcom_extractor.reference import Comparison
     from sparcom_extractor.selftest.plan import Sizes
     from sparcom_extractor.selftest.process import Context
 
@@ -39,6 +42,7 @@ LANE_MEMORY_SHARE = 0.05  # of the device: what must be free when an engine star
 REFERENCE_SAMPLE = 8
 # bfloat16 against float32: measured 0.4 % on the CPU with two layers; rounding to 2⁻⁸ adds up over the layers.
 SHARE_AGAINST_FLOAT32 = {"float32": ROUNDING_SHARE["float32"], "bfloat16": 3e-2}
+STRAY_SHARE = {"float32": 0.0, "bfloat16": 1e-2}  # of choices and weights: the limits of `sparcom verify`
 
 
 def make_texts(sizes: Sizes) -> list[str]:
@@ -105,14 +109,14 @@ def capture(context: Context, *, architecture: str, dtype: str, label: str) -> N
 
 
 async def _capture(context: Context, architecture: str, dtype: str, label: str) -> None:
-    folder, share = _folder(context, label), ROUNDING_SHARE[dtype]
+    folder = _folder(context, label)
     settings = lane_settings(context, architecture, dtype, capture=True, eager=False)
     async with running(context, settings) as engine:
         await _capture_unseen(context, engine, folder, label)
         await _capture_generated(context, engine, folder, label)
-        await _capture_forced(context, engine, folder, label, share)
+        await _capture_forced(context, engine, folder, label, dtype)
         attempts = Attempts()
-        await attempts.run("alone", _capture_alone(context, engine, folder, label, share))
+        await attempts.run("alone", _capture_alone(context, engine, folder, label, dtype))
         await attempts.run("counts", _capture_counts(context, engine, folder, label))
     attempts.finish()
 
@@ -157,7 +161,7 @@ async def _capture_generated(context: Context, engine: CaptureEngine, folder: Pa
     if (said := _plain_said(context, folder)) is not None:
         archive = open_archive(path)
         lengths = archive.instructions.prompt_length
-        found = [rows_of(archive, index)[0][lengths[index] :].tolist() for index in range(len(texts))]
+        found = [ids_of(archive, index)[lengths[index] :].tolist() for index in range(len(texts))]
         expected = [tokens[:-1] for tokens in said["tokens"]]  # the last is never fed to the model
         compared = "without capture, and in the archive"
         context.tell(same_values(expected, found, f"{label}, captured tokens", compared, "tokens"))
@@ -167,27 +171,27 @@ def _forced_instructions(folder: Path) -> list[Instruction]:
     """Prompts that are whole sequences of the first archive."""
     archive = open_archive(folder / "generated.zarr")
     return [
-        Instruction(id=f"f{index}", token_ids=tuple(rows_of(archive, index)[0].tolist()))
+        Instruction(id=f"f{index}", token_ids=tuple(ids_of(archive, index).tolist()))
         for index in range(len(archive.instructions))
     ]
 
 
-async def _capture_forced(context: Context, engine: CaptureEngine, folder: Path, label: str, share: float) -> None:
+async def _capture_forced(context: Context, engine: CaptureEngine, folder: Path, label: str, dtype: str) -> None:
     await extract(engine, _forced_instructions(folder), folder / "forced.zarr", ExtractionOptions(), held=True)
     compared = "rows of generated tokens, and the same tokens as prompts"
-    for check in same_rows(folder / "generated.zarr", folder / "forced.zarr", label, compared, share):
+    for check in same_rows(folder / "generated.zarr", folder / "forced.zarr", label, compared, dtype):
         context.tell(check)
     context.tell(sound(folder / "forced.zarr", f"{label}, as prompts"))
 
 
-async def _capture_alone(context: Context, engine: CaptureEngine, folder: Path, label: str, share: float) -> None:
+async def _capture_alone(context: Context, engine: CaptureEngine, folder: Path, label: str, dtype: str) -> None:
     ahead, engine.max_in_flight = engine.max_in_flight, 1
     try:
         await extract(engine, _forced_instructions(folder), folder / "alone.zarr", ExtractionOptions())
     finally:
         engine.max_in_flight = ahead
     compared = "concurrent requests, and one request at a time"
-    for check in same_rows(folder / "forced.zarr", folder / "alone.zarr", f"{label}, alone", compared, share):
+    for check in same_rows(folder / "forced.zarr", folder / "alone.zarr", f"{label}, alone", compared, dtype):
         context.tell(check)
 
 
@@ -212,7 +216,7 @@ async def _eager(context: Context, architecture: str, dtype: str, label: str) ->
         await extract(engine, instructions, folder / "eager.zarr", ExtractionOptions(), held=True)
     compared = "compiled graphs, and eager mode"
     one, other = folder / "forced.zarr", folder / "eager.zarr"
-    for check in same_rows(one, other, f"{label}, eager", compared, ROUNDING_SHARE[dtype]):
+    for check in same_rows(one, other, f"{label}, eager", compared, dtype):
         context.tell(check)
 
 
@@ -221,20 +225,23 @@ def transformers(context: Context, *, architecture: str, dtype: str, label: str)
     from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
 
     archive = open_archive(_folder(context, label) / "generated.zarr")
-    model = tiny_model_folder(context.folder, architecture)
-    reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
+    model = archive.attributes.model
+    layers = sorted([*model.layer_ids, *(model.moe.layer_ids if model.moe else [])])
+    reference = ReferenceModel(str(tiny_model_folder(context.folder, architecture)), "float32", layers)
     indices = sample_indices(archive, REFERENCE_SAMPLE)
     result = compare_with_reference(archive, reference, indices, lambda _: np.zeros(0, np.int32))
+    for check in _against_transformers(result, dtype, label):
+        context.tell(check)
+
+
+def _against_transformers(result: Comparison, dtype: str, label: str) -> Iterator[Check]:
     compared = f"{result.rows:,} rows, and transformers in float32 on the CPU"
     share = SHARE_AGAINST_FLOAT32[dtype]
-    context.tell(Check(f"{label}, transformers", compared, result.bits, result.differing, "bits", share))
+    yield Check(f"{label}, transformers", compared, result.bits, result.differing, "bits", share)
     if dtype == "float32":
-        context.tell(
-            Check(
-                f"{label}, rounding",
-                "of those, with a gate further from zero than rounding explains",
-                result.bits,
-                result.unexplained,
-                "bits",
-            )
-        )
+        far = "of those, with a gate further from zero than rounding explains"
+        yield Check(f"{label}, rounding", far, result.bits, result.unexplained, "bits")
+    if (experts := result.experts) is not None:
+        stray, ties = STRAY_SHARE[dtype], f"{experts.ties} ties followed" if experts.ties else ""
+        yield Check(f"{label}, routes", compared, experts.routes, experts.unexplained, "choices", stray, ties)
+        yield Check(f"{label}, combine weights", compared, experts.weights, experts.off_weights, "weights", stray)

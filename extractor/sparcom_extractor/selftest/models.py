@@ -1,4 +1,5 @@
-"""The models of the self-test, made on the spot: tiny ones with random weights, and LLaMA-2-7B's shape without any.
+"""The models of the self-test, made on the spot: tiny ones with random weights, and two real shapes without any,
+LLaMA-2-7B's and Qwen1.5-MoE-A2.7B's.
 
 All share a tokenizer of single bytes, which needs no training and no download: token 0 begins a sequence, 1 to 256 are
 bytes, the rest of the vocabulary stands for nothing. There is no end of sequence: a generation runs as long as asked.
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparcom_extractor.models.tiny import make_tiny_model
-from sparcom_extractor.selftest.plan import NEURONS
+from sparcom_extractor.selftest.plan import EXPERT_NEURONS, NEURONS
 from sparcom_extractor.selftest.results import Fact
 
 if TYPE_CHECKING:
@@ -38,6 +39,33 @@ LLAMA_2_7B = {
     "bos_token_id": 0,
     "eos_token_id": None,
 }
+QWEN_MOE_A2_7B = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 151936,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+SHAPES = {"llama-2-7b-shape": LLAMA_2_7B, "qwen1.5-moe-a2.7b-shape": QWEN_MOE_A2_7B}
 
 
 def make_models(context: Context, *, architectures: list[str]) -> None:
@@ -52,12 +80,14 @@ def make_models(context: Context, *, architectures: list[str]) -> None:
             target,
             layers=sizes.layers,
             neurons=NEURONS[architecture],
+            expert_neurons=EXPERT_NEURONS,
             context=TINY_CONTEXT,
             tokenizer=tokenizer,
         )
         context.tell(Fact(architecture, f"{sizes.layers} layers of {NEURONS[architecture]} neurons, random weights"))
-    shape = make_shape(context.folder / "llama-2-7b-shape")
-    context.tell(Fact("llama-2-7b shape", f"configuration and tokenizer alone, in {shape.name}"))
+    for name in SHAPES if context.device == "cuda" else ():
+        make_shape(context.folder / name, name)
+        context.tell(Fact(name, "configuration and tokenizer alone"))
 
 
 def tiny_model_folder(folder: Path, architecture: str) -> Path:
@@ -65,10 +95,11 @@ def tiny_model_folder(folder: Path, architecture: str) -> Path:
     return folder / f"tiny-{architecture}"
 
 
-def make_shape(folder: Path) -> Path:
-    """A folder that vLLM takes for LLaMA-2-7B where weights are not loaded (`load_format="dummy"`)."""
-    make_byte_tokenizer(folder, int(str(LLAMA_2_7B["vocab_size"])))
-    (folder / "config.json").write_text(json.dumps(LLAMA_2_7B, indent=1))
+def make_shape(folder: Path, name: str) -> Path:
+    """A folder that vLLM takes for a model of SHAPES where weights are not loaded (`load_format="dummy"`)."""
+    config = SHAPES[name]
+    make_byte_tokenizer(folder, int(str(config["vocab_size"])))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder
 
 

@@ -1,6 +1,7 @@
 """Which steps a self-test has, in which order, and how long each may take.
 
-    machine ─▶ models ─▶ kernels and lanes, side by side ─▶ kernel timings ─▶ speed: plain, capture, plain again
+    machine ─▶ models ─▶ kernels and lanes, side by side ─▶ kernel timings ─▶ speed: plain, capture, plain again;
+    speed of experts: plain, capture
 
 A lane is what is asked of one model and dtype, one engine after the other: tokens without capture, then with, then the
 same rows computed eagerly, then by transformers. Lanes share the device; what is timed runs alone.
@@ -55,7 +56,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large everything is: the tiny models and what runs through them, and the model that is timed.
+    """How large everything is: the tiny models and what runs through them, and what runs through those that are timed.
 
     step_tokens: max_num_batched_tokens of the lanes, small enough that long prompts are cut. prefill, decode: (prompts,
     tokens of each, generated tokens) of the timed loads. speed_step_tokens, speed_requests: the timed engine's
@@ -67,7 +68,6 @@ class Sizes:
     longest: int
     generated: int
     step_tokens: int
-    timed: str
     prefill: tuple[int, int, int]
     decode: tuple[int, int, int]
     speed_step_tokens: int
@@ -82,7 +82,6 @@ CUDA_SIZES = Sizes(
     longest=700,
     generated=65,  # 64 of them are fed to the model again and have rows
     step_tokens=256,
-    timed="llama-2-7b shape",
     prefill=(512, 512, 1),
     decode=(512, 32, 192),  # twice as many as run at once: what is written after the last token is a smaller part
     speed_step_tokens=8192,
@@ -96,7 +95,6 @@ CPU_SIZES = Sizes(
     longest=90,
     generated=5,
     step_tokens=32,
-    timed="llama",
     prefill=(8, 24, 1),
     decode=(4, 4, 8),
     speed_step_tokens=64,
@@ -106,7 +104,17 @@ CPU_SIZES = Sizes(
 )
 SIZES: dict[Device, Sizes] = {"cuda": CUDA_SIZES, "cpu": CPU_SIZES}
 
-NEURONS = {"llama": 1003, "gemma": 1000, "qwen2": 1016}  # the first fills neither a byte nor an aligned row
+# Of dense and shared FFNs; the first fills neither a byte nor an aligned row.
+NEURONS = {"llama": 1003, "gemma": 1000, "qwen2": 1016, "qwen2-moe": 1016, "mixtral": 176}
+EXPERT_NEURONS = 176  # of one routed expert: no power of two, and what every kernel of vLLM's takes
+# Whose speed is measured: on CUDA a shape with made-up weights (`models.SHAPES`), elsewhere a tiny model.
+TIMED: dict[str, dict[Device, str]] = {
+    "speed": {"cuda": "llama-2-7b-shape", "cpu": "llama"},
+    "speed of experts": {"cuda": "qwen1.5-moe-a2.7b-shape", "cpu": "qwen2-moe"},
+}
+EXPERT_ROUNDS = 2
+WAYS = ["op alone", "to host", "in memory", "written", "counted"]  # see `ways`
+EXPERT_WAYS = ["op alone", "written"]
 
 # In float32 Triton's matrix products round their inputs to TF32 unless told otherwise, vLLM's attention kernel among
 # them: 3e-4 of a value, which would move a thousand times more bits than float32 does.
@@ -121,16 +129,18 @@ V1_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 def make_plan(device: Device, *, quick: bool = False, cores: int | None = None) -> list[Stage]:
-    """All stages of a self-test. quick: one model, and the timings with a round less."""
+    """All stages of a self-test. quick: two models, and the timings with a round less and without experts."""
     sizes = SIZES[device]
     at_once = max(1, (cores or os.cpu_count() or 1) // CORES_PER_LANE)
+    kernels = Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=240)
+    rounds = sizes.rounds - 1 if quick and sizes.rounds > 1 else sizes.rounds
     return [
         _one_lane(Step("machine", f"{_HERE}.machine:describe_machine", seconds=40)),
         _one_lane(Step(MODELS, f"{_HERE}.models:make_models", {"architectures": sorted(NEURONS)}, 60, 30)),
-        Stage(((Step("kernels", f"{_HERE}.kernels:check_kernels", seconds=240),), *_lanes(device, quick)), at_once),
+        Stage(((kernels,), *_lanes(device, quick)), at_once),
         _one_lane(
             Step("kernel timings", f"{_HERE}.kernels:time_kernels", {"rows": sizes.kernel_rows}, seconds=40, cuda=True),
-            *_speed(sizes.rounds - 1 if quick and sizes.rounds > 1 else sizes.rounds, quick),
+            *_speed(rounds, quick),
         ),
     ]
 
@@ -141,9 +151,10 @@ def _one_lane(*steps: Step) -> Stage:
 
 def _lanes(device: Device, quick: bool) -> tuple[tuple[Step, ...], ...]:
     """Every lane keeps to the same rules; only what takes longest is not asked of all."""
-    lanes = [_lane("llama", "float32"), _lane("llama", "bfloat16")]
+    lanes = [_lane("llama", "float32"), _lane("llama", "bfloat16"), _lane("qwen2-moe", "float32")]
     if not quick:
         lanes += [
+            _lane("mixtral", "float32", eager=False),
             _lane("gemma", "float32"),
             _lane("qwen2", "float32", eager=False),
             _lane("gemma", "bfloat16", eager=False),
@@ -151,6 +162,7 @@ def _lanes(device: Device, quick: bool) -> tuple[tuple[Step, ...], ...]:
         ]
         if device == "cuda":  # there LLaMA runs on version 2 of the model runner by default
             lanes.append(_lane("llama", "float32", runner_v1=True, eager=False))
+            lanes.append(_lane("qwen2-moe", "bfloat16", eager=False))  # vLLM's experts on a CPU: float32 alone
     return tuple(lanes)
 
 
@@ -173,12 +185,21 @@ def _lane(architecture: str, dtype: str, *, runner_v1: bool = False, eager: bool
 
 
 def _speed(rounds: int, quick: bool) -> list[Step]:
-    return [
-        _speed_step("plain vLLM", "speed_plain", 120, {"rounds": rounds, "label": "first"}),
-        _speed_step("capture", "speed_capture", 200, {"rounds": rounds}),
-        *([] if quick else [_speed_step("plain vLLM again", "speed_plain", 90, {"rounds": rounds, "label": "again"})]),
+    """Experts come before the engine alone again, which is what a short run may do without."""
+    few = {"rounds": min(rounds, EXPERT_ROUNDS), "timed": "speed of experts"}
+    full = {"rounds": rounds, "timed": "speed"}
+    steps = [
+        _speed_step("plain vLLM", "speed_plain", 120, 60, {**full, "label": "first"}),
+        _speed_step("capture", "speed_capture", 200, 60, {**full, "ways": WAYS}),
     ]
+    if not quick:
+        steps += [
+            _speed_step("plain vLLM", "speed_plain", 90, 40, {**few, "label": "first"}),
+            _speed_step("capture", "speed_capture", 120, 50, {**few, "ways": EXPERT_WAYS}),
+            _speed_step("plain vLLM again", "speed_plain", 90, 40, {**full, "label": "again"}),
+        ]
+    return steps
 
 
-def _speed_step(name: str, work: str, seconds: float, arguments: dict[str, Any]) -> Step:
-    return Step(f"speed: {name}", f"{_HERE}.speed:{work}", arguments, seconds, 60, (MODELS,))
+def _speed_step(name: str, work: str, seconds: float, least: float, arguments: dict[str, Any]) -> Step:
+    return Step(f"{arguments['timed']}: {name}", f"{_HERE}.speed:{work}", arguments, seconds, least, (MODELS,))

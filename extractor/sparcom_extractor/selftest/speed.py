@@ -1,6 +1,6 @@
 """The steps that time: tokens a second of the engine alone and with capture, same settings, same prompts.
 
-One engine at a time: LLaMA-2-7B's shape with made-up weights fits a device once. Two loads,
+One engine at a time: a shape with made-up weights (LLaMA-2-7B's; Qwen1.5-MoE-A2.7B's) fits a device once. Two loads,
 
     prefill   many prompts of some hundred tokens, one token generated
     decode    many short prompts, some hundred tokens generated
@@ -29,6 +29,7 @@ from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.attempts import Attempts
 from sparcom_extractor.selftest.engines import generate, running
 from sparcom_extractor.selftest.models import tiny_model_folder
+from sparcom_extractor.selftest.plan import TIMED
 from sparcom_extractor.selftest.results import Fact, Measure
 from sparcom_extractor.selftest.ways import OFTEN, OP_ALONE, WRITTEN, Run, Ways
 from sparcom_extractor.settings import EngineSettings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sparcom_extractor.selftest.process import Context
 
 GOAL = 0.98
+GOAL_OF = ("speed", "cuda")
 LOADS = ("prefill", "decode")
 SPEED_MEMORY_SHARE = 0.9
 SPEED_CONTEXT = 1024
@@ -96,11 +98,11 @@ def make_loads(sizes: Sizes, vocabulary: int) -> list[Load]:
     return loads
 
 
-def speed_settings(context: Context, *, capture: bool) -> EngineSettings:
-    """The settings of all timed engines: the 7B shape on CUDA; elsewhere a tiny model, which shows that it runs."""
-    sizes, cuda = context.sizes, context.device == "cuda"
+def speed_settings(context: Context, timed: str, *, capture: bool) -> EngineSettings:
+    """Those of all timed engines of a model: on CUDA a real shape; elsewhere a tiny one, which shows that it runs."""
+    sizes, cuda, name = context.sizes, context.device == "cuda", TIMED[timed][context.device]
     return EngineSettings(
-        model=str(context.folder / "llama-2-7b-shape" if cuda else tiny_model_folder(context.folder, sizes.timed)),
+        model=str(context.folder / name if cuda else tiny_model_folder(context.folder, name)),
         dtype="bfloat16" if cuda else "float32",
         max_model_len=SPEED_CONTEXT,
         max_num_batched_tokens=sizes.speed_step_tokens,
@@ -112,21 +114,21 @@ def speed_settings(context: Context, *, capture: bool) -> EngineSettings:
     )
 
 
-def speed_plain(context: Context, *, rounds: int, label: str) -> None:
+def speed_plain(context: Context, *, timed: str, rounds: int, label: str) -> None:
     """Step: the engine alone."""
-    asyncio.run(_speed_plain(context, rounds, label))
+    asyncio.run(_speed_plain(context, timed, rounds, label))
 
 
-async def _speed_plain(context: Context, rounds: int, label: str) -> None:
+async def _speed_plain(context: Context, timed: str, rounds: int, label: str) -> None:
     attempts = Attempts()
-    async with running(context, speed_settings(context, capture=False)) as engine:
+    async with running(context, speed_settings(context, timed, capture=False)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
         for load in loads:
             await _timed_plain(engine, load.part(WARM_UP_PART))()
         seconds = await _in_turn(context, {load.name: _timed_plain(engine, load) for load in loads}, rounds, attempts)
     attempts.finish()
-    _plain_file(context, label).write_text(json.dumps(seconds))
-    first = _plain_seconds(context) or seconds
+    _plain_file(context, timed, label).write_text(json.dumps(seconds))
+    first = _plain_seconds(context, timed) or seconds
     for load in loads:
         context.tell(_rate(f"{load.name}, plain", load, seconds[load.name]))
         if label != "first":
@@ -134,28 +136,28 @@ async def _speed_plain(context: Context, rounds: int, label: str) -> None:
             context.tell(drift)
 
 
-def speed_capture(context: Context, *, rounds: int) -> None:
-    """Step: the engine with capture, in all ways."""
-    asyncio.run(_speed_capture(context, rounds))
+def speed_capture(context: Context, *, timed: str, rounds: int, ways: list[str]) -> None:
+    """Step: the engine with capture, in these ways."""
+    asyncio.run(_speed_capture(context, timed, rounds, ways))
 
 
-async def _speed_capture(context: Context, rounds: int) -> None:
+async def _speed_capture(context: Context, timed: str, rounds: int, wanted: Sequence[str]) -> None:
     attempts = Attempts()
-    async with running(context, speed_settings(context, capture=True)) as engine:
+    async with running(context, speed_settings(context, timed, capture=True)) as engine:
         loads = make_loads(context.sizes, len(engine.tokenizer))
-        await _warm_up(engine, context.folder, loads, attempts)
-        ways = Ways(engine, context.folder)
+        await _warm_up(Ways(engine, context.folder, wanted), loads, attempts)
+        ways = Ways(engine, context.folder, wanted)
         works = {f"{load.name}, {name}": work for load in loads for name, work in ways.of(load).items()}
         for fact in (fact for load in loads for fact in ways.left_out(load)):
             context.tell(fact)
         seconds = await _in_turn(context, works, rounds, attempts)
         await attempts.run("fixed cost", _tell_fixed_cost(context, engine, loads[0]))
-    plain = _plain_seconds(context)
+    plain = _plain_seconds(context, timed)
     for load in loads:
         for name in (name for name in works if name.startswith(f"{load.name}, ") and seconds[name]):
             context.tell(_rate(name, load, seconds[name]))
             if plain:
-                goal = GOAL if name.endswith(WRITTEN) and context.device == "cuda" else None
+                goal = GOAL if name.endswith(WRITTEN) and (timed, context.device) == GOAL_OF else None
                 context.tell(_ratio(f"{name} / plain", plain[load.name], seconds[name], goal=goal))
     for row in ways.rows():
         context.tell(row)
@@ -172,9 +174,8 @@ async def _tell_fixed_cost(context: Context, engine: CaptureEngine, load: Load) 
     context.tell(Measure("extraction, fixed cost", median(costs), "s", costs[0], costs[-1], len(costs), note=note))
 
 
-async def _warm_up(engine: CaptureEngine, folder: Path, loads: Sequence[Load], attempts: Attempts) -> None:
+async def _warm_up(ways: Ways, loads: Sequence[Load], attempts: Attempts) -> None:
     """Every way once, with a part of each load, and by `Ways` of its own: what they say of themselves is not kept."""
-    ways = Ways(engine, folder)
     for load in (load.part(WARM_UP_PART) for load in loads):
         for name, work in ways.of(load).items():
             await attempts.run(f"{load.name}, {name}", work())
@@ -219,11 +220,11 @@ def _ratio(
     return Measure(name, median(plain) / median(other), "", low, high, len(other), goal, note)
 
 
-def _plain_file(context: Context, label: str) -> Path:
-    return context.folder / f"plain-{label}.json"
+def _plain_file(context: Context, timed: str, label: str) -> Path:
+    return context.folder / f"plain-{TIMED[timed][context.device]}-{label}.json"
 
 
-def _plain_seconds(context: Context) -> dict[str, Any] | None:
+def _plain_seconds(context: Context, timed: str) -> dict[str, Any] | None:
     """What the first plain engine took, or None where it has not run."""
-    file = _plain_file(context, "first")
+    file = _plain_file(context, timed, "first")
     return json.loads(file.read_text()) if file.exists() else None

@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sparcom_data.errors import EngineError
+from sparcom_data.schema import captured_arrays
 from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.selftest.engines import extract, generate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sparcom_extractor.selftest.speed import Load
 
 OP_ALONE, TO_HOST, IN_MEMORY, WRITTEN, COUNTED = "op alone", "to host", "in memory", "written", "counted"
+ALL = (OP_ALONE, TO_HOST, IN_MEMORY, WRITTEN, COUNTED)
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  a file system in memory, on Linux
 MEMORY_SPARE = 3  # times an archive's size that must be free there
 OFTEN = (OP_ALONE, WRITTEN)  # timed in every round, the others in the first two: time is short
@@ -45,27 +47,28 @@ def memory_folder(folder: Path) -> Path:
 class Ways:
     """The ways to run a load, each a function that returns its seconds, and what the runs said of themselves."""
 
-    def __init__(self, engine: CaptureEngine, folder: Path) -> None:
+    def __init__(self, engine: CaptureEngine, folder: Path, wanted: Sequence[str] = ALL) -> None:
         self._engine = engine
         self._folder = folder
+        self._wanted = wanted
         self._said: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
 
     def of(self, load: Load) -> dict[str, Run]:
-        """Every way that this machine has, by name."""
+        """Every way that is wanted and that this machine has, by name."""
         ways = {OP_ALONE: self._generation(load), TO_HOST: self._dropping(load)}
         if self._memory_suffices(load):
             ways[IN_MEMORY] = self._extraction(load, IN_MEMORY, memory_folder(self._folder), "token")
         ways[WRITTEN] = self._extraction(load, WRITTEN, self._folder, "token")
         ways[COUNTED] = self._extraction(load, COUNTED, self._folder, "count")
-        return ways
+        return {name: way for name, way in ways.items() if name in self._wanted}
 
     def left_out(self, load: Load) -> Iterator[Fact]:
         """The ways that this machine does not have, and why."""
-        if not self._memory_suffices(load):
+        if IN_MEMORY in self._wanted and not self._memory_suffices(load):
             yield Fact(f"{load.name}, {IN_MEMORY}", f"not run: {MEMORY_FOLDER} lacks the room")
 
     def _memory_suffices(self, load: Load) -> bool:
-        row = len(self._engine.model.layer_ids) * -(-self._engine.model.neurons // 8)
+        row = sum(item.row_bytes for item in captured_arrays(self._engine.model, "token"))
         return MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > MEMORY_SPARE * row * load.tokens
 
     def _generation(self, load: Load) -> Run:
