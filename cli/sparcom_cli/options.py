@@ -84,6 +84,16 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.FloatRange(0, min_open=True),
                 help="GiB of KV cache; default 2 on CPU.",
             ),
+            click.option(
+                "--tensor-parallel-size",
+                type=click.IntRange(min=1),
+                help="Processes that share every layer: GPUs, or cores of a CPU; default 1.",
+            ),
+            click.option(
+                "--pipeline-parallel-size",
+                type=click.IntRange(min=1),
+                help="Groups of them, each with some of the layers; default 1, on a CPU no more.",
+            ),
         ]
     ):
         command = option(command)

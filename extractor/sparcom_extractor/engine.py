@@ -168,8 +168,10 @@ def _start_llm(settings: EngineSettings) -> Any:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(settings, current_platform.device_type)
+    cores = sorted(os.sched_getaffinity(0))
+    if current_platform.device_type == "cpu":
+        check_cpu_ranks(settings, len(cores))
     try:
-        cores = sorted(os.sched_getaffinity(0))
         with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
     except Exception as error:
@@ -177,6 +179,29 @@ def _start_llm(settings: EngineSettings) -> Any:
             f"vLLM could not start model {settings.model!r}: {error}. Check that the path or name is right, that the "
             "model fits the memory, and vLLM's log above"
         ) from error
+
+
+def check_cpu_ranks(settings: EngineSettings, cores: int) -> None:
+    """Refuse processes that a CPU cannot run, before any of them starts.
+
+    Raises:
+        InvalidInputError: more ranks than cores, each needs one of its own; or pipeline stages: vLLM's CPU runner makes
+            the tensors between them in a warm-up, which it leaves out in eager mode with a KV cache of a given size.
+    """
+    problems = []
+    tensor, pipeline = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
+    if tensor > cores:
+        problems.append(
+            f"tensor_parallel_size must be at most the number of cores on a CPU, {cores} here; it is {tensor}. "
+            "Take fewer ranks, or give the process more cores"
+        )
+    if pipeline > 1:
+        problems.append(
+            f"pipeline_parallel_size must be 1 on a CPU, where vLLM does not run pipeline stages; it is {pipeline}. "
+            "Use tensor_parallel_size in its place"
+        )
+    if problems:
+        raise InvalidInputError(problems)
 
 
 def _child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
 from sparcom_extractor import versions
-from sparcom_extractor.engine import describe_capture
+from sparcom_extractor.engine import CaptureEngine, check_cpu_ranks, describe_capture
 from sparcom_extractor.settings import EngineSettings
 
 
@@ -85,6 +87,43 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
 
     arguments = engine_arguments(EngineSettings(model="m", **given), device)
     assert {name: arguments[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tensor_parallel_size": 3}, ["tensor_parallel_size must be at most the number of cores on a CPU, 2 here"]),
+        ({"pipeline_parallel_size": 2}, ["pipeline_parallel_size must be 1 on a CPU"]),
+        (
+            {"tensor_parallel_size": 3, "pipeline_parallel_size": 2},
+            ["it is 3. Take fewer ranks", "it is 2. Use tensor"],
+        ),
+    ],
+)
+def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], said: list[str]) -> None:
+    """More ranks than cores, or pipeline stages; every problem at once, with the value and what to do."""
+    with pytest.raises(InvalidInputError) as refused:
+        check_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
+    assert len(refused.value.problems) == len(said)
+    assert all(part in problem for part, problem in zip(said, refused.value.problems, strict=True))
+
+
+def test_ranks_that_a_cpu_can_run_are_let_through() -> None:
+    """As many as cores, and nothing said at all."""
+    check_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
+    check_cpu_ranks(EngineSettings(model="m"), cores=1)
+
+
+def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine asks before it makes any process, and the error is ours, not "vLLM could not start"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda *_: pytest.fail("vLLM was started"))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(InvalidInputError, match="2 here; it is 64"):
+        asyncio.run(CaptureEngine.start(EngineSettings(model="m", tensor_parallel_size=64)))
 
 
 @pytest.mark.parametrize("found", ["0.24.0", "0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])

@@ -42,6 +42,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     words = {
         "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "dtype": "float32",
         "max-model-len": 5, "max-num-batched-tokens": 6, "max-num-seqs": 7, "kv-cache-gib": 0.5,
+        "tensor-parallel-size": 2, "pipeline-parallel-size": 1,
     }  # fmt: skip
     arguments = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     result = CliRunner().invoke(serve, [*arguments, "--data-dir", str(tmp_path)])
@@ -54,6 +55,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
         {
             "model": "m", "name": "n", "dtype": "float32", "max_model_len": 5, "max_num_batched_tokens": 6,
             "max_num_seqs": 7, "gpu_memory_utilization": None, "kv_cache_gib": 0.5,
+            "tensor_parallel_size": 2, "pipeline_parallel_size": 1,
         }
     ]  # fmt: skip
 
