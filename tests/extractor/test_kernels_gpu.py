@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.activations import rule_of
+from sparcom_extractor.capture.activations import SILU, rule_of
 from sparcom_extractor.capture.buffer import CaptureBuffer
 from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_pieces
-from sparcom_extractor.capture.op import CapturedActivation
+from sparcom_extractor.capture.op import CapturedActivation, run_kernel
+from sparcom_extractor.capture.routes import RouteBuffer
 from sparcom_extractor.capture.twin import pack_signs_torch
 
 pytestmark = [
@@ -162,6 +163,42 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> No
                 assert bool((buffer.masks[rows:] == 0xA5).all())
                 assert torch.equal(result, activation(fed))
                 assert (buffer.stamps - before).tolist() == [0, replay]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
+    """Four choices a token: masks (token, layer, choice), and the product in the tensor that was given."""
+    with vllm_activations("all") as make:
+        activation = make("silu")
+        buffer = CaptureBuffer(9, 2, 1408, torch.device("cuda"), choices=4)
+        buffer.attach(1, SILU, "kernel", activation)
+        gate_up = torch.randn(28, 2 * 1408, device="cuda", dtype=dtype)
+        out = torch.full((28, 1408), 7, device="cuda", dtype=dtype)
+        result = run_kernel(gate_up, torch.tensor(1, device="cuda"), buffer, out=out)
+        assert result is out
+        assert torch.equal(out, activation(gate_up))
+    expected = pack_signs_torch(SILU.gate(gate_up)).reshape(7, 4, 176)
+    assert torch.equal(buffer.masks[:7, 1], expected)
+    assert not buffer.masks[7:].any()
+    assert not buffer.masks[:, 0].any()
+    assert buffer.stamps.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint32], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_routes_on_the_device_are_the_twins(dtype: torch.dtype, kind: torch.dtype) -> None:
+    """Ids and weights of any type, of all numbers of rows; one compilation serves every layer."""
+    found = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64, device="cuda"))
+    twin = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(5)
+    for layer, rows in ((0, 300), (1, 1), (16, 257), (16, 3), (5, 0)):
+        ids = torch.randint(0, 65535, (rows, 4), generator=generator).to(kind)
+        weights = torch.rand(rows, 4, generator=generator).to(dtype)
+        found.store(layer, ids.cuda(), weights.cuda(), 1.5)
+        twin.store(layer, ids, weights, 1.5)
+    assert np.array_equal(found.experts.cpu().numpy(), twin.experts.numpy())
+    assert np.array_equal(found.weights.cpu().numpy(), twin.weights.numpy(), equal_nan=True)
+    assert found.stamps.tolist() == twin.stamps.tolist()
 
 
 @torch.inference_mode()

@@ -195,12 +195,12 @@ def test_the_report_is_there_while_it_runs(tmp_path: Path) -> None:
 
     settings = SelftestSettings("cpu", output, 8, folder=tmp_path / "work", only=("machine", "kernels"))
     run_selftest(settings, lambda _: None, launch)
-    assert [report["verdict"] for report in seen] == ["running", "running"]
-    (first, later) = seen[0]["steps"]
+    assert [report["verdict"] for report in seen] == ["running"] * 3
+    (first, later, _) = seen[0]["steps"]
     assert first["rows"][0]["name"] == "tokens"
     assert (first["status"], later["status"]) == ("running", "waiting")
     last = json.loads(output.read_text())
-    assert last["verdict"] == "passed: 2 checks hold"
+    assert last["verdict"] == "passed: 3 checks hold"
     assert last["settings"]["device"] == "cpu"
     assert last["settings"]["sizes"]["prompts"] == CPU_SIZES.prompts
 
@@ -230,6 +230,8 @@ def test_the_plan_is_sound(device: Any, quick: bool) -> None:
             json.dumps(item.arguments)
     assert sum(sum(item.least for item in stage.steps) / stage.at_once for stage in plan) < 8 * 60
     assert any("eager mode" in name for name in names)
+    assert ("qwen2-moe float32: transformers" in names) is not quick
+    assert ("speed of experts: capture" in names) is not quick
     assert ("speed: plain vLLM again" in names) is not quick
 
 

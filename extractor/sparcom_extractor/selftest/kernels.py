@@ -50,7 +50,7 @@ def check_kernels(context: Context) -> None:
     cuda = context.device == "cuda"
     ways = [Way("vLLM's kernel", True, False), Way("vLLM's compiled code", False, True)]
     for way in ways if cuda else [Way("vLLM", False, False)]:
-        with _vllm_activations(custom=way.custom) as activations:
+        with vllm_activations(custom=way.custom) as activations:
             for name, make in activations.items():
                 for dtype in DTYPES[:2] if way.compiled else DTYPES:
                     label = f"{name} {str(dtype).removeprefix('torch.')}, as {way.name}"
@@ -68,7 +68,7 @@ class Way:
 
 
 @contextmanager
-def _vllm_activations(*, custom: bool) -> Iterator[dict[str, Callable[[], torch.nn.Module]]]:
+def vllm_activations(*, custom: bool) -> Iterator[dict[str, Callable[[], torch.nn.Module]]]:
     """vLLM's modules by their archive names; `custom` says whether they run vLLM's kernels or PyTorch's."""
     from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.activation import GeluAndMul, SiluAndMul
@@ -102,7 +102,7 @@ def _check_kind(
 def _installed_rounding(activation: torch.nn.Module, dtype: torch.dtype, way: Way) -> Rounding | None:
     """Whose arithmetic an installation on this device would follow; see `install.py`."""
     rule = rule_of(activation)
-    assert rule is not None  # noqa: S101  (vLLM's own gated activations, see `_vllm_activations`)
+    assert rule is not None  # noqa: S101  (vLLM's own gated activations, see `vllm_activations`)
     parent = torch.nn.Module()
     parent.act_fn = activation
     ffn = GatedFFN(0, "selftest", parent, "act_fn", rule, WIDTHS[-1], WIDTHS[-1])
@@ -197,7 +197,7 @@ def different_values(one: torch.Tensor, other: torch.Tensor) -> int:
 
 def time_kernels(context: Context, *, rows: Sequence[int]) -> None:
     """Step: seconds of the captured activation and of vLLM's own, at LLaMA-2-7B's width in bfloat16, by rows."""
-    with _vllm_activations(custom=True) as activations:
+    with vllm_activations(custom=True) as activations:
         activation = activations["silu"]()
         for count in rows:
             _time_rows(context, activation, count)

@@ -226,8 +226,8 @@ def transformers(context: Context, *, architecture: str, dtype: str, label: str)
 
     archive = open_archive(_folder(context, label) / "generated.zarr")
     model = archive.attributes.model
-    layers = sorted([*model.layer_ids, *(model.moe.layer_ids if model.moe else [])])
-    reference = ReferenceModel(str(tiny_model_folder(context.folder, architecture)), "float32", layers)
+    path = tiny_model_folder(context.folder, architecture)
+    reference = ReferenceModel(str(path), "float32", model.layer_ids, model.moe)
     indices = sample_indices(archive, REFERENCE_SAMPLE)
     result = compare_with_reference(archive, reference, indices, lambda _: np.zeros(0, np.int32))
     for check in _against_transformers(result, dtype, label):
