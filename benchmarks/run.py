@@ -3,6 +3,7 @@
     throughput   tokens a second: capture and writing, vLLM alone, transformers with hooks (one prompt, sorted batches)
     writing      masks into an archive against the same bytes into raw files; the memory of both at ten times the data
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
+    moe          tokens a second of mixtures of experts: capture and writing, vLLM alone
     moe_analysis time and peak memory of the analysis of Qwen1.5-MoE-A2.7B's shape at 300 and at 1,200 instructions
 
 Absolute figures belong to the machine and its load; compare ratios only.
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from memory import measure_memory
 from moe_analysis import measure_moe_analysis
+from moe_throughput import measure_moe_throughput
 from throughput import measure_throughput
 from writing import measure_writing
 
@@ -30,6 +32,7 @@ PARTS = {
     "throughput": measure_throughput,
     "writing": measure_writing,
     "memory": measure_memory,
+    "moe": measure_moe_throughput,
     "moe_analysis": measure_moe_analysis,
 }
 

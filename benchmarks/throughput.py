@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,8 @@ async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
     prompts = make_prompts(load_tokenizer(str(model)), instructions, ExtractionOptions(), 8191)
     ids = [prompt.ids.tolist() for prompt in prompts]
     tokens = sum(map(len, ids))
-    plain, plain_processes = await _start(EngineSettings(str(model), capture=False))
-    capture, capture_processes = await _start(EngineSettings(str(model)))
-    others = {"plain": capture_processes, "capture": plain_processes}
-    seconds: dict[str, list[float]] = {"capture": [], "plain": []}
-    for number in range(ROUNDS + 1):
-        for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
-            with _stopped(others[name]):
-                took = (
-                    await _run_plain(plain, ids)
-                    if name == "plain"
-                    else await _run_capture(capture, instructions, output / "round.zarr")
-                )
-            if number:  # the first round warms up
-                seconds[name].append(took)
-    await plain.close()
-    await capture.close()
+    seconds = await in_turn(EngineSettings(str(model)), instructions, ids, output / "round.zarr")
     one, batched = _transformers(model, ids)
-    ratios = [a / b for a, b in zip(seconds["plain"], seconds["capture"], strict=True)]
     capture_rate = tokens / statistics.median(seconds["capture"])
     return {
         "instructions": len(ids),
@@ -61,12 +46,41 @@ async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
         "tokens/s, vLLM alone": tokens / statistics.median(seconds["plain"]),
         "tokens/s, transformers with hooks, one prompt at a time": tokens / one,
         "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
-        "capture / vLLM alone (goal 0.97), median": statistics.median(ratios),
-        "capture / vLLM alone, best round of each": min(seconds["plain"]) / min(seconds["capture"]),
-        "capture / vLLM alone, lowest round": min(ratios),
-        "capture / vLLM alone, highest round": max(ratios),
+        **ratios(seconds, "goal 0.97"),
         "capture / transformers one at a time (goal 1.8)": capture_rate * one / tokens,
         "capture / transformers sorted batches (goal 1.2)": capture_rate * batched / tokens,
+    }
+
+
+async def in_turn(
+    settings: EngineSettings, instructions: Sequence[Any], ids: Sequence[list[int]], path: Path, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of each round with capture (`capture`) and without (`plain`), the first round left out."""
+    plain, plain_processes = await _start(replace(settings, capture=False))
+    capture, capture_processes = await _start(settings)
+    others = {"plain": capture_processes, "capture": plain_processes}
+    seconds: dict[str, list[float]] = {"capture": [], "plain": []}
+    for number in range(rounds + 1):
+        for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
+            with _stopped(others[name]):
+                took = (
+                    await _run_plain(plain, ids) if name == "plain" else await _run_capture(capture, instructions, path)
+                )
+            if number:  # the first round warms up
+                seconds[name].append(took)
+    await plain.close()
+    await capture.close()
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], goal: str) -> dict[str, float]:
+    """Speed with capture over speed without, over the rounds."""
+    found = [a / b for a, b in zip(seconds["plain"], seconds["capture"], strict=True)]
+    return {
+        f"capture / vLLM alone ({goal}), median": statistics.median(found),
+        "capture / vLLM alone, best round of each": min(seconds["plain"]) / min(seconds["capture"]),
+        "capture / vLLM alone, lowest round": min(found),
+        "capture / vLLM alone, highest round": max(found),
     }
 
 
