@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture import panels
+from sparcom_extractor.capture.cores import process_cores, run_shares
 from sparcom_extractor.capture.panels import PanelGate, check_packing
 
 
@@ -48,6 +51,42 @@ def test_a_bias_and_a_threshold_are_heeded() -> None:
     np.testing.assert_array_equal(got, (bias[[1, 0], :32] > 1).numpy())
 
 
+@pytest.mark.parametrize(
+    ("neurons", "hidden", "choices", "tokens"), [(70, 32, 3, 1), (112, 96, 2, 61), (256, 160, 4, 300)]
+)
+def test_both_ways_give_the_same_bits(neurons: int, hidden: int, choices: int, tokens: int) -> None:
+    """Our machine code and torch, with a bias, rows that lie apart, groups of any size, on one thread and several."""
+    generator = torch.Generator().manual_seed(tokens)
+    gate, up = (torch.randn(7, neurons, hidden, generator=generator) for _ in range(2))
+    packed = packed_by_vllm(gate, up)
+    bias = torch.randn(7, packed.shape[1], generator=generator)
+    gates = PanelGate(packed, neurons, bias, above=0.25)
+    rows = torch.randn(tokens, 2 * hidden, generator=generator)[:, :hidden]
+    ids = torch.stack([torch.randperm(7, generator=generator)[:choices] for _ in range(tokens)]).int()
+    fast = gates.masks(rows, ids)
+    for place, expert in enumerate(ids.reshape(-1).tolist()):
+        slow = gates._of_expert(expert, rows[place // choices : place // choices + 1])
+        np.testing.assert_array_equal(fast[place], slow[0])
+
+
+def test_work_is_shared_without_gaps() -> None:
+    """Shares begin and end on borders, follow one another, and an error of one reaches the caller."""
+    seen: list[tuple[int, int]] = []
+    run_shares(lambda first, stop: seen.append((first, stop)), 10, 4)
+    assert [place for first, stop in sorted(seen) for place in range(first, stop)] == list(range(10))
+    assert all(first % 4 == 0 for first, _ in seen)
+    with pytest.raises(ZeroDivisionError):
+        run_shares(lambda first, _: [1 // first].clear(), 8, 2)
+
+
+def test_threads_run_on_the_cores_of_the_process() -> None:
+    """Each thread is bound to one of them, whatever core the calling thread is bound to."""
+    bound: list[set[int]] = []
+    run_shares(lambda *_: bound.append(os.sched_getaffinity(0)), torch.get_num_threads(), 1)
+    assert all(len(cores) == 1 for cores in bound)
+    assert set().union(*bound) <= set(process_cores())
+
+
 def test_experts_that_nobody_chose_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One product for each expert that any token chose, over the rows that did."""
     seen: list[tuple[int, int]] = []
@@ -58,8 +97,9 @@ def test_experts_that_nobody_chose_are_not_computed(monkeypatch: pytest.MonkeyPa
         return real(self, expert, rows)
 
     monkeypatch.setattr(PanelGate, "_of_expert", watched)
-    gate = PanelGate(packed_by_vllm(torch.ones(8, 32, 32), torch.ones(8, 32, 32)), 32)
-    gate.masks(torch.ones(3, 32), torch.tensor([[5, 2], [2, 7], [5, 2]]))
+    ones = torch.ones(8, 32, 32, dtype=torch.bfloat16)
+    gate = PanelGate(packed_by_vllm(ones, ones), 32)
+    gate.masks(torch.ones(3, 32, dtype=torch.bfloat16), torch.tensor([[5, 2], [2, 7], [5, 2]]))
     assert seen == [(2, 3), (5, 2), (7, 1)]
 
 
