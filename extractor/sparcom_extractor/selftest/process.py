@@ -34,7 +34,8 @@ POLL_SECONDS = 0.2
 LOG_LINES = 40
 LOG_ERRORS = 10
 TOLD = re.compile(
-    r"(?i)cuda ?graph|graph captur|attention backend|kv cache|compil|model runner|warning|sparcom|capture takes"
+    r"(?i)cuda ?graph|graph captur|attention backend|moe backend|kv cache|compil|model runner|warning|sparcom"
+    r"|capture takes"
 )
 TOLD_LENGTH = 300
 Tell = Callable[[Row], None]
