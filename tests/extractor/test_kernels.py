@@ -202,7 +202,7 @@ def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: st
     from sparcom_extractor.capture import kernels, route_kernel
 
     pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "stamps": "*i64"}
-    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256}
+    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256, "id_choice": 1, "weight_choice": 1}
     kernel = route_kernel._store_routes_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b64"], "two ids, two weights, the stamp"
