@@ -37,14 +37,14 @@ def all_figures(metrics: Metrics) -> dict[str, Figure]:
         "ise_correlation": matrix_figure(
             correlation.categories,
             correlation.matrix,
-            f"Similarity of categories in their experts, {name}",
+            f"Similarity of categories in their experts\n{name}",
             "mean Pearson correlation of expert frequencies",
         ),
         "top_expert_share": curves_figure(
             top.categories,
             top.layer_ids,
             top_share(metrics),
-            f"Choices that go to the layer's {len(top.overall_expert[0])} most chosen experts, {name}",
+            f"Choices that go to the layer's {len(top.overall_expert[0])} most chosen experts\n{name}",
             "share of the category's choices",
         ),
     }
@@ -70,7 +70,7 @@ def _shift_figures(metrics: Metrics) -> dict[str, Figure]:
             part.categories,
             part.layer_ids,
             part.moved,
-            f"Choices that tuning moves to other experts, {name}",
+            f"Choices that tuning moves to other experts\n{name}",
             "choices a token, mean frequencies compared",
         ),
     }

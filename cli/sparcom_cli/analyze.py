@@ -87,25 +87,24 @@ def _summary(metrics: Metrics) -> list[str]:
         + (f" (left out: {reasons})" if reasons else "")
     )
     if metrics.components is None:
-        return [used, *_neurons(metrics, "")]
-    parts = [
-        line for part in metrics.components for line in (*_neurons(metrics.of(part.component), part.component), "")
-    ]
-    return [used, *parts, *_experts(metrics)]
+        return [used, _sizes(metrics, ""), "", *_similarity(metrics)]
+    first, *further = [(metrics.of(part.component), f" of {part.component}") for part in metrics.components]
+    others = [f"{_sizes(*part)}; their similarity is in the report" for part in further]
+    return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics)]
 
 
-def _neurons(metrics: Metrics, component: str) -> list[str]:
-    """Sizes and similarity of one component's sets."""
-    part = metrics.shown_similarity
+def _sizes(metrics: Metrics, whose: str) -> str:
+    """How large the sets are; `whose` are they, " of COMPONENT"."""
     rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
+    return f"instruction-specific neurons{whose}: {rule}, {metrics.isn_size.mean:,.1f} an instruction on average"
+
+
+def _similarity(metrics: Metrics, whose: str = "") -> list[str]:
+    """How alike categories are in the sets."""
+    part = metrics.shown_similarity
     shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
-    return [
-        f"instruction-specific neurons{f' of {component}' if component else ''}: {rule}, "
-        f"{metrics.isn_size.mean:,.1f} an instruction on average",
-        "",
-        f"similarity of categories (mean Jaccard index, {shown})",
-        *_table(part.categories, part.matrix),
-    ]
+    title = f"similarity of categories{f' in neurons{whose}' if whose else ''} (mean Jaccard index, {shown})"
+    return [title, *_table(part.categories, part.matrix)]
 
 
 def _experts(metrics: Metrics) -> list[str]:

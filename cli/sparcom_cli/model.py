@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparcom_cli.threads import wait_asleep
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -83,6 +85,7 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
 @click.option("--seed", default=0, show_default=True, help="Of the clustering.")
 def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
     """Make a mixture-of-experts version of a dense model, whose text still makes sense."""
+    wait_asleep()
     from sparcom_extractor.models import make_moefied_model
 
     with _progress() as tell:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparcom_cli.threads import wait_asleep
+
 if TYPE_CHECKING:
     from sparcom_data.archive import Archive
     from sparcom_data.verify import Check, Tokenize
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenisation of the text.")
 def verify(archive: Path, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool) -> None:
     """Check an archive against itself, and against Hugging Face transformers."""
+    wait_asleep()
     from rich.console import Console
 
     from sparcom_data.archive import open_archive
@@ -64,13 +67,14 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from rich.progress import track
 
     from sparcom_cli.verdicts import judge_counts, judge_masks
+    from sparcom_extractor.models.tiny import no_bars
     from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
     from sparcom_extractor.reference_counts import comparable_instructions, compare_counts_with_reference
 
     counted = archive.granularity == "count"
     indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
     info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
-    with console.status("Loading the reference"):
+    with console.status("Loading the reference"), no_bars():
         reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import SparcomError
 from sparcom_data.instructions import Instruction
 from sparcom_data.layout import Layout, plan_layout
-from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo
+from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
 from sparcom_data.testing import count_masks, fill_array, random_attributes
@@ -89,12 +89,14 @@ class FakeEngine:
     """One "loaded model".
 
     pause: seconds before each instruction. max_prompt_tokens: a prompt with more words fails, the job goes on.
+    moe: experts that its facts tell of; what it writes stays dense.
     prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
     """
 
     name: str = "fake"
     pause: float = 0.0
     max_prompt_tokens: int = 64
+    moe: MoeInfo | None = None
     prepare_error: SparcomError | None = None
     error: SparcomError | None = None
     error_after: int = 0
@@ -104,7 +106,7 @@ class FakeEngine:
     @property
     def model(self) -> ModelInfo:
         """Facts of no real model."""
-        return random_attributes(LAYERS, NEURONS).model
+        return random_attributes(LAYERS, NEURONS, moe=self.moe).model
 
     @property
     def engine(self) -> EngineInfo:

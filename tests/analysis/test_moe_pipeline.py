@@ -221,18 +221,20 @@ def test_no_variance_is_said(make_moe, undrawn, tmp_path: Path) -> None:  # type
 
 
 def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Sizes and similarity of each, the correlation of experts, and what tuning shifts."""
+    """Sizes of each, the similarity of the first, the correlation of experts, and what tuning shifts."""
     base, tuned = make_moe().archive, make_moe(seed=1).archive
     result = CliRunner().invoke(command, [base.path, "--tuned", tuned.path, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     for text in (
-        "of expert_neuron",
-        "of neuron",
-        "of shared_expert_neuron",
+        "neurons of expert_neuron: epsilon",
+        "neurons of neuron: epsilon",
+        "neurons of shared_expert_neuron: epsilon",
+        "similarity of categories in neurons of expert_neuron (mean Jaccard",
         "mean Pearson correlation",
         "Over the 10 inst",
     ):
-        assert text in result.output
+        assert result.output.count(text) == 1
+    assert result.output.count("mean Jaccard") == 1
 
 
 def test_progress_covers_every_pass(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

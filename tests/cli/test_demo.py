@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sparcom_cli import demo
+from sparcom_cli import demo, demo_server
 from sparcom_cli.main import main
 from sparcom_data.errors import EngineError
 
@@ -28,28 +28,68 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     @contextmanager
-    def server(model: Path, output: Path) -> Iterator[str]:
-        ran.append("serve")
+    def server(models: Sequence[Path], output: Path) -> Iterator[str]:
+        ran.append(" ".join(["serve", *(model.name for model in models)]))
         try:
             yield "http://here"
         finally:
             ran.append("stop")
 
-    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(arguments[0]))
-    monkeypatch.setattr(demo, "_server", server)
+    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(told(arguments)))
+    monkeypatch.setattr(demo, "serving", server)
+    monkeypatch.setattr(demo, "_write_page", lambda output, *_: ran.append("page") or output / "index.html")
     return ran
 
 
+def told(arguments: Sequence[str]) -> str:
+    """A command and what it is about: the last part of each path in it, and the words that are no option's value."""
+    named = [word for word in arguments if word.endswith((".zarr", "-moe", "instruct", "report")) or word == "demo"]
+    return " ".join([arguments[0], *dict.fromkeys(Path(word).name for word in named)])
+
+
+DENSE, MIXTURE = "smollm2-135m-instruct", "smollm2-135m-instruct-moe"
+SERVED = [
+    f"serve {DENSE} {MIXTURE}",
+    f"submit {DENSE} demo",
+    f"submit {MIXTURE} demo-moe",
+    "stop",
+    "verify demo.zarr",
+    "verify demo-moe.zarr",
+    "analyze demo.zarr report",
+    "analyze demo-moe.zarr report-moe",
+    "page",
+]
+
+
 def test_the_whole_way(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetch, serve, submit, verify, analyse, stop; again into the same folder, which it made itself."""
+    """Fetch one model and make the other, serve both, submit to each, stop, verify and analyse each, compare; again
+    into the same folder, which it made itself."""
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
-        assert steps == ["model", "serve", "submit", "verify", "analyze", "stop"]
+        assert steps == [f"model {DENSE}", f"model {DENSE} {MIXTURE}", *SERVED]
         (tmp_path / "out" / "old").touch()
-    assert run(monkeypatch, "--output", tmp_path / "out", "--model", tmp_path) == 0
-    assert "model" not in steps[6:], "a model that was given is not fetched"
+    steps.clear()
+    assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
+    assert steps[:2] == ["model x-instruct x-instruct-moe", "serve x-instruct x-instruct-moe"], "not fetched, but cut"
     assert not (tmp_path / "out" / "old").exists()
+
+
+def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both folders given nothing is put on disk beside the output."""
+    arguments = ("--output", tmp_path / "out", "--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
+    assert run(monkeypatch, *arguments) == 0
+    assert steps[:3] == ["serve d-instruct m-moe", "submit d-instruct demo", "submit m-moe demo-moe"]
+
+
+def test_models_of_one_name_are_refused(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server tells models by the last part of their folder's name, so that must differ."""
+    arguments = ("--output", tmp_path / "out", "--model", tmp_path / "a" / "x", "--moe", tmp_path / "b" / "x")
+    assert run(monkeypatch, *arguments) == 1
+    assert "which must differ" in capsys.readouterr().err
+    assert steps == []
 
 
 def test_a_foreign_folder_is_left_alone(
@@ -65,22 +105,26 @@ def test_a_foreign_folder_is_left_alone(
     assert steps == []
 
 
-def test_a_step_that_fails_ends_the_demo(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", ["submit", "verify"])
+def test_a_step_that_fails_ends_the_demo(
+    broken: str, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its status is the demo's, nothing runs after it, and the server is stopped."""
 
     def fail(*arguments: str) -> None:
         steps.append(arguments[0])
-        if arguments[0] == "verify":
+        if arguments[0] == broken:
             raise SystemExit(7)
 
     monkeypatch.setattr(demo, "_sparcom", fail)
     assert run(monkeypatch, "--output", tmp_path / "out") == 7
-    assert steps == ["model", "serve", "submit", "verify", "stop"]
+    assert steps.count(broken) == 1
+    assert steps[3:] == {"submit": ["submit", "stop"], "verify": ["submit", "submit", "stop", "verify"]}[broken]
 
 
 def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step's own exit status."""
-    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(demo, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(SystemExit) as ended:
         demo._sparcom("verify")
     assert ended.value.code == 3
@@ -88,8 +132,8 @@ def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPat
 
 def test_a_server_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not come up ends the demo with the end of its log."""
-    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit('port taken')"])
-    with pytest.raises(EngineError, match="port taken"), demo._server(tmp_path, tmp_path):
+    monkeypatch.setattr(demo_server, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('port taken')"])
+    with pytest.raises(EngineError, match="port taken"), demo_server.serving([tmp_path], tmp_path):
         pytest.fail("the server never was ready")
 
 
@@ -98,10 +142,10 @@ def test_the_server_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     )
-    monkeypatch.setattr(demo, "_command", lambda *_: [sys.executable, "-c", stubborn])
-    monkeypatch.setattr(demo, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(demo_server, "command", lambda *_: [sys.executable, "-c", stubborn])
+    monkeypatch.setattr(demo_server, "STOP_SECONDS", 0.2)
     log = tmp_path / "server.log"
-    monkeypatch.setattr(demo, "_answers", lambda _: bool(log.read_text()))
+    monkeypatch.setattr(demo_server, "_answers", lambda _: bool(log.read_text()))
     started: list[subprocess.Popen[bytes]] = []
     real = subprocess.Popen
 
@@ -109,7 +153,7 @@ def test_the_server_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         started.append(real(*arguments, **options))  # type: ignore[call-overload]
         return started[-1]
 
-    monkeypatch.setattr(demo.subprocess, "Popen", remember)
-    with pytest.raises(RuntimeError, match="a step"), demo._server(tmp_path, tmp_path):
+    monkeypatch.setattr(demo_server.subprocess, "Popen", remember)
+    with pytest.raises(RuntimeError, match="a step"), demo_server.serving([tmp_path], tmp_path):
         raise RuntimeError("a step")
     assert started[0].returncode is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sparcom_data.metadata import MoeInfo
 from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
@@ -41,6 +42,15 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
     assert "2 of 2 instructions" in page
     assert f'zarr.open("{job["links"]["zarr"]}", mode="r")' in page
     assert f"sparcom analyze {job['links']['zarr']} --output shown-report" in page
+
+
+def test_the_page_shows_what_a_mixture_has(start: Start, tmp_path: Path) -> None:
+    """Experts, how many a token passes, and the widths, beside the dense layers; of a dense model only these."""
+    moe = MoeInfo(layer_ids=[1, 2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
+    page = dom(start(FakeEngine("mixed", moe=moe), FakeEngine("dense")).url, tmp_path / "profile")
+    experts = "2 layers of 60 experts of 1,408 neurons, 4 for each token, and 5,632 shared neurons"
+    assert f"3 layers of 20 neurons; {experts}; float32" in page
+    assert "3 layers of 20 neurons; float32" in page
 
 
 def test_the_reference_is_drawn(start: Start, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sparcom_data.errors import InvalidInputError, UnsupportedModelError
+from sparcom_data.metadata import MoeInfo
 from sparcom_server.app import create_app
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
@@ -36,10 +37,12 @@ def test_it_answers_while_models_load(start: Start) -> None:
 
 
 def test_models_are_described(start: Start) -> None:
-    """Every served model is listed in the operator's order, with its facts."""
-    models = start(FakeEngine("b"), FakeEngine("a")).http.get("/v1/models").json()["models"]
+    """Every served model is listed in the operator's order, with its facts; those of experts are null without any."""
+    moe = MoeInfo(layer_ids=[1], experts=8, experts_per_token=2, neurons=64, shared_neurons=1024)
+    models = start(FakeEngine("b"), FakeEngine("a", moe=moe)).http.get("/v1/models").json()["models"]
     assert [model["name"] for model in models] == ["b", "a"]
     assert models[0]["model"]["neurons"] == 20
+    assert [model["model"]["moe"] for model in models] == [None, moe.model_dump()]
     assert models[0]["engine"]["device"] == "cpu"
     assert (models[0]["healthy"], models[0]["max_prompt_tokens"]) == (True, 64)
 
