@@ -41,8 +41,8 @@ class EngineNote:
 def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
     if os.getpid() != writer:
         os.setpgid(0, 0)
-        # The interpreter looks for garbage once more at its end, among all that vLLM and torch ever made: seconds, after
-        # which vLLM kills the process that it waits for.
+        # The interpreter looks for garbage once more at its end, among all that vLLM and torch ever made. That takes
+        # seconds, after which vLLM kills the process that it waits for.
         atexit.register(gc.freeze)
         if os.getppid() == writer:
             threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
