@@ -3,7 +3,8 @@
 One call of the inner kernel multiplies eight rows with two panels of 16 neurons. Its sixteen sums stay in vector
 registers over the whole hidden axis, so that each weight is loaded once for eight rows, and it ends in 16 bits a row
 and panel: gates are never written. It is written in LLVM's vectors of 16 numbers, which become AVX-512, AVX2 or NEON
-code; the loops around it are Numba's. What it saves is in DECISIONS.md, "Gates of experts on a CPU". float32 only; `panels.py` has a way for other types. It knows neither vLLM nor torch.
+code; the loops around it are Numba's. What it saves is in DECISIONS.md, "Gates of experts on a CPU". float32 only;
+`panels.py` has a way for other types. It knows neither vLLM nor torch.
 """
 
 from __future__ import annotations
