@@ -13,6 +13,7 @@ import atexit
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -41,12 +42,21 @@ class EngineNote:
 def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
     if os.getpid() != writer:
         os.setpgid(0, 0)
-        # The interpreter looks for garbage once more at its end, among all that vLLM and torch ever made. That takes
-        # seconds, after which vLLM kills the process that it waits for.
-        atexit.register(gc.freeze)
+        atexit.register(_leave_quickly)
         if os.getppid() == writer:
             threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
     return EngineNote(capture, writer, product)
+
+
+def _leave_quickly() -> None:
+    """Leave the interpreter's last collection nothing to look at.
+
+    Among all that vLLM and torch ever made it takes seconds, after which vLLM kills the process that it waits for. Triton's
+    library then lists what was never freed, which nobody is to hear of.
+    """
+    gc.freeze()
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _end_with(parent: int) -> None:

@@ -66,3 +66,19 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_child_leaves_quickly_and_without_a_word(tmp_path: Path) -> None:
+    """At its end nothing is left for the interpreter's last collection, and Triton does not list what was not freed."""
+    note = tmp_path / "note"
+    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    code = """
+import atexit, gc, pickle, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
+import triton.language
+pickle.load(open(sys.argv[1], "rb"))
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(note)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (child.stdout.strip(), child.stderr) == ("True", "")
