@@ -51,8 +51,8 @@ def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
 def _leave_quickly() -> None:
     """Leave the interpreter's last collection nothing to look at.
 
-    Among all that vLLM and torch ever made it takes seconds, after which vLLM kills the process that it waits for. Triton's
-    library then lists what was never freed, which nobody is to hear of.
+    Among all that vLLM and torch ever made it takes seconds, after which vLLM kills the process that it waits for.
+    Triton's library then lists what was never freed, which nobody is to hear of.
     """
     gc.freeze()
     sys.stderr.flush()
