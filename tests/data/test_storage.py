@@ -158,7 +158,6 @@ def test_what_cannot_go_past_the_page_cache_goes_through_it(tmp_path: Path, dire
         "small": [memory[: DIRECT_FROM - 1]],
         "memory": [memory[1:]],
         "file": [b"x", memory],
-        "bytes": [bytes(memory)[1:]],
     }.items():
         write_durably(tmp_path / name, parts)
         assert (tmp_path / name).read_bytes() == b"".join(parts)

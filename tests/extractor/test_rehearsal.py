@@ -42,7 +42,7 @@ def test_masks_and_counts_arrive_whole(late_engine: Any, mixed_instructions: lis
         bits = np.unpackbits(masks.read_active(start, stop), axis=-1, bitorder="little")[..., : masks.neurons]
         differing += int(np.abs(bits.sum(axis=0) - counts.read_counts(index, index + 1)[0].astype(np.int64)).sum())
     assert differing <= 3, "batches differ between the runs, and with them the rounding of a gate near zero"
-    statistics = late_engine.loop.run(late_engine.engine.call_worker("sparcom_statistics"))
+    (statistics,) = late_engine.loop.run(late_engine.engine.call_workers("sparcom_statistics"))
     assert statistics["sent_bytes"] > 0
     memory = masks.attributes.engine.model_dump()["capture_memory"]
     assert set(memory) == {"step_buffer_bytes", "device_ring_bytes", "pinned_bytes"}
