@@ -165,12 +165,21 @@ def _create_captured(
     """What the worker writes: `rows` tokens, or instructions where counts are kept."""
     counts = attributes.capture.granularity == "count"
     choose = choose_chunk_instructions if counts else choose_chunk_tokens
-    for item in captured_arrays(attributes.model, attributes.capture.granularity):
-        part = part_of_row(item, attributes.engine)
-        part_bytes = item.row_bytes * math.prod(part) // max(1, math.prod(item.row))
-        chunks = (chunk_rows or choose(part_bytes, rows), *part)
+    items = captured_arrays(attributes.model, attributes.capture.granularity)
+    largest = max((_bytes_of_process(item, attributes.engine) for item in items), default=1)
+    # One number of rows for all arrays: an instruction is durable when its chunks of every array are.
+    chunk_rows = chunk_rows or choose(largest, rows)
+    for item in items:
+        chunks = (chunk_rows, *part_of_row(item, attributes.engine))
         size = {"size": item.neurons} if item.neurons else {}
         _create_array(root, item.spec, (rows, *item.row), chunks, _COUNTS if counts else _MASKS, size)
+
+
+def _bytes_of_process(item: CapturedArray, engine: EngineInfo) -> int:
+    """Bytes of a row that one process of the engine writes, all its layers together."""
+    part = list(part_of_row(item, engine))
+    part[0] = -(-item.row[0] // engine.pipeline_parallel_size)
+    return item.row_bytes * math.prod(part) // max(1, math.prod(item.row))
 
 
 def part_of_row(item: CapturedArray, engine: EngineInfo) -> tuple[int, ...]:

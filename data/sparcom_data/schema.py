@@ -110,7 +110,8 @@ ROUTER_EXPERT = ArraySpec(
     "uint16",
     ("token", "moe_layer", "choice"),
     NO_EXPERT,
-    f"The experts that the router chooses, in the router's order; {NO_EXPERT} is no data. {_TRUST_ROWS}",
+    f"The experts that the router chooses, as it lists them, on a CPU in falling weight; {NO_EXPERT} is no data. "
+    f"{_TRUST_ROWS}",
 )
 ROUTER_WEIGHT = ArraySpec(
     "router/weight",

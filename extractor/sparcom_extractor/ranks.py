@@ -61,6 +61,11 @@ def merge_descriptions(described: Sequence[dict[str, Any]]) -> dict[str, Any]:
     refusal = next((item["refusal"] for item in described if item["refusal"] is not None), None)
     if refusal is not None:
         return {"refusal": refusal}
+    if len(found := {tuple(facts.items()) for facts in map(_facts, described)}) > 1:
+        for name in dict(next(iter(found))):
+            values = {dict(facts)[name] for facts in found} - {None}
+            if len(values) > 1:
+                return {"refusal": f"layers must be alike in all processes of an engine; {name} is {sorted(values)}"}
     merged = dict(described[0])
     merged["layer_ids"] = _union(described, "layer_ids")
     merged["neurons"] = max(item["neurons"] for item in described)
@@ -69,6 +74,13 @@ def merge_descriptions(described: Sequence[dict[str, Any]]) -> dict[str, Any]:
         merged["moe"] = with_experts[0] | {"layer_ids": _union(with_experts, "layer_ids")}
     merged["memory"] = {name: max(item["memory"].get(name, 0) for item in described) for name in described[0]["memory"]}
     return merged
+
+
+def _facts(described: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same wherever a process has such layers; None where it has none."""
+    moe = described["moe"] or {}
+    facts = {f"moe {name}": moe.get(name) for name in ("experts", "experts_per_token", "neurons", "shared_neurons")}
+    return facts | {"neurons": described["neurons"] or None}
 
 
 def _union(items: Sequence[dict[str, Any]], name: str) -> list[int]:

@@ -137,6 +137,15 @@ def test_a_chunk_has_one_writer(
     assert {item.component: archive.array(item.name).chunks[1:] for item in archive.captured} == expected
 
 
+@pytest.mark.parametrize("granularity", ["token", "count"])
+def test_chunks_of_all_arrays_have_the_same_rows(tmp_path: Path, columns: Columns, granularity: Any) -> None:
+    """An instruction is durable when its chunks of every array are: one array with longer chunks would hold all up."""
+    attributes = random_attributes(0, 0, moe=QWEN, granularity=granularity)
+    create_archive(tmp_path / "a.zarr", attributes, columns(600), plan_layout([20] * 600, "prompt", 0))
+    archive = open_archive(tmp_path / "a.zarr")
+    assert {archive.array(item.name).chunks[0] for item in archive.captured} == {256 if granularity == "token" else 1}
+
+
 def test_a_width_that_ranks_cannot_share_is_refused(tmp_path: Path, columns: Columns) -> None:
     """40 neurons are five bytes, which two ranks cannot halve; nothing is created."""
     with pytest.raises(InvalidInputError, match="multiple of 8 × ranks; neuron/active has 40 neurons for 2 ranks"):

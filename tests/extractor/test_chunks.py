@@ -152,7 +152,7 @@ def test_a_full_chunk_is_written_before_it_is_settled(tmp_path: Path) -> None:
         writer.put(0, truth[:3])
         assert not writer._writing
         writer.put(3, truth[3:5])
-        assert list(writer._writing) == [0]
+        assert list(writer._writing) == [0] or target.path(0).exists(), "on its way, or there already"
         assert not writer.durable(0, 4)
         writer.put(0, truth[:4])  # computed again after a preemption
         assert not writer._writing, "a chunk that was full before is not written for every row that comes again"

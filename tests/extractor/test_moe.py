@@ -17,6 +17,8 @@ from sparcom_extractor.capture.describe import describe_found, refuse_model, wid
 from sparcom_extractor.capture.discover import Findings, find_captured
 from sparcom_extractor.capture.experts import ExpertSlots, in_falling_weight, install_experts, shown_experts
 from sparcom_extractor.capture.moe import RUNNER
+from sparcom_extractor.worker.mixin import too_much_to_count
+from sparcom_extractor.writer.targets import ArrayPart
 
 CPU = torch.device("cpu")
 
@@ -65,7 +67,8 @@ def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
     """A runner of eight experts of 48 neurons, two chosen."""
     values: dict[str, Any] = {
         "experts": 8, "choices": 2, "neurons": 48, "ranks": 1, "ep": False, "dp": 1, "sequence": False,
-        "activation": "silu", "scale": 1.0, "eplb": None, "router": "FusedTopKRouter", "kernel": TritonExperts(),
+        "activation": "silu", "scale": 1.0, "eplb": None, "fused": 0, "router": "FusedTopKRouter",
+        "kernel": TritonExperts(),
     } | changed  # fmt: skip
     runner = type(RUNNER, (nn.Module,), {})()
     parallel = SimpleNamespace(use_ep=values["ep"], dp_size=values["dp"])
@@ -77,7 +80,9 @@ def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
         moe_parallel_config=parallel,
         is_sequence_parallel=values["sequence"],
     )
-    runner.router = type(values["router"], (), {"eplb_state": values["eplb"]})()
+    runner.router = type(
+        values["router"], (), {"eplb_state": values["eplb"], "num_fused_shared_experts": values["fused"]}
+    )()
     runner.activation = SimpleNamespace(value=values["activation"])
     runner.routed_scaling_factor = values["scale"]
     runner.layer_name = "a layer"
@@ -167,6 +172,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "data parallelism": (lambda: mixture(dp=2), "data_parallel_size=1"),
     "sequence parallelism": (lambda: mixture(sequence=True), "sequence parallelism"),
     "balanced experts": (lambda: mixture(eplb=object()), "without enable_eplb"),
+    "shared among the routed": (lambda: mixture(fused=1), "runs its shared experts as further routed ones"),
     "experts without neurons": (lambda: mixture(router="ZeroExpertRouter"), "experts without neurons"),
     "another activation": (lambda: mixture(activation="swigluoai"), "gate by silu, gelu, gelu_tanh; .* 'swigluoai'"),
     "another number": (lambda: mixture(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
@@ -272,6 +278,19 @@ def test_ranks_must_share_every_width_on_byte_borders() -> None:
     ):
         with pytest.raises(UnsupportedModelError, match=r"8 × ranks; .* has (40|24|56) neurons for 2 ranks"):
             refuse_model(config_of(2), found_in(*model))
+
+
+def test_an_ffn_that_every_rank_holds_whole_is_refused() -> None:
+    """A replicated FFN has no slices to write; the message does not speak of bytes."""
+    with pytest.raises(UnsupportedModelError, match="has 32 neurons and this rank of 2 has 32"):
+        refuse_model(config_of(2), found_in(FFN(16, 32)))
+
+
+def test_counting_that_would_fill_the_memory_is_refused() -> None:
+    """The message says what it would take and what to lower; what fits is let in."""
+    part = ArrayPart("expert_neuron/count", None, (24, 60, 1408))  # type: ignore[arg-type]
+    assert too_much_to_count([part], 4) is None
+    assert "lower max_num_seqs" in str(too_much_to_count([part], 10**7))
 
 
 def test_compiled_experts_of_a_cpu_are_refused() -> None:

@@ -17,6 +17,7 @@ from sparcom_data.metadata import ArchiveAttributes, MoeInfo
 from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_archive
 from sparcom_data.verify import verify_archive
 from sparcom_extractor.ranks import RankAnswers, merge_descriptions
+from sparcom_extractor.writer.counting import add_routes
 from sparcom_extractor.writer.session import CaptureSession, Segment, Settlement, StepRows
 from sparcom_extractor.writer.targets import Place, archive_parts
 
@@ -83,6 +84,9 @@ def test_stages_capture_the_layers_of_all() -> None:
     dense = described(layer_ids=[0, 1], moe=None)
     assert merge_descriptions([dense, described(layer_ids=[], moe=second["moe"])])["moe"]["layer_ids"] == [2, 3]
     assert merge_descriptions([described(), {"refusal": "no gate"}]) == {"refusal": "no gate"}
+    wider = described(moe=described()["moe"] | {"neurons": 24})
+    assert "moe neurons is [16, 24]" in merge_descriptions([described(), wider])["refusal"]
+    assert "neurons is [32, 40]" in merge_descriptions([described(neurons=40), described()])["refusal"]
 
 
 def attributes_of(tensor: int, pipeline: int) -> ArchiveAttributes:
@@ -187,6 +191,12 @@ def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
     for item in expected.captured:
         folder = open_archive(tmp_path / "counts.zarr").array(item.name)
         np.testing.assert_array_equal(folder[:], expected.array(item.name)[:], err_msg=item.name)
+
+
+def test_an_expert_that_the_model_does_not_have_is_not_counted() -> None:
+    """It would be counted for the next layer's."""
+    with pytest.raises(ValueError, match="among 6 experts; a row says 6"):
+        add_routes(np.full((1, 2, 2), 6, dtype=np.uint16), np.zeros((2, 6), dtype=np.uint32))
 
 
 def count_again(path: Path, masks: Any, truth: MoeTruth) -> None:

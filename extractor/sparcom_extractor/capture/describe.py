@@ -68,5 +68,10 @@ def refuse_model(config: Any, found: Findings) -> None:
     widths = {ffn.name: (ffn.neurons, ffn.neurons_here) for ffn in [*found.dense, *found.shared]}
     widths |= {layer.name: (layer.neurons, layer.neurons_here) for layer in found.moe}
     for name, (neurons, here) in widths.items():
-        if neurons % (8 * ranks) or here * ranks != neurons:
+        if here * ranks != neurons:
+            raise UnsupportedModelError(
+                f"each tensor-parallel rank writes its part of every layer; {name} has {neurons} neurons and this rank "
+                f"of {ranks} has {here}. Use tensor_parallel_size=1"
+            )
+        if neurons % (8 * ranks):
             raise UnsupportedModelError(split_problem(neurons, ranks, name))

@@ -125,6 +125,11 @@ def _refuse_routing(name: str, config: Any, router: Any) -> None:
         raise UnsupportedModelError(
             f"{name} renumbers its experts to balance their load. Start the engine without enable_eplb"
         )
+    if getattr(router, "num_fused_shared_experts", 0):
+        raise UnsupportedModelError(
+            f"{name} runs its shared experts as further routed ones, which capture would take for choices. Start vLLM "
+            "without VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS"
+        )
     if type(router).__name__ == "ZeroExpertRouter":
         raise UnsupportedModelError(f"{name} chooses experts without neurons, which capture does not know yet")
 

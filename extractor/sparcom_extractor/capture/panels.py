@@ -139,7 +139,7 @@ def check_packing(packed: torch.Tensor, isa: str) -> None:
         UnsupportedModelError: it does not, or the weights do not lie as its packing leaves them.
     """
     _, double, hidden = packed.shape
-    if double % (2 * PANEL) or not packed.is_contiguous() or not _packs_into_panels(packed.dtype, hidden, isa):
+    if double % (4 * PANEL) or not packed.is_contiguous() or not _packs_into_panels(packed.dtype, hidden, isa):
         raise UnsupportedModelError(
             f"this release knows experts packed into panels of {PANEL} neurons; this vLLM packs {double} rows of "
             f"{hidden} for {isa!r} in another way. Use vLLM 0.32, or a GPU"

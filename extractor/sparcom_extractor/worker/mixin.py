@@ -9,7 +9,10 @@ Nothing is patched: vLLM takes the class by name for one engine, and other engin
 
 from __future__ import annotations
 
+import math
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.child import EngineNote
 from sparcom_extractor.writer.session import CaptureSession, Settlement
-from sparcom_extractor.writer.targets import Place, archive_parts
+from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
+
+MOST_OF_MEMORY = 0.5  # that sums of running requests may take
 
 
 class CaptureMixin:
@@ -131,7 +136,10 @@ class CaptureMixin:
                     f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
                     "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
                 )
-        requests = 0 if counts else int(self.vllm_config.scheduler_config.max_num_seqs)
+        requests = int(self.vllm_config.scheduler_config.max_num_seqs)
+        if counts and self._capture.counters is None and (refusal := too_much_to_count(parts, requests)):
+            return refusal
+        requests = 0 if counts else requests
         self._capture.open(session, CaptureSession(parts, instructions, requests=requests))
         return None
 
@@ -161,6 +169,23 @@ class CaptureMixin:
     def sparcom_statistics(self) -> dict[str, float]:
         """Since the start: steps, and the seconds that steps spent in capture's own code on the host."""
         return {"steps": self._steps, "own_seconds": self._own_seconds}
+
+
+def too_much_to_count(parts: Sequence[ArrayPart], requests: int) -> str | None:
+    """Why so many requests cannot be counted at once on this machine, or None.
+
+    Where counts are made on the host a sum is held for every running request: of a mixture of experts with 2 million
+    neurons 8 MB.
+    """
+    needed = requests * sum(4 * math.prod(part.row) for part in parts)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= MOST_OF_MEMORY * memory:
+        return None
+    return (
+        f"counting holds a number for each neuron and running request: {needed / 2**30:,.1f} GiB for {requests} "
+        f"requests, and this machine has {memory / 2**30:,.1f}. Serve the model with a lower max_num_seqs, or choose "
+        "granularity 'token'"
+    )
 
 
 def most_rows(config: Any) -> int:

@@ -174,11 +174,15 @@ class ChunkWriter:
         """Place values (n, …) at rows [row, row + n). Again is harmless: the same rows hold the same values.
 
         Raises:
-            TypeError: values of another type, which NumPy would cut to fit without a word.
+            TypeError, ValueError: values of another type or shape, which NumPy would make fit without a word.
         """
         if values.dtype != self._dtype:
             raise TypeError(
                 f"rows of {self._target.folder} must be {self._target.dtype}; got {values.dtype}. Cast them"
+            )
+        if values.shape[1:] != self._target.chunk_shape[1:]:
+            raise ValueError(
+                f"rows of {self._target.folder} have shape {self._target.chunk_shape[1:]}; got {values.shape[1:]}"
             )
         size, done = self._target.chunk_rows, 0
         while done < len(values):

@@ -35,6 +35,8 @@ def add_rows(name: str, rows: Mapping[str, NDArray[Any]], counts: NDArray[np.uin
 def add_routes(experts: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
     """Add chosen experts, uint16 (rows, layers, choices), to how often each was chosen: uint32 (layers, experts)."""
     layers, number = counts.shape
+    if (largest := int(experts.max(initial=0))) >= number:
+        raise ValueError(f"a router chooses among {number} experts; a row says {largest}")
     place = experts + np.arange(layers)[:, None] * number
     counts += np.bincount(place.ravel(), minlength=counts.size).reshape(counts.shape).astype(np.uint32)
 
@@ -46,6 +48,12 @@ def add_expert_counts(masks: NDArray[np.uint8], experts: NDArray[np.uint16], cou
         masks: uint8 (rows, layers, choices, ⌈neurons / 8⌉). experts: uint16 (rows, layers, choices).
         counts: uint32 (layers, experts, neurons), added to in place.
     """
+    if len(masks) < _FEW_ROWS:
+        bits = np.unpackbits(masks, axis=-1, bitorder="little", count=counts.shape[-1])
+        layers = np.arange(len(counts))[:, None]
+        for row, chosen in zip(bits, experts, strict=True):
+            counts[layers, chosen] += row  # no expert twice in a row
+        return
     for layer, own in enumerate(counts):
         chosen = experts[:, layer].ravel()
         packed = masks[:, layer].reshape(len(chosen), -1)
