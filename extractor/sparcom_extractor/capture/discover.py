@@ -109,8 +109,8 @@ def _refuse_gaps(model: torch.nn.Module, layers: list[int], expected: range) -> 
     if missing:
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {type(model).__name__} has "
-            f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2), and hybrids, of which "
-            "some layers have no FFN, are not captured yet"
+            f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids of which "
+            "some layers have no FFN are not captured yet"
         )
     if extra := sorted(set(layers) - set(expected)):
         raise UnsupportedModelError(
