@@ -7,6 +7,8 @@ DEMO_MODEL := models/smollm2-135m-instruct
 MODEL ?= $(DEMO_MODEL)
 # Further arguments, for example: make test ARGS="tests/analysis -k isn"
 ARGS ?=
+# Starting an engine keeps one core busy: two processes, each with files of its own. Empty for one.
+TEST_PROCESSES ?= -n 2 --dist loadfile
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,7 @@ demo: setup  ## The whole way on a small real model and experts made of it: serv
 	@$(BIN)/sparcom demo $(ARGS)
 
 test: model  ## Run the tests (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu" $(TEST_PROCESSES) $(ARGS)
 
 test-gpu: setup  ## Run the tests that need a CUDA device; without one they are skipped and say so
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
