@@ -35,7 +35,7 @@ ALLOWED = {
     "sparcom_cli": {"sparcom_data", "sparcom_extractor", "sparcom_server", "sparcom_analysis"},
 }
 # The extra `dataset`: imported where a command of it runs, never by reading or writing an archive.
-DATASET = {"datasets", "jinja2", "py3langid", "sklearn", "tokenizers"}
+DATASET = {"huggingface_hub", "jinja2", "py3langid", "pyarrow", "sklearn", "tokenizers"}
 # What these two may need from outside: the archive is read, and analysed, in installs without torch, vLLM or a server.
 OUTSIDE = {
     "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c"} | DATASET,

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import click
 
+from sparcom_cli.dataset_build import build
+from sparcom_cli.dataset_check import check
+
 
 @click.group()
 def dataset() -> None:
     """Build, check and annotate files of instructions."""
+
+
+dataset.add_command(build)
+dataset.add_command(check)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,18 @@ class Instruction(BaseModel):
             raise ValueError(f"{given[0]} must not be empty")
         return self
 
+    @property
+    def readable(self) -> str:
+        """What a person would read: the text, or the turns of a conversation; empty for token ids."""
+        if self.messages is not None:
+            return "\n\n".join(message.content for message in self.messages)
+        return self.text or ""
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hexadecimal: the `sha256` of an instruction."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 def describe_validation_error(error: ValidationError, where: str) -> list[str]:
     """One sentence for each problem pydantic found: place, field, rule, and the value where it is short."""
@@ -127,23 +140,42 @@ def dataset_sha256(instructions: Iterable[Instruction]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class ReadLines:
+    """A file of instructions: those that keep the rules, by line number from 1, and a sentence for each problem."""
+
+    instructions: dict[int, Instruction]
+    problems: list[str]
+
+
+def read_lines(path: Path) -> ReadLines:
+    """Read every line of a file of JSON lines, good or bad; blank lines are skipped.
+
+    Raises:
+        InvalidInputError: the file cannot be read.
+    """
+    problems: list[str] = []
+    instructions: dict[int, Instruction] = {}
+    for number, line in _lines(path):
+        where = f"{path.name}, line {number}"
+        try:
+            instructions[number] = Instruction.model_validate(_parse(line))
+        except ValidationError as error:
+            problems.extend(describe_validation_error(error, where))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    return ReadLines(instructions, problems)
+
+
 def read_jsonl(path: Path) -> list[Instruction]:
     """Read an instruction file of JSON lines; blank lines are skipped.
 
     Raises:
         InvalidInputError: naming every line and field that breaks a rule, or the file that cannot be read.
     """
-    problems: list[str] = []
-    instructions: list[Instruction] = []
-    for number, line in _lines(path):
-        where = f"{path.name}, line {number}"
-        try:
-            instructions.append(Instruction.model_validate(_parse(line)))
-        except ValidationError as error:
-            problems.extend(describe_validation_error(error, where))
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-    problems.extend(duplicate_id_problems(instruction.id for instruction in instructions))
+    found = read_lines(path)
+    instructions = list(found.instructions.values())
+    problems = [*found.problems, *duplicate_id_problems(instruction.id for instruction in instructions)]
     if problems:
         raise InvalidInputError(problems)
     if not instructions:

@@ -255,7 +255,7 @@ def test_a_hub_that_never_answers_is_given_up_at_once(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_REACH_SECONDS", 0.3)
+    monkeypatch.setattr("sparcom_data.hub.REACH_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(hub.HubUnreachableError, match=r"no answer within|timed out"):

@@ -1,0 +1,140 @@
+"""`sparcom dataset build`: writes HexaInst, or as much of it as there are sources for, and says what it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sparcom_data.dataset.build import NaturalHalf
+    from sparcom_data.instructions import Instruction
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("hexainst.jsonl"),
+    show_default=True,
+    help="File of JSON lines to write.",
+)
+@click.option(
+    "--natural",
+    type=click.Path(path_type=Path),
+    help="Folder with the natural half's sources, or with prepared files (cls.jsonl, …).  [default: Hugging Face hub]",
+)
+@click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw from the sources.")
+@click.option(
+    "--revision",
+    "revisions",
+    multiple=True,
+    metavar="SOURCE=COMMIT",
+    help="Read a source (flan, humaneval, triviaqa, alpaca, math500) on the hub at this commit. Repeatable.",
+)
+@click.option(
+    "--match-length", is_flag=True, help="Keep the largest subset with the same token counts in all categories."
+)
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="For --match-length: a model's folder.")
+@click.option(
+    "--length-tolerance",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="For --match-length: by what share the lengths at one rank may differ; 0 for equal ones.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file that holds something else.")
+def build(
+    output: Path,
+    natural: Path | None,
+    synthetic_only: bool,
+    seed: int,
+    revisions: tuple[str, ...],
+    match_length: bool,
+    tokenizer: Path | None,
+    length_tolerance: float,
+    overwrite: bool,
+) -> None:
+    """Build HexaInst: 600 synthetic instructions, and 600 natural ones drawn from the paper's sources."""
+    from sparcom_data.dataset.build import as_lines, natural_instructions, write_new
+    from sparcom_data.dataset.synthetic import synthetic_instructions
+
+    _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer)
+    instructions = synthetic_instructions()
+    half = None if synthetic_only else _natural_half(natural, _by_source(revisions))
+    if half is not None:
+        instructions += natural_instructions(half, seed, [item.readable for item in instructions])
+        for source, commit in half.revisions.items():
+            click.echo(f"{source} was read at commit {commit}")
+    if match_length and tokenizer is not None:
+        instructions = _match(instructions, tokenizer, length_tolerance)
+    fresh = write_new(output, as_lines(instructions), overwrite)
+    click.echo(f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {_counted(instructions)}")
+
+
+def _require_consistent(
+    natural: Path | None, synthetic_only: bool, revisions: Sequence[str], match_length: bool, tokenizer: Path | None
+) -> None:
+    if synthetic_only and (natural or revisions):
+        raise click.UsageError("--synthetic-only leaves the natural half out; give no --natural or --revision with it")
+    if natural and revisions:
+        raise click.UsageError("--revision is a commit on the hub; a folder given with --natural has none")
+    if match_length and tokenizer is None:
+        raise click.UsageError("--match-length compares token counts: name the model's folder with --tokenizer")
+    if tokenizer is not None and not match_length:
+        raise click.UsageError("--tokenizer is used by --match-length alone; give both or neither")
+
+
+def _by_source(revisions: Sequence[str]) -> dict[str, str]:
+    from sparcom_data.dataset.sources import SOURCES
+
+    found = dict(item.partition("=")[::2] for item in revisions)
+    known = [source.name for source in SOURCES]
+    for name, commit in found.items():
+        if name not in known or not commit:
+            raise click.UsageError(f"--revision is SOURCE=COMMIT with a source of {', '.join(known)}; got {name!r}")
+    return found
+
+
+def _natural_half(folder: Path | None, revisions: dict[str, str]) -> NaturalHalf | None:
+    from sparcom_data.dataset.build import NaturalHalf
+    from sparcom_data.dataset.from_hub import HubError, fetch_sources
+    from sparcom_data.dataset.local import find_sources
+
+    if folder is not None:
+        return NaturalHalf(find_sources(folder))
+    try:
+        fetched = fetch_sources(revisions)
+    except HubError as error:
+        if revisions:
+            raise
+        click.echo(
+            f"{error} Only the synthetic half is built. For the natural half too, run this where the hub can be "
+            "reached, or give a folder with the sources' files (--natural DIR).",
+            err=True,
+        )
+        return None
+    return NaturalHalf(fetched.found, fetched.revisions)
+
+
+def _match(instructions: list[Instruction], tokenizer: Path, tolerance: float) -> list[Instruction]:
+    from sparcom_data.dataset.build import Matching, matched
+    from sparcom_data.dataset.categories import CATEGORIES
+
+    kept = matched(instructions, Matching(tokenizer, tolerance))
+    nearly = f"differ by at most {tolerance:.0%} at every rank" if tolerance else "are equal"
+    click.echo(
+        f"{len(kept) // len(CATEGORIES)} of {len(instructions) // len(CATEGORIES)} a category kept, whose token counts "
+        f"{nearly}; a larger --length-tolerance keeps more, a smaller one fewer"
+    )
+    return kept
+
+
+def _counted(instructions: Sequence[Instruction]) -> str:
+    from sparcom_data.dataset.categories import CATEGORIES, HALVES
+
+    halves = [f"{count} {half}" for half in HALVES if (count := sum(item.half == half for item in instructions))]
+    return f"{len(instructions)} instructions in {len(CATEGORIES)} categories, {' and '.join(halves)}"

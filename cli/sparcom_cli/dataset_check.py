@@ -1,0 +1,107 @@
+"""`sparcom dataset check`: shows what a check of instruction files found, by rule, and says whether they pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sparcom_data.dataset.findings import Group, Report
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_SHOWN = 8
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=_FILE)
+@click.option(
+    "--against",
+    multiple=True,
+    type=_FILE,
+    help="A file whose texts must not stand in the checked ones (a source, a test set, training data). Repeatable.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="A model's folder, or a tokenizer.json: give lengths in its tokens too.",
+)
+@click.option("--language", default="en", show_default=True, help="Language of the texts, ISO 639-1.")
+@click.option("--strict", is_flag=True, help="Fail on warnings as on errors.")
+@click.option("--all", "everything", is_flag=True, help=f"Show every finding, not {_SHOWN} of a rule.")
+@click.option("--json", "report_file", type=_FILE, help="Write the whole report there as JSON.")
+def check(
+    files: tuple[Path, ...],
+    against: tuple[Path, ...],
+    tokenizer: Path | None,
+    language: str,
+    strict: bool,
+    everything: bool,
+    report_file: Path | None,
+) -> None:
+    """Check instruction FILES (JSON lines) as one set; without FILES the 600 synthetic ones of HexaInst.
+
+    Exit status 0 where no rule is broken, 1 where one is.
+    """
+    from sparcom_data.dataset.check import CheckOptions, check_files
+    from sparcom_data.dataset.synthetic import synthetic_files
+
+    options = CheckOptions(against=against, tokenizer=tokenizer, language=language)
+    report = check_files(files or synthetic_files(), options)
+    if report_file:
+        report_file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _show(report, None if everything else _SHOWN)
+    raise SystemExit(1 if report.count("error") or (strict and report.findings) else 0)
+
+
+def _show(report: Report, limit: int | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from sparcom_data.dataset.findings import RULES
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_groups_table(report.groups))
+    for rule, (level, sentence) in RULES.items():
+        found = report.of(rule)
+        if not found:
+            continue
+        colour = "red" if level == "error" else "yellow"
+        console.print(f"[{colour}]{level}[/] [bold]{rule}[/]: {sentence}; {len(found)} found")
+        for finding in found[:limit]:
+            place = f"{finding.where} ({finding.id})" if finding.id else finding.where
+            console.print(f"  {place}: {finding.message}", markup=False)
+        if limit and len(found) > limit:
+            console.print(f"  … and {len(found) - limit} more (--all shows them)")
+    for skipped in report.skipped:
+        console.print(f"[yellow]not checked[/]: {escape(skipped)}")
+    console.print(_verdict(report))
+
+
+def _groups_table(groups: list[Group]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("category")
+    table.add_column("half")
+    for name in ("instructions", "words", "tokens", "openings"):
+        table.add_column(name, justify="right")
+    for group in groups:
+        lengths = [
+            f"{found.shortest} / {found.median:g} / {found.longest}" if found else "-"
+            for found in (group.words, group.tokens)
+        ]
+        numbers = [str(group.instructions), *lengths, str(group.openings)]
+        table.add_row(group.category or "-", group.half or "-", *numbers)
+    table.caption = "words and tokens: shortest / median / longest; openings: different first three words"
+    table.caption_justify = "left"
+    return table
+
+
+def _verdict(report: Report) -> str:
+    errors, warnings = report.count("error"), report.count("warning")
+    verdict = "[red]fails[/]" if errors else "[green]passes[/]"
+    return f"{report.instructions} instructions: {verdict}, {errors} errors, {warnings} warnings"

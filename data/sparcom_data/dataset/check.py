@@ -1,0 +1,119 @@
+"""Is this set of instructions sound? Works on any file of instructions; HexaInst is one of them.
+
+1. Read every line of every file; lines that break a rule are findings, the others go on.
+2. Of each instruction alone: hash, category, language, spelling, slips.
+3. Of pairs: same text, near-duplicates, and what the parts that must not know each other have in common.
+4. Of groups (a category within a half): how many, how long, how many different openings.
+It does not know where instructions come from, nor how findings are shown.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparcom_data.dataset.findings import Finding, Report
+from sparcom_data.dataset.groups import balance, describe_groups, group_findings
+from sparcom_data.dataset.language import foreign
+from sparcom_data.dataset.pairs import Member, contamination, same_texts, similar_texts
+from sparcom_data.dataset.spelling import misspellings, slips
+from sparcom_data.errors import InvalidInputError, MissingExtraError
+from sparcom_data.instructions import Instruction, read_lines, text_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What a check is held against.
+
+    `against`: files whose texts the checked ones must not contain; `tokenizer`: lengths in its tokens as well as in
+    words; `language`: ISO 639-1 code.
+    """
+
+    against: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
+    language: str = "en"
+
+
+def check_files(paths: Sequence[Path], options: CheckOptions | None = None) -> Report:
+    """Check instructions of one or more files as one set.
+
+    Raises:
+        InvalidInputError: a file cannot be read, an option cannot be used, or no line holds an instruction.
+    """
+    options = options or CheckOptions()
+    members, findings = _read(paths)
+    foreigners, _ = _read(options.against)
+    if not members and not findings:
+        raise InvalidInputError([f"nothing to check: {', '.join(map(str, paths))} without any instruction"])
+    single, skipped = _of_each(members, options)
+    findings += single
+    findings += _ids(members)
+    findings += same_texts(members)
+    findings += similar_texts(members)
+    findings += contamination(members, foreigners)
+    groups = describe_groups(members, options.tokenizer)
+    findings += [*balance(groups), *group_findings(groups)]
+    return Report(
+        files=[str(path) for path in paths],
+        instructions=len(members),
+        groups=groups,
+        findings=findings,
+        skipped=skipped,
+    )
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[Member], list[Finding]]:
+    members: list[Member] = []
+    findings: list[Finding] = []
+    for path in paths:
+        found = read_lines(path)
+        members += [Member(f"{path.name}, line {number}", item) for number, item in found.instructions.items()]
+        for problem in found.problems:
+            place, _, message = problem.partition(": ")
+            findings.append(Finding(rule="line", where=place, message=message))
+    return members, findings
+
+
+def _ids(members: Sequence[Member]) -> Iterator[Finding]:
+    """One finding for each line whose id an earlier one has."""
+    first: dict[str, Member] = {}
+    for member in members:
+        earlier = first.setdefault(member.id, member)
+        if earlier is not member:
+            yield member.finding("id", f"{earlier.where} has the same id; give this one another")
+
+
+def _of_each(members: Sequence[Member], options: CheckOptions) -> tuple[list[Finding], list[str]]:
+    """Findings of single instructions, and what could not be looked at."""
+    findings: defaultdict[str, list[Finding]] = defaultdict(list)
+    for member in members:
+        item = member.instruction
+        if problem := _hash_problem(item):
+            findings["hash"].append(member.finding("hash", problem))
+        if not item.category:
+            findings["category"].append(member.finding("category", "no category; give one"))
+        findings["slip"] += [member.finding("slip", slip) for slip in slips(item.readable)]
+    texts = [member.text for member in members]
+    skipped = []
+    try:
+        for position, code in foreign(texts, options.language).items():
+            message = f"the text seems to be in {code!r}, not in {options.language!r}"
+            findings["language"].append(members[position].finding("language", message))
+        for position, found in misspellings(texts).items():
+            findings["spelling"].append(members[position].finding("spelling", ", ".join(dict.fromkeys(found))))
+    except (MissingExtraError, ModuleNotFoundError) as error:
+        skipped.append(f"language or spelling: {error}")
+    if unread := sum(not text for text in texts):
+        skipped.append(f"{unread} instructions given as token ids: nothing that concerns text was checked of them")
+    return [finding for rule in findings.values() for finding in rule], skipped
+
+
+def _hash_problem(item: Instruction) -> str:
+    if not item.sha256 or not item.readable or item.sha256 == text_sha256(item.readable):
+        return ""
+    return (
+        f"sha256 is {item.sha256[:12]}…, that of the text {text_sha256(item.readable)[:12]}…: "
+        "the text was changed or cut; take it from its source again, or put in the new hash"
+    )

@@ -1,0 +1,23 @@
+"""The synthetic half: 600 instructions written for this project, shipped as one file of JSON lines a category.
+
+Within a category they are ordered so that any first n of them span short and long ones alike.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from sparcom_data.dataset.categories import CATEGORIES
+from sparcom_data.instructions import Instruction, read_jsonl
+
+
+def synthetic_files() -> list[Path]:
+    """The files, in the order of the categories."""
+    folder = Path(str(files("sparcom_data"))) / "hexainst"
+    return [folder / f"{category.lower()}.jsonl" for category in CATEGORIES]
+
+
+def synthetic_instructions(per_category: int | None = None) -> list[Instruction]:
+    """The synthetic half, or the first so many of each category."""
+    return [item for path in synthetic_files() for item in read_jsonl(path)[:per_category]]
