@@ -85,6 +85,7 @@ class RunIndex:
     def _longer(self, runs: Runs) -> set[int]:
         """Candidates with at least as many runs: each has one of our rarest."""
         needed = math.ceil(self._near * len(runs))
+        needed -= (needed - 1) / len(runs) >= self._near  # 0.55 · 100 is rounded to more than 55
         rarest = sorted(runs, key=lambda run: len(self._holders.get(run, ())))[: len(runs) - needed + 1]
         return {
             position
@@ -100,4 +101,4 @@ class RunIndex:
             for position in self._holders.get(run, ()):
                 if len(self._texts[position]) < len(runs):
                     shared[position] += 1
-        return {position for position, count in shared.items() if count >= self._near * len(self._texts[position])}
+        return {position for position, count in shared.items() if count / len(self._texts[position]) >= self._near}
