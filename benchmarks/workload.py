@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
+from sparcom_data.dataset.synthetic import synthetic_instructions
 from sparcom_data.instructions import Instruction, read_jsonl
 
 NATURAL = Path("../shared/hexainst-natural")
@@ -19,11 +19,11 @@ def natural(per_category: int) -> list[Instruction]:
 
 
 def demo() -> list[Instruction]:
-    return read_jsonl(Path(str(files("sparcom_data").joinpath("demo", "instructions.jsonl"))))
+    return synthetic_instructions(20)
 
 
 def many(count: int) -> list[Instruction]:
-    """`count` different instructions, about 50 tokens each."""
+    """`count` different instructions, about 86 tokens each."""
     base = demo()
     return [
         Instruction(

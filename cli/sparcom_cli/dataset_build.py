@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     help="Folder with the natural half's sources, or with prepared files (cls.jsonl, …).  [default: Hugging Face hub]",
 )
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
+@click.option(
+    "--per-category",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Instructions of each category in each half.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draw from the sources.")
 @click.option(
     "--revision",
@@ -51,6 +58,7 @@ def build(
     output: Path,
     natural: Path | None,
     synthetic_only: bool,
+    per_category: int,
     seed: int,
     revisions: tuple[str, ...],
     match_length: bool,
@@ -63,16 +71,22 @@ def build(
     from sparcom_data.dataset.synthetic import synthetic_instructions
 
     _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer)
-    instructions = synthetic_instructions()
+    instructions = synthetic_instructions(per_category)
     half = None if synthetic_only else _natural_half(natural, _by_source(revisions))
     if half is not None:
-        instructions += natural_instructions(half, seed, [item.readable for item in instructions])
+        instructions += natural_instructions(half, seed, _synthetic_texts(), per_category)
         for source, commit in half.revisions.items():
             click.echo(f"{source} was read at commit {commit}")
     if match_length and tokenizer is not None:
         instructions = _match(instructions, tokenizer, length_tolerance)
     fresh = write_new(output, as_lines(instructions), overwrite)
     click.echo(f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {_counted(instructions)}")
+
+
+def _synthetic_texts() -> list[str]:
+    from sparcom_data.dataset.synthetic import synthetic_instructions
+
+    return [item.readable for item in synthetic_instructions()]
 
 
 def _require_consistent(

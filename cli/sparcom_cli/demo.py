@@ -1,6 +1,7 @@
 """`sparcom demo`: the whole way on a small real model, dense and as a mixture of experts, as a user would go it.
 
-model fetch ─▶ model moefy ─▶ serve both ─▶ submit --wait to each ─▶ stop the server ─▶ verify and analyze each ─▶ page
+dataset build ─▶ model fetch ─▶ model moefy ─▶ serve both ─▶ submit --wait to each ─▶ stop the server
+─▶ verify and analyze each ─▶ page
 Each step but the last is a command that is shown. Jobs run one at a time, and no engine runs when verify begins.
 """
 
@@ -10,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import click
@@ -20,6 +20,7 @@ from sparcom_data.errors import InvalidInputError
 
 MODEL = "smollm2-135m-instruct"
 ARCHIVE = "demo"
+PER_CATEGORY = 20
 MARKER = ".sparcom-demo"  # only a folder that an earlier demo made is emptied
 
 
@@ -38,6 +39,8 @@ def demo(output: Path, folder: Path | None, experts: Path | None, epsilon: str) 
     started = time.monotonic()
     models = _models(folder, experts)
     _make_room(output)
+    instructions = output / "instructions.jsonl"
+    _sparcom("dataset", "build", "--synthetic-only", "--per-category", str(PER_CATEGORY), "--output", str(instructions))
     dense, mixture = models.values()
     if folder is None:
         _sparcom("model", "fetch", MODEL, "--output", str(dense))
@@ -45,7 +48,7 @@ def demo(output: Path, folder: Path | None, experts: Path | None, epsilon: str) 
         _sparcom("model", "moefy", "--model", str(dense), "--output", str(mixture))
     with serving(list(models.values()), output) as url:
         for archive, model in models.items():
-            _submit(url, model, archive)
+            _submit(url, model, instructions, archive)
     archives = output / "data" / "archives"
     for archive in models:
         _sparcom("verify", str(archives / f"{archive}.zarr"), "--reference", "transformers", "--sample", "6")
@@ -67,10 +70,9 @@ def _models(folder: Path | None, experts: Path | None) -> dict[str, Path]:
     return {ARCHIVE: dense, f"{ARCHIVE}-moe": mixture}
 
 
-def _submit(url: str, model: Path, archive: str) -> None:
-    instructions = str(files("sparcom_data").joinpath("demo", "instructions.jsonl"))
-    name = model.absolute().name
-    _sparcom("submit", "--server", url, "--model", name, "--input", instructions, "--archive", archive, "--wait")
+def _submit(url: str, model: Path, instructions: Path, archive: str) -> None:
+    name, source = model.absolute().name, str(instructions)
+    _sparcom("submit", "--server", url, "--model", name, "--input", source, "--archive", archive, "--wait")
 
 
 def _write_page(output: Path, dense: Path, mixture: Path) -> Path:

@@ -43,15 +43,17 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def told(arguments: Sequence[str]) -> str:
     """A command and what it is about: the last part of each path in it, and the words that are no option's value."""
-    named = [word for word in arguments if word.endswith((".zarr", "-moe", "instruct", "report")) or word == "demo"]
+    endings = (".zarr", "-moe", "instruct", "report", ".jsonl")
+    named = [word for word in arguments if word.endswith(endings) or word == "demo"]
     return " ".join([arguments[0], *dict.fromkeys(Path(word).name for word in named)])
 
 
 DENSE, MIXTURE = "smollm2-135m-instruct", "smollm2-135m-instruct-moe"
+BUILT = "dataset instructions.jsonl"
 SERVED = [
     f"serve {DENSE} {MIXTURE}",
-    f"submit {DENSE} demo",
-    f"submit {MIXTURE} demo-moe",
+    f"submit {DENSE} instructions.jsonl demo",
+    f"submit {MIXTURE} instructions.jsonl demo-moe",
     "stop",
     "verify demo.zarr",
     "verify demo-moe.zarr",
@@ -67,11 +69,11 @@ def test_the_whole_way(tmp_path: Path, steps: list[str], monkeypatch: pytest.Mon
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
-        assert steps == [f"model {DENSE}", f"model {DENSE} {MIXTURE}", *SERVED]
+        assert steps == [BUILT, f"model {DENSE}", f"model {DENSE} {MIXTURE}", *SERVED]
         (tmp_path / "out" / "old").touch()
     steps.clear()
     assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
-    assert steps[:2] == ["model x-instruct x-instruct-moe", "serve x-instruct x-instruct-moe"], "not fetched, but cut"
+    assert steps[1:3] == ["model x-instruct x-instruct-moe", "serve x-instruct x-instruct-moe"], "not fetched, but cut"
     assert not (tmp_path / "out" / "old").exists()
 
 
@@ -79,7 +81,8 @@ def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], mo
     """With both folders given nothing is put on disk beside the output."""
     arguments = ("--output", tmp_path / "out", "--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
     assert run(monkeypatch, *arguments) == 0
-    assert steps[:3] == ["serve d-instruct m-moe", "submit d-instruct demo", "submit m-moe demo-moe"]
+    submitted = ["submit d-instruct instructions.jsonl demo", "submit m-moe instructions.jsonl demo-moe"]
+    assert steps[:4] == [BUILT, "serve d-instruct m-moe", *submitted]
 
 
 def test_models_of_one_name_are_refused(
@@ -119,7 +122,7 @@ def test_a_step_that_fails_ends_the_demo(
     monkeypatch.setattr(demo, "_sparcom", fail)
     assert run(monkeypatch, "--output", tmp_path / "out") == 7
     assert steps.count(broken) == 1
-    assert steps[3:] == {"submit": ["submit", "stop"], "verify": ["submit", "submit", "stop", "verify"]}[broken]
+    assert steps[4:] == {"submit": ["submit", "stop"], "verify": ["submit", "submit", "stop", "verify"]}[broken]
 
 
 def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.dataset.synthetic import synthetic_instructions
+from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
 
 MOST_ENGINES = 4  # a tiny one holds about 1.7 GiB and takes 15 to 25 s to start
 DEMO_MODEL = Path("models/smollm2-135m-instruct")
-DEMO_INSTRUCTIONS = Path("data/sparcom_data/demo/instructions.jsonl")
 
 
 class Loop:
@@ -133,7 +133,7 @@ def tiny_engine(start_engine: Callable[..., Engine], tiny_model: Callable[[str],
 
 @pytest.fixture(scope="session")
 def demo_instructions() -> list[Instruction]:
-    return read_jsonl(DEMO_INSTRUCTIONS)
+    return synthetic_instructions(20)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from sparcom_data.dataset.categories import CATEGORIES
+from sparcom_data.dataset.categories import CATEGORIES, ITEMS
+from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction, read_jsonl
 
 
@@ -18,6 +19,12 @@ def synthetic_files() -> list[Path]:
     return [folder / f"{category.lower()}.jsonl" for category in CATEGORIES]
 
 
-def synthetic_instructions(per_category: int | None = None) -> list[Instruction]:
-    """The synthetic half, or the first so many of each category."""
+def synthetic_instructions(per_category: int = ITEMS) -> list[Instruction]:
+    """The synthetic half, or the first so many of each category.
+
+    Raises:
+        InvalidInputError: more are asked for than there are.
+    """
+    if not 1 <= per_category <= ITEMS:
+        raise InvalidInputError([f"the synthetic half has 1 to {ITEMS} instructions a category; got {per_category}"])
     return [item for path in synthetic_files() for item in read_jsonl(path)[:per_category]]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sparcom_data.dataset.synthetic import synthetic_instructions
 from sparcom_data.errors import InvalidInputError, ModelUnavailableError, UnsupportedModelError
 from sparcom_extractor.models import folder
 from sparcom_extractor.models.fetch import MODELS_FOLDER, fetch_model
@@ -73,8 +73,8 @@ def make_moefied_model(
 
 
 def _demo_texts() -> list[str]:
-    lines = files("sparcom_data").joinpath("demo", "instructions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [str(json.loads(line)["text"]) for line in lines]
+    """What the demo runs: 20 instructions of each category of HexaInst's synthetic half."""
+    return [item.readable for item in synthetic_instructions(20)]
 
 
 def _llama_config(dense: Path) -> dict[str, Any]:
