@@ -69,7 +69,7 @@ def match_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float = 0.0) 
     while all(heads[name] < len(queue) for name, queue in queues.items()):
         first = {name: lengths[name][queue[heads[name]]] for name, queue in queues.items()}
         shortest = min(first.values())
-        if max(first.values()) <= shortest * (1 + tolerance):
+        if _within(shortest, max(first.values()), tolerance):
             for name, queue in queues.items():
                 kept[name].append(queue[heads[name]])
                 heads[name] += 1
@@ -77,3 +77,8 @@ def match_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float = 0.0) 
             for name, length in first.items():
                 heads[name] += length == shortest
     return {name: sorted(positions) for name, positions in kept.items()}
+
+
+def _within(shortest: int, longest: int, tolerance: float) -> bool:
+    # A quotient, since 100 · (1 + 0.15) is rounded to less than 115.
+    return longest == shortest or (shortest > 0 and (longest - shortest) / shortest <= tolerance)
