@@ -52,9 +52,23 @@ def check(
     options = CheckOptions(against=against, tokenizer=tokenizer, language=language)
     report = check_files(files or synthetic_files(), options)
     if report_file:
-        report_file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _write(report, report_file)
     _show(report, None if everything else _SHOWN)
     raise SystemExit(1 if report.count("error") or (strict and report.findings) else 0)
+
+
+def _write(report: Report, file: Path) -> None:
+    from sparcom_data.errors import StorageError
+
+    try:
+        file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"the report could not be written ({error}); name another file with --json") from error
+
+
+def _literal(text: str) -> str:
+    """What files hold may steer a terminal: control characters and the like are spelt out."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _show(report: Report, limit: int | None) -> None:
@@ -63,7 +77,7 @@ def _show(report: Report, limit: int | None) -> None:
 
     from sparcom_data.dataset.findings import RULES
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(_groups_table(report.groups))
     for rule, (level, sentence) in RULES.items():
         found = report.of(rule)
@@ -73,16 +87,17 @@ def _show(report: Report, limit: int | None) -> None:
         console.print(f"[{colour}]{level}[/] [bold]{rule}[/]: {sentence}; {len(found)} found")
         for finding in found[:limit]:
             place = f"{finding.where} ({finding.id})" if finding.id else finding.where
-            console.print(f"  {place}: {finding.message}", markup=False)
+            console.print(_literal(f"  {place}: {finding.message}"), markup=False)
         if limit and len(found) > limit:
             console.print(f"  … and {len(found) - limit} more (--all shows them)")
     for skipped in report.skipped:
-        console.print(f"[yellow]not checked[/]: {escape(skipped)}")
+        console.print(f"[yellow]not checked[/]: {escape(_literal(skipped))}")
     console.print(_verdict(report))
 
 
 def _groups_table(groups: list[Group]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("category")
@@ -95,7 +110,8 @@ def _groups_table(groups: list[Group]) -> Table:
             for found in (group.words, group.tokens)
         ]
         numbers = [str(group.instructions), *lengths, str(group.openings)]
-        table.add_row(group.category or "-", group.half or "-", *numbers)
+        names = [Text(_literal(name) or "-") for name in (group.category, group.half)]
+        table.add_row(*names, *numbers)
     table.caption = "words and tokens: shortest / median / longest; openings: different first three words"
     table.caption_justify = "left"
     return table

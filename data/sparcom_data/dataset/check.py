@@ -44,15 +44,15 @@ def check_files(paths: Sequence[Path], options: CheckOptions | None = None) -> R
     """
     options = options or CheckOptions()
     members, findings = _read(paths)
-    foreigners, _ = _read(options.against)
+    others, skipped = _read_against(options.against)
     if not members and not findings:
         raise InvalidInputError([f"nothing to check: {', '.join(map(str, paths))} without any instruction"])
-    single, skipped = _of_each(members, options)
+    single, unchecked = _of_each(members, options)
     findings += single
     findings += _ids(members)
     findings += same_texts(members)
     findings += similar_texts(members)
-    findings += contamination(members, foreigners)
+    findings += contamination(members, others)
     groups = describe_groups(members, options.tokenizer)
     findings += [*balance(groups), *group_findings(groups)]
     return Report(
@@ -60,7 +60,7 @@ def check_files(paths: Sequence[Path], options: CheckOptions | None = None) -> R
         instructions=len(members),
         groups=groups,
         findings=findings,
-        skipped=skipped,
+        skipped=[*unchecked, *skipped],
     )
 
 
@@ -74,6 +74,23 @@ def _read(paths: Sequence[Path]) -> tuple[list[Member], list[Finding]]:
             place, _, message = problem.partition(": ")
             findings.append(Finding(rule="line", where=place, message=message))
     return members, findings
+
+
+def _read_against(paths: Sequence[Path]) -> tuple[list[Member], list[str]]:
+    """The texts that the set is held against, and what of their files could not be."""
+    others: list[Member] = []
+    skipped = []
+    for path in paths:
+        found, findings = _read([path])
+        if not any(member.text for member in found):
+            reason = f"{findings[0].where}: {findings[0].message}" if findings else "it has none"
+            raise InvalidInputError([f"{path} has no instruction with a text to hold the set against ({reason})"])
+        others += found
+        unread = [f"{finding.where}: {finding.message}" for finding in findings]
+        unread += [f"{member}: token ids" for member in found if not member.text]
+        if unread:
+            skipped.append(f"{len(unread)} lines of {path}, which the set is held against ({unread[0]})")
+    return others, skipped
 
 
 def _ids(members: Sequence[Member]) -> Iterator[Finding]:

@@ -52,10 +52,12 @@ def _quantiles(lengths: Sequence[int]) -> Quantiles | None:
 
 
 def balance(groups: Sequence[Group]) -> Iterator[Finding]:
-    """A finding for each half in which categories differ in number."""
+    """A finding for each half in which categories of the set differ in number, or are missing."""
+    categories = dict.fromkeys(group.category for group in groups)
     for half, found in _halves(groups).items():
-        if len({group.instructions for group in found}) > 1:
-            numbers = ", ".join(f"{group.category or 'none'} {group.instructions}" for group in found)
+        counts = dict.fromkeys(categories, 0) | {group.category: group.instructions for group in found}
+        if len(set(counts.values())) > 1:
+            numbers = ", ".join(f"{category or 'none'} {count}" for category, count in counts.items())
             yield _about(half, "balance", f"{numbers}; leave some out, or add to the others")
 
 

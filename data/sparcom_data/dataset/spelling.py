@@ -56,7 +56,7 @@ def misspellings(texts: Sequence[str]) -> dict[int, list[str]]:
 
 
 def slips(text: str) -> list[str]:
-    """Slips of typing in one text, each named with its place."""
+    """Slips of typing in one text: each kind once with its first place, each word that stands twice once."""
     found = [
         f"{match.group(1)!r} twice in a row"
         for match in _TWICE.finditer(text)
@@ -65,4 +65,4 @@ def slips(text: str) -> list[str]:
     for pattern, name in _SLIPS.items():
         if match := re.search(pattern, text):
             found.append(f"{name} at character {match.start() + 1}")
-    return found
+    return list(dict.fromkeys(found))
