@@ -21,8 +21,9 @@ import pytest
 from sparcom_data.dataset.agreement_disputes import make_adjudication
 from sparcom_data.dataset.annotate import DataSet, make_form, read_data
 from sparcom_data.dataset.annotate_page import page_json, render_page
-from sparcom_data.dataset.annotation import Answers, Form
+from sparcom_data.dataset.annotation import Form
 from sparcom_data.dataset.annotation_read import read_answers
+from sparcom_data.dataset.annotation_testing import filled
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -276,7 +277,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     """A file brings answers and name into a browser that has none; another form's and a broken one are refused."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))
-    file = answers_of(form, "Grace").model_dump(mode="json")
+    file = filled(form, "Grace").model_dump(mode="json")
     bad = tmp_path / "bad.json"
     for change, said in [
         ({"form": "0" * 64}, "belongs to another form"),
@@ -355,7 +356,7 @@ def test_two_tabs_share_their_answers(browser: Browser, data: DataSet, tmp_path:
 def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: DataSet, tmp_path: Path) -> None:
     """The form for what two disagree on asks that alone, shows both answers, and its file is read like the others."""
     form = make_form(data)
-    first, second = answers_of(form, "Ann"), answers_of(form, "Ben", grammar="faulty", comment="a comma")
+    first, second = filled(form, "Ann"), filled(form, "Ben", grammar="faulty", comment="a comma")
     disputed = make_adjudication(data, first, second)
     tab = browser.open(write(disputed, tmp_path))
     assert "Ann" not in page_json(disputed)
@@ -371,30 +372,3 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     tab.click("#finish")
     found = read_answers(tab.saved("adjudication-Cleo.json"), "adjudication")
     assert [item.answers for item in found.items] == [{"grammar": "faulty"}] * 3
-
-
-def answers_of(form: Form, annotator: str, comment: str = "", **values: str) -> Answers:
-    """Complete answers: sound and of category QA, but for the values that are given."""
-    sound = {"grammar": "correct", "redundancy": "none", "category": "QA", "clarity": "clear"} | values
-    return Answers.model_validate(
-        {
-            "format": "sparcom-annotation",
-            "version": 1,
-            "kind": form.kind,
-            "dataset": form.dataset,
-            "form": form.sha256,
-            "categories": form.categories,
-            "annotator": annotator,
-            "complete": True,
-            "items": [
-                {
-                    "number": item.number,
-                    "id": item.id,
-                    "sha256": item.sha256,
-                    "answers": {name: sound[name] for name in item.ask},
-                    "comment": comment,
-                }
-                for item in form.items
-            ],
-        }
-    )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sparcom_data.dataset.annotation import Form, FormItem, item_sha256
 from sparcom_data.dataset.annotation_criteria import criteria_for
+from sparcom_data.dataset.categories import CATEGORIES
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction, dataset_sha256, duplicate_id_problems, read_jsonl
 
@@ -39,8 +40,9 @@ class DataSet:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that occur, in the order of their first item."""
-        return tuple(dict.fromkeys(item.category for item in self.instructions if item.category))
+        """Those that occur: the known ones in their order, then others by name, whatever order the files come in."""
+        found = {item.category for item in self.instructions if item.category}
+        return (*(name for name in CATEGORIES if name in found), *sorted(found - set(CATEGORIES)))
 
 
 def read_data(paths: Sequence[Path]) -> DataSet:

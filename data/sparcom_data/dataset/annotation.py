@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -105,7 +106,7 @@ class Answers(_Frozen):
     complete: bool
     items: tuple[ItemAnswers, ...]
 
-    @property
+    @cached_property
     def by_id(self) -> dict[str, ItemAnswers]:
         """The items by their ids."""
         return {item.id: item for item in self.items}

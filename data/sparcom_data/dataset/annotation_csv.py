@@ -109,6 +109,8 @@ def read_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
     for line, cells in rows[1:]:
         row = dict(zip(header, [*cells, *[""] * len(header)], strict=False))
         problems += [f"line {line}: {problem}" for problem in _take(row, content)]
+    if "form" not in content and not problems:
+        problems.append("the form's own line is missing: copy it from the form as it was written")
     content["complete"] = all(value is not None for item in content["items"] for value in item["answers"].values())
     _spell_as_allowed(content)
     return content, problems
