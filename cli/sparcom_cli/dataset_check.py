@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _SHOWN = 8
+_NARROWEST = 88  # a table on fewer columns would lose names or numbers; a terminal that has fewer wraps its lines
 
 
 @click.command()
@@ -77,7 +78,8 @@ def _show(report: Report, limit: int | None) -> None:
 
     from sparcom_data.dataset.findings import RULES
 
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    width = max(Console().width, _NARROWEST)
+    console = Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     console.print(_groups_table(report.groups))
     for rule, (level, sentence) in RULES.items():
         found = report.of(rule)
@@ -100,10 +102,10 @@ def _groups_table(groups: list[Group]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("category")
-    table.add_column("half")
+    for name in ("category", "half"):
+        table.add_column(name, overflow="fold")
     for name in ("instructions", "words", "tokens", "openings"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
         lengths = [
             f"{found.shortest} / {found.median:g} / {found.longest}" if found else "-"
