@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ for wanted, end in zip((3, 4), ends):
     os.dup2(end, wanted)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-PATIENCE = 20.0
+PATIENCE = 60.0  # seconds; only a failure takes as long
 EVIL = '</script><img src=x onerror="document.title=1"><!-- <script>document.title=2</script> \u2028 {{ 7*7 }}'
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
@@ -92,6 +93,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], PATIENCE)
+            assert ready, "the browser does not answer"
             data = os.read(self._read, 1 << 16)
             assert data, "the browser ended"
             self._buffer += data
@@ -372,3 +375,18 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     tab.click("#finish")
     found = read_answers(tab.saved("adjudication-Cleo.json"), "adjudication")
     assert [item.answers for item in found.items] == [{"grammar": "faulty"}] * 3
+
+
+def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+    """Answers in the browser that are none are not used: the form begins anew, and a file brings them back."""
+    form = make_form(data)
+    tab = browser.open(write(form, tmp_path))
+    tab.begin("Hedy")
+    for damage in ('{"items": [1, 2, 3]}', "{", "null", '{"items": [{}, {}, {}]}'):
+        tab.see(f"localStorage[Object.keys(localStorage).find((key) => key.endsWith('/Hedy'))] = {damage!r}")
+        tab.reload()
+        assert tab.text("#start-title") == "3 items to judge"
+    good = tmp_path / "good.json"
+    good.write_text(filled(form, "Hedy").model_dump_json())
+    tab.give("#load-start", good)
+    wait_until(lambda: tab.text("#answered") == "3 answered")

@@ -239,7 +239,8 @@ async function load(input) {
 function stored(annotator) {
   try {
     const found = JSON.parse(read(keyOf(annotator)));
-    return found && found.items.length === form.items.length ? found : null;
+    const whole = found.items.length === form.items.length && found.items.every((item) => typeof item.comment === "string" && item.answers);
+    return whole ? found : null;
   } catch { return null; }
 }
 function begin(loaded) {
