@@ -390,3 +390,16 @@ def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, 
     good.write_text(filled(form, "Hedy").model_dump_json())
     tab.give("#load-start", good)
     wait_until(lambda: tab.text("#answered") == "3 answered")
+
+
+def test_a_browser_that_keeps_nothing_says_so(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+    """Where storage is full or forbidden the page warns as long as that lasts, and a file still has everything."""
+    form = make_form(data)
+    tab = browser.open(write(form, tmp_path))
+    tab.see("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    tab.begin("Ida")
+    assert "does not keep answers" in tab.text("#warning")
+    tab.key("2")
+    tab.click("#save")
+    saved = json.loads(tab.saved("annotation-Ida-partial.json").read_text())
+    assert saved["items"][0]["answers"]["grammar"] == "faulty"
