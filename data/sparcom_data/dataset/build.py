@@ -75,7 +75,7 @@ def _natural(candidate: Candidate, number: int, revision: str) -> Instruction:
         source=candidate.source,
         license=candidate.license,
         sha256=text_sha256(candidate.text),
-        metadata={"revision": revision} if revision else None,
+        metadata={**(candidate.metadata or {}), **({"revision": revision} if revision else {})} or None,
     )
 
 
@@ -102,7 +102,7 @@ def matched(instructions: Sequence[Instruction], matching: Matching) -> list[Ins
 
 def as_lines(instructions: Sequence[Instruction]) -> bytes:
     """JSON lines in UTF-8, fields in the order of the published files, what is empty left out."""
-    order = ("id", "category", "half", "source", "license", "sha256", "metadata", "text")
+    order = ("id", "category", "half", "source", "license", "sha256", "metadata", "text", "messages", "token_ids")
     lines = []
     for item in instructions:
         fields = item.model_dump(exclude_defaults=True)

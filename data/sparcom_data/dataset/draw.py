@@ -51,7 +51,8 @@ def _in_turns(candidates: Iterable[Candidate], seed: int, most: int) -> Iterator
             _shorten(stratum, most)
     for stratum in strata.values():
         _shorten(stratum, most)
-    for turn in zip_longest(*sorted(strata.values(), key=lambda stratum: stratum[0][0])):
+    order = sorted(strata, key=lambda name: (strata[name][0][0], name))  # two tasks may begin with the same text
+    for turn in zip_longest(*(strata[name] for name in order)):
         yield from (keyed[1] for keyed in turn if keyed is not None)
 
 

@@ -14,7 +14,7 @@ from sparcom_data.dataset.categories import CATEGORIES
 from sparcom_data.dataset.records import ENDINGS, is_readable, read_records
 from sparcom_data.dataset.sources import SOURCES, Candidate, Source
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.instructions import Instruction, read_jsonl, text_sha256
 
 UNKNOWN_LICENCE = "unknown"
 
@@ -85,7 +85,8 @@ def prepared_candidates(path: Path, category: str) -> Iterator[Candidate]:
     """The instructions of a prepared file.
 
     Raises:
-        InvalidInputError: lines that are no instructions, have no text, or are of another category; all are named.
+        InvalidInputError: lines that are no instructions, have no text, are of another category or half, or whose
+            hash is another text's; all are named.
     """
     instructions = read_jsonl(path)
     problems = [problem for item in instructions if (problem := _problem(item, category))]
@@ -93,7 +94,9 @@ def prepared_candidates(path: Path, category: str) -> Iterator[Candidate]:
         raise InvalidInputError([f"{path.name}: {problem}" for problem in problems])
     for item in instructions:
         source = item.source or f"{path.name}:{item.id}"
-        yield Candidate(category, source, item.license or UNKNOWN_LICENCE, item.text or "", id=item.id)
+        yield Candidate(
+            category, source, item.license or UNKNOWN_LICENCE, item.text or "", id=item.id, metadata=item.metadata
+        )
 
 
 def _problem(item: Instruction, category: str) -> str:
@@ -101,4 +104,8 @@ def _problem(item: Instruction, category: str) -> str:
         return f"{item.id}: an instruction of the natural half is a text; give `text`"
     if item.category not in ("", category):
         return f"{item.id}: the file is for {category}, the line says {item.category!r}; move it, or mend the category"
+    if item.half not in ("", "natural"):
+        return f"{item.id}: the file is for the natural half, the line says {item.half!r}; move it, or mend the half"
+    if item.sha256 not in ("", text_sha256(item.text)):
+        return f"{item.id}: sha256 must be that of the text, which was changed or cut; take it from its source again"
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from sparcom_data.errors import InvalidInputError
 
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 _SPLIT = re.compile(r"(_10templates)?[_-](train|test|validation|dev)([_-].*)?$")
+
+# pyarrow's errors are of these kinds too: a codec that it lacks is a NotImplementedError.
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, RecursionError, NotImplementedError)
 
 
 def is_readable(path: Path) -> bool:
@@ -34,7 +38,7 @@ def read_records(path: Path) -> Iterator[Record]:
     try:
         for record in _records(path):
             yield record if "task" in record else {**record, "task": task}
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's errors are of these kinds too
+    except _UNREADABLE as error:
         raise InvalidInputError([f"{path} cannot be read ({error}): fetch it again, or remove it"]) from error
 
 

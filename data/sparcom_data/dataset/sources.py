@@ -21,7 +21,7 @@ class Candidate:
     """An instruction that a source offers.
 
     `source` is its address (`humaneval:HumanEval/9`); `stratum` names the part of the source that it is from, so that
-    a draw takes from all parts alike; `id` is one that the source's preparer gave, if any.
+    a draw takes from all parts alike; `id` and `metadata` are what the source's preparer gave, if anything.
     """
 
     category: str
@@ -30,6 +30,7 @@ class Candidate:
     text: str
     stratum: str = ""
     id: str = ""
+    metadata: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,11 @@ class Source:
     extract: Callable[[Record], Candidate | None]
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell it, UTF-8 cannot
+
+
 def _suits(text: str) -> bool:
-    return FEWEST_WORDS <= len(text.split()) <= MOST_WORDS
+    return FEWEST_WORDS <= len(text.split()) <= MOST_WORDS and not _LONE_SURROGATE.search(text)
 
 
 def _candidate(category: str, source: str, licence: str, text: object, stratum: str = "") -> Candidate | None:
@@ -99,7 +103,7 @@ _NOT_WRITING = re.compile(
 def alpaca(record: Record) -> Candidate | None:
     """An instruction without input that asks for something to be written: no code, no sums, no work on a text."""
     text = str(record.get("instruction", "")).strip()
-    if str(record.get("input", "")).strip() or not _WRITE.match(text) or _NOT_WRITING.search(text):
+    if str(record.get("input") or "").strip() or not _WRITE.match(text) or _NOT_WRITING.search(text):
         return None
     return _candidate("GEN", "alpaca:no-input", "CC-BY-NC-4.0", text)
 
@@ -116,9 +120,9 @@ _ASKS_SUMMARY = re.compile(
 )
 # Some templates of these sources run the other way: from the summary to the text.
 _ASKS_TEXT = re.compile(
-    r"(write|generate|expand|compose|create)\b[^.\n]{0,40}\b(article|story|e-?mail|dialog(ue)?|text|document|"
-    r"conversation)\b(?![^.\n]{0,30}summar)|based on (this|the) (summary|headline|title|subject)|"
-    r"what was (it|the article) about",
+    r"(write|generate|expand|compose|create)\b((?!(summary|headline|subject line|gist|title) (of|for)\b)[^.\n]){0,40}\b"
+    r"(article|story|e-?mail|dialog(ue)?|text|document|conversation)\b(?!('s)? (summar|headline|gist))|"
+    r"based on (this|the) (summary|headline|title|subject)|what was (it|the article) about",
     re.IGNORECASE,
 )
 
