@@ -44,6 +44,10 @@ EVIL = '</script><img src=x onerror="document.title=1"><!-- <script>document.tit
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
 
 
+class RefusedError(Exception):
+    """The browser could not do what it was told."""
+
+
 class Browser:
     """One headless browser and its pages."""
 
@@ -80,7 +84,8 @@ class Browser:
         while True:
             message = self._receive()
             if message.get("id") == number:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise RefusedError(method, message["error"])
                 result: dict[str, Any] = message["result"]
                 return result
             self._note(message)
@@ -136,13 +141,20 @@ class Page:
     def go(self, page: Path) -> None:
         """Open the file, and wait until its scripts have run."""
         self.call("Page.navigate", url=page.as_uri())
-        wait_until(lambda: self.see("document.readyState === 'complete' && location.protocol === 'file:'"))
+        wait_until(lambda: self._ready("location.protocol === 'file:'"))
 
     def reload(self) -> None:
         """Load the page again, and wait until it is another."""
         self.see("window.before = true")
         self.call("Page.reload")
-        wait_until(lambda: self.see("!window.before && document.readyState === 'complete'"))
+        wait_until(lambda: self._ready("!window.before"))
+
+    def _ready(self, condition: str) -> bool:
+        """Whether a page is there for which this holds; between two pages there is none to ask."""
+        try:
+            return bool(self.see(f"document.readyState === 'complete' && {condition}"))
+        except RefusedError:
+            return False
 
     def see(self, expression: str) -> Any:
         """The value of an expression in the page."""
