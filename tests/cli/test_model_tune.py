@@ -1,0 +1,68 @@
+"""`sparcom model tune`: options reach the work, and what came of it is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from sparcom_cli.model import model as model_command
+from sparcom_cli.model_steps import Steps
+from sparcom_data.errors import InvalidInputError
+from sparcom_extractor.models import make_tiny_model
+from sparcom_extractor.models.testing import write_small_tokenizer
+
+pytest.importorskip("accelerate")
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(model_command, ["tune", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_the_command_makes_a_twin_and_says_how_it_went(tmp_path: Path) -> None:
+    """Steps, losses before and after, tokens, how much changed, what was cut, and what base and twin say; the second
+    time that there is nothing to do."""
+    base = make_tiny_model("llama", tmp_path / "base", tokenizer=write_small_tokenizer(tmp_path)).path
+    lines = [{"id": str(n), "text": " ".join("ABCDEFGHIJKLMNOPQRSTUVWX"[n % 9 :])} for n in range(20)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = {"learning-rate": 0.001, "epochs": 2, "batch-size": 6, "max-length": 20, "held-out": 0.2, "seed": 3}
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments = ["--model", base, "--data", tmp_path / "in.jsonl", "--output", tmp_path / "m", *flags]
+    said = invoke(*arguments).stdout
+    assert said.startswith(f"Made {tmp_path / 'm'} (16 instructions, 6 steps; loss from ")
+    assert "on 4 held out)\n" in said
+    assert "tokens trained on; " in said
+    assert "of the weights differ from the base's" in said
+    assert "instructions were cut to --max-length" in said
+    assert "\nThe capital of France is\n  base:  " in said
+    source = json.loads((tmp_path / "m" / "SOURCE.json").read_text())
+    assert {name.replace("-", "_"): value for name, value in options.items()}.items() <= source.items()
+    assert invoke(*arguments).stdout.startswith(f"Nothing to do: {tmp_path / 'm'} (16 instructions")
+
+
+def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
+    """Before a model is looked for."""
+    with pytest.raises(InvalidInputError, match="held_out: lies between 0 and 1"):
+        invoke("--model", tmp_path, "--data", tmp_path / "in.jsonl", "--held-out", "1")
+
+
+def test_a_note_stands_behind_its_step() -> None:
+    """How many of how many, and what is told of it, in one line a step."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    screen = io.StringIO()
+    bars = Progress(TextColumn("{task.description}{task.fields[note]}"), console=Console(file=screen, width=90))
+    steps = Steps(bars)
+    steps("loading")
+    for done in range(3):
+        steps("training", done, 40, note=f"loss {4 - done}.000" if done else "")
+    steps("writing")
+    bars.stop()
+    lines = screen.getvalue().splitlines()
+    assert [line.split(",")[0].strip() for line in lines] == ["loading", "training 2 of 40", "writing"]
+    assert "loss 2.000" in lines[1]

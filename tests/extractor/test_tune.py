@@ -1,0 +1,460 @@
+"""A tuned twin: it learned, it is its base in everything else, and what is said of it is so."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparcom_data.errors import InvalidInputError, ModelUnavailableError, UnsupportedModelError
+from sparcom_data.instructions import Instruction
+from sparcom_extractor.models import folder, make_tiny_model
+from sparcom_extractor.models.testing import write_small_tokenizer
+from sparcom_extractor.models.tune import tune_model
+from sparcom_extractor.models.tune_data import Example, make_examples, split
+from sparcom_extractor.models.tune_settings import TuneSettings
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+ARCHITECTURES = ("llama", "qwen2-moe")
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'][0] }} {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>a {% endif %}"
+)
+QUICK: dict[str, Any] = {
+    "epochs": 2.0,
+    "learning_rate": 1e-3,
+    "batch_size": 4,
+    "precision": "float32",
+    "max_length": 24,
+    "held_out": 0.1,
+}
+
+
+def write_data(path: Path, count: int = 30) -> Path:
+    """Instructions of 4 to 33 letters whose next letter can be learned: each is a stretch of one alphabet."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYabcdefghijklmnopqrstuvwxy"
+    lines = []
+    for number in range(count):
+        text = " ".join((letters * 2)[number : number + 4 + number % 30])
+        lines.append(json.dumps({"id": f"i{number}", "text": text, "license": "CC0-1.0" if number else ""}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny bases by architecture, and data.jsonl."""
+    place = tmp_path_factory.mktemp("tune")
+    vocabulary = write_small_tokenizer(place)
+    settings = vocabulary / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": TEMPLATE}))
+    for architecture in ARCHITECTURES:
+        make_tiny_model(architecture, place / architecture, tokenizer=vocabulary)
+    write_data(place / "data.jsonl")
+    return place
+
+
+def tune(place: Path, output: Path, base: str | Path = "llama", tell: Any = None, **settings: Any) -> folder.MadeModel:
+    data = settings.pop("data", place / "data.jsonl")
+    told = {"tell": tell} if tell else {}
+    return tune_model(place / base, data, output, settings=TuneSettings(**(QUICK | settings)), **told)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def twin(request: pytest.FixtureRequest, place: Path) -> tuple[Path, folder.MadeModel]:
+    """A base's folder, and its tuned twin."""
+    return place / request.param, tune(place, place / f"{request.param}-tuned", request.param)
+
+
+def load(path: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(path)
+
+
+def loss_by_transformers(path: Path, texts: list[str], max_length: int) -> float:
+    """The mean loss of a folder's model over the tokens of texts, each text alone, by the model's own loss."""
+    model, tokenizer = load(path).float(), transformers.AutoTokenizer.from_pretrained(path)
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text)["input_ids"][:max_length]])
+        with torch.no_grad():
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    return total / count
+
+
+def texts_of(place: Path, ids: list[str]) -> list[str]:
+    items = [json.loads(line) for line in (place / "data.jsonl").read_text().splitlines()]
+    return [item["text"] for item in items if item["id"] in ids]
+
+
+def test_the_loss_falls_on_both_parts(twin: tuple[Path, folder.MadeModel]) -> None:
+    """Of what is trained on and of what is held out."""
+    for part in twin[1].source["loss"].values():
+        assert part["after"] < part["before"] - 0.1
+
+
+def test_the_losses_are_those_of_transformers(twin: tuple[Path, folder.MadeModel], place: Path) -> None:
+    """What SOURCE.json says is what the models' own loss gives, text by text and without padding."""
+    base, made = twin
+    texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
+    assert len(texts) == made.source["instructions"]["held_out"] == 3
+    said = made.source["loss"]["held_out"]
+    assert said["before"] == pytest.approx(loss_by_transformers(base, texts, 24), rel=1e-5)
+    assert said["after"] == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
+
+
+def test_every_ffn_has_other_weights(twin: tuple[Path, folder.MadeModel]) -> None:
+    """Each tensor of each FFN, a router's too, differs from the base's in part; shapes, names and dtypes do not."""
+    before, after = (load(path).state_dict() for path in (twin[0], twin[1].path))
+    assert {name: (value.shape, value.dtype) for name, value in before.items()} == {
+        name: (value.shape, value.dtype) for name, value in after.items()
+    }
+    inner = [name for name in before if ".mlp." in name]
+    assert len(inner) >= 9
+    assert not [name for name in inner if torch.equal(before[name], after[name])]
+    differing = sum(int((before[name] != after[name]).sum()) for name in before)
+    share = differing / sum(value.numel() for value in before.values())
+    assert twin[1].source["weights_changed"]["share"] == pytest.approx(share)
+    assert 0 < twin[1].source["weights_changed"]["distance"] < 1
+
+
+def test_all_but_the_weights_is_the_bases(twin: tuple[Path, folder.MadeModel]) -> None:
+    """Tokenizer, configuration and generation settings are the same bytes, weights have the same names on disk."""
+    from safetensors import safe_open
+
+    base, made = twin
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
+        assert (base / name).read_bytes() == (made.path / name).read_bytes(), name
+    keys = [set(safe_open(path / "model.safetensors", "pt").keys()) for path in (base, made.path)]
+    assert keys[0] == keys[1]
+
+
+def test_the_folder_holds_what_is_promised_and_no_more(twin: tuple[Path, folder.MadeModel]) -> None:
+    """Curve, picture, continuations and the held-out ids beside the model; the Trainer leaves nothing."""
+    base, made = twin
+    extra = {"loss.csv", "loss.png", "continuations.json", "held-out.json"}
+    assert {path.name for path in made.path.iterdir()} == {path.name for path in base.iterdir()} | extra
+    assert (made.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    said = json.loads((made.path / "continuations.json").read_text())
+    assert said[0]["prompt"] == "The capital of France is"
+    assert all(set(item) == {"prompt", "base", "tuned"} for item in said)
+
+
+def test_the_source_tells_how_it_was_made(twin: tuple[Path, folder.MadeModel], place: Path) -> None:
+    """Base, data, licences, settings, numbers of instructions and tokens."""
+    base, made = twin
+    source = folder.read_source(made.path)
+    assert source == made.source
+    assert source is not None
+    assert source["name"] == f"tiny-{base.name}-tuned"
+    assert source["data_sha256"] == folder.sha256_of(place / "data.jsonl")
+    assert source["licence"] == "random weights"
+    assert source["data_licences"] == {"CC0-1.0": 29, "not stated": 1}
+    assert QUICK.items() <= source.items()
+    assert source["instructions"] == {"training": 27, "training_sample": 3, "held_out": 3, "cut": 9, "left_out": 0}
+    assert source["tokens_trained_on"] == 2 * source["tokens"]["training"]
+    assert source["steps"] == 14
+    assert source["router_auxiliary_loss"] is None
+
+
+def test_the_curve_has_every_step(twin: tuple[Path, folder.MadeModel]) -> None:
+    """A row a step after that of the base; held-out losses at the start, on the way and at the end; a rate that rises
+    and falls to 0."""
+    source = twin[1].source
+    rows = list(csv.DictReader((twin[1].path / "loss.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(15))
+    assert float(rows[-1]["epoch"]) == 2
+    assert int(rows[-1]["tokens"]) == source["tokens_trained_on"]
+    assert [int(row["step"]) for row in rows if row["held_out_loss"]] == [0, 4, 9, 14]
+    for row, when in ((rows[0], "before"), (rows[-1], "after")):
+        assert float(row["held_out_loss"]) == pytest.approx(source["loss"]["held_out"][when], rel=1e-6)
+    rates = [float(row["learning_rate"]) for row in rows[1:]]
+    assert max(rates) == pytest.approx(1e-3)
+    assert 0 < rates.index(max(rates)) < 4
+    assert rates[-1] < 1e-4
+    assert np.mean([float(row["training_loss"]) for row in rows[-4:]]) < float(rows[1]["training_loss"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_seed_fixes_every_byte(architecture: str, place: Path, tmp_path: Path) -> None:
+    """The same recipe gives the same files, and done a second time does nothing; another seed gives other weights."""
+    first = place / f"{architecture}-tuned"
+    tune(place, first, architecture)
+    again = tune(place, tmp_path / "again", architecture)
+    assert again.fresh
+    assert again.source == folder.read_source(first)
+    other = tune(place, tmp_path / "other", architecture, seed=1)
+    assert other.source["files"]["model.safetensors"] != again.source["files"]["model.safetensors"]
+    assert not tune(place, tmp_path / "again", architecture).fresh
+    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 2"):
+        tune(place, tmp_path / "again", architecture, seed=2)
+
+
+def test_the_callers_random_numbers_go_on(place: Path, tmp_path: Path) -> None:
+    """Neither the seeds of torch and numpy nor torch's choice of algorithms are left changed."""
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    tune(place, tmp_path / "m", epochs=0.2)
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_base_of_half_precision_keeps_its_dtype(place: Path, tmp_path: Path) -> None:
+    """Trained in float32 and rounded at the end: the losses said are those of the rounded weights."""
+    model = load(place / "llama").bfloat16()
+    shutil.copytree(place / "llama", tmp_path / "half")
+    model.save_pretrained(tmp_path / "half")
+    made = tune(place, tmp_path / "m", tmp_path / "half")
+    assert {value.dtype for value in load(made.path).state_dict().values()} == {torch.bfloat16}
+    texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
+    said = made.source["loss"]["held_out"]["after"]
+    assert said == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
+    with pytest.raises(ModelUnavailableError, match=r"not one weight does after rounding to torch\.bfloat16"):
+        tune(place, tmp_path / "n", tmp_path / "half", learning_rate=1e-12)
+    assert not (tmp_path / "n").exists()
+
+
+def test_nothing_of_the_trainer_is_seen(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No line on the terminal and no file in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    tune(place, tmp_path / "out" / "m", epochs=0.5, precision="bfloat16")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stopped", ["reading instructions", "training", "measuring the twin"])
+def test_an_interrupted_run_leaves_nothing(stopped: str, place: Path, tmp_path: Path) -> None:
+    """Wherever Ctrl-C comes, there is no folder, finished or half-made."""
+
+    def tell(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        if step == stopped and (done or not total):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(place, tmp_path / "m", tell=tell)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_is_told_step_by_step(place: Path, tmp_path: Path) -> None:
+    """Each step with how many there are and its loss."""
+    told: list[tuple[int, int, str]] = []
+
+    def tell(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        if total:
+            told.append((done, total, note))
+
+    tune(place, tmp_path / "m", epochs=0.5, tell=tell)
+    assert [(done, total) for done, total, _ in told] == [(step, 4) for step in range(5)]
+    assert all(note.startswith("loss ") for _, _, note in told[1:])
+
+
+def test_a_loss_that_rises_makes_no_model(place: Path, tmp_path: Path) -> None:
+    """A rate far too high: refused, with both losses and the remedy."""
+    with pytest.raises(ModelUnavailableError, match=r"it went from .* made; lower --learning-rate \(0\.9\)"):
+        tune(place, tmp_path / "m", learning_rate=0.9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> None:
+    """Weights that overflow: the step is named and nothing is kept."""
+    from sparcom_extractor.models.tune_train import _Watch
+
+    watch = _Watch(split([Example(str(n), [1, 2], [1, 2]) for n in range(20)], TuneSettings()), TuneSettings(), print)
+    state = transformers.TrainerState(global_step=3, max_steps=9)
+    for logs in ({"loss": float("nan"), "grad_norm": 1.0}, {"loss": 1.0, "grad_norm": float("inf")}):
+        with pytest.raises(ModelUnavailableError, match="at step 3 of 9"):
+            watch.on_log(None, state, None, logs=logs, model=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: is above 0; it is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: lies between 0 and 1; it is nan"),
+        ({"batch_size": 0}, "batch_size: is at least 1"),
+        ({"max_length": 1}, "max_length: is at least 2"),
+        ({"held_out": 0.0}, "held_out: lies between 0 and 1"),
+        ({"seed": -1}, "seed: lies between"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    """Each by its rule, with the value; several at once."""
+    with pytest.raises(InvalidInputError, match=message):
+        TuneSettings(**settings)
+    with pytest.raises(InvalidInputError) as refused:
+        TuneSettings(**({"epochs": -1.0, "batch_size": -1, "max_length": -1} | settings))
+    assert len(refused.value.problems) >= 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 3}, "all 30 are longer than 3 tokens, the shortest has 4"),
+        ({"held_out": 0.01}, "0.01 of 30 usable instructions leaves 0 and 30"),
+        ({"held_out": 0.99}, "leaves 30 and 0"),
+        ({"max_length": 513}, "at most the model's context of 512 tokens; it is 513"),
+        ({"data": "empty"}, "holds no instruction"),
+        ({"data": "strange"}, "the largest is 60"),
+        ({"data": "chat"}, "messages go with prompt_format 'chat'"),
+    ],
+)
+def test_instructions_that_cannot_be_tuned_on_are_refused(
+    settings: dict[str, Any], message: str, place: Path, tmp_path: Path
+) -> None:
+    """With the rule, the value and the remedy, before anything is computed."""
+    contents = {
+        "empty": "\n",
+        "strange": '{"id": "a", "token_ids": [3, 60]}',
+        "chat": '{"id": "a", "messages": [{"role": "user", "content": "A"}]}',
+    }
+    if "data" in settings:
+        settings = {**settings, "data": tmp_path / "in.jsonl"} | {"content": contents[settings["data"]]}
+        (tmp_path / "in.jsonl").write_text(settings.pop("content"))
+    with pytest.raises(InvalidInputError, match=message):
+        tune(place, tmp_path / "m", **settings)
+    assert not (tmp_path / "m").exists()
+
+
+def without_weights(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+
+
+def without_a_layer(base: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if ".1.mlp." not in name}, base / "model.safetensors")
+
+
+def configured(**changes: Any) -> Callable[[Path], None]:
+    def change(base: Path) -> None:
+        path = base / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "message"),
+    [
+        (shutil.rmtree, ModelUnavailableError, "is a folder, or one of smollm2-135m-instruct"),
+        (without_weights, ModelUnavailableError, "has its weights in safetensors files"),
+        (without_a_layer, ModelUnavailableError, "lacks 3, which would be random: model.layers.1.mlp"),
+        (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers knows"),
+        (configured(quantization_config={"quant_method": "gptq", "bits": 4}), UnsupportedModelError, "gptq"),
+        (
+            configured(architectures=["LlamaForSequenceClassification"]),
+            UnsupportedModelError,
+            "is LlamaForSequenceClassification. Give another --model",
+        ),
+        (configured(model_type="t5", architectures=["T5Model"]), UnsupportedModelError, "is T5Model"),
+    ],
+)
+def test_models_that_cannot_be_tuned_are_refused(
+    break_it: Callable[[Path], None], error: type[Exception], message: str, place: Path, tmp_path: Path
+) -> None:
+    """With what is wrong and what to do; never trained with weights that are not the model's."""
+    shutil.copytree(place / "llama", tmp_path / "base")
+    break_it(tmp_path / "base")
+    with pytest.raises(error, match=message):
+        tune(place, tmp_path / "m", tmp_path / "base")
+    assert not (tmp_path / "m").exists()
+
+
+def conversation(*contents: str) -> Instruction:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return Instruction.model_validate({"id": "c", "messages": messages})
+
+
+def chat_example(place: Path, item: Instruction, template: str = TEMPLATE) -> tuple[Example, list[str]]:
+    """The example of one conversation, and its counted tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "llama")
+    tokenizer.chat_template = template
+    (example,) = make_examples(tokenizer, [item], TuneSettings(prompt_format="chat"))
+    counted = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
+    assert all(label in (-100, token) for token, label in zip(example.ids, example.labels, strict=True))
+    return example, tokenizer.convert_ids_to_tokens(counted)
+
+
+def test_only_the_assistants_tokens_count(place: Path) -> None:
+    """In a conversation that the assistant ends: every answer and the sign that ends it, nothing else."""
+    example, counted = chat_example(place, conversation("AB", "CD", "EF", "GHI"))
+    assert counted == ["C", "D", "</s>", "G", "H", "I", "</s>"]
+    assert example.predicted == 7
+    assert len(example.ids) == 9 + 12 - 4 + 4
+
+
+def test_a_conversation_that_the_user_ends_counts_whole(place: Path) -> None:
+    """There is no answer to learn; its tokens are those of an extraction, with the words that open an answer."""
+    example, counted = chat_example(place, conversation("AB"))
+    assert counted == ["<s>", "u", "A", "B", "</s>", "<s>", "a"]
+    assert example.labels == example.ids
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(place: Path) -> None:
+    """Where the beginning of a conversation is written otherwise in the whole, no turn can be told from it."""
+    numbered = "{{ 'ABCD'[messages | length] }}" + TEMPLATE
+    with pytest.raises(InvalidInputError, match="this model's rewrites it"):
+        chat_example(place, conversation("AB", "CD"), numbered)
+
+
+def test_without_a_chat_template_conversations_are_refused(place: Path) -> None:
+    """As in an extraction."""
+    with pytest.raises(InvalidInputError, match="needs a chat template"):
+        chat_example(place, conversation("AB", "CD"), "")
+
+
+def test_token_ids_are_taken_as_they_are(place: Path) -> None:
+    """No special token is added, and all count."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "llama")
+    item = Instruction.model_validate({"id": "t", "token_ids": [9, 8, 7]})
+    (example,) = make_examples(tokenizer, [item], TuneSettings())
+    assert (example.ids, example.labels, example.predicted) == ([9, 8, 7], [9, 8, 7], 2)
+
+
+def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
+    """Longer ones are cut; one whose answer was cut off, or that has a single token, has nothing to predict."""
+    plain = [Example(f"p{number}", [1] * 10, [1] * 10) for number in range(10)]
+    odd = [
+        Example("long", [1] * 50, [1] * 50),
+        Example("answer far", [1] * 50, [-100] * 40 + [1] * 10),
+        Example("single", [1], [1]),
+    ]
+    data = split([*plain, *odd], TuneSettings(max_length=32, held_out=0.2))
+    assert (data.cut, data.left_out) == (2, 2)
+    assert len(data.held_out) == 2
+    assert sorted(example.id for example in (*data.training, *data.held_out)) == ["long", *(f"p{n}" for n in range(10))]
+    assert max(len(example.ids) for example in (*data.training, *data.held_out)) == 32
+
+
+def test_the_mean_loss_weighs_tokens_alike_in_any_batches(place: Path) -> None:
+    """A batch of everything, padded, and one at a time give the same mean; the model's mode stays as it was."""
+    from sparcom_extractor.models.tune_loss import mean_loss
+
+    model = load(place / "qwen2-moe").train()
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(3, 60, length).tolist() for length in (2, 9, 30, 5)]
+    examples = [Example(str(number), row, [-100, *row[1:]]) for number, row in enumerate(ids)]
+    assert mean_loss(model, examples, 1) == pytest.approx(mean_loss(model, examples, 4), rel=1e-5)
+    assert model.training
+
+
+def test_the_running_mean_weighs_steps_by_their_tokens() -> None:
+    """Within an eighth of all tokens, up to and with the step."""
+    from sparcom_extractor.models.tune_curve import smoothed
+
+    assert smoothed([100, 110, 120, 800], [4.0, 1.0, 2.0, 7.0]) == pytest.approx([4.0, 410 / 110, 430 / 120, 7.0])
