@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from sparcom_cli.dataset_annotate import agreement, annotate
 from sparcom_cli.dataset_build import build
 from sparcom_cli.dataset_check import check
 
@@ -18,3 +19,5 @@ def dataset() -> None:
 
 dataset.add_command(build)
 dataset.add_command(check)
+dataset.add_command(annotate)
+dataset.add_command(agreement)
