@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sparcom_data.errors import NewerFormatError, NotAnArchiveError
 
@@ -91,6 +91,20 @@ class CaptureInfo(_Section):
     components: list[Component] = ["neuron"]
 
 
+class PromptInfo(_Section):
+    """What the prompts' tokens are. `special_token_ids`: ids, ascending, that the tokenizer marks as special (BOS, the
+    marks of a chat template), whether or not a prompt has them; words that a template writes between them are not."""
+
+    special_token_ids: list[int]
+
+    @field_validator("special_token_ids")
+    @classmethod
+    def _ascending(cls, ids: list[int]) -> list[int]:
+        if ids != sorted(set(ids)) or (ids and ids[0] < 0):
+            raise ValueError(f"special token ids must be distinct, ascending and at least 0; they are {ids}")
+        return ids
+
+
 class DatasetInfo(_Section):
     """Where the instructions came from. `sha256` is over their canonical JSON lines."""
 
@@ -99,13 +113,15 @@ class DatasetInfo(_Section):
 
 
 class ArchiveAttributes(_Section):
-    """The whole attribute."""
+    """The whole attribute. `prompts` is null where the tokenizer does not say which tokens are special, and absent from
+    archives of releases that did not ask it."""
 
     format_version: Literal[1] = 1
     created: str
     model: ModelInfo
     engine: EngineInfo
     capture: CaptureInfo
+    prompts: PromptInfo | None = None
     dataset: DatasetInfo = DatasetInfo()
     state: Literal["open", "complete"] = "open"
 

@@ -28,11 +28,11 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import EngineError, InvalidInputError, StorageError
 from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
 from sparcom_data.layout import Layout, plan_layout
-from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo
+from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, PromptInfo
 from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
 from sparcom_extractor.capture import PLAN_KEY
-from sparcom_extractor.prompts import Prompt, make_prompts
+from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
 from sparcom_extractor.ranks import RankAnswers
 
 if TYPE_CHECKING:
@@ -73,11 +73,13 @@ def prepare_extraction(
         options.max_tokens,
         [not prompt.error for prompt in prompts],
     )
+    special = special_token_ids(engine.tokenizer)
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=engine.model,
         engine=engine.engine,
         capture=CaptureInfo(**options.model_dump(), components=engine.model.components),
+        prompts=None if special is None else PromptInfo(special_token_ids=special),
         dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
     )
     columns = InstructionColumns(

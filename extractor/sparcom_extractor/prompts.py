@@ -128,6 +128,20 @@ def load_tokenizer(model: str) -> Any:
         ) from error
 
 
+def special_token_ids(tokenizer: Any) -> list[int] | None:
+    """Ids that the tokenizer itself marks as special, ascending; None where it does not say.
+
+    Two lists of a transformers tokenizer together: the tokens with a role (BOS, EOS, padding, unknown) and the added
+    tokens flagged as special. Each lacks some of the other: the turn marks of LLaMA 3's template have no role, and a
+    role may be given to a plain token of the vocabulary.
+    """
+    with_role = getattr(tokenizer, "all_special_ids", None)
+    if with_role is None:
+        return None
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return sorted({*map(int, with_role), *(int(index) for index, token in added.items() if token.special)})
+
+
 def tokenizer_sha256(tokenizer: Any, model: str) -> str:
     """SHA-256 that tells tokenizers apart: of `tokenizer.json` where the model is a folder that has one, otherwise of
     the tokenizer's own serialised form, otherwise of its vocabulary."""

@@ -73,3 +73,16 @@ def test_a_malformed_attribute_names_its_field(field: str, change: Callable[[dic
     change(raw["sparcom"])
     with pytest.raises(NotAnArchiveError, match=rf"form of format 1: {field}\."):
         parse_attributes(raw, "here")
+
+
+def test_special_tokens_may_be_unknown() -> None:
+    """Archives from before the field are read; ids that are not distinct, ascending and at least 0 are refused."""
+    old = section()
+    del old["sparcom"]["prompts"]
+    assert parse_attributes(old, "here").prompts is None
+    known = parse_attributes(section(prompts={"special_token_ids": [0, 2, 17]}), "here").prompts
+    assert known is not None
+    assert known.special_token_ids == [0, 2, 17]
+    for ids in ([2, 0], [2, 2], [-1, 2]):
+        with pytest.raises(NotAnArchiveError, match=r"form of format 1: prompts\.special_token_ids"):
+            parse_attributes(section(prompts={"special_token_ids": ids}), "here")
