@@ -1,8 +1,8 @@
 """How fine-tuning shifts the experts that instructions use: equations 11 and 12 of a base model and its tuned twin.
 
-Instructions are matched by id and must be complete in both archives; those of one alone are counted and left out, so
-that both means are over the same instructions. Their categories are the base archive's. The shift of an expert is its
-mean frequency in the tuned model minus that in the base model: over a layer shifts add up to 0.
+Instructions are matched by id (`twins`) and must be complete in both archives; those of one alone are counted and left
+out, so that both means are over the same instructions. Their categories are the base archive's. The shift of an expert
+is its mean frequency in the tuned model minus that in the base model: over a layer shifts add up to 0.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.experts import CategoryExperts, InstructionExperts, TopExperts, category_experts, top_experts
 from sparcom_analysis.routes import require_router
+from sparcom_analysis.twins import Twins, match_twins
 from sparcom_data.archive import Archive
-from sparcom_data.errors import IncompleteArchiveError, UnsupportedArchiveError
+from sparcom_data.errors import UnsupportedArchiveError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +79,25 @@ def check_twins(base: Archive, tuned: Archive) -> None:
         )
 
 
-def expert_shift(base: InstructionExperts, tuned: InstructionExperts) -> ExpertShift:
+def expert_shift(base: InstructionExperts, tuned: InstructionExperts, twins: Twins | None = None) -> ExpertShift:
     """How tuning shifts f over the instructions of both; see `ExpertShift`.
+
+    Args:
+        twins: which belong together, where `match_twins` has found it already.
 
     Raises:
         IncompleteArchiveError: no instruction is complete in both.
+        UnsupportedArchiveError: they are not of the same experts and rows.
     """
-    place = {name: k for k, name in enumerate(tuned.ids)}
-    own = [k for k, name in enumerate(base.ids) if name in place]
-    if not own:
-        raise IncompleteArchiveError(
-            "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
-            f"none (of {len(base)} and {len(tuned)}). Extract the same instructions with both models"
-        )
-    left = _only(base, own)
-    right = replace(_only(tuned, [place[base.ids[k]] for k in own]), categories=left.categories)
+    found = match_twins(base, tuned) if twins is None else twins
+    left = _only(base, found.base)
+    right = replace(_only(tuned, found.tuned), categories=left.categories)
     means = [category_experts(item) for item in (left, right)]
     return ExpertShift(
-        matched=len(own),
-        only_base=len(base) - len(own),
-        only_tuned=len(tuned) - len(own),
-        different_rows=int((left.tokens != right.tokens).sum()),
+        matched=len(found),
+        only_base=found.only_base,
+        only_tuned=found.only_tuned,
+        different_rows=found.different_rows,
         base=means[0],
         tuned=means[1],
         base_top=top_experts(means[0]),
@@ -106,7 +105,7 @@ def expert_shift(base: InstructionExperts, tuned: InstructionExperts) -> ExpertS
     )
 
 
-def _only(experts: InstructionExperts, chosen: list[int]) -> InstructionExperts:
+def _only(experts: InstructionExperts, chosen: NDArray[np.intp]) -> InstructionExperts:
     """These instructions alone, in this order."""
     return replace(
         experts,
