@@ -135,7 +135,7 @@ def _refuse_different(left: Mapping[str, str], right: Mapping[str, str], one: st
         said = "; ".join(f"{name}: {left[name]} in {one}, {right[name]} in {other}" for name in wrong)
         raise UnsupportedArchiveError(
             "a model and its tuned twin are compared over the same neurons and experts, selected by the same rule from "
-            f"the same kind of rows; these differ ({said}). Give archives of a model and of its own fine-tuned version and "
+            f"the same kind of rows; these differ ({said}). Give archives of a model and of its own tuned version and "
             "the same settings for both"
         )
 
