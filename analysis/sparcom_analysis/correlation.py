@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.experts import InstructionExperts
+from sparcom_analysis.pair_matrix import PairMatrix, keep_pairs
 from sparcom_analysis.pairs import PairMeans, pair_blocks
 from sparcom_data.errors import UnsupportedArchiveError
 
@@ -75,11 +76,20 @@ def instruction_correlations(experts: InstructionExperts) -> NDArray[np.float64]
     return full
 
 
-def expert_correlation(experts: InstructionExperts) -> ExpertCorrelation:
-    """Equation 14: the mean correlation within each category and between every two."""
+def correlation_pairs(experts: InstructionExperts) -> PairMatrix:
+    """Equation 13 for all pairs, kept; of at most `MOST_INSTRUCTIONS`."""
+    return keep_pairs(experts.categories, correlation_blocks(experts))
+
+
+def expert_correlation(experts: InstructionExperts, pairs: PairMatrix | None = None) -> ExpertCorrelation:
+    """Equation 14: the mean correlation within each category and between every two.
+
+    Args:
+        pairs: `correlation_pairs` of these experts where they are kept: the same bits without computing them again.
+    """
     means = PairMeans(experts.categories)
     undefined = 0
-    for rows, columns, block in correlation_blocks(experts):
+    for rows, columns, block in correlation_blocks(experts) if pairs is None else pairs.blocks():
         means.add(rows, columns, block)
         if rows == columns:
             undefined += int(np.isnan(np.diagonal(block)).sum())

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.kernels import intersection_sizes
+from sparcom_analysis.pair_matrix import PairMatrix, keep_pairs
 from sparcom_analysis.pairs import PairMeans, pair_blocks
 from sparcom_analysis.selection import InstructionNeurons
 
@@ -56,10 +57,19 @@ def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[slice, slice, 
         yield rows, columns, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
-def category_similarity(neurons: InstructionNeurons) -> CategorySimilarity:
-    """Similarity of every two categories, with and without pairs of an instruction with itself."""
+def similarity_pairs(neurons: InstructionNeurons) -> PairMatrix:
+    """Jaccard indices of all pairs, kept, in one pass over the sets; of at most `MOST_INSTRUCTIONS`."""
+    return keep_pairs(neurons.categories, jaccard_blocks(neurons))
+
+
+def category_similarity(neurons: InstructionNeurons, pairs: PairMatrix | None = None) -> CategorySimilarity:
+    """Similarity of every two categories, with and without pairs of an instruction with itself.
+
+    Args:
+        pairs: `similarity_pairs` of these neurons where they are kept: the same bits without a pass over the sets.
+    """
     means = PairMeans(neurons.categories)
-    for rows, columns, block in jaccard_blocks(neurons):
+    for rows, columns, block in jaccard_blocks(neurons) if pairs is None else pairs.blocks():
         means.add(rows, columns, block)
     itself = (neurons.sizes > 0).astype(np.float64)
     return CategorySimilarity(means.labels, means.with_self(itself), means.without_self())
