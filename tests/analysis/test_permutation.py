@@ -120,7 +120,7 @@ def test_p_of_all_namings_is_scipys(seed: int) -> None:
         )
 
     assert found.p == pytest.approx(of(0))
-    assert found.category_p[1] == pytest.approx(of(2))
+    assert found.category_p[2] == pytest.approx(of(3))
     assert found.pair_p[0, 2] == pytest.approx(of(5))
 
 
