@@ -1,7 +1,7 @@
-"""General and unique components: which neurons belong to every category of instructions, and which to one alone.
+"""General and unique components: which neurons or experts belong to every category of instructions, which to one alone.
 
-    ISN sets ─▶ per category and neuron, in how many of the category's instructions it is ─▶ at least a share s of them?
-             ─▶ general: belongs to all categories; unique to c: to c and no other; shared: to several, not to all
+    memberships ─▶ in how many of a category's instructions each component is ─▶ at least a share s of them: its own
+                ─▶ general: belongs to all categories; unique to c: to c and no other; shared: to several, not to all
 
 The paper's text speaks of general and unique components without an equation for when a component is a category's; the
 share s (by default a half) is our reading. It is compared exactly, count ≥ ⌈s · n⌉ with s as the decimal number that
@@ -9,14 +9,14 @@ was written, so that no rounding decides who belongs.
 
 One category has none to be told from: general and unique components are then empty, and `reason` says so.
 
-Works on sets packed as bits, a category's at a time, which may lie in a file: beside the results it holds one counter a
-neuron and 16 MiB of sets. Does not know how sets were selected; experts are in `expert_components`.
+A category is handled at a time: beside the results there is one counter a component and a block of sets. Does not know
+how an instruction's components were selected; see `memberships` and `expert_components`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,14 +25,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.categories import category_codes, category_labels
-from sparcom_analysis.kernels import add_bit_counts, pack_at_least
+from sparcom_analysis.categories import category_labels
+from sparcom_analysis.kernels import pack_at_least
+from sparcom_analysis.memberships import Memberships, neuron_memberships
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_analysis.sets import PackedSets
 from sparcom_data.errors import InvalidInputError
 
 DEFAULT_SHARE = 0.5
-BLOCK_BYTES = 16 << 20  # sets counted at once; changes memory, never the result
 ONE_CATEGORY = "one category has no other that its components could be shared with or told from"
 
 Kind = Literal["belonging", "unique", "shared", "general"]
@@ -139,32 +139,29 @@ def overlap(sets: PackedSets) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return everywhere & several, several
 
 
-def neuron_components(
-    neurons: InstructionNeurons, share: float = DEFAULT_SHARE, *, scratch: Path | None = None
-) -> Components:
-    """General and unique neurons: those in the ISN sets of at least a share of a category's instructions.
+def find_components(members: Memberships, share: float = DEFAULT_SHARE, *, scratch: Path | None = None) -> Components:
+    """General and unique components: those of at least a share of a category's instructions.
 
     Args:
-        neurons: ISN sets of one component.
+        members: components of each instruction.
         share: s, above 0 and at most 1; a category of n instructions needs ⌈s · n⌉ of them.
         scratch: folder for a temporary file of the categories' sets, where they are too many for memory.
 
     Raises:
         InvalidInputError: the share is outside (0, 1].
     """
-    labels, codes = category_labels(neurons.categories), category_codes(neurons.categories)
-    instructions = np.bincount(codes, minlength=len(labels)).astype(np.int64)
+    rows = members.by_category()
+    instructions = np.array([len(some) for some in rows], dtype=np.int64)
     needed = needed_instructions(share, instructions)
-    sets = _category_sets(neurons, codes, needed, scratch)
+    sets = _category_sets(members, rows, needed, scratch)
     everywhere, several = overlap(sets)
-    part = neurons.population
     return Components(
-        component=part.component,
+        component=members.component,
         share=share,
-        categories=labels,
-        layer_ids=list(part.layer_ids),
-        experts=part.experts,
-        width=part.neurons,
+        categories=category_labels(members.categories),
+        layer_ids=list(members.layer_ids),
+        experts=members.experts,
+        width=members.width,
         instructions=instructions,
         needed=needed,
         sets=sets,
@@ -174,34 +171,21 @@ def neuron_components(
 
 
 def _category_sets(
-    neurons: InstructionNeurons, codes: NDArray[np.intp], needed: NDArray[np.int64], scratch: Path | None
+    members: Memberships, rows: Sequence[NDArray[np.intp]], needed: NDArray[np.int64], scratch: Path | None
 ) -> PackedSets:
-    """The neurons of each category: uint64 (c, word)."""
-    part, sets = neurons.population, PackedSets(len(needed), neurons.sets.shape[1], scratch)
-    sizes = np.zeros(part.layers, dtype=np.int64)
+    """The components of each category: uint64 (c, word)."""
+    layers, sets = len(members.layer_ids), PackedSets(len(rows), members.sets.shape[1], scratch)
+    sizes = np.zeros(layers, dtype=np.int64)
     words = np.zeros(sets.shape[1], dtype=np.uint64)
-    packed = words.view(np.uint8)[: part.layers * part.columns // 8].reshape(part.layers, -1)
+    packed = words.view(np.uint8)[: layers * members.columns // 8].reshape(layers, -1)
     for code, least in enumerate(needed.tolist()):
-        counts = count_members(neurons.sets, np.flatnonzero(codes == code))
-        pack_at_least(counts[: packed.size * 8].reshape(part.layers, -1), least, packed, sizes)
+        pack_at_least(members.counts(rows[code]), least, packed, sizes)
         sets[code] = words
     return sets
 
 
-def count_members(sets: PackedSets, chosen: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """In how many of the chosen sets each element is, one that is chosen twice counted twice: uint32 (word × 64,)."""
-    counts = np.zeros(sets.shape[1] * 64, dtype=np.uint32)
-    for block in _gather(sets, chosen):
-        add_bit_counts(block.view(np.uint8), counts)
-    return counts
-
-
-def _gather(sets: PackedSets, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint64]]:
-    """The chosen sets in blocks of at most `BLOCK_BYTES`, at least one set."""
-    at_once = max(1, min(len(chosen), BLOCK_BYTES // (8 * sets.shape[1])))
-    block = np.empty((at_once, sets.shape[1]), dtype=np.uint64)
-    for first in range(0, len(chosen), at_once):
-        some = chosen[first : first + at_once].tolist()
-        for place, k in enumerate(some):
-            block[place] = sets.rows(k, k + 1)[0]
-        yield block[: len(some)]
+def neuron_components(
+    neurons: InstructionNeurons, share: float = DEFAULT_SHARE, *, scratch: Path | None = None
+) -> Components:
+    """General and unique neurons, of the ISN sets of one component; arguments and errors of `find_components`."""
+    return find_components(neuron_memberships(neurons), share, scratch=scratch)

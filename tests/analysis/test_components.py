@@ -189,7 +189,7 @@ def test_blocks_and_cores_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     expected = neuron_components(neurons_from(masks, categories))
     for block in (1, 10_000):
         for cores in (1, 2, 16):
-            monkeypatch.setattr("sparcom_analysis.components.BLOCK_BYTES", block)
+            monkeypatch.setattr("sparcom_analysis.memberships.BLOCK_BYTES", block)
             monkeypatch.setattr("sparcom_analysis.kernels.cores", lambda cores=cores: cores)
             found = neuron_components(neurons_from(masks, categories, memory_bytes=0), scratch=tmp_path)
             np.testing.assert_array_equal(found.everywhere, expected.everywhere)
