@@ -22,6 +22,7 @@ Cell = str | int | float | None
 DEFAULT_FORMAT = ".3f"
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&$])")
+_LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -29,11 +30,9 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",  # \textquotedbl needs another font encoding than the default
     "[": "{[}",  # at the start of a row it would be an argument of the line break before it
     "*": "{*}",  # likewise
-    "-": "{-}",  # two of them would become a dash
-    "'": "{'}",  # two of them would become a quotation mark
     "`": r"\textasciigrave{}",
     "ε": r"$\varepsilon$",
     "Σ": r"$\Sigma$",
@@ -156,7 +155,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return _LIGATURE.sub(r"\1{}", escaped)
 
 
 def _latex_row(cells: Sequence[str]) -> str:
