@@ -62,6 +62,12 @@ class Components:
     everywhere: NDArray[np.uint64]
     several: NDArray[np.uint64]
 
+    def __post_init__(self) -> None:
+        if self.experts != 1 and not self.routed:
+            raise ValueError(
+                f"only ids of routed experts' neurons take two numbers; {self.component} has {self.experts}"
+            )
+
     @property
     def reason(self) -> str:
         """Why nothing is general or unique here; empty where categories can be compared."""

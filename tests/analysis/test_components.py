@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,9 +14,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.components import ONE_CATEGORY, Components, needed_instructions, neuron_components
+from sparcom_analysis.components import (
+    ONE_CATEGORY,
+    Components,
+    find_components,
+    needed_instructions,
+    neuron_components,
+)
 from sparcom_analysis.expert_components import expert_components, specific_experts
 from sparcom_analysis.experts import InstructionExperts
+from sparcom_analysis.memberships import neuron_memberships
 from sparcom_analysis.populations import Population
 from sparcom_analysis.selection import InstructionNeurons, Selection
 from sparcom_analysis.sets import PackedSets
@@ -149,7 +157,7 @@ def test_experts_equal_python_sets(categories, layers, experts, largest, share, 
     check(expert_components(experts_from(counts, categories), share, top), members, categories, share)
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(granularity=st.sampled_from(["token", "count"]), block_bytes=st.integers(1, 400), seed=st.integers(0, 99))
 def test_archives_of_experts_from_end_to_end(make_moe, granularity, block_bytes, seed):  # type: ignore[no-untyped-def]
     """From an archive, masks or counts, whatever the block: of each component and of the experts."""
@@ -202,3 +210,12 @@ def test_ties_at_the_last_rank_all_belong() -> None:
     counts = np.array([[5, 3, 3, 1, 0], [0, 0, 4, 0, 1]], dtype=np.uint32)
     assert specific_experts(counts, 2).tolist() == [[1, 1, 1, 0, 0], [0, 0, 1, 0, 1]]
     assert specific_experts(counts, 5).tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 0, 1]]
+
+
+def test_an_expert_axis_is_for_routed_experts_alone() -> None:
+    """Components of a layer that came with several experts are refused: their ids would name too few of them."""
+    members = replace(
+        neuron_memberships(neurons_from(np.ones((2, 1, 2, 3), dtype=bool), ["a", "b"])), component="neuron"
+    )
+    with pytest.raises(ValueError, match="two numbers; neuron has 2"):
+        find_components(members)
