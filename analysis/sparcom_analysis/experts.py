@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.categories import category_codes, category_labels
 from sparcom_analysis.frequencies import Progress, span_of
+from sparcom_analysis.matched_tokens import TokenDraw
 from sparcom_analysis.routes import iterate_choice_counts, require_router
-from sparcom_analysis.rows import Rows, choose_rows, row_spans
+from sparcom_analysis.rows import ALL_TOKENS, Rows, SpecialTokens, TokenFacts, choose_rows
 from sparcom_analysis.selection import check_enough
+from sparcom_analysis.token_rows import counted_rows
 from sparcom_data.archive import Archive
 
 TOP = 5
@@ -32,7 +34,7 @@ class InstructionExperts:
     rows: whose tokens were counted. instruction: int64 (n,), index into the instruction table. ids, categories: n
     strings. tokens: int64 (n,), T. counts: uint32 (n, layer, expert), T · f. layer_ids: the model's number of each
     layer. choices: experts that a token chooses in a layer. without_rows: complete instructions without a row of this
-    kind.
+    kind. token_facts: which tokens of these rows did not count.
     """
 
     rows: Rows
@@ -44,6 +46,7 @@ class InstructionExperts:
     layer_ids: Sequence[int]
     choices: int
     without_rows: int
+    token_facts: TokenFacts = ALL_TOKENS
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,10 +91,17 @@ class TopExperts:
     overall_frequency: NDArray[np.float64]
 
 
-def expert_frequencies(archive: Archive, index: int, rows: Rows | None = None) -> NDArray[np.float64]:
-    """f of equation 11 of one instruction: float64 (layer, expert). `index` and `rows` as for `activation_counts`."""
+def expert_frequencies(
+    archive: Archive,
+    index: int,
+    rows: Rows | None = None,
+    *,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
+) -> NDArray[np.float64]:
+    """f of equation 11 of one instruction: float64 (layer, expert). Arguments as for `activation_counts`."""
     moe = require_router(archive)
-    spans = span_of(archive, index, rows)
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
     _, counts = next(iterate_choice_counts(archive, spans, moe))
     return counts / np.float64(spans.tokens[0])
 
@@ -103,21 +113,26 @@ def instruction_experts(
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     least: int = 2,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
+    tokens: TokenDraw | None = None,
 ) -> InstructionExperts:
     """How often each complete instruction uses each expert, in one pass over the router's choices.
 
     Args:
-        rows, progress, block_bytes: as for `instruction_specific_neurons`.
+        rows, progress, block_bytes, special_tokens, special_token_ids, tokens: as for `instruction_specific_neurons`.
         least: instructions that there must be, 1 or 2.
 
     Raises:
-        UnsupportedArchiveError: the archive holds no router choices.
+        UnsupportedArchiveError: the archive holds no router choices, or cannot tell which tokens to leave out.
         IncompleteArchiveError: too few complete instructions, or not the rows that were asked for.
         DamagedArchiveError: a row of a complete instruction lacks its choices.
     """
     moe = require_router(archive)
     chosen = choose_rows(archive, rows)
-    spans = row_spans(archive, chosen)
+    spans = counted_rows(
+        archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids, tokens=tokens
+    )
     if len(spans) < least:
         check_enough(archive, spans, chosen)
     counts = np.zeros((len(spans), len(moe.layer_ids), moe.experts), dtype=np.uint32)
@@ -134,6 +149,7 @@ def instruction_experts(
         layer_ids=list(moe.layer_ids),
         choices=moe.experts_per_token,
         without_rows=spans.without_rows,
+        token_facts=spans.facts,
     )
 
 

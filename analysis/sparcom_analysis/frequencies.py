@@ -5,12 +5,13 @@ c_eij = Σ_t [expert e is chosen at t and its neuron i active] for those of rout
 of them where a float is wanted; T is all tokens of the instruction, also for experts, not the tokens routed to them.
 
 An archive of masks is counted here, one of counts was counted when it was captured; what follows sees no difference.
+T may leave out tokens that are not to count (`RowSpans.kept`): then their rows are in no sum either.
 One instruction's counts are held at a time, whatever the number of tokens, beside the blocks read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from sparcom_analysis.expert_kernels import add_expert_bit_counts
 from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.populations import Component, Population, choose_population
 from sparcom_analysis.routes import check_choices
-from sparcom_analysis.rows import Rows, RowSpans, choose_rows, row_spans
+from sparcom_analysis.rows import Rows, RowSpans, SpecialTokens, choose_rows, row_spans
+from sparcom_analysis.special_tokens import without_special
 from sparcom_analysis.walk import Part, parts
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
@@ -103,14 +105,15 @@ def _counted_masks(
 
 
 def _add(archive: Archive, block: Block, part: Part, population: Population, counts: NDArray[np.uint32]) -> None:
-    """Add the rows of an instruction that lie in the block."""
+    """Add those rows of an instruction that lie in the block and count."""
     assert block.masks is not None  # noqa: S101  (read_blocks read them)
+    masks = part.counted(block.masks[part.rows])
     if block.experts is None:
-        add_bit_counts(block.masks[part.rows], counts.reshape(-1))
+        add_bit_counts(masks, counts.reshape(-1))
         return
     chosen = block.experts[part.rows]
     check_choices(archive, part, chosen, population.experts, population.layer_ids)
-    add_expert_bit_counts(block.masks[part.rows], chosen, counts)
+    add_expert_bit_counts(masks, part.counted(chosen), counts)
 
 
 def _check_spare_bits(archive: Archive, population: Population, counts: NDArray[np.uint32]) -> None:
@@ -122,21 +125,35 @@ def _check_spare_bits(archive: Archive, population: Population, counts: NDArray[
         )
 
 
-def span_of(archive: Archive, index: int, rows: Rows | None) -> RowSpans:
-    """The rows of one instruction, which must be complete and have some."""
+def span_of(
+    archive: Archive,
+    index: int,
+    rows: Rows | None,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
+) -> RowSpans:
+    """The rows of one instruction, which must be complete and have some that count."""
     chosen = choose_rows(archive, rows)
     spans = row_spans(archive, chosen)
-    here = np.flatnonzero(spans.instruction == index)
-    if not len(here):
+    spans = spans.only(spans.instruction == index)
+    if len(spans):
+        spans = without_special(archive, spans, special_tokens, special_token_ids)
+    if not len(spans):
         raise IncompleteArchiveError(
             f"activation frequencies need a complete instruction with {chosen} rows; instruction {index} of "
             f"{archive.path} ({len(archive.instructions)} instructions) is none. See archive.instructions.complete"
         )
-    return RowSpans(spans.instruction[here], spans.start[here], spans.stop[here], spans.position[here])
+    return spans
 
 
 def activation_counts(
-    archive: Archive, index: int, rows: Rows | None = None, component: Component | None = None
+    archive: Archive,
+    index: int,
+    rows: Rows | None = None,
+    component: Component | None = None,
+    *,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
 ) -> NDArray[np.uint32]:
     """T · p of equations 6 and 8: at how many of its tokens each neuron is active, of a routed expert's at how many the
     expert is chosen and the neuron active.
@@ -147,17 +164,25 @@ def activation_counts(
         rows: prompt, response or all; without it the prompt's where the archive holds them. Of counts only what was
             captured can be had.
         component: whose neurons; without it those of routed experts where the model has them, else of dense layers.
+        special_tokens, special_token_ids: see `instruction_specific_neurons`.
 
     Returns:
         uint32 (layer, neuron); of routed experts (layer, expert, neuron).
     """
     population = choose_population(archive, component)
-    _, counts = next(iterate_counts(archive, span_of(archive, index, rows), population))
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
+    _, counts = next(iterate_counts(archive, spans, population))
     return without_spare(counts, population)
 
 
 def activation_frequencies(
-    archive: Archive, index: int, rows: Rows | None = None, component: Component | None = None
+    archive: Archive,
+    index: int,
+    rows: Rows | None = None,
+    component: Component | None = None,
+    *,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
     """p of equations 6 and 8: the share of all its T tokens at which each neuron is active (and, of routed experts, its
     expert chosen); see `activation_counts`.
@@ -165,5 +190,7 @@ def activation_frequencies(
     Returns:
         float64 (layer, neuron) or (layer, expert, neuron), 0 to 1.
     """
-    counts = activation_counts(archive, index, rows, component)
-    return counts / np.float64(int(span_of(archive, index, rows).tokens[0]))
+    population = choose_population(archive, component)
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
+    _, counts = next(iterate_counts(archive, spans, population))
+    return without_spare(counts, population) / np.float64(int(spans.tokens[0]))

@@ -91,7 +91,7 @@ def _counted(
         assert part.block.experts is not None  # noqa: S101  (read_route_blocks read them)
         chosen = part.block.experts[part.rows]
         check_choices(archive, part, chosen, moe.experts, moe.layer_ids)
-        add_choice_counts(chosen, counts)
+        add_choice_counts(part.counted(chosen), counts)
         if part.last:
             yield part.k, counts
             counts = np.zeros_like(counts)

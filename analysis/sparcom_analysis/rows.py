@@ -2,12 +2,12 @@
 
 Knows the archive's layout rules; reads no mask. In an archive of counts they are the rows that were counted, which lie
 nowhere any more: how many they are is what matters. An instruction is used when its state is complete and it has at
-least one such row.
+least one such row. Of these rows some may not count (special tokens, tokens that were not drawn): `RowSpans.kept`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
 
 Rows = Literal["prompt", "response", "all"]
+SpecialTokens = Literal["count", "leave_out"]
 
 _HELD: dict[str, tuple[Rows, ...]] = {
     "prompt": ("prompt",),
@@ -27,12 +28,33 @@ _COUNTED: dict[str, tuple[Rows, ...]] = {"prompt": ("prompt",), "response": ("re
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """Which tokens of the rows that were asked for did not count.
+
+    special_tokens: whether special tokens counted. special_ids: which ids they are, where they were left out.
+    special_rows: rows left out as special. drawn: m, the tokens drawn of each instruction; None: all count. seed: of
+    the draw. too_short: instructions left out, since they have fewer than m tokens.
+    """
+
+    special_tokens: SpecialTokens = "count"
+    special_ids: tuple[int, ...] = ()
+    special_rows: int = 0
+    drawn: int | None = None
+    seed: int = 0
+    too_short: int = 0
+
+
+ALL_TOKENS = TokenFacts()
+
+
+@dataclass(frozen=True, slots=True)
 class RowSpans:
     """Contiguous rows of n instructions, in submission order; one entry an instruction that has rows.
 
     instruction: int64 (n,), index into the instruction table. start, stop: int64 (n,), rows on the token axis.
     position: int64 (n,), the position within the sequence that the first of these rows must carry.
     without_rows: how many complete instructions have no such row.
+    kept: bool (row,), which rows count, those of one instruction after the other; None: all. facts: why.
     """
 
     instruction: NDArray[np.int64]
@@ -40,14 +62,49 @@ class RowSpans:
     stop: NDArray[np.int64]
     position: NDArray[np.int64]
     without_rows: int = 0
+    kept: NDArray[np.bool_] | None = None
+    facts: TokenFacts = ALL_TOKENS
 
     def __len__(self) -> int:
         return len(self.instruction)
 
     @property
-    def tokens(self) -> NDArray[np.int64]:
-        """T of equation 6: int64 (n,), rows of each instruction."""
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 (n,): rows of each instruction, whether they count or not."""
         return self.stop - self.start
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """int64 (n,): where the rows of each instruction begin in `kept`."""
+        lengths = self.lengths
+        first: NDArray[np.int64] = lengths.cumsum() - lengths
+        return first
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """T of equation 6: int64 (n,), rows of each instruction that count."""
+        if self.kept is None:
+            return self.lengths
+        before = np.concatenate([np.zeros(1, dtype=np.int64), self.kept.cumsum(dtype=np.int64)])
+        tokens: NDArray[np.int64] = before[self.first + self.lengths] - before[self.first]
+        return tokens
+
+    def counting(self, kept: NDArray[np.bool_], facts: TokenFacts) -> RowSpans:
+        """The same where only these rows count, bool (row,). An instruction of which none does is without rows."""
+        spans = replace(self, kept=kept, facts=facts)
+        some = spans.tokens > 0
+        return replace(spans.only(some), without_rows=self.without_rows + int((~some).sum()))
+
+    def only(self, some: NDArray[np.bool_]) -> RowSpans:
+        """These instructions alone: bool (n,)."""
+        return replace(
+            self,
+            instruction=self.instruction[some],
+            start=self.start[some],
+            stop=self.stop[some],
+            position=self.position[some],
+            kept=None if self.kept is None else self.kept[np.repeat(some, self.lengths)],
+        )
 
 
 def choose_rows(archive: Archive, requested: Rows | None) -> Rows:

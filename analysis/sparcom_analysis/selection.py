@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.frequencies import Progress, iterate_counts
 from sparcom_analysis.kernels import histogram, pack_at_least
+from sparcom_analysis.matched_tokens import TokenDraw
 from sparcom_analysis.populations import Component, Population, choose_population
-from sparcom_analysis.rows import Rows, RowSpans, choose_rows, row_spans
+from sparcom_analysis.rows import ALL_TOKENS, Rows, RowSpans, SpecialTokens, TokenFacts, choose_rows
 from sparcom_analysis.sets import PackedSets
+from sparcom_analysis.token_rows import counted_rows
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 
@@ -94,6 +96,7 @@ class InstructionNeurons:
     tokens: int64 (n,), T. minimum_count: int64 (n,), the count from which a neuron belongs.
     sets: uint64 (n, word), one bit a neuron; its bytes are (layer, expert, neuron_byte), then zeros.
     layer_counts: int64 (n, layer), ISNs in each layer. without_rows: complete instructions without a row of this kind.
+    token_facts: which tokens of these rows did not count.
     """
 
     selection: Selection
@@ -107,6 +110,7 @@ class InstructionNeurons:
     sets: PackedSets
     layer_counts: NDArray[np.int64]
     without_rows: int
+    token_facts: TokenFacts = ALL_TOKENS
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -169,6 +173,9 @@ def instruction_specific_neurons(
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     scratch: Path | None = None,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
+    tokens: TokenDraw | None = None,
 ) -> InstructionNeurons:
     """The ISNs of every complete instruction, equations 7 and 9, in one pass over the archive.
 
@@ -183,21 +190,27 @@ def instruction_specific_neurons(
         progress: called with rows done and rows in all.
         block_bytes: packed masks or counts read at once; it changes memory and speed, never the result.
         scratch: folder for a temporary file of the sets, which takes them where they are too many for memory.
+        special_tokens: `leave_out` leaves rows of special tokens (BOS, marks of a chat template) out of T and of all
+            counts. Of masks only.
+        special_token_ids: which ids are special, in place of those that the archive knows.
+        tokens: let m drawn tokens stand for each instruction, so that T is the same for all. Of masks only.
 
     Raises:
         IncompleteArchiveError: fewer than two complete instructions, or not the rows that were asked for.
         InvalidInputError: both rules are given, or a value is outside (0, 1].
-        UnsupportedArchiveError: the archive does not hold the component.
+        UnsupportedArchiveError: the archive does not hold the component, or cannot tell which tokens to leave out.
         DamagedArchiveError: rows of a complete instruction are not what they must be.
     """
     selection = make_selection(epsilon, threshold)
     population = choose_population(archive, component)
     chosen = choose_rows(archive, rows)
-    spans = row_spans(archive, chosen)
+    spans = counted_rows(
+        archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids, tokens=tokens
+    )
     check_enough(archive, spans, chosen)
-    found = _Found.none(population, len(spans), scratch)
+    found, length = _Found.none(population, len(spans), scratch), spans.tokens
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):
-        found.keep(k, counts, selection.minimum_count(counts, population.total, int(spans.tokens[k])))
+        found.keep(k, counts, selection.minimum_count(counts, population.total, int(length[k])))
     table = archive.instructions
     return InstructionNeurons(
         selection=selection,
@@ -206,11 +219,12 @@ def instruction_specific_neurons(
         instruction=spans.instruction,
         ids=[table.id[i] for i in spans.instruction],
         categories=[table.category[i] for i in spans.instruction],
-        tokens=spans.tokens,
+        tokens=length,
         minimum_count=found.minimum_count,
         sets=found.sets,
         layer_counts=found.layer_counts,
         without_rows=spans.without_rows,
+        token_facts=spans.facts,
     )
 
 
@@ -219,7 +233,13 @@ def check_enough(archive: Archive, spans: RowSpans, rows: Rows) -> None:
     if len(spans) >= 2:
         return
     states = ", ".join(f"{count} {name}" for name, count in describe_states(archive.instructions.state).items())
+    found, remedy = f"{len(spans)} ({states})", "Finish the extraction, or run the failed instructions again"
+    kind = f"{rows} rows"
+    if spans.facts.special_tokens == "leave_out":
+        kind += " beside special tokens"
+    if (m := spans.facts.drawn) is not None:
+        kind = f"at least {m} {kind}"
+        found, remedy = f"{found}; {spans.facts.too_short} have fewer", "Draw fewer tokens"
     raise IncompleteArchiveError(
-        f"an analysis needs at least 2 complete instructions with {rows} rows; {archive.path} has {len(spans)} "
-        f"({states}). Finish the extraction, or run the failed instructions again"
+        f"an analysis needs at least 2 complete instructions with {kind}; {archive.path} has {found}. {remedy}"
     )
