@@ -160,6 +160,15 @@ def test_draws_stay_in_their_category_and_repeat() -> None:
     assert (draw_resamples(categories, resamples=30, seed=1).weights != draws.weights).any()
 
 
+def test_every_instruction_is_drawn_as_often_as_another() -> None:
+    """Each is drawn once a resample on average, within five deviations, and as unevenly as chance makes it."""
+    draws = draw_resamples(["a", "b", "a", "a", ""] * 4, resamples=4000).weights
+    members = np.array([12, 4, 12, 12, 4] * 4)
+    variance = 1 - 1 / members
+    assert (np.abs(draws.mean(axis=0) - 1) < 5 * np.sqrt(variance / 4000)).all()
+    np.testing.assert_allclose(draws.var(axis=0), variance, rtol=0.15)
+
+
 def test_intervals_of_means_are_like_scipys() -> None:
     """Of one category, low and high agree with scipy's percentile bootstrap to a fraction of the interval's width."""
     values = np.random.default_rng(5).gamma(2.0, size=120)

@@ -142,6 +142,16 @@ def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: 
             assert sums[a, b] == whole[cells & upper].sum()
 
 
+def test_shuffles_keep_the_sizes_of_categories() -> None:
+    """Each shuffle holds every name as often as the categories have instructions with values, in another order."""
+    pairs = random_pairs(["a"] * 7 + ["b"] * 3 + ["c"], 0)
+    names = np.concatenate(list(shuffled_names(pairs, 50, 3)))
+    assert names.shape == (50, 11)
+    for one in names:
+        assert np.bincount(one).tolist() == [7, 3, 1]
+    assert len(np.unique(names, axis=0)) > 30
+
+
 def same(one: LabelTests, other: LabelTests) -> None:
     """Every field of two results is the same, bit by bit."""
     for name in LabelTests.__dataclass_fields__:
