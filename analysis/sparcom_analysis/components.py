@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.categories import category_labels
 from sparcom_analysis.kernels import pack_at_least
-from sparcom_analysis.memberships import Memberships, neuron_memberships
+from sparcom_analysis.memberships import ComponentKind, Memberships, neuron_memberships
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_analysis.sets import PackedSets
 from sparcom_data.errors import InvalidInputError
@@ -50,7 +50,7 @@ class Components:
     everywhere, several: uint64 (word,), components of all categories, and of two or more; empty with one category.
     """
 
-    component: str
+    component: ComponentKind
     share: float
     categories: Sequence[str]
     layer_ids: Sequence[int]

@@ -17,10 +17,10 @@ from pydantic import Field
 
 from sparcom_analysis.components import Components, Kind
 from sparcom_analysis.lape import Lape
+from sparcom_analysis.memberships import ComponentKind
 from sparcom_analysis.schema_part import Part
 from sparcom_analysis.selection import Selection
 
-ComponentKind = Literal["neuron", "expert_neuron", "shared_expert_neuron", "expert"]
 LayerIds = dict[int, list[int] | list[tuple[int, int]]]
 
 

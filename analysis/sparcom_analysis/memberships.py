@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from sparcom_analysis.categories import category_codes
 from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_analysis.sets import PackedSets
+
+ComponentKind = Literal["neuron", "expert_neuron", "shared_expert_neuron", "expert"]
 
 BLOCK_BYTES = 16 << 20  # sets counted at once; changes memory, never the result
 
@@ -29,7 +32,7 @@ class Memberships:
     one expert of it. sets: uint64 (n, word), one bit a component; its bytes are (layer, expert, byte), then zeros.
     """
 
-    component: str
+    component: ComponentKind
     categories: Sequence[str]
     layer_ids: Sequence[int]
     experts: int

@@ -1,0 +1,101 @@
+"""General and unique components and LAPE as tables: numbers come in ready."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparcom_analysis.components_schema import ComponentGroups, ComponentNumbers, GeneralUnique, LapeNeurons
+from sparcom_analysis.formats import Cell, Table
+from sparcom_analysis.populations import TITLES
+
+EXPERT_TITLE = "experts"
+
+
+def component_title(component: str) -> str:
+    """Which components, in words."""
+    return EXPERT_TITLE if component == "expert" else f"neurons of {TITLES[component]}"
+
+
+def component_layer_table(group: ComponentGroups) -> Table:
+    """One row a layer and one for all: components that are general, shared, and unique to each category."""
+    columns = ["layer", "general", "shared", *(f"unique to {name}" for name in group.categories)]
+    parts: list[ComponentNumbers | None] = [group.general, group.shared]
+    parts += group.unique or [None] * len(group.categories)
+    rows: list[list[Cell]] = [
+        [layer, *(None if part is None else part.by_layer[place] for part in parts)]
+        for place, layer in enumerate(group.layer_ids)
+    ]
+    rows.append(["all", *(None if part is None else part.total for part in parts)])
+    note = f"Of {group.per_layer} in a layer. General: of all categories; shared: of several, but not of all."
+    return Table(
+        f"general_unique-{group.component}",
+        f"General and unique {component_title(group.component)} by layer",
+        columns,
+        rows,
+        group.reason or note,
+    )
+
+
+def component_share_table(part: GeneralUnique) -> Table:
+    """One row a category and kind: how many components it has, and which shares are general and unique."""
+    columns = ["components", "category", "instructions", "needed", "number", "number_low", "number_high"]
+    columns += [f"{name}{end}" for name in ("general_share", "unique_share") for end in ("", "_low", "_high")]
+    rows: list[list[Cell]] = []
+    for group in part.groups:
+        shares = [getattr(group, name) for name in columns[7:]]
+        for code, own in enumerate(group.belonging):
+            rows.append(
+                [
+                    component_title(group.component),
+                    group.categories[code],
+                    group.instructions[code],
+                    group.needed[code],
+                    own.total,
+                    own.total_low,
+                    own.total_high,
+                    *(None if share is None else share[code] for share in shares),
+                ]
+            )
+    return Table(
+        "general_unique",
+        "Share of each category's components that is general, and unique to it",
+        columns,
+        rows,
+        f"A component belongs to a category where at least {part.share:g} of its instructions have it.",
+        ["", "", "", "", "", ".0f", ".0f", *[".1%"] * 6],
+    )
+
+
+def lape_table(part: LapeNeurons) -> Table:
+    """One row a category and component: LAPE's neurons, where they lie, and how far they are the unique ones."""
+    rows: list[list[Cell]] = []
+    for group in part.groups:
+        for code, name in enumerate(group.categories):
+            rows.append(
+                [
+                    component_title(group.component),
+                    name,
+                    group.tokens[code],
+                    group.total[code],
+                    _median_layer(group.layer_ids, group.by_layer[code]),
+                    group.unique_overlap[code],
+                ]
+            )
+    return Table(
+        "lape",
+        "Neurons specific to a category by activation probability entropy (LAPE)",
+        ["components", "category", "tokens", "neurons", "median_layer", "unique_overlap"],
+        rows,
+        f"The {part.top_rate:.1%} of lowest entropy among neurons above the filter ({part.filter_rate:g} of all p); "
+        f"specific where p is above the bar ({part.bar_rate:g}).",
+    )
+
+
+def _median_layer(layer_ids: Sequence[int], counts: Sequence[int]) -> int | None:
+    """The layer that the lower half of the neurons reaches to; None where there is none."""
+    reached, half = 0, sum(counts) / 2
+    for layer, count in zip(layer_ids, counts, strict=True):
+        reached += count
+        if count and reached >= half:
+            return layer
+    return None
