@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.experts import InstructionExperts
 from sparcom_analysis.populations import TITLES, populations
-from sparcom_analysis.rows import Rows, row_spans
+from sparcom_analysis.rows import Rows, TokenFacts, row_spans
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
@@ -108,15 +108,22 @@ def _rules(measured: InstructionNeurons | InstructionExperts) -> dict[str, str]:
     """What must be the same, in words."""
     if isinstance(measured, InstructionExperts):
         shape = f"{measured.experts} experts, {measured.choices} a token, in layers {list(measured.layer_ids)}"
-        return {"experts": shape, "rows": measured.rows}
+        return {"experts": shape, "rows": measured.rows, "tokens": _counted(measured.token_facts)}
     part, rule = measured.population, measured.selection
     what = f"epsilon {rule.epsilon}" if rule.threshold is None else f"threshold {rule.threshold}"
     return {
         "component": part.component,
         "population": f"{part.experts} x {part.neurons} neurons in layers {list(part.layer_ids)}",
         "rows": measured.rows,
+        "tokens": _counted(measured.token_facts),
         "selection": what,
     }
+
+
+def _counted(facts: TokenFacts) -> str:
+    """Which tokens of the rows counted. The ids that were special may differ: where that matters, T differs too."""
+    special = "special ones counted" if facts.special_tokens == "count" else "special ones left out"
+    return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"
 
 
 def _facts(archive: Archive) -> dict[str, str]:

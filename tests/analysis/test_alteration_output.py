@@ -200,6 +200,8 @@ def test_figures_draw_what_the_parts_say(twins: Case) -> None:
     for panel, shown in zip(figure.axes, venn.instructions, strict=False):
         heights = np.array([bar.get_height() for bar in panel.patches]).reshape(3, 3)
         np.testing.assert_array_equal(heights, [shown.only_base, shown.both, shown.only_tuned])
+        below = np.array([bar.get_y() for bar in panel.patches]).reshape(3, 3)
+        np.testing.assert_array_equal(below, np.cumsum([[0, 0, 0], shown.only_base, shown.both], axis=0))
 
 
 def test_figures_of_odd_results(twins: Case) -> None:

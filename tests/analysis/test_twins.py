@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
+from sparcom_analysis.rows import TokenFacts
 from sparcom_analysis.twins import check_models, match_twins
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
 
@@ -30,10 +31,12 @@ def test_instructions_are_matched_by_id(make_moe) -> None:  # type: ignore[no-un
         assert twins.different_tokens is None
 
 
-@pytest.mark.parametrize("chunk_tokens", [2, 8, 64])
-def test_twins_that_read_other_tokens_are_found(make_moe, damage, chunk_tokens: int) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("chunk", [2, 8, 32])
+def test_twins_that_read_other_tokens_are_found(make_moe, damage, monkeypatch, chunk: int) -> None:  # type: ignore[no-untyped-def]
     """One other token id in one instruction is told, wherever chunks end and whatever failed beside it."""
-    base, tuned = (make_moe(chunk_tokens=chunk_tokens, failed=failed) for failed in ((1,), (4, 5)))
+    monkeypatch.setattr("sparcom_data.create.TOKEN_CHUNK", chunk)
+    base, tuned = (make_moe(failed=failed) for failed in ((1,), (4, 5)))
+    assert base.archive.array("token/id").chunks == (chunk,)
     for case in (base, tuned):
         for k in case.complete:
             rows = case.rows(k)
@@ -78,6 +81,15 @@ def test_other_rules_are_refused(make_moe) -> None:  # type: ignore[no-untyped-d
         match_twins(experts, instruction_experts(make_moe(experts=7).archive))
     with pytest.raises(UnsupportedArchiveError, match="rows: prompt in base, response in tuned"):
         match_twins(experts, replace(experts, rows="response"))
+    for measured in (base, experts):
+        for facts, said in (
+            (TokenFacts(special_tokens="leave_out"), "tokens: special ones counted in base, special ones left out in"),
+            (TokenFacts(drawn=8, seed=3), "tokens: .* in base, special ones counted, 8 drawn with seed 3 in tuned"),
+        ):
+            with pytest.raises(UnsupportedArchiveError, match=said):
+                match_twins(measured, replace(measured, token_facts=facts))
+        same = replace(measured, token_facts=TokenFacts(special_rows=2, too_short=1))
+        assert len(match_twins(measured, same)) == 10
 
 
 def test_archives_are_told_apart_before_they_are_read(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
@@ -90,6 +102,11 @@ def test_archives_are_told_apart_before_they_are_read(make_moe, typical) -> None
         other = make_moe(**options).archive
         with pytest.raises(UnsupportedArchiveError, match=f"in {base.path}, .* in {other.path}"):
             check_models(base, other)
+    other = make_moe().archive
+    capture = other.attributes.capture.model_copy(update={"predicate": "activation > 0"})
+    other.attributes = other.attributes.model_copy(update={"capture": capture})
+    with pytest.raises(UnsupportedArchiveError, match=r"predicate: gate > 0 in .*, activation > 0 in"):
+        check_models(base, other)
     with pytest.raises(UnsupportedArchiveError, match=r"router: 6 experts, 2 a token, .*, none in"):
         check_models(base, typical.archive)
 
