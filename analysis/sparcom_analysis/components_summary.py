@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from sparcom_analysis import components_schema as schema
 from sparcom_analysis.components import Components
-from sparcom_analysis.components_bootstrap import FIELDS, ComponentIntervals, ComponentNumbers, component_numbers
+from sparcom_analysis.components_bootstrap import ComponentIntervals
+from sparcom_analysis.components_draws import FIELDS, ComponentNumbers, component_numbers
 from sparcom_analysis.lape import Lape
 from sparcom_data.errors import InvalidInputError
 

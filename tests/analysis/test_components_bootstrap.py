@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis.components import Components, find_components
-from sparcom_analysis.components_bootstrap import (
-    FIELDS,
-    ComponentIntervals,
-    component_intervals,
-    component_numbers,
-)
+from sparcom_analysis.components_bootstrap import ComponentIntervals, component_intervals
+from sparcom_analysis.components_draws import FIELDS, component_numbers
 from sparcom_analysis.memberships import Memberships
 from sparcom_analysis.sets import PackedSets
 from sparcom_data.errors import InvalidInputError

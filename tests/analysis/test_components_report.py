@@ -29,7 +29,7 @@ RATES = LapeRates(top=0.4, filter=0.5, bar=0.5)
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    """Three categories of five instructions; the name of one is text that tables and figures must not take as markup."""
+    """Three categories of five instructions; the name of one is no markup to tables and figures."""
     path = tmp_path_factory.mktemp("report") / "A.zarr"
     write_random_moe_archive(path, categories=("b", "a|$x$", ""), per_category=5)
     return open_archive(path)
