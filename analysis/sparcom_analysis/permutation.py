@@ -31,6 +31,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.kernels import compiled, cores, parallel_for
 from sparcom_analysis.pair_matrix import PairMatrix, fixed
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
@@ -41,6 +42,7 @@ MOST_CATEGORIES = 256  # sums of a naming are half a MiB then
 MOST_PAIRED = 32  # categories of which every two are tested: 496 statistics of 10,000 namings are 38 MiB
 TILE_COLUMNS = 64  # instructions whose pairs are summed at once: 600 KiB of 1,200 rows stay in the second-level cache
 BATCH_BYTES = 32 << 20  # names and sums of the shuffles in hand
+BATCH = 2000  # shuffles in hand at most: a second or less between two calls of `progress`
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,14 @@ class LabelTests:
     pair_p_adjusted: NDArray[np.float64]
 
 
-def permutation_tests(pairs: PairMatrix, *, permutations: int = PERMUTATIONS, seed: int = SEED) -> LabelTests:
+def permutation_tests(
+    pairs: PairMatrix, *, permutations: int = PERMUTATIONS, seed: int = SEED, progress: Progress | None = None
+) -> LabelTests:
     """Test whether categories are more alike within than between them, and which.
 
     Args:
         pairs: values of all pairs. permutations: shuffles, at least 1. seed: of the shuffles, 0 or more.
+        progress: called with shuffles done and shuffles in all.
 
     Raises:
         InvalidInputError: the number of shuffles or the seed is not so.
@@ -93,14 +98,27 @@ def permutation_tests(pairs: PairMatrix, *, permutations: int = PERMUTATIONS, se
             f"categories are tested against chance where there are up to {MOST_CATEGORIES}; there are "
             f"{len(pairs.labels)}. Group the instructions into fewer categories"
         )
-    return against_namings(pairs, shuffled_names(pairs, permutations, seed), permutations, seed)
+    shuffles = shuffled_names(pairs, permutations, seed)
+    return against_namings(pairs, _reported(shuffles, permutations, progress), permutations, seed)
+
+
+def _reported(
+    shuffles: Iterable[NDArray[np.int16]], total: int, progress: Progress | None
+) -> Iterator[NDArray[np.int16]]:
+    """The same batches; once the next is asked for, the one before is done."""
+    done = 0
+    for names in shuffles:
+        yield names
+        done += len(names)
+        if progress is not None:
+            progress(done, total)
 
 
 def shuffled_names(pairs: PairMatrix, permutations: int, seed: int) -> Iterator[NDArray[np.int16]]:
     """Shuffled names of the m instructions with values: int16 (batch, m), categories by index; so many in all."""
     names = pairs.codes[pairs.defined].astype(np.int16)
     rng = np.random.Generator(np.random.PCG64(seed))
-    batch = max(1, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(names)))
+    batch = max(1, min(BATCH, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(names))))
     for first in range(0, permutations, batch):
         count = min(batch, permutations - first)
         yield rng.permuted(np.broadcast_to(names, (count, len(names))), axis=1)
@@ -223,7 +241,7 @@ def _add_tile(
         for column in range(width):
             name = names[number, start + column]
             for category in range(held.shape[0]):
-                sums[number, category, name] += held[category, column]
+                sums[number, name, category] += held[category, column]
 
 
 def _plain(statistics: NDArray[np.float64]) -> NDArray[np.float64]:

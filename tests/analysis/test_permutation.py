@@ -164,11 +164,20 @@ def test_batches_and_cores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     expected = permutation_tests(pairs, permutations=200)
     other = permutation_tests(pairs, permutations=200, seed=1)
     assert (other.pair_p != expected.pair_p).any()
-    for size, cores in ((1, 1), (5000, 2), (1 << 30, 7)):
+    for size, most, cores in ((1, 9, 1), (5000, 100, 2), (1 << 30, 7, 7)):
         monkeypatch.setattr("sparcom_analysis.permutation.BATCH_BYTES", size)
+        monkeypatch.setattr("sparcom_analysis.permutation.BATCH", most)
         monkeypatch.setattr("sparcom_analysis.permutation.cores", lambda cores=cores: cores)
         monkeypatch.setattr("sparcom_analysis.kernels.cores", lambda cores=cores: cores)
         same(permutation_tests(pairs, permutations=200), expected)
+
+
+def test_progress_ends_at_all_shuffles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called after each batch, with shuffles done and all of them."""
+    monkeypatch.setattr("sparcom_analysis.permutation.BATCH", 20)
+    calls: list[tuple[int, int]] = []
+    permutation_tests(random_pairs(["a", "b"] * 3, 0), permutations=50, progress=lambda *call: calls.append(call))
+    assert calls == [(20, 50), (40, 50), (50, 50)]
 
 
 def test_categories_that_differ_are_found_and_others_not() -> None:
