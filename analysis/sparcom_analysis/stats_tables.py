@@ -75,7 +75,7 @@ def pair_tests_table(
     )
 
 
-def tests_sentence(part: ChanceTests, matrix: MatrixTests) -> str:
+def chance_sentence(part: ChanceTests, matrix: MatrixTests) -> str:
     """What the tests say, in plain words."""
     if matrix.p is None or matrix.within is None or matrix.between is None:
         return (
@@ -97,10 +97,11 @@ def _named(matrix: MatrixTests) -> str:
     if not found:
         return f" No single category stands out after correction for {len(tested)} tests."
     if len(found) == len(tested):
-        return f" All {len(tested)} categories do so by themselves, corrected for as many tests (p ≤ {LEVEL})."
+        return f" All {len(tested)} categories stand out by themselves, corrected for as many tests (p ≤ {LEVEL})."
+    single = len(found) == 1
     return (
-        f" Corrected for {len(tested)} tests, {len(found)} of them {'does' if len(found) == 1 else 'do'} so by "
-        f"{'itself' if len(found) == 1 else 'themselves'} (p ≤ {LEVEL}): {', '.join(found)}."
+        f" Of {len(tested)} categories {len(found)} {'stands' if single else 'stand'} out by "
+        f"{'itself' if single else 'themselves'}, corrected for as many tests (p ≤ {LEVEL}): {', '.join(found)}."
     )
 
 
@@ -121,7 +122,7 @@ def subject(matrix: MatrixTests) -> str:
     """What was compared, in words."""
     if matrix.component is None:
         return "expert correlation, equation 14"
-    return f"similarity of ISN sets ({TITLES[matrix.component]}), equation 10"
+    return f"similarity of ISN sets in {TITLES[matrix.component]}, equation 10"
 
 
 def _difference(one: float | None, other: float | None) -> float | None:

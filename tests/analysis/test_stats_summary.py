@@ -15,8 +15,7 @@ from sparcom_analysis.permutation import MOST_CATEGORIES, permutation_tests
 from sparcom_analysis.schema_part import Part
 from sparcom_analysis.stats_schema import ChanceTests, MatrixTests
 from sparcom_analysis.stats_summary import chance_tests, matrix_tests, resampling_facts, why_not, with_interval
-from sparcom_analysis.stats_tables import category_tests_table, pair_tests_table
-from sparcom_analysis.stats_tables import tests_sentence as sentence_of
+from sparcom_analysis.stats_tables import category_tests_table, chance_sentence, pair_tests_table
 
 
 class Matrix(IntervalBounds):
@@ -123,16 +122,16 @@ def test_the_table_of_pairs_begins_with_the_most_alike() -> None:
 def test_sentences_say_what_the_tests_found() -> None:
     """All categories, some, or none; pairs that are more alike than chance; and where nothing can be tested."""
     names = ["a", "b", "c"] * 6
-    every = sentence_of(*parts_of(pairs_of(names, [("a", "a"), ("b", "b"), ("c", "c")])))
+    every = chance_sentence(*parts_of(pairs_of(names, [("a", "a"), ("b", "b"), ("c", "c")])))
     assert "are more alike than chance makes them" in every
-    assert "All 3 categories do so by themselves" in every
-    some = sentence_of(*parts_of(pairs_of(names, [("a", "a")])))
-    assert "1 of them does so by itself (p ≤ 0.05): a." in some
-    pair = sentence_of(*parts_of(pairs_of(names, [("a", "b")])))
+    assert "All 3 categories stand out by themselves" in every
+    some = chance_sentence(*parts_of(pairs_of(names, [("a", "a")])))
+    assert "Of 3 categories 1 stands out by itself, corrected for as many tests (p ≤ 0.05): a." in some
+    pair = chance_sentence(*parts_of(pairs_of(names, [("a", "b")])))
     assert "no more alike than chance could make them" in pair
     assert "No single category" in pair
     assert pair.endswith("than two random groups of instructions: a and b.")
-    single = sentence_of(*parts_of(pairs_of(["a"] * 4, [])))
+    single = chance_sentence(*parts_of(pairs_of(["a"] * 4, [])))
     assert "cannot be tested" in single
 
 
