@@ -77,9 +77,13 @@ def _cells(axes: Axes, names: Sequence[str], values: NDArray[np.float64], limits
 
 
 def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
-    """Size of each instruction's set against its T, with all tokens and with T matched; one point an instruction."""
+    """Size of each instruction's set against its T, with all tokens and with T matched; one point an instruction.
+
+    What ties add to a set lies above the dashed line of the epsilon rule.
+    """
     lengths, places = neurons.plain.tokens, neurons.places
     m = neurons.matched.token_facts.drawn
+    wanted = neurons.plain.selection.wanted(neurons.plain.population.total)
     panels = (
         ("all tokens", lengths, neurons.plain.sizes, neurons.plain.categories),
         (f"{m} tokens of each", lengths[places], neurons.matched.sizes, neurons.matched.categories),
@@ -91,16 +95,18 @@ def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
         _points(axes, x, y, categories, order)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("tokens of the instruction (T)", fontsize=10)
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         axes.grid(color="#e3e3e3", linewidth=0.7)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+        if wanted is not None:
+            axes.axhline(wanted, color=GREY, linewidth=1.0, linestyle="--", label=f"{wanted:,}, what ε asks for")
     grid[0].set_ylabel("ISNs of the instruction", fontsize=10)
     what = TITLES[neurons.plain.population.component]
     figure.suptitle(f"Set size against length, {label(model)} ({what})", fontsize=10.5)
-    if len(order) <= len(COLOURS):
-        handles, texts = grid[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(order)), frameon=False, fontsize=9)
+    handles, texts = grid[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(texts)), frameon=False, fontsize=9)
     return figure
 
 

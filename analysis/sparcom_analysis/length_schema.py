@@ -20,6 +20,9 @@ class MatchedMatrix(Part):
     rank_correlation: float | None = Field(
         description="Spearman's, of the cells of two different categories; null with fewer than three, or all the same."
     )
+    mean_change: float | None = Field(
+        description="Mean of the differences of all pairs of categories, each with itself included."
+    )
     largest_change: float | None = Field(description="The difference that is largest without its sign.")
     largest_change_of: list[str] | None = Field(description="The two categories of that cell.")
     compared_rows: int = Field(description="Rows with values on and beside the diagonal.")

@@ -60,6 +60,7 @@ def _matrix(pair: MatrixPair) -> MatchedMatrix:
         plain=nullable(pair.plain),
         difference=nullable(pair.difference),
         rank_correlation=pair.rank_correlation,
+        mean_change=pair.mean_change,
         largest_change=None if change is None else change.value,
         largest_change_of=None if change is None else [names[change.row], names[change.column]],
         compared_rows=pair.compared_rows,
@@ -80,7 +81,7 @@ def length_sentence(part: LengthMatched, matrix: MatchedMatrix, subject: str) ->
         kept = "keep" if rho >= SAME_ORDER else "partly keep" if rho >= CHANGED_ORDER else "do not keep"
         text += f"the pairs of categories of {subject} {kept} their order (rank correlation {rho:.2f})."
     where = f"within {cell[0]}" if cell[0] == cell[1] else f"between {cell[0]} and {cell[1]}"
-    text += f" The largest change of a cell is {change:+.3f}, {where}."
+    text += f" Values change by {matrix.mean_change:+.3f} on average, most {where} ({change:+.3f})."
     if matrix.compared_rows:
         text += (
             f" The diagonal is the largest value of its row in {matrix.diagonal_largest} of {matrix.compared_rows} "

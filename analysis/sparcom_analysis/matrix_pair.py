@@ -63,6 +63,14 @@ class MatrixPair:
         return Change(row, column, float(self.difference[row, column]))
 
     @property
+    def mean_change(self) -> float | None:
+        """The mean difference of the cells on and above the diagonal: how far the level moves; None where none has
+        values."""
+        moved = self.difference[np.triu_indices(len(self.categories))]
+        moved = moved[~np.isnan(moved)]
+        return float(moved.mean()) if len(moved) else None
+
+    @property
     def compared_rows(self) -> int:
         """Rows with a value on the diagonal and one beside it: those that `diagonal_largest` is counted of."""
         known = ~np.isnan(self.difference)

@@ -182,7 +182,8 @@ def test_sentences_say_the_numbers_of_the_part(part_and_control) -> None:  # typ
     text = length_sentence(part, matrix, "the model")
     assert "With 10 tokens of each instruction in place of all, the pairs of categories of the model" in text
     assert f"(rank correlation {matrix.rank_correlation:.2f})" in text
-    assert f"{matrix.largest_change:+.3f}, " in text
+    assert f"change by {matrix.mean_change:+.3f} on average, most " in text
+    assert f" ({matrix.largest_change:+.3f}). " in text
     assert f"in {matrix.diagonal_largest} of 3 categories, with all tokens in {matrix.diagonal_largest_plain}." in text
     assert f" {part.too_short} instructions with fewer tokens are in neither." in text
     orders = {0.95: "keep", 0.7: "partly keep", 0.2: "do not keep"}
@@ -209,6 +210,10 @@ def test_figures_are_drawn_the_same_every_time(part_and_control) -> None:  # typ
     assert left == right
     points = size_figure(control.neurons[0], "a model")
     assert [len(axes.collections) for axes in points.axes] == [3, 3]
+    for axes in points.axes:
+        for x, y in np.concatenate([group.get_offsets() for group in axes.collections]):  # type: ignore[arg-type]
+            assert axes.get_xlim()[0] < x < axes.get_xlim()[1]
+            assert axes.get_ylim()[0] < y < axes.get_ylim()[1]
     assert to_png(points).startswith(b"\x89PNG")
     empty = matrix.model_copy(update={"plain": [[None] * 3] * 3, "matrix": [[None] * 3] * 3})
     assert to_png(matched_figure(part, empty, "Similarity", "mean Jaccard index")).startswith(b"\x89PNG")

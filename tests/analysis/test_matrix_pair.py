@@ -60,6 +60,7 @@ def test_what_is_said_of_two_matrices_is_so(count: int, data: st.DataObject) -> 
     moved = {(i, j): b - a for (i, j), (a, b) in known.items() if i <= j}
     change = pair.largest_change
     assert (change is None) == (not moved)
+    assert pair.mean_change == (pytest.approx(np.mean(list(moved.values())), abs=1e-12) if moved else None)
     if change is not None:
         assert abs(change.value) == max(map(abs, moved.values()))
         assert moved[change.row, change.column] == change.value
