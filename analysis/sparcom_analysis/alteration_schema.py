@@ -8,9 +8,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from sparcom_analysis.expert_schema import ComponentName
+from sparcom_analysis.interval_schema import Values
 from sparcom_analysis.schema_part import Part
-
-Values = list[float | None]
 
 
 class TwinFacts(Part):

@@ -143,7 +143,10 @@ def _rounded(cell: Cell, how: str) -> str:
     if cell is None or isinstance(cell, str):
         return cell or ""
     how = how or (DEFAULT_FORMAT if isinstance(cell, float) else "")
-    return format(cell, how).replace("-", "−")  # the minus sign, which no line break parts from its number
+    text = format(cell, how)
+    if not text.strip("-0.%"):
+        text = text.removeprefix("-")  # what rounds to zero has no sign
+    return text.replace("-", "−")  # the minus sign, which no line break parts from its number
 
 
 def _markdown(text: str) -> str:

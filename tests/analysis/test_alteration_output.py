@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
 from sparcom_analysis.alteration import NeuronAlteration, expert_alteration, neuron_alteration
 from sparcom_analysis.alteration_figures import layer_alteration_figure, layer_pair_figure, venn_figure
+from sparcom_analysis.alteration_findings import (
+    ise_alteration_sentence,
+    isn_alteration_sentence,
+    layer_alteration_sentence,
+    layer_pair_sentence,
+    tokens_sentence,
+    venn_sentence,
+)
 from sparcom_analysis.alteration_schema import IsnAlteration, IsnVenn
 from sparcom_analysis.alteration_summary import ise_alteration_part, isn_alteration_part, isn_venn_part
 from sparcom_analysis.alteration_tables import (
@@ -234,3 +242,52 @@ def test_twins_given_are_used(make_moe) -> None:  # type: ignore[no-untyped-def]
     neurons = instruction_specific_neurons(make_moe().archive)
     few = match_twins(neurons, replace(neurons, ids=[*neurons.ids[:-1], "other"]))
     assert len(neuron_alteration(neurons, neurons, few).alteration) == 9
+
+
+def test_sentences_say_the_numbers(twins: Case) -> None:
+    """Means, most and least altered category and layer, and what has no value; with intervals where there are any."""
+    part = isn_alteration_part(twins.altered, twins.tuned, twins.intervals)
+    text = isn_alteration_sentence(part, "before")
+    kinds = sorted((value, name) for value, name in zip(part.alteration, part.categories, strict=True) if value)
+    assert f"overlap by {part.overall.overlap:.3f} (Jaccard index, mean over 3 instructions)" in text
+    assert f"(interval {part.overall.low:.3f} to {part.overall.high:.3f})" in text
+    assert f"Most altered is {kinds[-1][1]} ({kinds[-1][0]:.3f}), least {kinds[0][1]} ({kinds[0][0]:.3f})" in text
+    assert "2 instructions have no ISN in either" in text
+    layers = sorted(zip(part.overall.layer_alteration, part.layer_ids, strict=True))
+    assert f"most in layer {layers[-1][1]} ({layers[-1][0]:.3f}) and least in layer {layers[0][1]}" in (
+        layer_alteration_sentence(part)
+    )
+    change = np.abs(np.array(part.overall.tuned_by_layer) - part.overall.base_by_layer)
+    assert f"changes most in layer {part.layer_ids[int(change.argmax())]}:" in layer_pair_sentence(part)
+    venn = isn_venn_part(twins.altered, twins.tuned, ["i0"])
+    (shown,) = venn.instructions
+    every = sum(sum(getattr(shown, name)) for name in PARTS)
+    assert f"Of the ISNs of the instructions shown, {sum(shown.both) / every:.1%} are ISNs of both" in venn_sentence(
+        venn
+    )
+
+
+def test_sentences_of_odd_results(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """No value at all, nothing altered, and other tokens are each said in words."""
+    archive = make_moe(experts=2, choices=2).archive
+    experts, neurons = instruction_experts(archive), instruction_specific_neurons(archive)
+    part = ise_alteration_part(expert_alteration(experts, experts), archive)
+    assert "no correlation is defined" in ise_alteration_sentence(part, "before")
+    same = neuron_alteration(neurons, neurons)
+    text = isn_alteration_sentence(isn_alteration_part(same, archive), "before")
+    assert "an alteration of 0.000. An instruction has" in text
+    assert "equally in every layer" in layer_alteration_sentence(isn_alteration_part(same, archive))
+    assert "as many ISNs in each layer" in layer_pair_sentence(isn_alteration_part(same, archive))
+    nothing = replace(same, shared=same.shared * 0, base_counts=same.shared * 0, tuned_counts=same.shared * 0)
+    empty = isn_alteration_part(nothing, archive)
+    assert "No instruction has an ISN" in isn_alteration_sentence(empty, "before")
+    assert "No layer holds" in layer_alteration_sentence(empty)
+    assert "No instruction has an ISN" in venn_sentence(isn_venn_part(nothing, archive))
+    for facts, said in (
+        ({"different_tokens": 4}, " 4 of the 10 instructions did not become the same tokens"),
+        ({"different_tokens": None, "different_rows": 3}, " 3 of the 10 instructions have another number of tokens"),
+        ({"different_tokens": 0, "different_rows": 3}, ""),
+    ):
+        found = tokens_sentence(part.twin.model_copy(update=facts))
+        assert found.startswith(said)
+        assert bool(found) == bool(said)

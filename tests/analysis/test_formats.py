@@ -88,6 +88,12 @@ def test_numbers_of_numpy_and_no_number_at_all(text: Callable[[Table], str]) -> 
     assert "float64" not in text(table)
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    """A difference of less than the last digit shown reads 0, not minus 0; one that is shown keeps its sign."""
+    table = Table("some", "t", ["a", "b"], [[-0.0001, -0.0004], [-0.001, -0.0006]], formats=["", ".1%"])
+    assert table.markdown().splitlines()[4:] == ["| 0.000 | 0.0% |", "| −0.001 | −0.1% |"]
+
+
 def test_what_is_no_table_is_refused() -> None:
     """Rows or formats of another width, or a name that no file can have: every problem is said."""
     with pytest.raises(InvalidInputError) as caught:
