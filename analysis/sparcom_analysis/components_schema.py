@@ -42,6 +42,12 @@ class ComponentGroups(Part):
     )
     shared: ComponentNumbers | None = Field(description="Components of two or more categories, but not of all.")
     general: ComponentNumbers | None = Field(description="Components of all categories.")
+    general_chance: float | None = Field(description="Those in all layers with shuffled names, mean; null without.")
+    shared_chance: float | None = Field(description="The same of shared components.")
+    unique_chance: list[float] | None = Field(description="The same of components unique to each category.")
+    unique_p: list[float] | None = Field(
+        description="Of each category: how often shuffled names give as many unique components; Holm's correction."
+    )
     general_share: Shares | None = Field(
         description="Share of each category's components that is general; null where it has none."
     )
@@ -59,7 +65,8 @@ class GeneralUnique(Part):
     top_experts: int = Field(description="Most chosen experts of a layer that are specific to an instruction.")
     resamples: int | None = Field(description="Draws of instructions behind the intervals; null without intervals.")
     confidence: float | None = Field(description="Share of the draws between the ends of an interval.")
-    seed: int | None = Field(description="Of the draws.")
+    shuffles: int | None = Field(description="How often the names of the categories were shuffled; null if not.")
+    seed: int | None = Field(description="Of draws and shuffles; null without either.")
     groups: list[ComponentGroups] = Field(description="Of each kind of component that the archive has.")
 
 

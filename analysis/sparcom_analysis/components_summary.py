@@ -10,32 +10,37 @@ from numpy.typing import NDArray
 from sparcom_analysis import components_schema as schema
 from sparcom_analysis.components import Components
 from sparcom_analysis.components_bootstrap import ComponentIntervals
+from sparcom_analysis.components_chance import ComponentChance
 from sparcom_analysis.components_draws import FIELDS, ComponentNumbers, component_numbers
+from sparcom_analysis.components_result import ComponentResult
 from sparcom_analysis.lape import Lape
 from sparcom_data.errors import InvalidInputError
 
-Found = Sequence[tuple[Components, ComponentIntervals | None]]
 
-
-def general_unique_part(found: Found, top_experts: int) -> schema.GeneralUnique:
+def general_unique_part(results: Sequence[ComponentResult], top_experts: int) -> schema.GeneralUnique:
     """The part `general_unique`.
 
     Args:
-        found: of each kind, what was found and its intervals, drawn in the same way for all, or none.
+        results: of each kind, computed with the same parameters.
         top_experts: k by which experts were selected.
     """
-    intervals = found[0][1]
+    intervals = next((one.intervals for one in results if one.intervals), None)
+    chance = next((one.chance for one in results if one.chance), None)
+    drawn = intervals or chance
     return schema.GeneralUnique(
-        share=found[0][0].share,
+        share=results[0].found.share,
         top_experts=top_experts,
         resamples=None if intervals is None else intervals.resamples,
         confidence=None if intervals is None else intervals.confidence,
-        seed=None if intervals is None else intervals.seed,
-        groups=[_group(*both) for both in found],
+        shuffles=None if chance is None else chance.shuffles,
+        seed=None if drawn is None else drawn.seed,
+        groups=[_group(one.found, one.intervals, one.chance) for one in results],
     )
 
 
-def _group(found: Components, intervals: ComponentIntervals | None) -> schema.ComponentGroups:
+def _group(
+    found: Components, intervals: ComponentIntervals | None, chance: ComponentChance | None
+) -> schema.ComponentGroups:
     own = component_numbers(found)
     missing = ComponentNumbers(**{name: np.full_like(getattr(own, name), np.nan) for name in FIELDS})
     low, high = (missing, missing) if intervals is None else (intervals.low, intervals.high)
@@ -51,6 +56,10 @@ def _group(found: Components, intervals: ComponentIntervals | None) -> schema.Co
         unique=_each(own.unique, low.unique, high.unique),
         shared=_curve(own.shared, low.shared, high.shared),
         general=_curve(own.general, low.general, high.general),
+        general_chance=None if chance is None else chance.general,
+        shared_chance=None if chance is None else chance.shared,
+        unique_chance=None if chance is None else chance.unique.tolist(),
+        unique_p=None if chance is None else chance.p.tolist(),
         general_share=_nullable(own.general_share),
         general_share_low=_nullable(low.general_share),
         general_share_high=_nullable(high.general_share),

@@ -37,33 +37,35 @@ def component_layer_table(group: ComponentGroups) -> Table:
 
 
 def component_share_table(part: GeneralUnique) -> Table:
-    """One row a category and kind: how many components it has, and which shares are general and unique."""
-    columns = ["components", "category", "instructions", "needed", "number", "number_low", "number_high"]
-    columns += [f"{name}{end}" for name in ("general_share", "unique_share") for end in ("", "_low", "_high")]
-    rows: list[list[Cell]] = []
-    for group in part.groups:
-        shares = [getattr(group, name) for name in columns[7:]]
-        for code, own in enumerate(group.belonging):
-            rows.append(
-                [
-                    component_title(group.component),
-                    group.categories[code],
-                    group.instructions[code],
-                    group.needed[code],
-                    own.total,
-                    own.total_low,
-                    own.total_high,
-                    *(None if share is None else share[code] for share in shares),
-                ]
-            )
+    """One row a category and kind: how many components it has, the share that is general, and its unique ones."""
+    columns = ["components", "category", "instructions", "number", "number_low", "number_high"]
+    columns += [*_SHARES, "unique", "unique_low", "unique_high", *_CHANCE]
+    rows = [_share_row(group, code) for group in part.groups for code in range(len(group.categories))]
+    note = f"A component belongs to a category where at least {part.share:.4g} of its instructions have it."
+    if part.shuffles:
+        note += f" Chance: means over {part.shuffles} shuffles of the categories' names; p after Holm."
+    formats = ["", "", "", "", ".0f", ".0f", ".1%", ".1%", ".1%", "", ".0f", ".0f", ".1f", ".3f"]
     return Table(
         "general_unique",
-        "Share of each category's components that is general, and unique to it",
+        "Components of each category, the share that is general, and unique ones",
         columns,
         rows,
-        f"A component belongs to a category where at least {part.share:g} of its instructions have it.",
-        ["", "", "", "", "", ".0f", ".0f", *[".1%"] * 6],
+        note,
+        formats,
     )
+
+
+_SHARES = ("general_share", "general_share_low", "general_share_high")
+_CHANCE = ("unique_chance", "unique_p")
+
+
+def _share_row(group: ComponentGroups, code: int) -> list[Cell]:
+    own, unique = group.belonging[code], None if group.unique is None else group.unique[code]
+    values: list[list[float | None] | list[float] | None] = [getattr(group, name) for name in (*_SHARES, *_CHANCE)]
+    shares: list[Cell] = [None if value is None else value[code] for value in values]
+    counted: list[Cell] = [None] * 3 if unique is None else [unique.total, unique.total_low, unique.total_high]
+    named: list[Cell] = [component_title(group.component), group.categories[code], group.instructions[code]]
+    return [*named, own.total, own.total_low, own.total_high, *shares[:3], *counted, *shares[3:]]
 
 
 def lape_table(part: LapeNeurons) -> Table:

@@ -10,8 +10,10 @@ import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
 from sparcom_analysis.components import ONE_CATEGORY, neuron_components
-from sparcom_analysis.components_bootstrap import component_intervals
+from sparcom_analysis.components_chance import component_chance
 from sparcom_analysis.components_figures import component_figure, lape_figure
+from sparcom_analysis.components_findings import components_sentence, lape_sentence
+from sparcom_analysis.components_result import ComponentResult, component_result
 from sparcom_analysis.components_schema import ComponentGroups, GeneralUnique, LapeNeurons
 from sparcom_analysis.components_summary import general_unique_part, lape_part, unique_overlap
 from sparcom_analysis.components_tables import component_layer_table, component_share_table, lape_table
@@ -40,32 +42,37 @@ def parts(mixture: Archive) -> tuple[GeneralUnique, LapeNeurons]:
     """Of the routed experts' neurons and of the experts."""
     neurons = instruction_specific_neurons(mixture, epsilon=0.3)
     members = [neuron_memberships(neurons), expert_memberships(instruction_experts(mixture), 2)]
-    found = [neuron_components(neurons), expert_components(instruction_experts(mixture), top=2)]
-    intervals = [component_intervals(*both, resamples=10) for both in zip(members, found, strict=True)]
+    results = [component_result(one, resamples=10, shuffles=20) for one in members]
     selected = lape(pooled_counts(mixture), RATES)
-    part = general_unique_part(list(zip(found, intervals, strict=True)), 2)
-    return part, lape_part([selected], {"expert_neuron": found[0]})
+    return general_unique_part(results, 2), lape_part([selected], {"expert_neuron": results[0].found})
 
 
 def one_category(tmp_path) -> ComponentGroups:  # type: ignore[no-untyped-def]
     """The group of an archive whose instructions are of one category."""
     write_random_archive(tmp_path / "A.zarr", categories=("a",))
     neurons = instruction_specific_neurons(open_archive(tmp_path / "A.zarr"))
-    return general_unique_part([(neuron_components(neurons), None)], 5).groups[0]
+    return general_unique_part([ComponentResult(neuron_components(neurons))], 5).groups[0]
 
 
 def test_numbers_and_intervals_are_those_that_were_found(mixture: Archive, parts) -> None:  # type: ignore[no-untyped-def]
     """By layer and in all, of each category, with ends around each number; the part reads back equal."""
     part, _ = parts
     assert GeneralUnique.model_validate_json(part.model_dump_json()) == part
-    assert (part.share, part.top_experts, part.resamples, part.confidence, part.seed) == (0.5, 2, 10, 0.95, 0)
+    assert (part.share, part.top_experts, part.resamples, part.confidence) == (0.5, 2, 10, 0.95)
+    assert (part.shuffles, part.seed) == (20, 0)
     neurons = instruction_specific_neurons(mixture, epsilon=0.3)
-    both = (neuron_components(neurons), expert_components(instruction_experts(mixture), top=2))
+    experts = instruction_experts(mixture)
+    both = (neuron_components(neurons), expert_components(experts, top=2))
     for group, found in zip(part.groups, both, strict=True):
         assert (group.component, group.per_layer, group.reason) == (found.component, found.per_layer, None)
         assert (group.instructions, group.needed) == ([5, 5, 5], [3, 3, 3])
         for kind in ("shared", "general"):
             assert getattr(group, kind).by_layer == found.counts(kind).tolist()
+        members = neuron_memberships(neurons) if found is both[0] else expert_memberships(experts, 2)
+        chance = component_chance(members, found, shuffles=20)
+        assert chance is not None
+        assert (group.general_chance, group.shared_chance) == (chance.general, chance.shared)
+        assert (group.unique_chance, group.unique_p) == (chance.unique.tolist(), chance.p.tolist())
         for kind in ("belonging", "unique"):
             for code, numbers in enumerate(getattr(group, kind)):
                 counts = found.counts(kind, code)
@@ -167,8 +174,47 @@ def test_one_category_is_said_to_be_one(tmp_path) -> None:  # type: ignore[no-un
     table = component_layer_table(group)
     assert table.note == ONE_CATEGORY
     assert table.rows[-1] == ["all", None, None, None]
-    part = GeneralUnique(share=0.5, top_experts=5, resamples=None, confidence=None, seed=None, groups=[group])
-    assert component_share_table(part).rows[0][4:] == [group.belonging[0].total, *[None] * 8]
+    part = GeneralUnique(
+        share=0.5, top_experts=5, resamples=None, confidence=None, shuffles=None, seed=None, groups=[group]
+    )
+    assert component_share_table(part).rows[0][3:] == [group.belonging[0].total, *[None] * 10]
+    assert components_sentence(group, "M") == (
+        f"In M, general and unique neurons of dense layers are not told apart: {ONE_CATEGORY}."
+    )
     (axes,) = component_figure(group, "model").axes
     assert axes.get_title() == ONE_CATEGORY
     assert [bar.get_height() for bar in axes.containers[0]] == group.belonging[0].by_layer
+
+
+def test_sentences_say_the_numbers(parts) -> None:  # type: ignore[no-untyped-def]
+    """How many are general and unique, and by chance, who has most, who has more than chance."""
+    part, selected = parts
+    group = part.groups[0].model_copy(update={"unique_p": [0.01, 0.5, 0.05]})
+    unique = [one.total for one in group.unique]
+    text = components_sentence(group, "M")
+    total = group.general.total + group.shared.total + sum(unique)
+    assert f"In M, {total} neurons of routed experts belong to a category: {group.general.total} (" in text
+    assert f"{sum(unique)} ({sum(unique) / total:.0%}) to one alone; with the categories' names shuffled" in text
+    assert f"{group.categories[int(np.argmax(unique))]} has the most of its own, {max(unique)}." in text
+    assert text.endswith("b, (none) have more than chance gives (p ≤ 0.05, corrected).")
+    every = group.model_copy(update={"unique_p": [0.01] * 3})
+    assert components_sentence(every, "M").endswith("Every category has more than chance gives (p ≤ 0.05, corrected).")
+    none = group.model_copy(update={"unique_p": [0.5] * 3})
+    assert components_sentence(none, "M").endswith("No category has more than chance gives (p ≤ 0.05, corrected).")
+    entropy = selected.groups[0]
+    known = [value for value in entropy.unique_overlap if value is not None]
+    text = lape_sentence(entropy, "M")
+    assert f"LAPE selects {entropy.selected} neurons of routed experts; " in text
+    assert f"by {np.mean(known):.2f} (Jaccard index, mean of categories)." in text
+    assert "0 pass the filter" in lape_sentence(entropy.model_copy(update={"selected": 0, "passed": 0}), "M")
+    assert "none of the neurons of routed experts: why." in lape_sentence(
+        entropy.model_copy(update={"reason": "why"}), "M"
+    )
+
+
+def test_progress_of_draws_and_shuffles_is_one(mixture: Archive) -> None:
+    """It counts to their sum without a step back."""
+    said: list[tuple[int, int]] = []
+    members = neuron_memberships(instruction_specific_neurons(mixture))
+    component_result(members, resamples=4, shuffles=3, progress=lambda *both: said.append(both))
+    assert said == [(k, 7) for k in range(1, 8)]
