@@ -172,11 +172,11 @@ def _bilinear(
     return np.ldexp(total.astype(np.float64), -bits)
 
 
-def mean_intervals(values: NDArray[np.float64], resamples: Resamples) -> MeanIntervals:
+def mean_intervals(values: NDArray[np.float64] | NDArray[np.int64], resamples: Resamples) -> MeanIntervals:
     """Intervals of the means of what each instruction has: ISNs by layer, alteration, expert frequencies.
 
     Args:
-        values: float64 (n, …); NaN where an instruction has no value, which is then in no mean.
+        values: float64 or int64 (n, …); NaN where an instruction has no value, which is then in no mean.
         resamples: drawn from the categories of the same n instructions.
     """
     if len(values) != len(resamples.categories):
