@@ -48,7 +48,7 @@ def sets_of(neurons: Any, chosen: list[int]) -> list[set[Any]]:
     return [{tuple(where) for where in np.argwhere(neurons.mask(k)).tolist()} for k in chosen]
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 14), min_size=6, max_size=9),
     categories=st.lists(st.sampled_from(["a", "", "(none)", "(not drawn)"]), min_size=9, max_size=9),

@@ -62,7 +62,7 @@ def true_counts(case: Any, index: int, component: str) -> NDArray[np.int64]:
     return counts
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chunk=st.integers(1, 40),
     block_bytes=st.integers(1, 400),
@@ -153,6 +153,7 @@ def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damag
     archive = damage(case.archive, "token/id", slice(3, 12), 7)  # the first keeps id 0
     found = instruction_specific_neurons(archive, special_tokens="leave_out", special_token_ids=[0])
     assert (found.ids, found.without_rows, found.token_facts.special_rows) == (["i1", "i2"], 1, 3)
+    assert found.tokens.tolist() == [4, 5]
     assert len(row_spans(archive, "prompt")) == 3
 
 
