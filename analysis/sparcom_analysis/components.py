@@ -16,7 +16,7 @@ how an instruction's components were selected; see `memberships` and `expert_com
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -133,12 +133,15 @@ def needed_instructions(share: float, instructions: NDArray[np.int64]) -> NDArra
     return np.array([math.ceil(exact * int(n)) for n in instructions], dtype=np.int64)
 
 
-def overlap(sets: PackedSets) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Elements of all sets, and of two or more: uint64 (word,) each; empty where there is one set alone."""
-    once = np.zeros(sets.shape[1], dtype=np.uint64)
+def overlap(sets: Iterable[NDArray[np.uint64]], words: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Elements of all sets, and of two or more: uint64 (word,) each; empty where there is one set alone.
+
+    Args:
+        sets: each uint64 (word,). words: their width.
+    """
+    once = np.zeros(words, dtype=np.uint64)
     several, everywhere = once.copy(), ~once
-    for k in range(len(sets)):
-        (own,) = sets.rows(k, k + 1)
+    for own in sets:
         several |= once & own
         once |= own
         everywhere &= own
@@ -160,7 +163,7 @@ def find_components(members: Memberships, share: float = DEFAULT_SHARE, *, scrat
     instructions = np.array([len(some) for some in rows], dtype=np.int64)
     needed = needed_instructions(share, instructions)
     sets = _category_sets(members, rows, needed, scratch)
-    everywhere, several = overlap(sets)
+    everywhere, several = overlap((sets.rows(k, k + 1)[0] for k in range(len(sets))), sets.shape[1])
     return Components(
         component=members.component,
         share=share,

@@ -21,7 +21,7 @@ from sparcom_analysis.components_draws import Draws, least_that_counts
 from sparcom_analysis.memberships import Memberships
 from sparcom_data.errors import InvalidInputError
 
-SHUFFLES = 200
+SHUFFLES = 500  # the least p of twelve categories is then 12 / 501 = 0.024
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.components import Components
-from sparcom_analysis.kernels import add_bit_counts
+from sparcom_analysis.components import Components, overlap
+from sparcom_analysis.kernels import add_bit_counts, pack_at_least
 from sparcom_analysis.memberships import Memberships
 
 NEGLIGIBLE = 1e-12  # chance of a draw that would count a component left out
@@ -70,42 +70,45 @@ def _numbers(
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """The m components that a draw may count, as bits: uint8 (n, byte); those of layer j lie at borders[j] to
+    """The components that a draw may count, as bits: uint64 (n, word); those of layer j lie in words borders[j] to
     borders[j + 1]. needed: int64 (c,), instructions of each category that a component must be in."""
 
     needed: NDArray[np.int64]
-    bits: NDArray[np.uint8]
+    bits: NDArray[np.uint64]
     borders: NDArray[np.int64]
 
     @classmethod
     def of(cls, members: Memberships, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> Draws:
         """Keep the components that are possible: bool (layer, column)."""
-        borders = np.concatenate([[0], possible.sum(axis=1).cumsum()])
+        kept = possible.sum(axis=1)
+        borders = np.concatenate([[0], (-(-kept // 64)).cumsum()]).astype(np.int64)
         where = np.flatnonzero(possible)
-        bits = np.zeros((len(members.categories), -(-len(where) // 8)), dtype=np.uint8)
+        place = np.concatenate([64 * first + np.arange(count) for first, count in zip(borders[:-1], kept, strict=True)])
+        bits = np.zeros((len(members.categories), int(borders[-1])), dtype=np.uint64)
+        spread = np.zeros(64 * int(borders[-1]), dtype=np.uint8)
         for k in range(len(bits)):
             own = members.sets.rows(k, k + 1)[0].view(np.uint8)[: possible.size // 8]
-            bits[k] = np.packbits(np.unpackbits(own, bitorder="little")[where], bitorder="little")
+            spread[place] = np.unpackbits(own, bitorder="little")[where]
+            bits[k] = np.packbits(spread, bitorder="little").view(np.uint64)
         return cls(needed, bits, borders)
 
     def numbers(self, rows: Sequence[NDArray[np.intp]]) -> ComponentNumbers:
         """Numbers of components where each category has these instructions, one that comes twice counted twice."""
-        width = int(self.borders[-1])
-        belongs = np.empty((len(rows), width), dtype=np.bool_)
+        own = np.zeros((len(rows), self.bits.shape[1]), dtype=np.uint64)
         for code, some in enumerate(rows):
-            counts = np.zeros(self.bits.shape[1] * 8, dtype=np.uint32)
-            add_bit_counts(self.bits[some], counts)
-            belongs[code] = counts[:width] >= self.needed[code]
-        times = belongs.sum(axis=0, dtype=np.int32)
-        several = times > 1
-        general = several & (times == len(belongs))
-        unique = belongs & ~several if len(belongs) > 1 else np.zeros_like(belongs)
-        return _numbers(*(self._by_layer(which) for which in (belongs, unique, several & ~general, general)))
+            counts = np.zeros(self.bits.shape[1] * 64, dtype=np.uint32)
+            add_bit_counts(self.bits[some].view(np.uint8), counts)
+            pack_at_least(
+                counts[None], int(self.needed[code]), own[code : code + 1].view(np.uint8), np.zeros(1, np.int64)
+            )
+        general, several = overlap(own, own.shape[1])
+        unique = own & ~several if len(own) > 1 else np.zeros_like(own)
+        return _numbers(*(self._by_layer(which) for which in (own, unique, several & ~general, general)))
 
-    def _by_layer(self, which: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """How many there are in each layer and in all: float64 (…, layer + 1) of bool (…, m)."""
-        before = np.zeros((*which.shape[:-1], which.shape[-1] + 1), dtype=np.int64)
-        np.cumsum(which, axis=-1, out=before[..., 1:])
+    def _by_layer(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """How many there are in each layer and in all: float64 (…, layer + 1) of uint64 (…, word)."""
+        before = np.zeros((*words.shape[:-1], words.shape[-1] + 1), dtype=np.int64)
+        np.cumsum(np.bitwise_count(words), axis=-1, out=before[..., 1:])
         return _with_total(np.diff(before[..., self.borders], axis=-1))
 
 

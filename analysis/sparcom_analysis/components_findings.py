@@ -17,8 +17,8 @@ def components_sentence(group: ComponentGroups, model: str) -> str:
         return f"In {model}, no category has {title} that enough of its instructions share."
     general, alone = group.general.total, sum(unique)
     text = (
-        f"In {model}, {total:,} {title} belong to a category: {general:,} ({general / total:.0%}) to all {len(unique)}, "
-        f"{alone:,} ({alone / total:.0%}) to one alone"
+        f"In {model}, {total:,} {title} belong to a category: {general:,} ({general / total:.0%}) to all "
+        f"{len(unique)}, {alone:,} ({alone / total:.0%}) to one alone"
     )
     if group.general_chance is not None and group.unique_chance is not None:
         text += (
