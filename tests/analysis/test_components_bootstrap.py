@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import binom, hypergeom
 
 from sparcom_analysis.components import Components, find_components
 from sparcom_analysis.components_bootstrap import ComponentIntervals, component_intervals
-from sparcom_analysis.components_draws import FIELDS, component_numbers
+from sparcom_analysis.components_draws import FIELDS, component_numbers, least_that_counts
 from sparcom_analysis.memberships import Memberships
 from sparcom_analysis.sets import PackedSets
 from sparcom_data.errors import InvalidInputError
@@ -118,6 +119,18 @@ def test_components_that_cannot_come_to_the_threshold_change_nothing() -> None:
     intervals = component_intervals(members, found, resamples=50)
     assert_ends(intervals, direct(masks, categories, found, 50, 0.95, 0))
     assert intervals.high.general[-1] > component_numbers(found).general[-1] > intervals.low.general[-1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(drawn=st.integers(1, 300), others=st.integers(0, 300), data=st.data())
+def test_what_is_left_out_has_a_negligible_chance(drawn: int, others: int, data: st.DataObject) -> None:
+    """A component one instruction short of the least is drawn often enough with a chance below 1e-12, by scipy, with
+    replacement and without; one that enough instructions have is always kept."""
+    total, needed = drawn + others, data.draw(st.integers(1, drawn))
+    least = least_that_counts(total, drawn, needed)
+    assert 1 <= least <= max(1, -(-needed * total // drawn))
+    assert binom.sf(needed - 1, drawn, (least - 1) / total) < 1e-12
+    assert hypergeom.sf(needed - 1, total, least - 1, drawn) < 1e-12
 
 
 def test_cores_and_runs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,8 @@ def test_figures_show_the_numbers(parts) -> None:  # type: ignore[no-untyped-def
     unique = np.sum([one.by_layer for one in group.unique], axis=0)
     heights = [[bar.get_height() for bar in bars] for bars in upper.containers]
     assert heights == [group.general.by_layer, group.shared.by_layer, unique.tolist()]
+    feet = [[bar.get_y() for bar in bars] for bars in upper.containers]
+    assert feet == np.cumsum([[0] * len(unique), *heights[:-1]], axis=0).tolist()
     heights = [[bar.get_height() for bar in bars] for bars in lower.containers]
     assert heights == [one.by_layer for one in group.unique]
     assert lower.get_legend_handles_labels()[1] == ["b", r"a|\$x\$", "(none)"]

@@ -137,8 +137,10 @@ def test_twelve_neurons_by_hand() -> None:
     assert [some.tolist() for some in found.ids(1)] == [[0], [], []]
 
 
-def test_equal_entropies_go_to_the_lower_index() -> None:
-    """The same p in other categories is the same entropy, whatever the order in which floats are added."""
+@pytest.mark.parametrize("digits", [12, 17])
+def test_equal_entropies_go_to_the_lower_index(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same p in other categories is the same entropy to the last digit, also where nothing is rounded."""
+    monkeypatch.setattr("sparcom_analysis.lape.TIE_DIGITS", digits)
     rng = np.random.default_rng(1)
     base = rng.integers(1, 1000, size=9)
     counts = np.array([rng.permutation(base) for _ in range(200)]).T
