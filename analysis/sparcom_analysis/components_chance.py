@@ -65,19 +65,17 @@ def component_chance(
         return None
     draws = Draws.of(members, found.needed, _possible(members, found))
     generator, borders = np.random.Generator(np.random.PCG64(seed)), found.instructions.cumsum()[:-1]
-    general, shared, unique = [], [], []
+    drawn = []
     for done in range(shuffles):
-        numbers = draws.numbers(np.split(generator.permutation(len(members.categories)), borders))
-        general.append(numbers.general[-1])
-        shared.append(numbers.shared[-1])
-        unique.append(numbers.unique[:, -1])
+        drawn.append(draws.numbers(np.split(generator.permutation(len(members.categories)), borders)))
         if progress is not None:
             progress(done + 1, shuffles)
-    reached = (np.array(unique) >= found.by_category("unique").sum(axis=1)).sum(axis=0)
+    unique = np.array([one.unique[:, -1] for one in drawn])
+    reached = (unique >= found.by_category("unique").sum(axis=1)).sum(axis=0)
     return ComponentChance(
-        general=float(np.mean(general)),
-        shared=float(np.mean(shared)),
-        unique=np.mean(unique, axis=0),
+        general=float(np.mean([one.general[-1] for one in drawn])),
+        shared=float(np.mean([one.shared[-1] for one in drawn])),
+        unique=unique.mean(axis=0),
         p=holm((1 + reached) / (1 + shuffles)),
         shuffles=shuffles,
         seed=seed,

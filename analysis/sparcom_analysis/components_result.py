@@ -37,7 +37,7 @@ def component_result(
     Args:
         progress: called with draws and shuffles done and in all.
     """
-    total = resamples + shuffles
+    total = resamples + (shuffles if len(set(members.categories)) > 1 else 0)
 
     def shuffled(done: int, _: int) -> None:
         if progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,8 +216,11 @@ def test_sentences_say_the_numbers(parts) -> None:  # type: ignore[no-untyped-de
 
 
 def test_progress_of_draws_and_shuffles_is_one(mixture: Archive) -> None:
-    """It counts to their sum without a step back."""
+    """It counts to their sum without a step back; with one category nothing is shuffled."""
     said: list[tuple[int, int]] = []
     members = neuron_memberships(instruction_specific_neurons(mixture))
     component_result(members, resamples=4, shuffles=3, progress=lambda *both: said.append(both))
     assert said == [(k, 7) for k in range(1, 8)]
+    said.clear()
+    component_result(replace(members, categories=["a"] * 15), resamples=4, progress=lambda *both: said.append(both))
+    assert said == [(k, 4) for k in range(1, 5)]
