@@ -105,7 +105,7 @@ def _bits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, A
 
 def analyse(path: Path, report: Path) -> dict[str, float]:
     """The whole analysis in this process; the loops are compiled before, as after the first run ever."""
-    from sparcom_analysis import analyze, expert_correlation, pipeline
+    from sparcom_analysis import analyze, measure, pipeline
     from sparcom_data.testing import write_random_moe_archive
 
     write_random_moe_archive(report / "warm.zarr")
@@ -121,10 +121,13 @@ def analyse(path: Path, report: Path) -> dict[str, float]:
 
         return call
 
-    pipeline.instruction_specific_neurons = timed("s selecting", pipeline.instruction_specific_neurons)
-    pipeline.category_similarity = timed("s all pairs of sets", pipeline.category_similarity)
-    pipeline.instruction_experts = timed("s expert frequencies", pipeline.instruction_experts)
-    pipeline.expert_correlation = timed("s correlations", expert_correlation)
+    measure.instruction_specific_neurons = timed("s selecting", measure.instruction_specific_neurons)
+    measure.similarity_pairs = timed("s all pairs of sets", measure.similarity_pairs)
+    measure.instruction_experts = timed("s expert frequencies", measure.instruction_experts)
+    measure.correlation_pairs = timed("s correlations", measure.correlation_pairs)
+    measure.permutation_tests = timed("s tests", measure.permutation_tests)
+    measure.component_result = timed("s general and unique", measure.component_result)
+    measure.length_control = timed("s with T matched", measure.length_control)
     pipeline.render = timed("s figures, tables, report", pipeline.render)
     begin = time.perf_counter()
     analyze(path, report)

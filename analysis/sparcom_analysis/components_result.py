@@ -35,6 +35,7 @@ def component_result(
     """Find, draw and shuffle; arguments and errors of `find_components`, `component_intervals`, `component_chance`.
 
     Args:
+        resamples, shuffles: 0 leaves intervals or the comparison with chance out.
         progress: called with draws and shuffles done and in all.
     """
     total = resamples + (shuffles if len(set(members.categories)) > 1 else 0)
@@ -45,8 +46,11 @@ def component_result(
 
     found = find_components(members, share, scratch=scratch)
     drawn = None if progress is None else (lambda done, _: progress(done, total))
-    intervals = component_intervals(
-        members, found, resamples=resamples, confidence=confidence, seed=seed, progress=drawn
-    )
-    chance = component_chance(members, found, shuffles=shuffles, seed=seed, progress=shuffled)
+    intervals = chance = None
+    if resamples:
+        intervals = component_intervals(
+            members, found, resamples=resamples, confidence=confidence, seed=seed, progress=drawn
+        )
+    if shuffles:
+        chance = component_chance(members, found, shuffles=shuffles, seed=seed, progress=shuffled)
     return ComponentResult(found, intervals, chance)

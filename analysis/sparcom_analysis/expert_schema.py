@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from sparcom_analysis.interval_schema import IntervalBounds, Values
 from sparcom_analysis.schema_part import Part
 
 ComponentName = Literal["neuron", "expert_neuron", "shared_expert_neuron"]
@@ -35,9 +36,13 @@ class ExpertFrequencies(Part):
         description="Category × layer × expert: f of equation 11, mean over the category's instructions."
     )
     overall: list[list[float]] = Field(description="Layer × expert: the mean over all instructions.")
+    mean_low: list[list[Values]] | None = Field(
+        default=None, description="Category × layer × expert: lower end of the interval of `mean`; null without."
+    )
+    mean_high: list[list[Values]] | None = Field(default=None, description="Category × layer × expert: upper end.")
 
 
-class CorrelationMatrix(Part):
+class CorrelationMatrix(IntervalBounds):
     """Equation 14."""
 
     categories: list[str] = Field(description="Names of rows and columns, in order of first appearance.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -10,22 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis import expert_schema as schema
-from sparcom_analysis.correlation import ExpertCorrelation
-from sparcom_analysis.experts import CategoryExperts, InstructionExperts, TopExperts
-from sparcom_analysis.tuning import ExpertShift
+from sparcom_analysis.alteration_summary import Intervals, ise_alteration_part
+from sparcom_analysis.results import ExpertResult
+from sparcom_analysis.stats_summary import nulls, with_interval
 from sparcom_data.archive import Archive
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertResult:
-    """What was computed about experts; `shift` and the archive it compares with where there is a tuned model."""
-
-    experts: InstructionExperts
-    means: CategoryExperts
-    top: TopExperts
-    correlation: ExpertCorrelation
-    shift: ExpertShift | None = None
-    tuned: Archive | None = None
 
 
 def nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
@@ -33,9 +20,23 @@ def nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
     return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
 
 
-def expert_parts(result: ExpertResult) -> dict[str, Any]:
-    """The parts of `Metrics` that are about experts, by name."""
+def expert_parts(
+    result: ExpertResult, tuned: Archive | None = None, intervals: Intervals | None = None
+) -> dict[str, Any]:
+    """The parts of `Metrics` that are about experts, by name.
+
+    Args:
+        tuned: the archive of the tuned twin. intervals: of means over the instructions of both.
+    """
     categories, layer_ids = list(result.means.categories), list(result.means.layer_ids)
+    ends = None if result.mean_intervals is None else result.mean_intervals.by_category
+    correlation = schema.CorrelationMatrix(
+        categories=list(result.correlation.categories),
+        matrix=nullable(result.correlation.matrix),
+        undefined_instructions=result.correlation.undefined,
+    )
+    if result.intervals is not None:
+        correlation = with_interval(correlation, result.intervals.without_self)
     return {
         "expert_frequency": schema.ExpertFrequencies(
             categories=categories,
@@ -44,12 +45,10 @@ def expert_parts(result: ExpertResult) -> dict[str, Any]:
             experts_per_token=result.experts.choices,
             mean=result.means.mean.tolist(),
             overall=result.means.overall.tolist(),
+            mean_low=None if ends is None else nulls(ends.low),
+            mean_high=None if ends is None else nulls(ends.high),
         ),
-        "ise_correlation": schema.CorrelationMatrix(
-            categories=list(result.correlation.categories),
-            matrix=nullable(result.correlation.matrix),
-            undefined_instructions=result.correlation.undefined,
-        ),
+        "ise_correlation": correlation,
         "top_experts": schema.TopExpertLists(
             categories=categories,
             layer_ids=layer_ids,
@@ -58,12 +57,15 @@ def expert_parts(result: ExpertResult) -> dict[str, Any]:
             overall_expert=result.top.overall_expert.tolist(),
             overall_frequency=result.top.overall_frequency.tolist(),
         ),
-        "expert_shift": _shift(result),
+        "expert_shift": _shift(result, tuned),
+        "ise_alteration": None
+        if result.altered is None or tuned is None
+        else ise_alteration_part(result.altered, tuned, intervals),
     }
 
 
-def _shift(result: ExpertResult) -> schema.ExpertShifts | None:
-    shift, archive = result.shift, result.tuned
+def _shift(result: ExpertResult, archive: Archive | None) -> schema.ExpertShifts | None:
+    shift = result.shift
     if shift is None or archive is None:
         return None
     return schema.ExpertShifts(

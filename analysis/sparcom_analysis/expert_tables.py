@@ -1,26 +1,43 @@
-"""The results about experts as CSV text: one function a table, one row a value where there are three axes."""
+"""The results about experts as tables: one row a value where there are three axes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparcom_analysis.expert_schema import CorrelationMatrix
+from sparcom_analysis.formats import Cell, Table
 from sparcom_analysis.schema import Metrics
-from sparcom_analysis.tables import csv_text
+from sparcom_analysis.tables import interval_cells, matrix_table
 
 ALL = "(all)"
+CORRELATION = "Similarity of categories in their experts, equation 14"
 
 
-def all_tables(metrics: Metrics) -> dict[str, str]:
-    """Every table about experts, by the name of its file."""
+def expert_tables(metrics: Metrics) -> list[Table]:
+    """Every table about experts but those of a tuned twin's alteration."""
     correlation = metrics.ise_correlation
     assert correlation is not None  # noqa: S101  (asked for experts alone)
-    named = zip(correlation.categories, correlation.matrix, strict=True)
-    return {
-        "expert_frequency": frequency_table(metrics),
-        "top_experts": top_table(metrics),
-        "ise_correlation": csv_text(["category", *correlation.categories], ([name, *row] for name, row in named)),
-        **({} if metrics.expert_shift is None else {"expert_shift": shift_table(metrics)}),
-    }
+    note = "Mean Pearson correlation of expert frequencies over pairs of two different instructions."
+    found = [
+        frequency_table(metrics),
+        top_table(metrics),
+        matrix_table("ise_correlation", CORRELATION, correlation.categories, correlation.matrix, note),
+    ]
+    if metrics.intervals is not None:
+        found.append(correlation_interval_table(correlation))
+    return found if metrics.expert_shift is None else [*found, shift_table(metrics)]
+
+
+def correlation_interval_table(part: CorrelationMatrix) -> Table:
+    """One row a pair of categories: equation 14 with its interval."""
+    names = part.categories
+    rows: list[list[Cell]] = [
+        [names[i], names[j], *interval_cells(part, part.matrix, i, j)]
+        for i in range(len(names))
+        for j in range(i, len(names))
+    ]
+    title = f"{CORRELATION}, with intervals"
+    return Table("ise_correlation_intervals", title, ["category", "other", "correlation", "low", "high"], rows)
 
 
 def all_label(categories: Sequence[str]) -> str:
@@ -31,36 +48,38 @@ def all_label(categories: Sequence[str]) -> str:
     return name
 
 
-def frequency_table(metrics: Metrics) -> str:
+def frequency_table(metrics: Metrics) -> Table:
     """One row a category, layer and expert: mean f. Rows over all instructions come last."""
     part = metrics.expert_frequency
     assert part is not None  # noqa: S101  (asked for experts alone)
     groups = zip([*part.categories, all_label(part.categories)], [*part.mean, part.overall], strict=True)
-    rows = (
+    rows: list[list[Cell]] = [
         [name, layer, expert, value]
         for name, layers in groups
         for layer, values in zip(part.layer_ids, layers, strict=True)
         for expert, value in enumerate(values)
-    )
-    return csv_text(["category", "layer", "expert", "frequency"], rows)
+    ]
+    columns = ["category", "layer", "expert", "frequency"]
+    return Table("expert_frequency", "Expert frequencies, equation 12", columns, rows)
 
 
-def top_table(metrics: Metrics) -> str:
+def top_table(metrics: Metrics) -> Table:
     """Table 6, one row a category, layer and rank; with a tuned model see `shift_table` too."""
     part = metrics.top_experts
     assert part is not None  # noqa: S101  (asked for experts alone)
     names = [*part.categories, all_label(part.categories)]
     groups = zip(names, [*part.expert, part.overall_expert], [*part.frequency, part.overall_frequency], strict=True)
-    rows = (
+    rows: list[list[Cell]] = [
         [name, layer, rank, expert, frequency]
         for name, experts, frequencies in groups
         for layer, ids, values in zip(part.layer_ids, experts, frequencies, strict=True)
         for rank, (expert, frequency) in enumerate(zip(ids, values, strict=True), start=1)
-    )
-    return csv_text(["category", "layer", "rank", "expert", "frequency"], rows)
+    ]
+    columns = ["category", "layer", "rank", "expert", "frequency"]
+    return Table("top_experts", "The most chosen experts, table 6", columns, rows)
 
 
-def shift_table(metrics: Metrics) -> str:
+def shift_table(metrics: Metrics) -> Table:
     """One row a category, layer and expert: mean f of both models over the instructions of both, the shift, and the
     expert's rank among the most chosen of each (empty where it is not among them)."""
     part = metrics.expert_shift
@@ -73,13 +92,14 @@ def shift_table(metrics: Metrics) -> str:
         [*part.top_tuned, part.overall_top_tuned],
         strict=True,
     )
-    rows = (
+    rows: list[list[Cell]] = [
         [name, layer, expert, before, after, after - before, _rank(tops[0], expert), _rank(tops[1], expert)]
         for name, base, tuned, top_base, top_tuned in groups
         for layer, left, right, *tops in zip(part.layer_ids, base, tuned, top_base, top_tuned, strict=True)
         for expert, (before, after) in enumerate(zip(left, right, strict=True))
-    )
-    return csv_text(["category", "layer", "expert", "base", "tuned", "shift", "rank_base", "rank_tuned"], rows)
+    ]
+    columns = ["category", "layer", "expert", "base", "tuned", "shift", "rank_base", "rank_tuned"]
+    return Table("expert_shift", "Expert frequencies before and after tuning", columns, rows)
 
 
 def _rank(experts: Sequence[int], expert: int) -> int | None:

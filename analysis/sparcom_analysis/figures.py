@@ -29,6 +29,8 @@ LABEL_LENGTH = 22
 PER_INSTRUCTION = "ISNs an instruction, mean"
 DPI = 220
 
+Values = Sequence[Sequence[float | None]]
+
 
 def label(name: str) -> str:
     """A category's name as plain text: no mathematics between dollar signs, cut in the middle when long."""
@@ -108,7 +110,8 @@ def _number_cells(axes: Axes, values: NDArray[np.float64], low: float, high: flo
 def layer_figure(by_layer: LayerMeans, model: str, *, detail: str = "") -> Figure:
     """Figure 5: mean number of ISNs an instruction has in each layer; `detail` says whose neurons."""
     title = "\n".join([f"Instruction-specific neurons by layer, {label(model)}", *filter(None, [detail])])
-    return curves_figure(by_layer.categories, by_layer.layer_ids, by_layer.mean_count, title, PER_INSTRUCTION)
+    ends = None if by_layer.low is None or by_layer.high is None else (by_layer.low, by_layer.high)
+    return curves_figure(by_layer.categories, by_layer.layer_ids, by_layer.mean_count, title, PER_INSTRUCTION, ends)
 
 
 def curves_figure(
@@ -117,8 +120,9 @@ def curves_figure(
     values: Sequence[Sequence[float]],
     title: str,
     quantity: str,
+    ends: tuple[Values, Values] | None = None,
 ) -> Figure:
-    """A value of each category in each layer.
+    """A value of each category in each layer; `ends` are intervals of the values, drawn as bands behind lines.
 
     One line a category, up to the seven that can be told apart by colour; a heat map of category by layer beyond.
     """
@@ -127,7 +131,11 @@ def curves_figure(
     figure = Figure(figsize=(5.4, 4.1 if lines else min(14.0, 2.2 + 0.2 * count)), layout="constrained")
     axes = figure.add_subplot()
     if lines:
-        _layer_lines(axes, categories, layer_ids, values)
+        if ends is not None:
+            _bands(axes, layer_ids, *ends)
+        reached = [*values, *(() if ends is None else ends[1])]
+        top = max((value for row in reached for value in row if value is not None), default=0.0)
+        _layer_lines(axes, categories, layer_ids, values, top)
         axes.set_ylabel(quantity, fontsize=10)
         figure.legend(loc="outside lower center", ncols=min(3, count), frameon=False, fontsize=9, handlelength=3.2)
     else:
@@ -147,8 +155,15 @@ def layer_ticks(axes: Axes, layer_ids: Sequence[int], *, vertical: bool = False)
     (axes.set_yticks if vertical else axes.set_xticks)(ticks, [str(layer_ids[tick]) for tick in ticks])
 
 
+def _bands(axes: Axes, layer_ids: Sequence[int], low: Values, high: Values) -> None:
+    """Intervals as pale bands; none where a value has none."""
+    for index, both in enumerate(zip(low, high, strict=True)):
+        below, above = (np.array(end, dtype=np.float64) for end in both)
+        axes.fill_between(layer_ids, below, above, color=COLOURS[index], alpha=0.15, linewidth=0)
+
+
 def _layer_lines(
-    axes: Axes, categories: Sequence[str], layer_ids: Sequence[int], values: Sequence[Sequence[float]]
+    axes: Axes, categories: Sequence[str], layer_ids: Sequence[int], values: Sequence[Sequence[float]], top: float
 ) -> None:
     every = max(1, len(layer_ids) // 12)
     for index, (name, means) in enumerate(zip(categories, values, strict=True)):
@@ -163,7 +178,7 @@ def _layer_lines(
             markersize=4.5,
             linewidth=1.5,
         )
-    axes.set_ylim(0, 1.05 * max(max(means) for means in values) or 1.0)
+    axes.set_ylim(0, 1.05 * top or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#d8d8d8", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
@@ -178,8 +193,10 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG, text as outlines; the same figure gives the same bytes."""
+    """The figure as SVG, text as outlines; the same figure gives the same bytes. Its layout is fixed by it: laying it
+    out again for the PNG took a quarter of the time of drawing."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "sparcom"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    figure.set_layout_engine("none")
     return buffer.getvalue()

@@ -94,7 +94,7 @@ class Table:
 
     def markdown(self) -> str:
         """Title, table with numbers to the right, note; ends in a line break."""
-        ruler = ["---:" if right else "---" for right in self._numeric()]
+        ruler = ["---:" if right else "---" for right in self.numeric]
         lines = [
             _markdown_row([_markdown(name) for name in self.columns]),
             _markdown_row(ruler),
@@ -110,7 +110,7 @@ class Table:
             r"\centering",
             rf"\caption{{{_latex(self.title)}}}",
             rf"\label{{tab:{self.name}}}",
-            rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in self._numeric())}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in self.numeric)}}}",
             r"\toprule",
             _latex_row([_latex(name) for name in self.columns]),
             r"\midrule",
@@ -122,7 +122,12 @@ class Table:
         ]
         return "\n".join(lines) + "\n"
 
-    def _numeric(self) -> list[bool]:
+    def texts(self, missing: str = "n/a") -> list[list[str]]:
+        """Cells rounded for people, `missing` where there is no value, escaped for nothing."""
+        return self._texts(str, missing)
+
+    @property
+    def numeric(self) -> list[bool]:
         """Of each column whether no cell of it is text."""
         return [not any(isinstance(row[at], str) for row in self.rows) for at in range(len(self.columns))]
 

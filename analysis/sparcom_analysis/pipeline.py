@@ -1,32 +1,35 @@
-"""From an archive to a folder of results: select, compare, summarise, draw, write.
+"""From an archive to a folder of results: check, measure, summarise, draw, write.
 
-Each component of the archive is a pass over its masks, the experts one over the router's choices, a tuned twin one over
-its own. Files are replaced one by one and each whole; other files in the folder stay. The folder is tried before the
-passes, which may take hours.
+Each component of the archive is a pass over its masks, the experts one over the router's choices, a tuned twin the same
+over its own, and matching T the same again. Files are replaced one by one and each whole; other files in the folder
+stay. The folder is tried before the passes, which may take hours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.correlation import expert_correlation
-from sparcom_analysis.expert_summary import ExpertResult
-from sparcom_analysis.experts import InstructionExperts, category_experts, instruction_experts, top_experts
+from sparcom_analysis.bootstrap import CONFIDENCE, RESAMPLES
+from sparcom_analysis.components import DEFAULT_SHARE
+from sparcom_analysis.experts import InstructionExperts
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.layers import isn_by_layer
-from sparcom_analysis.populations import choose_population, populations
+from sparcom_analysis.measure import Job, count_passes, measure
+from sparcom_analysis.options import Options
+from sparcom_analysis.passes import Passes
+from sparcom_analysis.permutation import PERMUTATIONS
 from sparcom_analysis.render import render
-from sparcom_analysis.rows import Rows, choose_rows
+from sparcom_analysis.results import Results
+from sparcom_analysis.rows import Rows, SpecialTokens
 from sparcom_analysis.schema import Metrics
-from sparcom_analysis.selection import InstructionNeurons, instruction_specific_neurons
-from sparcom_analysis.similarity import category_similarity
-from sparcom_analysis.summary import ComponentResult, summarise
-from sparcom_analysis.tuning import check_twins, expert_shift
+from sparcom_analysis.selection import InstructionNeurons
+from sparcom_analysis.summary import summarise
+from sparcom_analysis.tuning import check_twins
+from sparcom_analysis.twins import check_models
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import StorageError, UnsupportedArchiveError
+from sparcom_data.errors import StorageError
 from sparcom_data.storage import write_durably
 
 
@@ -34,28 +37,32 @@ from sparcom_data.storage import write_durably
 class Analysis:
     """What `analyze` made: the numbers, the sets behind them, and where the files lie.
 
-    neurons: of each component, the one that the archive is about first. experts: None for a dense model.
+    results: everything as arrays; the rest of the properties are parts of it.
     """
 
     metrics: Metrics
-    components: dict[str, InstructionNeurons]
-    experts: InstructionExperts | None
+    results: Results
     output: Path
+
+    @property
+    def components(self) -> dict[str, InstructionNeurons]:
+        """The sets of each component, the one that the archive is about first."""
+        return {one.neurons.population.component: one.neurons for one in self.results.neurons}
 
     @property
     def neurons(self) -> InstructionNeurons:
         """The sets of the component that the archive is about."""
-        return next(iter(self.components.values()))
+        return self.results.neurons[0].neurons
+
+    @property
+    def experts(self) -> InstructionExperts | None:
+        """What the experts were used for; None for a dense model."""
+        return None if self.results.experts is None else self.results.experts.experts
 
     @property
     def report(self) -> Path:
         """Path of report.html."""
         return self.output / "report.html"
-
-
-class _Reading(TypedDict):
-    rows: Rows
-    block_bytes: int
 
 
 def analyze(
@@ -67,45 +74,70 @@ def analyze(
     threshold: float | None = None,
     rows: Rows | None = None,
     exclude_self_pairs: bool = False,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
+    match_tokens: bool | None = None,
+    matched_tokens: int | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    share: float = DEFAULT_SHARE,
+    instructions: Sequence[str] | None = None,
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Analysis:
-    """Compute everything and write metrics.json, tables/, figures/ and report.html.
+    """Compute everything and write metrics.json, tables/, figures/, lists/, components.json and report.html.
 
     Args:
         archive: an opened archive, or its path or address.
-        output: a folder, made where it does not exist; a temporary file lies there where sets outgrow memory.
-        tuned: an archive of the fine-tuned twin of a mixture of experts, to compare expert frequencies with.
+        output: a folder, made where it does not exist; temporary files lie there where sets outgrow memory.
+        tuned: an archive of the fine-tuned twin: what tuning alters among neurons and experts.
         exclude_self_pairs: show similarities without pairs of an instruction with itself; both are always computed.
-        epsilon, threshold, rows, block_bytes: see `instruction_specific_neurons`.
-        progress: called with rows done and rows in all, over every pass.
+        epsilon, threshold, rows, special_tokens, special_token_ids, block_bytes: see `instruction_specific_neurons`.
+        match_tokens: the measures again with T matched; True ends with an error where that cannot be, None says so in
+            the report, False leaves it out.
+        matched_tokens: how many tokens stand for each instruction; see `TokenDraw`.
+        resamples, confidence: of bootstrap intervals; 0 resamples: none. General and unique components take at most
+            200.
+        permutations: shuffles of the tests against chance; 0: none. General and unique components take at most 500.
+        seed: of every draw and shuffle.
+        share: of a category's instructions from which a component is the category's.
+        instructions: ids of those that figure 6 shows; without it a typical one of each category.
+        progress: called with rows and shuffles done, and in all, over every pass.
+
+    Raises:
+        InvalidInputError: an option is not so, or an instruction to show is not in both archives.
+        UnsupportedArchiveError: the archives are not of a model and its twin, or lack what was asked for.
+        IncompleteArchiveError, DamagedArchiveError, StorageError: as reading and writing say.
     """
+    options = Options(
+        epsilon=epsilon,
+        threshold=threshold,
+        rows=rows,
+        exclude_self_pairs=exclude_self_pairs,
+        special_tokens=special_tokens,
+        special_token_ids=special_token_ids,
+        match_tokens=match_tokens,
+        matched_tokens=matched_tokens,
+        resamples=resamples,
+        permutations=permutations,
+        confidence=confidence,
+        seed=seed,
+        share=share,
+        instructions=instructions,
+    )
     opened, twin = _open(archive), None if tuned is None else _open(tuned)
     _check_pair(opened, twin)
+    options.check(opened, twin)
     folder = Path(output)
     _check_writable(folder)
-    reading: _Reading = {"rows": choose_rows(opened, rows), "block_bytes": block_bytes}
-    found = [item.component for item in populations(opened)] or [choose_population(opened).component]
-    moe = opened.attributes.model.moe is not None
-    passes = _Passes(progress, len(found) + moe + (twin is not None))
-    results = []
-    for component in found:
-        neurons = instruction_specific_neurons(
-            opened,
-            epsilon=epsilon,
-            threshold=threshold,
-            component=component,
-            progress=passes.next(),
-            scratch=folder,
-            **reading,
-        )
-        results.append(ComponentResult(neurons, category_similarity(neurons), isn_by_layer(neurons)))
-    experts = _experts(opened, twin, passes, reading) if moe else None
-    metrics = summarise(opened, results, experts, exclude_self_pairs=exclude_self_pairs)
-    sets: dict[str, InstructionNeurons] = {result.neurons.population.component: result.neurons for result in results}
-    for name, data in render(metrics, sets).items():
+    passes = Passes(progress, count_passes(opened, twin, options))
+    results = measure(Job(opened, twin, options, passes, block_bytes, folder))
+    metrics = summarise(results, options)
+    for name, data in render(metrics, results).items():
         write_durably(folder / name, [data])
-    return Analysis(metrics, sets, None if experts is None else experts.experts, folder)
+    return Analysis(metrics, results, folder)
 
 
 def _open(archive: Archive | str | Path) -> Archive:
@@ -113,45 +145,12 @@ def _open(archive: Archive | str | Path) -> Archive:
 
 
 def _check_pair(base: Archive, tuned: Archive | None) -> None:
+    """Refuse what cannot be a model before and after tuning."""
     if tuned is None:
         return
-    if base.attributes.model.moe is None:
-        raise UnsupportedArchiveError(
-            f"a tuned archive is compared in its experts; {base.path} is of a model without any. Leave --tuned out"
-        )
-    check_twins(base, tuned)
-
-
-def _experts(archive: Archive, twin: Archive | None, passes: _Passes, reading: _Reading) -> ExpertResult:
-    experts = instruction_experts(archive, progress=passes.next(), **reading)
-    means = category_experts(experts)
-    shift = None
-    if twin is not None:
-        shift = expert_shift(experts, instruction_experts(twin, progress=passes.next(), least=1, **reading))
-    return ExpertResult(experts, means, top_experts(means), expert_correlation(experts), shift, twin)
-
-
-class _Passes:
-    """One progress over several passes, taken as equally long until they begin."""
-
-    def __init__(self, progress: Progress | None, count: int) -> None:
-        self._progress, self._count = progress, count
-        self._begun, self._before, self._last = 0, 0, 0
-
-    def next(self) -> Progress | None:
-        """The progress of the next pass."""
-        if self._progress is None:
-            return None
-        report, left = self._progress, self._count - self._begun - 1
-        self._before += self._last
-        self._begun += 1
-        before = self._before
-
-        def advance(done: int, total: int) -> None:
-            self._last = total
-            report(before + done, before + total * (1 + left))
-
-        return advance
+    if base.attributes.model.moe is not None:
+        check_twins(base, tuned)
+    check_models(base, tuned)
 
 
 def _check_writable(folder: Path) -> None:

@@ -3,7 +3,7 @@
 Tokens are pooled, so an instruction weighs as much as it has tokens (in equation 6 each weighs the same). Sums are
 exact whole numbers. Four bytes a neuron and category are held, eight past 2^32 tokens, for any number of instructions.
 
-`pooled_counts` makes a pass of its own. Who is in a pass already gives each instruction's counts to `PooledCounts.add`.
+`pooled_counts` makes a pass of its own; `PoolWhileReading` is given the counts of a pass that is made anyway.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.categories import category_codes, category_labels
 from sparcom_analysis.frequencies import Progress, iterate_counts
 from sparcom_analysis.populations import Component, Population, choose_population
-from sparcom_analysis.rows import Rows, choose_rows, row_spans
+from sparcom_analysis.rows import Rows, SpecialTokens, choose_rows
 from sparcom_analysis.selection import check_enough
+from sparcom_analysis.token_rows import counted_rows
 from sparcom_data.archive import Archive
 
+MOST_BYTES = 512 << 20  # sums that take more are not kept on the way: 66 categories of 2.03 million neurons
 _MOST_32 = 2**32 - 1
 
 
@@ -52,6 +54,33 @@ class PooledCounts:
         np.add(own, apart, out=own)
 
 
+class PoolWhileReading:
+    """Pools the counts of a pass that selects neurons (`selection.CountsReader`).
+
+    counts: None where they would take more than `MOST_BYTES`; `reason` says so.
+    """
+
+    def __init__(self) -> None:
+        self.counts: PooledCounts | None = None
+        self.reason = ""
+
+    def start(self, population: Population, categories: Sequence[str], tokens: NDArray[np.int64]) -> None:
+        """Make room."""
+        names = len(set(categories))
+        if 4 * names * population.total > MOST_BYTES:
+            self.reason = (
+                f"Sums over categories are kept of up to {MOST_BYTES >> 20} MiB; {names:,} categories of "
+                f"{population.total:,} neurons take more."
+            )
+            return
+        self.counts = PooledCounts(population, categories, tokens)
+
+    def add(self, k: int, counts: NDArray[np.uint32]) -> None:
+        """Add instruction k."""
+        if self.counts is not None:
+            self.counts.add(k, counts)
+
+
 def pooled_counts(
     archive: Archive,
     *,
@@ -59,11 +88,14 @@ def pooled_counts(
     component: Component | None = None,
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    special_tokens: SpecialTokens = "count",
+    special_token_ids: Sequence[int] | None = None,
 ) -> PooledCounts:
     """Counts of every category over its complete instructions, in one pass over the archive.
 
     Args:
-        rows, component, progress, block_bytes: as for `instruction_specific_neurons`.
+        rows, component, progress, block_bytes, special_tokens, special_token_ids: as for
+            `instruction_specific_neurons`.
 
     Raises:
         IncompleteArchiveError: fewer than two complete instructions, or not the rows that were asked for.
@@ -72,7 +104,7 @@ def pooled_counts(
     """
     population = choose_population(archive, component)
     chosen = choose_rows(archive, rows)
-    spans = row_spans(archive, chosen)
+    spans = counted_rows(archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids)
     check_enough(archive, spans, chosen)
     pooled = PooledCounts(population, [archive.instructions.category[i] for i in spans.instruction], spans.tokens)
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):

@@ -1,27 +1,42 @@
-"""Renders report.html: one file that holds everything, figures included, and loads nothing from anywhere."""
+"""Renders report.html: one file that holds everything, figures and tables included, and loads nothing from anywhere."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 
-from sparcom_analysis import findings, findings_experts
+from sparcom_analysis import findings
+from sparcom_analysis.findings_short import in_short
+from sparcom_analysis.formats import Table
 from sparcom_analysis.populations import TITLES
+from sparcom_analysis.report_sections import instruction_tables, sections
 from sparcom_analysis.schema import Metrics
+
+WIDEST_REM = 51.0  # of the text
+REM_PER_POINT = 0.09
 
 
 def _number(value: float | None, digits: int = 0) -> str:
     return "n/a" if value is None else f"{value:,.{digits}f}"
 
 
-def render_report(metrics: Metrics, views: Mapping[str, Metrics], figures: Mapping[str, bytes]) -> str:
+def _width(svg: bytes) -> float:
+    """How wide a figure is shown at most, in rem: by its own width, so that letters are as large in all."""
+    found = re.search(rb'width="([0-9.]+)pt"', svg[:1000])
+    return round(min(WIDEST_REM, REM_PER_POINT * float(found[1])), 1) if found else WIDEST_REM
+
+
+def render_report(
+    metrics: Metrics, views: Mapping[str, Metrics], tables: Mapping[str, Table], figures: Mapping[str, bytes]
+) -> str:
     """The report as HTML text.
 
     Args:
         metrics: all numbers that are shown.
         views: the metrics with each component's parts in front, by the ending of its figures' names; the first is that
             of the component that the archive is about, whose ending is empty.
-        figures: SVG bytes by name: `isn_similarity` and `isn_by_layer` with each ending, and those about experts.
+        tables: every table by name. figures: SVG bytes of every figure by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -33,45 +48,15 @@ def render_report(metrics: Metrics, views: Mapping[str, Metrics], figures: Mappi
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
-    environment.filters["top"] = _top
-    environment.filters["starred"] = _starred
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
-        parts=[_component(ending, view) for ending, view in views.items()],
+        short=in_short(metrics),
+        sections=sections(metrics, views, tables),
+        instruction_blocks=instruction_tables(views, tables),
         figures={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
+        widths={name: _width(data) for name, data in figures.items()},
+        title="" if metrics.component is None else f"neurons of {TITLES[metrics.component]}",
+        size_sentence=findings.size_sentence(metrics),
         length_sentence=findings.length_sentence(metrics),
         no_pair=any(value is None for row in metrics.isn_similarity_without_self.matrix for value in row),
-        experts=None if metrics.expert_frequency is None else _expert_sentences(metrics),
     )
-
-
-def _component(ending: str, view: Metrics) -> dict[str, object]:
-    """What the report shows of one component."""
-    return {
-        "ending": ending,
-        "view": view,
-        "title": "" if view.component is None else f"neurons of {TITLES[view.component]}",
-        "similarity_sentence": findings.similarity_sentence(view),
-        "layer_sentence": findings.layer_sentence(view),
-        "size_sentence": findings.size_sentence(view),
-    }
-
-
-def _expert_sentences(metrics: Metrics) -> dict[str, str]:
-    return {
-        "frequency": findings_experts.frequency_sentence(metrics),
-        "correlation": findings_experts.correlation_sentence(metrics),
-        "share": findings_experts.share_sentence(metrics),
-        "shift": findings_experts.shift_sentence(metrics),
-    }
-
-
-def _top(experts: Sequence[int], frequencies: Sequence[float]) -> str:
-    """Experts and their frequencies in a cell of table 6: "17 (0.41), 3 (0.38)"."""
-    return ", ".join(f"{expert} ({value:.2f})" for expert, value in zip(experts, frequencies, strict=True))
-
-
-def _starred(experts: Sequence[int], kept: Sequence[bool]) -> str:
-    """Experts, those that stay after tuning marked: "17*, 3"."""
-    return ", ".join(f"{expert}{'*' if stays else ''}" for expert, stays in zip(experts, kept, strict=True))

@@ -1,16 +1,20 @@
 """The form of metrics.json: what another program may rely on.
 
 Field descriptions are the documentation (docs/metrics.md lists them; a test holds the two together). Values that do not
-exist, such as the mean of no pair, are null. Parts that only archives of a mixture of experts have (`expert_schema`)
-are left out of the others.
+exist, such as the mean of no pair, are null, and so are parts that were not computed; `not_computed` says why. Parts
+that only archives of a mixture of experts have (`expert_schema`) are left out of the others. The JSON Schema is written
+beside the file (`json_schema`).
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from sparcom_analysis.alteration_schema import IseAlteration, IsnAlteration, IsnVenn
+from sparcom_analysis.components_schema import GeneralUnique, LapeNeurons
 from sparcom_analysis.expert_schema import (
     ComponentName,
     CorrelationMatrix,
@@ -19,8 +23,11 @@ from sparcom_analysis.expert_schema import (
     MoeFacts,
     TopExpertLists,
 )
+from sparcom_analysis.interval_schema import IntervalBounds, ResamplingFacts
+from sparcom_analysis.length_schema import LengthMatched
 from sparcom_analysis.populations import TITLES
 from sparcom_analysis.schema_part import Part as _Part
+from sparcom_analysis.stats_schema import ChanceTests
 
 
 def _without_none(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -68,6 +75,10 @@ class Settings(_Part):
     epsilon: float | None = Field(description="Share of all neurons selected; null with the other rule.")
     threshold: float | None = Field(description="Least p of a selected neuron; null with the other rule.")
     exclude_self_pairs: bool = Field(description="Whether figure and report leave pairs with itself out.")
+    special_tokens: Literal["count", "leave_out"] = Field(
+        default="count",
+        description="Whether special tokens (BOS, marks of a chat template) are in T and in the counts.",
+    )
 
 
 class Versions(_Part):
@@ -106,6 +117,10 @@ class InstructionFacts(_Part):
     used: int = Field(description="Complete, with rows of the kind asked for.")
     tokens: int = Field(description="Rows used, one a token.")
     left_out: LeftOut = Field(description="The others, by reason.")
+    special_token_ids: list[int] = Field(
+        default=[], description="Which token ids were left out as special; empty if they count."
+    )
+    special_rows: int = Field(default=0, description="Rows of special tokens left out.")
     by_category: list[CategoryFacts] = Field(description="In order of first appearance.")
 
 
@@ -119,14 +134,14 @@ class SetSizes(_Part):
     empty: int = Field(description="Instructions without any ISN.")
 
 
-class CategoryMatrix(_Part):
+class CategoryMatrix(IntervalBounds):
     """A symmetric matrix over categories."""
 
     categories: list[str] = Field(description="Names of rows and columns, in order of first appearance.")
     matrix: list[list[float | None]] = Field(description="Mean Jaccard index, 0 to 1; null where there is no pair.")
 
 
-class LayerMeans(_Part):
+class LayerMeans(IntervalBounds):
     """Figure 5."""
 
     categories: list[str] = Field(description="Names of the rows.")
@@ -144,20 +159,42 @@ class ComponentMetrics(_Part):
     isn_similarity: CategoryMatrix = Field(description="Equation 10, pairs with itself counted.")
     isn_similarity_without_self: CategoryMatrix = Field(description="Equation 10 over pairs of two instructions.")
     isn_by_layer: LayerMeans = Field(description="ISNs by layer and category.")
+    isn_alteration: IsnAlteration | None = Field(default=None, description="Equation 15; null without a tuned archive.")
+    isn_venn: IsnVenn | None = Field(default=None, description="Figure 6; null without a tuned archive.")
+
+
+class NotComputed(_Part):
+    """A part of metrics.json that is null, or lacks something, and why."""
+
+    field: str = Field(description="Name of the part.")
+    reason: str = Field(description="Why, in a sentence.")
 
 
 class Metrics(_Part):
     """metrics.json."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of this form.")
+    schema_version: Literal[1, 2] = Field(default=2, description="Version of this form; 1 lacked most parts.")
     archive: ArchiveFacts = Field(description="What was analysed.")
     settings: Settings = Field(description="What was asked for.")
     versions: Versions = Field(description="What computed it.")
     instructions: InstructionFacts = Field(description="Which instructions were used.")
+    categories: list[str] = Field(
+        default=[], description="Names of the categories with a used instruction, in order of first appearance."
+    )
     isn_size: SetSizes = Field(description="Sizes of the ISN sets.")
     isn_similarity: CategoryMatrix = Field(description="Equation 10, pairs with itself counted.")
     isn_similarity_without_self: CategoryMatrix = Field(description="Equation 10 over pairs of two instructions.")
     isn_by_layer: LayerMeans = Field(description="ISNs by layer and category.")
+    isn_alteration: IsnAlteration | None = Field(default=None, description="Equation 15; null without a tuned archive.")
+    isn_venn: IsnVenn | None = Field(default=None, description="Figure 6; null without a tuned archive.")
+    general_unique: GeneralUnique | None = Field(
+        default=None, description="Components that all categories share, and those of one alone."
+    )
+    lape: LapeNeurons | None = Field(default=None, description="Neurons selected by LAPE.")
+    length_matched: LengthMatched | None = Field(default=None, description="What length explains: T matched.")
+    tests: ChanceTests | None = Field(default=None, description="What chance explains: shuffled categories.")
+    intervals: ResamplingFacts | None = Field(default=None, description="How every `low` and `high` was drawn.")
+    not_computed: list[NotComputed] = Field(default=[], description="What is null or lacks intervals, and why.")
     component: ComponentName | None = Field(
         default=None, description="Whose neurons the `isn_` parts above and `mean_isn` are about."
     )
@@ -168,6 +205,7 @@ class Metrics(_Part):
     ise_correlation: CorrelationMatrix | None = Field(default=None, description="Equation 14.")
     top_experts: TopExpertLists | None = Field(default=None, description="Table 6.")
     expert_shift: ExpertShifts | None = Field(default=None, description="What tuning shifts; with `--tuned`.")
+    ise_alteration: IseAlteration | None = Field(default=None, description="Equation 16, table 2; with `--tuned`.")
 
     @model_serializer(mode="wrap")
     def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -197,8 +235,28 @@ class Metrics(_Part):
     def of(self, component: ComponentName) -> Metrics:
         """The same with the parts of another component in the place of the first's, for figures and sentences."""
         (part,) = [part for part in self.components or [] if part.component == component]
-        shown = ("component", "isn_size", "isn_similarity", "isn_similarity_without_self", "isn_by_layer")
-        return self.model_copy(update={name: getattr(part, name) for name in shown})
+        return self.model_copy(update={name: getattr(part, name) for name in ("component", *COMPONENT_PARTS)})
 
 
-_EXPERT_PARTS = ("component", "components", "expert_frequency", "ise_correlation", "top_experts", "expert_shift")
+COMPONENT_PARTS = (
+    "isn_size",
+    "isn_similarity",
+    "isn_similarity_without_self",
+    "isn_by_layer",
+    "isn_alteration",
+    "isn_venn",
+)
+_EXPERT_PARTS = (
+    "component",
+    "components",
+    "expert_frequency",
+    "ise_correlation",
+    "top_experts",
+    "expert_shift",
+    "ise_alteration",
+)
+
+
+def json_schema() -> bytes:
+    """The JSON Schema of metrics.json."""
+    return f"{json.dumps(Metrics.model_json_schema(), indent=2, ensure_ascii=False)}\n".encode()

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,16 @@ class _Found:
         self.minimum_count[k] = least
 
 
+class CountsReader(Protocol):
+    """Who else wants every instruction's counts, so that they are read once."""
+
+    def start(self, population: Population, categories: Sequence[str], tokens: NDArray[np.int64]) -> None:
+        """What is to come: the category and T of each instruction."""
+
+    def add(self, k: int, counts: NDArray[np.uint32]) -> None:
+        """Instruction k, as `iterate_counts` gives it; the array is used again."""
+
+
 def instruction_specific_neurons(
     archive: Archive,
     *,
@@ -176,6 +187,8 @@ def instruction_specific_neurons(
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
     tokens: TokenDraw | None = None,
+    least: int = 2,
+    also: CountsReader | None = None,
 ) -> InstructionNeurons:
     """The ISNs of every complete instruction, equations 7 and 9, in one pass over the archive.
 
@@ -194,9 +207,11 @@ def instruction_specific_neurons(
             counts. Of masks only.
         special_token_ids: which ids are special, in place of those that the archive knows.
         tokens: let m drawn tokens stand for each instruction, so that T is the same for all. Of masks only.
+        least: instructions that there must be, 1 or 2.
+        also: is given the counts too.
 
     Raises:
-        IncompleteArchiveError: fewer than two complete instructions, or not the rows that were asked for.
+        IncompleteArchiveError: too few complete instructions, or not the rows that were asked for.
         InvalidInputError: both rules are given, or a value is outside (0, 1].
         UnsupportedArchiveError: the archive does not hold the component, or cannot tell which tokens to leave out.
         DamagedArchiveError: rows of a complete instruction are not what they must be.
@@ -207,18 +222,24 @@ def instruction_specific_neurons(
     spans = counted_rows(
         archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids, tokens=tokens
     )
-    check_enough(archive, spans, chosen)
+    if len(spans) < least:
+        check_enough(archive, spans, chosen)
     found, length = _Found.none(population, len(spans), scratch), spans.tokens
+    table = archive.instructions
+    categories = [table.category[i] for i in spans.instruction]
+    if also is not None:
+        also.start(population, categories, length)
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):
         found.keep(k, counts, selection.minimum_count(counts, population.total, int(length[k])))
-    table = archive.instructions
+        if also is not None:
+            also.add(k, counts)
     return InstructionNeurons(
         selection=selection,
         rows=chosen,
         population=population,
         instruction=spans.instruction,
         ids=[table.id[i] for i in spans.instruction],
-        categories=[table.category[i] for i in spans.instruction],
+        categories=categories,
         tokens=length,
         minimum_count=found.minimum_count,
         sets=found.sets,

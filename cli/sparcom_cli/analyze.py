@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDEST_TABLE = 110  # columns of a terminal
 _SHARE = click.FloatRange(0, 1, min_open=True)
+_SHARE_HELP = "Share of a category's instructions from which a neuron or expert is the category's."
 
 
 @click.command()
@@ -32,9 +33,39 @@ _SHARE = click.FloatRange(0, 1, min_open=True)
 @click.option(
     "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction with itself."
 )
+@click.option("--tuned", help="Archive of the tuned twin: what tuning alters among neurons and experts.")
+@click.option("--instruction", "instructions", multiple=True, help="Id to show in figure 6; may be given repeatedly.")
 @click.option(
-    "--tuned", help="Archive of the tuned twin of a mixture of experts: what tuning shifts among its experts."
+    "--special-tokens",
+    type=click.Choice(["count", "leave-out"]),
+    default="count",
+    show_default=True,
+    help="Whether BOS and the marks of a chat template count.",
 )
+@click.option(
+    "--special-token-id",
+    "special_token_ids",
+    type=click.IntRange(0),
+    multiple=True,
+    help="An id that is special, in place of those the archive knows; may be given repeatedly.",
+)
+@click.option(
+    "--match-tokens/--no-match-tokens",
+    default=None,
+    help="The measures again with as many tokens of each instruction.  [default: where it can be done]",
+)
+@click.option("--matched-tokens", type=click.IntRange(1), help="How many.  [default: as the shortest has, from 8]")
+@click.option("--share", type=_SHARE, default=0.5, show_default=True, help=_SHARE_HELP)
+@click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, help="For intervals; 0: none.")
+@click.option("--permutations", type=click.IntRange(0), default=9999, show_default=True, help="For tests; 0: none.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of the intervals.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw and shuffle.")
 @click.option("--output", required=True, type=click.Path(file_okay=False), help="Folder for the results.")
 def analyze(
     archive: str,
@@ -43,11 +74,25 @@ def analyze(
     rows: Rows | None,
     exclude_self_pairs: bool,
     tuned: str | None,
+    instructions: tuple[str, ...],
+    special_tokens: str,
+    special_token_ids: tuple[int, ...],
+    match_tokens: bool | None,
+    matched_tokens: int | None,
+    share: float,
+    resamples: int,
+    permutations: int,
+    confidence: float,
+    seed: int,
     output: str,
 ) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE (a folder, or an address of a server)."""
     if epsilon is not None and threshold is not None:
         raise click.UsageError("--epsilon and --threshold are two rules for the same thing: give one of them")
+    if special_token_ids and special_tokens == "count":
+        raise click.UsageError("--special-token-id says what to leave out: give --special-tokens leave-out with it")
+    if instructions and tuned is None:
+        raise click.UsageError("--instruction shows an instruction in both models: give --tuned with it")
     from sparcom_analysis import analyze as run
 
     with _progress_bar() as progress:
@@ -59,6 +104,16 @@ def analyze(
             threshold=threshold,
             rows=rows,
             exclude_self_pairs=exclude_self_pairs,
+            special_tokens="leave_out" if special_tokens == "leave-out" else "count",
+            special_token_ids=list(special_token_ids) or None,
+            match_tokens=match_tokens,
+            matched_tokens=matched_tokens,
+            share=share,
+            resamples=resamples,
+            permutations=permutations,
+            confidence=confidence,
+            seed=seed,
+            instructions=list(instructions) or None,
             progress=progress,
         )
     click.echo("\n".join(_summary(result.metrics)))
@@ -67,13 +122,13 @@ def analyze(
 
 @contextmanager
 def _progress_bar() -> Iterator[Progress]:
-    """A bar on stderr over the rows of the archive."""
+    """A bar on stderr over the rows of the archives, and over resamples and shuffles."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("reading, tokens", total=None)
+        task = bar.add_task("reading, tokens and shuffles", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -87,10 +142,19 @@ def _summary(metrics: Metrics) -> list[str]:
         + (f" (left out: {reasons})" if reasons else "")
     )
     if metrics.components is None:
-        return [used, _sizes(metrics, ""), "", *_similarity(metrics)]
+        return [used, _sizes(metrics, ""), "", *_similarity(metrics), *_answers(metrics)]
     first, *further = [(metrics.of(part.component), f" of {part.component}") for part in metrics.components]
     others = [f"{_sizes(*part)}; their similarity is in the report" for part in further]
-    return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics)]
+    return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics), *_answers(metrics)]
+
+
+def _answers(metrics: Metrics) -> list[str]:
+    """What the report says at its top, and what could not be computed."""
+    from sparcom_analysis.findings_short import in_short
+
+    sentences = in_short(metrics)
+    reasons = dict.fromkeys(item.reason for item in metrics.not_computed)
+    return [*([""] if sentences or reasons else []), *sentences, *(f"not computed: {reason}" for reason in reasons)]
 
 
 def _sizes(metrics: Metrics, whose: str) -> str:

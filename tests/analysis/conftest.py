@@ -148,6 +148,13 @@ def make_moe(tmp_path: Path) -> Callable[..., MoeCase]:
     return make
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not turned into bytes, which takes most of the time."""
+    for name in ("to_png", "to_svg"):
+        monkeypatch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+
+
 def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:
     """Change an array behind the archive's back, and open it again."""
     array = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name]

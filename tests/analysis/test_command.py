@@ -81,7 +81,7 @@ def test_wrong_usage_is_status_2(options: list[str], message: str, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_options_reach_the_analysis(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_options_reach_the_analysis(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Threshold, rows and self pairs are what metrics.json says was used."""
     case = make_case((5, 6, 7), ("a", "a", "b"), positions="all", responses=(2, 3, 4))
     arguments = ["--threshold", "0.4", "--rows", "all", "--exclude-self-pairs", "--output", str(tmp_path)]
@@ -94,6 +94,7 @@ def test_options_reach_the_analysis(make_case, tmp_path: Path) -> None:  # type:
         "epsilon": None,
         "threshold": 0.4,
         "exclude_self_pairs": True,
+        "special_tokens": "count",
     }
     assert "prompt and response tokens" in result.output
     assert "n/a" in result.output

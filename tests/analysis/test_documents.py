@@ -8,9 +8,26 @@ import pytest
 from pydantic import BaseModel
 
 import sparcom_analysis
-from sparcom_analysis import expert_schema, schema
+from sparcom_analysis import (
+    alteration_schema,
+    components_schema,
+    expert_schema,
+    interval_schema,
+    length_schema,
+    schema,
+    stats_schema,
+)
 from sparcom_cli.analyze import analyze
 
+MODULES = (
+    alteration_schema,
+    components_schema,
+    expert_schema,
+    interval_schema,
+    length_schema,
+    schema,
+    stats_schema,
+)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
@@ -22,9 +39,9 @@ def text() -> str:
 
 def test_every_field_is_described(text: str) -> None:
     """Each field of metrics.json stands in the document with the description of the schema."""
-    found = [*vars(schema).values(), *vars(expert_schema).values()]
+    found = [item for module in MODULES for item in vars(module).values()]
     models = {item for item in found if isinstance(item, type) and issubclass(item, BaseModel)}
-    assert len(models) > 15
+    assert len(models) > 35
     for model in models:
         for name, field in model.model_fields.items():
             assert f"| `{name}` | {field.description} |" in text, f"{model.__name__}.{name}"

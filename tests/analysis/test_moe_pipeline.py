@@ -27,7 +27,8 @@ from sparcom_analysis import (
 from sparcom_analysis.expert_figures import maps_figure, panels
 from sparcom_analysis.expert_tables import all_label
 from sparcom_analysis.figures import to_svg
-from sparcom_analysis.pipeline import _Passes
+from sparcom_analysis.passes import Passes
+from sparcom_analysis.schema import COMPONENT_PARTS
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError
@@ -39,15 +40,76 @@ DENSE_FIELDS = [
     "settings",
     "versions",
     "instructions",
-    "isn_size",
+    "categories",
+    *COMPONENT_PARTS,
+    "general_unique",
+    "lape",
+    "length_matched",
+    "tests",
+    "intervals",
+    "not_computed",
+]
+EXPERT_FIELDS = [
+    "component",
+    "components",
+    "expert_frequency",
+    "ise_correlation",
+    "top_experts",
+    "expert_shift",
+    "ise_alteration",
+]
+COMPONENTS = ("expert_neuron", "neuron", "shared_expert_neuron")
+ISN_FILES = {
     "isn_similarity",
     "isn_similarity_without_self",
+    "isn_similarity_intervals",
     "isn_by_layer",
-]
-EXPERT_FIELDS = ["component", "components", "expert_frequency", "ise_correlation", "top_experts", "expert_shift"]
-ISN_FILES = {"isn_similarity", "isn_similarity_without_self", "isn_by_layer", "instructions"}
-EXPERT_TABLES = {"expert_frequency", "top_experts", "ise_correlation", "expert_shift"}
-EXPERT_FIGURES = {"expert_frequency", "ise_correlation", "top_expert_share", "expert_shift", "expert_moved"}
+    "isn_by_layer_intervals",
+    "isn_tests",
+    "isn_pair_tests",
+    "isn_alteration",
+    "isn_alteration_by_layer",
+    "isn_venn",
+    "length_matched",
+    "length_matched_without_self",
+    "instructions",
+}
+ISN_FIGURES = {
+    "isn_similarity",
+    "isn_by_layer",
+    "isn_by_layer_tuned",
+    "isn_alteration_by_layer",
+    "isn_venn",
+    "length_matched",
+    "set_size_by_length",
+}
+GROUPS = {f"general_unique-{name}" for name in (*COMPONENTS, "expert")}
+EXPERT_TABLES = {
+    "expert_frequency",
+    "top_experts",
+    "top_experts_kept",
+    "ise_correlation",
+    "ise_correlation_intervals",
+    "ise_tests",
+    "ise_pair_tests",
+    "ise_alteration",
+    "expert_shift",
+    "length_matched-ise",
+    "general_unique",
+    "lape",
+    *GROUPS,
+}
+EXPERT_FIGURES = {
+    "expert_frequency",
+    "ise_correlation",
+    "top_expert_share",
+    "expert_shift",
+    "expert_moved",
+    "length_matched-ise",
+    *GROUPS,
+    *(f"lape-{name}" for name in COMPONENTS),
+}
+LISTS = {f"{kind}-{name}" for kind in ("belonging", "unique") for name in (*COMPONENTS, "expert")}
 
 
 def names(folder: Path, part: str, ending: str) -> set[str]:
@@ -68,21 +130,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Archive, Analysi
     return base, analyze(base, folder / "out", tuned=folder / "tuned.zarr", epsilon=0.2), folder / "out"
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not turned into bytes, which takes most of the time."""
-    for name in ("to_png", "to_svg"):
-        monkeypatch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
-
-
 def test_every_component_and_the_experts_are_written(compared) -> None:  # type: ignore[no-untyped-def]
     """Files of routed experts have plain names, those of further components end in theirs; experts have their own."""
     *_, folder = compared
     endings = ("", "-neuron", "-shared_expert_neuron")
-    assert names(folder, "tables", ".csv") == EXPERT_TABLES | {f"{n}{e}" for n in ISN_FILES for e in endings}
-    drawn = EXPERT_FIGURES | {f"{n}{e}" for n in ("isn_similarity", "isn_by_layer") for e in endings}
+    for form in (".csv", ".md", ".tex"):
+        assert names(folder, "tables", form) == EXPERT_TABLES | {f"{n}{e}" for n in ISN_FILES for e in endings}
+    drawn = EXPERT_FIGURES | {f"{n}{e}" for n in ISN_FIGURES for e in endings}
     assert names(folder, "figures", ".svg") == names(folder, "figures", ".png") == drawn
-    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "metrics.json", "report.html"}
+    assert names(folder, "lists", ".npz") == LISTS | {f"lape-{name}" for name in COMPONENTS}
+    files = {"metrics.json", "metrics.schema.json", "components.json", "components.schema.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "lists", *files}
 
 
 def test_metrics_hold_the_numbers_of_the_functions(compared) -> None:  # type: ignore[no-untyped-def]
@@ -98,7 +156,7 @@ def test_metrics_hold_the_numbers_of_the_functions(compared) -> None:  # type: i
         assert part["isn_by_layer"]["mean_count"] == isn_by_layer(neurons).mean_count.tolist()
         assert part["isn_size"]["mean"] == neurons.sizes.mean()
     assert [part["isn_size"]["wanted"] for part in raw["components"]] == [44, 4, 8]  # of 2 · 9 · 12, 20 and 2 · 20
-    for name in DENSE_FIELDS[5:]:
+    for name in COMPONENT_PARTS:
         assert raw[name] == raw["components"][0][name]
     experts = instruction_experts(archive)
     means = category_experts(experts)
@@ -130,12 +188,12 @@ def test_files_do_not_depend_on_blocks_or_where_sets_lie(make_moe, undrawn, tmp_
     found = []
     for archive, block_bytes, memory in ((masks, 1, 0), (masks, 97, 1 << 26), (counts, 500, 0)):
         monkeypatch.setattr("sparcom_analysis.sets.MEMORY_BYTES", memory)
-        analyze(archive, tmp_path / "out", block_bytes=block_bytes, tuned=archive)
+        analyze(archive, tmp_path / "out", block_bytes=block_bytes, tuned=archive, match_tokens=False)
         files = {str(p.relative_to(tmp_path)): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
         found.append({name: data for name, data in files.items() if archive is masks or name.endswith(".csv")})
     assert found[0] == found[1]
     assert found[2] == {name: data for name, data in found[0].items() if name.endswith(".csv")}
-    assert len(found[2]) == 16
+    assert len(found[2]) == 3 * 11 + 15
 
 
 @pytest.mark.parametrize("absent", [("dense_layers",), ("shared_neurons",), ("dense_layers", "shared_neurons")])
@@ -154,8 +212,8 @@ def test_report_shows_experts(compared) -> None:  # type: ignore[no-untyped-def]
     report = (folder / "report.html").read_text("utf-8")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", report, re.DOTALL)
     alternatives = re.findall(r'alt="(.*?)"', report, re.DOTALL)
-    assert len(captions) == len(alternatives) == len(names(folder, "figures", ".svg")) == 11
-    assert all(len(text) > 40 for text in captions)
+    assert len(captions) == len(alternatives) == len(names(folder, "figures", ".svg")) == 3 * 7 + 13
+    assert all(len(text) > 40 for text in captions)  # every figure has its sentence
     for text in (
         "equation 8",
         "equations 11 and 12",
@@ -238,14 +296,18 @@ def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -
 
 
 def test_progress_covers_every_pass(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Rows done rise to the rows of all passes: three components, the router, the tuned router."""
+    """Rows done rise to the rows of all passes: three components and the router, the same of the twin, and with T
+    matched over rows drawn; and shuffles and resamples of each are counted too."""
     seen: list[tuple[int, int]] = []
-    case = make_moe()
-    analyze(case.archive, tmp_path, tuned=case.archive, progress=lambda *at: seen.append(at))
+    case = make_moe(lengths=(9, 12))
+    options = {"tuned": case.archive, "matched_tokens": 9, "progress": lambda *at: seen.append(at)}
+    analyze(case.archive, tmp_path, permutations=30, resamples=20, **options)  # type: ignore[arg-type]
     tokens = case.archive.tokens
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (5 * tokens, 5 * tokens)
-    assert _Passes(None, 3).next() is None
+    assert all(done <= total for done, total in seen)
+    work = 4 * (2 * tokens + 30 + (20 + 30))
+    assert work + 4 * 9 * 10 <= seen[-1][0] == seen[-1][1] <= work + 4 * tokens
+    assert Passes(None, 3).next() is None
 
 
 @pytest.mark.parametrize(("count", "layers", "experts"), [(1, 1, 1), (2, 24, 60), (5, 3, 2), (12, 1, 8), (13, 40, 128)])

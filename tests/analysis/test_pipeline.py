@@ -20,17 +20,38 @@ from sparcom_analysis import (
 )
 from sparcom_data.errors import IncompleteArchiveError, StorageError
 
+FIGURES = (
+    "isn_similarity",
+    "isn_by_layer",
+    "general_unique-neuron",
+    "lape-neuron",
+    "length_matched",
+    "set_size_by_length",
+)
+TABLES = (
+    "isn_similarity",
+    "isn_similarity_without_self",
+    "isn_similarity_intervals",
+    "isn_by_layer",
+    "isn_by_layer_intervals",
+    "isn_tests",
+    "isn_pair_tests",
+    "general_unique",
+    "general_unique-neuron",
+    "lape",
+    "length_matched",
+    "length_matched_without_self",
+    "instructions",
+)
 FILES = {
     "metrics.json",
+    "metrics.schema.json",
+    "components.json",
+    "components.schema.json",
     "report.html",
-    "figures/isn_similarity.png",
-    "figures/isn_similarity.svg",
-    "figures/isn_by_layer.png",
-    "figures/isn_by_layer.svg",
-    "tables/isn_similarity.csv",
-    "tables/isn_similarity_without_self.csv",
-    "tables/isn_by_layer.csv",
-    "tables/instructions.csv",
+    *(f"lists/{name}-neuron.npz" for name in ("belonging", "unique", "lape")),
+    *(f"figures/{name}.{form}" for name in FIGURES for form in ("png", "svg")),
+    *(f"tables/{name}.{form}" for name in TABLES for form in ("csv", "md", "tex")),
 }
 
 
@@ -52,14 +73,15 @@ def test_all_files_are_written_and_no_other(typical, tmp_path: Path) -> None:  #
     assert all(b"<svg" in data[:1000] for name, data in found.items() if name.endswith(".svg"))
 
 
-def test_metrics_hold_the_numbers_of_the_functions(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_metrics_hold_the_numbers_of_the_functions(typical, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """metrics.json has the form of the schema and the values that the public functions return."""
     analyze(typical.archive, tmp_path, epsilon=0.2)
     text = (tmp_path / "metrics.json").read_text(encoding="utf-8")
     metrics, raw = Metrics.model_validate_json(text), json.loads(text)
     neurons = instruction_specific_neurons(typical.archive, epsilon=0.2)
     similarity = category_similarity(neurons)
-    assert raw["isn_similarity"] == {"categories": ["QA", "CODE", "(none)"], "matrix": similarity.matrix.tolist()}
+    assert raw["categories"] == raw["isn_similarity"]["categories"] == ["QA", "CODE", "(none)"]
+    assert raw["isn_similarity"]["matrix"] == similarity.matrix.tolist()
     assert raw["isn_similarity_without_self"]["matrix"] == similarity.without_self.tolist()
     assert raw["isn_by_layer"]["mean_count"] == isn_by_layer(neurons).mean_count.tolist()
     assert raw["isn_by_layer"]["layer_ids"] == [0, 1, 2]
@@ -74,7 +96,7 @@ def test_metrics_hold_the_numbers_of_the_functions(typical, tmp_path: Path) -> N
     assert metrics.archive.model == "random"
 
 
-def test_left_out_instructions_are_reported(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_left_out_instructions_are_reported(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Counts of instructions and tokens by category and by reason add up to the archive's."""
     case = make_case((5, 6, 7, 8, 9), ("a", "b", "a", "c", "a"), failed=(3,), unfinished=(4,))
     facts = analyze(case.archive, tmp_path).metrics.instructions
@@ -90,7 +112,7 @@ def test_left_out_instructions_are_reported(make_case, tmp_path: Path) -> None: 
     assert "2 of 5 instructions were left out: 1 not run yet, 1 failed, 0 cancelled, 0 without such tokens" in report
 
 
-def test_a_category_of_one_instruction_has_no_pair(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_category_of_one_instruction_has_no_pair(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Without self pairs its diagonal cell is null in JSON, empty in CSV and n/a in the report, never 0."""
     case = make_case((5, 6, 7), ("a", "a", "b"))
     metrics = analyze(case.archive, tmp_path, exclude_self_pairs=True).metrics
@@ -102,7 +124,7 @@ def test_a_category_of_one_instruction_has_no_pair(make_case, tmp_path: Path) ->
     assert metrics.shown_similarity == metrics.isn_similarity_without_self
 
 
-def test_tables_hold_the_same_numbers(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_tables_hold_the_same_numbers(typical, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """CSV values are those of metrics.json, to the last digit; the threshold of each instruction is its own."""
     result = analyze(typical.archive, tmp_path, epsilon=0.2)
     part = result.metrics.isn_similarity
@@ -123,13 +145,13 @@ def test_tables_hold_the_same_numbers(typical, tmp_path: Path) -> None:  # type:
 def test_files_do_not_depend_on_the_block_size(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Every byte of every file is the same for any block size, and from run to run."""
     results = []
-    for block_bytes in (1, 97, 1 << 20, 1 << 20):
+    for block_bytes in (1, 97, 97):
         analyze(typical.archive, tmp_path / "out", block_bytes=block_bytes)
         results.append(files_under(tmp_path / "out"))
-    assert results[0] == results[1] == results[2] == results[3]
+    assert results[0] == results[1] == results[2]
 
 
-def test_other_files_stay_and_own_files_are_replaced(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_other_files_stay_and_own_files_are_replaced(typical, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A folder that is in use keeps what is not ours."""
     folder = tmp_path / "out"
     folder.mkdir()
@@ -138,7 +160,7 @@ def test_other_files_stay_and_own_files_are_replaced(typical, tmp_path: Path) ->
     analyze(typical.archive, folder)
     assert (folder / "notes.txt").read_text() == "mine"
     assert set(files_under(folder)) == FILES | {"notes.txt"}
-    assert json.loads((folder / "metrics.json").read_text())["schema_version"] == 1
+    assert json.loads((folder / "metrics.json").read_text())["schema_version"] == 2
 
 
 def test_an_output_that_is_a_file_is_refused_before_the_pass(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -160,14 +182,14 @@ def test_too_few_instructions_write_nothing(make_case, tmp_path: Path) -> None: 
     assert files_under(tmp_path / "out") == {}
 
 
-def test_one_category_and_one_layer_are_enough(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_one_category_and_one_layer_are_enough(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The smallest analysis: two instructions of one category, one layer of one neuron."""
     case = make_case((1, 1), ("", ""), layers=1, neurons=1, rates=(1.0,))
     metrics = analyze(case.archive, tmp_path).metrics
-    assert metrics.isn_similarity.model_dump() == {"categories": ["(none)"], "matrix": [[1.0]]}
+    assert metrics.isn_similarity.model_dump(exclude={"low", "high"}) == {"categories": ["(none)"], "matrix": [[1.0]]}
 
 
-def test_no_active_neuron_at_all(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_no_active_neuron_at_all(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Masks of zeros give empty sets, similarity 0, and a report that says so."""
     case = make_case((3, 4, 5), "aab", rates=(0.0,))
     metrics = analyze(case.archive, tmp_path).metrics

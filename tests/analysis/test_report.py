@@ -44,8 +44,9 @@ def test_the_report_loads_nothing(report: str) -> None:
     """Everything is in the file: no address is fetched by tags or styles, no script runs, and tags nest."""
     page = Page(report)
     assert page.open == []
-    assert len([load for load in page.loads if load.startswith("data:image/svg+xml;base64,")]) == 2
-    assert all(load.startswith("data:") for load in page.loads)
+    assert len([load for load in page.loads if load.startswith("data:image/svg+xml;base64,")]) == 6
+    assert all(load.startswith(("data:", "#")) for load in page.loads)
+    assert all(f'id="{load[1:]}"' in report for load in page.loads if load.startswith("#"))
     assert "script" not in page.tags
     assert not re.search(r"url\(|@import|https?://", report)
 
@@ -54,7 +55,7 @@ def test_every_figure_has_its_sentence_and_a_text_for_the_blind(report: str) -> 
     """Each figure comes with a caption, and the caption is in its alternative text."""
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", report, re.DOTALL)
     alternatives = re.findall(r'alt="(.*?)"', report, re.DOTALL)
-    assert len(captions) == len(alternatives) == 2
+    assert len(captions) == len(alternatives) == 6
     assert all(len(caption) > 40 and caption in text for caption, text in zip(captions, alternatives, strict=True))
 
 
@@ -64,7 +65,7 @@ def test_caveats_and_definitions_are_there(report: str) -> None:
         assert text in report
 
 
-def test_names_cannot_inject(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_names_cannot_inject(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A category that looks like HTML or like mathematics is shown as it is written."""
     name = "<script>alert(1)</script>$\\frac"
     case = make_case((3, 4, 5), (name, name, "$x$ 50%"))
@@ -73,7 +74,7 @@ def test_names_cannot_inject(make_case, tmp_path: Path) -> None:  # type: ignore
     assert "&lt;script&gt;alert(1)&lt;/script&gt;$\\frac" in report
 
 
-def test_response_rows_are_announced(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_response_rows_are_announced(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Where other rows than the paper's were counted, the report says so at the top."""
     case = make_case((3, 4), "ab", positions="response", responses=(4, 5))
     report = analyze(case.archive, tmp_path).report.read_text(encoding="utf-8")
@@ -88,7 +89,7 @@ def with_numbers(typical, tmp_path: Path, matrix: list[list[float]], mean_count:
     return metrics.model_copy(update={"isn_similarity_without_self": part, "isn_by_layer": layers})
 
 
-def test_sentences_state_the_numbers(typical, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_sentences_state_the_numbers(typical, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Means, extremes and their names are those of the matrices."""
     metrics = with_numbers(
         typical,
@@ -110,7 +111,7 @@ def test_sentences_state_the_numbers(typical, tmp_path: Path) -> None:  # type: 
     )
 
 
-def test_the_report_says_how_far_lengths_differ(make_case, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_report_says_how_far_lengths_differ(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The caveat on prompt length comes with this archive's numbers, and without them where there is one category."""
     case = make_case((3, 5, 10), "aab")
     expected = "Here the mean length goes from 4.0 tokens (a) to 10.0 (b), 2.5 times as many."

@@ -1,0 +1,107 @@
+"""What an analysis is asked for beside its archives. All of it is checked before the first row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparcom_analysis.bootstrap import CONFIDENCE, RESAMPLES
+from sparcom_analysis.components import DEFAULT_SHARE
+from sparcom_analysis.matched_tokens import TokenDraw
+from sparcom_analysis.permutation import PERMUTATIONS
+from sparcom_analysis.rows import Rows, SpecialTokens
+from sparcom_analysis.selection import Selection, make_selection
+from sparcom_analysis.special_tokens import special_ids
+from sparcom_data.archive import Archive
+from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """See `pipeline.analyze`, whose arguments these are.
+
+    match_tokens: None: where the archive holds masks, and where it can be done.
+    """
+
+    epsilon: float | None = None
+    threshold: float | None = None
+    rows: Rows | None = None
+    exclude_self_pairs: bool = False
+    special_tokens: SpecialTokens = "count"
+    special_token_ids: Sequence[int] | None = None
+    match_tokens: bool | None = None
+    matched_tokens: int | None = None
+    resamples: int = RESAMPLES
+    permutations: int = PERMUTATIONS
+    confidence: float = CONFIDENCE
+    seed: int = 0
+    share: float = DEFAULT_SHARE
+    instructions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        wrong = {
+            f"resamples must be 0 (no intervals) or at least 2; they are {self.resamples}": (
+                self.resamples < 2 and self.resamples != 0
+            ),
+            f"permutations must be 0 (no tests) or more; they are {self.permutations}": self.permutations < 0,
+            f"confidence must be above 0 and below 1; it is {self.confidence}": not 0 < self.confidence < 1,
+            f"the seed must be 0 or more; it is {self.seed}": self.seed < 0,
+            f"the share of a category's instructions must be above 0 and at most 1; it is {self.share}": not (
+                0 < self.share <= 1
+            ),
+            "matched tokens are drawn only where tokens are matched; give a number or match_tokens=False, not both": (
+                self.matched_tokens is not None and self.match_tokens is False
+            ),
+        }
+        if problems := [problem for problem, is_so in wrong.items() if is_so]:
+            raise InvalidInputError(problems)
+        make_selection(self.epsilon, self.threshold)
+        TokenDraw(self.matched_tokens, self.seed)
+
+    @property
+    def selection(self) -> Selection:
+        """The rule of equation 7."""
+        return make_selection(self.epsilon, self.threshold)
+
+    @property
+    def draw(self) -> TokenDraw:
+        """Which tokens stand for an instruction where T is matched."""
+        return TokenDraw(self.matched_tokens, self.seed)
+
+    @property
+    def must_match(self) -> bool:
+        """Whether matching was asked for by name, so that it may not be left out in silence."""
+        return bool(self.match_tokens) or self.matched_tokens is not None
+
+    def check(self, base: Archive, tuned: Archive | None) -> None:
+        """Refuse what these archives cannot give.
+
+        Raises:
+            InvalidInputError: instructions to show without a tuned archive, or that are not complete in both.
+            UnsupportedArchiveError: of counts no token can be left out or drawn.
+        """
+        if self.special_tokens == "leave_out":
+            for archive in (base, tuned):
+                if archive is not None:
+                    special_ids(archive, self.special_token_ids)
+        if self.must_match and base.granularity == "count":
+            raise UnsupportedArchiveError(
+                f"matching T needs masks of single tokens; {base.path} holds counts over all tokens of an instruction. "
+                "Leave --match-tokens and --matched-tokens out, or extract again with granularity='token'"
+            )
+        self._check_instructions(base, tuned)
+
+    def _check_instructions(self, base: Archive, tuned: Archive | None) -> None:
+        if self.instructions is None:
+            return
+        if tuned is None:
+            raise InvalidInputError(
+                ["instructions to show are compared with a tuned archive; there is none. Give --tuned, or none of them"]
+            )
+        complete = [{a.instructions.id[i] for i in a.instructions.complete.tolist()} for a in (base, tuned)]
+        if problems := [
+            f"an instruction to show must be complete in both archives; {name!r} is not. Give ids of instruction/id"
+            for name in self.instructions
+            if not all(name in ids for ids in complete)
+        ]:
+            raise InvalidInputError(problems)

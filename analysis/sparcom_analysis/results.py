@@ -1,0 +1,76 @@
+"""What an analysis computed, before it is put into metrics.json, tables and figures: plain holders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparcom_analysis.alteration import ExpertAlteration, NeuronAlteration
+from sparcom_analysis.bootstrap import MeanIntervals, PairIntervals, Resamples
+from sparcom_analysis.components_result import ComponentResult
+from sparcom_analysis.correlation import ExpertCorrelation
+from sparcom_analysis.experts import CategoryExperts, InstructionExperts, TopExperts
+from sparcom_analysis.lape import Lape
+from sparcom_analysis.layers import LayerCounts
+from sparcom_analysis.length_control import LengthControl
+from sparcom_analysis.permutation import LabelTests
+from sparcom_analysis.selection import InstructionNeurons
+from sparcom_analysis.similarity import CategorySimilarity
+from sparcom_analysis.tuning import ExpertShift
+from sparcom_data.archive import Archive
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronResult:
+    """The measures of the neurons of one component; None for what was not computed."""
+
+    neurons: InstructionNeurons
+    similarity: CategorySimilarity
+    by_layer: LayerCounts
+    groups: ComponentResult
+    intervals: PairIntervals | None = None
+    layer_intervals: MeanIntervals | None = None
+    tests: LabelTests | None = None
+    lape: Lape | None = None
+    altered: NeuronAlteration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertResult:
+    """The measures of the experts; None for what was not computed."""
+
+    experts: InstructionExperts
+    means: CategoryExperts
+    top: TopExperts
+    correlation: ExpertCorrelation
+    groups: ComponentResult
+    intervals: PairIntervals | None = None
+    mean_intervals: MeanIntervals | None = None
+    tests: LabelTests | None = None
+    shift: ExpertShift | None = None
+    altered: ExpertAlteration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything that was computed.
+
+    neurons: of each component, the one that the archive is about first. experts: None for a dense model.
+    resamples: what intervals were drawn from. twin_resamples: those of the instructions of both archives.
+    skipped: what was not computed, by the field of metrics.json, and why.
+    """
+
+    archive: Archive
+    neurons: Sequence[NeuronResult]
+    experts: ExpertResult | None
+    tuned: Archive | None = None
+    control: LengthControl | None = None
+    resamples: Resamples | None = None
+    twin_resamples: Resamples | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[ComponentResult]:
+        """General and unique components of each kind, of experts last."""
+        found = [one.groups for one in self.neurons]
+        return found if self.experts is None else [*found, self.experts.groups]
