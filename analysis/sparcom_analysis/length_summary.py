@@ -81,7 +81,7 @@ def length_sentence(part: LengthMatched, matrix: MatchedMatrix, subject: str) ->
         kept = "keep" if rho >= SAME_ORDER else "partly keep" if rho >= CHANGED_ORDER else "do not keep"
         text += f"the pairs of categories of {subject} {kept} their order (rank correlation {rho:.2f})."
     where = f"within {cell[0]}" if cell[0] == cell[1] else f"between {cell[0]} and {cell[1]}"
-    text += f" Values change by {matrix.mean_change:+.3f} on average, most {where} ({change:+.3f})."
+    text += f" Values change by {matrix.mean_change:+z.3f} on average, most {where} ({change:+z.3f})."
     if matrix.compared_rows:
         text += (
             f" The diagonal is the largest value of its row in {matrix.diagonal_largest} of {matrix.compared_rows} "
@@ -98,10 +98,10 @@ def size_sentence(part: LengthMatched, neurons: LengthMatchedNeurons) -> str:
     if plain is None:
         return "Instructions are all of one length, or their sets of one size: size cannot follow length."
     text = (
-        f"Set size and number of tokens have a rank correlation of {plain:+.2f} ({TITLES[neurons.component]}; "
+        f"Set size and number of tokens have a rank correlation of {plain:+z.2f} ({TITLES[neurons.component]}; "
         f"{neurons.mean_isn_plain:,.0f} neurons a set on average)"
     )
-    end = "all sets are of one size" if matched is None else f"it is {matched:+.2f}"
+    end = "all sets are of one size" if matched is None else f"it is {matched:+z.2f}"
     return f"{text}; with {part.tokens} tokens of each, {end} ({neurons.mean_isn:,.0f})."
 
 
