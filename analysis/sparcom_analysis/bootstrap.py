@@ -70,7 +70,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PairIntervals:
-    """Intervals of the means over pairs, (c, c): pairs of an instruction with itself counted, and left out."""
+    """Intervals of the means over pairs, (c, c).
+
+    with_self, without_self: pairs of an instruction with itself counted, and left out.
+    """
 
     with_self: Interval
     without_self: Interval
@@ -78,7 +81,10 @@ class PairIntervals:
 
 @dataclass(frozen=True, slots=True)
 class MeanIntervals:
-    """Intervals of means of values of instructions: by category (c, …), and over all instructions (…)."""
+    """Intervals of means of values of instructions.
+
+    by_category: (c, …). overall: (…), over all instructions.
+    """
 
     by_category: Interval
     overall: Interval

@@ -80,6 +80,7 @@ class CategoryExperts:
 class TopExperts:
     """The most chosen experts of each layer, table 6: the most frequent first, ties by lower id.
 
+    categories: c names, in order of first appearance. layer_ids: the model's number of each layer.
     expert: intp (c, layer, rank); frequency: float64, likewise. overall_expert, overall_frequency: (layer, rank).
     """
 

@@ -62,6 +62,7 @@ class LapeRates:
 class Lape:
     """The m neurons that LAPE selects, lowest entropy first, ties by lower index.
 
+    population: whose neurons. rates: how much was taken.
     categories: c names. tokens: int64 (c,), T of each category. filter, bar: the values of p to be above; NaN with one
     category. passed: neurons that passed the filter. wanted: round(top · N).
     neuron: int64 (m,), index into (layer, expert, neuron) flattened. entropy: float64 (m,), in nats, to twelve digits.

@@ -23,6 +23,7 @@ from sparcom_data.errors import UnsupportedArchiveError
 class ExpertShift:
     """Expert frequencies before and after tuning, of the m instructions that are complete in both archives.
 
+    matched: m.
     base, tuned: equation 12. base_top, tuned_top: table 6 of each. only_base, only_tuned: instructions used that the
     other archive lacks or did not complete. different_rows: of the m, those whose number of tokens differs.
     """

@@ -22,8 +22,8 @@ from sparcom_data.errors import InvalidInputError
 class InstructionVenn:
     """The ISNs of one instruction by layer.
 
-    category: its label. alteration: equation 15, NaN where both sets are empty. only_base, both, only_tuned: int64
-    (layer,), neurons.
+    id: in the archives. category: its label. alteration: equation 15, NaN where both sets are empty.
+    only_base, both, only_tuned: int64 (layer,), neurons.
     """
 
     id: str
