@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels import intersection_sizes
 from sparcom_analysis.pair_matrix import PairMatrix, keep_pairs
 from sparcom_analysis.pairs import PairMeans, pair_blocks
 from sparcom_analysis.selection import InstructionNeurons
+from sparcom_analysis.sparse_kernels import BlockOfSets, is_sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[slice, slice, 
         on the diagonal, whose rows are their columns, what is left of it is not filled in.
     """
     sizes, sets = neurons.sizes, neurons.sets
-    left, held = sets.rows(0, 0), slice(0, 0)
+    block, held = BlockOfSets(sets.rows(0, 0), sparse=False), slice(0, 0)
+    sparse = is_sparse(int(sizes.sum()), sets.shape)
     for rows, columns in pair_blocks(len(neurons)):
         if rows != held:
-            left, held = sets.rows(rows.start, rows.stop), rows
-        own = rows == columns
-        shared = intersection_sizes(left, left if own else sets.rows(columns.start, columns.stop), later_only=own)
+            block, held = BlockOfSets(sets.rows(rows.start, rows.stop), sparse), rows
+        shared = block.shared_with(None if rows == columns else sets.rows(columns.start, columns.stop))
         union = sizes[rows, None] + sizes[None, columns] - shared
         yield rows, columns, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
