@@ -35,8 +35,8 @@ def _closest(metrics: Metrics) -> str:
     pairs = [(v, i, j) for i, row in enumerate(part.matrix) for j, v in enumerate(row) if i < j and v is not None]
     value, i, j = max(pairs, key=lambda pair: (pair[0], -pair[1], -pair[2]))
     return (
-        f"{most} of {len(rows)} categories resemble themselves more than any other; the two most alike are "
-        f"{part.categories[i]} and {part.categories[j]} ({value:.3f})."
+        f"{most} of {len(rows)} categories resemble themselves more than any other (no instruction compared with "
+        f"itself); the two most alike are {part.categories[i]} and {part.categories[j]} ({value:.3f})."
     )
 
 
