@@ -62,7 +62,10 @@ class Resamples:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the middle of the resampled results lies: float64, low and high, shaped as the measure; NaN for none."""
+    """Where the middle of the resampled results lies.
+
+    low, high: float64, shaped as the measure; NaN for none.
+    """
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
