@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -43,14 +42,14 @@ async def measure_moe_analysis(_model: Path, output: Path) -> dict[str, Any]:
         write_archive(path, count)
         results[f"tokens, {count:,} instructions"] = open_archive(path).tokens
         results[f"archive MB, {count:,} instructions"] = _megabytes(path)
-        results |= {f"{name}, {count:,} instructions": value for name, value in _measured(path, report).items()}
+        results |= {f"{name}, {count:,} instructions": value for name, value in measured(path, report).items()}
         _clear(path, report)
     peaks = [results[f"peak MiB, {count:,} instructions"] for count in COUNTS]
     results[f"peak at {COUNTS[1]:,} / peak at {COUNTS[0]:,}"] = peaks[1] / peaks[0]
     return results
 
 
-def _measured(path: Path, report: Path) -> dict[str, float]:
+def measured(path: Path, report: Path) -> dict[str, float]:
     """What `analyse` found in a process of its own."""
     command = [sys.executable, __file__, str(path), str(report)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -132,8 +131,13 @@ def analyse(path: Path, report: Path) -> dict[str, float]:
     begin = time.perf_counter()
     analyze(path, report)
     total = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"s in all": total, **spent, "peak MiB": peak}
+    return {"s in all": total, **spent, "peak MiB": _peak_mib()}
+
+
+def _peak_mib() -> float:
+    """Peak resident memory; getrusage would say that of the process that started this one where it was larger."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _megabytes(path: Path) -> float:

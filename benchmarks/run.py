@@ -5,6 +5,7 @@
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
     moe          tokens a second of mixtures of experts: capture and writing, vLLM alone
     moe_analysis time and peak memory of the analysis of Qwen1.5-MoE-A2.7B's shape at 300 and at 1,200 instructions
+    analysis     all pairs of sets against numpy, scipy, Numba and Python; counting; the analysis of 3 GB of masks
 
 Absolute figures belong to the machine and its load; compare ratios only.
 """
@@ -28,12 +29,15 @@ from moe_throughput import measure_moe_throughput
 from throughput import measure_throughput
 from writing import measure_writing
 
+from analysis import measure_analysis
+
 PARTS = {
     "throughput": measure_throughput,
     "writing": measure_writing,
     "memory": measure_memory,
     "moe": measure_moe_throughput,
     "moe_analysis": measure_moe_analysis,
+    "analysis": measure_analysis,
 }
 
 
