@@ -41,7 +41,7 @@ def _trailing_zeros(typing_context: Any, word: Any) -> Any:  # noqa: ARG001  (Nu
 def _add_lanes(typing_context: Any, lanes: Any, part: Any, a: Any, b: Any, c: Any, d: Any) -> Any:  # noqa: ARG001
     """lanes[part, k] += bit k of each of four words, for 64 uint8 at once; written out, LLVM makes 256 additions.
 
-    Four words at a time: the counters wait for their last sum to be stored (6 cycles), four bits wait together.
+    Four words at a time: counters wait until their last sum is stored, and four bits wait together.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def _elements(words: NDArray[np.uint64], first: int, last: int, found: NDArray[n
     """Write the elements of words first..last of a set to `found`; how many they are.
 
     Two places are written for every word whatever it holds, and those too many are written over: a branch for each word
-    is foretold wrongly every other time where half the words are 0, and took ten times as long as the counting.
+    is foretold wrongly every other time where half the words are 0, and took most of the time.
     """
     count = 0
     for at in range(first, last):
