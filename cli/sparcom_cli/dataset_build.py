@@ -69,6 +69,7 @@ def build(
     """Build HexaInst: 600 synthetic instructions, and 600 natural ones drawn from the paper's sources."""
     from sparcom_data.dataset.build import as_lines, natural_instructions, write_new
     from sparcom_data.dataset.synthetic import synthetic_instructions
+    from sparcom_data.instructions import check_batch
 
     _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer)
     instructions = synthetic_instructions(per_category)
@@ -77,6 +78,7 @@ def build(
         instructions += natural_instructions(half, seed, _synthetic_texts(), per_category)
         for source, commit in half.revisions.items():
             click.echo(f"{source} was read at commit {commit}")
+    check_batch(instructions)  # a prepared file may have an id of the synthetic half
     if match_length and tokenizer is not None:
         instructions = _match(instructions, tokenizer, length_tolerance)
     fresh = write_new(output, as_lines(instructions), overwrite)
