@@ -38,7 +38,11 @@ class TellTraining(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is known after a step. tokens: trained on so far. Losses: nats a token, None where none was taken."""
+    """What is known after a step.
+
+    tokens: trained on so far. training_loss: of the step's batch before the step, as the model gives it, with a
+    router's auxiliary loss where its configuration asks for one. Losses: nats a token, None where none was taken.
+    """
 
     step: int
     epoch: float
