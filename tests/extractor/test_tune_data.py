@@ -1,7 +1,8 @@
-"""What a model is tuned on: which tokens count, what is cut, and the batches."""
+"""What a model is tuned on, and how: settings, which tokens count, what is cut, and the batches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparcom_extractor.models.testing import write_small_tokenizer
 from sparcom_extractor.models.tune_data import Example, make_examples, split
 from sparcom_extractor.models.tune_settings import TuneSettings
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TEMPLATE = (
@@ -23,12 +25,41 @@ TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another awake take ten times as long beside another busy process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of 60 tokens, with a chat template."""
     made = transformers.AutoTokenizer.from_pretrained(write_small_tokenizer(tmp_path_factory.mktemp("vocabulary")))
     made.chat_template = TEMPLATE
     return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: is above 0; it is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: lies between 0 and 1; it is nan"),
+        ({"batch_size": 0}, "batch_size: is at least 1"),
+        ({"max_length": 1}, "max_length: is at least 2"),
+        ({"held_out": 0.0}, "held_out: lies between 0 and 1"),
+        ({"seed": -1}, "seed: lies between"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    """Each by its rule, with the value; several at once."""
+    with pytest.raises(InvalidInputError, match=message):
+        TuneSettings(**settings)
+    with pytest.raises(InvalidInputError) as refused:
+        TuneSettings(**({"epochs": -1.0, "batch_size": -1, "max_length": -1} | settings))
+    assert len(refused.value.problems) >= 3
 
 
 def conversation(*contents: str) -> Instruction:
