@@ -59,7 +59,7 @@ def device() -> str:
 
 def has_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware: CUDA devices of 2020 on, and processors with AVX512-BF16
-    or AMX. There the demo model trains on 325 tokens a second in place of 155 (two cores of an EPYC)."""
+    or AMX. There the demo model trains on 315 tokens a second in place of 155 (two cores of an EPYC)."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     abilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
