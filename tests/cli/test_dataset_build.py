@@ -169,7 +169,7 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--match-length",), "name the model's folder with --tokenizer"),
-        (("--tokenizer", "x"), "is used by --match-length alone"),
+        (("--tokenizer", "x"), "belong to --match-length"),
         (("--synthetic-only", "--natural", "x"), "give no --natural or --revision with it"),
         (("--synthetic-only", "--revision", "flan=main"), "give no --natural or --revision with it"),
         (("--natural", "x", "--revision", "flan=main"), "a folder given with --natural has none"),

@@ -102,16 +102,27 @@ def test_nothing_near_the_synthetic_half_is_drawn(folder: Path) -> None:
 
 
 def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
-    """Id, source, licence and metadata of a prepared line stand in the set, with the commit beside them if any."""
+    """Id, source, licence and metadata of a prepared line stand in the set, with the commit beside them if any; one
+    that repeats a text of the synthetic half is refused."""
     lines = [{"id": f"m{n}", "text": asked("CLS", n), "source": f"here:{n}", "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", [{**line, "metadata": {"page": n}} for n, line in enumerate(lines)])
     half = NaturalHalf(find_sources(folder), {"flan": "f" * 40})
-    items = natural_instructions(half, seed=0, apart=[asked("CLS", 2)], items=9)
+    with pytest.raises(InvalidInputError, match=r"\(the synthetic half\): shares 100% .* with m2 \(here:2\)"):
+        natural_instructions(half, seed=0, apart=[asked("CLS", 2)], items=9)
+    items = natural_instructions(half, seed=0, apart=[], items=9)
     assert [(item.id, item.source, item.license, item.metadata) for item in items[:9]] == [
         (f"m{n}", f"here:{n}", "MIT", {"page": n, "revision": "f" * 40}) for n in range(9)
     ]
     assert items[-1].metadata == {"revision": "f" * 40}
     assert items[10].metadata is None
+
+
+def test_a_prepared_text_may_stand_once(folder: Path) -> None:
+    """A draw passes a repeated text over; in a file that somebody chose it is told by id."""
+    lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
+    write(folder / "cls.jsonl", lines)
+    with pytest.raises(InvalidInputError, match=r"m8 .*the text of m7"):
+        natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
 
 
 def test_too_few_are_told_for_every_category(folder: Path) -> None:
