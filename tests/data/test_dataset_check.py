@@ -321,7 +321,6 @@ def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..
     write(tmp_path / "raw" / "qa.jsonl", [{"question": QA[0], "answer": "Michelangelo"}])
     (tmp_path / "raw" / "more.json").write_text(json.dumps([{"instruction": "None of ours.", "input": QA[1]}]))
     report = checked(sound(), against=(tmp_path / "raw",))
-    assert named_pairs(report) >= {("contamination", frozenset({"QA-0"}))}
     assert {finding.id for finding in report.of("contamination")} == {"QA-0", "QA-1"}
 
 
