@@ -7,8 +7,9 @@ DEMO_MODEL := models/smollm2-135m-instruct
 MODEL ?= $(DEMO_MODEL)
 # Further arguments, for example: make test ARGS="tests/analysis -k isn"
 ARGS ?=
-# Starting an engine keeps one core busy: two processes, each with files of its own. Empty for one.
-TEST_PROCESSES ?= -n 2 --dist loadfile
+# Starting an engine keeps one core busy: two processes, each with files of its own, in the order of their names (by
+# number of tests the engines would come last, one process waiting for the other). Empty for one.
+TEST_PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help

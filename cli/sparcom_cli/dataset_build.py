@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from sparcom_data.dataset.build import NaturalHalf
+    from sparcom_data.dataset.build import Matching, NaturalHalf
     from sparcom_data.instructions import Instruction
+
+TOLERANCE = 0.05
 
 
 @click.command()
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
 @click.option(
     "--per-category",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100),
     default=100,
     show_default=True,
     help="Instructions of each category in each half.",
@@ -43,15 +45,20 @@ if TYPE_CHECKING:
     help="Read a source (flan, humaneval, triviaqa, alpaca, math500) on the hub at this commit. Repeatable.",
 )
 @click.option(
-    "--match-length", is_flag=True, help="Keep the largest subset with the same token counts in all categories."
+    "--match-length",
+    is_flag=True,
+    help="Keep the largest subset whose token counts are alike in all categories.",
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="For --match-length: a model's folder.")
 @click.option(
     "--length-tolerance",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.05,
-    show_default=True,
-    help="For --match-length: by what share the lengths at one rank may differ; 0 for equal ones.",
+    help="For --match-length: by what share the lengths at one rank may differ; 0 for equal ones.  [default: 0.05]",
+)
+@click.option(
+    "--within-halves",
+    is_flag=True,
+    help="For --match-length: match each half by itself, so that categories do not come to differ in source.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a file that holds something else.")
 def build(
@@ -63,22 +70,26 @@ def build(
     revisions: tuple[str, ...],
     match_length: bool,
     tokenizer: Path | None,
-    length_tolerance: float,
+    length_tolerance: float | None,
+    within_halves: bool,
     overwrite: bool,
 ) -> None:
     """Build HexaInst: 600 synthetic instructions, and 600 natural ones drawn from the paper's sources."""
-    from sparcom_data.dataset.build import as_lines, natural_instructions, write_new
+    from sparcom_data.dataset.build import Matching, as_lines, natural_instructions, write_new
     from sparcom_data.dataset.synthetic import synthetic_instructions
+    from sparcom_data.instructions import check_batch
 
-    _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer)
+    _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer, length_tolerance)
     instructions = synthetic_instructions(per_category)
     half = None if synthetic_only else _natural_half(natural, _by_source(revisions))
     if half is not None:
         instructions += natural_instructions(half, seed, _synthetic_texts(), per_category)
         for source, commit in half.revisions.items():
             click.echo(f"{source} was read at commit {commit}")
+    check_batch(instructions)  # a prepared file may have an id of the synthetic half
     if match_length and tokenizer is not None:
-        instructions = _match(instructions, tokenizer, length_tolerance)
+        tolerance = TOLERANCE if length_tolerance is None else length_tolerance
+        instructions = _match(instructions, Matching(tokenizer, tolerance, within_halves))
     fresh = write_new(output, as_lines(instructions), overwrite)
     click.echo(f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {_counted(instructions)}")
 
@@ -90,7 +101,12 @@ def _synthetic_texts() -> list[str]:
 
 
 def _require_consistent(
-    natural: Path | None, synthetic_only: bool, revisions: Sequence[str], match_length: bool, tokenizer: Path | None
+    natural: Path | None,
+    synthetic_only: bool,
+    revisions: Sequence[str],
+    match_length: bool,
+    tokenizer: Path | None,
+    length_tolerance: float | None,
 ) -> None:
     if synthetic_only and (natural or revisions):
         raise click.UsageError("--synthetic-only leaves the natural half out; give no --natural or --revision with it")
@@ -98,8 +114,8 @@ def _require_consistent(
         raise click.UsageError("--revision is a commit on the hub; a folder given with --natural has none")
     if match_length and tokenizer is None:
         raise click.UsageError("--match-length compares token counts: name the model's folder with --tokenizer")
-    if tokenizer is not None and not match_length:
-        raise click.UsageError("--tokenizer is used by --match-length alone; give both or neither")
+    if (tokenizer is not None or length_tolerance is not None) and not match_length:
+        raise click.UsageError("--tokenizer and --length-tolerance belong to --match-length; give it too")
 
 
 def _by_source(revisions: Sequence[str]) -> dict[str, str]:
@@ -134,16 +150,28 @@ def _natural_half(folder: Path | None, revisions: dict[str, str]) -> NaturalHalf
     return NaturalHalf(fetched.found, fetched.revisions)
 
 
-def _match(instructions: list[Instruction], tokenizer: Path, tolerance: float) -> list[Instruction]:
-    from sparcom_data.dataset.build import Matching, matched
+def _match(instructions: list[Instruction], matching: Matching) -> list[Instruction]:
+    """The matched subset; says how much is left of each category, by half."""
+    from sparcom_data.dataset.build import matched
     from sparcom_data.dataset.categories import CATEGORIES
 
-    kept = matched(instructions, Matching(tokenizer, tolerance))
-    nearly = f"differ by at most {tolerance:.0%} at every rank" if tolerance else "are equal"
+    kept = matched(instructions, matching)
+    of = {name: sum(item.category == name for item in instructions) for name in CATEGORIES}
+    nearly = f"differ by at most {matching.tolerance:.0%} at every rank" if matching.tolerance else "are equal"
     click.echo(
-        f"{len(kept) // len(CATEGORIES)} of {len(instructions) // len(CATEGORIES)} a category kept, whose token counts "
-        f"{nearly}; a larger --length-tolerance keeps more, a smaller one fewer"
+        f"{len(kept) // len(CATEGORIES)} of {max(of.values())} a category kept, whose token counts {nearly}; a larger "
+        "--length-tolerance keeps more, a smaller one fewer"
     )
+    halves = list(dict.fromkeys(item.half for item in instructions))
+    counts = {
+        half: [sum((item.category, item.half) == (name, half) for item in kept) for name in CATEGORIES]
+        for half in halves
+    }
+    for half in halves if len(halves) > 1 else []:
+        listed = zip(CATEGORIES, counts[half], strict=True)
+        click.echo(f"  {half}: " + ", ".join(f"{name} {count}" for name, count in listed))
+    if any(len(set(found)) > 1 for found in counts.values()):
+        click.echo("Categories differ in their sources now; --within-halves keeps these alike.", err=True)
     return kept
 
 

@@ -31,7 +31,7 @@ _NARROWEST = 88  # a table on fewer columns would lose names or numbers; a termi
     help="A model's folder, or a tokenizer.json: give lengths in its tokens too.",
 )
 @click.option("--language", default="en", show_default=True, help="Language of the texts, ISO 639-1.")
-@click.option("--strict", is_flag=True, help="Fail on warnings as on errors.")
+@click.option("--strict", is_flag=True, help="Fail on warnings, and on what could not be checked, as on errors.")
 @click.option("--all", "everything", is_flag=True, help=f"Show every finding, not {_SHOWN} of a rule.")
 @click.option("--json", "report_file", type=_FILE, help="Write the whole report there as JSON.")
 def check(
@@ -55,7 +55,7 @@ def check(
     if report_file:
         _write(report, report_file)
     _show(report, None if everything else _SHOWN)
-    raise SystemExit(1 if report.count("error") or (strict and report.findings) else 0)
+    raise SystemExit(1 if report.count("error") or (strict and (report.findings or report.skipped)) else 0)
 
 
 def _write(report: Report, file: Path) -> None:

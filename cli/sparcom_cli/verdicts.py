@@ -67,10 +67,13 @@ def _weights(result: ExpertComparison) -> Check:
     check = Check(
         "weights",
         f"{result.weights:,} combine weights against transformers: the worst is off by {result.largest_weight:.1e}, "
-        f"{result.off_weights} are by more than {result.weight_tolerance:g}",
+        f"{result.apart_weights} are by more than {result.weight_tolerance:g}, of which {result.off_weights} by more "
+        "than rounding of the router explains",
     )
     if result.off_weights > MAX_STRAY.get(result.dtype, 0.0) * result.weights:
-        check.findings.append(f"{result.off_weights} weights are off by more than {result.weight_tolerance:g}")
+        check.findings.append(
+            f"{result.off_weights} weights are off by more than {result.weight_tolerance:g} and rounding"
+        )
     return check
 
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 REACH_SECONDS = 5.0
+_ANSWERED = (401, 404, 410)  # what a hub that is there says of a thing that it lacks; 403 is what proxies say of hubs
 
 
 def hub_endpoint(endpoint: str | None = None) -> str:
@@ -50,6 +51,9 @@ def _ask(url: str, outcome: list[str]) -> None:
     try:
         with urllib.request.urlopen(request, timeout=REACH_SECONDS):  # noqa: S310
             outcome[0] = ""
+    except urllib.error.HTTPError as error:
+        with error:
+            outcome[0] = "" if error.code in _ANSWERED else f"{error.code} {error.reason}"
     except urllib.error.URLError as error:
         outcome[0] = str(error.reason)
     except (OSError, ValueError) as error:

@@ -105,7 +105,30 @@ def weights_of_choice(scores: Scores, chosen: NDArray[np.int64], own: NDArray[np
         own: int64 (choices,), the reference's own choice; own_weight: float32 (choices,), its weights.
     """
     those = scores[chosen].astype(np.float64)
-    total = float(own_weight.astype(np.float64).sum())
-    if abs(total - 1) < NORMALISED:
-        return np.asarray(those / those.sum(), dtype=np.float32)
-    return np.asarray(those * (total / float(scores[own].astype(np.float64).sum())), dtype=np.float32)
+    factor = weight_factor(scores[None], own[None], own_weight[None])[0]
+    return np.asarray(those / those.sum() if np.isnan(factor) else those * factor, dtype=np.float32)
+
+
+def weight_factor(scores: Scores, own: NDArray[np.int64], own_weight: Scores) -> NDArray[np.float64]:
+    """By what a router multiplies its scores to make weights: float64 (T,), NaN where it makes them add up to 1.
+
+    Args:
+        scores: float32 (T, experts); own: int64 (T, choices); own_weight: float32 (T, choices).
+    """
+    total = own_weight.astype(np.float64).sum(axis=1)
+    chosen = np.take_along_axis(scores, own, axis=1).astype(np.float64).sum(axis=1)
+    return np.where(np.abs(total - 1) < NORMALISED, np.nan, total / chosen)
+
+
+def weight_slope(choice_weight: Scores, factor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far a weight moves at most where every logit of its token moves by one: float64 (T, choices).
+
+    A weight is f · p of a softmax p, whose logits z move it by |dp| ≤ p (1 - p) (max dz - min dz). Where weights are
+    made to add up to 1 they are a softmax over the choice themselves, f = 1.
+
+    Args:
+        choice_weight: float32 (T, choices); factor: float64 (T,), see `weight_factor`.
+    """
+    scale = np.where(np.isnan(factor), 1.0, factor)[:, None]
+    share = np.clip(choice_weight / scale, 0.0, 1.0)
+    return np.asarray(2 * scale * share * (1 - share), dtype=np.float64)

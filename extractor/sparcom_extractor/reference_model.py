@@ -59,14 +59,15 @@ class Choice:
 class Routed:
     """The routed experts of one layer over a prompt of T tokens.
 
-    choice: what the experts ran on; inputs: (T, hidden); gate: (T, choices, neurons), those of the experts chosen;
-    weight: (experts, neurons, hidden).
+    choice: what the experts ran on; inputs: (T, hidden), of router and experts; gate: (T, choices, neurons), those of
+    the experts chosen; weight: (experts, neurons, hidden); router: (experts, hidden), its weights.
     """
 
     choice: Choice
     inputs: torch.Tensor
     gate: torch.Tensor
     weight: torch.Tensor
+    router: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,8 @@ class _Mixture:
         for number, values in zip(called, seen.calls, strict=True):
             places, tokens = torch.where((expert == number).T)  # the order in which transformers gathers the tokens
             gate[tokens, places] = values
-        return Routed(seen.choice, seen.inputs, gate, self.experts.gate_up_proj.detach()[:, :neurons])
+        weight, router = self.experts.gate_up_proj.detach()[:, :neurons], self.router.weight.detach()
+        return Routed(seen.choice, seen.inputs, gate, weight, router)
 
 
 def _mixtures(model: torch.nn.Module) -> dict[int, _Mixture]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,27 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_extractor.models import make_tiny_model
 from sparcom_extractor.models.testing import write_small_tokenizer
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another awake take ten times as long beside another busy process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(model_command, ["tune", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_the_command_makes_a_twin_and_says_how_it_went(tmp_path: Path) -> None:
+def test_the_command_makes_a_twin_and_says_how_it_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, losses before and after, tokens, how much changed, what was cut, and what base and twin say; the second
     time that there is nothing to do."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it where it is not set, and for good
     base = make_tiny_model("llama", tmp_path / "base", tokenizer=write_small_tokenizer(tmp_path)).path
     lines = [{"id": str(n), "text": " ".join("ABCDEFGHIJKLMNOPQRSTUVWX"[n % 9 :])} for n in range(20)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -21,7 +21,10 @@ def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
-@pytest.mark.parametrize("command", ["model moefy --output x", "verify none.zarr --reference transformers"])
+@pytest.mark.parametrize(
+    "command",
+    ["model moefy --output x", "model tune --model x --data y --output z", "verify none.zarr --reference transformers"],
+)
 def test_it_is_said_before_torch_is_there(command: str) -> None:
     """OpenMP reads it once, when torch is loaded: each command says it first, and its module loads no torch."""
     module, *arguments = command.split()

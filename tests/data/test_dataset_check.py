@@ -134,6 +134,7 @@ BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
     "the same text": (reworded(4, "  DECIDE whether seven  is odd\nor even."), {"duplicate", "slip"}),
     "half of the runs": (reworded(4, NEARLY), {"near-duplicate"}),
     "half of the runs, one half": (halves(lambda _: False, reworded(4, NEARLY)), {"near-duplicate"}),
+    "a half that is none": (lambda lines: [line.update(half="natral") for line in lines], {"half"}),
     "a source's template": (halves(lambda _: True, reworded(4, NEARLY)), {"template"}),
     "half of the runs, two halves": (halves(lambda number: number % 2 == 0, reworded(4, NEARLY)), {"contamination"}),
     "the same text, two halves": (
@@ -314,17 +315,27 @@ def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Re
     assert report.skipped == []
 
 
+def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """Records of benchmarks as they are published, one file or a folder of them, with the fields that they have."""
+    (tmp_path / "raw").mkdir()
+    write(tmp_path / "raw" / "qa.jsonl", [{"question": QA[0], "answer": "Michelangelo"}])
+    (tmp_path / "raw" / "more.json").write_text(json.dumps([{"instruction": "None of ours.", "input": QA[1]}]))
+    report = checked(sound(), against=(tmp_path / "raw",))
+    assert {finding.id for finding in report.of("contamination")} == {"QA-0", "QA-1"}
+
+
 def test_what_cannot_be_held_against_the_set_is_said(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """A raw data set given to --against holds no instruction: an error and no silent pass; single lines are said."""
-    raw = write(tmp_path / "raw.jsonl", [{"question": QA[0], "answer": "Michelangelo"}])
-    with pytest.raises(InvalidInputError, match=r"raw\.jsonl has no instruction with a text .*raw\.jsonl, line 1: "):
+    """A file without any text is an error and no silent pass; single records without one are said."""
+    raw = write(tmp_path / "raw.jsonl", [{"id": "t", "token_ids": [1]}])
+    with pytest.raises(InvalidInputError, match=r"fields text, prompt, .*raw\.jsonl has none"):
         checked(sound(), against=(raw,))
-    mixed = write(tmp_path / "mixed.jsonl", [item("o", QA[0]), {"text": "t"}, {"id": "t", "token_ids": [1]}])
+    with pytest.raises(InvalidInputError, match="no such file"):
+        checked(sound(), against=(tmp_path / "gone.jsonl",))
+    mixed = write(tmp_path / "mixed.jsonl", [item("o", QA[0]), {"answer": "t"}, {"id": "t", "token_ids": [1]}])
     report = checked(sound(), against=(mixed,))
     assert named_pairs(report) == {("contamination", frozenset({"QA-0", "o"}))}
     (said,) = report.skipped
-    assert said.startswith(f"2 lines of {mixed}")
-    assert "mixed.jsonl, line 2: id: Field required" in said
+    assert said.startswith(f"2 records without a text in {mixed}")
 
 
 def test_without_the_spelling_checker_the_report_says_so(

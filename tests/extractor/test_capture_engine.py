@@ -152,7 +152,7 @@ def test_a_cancelled_extraction_keeps_what_is_complete(
     tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
 ) -> None:
     """After a cancellation every instruction is complete or cancelled, and the complete ones are right."""
-    many = [item.model_copy(update={"id": f"{copy}-{item.id}"}) for copy in range(6) for item in demo_instructions]
+    many = [item.model_copy(update={"id": f"{copy}-{item.id}"}) for copy in range(4) for item in demo_instructions]
     extraction = tiny_engine.prepare(many, tmp_path / "a.zarr")
     progress = tiny_engine.run(extraction, lambda snapshot: extraction.cancel() if snapshot.complete else None)
     assert progress.complete

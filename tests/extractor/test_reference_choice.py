@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from sparcom_extractor.reference_choice import Groups, Tolerance, could_be_chosen, weights_of_choice
+from sparcom_extractor.reference_choice import (
+    Groups,
+    Tolerance,
+    could_be_chosen,
+    weight_factor,
+    weight_slope,
+    weights_of_choice,
+)
 
 EXACT = Tolerance.of("float64")
 FLOAT32 = Tolerance.of("float32")
@@ -69,3 +79,22 @@ def test_weights_follow_the_way_of_the_reference() -> None:
     normalised = np.array([2 / 3, 1 / 3], np.float32)
     assert weights_of_choice(scores, other, own, normalised) == pytest.approx([1 / 3, 2 / 3])
     assert weights_of_choice(scores, other, own, scores[own] * 1.5) == pytest.approx([0.3, 0.6])
+
+
+@given(seed=st.integers(0, 2**32 - 1), normalised=st.booleans(), scale=st.sampled_from([1.0, 1.5, 16.0]))
+def test_weights_move_no_further_than_their_slope_says(seed: int, normalised: bool, scale: float) -> None:
+    """Logits moved by at most d move a weight by at most its slope times d, whatever makes weights of scores."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (4, 12))
+    own = np.argsort(-logits, axis=1)[:, :3]
+
+    def weights(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        scores = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+        chosen = np.take_along_axis(scores, own, axis=1)
+        return scores, chosen / chosen.sum(axis=1, keepdims=True) if normalised else scale * chosen
+
+    scores, before = weights(logits)
+    _, after = weights(logits + random.uniform(-1, 1, logits.shape) * 1e-4)
+    factor = weight_factor(scores.astype(np.float32), own, before.astype(np.float32))
+    slope = weight_slope(before.astype(np.float32), factor)
+    assert (np.abs(after - before) <= slope * 1e-4 * 1.01 + 1e-12).all()

@@ -297,6 +297,14 @@ def test_a_weight_that_is_off_is_found(case: Case, wrong: float) -> None:
     assert np.isnan(wrong) == np.isnan(result.experts.largest_weight)
 
 
+def test_a_weight_that_rounding_moves_is_told_and_not_held_against_the_archive(case: Case) -> None:
+    """Beyond the tolerance, within what rounding of the router's logits does: counted apart, and explained."""
+    weight = case.rows.weight.copy()
+    weight[7, 1, 2] += 1.5e-5
+    result = case.compare(replace(case.rows, weight=weight))
+    assert (result.experts.apart_weights, result.experts.off_weights) == (1, 0)
+
+
 @pytest.mark.parametrize("name", ["active", "shared", "dense"])
 def test_a_flipped_bit_is_found(case: Case, name: str) -> None:
     """One bit of a neuron far from zero, of a routed, a shared or a dense one, is unexplained."""

@@ -17,6 +17,7 @@ from sparcom_data.dataset.categories import CATEGORIES, ITEMS
 from sparcom_data.dataset.draw import draw, sample
 from sparcom_data.dataset.lengths import count_tokens, match_lengths
 from sparcom_data.dataset.local import Found
+from sparcom_data.dataset.pairs import Member, contamination, same_texts
 from sparcom_data.dataset.sources import Candidate
 from sparcom_data.errors import InvalidInputError, StorageError
 from sparcom_data.instructions import Instruction, duplicate_id_problems, text_sha256
@@ -24,10 +25,11 @@ from sparcom_data.instructions import Instruction, duplicate_id_problems, text_s
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Lengths that are to be the same in every category: by which tokenizer, and how nearly."""
+    """Lengths that are to be the same in every category: by which tokenizer, how nearly, and in each half by itself."""
 
     tokenizer: Path
     tolerance: float = 0.0
+    within_halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +63,18 @@ def natural_instructions(half: NaturalHalf, seed: int, apart: Sequence[str], ite
         revision = half.revisions.get(found.source.name, "")
         instructions += [_natural(item, number, revision) for number, item in enumerate(drawn, start=1)]
     problems += duplicate_id_problems(item.id for item in instructions)
+    problems += _repeated(instructions, apart)
     if problems:
         raise InvalidInputError(problems)
     return instructions
+
+
+def _repeated(instructions: Sequence[Instruction], apart: Sequence[str]) -> list[str]:
+    """Texts that a prepared file has twice, or that the synthetic half has: what a draw passes over by itself."""
+    members = [Member(item.source, item) for item in instructions]
+    kept_apart = [Member("the synthetic half", Instruction(id=str(n), text=text)) for n, text in enumerate(apart)]
+    found = [*same_texts(members), *contamination([*kept_apart, *members])]
+    return [f"{finding.id} ({finding.where}): {finding.message}" for finding in found if finding.level == "error"]
 
 
 def _natural(candidate: Candidate, number: int, revision: str) -> Instruction:
@@ -82,22 +93,28 @@ def _natural(candidate: Candidate, number: int, revision: str) -> Instruction:
 def matched(instructions: Sequence[Instruction], matching: Matching) -> list[Instruction]:
     """The largest subset in which the categories have the same token counts, in the order of the whole.
 
+    Over both halves short categories may be filled from the one and long ones from the other, so that they differ in
+    source where they no longer differ in length; with `within_halves` each half is matched by itself.
+
     Raises:
         InvalidInputError: no tokenizer, or no length that all categories have.
     """
     counts = count_tokens([item.readable for item in instructions], matching.tokenizer).tolist()
-    positions = {
-        name: [position for position, item in enumerate(instructions) if item.category == name] for name in CATEGORIES
-    }
-    kept = match_lengths(
-        {name: [counts[position] for position in found] for name, found in positions.items()}, matching.tolerance
-    )
-    chosen = sorted(positions[name][index] for name, indices in kept.items() for index in indices)
+    sides = [item.half if matching.within_halves else "" for item in instructions]
+    chosen: list[int] = []
+    for side in dict.fromkeys(sides):
+        positions = {
+            name: [place for place, item in enumerate(instructions) if (item.category, sides[place]) == (name, side)]
+            for name in CATEGORIES
+        }
+        lengths = {name: [counts[place] for place in found] for name, found in positions.items()}
+        kept = match_lengths(lengths, matching.tolerance)
+        chosen += [positions[name][index] for name, indices in kept.items() for index in indices]
     if not chosen:
         raise InvalidInputError(
             [f"no group of lengths within {matching.tolerance:.0%} exists in all categories: give a larger tolerance"]
         )
-    return [instructions[position] for position in chosen]
+    return [instructions[place] for place in sorted(chosen)]
 
 
 def as_lines(instructions: Sequence[Instruction]) -> bytes:

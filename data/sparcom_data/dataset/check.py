@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparcom_data.dataset.against import read_against
+from sparcom_data.dataset.categories import HALVES
 from sparcom_data.dataset.findings import Finding, Report
 from sparcom_data.dataset.groups import balance, describe_groups, group_findings
 from sparcom_data.dataset.language import foreign
@@ -81,15 +83,10 @@ def _read_against(paths: Sequence[Path]) -> tuple[list[Member], list[str]]:
     others: list[Member] = []
     skipped = []
     for path in paths:
-        found, findings = _read([path])
-        if not any(member.text for member in found):
-            reason = f"{findings[0].where}: {findings[0].message}" if findings else "it has none"
-            raise InvalidInputError([f"{path} has no instruction with a text to hold the set against ({reason})"])
+        found, empty = read_against(path)
         others += found
-        unread = [f"{finding.where}: {finding.message}" for finding in findings]
-        unread += [f"{member}: token ids" for member in found if not member.text]
-        if unread:
-            skipped.append(f"{len(unread)} lines of {path}, which the set is held against ({unread[0]})")
+        if empty:
+            skipped.append(f"{empty} records without a text in {path}, which the set is held against")
     return others, skipped
 
 
@@ -118,13 +115,24 @@ def _of_each(members: Sequence[Member], options: CheckOptions) -> tuple[list[Fin
         for position, code in foreign(texts, options.language).items():
             message = f"the text seems to be in {code!r}, not in {options.language!r}"
             findings["language"].append(members[position].finding("language", message))
+    except ModuleNotFoundError as error:
+        skipped.append(f"language: it needs {error.name}, which is not installed: pip install 'sparcom[dataset]'")
+    try:
         for position, found in misspellings(texts).items():
             findings["spelling"].append(members[position].finding("spelling", ", ".join(dict.fromkeys(found))))
-    except (MissingExtraError, ModuleNotFoundError) as error:
-        skipped.append(f"language or spelling: {error}")
+    except MissingExtraError as error:
+        skipped.append(f"spelling: {error}")
+    findings["half"] += _halves(members)
     if unread := sum(not text for text in texts):
         skipped.append(f"{unread} instructions given as token ids: nothing that concerns text was checked of them")
     return [finding for rule in findings.values() for finding in rule], skipped
+
+
+def _halves(members: Sequence[Member]) -> Iterator[Finding]:
+    """A finding for each half that is none: what is not natural counts as synthetic, so a slip changes sides."""
+    for member in members:
+        if member.half not in ("", *HALVES):
+            yield member.finding("half", f"half is {member.half!r}; write {' or '.join(HALVES)}, or leave it out")
 
 
 def _hash_problem(item: Instruction) -> str:

@@ -20,6 +20,7 @@ RULES: dict[str, tuple[Literal["error", "warning"], str]] = {
     "contamination": ("error", "the synthetic half, or the checked files, share no such half with what they may not"),
     "overlap": ("warning", "the same two parts share no 13 words in a row"),
     "category": ("warning", "every instruction names its category"),
+    "half": ("warning", "a half, where one is named, is synthetic or natural"),
     "balance": ("warning", "every category has as many instructions, in each half"),
     "length": ("warning", "the median lengths of the categories lie within a factor of two, in each half"),
     "openings": ("warning", "at least 70 % of a category's instructions in a half begin with different three words"),

@@ -75,9 +75,10 @@ def _fetch(source: Source, revision: str | None, base: str) -> tuple[str, tuple[
 
 
 def _explain(source: Source, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"{', '.join(source.categories)}: {source.title} could not be had from the hub's data set "
-        f"{source.hub.dataset} ({str(error).splitlines()[0]}). Try again, or get it by other means into a folder "
+        f"{source.hub.dataset} ({reason}). Try again, or get it by other means into a folder "
         f"(a file or folder whose name begins with {source.local[0]!r}) and give that with --natural; "
         "--synthetic-only builds without the natural half"
     )

@@ -54,7 +54,9 @@ def find_base(model: str | Path, tell: folder.Tell) -> Base:
         ModelUnavailableError: there is no such folder, or it lacks configuration or weights.
         UnsupportedModelError: it is no causal language model that can be trained.
     """
-    path = fetch_model(str(model), tell=tell).path if str(model) in KNOWN else Path(model)
+    path = Path(model)
+    if not path.is_dir() and str(model) in KNOWN:
+        path = fetch_model(str(model), tell=tell).path
     if not path.is_dir():
         raise ModelUnavailableError(
             f"A base model is a folder, or one of {', '.join(KNOWN)}; {str(model)!r} is neither. Give another --model."

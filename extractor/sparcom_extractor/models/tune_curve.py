@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("step", "epoch", "tokens", "training_loss", "held_out_loss", "learning_rate")
 TRAINING_COLOUR, HELD_OUT_COLOUR = "#0072B2", "#D55E00"  # of Okabe and Ito, told apart by the colour-blind too
-SMOOTHED = 8  # the line is the mean over this share of the tokens; steps alone show the lengths of their texts
+SMOOTHED = 8  # the line means over an eighth of the tokens on either side: a step's loss is that of its texts' length
 
 
 def write_csv(points: Sequence[Point], path: Path) -> None:
@@ -60,16 +62,25 @@ def _draw_held_out(axes: Axes, points: Sequence[Point]) -> None:
     tokens, losses = zip(*looks, strict=True)
     style = {"color": HELD_OUT_COLOUR, "linewidth": 1.8, "linestyle": "--", "marker": "o", "markersize": 5}
     axes.plot(tokens, losses, label="held out", **style)  # type: ignore[arg-type]
-    for at, loss in (looks[0], looks[-1]):
-        axes.annotate(f"{loss:.2f}", (at, loss), xytext=(4, 6), textcoords="offset points", color=HELD_OUT_COLOUR)
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    for look in (looks[0], looks[-1]):
+        axes.annotate(
+            f"{look[1]:.2f}", look, xytext=(4, 8), textcoords="offset points", color=HELD_OUT_COLOUR, bbox=paper
+        )
 
 
 def smoothed(tokens: Sequence[int], losses: Sequence[float]) -> list[float]:
-    """Mean loss of the steps up to each one within an eighth of all tokens, each step weighted by its tokens."""
-    sizes = [after - before for before, after in zip([0, *tokens], tokens, strict=False)]
-    means, span = [], tokens[-1] / SMOOTHED
-    for last, end in enumerate(tokens):
-        inside = [number for number in range(last + 1) if number == last or tokens[number] > end - span]
-        weight = sum(sizes[number] for number in inside)
-        means.append(sum(losses[number] * sizes[number] for number in inside) / weight)
+    """Mean loss around each step: of the steps within an eighth of all tokens on either side, weighted by their tokens.
+
+    Args:
+        tokens: trained on up to and with each step, rising.
+        losses: of each step.
+    """
+    sizes = np.diff([0, *tokens])
+    middles = np.array(tokens) - sizes / 2
+    reach = tokens[-1] / SMOOTHED
+    first = np.searchsorted(middles, middles - reach, side="left")
+    last = np.searchsorted(middles, middles + reach, side="right")
+    weights, weighted = (np.concatenate([[0.0], np.cumsum(values)]) for values in (sizes, sizes * np.array(losses)))
+    means: list[float] = ((weighted[last] - weighted[first]) / (weights[last] - weights[first])).tolist()
     return means

@@ -38,7 +38,11 @@ class TellTraining(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What is known after a step. tokens: trained on so far. Losses: nats a token, None where none was taken."""
+    """What is known after a step.
+
+    tokens: trained on so far. training_loss: of the step's batch before the step, as the model gives it, with a
+    router's auxiliary loss where its configuration asks for one. Losses: nats a token, None where none was taken.
+    """
 
     step: int
     epoch: float
@@ -55,7 +59,7 @@ def device() -> str:
 
 def has_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware: CUDA devices of 2020 on, and processors with AVX512-BF16
-    or AMX. There the demo model trains on 325 tokens a second in place of 155 (two cores of an EPYC)."""
+    or AMX. There the demo model trains on 315 tokens a second in place of 155 (two cores of an EPYC)."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     abilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
