@@ -39,7 +39,7 @@ DATASET = {"huggingface_hub", "jinja2", "py3langid", "pyarrow", "sklearn", "toke
 # What these two may need from outside: the archive is read, and analysed, in installs without torch, vLLM or a server.
 OUTSIDE = {
     "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c"} | DATASET,
-    "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic"},
+    "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic", "xarray"},
 }
 HEAVY = ["torch", "vllm", "transformers", "numba", "matplotlib", "fastapi", "zarr", "numpy"]
 MIXED = random_attributes(
