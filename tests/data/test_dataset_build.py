@@ -228,7 +228,7 @@ def test_an_interrupted_write_leaves_what_was_there(
     def fail(_: int) -> None:
         raise failure.raised(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(failure.seen):
         write_new(tmp_path / "a.jsonl", b"other\n" * 1000, overwrite=True)
     assert listing(tmp_path) == ({} if before is None else {"a.jsonl": before})

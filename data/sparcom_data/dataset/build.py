@@ -7,8 +7,6 @@ half is left out only where it was not asked for, or where there is no way to an
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from sparcom_data.dataset.pairs import Member, contamination, same_texts
 from sparcom_data.dataset.sources import Candidate
 from sparcom_data.errors import InvalidInputError, StorageError
 from sparcom_data.instructions import Instruction, duplicate_id_problems, text_sha256
+from sparcom_data.storage import write_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +138,8 @@ def write_new(path: Path, content: bytes, overwrite: bool = False) -> bool:
             if path.is_file() and path.read_bytes() == content:
                 return False
             raise InvalidInputError([f"{path} holds something else already: choose another --output, or --overwrite"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            partial = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                partial.chmod(0o644)
-                partial.replace(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise StorageError(f"{path} could not be written ({error}); nothing was left behind") from error
+        write_durably(path, [content])
+    except (OSError, StorageError) as error:
+        reason = error.__cause__ or error
+        raise StorageError(f"{path} could not be written ({reason}); nothing was left behind") from error
     return True
