@@ -22,10 +22,10 @@ from llama_archive import LAYERS, NEURONS, write_llama_archive
 from moe_analysis import measured
 from pair_ways import WAYS, random_sets
 
-from sparcom_analysis.frequencies import iterate_counts
-from sparcom_analysis.kernels import add_bit_counts
-from sparcom_analysis.populations import choose_population
-from sparcom_analysis.rows import row_spans
+from sparcom_analysis.kernels.neurons import add_bit_counts
+from sparcom_analysis.measures.frequencies import iterate_counts
+from sparcom_analysis.reading.populations import choose_population
+from sparcom_analysis.reading.rows import row_spans
 from sparcom_data.archive import open_archive
 
 ROUNDS = 3

@@ -19,9 +19,9 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from sparcom_analysis.selection import InstructionNeurons
-from sparcom_analysis.sets import PackedSets
-from sparcom_analysis.similarity import jaccard_blocks
+from sparcom_analysis.measures.selection import InstructionNeurons
+from sparcom_analysis.measures.sets import PackedSets
+from sparcom_analysis.measures.similarity import jaccard_blocks
 
 SETS = 1200
 ELEMENTS = 32 * 11_008  # neurons of LLaMA-2-7B

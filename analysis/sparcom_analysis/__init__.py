@@ -12,32 +12,19 @@ Needs numpy, zarr, numba, matplotlib and jinja2; neither torch nor vLLM, and it 
 
 from typing import TYPE_CHECKING, Any
 
-from sparcom_analysis.alteration import (
-    CategoryMeans,
-    ExpertAlteration,
-    NeuronAlteration,
-    expert_alteration,
-    neuron_alteration,
-)
-from sparcom_analysis.bootstrap import (
-    Interval,
-    MeanIntervals,
-    PairIntervals,
-    Resamples,
-    draw_resamples,
-    mean_intervals,
-    pair_intervals,
-)
-from sparcom_analysis.components import Components, neuron_components
-from sparcom_analysis.components_result import ComponentResult, component_result
-from sparcom_analysis.correlation import (
+from sparcom_analysis.components.experts import expert_components, expert_memberships
+from sparcom_analysis.components.general_unique import Components, neuron_components
+from sparcom_analysis.components.lape import Lape, LapeRates, lape
+from sparcom_analysis.components.memberships import Memberships, neuron_memberships
+from sparcom_analysis.components.pooled import PooledCounts, pooled_counts
+from sparcom_analysis.components.result import ComponentResult, component_result
+from sparcom_analysis.measures.correlation import (
     ExpertCorrelation,
     correlation_pairs,
     expert_correlation,
     instruction_correlations,
 )
-from sparcom_analysis.expert_components import expert_components, expert_memberships
-from sparcom_analysis.experts import (
+from sparcom_analysis.measures.experts import (
     CategoryExperts,
     InstructionExperts,
     TopExperts,
@@ -46,30 +33,42 @@ from sparcom_analysis.experts import (
     instruction_experts,
     top_experts,
 )
-from sparcom_analysis.frequencies import activation_counts, activation_frequencies
-from sparcom_analysis.lape import Lape, LapeRates
-from sparcom_analysis.lape import lape as lape_neurons  # `sparcom_analysis.lape` stays the module
-from sparcom_analysis.layers import LayerCounts, isn_by_layer
-from sparcom_analysis.length_control import LengthControl, MatchedNeurons, length_control
-from sparcom_analysis.matched_tokens import TokenDraw
-from sparcom_analysis.matrix_pair import MatrixPair
-from sparcom_analysis.memberships import Memberships, neuron_memberships
-from sparcom_analysis.pair_matrix import PairMatrix
-from sparcom_analysis.permutation import LabelTests, permutation_tests
+from sparcom_analysis.measures.frequencies import activation_counts, activation_frequencies
+from sparcom_analysis.measures.layers import LayerCounts, isn_by_layer
+from sparcom_analysis.measures.selection import InstructionNeurons, Selection, instruction_specific_neurons
+from sparcom_analysis.measures.similarity import CategorySimilarity, category_similarity, similarity_pairs
 from sparcom_analysis.pipeline import Analysis, analyze
-from sparcom_analysis.pooled import PooledCounts, pooled_counts
-from sparcom_analysis.populations import Population, populations
+from sparcom_analysis.reading.matched_tokens import TokenDraw
+from sparcom_analysis.reading.populations import Population, populations
 from sparcom_analysis.results import Results
-from sparcom_analysis.schema import Metrics
-from sparcom_analysis.selection import InstructionNeurons, Selection, instruction_specific_neurons
-from sparcom_analysis.similarity import CategorySimilarity, category_similarity, similarity_pairs
-from sparcom_analysis.tuning import ExpertShift, expert_shift
-from sparcom_analysis.twins import Twins, match_twins
-from sparcom_analysis.venn import InstructionVenn, venn_by_layer
+from sparcom_analysis.schema.metrics import Metrics
+from sparcom_analysis.statistics.bootstrap import (
+    Interval,
+    MeanIntervals,
+    PairIntervals,
+    Resamples,
+    draw_resamples,
+    mean_intervals,
+    pair_intervals,
+)
+from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons, length_control
+from sparcom_analysis.statistics.matrix_pair import MatrixPair
+from sparcom_analysis.statistics.pair_matrix import PairMatrix
+from sparcom_analysis.statistics.permutation import LabelTests, permutation_tests
+from sparcom_analysis.tuned.alteration import (
+    CategoryMeans,
+    ExpertAlteration,
+    NeuronAlteration,
+    expert_alteration,
+    neuron_alteration,
+)
+from sparcom_analysis.tuned.shift import ExpertShift, expert_shift
+from sparcom_analysis.tuned.twins import Twins, match_twins
+from sparcom_analysis.tuned.venn import InstructionVenn, venn_by_layer
 from sparcom_data.archive import Archive, open_archive
 
 if TYPE_CHECKING:
-    from sparcom_analysis.labelled import to_xarray
+    from sparcom_analysis.labelled.results import to_xarray
 
 __all__ = [
     "Analysis",
@@ -125,7 +124,7 @@ __all__ = [
     "instruction_experts",
     "instruction_specific_neurons",
     "isn_by_layer",
-    "lape_neurons",
+    "lape",
     "length_control",
     "match_twins",
     "mean_intervals",
@@ -148,7 +147,7 @@ def __getattr__(name: str) -> Any:
     """`to_xarray`, when it is first asked for: xarray and pandas take as long to import as all the rest."""
     if name != "to_xarray":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sparcom_analysis.labelled import to_xarray
+    from sparcom_analysis.labelled.results import to_xarray
 
     return to_xarray
 

@@ -6,7 +6,7 @@
 4. With a twin: the same passes over it, instruction by instruction beside the base.
 5. Where T can be matched: the passes once more with drawn tokens.
 
-Past some thousands of instructions pairs are not kept (`stats_summary.why_not`): then there are means alone, and the
+Past some thousands of instructions pairs are not kept (`summary.chance.why_not`): then there are means alone, and the
 results say why. Writes nothing but temporary files.
 """
 
@@ -17,31 +17,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TypedDict
 
-from sparcom_analysis import components_bootstrap, components_chance
-from sparcom_analysis.alteration import expert_alteration, neuron_alteration
-from sparcom_analysis.bootstrap import Resamples, draw_resamples, mean_intervals, pair_intervals
-from sparcom_analysis.categories import category_labels
-from sparcom_analysis.components_result import ComponentResult, component_result
-from sparcom_analysis.correlation import correlation_pairs, expert_correlation
-from sparcom_analysis.expert_components import expert_memberships
-from sparcom_analysis.experts import InstructionExperts, category_experts, instruction_experts, top_experts
-from sparcom_analysis.lape import Lape, lape
-from sparcom_analysis.layers import isn_by_layer
-from sparcom_analysis.length_control import LengthControl, length_control
-from sparcom_analysis.memberships import Memberships, neuron_memberships
+from sparcom_analysis.components import bootstrap as components_bootstrap
+from sparcom_analysis.components import chance as components_chance
+from sparcom_analysis.components.experts import expert_memberships
+from sparcom_analysis.components.lape import Lape, lape
+from sparcom_analysis.components.memberships import Memberships, neuron_memberships
+from sparcom_analysis.components.pooled import PoolWhileReading
+from sparcom_analysis.components.result import ComponentResult, component_result
+from sparcom_analysis.measures.correlation import correlation_pairs, expert_correlation
+from sparcom_analysis.measures.experts import InstructionExperts, category_experts, instruction_experts, top_experts
+from sparcom_analysis.measures.layers import isn_by_layer
+from sparcom_analysis.measures.selection import InstructionNeurons, instruction_specific_neurons
+from sparcom_analysis.measures.similarity import category_similarity, similarity_pairs
 from sparcom_analysis.options import Options
-from sparcom_analysis.pair_matrix import PairMatrix
 from sparcom_analysis.passes import Passes
-from sparcom_analysis.permutation import LabelTests, permutation_tests
-from sparcom_analysis.pooled import PoolWhileReading
-from sparcom_analysis.populations import Component, choose_population, populations
+from sparcom_analysis.reading.categories import category_labels
+from sparcom_analysis.reading.populations import Component, choose_population, populations
+from sparcom_analysis.reading.rows import Rows, SpecialTokens, choose_rows
 from sparcom_analysis.results import ExpertResult, NeuronResult, Results
-from sparcom_analysis.rows import Rows, SpecialTokens, choose_rows
-from sparcom_analysis.selection import InstructionNeurons, instruction_specific_neurons
-from sparcom_analysis.similarity import category_similarity, similarity_pairs
-from sparcom_analysis.stats_summary import why_not
-from sparcom_analysis.tuning import expert_shift
-from sparcom_analysis.twins import Twins, match_twins
+from sparcom_analysis.statistics.bootstrap import Resamples, draw_resamples, mean_intervals, pair_intervals
+from sparcom_analysis.statistics.length_control import LengthControl, length_control
+from sparcom_analysis.statistics.pair_matrix import PairMatrix
+from sparcom_analysis.statistics.permutation import LabelTests, permutation_tests
+from sparcom_analysis.summary.chance import why_not
+from sparcom_analysis.tuned.alteration import expert_alteration, neuron_alteration
+from sparcom_analysis.tuned.shift import expert_shift
+from sparcom_analysis.tuned.twins import Twins, match_twins
 from sparcom_data.archive import Archive
 from sparcom_data.errors import IncompleteArchiveError
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparcom_analysis.bootstrap import CONFIDENCE, RESAMPLES
-from sparcom_analysis.components import DEFAULT_SHARE
-from sparcom_analysis.matched_tokens import TokenDraw
-from sparcom_analysis.permutation import PERMUTATIONS
-from sparcom_analysis.rows import Rows, SpecialTokens
-from sparcom_analysis.selection import Selection, make_selection
-from sparcom_analysis.special_tokens import special_ids
+from sparcom_analysis.components.general_unique import DEFAULT_SHARE
+from sparcom_analysis.measures.selection import Selection, make_selection
+from sparcom_analysis.reading.matched_tokens import TokenDraw
+from sparcom_analysis.reading.rows import Rows, SpecialTokens
+from sparcom_analysis.reading.special_tokens import special_ids
+from sparcom_analysis.statistics.bootstrap import CONFIDENCE, RESAMPLES
+from sparcom_analysis.statistics.permutation import PERMUTATIONS
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
 

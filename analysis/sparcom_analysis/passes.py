@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.measures.frequencies import Progress
 
 
 class Passes:

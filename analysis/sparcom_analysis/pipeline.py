@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.bootstrap import CONFIDENCE, RESAMPLES
-from sparcom_analysis.components import DEFAULT_SHARE
-from sparcom_analysis.experts import InstructionExperts
-from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.components.general_unique import DEFAULT_SHARE
 from sparcom_analysis.measure import Job, count_passes, measure
+from sparcom_analysis.measures.experts import InstructionExperts
+from sparcom_analysis.measures.frequencies import Progress
+from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.options import Options
 from sparcom_analysis.passes import Passes
-from sparcom_analysis.permutation import PERMUTATIONS
-from sparcom_analysis.render import render
+from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
+from sparcom_analysis.reading.rows import Rows, SpecialTokens
+from sparcom_analysis.report.files import render
 from sparcom_analysis.results import Results
-from sparcom_analysis.rows import Rows, SpecialTokens
-from sparcom_analysis.schema import Metrics
-from sparcom_analysis.selection import InstructionNeurons
-from sparcom_analysis.summary import summarise
-from sparcom_analysis.tuning import check_twins
-from sparcom_analysis.twins import check_models
+from sparcom_analysis.schema.metrics import Metrics
+from sparcom_analysis.statistics.bootstrap import CONFIDENCE, RESAMPLES
+from sparcom_analysis.statistics.permutation import PERMUTATIONS
+from sparcom_analysis.summary.whole import summarise
+from sparcom_analysis.tuned.shift import check_twins
+from sparcom_analysis.tuned.twins import check_models
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import StorageError
 from sparcom_data.storage import write_durably

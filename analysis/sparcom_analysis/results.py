@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparcom_analysis.alteration import ExpertAlteration, NeuronAlteration
-from sparcom_analysis.bootstrap import MeanIntervals, PairIntervals, Resamples
-from sparcom_analysis.components_result import ComponentResult
-from sparcom_analysis.correlation import ExpertCorrelation
-from sparcom_analysis.experts import CategoryExperts, InstructionExperts, TopExperts
-from sparcom_analysis.lape import Lape
-from sparcom_analysis.layers import LayerCounts
-from sparcom_analysis.length_control import LengthControl
-from sparcom_analysis.permutation import LabelTests
-from sparcom_analysis.selection import InstructionNeurons
-from sparcom_analysis.similarity import CategorySimilarity
-from sparcom_analysis.tuning import ExpertShift
+from sparcom_analysis.components.lape import Lape
+from sparcom_analysis.components.result import ComponentResult
+from sparcom_analysis.measures.correlation import ExpertCorrelation
+from sparcom_analysis.measures.experts import CategoryExperts, InstructionExperts, TopExperts
+from sparcom_analysis.measures.layers import LayerCounts
+from sparcom_analysis.measures.selection import InstructionNeurons
+from sparcom_analysis.measures.similarity import CategorySimilarity
+from sparcom_analysis.statistics.bootstrap import MeanIntervals, PairIntervals, Resamples
+from sparcom_analysis.statistics.length_control import LengthControl
+from sparcom_analysis.statistics.permutation import LabelTests
+from sparcom_analysis.tuned.alteration import ExpertAlteration, NeuronAlteration
+from sparcom_analysis.tuned.shift import ExpertShift
 from sparcom_data.archive import Archive
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from sparcom_analysis.frequencies import Progress
-    from sparcom_analysis.rows import Rows
-    from sparcom_analysis.schema import Metrics
+    from sparcom_analysis.measures.frequencies import Progress
+    from sparcom_analysis.reading.rows import Rows
+    from sparcom_analysis.schema.metrics import Metrics
 
 WIDEST_TABLE = 110  # columns of a terminal
 _SHARE = click.FloatRange(0, 1, min_open=True)
@@ -150,7 +150,7 @@ def _summary(metrics: Metrics) -> list[str]:
 
 def _answers(metrics: Metrics) -> list[str]:
     """What the report says at its top, and what could not be computed."""
-    from sparcom_analysis.findings_short import in_short
+    from sparcom_analysis.findings.short import in_short
 
     sentences = in_short(metrics)
     reasons = dict.fromkeys(item.reason for item in metrics.not_computed)
@@ -183,7 +183,7 @@ def _experts(metrics: Metrics) -> list[str]:
     if part.undefined_instructions:
         lines.append(f"{part.undefined_instructions} instructions have no variance and are in no mean")
     if metrics.expert_shift is not None:
-        from sparcom_analysis.findings_experts import shift_sentence
+        from sparcom_analysis.findings.experts import shift_sentence
 
         lines += ["", shift_sentence(metrics)]
     return lines

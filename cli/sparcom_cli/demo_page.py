@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sparcom_data.storage import write_durably
 
 if TYPE_CHECKING:
-    from sparcom_analysis.schema import Metrics
+    from sparcom_analysis.schema.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ def render_page(dense: Path, mixture: Path) -> str:
     """The page as HTML text, from the folders that `sparcom analyze` wrote for a dense model and a mixture."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from sparcom_analysis import findings, findings_experts
+    from sparcom_analysis.findings import experts as findings_experts
+    from sparcom_analysis.findings import neurons as findings
 
     environment = Environment(
         loader=PackageLoader("sparcom_cli"),
@@ -94,7 +95,7 @@ def render_page(dense: Path, mixture: Path) -> str:
 
 
 def _read(folder: Path) -> Metrics:
-    from sparcom_analysis.schema import Metrics
+    from sparcom_analysis.schema.metrics import Metrics
 
     return Metrics.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8"))
 
@@ -105,8 +106,8 @@ def _embedded(folder: Path, name: str) -> str:
 
 def _columns(plain: Metrics, dense: Path, routed: Metrics, mixture: Path) -> list[Column]:
     """The dense model's neurons, then those of each component of the mixture."""
-    from sparcom_analysis.populations import TITLES
-    from sparcom_analysis.render import component_views
+    from sparcom_analysis.reading.populations import TITLES
+    from sparcom_analysis.report.files import component_views
 
     parts = [
         Column(f"Mixture: {TITLES[view.component]}", view, mixture, ending)

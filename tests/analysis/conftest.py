@@ -152,7 +152,7 @@ def make_moe(tmp_path: Path) -> Callable[..., MoeCase]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not turned into bytes, which takes most of the time."""
     for name in ("to_png", "to_svg"):
-        monkeypatch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+        monkeypatch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"")
 
 
 def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.alteration import NeuronAlteration, expert_alteration, neuron_alteration
-from sparcom_analysis.alteration_figures import layer_alteration_figure, layer_pair_figure, venn_figure
-from sparcom_analysis.alteration_findings import (
+from sparcom_analysis.figures.alteration import layer_alteration_figure, layer_pair_figure, venn_figure
+from sparcom_analysis.figures.neurons import to_png, to_svg
+from sparcom_analysis.findings.alteration import (
     ise_alteration_sentence,
     isn_alteration_sentence,
     layer_alteration_sentence,
@@ -23,18 +23,18 @@ from sparcom_analysis.alteration_findings import (
     tokens_sentence,
     venn_sentence,
 )
-from sparcom_analysis.alteration_schema import IsnAlteration, IsnVenn
-from sparcom_analysis.alteration_summary import ise_alteration_part, isn_alteration_part, isn_venn_part
-from sparcom_analysis.alteration_tables import (
+from sparcom_analysis.schema.alteration import IsnAlteration, IsnVenn
+from sparcom_analysis.schema.experts import ExpertShifts
+from sparcom_analysis.summary.alteration import ise_alteration_part, isn_alteration_part, isn_venn_part
+from sparcom_analysis.tables.alteration import (
     ise_alteration_table,
     isn_alteration_table,
     kept_experts_table,
     layer_alteration_table,
     venn_table,
 )
-from sparcom_analysis.expert_schema import ExpertShifts
-from sparcom_analysis.figures import to_png, to_svg
-from sparcom_analysis.twins import match_twins
+from sparcom_analysis.tuned.alteration import NeuronAlteration, expert_alteration, neuron_alteration
+from sparcom_analysis.tuned.twins import match_twins
 from sparcom_data.archive import Archive
 
 

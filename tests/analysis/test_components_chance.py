@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparcom_analysis.components import Components, find_components
-from sparcom_analysis.components_chance import ComponentChance, component_chance, holm
-from sparcom_analysis.memberships import ComponentKind, Memberships
-from sparcom_analysis.sets import PackedSets
+from sparcom_analysis.components.chance import ComponentChance, component_chance, holm
+from sparcom_analysis.components.general_unique import Components, find_components
+from sparcom_analysis.components.memberships import ComponentKind, Memberships
+from sparcom_analysis.measures.sets import PackedSets
 from sparcom_data.errors import InvalidInputError
 
 

@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.components import Components, neuron_components
-from sparcom_analysis.components_export import (
-    IndexLists,
-    as_index_lists,
-    index_arrays,
-    read_index_arrays,
-    save_long_tensors,
-)
-from sparcom_analysis.components_file import (
+from sparcom_analysis.components.experts import expert_components
+from sparcom_analysis.components.general_unique import Components, neuron_components
+from sparcom_analysis.components.lape import Lape, LapeRates, lape
+from sparcom_analysis.components.pooled import pooled_counts
+from sparcom_analysis.lists.ids import (
     ComponentsFile,
     component_ids,
     json_schema,
     lape_ids,
     selection_rule,
 )
-from sparcom_analysis.expert_components import expert_components
-from sparcom_analysis.lape import Lape, LapeRates, lape
-from sparcom_analysis.pooled import pooled_counts
-from sparcom_analysis.selection import Selection
+from sparcom_analysis.lists.long_tensors import (
+    IndexLists,
+    as_index_lists,
+    index_arrays,
+    read_index_arrays,
+    save_long_tensors,
+)
+from sparcom_analysis.measures.selection import Selection
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.testing import write_random_moe_archive

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.components import ONE_CATEGORY, neuron_components
-from sparcom_analysis.components_chance import component_chance
-from sparcom_analysis.components_figures import component_figure, lape_figure
-from sparcom_analysis.components_findings import components_sentence, lape_sentence
-from sparcom_analysis.components_result import ComponentResult, component_result
-from sparcom_analysis.components_schema import ComponentGroups, GeneralUnique, LapeNeurons
-from sparcom_analysis.components_summary import general_unique_part, lape_part, unique_overlap
-from sparcom_analysis.components_tables import component_layer_table, component_share_table, lape_table
-from sparcom_analysis.expert_components import expert_components, expert_memberships
-from sparcom_analysis.figures import to_png, to_svg
-from sparcom_analysis.lape import LapeRates, lape
-from sparcom_analysis.memberships import neuron_memberships
-from sparcom_analysis.pooled import pooled_counts
+from sparcom_analysis.components.chance import component_chance
+from sparcom_analysis.components.experts import expert_components, expert_memberships
+from sparcom_analysis.components.general_unique import ONE_CATEGORY, neuron_components
+from sparcom_analysis.components.lape import LapeRates, lape
+from sparcom_analysis.components.memberships import neuron_memberships
+from sparcom_analysis.components.pooled import pooled_counts
+from sparcom_analysis.components.result import ComponentResult, component_result
+from sparcom_analysis.figures.components import component_figure, lape_figure
+from sparcom_analysis.figures.neurons import to_png, to_svg
+from sparcom_analysis.findings.components import components_sentence, lape_sentence
+from sparcom_analysis.schema.components import ComponentGroups, GeneralUnique, LapeNeurons
+from sparcom_analysis.summary.components import general_unique_part, lape_part, unique_overlap
+from sparcom_analysis.tables.components import component_layer_table, component_share_table, lape_table
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive

@@ -107,7 +107,7 @@ def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_experts(50, 3, 8, 1)
     expected = instruction_correlations(data)
     for rows in (1, 7, 49):
-        monkeypatch.setattr("sparcom_analysis.pairs.PAIRED", rows)
+        monkeypatch.setattr("sparcom_analysis.measures.pairs.PAIRED", rows)
         np.testing.assert_array_equal(instruction_correlations(data), expected)
     assert (np.abs(expected) <= 1).all()
     assert (np.diagonal(expected) == 1).all()

@@ -17,12 +17,12 @@ from sparcom_analysis import (
     activation_counts,
     activation_frequencies,
     analyze,
-    blocks,
     category_similarity,
     instruction_specific_neurons,
     isn_by_layer,
 )
-from sparcom_analysis.rows import choose_rows
+from sparcom_analysis.reading import blocks
+from sparcom_analysis.reading.rows import choose_rows
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError

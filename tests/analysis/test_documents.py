@@ -8,15 +8,13 @@ import pytest
 from pydantic import BaseModel
 
 import sparcom_analysis
-from sparcom_analysis import (
-    alteration_schema,
-    components_schema,
-    expert_schema,
-    interval_schema,
-    length_schema,
-    schema,
-    stats_schema,
-)
+from sparcom_analysis.schema import alteration as alteration_schema
+from sparcom_analysis.schema import chance as stats_schema
+from sparcom_analysis.schema import components as components_schema
+from sparcom_analysis.schema import experts as expert_schema
+from sparcom_analysis.schema import intervals as interval_schema
+from sparcom_analysis.schema import length as length_schema
+from sparcom_analysis.schema import metrics as schema
 from sparcom_cli.analyze import analyze
 
 MODULES = (

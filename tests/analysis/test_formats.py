@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.formats import Cell, Table
+from sparcom_analysis.tables.formats import Cell, Table
 from sparcom_data.errors import InvalidInputError
 
 LETTERS = st.text(st.sampled_from("ab|\\*_`[]<>&$%#{}~^\"'-,;\n\r \té中"), max_size=8)

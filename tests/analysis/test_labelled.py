@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sparcom_analysis as sa
-from sparcom_analysis.labelled import to_xarray
+from sparcom_analysis.labelled.results import to_xarray
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
@@ -31,7 +31,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> sa.Analysis:
         write_random_moe_archive(folder / f"{name}.zarr", categories=NAMES, per_category=4, lengths=(9, 14), seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("to_png", "to_svg"):
-            patch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+            patch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"")
         return sa.analyze(
             folder / "a.zarr", folder / "out", tuned=folder / "b.zarr", resamples=20, permutations=30, epsilon=0.1
         )

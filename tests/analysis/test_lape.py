@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis import activation_counts
-from sparcom_analysis.lape import ONE_CATEGORY, Lape, LapeRates, lape
-from sparcom_analysis.pooled import PooledCounts, pooled_counts
-from sparcom_analysis.populations import Population
+from sparcom_analysis.components.lape import ONE_CATEGORY, Lape, LapeRates, lape
+from sparcom_analysis.components.pooled import PooledCounts, pooled_counts
+from sparcom_analysis.reading.populations import Population
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
 RATES = st.builds(
@@ -140,7 +140,7 @@ def test_twelve_neurons_by_hand() -> None:
 @pytest.mark.parametrize("digits", [12, 17])
 def test_equal_entropies_go_to_the_lower_index(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same p in other categories is the same entropy to the last digit, also where nothing is rounded."""
-    monkeypatch.setattr("sparcom_analysis.lape.TIE_DIGITS", digits)
+    monkeypatch.setattr("sparcom_analysis.components.lape.TIE_DIGITS", digits)
     rng = np.random.default_rng(1)
     base = rng.integers(1, 1000, size=9)
     counts = np.array([rng.permutation(base) for _ in range(200)]).T
@@ -154,7 +154,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pooled = pooled_from(counts, [40] * 12, (2, 1, 150))
     expected = lape(pooled, LapeRates(top=0.5, filter=0.8))
     for block in (1, 7, 299):
-        monkeypatch.setattr("sparcom_analysis.lape.BLOCK_NEURONS", block)
+        monkeypatch.setattr("sparcom_analysis.components.lape.BLOCK_NEURONS", block)
         found = lape(pooled, LapeRates(top=0.5, filter=0.8))
         assert found.neuron.tobytes() == expected.neuron.tobytes()
         assert found.entropy.tobytes() == expected.entropy.tobytes()

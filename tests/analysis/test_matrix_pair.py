@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from sparcom_analysis.matrix_pair import Change, MatrixPair
-from sparcom_analysis.ranks import doubled_ranks, rank_correlation
+from sparcom_analysis.statistics.matrix_pair import Change, MatrixPair
+from sparcom_analysis.statistics.ranks import doubled_ranks, rank_correlation
 
 few = st.integers(-3, 3).map(lambda value: value / 7)
 

@@ -24,11 +24,11 @@ from sparcom_analysis import (
     isn_by_layer,
     top_experts,
 )
-from sparcom_analysis.expert_figures import maps_figure, panels
-from sparcom_analysis.expert_tables import all_label
-from sparcom_analysis.figures import to_svg
+from sparcom_analysis.figures.experts import maps_figure, panels
+from sparcom_analysis.figures.neurons import to_svg
 from sparcom_analysis.passes import Passes
-from sparcom_analysis.schema import COMPONENT_PARTS
+from sparcom_analysis.schema.metrics import COMPONENT_PARTS
+from sparcom_analysis.tables.experts import all_label
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError
@@ -187,7 +187,7 @@ def test_files_do_not_depend_on_blocks_or_where_sets_lie(make_moe, undrawn, tmp_
     masks, counts = make_moe().archive, make_moe(granularity="count").archive
     found = []
     for archive, block_bytes, memory in ((masks, 1, 0), (masks, 97, 1 << 26), (counts, 500, 0)):
-        monkeypatch.setattr("sparcom_analysis.sets.MEMORY_BYTES", memory)
+        monkeypatch.setattr("sparcom_analysis.measures.sets.MEMORY_BYTES", memory)
         analyze(archive, tmp_path / "out", block_bytes=block_bytes, tuned=archive, match_tokens=False)
         files = {str(p.relative_to(tmp_path)): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
         found.append({name: data for name, data in files.items() if archive is masks or name.endswith(".csv")})

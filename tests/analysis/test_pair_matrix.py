@@ -15,10 +15,17 @@ from sparcom_analysis import (
     instruction_experts,
     instruction_specific_neurons,
 )
-from sparcom_analysis.correlation import correlation_pairs
-from sparcom_analysis.pair_matrix import MOST_INSTRUCTIONS, PairMatrix, check_kept, fixed, fixed_bits, keep_pairs
-from sparcom_analysis.pairs import pair_blocks
-from sparcom_analysis.similarity import jaccard_blocks, similarity_pairs
+from sparcom_analysis.measures.correlation import correlation_pairs
+from sparcom_analysis.measures.pairs import pair_blocks
+from sparcom_analysis.measures.similarity import jaccard_blocks, similarity_pairs
+from sparcom_analysis.statistics.pair_matrix import (
+    MOST_INSTRUCTIONS,
+    PairMatrix,
+    check_kept,
+    fixed,
+    fixed_bits,
+    keep_pairs,
+)
 from sparcom_data.errors import UnsupportedArchiveError
 
 
@@ -69,7 +76,7 @@ def test_blocks_of_any_size_fill_both_triangles(count: int, side: int, seed: int
     """What is left of the diagonal comes from what is right of it, whatever the blocks hold there."""
     values = random_pairs(count, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparcom_analysis.pairs.PAIRED", side)
+        patch.setattr("sparcom_analysis.measures.pairs.PAIRED", side)
         blocks = []
         for rows, columns in pair_blocks(count):
             block = values[rows, columns].copy()

@@ -38,7 +38,7 @@ def run_blocks(text: str) -> Iterator[tuple[str, str, str]]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Figures of the report are not turned into bytes; pyplot needs no screen and keeps no figure."""
     for name in ("to_png", "to_svg"):
-        monkeypatch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+        monkeypatch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"")
     before = mpl.get_backend()
     mpl.use("agg")
     yield

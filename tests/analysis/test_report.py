@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sparcom_analysis import Metrics, analyze, figures, findings
-from sparcom_analysis.schema import CategoryMatrix, LayerMeans
+from sparcom_analysis import Metrics, analyze
+from sparcom_analysis.figures import neurons as figures
+from sparcom_analysis.findings import neurons as findings
+from sparcom_analysis.schema.metrics import CategoryMatrix, LayerMeans
 
 VOID = {"meta", "link", "img", "br", "hr"}
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparcom_analysis import kernels, sparse_kernels
-from sparcom_analysis.selection import instruction_specific_neurons
-from sparcom_analysis.similarity import jaccard_blocks
-from sparcom_analysis.sparse_kernels import BlockOfSets, sparse_intersection_sizes, transpose_sets
+from sparcom_analysis.kernels import neurons as kernels
+from sparcom_analysis.kernels import sparse as sparse_kernels
+from sparcom_analysis.kernels.sparse import BlockOfSets, sparse_intersection_sizes, transpose_sets
+from sparcom_analysis.measures.selection import instruction_specific_neurons
+from sparcom_analysis.measures.similarity import jaccard_blocks
 from sparcom_data.archive import open_archive
 from sparcom_data.testing import write_random_archive
 

@@ -19,12 +19,12 @@ from sparcom_analysis import (
     expert_frequencies,
     instruction_experts,
     instruction_specific_neurons,
-    special_tokens,
 )
-from sparcom_analysis.frequencies import iterate_counts
-from sparcom_analysis.populations import Component, choose_population
-from sparcom_analysis.rows import row_spans
-from sparcom_analysis.token_rows import counted_rows
+from sparcom_analysis.measures.frequencies import iterate_counts
+from sparcom_analysis.reading import special_tokens
+from sparcom_analysis.reading.populations import Component, choose_population
+from sparcom_analysis.reading.rows import row_spans
+from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError, InvalidInputError, UnsupportedArchiveError
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from sparcom_analysis.bootstrap import Interval, draw_resamples, pair_intervals
-from sparcom_analysis.interval_schema import IntervalBounds
-from sparcom_analysis.pair_matrix import MOST_INSTRUCTIONS, PairMatrix
-from sparcom_analysis.permutation import MOST_CATEGORIES, permutation_tests
-from sparcom_analysis.schema_part import Part
-from sparcom_analysis.stats_schema import ChanceTests, MatrixTests
-from sparcom_analysis.stats_summary import chance_tests, matrix_tests, resampling_facts, why_not, with_interval
-from sparcom_analysis.stats_tables import category_tests_table, chance_sentence, pair_tests_table
+from sparcom_analysis.schema.chance import ChanceTests, MatrixTests
+from sparcom_analysis.schema.intervals import IntervalBounds
+from sparcom_analysis.schema.part import Part
+from sparcom_analysis.statistics.bootstrap import Interval, draw_resamples, pair_intervals
+from sparcom_analysis.statistics.pair_matrix import MOST_INSTRUCTIONS, PairMatrix
+from sparcom_analysis.statistics.permutation import MOST_CATEGORIES, permutation_tests
+from sparcom_analysis.summary.chance import chance_tests, matrix_tests, resampling_facts, why_not, with_interval
+from sparcom_analysis.tables.chance import category_tests_table, chance_sentence, pair_tests_table
 
 
 class Matrix(IntervalBounds):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparcom_analysis import analyze, category_experts, expert_shift, instruction_experts, top_experts
-from sparcom_analysis.tuning import check_twins
+from sparcom_analysis.tuned.shift import check_twins
 from sparcom_data.errors import IncompleteArchiveError, UnsupportedArchiveError
 
 

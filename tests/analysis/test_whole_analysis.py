@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 from sparcom_analysis import Analysis, Metrics, analyze, instruction_experts, instruction_specific_neurons
-from sparcom_analysis.alteration import expert_alteration, neuron_alteration
-from sparcom_analysis.bootstrap import draw_resamples, mean_intervals, pair_intervals
-from sparcom_analysis.components_export import read_index_arrays
-from sparcom_analysis.components_file import ComponentsFile
+from sparcom_analysis.lists.ids import ComponentsFile
+from sparcom_analysis.lists.long_tensors import read_index_arrays
+from sparcom_analysis.measures.similarity import similarity_pairs
 from sparcom_analysis.options import Options
-from sparcom_analysis.permutation import permutation_tests
-from sparcom_analysis.similarity import similarity_pairs
-from sparcom_analysis.venn import venn_by_layer
+from sparcom_analysis.statistics.bootstrap import draw_resamples, mean_intervals, pair_intervals
+from sparcom_analysis.statistics.permutation import permutation_tests
+from sparcom_analysis.tuned.alteration import expert_alteration, neuron_alteration
+from sparcom_analysis.tuned.venn import venn_by_layer
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
@@ -38,7 +38,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Archive, 
     folder, found = tmp_path_factory.mktemp("pairs"), {}
     patch = pytest.MonkeyPatch()
     for name in ("to_png", "to_svg"):
-        patch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"")
+        patch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"")
     for kind, write in WRITERS.items():
         for which, seed, failed in (("base", 0, ()), ("tuned", 1, (3,))):
             write(
@@ -228,7 +228,7 @@ def test_without_chance_there_are_means_alone(make_case, undrawn, tmp_path: Path
     archive = make_case((9, 10, 11, 12), "abab").archive
     full = analyze(archive, tmp_path, **FEW).metrics
     asked = analyze(archive, tmp_path, resamples=0, permutations=0).metrics
-    monkeypatch.setattr("sparcom_analysis.stats_summary.MOST_INSTRUCTIONS", 3)
+    monkeypatch.setattr("sparcom_analysis.summary.chance.MOST_INSTRUCTIONS", 3)
     many = analyze(archive, tmp_path, **FEW)
     for metrics in (asked, many.metrics):
         assert metrics.isn_similarity.matrix == full.isn_similarity.matrix
@@ -244,12 +244,12 @@ def test_without_chance_there_are_means_alone(make_case, undrawn, tmp_path: Path
 def test_sums_too_large_for_lape_are_said(make_case, undrawn, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Where sums over categories outgrow their room LAPE is left out with its reason, and nothing else."""
     archive = make_case((9, 10, 11, 12), "abab").archive
-    monkeypatch.setattr("sparcom_analysis.pooled.MOST_BYTES", 4 * 2 * 60 - 1)
+    monkeypatch.setattr("sparcom_analysis.components.pooled.MOST_BYTES", 4 * 2 * 60 - 1)
     result = analyze(archive, tmp_path, **FEW)
     assert result.metrics.lape is None
     assert [item.field for item in result.metrics.not_computed] == ["lape"]
     assert "2 categories of 60 neurons take more" in result.report.read_text("utf-8")
-    monkeypatch.setattr("sparcom_analysis.pooled.MOST_BYTES", 4 * 2 * 60)
+    monkeypatch.setattr("sparcom_analysis.components.pooled.MOST_BYTES", 4 * 2 * 60)
     assert analyze(archive, tmp_path, **FEW).metrics.lape is not None
 
 

@@ -22,7 +22,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_random_moe_archive(folder / "m.zarr", experts=9, dense_layers=0)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("to_png", "to_svg"):
-            patch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"<svg/>")
+            patch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"<svg/>")
         analyze(folder / "d.zarr", folder / "report", epsilon=0.2)
         analyze(folder / "m.zarr", folder / "report-moe", epsilon=0.2)
     return folder
@@ -88,7 +88,7 @@ def test_a_mixture_without_shared_experts_has_no_column_for_them(output: Path, t
     write_random_moe_archive(tmp_path / "m.zarr", shared_neurons=0, dense_layers=0)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("to_png", "to_svg"):
-            patch.setattr(f"sparcom_analysis.figures.{name}", lambda _figure: b"<svg/>")
+            patch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"<svg/>")
         analyze(tmp_path / "m.zarr", tmp_path / "report-moe", epsilon=0.2)
     page = render_page(output / "report", tmp_path / "report-moe")
     assert "of a shared expert" not in page

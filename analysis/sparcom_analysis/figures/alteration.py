@@ -1,0 +1,158 @@
+"""Draws what fine-tuning alters: figure 5 of both models, the alteration by layer, figure 6. Drawing only.
+
+Lines as in `figures`: colour, marker and dash by category, heat maps past the seven categories that colours tell apart.
+In figure 6 the three parts of a bar differ in lightness and hatching too, so that print and the colour-blind tell them
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from sparcom_analysis.figures.neurons import COLOURS, DASHES, MARKERS, PER_INSTRUCTION, label, layer_ticks
+from sparcom_analysis.reading.populations import TITLES
+from sparcom_analysis.schema.alteration import IsnAlteration, IsnVenn, VennInstruction
+
+MOST_PANELS = 12  # instructions that figure 6 shows; more would not be readable on a page
+NO_VALUE = "#e3e3e3"
+PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("only base", {"facecolor": "#0072B2"}),
+    ("both", {"facecolor": "#d0d0d0"}),
+    ("only tuned", {"facecolor": "#E69F00", "hatch": "////"}),
+)
+
+
+def layer_pair_figure(part: IsnAlteration, base_name: str) -> Figure:
+    """Figure 5: mean number of ISNs in each layer over the instructions of both models, the tuned above the base."""
+    panels = [
+        (f"tuned: {label(part.twin.model_name)}", np.array(part.tuned_by_layer)),
+        (f"base: {label(base_name)}", np.array(part.base_by_layer)),
+    ]
+    title = f"Instruction-specific neurons by layer, {TITLES[part.component]}"
+    return _layer_panels(panels, part.categories, part.layer_ids, title, PER_INSTRUCTION)
+
+
+def layer_alteration_figure(part: IsnAlteration, base_name: str) -> Figure:
+    """Equation 15 among the neurons of each layer, by category; a gap where no instruction has an ISN."""
+    title = f"Alteration by layer, {TITLES[part.component]}"
+    values = np.array(part.layer_alteration, dtype=np.float64)  # None becomes NaN
+    panels = [(f"{label(base_name)} to {label(part.twin.model_name)}", values)]
+    return _layer_panels(panels, part.categories, part.layer_ids, title, "alteration of ISNs, mean")
+
+
+def venn_figure(part: IsnVenn, base_name: str) -> Figure:
+    """Figure 6: of each instruction, by layer, the neurons only in the base, in both, only in the tuned model.
+
+    At most `MOST_PANELS` instructions, the first ones.
+    """
+    shown = part.instructions[:MOST_PANELS]
+    across = min(3, len(shown)) or 1
+    down = -(-len(shown) // across) or 1
+    figure = Figure(figsize=(max(5.0, 3.1 * across), 1.5 + 1.9 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, one in zip(grid.flat, shown, strict=False):
+        _venn_bars(axes, one, part.layer_ids)
+    for place, axes in np.ndenumerate(grid):
+        axes.set_ylabel("ISNs" if place[1] == 0 else "", fontsize=9)
+        last = (place[0] + 1) * across + place[1] >= len(shown)  # no panel below
+        axes.set_xlabel("layer" if last else "", fontsize=9)
+        axes.tick_params(labelbottom=last)
+    handles = [Patch(label=name, edgecolor="white", **look) for name, look in PARTS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    names = f"{label(base_name)} (base) and {label(part.tuned_name)} (tuned)"
+    figure.suptitle(f"Neurons of single instructions, {TITLES[part.component]}\n{names}", fontsize=10.5)
+    return figure
+
+
+def _venn_bars(axes: Axes, one: VennInstruction, layer_ids: Sequence[int]) -> None:
+    """The bars of one instruction, one a layer."""
+    places, below = np.arange(len(layer_ids)), np.zeros(len(layer_ids))
+    for (_, look), counts in zip(PARTS, (one.only_base, one.both, one.only_tuned), strict=True):
+        axes.bar(places, counts, bottom=below, width=0.9, edgecolor="white", linewidth=0.3, **look)
+        below += counts
+    known = "no ISN" if one.alteration is None else f"altered {one.alteration:.2f}"
+    axes.set_title(f"{label(one.category)}\n{label(one.id)}, {known}", fontsize=8.5)
+    layer_ticks(axes, layer_ids)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _layer_panels(
+    panels: Sequence[tuple[str, NDArray[np.float64]]],
+    categories: Sequence[str],
+    layer_ids: Sequence[int],
+    title: str,
+    quantity: str,
+) -> Figure:
+    """Panels above each other, one scale for all: name and float64 (category, layer), NaN where there is no value."""
+    lines = len(categories) <= len(COLOURS)
+    each = 2.5 if lines else min(7.0, 1.0 + 0.17 * len(categories))
+    figure = Figure(figsize=(5.4, 1.4 + each * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    values = np.concatenate([values.ravel() for _, values in panels])
+    most = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+    for axes, (name, one) in zip(grid, panels, strict=True):
+        axes.set_title(name, fontsize=9.5, loc="left")
+        (_lines if lines else _map)(axes, categories, layer_ids, one, most or 1.0)
+    grid[-1].set_xlabel("layer", fontsize=10)
+    if lines:
+        figure.supylabel(quantity, fontsize=10)
+        handles, names = grid[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=3.2)
+    else:
+        figure.colorbar(grid[-1].images[0], ax=list(grid), label=quantity, location="bottom", shrink=0.85, aspect=30)
+    figure.suptitle(title, fontsize=10.5)
+    return figure
+
+
+def _lines(
+    axes: Axes,
+    categories: Sequence[str],
+    layer_ids: Sequence[int],
+    values: NDArray[np.float64],
+    most: float,
+) -> None:
+    every = max(1, len(layer_ids) // 12)
+    for index, (name, means) in enumerate(zip(categories, values, strict=True)):
+        axes.plot(
+            layer_ids,
+            means,
+            label=label(name),
+            color=COLOURS[index],
+            linestyle=DASHES[index % len(DASHES)],
+            marker=MARKERS[index],
+            markevery=(index % every, every),
+            markersize=4.0,
+            linewidth=1.4,
+        )
+    axes.set_ylim(0, 1.05 * most)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    axes.grid(axis="y", color="#d8d8d8", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _map(
+    axes: Axes,
+    categories: Sequence[str],
+    layer_ids: Sequence[int],
+    values: NDArray[np.float64],
+    most: float,
+) -> None:
+    colours = mpl.colormaps["cividis"].with_extremes(bad=NO_VALUE)
+    axes.imshow(values, cmap=colours, vmin=0.0, vmax=most, aspect="auto", interpolation="nearest")
+    axes.set_yticks(range(len(categories)), [label(name) for name in categories], fontsize=7)
+    layer_ticks(axes, layer_ids)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,105 @@
+"""Says in a sentence what each figure about experts shows for this model, computed from the metrics alone.
+
+Statements of what was measured; nothing here tests significance.
+"""
+
+from __future__ import annotations
+
+from sparcom_analysis.schema.metrics import Metrics
+
+
+def top_share(metrics: Metrics) -> list[list[float]]:
+    """Category × layer: the share of its choices that goes to the layer's most chosen experts of table 6."""
+    top, part = metrics.top_experts, metrics.expert_frequency
+    assert top is not None and part is not None  # noqa: PT018, S101  (they come together)
+    return [[sum(ranks) / part.experts_per_token for ranks in layers] for layers in top.frequency]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def frequency_sentence(metrics: Metrics) -> str:
+    """How unevenly the routers choose."""
+    part = metrics.expert_frequency
+    assert part is not None  # noqa: S101  (asked for experts alone)
+    cells = [(f, j, e) for j, row in zip(part.layer_ids, part.overall, strict=True) for e, f in enumerate(row)]
+    most, layer, expert = max(cells, key=lambda cell: (cell[0], -cell[1], -cell[2]))
+    even, never = part.experts_per_token / part.experts, sum(f == 0 for f, *_ in cells)
+    text = (
+        f"In {metrics.archive.model_name}, a token chooses {part.experts_per_token} of {part.experts} experts in a "
+        f"layer; chosen evenly, each would be at {even:.1%} of the tokens. The most chosen one is expert {expert} of "
+        f"layer {layer}, at {most:.1%}, mean over instructions."
+    )
+    if never:
+        text += f" {never:,} of {len(cells):,} experts are chosen at no token at all."
+    return text
+
+
+def correlation_sentence(metrics: Metrics) -> str:
+    """How alike categories are in their experts."""
+    part = metrics.ise_correlation
+    assert part is not None  # noqa: S101  (asked for experts alone)
+    pairs = [
+        (value, i, j)
+        for i, row in enumerate(part.matrix)
+        for j, value in enumerate(row)
+        if value is not None and i <= j
+    ]
+    within, between = [c for c in pairs if c[1] == c[2]], [c for c in pairs if c[1] < c[2]]
+    said = [
+        f"{what} at {_mean([cell[0] for cell in cells]):.3f}"
+        for cells, what in ((within, "of the same category"), (between, "of two different categories"))
+        if cells
+    ]
+    if not said:
+        text = f"In {metrics.archive.model_name}, no two instructions have a correlation of expert frequencies."
+    else:
+        text = (
+            f"In {metrics.archive.model_name}, the expert frequencies of two different instructions correlate, "
+            f"{', those '.join(said)} (Pearson, mean over categories)."
+        )
+    if len(between) > 1:
+        high, low = max(between), min(between)
+        names = [f"{part.categories[cell[1]]} and {part.categories[cell[2]]} ({cell[0]:.3f})" for cell in (high, low)]
+        text += f" The two categories most alike are {names[0]}; the two least alike are {names[1]}."
+    if part.undefined_instructions:
+        text += (
+            f" {part.undefined_instructions:,} instructions choose every expert equally often; for them no correlation "
+            "is defined, and they are in no mean."
+        )
+    return text
+
+
+def share_sentence(metrics: Metrics) -> str:
+    """How much of the routing the most chosen experts take."""
+    part, frequency = metrics.top_experts, metrics.expert_frequency
+    assert part is not None and frequency is not None  # noqa: PT018, S101  (asked for experts alone)
+    means = [_mean(list(column)) for column in zip(*top_share(metrics), strict=True)]
+    top = max(range(len(means)), key=means.__getitem__)
+    low = min(range(len(means)), key=means.__getitem__)
+    count = len(part.overall_expert[0])
+    return (
+        f"A category's {count} most chosen experts of a layer take {_mean(means):.1%} of its choices, mean over "
+        f"categories and layers (chosen evenly: {count / frequency.experts:.1%}); most in layer {part.layer_ids[top]} "
+        f"({means[top]:.1%}), least in layer {part.layer_ids[low]} ({means[low]:.1%})."
+    )
+
+
+def shift_sentence(metrics: Metrics) -> str:
+    """What tuning shifts; empty without a tuned model."""
+    part = metrics.expert_shift
+    if part is None:
+        return ""
+    means = [_mean(list(column)) for column in zip(*part.moved, strict=True)]
+    top = max(range(len(means)), key=means.__getitem__)
+    kept = [kept for layers in part.top_kept for ranks in layers for kept in ranks]
+    text = (
+        f"Over the {part.matched:,} instructions of both, {part.tuned_model} moves {_mean(means):.3f} of a token's "
+        f"choices in a layer to other experts (mean over categories and layers, mean frequencies compared), most in "
+        f"layer {part.layer_ids[top]} ({means[top]:.3f}). Of the most chosen experts {sum(kept) / len(kept):.0%} stay "
+        "among the most chosen."
+    )
+    if part.different_rows:
+        text += f" {part.different_rows:,} of these instructions have another number of tokens in the tuned archive."
+    return text

@@ -1,0 +1,1 @@
+"""Lists of components by id, for other programs."""

@@ -1,0 +1,1 @@
+"""Renders report.html, and turns everything into the bytes of files."""

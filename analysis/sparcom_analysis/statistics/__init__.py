@@ -1,0 +1,1 @@
+"""What chance and length explain: intervals, tests, the measures with T matched."""

@@ -1,0 +1,217 @@
+"""What length explains: the similarities of equations 10 and 14 with T matched, beside the plain ones.
+
+    plain      the measures as they are, over the instructions that the draw did not leave out: so that what differs
+               comes from the tokens, not from who is compared
+    matched    the same measures where m drawn tokens stand for each instruction (`matched_tokens`)
+
+The draw is one sample: another seed gives somewhat other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.measures.correlation import expert_correlation
+from sparcom_analysis.measures.experts import InstructionExperts, instruction_experts
+from sparcom_analysis.measures.frequencies import Progress
+from sparcom_analysis.measures.selection import InstructionNeurons, instruction_specific_neurons
+from sparcom_analysis.measures.similarity import category_similarity
+from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
+from sparcom_analysis.reading.categories import category_codes, category_labels
+from sparcom_analysis.reading.matched_tokens import TokenDraw
+from sparcom_analysis.statistics.matrix_pair import MatrixPair
+from sparcom_analysis.statistics.ranks import rank_correlation
+from sparcom_data.archive import Archive
+from sparcom_data.errors import InvalidInputError
+
+Measured = InstructionNeurons | InstructionExperts
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedNeurons:
+    """Equation 10 with and without T matched, for the neurons of one component.
+
+    plain, matched: the sets, of all instructions used and of those with enough tokens. similarity: pairs of an
+    instruction with itself counted; without_self: left out.
+    """
+
+    plain: InstructionNeurons
+    matched: InstructionNeurons
+    similarity: MatrixPair
+    without_self: MatrixPair
+
+    @property
+    def places(self) -> NDArray[np.bool_]:
+        """bool (instruction,): which instructions of the plain measure are in both."""
+        return _in_both(self.plain, self.matched)
+
+    @property
+    def size_by_length(self) -> tuple[float | None, float | None]:
+        """Spearman's rank correlation of T, before the draw, and the size of the set: plain, and matched."""
+        lengths = self.plain.tokens[self.places]
+        plain, matched = self.plain.sizes[self.places], self.matched.sizes
+        return rank_correlation(lengths, plain), rank_correlation(lengths, matched)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControl:
+    """What length explains. neurons: an entry a component; experts: equation 14, None for a dense model."""
+
+    neurons: Sequence[MatchedNeurons]
+    experts: MatrixPair | None = None
+
+
+def length_control(
+    archive: Archive,
+    components: Sequence[InstructionNeurons],
+    experts: InstructionExperts | None = None,
+    draw: TokenDraw | None = None,
+    *,
+    passes: Callable[[], Progress | None] = lambda: None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    scratch: Path | None = None,
+) -> LengthControl:
+    """Measure again with T matched, and put it beside the plain measures; one pass for each of them.
+
+    Args:
+        archive: of masks, what the plain measures were made from.
+        components, experts: the plain measures; rows, rule and choice of special tokens are taken from them.
+        draw: how many tokens of each instruction; without it as many as the shortest of at least 8 has.
+        passes: gives the progress of each pass as it begins.
+        block_bytes, scratch: as for `instruction_specific_neurons`.
+
+    Raises:
+        UnsupportedArchiveError: the archive holds counts.
+        IncompleteArchiveError: fewer than two instructions have enough tokens.
+    """
+    chosen = draw or TokenDraw()
+    found = []
+    for plain in components:
+        matched = instruction_specific_neurons(
+            archive,
+            epsilon=plain.selection.epsilon,
+            threshold=plain.selection.threshold,
+            rows=plain.rows,
+            component=plain.population.component,
+            progress=passes(),
+            block_bytes=block_bytes,
+            scratch=scratch,
+            special_tokens=plain.token_facts.special_tokens,
+            special_token_ids=plain.token_facts.special_ids or None,
+            tokens=chosen,
+        )
+        found.append(match_neurons(plain, matched))
+    if experts is None:
+        return LengthControl(found)
+    matched_experts = instruction_experts(
+        archive,
+        rows=experts.rows,
+        progress=passes(),
+        block_bytes=block_bytes,
+        special_tokens=experts.token_facts.special_tokens,
+        special_token_ids=experts.token_facts.special_ids or None,
+        tokens=chosen,
+    )
+    return LengthControl(found, match_experts(experts, matched_experts))
+
+
+def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons) -> MatchedNeurons:
+    """Equation 10 of two selections from one archive that differ in the draw alone.
+
+    Raises:
+        InvalidInputError: they differ in something else.
+    """
+    _check_pair(plain, matched)
+    if (plain.population, plain.selection) != (matched.population, matched.selection):
+        raise InvalidInputError(
+            [
+                "plain and matched sets must be of one component and one rule; they are of "
+                f"{plain.population.component} by {plain.selection} and {matched.population.component} by "
+                f"{matched.selection}. Select both alike"
+            ]
+        )
+    names = _drawn_categories(plain, matched)
+    alone, drawn = category_similarity(replace(plain, categories=names)), category_similarity(matched)
+    own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
+    return MatchedNeurons(
+        plain,
+        matched,
+        MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix)),
+        MatrixPair(own.labels, own.matrix(alone.without_self), its.matrix(drawn.without_self)),
+    )
+
+
+def match_experts(plain: InstructionExperts, matched: InstructionExperts) -> MatrixPair:
+    """Equation 14 of expert frequencies of one archive that differ in the draw alone.
+
+    Raises:
+        InvalidInputError: they differ in something else.
+    """
+    _check_pair(plain, matched)
+    names = _drawn_categories(plain, matched)
+    alone, drawn = expert_correlation(replace(plain, categories=names)), expert_correlation(matched)
+    own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
+    return MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix))
+
+
+def left_out_by_category(plain: Measured, matched: Measured) -> dict[str, int]:
+    """Of each category, in order of first appearance: instructions with too few tokens for the draw."""
+    labels, both = category_labels(plain.categories), _in_both(plain, matched)
+    short = np.bincount(category_codes(plain.categories)[~both], minlength=len(labels))
+    return dict(zip(labels, short.tolist(), strict=True))
+
+
+def _check_pair(plain: Measured, matched: Measured) -> None:
+    facts = matched.token_facts
+    alike = replace(facts, drawn=None, seed=0, too_short=0) == plain.token_facts and plain.rows == matched.rows
+    known = bool(np.isin(matched.instruction, plain.instruction).all())
+    if facts.drawn is None or not alike or not known or len(matched) + facts.too_short != len(plain):
+        raise InvalidInputError(
+            [
+                "what is compared must be of one archive with the same rows and special tokens, first without a draw, "
+                f"then with one; it is {plain.token_facts} of {len(plain)} instructions and {facts} of {len(matched)}. "
+                "Make both with the same options but `tokens`"
+            ]
+        )
+
+
+def _in_both(plain: Measured, matched: Measured) -> NDArray[np.bool_]:
+    both: NDArray[np.bool_] = np.isin(plain.instruction, matched.instruction)
+    return both
+
+
+def _drawn_categories(plain: Measured, matched: Measured) -> list[str]:
+    """The categories of the plain measure, but that of instructions without a draw is one that no instruction has: so
+    their pairs are in means of a row and column of their own, which `_Aligned` drops."""
+    outside = "(not drawn)"
+    while outside in plain.categories:
+        outside = f"({outside})"
+    both = _in_both(plain, matched).tolist()
+    return [name if drawn else outside for name, drawn in zip(plain.categories, both, strict=True)]
+
+
+class _Aligned:
+    """Puts matrices over some categories into the order and under the labels of all categories of a measure."""
+
+    def __init__(self, measured: Measured, categories: Sequence[str]) -> None:
+        """
+        Args:
+            measured: whose labels.
+            categories: of each instruction, as the matrices were computed.
+        """
+        place = {name: at for at, name in enumerate(dict.fromkeys(measured.categories))}
+        self.labels = category_labels(measured.categories)
+        distinct = list(dict.fromkeys(categories))
+        self._from = [at for at, name in enumerate(distinct) if name in place]
+        self._to = [place[name] for name in distinct if name in place]
+
+    def matrix(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """float64 (c, c): NaN where `values` has no such category; those that are none are dropped."""
+        aligned = np.full((len(self.labels), len(self.labels)), np.nan)
+        aligned[np.ix_(self._to, self._to)] = values[np.ix_(self._from, self._from)]
+        return aligned

@@ -1,0 +1,1 @@
+"""Puts results into the parts of metrics.json; computes nothing but sums and means of what is there."""

@@ -1,0 +1,168 @@
+"""Makes the parts of metrics.json about a fine-tuned twin from what was computed, with intervals if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.schema.alteration import (
+    IseAlteration,
+    IseAlterationOverall,
+    IsnAlteration,
+    IsnAlterationOverall,
+    IsnVenn,
+    TwinFacts,
+    VennInstruction,
+)
+from sparcom_analysis.tuned.alteration import ExpertAlteration, NeuronAlteration
+from sparcom_analysis.tuned.twins import Twins
+from sparcom_analysis.tuned.venn import venn_by_layer
+from sparcom_data.archive import Archive
+
+
+class Bounds(Protocol):
+    """Both ends of an interval, float64, shaped as what they are about; NaN where there is none."""
+
+    @property
+    def low(self) -> NDArray[np.float64]: ...
+
+    @property
+    def high(self) -> NDArray[np.float64]: ...
+
+
+class MeanBounds(Protocol):
+    """Intervals of means by category, (c, …), and over all, (…): what `bootstrap.mean_intervals` gives."""
+
+    @property
+    def by_category(self) -> Bounds: ...
+
+    @property
+    def overall(self) -> Bounds: ...
+
+
+Intervals = Callable[[NDArray[np.float64]], MeanBounds]
+"""Called with values of the matched instructions, float64 (m, …), NaN where one has none."""
+
+
+def twin_facts(twins: Twins, tuned: Archive) -> TwinFacts:
+    """Which twin, and how many instructions were matched."""
+    model = tuned.attributes.model.id
+    return TwinFacts(
+        archive=PurePath(tuned.path).name,
+        model=model,
+        model_name=PurePath(model).name,
+        matched=len(twins),
+        only_base=twins.only_base,
+        only_tuned=twins.only_tuned,
+        different_rows=twins.different_rows,
+        different_tokens=twins.different_tokens,
+    )
+
+
+def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: Intervals | None = None) -> IsnAlteration:
+    """Equation 15 by category and layer, and figure 5 of both models."""
+    means, layers = altered.by_category(altered.alteration), altered.by_category(altered.layer_alteration)
+    overlap = altered.by_category(altered.overlap)
+    base, after = altered.by_category(altered.base_counts), altered.by_category(altered.tuned_counts)
+    low, high, whole_low, whole_high = _ends(intervals, altered.alteration, means.mean.shape)
+    layer_low, layer_high, all_low, all_high = _ends(intervals, altered.layer_alteration, layers.mean.shape)
+    return IsnAlteration(
+        component=altered.population.component,
+        twin=twin_facts(altered.twins, tuned),
+        categories=means.categories,
+        layer_ids=list(altered.population.layer_ids),
+        instructions=means.counted.tolist(),
+        undefined=means.undefined.tolist(),
+        overlap=_values(overlap.mean),
+        alteration=_values(means.mean),
+        low=_values(low),
+        high=_values(high),
+        base_isn=base.mean.sum(axis=1).tolist(),
+        tuned_isn=after.mean.sum(axis=1).tolist(),
+        layer_alteration=_values(layers.mean),
+        layer_low=_values(layer_low),
+        layer_high=_values(layer_high),
+        base_by_layer=base.mean.tolist(),
+        tuned_by_layer=after.mean.tolist(),
+        overall=IsnAlterationOverall(
+            instructions=int(means.counted.sum()),
+            undefined=int(means.undefined.sum()),
+            overlap=_values(overlap.overall),
+            alteration=_values(means.overall),
+            low=_values(whole_low),
+            high=_values(whole_high),
+            base_isn=float(base.overall.sum()),
+            tuned_isn=float(after.overall.sum()),
+            layer_alteration=_values(layers.overall),
+            layer_low=_values(all_low),
+            layer_high=_values(all_high),
+            base_by_layer=base.overall.tolist(),
+            tuned_by_layer=after.overall.tolist(),
+        ),
+    )
+
+
+def ise_alteration_part(altered: ExpertAlteration, tuned: Archive, intervals: Intervals | None = None) -> IseAlteration:
+    """Equation 16 by category."""
+    means, correlation = altered.by_category(altered.alteration), altered.by_category(altered.correlation)
+    low, high, whole_low, whole_high = _ends(intervals, altered.alteration, means.mean.shape)
+    return IseAlteration(
+        twin=twin_facts(altered.twins, tuned),
+        categories=means.categories,
+        instructions=means.counted.tolist(),
+        undefined=means.undefined.tolist(),
+        correlation=_values(correlation.mean),
+        alteration=_values(means.mean),
+        low=_values(low),
+        high=_values(high),
+        overall=IseAlterationOverall(
+            instructions=int(means.counted.sum()),
+            undefined=int(means.undefined.sum()),
+            correlation=_values(correlation.overall),
+            alteration=_values(means.overall),
+            low=_values(whole_low),
+            high=_values(whole_high),
+        ),
+    )
+
+
+def isn_venn_part(altered: NeuronAlteration, tuned: Archive, ids: Sequence[str] | None = None) -> IsnVenn:
+    """Figure 6 of these instructions, or of a typical one of each category."""
+    return IsnVenn(
+        component=altered.population.component,
+        tuned_name=twin_facts(altered.twins, tuned).model_name,
+        layer_ids=list(altered.population.layer_ids),
+        typical=ids is None,
+        instructions=[
+            VennInstruction(
+                id=shown.id,
+                category=shown.category,
+                alteration=_values(np.float64(shown.alteration)),
+                only_base=shown.only_base.tolist(),
+                both=shown.both.tolist(),
+                only_tuned=shown.only_tuned.tolist(),
+            )
+            for shown in venn_by_layer(altered, ids)
+        ],
+    )
+
+
+def _ends(
+    intervals: Intervals | None, values: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[NDArray[np.float64], ...]:
+    """Low and high by category, then over all; NaN where none are wanted."""
+    if intervals is None:
+        return tuple(np.full(size, np.nan) for size in (shape, shape, shape[1:], shape[1:]))
+    found = intervals(values)
+    return found.by_category.low, found.by_category.high, found.overall.low, found.overall.high
+
+
+def _values(numbers: NDArray[np.float64] | np.float64) -> Any:
+    """A number or nested lists of them, as JSON has them: None for NaN."""
+    held = np.array(numbers, dtype=object)
+    held[np.isnan(numbers)] = None
+    return held.tolist()

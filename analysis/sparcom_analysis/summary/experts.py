@@ -1,0 +1,91 @@
+"""Puts the results about experts into the parts of `Metrics`; computes nothing but sums of shifts."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.results import ExpertResult
+from sparcom_analysis.schema import experts as schema
+from sparcom_analysis.summary.alteration import Intervals, ise_alteration_part
+from sparcom_analysis.summary.chance import nulls, with_interval
+from sparcom_data.archive import Archive
+
+
+def nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
+    """The matrix as lists, NaN as None."""
+    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
+
+
+def expert_parts(
+    result: ExpertResult, tuned: Archive | None = None, intervals: Intervals | None = None
+) -> dict[str, Any]:
+    """The parts of `Metrics` that are about experts, by name.
+
+    Args:
+        tuned: the archive of the tuned twin. intervals: of means over the instructions of both.
+    """
+    categories, layer_ids = list(result.means.categories), list(result.means.layer_ids)
+    ends = None if result.mean_intervals is None else result.mean_intervals.by_category
+    correlation = schema.CorrelationMatrix(
+        categories=list(result.correlation.categories),
+        matrix=nullable(result.correlation.matrix),
+        undefined_instructions=result.correlation.undefined,
+    )
+    if result.intervals is not None:
+        correlation = with_interval(correlation, result.intervals.without_self)
+    return {
+        "expert_frequency": schema.ExpertFrequencies(
+            categories=categories,
+            layer_ids=layer_ids,
+            experts=result.experts.experts,
+            experts_per_token=result.experts.choices,
+            mean=result.means.mean.tolist(),
+            overall=result.means.overall.tolist(),
+            mean_low=None if ends is None else nulls(ends.low),
+            mean_high=None if ends is None else nulls(ends.high),
+        ),
+        "ise_correlation": correlation,
+        "top_experts": schema.TopExpertLists(
+            categories=categories,
+            layer_ids=layer_ids,
+            expert=result.top.expert.tolist(),
+            frequency=result.top.frequency.tolist(),
+            overall_expert=result.top.overall_expert.tolist(),
+            overall_frequency=result.top.overall_frequency.tolist(),
+        ),
+        "expert_shift": _shift(result, tuned),
+        "ise_alteration": None
+        if result.altered is None or tuned is None
+        else ise_alteration_part(result.altered, tuned, intervals),
+    }
+
+
+def _shift(result: ExpertResult, archive: Archive | None) -> schema.ExpertShifts | None:
+    shift = result.shift
+    if shift is None or archive is None:
+        return None
+    return schema.ExpertShifts(
+        tuned_archive=PurePath(archive.path).name,
+        tuned_model=archive.attributes.model.id,
+        matched=shift.matched,
+        only_base=shift.only_base,
+        only_tuned=shift.only_tuned,
+        different_rows=shift.different_rows,
+        categories=list(shift.base.categories),
+        layer_ids=list(shift.base.layer_ids),
+        base=shift.base.mean.tolist(),
+        tuned=shift.tuned.mean.tolist(),
+        overall_base=shift.base.overall.tolist(),
+        overall_tuned=shift.tuned.overall.tolist(),
+        moved=(np.abs(shift.shift).sum(axis=-1) / 2).tolist(),
+        top_base=shift.base_top.expert.tolist(),
+        top_tuned=shift.tuned_top.expert.tolist(),
+        top_kept=shift.kept.tolist(),
+        overall_top_base=shift.base_top.overall_expert.tolist(),
+        overall_top_tuned=shift.tuned_top.overall_expert.tolist(),
+        overall_top_kept=shift.overall_kept.tolist(),
+    )

@@ -1,0 +1,1 @@
+"""The results as tables, each as CSV, Markdown and LaTeX."""

@@ -1,0 +1,175 @@
+"""Tables about a fine-tuned twin: tables 1, 2 and 6 of the paper, and the numbers behind figures 5 and 6.
+
+From the parts of metrics.json alone. Rows over all instructions come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sparcom_analysis.reading.populations import TITLES
+from sparcom_analysis.schema.alteration import IseAlteration, IsnAlteration, IsnVenn, TwinFacts
+from sparcom_analysis.schema.experts import ExpertShifts
+from sparcom_analysis.tables.experts import all_label
+from sparcom_analysis.tables.formats import Cell, Table
+
+T = TypeVar("T")
+
+KEPT = "*"  # marks an expert that stays among the most chosen after tuning
+
+
+def isn_alteration_table(part: IsnAlteration, base_name: str) -> Table:
+    """Table 1: how far tuning alters the ISNs of each category, and how many there are in both models."""
+    every = part.overall
+    rows: list[list[Cell]] = [
+        list(row)
+        for row in zip(
+            [*part.categories, all_label(part.categories)],
+            [*part.instructions, every.instructions],
+            [*part.overlap, every.overlap],
+            [*part.alteration, every.alteration],
+            [*part.low, every.low],
+            [*part.high, every.high],
+            [*part.base_isn, every.base_isn],
+            [*part.tuned_isn, every.tuned_isn],
+            strict=True,
+        )
+    ]
+    return _without_empty_interval(
+        Table(
+            "isn_alteration",
+            f"Alteration of instruction-specific neurons ({TITLES[part.component]}) from {base_name} to "
+            f"{part.twin.model_name}, equation 15",
+            ["category", "instructions", "overlap", "alteration", "low", "high", "ISNs base", "ISNs tuned"],
+            rows,
+            _note(part.twin, every.undefined, "neither model has an ISN"),
+            ["", "", ".3f", ".3f", ".3f", ".3f", ".1f", ".1f"],
+        )
+    )
+
+
+def ise_alteration_table(part: IseAlteration, base_name: str) -> Table:
+    """Table 2: how far tuning alters which experts each category uses."""
+    every = part.overall
+    rows: list[list[Cell]] = [
+        list(row)
+        for row in zip(
+            [*part.categories, all_label(part.categories)],
+            [*part.instructions, every.instructions],
+            [*part.correlation, every.correlation],
+            [*part.alteration, every.alteration],
+            [*part.low, every.low],
+            [*part.high, every.high],
+            strict=True,
+        )
+    ]
+    return _without_empty_interval(
+        Table(
+            "ise_alteration",
+            f"Alteration of expert use from {base_name} to {part.twin.model_name}, equation 16",
+            ["category", "instructions", "correlation", "alteration", "low", "high"],
+            rows,
+            _note(part.twin, every.undefined, "expert frequencies have no variance"),
+            ["", "", ".4f", ".4f", ".4f", ".4f"],
+        )
+    )
+
+
+def layer_alteration_table(part: IsnAlteration, base_name: str) -> Table:
+    """One row a category and layer: the mean alteration there, and figure 5 of both models."""
+    every = part.overall
+    rows: list[list[Cell]] = [
+        [name, layer, *values]
+        for name, *lists in zip(
+            [*part.categories, all_label(part.categories)],
+            [*part.layer_alteration, every.layer_alteration],
+            [*part.layer_low, every.layer_low],
+            [*part.layer_high, every.layer_high],
+            [*part.base_by_layer, every.base_by_layer],
+            [*part.tuned_by_layer, every.tuned_by_layer],
+            strict=True,
+        )
+        for layer, *values in zip(part.layer_ids, *lists, strict=True)
+    ]
+    return _without_empty_interval(
+        Table(
+            "isn_alteration_by_layer",
+            f"Alteration of instruction-specific neurons ({TITLES[part.component]}) by layer, from {base_name} to "
+            f"{part.twin.model_name}",
+            ["category", "layer", "alteration", "low", "high", "ISNs base", "ISNs tuned"],
+            rows,
+            formats=["", "", ".3f", ".3f", ".3f", ".1f", ".1f"],
+        )
+    )
+
+
+def venn_table(part: IsnVenn, base_name: str) -> Table:
+    """Figure 6: one row an instruction and layer."""
+    rows: list[list[Cell]] = [
+        [shown.id, shown.category, *counts]
+        for shown in part.instructions
+        for counts in zip(part.layer_ids, shown.only_base, shown.both, shown.only_tuned, strict=True)
+    ]
+    return Table(
+        "isn_venn",
+        f"Instruction-specific neurons ({TITLES[part.component]}) of single instructions in {base_name} and "
+        f"{part.tuned_name}",
+        ["id", "category", "layer", "only base", "both", "only tuned"],
+        rows,
+        "Of each category the instruction whose alteration is nearest its median." if part.typical else "",
+    )
+
+
+def kept_experts_table(part: ExpertShifts, base_name: str) -> Table:
+    """Table 6: the base model's most chosen experts by category and layer; those that stay after tuning are marked."""
+    ranks = len(part.overall_top_base[0])
+    groups = zip(
+        [*part.categories, all_label(part.categories)],
+        [*part.top_base, part.overall_top_base],
+        [*part.top_kept, part.overall_top_kept],
+        strict=True,
+    )
+    rows: list[list[Cell]] = [
+        [name, layer, *(f"{expert}{KEPT if stays else ''}" for expert, stays in zip(experts, kept, strict=True))]
+        for name, tops, marks in groups
+        for layer, experts, kept in zip(part.layer_ids, tops, marks, strict=True)
+    ]
+    return Table(
+        "top_experts_kept",
+        f"The {ranks} experts of each layer that {base_name} chooses most",
+        ["category", "layer", *(f"rank {rank}" for rank in range(1, ranks + 1))],
+        rows,
+        f"{KEPT} also among the {ranks} most chosen after tuning. Over the {part.matched} instructions of both models.",
+    )
+
+
+def _note(twin: TwinFacts, undefined: int, why: str) -> str:
+    """How many instructions there are, and what is odd about them."""
+    said = [f"Over the {twin.matched} instructions that are complete with both models."]
+    if undefined:
+        said.append(f"{undefined} of them have no value ({why}) and are in no mean.")
+    if twin.different_tokens:
+        said.append(f"{twin.different_tokens} did not read the same tokens in both models.")
+    elif twin.different_tokens is None and twin.different_rows:
+        said.append(f"{twin.different_rows} do not have the same number of tokens in both models.")
+    return " ".join(said)
+
+
+def _without_empty_interval(table: Table) -> Table:
+    """The table without the columns low and high where no interval was computed."""
+    places = [at for at, name in enumerate(table.columns) if name in ("low", "high")]
+    if any(row[at] is not None for row in table.rows for at in places):
+        return table
+    return Table(
+        table.name,
+        table.title,
+        _others(table.columns, places),
+        [_others(row, places) for row in table.rows],
+        table.note,
+        _others(table.formats, places),
+    )
+
+
+def _others(row: Sequence[T], places: Sequence[int]) -> list[T]:
+    return [cell for at, cell in enumerate(row) if at not in places]

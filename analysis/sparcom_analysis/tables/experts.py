@@ -1,0 +1,106 @@
+"""The results about experts as tables: one row a value where there are three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparcom_analysis.schema.experts import CorrelationMatrix
+from sparcom_analysis.schema.metrics import Metrics
+from sparcom_analysis.tables.formats import Cell, Table
+from sparcom_analysis.tables.neurons import interval_cells, matrix_table
+
+ALL = "(all)"
+CORRELATION = "Similarity of categories in their experts, equation 14"
+
+
+def expert_tables(metrics: Metrics) -> list[Table]:
+    """Every table about experts but those of a tuned twin's alteration."""
+    correlation = metrics.ise_correlation
+    assert correlation is not None  # noqa: S101  (asked for experts alone)
+    note = "Mean Pearson correlation of expert frequencies over pairs of two different instructions."
+    found = [
+        frequency_table(metrics),
+        top_table(metrics),
+        matrix_table("ise_correlation", CORRELATION, correlation.categories, correlation.matrix, note),
+    ]
+    if metrics.intervals is not None:
+        found.append(correlation_interval_table(correlation))
+    return found if metrics.expert_shift is None else [*found, shift_table(metrics)]
+
+
+def correlation_interval_table(part: CorrelationMatrix) -> Table:
+    """One row a pair of categories: equation 14 with its interval."""
+    names = part.categories
+    rows: list[list[Cell]] = [
+        [names[i], names[j], *interval_cells(part, part.matrix, i, j)]
+        for i in range(len(names))
+        for j in range(i, len(names))
+    ]
+    title = f"{CORRELATION}, with intervals"
+    return Table("ise_correlation_intervals", title, ["category", "other", "correlation", "low", "high"], rows)
+
+
+def all_label(categories: Sequence[str]) -> str:
+    """What rows over all instructions are called: "(all)", or more brackets where a category has that name."""
+    name = ALL
+    while name in categories:
+        name = f"({name})"
+    return name
+
+
+def frequency_table(metrics: Metrics) -> Table:
+    """One row a category, layer and expert: mean f. Rows over all instructions come last."""
+    part = metrics.expert_frequency
+    assert part is not None  # noqa: S101  (asked for experts alone)
+    groups = zip([*part.categories, all_label(part.categories)], [*part.mean, part.overall], strict=True)
+    rows: list[list[Cell]] = [
+        [name, layer, expert, value]
+        for name, layers in groups
+        for layer, values in zip(part.layer_ids, layers, strict=True)
+        for expert, value in enumerate(values)
+    ]
+    columns = ["category", "layer", "expert", "frequency"]
+    return Table("expert_frequency", "Expert frequencies, equation 12", columns, rows)
+
+
+def top_table(metrics: Metrics) -> Table:
+    """Table 6, one row a category, layer and rank; with a tuned model see `shift_table` too."""
+    part = metrics.top_experts
+    assert part is not None  # noqa: S101  (asked for experts alone)
+    names = [*part.categories, all_label(part.categories)]
+    groups = zip(names, [*part.expert, part.overall_expert], [*part.frequency, part.overall_frequency], strict=True)
+    rows: list[list[Cell]] = [
+        [name, layer, rank, expert, frequency]
+        for name, experts, frequencies in groups
+        for layer, ids, values in zip(part.layer_ids, experts, frequencies, strict=True)
+        for rank, (expert, frequency) in enumerate(zip(ids, values, strict=True), start=1)
+    ]
+    columns = ["category", "layer", "rank", "expert", "frequency"]
+    return Table("top_experts", "The most chosen experts, table 6", columns, rows)
+
+
+def shift_table(metrics: Metrics) -> Table:
+    """One row a category, layer and expert: mean f of both models over the instructions of both, the shift, and the
+    expert's rank among the most chosen of each (empty where it is not among them)."""
+    part = metrics.expert_shift
+    assert part is not None  # noqa: S101  (asked for it)
+    groups = zip(
+        [*part.categories, all_label(part.categories)],
+        [*part.base, part.overall_base],
+        [*part.tuned, part.overall_tuned],
+        [*part.top_base, part.overall_top_base],
+        [*part.top_tuned, part.overall_top_tuned],
+        strict=True,
+    )
+    rows: list[list[Cell]] = [
+        [name, layer, expert, before, after, after - before, _rank(tops[0], expert), _rank(tops[1], expert)]
+        for name, base, tuned, top_base, top_tuned in groups
+        for layer, left, right, *tops in zip(part.layer_ids, base, tuned, top_base, top_tuned, strict=True)
+        for expert, (before, after) in enumerate(zip(left, right, strict=True))
+    ]
+    columns = ["category", "layer", "expert", "base", "tuned", "shift", "rank_base", "rank_tuned"]
+    return Table("expert_shift", "Expert frequencies before and after tuning", columns, rows)
+
+
+def _rank(experts: Sequence[int], expert: int) -> int | None:
+    return experts.index(expert) + 1 if expert in experts else None

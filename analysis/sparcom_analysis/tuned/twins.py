@@ -1,0 +1,190 @@
+"""Matches the instructions of two archives, of a model and its fine-tuned twin, and proves that they may be compared.
+
+1. What was measured must be the same on both sides: the same neurons or experts, selected by the same rule from the
+   same kind of rows. Anything else is refused, since a difference would be one of the rules, not of the tuning.
+2. Instructions are matched by id; those that one side alone has are counted.
+3. Of those matched, it is found which did not read the same tokens (another tokenizer, another prompt format): what
+   differs there is in part the text. They stay in, and are counted. Archives of counts hold no token ids, so with one
+   of them only the number of tokens can be compared.
+
+Knows nothing of what is then compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.measures.experts import InstructionExperts
+from sparcom_analysis.measures.selection import InstructionNeurons
+from sparcom_analysis.reading.populations import TITLES, populations
+from sparcom_analysis.reading.rows import Rows, TokenFacts, row_spans
+from sparcom_data.archive import Archive
+from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
+
+Measured = TypeVar("Measured", InstructionNeurons, InstructionExperts)
+
+_TOKEN_IDS = "token/id"  # noqa: S105  (the name of an array)
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """The m instructions that both sides have, in the order of the base.
+
+    base, tuned: intp (m,), place of each within its side. ids, categories: m strings; categories are the base's.
+    only_base, only_tuned: instructions that the other side lacks. different_rows: of the m, those whose T differs.
+    same_tokens: bool (m,), whether both read the same token ids; None where an archive does not hold them, or none was
+    given.
+    """
+
+    base: NDArray[np.intp]
+    tuned: NDArray[np.intp]
+    ids: list[str]
+    categories: list[str]
+    only_base: int
+    only_tuned: int
+    different_rows: int
+    same_tokens: NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def different_tokens(self) -> int | None:
+        """Of the m, those that did not read the same tokens; None where that cannot be known."""
+        return None if self.same_tokens is None else int((~self.same_tokens).sum())
+
+
+def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archive] | None = None) -> Twins:
+    """Match what was measured of a model with what was measured of its tuned twin.
+
+    Args:
+        base, tuned: two `InstructionNeurons` or two `InstructionExperts`.
+        archives: those of base and tuned, to compare the token ids.
+
+    Raises:
+        UnsupportedArchiveError: population, rows or rule of selection differ.
+        IncompleteArchiveError: no instruction is in both.
+        DamagedArchiveError: two instructions of an archive have the same id.
+    """
+    _refuse_different(_rules(base), _rules(tuned), "base", "tuned")
+    place = [_places(base, "base"), _places(tuned, "tuned")]
+    both = [name for name in base.ids if name in place[1]]
+    if not both:
+        raise IncompleteArchiveError(
+            "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
+            f"none (of {len(base)} and {len(tuned)}). Extract the same instructions with both models"
+        )
+    left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
+    return Twins(
+        base=left,
+        tuned=right,
+        ids=both,
+        categories=[base.categories[k] for k in left],
+        only_base=len(base) - len(both),
+        only_tuned=len(tuned) - len(both),
+        different_rows=int((base.tokens[left] != tuned.tokens[right]).sum()),
+        same_tokens=None
+        if archives is None
+        else _same_tokens(archives, (base.instruction[left], tuned.instruction[right]), base.rows),
+    )
+
+
+def check_models(base: Archive, tuned: Archive) -> None:
+    """Refuse two archives that cannot be of a model before and after tuning, before any row is read.
+
+    Raises:
+        UnsupportedArchiveError: layers, neurons, experts, what was captured or when a neuron counts as active differ.
+    """
+    _refuse_different(_facts(base), _facts(tuned), str(base.path), str(tuned.path))
+
+
+def _rules(measured: InstructionNeurons | InstructionExperts) -> dict[str, str]:
+    """What must be the same, in words."""
+    if isinstance(measured, InstructionExperts):
+        shape = f"{measured.experts} experts, {measured.choices} a token, in layers {list(measured.layer_ids)}"
+        return {"experts": shape, "rows": measured.rows, "tokens": _counted(measured.token_facts)}
+    part, rule = measured.population, measured.selection
+    what = f"epsilon {rule.epsilon}" if rule.threshold is None else f"threshold {rule.threshold}"
+    return {
+        "component": part.component,
+        "population": f"{part.experts} x {part.neurons} neurons in layers {list(part.layer_ids)}",
+        "rows": measured.rows,
+        "tokens": _counted(measured.token_facts),
+        "selection": what,
+    }
+
+
+def _counted(facts: TokenFacts) -> str:
+    """Which tokens of the rows counted. The ids that were special may differ: where that matters, T differs too."""
+    special = "special ones counted" if facts.special_tokens == "count" else "special ones left out"
+    return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"
+
+
+def _facts(archive: Archive) -> dict[str, str]:
+    """What must be the same of two archives, in words; "none" where one lacks it."""
+    capture, moe = archive.attributes.capture, archive.moe
+    found = dict.fromkeys((*TITLES.values(), "router"), "none")
+    for part in populations(archive):
+        found[TITLES[part.component]] = f"{part.experts} x {part.neurons} neurons in layers {list(part.layer_ids)}"
+    if moe is not None and "router" in capture.components:
+        found["router"] = f"{moe.experts} experts, {moe.experts_per_token} a token, in layers {moe.layer_ids}"
+    return found | {"predicate": capture.predicate}
+
+
+def _refuse_different(left: Mapping[str, str], right: Mapping[str, str], one: str, other: str) -> None:
+    if wrong := [name for name in left if left[name] != right[name]]:
+        said = "; ".join(f"{name}: {left[name]} in {one}, {right[name]} in {other}" for name in wrong)
+        raise UnsupportedArchiveError(
+            "a model and its tuned twin are compared over the same neurons and experts, selected by the same rule from "
+            f"the same kind of rows; these differ ({said}). Give archives of a model and of its own tuned version and "
+            "the same settings for both"
+        )
+
+
+def _places(measured: InstructionNeurons | InstructionExperts, side: str) -> dict[str, int]:
+    """Where each instruction is, by its id."""
+    places = {name: k for k, name in enumerate(measured.ids)}
+    if len(places) < len(measured.ids):
+        name, count = Counter(measured.ids).most_common(1)[0]
+        raise DamagedArchiveError(
+            f"instruction ids of an archive must be distinct, for they say what belongs together; {name!r} occurs "
+            f"{count} times in {side}. Run `sparcom verify`, then extract the archive again"
+        )
+    return places
+
+
+def _same_tokens(
+    archives: tuple[Archive, Archive], instructions: tuple[NDArray[np.int64], NDArray[np.int64]], rows: Rows
+) -> NDArray[np.bool_] | None:
+    """bool (m,): whether the token ids of each two instructions are the same."""
+    if any(archive.granularity == "count" for archive in archives):
+        return None
+    sides = [_TokenIds(archive, rows) for archive in archives]
+    pairs = zip(*(chosen.tolist() for chosen in instructions), strict=True)
+    return np.array([np.array_equal(sides[0].of(one), sides[1].of(other)) for one, other in pairs], dtype=np.bool_)
+
+
+class _TokenIds:
+    """Token ids of one instruction after the other, read by whole chunks of which the last are kept."""
+
+    def __init__(self, archive: Archive, rows: Rows) -> None:
+        self._archive, self._spans = archive, row_spans(archive, rows)
+        self._chunk = int(archive.array(_TOKEN_IDS).chunks[0])
+        self._first, self._held = 0, np.empty(0, dtype=np.int32)
+
+    def of(self, instruction: int) -> NDArray[np.int32]:
+        """int32 (T,): of one instruction, by its index in the table."""
+        k = int(np.searchsorted(self._spans.instruction, instruction))
+        start, stop = int(self._spans.start[k]), int(self._spans.stop[k])
+        if not self._first <= start <= stop <= self._first + len(self._held):
+            self._first = start - start % self._chunk
+            last = min(self._archive.tokens, -(-stop // self._chunk) * self._chunk)
+            self._held = self._archive.read_rows(_TOKEN_IDS, self._first, last)
+        ids: NDArray[np.int32] = self._held[start - self._first : stop - self._first]
+        return ids
