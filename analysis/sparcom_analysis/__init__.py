@@ -4,9 +4,9 @@ Needs numpy, zarr, numba, matplotlib and jinja2; neither torch nor vLLM, and it 
 
     archive ─▶ rows, blocks ─▶ frequencies (eq. 6, 8) ─▶ selection (eq. 7, 9) ─▶ similarity (eq. 10), layers (figure 5)
                            └▶ routes ─▶ experts (eq. 11, 12, table 6) ─▶ correlation (eq. 13, 14)
-            ─▶ components, lape · twins ─▶ alteration (eq. 15, 16, tables 1, 2), tuning, venn (figure 6)
+            ─▶ components, lape · twins ─▶ alteration (eq. 15, 16, tables 1, 2), shift, venn (figure 6)
             ─▶ bootstrap, permutation, length_control: what chance and length explain
-            ─▶ measure ─▶ results ─▶ summary ─▶ every_table, every_figure, every_list, report
+            ─▶ measure ─▶ results ─▶ summary ─▶ tables, figures, findings, lists ─▶ report
                        └▶ to_xarray: the same with named axes, for a notebook (docs/python.md); needs xarray
 """
 
