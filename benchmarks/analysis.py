@@ -22,8 +22,8 @@ from llama_archive import LAYERS, NEURONS, write_llama_archive
 from moe_analysis import measured
 from pair_ways import WAYS, random_sets
 
+from sparcom_analysis.bit_counts import add_bit_counts
 from sparcom_analysis.frequencies import iterate_counts
-from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.populations import choose_population
 from sparcom_analysis.rows import row_spans
 from sparcom_data.archive import open_archive

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.bit_counts import add_bit_counts
 from sparcom_analysis.components import Components, overlap
-from sparcom_analysis.kernels import add_bit_counts, pack_at_least
+from sparcom_analysis.kernels import pack_at_least
 from sparcom_analysis.memberships import Memberships
 
 NEGLIGIBLE = 1e-12  # chance of a draw that would count a component left out

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.bit_counts import add_bit_counts
 from sparcom_analysis.blocks import DEFAULT_BLOCK_BYTES, Block, CountBlock, read_blocks, read_count_blocks
 from sparcom_analysis.expert_kernels import add_expert_bit_counts
-from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.populations import Component, Population, choose_population
 from sparcom_analysis.routes import check_choices
 from sparcom_analysis.rows import Rows, RowSpans, SpecialTokens, choose_rows, row_spans

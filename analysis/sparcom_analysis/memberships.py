@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.bit_counts import add_bit_counts
 from sparcom_analysis.categories import category_codes
-from sparcom_analysis.kernels import add_bit_counts
 from sparcom_analysis.selection import InstructionNeurons
 from sparcom_analysis.sets import PackedSets
 
