@@ -26,6 +26,7 @@ from sparcom_data.errors import (
     UnsupportedArchiveError,
 )
 from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
+from sparcom_data.raw_rows import raw_rows
 from sparcom_data.schema import CapturedArray, State, captured_arrays, mask_bytes
 
 
@@ -269,11 +270,33 @@ class Archive:
             f"{lacks}. {remedy} with granularity {granularity!r}"
         )
 
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop) of an array, checked as every read is."""
+    def read_rows(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Rows [start, stop) of an array, checked as every read is.
+
+        Args:
+            out: memory to read into, C-contiguous, of the array's dtype and the shape of these rows; after an error it
+                holds anything. Without it the rows are given new memory.
+
+        Returns:
+            `out` where it is given.
+        """
         array = self.array(name)
         if not 0 <= start <= stop <= array.shape[0]:
             raise IndexError(f"rows [{start}, {stop}) are not within the {array.shape[0]} rows of {name}")
+        if out is not None:
+            _require_fit(out, array, stop - start)
+        if (raw := raw_rows(array)) is not None:
+            rows = np.empty((stop - start, *raw.row), dtype=raw.dtype) if out is None else out
+            if raw.read_into(rows, start):
+                return rows
+        rows = self._read_plainly(name, array, start, stop)
+        if out is None:
+            return rows
+        out[...] = rows
+        return out
+
+    def _read_plainly(self, name: str, array: zarr.Array[Any], start: int, stop: int) -> NDArray[Any]:
+        """Rows as zarr reads them, or the error that says which chunk cannot be read."""
         if missing := self.missing_chunks(name, start, stop):
             raise DamagedArchiveError(self._damage(name, missing[0], "is missing"))
         try:
@@ -309,6 +332,16 @@ class Archive:
 
     def _exists(self, name: str, key: str) -> bool:
         return bool(sync(self.group.store.exists(f"{self.group.path}/{name}/{key}".lstrip("/"))))
+
+
+def _require_fit(out: NDArray[Any], array: zarr.Array[Any], rows: int) -> None:
+    """Raise ValueError where these rows cannot be read into `out` as they are."""
+    shape = (rows, *array.shape[1:])
+    if out.shape != shape or out.dtype != array.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(
+            f"memory for {rows} rows of {array.path} must be writable and C-contiguous, {array.dtype} {shape}; it is "
+            f"{out.dtype} {out.shape}"
+        )
 
 
 def describe_states(state: Sequence[int] | NDArray[np.uint8]) -> dict[str, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.reading.blocks import plan_reads, read_blocks
+from sparcom_analysis.reading.blocks import _Memory, plan_reads, read_blocks
 from sparcom_analysis.reading.populations import choose_population
 from sparcom_analysis.reading.rows import RowSpans, row_spans
 
@@ -53,6 +53,37 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
         for block in blocks:
             expected = typical.archive.read_active(block.start, block.stop)
             assert (block.masks == expected.reshape(len(block.masks), -1)).all()
+
+
+@settings(deadline=None)
+@given(steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), max_size=30))
+def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, bool]]) -> None:
+    """Whatever is dropped in between, no two arrays that live share memory, held as they are or as part of a view."""
+    memory, held = _Memory(), []
+    for rows, dropped, as_view in steps:
+        array = memory.take((rows, 2, 5))
+        assert (array.shape, array.dtype) == ((rows, 2, 5), np.uint8)
+        array[:] = 0  # equal contents do not make memory the same
+        held.append(array.reshape(rows, -1)[rows - 1 :, 3:] if as_view else array)
+        del array
+        del held[:dropped]
+        for one, other in itertools.combinations(held, 2):
+            assert not np.shares_memory(one, other)
+
+
+def test_memory_is_used_again() -> None:
+    """What nobody holds is given out again, for fewer rows too; what does not fit is let go."""
+    memory = _Memory()
+    address = memory.take((8, 5)).ctypes.data
+    assert memory.take((3, 5)).ctypes.data == address
+    first, second = memory.take((8, 5)), memory.take((8, 5))
+    assert first.ctypes.data == address
+    assert second.ctypes.data != address
+    del first, second
+    larger = memory.take((9, 5))
+    assert not memory._free
+    del larger
+    assert [len(held) for held in memory._free] == [45]
 
 
 def test_no_span_reads_nothing(typical) -> None:  # type: ignore[no-untyped-def]

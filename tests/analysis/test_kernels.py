@@ -12,51 +12,6 @@ from sparcom_analysis.kernels import neurons as kernels
 
 @settings(deadline=None, max_examples=40)
 @given(
-    rows=st.sampled_from([0, 1, 2, 254, 255, 256, 700]),
-    columns=st.sampled_from([1, 3, 9, 2047, 2048, 2049, 5000]),
-    rate=st.sampled_from([0.0, 0.37, 1.0]),
-    seed=st.integers(0, 9),
-)
-def test_bit_counts_equal_unpacked_sums(rows: int, columns: int, rate: float, seed: int) -> None:
-    """Column sums of the unpacked bits are added to the counts, past 255 rows and across tile borders."""
-    rng = np.random.default_rng(seed)
-    packed = np.packbits(rng.random((rows, columns * 8)) < rate, axis=1, bitorder="little").reshape(rows, columns)
-    before = rng.integers(0, 2**31, size=columns * 8, dtype=np.uint32)
-    counts = before.copy()
-    kernels.add_bit_counts(packed, counts)
-    assert (counts == before + np.unpackbits(packed, axis=1, bitorder="little").sum(axis=0)).all()
-
-
-def test_bit_counts_are_the_same_on_one_core_and_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splitting columns over threads changes nothing."""
-    rows = np.random.default_rng(0).integers(0, 256, size=(400, 9000), dtype=np.uint8)
-    results = []
-    for cores in (1, 2, 7):
-        monkeypatch.setattr(kernels, "cores", lambda cores=cores: cores)
-        counts = np.zeros(72_000, dtype=np.uint32)
-        kernels.add_bit_counts(rows, counts)
-        results.append(counts)
-    assert (results[0] == results[1]).all()
-    assert (results[0] == results[2]).all()
-    assert (results[0] == np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0)).all()
-
-
-def test_bit_counts_refuse_a_wrong_shape() -> None:
-    """Compiled code does not check bounds, so its caller must."""
-    with pytest.raises(ValueError, match="counts must be uint32"):
-        kernels.add_bit_counts(np.zeros((2, 3), np.uint8), np.zeros(23, np.uint32))
-
-
-def test_rows_may_be_a_view_with_gaps() -> None:
-    """Rows that do not lie one after the other in memory are counted as well."""
-    rows = np.random.default_rng(1).integers(0, 256, size=(20, 30), dtype=np.uint8)[::2, 5:20]
-    counts = np.zeros(120, dtype=np.uint32)
-    kernels.add_bit_counts(rows, counts)
-    assert (counts == np.unpackbits(np.ascontiguousarray(rows), axis=1, bitorder="little").sum(axis=0)).all()
-
-
-@settings(deadline=None, max_examples=40)
-@given(
     sets=st.sampled_from([1, 2, 15, 16, 17, 40]),
     words=st.sampled_from([1, 5, 1023, 1024, 1025, 2100]),
     seed=st.integers(0, 9),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.components.general_unique import Components, overlap
 from sparcom_analysis.components.memberships import Memberships
-from sparcom_analysis.kernels.neurons import add_bit_counts, pack_at_least
+from sparcom_analysis.kernels.bit_counts import add_bit_counts
+from sparcom_analysis.kernels.neurons import pack_at_least
 
 NEGLIGIBLE = 1e-12  # chance of a draw that would count a component left out
 

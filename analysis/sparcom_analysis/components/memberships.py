@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.neurons import add_bit_counts
+from sparcom_analysis.kernels.bit_counts import add_bit_counts
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.measures.sets import PackedSets
 from sparcom_analysis.reading.categories import category_codes

@@ -1,4 +1,4 @@
-"""The loops that numpy is too slow for, compiled by Numba: counting bits by neuron, ranking, selecting, intersecting.
+"""The loops that numpy is too slow for, compiled by Numba: ranking, selecting, intersecting; and what compiles them.
 
 They take raw arrays and know nothing of archives, instructions or categories. They release the interpreter lock and are
 spread over cores by plain threads (`parallel_for`), not by Numba's own parallelism: its default threading layer ends
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_BYTE_COUNT = 255  # what one byte lane of a block counter holds
-TILE_BYTES = 2048  # packed bytes of a row handled at once: their byte counters, 16 KiB, stay in the first-level cache
 TILE_WORDS = 1024  # words of a set handled at once: 8 KiB a set
 PAIR_ROWS = 16  # sets of one side of a block of pairs: 128 KiB of tiles, in the second-level cache
 PAIR_COLUMNS = 32  # sets of the other side that one call compares them with
@@ -42,29 +41,6 @@ def _spread_table() -> NDArray[np.uint64]:
 
 
 SPREAD = _spread_table()
-
-
-@compiled
-def _add_bits(
-    rows: NDArray[np.uint8], counts: NDArray[np.uint32], spread: NDArray[np.uint64], first: int, last: int
-) -> None:
-    """Add the bits of columns first..last of every row to eight counters a column.
-
-    For each tile of columns and at most 255 rows: sum in byte lanes, then widen the lanes into `counts`.
-    """
-    lanes = np.empty(TILE_BYTES, dtype=np.uint64)
-    for left in range(first, last, TILE_BYTES):
-        width = min(TILE_BYTES, last - left)
-        for top in range(0, rows.shape[0], MAX_BYTE_COUNT):
-            lanes[:width] = 0
-            for row in range(top, min(top + MAX_BYTE_COUNT, rows.shape[0])):
-                for i in range(width):
-                    lanes[i] += spread[rows[row, left + i]]
-            for i in range(width):
-                lane = lanes[i]
-                base = (left + i) * 8
-                for bit in range(8):
-                    counts[base + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
 
 
 @compiled
@@ -155,21 +131,6 @@ def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> 
     with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(function, first, last) for first, last in ranges]:
             future.result()
-
-
-def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
-    """Add to counts how many rows have each bit set.
-
-    Args:
-        rows: uint8 (row, byte), bit-packed in little bit order.
-        counts: uint32 (byte × 8,), changed in place; entry 8·b + k belongs to bit k of byte b.
-    """
-    columns = rows.shape[1]
-    if counts.shape != (columns * 8,) or counts.dtype != np.uint32 or rows.dtype != np.uint8:
-        raise ValueError(f"counts must be uint32 ({columns * 8},) for uint8 rows {rows.shape}; got {counts.shape}")
-    split = columns if rows.nbytes < MIN_SPLIT_BYTES else -(-columns // cores())
-    tiles = -(-max(split, 1) // TILE_BYTES)
-    parallel_for(lambda first, last: _add_bits(rows, counts, SPREAD, first, last), columns, tiles * TILE_BYTES)
 
 
 def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:

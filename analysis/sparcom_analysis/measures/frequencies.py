@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.kernels.bit_counts import add_bit_counts
 from sparcom_analysis.kernels.experts import add_expert_bit_counts
-from sparcom_analysis.kernels.neurons import add_bit_counts
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES, Block, CountBlock, read_blocks, read_count_blocks
 from sparcom_analysis.reading.populations import Component, Population, choose_population
 from sparcom_analysis.reading.routes import check_choices

@@ -13,11 +13,12 @@ Knows nothing of what is counted.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,9 @@ from sparcom_data.archive import Archive
 
 T = TypeVar("T")
 
-DEFAULT_BLOCK_BYTES = 64 << 20  # packed masks, or counts; two blocks are held at a time
+DEFAULT_BLOCK_BYTES = 32 << 20  # packed masks, or counts; as fast as 64 and 16; up to three blocks are held at a time
 ROUTES = "router/expert"
+POSITIONS = "token/position"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +66,46 @@ class CountBlock:
         return self.start + len(self.counts)
 
 
-class _Routes:
-    """The routers' choices, whose chunks have more rows than those of masks: a chunk that reaches past one read is kept
-    for the next, so that reads in ascending order decode no chunk more than twice."""
+class _Held:
+    """An array whose chunks have more rows than those of masks: chunks that reach past one read are kept for the next,
+    so that reads in ascending order decode no chunk more than twice."""
 
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, archive: Archive, name: str) -> None:
+        self._archive, self._name = archive, name
         self._start = 0
-        self._held: NDArray[np.uint16] = np.empty((0, 0, 0), dtype=np.uint16)
+        self._rows: NDArray[Any] = np.empty(0)
 
-    def rows(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """uint16 (row, layer, choice) of rows [start, stop)."""
-        if start < self._start or stop > self._start + len(self._held):
-            array = self._archive.array(ROUTES)
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) of the array."""
+        if start < self._start or stop > self._start + len(self._rows):
+            array = self._archive.array(self._name)
             step = array.chunks[0]
             self._start = start // step * step
-            self._held = self._archive.read_rows(ROUTES, self._start, min(-(-stop // step) * step, array.shape[0]))
-        return self._held[start - self._start : stop - self._start]
+            self._rows = self._archive.read_rows(self._name, self._start, min(-(-stop // step) * step, array.shape[0]))
+        return self._rows[start - self._start : stop - self._start]
+
+
+class _Memory:
+    """Memory of masks that nobody holds any more is used again: new memory costs a fault a page, a fifth of reading.
+
+    Views of an array keep it alive, and its memory comes back when it dies, so what somebody holds is never written to.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[memoryview] = []
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """uint8 memory of that shape, with anything in it."""
+        size = math.prod(shape)
+        fitting = next((place for place, held in enumerate(self._free) if len(held) >= size), None)
+        if fitting is None:
+            self._free.clear()  # reads that grow would otherwise leave one behind each
+            memory = np.empty(size, dtype=np.uint8).data
+        else:
+            memory = self._free.pop(fitting)
+        flat = np.frombuffer(memory[:size], dtype=np.uint8)
+        weakref.finalize(flat, self._free.append, memory).atexit = False
+        return flat.reshape(shape)
 
 
 def plan_reads(
@@ -119,14 +144,16 @@ def read_blocks(
 ) -> Iterator[Block]:
     """Masks in blocks that cover every span, ascending. While one is used, the next is read on a thread."""
     name, row = population.array("token")
-    routes = _Routes(archive) if population.routed else None
+    positions = _Held(archive, POSITIONS)
+    routes = _Held(archive, ROUTES) if population.routed else None
+    memory = _Memory()
+    of_row = archive.array(name).shape[1:]
 
     def read(start: int, stop: int) -> Block:
-        masks: NDArray[np.uint8] = archive.read_rows(name, start, stop)
-        _, positions = archive.read_tokens(start, stop)
+        masks = archive.read_rows(name, start, stop, memory.take((stop - start, *of_row)))
         if routes is not None:
-            return Block(start, positions, masks, routes.rows(start, stop))
-        return Block(start, positions, masks.reshape(stop - start, -1))
+            return Block(start, positions.rows(start, stop), masks, routes.rows(start, stop))
+        return Block(start, positions.rows(start, stop), masks.reshape(stop - start, -1))
 
     return _read_ahead(_plan(archive, spans, name, math.prod(row), block_bytes), read)
 
@@ -134,10 +161,11 @@ def read_blocks(
 def read_route_blocks(archive: Archive, spans: RowSpans, block_bytes: int = DEFAULT_BLOCK_BYTES) -> Iterator[Block]:
     """The routers' choices alone, as `read_blocks`."""
 
+    positions = _Held(archive, POSITIONS)
+
     def read(start: int, stop: int) -> Block:
         experts: NDArray[np.uint16] = archive.read_rows(ROUTES, start, stop)
-        _, positions = archive.read_tokens(start, stop)
-        return Block(start, positions, experts=experts)
+        return Block(start, positions.rows(start, stop), experts=experts)
 
     row_bytes = 2 * math.prod(archive.array(ROUTES).shape[1:])
     return _read_ahead(_plan(archive, spans, ROUTES, row_bytes, block_bytes), read)

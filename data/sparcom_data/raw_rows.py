@@ -1,0 +1,149 @@
+"""Rows of a local array whose chunks are raw bytes, read straight into the caller's memory.
+
+    1. raw_rows    from the metadata alone: is every step from file to memory known? Chunks of whole rows, in files of a
+                   local folder, that hold the numbers as memory does, with or without a CRC32C behind them
+    2. read_into   for each chunk one `preadv`: rows that are wanted into the caller's memory, those around them, which
+                   the checksum covers too, into memory of their own; then the checksum is compared
+
+It knows success alone. Whatever is not as it must be (a file that is missing, is none, has another size, or does not
+match its checksum) it does not judge: it says no, and who asked reads through zarr, which finds the words. So it can
+never take what zarr refuses, and what is wrong with a chunk is said in one place. It knows nothing of archives.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+CRC_BYTES = 4
+RAW_KINDS = "iuf"  # of dtypes whose memory is their bytes, any of which stands for a number
+_KNOWN_STEPS = (["bytes"], ["bytes", "crc32c"])
+
+
+@dataclass(frozen=True, slots=True)
+class RawRows:
+    """How such an array lies on disk. key: the name below `folder` of the chunk with these indices."""
+
+    folder: Path
+    key: Callable[[tuple[int, ...]], str]
+    dtype: np.dtype[Any]
+    row: tuple[int, ...]
+    chunk_rows: int
+    checked: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(self.dtype.itemsize) * math.prod(self.row)
+
+    def read_into(self, out: NDArray[Any], start: int) -> bool:
+        """Read rows [start, start + len(out)), which must be within the array.
+
+        Args:
+            out: this dtype (rows, *row), C-contiguous; holds anything where the answer is no.
+
+        Returns:
+            Whether every chunk was there with its right size and its right checksum.
+        """
+        wanted = out.reshape(-1).view(np.uint8)
+        if not len(out):
+            return True
+        stop, at = start + len(out), 0
+        for first in range(start - start % self.chunk_rows, stop, self.chunk_rows):
+            before = max(0, start - first)
+            rows = min(stop - first, self.chunk_rows) - before
+            part = wanted[at : at + rows * self.row_bytes]
+            if not self._read_chunk(first // self.chunk_rows, before * self.row_bytes, part):
+                return False
+            at += len(part)
+        return True
+
+    def _read_chunk(self, number: int, offset: int, part: NDArray[np.uint8]) -> bool:
+        """Bytes [offset, offset + len(part)) of a chunk's rows."""
+        size = self.chunk_rows * self.row_bytes
+        path = self.folder / self.key((number, *(0 for _ in self.row)))
+        if not self.checked:
+            return _read_file(path, size, offset, [part])
+        parts = [np.empty(offset, np.uint8), part, np.empty(size - offset - len(part), np.uint8)]
+        checksum = np.empty(CRC_BYTES, np.uint8)
+        return _read_file(path, size + CRC_BYTES, 0, [*parts, checksum]) and checksum.tobytes() == _crc32c(parts)
+
+
+def raw_rows(array: zarr.Array[Any]) -> RawRows | None:
+    """How to read an array past zarr; None where anything about it is unknown here."""
+    if type(array.store) is not LocalStore or array.metadata.zarr_format != 3 or not hasattr(os, "preadv"):
+        return None
+    facts, dtype = array.metadata.to_dict(), array.dtype
+    steps = [dict(step) for step in facts["codecs"]]  # type: ignore[union-attr,arg-type]
+    names = [step.pop("name", None) for step in steps]
+    native = {"configuration": {"endian": sys.byteorder}}
+    if names not in _KNOWN_STEPS or steps[0] != (native if dtype.itemsize > 1 else {}) or any(steps[1:]):
+        return None
+    if dtype.kind not in RAW_KINDS or not dtype.isnative or facts.get("storage_transformers"):
+        return None
+    if facts["chunk_grid"]["name"] != "regular" or not _whole_rows(array):  # type: ignore[index,call-overload]
+        return None
+    return RawRows(
+        folder=array.store.root / array.path,
+        key=array.metadata.encode_chunk_key,
+        dtype=dtype,
+        row=array.shape[1:],
+        chunk_rows=array.chunks[0],
+        checked=names[-1] == "crc32c",
+    )
+
+
+def _whole_rows(array: zarr.Array[Any]) -> bool:
+    """Whether a chunk has rows as the array has them, and a row has bytes."""
+    return array.ndim > 0 and array.chunks[1:] == array.shape[1:] and math.prod(array.chunks) > 0
+
+
+def _crc32c(parts: list[NDArray[np.uint8]]) -> bytes:
+    """The checksum of the parts one after the other, as Zarr's `crc32c` codec stores it."""
+    checksum = 0
+    for part in parts:
+        checksum = google_crc32c.extend(checksum, part)
+    return int(checksum).to_bytes(CRC_BYTES, "little")
+
+
+def _read_file(path: Path, size: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:
+    """Fill the parts from the offset on; False where there is no plain file of that size, or it does not give them."""
+    try:
+        # O_NONBLOCK: opening a pipe that stands in a chunk's place would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        return stat.S_ISREG(status.st_mode) and status.st_size == size and _fill(descriptor, offset, parts)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _fill(descriptor: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:
+    """Read until every part is full; False where the file ends before. One call may give less than was asked for."""
+    left = [part.data for part in parts if len(part)]
+    while left:
+        got = os.preadv(descriptor, left, offset)
+        if not got:
+            return False
+        offset += got
+        while left and got >= len(left[0]):
+            got -= len(left.pop(0))
+        if got:
+            left[0] = left[0][got:]
+    return True

@@ -1,0 +1,66 @@
+"""Counting bits against numpy, which no one here wrote."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparcom_analysis.kernels import bit_counts
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.sampled_from([0, 1, 7, 8, 9, 57, 127, 128, 247, 248, 249, 255, 256, 700]),
+    columns=st.sampled_from([1, 3, 8, 9, 24, 2047, 2048, 2049, 2056, 4104, 5000]),
+    rate=st.sampled_from([0.0, 0.37, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_bit_counts_equal_unpacked_sums(rows: int, columns: int, rate: float, seed: int) -> None:
+    """Column sums of the unpacked bits are added to the counts, in words and in bytes, past 248 and 255 rows, across
+    tile borders."""
+    rng = np.random.default_rng(seed)
+    packed = np.packbits(rng.random((rows, columns * 8)) < rate, axis=1, bitorder="little").reshape(rows, columns)
+    before = rng.integers(0, 2**31, size=columns * 8, dtype=np.uint32)
+    counts = before.copy()
+    bit_counts.add_bit_counts(packed, counts)
+    assert (counts == before + np.unpackbits(packed, axis=1, bitorder="little").sum(axis=0)).all()
+
+
+def test_bit_counts_are_the_same_on_one_core_and_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splitting columns over threads changes nothing."""
+    rows = np.random.default_rng(0).integers(0, 256, size=(400, 9000), dtype=np.uint8)
+    results = []
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(bit_counts, "cores", lambda cores=cores: cores)
+        counts = np.zeros(72_000, dtype=np.uint32)
+        bit_counts.add_bit_counts(rows, counts)
+        results.append(counts)
+    assert (results[0] == results[1]).all()
+    assert (results[0] == results[2]).all()
+    assert (results[0] == np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0)).all()
+
+
+def test_bit_counts_refuse_a_wrong_shape() -> None:
+    """Compiled code does not check bounds, so its caller must."""
+    with pytest.raises(ValueError, match="counts must be uint32"):
+        bit_counts.add_bit_counts(np.zeros((2, 3), np.uint8), np.zeros(23, np.uint32))
+
+
+@pytest.mark.parametrize(("columns", "words"), [(slice(5, 20), False), (slice(8, 24), True), (slice(3, 19), False)])
+def test_rows_may_be_a_view_with_gaps(columns: slice, words: bool) -> None:
+    """Rows that do not lie one after the other in memory, or not on words, are counted as well."""
+    rows = np.random.default_rng(1).integers(0, 256, size=(40, 32), dtype=np.uint8)[::2, columns]
+    assert bit_counts._are_words(rows) == words
+    counts = np.zeros(rows.shape[1] * 8, dtype=np.uint32)
+    bit_counts.add_bit_counts(rows, counts)
+    assert (counts == np.unpackbits(np.ascontiguousarray(rows), axis=1, bitorder="little").sum(axis=0)).all()
+
+
+def test_a_byte_at_odd_steps_is_counted() -> None:
+    """Every second byte of a row, and rows backwards, are counted byte by byte."""
+    rows = np.random.default_rng(2).integers(0, 256, size=(20, 64), dtype=np.uint8)[::-1, ::2]
+    counts = np.zeros(256, dtype=np.uint32)
+    bit_counts.add_bit_counts(rows, counts)
+    assert (counts == np.unpackbits(np.ascontiguousarray(rows), axis=1, bitorder="little").sum(axis=0)).all()
