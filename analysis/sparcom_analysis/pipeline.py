@@ -1,8 +1,8 @@
 """From an archive to a folder of results: check, measure, summarise, draw, write.
 
 Each component of the archive is a pass over its masks, the experts one over the router's choices, a tuned twin the same
-over its own, and matching T the same again. Files are replaced one by one and each whole; other files in the folder
-stay. The folder is tried before the passes, which may take hours.
+over its own, and matching T the same again. The folder is tried before the passes, which may take hours; how its files
+are replaced, `report.folder` says.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sparcom_analysis.passes import Passes
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.reading.rows import Rows, SpecialTokens
 from sparcom_analysis.report.files import render
+from sparcom_analysis.report.folder import check_output, write_folder
 from sparcom_analysis.results import Results
 from sparcom_analysis.schema.metrics import Metrics
 from sparcom_analysis.statistics.bootstrap import CONFIDENCE, RESAMPLES
@@ -29,8 +30,6 @@ from sparcom_analysis.summary.whole import summarise
 from sparcom_analysis.tuned.shift import check_twins
 from sparcom_analysis.tuned.twins import check_models
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import StorageError
-from sparcom_data.storage import write_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,8 @@ def analyze(
 
     Args:
         archive: an opened archive, or its path or address.
-        output: a folder, made where it does not exist; temporary files lie there where sets outgrow memory.
+        output: a folder outside of archives, made where it does not exist; temporary files lie there where sets
+            outgrow memory.
         tuned: an archive of the fine-tuned twin: what tuning alters among neurons and experts.
         exclude_self_pairs: show similarities without pairs of an instruction with itself; both are always computed.
         epsilon, threshold, rows, special_tokens, special_token_ids, block_bytes: see `instruction_specific_neurons`.
@@ -131,12 +131,11 @@ def analyze(
     _check_pair(opened, twin)
     options.check(opened, twin)
     folder = Path(output)
-    _check_writable(folder)
+    check_output(folder)
     passes = Passes(progress, count_passes(opened, twin, options))
     results = measure(Job(opened, twin, options, passes, block_bytes, folder))
     metrics = summarise(results, options)
-    for name, data in render(metrics, results).items():
-        write_durably(folder / name, [data])
+    write_folder(folder, render(metrics, results))
     return Analysis(metrics, results, folder)
 
 
@@ -151,16 +150,3 @@ def _check_pair(base: Archive, tuned: Archive | None) -> None:
     if base.attributes.model.moe is not None:
         check_twins(base, tuned)
     check_models(base, tuned)
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder and try to write into it.
-
-    Raises:
-        StorageError: it cannot be made or written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise StorageError(f"the output must be a folder; {folder} is a file. Choose another --output")
-    trial = folder / ".sparcom-trial"
-    write_durably(trial, [b""])
-    trial.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from sparcom_data.errors import (
     ArchiveNotFoundError,
     DamagedArchiveError,
     NotAnArchiveError,
+    StorageError,
     UnsupportedArchiveError,
 )
 from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
@@ -64,6 +65,7 @@ def open_archive(path: str | Path) -> Archive:
         ArchiveNotFoundError: nothing is there.
         NotAnArchiveError: something else is there.
         NewerFormatError: a later format version.
+        StorageError: no server answers, or the operating system refused.
     """
     where = str(path)
     remote = "://" in where
@@ -88,6 +90,9 @@ def open_archive(path: str | Path) -> Archive:
         ) from error
     except NotADirectoryError as error:
         raise NotAnArchiveError(f"a SPARCOM archive is a folder; {where} is a file") from error
+    except OSError as error:
+        remedy = "Check that the server runs, and the address" if remote else "Check who may read it"
+        raise StorageError(f"{where} cannot be read ({error}). {remedy}") from error
     return Archive(where, group)
 
 

@@ -44,6 +44,7 @@ TABLES = (
     "instructions",
 )
 FILES = {
+    ".sparcom-files",
     "metrics.json",
     "metrics.schema.json",
     "components.json",
