@@ -51,7 +51,7 @@ from sparcom_analysis.statistics.bootstrap import (
     mean_intervals,
     pair_intervals,
 )
-from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons, length_control
+from sparcom_analysis.statistics.length_control import LengthControl, MatchedExperts, MatchedNeurons, length_control
 from sparcom_analysis.statistics.matrix_pair import MatrixPair
 from sparcom_analysis.statistics.pair_matrix import PairMatrix
 from sparcom_analysis.statistics.permutation import LabelTests, permutation_tests
@@ -90,6 +90,7 @@ __all__ = [
     "LapeRates",
     "LayerCounts",
     "LengthControl",
+    "MatchedExperts",
     "MatchedNeurons",
     "MatrixPair",
     "MeanIntervals",

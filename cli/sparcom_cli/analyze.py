@@ -166,20 +166,23 @@ def _sizes(metrics: Metrics, whose: str) -> str:
 def _similarity(metrics: Metrics, whose: str = "") -> list[str]:
     """How alike categories are in the sets."""
     part = metrics.shown_similarity
-    shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
-    title = f"similarity of categories{f' in neurons{whose}' if whose else ''} (mean Jaccard index, {shown})"
+    whose = f" in neurons{whose}" if whose else ""
+    title = f"similarity of categories{whose} (mean Jaccard index, {_self_pairs(metrics)})"
     return [title, *_table(part.categories, part.matrix)]
+
+
+def _self_pairs(metrics: Metrics) -> str:
+    """Which version of equations 10 and 14 is printed."""
+    return "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
 
 
 def _experts(metrics: Metrics) -> list[str]:
     """How alike categories are in their experts, and what tuning shifts."""
-    part = metrics.ise_correlation
+    part = metrics.shown_correlation
     if part is None:
         return []
-    lines = [
-        "similarity of categories in their experts (mean Pearson correlation of two different instructions)",
-        *_table(part.categories, part.matrix),
-    ]
+    title = f"similarity of categories in their experts (mean Pearson correlation, {_self_pairs(metrics)})"
+    lines = [title, *_table(part.categories, part.matrix)]
     if part.undefined_instructions:
         lines.append(f"{part.undefined_instructions} instructions have no variance and are in no mean")
     if metrics.expert_shift is not None:

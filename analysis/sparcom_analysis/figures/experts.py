@@ -25,7 +25,8 @@ Maps = Sequence[Sequence[Sequence[float]]]
 def all_figures(metrics: Metrics) -> dict[str, Figure]:
     """Every figure about experts, by the name of its file."""
     part, name = metrics.expert_frequency, label(metrics.archive.model_name)
-    correlation, top = metrics.ise_correlation, metrics.top_experts
+    correlation, top = metrics.shown_correlation, metrics.top_experts
+    left_out = "\npairs of an instruction with itself left out" if metrics.settings.exclude_self_pairs else ""
     assert part is not None and correlation is not None and top is not None  # noqa: PT018, S101  (they come together)
     drawn = {
         "expert_frequency": maps_figure(
@@ -37,7 +38,7 @@ def all_figures(metrics: Metrics) -> dict[str, Figure]:
         "ise_correlation": matrix_figure(
             correlation.categories,
             correlation.matrix,
-            f"Similarity of categories in their experts\n{name}",
+            f"Similarity of categories in their experts\n{name}{left_out}",
             "mean Pearson correlation of expert frequencies",
         ),
         "top_expert_share": curves_figure(

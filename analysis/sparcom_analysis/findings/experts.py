@@ -38,7 +38,7 @@ def frequency_sentence(metrics: Metrics) -> str:
 
 def correlation_sentence(metrics: Metrics) -> str:
     """How alike categories are in their experts."""
-    part = metrics.ise_correlation
+    part = metrics.ise_correlation_without_self
     assert part is not None  # noqa: S101  (asked for experts alone)
     pairs = [
         (value, i, j)
@@ -63,6 +63,8 @@ def correlation_sentence(metrics: Metrics) -> str:
         high, low = max(between), min(between)
         names = [f"{part.categories[cell[1]]} and {part.categories[cell[2]]} ({cell[0]:.3f})" for cell in (high, low)]
         text += f" The two categories most alike are {names[0]}; the two least alike are {names[1]}."
+    if within and not metrics.settings.exclude_self_pairs:
+        text += " The diagonal of the figure is higher than that: it counts each instruction with itself as well."
     if part.undefined_instructions:
         text += (
             f" {part.undefined_instructions:,} instructions choose every expert equally often; for them no correlation "

@@ -35,10 +35,11 @@ def to_xarray(result: object, **options: Any) -> xr.Dataset:  # noqa: ARG001  (f
             InstructionExperts          tokens, count, frequency: (instruction, layer, expert), equation 11
             CategoryExperts             frequency: (category, layer, expert), overall: (layer, expert), equation 12
             TopExperts                  top_expert, frequency: (category, layer, rank), table 6
-            ExpertCorrelation           correlation: (category, category_2), equation 14
+            ExpertCorrelation           correlation, without_self: (category, category_2), equation 14
             PairMatrix                  value: (instruction, instruction_2); `ids=` names them
             LabelTests                  within, between, p of the whole, of each category and of every two
-            MatrixPair, MatchedNeurons, LengthControl   plain, matched, difference: (category, category_2)
+            MatrixPair, MatchedNeurons, MatchedExperts, LengthControl
+                                        plain, matched, difference: (category, category_2)
             Components, ComponentResult belonging, unique: (category, layer), shared, general: (layer); with `sets=True`
                                         of Components also which they are, bool
             Lape                        entropy: (selected,), frequency, specific: (category, selected)

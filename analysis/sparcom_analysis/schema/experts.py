@@ -47,7 +47,7 @@ class CorrelationMatrix(IntervalBounds):
 
     categories: list[str] = Field(description="Names of rows and columns, in order of first appearance.")
     matrix: list[list[float | None]] = Field(
-        description="Mean Pearson correlation over pairs of two instructions, -1 to 1; null where no pair has one."
+        description="Mean Pearson correlation over pairs of instructions, -1 to 1; null where no pair has one."
     )
     undefined_instructions: int = Field(
         description="Instructions whose frequencies have no variance, so that no correlation is defined: in no mean."

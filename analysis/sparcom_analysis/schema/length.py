@@ -61,4 +61,9 @@ class LengthMatched(Part):
     too_short: int = Field(description="Instructions left out, since they have fewer.")
     by_category: list[LengthMatchedCategory] = Field(description="In order of first appearance.")
     components: list[LengthMatchedNeurons] = Field(description="Those that the archive has, in its order.")
-    ise_correlation: MatchedMatrix | None = Field(description="Equation 14; null for a dense model.")
+    ise_correlation: MatchedMatrix | None = Field(
+        description="Equation 14, pairs with itself counted; null for a dense model."
+    )
+    ise_correlation_without_self: MatchedMatrix | None = Field(
+        default=None, description="Equation 14 over pairs of two instructions; null for a dense model."
+    )

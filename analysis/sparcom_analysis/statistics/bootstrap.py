@@ -8,8 +8,8 @@
 An instruction drawn twice makes a pair of two draws whose similarity is 1 whatever the model does. Counted as a pair
 of two instructions it would pull every mean within a category up, by (1 - mean) / n. So such pairs are not counted:
 without self pairs, the mean within a category is Σ_{i≠j} w_i w_j m_ij / Σ_{i≠j} w_i w_j over distinct instructions i
-and j. With self pairs (equation 10) every draw is paired with itself once, as in the equation: with s draws and that
-mean u it is ((s - 1) u + Σ_i w_i m_ii / s) / s. Between categories there are none: Σ w_i w_j m_ij / Σ w_i w_j.
+and j. With self pairs (equations 10 and 14) every draw is paired with itself once, as in the equation: with s draws
+and that mean u it is ((s - 1) u + Σ_i w_i m_ii / s) / s. Between categories there are none: Σ w_i w_j m_ij / Σ w_i w_j.
 
 A value that is not defined is in no mean. A resample without any value for a cell is left out of that cell. There is no
 interval (NaN) for a category of one instruction, nor, since there is only one pair, within a category of two.
@@ -127,7 +127,7 @@ def draw_resamples(
 
 
 def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> PairIntervals:
-    """Intervals for every cell of equation 10, or of equation 14 (which is `without_self`)."""
+    """Intervals for every cell of equation 10 or of equation 14, of both versions."""
     resamples.check(pairs.categories)
     codes, defined = pairs.codes, pairs.defined
     members = [np.flatnonzero((codes == code) & defined) for code in range(len(pairs.labels))]

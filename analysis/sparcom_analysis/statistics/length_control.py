@@ -59,11 +59,22 @@ class MatchedNeurons:
 
 
 @dataclass(frozen=True, slots=True)
+class MatchedExperts:
+    """Equation 14 with and without T matched.
+
+    correlation: pairs of an instruction with itself counted; without_self: left out.
+    """
+
+    correlation: MatrixPair
+    without_self: MatrixPair
+
+
+@dataclass(frozen=True, slots=True)
 class LengthControl:
-    """What length explains. neurons: an entry a component; experts: equation 14, None for a dense model."""
+    """What length explains. neurons: an entry a component; experts: None for a dense model."""
 
     neurons: Sequence[MatchedNeurons]
-    experts: MatrixPair | None = None
+    experts: MatchedExperts | None = None
 
 
 def length_control(
@@ -146,7 +157,7 @@ def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons) -> Mat
     )
 
 
-def match_experts(plain: InstructionExperts, matched: InstructionExperts) -> MatrixPair:
+def match_experts(plain: InstructionExperts, matched: InstructionExperts) -> MatchedExperts:
     """Equation 14 of expert frequencies of one archive that differ in the draw alone.
 
     Raises:
@@ -156,7 +167,10 @@ def match_experts(plain: InstructionExperts, matched: InstructionExperts) -> Mat
     names = _drawn_categories(plain, matched)
     alone, drawn = expert_correlation(replace(plain, categories=names)), expert_correlation(matched)
     own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
-    return MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix))
+    return MatchedExperts(
+        MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix)),
+        MatrixPair(own.labels, own.matrix(alone.without_self), its.matrix(drawn.without_self)),
+    )
 
 
 def left_out_by_category(plain: Measured, matched: Measured) -> dict[str, int]:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.measures.correlation import ExpertCorrelation
 from sparcom_analysis.results import ExpertResult
 from sparcom_analysis.schema import experts as schema
+from sparcom_analysis.statistics.bootstrap import Interval
 from sparcom_analysis.summary.alteration import Intervals, ise_alteration_part
 from sparcom_analysis.summary.chance import nulls, with_interval
 from sparcom_data.archive import Archive
@@ -30,13 +32,7 @@ def expert_parts(
     """
     categories, layer_ids = list(result.means.categories), list(result.means.layer_ids)
     ends = None if result.mean_intervals is None else result.mean_intervals.by_category
-    correlation = schema.CorrelationMatrix(
-        categories=list(result.correlation.categories),
-        matrix=nullable(result.correlation.matrix),
-        undefined_instructions=result.correlation.undefined,
-    )
-    if result.intervals is not None:
-        correlation = with_interval(correlation, result.intervals.without_self)
+    cells = (None, None) if result.intervals is None else (result.intervals.with_self, result.intervals.without_self)
     return {
         "expert_frequency": schema.ExpertFrequencies(
             categories=categories,
@@ -48,7 +44,8 @@ def expert_parts(
             mean_low=None if ends is None else nulls(ends.low),
             mean_high=None if ends is None else nulls(ends.high),
         ),
-        "ise_correlation": correlation,
+        "ise_correlation": _correlation(result.correlation, result.correlation.matrix, cells[0]),
+        "ise_correlation_without_self": _correlation(result.correlation, result.correlation.without_self, cells[1]),
         "top_experts": schema.TopExpertLists(
             categories=categories,
             layer_ids=layer_ids,
@@ -62,6 +59,16 @@ def expert_parts(
         if result.altered is None or tuned is None
         else ise_alteration_part(result.altered, tuned, intervals),
     }
+
+
+def _correlation(
+    found: ExpertCorrelation, matrix: NDArray[np.float64], interval: Interval | None
+) -> schema.CorrelationMatrix:
+    """One of the two versions of equation 14."""
+    part = schema.CorrelationMatrix(
+        categories=list(found.categories), matrix=nullable(matrix), undefined_instructions=found.undefined
+    )
+    return part if interval is None else with_interval(part, interval)
 
 
 def _shift(result: ExpertResult, archive: Archive | None) -> schema.ExpertShifts | None:

@@ -34,7 +34,8 @@ def length_part(control: LengthControl) -> LengthMatched:
             for name, count in zip(labels, used, strict=True)
         ],
         components=[_neurons(item) for item in control.neurons],
-        ise_correlation=None if control.experts is None else _matrix(control.experts),
+        ise_correlation=None if control.experts is None else _matrix(control.experts.correlation),
+        ise_correlation_without_self=None if control.experts is None else _matrix(control.experts.without_self),
     )
 
 

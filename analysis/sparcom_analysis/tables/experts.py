@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparcom_analysis.schema.experts import CorrelationMatrix
 from sparcom_analysis.schema.metrics import Metrics
 from sparcom_analysis.tables.formats import Cell, Table
-from sparcom_analysis.tables.neurons import interval_cells, matrix_table
+from sparcom_analysis.tables.neurons import cells_table, matrix_table
 
 ALL = "(all)"
 CORRELATION = "Similarity of categories in their experts, equation 14"
+WITH_SELF = "Mean Pearson correlation of expert frequencies; pairs of an instruction with itself counted."
+WITHOUT_SELF = "Mean Pearson correlation of expert frequencies; pairs of an instruction with itself left out."
 
 
 def expert_tables(metrics: Metrics) -> list[Table]:
     """Every table about experts but those of a tuned twin's alteration."""
-    correlation = metrics.ise_correlation
-    assert correlation is not None  # noqa: S101  (asked for experts alone)
-    note = "Mean Pearson correlation of expert frequencies over pairs of two different instructions."
+    with_self, without_self = metrics.ise_correlation, metrics.ise_correlation_without_self
+    assert with_self is not None and without_self is not None  # noqa: PT018, S101  (asked for experts alone)
+    names = with_self.categories
     found = [
         frequency_table(metrics),
         top_table(metrics),
-        matrix_table("ise_correlation", CORRELATION, correlation.categories, correlation.matrix, note),
+        matrix_table("ise_correlation", CORRELATION, names, with_self.matrix, WITH_SELF),
+        matrix_table("ise_correlation_without_self", CORRELATION, names, without_self.matrix, WITHOUT_SELF),
     ]
     if metrics.intervals is not None:
-        found.append(correlation_interval_table(correlation))
+        title = f"{CORRELATION}, with intervals"
+        found.append(cells_table("ise_correlation_intervals", title, (with_self, without_self), "equation 14"))
     return found if metrics.expert_shift is None else [*found, shift_table(metrics)]
-
-
-def correlation_interval_table(part: CorrelationMatrix) -> Table:
-    """One row a pair of categories: equation 14 with its interval."""
-    names = part.categories
-    rows: list[list[Cell]] = [
-        [names[i], names[j], *interval_cells(part, part.matrix, i, j)]
-        for i in range(len(names))
-        for j in range(i, len(names))
-    ]
-    title = f"{CORRELATION}, with intervals"
-    return Table("ise_correlation_intervals", title, ["category", "other", "correlation", "low", "high"], rows)
 
 
 def all_label(categories: Sequence[str]) -> str:
