@@ -32,6 +32,7 @@ from sparcom_analysis.measures.experts import (
     expert_frequencies,
     instruction_experts,
     top_experts,
+    top_shares,
 )
 from sparcom_analysis.measures.frequencies import activation_counts, activation_frequencies
 from sparcom_analysis.measures.layers import LayerCounts, isn_by_layer
@@ -47,6 +48,7 @@ from sparcom_analysis.statistics.bootstrap import (
     MeanIntervals,
     PairIntervals,
     Resamples,
+    difference_intervals,
     draw_resamples,
     mean_intervals,
     pair_intervals,
@@ -62,6 +64,7 @@ from sparcom_analysis.tuned.alteration import (
     expert_alteration,
     neuron_alteration,
 )
+from sparcom_analysis.tuned.moved import moved_intervals
 from sparcom_analysis.tuned.shift import ExpertShift, expert_shift
 from sparcom_analysis.tuned.twins import Twins, match_twins
 from sparcom_analysis.tuned.venn import InstructionVenn, venn_by_layer
@@ -114,6 +117,7 @@ __all__ = [
     "category_similarity",
     "component_result",
     "correlation_pairs",
+    "difference_intervals",
     "draw_resamples",
     "expert_alteration",
     "expert_components",
@@ -129,6 +133,7 @@ __all__ = [
     "length_control",
     "match_twins",
     "mean_intervals",
+    "moved_intervals",
     "neuron_alteration",
     "neuron_components",
     "neuron_memberships",
@@ -140,6 +145,7 @@ __all__ = [
     "similarity_pairs",
     "to_xarray",
     "top_experts",
+    "top_shares",
     "venn_by_layer",
 ]
 

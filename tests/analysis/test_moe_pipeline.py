@@ -242,12 +242,12 @@ def test_tables_of_experts_hold_the_numbers(compared) -> None:  # type: ignore[n
     assert top is not None
     assert shift is not None
     header, *rows = table(tmp_path, "expert_frequency")
-    assert header == ["category", "layer", "expert", "frequency"]
+    assert header == ["category", "layer", "expert", "frequency", "low", "high"]
     assert [float(row[3]) for row in rows] == np.array([*part.mean, part.overall]).ravel().tolist()
     assert [row[:3] for row in rows[:8]] == [["CLS", str(1 + k // 9), str(k % 9)] for k in range(8)]
     assert rows[-1][:3] == ["(all)", "2", "8"]
     header, *rows = table(tmp_path, "top_experts")
-    assert header == ["category", "layer", "rank", "expert", "frequency"]
+    assert header == ["category", "layer", "rank", "expert", "frequency", "low", "high"]
     assert [int(row[3]) for row in rows] == np.array([*top.expert, top.overall_expert]).ravel().tolist()
     assert [row[2] for row in rows[:6]] == ["1", "2", "3", "4", "5", "1"]
     header, *rows = table(tmp_path, "expert_shift")

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparcom_analysis.figures.neurons import curves_figure, label, layer_ticks, matrix_figure
-from sparcom_analysis.findings.experts import top_share
 from sparcom_analysis.schema.metrics import Metrics
 
 MOST_PANELS = 12  # categories that get a map each; with more there is one map over all instructions
@@ -44,9 +43,10 @@ def all_figures(metrics: Metrics) -> dict[str, Figure]:
         "top_expert_share": curves_figure(
             top.categories,
             top.layer_ids,
-            top_share(metrics),
+            top.share,
             f"Choices that go to the layer's {len(top.overall_expert[0])} most chosen experts\n{name}",
             "share of the category's choices",
+            None if top.share_low is None or top.share_high is None else (top.share_low, top.share_high),
         ),
     }
     return drawn | _shift_figures(metrics)
@@ -73,6 +73,7 @@ def _shift_figures(metrics: Metrics) -> dict[str, Figure]:
             part.moved,
             f"Choices that tuning moves to other experts\n{name}",
             "choices a token, mean frequencies compared",
+            None if part.moved_low is None or part.moved_high is None else (part.moved_low, part.moved_high),
         ),
     }
 

@@ -8,13 +8,6 @@ from __future__ import annotations
 from sparcom_analysis.schema.metrics import Metrics
 
 
-def top_share(metrics: Metrics) -> list[list[float]]:
-    """Category × layer: the share of its choices that goes to the layer's most chosen experts of table 6."""
-    top, part = metrics.top_experts, metrics.expert_frequency
-    assert top is not None and part is not None  # noqa: PT018, S101  (they come together)
-    return [[sum(ranks) / part.experts_per_token for ranks in layers] for layers in top.frequency]
-
-
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -77,7 +70,7 @@ def share_sentence(metrics: Metrics) -> str:
     """How much of the routing the most chosen experts take."""
     part, frequency = metrics.top_experts, metrics.expert_frequency
     assert part is not None and frequency is not None  # noqa: PT018, S101  (asked for experts alone)
-    means = [_mean(list(column)) for column in zip(*top_share(metrics), strict=True)]
+    means = [_mean(list(column)) for column in zip(*part.share, strict=True)]
     top = max(range(len(means)), key=means.__getitem__)
     low = min(range(len(means)), key=means.__getitem__)
     count = len(part.overall_expert[0])

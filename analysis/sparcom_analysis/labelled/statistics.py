@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 
 import xarray as xr
 
-from sparcom_analysis.labelled.labels import CATEGORIES, Variables, dataset, instruction_coords, pair_coords, variable
+from sparcom_analysis.labelled.labels import (
+    CATEGORIES,
+    Variables,
+    dataset,
+    instruction_coords,
+    pair_coords,
+    variable,
+    with_ends,
+)
 from sparcom_analysis.reading.categories import category_labels
 from sparcom_analysis.statistics.length_control import LengthControl, MatchedExperts, MatchedNeurons
 from sparcom_analysis.statistics.matrix_pair import MatrixPair
@@ -87,8 +95,11 @@ def length_control(control: LengthControl) -> xr.Dataset:
 
 def _matrices(pair: MatrixPair, name: str = "", equation: str = "") -> Variables:
     before = f"{name}_" if name else ""
-    values = {"plain": pair.plain, "matched": pair.matched, "difference": pair.difference}
-    return {f"{before}{key}": variable(CATEGORIES, matrix, MEAN, equation) for key, matrix in values.items()}
+    found: Variables = {}
+    for key in ("plain", "matched", "difference"):
+        ends = None if pair.intervals is None else getattr(pair.intervals, key)
+        found |= with_ends(f"{before}{key}", variable(CATEGORIES, getattr(pair, key), MEAN, equation), ends)
+    return found
 
 
 LABELLED: dict[type, Callable[..., xr.Dataset]] = {
