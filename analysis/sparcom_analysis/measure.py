@@ -133,7 +133,7 @@ def measure(job: Job) -> Results:
     experts = job.experts(job.archive) if moe else None
     chance = _Chance.of(job, base[0], skipped)
     found = [chance.neurons(one) for one in base]
-    found = [replace(one, lape=_lape(pool, skipped)) for one, pool in zip(found, pools, strict=True)]
+    found = [replace(one, lape=_lape(pool, job.options, skipped)) for one, pool in zip(found, pools, strict=True)]
     chosen = None if experts is None else chance.experts(experts)
     resamples = None
     if job.tuned is not None:
@@ -229,11 +229,11 @@ def _draws(options: Options, categories: Sequence[str]) -> Resamples:
     return draw_resamples(categories, resamples=options.resamples, confidence=options.confidence, seed=options.seed)
 
 
-def _lape(pool: PoolWhileReading, skipped: dict[str, str]) -> Lape | None:
+def _lape(pool: PoolWhileReading, options: Options, skipped: dict[str, str]) -> Lape | None:
     if pool.counts is None:
         skipped["lape"] = pool.reason
         return None
-    return lape(pool.counts)
+    return lape(pool.counts, options.lape_rates)
 
 
 def _altered(

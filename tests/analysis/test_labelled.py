@@ -107,7 +107,9 @@ def test_alteration_by_name_is_that_of_metrics(analysed: sa.Analysis, written: d
     by_layer = to_xarray(neurons.altered.by_category(neurons.altered.layer_alteration), layer_ids=layers)
     np.testing.assert_allclose(by_layer["mean"], part["layer_alteration"], rtol=0, atol=1e-12)
     assert_equals(to_xarray(experts.altered)["correlation"], experts.altered.correlation, ("instruction",))
-    shift = to_xarray(experts.shift)
+    shift = to_xarray(experts.shift, intervals=experts.moved_interval)
+    for end in ("moved", "moved_low", "moved_high"):
+        assert_equals(shift[end], written["expert_shift"][end], ("category", "layer"))
     assert_equals(shift["shift"], experts.shift.shift, ("category", "layer", "expert"))
     assert_equals(shift["kept"], experts.shift.kept, ("category", "layer", "rank"))
     shown = sa.venn_by_layer(neurons.altered, ["i002", "i007"])
@@ -162,6 +164,8 @@ def test_matched_measures_stand_along_components(analysed: sa.Analysis) -> None:
     assert labelled.attrs["drawn_tokens"] == control.neurons[0].matched.token_facts.drawn
     pair = control.experts.correlation
     assert_equals(to_xarray(pair)["matched"], pair.matched, PAIRS)
+    assert pair.intervals is not None
+    assert_equals(to_xarray(pair)["difference_low"], pair.intervals.difference.low, PAIRS)
 
 
 def test_lape_names_layer_expert_and_neuron(analysed: sa.Analysis) -> None:

@@ -46,11 +46,13 @@ def to_xarray(result: object, **options: Any) -> xr.Dataset:  # noqa: ARG001  (f
             NeuronAlteration            overlap, alteration, layer_alteration, equation 15
             ExpertAlteration            correlation, alteration: (instruction,), equation 16
             CategoryMeans               mean, counted, undefined by category; `layer_ids=` where values are by layer
-            ExpertShift                 base, tuned, shift: (category, layer, expert), and table 6 of both
+            ExpertShift                 base, tuned, shift: (category, layer, expert), moved: (category, layer), and
+                                        table 6 of both
             list of InstructionVenn     only_base, both, only_tuned: (instruction, layer), figure 6; `layer_ids=`
         options: `sets`, `ids`, `layer_ids` as said above; `intervals`, of CategorySimilarity and ExpertCorrelation what
-            `pair_intervals` found, of LayerCounts, CategoryExperts and CategoryMeans what `mean_intervals` found: their
-            ends then stand beside each value as `NAME_low` and `NAME_high`.
+            `pair_intervals` found, of LayerCounts, CategoryExperts and CategoryMeans what `mean_intervals` found, of
+            ExpertShift what `moved_intervals` found: their ends then stand beside each value as `NAME_low` and
+            `NAME_high`.
 
     Returns:
         A dataset, whose variables carry units and equation as attributes, and which itself carries the parameters that

@@ -215,7 +215,7 @@ def _experts_altered(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     yield figure("expert_shift", "Maps of expert by layer: frequency in the tuned model minus the base model", sentence)
     moved = (
         "By layer and category: how many of a token’s choices go to other experts after tuning, half the sum of the "
-        "absolute shifts above."
+        "absolute shifts above. Noise alone puts it above 0 where instructions are few; intervals are centred on it."
     )
     yield figure("expert_moved", "Chart of the choices that move, by layer", moved)
     kept = "The most chosen experts before tuning (table 6); those that stay among them after it are marked *"
