@@ -32,6 +32,7 @@ from sparcom_analysis.measures.experts import (
     expert_frequencies,
     instruction_experts,
     top_experts,
+    top_shares,
 )
 from sparcom_analysis.measures.frequencies import activation_counts, activation_frequencies
 from sparcom_analysis.measures.layers import LayerCounts, isn_by_layer
@@ -47,11 +48,12 @@ from sparcom_analysis.statistics.bootstrap import (
     MeanIntervals,
     PairIntervals,
     Resamples,
+    difference_intervals,
     draw_resamples,
     mean_intervals,
     pair_intervals,
 )
-from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons, length_control
+from sparcom_analysis.statistics.length_control import LengthControl, MatchedExperts, MatchedNeurons, length_control
 from sparcom_analysis.statistics.matrix_pair import MatrixPair
 from sparcom_analysis.statistics.pair_matrix import PairMatrix
 from sparcom_analysis.statistics.permutation import LabelTests, permutation_tests
@@ -62,6 +64,7 @@ from sparcom_analysis.tuned.alteration import (
     expert_alteration,
     neuron_alteration,
 )
+from sparcom_analysis.tuned.moved import moved_intervals
 from sparcom_analysis.tuned.shift import ExpertShift, expert_shift
 from sparcom_analysis.tuned.twins import Twins, match_twins
 from sparcom_analysis.tuned.venn import InstructionVenn, venn_by_layer
@@ -90,6 +93,7 @@ __all__ = [
     "LapeRates",
     "LayerCounts",
     "LengthControl",
+    "MatchedExperts",
     "MatchedNeurons",
     "MatrixPair",
     "MeanIntervals",
@@ -113,6 +117,7 @@ __all__ = [
     "category_similarity",
     "component_result",
     "correlation_pairs",
+    "difference_intervals",
     "draw_resamples",
     "expert_alteration",
     "expert_components",
@@ -128,6 +133,7 @@ __all__ = [
     "length_control",
     "match_twins",
     "mean_intervals",
+    "moved_intervals",
     "neuron_alteration",
     "neuron_components",
     "neuron_memberships",
@@ -139,6 +145,7 @@ __all__ = [
     "similarity_pairs",
     "to_xarray",
     "top_experts",
+    "top_shares",
     "venn_by_layer",
 ]
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TypedDict
 
@@ -25,7 +26,13 @@ from sparcom_analysis.components.memberships import Memberships, neuron_membersh
 from sparcom_analysis.components.pooled import PoolWhileReading
 from sparcom_analysis.components.result import ComponentResult, component_result
 from sparcom_analysis.measures.correlation import correlation_pairs, expert_correlation
-from sparcom_analysis.measures.experts import InstructionExperts, category_experts, instruction_experts, top_experts
+from sparcom_analysis.measures.experts import (
+    InstructionExperts,
+    category_experts,
+    instruction_experts,
+    top_experts,
+    top_shares,
+)
 from sparcom_analysis.measures.layers import isn_by_layer
 from sparcom_analysis.measures.selection import InstructionNeurons, instruction_specific_neurons
 from sparcom_analysis.measures.similarity import category_similarity, similarity_pairs
@@ -41,6 +48,7 @@ from sparcom_analysis.statistics.pair_matrix import PairMatrix
 from sparcom_analysis.statistics.permutation import LabelTests, permutation_tests
 from sparcom_analysis.summary.chance import why_not
 from sparcom_analysis.tuned.alteration import expert_alteration, neuron_alteration
+from sparcom_analysis.tuned.moved import moved_intervals
 from sparcom_analysis.tuned.shift import expert_shift
 from sparcom_analysis.tuned.twins import Twins, match_twins
 from sparcom_data.archive import Archive
@@ -125,12 +133,12 @@ def measure(job: Job) -> Results:
     experts = job.experts(job.archive) if moe else None
     chance = _Chance.of(job, base[0], skipped)
     found = [chance.neurons(one) for one in base]
-    found = [replace(one, lape=_lape(pool, skipped)) for one, pool in zip(found, pools, strict=True)]
+    found = [replace(one, lape=_lape(pool, job.options, skipped)) for one, pool in zip(found, pools, strict=True)]
     chosen = None if experts is None else chance.experts(experts)
     resamples = None
     if job.tuned is not None:
         found, chosen, resamples = _altered(job, job.tuned, found, chosen, chance)
-    control = _control(job, base, experts, skipped)
+    control = _control(job, base, experts, chance, skipped)
     job.passes.finish()
     return Results(job.archive, found, chosen, job.tuned, control, chance.resamples, resamples, skipped)
 
@@ -174,18 +182,21 @@ class _Chance:
         """The measures of the experts."""
         pairs = None if self.reason else correlation_pairs(experts)
         means = category_experts(experts)
-        frequencies = None
+        top = top_experts(means)
+        frequencies, shares = None, None
         if self.resamples is not None:
             frequencies = mean_intervals(experts.counts / experts.tokens[:, None, None], self.resamples)
+            shares = mean_intervals(top_shares(experts, top), self.resamples).by_category
         return ExpertResult(
             experts,
             means,
-            top_experts(means),
+            top,
             expert_correlation(experts, pairs),
             self.groups(expert_memberships(experts)),
             None if pairs is None or self.resamples is None else pair_intervals(pairs, self.resamples),
             frequencies,
             self.tests(pairs),
+            share_interval=shares,
         )
 
     def tests(self, pairs: PairMatrix | None) -> LabelTests | None:
@@ -218,11 +229,11 @@ def _draws(options: Options, categories: Sequence[str]) -> Resamples:
     return draw_resamples(categories, resamples=options.resamples, confidence=options.confidence, seed=options.seed)
 
 
-def _lape(pool: PoolWhileReading, skipped: dict[str, str]) -> Lape | None:
+def _lape(pool: PoolWhileReading, options: Options, skipped: dict[str, str]) -> Lape | None:
     if pool.counts is None:
         skipped["lape"] = pool.reason
         return None
-    return lape(pool.counts)
+    return lape(pool.counts, options.lape_rates)
 
 
 def _altered(
@@ -236,13 +247,17 @@ def _altered(
         twins = _same_tokens(match_twins(one.neurons, other, None if twins else (job.archive, tuned)), twins)
         results.append(replace(one, altered=neuron_alteration(one.neurons, other, twins)))
     assert twins is not None  # noqa: S101  (every archive has a component)
+    draws = None if chance.resamples is None else _draws(job.options, twins.categories)
     if experts is not None:
         routed = job.experts(tuned)
         matched = _same_tokens(match_twins(experts.experts, routed), twins)
-        shift, altered = expert_shift(experts.experts, routed, matched), None
-        altered = expert_alteration(experts.experts, routed, matched)
-        experts = replace(experts, shift=shift, altered=altered)
-    return results, experts, None if chance.resamples is None else _draws(job.options, twins.categories)
+        experts = replace(
+            experts,
+            shift=expert_shift(experts.experts, routed, matched),
+            altered=expert_alteration(experts.experts, routed, matched),
+            moved_interval=None if draws is None else moved_intervals(experts.experts, routed, draws, matched),
+        )
+    return results, experts, draws
 
 
 def _same_tokens(found: Twins, known: Twins | None) -> Twins:
@@ -254,7 +269,11 @@ def _same_tokens(found: Twins, known: Twins | None) -> Twins:
 
 
 def _control(
-    job: Job, neurons: list[InstructionNeurons], experts: InstructionExperts | None, skipped: dict[str, str]
+    job: Job,
+    neurons: list[InstructionNeurons],
+    experts: InstructionExperts | None,
+    chance: _Chance,
+    skipped: dict[str, str],
 ) -> LengthControl | None:
     """The measures with T matched; None where that was not asked for or, without being asked for, cannot be."""
     options = job.options
@@ -270,6 +289,7 @@ def _control(
             neurons,
             experts,
             options.draw,
+            draws=None if chance.resamples is None else partial(_draws, options),
             passes=job.passes.next,
             block_bytes=job.block_bytes,
             scratch=job.scratch,

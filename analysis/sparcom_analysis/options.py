@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparcom_analysis.components.general_unique import DEFAULT_SHARE
+from sparcom_analysis.components.lape import LapeRates
 from sparcom_analysis.measures.selection import Selection, make_selection
 from sparcom_analysis.reading.matched_tokens import TokenDraw
 from sparcom_analysis.reading.rows import Rows, SpecialTokens
@@ -36,6 +37,7 @@ class Options:
     confidence: float = CONFIDENCE
     seed: int = 0
     share: float = DEFAULT_SHARE
+    lape_rates: LapeRates | None = None
     instructions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:

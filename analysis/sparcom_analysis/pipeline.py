@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparcom_analysis.components.general_unique import DEFAULT_SHARE
+from sparcom_analysis.components.lape import LapeRates
 from sparcom_analysis.measure import Job, count_passes, measure
 from sparcom_analysis.measures.experts import InstructionExperts
 from sparcom_analysis.measures.frequencies import Progress
@@ -82,6 +83,7 @@ def analyze(
     confidence: float = CONFIDENCE,
     seed: int = 0,
     share: float = DEFAULT_SHARE,
+    lape_rates: LapeRates | None = None,
     instructions: Sequence[str] | None = None,
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
@@ -103,6 +105,7 @@ def analyze(
         permutations: shuffles of the tests against chance; 0: none. General and unique components take at most 500.
         seed: of every draw and shuffle.
         share: of a category's instructions from which a component is the category's.
+        lape_rates: how much LAPE takes; the authors' own without it.
         instructions: ids of those that figure 6 shows; without it a typical one of each category.
         progress: called with rows and shuffles done, and in all, over every pass.
 
@@ -125,6 +128,7 @@ def analyze(
         confidence=confidence,
         seed=seed,
         share=share,
+        lape_rates=lape_rates,
         instructions=instructions,
     )
     opened, twin = _open(archive), None if tuned is None else _open(tuned)

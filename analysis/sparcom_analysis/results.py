@@ -12,7 +12,7 @@ from sparcom_analysis.measures.experts import CategoryExperts, InstructionExpert
 from sparcom_analysis.measures.layers import LayerCounts
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.measures.similarity import CategorySimilarity
-from sparcom_analysis.statistics.bootstrap import MeanIntervals, PairIntervals, Resamples
+from sparcom_analysis.statistics.bootstrap import Interval, MeanIntervals, PairIntervals, Resamples
 from sparcom_analysis.statistics.length_control import LengthControl
 from sparcom_analysis.statistics.permutation import LabelTests
 from sparcom_analysis.tuned.alteration import ExpertAlteration, NeuronAlteration
@@ -37,7 +37,11 @@ class NeuronResult:
 
 @dataclass(frozen=True, slots=True)
 class ExpertResult:
-    """The measures of the experts; None for what was not computed."""
+    """The measures of the experts; None for what was not computed.
+
+    share_interval: of the share of choices that the top experts take, (category, layer); moved_interval: of
+    `shift.moved`, likewise.
+    """
 
     experts: InstructionExperts
     means: CategoryExperts
@@ -49,6 +53,8 @@ class ExpertResult:
     tests: LabelTests | None = None
     shift: ExpertShift | None = None
     altered: ExpertAlteration | None = None
+    share_interval: Interval | None = None
+    moved_interval: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,21 @@ _SHARE_HELP = "Share of a category's instructions from which a neuron or expert 
 )
 @click.option("--matched-tokens", type=click.IntRange(1), help="How many.  [default: as the shortest has, from 8]")
 @click.option("--share", type=_SHARE, default=0.5, show_default=True, help=_SHARE_HELP)
+@click.option("--lape-top", type=_SHARE, default=0.01, show_default=True, help="Share of neurons that LAPE selects.")
+@click.option(
+    "--lape-filter",
+    type=_SHARE,
+    default=0.95,
+    show_default=True,
+    help="Percentile of all p, as a share, that a neuron must pass in some category to be among them.",
+)
+@click.option(
+    "--lape-bar",
+    type=_SHARE,
+    default=0.95,
+    show_default=True,
+    help="Percentile of all p, as a share, above which a selected neuron is specific to a category.",
+)
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, help="For intervals; 0: none.")
 @click.option("--permutations", type=click.IntRange(0), default=9999, show_default=True, help="For tests; 0: none.")
 @click.option(
@@ -80,6 +95,9 @@ def analyze(
     match_tokens: bool | None,
     matched_tokens: int | None,
     share: float,
+    lape_top: float,
+    lape_filter: float,
+    lape_bar: float,
     resamples: int,
     permutations: int,
     confidence: float,
@@ -93,6 +111,7 @@ def analyze(
         raise click.UsageError("--special-token-id says what to leave out: give --special-tokens leave-out with it")
     if instructions and tuned is None:
         raise click.UsageError("--instruction shows an instruction in both models: give --tuned with it")
+    from sparcom_analysis import LapeRates
     from sparcom_analysis import analyze as run
 
     with _progress_bar() as progress:
@@ -109,6 +128,7 @@ def analyze(
             match_tokens=match_tokens,
             matched_tokens=matched_tokens,
             share=share,
+            lape_rates=LapeRates(top=lape_top, filter=lape_filter, bar=lape_bar),
             resamples=resamples,
             permutations=permutations,
             confidence=confidence,
@@ -166,20 +186,23 @@ def _sizes(metrics: Metrics, whose: str) -> str:
 def _similarity(metrics: Metrics, whose: str = "") -> list[str]:
     """How alike categories are in the sets."""
     part = metrics.shown_similarity
-    shown = "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
-    title = f"similarity of categories{f' in neurons{whose}' if whose else ''} (mean Jaccard index, {shown})"
+    whose = f" in neurons{whose}" if whose else ""
+    title = f"similarity of categories{whose} (mean Jaccard index, {_self_pairs(metrics)})"
     return [title, *_table(part.categories, part.matrix)]
+
+
+def _self_pairs(metrics: Metrics) -> str:
+    """Which version of equations 10 and 14 is printed."""
+    return "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
 
 
 def _experts(metrics: Metrics) -> list[str]:
     """How alike categories are in their experts, and what tuning shifts."""
-    part = metrics.ise_correlation
+    part = metrics.shown_correlation
     if part is None:
         return []
-    lines = [
-        "similarity of categories in their experts (mean Pearson correlation of two different instructions)",
-        *_table(part.categories, part.matrix),
-    ]
+    title = f"similarity of categories in their experts (mean Pearson correlation, {_self_pairs(metrics)})"
+    lines = [title, *_table(part.categories, part.matrix)]
     if part.undefined_instructions:
         lines.append(f"{part.undefined_instructions} instructions have no variance and are in no mean")
     if metrics.expert_shift is not None:

@@ -122,6 +122,6 @@ def _likenesses(columns: Sequence[Column], routed: Metrics) -> list[Likeness]:
         Likeness.of(f"{column.title}, neurons", "Jaccard index of ISNs", column.view.isn_similarity_without_self.matrix)
         for column in columns
     ]
-    if routed.ise_correlation is not None:
-        rows.append(Likeness.of("Mixture: routes", "correlation of expert frequencies", routed.ise_correlation.matrix))
+    if (part := routed.ise_correlation_without_self) is not None:
+        rows.append(Likeness.of("Mixture: routes", "correlation of expert frequencies", part.matrix))
     return rows

@@ -82,6 +82,9 @@ def test_layers_and_experts_by_name_are_those_of_metrics(analysed: sa.Analysis, 
     correlation = to_xarray(experts.correlation, intervals=experts.intervals)
     assert_equals(correlation["correlation"], written["ise_correlation"]["matrix"], PAIRS)
     assert_equals(correlation["correlation_low"], written["ise_correlation"]["low"], PAIRS)
+    part = written["ise_correlation_without_self"]
+    assert_equals(correlation["without_self"], part["matrix"], PAIRS)
+    assert_equals(correlation["without_self_high"], part["high"], PAIRS)
     top = to_xarray(experts.top)
     assert top["rank"].values.tolist() == [1, 2, 3, 4, 5]
     most = top["top_expert"].sel(category="QA", layer=2, rank=1).item()
@@ -104,7 +107,9 @@ def test_alteration_by_name_is_that_of_metrics(analysed: sa.Analysis, written: d
     by_layer = to_xarray(neurons.altered.by_category(neurons.altered.layer_alteration), layer_ids=layers)
     np.testing.assert_allclose(by_layer["mean"], part["layer_alteration"], rtol=0, atol=1e-12)
     assert_equals(to_xarray(experts.altered)["correlation"], experts.altered.correlation, ("instruction",))
-    shift = to_xarray(experts.shift)
+    shift = to_xarray(experts.shift, intervals=experts.moved_interval)
+    for end in ("moved", "moved_low", "moved_high"):
+        assert_equals(shift[end], written["expert_shift"][end], ("category", "layer"))
     assert_equals(shift["shift"], experts.shift.shift, ("category", "layer", "expert"))
     assert_equals(shift["kept"], experts.shift.kept, ("category", "layer", "rank"))
     shown = sa.venn_by_layer(neurons.altered, ["i002", "i007"])
@@ -153,9 +158,14 @@ def test_matched_measures_stand_along_components(analysed: sa.Analysis) -> None:
         chosen = labelled.sel(component=one.plain.population.component)
         assert_equals(chosen["similarity_matched"], one.similarity.matched, PAIRS)
         assert_equals(chosen["without_self_difference"], one.without_self.difference, PAIRS)
-    assert_equals(labelled["expert_correlation_plain"], control.experts.plain, PAIRS)
+    assert_equals(labelled["expert_correlation_plain"], control.experts.correlation.plain, PAIRS)
+    assert_equals(labelled["expert_without_self_plain"], control.experts.without_self.plain, PAIRS)
+    assert_equals(to_xarray(control.experts)["without_self_matched"], control.experts.without_self.matched, PAIRS)
     assert labelled.attrs["drawn_tokens"] == control.neurons[0].matched.token_facts.drawn
-    assert_equals(to_xarray(control.experts)["matched"], control.experts.matched, PAIRS)
+    pair = control.experts.correlation
+    assert_equals(to_xarray(pair)["matched"], pair.matched, PAIRS)
+    assert pair.intervals is not None
+    assert_equals(to_xarray(pair)["difference_low"], pair.intervals.difference.low, PAIRS)
 
 
 def test_lape_names_layer_expert_and_neuron(analysed: sa.Analysis) -> None:

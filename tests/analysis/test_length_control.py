@@ -91,15 +91,18 @@ def test_experts_are_compared_over_the_same_instructions(make_moe) -> None:  # t
     matched = instruction_experts(archive, tokens=draw)
     chosen = [k for k, index in enumerate(experts.instruction) if index in matched.instruction]
     assert 3 < len(chosen) < len(experts)
-    pair = length_control(archive, [], experts, draw).experts
-    assert pair is not None
-    for found, measured, places in (
-        (pair.plain, experts, chosen),
-        (pair.matched, matched, list(range(len(matched)))),
+    found = length_control(archive, [], experts, draw).experts
+    assert found is not None
+    for side, measured, places in (
+        ("plain", experts, chosen),
+        ("matched", matched, list(range(len(matched)))),
     ):
         r = np.corrcoef([measured.frequencies(k).ravel() for k in places])
         names = [measured.categories[k] for k in places]
-        np.testing.assert_allclose(found, means(r, names, ["a", "b", "c"], own=False), rtol=0, atol=1e-12)
+        for pair, own in ((found.correlation, True), (found.without_self, False)):
+            np.testing.assert_allclose(
+                getattr(pair, side), means(r, names, ["a", "b", "c"], own=own), rtol=0, atol=1e-12
+            )
 
 
 def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ignore[no-untyped-def]
@@ -112,7 +115,9 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     np.testing.assert_array_equal(control.neurons[0].similarity.matched, similarity.matrix)
     np.testing.assert_array_equal(control.neurons[0].without_self.matched, similarity.without_self)
     assert control.experts is not None
-    np.testing.assert_array_equal(control.experts.matched, expert_correlation(experts).matrix)
+    correlation = expert_correlation(experts)
+    np.testing.assert_array_equal(control.experts.correlation.matched, correlation.matrix)
+    np.testing.assert_array_equal(control.experts.without_self.matched, correlation.without_self)
     assert control.neurons[0].similarity.rank_correlation == 1.0
     assert control.neurons[0].size_by_length == (None, None)
     part = length_part(control)

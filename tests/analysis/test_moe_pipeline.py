@@ -24,8 +24,9 @@ from sparcom_analysis import (
     isn_by_layer,
     top_experts,
 )
-from sparcom_analysis.figures.experts import maps_figure, panels
+from sparcom_analysis.figures.experts import all_figures, maps_figure, panels
 from sparcom_analysis.figures.neurons import to_svg
+from sparcom_analysis.findings.experts import correlation_sentence
 from sparcom_analysis.passes import Passes
 from sparcom_analysis.schema.metrics import COMPONENT_PARTS
 from sparcom_analysis.tables.experts import all_label
@@ -54,6 +55,7 @@ EXPERT_FIELDS = [
     "components",
     "expert_frequency",
     "ise_correlation",
+    "ise_correlation_without_self",
     "top_experts",
     "expert_shift",
     "ise_alteration",
@@ -89,12 +91,14 @@ EXPERT_TABLES = {
     "top_experts",
     "top_experts_kept",
     "ise_correlation",
+    "ise_correlation_without_self",
     "ise_correlation_intervals",
     "ise_tests",
     "ise_pair_tests",
     "ise_alteration",
     "expert_shift",
     "length_matched-ise",
+    "length_matched_without_self-ise",
     "general_unique",
     "lape",
     *GROUPS,
@@ -162,7 +166,9 @@ def test_metrics_hold_the_numbers_of_the_functions(compared) -> None:  # type: i
     means = category_experts(experts)
     assert raw["expert_frequency"]["mean"] == means.mean.tolist()
     assert raw["expert_frequency"]["overall"] == means.overall.tolist()
-    assert raw["ise_correlation"]["matrix"] == expert_correlation(experts).matrix.tolist()
+    correlation = expert_correlation(experts)
+    assert raw["ise_correlation"]["matrix"] == correlation.matrix.tolist()
+    assert raw["ise_correlation_without_self"]["matrix"] == correlation.without_self.tolist()
     assert raw["top_experts"]["overall_expert"] == top_experts(means).overall_expert.tolist()
     assert (raw["expert_shift"]["matched"], raw["expert_shift"]["only_tuned"]) == (9, 1)
     assert raw["archive"]["moe"] == {
@@ -193,7 +199,7 @@ def test_files_do_not_depend_on_blocks_or_where_sets_lie(make_moe, undrawn, tmp_
         found.append({name: data for name, data in files.items() if archive is masks or name.endswith(".csv")})
     assert found[0] == found[1]
     assert found[2] == {name: data for name, data in found[0].items() if name.endswith(".csv")}
-    assert len(found[2]) == 3 * 11 + 15
+    assert len(found[2]) == 3 * 11 + 16
 
 
 @pytest.mark.parametrize("absent", [("dense_layers",), ("shared_neurons",), ("dense_layers", "shared_neurons")])
@@ -236,12 +242,12 @@ def test_tables_of_experts_hold_the_numbers(compared) -> None:  # type: ignore[n
     assert top is not None
     assert shift is not None
     header, *rows = table(tmp_path, "expert_frequency")
-    assert header == ["category", "layer", "expert", "frequency"]
+    assert header == ["category", "layer", "expert", "frequency", "low", "high"]
     assert [float(row[3]) for row in rows] == np.array([*part.mean, part.overall]).ravel().tolist()
     assert [row[:3] for row in rows[:8]] == [["CLS", str(1 + k // 9), str(k % 9)] for k in range(8)]
     assert rows[-1][:3] == ["(all)", "2", "8"]
     header, *rows = table(tmp_path, "top_experts")
-    assert header == ["category", "layer", "rank", "expert", "frequency"]
+    assert header == ["category", "layer", "rank", "expert", "frequency", "low", "high"]
     assert [int(row[3]) for row in rows] == np.array([*top.expert, top.overall_expert]).ravel().tolist()
     assert [row[2] for row in rows[:6]] == ["1", "2", "3", "4", "5", "1"]
     header, *rows = table(tmp_path, "expert_shift")
@@ -274,8 +280,41 @@ def test_no_variance_is_said(make_moe, undrawn, tmp_path: Path) -> None:  # type
     assert result.exit_code == 0, result.output
     assert "10 instructions have no variance and are in no mean" in result.output
     raw = json.loads((tmp_path / "metrics.json").read_text("utf-8"))
-    assert raw["ise_correlation"]["matrix"] == [[None, None], [None, None]]
+    for name in ("ise_correlation", "ise_correlation_without_self"):
+        assert raw[name]["matrix"] == raw[name]["low"] == [[None, None], [None, None]]
     assert "10 instructions choose every expert equally often" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_self_pairs_of_experts_are_shown_as_asked_for(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Figure 4, the matched maps and the command show the version that the option names; both are always written."""
+    archive = make_moe(lengths=(9, 14)).archive
+    arguments = [archive.path, "--resamples", "20", "--permutations", "9", "--output", str(tmp_path)]
+    for option, words in (([], "counted"), (["--exclude-self-pairs"], "left out")):
+        result = CliRunner().invoke(command, [*arguments, *option])
+        assert result.exit_code == 0, result.output
+        metrics = Metrics.model_validate_json((tmp_path / "metrics.json").read_bytes())
+        assert metrics.ise_correlation is not None
+        assert metrics.ise_correlation_without_self is not None
+        assert metrics.length_matched is not None
+        parts = {"counted": metrics.ise_correlation, "left out": metrics.ise_correlation_without_self}
+        assert metrics.shown_correlation == parts[words]
+        assert f"mean Pearson correlation, pairs of an instruction with itself {words}" in result.output
+        shown = all_figures(metrics)["ise_correlation"].axes[0]
+        np.testing.assert_array_equal(shown.images[0].get_array(), parts[words].matrix)
+        assert ("left out" in shown.get_title()) == (words == "left out")
+        assert "two different instructions correlate" in correlation_sentence(metrics)
+        assert ("diagonal of the figure is higher" in correlation_sentence(metrics)) == (words == "counted")
+        header, *rows = table(tmp_path, "ise_correlation_intervals")
+        assert header[2:] == [
+            f"{which}{end}" for which in ("with_self", "without_self") for end in ("", "_low", "_high")
+        ]
+        one = [parts[which] for which in ("counted", "left out")]
+        assert [float(cell) for cell in rows[0][2:]] == [
+            v for p in one for v in (p.matrix[0][0], p.low[0][0], p.high[0][0])
+        ]
+    assert metrics.tests.matrices[-1].category_within == [
+        pytest.approx(parts["left out"].matrix[k][k], abs=1e-12) for k in range(2)
+    ]
 
 
 def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -288,7 +327,7 @@ def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -
         "neurons of neuron: epsilon",
         "neurons of shared_expert_neuron: epsilon",
         "similarity of categories in neurons of expert_neuron (mean Jaccard",
-        "mean Pearson correlation",
+        "mean Pearson correlation, pairs of an instruction with itself counted",
         "Over the 10 inst",
     ):
         assert result.output.count(text) == 1

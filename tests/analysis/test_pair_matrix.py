@@ -58,6 +58,7 @@ def test_kept_correlations_give_the_same_bits(make_moe) -> None:  # type: ignore
     pairs = correlation_pairs(experts)
     direct, kept = expert_correlation(experts), expert_correlation(experts, pairs)
     np.testing.assert_array_equal(kept.matrix, direct.matrix)
+    np.testing.assert_array_equal(kept.without_self, direct.without_self)
     assert kept.undefined == direct.undefined
     np.testing.assert_array_equal(pairs.values, instruction_correlations(experts))
 

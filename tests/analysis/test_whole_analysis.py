@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sparcom_analysis import Analysis, Metrics, analyze, instruction_experts, instruction_specific_neurons
+from sparcom_analysis import (
+    Analysis,
+    LapeRates,
+    Metrics,
+    analyze,
+    instruction_experts,
+    instruction_specific_neurons,
+    lape,
+    pooled_counts,
+)
 from sparcom_analysis.lists.ids import ComponentsFile
 from sparcom_analysis.lists.long_tensors import read_index_arrays
 from sparcom_analysis.measures.similarity import similarity_pairs
@@ -284,6 +293,21 @@ def test_special_tokens_are_left_out_everywhere(tmp_path: Path, undrawn) -> None
     assert f"{facts.special_rows} rows, token ids {special}" in result.report.read_text("utf-8")
 
 
+def test_lape_takes_what_is_asked_for(pairs, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Rates that are given are those of `lape`, of every component; without any they are the authors' own."""
+    base, _, result = pairs["mixture"]
+    rates = LapeRates(top=0.07, filter=0.6, bar=0.5)
+    found = analyze(base, tmp_path, lape_rates=rates, match_tokens=False, **FEW)
+    assert found.metrics.lape is not None
+    assert result.metrics.lape is not None
+    assert (result.metrics.lape.top_rate, result.metrics.lape.bar_rate) == (0.01, 0.95)
+    for group, one in zip(found.metrics.lape.groups, found.results.neurons, strict=True):
+        own = lape(pooled_counts(base, component=group.component), rates)
+        assert (group.selected, group.filter, group.bar) == (len(own.neuron), own.filter, own.bar)
+        assert one.lape is not None
+        np.testing.assert_array_equal(one.lape.neuron, own.neuron)
+
+
 def test_instructions_to_show_are_those_asked_for(pairs, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Figure 6 shows the ids in their order; ids that are not in both archives are refused before the first pass."""
     base, tuned, _ = pairs["dense"]
@@ -333,7 +357,7 @@ def test_the_command_takes_every_option(pairs, undrawn, tmp_path: Path) -> None:
     """What is given on the command line is what metrics.json says was used."""
     base, tuned, _ = pairs["dense"]
     arguments = ["--share", "0.4", "--resamples", "12", "--permutations", "15", "--confidence", "0.9", "--seed", "5"]
-    arguments += ["--matched-tokens", "6"]
+    arguments += ["--matched-tokens", "6", "--lape-top", "0.1", "--lape-filter", "0.8", "--lape-bar", "0.7"]
     arguments += ["--special-tokens", "leave-out", "--special-token-id", "1", "--special-token-id", "2"]
     arguments += ["--instruction", "i001", "--tuned", str(tuned.path), "--output", str(tmp_path)]
     result = CliRunner().invoke(command, [str(base.path), *arguments])
@@ -345,6 +369,8 @@ def test_the_command_takes_every_option(pairs, undrawn, tmp_path: Path) -> None:
     assert metrics.general_unique is not None
     assert metrics.length_matched is not None
     assert (metrics.tests.permutations, metrics.general_unique.share) == (15, 0.4)
+    assert metrics.lape is not None
+    assert (metrics.lape.top_rate, metrics.lape.filter_rate, metrics.lape.bar_rate) == (0.1, 0.8, 0.7)
     assert (metrics.length_matched.tokens, metrics.length_matched.seed) == (6, 5)
     assert (metrics.settings.special_tokens, metrics.instructions.special_token_ids) == ("leave_out", [1, 2])
     assert "Tuning alters an instruction’s neurons by" in result.output

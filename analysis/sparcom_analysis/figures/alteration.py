@@ -8,6 +8,7 @@ apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +19,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from sparcom_analysis.figures.neurons import COLOURS, DASHES, MARKERS, PER_INSTRUCTION, label, layer_ticks
+from sparcom_analysis.figures.neurons import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    PER_INSTRUCTION,
+    Values,
+    bands,
+    label,
+    layer_ticks,
+)
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.alteration import IsnAlteration, IsnVenn, VennInstruction
 
@@ -31,11 +41,31 @@ PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Curves by layer: float64 (category, layer) each, NaN where there is no value or no interval."""
+
+    title: str
+    values: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, title: str, values: Values, low: Values, high: Values) -> Panel:
+        """From lists as metrics.json has them."""
+        return cls(title, *(np.array(part, dtype=np.float64) for part in (values, low, high)))  # None becomes NaN
+
+
 def layer_pair_figure(part: IsnAlteration, base_name: str) -> Figure:
     """Figure 5: mean number of ISNs in each layer over the instructions of both models, the tuned above the base."""
     panels = [
-        (f"tuned: {label(part.twin.model_name)}", np.array(part.tuned_by_layer)),
-        (f"base: {label(base_name)}", np.array(part.base_by_layer)),
+        Panel.of(
+            f"tuned: {label(part.twin.model_name)}",
+            part.tuned_by_layer,
+            part.tuned_by_layer_low,
+            part.tuned_by_layer_high,
+        ),
+        Panel.of(f"base: {label(base_name)}", part.base_by_layer, part.base_by_layer_low, part.base_by_layer_high),
     ]
     title = f"Instruction-specific neurons by layer, {TITLES[part.component]}"
     return _layer_panels(panels, part.categories, part.layer_ids, title, PER_INSTRUCTION)
@@ -44,8 +74,8 @@ def layer_pair_figure(part: IsnAlteration, base_name: str) -> Figure:
 def layer_alteration_figure(part: IsnAlteration, base_name: str) -> Figure:
     """Equation 15 among the neurons of each layer, by category; a gap where no instruction has an ISN."""
     title = f"Alteration by layer, {TITLES[part.component]}"
-    values = np.array(part.layer_alteration, dtype=np.float64)  # None becomes NaN
-    panels = [(f"{label(base_name)} to {label(part.twin.model_name)}", values)]
+    name = f"{label(base_name)} to {label(part.twin.model_name)}"
+    panels = [Panel.of(name, part.layer_alteration, part.layer_low, part.layer_high)]
     return _layer_panels(panels, part.categories, part.layer_ids, title, "alteration of ISNs, mean")
 
 
@@ -90,22 +120,24 @@ def _venn_bars(axes: Axes, one: VennInstruction, layer_ids: Sequence[int]) -> No
 
 
 def _layer_panels(
-    panels: Sequence[tuple[str, NDArray[np.float64]]],
+    panels: Sequence[Panel],
     categories: Sequence[str],
     layer_ids: Sequence[int],
     title: str,
     quantity: str,
 ) -> Figure:
-    """Panels above each other, one scale for all: name and float64 (category, layer), NaN where there is no value."""
+    """Panels above each other, one scale for all; intervals are bands behind the lines, which maps do not have."""
     lines = len(categories) <= len(COLOURS)
     each = 2.5 if lines else min(7.0, 1.0 + 0.17 * len(categories))
     figure = Figure(figsize=(5.4, 1.4 + each * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
-    values = np.concatenate([values.ravel() for _, values in panels])
+    values = np.concatenate([part.ravel() for one in panels for part in ((one.values, one.high)[: 1 + lines])])
     most = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
-    for axes, (name, one) in zip(grid, panels, strict=True):
-        axes.set_title(name, fontsize=9.5, loc="left")
-        (_lines if lines else _map)(axes, categories, layer_ids, one, most or 1.0)
+    for axes, one in zip(grid, panels, strict=True):
+        axes.set_title(one.title, fontsize=9.5, loc="left")
+        if lines and np.isfinite(one.low).any():
+            bands(axes, layer_ids, one.low, one.high)
+        (_lines if lines else _map)(axes, categories, layer_ids, one.values, most or 1.0)
     grid[-1].set_xlabel("layer", fontsize=10)
     if lines:
         figure.supylabel(quantity, fontsize=10)

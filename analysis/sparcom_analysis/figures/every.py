@@ -69,7 +69,8 @@ def _matched(metrics: Metrics, results: Results) -> dict[str, Figure]:
         ending = ending_of(metrics, one.component)
         found[f"length_matched{ending}"] = matched_figure(part, shown, title, "mean Jaccard index of ISN sets")
         found[f"set_size_by_length{ending}"] = size_figure(measured, metrics.archive.model_name)
-    if part.ise_correlation is not None:
+    routed = part.ise_correlation_without_self if metrics.settings.exclude_self_pairs else part.ise_correlation
+    if routed is not None:
         title, what = f"Similarity of categories in their experts with T matched, {model}", "mean Pearson correlation"
-        found["length_matched-ise"] = matched_figure(part, part.ise_correlation, title, f"{what} of expert frequencies")
+        found["length_matched-ise"] = matched_figure(part, routed, title, f"{what} of expert frequencies")
     return found

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sparcom_analysis.figures.neurons import curves_figure, label, layer_ticks, matrix_figure
-from sparcom_analysis.findings.experts import top_share
 from sparcom_analysis.schema.metrics import Metrics
 
 MOST_PANELS = 12  # categories that get a map each; with more there is one map over all instructions
@@ -25,7 +24,8 @@ Maps = Sequence[Sequence[Sequence[float]]]
 def all_figures(metrics: Metrics) -> dict[str, Figure]:
     """Every figure about experts, by the name of its file."""
     part, name = metrics.expert_frequency, label(metrics.archive.model_name)
-    correlation, top = metrics.ise_correlation, metrics.top_experts
+    correlation, top = metrics.shown_correlation, metrics.top_experts
+    left_out = "\npairs of an instruction with itself left out" if metrics.settings.exclude_self_pairs else ""
     assert part is not None and correlation is not None and top is not None  # noqa: PT018, S101  (they come together)
     drawn = {
         "expert_frequency": maps_figure(
@@ -37,15 +37,16 @@ def all_figures(metrics: Metrics) -> dict[str, Figure]:
         "ise_correlation": matrix_figure(
             correlation.categories,
             correlation.matrix,
-            f"Similarity of categories in their experts\n{name}",
+            f"Similarity of categories in their experts\n{name}{left_out}",
             "mean Pearson correlation of expert frequencies",
         ),
         "top_expert_share": curves_figure(
             top.categories,
             top.layer_ids,
-            top_share(metrics),
+            top.share,
             f"Choices that go to the layer's {len(top.overall_expert[0])} most chosen experts\n{name}",
             "share of the category's choices",
+            None if top.share_low is None or top.share_high is None else (top.share_low, top.share_high),
         ),
     }
     return drawn | _shift_figures(metrics)
@@ -72,6 +73,7 @@ def _shift_figures(metrics: Metrics) -> dict[str, Figure]:
             part.moved,
             f"Choices that tuning moves to other experts\n{name}",
             "choices a token, mean frequencies compared",
+            None if part.moved_low is None or part.moved_high is None else (part.moved_low, part.moved_high),
         ),
     }
 

@@ -132,7 +132,7 @@ def curves_figure(
     axes = figure.add_subplot()
     if lines:
         if ends is not None:
-            _bands(axes, layer_ids, *ends)
+            bands(axes, layer_ids, *ends)
         reached = [*values, *(() if ends is None else ends[1])]
         top = max((value for row in reached for value in row if value is not None), default=0.0)
         _layer_lines(axes, categories, layer_ids, values, top)
@@ -155,7 +155,9 @@ def layer_ticks(axes: Axes, layer_ids: Sequence[int], *, vertical: bool = False)
     (axes.set_yticks if vertical else axes.set_xticks)(ticks, [str(layer_ids[tick]) for tick in ticks])
 
 
-def _bands(axes: Axes, layer_ids: Sequence[int], low: Values, high: Values) -> None:
+def bands(
+    axes: Axes, layer_ids: Sequence[int], low: Values | NDArray[np.float64], high: Values | NDArray[np.float64]
+) -> None:
     """Intervals as pale bands; none where a value has none."""
     for index, both in enumerate(zip(low, high, strict=True)):
         below, above = (np.array(end, dtype=np.float64) for end in both)

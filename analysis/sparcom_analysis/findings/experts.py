@@ -8,13 +8,6 @@ from __future__ import annotations
 from sparcom_analysis.schema.metrics import Metrics
 
 
-def top_share(metrics: Metrics) -> list[list[float]]:
-    """Category × layer: the share of its choices that goes to the layer's most chosen experts of table 6."""
-    top, part = metrics.top_experts, metrics.expert_frequency
-    assert top is not None and part is not None  # noqa: PT018, S101  (they come together)
-    return [[sum(ranks) / part.experts_per_token for ranks in layers] for layers in top.frequency]
-
-
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -38,7 +31,7 @@ def frequency_sentence(metrics: Metrics) -> str:
 
 def correlation_sentence(metrics: Metrics) -> str:
     """How alike categories are in their experts."""
-    part = metrics.ise_correlation
+    part = metrics.ise_correlation_without_self
     assert part is not None  # noqa: S101  (asked for experts alone)
     pairs = [
         (value, i, j)
@@ -63,6 +56,8 @@ def correlation_sentence(metrics: Metrics) -> str:
         high, low = max(between), min(between)
         names = [f"{part.categories[cell[1]]} and {part.categories[cell[2]]} ({cell[0]:.3f})" for cell in (high, low)]
         text += f" The two categories most alike are {names[0]}; the two least alike are {names[1]}."
+    if within and not metrics.settings.exclude_self_pairs:
+        text += " The diagonal of the figure is higher than that: it counts each instruction with itself as well."
     if part.undefined_instructions:
         text += (
             f" {part.undefined_instructions:,} instructions choose every expert equally often; for them no correlation "
@@ -75,7 +70,7 @@ def share_sentence(metrics: Metrics) -> str:
     """How much of the routing the most chosen experts take."""
     part, frequency = metrics.top_experts, metrics.expert_frequency
     assert part is not None and frequency is not None  # noqa: PT018, S101  (asked for experts alone)
-    means = [_mean(list(column)) for column in zip(*top_share(metrics), strict=True)]
+    means = [_mean(list(column)) for column in zip(*part.share, strict=True)]
     top = max(range(len(means)), key=means.__getitem__)
     low = min(range(len(means)), key=means.__getitem__)
     count = len(part.overall_expert[0])

@@ -21,6 +21,7 @@ from sparcom_analysis.measures.experts import CategoryExperts, InstructionExpert
 from sparcom_analysis.statistics.bootstrap import MeanIntervals, PairIntervals
 
 SHARE = "share of tokens, 0 to 1"
+PEARSON = "mean Pearson correlation, -1 to 1"
 FREQUENCY = ("category", "layer", "expert")
 RANKED = ("category", "layer", "rank")
 
@@ -57,9 +58,11 @@ def top_experts(top: TopExperts) -> xr.Dataset:
 
 
 def expert_correlation(correlation: ExpertCorrelation, *, intervals: PairIntervals | None = None) -> xr.Dataset:
-    """Equation 14; an instruction is not paired with itself, so its intervals are those without such pairs."""
-    mean = variable(CATEGORIES, correlation.matrix, "mean Pearson correlation, -1 to 1", "14")
-    found = with_ends("correlation", mean, None if intervals is None else intervals.without_self)
+    """Equation 14 with and without pairs of an instruction with itself."""
+    ends = (None, None) if intervals is None else (intervals.with_self, intervals.without_self)
+    with_self = variable(CATEGORIES, correlation.matrix, PEARSON, "14")
+    without_self = variable(CATEGORIES, correlation.without_self, PEARSON, "14")
+    found = with_ends("correlation", with_self, ends[0]) | with_ends("without_self", without_self, ends[1])
     return dataset(found, pair_coords(correlation.categories), undefined=correlation.undefined)
 
 

@@ -35,21 +35,24 @@ def to_xarray(result: object, **options: Any) -> xr.Dataset:  # noqa: ARG001  (f
             InstructionExperts          tokens, count, frequency: (instruction, layer, expert), equation 11
             CategoryExperts             frequency: (category, layer, expert), overall: (layer, expert), equation 12
             TopExperts                  top_expert, frequency: (category, layer, rank), table 6
-            ExpertCorrelation           correlation: (category, category_2), equation 14
+            ExpertCorrelation           correlation, without_self: (category, category_2), equation 14
             PairMatrix                  value: (instruction, instruction_2); `ids=` names them
             LabelTests                  within, between, p of the whole, of each category and of every two
-            MatrixPair, MatchedNeurons, LengthControl   plain, matched, difference: (category, category_2)
+            MatrixPair, MatchedNeurons, MatchedExperts, LengthControl
+                                        plain, matched, difference: (category, category_2)
             Components, ComponentResult belonging, unique: (category, layer), shared, general: (layer); with `sets=True`
                                         of Components also which they are, bool
             Lape                        entropy: (selected,), frequency, specific: (category, selected)
             NeuronAlteration            overlap, alteration, layer_alteration, equation 15
             ExpertAlteration            correlation, alteration: (instruction,), equation 16
             CategoryMeans               mean, counted, undefined by category; `layer_ids=` where values are by layer
-            ExpertShift                 base, tuned, shift: (category, layer, expert), and table 6 of both
+            ExpertShift                 base, tuned, shift: (category, layer, expert), moved: (category, layer), and
+                                        table 6 of both
             list of InstructionVenn     only_base, both, only_tuned: (instruction, layer), figure 6; `layer_ids=`
         options: `sets`, `ids`, `layer_ids` as said above; `intervals`, of CategorySimilarity and ExpertCorrelation what
-            `pair_intervals` found, of LayerCounts, CategoryExperts and CategoryMeans what `mean_intervals` found: their
-            ends then stand beside each value as `NAME_low` and `NAME_high`.
+            `pair_intervals` found, of LayerCounts, CategoryExperts and CategoryMeans what `mean_intervals` found, of
+            ExpertShift what `moved_intervals` found: their ends then stand beside each value as `NAME_low` and
+            `NAME_high`.
 
     Returns:
         A dataset, whose variables carry units and equation as attributes, and which itself carries the parameters that

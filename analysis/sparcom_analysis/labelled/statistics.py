@@ -6,9 +6,17 @@ from collections.abc import Callable, Sequence
 
 import xarray as xr
 
-from sparcom_analysis.labelled.labels import CATEGORIES, Variables, dataset, instruction_coords, pair_coords, variable
+from sparcom_analysis.labelled.labels import (
+    CATEGORIES,
+    Variables,
+    dataset,
+    instruction_coords,
+    pair_coords,
+    variable,
+    with_ends,
+)
 from sparcom_analysis.reading.categories import category_labels
-from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons
+from sparcom_analysis.statistics.length_control import LengthControl, MatchedExperts, MatchedNeurons
 from sparcom_analysis.statistics.matrix_pair import MatrixPair
 from sparcom_analysis.statistics.pair_matrix import PairMatrix
 from sparcom_analysis.statistics.permutation import LabelTests
@@ -65,6 +73,12 @@ def matched_neurons(matched: MatchedNeurons) -> xr.Dataset:
     )
 
 
+def matched_experts(matched: MatchedExperts) -> xr.Dataset:
+    """Equation 14 plain and with T matched, with and without pairs of an instruction with itself."""
+    both = _matrices(matched.correlation, "correlation", "14") | _matrices(matched.without_self, "without_self", "14")
+    return dataset(both, pair_coords(matched.correlation.categories))
+
+
 def length_control(control: LengthControl) -> xr.Dataset:
     """The same of every component, along `component`; and of experts."""
     parts = []
@@ -74,13 +88,18 @@ def length_control(control: LengthControl) -> xr.Dataset:
     found: xr.Dataset = xr.concat(parts, dim="component", combine_attrs="override")
     if control.experts is None:
         return found
-    return found.assign(_matrices(control.experts, "expert_correlation", "14"))
+    experts = control.experts
+    found = found.assign(_matrices(experts.correlation, "expert_correlation", "14"))
+    return found.assign(_matrices(experts.without_self, "expert_without_self", "14"))
 
 
 def _matrices(pair: MatrixPair, name: str = "", equation: str = "") -> Variables:
     before = f"{name}_" if name else ""
-    values = {"plain": pair.plain, "matched": pair.matched, "difference": pair.difference}
-    return {f"{before}{key}": variable(CATEGORIES, matrix, MEAN, equation) for key, matrix in values.items()}
+    found: Variables = {}
+    for key in ("plain", "matched", "difference"):
+        ends = None if pair.intervals is None else getattr(pair.intervals, key)
+        found |= with_ends(f"{before}{key}", variable(CATEGORIES, getattr(pair, key), MEAN, equation), ends)
+    return found
 
 
 LABELLED: dict[type, Callable[..., xr.Dataset]] = {
@@ -88,5 +107,6 @@ LABELLED: dict[type, Callable[..., xr.Dataset]] = {
     LabelTests: label_tests,
     MatrixPair: matrix_pair,
     MatchedNeurons: matched_neurons,
+    MatchedExperts: matched_experts,
     LengthControl: length_control,
 }

@@ -9,7 +9,7 @@ import xarray as xr
 
 from sparcom_analysis.labelled.experts import FREQUENCY, RANKED, SHARE, expert_coords, rank_coords
 from sparcom_analysis.labelled.labels import dataset, instruction_coords, variable, with_ends
-from sparcom_analysis.statistics.bootstrap import MeanIntervals
+from sparcom_analysis.statistics.bootstrap import Interval, MeanIntervals
 from sparcom_analysis.tuned.alteration import CategoryMeans, ExpertAlteration, NeuronAlteration
 from sparcom_analysis.tuned.shift import ExpertShift
 from sparcom_analysis.tuned.twins import Twins
@@ -70,8 +70,8 @@ def category_means(
     return dataset(found, coords if layer_ids is None else coords | {"layer": list(layer_ids)})
 
 
-def expert_shift(shift: ExpertShift) -> xr.Dataset:
-    """Equation 12 before and after, their difference, and table 6 of both with those that stay."""
+def expert_shift(shift: ExpertShift, *, intervals: Interval | None = None) -> xr.Dataset:
+    """Equation 12 before and after, their difference, choices that moved, and table 6 of both with those that stay."""
     number = "number of the expert"
     variables = {
         "base": variable(FREQUENCY, shift.base.mean, SHARE, "12"),
@@ -85,6 +85,7 @@ def expert_shift(shift: ExpertShift) -> xr.Dataset:
         "overall_tuned_top_expert": variable(RANKED[1:], shift.tuned_top.overall_expert, number),
         "overall_kept": variable(RANKED[1:], shift.overall_kept, "whether it is among the tuned model's too"),
     }
+    variables |= with_ends("moved", variable(FREQUENCY[:2], shift.moved, "choices a token"), intervals)
     names = ("matched", "only_base", "only_tuned", "different_rows")
     facts = {name: getattr(shift, name) for name in names}
     return dataset(variables, expert_coords(shift.base) | rank_coords(shift.base_top), **facts)

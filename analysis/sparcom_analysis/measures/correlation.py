@@ -1,10 +1,13 @@
 """How alike instructions are in the experts they use: equations 13 and 14.
 
 The similarity of two instructions is Pearson's correlation of their expert frequencies, over all experts of all layers;
-that of two categories its mean over the pairs of two different instructions. An instruction is not paired with itself.
+that of two categories its mean over all pairs of an instruction of the one and an instruction of the other. Within a
+category the equation counts the pair of an instruction with itself, which is 1 whatever the model does; both versions
+are computed here, as of equation 10.
 
 Frequencies that are the same for every expert (where a token chooses all of them) have no variance, and with them no
-correlation is defined: it is not a number, not 0, stays out of the means, and how many there are is said.
+correlation is defined, not even with itself: it is not a number, not 0, stays out of the means, and how many there are
+is said.
 
 Computed from the whole numbers T · f, of which r is the same: with c over N experts and layers,
 r = (N Σ c c' − Σ c Σ c') / √((N Σ c² − (Σ c)²) (N Σ c'² − (Σ c')²)). Sums and differences are exact, so neither
@@ -32,12 +35,16 @@ _EXACT_INTEGER = 2**63
 class ExpertCorrelation:
     """Mean Pearson correlation between categories, equation 14.
 
-    categories: c names, in order of first appearance. matrix: float64 (c, c), symmetric, -1 to 1; NaN where there is no
-    pair with a value. undefined: instructions whose frequencies have no variance.
+    categories: c names, in order of first appearance.
+    matrix: float64 (c, c), symmetric, -1 to 1, pairs of an instruction with itself counted, as in the equation; NaN
+    where there is no pair with a value.
+    without_self: the same without those pairs; the diagonal of a category with one instruction is NaN (no pair).
+    undefined: instructions whose frequencies have no variance; they are in no mean.
     """
 
     categories: Sequence[str]
     matrix: NDArray[np.float64]
+    without_self: NDArray[np.float64]
     undefined: int
 
 
@@ -82,15 +89,17 @@ def correlation_pairs(experts: InstructionExperts) -> PairMatrix:
 
 
 def expert_correlation(experts: InstructionExperts, pairs: PairMatrix | None = None) -> ExpertCorrelation:
-    """Equation 14: the mean correlation within each category and between every two.
+    """Equation 14: the mean correlation within each category and between every two, with and without pairs of an
+    instruction with itself.
 
     Args:
         pairs: `correlation_pairs` of these experts where they are kept: the same bits without computing them again.
     """
     means = PairMeans(experts.categories)
-    undefined = 0
+    itself = np.empty(len(experts))
     for rows, columns, block in correlation_blocks(experts) if pairs is None else pairs.blocks():
         means.add(rows, columns, block)
         if rows == columns:
-            undefined += int(np.isnan(np.diagonal(block)).sum())
-    return ExpertCorrelation(means.labels, means.without_self(), undefined)
+            itself[rows] = np.diagonal(block)
+    undefined = int(np.isnan(itself).sum())
+    return ExpertCorrelation(means.labels, means.with_self(itself), means.without_self(), undefined)

@@ -171,6 +171,17 @@ def top_experts(means: CategoryExperts, count: int = TOP) -> TopExperts:
     return TopExperts(means.categories, means.layer_ids, expert, frequency, overall_expert, overall_frequency)
 
 
+def top_shares(experts: InstructionExperts, top: TopExperts) -> NDArray[np.float64]:
+    """Of each instruction's choices, the share that goes to the top experts of its category: float64 (n, layer).
+
+    Their mean over a category is the sum of `top.frequency` over ranks, divided by the choices of a token.
+    """
+    chosen = top.expert[category_codes(experts.categories)]
+    taken = np.take_along_axis(experts.counts, chosen, axis=2).sum(axis=2, dtype=np.int64)
+    shares: NDArray[np.float64] = taken / (experts.tokens[:, None] * np.float64(experts.choices))
+    return shares
+
+
 def _top(frequency: NDArray[np.float64], count: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     order = np.argsort(-frequency.round(TIE_DIGITS), axis=-1, kind="stable")[..., :count]
     return order, np.take_along_axis(frequency, order, axis=-1)

@@ -47,7 +47,10 @@ class PairMeans:
         return np.divide(sums, pairs, out=np.full_like(sums, np.nan), where=pairs > 0)
 
     def with_self(self, itself: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64 (c, c): the same with each instruction paired with itself, whose value is given: float64 (n,)."""
-        own = np.diag(np.bincount(self._codes, weights=itself, minlength=len(self.labels)))
-        members = np.diag(np.bincount(self._codes, minlength=len(self.labels)))
-        return (self._sums + self._sums.T + own) / (self._pairs + self._pairs.T + members)
+        """float64 (c, c): the same with each instruction paired with itself, whose value is given: float64 (n,), NaN
+        where it has none."""
+        known = ~np.isnan(itself)
+        own = np.diag(np.bincount(self._codes[known], weights=itself[known], minlength=len(self.labels)))
+        members = np.diag(np.bincount(self._codes[known], minlength=len(self.labels)))
+        sums, pairs = self._sums + self._sums.T + own, self._pairs + self._pairs.T + members
+        return np.divide(sums, pairs, out=np.full_like(sums, np.nan), where=pairs > 0)

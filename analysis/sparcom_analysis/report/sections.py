@@ -90,7 +90,9 @@ def _correlation(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     sentence = findings_experts.correlation_sentence(metrics)
     yield figure("ise_correlation", "Heat map of the correlation of categories", sentence)
     yield from _tested(metrics, None)
-    yield from _held(tables, "ise_correlation", "ise_correlation_intervals", "ise_tests", "ise_pair_tests")
+    yield table(tables["ise_correlation"], "Equation 14: pairs with itself counted")
+    yield table(tables["ise_correlation_without_self"], "Equation 14: pairs with itself left out")
+    yield from _held(tables, "ise_correlation_intervals", "ise_tests", "ise_pair_tests")
 
 
 def _length(metrics: Metrics, tables: Tables) -> Iterator[Block]:
@@ -113,11 +115,12 @@ def _length(metrics: Metrics, tables: Tables) -> Iterator[Block]:
         look = "Set size against number of tokens, a point an instruction, with all tokens and with T matched"
         yield figure(f"set_size_by_length{ending}", look, size_sentence(part, one))
         yield from _held(tables, f"length_matched{ending}", f"length_matched_without_self{ending}")
-    if part.ise_correlation is not None:
+    routed = part.ise_correlation_without_self if metrics.settings.exclude_self_pairs else part.ise_correlation
+    if routed is not None:
         yield heading("experts")
-        sentence = length_sentence(part, part.ise_correlation, "the correlation of expert frequencies")
+        sentence = length_sentence(part, routed, "the correlation of expert frequencies")
         yield figure("length_matched-ise", "Two heat maps, with all tokens and with T matched", sentence)
-        yield from _held(tables, "length_matched-ise")
+        yield from _held(tables, "length_matched-ise", "length_matched_without_self-ise")
 
 
 def _layers(views: Mapping[str, Metrics], tables: Tables) -> Iterator[Block]:
@@ -212,7 +215,7 @@ def _experts_altered(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     yield figure("expert_shift", "Maps of expert by layer: frequency in the tuned model minus the base model", sentence)
     moved = (
         "By layer and category: how many of a token’s choices go to other experts after tuning, half the sum of the "
-        "absolute shifts above."
+        "absolute shifts above. Noise alone puts it above 0 where instructions are few; intervals are centred on it."
     )
     yield figure("expert_moved", "Chart of the choices that move, by layer", moved)
     kept = "The most chosen experts before tuning (table 6); those that stay among them after it are marked *"

@@ -33,6 +33,8 @@ class IsnAlterationOverall(Part):
     instructions: int = Field(description="With a value.")
     undefined: int = Field(description="Without: neither model has an ISN.")
     overlap: float | None = Field(description="Mean overlap O.")
+    overlap_low: float | None = Field(description="Lower end of its interval: 1 minus `high`.")
+    overlap_high: float | None = Field(description="Upper end of it: 1 minus `low`.")
     alteration: float | None = Field(description="Mean alteration A = 1 − O.")
     low: float | None = Field(description="Lower end of the interval of the alteration; null where there is none.")
     high: float | None = Field(description="Upper end.")
@@ -42,7 +44,11 @@ class IsnAlterationOverall(Part):
     layer_low: Values = Field(description="By layer: lower end of its interval.")
     layer_high: Values = Field(description="By layer: upper end.")
     base_by_layer: list[float] = Field(description="By layer: ISNs of a matched instruction in the base model, mean.")
+    base_by_layer_low: Values = Field(description="By layer: lower end of the interval of `base_by_layer`.")
+    base_by_layer_high: Values = Field(description="By layer: upper end of it.")
     tuned_by_layer: list[float] = Field(description="By layer: the same in the tuned model.")
+    tuned_by_layer_low: Values = Field(description="By layer: lower end of the interval of `tuned_by_layer`.")
+    tuned_by_layer_high: Values = Field(description="By layer: upper end of it.")
 
 
 class IsnAlteration(Part):
@@ -55,6 +61,8 @@ class IsnAlteration(Part):
     instructions: list[int] = Field(description="Matched instructions with a value.")
     undefined: list[int] = Field(description="Matched instructions without: neither model has an ISN.")
     overlap: Values = Field(description="Mean overlap O of equation 15, 0 to 1.")
+    overlap_low: Values = Field(description="Lower end of the interval of the overlap: 1 minus `high`.")
+    overlap_high: Values = Field(description="Upper end of it: 1 minus `low`.")
     alteration: Values = Field(description="Mean alteration A = 1 − O, 0 to 1.")
     low: Values = Field(description="Lower end of the interval of the alteration; null where there is none.")
     high: Values = Field(description="Upper end.")
@@ -69,7 +77,15 @@ class IsnAlteration(Part):
     base_by_layer: list[list[float]] = Field(
         description="Category × layer: ISNs of a matched instruction in the layer, mean, in the base model."
     )
+    base_by_layer_low: list[Values] = Field(
+        description="Category × layer: lower end of the interval of `base_by_layer`; null where there is none."
+    )
+    base_by_layer_high: list[Values] = Field(description="Category × layer: upper end of it.")
     tuned_by_layer: list[list[float]] = Field(description="Category × layer: the same in the tuned model.")
+    tuned_by_layer_low: list[Values] = Field(
+        description="Category × layer: lower end of the interval of `tuned_by_layer`; null where there is none."
+    )
+    tuned_by_layer_high: list[Values] = Field(description="Category × layer: upper end of it.")
     overall: IsnAlterationOverall = Field(description="The same over all matched instructions.")
 
 
@@ -79,6 +95,8 @@ class IseAlterationOverall(Part):
     instructions: int = Field(description="With a value.")
     undefined: int = Field(description="Without: in a model its expert frequencies have no variance.")
     correlation: float | None = Field(description="Mean correlation r.")
+    correlation_low: float | None = Field(description="Lower end of the interval of r: 1 minus `high`.")
+    correlation_high: float | None = Field(description="Upper end of the interval of r: 1 minus `low`.")
     alteration: float | None = Field(description="Mean alteration 1 − r.")
     low: float | None = Field(description="Lower end of the interval of the alteration; null where there is none.")
     high: float | None = Field(description="Upper end.")
@@ -92,6 +110,8 @@ class IseAlteration(Part):
     instructions: list[int] = Field(description="Matched instructions with a value.")
     undefined: list[int] = Field(description="Matched instructions without: expert frequencies have no variance.")
     correlation: Values = Field(description="Mean correlation r of equation 16, -1 to 1.")
+    correlation_low: Values = Field(description="Lower end of the interval of r: 1 minus `high`.")
+    correlation_high: Values = Field(description="Upper end of the interval of r: 1 minus `low`.")
     alteration: Values = Field(description="Mean alteration 1 − r, 0 to 2.")
     low: Values = Field(description="Lower end of the interval of the alteration; null where there is none.")
     high: Values = Field(description="Upper end.")

@@ -40,6 +40,10 @@ class ExpertFrequencies(Part):
         default=None, description="Category × layer × expert: lower end of the interval of `mean`; null without."
     )
     mean_high: list[list[Values]] | None = Field(default=None, description="Category × layer × expert: upper end.")
+    overall_low: list[Values] | None = Field(
+        default=None, description="Layer × expert: lower end of the interval of `overall`; null without."
+    )
+    overall_high: list[Values] | None = Field(default=None, description="Layer × expert: upper end.")
 
 
 class CorrelationMatrix(IntervalBounds):
@@ -47,7 +51,7 @@ class CorrelationMatrix(IntervalBounds):
 
     categories: list[str] = Field(description="Names of rows and columns, in order of first appearance.")
     matrix: list[list[float | None]] = Field(
-        description="Mean Pearson correlation over pairs of two instructions, -1 to 1; null where no pair has one."
+        description="Mean Pearson correlation over pairs of instructions, -1 to 1; null where no pair has one."
     )
     undefined_instructions: int = Field(
         description="Instructions whose frequencies have no variance, so that no correlation is defined: in no mean."
@@ -65,6 +69,23 @@ class TopExpertLists(Part):
     frequency: list[list[list[float]]] = Field(description="Category × layer × rank: their mean frequencies.")
     overall_expert: list[list[int]] = Field(description="Layer × rank: the same over all instructions.")
     overall_frequency: list[list[float]] = Field(description="Layer × rank: their mean frequencies.")
+    frequency_low: list[list[Values]] | None = Field(
+        default=None,
+        description="Category × layer × rank: lower end of the interval of the frequency of that expert, which is not "
+        "chosen again in each draw; null without.",
+    )
+    frequency_high: list[list[Values]] | None = Field(default=None, description="Category × layer × rank: upper end.")
+    overall_frequency_low: list[Values] | None = Field(
+        default=None, description="Layer × rank: the same of `overall_frequency`."
+    )
+    overall_frequency_high: list[Values] | None = Field(default=None, description="Layer × rank: upper end.")
+    share: list[list[float]] = Field(
+        default=[], description="Category × layer: share of the category's choices that goes to these experts."
+    )
+    share_low: list[Values] | None = Field(
+        default=None, description="Category × layer: lower end of its interval, of these same experts; null without."
+    )
+    share_high: list[Values] | None = Field(default=None, description="Category × layer: upper end of it.")
 
 
 class ExpertShifts(Part):
@@ -85,6 +106,10 @@ class ExpertShifts(Part):
     moved: list[list[float]] = Field(
         description="Category × layer: half the sum of absolute shifts over experts, choices a token that moved."
     )
+    moved_low: list[Values] | None = Field(
+        default=None, description="Category × layer: lower end of the interval of `moved`, centred on it; null without."
+    )
+    moved_high: list[Values] | None = Field(default=None, description="Category × layer: upper end of it.")
     top_base: list[list[list[int]]] = Field(description="Category × layer × rank: top experts of the base model.")
     top_tuned: list[list[list[int]]] = Field(description="Category × layer × rank: those of the tuned model.")
     top_kept: list[list[list[bool]]] = Field(

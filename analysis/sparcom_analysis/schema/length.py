@@ -17,6 +17,14 @@ class MatchedMatrix(Part):
     matrix: Matrix = Field(description="With T matched; null where there is no pair.")
     plain: Matrix = Field(description="With all tokens, over the instructions that `matrix` is over.")
     difference: Matrix = Field(description="`matrix` minus `plain`.")
+    low: Matrix | None = Field(default=None, description="Lower ends of the intervals of `matrix`; null without.")
+    high: Matrix | None = Field(default=None, description="Their upper ends.")
+    plain_low: Matrix | None = Field(default=None, description="Lower ends of the intervals of `plain`; null without.")
+    plain_high: Matrix | None = Field(default=None, description="Their upper ends.")
+    difference_low: Matrix | None = Field(
+        default=None, description="Lower ends of the intervals of `difference`, from the same draws; null without."
+    )
+    difference_high: Matrix | None = Field(default=None, description="Their upper ends.")
     rank_correlation: float | None = Field(
         description="Spearman's, of the cells of two different categories; null with fewer than three, or all the same."
     )
@@ -61,4 +69,9 @@ class LengthMatched(Part):
     too_short: int = Field(description="Instructions left out, since they have fewer.")
     by_category: list[LengthMatchedCategory] = Field(description="In order of first appearance.")
     components: list[LengthMatchedNeurons] = Field(description="Those that the archive has, in its order.")
-    ise_correlation: MatchedMatrix | None = Field(description="Equation 14; null for a dense model.")
+    ise_correlation: MatchedMatrix | None = Field(
+        description="Equation 14, pairs with itself counted; null for a dense model."
+    )
+    ise_correlation_without_self: MatchedMatrix | None = Field(
+        default=None, description="Equation 14 over pairs of two instructions; null for a dense model."
+    )

@@ -173,7 +173,10 @@ class NotComputed(_Part):
 class Metrics(_Part):
     """metrics.json."""
 
-    schema_version: Literal[1, 2] = Field(default=2, description="Version of this form; 1 lacked most parts.")
+    schema_version: Literal[1, 2] = Field(
+        default=2,
+        description="Version of this form; 1 lacked most parts, and its `ise_correlation` the pairs with itself.",
+    )
     archive: ArchiveFacts = Field(description="What was analysed.")
     settings: Settings = Field(description="What was asked for.")
     versions: Versions = Field(description="What computed it.")
@@ -202,7 +205,12 @@ class Metrics(_Part):
         default=None, description="The same parts for every component of a mixture of experts, that one first."
     )
     expert_frequency: ExpertFrequencies | None = Field(default=None, description="Equation 12.")
-    ise_correlation: CorrelationMatrix | None = Field(default=None, description="Equation 14.")
+    ise_correlation: CorrelationMatrix | None = Field(
+        default=None, description="Equation 14, pairs with itself counted."
+    )
+    ise_correlation_without_self: CorrelationMatrix | None = Field(
+        default=None, description="Equation 14 over pairs of two instructions."
+    )
     top_experts: TopExpertLists | None = Field(default=None, description="Table 6.")
     expert_shift: ExpertShifts | None = Field(default=None, description="What tuning shifts; with `--tuned`.")
     ise_alteration: IseAlteration | None = Field(default=None, description="Equation 16, table 2; with `--tuned`.")
@@ -215,6 +223,11 @@ class Metrics(_Part):
     def shown_similarity(self) -> CategoryMatrix:
         """The matrix that figure and report show."""
         return self.isn_similarity_without_self if self.settings.exclude_self_pairs else self.isn_similarity
+
+    @property
+    def shown_correlation(self) -> CorrelationMatrix | None:
+        """The matrix of experts that figure and report show; None for a dense model."""
+        return self.ise_correlation_without_self if self.settings.exclude_self_pairs else self.ise_correlation
 
     @property
     def layer_width(self) -> int:
@@ -251,6 +264,7 @@ _EXPERT_PARTS = (
     "components",
     "expert_frequency",
     "ise_correlation",
+    "ise_correlation_without_self",
     "top_experts",
     "expert_shift",
     "ise_alteration",

@@ -8,8 +8,8 @@
 An instruction drawn twice makes a pair of two draws whose similarity is 1 whatever the model does. Counted as a pair
 of two instructions it would pull every mean within a category up, by (1 - mean) / n. So such pairs are not counted:
 without self pairs, the mean within a category is Σ_{i≠j} w_i w_j m_ij / Σ_{i≠j} w_i w_j over distinct instructions i
-and j. With self pairs (equation 10) every draw is paired with itself once, as in the equation: with s draws and that
-mean u it is ((s - 1) u + Σ_i w_i m_ii / s) / s. Between categories there are none: Σ w_i w_j m_ij / Σ w_i w_j.
+and j. With self pairs (equations 10 and 14) every draw is paired with itself once, as in the equation: with s draws
+and that mean u it is ((s - 1) u + Σ_i w_i m_ii / s) / s. Between categories there are none: Σ w_i w_j m_ij / Σ w_i w_j.
 
 A value that is not defined is in no mean. A resample without any value for a cell is left out of that cell. There is no
 interval (NaN) for a category of one instruction, nor, since there is only one pair, within a category of two.
@@ -20,7 +20,7 @@ is what other instructions of the same categories would give with the same model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,31 +127,69 @@ def draw_resamples(
 
 
 def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> PairIntervals:
-    """Intervals for every cell of equation 10, or of equation 14 (which is `without_self`)."""
+    """Intervals for every cell of equation 10 or of equation 14, of both versions."""
+    found = _Ends(len(pairs.labels), resamples.confidence)
+    for a, b, means in _resampled_cells(pairs, resamples):
+        found.add(a, b, means)
+    return found.intervals
+
+
+def difference_intervals(
+    first: PairMatrix, second: PairMatrix, resamples: Resamples
+) -> tuple[PairIntervals, PairIntervals, PairIntervals]:
+    """Intervals of two measures of the same instructions and of second minus first, from the same draws.
+
+    That of the difference is not what the two others differ by: both measures rise and fall with the same draws.
+    """
+    ends = [_Ends(len(first.labels), resamples.confidence) for _ in range(3)]
+    cells = zip(_resampled_cells(first, resamples), _resampled_cells(second, resamples), strict=True)
+    for (a, b, one), (_, _, other) in cells:
+        ends[0].add(a, b, one)
+        ends[1].add(a, b, other)
+        ends[2].add(a, b, (other[0] - one[0], other[1] - one[1]))
+    return ends[0].intervals, ends[1].intervals, ends[2].intervals
+
+
+Both = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Means of all resamples, self pairs counted and left out: float64 (resample,) each."""
+
+
+class _Ends:
+    """Ends of both versions of a matrix over c categories, filled in cell by cell."""
+
+    def __init__(self, count: int, confidence: float) -> None:
+        ends = [np.full((count, count), np.nan) for _ in range(4)]
+        self.intervals = PairIntervals(Interval(ends[0], ends[1]), Interval(ends[2], ends[3]))
+        self._confidence = confidence
+
+    def add(self, a: int, b: int, results: Both) -> None:
+        """The cell of categories a and b, and its mirror."""
+        both = (self.intervals.with_self, self.intervals.without_self)
+        for interval, means in zip(both, results, strict=True):
+            low, high = percentiles(means[:, None], self._confidence)
+            interval.low[[a, b], [b, a]] = low
+            interval.high[[a, b], [b, a]] = high
+
+
+def _resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Both]]:
+    """Every two categories a ≤ b, and their means of all resamples; NaN where there are too few instructions."""
     resamples.check(pairs.categories)
     codes, defined = pairs.codes, pairs.defined
     members = [np.flatnonzero((codes == code) & defined) for code in range(len(pairs.labels))]
     weights = [resamples.weights[:, one] for one in members]
-    shape = (len(members), len(members))
-    found = [Interval(np.full(shape, np.nan), np.full(shape, np.nan)) for _ in range(2)]
-    for a, b in zip(*np.triu_indices(len(members)), strict=True):
+    nothing = np.full(len(resamples), np.nan)
+    for a, b in zip(*(side.tolist() for side in np.triu_indices(len(members))), strict=True):
         if min(len(members[a]), len(members[b])) < LEAST:
+            yield a, b, (nothing, nothing)
             continue
         block = pairs.values[np.ix_(members[a], members[b])]
         if a == b:
-            results = _within(weights[a], block, pairs.bits)
+            yield a, b, _within(weights[a], block, pairs.bits)
         else:
-            results = (_between(weights[a], weights[b], block, pairs.bits),) * 2
-        for interval, means in zip(found, results, strict=True):
-            low, high = percentiles(means[:, None], resamples.confidence)
-            interval.low[[a, b], [b, a]] = low
-            interval.high[[a, b], [b, a]] = high
-    return PairIntervals(*found)
+            yield a, b, (_between(weights[a], weights[b], block, pairs.bits),) * 2
 
 
-def _within(
-    weights: NDArray[np.float64], block: NDArray[np.float64], bits: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _within(weights: NDArray[np.float64], block: NDArray[np.float64], bits: int) -> Both:
     """Means of all resamples within one category, self pairs counted and left out: float64 (resample,) each."""
     drawn = weights.sum(axis=1)
     if weights.shape[1] < LEAST_WITHIN:
@@ -197,16 +235,21 @@ def mean_intervals(values: NDArray[np.float64] | NDArray[np.int64], resamples: R
     step = max(1, BLOCK_VALUES // (len(resamples) * (len(labels) + 1)))
     for first in range(0, flat.shape[1], step):
         part = slice(first, first + step)
-        results = _weighted_means(flat[:, part], resamples.weights, codes, len(labels))
+        results = weighted_means(flat[:, part], resamples.weights, codes, len(labels))
         low[:, part], high[:, part] = percentiles(results, resamples.confidence)
     low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
     return MeanIntervals(Interval(low[:-1], high[:-1]), Interval(low[-1], high[-1]))
 
 
-def _weighted_means(
+def weighted_means(
     values: NDArray[np.float64], weights: NDArray[np.float64], codes: NDArray[np.intp], count: int
 ) -> NDArray[np.float64]:
-    """Means of (n, k) values by category, and over all last: float64 (resample, count + 1, k)."""
+    """Means of (n, k) values by category, and over all last: float64 (resample, count + 1, k).
+
+    Args:
+        values: NaN where an instruction has none. weights: float64 (resample, n). codes: intp (n,), categories by
+            index, below `count`.
+    """
     known = ~np.isnan(values)
     whole, bits = _fixed_columns(np.where(known, values, 0.0))
     sums = np.zeros((len(weights), count + 1, values.shape[1]))

@@ -4,7 +4,8 @@
                comes from the tokens, not from who is compared
     matched    the same measures where m drawn tokens stand for each instruction (`matched_tokens`)
 
-The draw is one sample: another seed gives somewhat other numbers.
+The draw is one sample: another seed gives somewhat other numbers. Intervals say what other instructions would give, not
+what other tokens of these would; plain and matched are resampled alike, so that their difference has one too.
 """
 
 from __future__ import annotations
@@ -12,24 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.measures.correlation import expert_correlation
+from sparcom_analysis.measures.correlation import correlation_pairs, expert_correlation
 from sparcom_analysis.measures.experts import InstructionExperts, instruction_experts
 from sparcom_analysis.measures.frequencies import Progress
 from sparcom_analysis.measures.selection import InstructionNeurons, instruction_specific_neurons
-from sparcom_analysis.measures.similarity import category_similarity
+from sparcom_analysis.measures.similarity import category_similarity, similarity_pairs
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.reading.categories import category_codes, category_labels
 from sparcom_analysis.reading.matched_tokens import TokenDraw
-from sparcom_analysis.statistics.matrix_pair import MatrixPair
+from sparcom_analysis.statistics.bootstrap import Interval, PairIntervals, Resamples, difference_intervals
+from sparcom_analysis.statistics.matrix_pair import MatrixPair, MatrixPairIntervals
+from sparcom_analysis.statistics.pair_matrix import PairMatrix
 from sparcom_analysis.statistics.ranks import rank_correlation
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
 
 Measured = InstructionNeurons | InstructionExperts
+Draws = Callable[[Sequence[str]], Resamples]
+_Ends = tuple[PairIntervals, PairIntervals, PairIntervals]  # plain, matched, and their difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,22 @@ class MatchedNeurons:
 
 
 @dataclass(frozen=True, slots=True)
+class MatchedExperts:
+    """Equation 14 with and without T matched.
+
+    correlation: pairs of an instruction with itself counted; without_self: left out.
+    """
+
+    correlation: MatrixPair
+    without_self: MatrixPair
+
+
+@dataclass(frozen=True, slots=True)
 class LengthControl:
-    """What length explains. neurons: an entry a component; experts: equation 14, None for a dense model."""
+    """What length explains. neurons: an entry a component; experts: None for a dense model."""
 
     neurons: Sequence[MatchedNeurons]
-    experts: MatrixPair | None = None
+    experts: MatchedExperts | None = None
 
 
 def length_control(
@@ -72,6 +89,7 @@ def length_control(
     experts: InstructionExperts | None = None,
     draw: TokenDraw | None = None,
     *,
+    draws: Draws | None = None,
     passes: Callable[[], Progress | None] = lambda: None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     scratch: Path | None = None,
@@ -82,11 +100,12 @@ def length_control(
         archive: of masks, what the plain measures were made from.
         components, experts: the plain measures; rows, rule and choice of special tokens are taken from them.
         draw: how many tokens of each instruction; without it as many as the shortest of at least 8 has.
+        draws: for intervals: called with the categories of the instructions that are compared, as `draw_resamples` is.
         passes: gives the progress of each pass as it begins.
         block_bytes, scratch: as for `instruction_specific_neurons`.
 
     Raises:
-        UnsupportedArchiveError: the archive holds counts.
+        UnsupportedArchiveError: the archive holds counts, or intervals are wanted of too many instructions.
         IncompleteArchiveError: fewer than two instructions have enough tokens.
     """
     chosen = draw or TokenDraw()
@@ -105,7 +124,7 @@ def length_control(
             special_token_ids=plain.token_facts.special_ids or None,
             tokens=chosen,
         )
-        found.append(match_neurons(plain, matched))
+        found.append(match_neurons(plain, matched, draws))
     if experts is None:
         return LengthControl(found)
     matched_experts = instruction_experts(
@@ -117,11 +136,11 @@ def length_control(
         special_token_ids=experts.token_facts.special_ids or None,
         tokens=chosen,
     )
-    return LengthControl(found, match_experts(experts, matched_experts))
+    return LengthControl(found, match_experts(experts, matched_experts, draws))
 
 
-def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons) -> MatchedNeurons:
-    """Equation 10 of two selections from one archive that differ in the draw alone.
+def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons, draws: Draws | None = None) -> MatchedNeurons:
+    """Equation 10 of two selections from one archive that differ in the draw alone, with intervals if there are draws.
 
     Raises:
         InvalidInputError: they differ in something else.
@@ -136,27 +155,34 @@ def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons) -> Mat
             ]
         )
     names = _drawn_categories(plain, matched)
-    alone, drawn = category_similarity(replace(plain, categories=names)), category_similarity(matched)
-    own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
+    pairs = None if draws is None else _Pairs(similarity_pairs(plain), similarity_pairs(matched))
+    alone = category_similarity(replace(plain, categories=names), None if pairs is None else pairs.named(names))
+    drawn = category_similarity(matched, None if pairs is None else pairs.matched)
+    ends = None if pairs is None or draws is None else pairs.intervals(_in_both(plain, matched), draws)
     return MatchedNeurons(
         plain,
         matched,
-        MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix)),
-        MatrixPair(own.labels, own.matrix(alone.without_self), its.matrix(drawn.without_self)),
+        _pair(plain, matched, names, alone.matrix, drawn.matrix, ends, "with_self"),
+        _pair(plain, matched, names, alone.without_self, drawn.without_self, ends, "without_self"),
     )
 
 
-def match_experts(plain: InstructionExperts, matched: InstructionExperts) -> MatrixPair:
-    """Equation 14 of expert frequencies of one archive that differ in the draw alone.
+def match_experts(plain: InstructionExperts, matched: InstructionExperts, draws: Draws | None = None) -> MatchedExperts:
+    """Equation 14 of expert frequencies of one archive that differ in the draw alone; as `match_neurons`.
 
     Raises:
         InvalidInputError: they differ in something else.
     """
     _check_pair(plain, matched)
     names = _drawn_categories(plain, matched)
-    alone, drawn = expert_correlation(replace(plain, categories=names)), expert_correlation(matched)
-    own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
-    return MatrixPair(own.labels, own.matrix(alone.matrix), its.matrix(drawn.matrix))
+    pairs = None if draws is None else _Pairs(correlation_pairs(plain), correlation_pairs(matched))
+    alone = expert_correlation(replace(plain, categories=names), None if pairs is None else pairs.named(names))
+    drawn = expert_correlation(matched, None if pairs is None else pairs.matched)
+    ends = None if pairs is None or draws is None else pairs.intervals(_in_both(plain, matched), draws)
+    return MatchedExperts(
+        _pair(plain, matched, names, alone.matrix, drawn.matrix, ends, "with_self"),
+        _pair(plain, matched, names, alone.without_self, drawn.without_self, ends, "without_self"),
+    )
 
 
 def left_out_by_category(plain: Measured, matched: Measured) -> dict[str, int]:
@@ -193,6 +219,41 @@ def _drawn_categories(plain: Measured, matched: Measured) -> list[str]:
         outside = f"({outside})"
     both = _in_both(plain, matched).tolist()
     return [name if drawn else outside for name, drawn in zip(plain.categories, both, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The values of all pairs of the plain measure, and of the one with T matched."""
+
+    plain: PairMatrix
+    matched: PairMatrix
+
+    def named(self, names: Sequence[str]) -> PairMatrix:
+        """The plain values with other names of categories."""
+        return PairMatrix(names, self.plain.values)
+
+    def intervals(self, both: NDArray[np.bool_], draws: Draws) -> _Ends:
+        """Intervals over the instructions in both; both: bool (instruction,) of the plain measure."""
+        same = PairMatrix(self.matched.categories, self.plain.values[np.ix_(both, both)])
+        return difference_intervals(same, self.matched, draws(self.matched.categories))
+
+
+def _pair(
+    plain: Measured,
+    matched: Measured,
+    names: Sequence[str],
+    alone: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    ends: _Ends | None,
+    version: Literal["with_self", "without_self"],
+) -> MatrixPair:
+    """One version of a measure under all labels: `alone` by the categories `names`, `drawn` by those of `matched`."""
+    own, its = _Aligned(plain, names), _Aligned(plain, matched.categories)
+    intervals = None
+    if ends is not None:
+        found: list[Interval] = [getattr(one, version) for one in ends]
+        intervals = MatrixPairIntervals(*(Interval(its.matrix(one.low), its.matrix(one.high)) for one in found))
+    return MatrixPair(own.labels, own.matrix(alone), its.matrix(drawn), intervals)
 
 
 class _Aligned:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.statistics.bootstrap import Interval
 from sparcom_analysis.statistics.ranks import rank_correlation
 
 LEAST_CELLS = 3  # two cells are either in the same order or not
@@ -26,15 +27,26 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixPairIntervals:
+    """Intervals of every cell, (c, c) each, from the same draws of instructions."""
+
+    plain: Interval
+    matched: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixPair:
     """One measure plain and matched, over the same instructions.
 
-    categories: c names. plain, matched: float64 (c, c), symmetric; NaN where there is no pair.
+    categories: c names. plain, matched: float64 (c, c), symmetric; NaN where there is no pair. intervals: None where
+    none were drawn.
     """
 
     categories: Sequence[str]
     plain: NDArray[np.float64]
     matched: NDArray[np.float64]
+    intervals: MatrixPairIntervals | None = None
 
     @property
     def difference(self) -> NDArray[np.float64]:

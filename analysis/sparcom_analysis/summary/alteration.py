@@ -70,6 +70,7 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
     base, after = altered.by_category(altered.base_counts), altered.by_category(altered.tuned_counts)
     low, high, whole_low, whole_high = _ends(intervals, altered.alteration, means.mean.shape)
     layer_low, layer_high, all_low, all_high = _ends(intervals, altered.layer_alteration, layers.mean.shape)
+    by_layer, every_layer = _layer_ends(altered, intervals, base.mean.shape)
     return IsnAlteration(
         component=altered.population.component,
         twin=twin_facts(altered.twins, tuned),
@@ -78,6 +79,8 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
         instructions=means.counted.tolist(),
         undefined=means.undefined.tolist(),
         overlap=_values(overlap.mean),
+        overlap_low=_values(1 - high),
+        overlap_high=_values(1 - low),
         alteration=_values(means.mean),
         low=_values(low),
         high=_values(high),
@@ -88,10 +91,13 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
         layer_high=_values(layer_high),
         base_by_layer=base.mean.tolist(),
         tuned_by_layer=after.mean.tolist(),
+        **by_layer,
         overall=IsnAlterationOverall(
             instructions=int(means.counted.sum()),
             undefined=int(means.undefined.sum()),
             overlap=_values(overlap.overall),
+            overlap_low=_values(1 - whole_high),
+            overlap_high=_values(1 - whole_low),
             alteration=_values(means.overall),
             low=_values(whole_low),
             high=_values(whole_high),
@@ -102,6 +108,7 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
             layer_high=_values(all_high),
             base_by_layer=base.overall.tolist(),
             tuned_by_layer=after.overall.tolist(),
+            **every_layer,
         ),
     )
 
@@ -116,6 +123,8 @@ def ise_alteration_part(altered: ExpertAlteration, tuned: Archive, intervals: In
         instructions=means.counted.tolist(),
         undefined=means.undefined.tolist(),
         correlation=_values(correlation.mean),
+        correlation_low=_values(1 - high),
+        correlation_high=_values(1 - low),
         alteration=_values(means.mean),
         low=_values(low),
         high=_values(high),
@@ -123,6 +132,8 @@ def ise_alteration_part(altered: ExpertAlteration, tuned: Archive, intervals: In
             instructions=int(means.counted.sum()),
             undefined=int(means.undefined.sum()),
             correlation=_values(correlation.overall),
+            correlation_low=_values(1 - whole_high),
+            correlation_high=_values(1 - whole_low),
             alteration=_values(means.overall),
             low=_values(whole_low),
             high=_values(whole_high),
@@ -149,6 +160,19 @@ def isn_venn_part(altered: NeuronAlteration, tuned: Archive, ids: Sequence[str] 
             for shown in venn_by_layer(altered, ids)
         ],
     )
+
+
+def _layer_ends(
+    altered: NeuronAlteration, intervals: Intervals | None, shape: tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both models' intervals of ISNs by layer as fields: by category, and over all."""
+    by_category: dict[str, Any] = {}
+    overall: dict[str, Any] = {}
+    for name, counts in (("base", altered.base_counts), ("tuned", altered.tuned_counts)):
+        low, high, whole_low, whole_high = map(_values, _ends(intervals, counts.astype(np.float64), shape))
+        by_category |= {f"{name}_by_layer_low": low, f"{name}_by_layer_high": high}
+        overall |= {f"{name}_by_layer_low": whole_low, f"{name}_by_layer_high": whole_high}
+    return by_category, overall
 
 
 def _ends(

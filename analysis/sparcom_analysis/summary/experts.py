@@ -1,4 +1,4 @@
-"""Puts the results about experts into the parts of `Metrics`; computes nothing but sums of shifts."""
+"""Puts the results about experts into the parts of `Metrics`; computes nothing but a sum over ranks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.measures.correlation import ExpertCorrelation
 from sparcom_analysis.results import ExpertResult
 from sparcom_analysis.schema import experts as schema
+from sparcom_analysis.statistics.bootstrap import Interval
 from sparcom_analysis.summary.alteration import Intervals, ise_alteration_part
 from sparcom_analysis.summary.chance import nulls, with_interval
 from sparcom_data.archive import Archive
@@ -30,13 +32,8 @@ def expert_parts(
     """
     categories, layer_ids = list(result.means.categories), list(result.means.layer_ids)
     ends = None if result.mean_intervals is None else result.mean_intervals.by_category
-    correlation = schema.CorrelationMatrix(
-        categories=list(result.correlation.categories),
-        matrix=nullable(result.correlation.matrix),
-        undefined_instructions=result.correlation.undefined,
-    )
-    if result.intervals is not None:
-        correlation = with_interval(correlation, result.intervals.without_self)
+    whole = None if result.mean_intervals is None else result.mean_intervals.overall
+    cells = (None, None) if result.intervals is None else (result.intervals.with_self, result.intervals.without_self)
     return {
         "expert_frequency": schema.ExpertFrequencies(
             categories=categories,
@@ -45,10 +42,11 @@ def expert_parts(
             experts_per_token=result.experts.choices,
             mean=result.means.mean.tolist(),
             overall=result.means.overall.tolist(),
-            mean_low=None if ends is None else nulls(ends.low),
-            mean_high=None if ends is None else nulls(ends.high),
+            **_ends("mean", ends),
+            **_ends("overall", whole),
         ),
-        "ise_correlation": correlation,
+        "ise_correlation": _correlation(result.correlation, result.correlation.matrix, cells[0]),
+        "ise_correlation_without_self": _correlation(result.correlation, result.correlation.without_self, cells[1]),
         "top_experts": schema.TopExpertLists(
             categories=categories,
             layer_ids=layer_ids,
@@ -56,12 +54,41 @@ def expert_parts(
             frequency=result.top.frequency.tolist(),
             overall_expert=result.top.overall_expert.tolist(),
             overall_frequency=result.top.overall_frequency.tolist(),
+            **_ends("frequency", _of_top(ends, result.top.expert)),
+            **_ends("overall_frequency", _of_top(whole, result.top.overall_expert)),
+            share=(result.top.frequency.sum(axis=-1) / result.experts.choices).tolist(),
+            **_ends("share", result.share_interval),
         ),
         "expert_shift": _shift(result, tuned),
         "ise_alteration": None
         if result.altered is None or tuned is None
         else ise_alteration_part(result.altered, tuned, intervals),
     }
+
+
+def _correlation(
+    found: ExpertCorrelation, matrix: NDArray[np.float64], interval: Interval | None
+) -> schema.CorrelationMatrix:
+    """One of the two versions of equation 14."""
+    part = schema.CorrelationMatrix(
+        categories=list(found.categories), matrix=nullable(matrix), undefined_instructions=found.undefined
+    )
+    return part if interval is None else with_interval(part, interval)
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, Any]:
+    """The fields `NAME_low` and `NAME_high`, null without an interval."""
+    if interval is None:
+        return {f"{name}_low": None, f"{name}_high": None}
+    return {f"{name}_low": nulls(interval.low), f"{name}_high": nulls(interval.high)}
+
+
+def _of_top(interval: Interval | None, expert: NDArray[np.intp]) -> Interval | None:
+    """Of intervals (…, expert) those of some experts (…, rank)."""
+    if interval is None:
+        return None
+    low, high = (np.take_along_axis(end, expert, axis=-1) for end in (interval.low, interval.high))
+    return Interval(low, high)
 
 
 def _shift(result: ExpertResult, archive: Archive | None) -> schema.ExpertShifts | None:
@@ -81,7 +108,8 @@ def _shift(result: ExpertResult, archive: Archive | None) -> schema.ExpertShifts
         tuned=shift.tuned.mean.tolist(),
         overall_base=shift.base.overall.tolist(),
         overall_tuned=shift.tuned.overall.tolist(),
-        moved=(np.abs(shift.shift).sum(axis=-1) / 2).tolist(),
+        moved=shift.moved.tolist(),
+        **_ends("moved", result.moved_interval),
         top_base=shift.base_top.expert.tolist(),
         top_tuned=shift.tuned_top.expert.tolist(),
         top_kept=shift.kept.tolist(),

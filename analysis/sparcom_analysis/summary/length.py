@@ -8,9 +8,10 @@ from sparcom_analysis.reading.categories import category_codes, category_labels
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.length import LengthMatched, LengthMatchedCategory, LengthMatchedNeurons, MatchedMatrix
 from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons, left_out_by_category
-from sparcom_analysis.statistics.matrix_pair import MatrixPair
+from sparcom_analysis.statistics.matrix_pair import MatrixPair, MatrixPairIntervals
 from sparcom_analysis.summary.experts import nullable
 from sparcom_analysis.tables.formats import Table
+from sparcom_analysis.tables.intervals import without_empty_ends
 
 SAME_ORDER = 0.9  # rank correlation from which the sentence says that the order is kept
 CHANGED_ORDER = 0.5  # and below which it says that it is not
@@ -34,7 +35,8 @@ def length_part(control: LengthControl) -> LengthMatched:
             for name, count in zip(labels, used, strict=True)
         ],
         components=[_neurons(item) for item in control.neurons],
-        ise_correlation=None if control.experts is None else _matrix(control.experts),
+        ise_correlation=None if control.experts is None else _matrix(control.experts.correlation),
+        ise_correlation_without_self=None if control.experts is None else _matrix(control.experts.without_self),
     )
 
 
@@ -59,6 +61,7 @@ def _matrix(pair: MatrixPair) -> MatchedMatrix:
         matrix=nullable(pair.matched),
         plain=nullable(pair.plain),
         difference=nullable(pair.difference),
+        **_ends(pair.intervals),
         rank_correlation=pair.rank_correlation,
         mean_change=pair.mean_change,
         largest_change=None if change is None else change.value,
@@ -67,6 +70,15 @@ def _matrix(pair: MatrixPair) -> MatchedMatrix:
         diagonal_largest=matched,
         diagonal_largest_plain=plain,
     )
+
+
+def _ends(found: MatrixPairIntervals | None) -> dict[str, list[list[float | None]]]:
+    """The fields of both ends; none where nothing was drawn."""
+    if found is None:
+        return {}
+    parts = {"": found.matched, "plain_": found.plain, "difference_": found.difference}
+    low = {f"{name}low": nullable(interval.low) for name, interval in parts.items()}
+    return low | {f"{name}high": nullable(interval.high) for name, interval in parts.items()}
 
 
 def length_sentence(part: LengthMatched, matrix: MatchedMatrix, subject: str) -> str:
@@ -106,14 +118,26 @@ def size_sentence(part: LengthMatched, neurons: LengthMatchedNeurons) -> str:
 
 
 def length_table(part: LengthMatched, matrix: MatchedMatrix, name: str, title: str) -> Table:
-    """Every pair of categories: plain, matched, difference."""
+    """Every pair of categories: plain, matched, difference, each with its interval where there are any."""
     names = matrix.categories
+    columns = {
+        "plain": matrix.plain,
+        "plain_low": matrix.plain_low,
+        "plain_high": matrix.plain_high,
+        "matched": matrix.matrix,
+        "matched_low": matrix.low,
+        "matched_high": matrix.high,
+        "difference": matrix.difference,
+        "difference_low": matrix.difference_low,
+        "difference_high": matrix.difference_high,
+    }
     cells = [(i, j) for i in range(len(names)) for j in range(i, len(names))]
-    return Table(
+    table = Table(
         name=name,
         title=title,
-        columns=["category", "other", "plain", "matched", "difference"],
-        rows=[[names[i], names[j], matrix.plain[i][j], matrix.matrix[i][j], matrix.difference[i][j]] for i, j in cells],
+        columns=["category", "other", *columns],
+        rows=[[names[i], names[j], *(None if v is None else v[i][j] for v in columns.values())] for i, j in cells],
         note=f"Matched: {part.tokens} tokens drawn of each of {part.used} instructions, seed {part.seed}; plain: all "
         "tokens of the same instructions.",
     )
+    return without_empty_ends(table)

@@ -5,17 +5,14 @@ From the parts of metrics.json alone. Rows over all instructions come last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
-
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.alteration import IseAlteration, IsnAlteration, IsnVenn, TwinFacts
 from sparcom_analysis.schema.experts import ExpertShifts
 from sparcom_analysis.tables.experts import all_label
 from sparcom_analysis.tables.formats import Cell, Table
+from sparcom_analysis.tables.intervals import without_empty_ends
 
-T = TypeVar("T")
-
+LAYERED = ("base", "base low", "base high", "tuned", "tuned low", "tuned high")
 KEPT = "*"  # marks an expert that stays among the most chosen after tuning
 
 
@@ -36,7 +33,7 @@ def isn_alteration_table(part: IsnAlteration, base_name: str) -> Table:
             strict=True,
         )
     ]
-    return _without_empty_interval(
+    return without_empty_ends(
         Table(
             "isn_alteration",
             f"Alteration of instruction-specific neurons ({TITLES[part.component]}) from {base_name} to "
@@ -64,7 +61,7 @@ def ise_alteration_table(part: IseAlteration, base_name: str) -> Table:
             strict=True,
         )
     ]
-    return _without_empty_interval(
+    return without_empty_ends(
         Table(
             "ise_alteration",
             f"Alteration of expert use from {base_name} to {part.twin.model_name}, equation 16",
@@ -87,19 +84,23 @@ def layer_alteration_table(part: IsnAlteration, base_name: str) -> Table:
             [*part.layer_low, every.layer_low],
             [*part.layer_high, every.layer_high],
             [*part.base_by_layer, every.base_by_layer],
+            [*part.base_by_layer_low, every.base_by_layer_low],
+            [*part.base_by_layer_high, every.base_by_layer_high],
             [*part.tuned_by_layer, every.tuned_by_layer],
+            [*part.tuned_by_layer_low, every.tuned_by_layer_low],
+            [*part.tuned_by_layer_high, every.tuned_by_layer_high],
             strict=True,
         )
         for layer, *values in zip(part.layer_ids, *lists, strict=True)
     ]
-    return _without_empty_interval(
+    return without_empty_ends(
         Table(
             "isn_alteration_by_layer",
             f"Alteration of instruction-specific neurons ({TITLES[part.component]}) by layer, from {base_name} to "
             f"{part.twin.model_name}",
-            ["category", "layer", "alteration", "low", "high", "ISNs base", "ISNs tuned"],
+            ["category", "layer", "alteration", "low", "high", *(f"ISNs {name}" for name in LAYERED)],
             rows,
-            formats=["", "", ".3f", ".3f", ".3f", ".1f", ".1f"],
+            formats=["", "", ".3f", ".3f", ".3f", *[".1f"] * len(LAYERED)],
         )
     )
 
@@ -154,22 +155,3 @@ def _note(twin: TwinFacts, undefined: int, why: str) -> str:
     elif twin.different_tokens is None and twin.different_rows:
         said.append(f"{twin.different_rows} do not have the same number of tokens in both models.")
     return " ".join(said)
-
-
-def _without_empty_interval(table: Table) -> Table:
-    """The table without the columns low and high where no interval was computed."""
-    places = [at for at, name in enumerate(table.columns) if name in ("low", "high")]
-    if any(row[at] is not None for row in table.rows for at in places):
-        return table
-    return Table(
-        table.name,
-        table.title,
-        _others(table.columns, places),
-        [_others(row, places) for row in table.rows],
-        table.note,
-        _others(table.formats, places),
-    )
-
-
-def _others(row: Sequence[T], places: Sequence[int]) -> list[T]:
-    return [cell for at, cell in enumerate(row) if at not in places]

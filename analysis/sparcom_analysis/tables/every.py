@@ -66,9 +66,11 @@ def _matched(metrics: Metrics) -> list[Table]:
         without = f"{title}, pairs of an instruction with itself left out"
         name = f"length_matched_without_self{ending_of(metrics, one.component)}"
         found.append(length_table(part, one.isn_similarity_without_self, name, without))
-    if part.ise_correlation is not None:
+    if part.ise_correlation is not None and part.ise_correlation_without_self is not None:
         title = "Correlation of expert frequencies with T matched"
         found.append(length_table(part, part.ise_correlation, "length_matched-ise", title))
+        name, without = "length_matched_without_self-ise", f"{title}, pairs of an instruction with itself left out"
+        found.append(length_table(part, part.ise_correlation_without_self, name, without))
     return found
 
 
@@ -78,8 +80,8 @@ def _tests(metrics: Metrics) -> list[Table]:
     for one in [] if part is None else part.matrices:
         assert part is not None  # noqa: S101  (there are matrices)
         if one.component is None:
-            assert metrics.ise_correlation is not None  # noqa: S101  (it was tested)
-            ending, tested = "", metrics.ise_correlation.matrix
+            assert metrics.ise_correlation_without_self is not None  # noqa: S101  (it was tested)
+            ending, tested = "", metrics.ise_correlation_without_self.matrix
         else:
             own = metrics if metrics.components is None else metrics.of(one.component)
             ending, tested = ending_of(metrics, one.component), own.isn_similarity_without_self.matrix

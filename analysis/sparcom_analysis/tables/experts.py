@@ -4,40 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparcom_analysis.schema.experts import CorrelationMatrix
 from sparcom_analysis.schema.metrics import Metrics
 from sparcom_analysis.tables.formats import Cell, Table
-from sparcom_analysis.tables.neurons import interval_cells, matrix_table
+from sparcom_analysis.tables.intervals import without_empty_ends
+from sparcom_analysis.tables.neurons import cells_table, matrix_table
+
+Map = Sequence[Sequence[float | None]]
+Maps = Sequence[Map]
 
 ALL = "(all)"
 CORRELATION = "Similarity of categories in their experts, equation 14"
+WITH_SELF = "Mean Pearson correlation of expert frequencies; pairs of an instruction with itself counted."
+WITHOUT_SELF = "Mean Pearson correlation of expert frequencies; pairs of an instruction with itself left out."
 
 
 def expert_tables(metrics: Metrics) -> list[Table]:
     """Every table about experts but those of a tuned twin's alteration."""
-    correlation = metrics.ise_correlation
-    assert correlation is not None  # noqa: S101  (asked for experts alone)
-    note = "Mean Pearson correlation of expert frequencies over pairs of two different instructions."
+    with_self, without_self = metrics.ise_correlation, metrics.ise_correlation_without_self
+    assert with_self is not None and without_self is not None  # noqa: PT018, S101  (asked for experts alone)
+    names = with_self.categories
     found = [
         frequency_table(metrics),
         top_table(metrics),
-        matrix_table("ise_correlation", CORRELATION, correlation.categories, correlation.matrix, note),
+        matrix_table("ise_correlation", CORRELATION, names, with_self.matrix, WITH_SELF),
+        matrix_table("ise_correlation_without_self", CORRELATION, names, without_self.matrix, WITHOUT_SELF),
     ]
     if metrics.intervals is not None:
-        found.append(correlation_interval_table(correlation))
+        title = f"{CORRELATION}, with intervals"
+        found.append(cells_table("ise_correlation_intervals", title, (with_self, without_self), "equation 14"))
     return found if metrics.expert_shift is None else [*found, shift_table(metrics)]
-
-
-def correlation_interval_table(part: CorrelationMatrix) -> Table:
-    """One row a pair of categories: equation 14 with its interval."""
-    names = part.categories
-    rows: list[list[Cell]] = [
-        [names[i], names[j], *interval_cells(part, part.matrix, i, j)]
-        for i in range(len(names))
-        for j in range(i, len(names))
-    ]
-    title = f"{CORRELATION}, with intervals"
-    return Table("ise_correlation_intervals", title, ["category", "other", "correlation", "low", "high"], rows)
 
 
 def all_label(categories: Sequence[str]) -> str:
@@ -52,15 +47,24 @@ def frequency_table(metrics: Metrics) -> Table:
     """One row a category, layer and expert: mean f. Rows over all instructions come last."""
     part = metrics.expert_frequency
     assert part is not None  # noqa: S101  (asked for experts alone)
-    groups = zip([*part.categories, all_label(part.categories)], [*part.mean, part.overall], strict=True)
+    values = [*part.mean, part.overall]
+    low, high = _or_none(values, part.mean_low, part.overall_low), _or_none(values, part.mean_high, part.overall_high)
+    groups = zip([*part.categories, all_label(part.categories)], values, low, high, strict=True)
     rows: list[list[Cell]] = [
-        [name, layer, expert, value]
-        for name, layers in groups
-        for layer, values in zip(part.layer_ids, layers, strict=True)
-        for expert, value in enumerate(values)
+        [name, layer, expert, *cells]
+        for name, *maps in groups
+        for layer, *lists in zip(part.layer_ids, *maps, strict=True)
+        for expert, cells in enumerate(zip(*lists, strict=True))
     ]
-    columns = ["category", "layer", "expert", "frequency"]
-    return Table("expert_frequency", "Expert frequencies, equation 12", columns, rows)
+    columns = ["category", "layer", "expert", "frequency", "low", "high"]
+    return without_empty_ends(Table("expert_frequency", "Expert frequencies, equation 12", columns, rows))
+
+
+def _or_none(values: Maps, ends: Maps | None, overall: Map | None) -> Maps:
+    """One end of each value, those over all instructions last; None everywhere without intervals."""
+    if ends is None or overall is None:
+        return [[[None] * len(row) for row in layers] for layers in values]
+    return [*ends, overall]
 
 
 def top_table(metrics: Metrics) -> Table:
@@ -68,15 +72,18 @@ def top_table(metrics: Metrics) -> Table:
     part = metrics.top_experts
     assert part is not None  # noqa: S101  (asked for experts alone)
     names = [*part.categories, all_label(part.categories)]
-    groups = zip(names, [*part.expert, part.overall_expert], [*part.frequency, part.overall_frequency], strict=True)
+    values = [*part.frequency, part.overall_frequency]
+    low = _or_none(values, part.frequency_low, part.overall_frequency_low)
+    high = _or_none(values, part.frequency_high, part.overall_frequency_high)
+    groups = zip(names, [*part.expert, part.overall_expert], values, low, high, strict=True)
     rows: list[list[Cell]] = [
-        [name, layer, rank, expert, frequency]
-        for name, experts, frequencies in groups
-        for layer, ids, values in zip(part.layer_ids, experts, frequencies, strict=True)
-        for rank, (expert, frequency) in enumerate(zip(ids, values, strict=True), start=1)
+        [name, layer, rank, *cells]
+        for name, experts, *maps in groups
+        for layer, ids, *lists in zip(part.layer_ids, experts, *maps, strict=True)
+        for rank, cells in enumerate(zip(ids, *lists, strict=True), start=1)
     ]
-    columns = ["category", "layer", "rank", "expert", "frequency"]
-    return Table("top_experts", "The most chosen experts, table 6", columns, rows)
+    columns = ["category", "layer", "rank", "expert", "frequency", "low", "high"]
+    return without_empty_ends(Table("top_experts", "The most chosen experts, table 6", columns, rows))
 
 
 def shift_table(metrics: Metrics) -> Table:

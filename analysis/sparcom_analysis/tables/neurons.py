@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.reading.categories import category_codes, category_labels
+from sparcom_analysis.schema.experts import CorrelationMatrix
 from sparcom_analysis.schema.intervals import IntervalBounds
 from sparcom_analysis.schema.metrics import CategoryMatrix, LayerMeans, Metrics
 from sparcom_analysis.tables.formats import Cell, Table
@@ -26,7 +27,8 @@ def component_tables(view: Metrics, neurons: InstructionNeurons) -> list[Table]:
         instruction_table(neurons, f"Instructions, {subject}"),
     ]
     if view.intervals is not None:
-        found.append(cells_table(similarity, view.isn_similarity_without_self, f"{title}, with intervals"))
+        both = (similarity, view.isn_similarity_without_self)
+        found.append(cells_table("isn_similarity_intervals", f"{title}, with intervals", both, "equation 10"))
         found.append(layer_interval_table(layers, f"Instruction-specific neurons by layer, {subject}, with intervals"))
     return found
 
@@ -44,20 +46,26 @@ def matrix_table(
     return Table(name, title, ["category", *categories], rows, note)
 
 
-def cells_table(with_self: CategoryMatrix, without_self: CategoryMatrix, title: str) -> Table:
-    """One row a pair of categories: both versions of equation 10 with their intervals."""
-    names, both = with_self.categories, (with_self, without_self)
+def cells_table(
+    name: str,
+    title: str,
+    both: tuple[CategoryMatrix, CategoryMatrix] | tuple[CorrelationMatrix, CorrelationMatrix],
+    equation: str,
+) -> Table:
+    """One row a pair of categories: both versions of an equation, pairs of an instruction with itself counted and left
+    out, with their intervals."""
+    names = both[0].categories
     rows: list[list[Cell]] = [
         [names[i], names[j], *(cell for part in both for cell in interval_cells(part, part.matrix, i, j))]
         for i in range(len(names))
         for j in range(i, len(names))
     ]
     return Table(
-        "isn_similarity_intervals",
+        name,
         title,
         ["category", "other", *(f"{which}{end}" for which in _BOTH for end in ("", "_low", "_high"))],
         rows,
-        "With self: pairs of an instruction with itself counted, as in equation 10. Low and high: bootstrap interval.",
+        f"With self: pairs of an instruction with itself counted, as in {equation}. Low and high: bootstrap interval.",
     )
 
 

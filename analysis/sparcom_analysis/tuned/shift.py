@@ -54,6 +54,12 @@ class ExpertShift:
         return self.tuned.overall - self.base.overall
 
     @property
+    def moved(self) -> NDArray[np.float64]:
+        """float64 (category, layer): half the sum of absolute shifts over experts, choices a token that moved."""
+        moved: NDArray[np.float64] = np.abs(self.shift).sum(axis=-1) / 2
+        return moved
+
+    @property
     def kept(self) -> NDArray[np.bool_]:
         """bool (category, layer, rank): whether that one of the base model's top experts is also among the tuned's."""
         return _among(self.base_top.expert, self.tuned_top.expert)
