@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.kernels import neurons as kernels
 from sparcom_analysis.kernels import sparse as sparse_kernels
-from sparcom_analysis.kernels.sparse import BlockOfSets, sparse_intersection_sizes, transpose_sets
+from sparcom_analysis.kernels.sparse import MOST_ROWS, sparse_intersection_sizes
+from sparcom_analysis.measures import intersections, pairs
 from sparcom_analysis.measures.selection import instruction_specific_neurons
+from sparcom_analysis.measures.sets import PackedSets
 from sparcom_analysis.measures.similarity import jaccard_blocks
 from sparcom_data.archive import open_archive
 from sparcom_data.testing import write_random_archive
@@ -27,20 +29,20 @@ def packed(rng: np.random.Generator, sets: int, words: int, rate: float) -> NDAr
 
 @settings(deadline=None, max_examples=60)
 @given(
-    left=st.sampled_from([1, 2, 63, 64, 65, 128, 130]),
+    left=st.sampled_from([1, 2, 63, 64, 65, 130, 512]),
     right=st.sampled_from([0, 1, 15, 17, 40]),
-    words=st.sampled_from([1, 5, 511, 512, 513]),
+    words=st.sampled_from([1, 5, 127, 128, 129, 513]),
     rate=st.sampled_from([0.0, 0.01, 0.2, 1.0]),
     seed=st.integers(0, 9),
 )
 def test_sparse_intersections_equal_those_of_all_words(
     left: int, right: int, words: int, rate: float, seed: int
 ) -> None:
-    """Every pair has the number that the loop over all words finds, past 255 elements, 64 sets and tile borders."""
+    """Every pair has the number that the loop over all words finds, past 64 sets and tile borders."""
     rng = np.random.default_rng(seed)
     one, other = packed(rng, left, words, rate), packed(rng, right, words, rate)
-    found = sparse_intersection_sizes(transpose_sets(one), left, other)
-    assert found.dtype == np.int64
+    found = sparse_intersection_sizes(one, other)
+    assert found.shape == (left, right)
     assert (found == kernels.intersection_sizes(one, other)).all()
 
 
@@ -52,7 +54,7 @@ def test_sparse_intersections_equal_those_of_python_sets(sets: int, words: int, 
     bits = np.unpackbits(block.view(np.uint8), axis=1, bitorder="little")
     elements = [set(np.flatnonzero(row).tolist()) for row in bits]
     expected = [[len(a & b) for b in elements] for a in elements]
-    assert sparse_intersection_sizes(transpose_sets(block), sets, block).tolist() == expected
+    assert sparse_intersection_sizes(block, block).tolist() == expected
 
 
 def test_sparse_intersections_are_the_same_on_one_core_and_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,29 +64,37 @@ def test_sparse_intersections_are_the_same_on_one_core_and_on_many(monkeypatch: 
     for cores in (1, 2, 7):
         monkeypatch.setattr(kernels, "cores", lambda cores=cores: cores)
         monkeypatch.setattr(sparse_kernels, "cores", lambda cores=cores: cores)
-        results.append(sparse_intersection_sizes(transpose_sets(block), 100, block))
+        results.append(sparse_intersection_sizes(block, block))
     assert (results[0] == results[1]).all()
     assert (results[0] == results[2]).all()
     assert (results[0] == kernels.intersection_sizes(block, block)).all()
 
 
-def test_sparse_intersections_refuse_sets_of_another_width() -> None:
+def test_sparse_intersections_refuse_what_they_would_read_past() -> None:
     """Compiled code does not check bounds, so its caller must."""
-    holders = transpose_sets(np.zeros((3, 4), np.uint64))
-    with pytest.raises(ValueError, match="sets of 5 words"):
-        sparse_intersection_sizes(holders, 3, np.zeros((2, 5), np.uint64))
-    with pytest.raises(ValueError, match="compared with 65"):
-        sparse_intersection_sizes(holders, 65, np.zeros((2, 4), np.uint64))
+    for block, others in (((3, 4), (2, 5)), ((MOST_ROWS + 1, 4), (2, 4))):
+        with pytest.raises(ValueError, match="up to 512 sets and others must be equally wide"):
+            sparse_intersection_sizes(np.zeros(block, np.uint64), np.zeros(others, np.uint64))
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-def test_a_block_gives_its_own_pairs_and_those_with_others(sparse: bool) -> None:
-    """Both ways give all pairs with others, and of the block itself at least those with later sets."""
-    rng = np.random.default_rng(3)
-    left, right = packed(rng, 70, 20, 0.1), packed(rng, 9, 20, 0.1)
-    block = BlockOfSets(left, sparse)
-    assert (block.shared_with(right) == kernels.intersection_sizes(left, right)).all()
-    assert (np.triu(block.shared_with(None)) == np.triu(kernels.intersection_sizes(left, left))).all()
+@pytest.mark.parametrize("most_bytes", [0, intersections.MOST_BYTES])
+@pytest.mark.parametrize("limit", [0.0, 1.1])
+def test_blocks_of_pairs_are_those_of_all_words(limit: float, most_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either way, and however many sets are compared at once, every pair of a set and a later one is right."""
+    monkeypatch.setattr(sparse_kernels, "DENSE_FROM", limit)
+    monkeypatch.setattr(intersections, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(pairs, "PAIRED", 48)
+    words = packed(np.random.default_rng(3), 1100, 20, 0.1)
+    sets = PackedSets(*words.shape)
+    for k, row in enumerate(words):
+        sets[k] = row
+    expected, found = kernels.intersection_sizes(words, words), np.zeros((1100, 1100), dtype=np.int64)
+    order = []
+    for rows, columns, shared in intersections.shared_blocks(sets, int(np.bitwise_count(words).sum())):
+        found[rows, columns] = shared
+        order.append((rows, columns))
+    assert order == list(pairs.pair_blocks(1100))
+    assert (np.triu(found) == np.triu(expected)).all()
 
 
 def test_similarities_have_the_same_bits_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

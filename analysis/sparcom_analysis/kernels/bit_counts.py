@@ -27,7 +27,7 @@ MAX_ROWS = MAX_BYTE_COUNT // GROUP * GROUP
 
 
 @compiled
-def _full_add(a: np.uint64, b: np.uint64, c: np.uint64) -> tuple[np.uint64, np.uint64]:
+def full_add(a: np.uint64, b: np.uint64, c: np.uint64) -> tuple[np.uint64, np.uint64]:
     """Sum and carry of three bits in each place."""
     half = a ^ b
     return half ^ c, (a & b) | (half & c)
@@ -49,13 +49,13 @@ def _add_eight(
     """Add eight rows (word,) to the planes worth 1, 2 and 4; carried: written, the plane worth 8 that is left over."""
     ones, twos, fours = planes[0], planes[1], planes[2]
     for i in range(ones.shape[0]):
-        one, two_a = _full_add(ones[i], a[i], b[i])
-        one, two_b = _full_add(one, c[i], d[i])
-        one, two_c = _full_add(one, e[i], f[i])
-        ones[i], two_d = _full_add(one, g[i], h[i])
-        two, four_a = _full_add(twos[i], two_a, two_b)
-        twos[i], four_b = _full_add(two, two_c, two_d)
-        fours[i], carried[i] = _full_add(fours[i], four_a, four_b)
+        one, two_a = full_add(ones[i], a[i], b[i])
+        one, two_b = full_add(one, c[i], d[i])
+        one, two_c = full_add(one, e[i], f[i])
+        ones[i], two_d = full_add(one, g[i], h[i])
+        two, four_a = full_add(twos[i], two_a, two_b)
+        twos[i], four_b = full_add(two, two_c, two_d)
+        fours[i], carried[i] = full_add(fours[i], four_a, four_b)
 
 
 @compiled

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.sparse import BlockOfSets, is_sparse
-from sparcom_analysis.measures.pairs import PairMeans, pair_blocks
+from sparcom_analysis.measures.intersections import shared_blocks
+from sparcom_analysis.measures.pairs import PairMeans
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.statistics.pair_matrix import PairMatrix, keep_pairs
 
@@ -46,13 +46,8 @@ def jaccard_blocks(neurons: InstructionNeurons) -> Iterator[tuple[slice, slice, 
         instructions of the rows and of the columns, and float64 (rows, columns), the similarity of each two. In blocks
         on the diagonal, whose rows are their columns, what is left of it is not filled in.
     """
-    sizes, sets = neurons.sizes, neurons.sets
-    block, held = BlockOfSets(sets.rows(0, 0), sparse=False), slice(0, 0)
-    sparse = is_sparse(int(sizes.sum()), sets.shape)
-    for rows, columns in pair_blocks(len(neurons)):
-        if rows != held:
-            block, held = BlockOfSets(sets.rows(rows.start, rows.stop), sparse), rows
-        shared = block.shared_with(None if rows == columns else sets.rows(columns.start, columns.stop))
+    sizes = neurons.sizes
+    for rows, columns, shared in shared_blocks(neurons.sets, int(sizes.sum())):
         union = sizes[rows, None] + sizes[None, columns] - shared
         yield rows, columns, np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
