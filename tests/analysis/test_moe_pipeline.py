@@ -284,10 +284,10 @@ def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -
     result = CliRunner().invoke(command, [base.path, "--tuned", tuned.path, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     for text in (
-        "neurons of expert_neuron: epsilon",
-        "neurons of neuron: epsilon",
-        "neurons of shared_expert_neuron: epsilon",
-        "similarity of categories in neurons of expert_neuron (mean Jaccard",
+        "neurons of routed experts: epsilon",
+        "neurons of dense layers: epsilon",
+        "neurons of shared experts: epsilon",
+        "similarity of categories in neurons of routed experts (mean Jaccard",
         "mean Pearson correlation",
         "Over the 10 inst",
     ):
