@@ -65,7 +65,7 @@ def _general(metrics: Metrics) -> str:
     total = group.general.total + group.shared.total + unique
     if not total:
         return ""
-    chance = "" if group.unique_chance is None else f", of which chance gives {sum(group.unique_chance):,.0f}"
+    chance = "" if group.unique_chance is None else f", where chance gives {sum(group.unique_chance):,.0f}"
     general = f"{group.general.total:,} ({group.general.total / total:.0%}) belong to all of them"
     return (
         f"Of {total:,} {component_title(group.component)} that belong to a category, {general} and {unique:,} "

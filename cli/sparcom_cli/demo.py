@@ -3,7 +3,7 @@ would go it.
 
 dataset build, once to run and once to train ─▶ model fetch ─▶ model moefy ─▶ model tune, of both
 ─▶ for the dense pair and for the mixtures: serve base and twin ─▶ submit --wait to each ─▶ stop the server
-─▶ verify each ─▶ analyze --tuned each pair ─▶ page ─▶ alteration by category
+─▶ verify all ─▶ analyze --tuned each pair ─▶ page ─▶ alteration by category
 Each step but the last two is a command that is shown. Jobs run one at a time, and no engine runs when verify begins.
 """
 
@@ -73,9 +73,11 @@ def demo(
             _tune(pair, training)
     for pair in (dense, mixture):
         _run(pair, instructions, output)
+    _verify((dense, mixture), output)
     for pair in (dense, mixture):
-        _look(pair, output / "data" / "archives", epsilon)
-    page = _write_page(output, dense.report, mixture.report)
+        base, tuned = _archives(pair, output)
+        _sparcom("analyze", base, "--tuned", tuned, "--epsilon", epsilon, "--output", str(pair.report))
+    page = _write_page(output, dense.report, mixture.report, tuned_here=twin is None and moe_twin is None)
     click.echo(f"\n{_told(dense.report, mixture.report)}")
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
 
@@ -119,18 +121,20 @@ def _run(pair: Pair, instructions: Path, output: Path) -> None:
             _sparcom("submit", "--server", url, "--model", name, "--input", source, "--archive", archive, "--wait")
 
 
-def _look(pair: Pair, archives: Path, epsilon: str) -> None:
-    """Both archives verified, then compared."""
-    base, tuned = (str(archives / f"{archive}.zarr") for archive in pair.archives)
-    for archive in (base, tuned):
-        _sparcom("verify", archive, "--reference", "transformers", "--sample", "6")
-    _sparcom("analyze", base, "--tuned", tuned, "--epsilon", epsilon, "--output", str(pair.report))
+def _archives(pair: Pair, output: Path) -> list[str]:
+    return [str(output / "data" / "archives" / f"{archive}.zarr") for archive in pair.archives]
 
 
-def _write_page(output: Path, dense: Path, mixture: Path) -> Path:
+def _verify(pairs: tuple[Pair, ...], output: Path) -> None:
+    """All of them at once: importing transformers takes longer than comparing."""
+    archives = [archive for pair in pairs for archive in _archives(pair, output)]
+    _sparcom("verify", *archives, "--reference", "transformers", "--sample", "6")
+
+
+def _write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
     from sparcom_cli.demo_page import write_page
 
-    return write_page(output, dense, mixture)
+    return write_page(output, dense, mixture, tuned_here=tuned_here)
 
 
 def _told(dense: Path, mixture: Path) -> str:

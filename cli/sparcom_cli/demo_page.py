@@ -66,15 +66,23 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def write_page(output: Path, dense: Path, mixture: Path) -> Path:
+def write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
     """Write index.html into `output`, where both folders of results lie; its path."""
     page = output / "index.html"
-    write_durably(page, [render_page(dense, mixture).encode()])
+    write_durably(page, [render_page(dense, mixture, tuned_here=tuned_here).encode()])
     return page
 
 
-def render_page(dense: Path, mixture: Path) -> str:
-    """The page as HTML text, from the folders that `sparcom analyze` wrote for a dense model and a mixture."""
+def render_page(dense: Path, mixture: Path, *, tuned_here: bool) -> str:
+    """The page as HTML text.
+
+    Args:
+        dense: folder that `sparcom analyze --tuned` wrote for a dense model. mixture: the same for a mixture.
+        tuned_here: whether both twins are those that the demo makes, so that it is known how.
+
+    Raises:
+        InvalidInputError: one of them was analysed without a tuned twin, or `mixture` is of a model without experts.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from sparcom_analysis import alteration_findings, findings, findings_experts
@@ -94,6 +102,7 @@ def render_page(dense: Path, mixture: Path) -> str:
         dense=plain,
         mixture=routed,
         moe=routed.archive.moe,
+        tuned_here=tuned_here,
         columns=columns,
         likenesses=_likenesses(columns, routed),
         alterations=alterations(plain, routed),

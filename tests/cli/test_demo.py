@@ -38,7 +38,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(told(arguments)))
     monkeypatch.setattr(demo, "serving", server)
-    monkeypatch.setattr(demo, "_write_page", lambda output, *_: ran.append("page") or output / "index.html")
+    monkeypatch.setattr(demo, "_write_page", lambda *_, tuned_here: ran.append(f"page {tuned_here}"))
     monkeypatch.setattr(demo, "_told", lambda *folders: "alteration " + " ".join(folder.name for folder in folders))
     return ran
 
@@ -72,13 +72,9 @@ def served(dense: str, mixture: str) -> list[str]:
         f"submit {mixture} instructions.jsonl demo-moe",
         f"submit {mixture}-tuned instructions.jsonl demo-moe-tuned",
         "stop",
-        "verify demo.zarr",
-        "verify demo-tuned.zarr",
+        "verify demo.zarr demo-tuned.zarr demo-moe.zarr demo-moe-tuned.zarr",
         "analyze demo.zarr demo-tuned.zarr report",
-        "verify demo-moe.zarr",
-        "verify demo-moe-tuned.zarr",
         "analyze demo-moe.zarr demo-moe-tuned.zarr report-moe",
-        "page",
     ]
 
 
@@ -90,12 +86,12 @@ def test_the_whole_way(
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
-        assert steps == [BUILT, TRAINING, f"model {DENSE}", *made(DENSE, MIXTURE), *served(DENSE, MIXTURE)]
+        assert steps == [BUILT, TRAINING, f"model {DENSE}", *made(DENSE, MIXTURE), *served(DENSE, MIXTURE), "page True"]
         assert "\nalteration report report-moe\n\nDone in " in capsys.readouterr().out
         (tmp_path / "out" / "old").touch()
     steps.clear()
     assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
-    made_of = [*made("x-instruct", "x-instruct-moe"), *served("x-instruct", "x-instruct-moe")]
+    made_of = [*made("x-instruct", "x-instruct-moe"), *served("x-instruct", "x-instruct-moe"), "page True"]
     assert steps == [BUILT, TRAINING, *made_of], "not fetched, but cut and tuned"
     assert not (tmp_path / "out" / "old").exists()
 
@@ -122,7 +118,7 @@ def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], mo
     models = ("--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
     twins = ("--tuned", tmp_path / "d-instruct-tuned", "--moe-tuned", tmp_path / "m-moe-tuned")
     assert run(monkeypatch, "--output", tmp_path / "out", *models, *twins) == 0
-    assert steps == [BUILT, *served("d-instruct", "m-moe")]
+    assert steps == [BUILT, *served("d-instruct", "m-moe"), "page False"]
 
 
 @pytest.mark.parametrize("same", [("--model", "--moe"), ("--model", "--tuned"), ("--moe", "--moe-tuned")])

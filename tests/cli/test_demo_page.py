@@ -54,7 +54,7 @@ def test_likeness_is_the_mean_over_categories() -> None:
 def test_the_page_has_what_both_reports_have(output: Path) -> None:
     """Facts of all models, figures of every population, routes, and the tables' numbers; it links to every section of
     both reports."""
-    page = write_page(output, output / "report", output / "report-moe").read_text("utf-8")
+    page = write_page(output, output / "report", output / "report-moe", tuned_here=True).read_text("utf-8")
     dense, mixture = metrics(output / "report"), metrics(output / "report-moe")
     assert mixture.archive.moe is not None
     for title in ("Dense model", "Mixture: routed experts", "Mixture: shared experts"):
@@ -79,7 +79,7 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
 
 def test_experts_that_stay_are_marked(output: Path) -> None:
     """Table 6: the base's most chosen experts in their order, a star where they are among the tuned model's too."""
-    page = write_page(output, output / "report", output / "report-moe").read_text("utf-8")
+    page = write_page(output, output / "report", output / "report-moe", tuned_here=True).read_text("utf-8")
     shift = metrics(output / "report-moe").expert_shift
     assert shift is not None
     for top, kept in zip(shift.top_base, shift.top_kept, strict=True):
@@ -112,15 +112,22 @@ def test_a_report_without_a_twin_is_refused(output: Path, tmp_path: Path) -> Non
             patch.setattr(f"sparcom_analysis.figures.{convert}", lambda _figure: b"<svg/>")
         analyze(output / "d.zarr", tmp_path / "alone", epsilon=0.2, resamples=0, permutations=0)
     with pytest.raises(InvalidInputError, match="analyse both with --tuned first"):
-        render_page(tmp_path / "alone", output / "report-moe")
+        render_page(tmp_path / "alone", output / "report-moe", tuned_here=True)
 
 
 def test_the_page_loads_nothing(output: Path) -> None:
     """No address but those of the two reports beside it."""
-    page = render_page(output / "report", output / "report-moe")
+    page = render_page(output / "report", output / "report-moe", tuned_here=True)
     assert not re.findall(r"""(?:src|href)=["'](?!data:|report)""", page)
     assert "http" not in page
     assert "<script" not in page
+
+
+def test_what_is_not_known_of_tuning_is_not_said(output: Path) -> None:
+    """How the twins were trained stands on the page where the demo made them, and nowhere else."""
+    pages = [render_page(output / "report", output / "report-moe", tuned_here=here) for here in (True, False)]
+    for words in ("were trained on other instructions of the same set", "The tuning is short."):
+        assert [words in page for page in pages] == [True, False]
 
 
 def test_names_are_text(output: Path, tmp_path: Path) -> None:
@@ -131,7 +138,7 @@ def test_names_are_text(output: Path, tmp_path: Path) -> None:
         raw = json.loads(path.read_text("utf-8"))
         raw["archive"]["model_name"] = "<b>odd</b>"
         path.write_text(json.dumps(raw))
-    page = render_page(tmp_path / "report", tmp_path / "report-moe")
+    page = render_page(tmp_path / "report", tmp_path / "report-moe", tuned_here=True)
     assert "&lt;b&gt;odd&lt;/b&gt;" in page
     assert "<b>odd" not in page
 
@@ -141,6 +148,6 @@ def test_a_mixture_without_shared_experts_has_no_column_for_them(output: Path, t
     for seed, ending in enumerate(("", "-tuned")):
         write_random_moe_archive(tmp_path / f"m{ending}.zarr", shared_neurons=0, dense_layers=0, seed=seed)
     compare(tmp_path, "m", "report-moe")
-    page = render_page(output / "report", tmp_path / "report-moe")
+    page = render_page(output / "report", tmp_path / "report-moe", tuned_here=True)
     assert "of a shared expert" not in page
     assert "<h3>Mixture: shared experts</h3>" not in page
