@@ -116,9 +116,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     assert control.neurons[0].similarity.rank_correlation == 1.0
     assert control.neurons[0].size_by_length == (None, None)
     part = length_part(control)
-    assert "their order by x (rank correlation 1.00)" in length_sentence(
-        part, part.components[0].isn_similarity, "x"
-    )
+    assert "their order by x (rank correlation 1.00)" in length_sentence(part, part.components[0].isn_similarity, "x")
     assert "size cannot follow length" in size_sentence(part, part.components[0])
 
 
