@@ -163,7 +163,10 @@ def _summary(metrics: Metrics) -> list[str]:
     )
     if metrics.components is None:
         return [used, _sizes(metrics, ""), "", *_similarity(metrics), *_answers(metrics)]
-    first, *further = [(metrics.of(part.component), f" of {part.component}") for part in metrics.components]
+    from sparcom_analysis.reading.populations import TITLES
+
+    named = [(metrics.of(part.component), f" of {TITLES[part.component]}") for part in metrics.components]
+    first, *further = named
     others = [f"{_sizes(*part)}; their similarity is in the report" for part in further]
     return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics), *_answers(metrics)]
 
@@ -178,7 +181,7 @@ def _answers(metrics: Metrics) -> list[str]:
 
 
 def _sizes(metrics: Metrics, whose: str) -> str:
-    """How large the sets are; `whose` are they, " of COMPONENT"."""
+    """How large the sets are; `whose` are they, " of routed experts"."""
     rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
     return f"instruction-specific neurons{whose}: {rule}, {metrics.isn_size.mean:,.1f} an instruction on average"
 

@@ -36,6 +36,13 @@ TOLERANCE = 0.05
     show_default=True,
     help="Instructions of each category in each half.",
 )
+@click.option(
+    "--skip",
+    type=click.IntRange(0, 99),
+    default=0,
+    show_default=True,
+    help="With --synthetic-only: pass over so many of each category first, for a file that shares none with another.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draw from the sources.")
 @click.option(
     "--revision",
@@ -66,6 +73,7 @@ def build(
     natural: Path | None,
     synthetic_only: bool,
     per_category: int,
+    skip: int,
     seed: int,
     revisions: tuple[str, ...],
     match_length: bool,
@@ -80,7 +88,9 @@ def build(
     from sparcom_data.instructions import check_batch
 
     _require_consistent(natural, synthetic_only, revisions, match_length, tokenizer, length_tolerance)
-    instructions = synthetic_instructions(per_category)
+    if skip and not synthetic_only:
+        raise click.UsageError("--skip passes over synthetic instructions; give --synthetic-only with it")
+    instructions = synthetic_instructions(per_category, skip)
     half = None if synthetic_only else _natural_half(natural, _by_source(revisions))
     if half is not None:
         instructions += natural_instructions(half, seed, _synthetic_texts(), per_category)

@@ -1,8 +1,10 @@
-"""`sparcom demo`: the whole way on a small real model, dense and as a mixture of experts, as a user would go it.
+"""`sparcom demo`: the whole way on a small real model, its mixture of experts, and a tuned twin of each, as a user
+would go it.
 
-dataset build ─▶ model fetch ─▶ model moefy ─▶ serve both ─▶ submit --wait to each ─▶ stop the server
-─▶ verify and analyze each ─▶ page
-Each step but the last is a command that is shown. Jobs run one at a time, and no engine runs when verify begins.
+dataset build, once to run and once to train ─▶ model fetch ─▶ model moefy ─▶ model tune, of both
+─▶ for the dense pair and for the mixtures: serve base and twin ─▶ submit --wait to each ─▶ stop the server
+─▶ verify all ─▶ analyze --tuned each pair ─▶ page ─▶ alteration by category
+Each step but the last two is a command that is shown. Jobs run one at a time, and no engine runs when verify begins.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -20,65 +23,124 @@ from sparcom_data.errors import InvalidInputError
 
 MODEL = "smollm2-135m-instruct"
 ARCHIVE = "demo"
-PER_CATEGORY = 20
+PER_CATEGORY = 20  # instructions that are run; as many after them are trained on
 MARKER = ".sparcom-demo"  # only a folder that an earlier demo made is emptied
+_FOLDER = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A model and its tuned twin: both folders, the names of their archives, and the folder of their report."""
+
+    base: Path
+    twin: Path
+    archive: str
+    report: Path
+
+    @property
+    def archives(self) -> dict[str, Path]:
+        """The models by the names of their archives."""
+        return {self.archive: self.base, f"{self.archive}-tuned": self.twin}
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True)
-@click.option("--model", "folder", type=click.Path(path_type=Path), help="The demo model's folder, if not models/….")
+@click.option("--output", type=_FOLDER, default=Path("demo-output"), show_default=True)
+@click.option("--model", "folder", type=_FOLDER, help="The demo model's folder, if not models/….")
 @click.option(
-    "--moe",
-    "experts",
-    type=click.Path(path_type=Path),
-    help="Folder of a mixture of experts, if not the one that is made of the demo model.",
+    "--moe", "experts", type=_FOLDER, help="Folder of a mixture of experts, if not the one made of the demo model."
 )
+@click.option("--tuned", "twin", type=_FOLDER, help="Folder of the model's tuned twin, if not the one that is made.")
+@click.option("--moe-tuned", "moe_twin", type=_FOLDER, help="Folder of the mixture's tuned twin, likewise.")
 @click.option("--epsilon", default="0.05", show_default=True, help="Share of neurons that is instruction-specific.")
-def demo(output: Path, folder: Path | None, experts: Path | None, epsilon: str) -> None:
-    """Run 120 instructions of six categories through a small real model and its mixture of experts, and compare."""
+def demo(
+    output: Path, folder: Path | None, experts: Path | None, twin: Path | None, moe_twin: Path | None, epsilon: str
+) -> None:
+    """Run 120 instructions of six categories through a small real model, its mixture of experts, and a tuned twin of
+    each, and compare."""
     started = time.monotonic()
-    models = _models(folder, experts)
+    dense, mixture = _pairs(output, folder, experts, twin, moe_twin)
     _make_room(output)
-    instructions = output / "instructions.jsonl"
-    _sparcom("dataset", "build", "--synthetic-only", "--per-category", str(PER_CATEGORY), "--output", str(instructions))
-    dense, mixture = models.values()
+    instructions, training = output / "instructions.jsonl", output / "training.jsonl"
+    _build(instructions)
+    if twin is None or moe_twin is None:
+        _build(training, "--skip", str(PER_CATEGORY))
     if folder is None:
-        _sparcom("model", "fetch", MODEL, "--output", str(dense))
+        _sparcom("model", "fetch", MODEL, "--output", str(dense.base))
     if experts is None:
-        _sparcom("model", "moefy", "--model", str(dense), "--output", str(mixture))
-    with serving(list(models.values()), output) as url:
-        for archive, model in models.items():
-            _submit(url, model, instructions, archive)
-    archives = output / "data" / "archives"
-    for archive in models:
-        _sparcom("verify", str(archives / f"{archive}.zarr"), "--reference", "transformers", "--sample", "6")
-    reports = [output / "report", output / "report-moe"]
-    for archive, report in zip(models, reports, strict=True):
-        _sparcom("analyze", str(archives / f"{archive}.zarr"), "--epsilon", epsilon, "--output", str(report))
-    page = _write_page(output, *reports)
+        _sparcom("model", "moefy", "--model", str(dense.base), "--output", str(mixture.base))
+    for pair, given in ((dense, twin), (mixture, moe_twin)):
+        if given is None:
+            _tune(pair, training)
+    for pair in (dense, mixture):
+        _run(pair, instructions, output)
+    _verify((dense, mixture), output)
+    for pair in (dense, mixture):
+        base, tuned = _archives(pair, output)
+        _sparcom("analyze", base, "--tuned", tuned, "--epsilon", epsilon, "--output", str(pair.report))
+    page = _write_page(output, dense.report, mixture.report, tuned_here=twin is None and moe_twin is None)
+    click.echo(f"\n{_told(dense.report, mixture.report)}")
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
 
 
-def _models(folder: Path | None, experts: Path | None) -> dict[str, Path]:
-    """The folders of both models, by the archive that becomes of each."""
-    dense = folder or Path("models") / MODEL
-    mixture = experts or Path("models") / f"{dense.absolute().name}-moe"
-    if dense.absolute().name == mixture.absolute().name:
+def _pairs(
+    output: Path, folder: Path | None, experts: Path | None, twin: Path | None, moe_twin: Path | None
+) -> tuple[Pair, Pair]:
+    """The dense model with its twin, and the mixture with its."""
+    base = folder or Path("models") / MODEL
+    mixture = experts or Path("models") / f"{base.absolute().name}-moe"
+    found = (
+        Pair(base, twin or _twin_of(base), ARCHIVE, output / "report"),
+        Pair(mixture, moe_twin or _twin_of(mixture), f"{ARCHIVE}-moe", output / "report-moe"),
+    )
+    names = [model.absolute().name for pair in found for model in (pair.base, pair.twin)]
+    if len(set(names)) < len(names):
         raise InvalidInputError(
-            [f"the two models are served by the names of their folders, which must differ; both are {dense.name!r}"]
+            [f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"]
         )
-    return {ARCHIVE: dense, f"{ARCHIVE}-moe": mixture}
+    return found
 
 
-def _submit(url: str, model: Path, instructions: Path, archive: str) -> None:
-    name, source = model.absolute().name, str(instructions)
-    _sparcom("submit", "--server", url, "--model", name, "--input", source, "--archive", archive, "--wait")
+def _twin_of(base: Path) -> Path:
+    return Path("models") / f"{base.absolute().name}-tuned"
 
 
-def _write_page(output: Path, dense: Path, mixture: Path) -> Path:
+def _build(file: Path, *skip: str) -> None:
+    count = str(PER_CATEGORY)
+    _sparcom("dataset", "build", "--synthetic-only", *skip, "--per-category", count, "--output", str(file))
+
+
+def _tune(pair: Pair, training: Path) -> None:
+    _sparcom("model", "tune", "--model", str(pair.base), "--data", str(training), "--output", str(pair.twin))
+
+
+def _run(pair: Pair, instructions: Path, output: Path) -> None:
+    """The instructions through base and twin, one server for both."""
+    with serving(list(pair.archives.values()), output, f"{pair.archive}-server.log") as url:
+        for archive, model in pair.archives.items():
+            name, source = model.absolute().name, str(instructions)
+            _sparcom("submit", "--server", url, "--model", name, "--input", source, "--archive", archive, "--wait")
+
+
+def _archives(pair: Pair, output: Path) -> list[str]:
+    return [str(output / "data" / "archives" / f"{archive}.zarr") for archive in pair.archives]
+
+
+def _verify(pairs: tuple[Pair, ...], output: Path) -> None:
+    """All of them at once: importing transformers takes longer than comparing."""
+    archives = [archive for pair in pairs for archive in _archives(pair, output)]
+    _sparcom("verify", *archives, "--reference", "transformers", "--sample", "6")
+
+
+def _write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
     from sparcom_cli.demo_page import write_page
 
-    return write_page(output, dense, mixture)
+    return write_page(output, dense, mixture, tuned_here=tuned_here)
+
+
+def _told(dense: Path, mixture: Path) -> str:
+    from sparcom_cli.demo_alteration import as_text, read_alterations
+
+    return as_text(read_alterations(dense, mixture))
 
 
 def _make_room(output: Path) -> None:

@@ -1,4 +1,6 @@
-"""Writes the demo's page: a dense model and a mixture of experts side by side, from what `sparcom analyze` made.
+"""Writes the demo's page: a dense model and a mixture of experts side by side, each before and after tuning.
+
+From what `sparcom analyze --tuned` made.
 
 One file that loads nothing from anywhere; it links to the two full reports. Computes nothing but means of the matrices
 that metrics.json has.
@@ -7,15 +9,21 @@ that metrics.json has.
 from __future__ import annotations
 
 import base64
+import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparcom_cli.demo_alteration import alterations, read_metrics
+from sparcom_data.errors import InvalidInputError
 from sparcom_data.storage import write_durably
 
 if TYPE_CHECKING:
     from sparcom_analysis.schema.metrics import Metrics
+
+CONTENTS = re.compile(r'<li><a href="#([^"]+)">([^<]+)</a>')  # of a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +66,29 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def write_page(output: Path, dense: Path, mixture: Path) -> Path:
+def write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
     """Write index.html into `output`, where both folders of results lie; its path."""
     page = output / "index.html"
-    write_durably(page, [render_page(dense, mixture).encode()])
+    write_durably(page, [render_page(dense, mixture, tuned_here=tuned_here).encode()])
     return page
 
 
-def render_page(dense: Path, mixture: Path) -> str:
-    """The page as HTML text, from the folders that `sparcom analyze` wrote for a dense model and a mixture."""
+def render_page(dense: Path, mixture: Path, *, tuned_here: bool) -> str:
+    """The page as HTML text.
+
+    Args:
+        dense: folder that `sparcom analyze --tuned` wrote for a dense model. mixture: the same for a mixture.
+        tuned_here: whether both twins are those that the demo makes, so that it is known how.
+
+    Raises:
+        InvalidInputError: one of them was analysed without a tuned twin, or `mixture` is of a model without experts.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from sparcom_analysis.findings import alteration as alteration_findings
     from sparcom_analysis.findings import experts as findings_experts
     from sparcom_analysis.findings import neurons as findings
+    from sparcom_analysis.findings.short import in_short
 
     environment = Environment(
         loader=PackageLoader("sparcom_cli"),
@@ -79,25 +97,45 @@ def render_page(dense: Path, mixture: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plain, routed = _read(dense), _read(mixture)
+    plain, routed = read_metrics(dense), read_metrics(mixture)
+    _require_twins(plain, routed)
     columns = _columns(plain, dense, routed, mixture)
     return environment.get_template("demo.html.j2").render(
         dense=plain,
         mixture=routed,
         moe=routed.archive.moe,
+        tuned_here=tuned_here,
         columns=columns,
         likenesses=_likenesses(columns, routed),
+        alterations=alterations(plain, routed),
+        short={"Dense model": in_short(plain), "Mixture of experts": in_short(routed)},
+        parts=_parts(dense, mixture),
         findings=findings,
+        altered=alteration_findings,
         experts=findings_experts,
         expert_figure=lambda name: _embedded(mixture, name),
         folders={"dense": dense.name, "mixture": mixture.name},
     )
 
 
-def _read(folder: Path) -> Metrics:
-    from sparcom_analysis.schema.metrics import Metrics
+def _require_twins(plain: Metrics, routed: Metrics) -> None:
+    if plain.isn_alteration is None or routed.ise_alteration is None or routed.archive.moe is None:
+        raise InvalidInputError(
+            [
+                "the page compares a dense model and a mixture of experts, each with its tuned twin; analyse both with "
+                "--tuned first"
+            ]
+        )
 
-    return Metrics.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8"))
+
+def _parts(dense: Path, mixture: Path) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What the reports hold: the title of each section, and the name and address of it in each report that has it."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, folder in (("mixture of experts", mixture), ("dense model", dense)):  # the mixture has the longer list
+        report = (folder / "report.html").read_text(encoding="utf-8")
+        for anchor, title in CONTENTS.findall(report):
+            found.setdefault(html.unescape(title), []).insert(0, (name, f"{folder.name}/report.html#{anchor}"))
+    return list(found.items())
 
 
 def _embedded(folder: Path, name: str) -> str:

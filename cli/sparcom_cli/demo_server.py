@@ -27,13 +27,13 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def serving(models: Sequence[Path], output: Path) -> Iterator[str]:
-    """A server of these models on a free port, ready; stopped at the end whatever happens."""
+def serving(models: Sequence[Path], output: Path, log_name: str = "server.log") -> Iterator[str]:
+    """A server of these models on a free port, ready; stopped at the end whatever happens. Its log is in `output`."""
     port = _free_port()
     named = [part for model in models for part in ("--model", str(model))]
     arguments = ["serve", *named, "--port", str(port), "--data-dir", str(output / "data")]
     click.secho(f"\n$ sparcom {shlex.join(arguments)} &", bold=True)
-    log = output / "server.log"
+    log = output / log_name
     with log.open("wb") as file:
         process = subprocess.Popen(command(*arguments), stdout=file, stderr=subprocess.STDOUT)  # noqa: S603
         try:

@@ -1,4 +1,4 @@
-"""`sparcom verify`: is this archive right? Exit status 1 when anything is found."""
+"""`sparcom verify`: is this archive right, or each of several? Exit status 1 when anything is found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...", type=click.Path(path_type=Path))
 @click.option(
     "--reference", type=click.Choice(["transformers"]), help="Also compare bits, or counts, with this implementation."
 )
@@ -23,9 +23,21 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
 @click.option("--model", help="The model's folder, where it is not where the archive says.")
 @click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenisation of the text.")
-def verify(archive: Path, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool) -> None:
-    """Check an archive against itself, and against Hugging Face transformers."""
+def verify(
+    archives: tuple[Path, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
+) -> None:
+    """Check archives against themselves, and against Hugging Face transformers."""
+    if model and len(archives) > 1:
+        raise click.UsageError("--model is the folder of one archive's model; verify the archives one by one with it")
     wait_asleep()
+    right = [_verified(archive, reference, sample, seed, model, no_tokenizer) for archive in archives]
+    raise SystemExit(0 if all(right) else 1)
+
+
+def _verified(
+    archive: Path, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
+) -> bool:
+    """Whether nothing wrong was found; says what was looked at."""
     from rich.console import Console
 
     from sparcom_data.archive import open_archive
@@ -39,7 +51,7 @@ def verify(archive: Path, reference: str | None, sample: int, seed: int, model: 
     if reference and all(check.passed for check in checks):
         checks += _compare(opened, where, sample, seed, tokenize)
     _show(archive, checks)
-    raise SystemExit(0 if all(check.passed for check in checks) else 1)
+    return all(check.passed for check in checks)
 
 
 def _tokenizer(archive: Archive, model: str) -> Tokenize:

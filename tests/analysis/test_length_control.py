@@ -121,7 +121,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     assert control.neurons[0].similarity.rank_correlation == 1.0
     assert control.neurons[0].size_by_length == (None, None)
     part = length_part(control)
-    assert "keep their order (rank correlation 1.00)" in length_sentence(part, part.components[0].isn_similarity, "x")
+    assert "their order by x (rank correlation 1.00)" in length_sentence(part, part.components[0].isn_similarity, "x")
     assert "size cannot follow length" in size_sentence(part, part.components[0])
 
 
@@ -185,7 +185,7 @@ def test_sentences_say_the_numbers_of_the_part(part_and_control) -> None:  # typ
     part, _ = part_and_control
     matrix = part.components[0].isn_similarity
     text = length_sentence(part, matrix, "the model")
-    assert "With 10 tokens of each instruction in place of all, the pairs of categories of the model" in text
+    assert "With 10 tokens of each instruction in place of all, the pairs of categories keep their order by " in text
     assert f"(rank correlation {matrix.rank_correlation:.2f})" in text
     assert f"change by {matrix.mean_change:+.3f} on average, most " in text
     assert f" ({matrix.largest_change:+.3f}). " in text
@@ -194,7 +194,7 @@ def test_sentences_say_the_numbers_of_the_part(part_and_control) -> None:  # typ
     orders = {0.95: "keep", 0.7: "partly keep", 0.2: "do not keep"}
     for rho, words in orders.items():
         changed = matrix.model_copy(update={"rank_correlation": rho})
-        assert f"the model {words} their order (rank correlation {rho:.2f})" in length_sentence(
+        assert f"categories {words} their order by the model (rank correlation {rho:.2f})" in length_sentence(
             part, changed, "the model"
         )
     assert "cannot be compared" in length_sentence(part, matrix.model_copy(update={"rank_correlation": None}), "x")

@@ -144,7 +144,7 @@ def test_every_component_and_the_experts_are_written(compared) -> None:  # type:
     assert names(folder, "figures", ".svg") == names(folder, "figures", ".png") == drawn
     assert names(folder, "lists", ".npz") == LISTS | {f"lape-{name}" for name in COMPONENTS}
     files = {"metrics.json", "metrics.schema.json", "components.json", "components.schema.json", "report.html"}
-    assert {path.name for path in folder.iterdir()} == {"tables", "figures", "lists", *files}
+    assert {path.name for path in folder.iterdir()} == {".sparcom-files", "tables", "figures", "lists", *files}
 
 
 def test_metrics_hold_the_numbers_of_the_functions(compared) -> None:  # type: ignore[no-untyped-def]
@@ -323,10 +323,10 @@ def test_the_command_prints_every_component(make_moe, undrawn, tmp_path: Path) -
     result = CliRunner().invoke(command, [base.path, "--tuned", tuned.path, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     for text in (
-        "neurons of expert_neuron: epsilon",
-        "neurons of neuron: epsilon",
-        "neurons of shared_expert_neuron: epsilon",
-        "similarity of categories in neurons of expert_neuron (mean Jaccard",
+        "neurons of routed experts: epsilon",
+        "neurons of dense layers: epsilon",
+        "neurons of shared experts: epsilon",
+        "similarity of categories in neurons of routed experts (mean Jaccard",
         "mean Pearson correlation, pairs of an instruction with itself counted",
         "Over the 10 inst",
     ):

@@ -65,6 +65,20 @@ def test_the_synthetic_half_is_written_byte_by_byte(build: Run) -> None:
     assert Path("hexainst.jsonl").read_bytes() == b"".join(path.read_bytes() for path in synthetic_files())
 
 
+def test_what_is_skipped_is_the_rest(build: Run) -> None:
+    """--skip n goes on where the first n of each category end: together with those, each instruction once."""
+    for name, options in (("first", ("--per-category", 30)), ("rest", ("--skip", 30, "--per-category", 70))):
+        status, _, err = build("--synthetic-only", *options, "--output", name)
+        assert (status, err) == (0, "")
+    first, rest = ([item.id for item in read_jsonl(Path(name))] for name in ("first", "rest"))
+    assert (len(first), len(rest)) == (180, 420)
+    assert sorted(first + rest) == sorted(item.id for item in synthetic_instructions())
+    status, _, err = build("--synthetic-only", "--skip", 30, "--output", "more")
+    assert status == 1
+    assert "has 1 to 70 instructions a category after its first 30; got 100" in err
+    assert not Path("more").exists()
+
+
 def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Path) -> None:
     """With a folder of sources both halves are there, every line with what it must say; a second build is the first."""
     for name in ("a.jsonl", "b.jsonl"):
@@ -177,6 +191,8 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
         (("--revision", "flan"), "SOURCE=COMMIT"),
         (("--length-tolerance", "1"), "--length-tolerance"),
         (("--per-category", "0"), "--per-category"),
+        (("--skip", "20"), "give --synthetic-only with it"),
+        (("--synthetic-only", "--skip", "100"), "--skip"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(
@@ -210,7 +226,7 @@ def test_the_help_names_every_option(build: Run) -> None:
     status, said, _ = build("--help")
     assert status == 0
     for option in (
-        "--output", "--natural", "--synthetic-only", "--per-category", "--seed", "--revision", "--match-length",
-        "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face hub", "600 natural ones",
+        "--output", "--natural", "--synthetic-only", "--per-category", "--skip", "--seed", "--revision",
+        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face hub", "600 natural ones",
     ):  # fmt: skip
         assert option in " ".join(said.split())

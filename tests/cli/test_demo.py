@@ -13,6 +13,7 @@ import pytest
 from sparcom_cli import demo, demo_server
 from sparcom_cli.main import main
 from sparcom_data.errors import EngineError
+from sparcom_data.instructions import read_jsonl
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
@@ -28,7 +29,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     @contextmanager
-    def server(models: Sequence[Path], output: Path) -> Iterator[str]:
+    def server(models: Sequence[Path], output: Path, log: str) -> Iterator[str]:
         ran.append(" ".join(["serve", *(model.name for model in models)]))
         try:
             yield "http://here"
@@ -37,60 +38,100 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(told(arguments)))
     monkeypatch.setattr(demo, "serving", server)
-    monkeypatch.setattr(demo, "_write_page", lambda output, *_: ran.append("page") or output / "index.html")
+    monkeypatch.setattr(demo, "_write_page", lambda *_, tuned_here: ran.append(f"page {tuned_here}"))
+    monkeypatch.setattr(demo, "_told", lambda *folders: "alteration " + " ".join(folder.name for folder in folders))
     return ran
 
 
 def told(arguments: Sequence[str]) -> str:
     """A command and what it is about: the last part of each path in it, and the words that are no option's value."""
-    endings = (".zarr", "-moe", "instruct", "report", ".jsonl")
-    named = [word for word in arguments if word.endswith(endings) or word == "demo"]
+    endings = (".zarr", "-moe", "instruct", "report", ".jsonl", "-tuned")
+    named = [word for word in arguments if (word.endswith(endings) and not word.startswith("--")) or word == "demo"]
     return " ".join([arguments[0], *dict.fromkeys(Path(word).name for word in named)])
 
 
 DENSE, MIXTURE = "smollm2-135m-instruct", "smollm2-135m-instruct-moe"
-BUILT = "dataset instructions.jsonl"
-SERVED = [
-    f"serve {DENSE} {MIXTURE}",
-    f"submit {DENSE} instructions.jsonl demo",
-    f"submit {MIXTURE} instructions.jsonl demo-moe",
-    "stop",
-    "verify demo.zarr",
-    "verify demo-moe.zarr",
-    "analyze demo.zarr report",
-    "analyze demo-moe.zarr report-moe",
-    "page",
-]
+BUILT, TRAINING = "dataset instructions.jsonl", "dataset training.jsonl"
 
 
-def test_the_whole_way(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetch one model and make the other, serve both, submit to each, stop, verify and analyse each, compare; again
-    into the same folder, which it made itself."""
+def made(dense: str, mixture: str) -> list[str]:
+    return [
+        f"model {dense} {mixture}",
+        f"model {dense} training.jsonl {dense}-tuned",
+        f"model {mixture} training.jsonl {mixture}-tuned",
+    ]
+
+
+def served(dense: str, mixture: str) -> list[str]:
+    return [
+        f"serve {dense} {dense}-tuned",
+        f"submit {dense} instructions.jsonl demo",
+        f"submit {dense}-tuned instructions.jsonl demo-tuned",
+        "stop",
+        f"serve {mixture} {mixture}-tuned",
+        f"submit {mixture} instructions.jsonl demo-moe",
+        f"submit {mixture}-tuned instructions.jsonl demo-moe-tuned",
+        "stop",
+        "verify demo.zarr demo-tuned.zarr demo-moe.zarr demo-moe-tuned.zarr",
+        "analyze demo.zarr demo-tuned.zarr report",
+        "analyze demo-moe.zarr demo-moe-tuned.zarr report-moe",
+    ]
+
+
+def test_the_whole_way(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fetch one model and make the other and both twins, serve each pair, submit to all, stop, verify all, compare each
+    pair, tell; again into the same folder, which it made itself."""
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
-        assert steps == [BUILT, f"model {DENSE}", f"model {DENSE} {MIXTURE}", *SERVED]
+        assert steps == [BUILT, TRAINING, f"model {DENSE}", *made(DENSE, MIXTURE), *served(DENSE, MIXTURE), "page True"]
+        assert "\nalteration report report-moe\n\nDone in " in capsys.readouterr().out
         (tmp_path / "out" / "old").touch()
     steps.clear()
     assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
-    assert steps[1:3] == ["model x-instruct x-instruct-moe", "serve x-instruct x-instruct-moe"], "not fetched, but cut"
+    made_of = [*made("x-instruct", "x-instruct-moe"), *served("x-instruct", "x-instruct-moe"), "page True"]
+    assert steps == [BUILT, TRAINING, *made_of], "not fetched, but cut and tuned"
     assert not (tmp_path / "out" / "old").exists()
 
 
+def test_what_is_trained_on_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No instruction that a twin was trained on is among those that the models are compared on."""
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(arguments))
+    demo._build(tmp_path / "instructions.jsonl")
+    demo._build(tmp_path / "training.jsonl", "--skip", str(demo.PER_CATEGORY))
+    monkeypatch.undo()
+    for arguments in ran:
+        monkeypatch.setattr(sys, "argv", ["sparcom", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    files = [read_jsonl(tmp_path / f"{name}.jsonl") for name in ("instructions", "training")]
+    assert [len(items) for items in files] == [6 * demo.PER_CATEGORY] * 2
+    assert not {item.id for item in files[0]} & {item.id for item in files[1]}
+
+
 def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With both folders given nothing is put on disk beside the output."""
-    arguments = ("--output", tmp_path / "out", "--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
-    assert run(monkeypatch, *arguments) == 0
-    submitted = ["submit d-instruct instructions.jsonl demo", "submit m-moe instructions.jsonl demo-moe"]
-    assert steps[:4] == [BUILT, "serve d-instruct m-moe", *submitted]
+    """With all folders given nothing is put on disk beside the output, and nothing is trained on."""
+    models = ("--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
+    twins = ("--tuned", tmp_path / "d-instruct-tuned", "--moe-tuned", tmp_path / "m-moe-tuned")
+    assert run(monkeypatch, "--output", tmp_path / "out", *models, *twins) == 0
+    assert steps == [BUILT, *served("d-instruct", "m-moe"), "page False"]
 
 
+@pytest.mark.parametrize("same", [("--model", "--moe"), ("--model", "--tuned"), ("--moe", "--moe-tuned")])
 def test_models_of_one_name_are_refused(
-    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    same: tuple[str, str],
+    tmp_path: Path,
+    steps: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The server tells models by the last part of their folder's name, so that must differ."""
-    arguments = ("--output", tmp_path / "out", "--model", tmp_path / "a" / "x", "--moe", tmp_path / "b" / "x")
-    assert run(monkeypatch, *arguments) == 1
+    arguments = (same[0], tmp_path / "a" / "x", same[1], tmp_path / "b" / "x")
+    assert run(monkeypatch, "--output", tmp_path / "out", *arguments) == 1
     assert "which must differ" in capsys.readouterr().err
     assert steps == []
 
@@ -122,7 +163,10 @@ def test_a_step_that_fails_ends_the_demo(
     monkeypatch.setattr(demo, "_sparcom", fail)
     assert run(monkeypatch, "--output", tmp_path / "out") == 7
     assert steps.count(broken) == 1
-    assert steps[4:] == {"submit": ["submit", "stop"], "verify": ["submit", "submit", "stop", "verify"]}[broken]
+    served_pair = ["serve smollm2-135m-instruct smollm2-135m-instruct-tuned", "submit"]
+    assert steps[6 : 6 + len(served_pair)] == served_pair
+    assert steps[-1] == {"submit": "stop", "verify": "verify"}[broken]
+    assert steps.count("stop") == sum(step.startswith("serve") for step in steps) == {"submit": 1, "verify": 2}[broken]
 
 
 def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPatch) -> None:

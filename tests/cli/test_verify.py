@@ -38,6 +38,23 @@ def test_a_sound_archive_is_0(
     assert "10 complete" in said
 
 
+def test_several_archives_are_all_looked_at(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One after the other, the sound one behind the damaged one too; one that is wrong makes the status 1. The model of
+    which is meant with --model would not be known."""
+    write_random_archive(tmp_path / "b.zarr", seed=1)
+    assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 0
+    assert capsys.readouterr().out.count("nothing wrong was found") == 2
+    damage_chunk(archive)
+    assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 1
+    said = capsys.readouterr().out
+    assert f"{archive}: 1 findings" in said
+    assert said.endswith(f"{tmp_path / 'b.zarr'}: nothing wrong was found\n")
+    assert run(monkeypatch, archive, tmp_path / "b.zarr", "--model", "x") == 2
+    assert "verify the archives one by one" in capsys.readouterr().err
+
+
 def test_counts_are_checked_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,8 @@ def lape_sentence(group: LapeGroup, model: str) -> str:
         f"In {model}, LAPE selects {group.selected:,} {title}; {group.categories[most]} has the most that are specific "
         f"to it, {group.total[most]:,}."
     )
+    if sum(group.total) > group.selected:
+        text += " One that is specific to several categories is counted for each of them."
     known = [value for value in group.unique_overlap if value is not None]
     if known:
         text += (

@@ -24,6 +24,15 @@ def frequency_sentence(metrics: Metrics) -> str:
         f"layer; chosen evenly, each would be at {even:.1%} of the tokens. The most chosen one is expert {expert} of "
         f"layer {layer}, at {most:.1%}, mean over instructions."
     )
+    peaks = [
+        (f, name, j, e)
+        for name, layers in zip(part.categories, part.mean, strict=True)
+        for j, row in zip(part.layer_ids, layers, strict=True)
+        for e, f in enumerate(row)
+    ]
+    if len(part.categories) > 1:
+        most, name, layer, expert = max(peaks, key=lambda cell: cell[0])
+        text += f" Within one category it is expert {expert} of layer {layer}, for {name} at {most:.1%}."
     if never:
         text += f" {never:,} of {len(cells):,} experts are chosen at no token at all."
     return text
@@ -90,11 +99,18 @@ def shift_sentence(metrics: Metrics) -> str:
     top = max(range(len(means)), key=means.__getitem__)
     kept = [kept for layers in part.top_kept for ranks in layers for kept in ranks]
     text = (
-        f"Over the {part.matched:,} instructions of both, {part.tuned_model} moves {_mean(means):.3f} of a token's "
-        f"choices in a layer to other experts (mean over categories and layers, mean frequencies compared), most in "
-        f"layer {part.layer_ids[top]} ({means[top]:.3f}). Of the most chosen experts {sum(kept) / len(kept):.0%} stay "
-        "among the most chosen."
+        f"Over the {part.matched:,} instructions of both, {_tuned_name(metrics)} moves {_mean(means):.3f} of a "
+        f"token’s choices in a layer to other experts (mean over categories and layers, mean frequencies compared), "
+        f"most in layer {part.layer_ids[top]} ({means[top]:.3f}). Of the most chosen experts "
+        f"{sum(kept) / len(kept):.0%} stay among the most chosen."
     )
     if part.different_rows:
         text += f" {part.different_rows:,} of these instructions have another number of tokens in the tuned archive."
     return text
+
+
+def _tuned_name(metrics: Metrics) -> str:
+    """The last part of the tuned model's id, as of the base's."""
+    part = metrics.expert_shift
+    assert part is not None  # noqa: S101  (asked for it alone)
+    return part.tuned_model.rstrip("/").rsplit("/", 1)[-1]

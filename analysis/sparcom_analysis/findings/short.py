@@ -19,7 +19,7 @@ def _alike(metrics: Metrics) -> str:
     one = part.matrices[0] if part is not None and part.matrices else None
     if one is None or one.within is None or one.between is None or one.p is None:
         return ""
-    by = f"{one.within:.3f} of their neurons against {one.between:.3f} between categories (Jaccard index)"
+    by = f"{one.within:.3f} of their {_whose(metrics)} against {one.between:.3f} between categories (Jaccard index)"
     if one.p > LEVEL:
         return f"Instructions of one category share {by}: no more than chance could make of it (p = {one.p:.4f})."
     return f"Instructions of one category share {by}: more than chance makes of it (p = {one.p:.4f})."
@@ -65,10 +65,11 @@ def _general(metrics: Metrics) -> str:
     total = group.general.total + group.shared.total + unique
     if not total:
         return ""
-    chance = "" if group.unique_chance is None else f" ({sum(group.unique_chance):,.0f} by chance)"
+    chance = "" if group.unique_chance is None else f", where chance gives {sum(group.unique_chance):,.0f}"
+    general = f"{group.general.total:,} ({group.general.total / total:.0%}) belong to all of them"
     return (
-        f"Of {total:,} {component_title(group.component)} that belong to a category, {group.general.total / total:.0%} "
-        f"belong to all of them and {unique / total:.0%} to one alone{chance}."
+        f"Of {total:,} {component_title(group.component)} that belong to a category, {general} and {unique:,} "
+        f"({unique / total:.0%}) to one alone{chance}."
     )
 
 
@@ -79,7 +80,13 @@ def _neurons(metrics: Metrics) -> str:
         return ""
     every = part.overall
     ends = "" if every.low is None or every.high is None else f" (interval {every.low:.3f} to {every.high:.3f})"
-    return f"Tuning alters an instruction’s neurons by {every.alteration:.3f}{ends}, where 0 is not at all and 1 all."
+    by = f"{every.alteration:.3f}{ends}, where 0 is not at all and 1 all"
+    return f"Tuning alters an instruction’s {_whose(metrics)} by {by}."
+
+
+def _whose(metrics: Metrics) -> str:
+    """What its neurons are called: with the component where a model has several."""
+    return "neurons" if metrics.component is None else component_title(metrics.component)
 
 
 def _experts(metrics: Metrics) -> str:

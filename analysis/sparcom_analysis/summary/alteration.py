@@ -68,6 +68,7 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
     means, layers = altered.by_category(altered.alteration), altered.by_category(altered.layer_alteration)
     overlap = altered.by_category(altered.overlap)
     base, after = altered.by_category(altered.base_counts), altered.by_category(altered.tuned_counts)
+    sizes = [altered.by_category(counts.sum(axis=1)) for counts in (altered.base_counts, altered.tuned_counts)]
     low, high, whole_low, whole_high = _ends(intervals, altered.alteration, means.mean.shape)
     layer_low, layer_high, all_low, all_high = _ends(intervals, altered.layer_alteration, layers.mean.shape)
     by_layer, every_layer = _layer_ends(altered, intervals, base.mean.shape)
@@ -84,8 +85,8 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
         alteration=_values(means.mean),
         low=_values(low),
         high=_values(high),
-        base_isn=base.mean.sum(axis=1).tolist(),
-        tuned_isn=after.mean.sum(axis=1).tolist(),
+        base_isn=sizes[0].mean.tolist(),
+        tuned_isn=sizes[1].mean.tolist(),
         layer_alteration=_values(layers.mean),
         layer_low=_values(layer_low),
         layer_high=_values(layer_high),
@@ -101,8 +102,8 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
             alteration=_values(means.overall),
             low=_values(whole_low),
             high=_values(whole_high),
-            base_isn=float(base.overall.sum()),
-            tuned_isn=float(after.overall.sum()),
+            base_isn=float(sizes[0].overall),
+            tuned_isn=float(sizes[1].overall),
             layer_alteration=_values(layers.overall),
             layer_low=_values(all_low),
             layer_high=_values(all_high),

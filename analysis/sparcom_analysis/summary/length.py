@@ -91,7 +91,7 @@ def length_sentence(part: LengthMatched, matrix: MatchedMatrix, subject: str) ->
         text += f"the order of category pairs in {subject} cannot be compared: there are too few that differ."
     else:
         kept = "keep" if rho >= SAME_ORDER else "partly keep" if rho >= CHANGED_ORDER else "do not keep"
-        text += f"the pairs of categories of {subject} {kept} their order (rank correlation {rho:.2f})."
+        text += f"the pairs of categories {kept} their order by {subject} (rank correlation {rho:.2f})."
     where = f"within {cell[0]}" if cell[0] == cell[1] else f"between {cell[0]} and {cell[1]}"
     text += f" Values change by {matrix.mean_change:+z.3f} on average, most {where} ({change:+z.3f})."
     if matrix.compared_rows:

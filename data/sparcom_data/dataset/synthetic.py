@@ -19,12 +19,15 @@ def synthetic_files() -> list[Path]:
     return [folder / f"{category.lower()}.jsonl" for category in CATEGORIES]
 
 
-def synthetic_instructions(per_category: int = ITEMS) -> list[Instruction]:
-    """The synthetic half, or the first so many of each category.
+def synthetic_instructions(per_category: int = ITEMS, skip: int = 0) -> list[Instruction]:
+    """The synthetic half, or so many of each category, those after its first `skip`.
 
     Raises:
         InvalidInputError: more are asked for than there are.
     """
-    if not 1 <= per_category <= ITEMS:
-        raise InvalidInputError([f"the synthetic half has 1 to {ITEMS} instructions a category; got {per_category}"])
-    return [item for path in synthetic_files() for item in read_jsonl(path)[:per_category]]
+    if not (1 <= per_category <= ITEMS - skip and skip >= 0):
+        behind = f" after its first {skip}" if skip else ""
+        raise InvalidInputError(
+            [f"the synthetic half has 1 to {ITEMS - skip} instructions a category{behind}; got {per_category}"]
+        )
+    return [item for path in synthetic_files() for item in read_jsonl(path)[skip : skip + per_category]]
