@@ -258,7 +258,10 @@ def test_sentences_say_the_numbers(twins: Case) -> None:
         layer_alteration_sentence(part)
     )
     change = np.abs(np.array(part.overall.tuned_by_layer) - part.overall.base_by_layer)
-    assert f"changes most in layer {part.layer_ids[int(change.argmax())]}:" in layer_pair_sentence(part)
+    assert np.allclose(change, 0.4)
+    assert "changes in every layer by 0.4 of an instruction" in layer_pair_sentence(part)
+    more = part.overall.model_copy(update={"tuned_by_layer": [1.6, 9.0, 1.2]})
+    assert "changes most in layer 1: 2.0 of an" in layer_pair_sentence(part.model_copy(update={"overall": more}))
     venn = isn_venn_part(twins.altered, twins.tuned, ["i0"])
     (shown,) = venn.instructions
     every = sum(sum(getattr(shown, name)) for name in PARTS)

@@ -69,7 +69,7 @@ def index_arrays(categories: Sequence[str], lists: IndexLists) -> bytes:
 
 
 def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
-    """Categories and lists of an .npz file that `index_arrays` made."""
+    """Categories, and lists of int64 (k,) for each category and layer, of an .npz file that `index_arrays` made."""
     lists: dict[str, list[NDArray[np.int64]]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
@@ -79,6 +79,9 @@ def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
 
 def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
     """Write List[List[LongTensor]] with torch.
+
+    Args:
+        lists: category × layer, int64 (k,), as `as_index_lists` and `read_index_arrays` give them.
 
     Raises:
         MissingExtraError: torch is not installed.
