@@ -161,11 +161,26 @@ def _summary(metrics: Metrics) -> list[str]:
         f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
         + (f" (left out: {reasons})" if reasons else "")
     )
+    used = "\n".join([used, *_state(metrics), *_twin(metrics)])
     if metrics.components is None:
         return [used, _sizes(metrics, ""), "", *_similarity(metrics), *_answers(metrics)]
     first, *further = [(metrics.of(part.component), f" of {part.component}") for part in metrics.components]
     others = [f"{_sizes(*part)}; their similarity is in the report" for part in further]
     return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics), *_answers(metrics)]
+
+
+def _state(metrics: Metrics) -> list[str]:
+    """That the archive may still grow."""
+    said = "the extraction of this archive had not ended when it was read: the numbers will change once it has"
+    return [said] if metrics.archive.state == "open" else []
+
+
+def _twin(metrics: Metrics) -> list[str]:
+    """What it is compared with, and what differs beside the tuning."""
+    part = metrics.isn_alteration
+    if part is None:
+        return []
+    return [f"compared with {part.twin.model_name} over {part.twin.matched:,} instructions of both", *part.twin.notes]
 
 
 def _answers(metrics: Metrics) -> list[str]:

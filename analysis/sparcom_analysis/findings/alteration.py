@@ -25,7 +25,7 @@ def isn_alteration_sentence(part: IsnAlteration, base_name: str) -> str:
     )
     if every.undefined:
         text += f" {every.undefined:,} instructions have no ISN in either; they are in no mean."
-    return text + tokens_sentence(part.twin)
+    return text
 
 
 def layer_alteration_sentence(part: IsnAlteration) -> str:
@@ -93,7 +93,7 @@ def ise_alteration_sentence(part: IseAlteration, base_name: str) -> str:
     )
     if every.undefined:
         text += f" For {every.undefined:,} instructions no correlation is defined; they are in no mean."
-    return text + tokens_sentence(part.twin)
+    return text
 
 
 def tokens_sentence(twin: TwinFacts) -> str:

@@ -209,14 +209,16 @@ def _twin(view: Metrics) -> Iterator[Block]:
         f"{twin.archive}). Compared over {twin.matched:,} instructions that are complete in both archives; "
         f"{twin.only_base:,} of the base archive and {twin.only_tuned:,} of the tuned one have no counterpart."
     )
-    if warning := altered.tokens_sentence(twin).strip():
-        yield note(warning)
+    if twin.notes:
+        yield note(" ".join(twin.notes))
 
 
 def _experts_altered(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     part, shift = metrics.ise_alteration, metrics.expert_shift
     if part is None or shift is None:
         return
+    if part.twin.notes:
+        yield note(" ".join(part.twin.notes))
     yield from text(altered.ise_alteration_sentence(part, metrics.archive.model_name))
     yield table(tables["ise_alteration"], "Alteration of expert use by category (table 2)", unfolded=True)
     sentence = findings_experts.shift_sentence(metrics)

@@ -150,8 +150,4 @@ def _note(twin: TwinFacts, undefined: int, why: str) -> str:
     said = [f"Over the {twin.matched} instructions that are complete with both models."]
     if undefined:
         said.append(f"{undefined} of them have no value ({why}) and are in no mean.")
-    if twin.different_tokens:
-        said.append(f"{twin.different_tokens} did not read the same tokens in both models.")
-    elif twin.different_tokens is None and twin.different_rows:
-        said.append(f"{twin.different_rows} do not have the same number of tokens in both models.")
-    return " ".join(said)
+    return " ".join([*said, *twin.notes])
