@@ -136,7 +136,9 @@ def analyze(
             instructions=list(instructions) or None,
             progress=progress,
         )
-    click.echo("\n".join(_summary(result.metrics)))
+    from sparcom_analysis.tables.formats import visible
+
+    click.echo(visible("\n".join(_summary(result.metrics))))
     click.echo(f"\nreport: {result.report}")
 
 
@@ -185,9 +187,10 @@ def _twin(metrics: Metrics) -> list[str]:
 
 def _answers(metrics: Metrics) -> list[str]:
     """What the report says at its top, and what could not be computed."""
+    from sparcom_analysis.findings.intervals import interval_caveat
     from sparcom_analysis.findings.short import in_short
 
-    sentences = in_short(metrics)
+    sentences = [*in_short(metrics), *filter(None, [interval_caveat(metrics)])]
     reasons = dict.fromkeys(item.reason for item in metrics.not_computed)
     return [*([""] if sentences or reasons else []), *sentences, *(f"not computed: {reason}" for reason in reasons)]
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
 import pytest
 
-from sparcom_analysis import Analysis, Metrics, analyze
+from sparcom_analysis import Analysis, Metrics, analyze, read_index_arrays
 from sparcom_analysis.findings import experts as expert_findings
 from sparcom_analysis.findings import neurons as findings
 from sparcom_analysis.findings.alteration import layer_alteration_sentence, layer_pair_sentence
 from sparcom_analysis.findings.components import components_sentence, lape_sentence
+from sparcom_analysis.findings.intervals import interval_caveat
 from sparcom_analysis.findings.short import in_short
 from sparcom_analysis.findings.ties import largest, smallest
 from sparcom_analysis.schema.metrics import CategoryMatrix, LayerMeans
 from sparcom_analysis.tables.chance import chance_sentence
-from sparcom_data.testing import write_random_moe_archive
+from sparcom_analysis.tables.formats import visible
+from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +176,44 @@ def test_experts_that_tie_are_said_in_the_report(found: Analysis) -> None:
     report = found.report.read_text(encoding="utf-8")
     assert "at least 40 % of the category’s instructions have it" in report
     assert "all that tie with the last of these 5 included" in report
+
+
+def test_too_few_resamples_for_a_confidence_are_said(found: Analysis, metrics: Metrics) -> None:
+    """Where no draw can lie beyond an end, it is said with the number that is needed; where some can, nothing is."""
+    assert metrics.intervals is not None
+    assert metrics.general_unique is not None
+    text = interval_caveat(metrics)  # of 95 % from 20
+    assert "An interval of 95 % needs 40 resamples, so that some lie beyond its ends; here are 20" in text
+    assert text in found.report.read_text(encoding="utf-8")
+    some = metrics.intervals.model_copy(update={"resamples": 1000, "confidence": 0.999})
+    general = metrics.general_unique.model_copy(update={"resamples": 200})
+    changed = metrics.model_copy(update={"intervals": some, "general_unique": general})
+    assert "needs 2,000 resamples" in interval_caveat(changed)
+    some = some.model_copy(update={"confidence": 0.99})
+    assert interval_caveat(changed.model_copy(update={"intervals": some})) == ""
+    some = some.model_copy(update={"confidence": 0.995})
+    assert "general and unique components are from 200" in interval_caveat(
+        changed.model_copy(update={"intervals": some})
+    )
+
+
+def test_characters_that_cannot_be_shown_are_replaced(tmp_path: Path) -> None:
+    """Drawings stay XML, pages and tables hold no control character, and the run says nothing wrong in silence."""
+    name = "a\x00b\x0bc\x1bd"
+    write_random_archive(tmp_path / "a.zarr", categories=(name, "B"), per_category=2, layers=1)
+    found = analyze(tmp_path / "a.zarr", tmp_path / "out", resamples=0, permutations=0, match_tokens=False)
+    assert found.metrics.categories == [name, "B"]
+    drawings = list((tmp_path / "out" / "figures").glob("*.svg"))
+    assert drawings
+    for path in drawings:
+        ET.fromstring(path.read_bytes())  # noqa: S314  (our own file)
+    for path in (
+        found.report,
+        *(tmp_path / "out" / "tables").glob("*.md"),
+        *(tmp_path / "out" / "tables").glob("*.tex"),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert visible(text) == text
+    assert "a\ufffdb" in found.report.read_text(encoding="utf-8")
+    names, lists = read_index_arrays(tmp_path / "out" / "lists" / "belonging-neuron.npz")
+    assert (len(names), [len(own) for own in lists]) == (2, [1, 1])

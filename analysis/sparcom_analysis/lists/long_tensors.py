@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.components.general_unique import Components
 from sparcom_analysis.components.lape import Lape
+from sparcom_analysis.tables.formats import visible
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.storage import write_durably
 
@@ -59,10 +60,12 @@ def as_index_lists(
 
 
 def index_arrays(categories: Sequence[str], lists: IndexLists) -> bytes:
-    """An .npz file of the lists, the same bytes for the same lists."""
-    arrays = {
-        f"{name}/{layer}": ids for name, own in zip(categories, lists, strict=True) for layer, ids in enumerate(own)
-    }
+    """An .npz file of the lists, the same bytes for the same lists.
+
+    A character that is none to see stands as U+FFFD in a key: of a name with a NUL a zip file keeps what is before it.
+    """
+    named = zip(map(visible, categories), lists, strict=True)
+    arrays = {f"{name}/{layer}": ids for name, own in named for layer, ids in enumerate(own)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

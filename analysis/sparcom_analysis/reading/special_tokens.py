@@ -75,8 +75,8 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
         if not given or min(given) < 0 or max(given) > LARGEST_ID:
             raise InvalidInputError(
                 [
-                    f"--special-token-id (special_token_ids) must be one or more token ids, 0 to {LARGEST_ID}; they are "
-                    f"{list(given)}"
+                    f"--special-token-id (special_token_ids) must be one or more token ids, 0 to {LARGEST_ID}; they "
+                    f"are {list(given)}"
                 ]
             )
         return sorted({int(index) for index in given})
