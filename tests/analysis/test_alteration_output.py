@@ -133,7 +133,7 @@ def test_experts_part_and_table(make_moe) -> None:  # type: ignore[no-untyped-de
     assert rows[0] == ["category", "instructions", "correlation", "alteration"]
     assert [float(row[3]) for row in rows[1:]] == [*part.alteration, part.overall.alteration]
     assert [row[0] for row in rows[1:]] == ["CLS", "CODE", "(all)"]
-    assert "1 of them have no value" in table.note
+    assert "1 of them has no value" in table.note
     assert "have another number of tokens in the tuned archive" in table.note
 
 

@@ -66,7 +66,8 @@ def lape_sentence(group: LapeGroup, model: str) -> str:
             passed = f"{group.passed:,} {'passes' if group.passed == 1 else 'pass'} the filter"
             why = f"{passed}, but the share of all neurons that LAPE takes comes to none"
         return f"In {model}, LAPE selects none of the {title}: {why}."
-    text = f"In {model}, LAPE selects {group.selected:,} {title}; {_most_specific(group)}."
+    some = title.replace("neurons", "neuron", 1) if group.selected == 1 else title
+    text = f"In {model}, LAPE selects {group.selected:,} {some}; {_most_specific(group)}."
     known = [value for value in group.unique_overlap if value is not None]
     if known:
         text += (

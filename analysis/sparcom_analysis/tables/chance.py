@@ -74,7 +74,8 @@ def pair_tests_table(
             for a, b in pairs
         ],
         f"{_shuffles(part)} Expected: the mean over all pairs of instructions. p: more alike than two random groups of "
-        f"instructions of these sizes. p corrected: Westfall and Young, for {len(pairs)} pairs. {JOINT}",
+        f"instructions of these sizes. p corrected: Westfall and Young, for {len(pairs)} "
+        f"{'pair' if len(pairs) == 1 else 'pairs'}. {JOINT}",
         ["", "", ".3f", ".3f", ".4f", ".4f"],
     )
 
