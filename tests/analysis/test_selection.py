@@ -129,8 +129,8 @@ def test_too_few_complete_instructions(make_case) -> None:  # type: ignore[no-un
 
 def test_the_least_count_is_one_of_the_set(make_case) -> None:  # type: ignore[no-untyped-def]
     """With a threshold between two counts, past the active neurons, of an empty set: no bound that none has."""
-    case = make_case((30, 9, 7), "aab", rates=(0.5, 0.5, 0.0))
-    for options in ({"threshold": 0.61}, {"epsilon": 1.0}, {"epsilon": 0.1}):
+    case = make_case((30, 9, 7), "aab", rates=(0.5, 0.5, 0.0), layers=1, neurons=4)
+    for options in ({"threshold": 0.1}, {"threshold": 0.3}, {"threshold": 0.5}, {"epsilon": 1.0}, {"epsilon": 0.1}):
         neurons = instruction_specific_neurons(case.archive, **options)
         rows = instruction_table(neurons, "t").rows
         for k, row in enumerate(rows):
