@@ -18,6 +18,7 @@ from sparcom_analysis.components.lape import Lape, LapeRates, lape
 from sparcom_analysis.components.memberships import Memberships, neuron_memberships
 from sparcom_analysis.components.pooled import PooledCounts, pooled_counts
 from sparcom_analysis.components.result import ComponentResult, component_result
+from sparcom_analysis.lists.long_tensors import as_index_lists, read_index_arrays, save_long_tensors
 from sparcom_analysis.measures.correlation import (
     ExpertCorrelation,
     correlation_pairs,
@@ -113,6 +114,7 @@ __all__ = [
     "activation_counts",
     "activation_frequencies",
     "analyze",
+    "as_index_lists",
     "category_experts",
     "category_similarity",
     "component_result",
@@ -142,6 +144,8 @@ __all__ = [
     "permutation_tests",
     "pooled_counts",
     "populations",
+    "read_index_arrays",
+    "save_long_tensors",
     "similarity_pairs",
     "to_xarray",
     "top_experts",

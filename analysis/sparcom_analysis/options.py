@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from sparcom_analysis.components.general_unique import DEFAULT_SHARE
 from sparcom_analysis.components.lape import LapeRates
-from sparcom_analysis.measures.selection import Selection, make_selection
-from sparcom_analysis.reading.matched_tokens import TokenDraw
-from sparcom_analysis.reading.rows import Rows, SpecialTokens
+from sparcom_analysis.measures.selection import Selection, check_enough, make_selection
+from sparcom_analysis.reading.matched_tokens import TokenDraw, draw_tokens
+from sparcom_analysis.reading.rows import Rows, RowSpans, SpecialTokens, choose_rows
 from sparcom_analysis.reading.special_tokens import special_ids
+from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_analysis.statistics.bootstrap import CONFIDENCE, RESAMPLES
 from sparcom_analysis.statistics.permutation import PERMUTATIONS
+from sparcom_analysis.tuned.twins import check_instructions
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
 
@@ -51,7 +53,8 @@ class Options:
             f"the share of a category's instructions must be above 0 and at most 1; it is {self.share}": not (
                 0 < self.share <= 1
             ),
-            "matched tokens are drawn only where tokens are matched; give a number or match_tokens=False, not both": (
+            "matched tokens are drawn only where tokens are matched; give a number or "
+            "--no-match-tokens (match_tokens=False), not both": (
                 self.matched_tokens is not None and self.match_tokens is False
             ),
         }
@@ -80,7 +83,8 @@ class Options:
 
         Raises:
             InvalidInputError: instructions to show without a tuned archive, or that are not complete in both.
-            UnsupportedArchiveError: of counts no token can be left out or drawn.
+            UnsupportedArchiveError: of counts no token can be left out or drawn; the archives hold other rows.
+            IncompleteArchiveError: too few instructions have the rows or tokens, or none is in both archives.
         """
         if self.special_tokens == "leave_out":
             for archive in (base, tuned):
@@ -92,6 +96,25 @@ class Options:
                 "Leave --match-tokens and --matched-tokens out, or extract again with granularity='token'"
             )
         self._check_instructions(base, tuned)
+        self._check_rows(base, tuned)
+
+    def _check_rows(self, base: Archive, tuned: Archive | None) -> None:
+        """Refuse what the tables of instructions and the token ids alone show to be impossible."""
+        rows, spans = self._counted(base)
+        check_enough(base, spans, rows)
+        if self.must_match:
+            check_enough(base, draw_tokens(base, spans, self.draw), rows)
+        if tuned is not None:
+            other_rows, others = self._counted(tuned)
+            check_instructions(base, tuned, (rows, other_rows), (spans, others))
+
+    def _counted(self, archive: Archive) -> tuple[Rows, RowSpans]:
+        """Which kind of rows, and which of them count."""
+        rows = choose_rows(archive, self.rows)
+        spans = counted_rows(
+            archive, rows, special_tokens=self.special_tokens, special_token_ids=self.special_token_ids
+        )
+        return rows, spans
 
     def _check_instructions(self, base: Archive, tuned: Archive | None) -> None:
         if self.instructions is None:

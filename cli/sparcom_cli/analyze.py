@@ -136,7 +136,9 @@ def analyze(
             instructions=list(instructions) or None,
             progress=progress,
         )
-    click.echo("\n".join(_summary(result.metrics)))
+    from sparcom_analysis.tables.formats import visible
+
+    click.echo(visible("\n".join(_summary(result.metrics))))
     click.echo(f"\nreport: {result.report}")
 
 
@@ -161,6 +163,7 @@ def _summary(metrics: Metrics) -> list[str]:
         f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
         + (f" (left out: {reasons})" if reasons else "")
     )
+    used = "\n".join([used, *_state(metrics), *_twin(metrics)])
     if metrics.components is None:
         return [used, _sizes(metrics, ""), "", *_similarity(metrics), *_answers(metrics)]
     from sparcom_analysis.reading.populations import TITLES
@@ -171,11 +174,26 @@ def _summary(metrics: Metrics) -> list[str]:
     return [used, _sizes(*first), *others, "", *_similarity(*first), "", *_experts(metrics), *_answers(metrics)]
 
 
+def _state(metrics: Metrics) -> list[str]:
+    """That the archive may still grow."""
+    said = "the extraction of this archive had not ended when it was read: the numbers will change once it has"
+    return [said] if metrics.archive.state == "open" else []
+
+
+def _twin(metrics: Metrics) -> list[str]:
+    """What it is compared with, and what differs beside the tuning."""
+    part = metrics.isn_alteration
+    if part is None:
+        return []
+    return [f"compared with {part.twin.model_name} over {part.twin.matched:,} instructions of both", *part.twin.notes]
+
+
 def _answers(metrics: Metrics) -> list[str]:
     """What the report says at its top, and what could not be computed."""
+    from sparcom_analysis.findings.intervals import interval_caveat
     from sparcom_analysis.findings.short import in_short
 
-    sentences = in_short(metrics)
+    sentences = [*in_short(metrics), *filter(None, [interval_caveat(metrics)])]
     reasons = dict.fromkeys(item.reason for item in metrics.not_computed)
     return [*([""] if sentences or reasons else []), *sentences, *(f"not computed: {reason}" for reason in reasons)]
 

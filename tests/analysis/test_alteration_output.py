@@ -59,7 +59,7 @@ class Case:
     """Two archives of neurons and what tuning altered."""
 
     altered: NeuronAlteration
-    tuned: Archive
+    archives: tuple[Archive, Archive]
 
     def intervals(self, values: NDArray[np.float64]) -> MeanEnds:
         """A tenth around each mean."""
@@ -76,12 +76,12 @@ def twins(make_case) -> Case:  # type: ignore[no-untyped-def]
     lengths, rates = (5, 9, 3, 30, 7, 4, 30), (0.5, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1)
     base, tuned = (make_case(lengths, kinds, rates=rates, seed=seed, failed=(seed,)).archive for seed in (1, 2))
     sides = [instruction_specific_neurons(archive, threshold=0.8) for archive in (base, tuned)]
-    return Case(neuron_alteration(*sides, match_twins(*sides, (base, tuned))), tuned)
+    return Case(neuron_alteration(*sides, match_twins(*sides, (base, tuned))), (base, tuned))
 
 
 def test_part_says_what_was_computed(twins: Case) -> None:
     """Means by category and layer, both models' ISNs, and the instructions without a value; null, never NaN."""
-    part = isn_alteration_part(twins.altered, twins.tuned)
+    part = isn_alteration_part(twins.altered, twins.archives)
     values, kinds = twins.altered.alteration, twins.altered.twins.categories
     assert part.categories == ["QA", "(none)", "CODE"]
     for c, name in enumerate(("QA", "", "CODE")):
@@ -98,7 +98,7 @@ def test_part_says_what_was_computed(twins: Case) -> None:
     assert part.overall.alteration == pytest.approx(np.nanmean(values), abs=1e-12)
     assert (part.twin.matched, part.twin.only_base, part.twin.only_tuned) == (5, 1, 1)
     assert (part.twin.different_rows, part.twin.different_tokens) == (0, 0)
-    assert (part.twin.archive, part.twin.model_name) == (twins.tuned.path.rsplit("/", 1)[-1], "random")
+    assert (part.twin.archive, part.twin.model_name) == (twins.archives[1].path.rsplit("/", 1)[-1], "random")
     assert part.low == part.high == [None] * 3
     text = part.model_dump_json()
     assert "NaN" not in text
@@ -107,7 +107,7 @@ def test_part_says_what_was_computed(twins: Case) -> None:
 
 def test_intervals_lie_at_their_means(twins: Case) -> None:
     """Each interval is about its own mean: by category, by layer, and over all."""
-    part = isn_alteration_part(twins.altered, twins.tuned, twins.intervals)
+    part = isn_alteration_part(twins.altered, twins.archives, twins.intervals)
 
     def around(mean: Any, low: Any, high: Any) -> None:
         mean, low, high = (np.array(one, dtype=np.float64) for one in (mean, low, high))
@@ -125,7 +125,7 @@ def test_experts_part_and_table(make_moe) -> None:  # type: ignore[no-untyped-de
     left, right = instruction_experts(base), instruction_experts(tuned)
     right.counts[3] = 1  # no variance
     altered = expert_alteration(left, right, match_twins(left, right, (base, tuned)))
-    part = ise_alteration_part(altered, tuned)
+    part = ise_alteration_part(altered, (base, tuned))
     assert (part.undefined, part.instructions, part.twin.different_tokens) == ([1, 0], [4, 5], None)
     assert part.overall.alteration == pytest.approx(np.nanmean(altered.alteration), abs=1e-12)
     table = ise_alteration_table(part, "before")
@@ -133,13 +133,13 @@ def test_experts_part_and_table(make_moe) -> None:  # type: ignore[no-untyped-de
     assert rows[0] == ["category", "instructions", "correlation", "alteration"]
     assert [float(row[3]) for row in rows[1:]] == [*part.alteration, part.overall.alteration]
     assert [row[0] for row in rows[1:]] == ["CLS", "CODE", "(all)"]
-    assert "1 of them have no value" in table.note
-    assert "do not have the same number of tokens" in table.note
+    assert "1 of them has no value" in table.note
+    assert "have another number of tokens in the tuned archive" in table.note
 
 
 def test_tables_of_neurons(twins: Case) -> None:
     """Table 1 and the layers hold the part's numbers; intervals have columns only where there are any."""
-    plain, part = (isn_alteration_part(twins.altered, twins.tuned, how) for how in (None, twins.intervals))
+    plain, part = (isn_alteration_part(twins.altered, twins.archives, how) for how in (None, twins.intervals))
     assert "low" not in isn_alteration_table(plain, "before").columns
     table = isn_alteration_table(part, "before")
     rows = list(csv.DictReader(io.StringIO(table.csv())))
@@ -152,7 +152,7 @@ def test_tables_of_neurons(twins: Case) -> None:
     assert len(layers) == 4 * 3
     assert float(layers[7]["ISNs base"]) == part.base_by_layer[2][1]
     assert float(layers[11]["alteration"]) == part.overall.layer_alteration[2]
-    venn = isn_venn_part(twins.altered, twins.tuned)
+    venn = isn_venn_part(twins.altered, twins.archives)
     assert [shown.category for shown in venn.instructions] == ["QA", "CODE"]
     assert IsnVenn.model_validate(json.loads(venn.model_dump_json())) == venn
     found = list(csv.DictReader(io.StringIO(venn_table(venn, "before").csv())))
@@ -192,7 +192,7 @@ def test_experts_that_stay_are_marked() -> None:
 def test_figures_draw_what_the_parts_say(twins: Case) -> None:
     """Bars add up to the counts, the tuned model is above the base on the same axes, and a layer without a value is a
     gap."""
-    part = isn_alteration_part(twins.altered, twins.tuned)
+    part = isn_alteration_part(twins.altered, twins.archives)
     pair = layer_pair_figure(part, "before")
     above, below = pair.axes
     assert above.get_title(loc="left").startswith("tuned")
@@ -203,7 +203,7 @@ def test_figures_draw_what_the_parts_say(twins: Case) -> None:
             np.testing.assert_array_equal(line.get_ydata(), expected)
     (axes,) = layer_alteration_figure(part, "before").axes
     assert np.isnan(np.asarray(axes.lines[1].get_ydata(), dtype=np.float64)).all()
-    venn = isn_venn_part(twins.altered, twins.tuned)
+    venn = isn_venn_part(twins.altered, twins.archives)
     figure = venn_figure(venn, "before")
     for panel, shown in zip(figure.axes, venn.instructions, strict=False):
         heights = np.array([bar.get_height() for bar in panel.patches]).reshape(3, 3)
@@ -215,7 +215,7 @@ def test_figures_draw_what_the_parts_say(twins: Case) -> None:
 def test_figures_of_odd_results(twins: Case) -> None:
     """Many categories become maps, no instruction to show and no value at all are drawn too; names are plain text, and
     the same figure gives the same bytes."""
-    part = isn_alteration_part(twins.altered, twins.tuned)
+    part = isn_alteration_part(twins.altered, twins.archives)
     many = part.model_copy(
         update={
             "categories": [f"$a_{k}" for k in range(9)],
@@ -224,7 +224,7 @@ def test_figures_of_odd_results(twins: Case) -> None:
             "layer_alteration": [[None] * 3] * 9,
         }
     )
-    venn = isn_venn_part(twins.altered, twins.tuned)
+    venn = isn_venn_part(twins.altered, twins.archives)
     crowd = venn.model_copy(update={"instructions": venn.instructions * 9})
     drawn = [
         layer_pair_figure(many, "$x"),
@@ -246,7 +246,7 @@ def test_twins_given_are_used(make_moe) -> None:  # type: ignore[no-untyped-def]
 
 def test_sentences_say_the_numbers(twins: Case) -> None:
     """Means, most and least altered category and layer, and what has no value; with intervals where there are any."""
-    part = isn_alteration_part(twins.altered, twins.tuned, twins.intervals)
+    part = isn_alteration_part(twins.altered, twins.archives, twins.intervals)
     text = isn_alteration_sentence(part, "before")
     kinds = sorted((value, name) for value, name in zip(part.alteration, part.categories, strict=True) if value)
     assert f"overlap by {part.overall.overlap:.3f} (Jaccard index, mean over 3 instructions)" in text
@@ -258,8 +258,11 @@ def test_sentences_say_the_numbers(twins: Case) -> None:
         layer_alteration_sentence(part)
     )
     change = np.abs(np.array(part.overall.tuned_by_layer) - part.overall.base_by_layer)
-    assert f"changes most in layer {part.layer_ids[int(change.argmax())]}:" in layer_pair_sentence(part)
-    venn = isn_venn_part(twins.altered, twins.tuned, ["i0"])
+    assert np.allclose(change, 0.4)
+    assert "changes in every layer by 0.4 of an instruction" in layer_pair_sentence(part)
+    more = part.overall.model_copy(update={"tuned_by_layer": [1.6, 9.0, 1.2]})
+    assert "changes most in layer 1: 2.0 of an" in layer_pair_sentence(part.model_copy(update={"overall": more}))
+    venn = isn_venn_part(twins.altered, twins.archives, ["i0"])
     (shown,) = venn.instructions
     every = sum(sum(getattr(shown, name)) for name in PARTS)
     assert f"Of the ISNs of the instructions shown, {sum(shown.both) / every:.1%} are ISNs of both" in venn_sentence(
@@ -271,18 +274,18 @@ def test_sentences_of_odd_results(make_moe) -> None:  # type: ignore[no-untyped-
     """No value at all, nothing altered, and other tokens are each said in words."""
     archive = make_moe(experts=2, choices=2).archive
     experts, neurons = instruction_experts(archive), instruction_specific_neurons(archive)
-    part = ise_alteration_part(expert_alteration(experts, experts), archive)
+    part = ise_alteration_part(expert_alteration(experts, experts), (archive, archive))
     assert "no correlation is defined" in ise_alteration_sentence(part, "before")
     same = neuron_alteration(neurons, neurons)
-    text = isn_alteration_sentence(isn_alteration_part(same, archive), "before")
+    text = isn_alteration_sentence(isn_alteration_part(same, (archive, archive)), "before")
     assert "an alteration of 0.000. An instruction has" in text
-    assert "equally in every layer" in layer_alteration_sentence(isn_alteration_part(same, archive))
-    assert "as many ISNs in each layer" in layer_pair_sentence(isn_alteration_part(same, archive))
+    assert "equally in every layer" in layer_alteration_sentence(isn_alteration_part(same, (archive, archive)))
+    assert "as many ISNs in each layer" in layer_pair_sentence(isn_alteration_part(same, (archive, archive)))
     nothing = replace(same, shared=same.shared * 0, base_counts=same.shared * 0, tuned_counts=same.shared * 0)
-    empty = isn_alteration_part(nothing, archive)
+    empty = isn_alteration_part(nothing, (archive, archive))
     assert "No instruction has an ISN" in isn_alteration_sentence(empty, "before")
     assert "No layer holds" in layer_alteration_sentence(empty)
-    assert "No instruction has an ISN" in venn_sentence(isn_venn_part(nothing, archive))
+    assert "No instruction has an ISN" in venn_sentence(isn_venn_part(nothing, (archive, archive)))
     for facts, said in (
         ({"different_tokens": 4}, " 4 of the 10 instructions did not become the same tokens"),
         ({"different_tokens": None, "different_rows": 3}, " 3 of the 10 instructions have another number of tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_arrays_read_back_equal(found, tmp_path: Path) -> None:  # type: ignore[
         assert equal(read, lists)
     with np.load(tmp_path / "expert.npz") as arrays:
         assert {"b/1/0", "b/1/1", "b/1/2", "(none)/2"} <= set(arrays.files)
+
+
+def test_the_documented_way_to_long_tensors_works(found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """The block of docs/metrics.md runs as it stands on a file of an analysis."""
+    torch = pytest.importorskip("torch")
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "save_long_tensors" in block)
+    lists = as_index_lists(found["neuron"], 3)
+    (tmp_path / "results" / "lists").mkdir(parents=True)
+    (tmp_path / "results" / "lists" / "unique-neuron.npz").write_bytes(index_arrays(found["neuron"].categories, lists))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/metrics.md", "exec"), {})  # noqa: S102
+    read = torch.load(tmp_path / "unique-neuron.pth", weights_only=True)
+    assert equal([[ids.numpy() for ids in own] for own in read], lists)
 
 
 def test_long_tensors_read_back_equal(found, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

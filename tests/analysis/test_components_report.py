@@ -199,7 +199,7 @@ def test_sentences_say_the_numbers(parts) -> None:  # type: ignore[no-untyped-de
     assert f"In M, {total} neurons of routed experts belong to a category: {group.general.total} (" in text
     assert f"{sum(unique)} ({sum(unique) / total:.0%}) to one alone; with the categories' names shuffled" in text
     assert f"{group.categories[int(np.argmax(unique))]} has the most of its own, {max(unique)}." in text
-    assert text.endswith("b, (none) have more than chance gives (p ≤ 0.05, corrected).")
+    assert text.endswith("b and (none) have more than chance gives (p ≤ 0.05, corrected).")
     every = group.model_copy(update={"unique_p": [0.01] * 3})
     assert components_sentence(every, "M").endswith("Every category has more than chance gives (p ≤ 0.05, corrected).")
     none = group.model_copy(update={"unique_p": [0.5] * 3})
@@ -209,7 +209,7 @@ def test_sentences_say_the_numbers(parts) -> None:  # type: ignore[no-untyped-de
     text = lape_sentence(entropy, "M")
     assert f"LAPE selects {entropy.selected} neurons of routed experts; " in text
     assert f"by {np.mean(known):.2f} (Jaccard index, mean of categories)." in text
-    assert "0 pass the filter" in lape_sentence(entropy.model_copy(update={"selected": 0, "passed": 0}), "M")
+    assert "none passes the filter" in lape_sentence(entropy.model_copy(update={"selected": 0, "passed": 0}), "M")
     assert "none of the neurons of routed experts: why." in lape_sentence(
         entropy.model_copy(update={"reason": "why"}), "M"
     )

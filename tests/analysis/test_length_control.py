@@ -17,7 +17,7 @@ from sparcom_analysis.figures.length import matched_figure, size_figure
 from sparcom_analysis.figures.neurons import to_png, to_svg
 from sparcom_analysis.reading.categories import category_labels
 from sparcom_analysis.reading.matched_tokens import TokenDraw
-from sparcom_analysis.schema.length import LengthMatched
+from sparcom_analysis.schema.length import LengthMatched, MatchedMatrix
 from sparcom_analysis.statistics.length_control import length_control, match_experts, match_neurons
 from sparcom_analysis.statistics.ranks import rank_correlation
 from sparcom_analysis.summary.length import length_part, length_sentence, length_table, size_sentence
@@ -105,6 +105,12 @@ def test_experts_are_compared_over_the_same_instructions(make_moe) -> None:  # t
             )
 
 
+def versions(part: LengthMatched) -> tuple[MatchedMatrix, MatchedMatrix]:
+    """Similarity with pairs of an instruction with itself, and without."""
+    one = part.components[0]
+    return one.isn_similarity, one.isn_similarity_without_self
+
+
 def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ignore[no-untyped-def]
     """With m = T for all the matrices are the plain measures, the differences 0 and the order kept."""
     archive = make_moe(lengths=(10, 10), categories=("a", "b", "c")).archive
@@ -121,7 +127,8 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     assert control.neurons[0].similarity.rank_correlation == 1.0
     assert control.neurons[0].size_by_length == (None, None)
     part = length_part(control)
-    assert "their order by x (rank correlation 1.00)" in length_sentence(part, part.components[0].isn_similarity, "x")
+    said = length_sentence(part, *versions(part), "x")
+    assert "keep their order by x (rank correlation 1.00). No value changes." in said
     assert "size cannot follow length" in size_sentence(part, part.components[0])
 
 
@@ -184,22 +191,24 @@ def test_sentences_say_the_numbers_of_the_part(part_and_control) -> None:  # typ
     """Order, largest change with its cell, diagonals, who was left out, and how size follows length."""
     part, _ = part_and_control
     matrix = part.components[0].isn_similarity
-    text = length_sentence(part, matrix, "the model")
-    assert "With 10 tokens of each instruction in place of all, the pairs of categories keep their order by " in text
+    alone = part.components[0].isn_similarity_without_self
+    text = length_sentence(part, matrix, alone, "the model")
+    assert "With 10 tokens of each instruction in place of all, the pairs of categories " in text
     assert f"(rank correlation {matrix.rank_correlation:.2f})" in text
     assert f"change by {matrix.mean_change:+.3f} on average, most " in text
     assert f" ({matrix.largest_change:+.3f}). " in text
-    assert f"in {matrix.diagonal_largest} of 3 categories, with all tokens in {matrix.diagonal_largest_plain}." in text
+    assert (matrix.diagonal_largest, alone.diagonal_largest) == (3, 1)
+    assert " 1 of 3 categories resemble themselves more than any other, with all tokens " in text
     assert f" {part.too_short} instructions with fewer tokens are in neither." in text
     orders = {0.95: "keep", 0.7: "partly keep", 0.2: "do not keep"}
     for rho, words in orders.items():
         changed = matrix.model_copy(update={"rank_correlation": rho})
-        assert f"categories {words} their order by the model (rank correlation {rho:.2f})" in length_sentence(
-            part, changed, "the model"
-        )
-    assert "cannot be compared" in length_sentence(part, matrix.model_copy(update={"rank_correlation": None}), "x")
+        expected = f"the pairs of categories {words} their order by the model (rank correlation {rho:.2f})"
+        assert expected in length_sentence(part, changed, alone, "the model")
+    unknown = matrix.model_copy(update={"rank_correlation": None})
+    assert "cannot be compared" in length_sentence(part, unknown, alone, "x")
     nothing = matrix.model_copy(update={"largest_change": None, "largest_change_of": None})
-    assert length_sentence(part, nothing, "x").endswith("no cell of x can be compared.")
+    assert length_sentence(part, nothing, alone, "x").endswith("nothing can be compared in x.")
     assert f"a rank correlation of {part.components[0].size_by_length_plain:+.2f} (routed experts; " in size_sentence(
         part, part.components[0]
     )
@@ -214,6 +223,8 @@ def test_figures_are_drawn_the_same_every_time(part_and_control) -> None:  # typ
     left, right = (axes.images[0].get_clim() for axes in figures[0].axes[:2])
     assert left == right
     points = size_figure(control.neurons[0], "a model")
+    assert part.too_short > 0
+    assert [sum(len(group.get_offsets()) for group in axes.collections) for axes in points.axes] == [part.used] * 2
     assert [len(axes.collections) for axes in points.axes] == [3, 3]
     for axes in points.axes:
         for x, y in np.concatenate([group.get_offsets() for group in axes.collections]):  # type: ignore[arg-type]

@@ -303,7 +303,7 @@ def test_self_pairs_of_experts_are_shown_as_asked_for(make_moe, undrawn, tmp_pat
         np.testing.assert_array_equal(shown.images[0].get_array(), parts[words].matrix)
         assert ("left out" in shown.get_title()) == (words == "left out")
         assert "two different instructions correlate" in correlation_sentence(metrics)
-        assert ("diagonal of the figure is higher" in correlation_sentence(metrics)) == (words == "counted")
+        assert ("diagonal of the figure counts" in correlation_sentence(metrics)) == (words == "counted")
         header, *rows = table(tmp_path, "ise_correlation_intervals")
         assert header[2:] == [
             f"{which}{end}" for which in ("with_self", "without_self") for end in ("", "_low", "_high")

@@ -103,13 +103,13 @@ def test_sentences_state_the_numbers(typical, undrawn, tmp_path: Path) -> None: 
         "In random, two different instructions of the same category overlap in their ISNs by 0.600 on average (Jaccard "
         "index, mean over categories), instructions of two different categories by 0.200. The two categories most "
         "alike are B and C (0.300); the two least alike are A and B (0.100). Instructions resemble each other most "
-        "within C (0.700), least within A (0.500). The diagonal of the figure is higher than that: it counts each "
+        "within C (0.700), least within A (0.500). The diagonal of the figure counts each "
         "instruction with itself as well."
     )
     assert findings.layer_sentence(metrics) == (
         "In random, layer 9 holds the most ISNs of an instruction: 5.0 of its 20 neurons (25.0%), mean over "
         "categories. The lower, middle and upper third of the layers (1, 1 and 1 layers) hold 10%, 40% and 50% of "
-        "them. Categories differ most in layer 5, from 2.0 (A) to 6.0 (C)."
+        "them. Categories differ most in 2 layers, in layer 5 from 2.0 (A) to 6.0 (C)."
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparcom_analysis import instruction_specific_neurons
 from sparcom_analysis.measures.selection import Selection
+from sparcom_analysis.tables.neurons import instruction_table
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 
 
@@ -124,3 +125,16 @@ def test_too_few_complete_instructions(make_case) -> None:  # type: ignore[no-un
         IncompleteArchiveError, match=r"at least 2 .* has 1 \(1 pending, 1 complete, 1 failed, 0 cancelled\)"
     ):
         instruction_specific_neurons(case.archive)
+
+
+def test_the_least_count_is_one_of_the_set(make_case) -> None:  # type: ignore[no-untyped-def]
+    """With a threshold between two counts, past the active neurons, of an empty set: no bound that none has."""
+    case = make_case((30, 9, 7), "aab", rates=(0.5, 0.5, 0.0), layers=1, neurons=4)
+    for options in ({"threshold": 0.1}, {"threshold": 0.3}, {"threshold": 0.5}, {"epsilon": 1.0}, {"epsilon": 0.1}):
+        neurons = instruction_specific_neurons(case.archive, **options)
+        rows = instruction_table(neurons, "t").rows
+        for k, row in enumerate(rows):
+            counts = case.masks[k].sum(axis=0)[neurons.mask(k)]
+            expected = [None, None] if not len(counts) else [counts.min(), counts.min() / neurons.tokens[k]]
+            assert row[4:] == expected
+        assert rows[2][4:] == [None, None]

@@ -160,8 +160,11 @@ def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damag
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"special_tokens": "leave_out"}, "does not say .* Give special_token_ids, count them, or extract again"),
-        ({"special_tokens": "count", "special_token_ids": [1]}, "go with special_tokens='leave_out'"),
+        ({"special_tokens": "leave_out"}, "does not say .* Give --special-token-id .*, count them, or extract again"),
+        (
+            {"special_tokens": "count", "special_token_ids": [1]},
+            "id .* goes with --special-tokens leave-out",
+        ),
         ({"special_tokens": "leave_out", "special_token_ids": []}, r"one or more token ids, 0 to 2147483647; .* \[\]"),
         ({"special_tokens": "leave_out", "special_token_ids": [-1]}, r"they are \[-1\]"),
         ({"special_tokens": "keep"}, "one of count, leave_out; 'keep' is none"),

@@ -15,7 +15,7 @@ from sparcom_analysis.statistics.bootstrap import Interval, draw_resamples, pair
 from sparcom_analysis.statistics.pair_matrix import MOST_INSTRUCTIONS, PairMatrix
 from sparcom_analysis.statistics.permutation import MOST_CATEGORIES, permutation_tests
 from sparcom_analysis.summary.chance import chance_tests, matrix_tests, resampling_facts, why_not, with_interval
-from sparcom_analysis.tables.chance import category_tests_table, chance_sentence, pair_tests_table
+from sparcom_analysis.tables.chance import JOINT, category_tests_table, chance_sentence, pair_tests_table
 
 
 class Matrix(IntervalBounds):
@@ -124,13 +124,21 @@ def test_sentences_say_what_the_tests_found() -> None:
     names = ["a", "b", "c"] * 6
     every = chance_sentence(*parts_of(pairs_of(names, [("a", "a"), ("b", "b"), ("c", "c")])))
     assert "are more alike than chance makes them" in every
-    assert "All 3 categories stand out by themselves" in every
+    assert "Each of the 3 categories is more alike than shuffled names make it (p ≤ 0.05" in every
+    assert every.endswith(JOINT)
     some = chance_sentence(*parts_of(pairs_of(names, [("a", "a")])))
-    assert "Of 3 categories 1 stands out by itself, corrected for as many tests (p ≤ 0.05): a." in some
+    assert (
+        "Of 3 categories 1 is more alike than shuffled names make it (p ≤ 0.05, corrected for as many tests): a."
+        in some
+    )
+    assert some.endswith(JOINT)
     pair = chance_sentence(*parts_of(pairs_of(names, [("a", "b")])))
     assert "no more alike than chance could make them" in pair
     assert "No single category" in pair
-    assert pair.endswith("than two random groups of instructions: a and b.")
+    assert pair.endswith(f"than two random groups of instructions (p ≤ 0.05, corrected): a and b. {JOINT}")
+    none = chance_sentence(*parts_of(pairs_of(names, [])))
+    assert "by themselves" not in every + some + pair
+    assert none.endswith("after correction for 3 tests.")
     single = chance_sentence(*parts_of(pairs_of(["a"] * 4, [])))
     assert "cannot be tested" in single
 

@@ -77,22 +77,24 @@ def _cells(axes: Axes, names: Sequence[str], values: NDArray[np.float64], limits
 
 
 def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
-    """Size of each instruction's set against its T, with all tokens and with T matched; one point an instruction.
+    """Size of each instruction's set against its T, with all tokens and with T matched; one point an instruction, the
+    same on both sides: those too short for the draw are in neither.
 
     What ties add to a set lies above the dashed line of the epsilon rule.
     """
-    lengths, places = neurons.plain.tokens, neurons.places
+    places = neurons.places
+    lengths, categories = neurons.plain.tokens[places], neurons.matched.categories
     m = neurons.matched.token_facts.drawn
     wanted = neurons.plain.selection.wanted(neurons.plain.population.total)
     panels = (
-        ("all tokens", lengths, neurons.plain.sizes, neurons.plain.categories),
-        (f"{m} tokens of each", lengths[places], neurons.matched.sizes, neurons.matched.categories),
+        ("all tokens", neurons.plain.sizes[places]),
+        (f"{m} tokens of each", neurons.matched.sizes),
     )
     figure = Figure(figsize=(8.8, 4.6), layout="constrained")
     grid = figure.subplots(1, 2, sharey=True, sharex=True)
     order = list(dict.fromkeys(neurons.plain.categories))
-    for axes, (name, x, y, categories) in zip(grid, panels, strict=True):
-        _points(axes, x, y, categories, order)
+    for axes, (name, sizes) in zip(grid, panels, strict=True):
+        _points(axes, lengths, sizes, categories, order)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("tokens of the instruction (T)", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -103,7 +105,8 @@ def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
             axes.axhline(wanted, color=GREY, linewidth=1.0, linestyle="--", label=f"{wanted:,}, what ε asks for")
     grid[0].set_ylabel("ISNs of the instruction", fontsize=10)
     what = TITLES[neurons.plain.population.component]
-    figure.suptitle(f"Set size against length, {label(model)} ({what})", fontsize=10.5)
+    title = f"Set size against length, {label(model)} ({what})"
+    figure.suptitle(f"{title}\n{len(lengths):,} instructions, the same in both", fontsize=10.5)
     handles, texts = grid[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(texts)), frameon=False, fontsize=9)
@@ -121,6 +124,8 @@ def _points(
     codes = category_codes([*order, *categories])[len(order) :]
     for at, name in enumerate(labels):
         own = codes == at
+        if not own.any():  # of instructions that are too short, all of them
+            continue
         axes.scatter(
             x[own], y[own], s=18, marker=MARKERS[at], color=COLOURS[at], alpha=0.7, linewidths=0, label=label(name)
         )

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sparcom_analysis.schema.metrics import CategoryMatrix, LayerMeans
+from sparcom_analysis.tables.formats import visible
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito without yellow
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -33,7 +34,9 @@ Values = Sequence[Sequence[float | None]]
 
 
 def label(name: str) -> str:
-    """A category's name as plain text: no mathematics between dollar signs, cut in the middle when long."""
+    """A category's name as plain text: no mathematics between dollar signs, nothing that SVG cannot hold, cut in the
+    middle when long."""
+    name = visible(name)
     if len(name) > LABEL_LENGTH:
         name = f"{name[: LABEL_LENGTH // 2]}…{name[-(LABEL_LENGTH // 2 - 1) :]}"
     return name.replace("$", r"\$")

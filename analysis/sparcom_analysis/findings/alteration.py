@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sparcom_analysis.findings.ties import all_tie, largest, smallest
 from sparcom_analysis.schema.alteration import IseAlteration, IsnAlteration, IsnVenn, TwinFacts
 from sparcom_analysis.schema.intervals import Values
 
@@ -24,32 +25,44 @@ def isn_alteration_sentence(part: IsnAlteration, base_name: str) -> str:
     )
     if every.undefined:
         text += f" {every.undefined:,} instructions have no ISN in either; they are in no mean."
-    return text + tokens_sentence(part.twin)
+    return text
 
 
 def layer_alteration_sentence(part: IsnAlteration) -> str:
     """What the curves by layer show: where tuning alters most and least."""
     known = list(zip(part.overall.layer_alteration, part.layer_ids, strict=True))
-    found = [(value, layer) for value, layer in known if value is not None]
+    found = [(value, str(layer)) for value, layer in known if value is not None]
     if not found:
         return "No layer holds an ISN of either model with these settings."
-    high, low = max(found), min(found)
-    text = f"Tuning alters the ISNs most in layer {high[1]} ({high[0]:.3f}) and least in layer {low[1]} ({low[0]:.3f})"
-    if high[0] == low[0]:
-        text = f"Tuning alters the ISNs equally in every layer that has any ({high[0]:.3f})"
+    high, low = largest(found), smallest(found)
+    text = (
+        f"Tuning alters the ISNs most in {high.layers} ({high.value:.3f}) and least in {low.layers} ({low.value:.3f})"
+    )
+    if len(found) == 1:
+        text = f"Tuning alters the ISNs of layer {found[0][1]} by {high.value:.3f}"
+    elif all_tie(found):
+        text = f"Tuning alters the ISNs equally in every layer that has any ({high.value:.3f})"
     none = len(known) - len(found)
-    return f"{text}, mean over instructions.{f' {none} layers hold no ISN.' if none else ''}"
+    empty = f" {none} {'layer holds' if none == 1 else 'layers hold'} no ISN." if none else ""
+    return f"{text}, mean over instructions.{empty}"
 
 
 def layer_pair_sentence(part: IsnAlteration) -> str:
     """What figure 5 of both models shows: in which layer tuning changes the number of ISNs most."""
     counts = list(zip(part.overall.base_by_layer, part.overall.tuned_by_layer, strict=True))
-    widest = max(range(len(counts)), key=lambda layer: abs(counts[layer][1] - counts[layer][0]))
+    sizes = [abs(after - before) for before, after in counts]
+    changes = largest([(size, str(layer)) for size, layer in zip(sizes, part.layer_ids, strict=True)])
+    if not changes.single and changes.value:
+        every = len(changes.names) == len(counts)
+        where = "in every layer" if every else f"most in {changes.layers}, each"
+        return f"The number of ISNs changes {where} by {changes.value:,.1f} of an instruction, mean over instructions."
+    widest = [str(layer) for layer in part.layer_ids].index(changes.names[0])
     before, after = counts[widest]
     if before == after:
         return "An instruction has as many ISNs in each layer after tuning as before, mean over instructions."
+    how = "changes most" if len(counts) > 1 else "changes"
     return (
-        f"The number of ISNs changes most in layer {part.layer_ids[widest]}: {before:,.1f} of an instruction before "
+        f"The number of ISNs {how} in layer {part.layer_ids[widest]}: {before:,.1f} of an instruction before "
         f"tuning, {after:,.1f} after, mean over instructions."
     )
 
@@ -80,7 +93,7 @@ def ise_alteration_sentence(part: IseAlteration, base_name: str) -> str:
     )
     if every.undefined:
         text += f" For {every.undefined:,} instructions no correlation is defined; they are in no mean."
-    return text + tokens_sentence(part.twin)
+    return text
 
 
 def tokens_sentence(twin: TwinFacts) -> str:
@@ -105,7 +118,8 @@ def _interval(low: float | None, high: float | None, digits: int = 3) -> str:
 def _ends(categories: Sequence[str], values: Values, digits: int = 3) -> str:
     """The most and the least altered category; empty with fewer than two, or where none differs."""
     known = [(value, name) for value, name in zip(values, categories, strict=True) if value is not None]
-    if len(known) < 2 or min(known)[0] == max(known)[0]:
+    if len(known) < 2 or all_tie(known):
         return ""
-    (low, least), (high, most) = min(known), max(known)
-    return f" Most altered is {most} ({high:.{digits}f}), least {least} ({low:.{digits}f})."
+    low, high = smallest(known), largest(known)
+    most = f"Most altered {'is' if high.single else 'are'} {high.named('categories')} ({high.value:.{digits}f})"
+    return f" {most}, least {low.named('categories')} ({low.value:.{digits}f})."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sparcom_analysis.findings.ties import End, in_a_row, largest
 from sparcom_analysis.schema.components import ComponentGroups, LapeGroup
 from sparcom_analysis.tables.components import component_title
 
@@ -32,16 +35,24 @@ def _most_unique(group: ComponentGroups, unique: list[int]) -> str:
     """Which category has most of its own, and for which it is more than chance."""
     if not any(unique):
         return ""
-    most = max(range(len(unique)), key=unique.__getitem__)
-    text = f" {group.categories[most]} has the most of its own, {unique[most]:,}."
+    most = _most(group.categories, unique)
+    text = (
+        f" {most.names[0]} has the most of its own, {int(most.value):,}."
+        if most.single
+        else f" {most.named('categories')} have the most of their own, {int(most.value):,} each."
+    )
     if group.unique_p is None:
         return text
     beyond = [name for name, p in zip(group.categories, group.unique_p, strict=True) if p <= 0.05]
     if len(beyond) == len(unique):
         return f"{text} Every category has more than chance gives (p ≤ 0.05, corrected)."
-    names = ", ".join(beyond) or "No category"
+    names = in_a_row(beyond) if beyond else "No category"
     verb = "have" if len(beyond) > 1 else "has"
     return f"{text} {names} {verb} more than chance gives (p ≤ 0.05, corrected)."
+
+
+def _most(categories: Sequence[str], numbers: Sequence[int]) -> End:
+    return largest([(float(number), name) for number, name in zip(numbers, categories, strict=True)])
 
 
 def lape_sentence(group: LapeGroup, model: str) -> str:
@@ -50,13 +61,13 @@ def lape_sentence(group: LapeGroup, model: str) -> str:
     if group.reason:
         return f"In {model}, LAPE selects none of the {title}: {group.reason}."
     if not group.selected:
-        counts = f"{group.passed:,} pass the filter, {group.wanted:,} are wanted"
-        return f"In {model}, LAPE selects none of the {title}: {counts}."
-    most = max(range(len(group.total)), key=group.total.__getitem__)
-    text = (
-        f"In {model}, LAPE selects {group.selected:,} {title}; {group.categories[most]} has the most that are specific "
-        f"to it, {group.total[most]:,}."
-    )
+        why = "none passes the filter"
+        if group.passed:
+            passed = f"{group.passed:,} {'passes' if group.passed == 1 else 'pass'} the filter"
+            why = f"{passed}, but the share of all neurons that LAPE takes comes to none"
+        return f"In {model}, LAPE selects none of the {title}: {why}."
+    some = title.replace("neurons", "neuron", 1) if group.selected == 1 else title
+    text = f"In {model}, LAPE selects {group.selected:,} {some}; {_most_specific(group)}."
     if sum(group.total) > group.selected:
         text += " One that is specific to several categories is counted for each of them."
     known = [value for value in group.unique_overlap if value is not None]
@@ -65,3 +76,13 @@ def lape_sentence(group: LapeGroup, model: str) -> str:
             f" They overlap with the unique ones by {sum(known) / len(known):.2f} (Jaccard index, mean of categories)."
         )
     return text
+
+
+def _most_specific(group: LapeGroup) -> str:
+    """Which category has the most of LAPE's neurons."""
+    most = _most(group.categories, group.total)
+    if not most.value:
+        return "none of them is specific to a category"
+    if most.single:
+        return f"{most.names[0]} has the most that are specific to it, {int(most.value):,}"
+    return f"{most.named('categories')} have the most that are specific to one category, {int(most.value):,} each"

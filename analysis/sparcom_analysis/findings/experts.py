@@ -5,6 +5,7 @@ Statements of what was measured; nothing here tests significance.
 
 from __future__ import annotations
 
+from sparcom_analysis.findings.ties import End, all_tie, largest, pair_ends, smallest
 from sparcom_analysis.schema.metrics import Metrics
 
 
@@ -17,25 +18,31 @@ def frequency_sentence(metrics: Metrics) -> str:
     part = metrics.expert_frequency
     assert part is not None  # noqa: S101  (asked for experts alone)
     cells = [(f, j, e) for j, row in zip(part.layer_ids, part.overall, strict=True) for e, f in enumerate(row)]
-    most, layer, expert = max(cells, key=lambda cell: (cell[0], -cell[1], -cell[2]))
+    most = largest([(f, f"expert {e} of layer {j}") for f, j, e in cells])
     even, never = part.experts_per_token / part.experts, sum(f == 0 for f, *_ in cells)
     text = (
         f"In {metrics.archive.model_name}, a token chooses {part.experts_per_token} of {part.experts} experts in a "
-        f"layer; chosen evenly, each would be at {even:.1%} of the tokens. The most chosen one is expert {expert} of "
-        f"layer {layer}, at {most:.1%}, mean over instructions."
+        f"layer; chosen evenly, each would be at {even:.1%} of the tokens. {_most_chosen(most)}"
     )
     peaks = [
-        (f, name, j, e)
+        (f, f"expert {e} of layer {j}, for {name}")
         for name, layers in zip(part.categories, part.mean, strict=True)
         for j, row in zip(part.layer_ids, layers, strict=True)
         for e, f in enumerate(row)
     ]
     if len(part.categories) > 1:
-        most, name, layer, expert = max(peaks, key=lambda cell: cell[0])
-        text += f" Within one category it is expert {expert} of layer {layer}, for {name} at {most:.1%}."
+        peak = largest(peaks)
+        if peak.single:
+            text += f" Within one category it is {peak.names[0]} at {peak.value:.1%}."
     if never:
         text += f" {never:,} of {len(cells):,} experts are chosen at no token at all."
     return text
+
+
+def _most_chosen(most: End) -> str:
+    if most.single:
+        return f"The most chosen one is {most.names[0]}, at {most.value:.1%}, mean over instructions."
+    return f"{len(most.names):,} are chosen most, each at {most.value:.1%}, mean over instructions."
 
 
 def correlation_sentence(metrics: Metrics) -> str:
@@ -61,12 +68,9 @@ def correlation_sentence(metrics: Metrics) -> str:
             f"In {metrics.archive.model_name}, the expert frequencies of two different instructions correlate, "
             f"{', those '.join(said)} (Pearson, mean over categories)."
         )
-    if len(between) > 1:
-        high, low = max(between), min(between)
-        names = [f"{part.categories[cell[1]]} and {part.categories[cell[2]]} ({cell[0]:.3f})" for cell in (high, low)]
-        text += f" The two categories most alike are {names[0]}; the two least alike are {names[1]}."
+    text += pair_ends([(cell[0], f"{part.categories[cell[1]]} and {part.categories[cell[2]]}") for cell in between])
     if within and not metrics.settings.exclude_self_pairs:
-        text += " The diagonal of the figure is higher than that: it counts each instruction with itself as well."
+        text += " The diagonal of the figure counts each instruction with itself as well."
     if part.undefined_instructions:
         text += (
             f" {part.undefined_instructions:,} instructions choose every expert equally often; for them no correlation "
@@ -80,14 +84,22 @@ def share_sentence(metrics: Metrics) -> str:
     part, frequency = metrics.top_experts, metrics.expert_frequency
     assert part is not None and frequency is not None  # noqa: PT018, S101  (asked for experts alone)
     means = [_mean(list(column)) for column in zip(*part.share, strict=True)]
-    top = max(range(len(means)), key=means.__getitem__)
-    low = min(range(len(means)), key=means.__getitem__)
     count = len(part.overall_expert[0])
     return (
         f"A category's {count} most chosen experts of a layer take {_mean(means):.1%} of its choices, mean over "
-        f"categories and layers (chosen evenly: {count / frequency.experts:.1%}); most in layer {part.layer_ids[top]} "
-        f"({means[top]:.1%}), least in layer {part.layer_ids[low]} ({means[low]:.1%})."
+        f"categories and layers (chosen evenly: {count / frequency.experts:.1%}){_layer_ends(means, part.layer_ids)}."
     )
+
+
+def _layer_ends(means: list[float], layer_ids: list[int]) -> str:
+    """In which layers a share is largest and smallest; empty of one layer."""
+    valued = [(value, str(layer)) for value, layer in zip(means, layer_ids, strict=True)]
+    if len(valued) < 2:
+        return ""
+    if all_tie(valued):
+        return ", the same in every layer"
+    high, low = largest(valued), smallest(valued)
+    return f"; most in {high.layers} ({high.value:.1%}), least in {low.layers} ({low.value:.1%})"
 
 
 def shift_sentence(metrics: Metrics) -> str:
@@ -96,13 +108,14 @@ def shift_sentence(metrics: Metrics) -> str:
     if part is None:
         return ""
     means = [_mean(list(column)) for column in zip(*part.moved, strict=True)]
-    top = max(range(len(means)), key=means.__getitem__)
+    valued = [(value, str(layer)) for value, layer in zip(means, part.layer_ids, strict=True)]
+    most = largest(valued)
+    where = "" if all_tie(valued) else f", most in {most.layers} ({most.value:.3f})"
     kept = [kept for layers in part.top_kept for ranks in layers for kept in ranks]
     text = (
         f"Over the {part.matched:,} instructions of both, {_tuned_name(metrics)} moves {_mean(means):.3f} of a "
-        f"token’s choices in a layer to other experts (mean over categories and layers, mean frequencies compared), "
-        f"most in layer {part.layer_ids[top]} ({means[top]:.3f}). Of the most chosen experts "
-        f"{sum(kept) / len(kept):.0%} stay among the most chosen."
+        "token’s choices in a layer to other experts (mean over categories and layers, mean frequencies compared)"
+        f"{where}. Of the most chosen experts {sum(kept) / len(kept):.0%} stay among the most chosen."
     )
     if part.different_rows:
         text += f" {part.different_rows:,} of these instructions have another number of tokens in the tuned archive."

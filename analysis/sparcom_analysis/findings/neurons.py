@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from sparcom_analysis.findings.ties import all_tie, largest, pair_ends, smallest
 from sparcom_analysis.schema.metrics import Metrics
 
 
@@ -41,21 +42,24 @@ def similarity_sentence(metrics: Metrics) -> str:
             start = f"In {metrics.subject}, instructions of two different categories overlap in their ISNs by"
         parts.append(f"{start} {_mean([cell[0] for cell in between]):.3f}")
     text = ", ".join(parts) + "."
-    if len(between) > 1:
-        high, low = max(between), min(between)
-        text += (
-            f" The two categories most alike are {high[1]} and {high[2]} ({high[0]:.3f}); "
-            f"the two least alike are {low[1]} and {low[2]} ({low[0]:.3f})."
-        )
-    if len(within) > 1:
-        high, low = max(within), min(within)
-        text += (
-            f" Instructions resemble each other most within {high[1]} ({high[0]:.3f}), least within {low[1]} "
-            f"({low[0]:.3f})."
-        )
+    text += pair_ends([(value, f"{one} and {other}") for value, one, other in between])
+    text += _most_within([(value, name) for value, name, _ in within])
     if within and not metrics.settings.exclude_self_pairs:
-        text += " The diagonal of the figure is higher than that: it counts each instruction with itself as well."
+        text += " The diagonal of the figure counts each instruction with itself as well."
     return text
+
+
+def _most_within(within: list[tuple[float, str]]) -> str:
+    """In which categories instructions resemble each other most and least."""
+    if len(within) < 2:
+        return ""
+    if all_tie(within):
+        return f" Instructions resemble each other equally within all categories ({within[0][0]:.3f})."
+    high, low = largest(within), smallest(within)
+    return (
+        f" Instructions resemble each other most within {high.named('categories')} ({high.value:.3f}), least within "
+        f"{low.named('categories')} ({low.value:.3f})."
+    )
 
 
 def layer_sentence(metrics: Metrics) -> str:
@@ -65,11 +69,14 @@ def layer_sentence(metrics: Metrics) -> str:
     total, width = sum(mean), metrics.layer_width
     if not total:
         return f"No instruction has an ISN in any layer of {metrics.subject} with these settings."
-    top = max(range(len(mean)), key=mean.__getitem__)
-    text = (
-        f"In {metrics.subject}, layer {part.layer_ids[top]} holds the most ISNs of an instruction: "
-        f"{mean[top]:,.1f} of its {width:,} neurons ({mean[top] / width:.1%}), mean over categories."
-    )
+    top = largest([(value, str(layer)) for value, layer in zip(mean, part.layer_ids, strict=True)])
+    held = f"{top.value:,.1f} of {{}} {width:,} neurons ({top.value / width:.1%}), mean over categories."
+    if len(mean) == 1:
+        text = f"In {metrics.subject}, the one layer holds {held.format('its')}"
+    elif top.single:
+        text = f"In {metrics.subject}, layer {top.names[0]} holds the most ISNs of an instruction: {held.format('its')}"
+    else:
+        text = f"In {metrics.subject}, {top.layers} hold the most ISNs of an instruction: each {held.format('its')}"
     if len(mean) >= 3:
         cuts = [0, len(mean) // 3, len(mean) - len(mean) // 3, len(mean)]
         first, middle, last = (sum(mean[a:b]) / total for a, b in pairwise(cuts))
@@ -86,15 +93,18 @@ def _widest_spread(metrics: Metrics) -> str:
     if len(part.categories) < 2:
         return ""
     columns = list(zip(*part.mean_count, strict=True))
-    widest = max(range(len(columns)), key=lambda layer: max(columns[layer]) - min(columns[layer]))
-    high, low = max(columns[widest]), min(columns[widest])
-    if high == low:
+    spread = largest([(max(column) - min(column), str(place)) for place, column in enumerate(columns)])
+    column = list(zip(columns[int(spread.names[0])], part.categories, strict=True))
+    if all_tie(column):
         return " The categories do not differ in any layer."
-    names = [part.categories[columns[widest].index(value)] for value in (high, low)]
-    return (
-        f" Categories differ most in layer {part.layer_ids[widest]}, from {low:,.1f} ({names[1]}) to {high:,.1f} "
-        f"({names[0]})."
-    )
+    high, low = largest(column), smallest(column)
+    ends = f"from {low.value:,.1f} ({low.named('categories')}) to {high.value:,.1f} ({high.named('categories')})"
+    if len(columns) == 1:
+        return f" Categories differ, {ends}."
+    layer = part.layer_ids[int(spread.names[0])]
+    if not spread.single:
+        return f" Categories differ most in {len(spread.names)} layers, in layer {layer} {ends}."
+    return f" Categories differ most in layer {layer}, {ends}."
 
 
 def size_sentence(metrics: Metrics) -> str:
@@ -109,7 +119,8 @@ def size_sentence(metrics: Metrics) -> str:
             f"threshold, sets hold {held} ({size.mean / size.wanted:.2f} times what was asked for)."
         )
     if size.empty:
-        text += f" {size.empty:,} instructions have no ISN at all; their similarity to any other is 0."
+        have = "instruction has" if size.empty == 1 else "instructions have"
+        text += f" {size.empty:,} {have} no ISN at all; the similarity to any other is 0."
     return text
 
 
@@ -118,6 +129,8 @@ def length_sentence(metrics: Metrics) -> str:
     lengths = [(item.mean_tokens, item.category) for item in metrics.instructions.by_category if item.mean_tokens]
     if len(lengths) < 2:
         return ""
-    (low, short), (high, long) = min(lengths), max(lengths)
-    ends = f"from {low:,.1f} tokens ({short}) to {high:,.1f} ({long})"
-    return f"Here the mean length goes {ends}, {high / low:.1f} times as many."
+    if all_tie(lengths):
+        return f"Here the mean length is the same in all categories, {lengths[0][0]:,.1f} tokens."
+    low, high = smallest(lengths), largest(lengths)
+    ends = f"from {low.value:,.1f} tokens ({low.named('categories')}) to {high.value:,.1f} ({high.named('categories')})"
+    return f"Here the mean length goes {ends}, {high.value / low.value:.1f} times as many."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sparcom_analysis.findings.ties import in_a_row, largest, most_alike
+from sparcom_analysis.schema.chance import MatrixTests
 from sparcom_analysis.schema.metrics import Metrics
 from sparcom_analysis.tables.chance import LEVEL
 from sparcom_analysis.tables.components import component_title
@@ -19,10 +21,22 @@ def _alike(metrics: Metrics) -> str:
     one = part.matrices[0] if part is not None and part.matrices else None
     if one is None or one.within is None or one.between is None or one.p is None:
         return ""
-    by = f"{one.within:.3f} of their {_whose(metrics)} against {one.between:.3f} between categories (Jaccard index)"
-    if one.p > LEVEL:
-        return f"Instructions of one category share {by}: no more than chance could make of it (p = {one.p:.4f})."
-    return f"Instructions of one category share {by}: more than chance makes of it (p = {one.p:.4f})."
+    text = (
+        f"Two instructions of the same category share {one.within:.3f} of their {_whose(metrics)}, two of different "
+        f"categories {one.between:.3f} (Jaccard index, mean over all pairs of instructions): "
+    )
+    if one.p <= LEVEL:
+        return f"{text}more than chance makes of it (p = {one.p:.4f})."
+    return f"{text}no more than chance could make of it (p = {one.p:.4f}){_yet_some(one)}."
+
+
+def _yet_some(one: MatrixTests) -> str:
+    """Which categories differ from shuffled names by themselves although all together do not."""
+    tested = zip(one.categories, one.category_p_adjusted, strict=True)
+    found = [name for name, p in tested if p is not None and p <= LEVEL]
+    if not found:
+        return ""
+    return f", but those of {in_a_row(found)} share more than shuffled names give (p ≤ {LEVEL}, corrected)"
 
 
 def _closest(metrics: Metrics) -> str:
@@ -33,10 +47,10 @@ def _closest(metrics: Metrics) -> str:
         return ""
     most = sum(all(v is None or v < (row[at] or 0) for k, v in enumerate(row) if k != at) for at, row in rows)
     pairs = [(v, i, j) for i, row in enumerate(part.matrix) for j, v in enumerate(row) if i < j and v is not None]
-    value, i, j = max(pairs, key=lambda pair: (pair[0], -pair[1], -pair[2]))
+    alike = largest([(v, f"{part.categories[i]} and {part.categories[j]}") for v, i, j in pairs])
     return (
         f"{most} of {len(rows)} categories resemble themselves more than any other (no instruction compared with "
-        f"itself); the two most alike are {part.categories[i]} and {part.categories[j]} ({value:.3f})."
+        f"itself); {most_alike(alike)}."
     )
 
 
@@ -51,7 +65,7 @@ def _length(metrics: Metrics) -> str:
     return (
         f"With {part.tokens} tokens of each instruction the pairs of categories have a rank correlation of "
         f"{one.rank_correlation:.2f} with their order over all tokens, and {one.diagonal_largest} of "
-        f"{one.compared_rows} categories resemble themselves most."
+        f"{one.compared_rows} categories resemble themselves most (no instruction compared with itself)."
     )
 
 
@@ -65,11 +79,14 @@ def _general(metrics: Metrics) -> str:
     total = group.general.total + group.shared.total + unique
     if not total:
         return ""
-    chance = "" if group.unique_chance is None else f", where chance gives {sum(group.unique_chance):,.0f}"
-    general = f"{group.general.total:,} ({group.general.total / total:.0%}) belong to all of them"
+    chance = ""
+    if group.general_chance is not None and group.unique_chance is not None:
+        shuffled = f"{group.general_chance:,.0f} and {sum(group.unique_chance):,.0f}"
+        chance = f"; with the categories’ names shuffled it would be {shuffled}"
+    general = group.general.total
     return (
-        f"Of {total:,} {component_title(group.component)} that belong to a category, {general} and {unique:,} "
-        f"({unique / total:.0%}) to one alone{chance}."
+        f"Of {total:,} {component_title(group.component)} that belong to a category, {general:,} "
+        f"({general / total:.0%}) belong to all of them and {unique:,} ({unique / total:.0%}) to one alone{chance}."
     )
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.components.general_unique import Components
 from sparcom_analysis.components.lape import Lape
+from sparcom_analysis.tables.formats import visible
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.storage import write_durably
 
@@ -59,17 +60,19 @@ def as_index_lists(
 
 
 def index_arrays(categories: Sequence[str], lists: IndexLists) -> bytes:
-    """An .npz file of the lists, the same bytes for the same lists."""
-    arrays = {
-        f"{name}/{layer}": ids for name, own in zip(categories, lists, strict=True) for layer, ids in enumerate(own)
-    }
+    """An .npz file of the lists, the same bytes for the same lists.
+
+    A character that is none to see stands as U+FFFD in a key: of a name with a NUL a zip file keeps what is before it.
+    """
+    named = zip(map(visible, categories), lists, strict=True)
+    arrays = {f"{name}/{layer}": ids for name, own in named for layer, ids in enumerate(own)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
 def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
-    """Categories and lists of an .npz file that `index_arrays` made."""
+    """Categories, and lists of int64 (k,) for each category and layer, of an .npz file that `index_arrays` made."""
     lists: dict[str, list[NDArray[np.int64]]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
@@ -79,6 +82,9 @@ def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
 
 def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
     """Write List[List[LongTensor]] with torch.
+
+    Args:
+        lists: category × layer, int64 (k,), as `as_index_lists` and `read_index_arrays` give them.
 
     Raises:
         MissingExtraError: torch is not installed.

@@ -94,7 +94,8 @@ class InstructionNeurons:
 
     selection, rows: how they were selected. population: of which neurons.
     instruction: int64 (n,), index into the archive's instruction table. ids, categories: n strings.
-    tokens: int64 (n,), T. minimum_count: int64 (n,), the count from which a neuron belongs.
+    tokens: int64 (n,), T. minimum_count: int64 (n,), the least count of a neuron of the set; of
+    an empty set the count from which a neuron would belong.
     sets: uint64 (n, word), one bit a neuron; its bytes are (layer, expert, neuron_byte), then zeros.
     layer_counts: int64 (n, layer), ISNs in each layer. without_rows: complete instructions without a row of this kind.
     token_facts: which tokens of these rows did not count.
@@ -155,13 +156,19 @@ class _Found:
             words=np.zeros(words, dtype=np.uint64),
         )
 
-    def keep(self, k: int, counts: NDArray[np.uint32], least: int) -> None:
-        """Instruction k has the neurons whose count is at least `least`; counts: (layer, 8 × byte)."""
+    def keep(self, k: int, counts: NDArray[np.uint32], least: int, tokens: int) -> None:
+        """Instruction k, of so many tokens, has the neurons of a count from `least`; counts: (layer, 8 × byte)."""
         layers, columns = counts.shape
         packed = self.words.view(np.uint8)[: layers * columns // 8].reshape(layers, -1)
         pack_at_least(counts, least, packed, self.layer_counts[k])
         self.sets[k] = self.words
-        self.minimum_count[k] = least
+        self.minimum_count[k] = _least_from(counts, least, tokens)
+
+
+def _least_from(counts: NDArray[np.uint32], bound: int, tokens: int) -> int:
+    """The least count that is at least `bound`; `bound` where there is none."""
+    held = np.flatnonzero(histogram(counts.reshape(-1), tokens)[bound:])
+    return bound + int(held[0]) if len(held) else bound
 
 
 class CountsReader(Protocol):
@@ -230,7 +237,8 @@ def instruction_specific_neurons(
     if also is not None:
         also.start(population, categories, length)
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):
-        found.keep(k, counts, selection.minimum_count(counts, population.total, int(length[k])))
+        tokens_of = int(length[k])
+        found.keep(k, counts, selection.minimum_count(counts, population.total, tokens_of), tokens_of)
         if also is not None:
             also.add(k, counts)
     return InstructionNeurons(

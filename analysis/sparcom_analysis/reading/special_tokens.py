@@ -45,7 +45,10 @@ def without_special(
     if special_tokens == "count":
         if special_token_ids is not None:
             raise InvalidInputError(
-                ["special_token_ids go with special_tokens='leave_out'; it is 'count'. Leave them out, or give no ids"]
+                [
+                    "--special-token-id (special_token_ids) goes with --special-tokens leave-out "
+                    "(special_tokens='leave_out'); it is 'count'. Leave them out, or give no ids"
+                ]
             )
         return spans
     wanted = special_ids(archive, special_token_ids)
@@ -71,14 +74,18 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
     if given is not None:
         if not given or min(given) < 0 or max(given) > LARGEST_ID:
             raise InvalidInputError(
-                [f"special_token_ids must be one or more token ids, 0 to {LARGEST_ID}; they are {list(given)}"]
+                [
+                    f"--special-token-id (special_token_ids) must be one or more token ids, 0 to {LARGEST_ID}; they "
+                    f"are {list(given)}"
+                ]
             )
         return sorted({int(index) for index in given})
     known = archive.attributes.prompts
     if known is None:
         raise UnsupportedArchiveError(
             f"leaving special tokens out needs to know which they are; {archive.path} does not say (it was extracted "
-            "before archives did, or its tokenizer does not tell). Give special_token_ids, count them, or extract again"
+            "before archives did, or its tokenizer does not tell). Give --special-token-id "
+            "(special_token_ids), count them, or extract again"
         )
     return list(known.special_token_ids)
 

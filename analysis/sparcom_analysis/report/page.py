@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 
 from sparcom_analysis.findings import neurons as findings
+from sparcom_analysis.findings.intervals import interval_caveat
 from sparcom_analysis.findings.short import in_short
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.report.sections import instruction_tables, sections
 from sparcom_analysis.schema.metrics import Metrics
-from sparcom_analysis.tables.formats import Table
+from sparcom_analysis.tables.formats import Table, visible
 
 WIDEST_REM = 51.0  # of the text
 REM_PER_POINT = 0.09
@@ -48,7 +49,7 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         metrics=metrics,
         short=in_short(metrics),
         sections=sections(metrics, views, tables),
@@ -59,4 +60,6 @@ def render_report(
         size_sentence=findings.size_sentence(metrics),
         length_sentence=findings.length_sentence(metrics),
         no_pair=any(value is None for row in metrics.isn_similarity_without_self.matrix for value in row),
+        interval_caveat=interval_caveat(metrics),
     )
+    return visible(page)

@@ -16,7 +16,7 @@ from sparcom_analysis.report.blocks import Block, Section, figure, heading, note
 from sparcom_analysis.schema.metrics import Metrics
 from sparcom_analysis.summary.length import length_sentence, size_sentence
 from sparcom_analysis.tables.chance import chance_sentence
-from sparcom_analysis.tables.components import component_title
+from sparcom_analysis.tables.components import component_title, share_of
 from sparcom_analysis.tables.every import ending_of
 from sparcom_analysis.tables.formats import Table
 
@@ -110,15 +110,17 @@ def _length(metrics: Metrics, tables: Tables) -> Iterator[Block]:
         if metrics.component is not None:
             yield heading(title)
         shown = one.isn_similarity_without_self if metrics.settings.exclude_self_pairs else one.isn_similarity
-        sentence = length_sentence(part, shown, f"similarity in {title}")
+        alone = one.isn_similarity_without_self
+        sentence = length_sentence(part, shown, alone, f"the similarity of {title}")
         yield figure(f"length_matched{ending}", "Two heat maps, with all tokens and with T matched", sentence)
         look = "Set size against number of tokens, a point an instruction, with all tokens and with T matched"
         yield figure(f"set_size_by_length{ending}", look, size_sentence(part, one))
         yield from _held(tables, f"length_matched{ending}", f"length_matched_without_self{ending}")
     routed = part.ise_correlation_without_self if metrics.settings.exclude_self_pairs else part.ise_correlation
-    if routed is not None:
+    alone_routed = part.ise_correlation_without_self
+    if routed is not None and alone_routed is not None:
         yield heading("experts")
-        sentence = length_sentence(part, routed, "the correlation of expert frequencies")
+        sentence = length_sentence(part, routed, alone_routed, "the correlation of expert frequencies")
         yield figure("length_matched-ise", "Two heat maps, with all tokens and with T matched", sentence)
         yield from _held(tables, "length_matched-ise", "length_matched_without_self-ise")
 
@@ -138,10 +140,16 @@ def _general(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     if part is None:
         return
     yield from text(
-        f"A component belongs to a category where at least {part.share:.4g} of its instructions have it. General ones "
-        "belong to all categories, unique ones to one alone. A threshold makes some of both by chance: shuffling the "
-        "categories’ names says how many."
+        f"A component belongs to a category where at least {share_of(part.share)} of the category’s instructions have "
+        "it. General ones belong to all categories, unique ones to one alone. A threshold makes some of both by "
+        "chance: shuffling the categories’ names says how many."
     )
+    if any(group.component == "expert" for group in part.groups):
+        yield from text(
+            f"An instruction has the experts that are among the {part.top_experts} most chosen of their layer over its "
+            f"tokens, all that tie with the last of these {part.top_experts} included, and none that is never chosen. "
+            f"Table 6 differs: of tied experts it takes the one with the lower id."
+        )
     for group in part.groups:
         if len(part.groups) > 1:
             yield heading(component_title(group.component))
@@ -201,14 +209,16 @@ def _twin(view: Metrics) -> Iterator[Block]:
         f"{twin.archive}). Compared over {twin.matched:,} instructions that are complete in both archives; "
         f"{twin.only_base:,} of the base archive and {twin.only_tuned:,} of the tuned one have no counterpart."
     )
-    if warning := altered.tokens_sentence(twin).strip():
-        yield note(warning)
+    if twin.notes:
+        yield note(" ".join(twin.notes))
 
 
 def _experts_altered(metrics: Metrics, tables: Tables) -> Iterator[Block]:
     part, shift = metrics.ise_alteration, metrics.expert_shift
     if part is None or shift is None:
         return
+    if part.twin.notes:
+        yield note(" ".join(part.twin.notes))
     yield from text(altered.ise_alteration_sentence(part, metrics.archive.model_name))
     yield table(tables["ise_alteration"], "Alteration of expert use by category (table 2)", unfolded=True)
     sentence = findings_experts.shift_sentence(metrics)

@@ -5,6 +5,8 @@ Lists are in the order of `categories` and `layer_ids`; what has no value is nul
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sparcom_analysis.schema.experts import ComponentName
@@ -18,6 +20,10 @@ class TwinFacts(Part):
     archive: str = Field(description="Last part of the tuned archive's path.")
     model: str = Field(description="Model id of the tuned model.")
     model_name: str = Field(description="Last part of the model id, what figures and sentences call it.")
+    state: Literal["open", "complete"] = Field(description="`open` where the tuned archive's extraction had not ended.")
+    architecture: str = Field(description="Model class of the tuned model.")
+    prompt_format: str = Field(description="How the tuned model's prompts were formatted: raw or chat.")
+    same_tokenizer: bool | None = Field(description="Whether both models have one tokenizer; null where not known.")
     matched: int = Field(description="Instructions complete in both archives, by id; all here is over these.")
     only_base: int = Field(description="Instructions of the base archive that the tuned one lacks.")
     only_tuned: int = Field(description="Instructions of the tuned archive that the base lacks.")
@@ -25,6 +31,10 @@ class TwinFacts(Part):
     different_tokens: int | None = Field(
         description="Of the matched, those that did not read the same token ids; null where an archive holds counts."
     )
+    different_categories: int = Field(
+        description="Of the matched, those of another category in the tuned archive; the base's categories are used."
+    )
+    notes: list[str] = Field(description="In sentences: what differs beside the tuning, and what is not known.")
 
 
 class IsnAlterationOverall(Part):

@@ -27,7 +27,10 @@ class MatrixTests(Part):
     category_within: Values = Field(description="By category: mean over its pairs of two instructions.")
     category_others: Values = Field(description="By category: mean over pairs of its instructions with all others.")
     category_p: Values = Field(description="By category: one-sided p of the difference of these two.")
-    category_p_adjusted: Values = Field(description="The same, corrected for as many tests as there are categories.")
+    category_p_adjusted: Values = Field(
+        description="The same, corrected for as many tests as there are categories; a small one rejects that the names "
+        "mean nothing at all."
+    )
     expected: float | None = Field(description="Mean over all pairs of two instructions: what chance gives a cell.")
     pair_p: list[Values] = Field(
         description="Category × category: one-sided p that two categories are more alike than two random groups of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +14,11 @@ from sparcom_analysis.schema.alteration import (
     IsnAlteration,
     IsnAlterationOverall,
     IsnVenn,
-    TwinFacts,
     VennInstruction,
 )
+from sparcom_analysis.summary.twin import Archives, twin_facts
 from sparcom_analysis.tuned.alteration import ExpertAlteration, NeuronAlteration
-from sparcom_analysis.tuned.twins import Twins
 from sparcom_analysis.tuned.venn import venn_by_layer
-from sparcom_data.archive import Archive
 
 
 class Bounds(Protocol):
@@ -48,22 +45,9 @@ Intervals = Callable[[NDArray[np.float64]], MeanBounds]
 """Called with values of the matched instructions, float64 (m, …), NaN where one has none."""
 
 
-def twin_facts(twins: Twins, tuned: Archive) -> TwinFacts:
-    """Which twin, and how many instructions were matched."""
-    model = tuned.attributes.model.id
-    return TwinFacts(
-        archive=PurePath(tuned.path).name,
-        model=model,
-        model_name=PurePath(model).name,
-        matched=len(twins),
-        only_base=twins.only_base,
-        only_tuned=twins.only_tuned,
-        different_rows=twins.different_rows,
-        different_tokens=twins.different_tokens,
-    )
-
-
-def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: Intervals | None = None) -> IsnAlteration:
+def isn_alteration_part(
+    altered: NeuronAlteration, archives: Archives, intervals: Intervals | None = None
+) -> IsnAlteration:
     """Equation 15 by category and layer, and figure 5 of both models."""
     means, layers = altered.by_category(altered.alteration), altered.by_category(altered.layer_alteration)
     overlap = altered.by_category(altered.overlap)
@@ -74,7 +58,7 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
     by_layer, every_layer = _layer_ends(altered, intervals, base.mean.shape)
     return IsnAlteration(
         component=altered.population.component,
-        twin=twin_facts(altered.twins, tuned),
+        twin=twin_facts(altered.twins, archives),
         categories=means.categories,
         layer_ids=list(altered.population.layer_ids),
         instructions=means.counted.tolist(),
@@ -114,12 +98,14 @@ def isn_alteration_part(altered: NeuronAlteration, tuned: Archive, intervals: In
     )
 
 
-def ise_alteration_part(altered: ExpertAlteration, tuned: Archive, intervals: Intervals | None = None) -> IseAlteration:
+def ise_alteration_part(
+    altered: ExpertAlteration, archives: Archives, intervals: Intervals | None = None
+) -> IseAlteration:
     """Equation 16 by category."""
     means, correlation = altered.by_category(altered.alteration), altered.by_category(altered.correlation)
     low, high, whole_low, whole_high = _ends(intervals, altered.alteration, means.mean.shape)
     return IseAlteration(
-        twin=twin_facts(altered.twins, tuned),
+        twin=twin_facts(altered.twins, archives),
         categories=means.categories,
         instructions=means.counted.tolist(),
         undefined=means.undefined.tolist(),
@@ -142,11 +128,11 @@ def ise_alteration_part(altered: ExpertAlteration, tuned: Archive, intervals: In
     )
 
 
-def isn_venn_part(altered: NeuronAlteration, tuned: Archive, ids: Sequence[str] | None = None) -> IsnVenn:
+def isn_venn_part(altered: NeuronAlteration, archives: Archives, ids: Sequence[str] | None = None) -> IsnVenn:
     """Figure 6 of these instructions, or of a typical one of each category."""
     return IsnVenn(
         component=altered.population.component,
-        tuned_name=twin_facts(altered.twins, tuned).model_name,
+        tuned_name=twin_facts(altered.twins, archives).model_name,
         layer_ids=list(altered.population.layer_ids),
         typical=ids is None,
         instructions=[

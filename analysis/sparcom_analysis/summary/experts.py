@@ -14,6 +14,7 @@ from sparcom_analysis.schema import experts as schema
 from sparcom_analysis.statistics.bootstrap import Interval
 from sparcom_analysis.summary.alteration import Intervals, ise_alteration_part
 from sparcom_analysis.summary.chance import nulls, with_interval
+from sparcom_analysis.summary.twin import Archives
 from sparcom_data.archive import Archive
 
 
@@ -23,7 +24,7 @@ def nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
 
 
 def expert_parts(
-    result: ExpertResult, tuned: Archive | None = None, intervals: Intervals | None = None
+    result: ExpertResult, archives: Archives | None = None, intervals: Intervals | None = None
 ) -> dict[str, Any]:
     """The parts of `Metrics` that are about experts, by name.
 
@@ -59,10 +60,10 @@ def expert_parts(
             share=(result.top.frequency.sum(axis=-1) / result.experts.choices).tolist(),
             **_ends("share", result.share_interval),
         ),
-        "expert_shift": _shift(result, tuned),
+        "expert_shift": _shift(result, None if archives is None else archives[1]),
         "ise_alteration": None
-        if result.altered is None or tuned is None
-        else ise_alteration_part(result.altered, tuned, intervals),
+        if result.altered is None or archives is None
+        else ise_alteration_part(result.altered, archives, intervals),
     }
 
 

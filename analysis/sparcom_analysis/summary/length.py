@@ -81,26 +81,33 @@ def _ends(found: MatrixPairIntervals | None) -> dict[str, list[list[float | None
     return low | {f"{name}high": nullable(interval.high) for name, interval in parts.items()}
 
 
-def length_sentence(part: LengthMatched, matrix: MatchedMatrix, subject: str) -> str:
-    """Whether the picture changes with T matched; `subject` says whose matrix it is."""
+def length_sentence(part: LengthMatched, matrix: MatchedMatrix, alone: MatchedMatrix, subject: str) -> str:
+    """Whether the picture changes with T matched.
+
+    Args:
+        matrix: what the figure shows. alone: the same without pairs of an instruction with itself; whether a category
+            resembles itself most is counted in it. subject: whose matrix it is, what "in" may stand before.
+    """
     text = f"With {part.tokens} tokens of each instruction in place of all, "
     rho, change, cell = matrix.rank_correlation, matrix.largest_change, matrix.largest_change_of
     if change is None or cell is None:
-        return f"{text}no cell of {subject} can be compared."
+        return f"{text}nothing can be compared in {subject}."
     if rho is None:
         text += f"the order of category pairs in {subject} cannot be compared: there are too few that differ."
     else:
         kept = "keep" if rho >= SAME_ORDER else "partly keep" if rho >= CHANGED_ORDER else "do not keep"
         text += f"the pairs of categories {kept} their order by {subject} (rank correlation {rho:.2f})."
     where = f"within {cell[0]}" if cell[0] == cell[1] else f"between {cell[0]} and {cell[1]}"
-    text += f" Values change by {matrix.mean_change:+z.3f} on average, most {where} ({change:+z.3f})."
-    if matrix.compared_rows:
+    how = f"Values change by {matrix.mean_change:+z.3f} on average, most {where} ({change:+z.3f})"
+    text += f" {how if change else 'No value changes'}."
+    if alone.compared_rows:
         text += (
-            f" The diagonal is the largest value of its row in {matrix.diagonal_largest} of {matrix.compared_rows} "
-            f"categories, with all tokens in {matrix.diagonal_largest_plain}."
+            f" {alone.diagonal_largest} of {alone.compared_rows} categories resemble themselves more than any other, "
+            f"with all tokens {alone.diagonal_largest_plain} (no instruction compared with itself)."
         )
     if part.too_short:
-        text += f" {part.too_short} instructions with fewer tokens are in neither."
+        left = "instruction with fewer tokens is" if part.too_short == 1 else "instructions with fewer tokens are"
+        text += f" {part.too_short} {left} in neither."
     return text
 
 
@@ -111,10 +118,14 @@ def size_sentence(part: LengthMatched, neurons: LengthMatchedNeurons) -> str:
         return "Instructions are all of one length, or their sets of one size: size cannot follow length."
     text = (
         f"Set size and number of tokens have a rank correlation of {plain:+z.2f} ({TITLES[neurons.component]}; "
-        f"{neurons.mean_isn_plain:,.0f} neurons a set on average)"
+        f"{_neuron_count(neurons.mean_isn_plain)} a set on average)"
     )
     end = "all sets are of one size" if matched is None else f"it is {matched:+z.2f}"
     return f"{text}; with {part.tokens} tokens of each, {end} ({neurons.mean_isn:,.0f})."
+
+
+def _neuron_count(mean: float) -> str:
+    return f"{mean:,.1f} neurons" if mean < 10 else f"{mean:,.0f} neurons"
 
 
 def length_table(part: LengthMatched, matrix: MatchedMatrix, name: str, title: str) -> Table:

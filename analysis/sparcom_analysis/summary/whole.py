@@ -24,6 +24,7 @@ from sparcom_analysis.summary.chance import chance_tests, matrix_tests, resampli
 from sparcom_analysis.summary.components import general_unique_part, lape_part
 from sparcom_analysis.summary.experts import expert_parts, nullable
 from sparcom_analysis.summary.length import length_part
+from sparcom_analysis.summary.twin import Archives
 from sparcom_data.archive import Archive, describe_states
 
 
@@ -32,7 +33,8 @@ def summarise(results: Results, options: Options) -> schema.Metrics:
     archive, neurons = results.archive, results.neurons[0].neurons
     twin = results.twin_resamples
     intervals: Intervals | None = None if twin is None else lambda values: mean_intervals(values, twin)
-    parts = [_component(result, results.tuned, options, intervals) for result in results.neurons]
+    archives = None if results.tuned is None else (archive, results.tuned)
+    parts = [_component(result, archives, options, intervals) for result in results.neurons]
     moe = archive.attributes.model.moe is not None
     return schema.Metrics(
         archive=_archive_facts(archive),
@@ -45,7 +47,7 @@ def summarise(results: Results, options: Options) -> schema.Metrics:
         not_computed=[schema.NotComputed(field=field, reason=why) for field, why in results.skipped.items()],
         component=parts[0].component if moe else None,
         components=parts if moe else None,
-        **({} if results.experts is None else expert_parts(results.experts, results.tuned, intervals)),
+        **({} if results.experts is None else expert_parts(results.experts, archives, intervals)),
     )
 
 
@@ -89,7 +91,7 @@ def _tests(results: Results) -> ChanceTests | None:
 
 
 def _component(
-    result: NeuronResult, tuned: Archive | None, options: Options, intervals: Intervals | None
+    result: NeuronResult, archives: Archives | None, options: Options, intervals: Intervals | None
 ) -> schema.ComponentMetrics:
     labels, part = list(result.similarity.categories), result.neurons.population
     similarity = schema.CategoryMatrix(categories=labels, matrix=nullable(result.similarity.matrix))
@@ -104,7 +106,10 @@ def _component(
         without_self = with_interval(without_self, result.intervals.without_self)
     if result.layer_intervals is not None:
         by_layer = with_interval(by_layer, result.layer_intervals.by_category, of="mean_count")
-    altered = result.altered if tuned is not None else None
+    altered, venn = None, None
+    if result.altered is not None and archives is not None:
+        altered = isn_alteration_part(result.altered, archives, intervals)
+        venn = isn_venn_part(result.altered, archives, options.instructions)
     return schema.ComponentMetrics(
         component=part.component,
         experts=part.experts,
@@ -113,8 +118,8 @@ def _component(
         isn_similarity=similarity,
         isn_similarity_without_self=without_self,
         isn_by_layer=by_layer,
-        isn_alteration=None if altered is None or tuned is None else isn_alteration_part(altered, tuned, intervals),
-        isn_venn=None if altered is None or tuned is None else isn_venn_part(altered, tuned, options.instructions),
+        isn_alteration=altered,
+        isn_venn=venn,
     )
 
 

@@ -149,9 +149,6 @@ def _note(twin: TwinFacts, undefined: int, why: str) -> str:
     """How many instructions there are, and what is odd about them."""
     said = [f"Over the {twin.matched} instructions that are complete with both models."]
     if undefined:
-        said.append(f"{undefined} of them have no value ({why}) and are in no mean.")
-    if twin.different_tokens:
-        said.append(f"{twin.different_tokens} did not read the same tokens in both models.")
-    elif twin.different_tokens is None and twin.different_rows:
-        said.append(f"{twin.different_rows} do not have the same number of tokens in both models.")
-    return " ".join(said)
+        left = "has no value ({}) and is" if undefined == 1 else "have no value ({}) and are"
+        said.append(f"{undefined} of them {left.format(why)} in no mean.")
+    return " ".join([*said, *twin.notes])

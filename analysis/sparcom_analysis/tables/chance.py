@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.chance import ChanceTests, MatrixTests
@@ -10,6 +10,10 @@ from sparcom_analysis.tables.experts import all_label
 from sparcom_analysis.tables.formats import Cell, Table
 
 LEVEL = 0.05  # p up to which a sentence says that something is more than chance
+JOINT = (
+    "These tests reject that the names mean nothing at all: that one is named does not say that it would be without "
+    "the other categories."
+)  # of three categories drawn alike beside one that is unlike them, each of the three is named in 35 to 44 % of runs
 
 
 def category_tests_table(part: ChanceTests, matrix: MatrixTests, suffix: str = "") -> Table:
@@ -37,7 +41,7 @@ def category_tests_table(part: ChanceTests, matrix: MatrixTests, suffix: str = "
         ["category", "within", "with others", "difference", "p", "p corrected"],
         rows,
         f"{_shuffles(part)} Pairs of an instruction with itself are left out. p corrected: Westfall and Young, for "
-        f"{len(matrix.categories)} categories.",
+        f"{len(matrix.categories)} categories. {JOINT}",
         ["", ".3f", ".3f", ".3f", ".4f", ".4f"],
     )
 
@@ -70,7 +74,8 @@ def pair_tests_table(
             for a, b in pairs
         ],
         f"{_shuffles(part)} Expected: the mean over all pairs of instructions. p: more alike than two random groups of "
-        f"instructions of these sizes. p corrected: Westfall and Young, for {len(pairs)} pairs.",
+        f"instructions of these sizes. p corrected: Westfall and Young, for {len(pairs)} "
+        f"{'pair' if len(pairs) == 1 else 'pairs'}. {JOINT}",
         ["", "", ".3f", ".3f", ".4f", ".4f"],
     )
 
@@ -85,24 +90,33 @@ def chance_sentence(part: ChanceTests, matrix: MatrixTests) -> str:
     verdict = "more alike than chance makes them" if matrix.p <= LEVEL else "no more alike than chance could make them"
     text = (
         f"Instructions of the same category are {verdict} ({subject(matrix)}: {matrix.within:.3f} within categories, "
-        f"{matrix.between:.3f} between; p = {matrix.p:.4f} from {part.permutations:,} shuffles of the categories' "
-        "names)."
+        f"{matrix.between:.3f} between, means over all pairs of instructions, to which a larger "
+        f"category adds more; p = {matrix.p:.4f} from {part.permutations:,} shuffles of the categories' names)."
     )
-    return text + _named(matrix) + _paired(matrix)
+    found = [_named(matrix), _paired(matrix)]
+    return "".join([text, *found, f" {JOINT}" if any(_significant(matrix)) else ""])
 
 
 def _named(matrix: MatrixTests) -> str:
     tested = [(name, p) for name, p in zip(matrix.categories, matrix.category_p_adjusted, strict=True) if p is not None]
     found = [name for name, p in tested if p <= LEVEL]
     if not found:
-        return f" No single category stands out after correction for {len(tested)} tests."
+        tests = "1 test" if len(tested) == 1 else f"{len(tested)} tests"
+        return f" No single category differs from shuffled names after correction for {tests}."
     if len(found) == len(tested):
-        return f" All {len(tested)} categories stand out by themselves, corrected for as many tests (p ≤ {LEVEL})."
-    single = len(found) == 1
+        which = f"Each of the {len(tested)} categories is" if len(tested) > 1 else f"{found[0]} is"
+        return f" {which} more alike than shuffled names make it (p ≤ {LEVEL}, corrected for as many tests)."
     return (
-        f" Of {len(tested)} categories {len(found)} {'stands' if single else 'stand'} out by "
-        f"{'itself' if single else 'themselves'}, corrected for as many tests (p ≤ {LEVEL}): {', '.join(found)}."
+        f" Of {len(tested)} categories {len(found)} {'is' if len(found) == 1 else 'are'} more alike than shuffled "
+        f"names make {'it' if len(found) == 1 else 'them'} (p ≤ {LEVEL}, corrected for as many tests): "
+        f"{', '.join(found)}."
     )
+
+
+def _significant(matrix: MatrixTests) -> Iterator[bool]:
+    """Of every category and every two of them, whether the tests name it."""
+    rows = [matrix.category_p_adjusted, *matrix.pair_p_adjusted]
+    return (p is not None and p <= LEVEL for row in rows for p in row)
 
 
 def _paired(matrix: MatrixTests) -> str:
@@ -115,7 +129,7 @@ def _paired(matrix: MatrixTests) -> str:
     ]
     if not found:
         return ""
-    return f" Two categories more alike than two random groups of instructions: {'; '.join(found)}."
+    return f" More alike than two random groups of instructions (p ≤ {LEVEL}, corrected): {'; '.join(found)}."
 
 
 def subject(matrix: MatrixTests) -> str:

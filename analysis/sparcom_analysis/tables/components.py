@@ -16,6 +16,11 @@ def component_title(component: str) -> str:
     return EXPERT_TITLE if component == "expert" else f"neurons of {TITLES[component]}"
 
 
+def share_of(share: float) -> str:
+    """A share in per cent, as in a sentence."""
+    return f"{100 * share:.6g} %"
+
+
 def component_layer_table(group: ComponentGroups) -> Table:
     """One row a layer and one for all: components that are general, shared, and unique to each category."""
     columns = ["layer", "general", "shared", *(f"unique to {name}" for name in group.categories)]
@@ -41,7 +46,8 @@ def component_share_table(part: GeneralUnique) -> Table:
     columns = ["components", "category", "instructions", "number", "number_low", "number_high"]
     columns += [*_SHARES, "unique", "unique_low", "unique_high", *_CHANCE]
     rows = [_share_row(group, code) for group in part.groups for code in range(len(group.categories))]
-    note = f"A component belongs to a category where at least {part.share:.4g} of its instructions have it."
+    of = share_of(part.share)
+    note = f"A component belongs to a category where at least {of} of the category's instructions have it."
     if part.shuffles:
         note += f" Chance: means over {part.shuffles} shuffles of the categories' names; p after Holm."
     formats = ["", "", "", "", ".0f", ".0f", ".1%", ".1%", ".1%", "", ".0f", ".0f", ".1f", ".3f"]

@@ -20,6 +20,9 @@ from sparcom_data.errors import InvalidInputError
 Cell = str | int | float | None
 
 DEFAULT_FORMAT = ".3f"
+_HIDDEN = re.compile(  # what XML cannot hold, and the controls of terminals: no tab, no line break
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]"
+)
 _NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&$])")
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
@@ -140,6 +143,11 @@ class Table:
         ]
 
 
+def visible(text: str) -> str:
+    """A text for people: characters that no page, drawing or terminal may hold become U+FFFD."""
+    return _HIDDEN.sub("\ufffd", text)
+
+
 def _missing(cell: Cell) -> bool:
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
@@ -155,7 +163,7 @@ def _rounded(cell: Cell, how: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", visible(" ".join(text.split())))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -163,7 +171,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    escaped = "".join(_LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
     return _LIGATURE.sub(r"\1{}", escaped)
 
 

@@ -95,12 +95,13 @@ def layer_interval_table(by_layer: LayerMeans, title: str) -> Table:
 
 
 def instruction_table(neurons: InstructionNeurons, title: str) -> Table:
-    """One row an instruction: its tokens T, its ISNs, and the least p_ij that selects (the threshold of equation 7)."""
+    """One row an instruction: its tokens T, its ISNs, and the least count and p_ij among them; none of an empty set."""
     labels, codes = category_labels(neurons.categories), category_codes(neurons.categories)
     tokens, sizes = neurons.tokens.tolist(), neurons.sizes.tolist()
-    rows: list[list[Cell]] = [
-        [neurons.ids[k], labels[codes[k]], tokens[k], sizes[k], count, count / tokens[k]]
-        for k, count in enumerate(neurons.minimum_count.tolist())
-    ]
+    rows: list[list[Cell]] = []
+    for k, count in enumerate(neurons.minimum_count.tolist()):
+        least: list[Cell] = [count, count / tokens[k]] if sizes[k] else [None, None]
+        rows.append([neurons.ids[k], labels[codes[k]], tokens[k], sizes[k], *least])
     columns = ["id", "category", "tokens", "isn", "minimum_count", "minimum_p"]
-    return Table("instructions", title, columns, rows, "The least count and p of a selected neuron come last.")
+    note = "The least count and p of a neuron of the set come last; an empty set has none."
+    return Table("instructions", title, columns, rows, note)

@@ -4,8 +4,8 @@
    same kind of rows. Anything else is refused, since a difference would be one of the rules, not of the tuning.
 2. Instructions are matched by id; those that one side alone has are counted.
 3. Of those matched, it is found which did not read the same tokens (another tokenizer, another prompt format): what
-   differs there is in part the text. They stay in, and are counted. Archives of counts hold no token ids, so with one
-   of them only the number of tokens can be compared.
+   differs there is in part the text. They stay in, and are counted, as are those of another category. Archives of
+   counts hold no token ids, so with one of them only the number of tokens can be compared.
 
 Knows nothing of what is then compared.
 """
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.measures.experts import InstructionExperts
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.reading.populations import TITLES, populations
-from sparcom_analysis.reading.rows import Rows, TokenFacts, row_spans
+from sparcom_analysis.reading.rows import Rows, RowSpans, TokenFacts, row_spans
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
 
@@ -38,6 +38,7 @@ class Twins:
 
     base, tuned: intp (m,), place of each within its side. ids, categories: m strings; categories are the base's.
     only_base, only_tuned: instructions that the other side lacks. different_rows: of the m, those whose T differs.
+    different_categories: of the m, those whose category in the tuned archive is another.
     same_tokens: bool (m,), whether both read the same token ids; None where an archive does not hold them, or none was
     given.
     """
@@ -49,6 +50,7 @@ class Twins:
     only_base: int
     only_tuned: int
     different_rows: int
+    different_categories: int
     same_tokens: NDArray[np.bool_] | None
 
     def __len__(self) -> int:
@@ -76,10 +78,7 @@ def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archiv
     place = [_places(base, "base"), _places(tuned, "tuned")]
     both = [name for name in base.ids if name in place[1]]
     if not both:
-        raise IncompleteArchiveError(
-            "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
-            f"none (of {len(base)} and {len(tuned)}). Extract the same instructions with both models"
-        )
+        raise _none_in_both(len(base), len(tuned))
     left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
     return Twins(
         base=left,
@@ -89,6 +88,7 @@ def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archiv
         only_base=len(base) - len(both),
         only_tuned=len(tuned) - len(both),
         different_rows=int((base.tokens[left] != tuned.tokens[right]).sum()),
+        different_categories=sum(base.categories[i] != tuned.categories[j] for i, j in zip(left, right, strict=True)),
         same_tokens=None
         if archives is None
         else _same_tokens(archives, (base.instruction[left], tuned.instruction[right]), base.rows),
@@ -102,6 +102,34 @@ def check_models(base: Archive, tuned: Archive) -> None:
         UnsupportedArchiveError: layers, neurons, experts, what was captured or when a neuron counts as active differ.
     """
     _refuse_different(_facts(base), _facts(tuned), str(base.path), str(tuned.path))
+
+
+def check_instructions(
+    base: Archive, tuned: Archive, rows: tuple[Rows, Rows], spans: tuple[RowSpans, RowSpans]
+) -> None:
+    """Refuse two archives without the same kind of rows, or without an instruction in both, before any mask is read.
+
+    Args:
+        rows, spans: what `choose_rows` and `counted_rows` found in each.
+
+    Raises:
+        UnsupportedArchiveError: the rows are not of the same kind.
+        IncompleteArchiveError: no instruction is in both.
+    """
+    _refuse_different({"rows": rows[0]}, {"rows": rows[1]}, str(base.path), str(tuned.path))
+    left, right = (
+        {archive.instructions.id[k] for k in found.instruction.tolist()}
+        for archive, found in zip((base, tuned), spans, strict=True)
+    )
+    if not left & right:
+        raise _none_in_both(len(left), len(right))
+
+
+def _none_in_both(base: int, tuned: int) -> IncompleteArchiveError:
+    return IncompleteArchiveError(
+        "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
+        f"none (of {base} and {tuned}). Extract the same instructions with both models"
+    )
 
 
 def _rules(measured: InstructionNeurons | InstructionExperts) -> dict[str, str]:
