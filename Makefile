@@ -24,7 +24,7 @@ setup:  ## Make .venv and install everything there (EXTRACTOR=gpu for CUDA; PYTH
 model: setup  ## Put the demo's model on disk
 	@$(BIN)/sparcom model fetch $(notdir $(DEMO_MODEL)) --output $(DEMO_MODEL)
 
-demo: setup  ## The whole way on a small real model and experts made of it: serve, submit, verify, analyse, compare
+demo: setup  ## The whole way on a small real model, experts made of it and tuned twins: serve, submit, verify, compare
 	@$(BIN)/sparcom demo $(ARGS)
 
 test: model  ## Run the tests (ARGS="-k name" for some)

@@ -151,7 +151,14 @@ def _progress_bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("reading, tokens and shuffles", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        rest = bar.add_task("figures, tables and report", total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            bar.update(rest, visible=done == total)
+
+        yield show
+        bar.remove_task(rest)
 
 
 def _summary(metrics: Metrics) -> list[str]:
