@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.figures.neurons import (
     COLOURS,
-    DASHES,
-    MARKERS,
     PER_INSTRUCTION,
     Values,
     bands,
     label,
+    layer_lines,
     layer_ticks,
 )
 from sparcom_analysis.reading.populations import TITLES
@@ -137,7 +136,7 @@ def _layer_panels(
         axes.set_title(one.title, fontsize=9.5, loc="left")
         if lines and np.isfinite(one.low).any():
             bands(axes, layer_ids, one.low, one.high)
-        (_lines if lines else _map)(axes, categories, layer_ids, one.values, most or 1.0)
+        (layer_lines if lines else _map)(axes, categories, layer_ids, one.values, most or 1.0)
     grid[-1].set_xlabel("layer", fontsize=10)
     if lines:
         figure.supylabel(quantity, fontsize=10)
@@ -147,32 +146,6 @@ def _layer_panels(
         figure.colorbar(grid[-1].images[0], ax=list(grid), label=quantity, location="bottom", shrink=0.85, aspect=30)
     figure.suptitle(title, fontsize=10.5)
     return figure
-
-
-def _lines(
-    axes: Axes,
-    categories: Sequence[str],
-    layer_ids: Sequence[int],
-    values: NDArray[np.float64],
-    most: float,
-) -> None:
-    every = max(1, len(layer_ids) // 12)
-    for index, (name, means) in enumerate(zip(categories, values, strict=True)):
-        axes.plot(
-            layer_ids,
-            means,
-            label=label(name),
-            color=COLOURS[index],
-            linestyle=DASHES[index % len(DASHES)],
-            marker=MARKERS[index],
-            markevery=(index % every, every),
-            markersize=4.0,
-            linewidth=1.4,
-        )
-    axes.set_ylim(0, 1.05 * most)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
-    axes.grid(axis="y", color="#d8d8d8", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _map(

@@ -138,7 +138,7 @@ def curves_figure(
             bands(axes, layer_ids, *ends)
         reached = [*values, *(() if ends is None else ends[1])]
         top = max((value for row in reached for value in row if value is not None), default=0.0)
-        _layer_lines(axes, categories, layer_ids, values, top)
+        layer_lines(axes, categories, layer_ids, values, top)
         axes.set_ylabel(quantity, fontsize=10)
         figure.legend(loc="outside lower center", ncols=min(3, count), frameon=False, fontsize=9, handlelength=3.2)
     else:
@@ -167,9 +167,14 @@ def bands(
         axes.fill_between(layer_ids, below, above, color=COLOURS[index], alpha=0.15, linewidth=0)
 
 
-def _layer_lines(
-    axes: Axes, categories: Sequence[str], layer_ids: Sequence[int], values: Sequence[Sequence[float]], top: float
+def layer_lines(
+    axes: Axes,
+    categories: Sequence[str],
+    layer_ids: Sequence[int],
+    values: Sequence[Sequence[float]] | NDArray[np.float64],
+    top: float,
 ) -> None:
+    """One curve a category over the layers, from 0 to a little above `top`."""
     every = max(1, len(layer_ids) // 12)
     for index, (name, means) in enumerate(zip(categories, values, strict=True)):
         axes.plot(

@@ -5,6 +5,8 @@ From the parts of metrics.json alone. Rows over all instructions come last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.alteration import IseAlteration, IsnAlteration, IsnVenn, TwinFacts
 from sparcom_analysis.schema.experts import ExpertShifts
@@ -18,56 +20,37 @@ KEPT = "*"  # marks an expert that stays among the most chosen after tuning
 
 def isn_alteration_table(part: IsnAlteration, base_name: str) -> Table:
     """Table 1: how far tuning alters the ISNs of each category, and how many there are in both models."""
-    every = part.overall
-    rows: list[list[Cell]] = [
-        list(row)
-        for row in zip(
-            [*part.categories, all_label(part.categories)],
-            [*part.instructions, every.instructions],
-            [*part.overlap, every.overlap],
-            [*part.alteration, every.alteration],
-            [*part.low, every.low],
-            [*part.high, every.high],
-            [*part.base_isn, every.base_isn],
-            [*part.tuned_isn, every.tuned_isn],
-            strict=True,
-        )
-    ]
+    fields = ("instructions", "overlap", "alteration", "low", "high", "base_isn", "tuned_isn")
     return without_empty_ends(
         Table(
             "isn_alteration",
             f"Alteration of instruction-specific neurons ({TITLES[part.component]}) from {base_name} to "
             f"{part.twin.model_name}, equation 15",
             ["category", "instructions", "overlap", "alteration", "low", "high", "ISNs base", "ISNs tuned"],
-            rows,
-            _note(part.twin, every.undefined, "neither model has an ISN"),
+            _category_rows(part, fields),
+            _note(part.twin, part.overall.undefined, "neither model has an ISN"),
             ["", "", ".3f", ".3f", ".3f", ".3f", ".1f", ".1f"],
         )
     )
 
 
+def _category_rows(part: IsnAlteration | IseAlteration, fields: Sequence[str]) -> list[list[Cell]]:
+    """One row a category, and the last over all: its name, and these fields of the part."""
+    names = [*part.categories, all_label(part.categories)]
+    columns = [[*getattr(part, field), getattr(part.overall, field)] for field in fields]
+    return [list(row) for row in zip(names, *columns, strict=True)]
+
+
 def ise_alteration_table(part: IseAlteration, base_name: str) -> Table:
     """Table 2: how far tuning alters which experts each category uses."""
-    every = part.overall
-    rows: list[list[Cell]] = [
-        list(row)
-        for row in zip(
-            [*part.categories, all_label(part.categories)],
-            [*part.instructions, every.instructions],
-            [*part.correlation, every.correlation],
-            [*part.alteration, every.alteration],
-            [*part.low, every.low],
-            [*part.high, every.high],
-            strict=True,
-        )
-    ]
+    fields = ("instructions", "correlation", "alteration", "low", "high")
     return without_empty_ends(
         Table(
             "ise_alteration",
             f"Alteration of expert use from {base_name} to {part.twin.model_name}, equation 16",
             ["category", "instructions", "correlation", "alteration", "low", "high"],
-            rows,
-            _note(part.twin, every.undefined, "expert frequencies have no variance"),
+            _category_rows(part, fields),
+            _note(part.twin, part.overall.undefined, "expert frequencies have no variance"),
             ["", "", ".4f", ".4f", ".4f", ".4f"],
         )
     )
