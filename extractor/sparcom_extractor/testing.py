@@ -42,6 +42,7 @@ class FakeDevice:
         self._main: deque[Callable[[], Any]] = deque()
         self._side: deque[Callable[[], Any]] = deque()
         self._blocked: FakeEvent | None = None
+        self._running = False
         self._work = threading.Condition()
         self._ended = False
         self.frozen = False
@@ -81,6 +82,13 @@ class FakeDevice:
             self.frozen = frozen
             self._work.notify_all()
 
+    def finish_step(self) -> None:
+        """Block until all on the step's stream has run. A device has it so that the next step's work comes behind; a
+        model that computes on the host at once has to wait before it overwrites what is still to be copied."""
+        with self._work:
+            if not self._work.wait_for(lambda: not self._main and not self._running, SECONDS):
+                raise AssertionError("the step's stream never ended")
+
     def close(self) -> None:
         """Run what is left, then end."""
         with self._work:
@@ -97,11 +105,14 @@ class FakeDevice:
 
     def _next(self) -> Callable[[], Any] | None:
         with self._work:
+            self._running = False
+            self._work.notify_all()
             while True:
                 if self._blocked is not None and self._blocked.reached.is_set():
                     self._blocked = None
                 streams = [] if self.frozen else [stream for stream in self._ready() if stream]
                 if streams:
+                    self._running = True
                     return self._random.choice(streams).popleft()
                 if self._ended:
                     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from sparcom_extractor.capture import counters
@@ -16,4 +18,10 @@ class RehearsalWorker(DeviceCaptureMixin, CPUWorker):  # type: ignore[misc]
     def _streams(self) -> FakeDevice:
         counters.add_counts = add_counts_twin  # type: ignore[attr-defined]  # this process is the test's own
         self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
-        return FakeDevice()
+        self._late = FakeDevice()
+        return self._late
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As on a device: what the step before sent is copied before this one overwrites it."""
+        self._late.finish_step()
+        return super().execute_model(scheduler_output)
