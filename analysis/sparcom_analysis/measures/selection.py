@@ -69,11 +69,15 @@ class Selection:
             neurons: N, the true number of neurons in `counts`.
             tokens: T of the instruction.
         """
+        return self.minimum_of(histogram(counts.reshape(-1), tokens), neurons)
+
+    def minimum_of(self, often: NDArray[np.int64], neurons: int) -> int:
+        """The same from how often each count occurs: int64 (T + 1,)."""
         wanted = self.wanted(neurons)
         if wanted is None:
             assert self.threshold is not None  # noqa: S101  (__post_init__ saw to it)
-            return math.ceil(_decimal(self.threshold) * tokens)
-        at_least = histogram(counts.reshape(-1), tokens)[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
+            return math.ceil(_decimal(self.threshold) * (len(often) - 1))
+        at_least = often[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
         return max(1, int(np.flatnonzero(at_least >= wanted)[-1]))
 
 
@@ -156,18 +160,18 @@ class _Found:
             words=np.zeros(words, dtype=np.uint64),
         )
 
-    def keep(self, k: int, counts: NDArray[np.uint32], least: int, tokens: int) -> None:
-        """Instruction k, of so many tokens, has the neurons of a count from `least`; counts: (layer, 8 × byte)."""
+    def keep(self, k: int, counts: NDArray[np.uint32], least: int) -> None:
+        """Instruction k has the neurons whose count is at least `least`; counts: (layer, 8 × byte)."""
         layers, columns = counts.shape
         packed = self.words.view(np.uint8)[: layers * columns // 8].reshape(layers, -1)
         pack_at_least(counts, least, packed, self.layer_counts[k])
         self.sets[k] = self.words
-        self.minimum_count[k] = _least_from(counts, least, tokens)
+        self.minimum_count[k] = least
 
 
-def _least_from(counts: NDArray[np.uint32], bound: int, tokens: int) -> int:
-    """The least count that is at least `bound`; `bound` where there is none."""
-    held = np.flatnonzero(histogram(counts.reshape(-1), tokens)[bound:])
+def _least_in_set(often: NDArray[np.int64], bound: int) -> int:
+    """The least count that occurs and is at least `bound`; `bound` where there is none. It selects the same neurons."""
+    held = np.flatnonzero(often[bound:])
     return bound + int(held[0]) if len(held) else bound
 
 
@@ -237,8 +241,8 @@ def instruction_specific_neurons(
     if also is not None:
         also.start(population, categories, length)
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):
-        tokens_of = int(length[k])
-        found.keep(k, counts, selection.minimum_count(counts, population.total, tokens_of), tokens_of)
+        often = histogram(counts.reshape(-1), int(length[k]))
+        found.keep(k, counts, _least_in_set(often, selection.minimum_of(often, population.total)))
         if also is not None:
             also.add(k, counts)
     return InstructionNeurons(

@@ -16,6 +16,7 @@ from sparcom_analysis.schema.alteration import (
     IsnVenn,
     VennInstruction,
 )
+from sparcom_analysis.summary.numbers import nulls
 from sparcom_analysis.summary.twin import Archives, twin_facts
 from sparcom_analysis.tuned.alteration import ExpertAlteration, NeuronAlteration
 from sparcom_analysis.tuned.venn import venn_by_layer
@@ -63,34 +64,34 @@ def isn_alteration_part(
         layer_ids=list(altered.population.layer_ids),
         instructions=means.counted.tolist(),
         undefined=means.undefined.tolist(),
-        overlap=_values(overlap.mean),
-        overlap_low=_values(1 - high),
-        overlap_high=_values(1 - low),
-        alteration=_values(means.mean),
-        low=_values(low),
-        high=_values(high),
+        overlap=nulls(overlap.mean),
+        overlap_low=nulls(1 - high),
+        overlap_high=nulls(1 - low),
+        alteration=nulls(means.mean),
+        low=nulls(low),
+        high=nulls(high),
         base_isn=sizes[0].mean.tolist(),
         tuned_isn=sizes[1].mean.tolist(),
-        layer_alteration=_values(layers.mean),
-        layer_low=_values(layer_low),
-        layer_high=_values(layer_high),
+        layer_alteration=nulls(layers.mean),
+        layer_low=nulls(layer_low),
+        layer_high=nulls(layer_high),
         base_by_layer=base.mean.tolist(),
         tuned_by_layer=after.mean.tolist(),
         **by_layer,
         overall=IsnAlterationOverall(
             instructions=int(means.counted.sum()),
             undefined=int(means.undefined.sum()),
-            overlap=_values(overlap.overall),
-            overlap_low=_values(1 - whole_high),
-            overlap_high=_values(1 - whole_low),
-            alteration=_values(means.overall),
-            low=_values(whole_low),
-            high=_values(whole_high),
+            overlap=nulls(overlap.overall),
+            overlap_low=nulls(1 - whole_high),
+            overlap_high=nulls(1 - whole_low),
+            alteration=nulls(means.overall),
+            low=nulls(whole_low),
+            high=nulls(whole_high),
             base_isn=float(sizes[0].overall),
             tuned_isn=float(sizes[1].overall),
-            layer_alteration=_values(layers.overall),
-            layer_low=_values(all_low),
-            layer_high=_values(all_high),
+            layer_alteration=nulls(layers.overall),
+            layer_low=nulls(all_low),
+            layer_high=nulls(all_high),
             base_by_layer=base.overall.tolist(),
             tuned_by_layer=after.overall.tolist(),
             **every_layer,
@@ -109,21 +110,21 @@ def ise_alteration_part(
         categories=means.categories,
         instructions=means.counted.tolist(),
         undefined=means.undefined.tolist(),
-        correlation=_values(correlation.mean),
-        correlation_low=_values(1 - high),
-        correlation_high=_values(1 - low),
-        alteration=_values(means.mean),
-        low=_values(low),
-        high=_values(high),
+        correlation=nulls(correlation.mean),
+        correlation_low=nulls(1 - high),
+        correlation_high=nulls(1 - low),
+        alteration=nulls(means.mean),
+        low=nulls(low),
+        high=nulls(high),
         overall=IseAlterationOverall(
             instructions=int(means.counted.sum()),
             undefined=int(means.undefined.sum()),
-            correlation=_values(correlation.overall),
-            correlation_low=_values(1 - whole_high),
-            correlation_high=_values(1 - whole_low),
-            alteration=_values(means.overall),
-            low=_values(whole_low),
-            high=_values(whole_high),
+            correlation=nulls(correlation.overall),
+            correlation_low=nulls(1 - whole_high),
+            correlation_high=nulls(1 - whole_low),
+            alteration=nulls(means.overall),
+            low=nulls(whole_low),
+            high=nulls(whole_high),
         ),
     )
 
@@ -139,7 +140,7 @@ def isn_venn_part(altered: NeuronAlteration, archives: Archives, ids: Sequence[s
             VennInstruction(
                 id=shown.id,
                 category=shown.category,
-                alteration=_values(np.float64(shown.alteration)),
+                alteration=nulls(np.float64(shown.alteration)),
                 only_base=shown.only_base.tolist(),
                 both=shown.both.tolist(),
                 only_tuned=shown.only_tuned.tolist(),
@@ -156,7 +157,7 @@ def _layer_ends(
     by_category: dict[str, Any] = {}
     overall: dict[str, Any] = {}
     for name, counts in (("base", altered.base_counts), ("tuned", altered.tuned_counts)):
-        low, high, whole_low, whole_high = map(_values, _ends(intervals, counts.astype(np.float64), shape))
+        low, high, whole_low, whole_high = map(nulls, _ends(intervals, counts.astype(np.float64), shape))
         by_category |= {f"{name}_by_layer_low": low, f"{name}_by_layer_high": high}
         overall |= {f"{name}_by_layer_low": whole_low, f"{name}_by_layer_high": whole_high}
     return by_category, overall
@@ -170,10 +171,3 @@ def _ends(
         return tuple(np.full(size, np.nan) for size in (shape, shape, shape[1:], shape[1:]))
     found = intervals(values)
     return found.by_category.low, found.by_category.high, found.overall.low, found.overall.high
-
-
-def _values(numbers: NDArray[np.float64] | np.float64) -> Any:
-    """A number or nested lists of them, as JSON has them: None for NaN."""
-    held = np.array(numbers, dtype=object)
-    held[np.isnan(numbers)] = None
-    return held.tolist()

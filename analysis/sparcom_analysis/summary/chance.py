@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparcom_analysis.schema.chance import ChanceTests, MatrixTests
 from sparcom_analysis.schema.experts import ComponentName
@@ -15,6 +14,7 @@ from sparcom_analysis.schema.part import Part
 from sparcom_analysis.statistics.bootstrap import Interval, Resamples
 from sparcom_analysis.statistics.pair_matrix import MOST_INSTRUCTIONS
 from sparcom_analysis.statistics.permutation import MOST_CATEGORIES, LabelTests
+from sparcom_analysis.summary.numbers import nulls
 
 P = TypeVar("P", bound=Part)
 
@@ -45,13 +45,6 @@ def with_interval(part: P, interval: Interval, of: str = "matrix") -> P:
         raise ValueError(f"the interval of {of} {shape} must have its shape; it has {interval.low.shape}")
     held = {name: getattr(part, name) for name in fields}
     return type(part)(**{**held, "low": nulls(interval.low), "high": nulls(interval.high)})
-
-
-def nulls(values: NDArray[np.float64] | float) -> Any:
-    """A number or nested lists of them with None for NaN."""
-    held = np.array(values, dtype=object)
-    held[np.isnan(values)] = None
-    return held.tolist()
 
 
 def resampling_facts(resamples: Resamples) -> ResamplingFacts:

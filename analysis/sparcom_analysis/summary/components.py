@@ -14,6 +14,7 @@ from sparcom_analysis.components.general_unique import Components
 from sparcom_analysis.components.lape import Lape
 from sparcom_analysis.components.result import ComponentResult
 from sparcom_analysis.schema import components as schema
+from sparcom_analysis.summary.numbers import nulls
 from sparcom_data.errors import InvalidInputError
 
 
@@ -60,12 +61,12 @@ def _group(
         shared_chance=None if chance is None else chance.shared,
         unique_chance=None if chance is None else chance.unique.tolist(),
         unique_p=None if chance is None else chance.p.tolist(),
-        general_share=_nullable(own.general_share),
-        general_share_low=_nullable(low.general_share),
-        general_share_high=_nullable(high.general_share),
-        unique_share=_nullable(own.unique_share),
-        unique_share_low=_nullable(low.unique_share),
-        unique_share_high=_nullable(high.unique_share),
+        general_share=nulls(own.general_share),
+        general_share_low=nulls(low.general_share),
+        general_share_high=nulls(high.general_share),
+        unique_share=nulls(own.unique_share),
+        unique_share_low=nulls(low.unique_share),
+        unique_share_high=nulls(high.unique_share),
     )
     return part.model_copy(update=dict.fromkeys(_OF_SEVERAL)) if found.reason else part
 
@@ -92,10 +93,6 @@ def _curve(own: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.
         total_low=float(low[-1]) if known else None,
         total_high=float(high[-1]) if known else None,
     )
-
-
-def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def lape_part(found: Sequence[Lape], others: Mapping[str, Components]) -> schema.LapeNeurons:
@@ -130,7 +127,7 @@ def _lape_group(found: Lape, other: Components | None) -> schema.LapeGroup:
         selected=len(found.neuron),
         total=found.specific.sum(axis=1).tolist(),
         by_layer=found.by_category().tolist(),
-        unique_overlap=_nullable(overlap),
+        unique_overlap=nulls(overlap),
     )
 
 

@@ -13,14 +13,10 @@ from sparcom_analysis.results import ExpertResult
 from sparcom_analysis.schema import experts as schema
 from sparcom_analysis.statistics.bootstrap import Interval
 from sparcom_analysis.summary.alteration import Intervals, ise_alteration_part
-from sparcom_analysis.summary.chance import nulls, with_interval
+from sparcom_analysis.summary.chance import with_interval
+from sparcom_analysis.summary.numbers import nulls
 from sparcom_analysis.summary.twin import Archives
 from sparcom_data.archive import Archive
-
-
-def nullable(matrix: NDArray[np.float64]) -> list[list[float | None]]:
-    """The matrix as lists, NaN as None."""
-    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
 
 
 def expert_parts(
@@ -72,7 +68,7 @@ def _correlation(
 ) -> schema.CorrelationMatrix:
     """One of the two versions of equation 14."""
     part = schema.CorrelationMatrix(
-        categories=list(found.categories), matrix=nullable(matrix), undefined_instructions=found.undefined
+        categories=list(found.categories), matrix=nulls(matrix), undefined_instructions=found.undefined
     )
     return part if interval is None else with_interval(part, interval)
 

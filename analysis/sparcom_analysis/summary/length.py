@@ -9,7 +9,7 @@ from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.length import LengthMatched, LengthMatchedCategory, LengthMatchedNeurons, MatchedMatrix
 from sparcom_analysis.statistics.length_control import LengthControl, MatchedNeurons, left_out_by_category
 from sparcom_analysis.statistics.matrix_pair import MatrixPair, MatrixPairIntervals
-from sparcom_analysis.summary.experts import nullable
+from sparcom_analysis.summary.numbers import nulls
 from sparcom_analysis.tables.formats import Table
 from sparcom_analysis.tables.intervals import without_empty_ends
 
@@ -58,9 +58,9 @@ def _matrix(pair: MatrixPair) -> MatchedMatrix:
     plain, matched = pair.diagonal_largest
     return MatchedMatrix(
         categories=names,
-        matrix=nullable(pair.matched),
-        plain=nullable(pair.plain),
-        difference=nullable(pair.difference),
+        matrix=nulls(pair.matched),
+        plain=nulls(pair.plain),
+        difference=nulls(pair.difference),
         **_ends(pair.intervals),
         rank_correlation=pair.rank_correlation,
         mean_change=pair.mean_change,
@@ -77,8 +77,8 @@ def _ends(found: MatrixPairIntervals | None) -> dict[str, list[list[float | None
     if found is None:
         return {}
     parts = {"": found.matched, "plain_": found.plain, "difference_": found.difference}
-    low = {f"{name}low": nullable(interval.low) for name, interval in parts.items()}
-    return low | {f"{name}high": nullable(interval.high) for name, interval in parts.items()}
+    low = {f"{name}low": nulls(interval.low) for name, interval in parts.items()}
+    return low | {f"{name}high": nulls(interval.high) for name, interval in parts.items()}
 
 
 def length_sentence(part: LengthMatched, matrix: MatchedMatrix, alone: MatchedMatrix, subject: str) -> str:

@@ -22,8 +22,9 @@ from sparcom_analysis.statistics.bootstrap import mean_intervals
 from sparcom_analysis.summary.alteration import Intervals, isn_alteration_part, isn_venn_part
 from sparcom_analysis.summary.chance import chance_tests, matrix_tests, resampling_facts, with_interval
 from sparcom_analysis.summary.components import general_unique_part, lape_part
-from sparcom_analysis.summary.experts import expert_parts, nullable
+from sparcom_analysis.summary.experts import expert_parts
 from sparcom_analysis.summary.length import length_part
+from sparcom_analysis.summary.numbers import nulls
 from sparcom_analysis.summary.twin import Archives
 from sparcom_data.archive import Archive, describe_states
 
@@ -94,8 +95,8 @@ def _component(
     result: NeuronResult, archives: Archives | None, options: Options, intervals: Intervals | None
 ) -> schema.ComponentMetrics:
     labels, part = list(result.similarity.categories), result.neurons.population
-    similarity = schema.CategoryMatrix(categories=labels, matrix=nullable(result.similarity.matrix))
-    without_self = schema.CategoryMatrix(categories=labels, matrix=nullable(result.similarity.without_self))
+    similarity = schema.CategoryMatrix(categories=labels, matrix=nulls(result.similarity.matrix))
+    without_self = schema.CategoryMatrix(categories=labels, matrix=nulls(result.similarity.without_self))
     by_layer = schema.LayerMeans(
         categories=list(result.by_layer.categories),
         layer_ids=list(result.by_layer.layer_ids),
