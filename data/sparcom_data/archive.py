@@ -83,7 +83,7 @@ def open_archive(path: str | Path) -> Archive:
         AttributeError,  # zarr's own, for metadata that is JSON but no object
     ) as error:
         if remote and isinstance(error, FileNotFoundError):
-            raise ArchiveNotFoundError(f"there is no archive at {where}: check the address") from error
+            raise ArchiveNotFoundError(f"there is no archive at {where}: {_address_remedy(where)}") from error
         raise NotAnArchiveError(
             f"a SPARCOM archive is a Zarr v3 group; {where} is not ({type(error).__name__}). "
             "Give the path of an archive written by `sparcom extract` or `sparcom serve`"
@@ -94,6 +94,12 @@ def open_archive(path: str | Path) -> Archive:
         remedy = "Check that the server runs, and the address" if remote else "Check who may read it"
         raise StorageError(f"{where} cannot be read ({error}). {remedy}") from error
     return Archive(where, group)
+
+
+def _address_remedy(where: str) -> str:
+    if where.rstrip("/").endswith("/zarr"):
+        return "check the address"
+    return f"a server gives the address of an archive's store with /zarr at its end. Try {where.rstrip('/')}/zarr"
 
 
 class Archive:

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_PROBLEMS = 100
+
 
 class SparcomError(Exception):
     """Base of all errors whose message is meant for the user, without a traceback."""
 
 
 class InvalidInputError(SparcomError):
-    """Input that breaks one or more rules; every problem is listed, not just the first."""
+    """Input that breaks one or more rules. `problems` lists the first 100 and says how many more there are.
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+    Args:
+        problems: a sentence for each problem.
+        total: how many problems there are, where `problems` holds only the first of them.
+    """
+
+    def __init__(self, problems: Sequence[str], total: int | None = None) -> None:
+        self.problems = list(problems[:MAX_PROBLEMS])
+        more = max(total or 0, len(problems)) - len(self.problems)
+        if more:
+            self.problems.append(f"… and {more:,} more")
         super().__init__("\n".join(self.problems))
 
 

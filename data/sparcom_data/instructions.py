@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, FailFast, Field, ValidationError, model_validator
 
 from sparcom_data.errors import InvalidInputError
+from sparcom_data.strict import StrictModel
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
+MAX_METADATA_DEPTH = 100  # pydantic cannot write what is nested 255 deep
 
 
 def _encodable(value: str) -> str:
@@ -35,37 +37,45 @@ def _encodable(value: str) -> str:
 
 
 def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        level = [inner for outer in level for inner in _inner(outer)]
+    if level:
+        raise ValueError(f"metadata may be nested at most {MAX_METADATA_DEPTH} deep; this is deeper")
     _encodable(json.dumps(value, ensure_ascii=False, default=str))
     return value
 
 
+def _inner(value: Any) -> list[Any]:
+    """The objects and lists directly inside one."""
+    values = value.values() if isinstance(value, dict) else value
+    return [inner for inner in values if isinstance(inner, dict | list)]
+
+
 UNICODE = AfterValidator(_encodable)
 Text = Annotated[str, UNICODE]
+_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_encodable_metadata)]
 
 
-class Message(BaseModel):
+class Message(StrictModel):
     """One turn of a chat."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[str, Field(min_length=1), UNICODE]
 
 
-class Instruction(BaseModel):
+class Instruction(StrictModel):
     """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty.
 
     `license`, `half` and `sha256` are what data sets say of their items; they are accepted and not stored in archives.
     Anything else belongs under `metadata`: an unknown field is refused, since it may be a known one misspelt.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     id: Annotated[str, Field(min_length=1, max_length=512), UNICODE]
     text: Text | None = None
-    messages: tuple[Message, ...] | None = None
-    token_ids: tuple[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)], ...] | None = None
+    messages: Annotated[tuple[Message, ...] | None, FailFast()] = None
+    token_ids: Annotated[tuple[_TokenId, ...] | None, FailFast()] = None  # one of a million bad ids is named
     category: Text = ""
     source: Text = ""
     metadata: Metadata | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sparcom_data.metadata import Granularity, Positions, PromptFormat
+from sparcom_data.strict import StrictModel
 
 
-class ExtractionOptions(BaseModel):
+class ExtractionOptions(StrictModel):
     """Options of one extraction.
 
     granularity: `token` keeps a mask a token; `count` keeps, for each neuron, at how many of an instruction's captured
@@ -17,8 +18,6 @@ class ExtractionOptions(BaseModel):
     max_tokens: the most response tokens that are generated; 0 where only the prompt is captured.
     add_special_tokens: whether the tokenizer adds its own (such as BOS) in raw format; a chat template brings its own.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     granularity: Granularity = "token"
     positions: Positions = "prompt"

@@ -11,10 +11,13 @@ from fastapi import FastAPI
 from sparcom_data.errors import SparcomError
 from sparcom_server.body_limit import BodyLimit
 from sparcom_server.errors import install_handlers
+from sparcom_server.openapi import add_request_schema
 from sparcom_server.protocols import EngineStarter
 from sparcom_server.routes import archives, extractions, models, system
+from sparcom_server.schemas import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
+from sparcom_server.site_check import SiteCheck
 
 DESCRIPTION = "Which feed-forward neurons fire, at every token of thousands of instructions."
 
@@ -31,7 +34,8 @@ def create_app(
     Args:
         starters: what loads each model, by the name that clients use.
         settings: where it listens and keeps its data, and its limits.
-        on_failure: called with the error when a model cannot be started; the caller should then end the server.
+        on_failure: called with the error when a model cannot be started or its engine dies; the caller should then end
+            the server.
 
     Raises:
         InvalidInputError: there is no model.
@@ -57,6 +61,8 @@ def create_app(
     app.state.service = service
     for module in (extractions, archives, models, system):
         app.include_router(module.router)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    add_request_schema(app, ExtractionRequest)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last is asked first
     install_handlers(app)
     return app

@@ -1,6 +1,7 @@
 """From an error to an HTTP answer: one table, and the handlers that use it.
 
 Every error body has one form: {"error": {"type", "message", "problems": [...]}}; `problems` lists each broken rule.
+An answer is bounded: 100 problems at most, each of 1,000 characters at most, whatever the request held.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from sparcom_data import errors
-from sparcom_data.instructions import duplicate_id_problems
+
+MAX_CHARACTERS = 1000  # of one problem: names and values of a request are repeated in it
+SHOWN_VALUE = 60
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +44,41 @@ class BodyTooLargeError(errors.SparcomError):
     """The request body is larger than the operator allows."""
 
 
+class IncompleteBodyError(errors.SparcomError):
+    """The client went away before its request body was complete."""
+
+
+class SlowBodyError(errors.SparcomError):
+    """The request body comes too slowly."""
+
+
+class BusyError(errors.SparcomError):
+    """The service holds as many request bodies or event streams as it may."""
+
+
+class HostNotAllowedError(errors.SparcomError):
+    """The request names a host that this service does not answer for."""
+
+
+class CrossSiteError(errors.SparcomError):
+    """A page of another site sent the request."""
+
+
 STATUS: dict[type[errors.SparcomError], int] = {
     NotJsonError: 400,
+    IncompleteBodyError: 400,
+    CrossSiteError: 403,
     errors.UnknownModelError: 404,
     errors.JobNotFoundError: 404,
     errors.ArchiveNotFoundError: 404,
     errors.NotAnArchiveError: 404,
+    SlowBodyError: 408,
     errors.ArchiveExistsError: 409,
     errors.JobStateError: 409,
     errors.IncompleteArchiveError: 409,
     BodyTooLargeError: 413,
     UnsupportedMediaError: 415,
+    HostNotAllowedError: 421,
     errors.InvalidInputError: 422,
     errors.UnsupportedModelError: 422,
     QueueFullError: 429,
@@ -62,10 +90,11 @@ STATUS: dict[type[errors.SparcomError], int] = {
     errors.EngineError: 503,
     errors.ModelUnavailableError: 503,
     NotReadyError: 503,
+    BusyError: 503,
     errors.StorageError: 507,
     errors.SparcomError: 500,
 }
-RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5}
+RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5}
 
 
 def status_of(error: errors.SparcomError) -> int:
@@ -74,8 +103,13 @@ def status_of(error: errors.SparcomError) -> int:
 
 
 def error_body(kind: str, message: str, problems: list[str] | None = None) -> dict[str, Any]:
-    """The one form of an error body."""
-    return {"error": {"type": kind, "message": message, "problems": problems or [message]}}
+    """The one form of an error body. Without `problems` the message is the only one; with them it is all of them."""
+    shown = [_short(problem) for problem in problems or [message]]
+    return {"error": {"type": kind, "message": "\n".join(shown), "problems": shown}}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}… ({len(text):,} characters)"
 
 
 def error_response(error: errors.SparcomError) -> JSONResponse:
@@ -89,36 +123,22 @@ def error_response(error: errors.SparcomError) -> JSONResponse:
     )
 
 
-def request_error(error: RequestValidationError) -> errors.SparcomError:
-    """What pydantic and FastAPI found wrong with a request, as one of our errors."""
-    found = error.errors()
-    if any(item["type"] == "json_invalid" for item in found):
-        where = next(item["loc"][-1] for item in found if item["type"] == "json_invalid")
-        reason = next(item["ctx"]["error"] for item in found if item["type"] == "json_invalid")
-        return NotJsonError(f"the body must be JSON: {reason} at character {where}")
-    if isinstance(error.body, bytes):
-        return UnsupportedMediaError("the body must be JSON; send the header 'Content-Type: application/json'")
-    return errors.InvalidInputError([_sentence(item) for item in found] + _duplicates(error.body))
-
-
-def _sentence(item: dict[str, Any]) -> str:
-    """Place, rule, and the value where it is short, as `describe_validation_error` words them."""
-    place = ".".join(str(part) for part in item["loc"] if part != "body") or "body"
+def sentence(item: ErrorDetails, *place: str | int) -> str:
+    """One problem that pydantic found: place, rule, and the value where it is short."""
+    where = ".".join(_short(str(part)) for part in (*place, *item["loc"]) if part != "body") or "body"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field; remove it or check its spelling"
-    value = repr(item.get("input"))
-    shown = f" (got {value})" if len(value) <= 60 and item["type"] not in {"value_error", "missing"} else ""
-    return f"{place}: {message}{shown}"
+    value = _short_value(item.get("input")) if item["type"] not in {"value_error", "missing"} else ""
+    return f"{where}: {message}{value}"
 
 
-def _duplicates(body: Any) -> list[str]:
-    """Ids given twice, found even where other rules are broken too, so that one answer names every problem."""
-    items = body.get("instructions") if isinstance(body, dict) else None
-    if not isinstance(items, list):
-        return []
-    ids = [item.get("id") for item in items if isinstance(item, dict)]
-    return duplicate_id_problems(id_ for id_ in ids if isinstance(id_, str))
+def _short_value(value: object) -> str:
+    """The value in brackets; nothing for a long one, which is not even spelt out."""
+    if isinstance(value, str | bytes | list | tuple | dict) and len(value) > SHOWN_VALUE:
+        return ""
+    shown = repr(value)
+    return f" (got {shown})" if len(shown) <= SHOWN_VALUE else ""
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -130,7 +150,7 @@ def install_handlers(app: FastAPI) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return error_response(request_error(error))
+        return error_response(errors.InvalidInputError([sentence(item) for item in error.errors()]))
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101

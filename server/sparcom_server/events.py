@@ -9,11 +9,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sparcom_server.errors import BusyError
 from sparcom_server.jobs import Job
 from sparcom_server.schemas import JobReport
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second tells nginx not to hold events back
+
+
+class EventStreams:
+    """The event streams that are open, at most so many. Used on the event loop alone."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open = 0
+
+    def response(self, content: AsyncIterator[str]) -> StreamingResponse:
+        """The answer that streams these events.
+
+        Raises:
+            BusyError: as many streams are open as may be.
+        """
+        if self.open >= self.most:
+            raise BusyError(
+                f"at most {self.most} event streams may be open, and as many are; ask for the job itself instead, or "
+                "have the operator raise max_event_streams"
+            )
+        return _Stream(self, content)
+
+
+class _Stream(StreamingResponse):
+    def __init__(self, streams: EventStreams, content: AsyncIterator[str]) -> None:
+        super().__init__(content, media_type=MEDIA_TYPE, headers=HEADERS)
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._streams.open += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.open -= 1
 
 
 async def job_events(

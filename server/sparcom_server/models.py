@@ -1,7 +1,7 @@
 """The models that the operator listed: loading them one after the other, and finding the one a client asks for.
 
-It knows nothing of jobs. The first model that fails to start ends the start-up: the service refuses rather than
-serve some of what it was asked to.
+It knows nothing of jobs. The first model that fails to start, or whose engine dies, ends the service: it refuses rather
+than serve some of what it was asked to, and whoever supervises the process can start it again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from sparcom_server.schemas import ModelReport, ModelState
 
 log = logging.getLogger(__name__)
 
+HEALTH_SECONDS = 1.0  # how often the engines are asked whether they live
+CLOSE_SECONDS = 1.0  # for a start that is given up
+
 
 class ModelRegistry:
-    """Served models by name. `on_failure` is called once, with the error, when one fails to start."""
+    """Served models by name. `on_failure` is called once, with the error, when a start fails or an engine dies."""
 
     def __init__(
         self, starters: Mapping[str, EngineStarter], on_failure: Callable[[SparcomError], None] | None = None
@@ -30,6 +33,7 @@ class ModelRegistry:
         self._on_failure = on_failure
         self._engines: dict[str, ModelEngine] = {}
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.failure: SparcomError | None = None
 
     @property
@@ -42,15 +46,23 @@ class ModelRegistry:
         """Whether every model is loaded and its engine lives."""
         return all(self.state(name) == "ready" for name in self._starters)
 
+    @property
+    def loading(self) -> bool:
+        """Whether a model is being loaded."""
+        return self._loading is not None and not self._loading.done()
+
     def start(self) -> None:
-        """Begin to load the models, in the order they were listed."""
+        """Begin to load the models, in the order they were listed, and to watch those that are loaded."""
         self._loading = asyncio.create_task(self._load(), name="sparcom-models")
+        self._watching = asyncio.create_task(self._watch(), name="sparcom-engines")
 
     async def close(self) -> None:
         """Stop loading and close every engine; one that cannot be closed does not keep the others open."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
+        tasks = [task for task in (self._loading, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         for name, engine in self._engines.items():
             try:
                 await engine.close()
@@ -71,7 +83,20 @@ class ModelRegistry:
                 return
             log.info("%s is ready", name)
 
+    async def _watch(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(HEALTH_SECONDS)
+            if dead := next((name for name, engine in self._engines.items() if not engine.healthy), None):
+                self._fail(
+                    EngineError(
+                        f"the engine of model {dead!r} stopped. What was complete stays complete; see the engine's log "
+                        "above, then start the server again"
+                    )
+                )
+
     def _fail(self, error: SparcomError) -> None:
+        if self.failure is not None:
+            return
         self.failure = error
         if self._on_failure is not None:
             self._on_failure(error)

@@ -1,39 +1,85 @@
-"""Runs the app under uvicorn until a signal or a model that cannot be started ends it.
+"""Runs the app under uvicorn until a signal, a model that cannot be started or an engine that dies ends it.
 
 On SIGTERM or SIGINT the running job is settled first, while event streams are still open, so that those who watch
-see how it ended; a second signal ends at once.
+see how it ended; a second signal ends at once. While models load there is nothing to settle: one signal ends at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from sparcom_data.errors import SparcomError
+from sparcom_data.errors import InvalidInputError, SparcomError
+from sparcom_server import connections
 from sparcom_server.app import create_app
 from sparcom_server.protocols import EngineStarter
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
+log = logging.getLogger(__name__)
+
 CLOSE_SECONDS = 5  # for requests that are still being answered, once the jobs have settled
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TICKS_PER_SECOND = 10  # of uvicorn's main loop
 
 
 class Server(uvicorn.Server):
-    """uvicorn, that settles the jobs before it waits for connections to close."""
+    """uvicorn, that settles the jobs before it waits for connections to close.
+
+    interrupted: the signal that came while models were loading.
+    """
+
+    interrupted: int | None = None
+
+    @property
+    def service(self) -> Service:
+        """The service behind the app."""
+        app = self.config.app
+        assert isinstance(app, FastAPI)  # noqa: S101  (run_server gives one)
+        service = app.state.service
+        assert isinstance(service, Service)  # noqa: S101  (create_app puts it there)
+        return service
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop. Ends the process if models were loading: nothing can interrupt those threads."""
+        await super().serve(sockets)
+        if self.interrupted:
+            log.info("interrupted while models were loading")
+            _end_process(128 + self.interrupted)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, and say where: uvicorn does not where it is given sockets."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            log.info("running on http://%s:%d (Ctrl-C to quit)", f"[{host}]" if ":" in host else host, port)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections whose clients are late, once a second."""
+        if counter % TICKS_PER_SECOND == 0:
+            connections.close_overdue(self.server_state.connections, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Remember the signal if models are loading."""
+        if self.service.models.loading:
+            self.interrupted = self.interrupted or sig
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Settle jobs unless a second signal came, then close as uvicorn does."""
-        app = self.config.app
-        assert isinstance(app, FastAPI)  # noqa: S101  (run_server gives one)
-        service: Service = app.state.service
-        settling = asyncio.create_task(service.queue.stop(service.settings.stop_seconds))
+        settling = asyncio.create_task(self.service.queue.stop(self.service.settings.stop_seconds))
         while not settling.done() and not self.force_exit:
             await asyncio.wait([settling], timeout=0.1)
         await super().shutdown(sockets)
@@ -42,8 +88,11 @@ class Server(uvicorn.Server):
 def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) -> None:
     """Serve until told to stop. Blocks; call it in the main thread.
 
+    A signal that comes while models load ends the process, with the exit status 128 plus the signal's number.
+
     Raises:
-        SparcomError: a model could not be started.
+        InvalidInputError: it cannot listen there; nothing was loaded.
+        SparcomError: a model could not be started, or its engine died.
     """
     failures: list[SparcomError] = []
 
@@ -51,19 +100,28 @@ def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) 
         failures.append(error)
         server.should_exit = True
 
+    connections.raise_descriptor_limit()
     server = Server(configure(create_app(starters, settings, on_failure), settings))
-    with _signals_are_handled_once():
-        server.run()
+    with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
+        server.run(sockets=[listener])
     if failures:
         raise failures[0]
 
 
 def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """How uvicorn is to run the app: no log of every request, no web sockets."""
+    """How uvicorn is to run the app: bounded connections, no log of every request, no web sockets.
+
+    asyncio's own loop accepts at most `BACKLOG` connections before it asks whether they may stay; uvloop any number.
+    """
+    most = connections.connection_limit(settings.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    limits = connections.ConnectionLimits(most, settings.request_seconds, settings.send_seconds)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        loop="asyncio",
+        http=connections.limited_protocol(limits),
+        backlog=connections.BACKLOG,
         log_config=None,
         access_log=False,
         ws="none",
@@ -71,6 +129,37 @@ def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         timeout_graceful_shutdown=CLOSE_SECONDS,
         server_header=False,
     )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, before anything is loaded.
+
+    Raises:
+        InvalidInputError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        listener = socket.create_server(address, family=family, backlog=connections.BACKLOG)
+    except OSError as error:
+        raise InvalidInputError(
+            [
+                f"the server must be able to listen on port {port} of {host}; it is not: {error.strerror}. Choose "
+                "another --port or --host, or stop the process that listens there"
+            ]
+        ) from error
+    # Connections inherit it. asyncio sets it only where the socket names its protocol, and create_server's do not: each
+    # answer then waited 40 ms for the client's acknowledgement of its headers.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _end_process(status: int) -> None:
+    """End now. The interpreter's own end waits for threads, and one may be in an engine's start for minutes."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sparcom_data.instructions import Instruction
 from sparcom_data.metadata import ArchiveAttributes, EngineInfo, ModelInfo
 from sparcom_data.options import ExtractionOptions
+from sparcom_data.strict import StrictModel
 
 JobState = Literal["queued", "running", "complete", "failed", "cancelled"]
 ModelState = Literal["loading", "ready", "failed"]
@@ -42,26 +43,27 @@ def _check_batch(instructions: tuple[Instruction, ...]) -> tuple[Instruction, ..
     return instructions
 
 
-class DatasetRequest(BaseModel):
+class DatasetRequest(StrictModel):
     """Where the instructions come from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(max_length=512)] = ""
 
 
-class ExtractionRequest(BaseModel):
-    """Body of `POST /v1/extractions`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ExtractionHead(StrictModel):
+    """What a request says beside its instructions."""
 
     model: str | None = Field(default=None, description="Name of a served model; needed where several are served.")
     archive: Annotated[str, AfterValidator(check_archive_name)] | None = Field(
         default=None, description="Name of the archive, without .zarr; derived from model and time where not given."
     )
-    instructions: Annotated[tuple[Instruction, ...], AfterValidator(_check_batch)]
     options: ExtractionOptions = ExtractionOptions()
     dataset: DatasetRequest = DatasetRequest()
+
+
+class ExtractionRequest(ExtractionHead):
+    """Body of `POST /v1/extractions`."""
+
+    instructions: Annotated[tuple[Instruction, ...], AfterValidator(_check_batch)]
 
 
 class ProgressReport(BaseModel):

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from sparcom_data.errors import SparcomError
 from sparcom_data.instructions import check_batch
 from sparcom_server.archive_store import ArchiveStore
+from sparcom_server.events import EventStreams
 from sparcom_server.jobs import Job, JobQueue, JobSpec
 from sparcom_server.metrics import Metrics
 from sparcom_server.models import ModelRegistry
@@ -36,6 +37,9 @@ class Service:
         self.archives = ArchiveStore(settings.archive_dir)
         self.metrics = Metrics()
         self.queue = JobQueue(settings.max_queued_jobs, settings.max_finished_jobs, self.metrics.observe)
+        self.event_streams = EventStreams(settings.max_event_streams)
+        # Each may take up to 1 GiB while it is checked and tokenised.
+        self.submissions = asyncio.Semaphore(settings.max_submissions)
         self.metrics.watch(self.queue.newest_first, self._ready_models)
 
     def _ready_models(self) -> dict[str, bool]:

@@ -11,7 +11,17 @@ class ServerSettings(BaseModel):
     """Where the service listens, where it keeps its data, and its limits.
 
     data_dir: archives lie in its folder `archives`, as NAME.zarr.
+    allowed_hosts: names that the header Host may have, beside `host`, localhost, this machine's own name and any IP
+        address; `*` allows every name.
     max_body_bytes: the largest request body; a larger one gets status 413.
+    max_instructions: instructions of one request; with more it gets status 422.
+    max_submissions: requests whose instructions are checked and tokenised at the same time; others wait.
+    max_connections: connections at once, fewer where the process may have few descriptors. Beyond, the one that has
+        been silent for longest is closed; if the service is to answer each, a new one gets status 503.
+    max_event_streams: event streams at once; one more gets status 503.
+    request_seconds: how long the headers of a request may take, and how long a connection may be idle.
+    body_seconds: how long the body of a request may take; longer while it comes at 16 KiB per second.
+    send_seconds: longest time in which a client may take nothing of an answer.
     max_queued_jobs: jobs that may wait, beside the one that runs; one more gets status 429.
     max_finished_jobs: finished jobs that are remembered; their archives stay whatever this is.
     event_seconds: shortest time between two progress events of a job.
@@ -24,7 +34,15 @@ class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     data_dir: Path = Path("sparcom-data")
-    max_body_bytes: int = Field(default=256 * 2**20, ge=1)
+    allowed_hosts: tuple[str, ...] = ()
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_instructions: int = Field(default=200_000, ge=1)
+    max_submissions: int = Field(default=2, ge=1)
+    max_connections: int = Field(default=1000, ge=1)
+    max_event_streams: int = Field(default=100, ge=1)
+    request_seconds: float = Field(default=15.0, gt=0)
+    body_seconds: float = Field(default=30.0, gt=0)
+    send_seconds: float = Field(default=60.0, gt=0)
     max_queued_jobs: int = Field(default=100, ge=0)
     max_finished_jobs: int = Field(default=1000, ge=1)
     event_seconds: float = Field(default=0.5, gt=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,3 +108,63 @@ def launch(engines: tuple[FakeEngine, ...], folder: Path, loading: float, fields
         assert thread.is_alive()
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     return Running(url, httpx.Client(base_url=url, timeout=20), app.state.service, settings.archive_dir, server, thread)
+
+
+@dataclass
+class Process:
+    """A server in a process of its own, and a client for it."""
+
+    popen: subprocess.Popen[bytes]
+    url: str
+    http: httpx.Client
+    log: Path
+    data: Path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def wait_until_ready(self) -> None:
+        """Return once the model is loaded."""
+        self.wait_for(lambda: self.http.get("/ready").status_code == 200)
+
+    def wait_for(self, holds: Callable[[], bool], seconds: float = 60) -> None:
+        """Return once it holds."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert self.popen.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"not reached in {seconds} s"
+            time.sleep(0.02)
+
+    def descriptors(self) -> int:
+        """How many files it has open."""
+        return len(list(Path(f"/proc/{self.popen.pid}/fd").iterdir()))
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start a server of a fake engine in a process of its own; see serve_fake.py for what can be set."""
+    started: list[Process] = []
+
+    def starting(ready: bool = True, **fields: Any) -> Process:
+        log, data = tmp_path / "server.log", tmp_path / "data"
+        arguments = json.dumps({"data_dir": str(data), "port": 0} | fields)
+        with log.open("wb") as file:
+            command = [sys.executable, str(Path(__file__).with_name("serve_fake.py")), arguments]
+            popen = subprocess.Popen(command, stdout=file, stderr=file)
+        running = Process(popen, "", httpx.Client(), log, data)
+        started.append(running)
+        running.wait_for(lambda: "running on " in log.read_text())
+        running.url = log.read_text().split("running on ")[1].split()[0]
+        running.http = httpx.Client(base_url=running.url, timeout=20)
+        if ready:
+            running.wait_until_ready()
+        return running
+
+    yield starting
+    for running in started:
+        running.popen.kill()
+        running.popen.wait()
+        running.http.close()

@@ -164,7 +164,7 @@ def test_a_declared_length_is_refused_before_the_body_comes(start: Start) -> Non
     running = start(max_body_bytes=2000)
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(b"POST /v1/extractions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
+        connection.sendall(b"POST /v1/extractions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 

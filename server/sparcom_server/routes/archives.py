@@ -37,3 +37,13 @@ async def get_store_key(name: str, key: str, request: Request, service: ServiceD
     if descriptor is None:
         raise ArchiveNotFoundError(f"the archive {name!r} has no key {key!r}")
     return file_response(descriptor, request.headers, head=request.method == "HEAD")
+
+
+@router.get("/{name}/{key:path}", include_in_schema=False)
+@router.head("/{name}/{key:path}", include_in_schema=False)
+async def get_key_without_zarr(name: str, key: str, addresses: AddressesDep) -> Response:
+    """Say where the store is to readers of Zarr that were given the address of the archive's facts."""
+    raise ArchiveNotFoundError(
+        f"the store of an archive has an address that ends with /zarr; {key!r} was asked for without it. "
+        f"Give {addresses.zarr(name)} to the reader"
+    )

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+import asyncio
+
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from sparcom_server import events
+from sparcom_server.openapi import request_schema
 from sparcom_server.reports import job_report
+from sparcom_server.request_body import parse_extraction, read_body
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
 from sparcom_server.schemas import ERRORS, ExtractionRequest, JobPage, JobReport
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 
 
-@router.post("", status_code=202)
-async def submit(
-    body: ExtractionRequest, service: ServiceDep, addresses: AddressesDep, response: Response
-) -> JobReport:
+@router.post("", status_code=202, openapi_extra=request_schema(ExtractionRequest))
+async def submit(request: Request, service: ServiceDep, addresses: AddressesDep, response: Response) -> JobReport:
     """Run a batch of instructions and capture what fires, into a new archive.
 
     Answers when the batch is validated and tokenised and the archive is created; the job then waits its turn.
     """
-    job = await service.submit(body)
+    body = await read_body(request)
+    async with service.submissions:
+        extraction = await asyncio.to_thread(parse_extraction, body, service.settings.max_instructions)
+        job = await service.submit(extraction)
     report = job_report(job, service.queue, addresses)
     response.headers["Location"] = report.links.self
     return report
@@ -52,7 +57,7 @@ async def watch_job(job_id: str, service: ServiceDep, addresses: AddressesDep) -
         settings.event_seconds,
         settings.keep_alive_seconds,
     )
-    return StreamingResponse(stream, media_type=events.MEDIA_TYPE, headers=events.HEADERS)
+    return service.event_streams.response(stream)
 
 
 @router.delete("/{job_id}", responses={202: {"model": JobReport}})

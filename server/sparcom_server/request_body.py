@@ -1,0 +1,141 @@
+"""Reads the body of a new extraction: bytes in, a checked request out.
+
+    count     how many values the JSON holds, before any of them costs memory
+    decode    to Python objects
+    check     one instruction after the other, so that other threads run in between; the first problems are kept
+
+What a body may cost is bounded by `max_body_bytes`, by the number of its values and by `max_instructions`: a byte of
+JSON costs up to 80 bytes as Python objects (`{"":{"":{…`), so its size alone bounds too little.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
+
+from sparcom_data.errors import MAX_PROBLEMS, InvalidInputError
+from sparcom_data.instructions import Instruction, duplicate_id_problems
+from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, sentence
+from sparcom_server.schemas import ExtractionHead, ExtractionRequest
+
+MAX_VALUES = 8_000_000  # numbers and strings; 72 bytes each at most
+MAX_CONTAINERS = 1_000_000  # objects and lists; 232 bytes each at most
+Model = TypeVar("Model", bound=BaseModel)
+_STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{]', re.DOTALL)
+
+
+async def read_body(request: Request) -> bytearray:
+    """The bytes of a body that is declared as JSON, held once.
+
+    Raises:
+        UnsupportedMediaError: it is declared as something else. A page of another site may send only such bodies.
+        IncompleteBodyError: the client went away.
+    """
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if declared != "application/json":
+        raise UnsupportedMediaError("the body must be JSON; send the header 'Content-Type: application/json'")
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+    except ClientDisconnect:
+        raise IncompleteBodyError("the connection closed before the body was complete; send it again") from None
+    return body
+
+
+def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionRequest:
+    """Decode and check a body. Blocks for seconds where it is large: call it in a thread. Empties `body`.
+
+    Raises:
+        NotJsonError: it is not JSON.
+        InvalidInputError: it breaks a rule; the first 100 problems, and how many there are.
+    """
+    _check_size(body)
+    raw = _decode(body)
+    body.clear()
+    if not isinstance(raw, dict):
+        raise InvalidInputError([f"body: must be a JSON object with 'instructions'; it is a {type(raw).__name__}"])
+    problems = _Problems()
+    if isinstance(items := raw.get("instructions"), list):
+        problems.check(ExtractionHead, {name: value for name, value in raw.items() if name != "instructions"})
+        raw["instructions"] = _check_instructions(items, max_instructions, problems)
+    request = None if problems.total else problems.check(ExtractionRequest, raw)
+    if request is None:
+        raise InvalidInputError(problems.first, problems.total)
+    return request
+
+
+def _check_size(body: bytearray) -> None:
+    if not body:
+        raise InvalidInputError(["body: must not be empty; give a JSON object with 'instructions'"])
+    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+    for most, found, what in (
+        (MAX_VALUES, values, "numbers and strings"),
+        (MAX_CONTAINERS, _containers(body), "objects and lists"),
+    ):
+        if found > most:
+            raise InvalidInputError(
+                [f"body: may hold at most {most:,} {what}; it holds more. Send the instructions in several requests"]
+            )
+
+
+def _containers(body: bytearray) -> int:
+    """Objects and lists, up to MAX_CONTAINERS + 1. Brackets inside strings count only where there are few of them."""
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets <= MAX_CONTAINERS:
+        return brackets
+    found = (match for match in _STRING_OR_CONTAINER.finditer(body) if body[match.start()] != ord('"'))
+    return sum(1 for _ in islice(found, MAX_CONTAINERS + 1))
+
+
+def _decode(body: bytearray) -> Any:
+    try:
+        return from_json(body)
+    except ValueError as error:
+        if "recursion limit" in str(error):
+            raise InvalidInputError([f"body: JSON may be nested at most 200 deep; {error}"]) from None
+        raise NotJsonError(f"the body must be JSON: {error}") from None
+
+
+@dataclass(slots=True)
+class _Problems:
+    """The first 100 sentences, and how many problems there are."""
+
+    first: list[str] = field(default_factory=list)
+    total: int = 0
+
+    def check(self, model: type[Model], value: Any, *place: str | int) -> Model | None:
+        """The value as a model; None where it breaks rules, which are then counted, and worded while there is room."""
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            self.total += error.error_count()
+            if len(self.first) < MAX_PROBLEMS:
+                self.first += [sentence(item, *place) for item in error.errors(include_url=False)]
+            return None
+
+
+def _check_instructions(items: list[Any], most: int, problems: _Problems) -> tuple[Instruction, ...]:
+    if len(items) > most:
+        raise InvalidInputError(
+            [
+                f"instructions: a request may have at most {most:,}; it has {len(items):,}. Send them in several "
+                "requests, or have the operator raise max_instructions"
+            ]
+        )
+    # Ids given twice are found even where other rules are broken too, so that one answer names every problem.
+    ids = [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
+    duplicates = duplicate_id_problems(ids)
+    problems.first += duplicates[:MAX_PROBLEMS]
+    problems.total += len(duplicates)
+    instructions = []
+    for number, item in enumerate(items):
+        items[number] = None  # each is held once
+        instructions.append(problems.check(Instruction, item, "instructions", number))
+    return tuple(instruction for instruction in instructions if instruction is not None)

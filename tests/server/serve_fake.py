@@ -1,0 +1,52 @@
+"""Run by tests: a server of one fake engine in a process of its own. Its one argument is JSON; see `main`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from sparcom_data.errors import EngineError, SparcomError
+from sparcom_server.run import run_server
+from sparcom_server.settings import ServerSettings
+from sparcom_server.testing import FakeEngine
+
+
+def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float = 0.0, **settings: Any) -> None:
+    """Serve.
+
+    Args:
+        data_dir: where the data is kept.
+        descriptors: hard and soft limit of open files; 0 to leave it.
+        stuck: the engine's start never ends, in a thread.
+        pause: of the engine.
+        settings: of the server.
+    """
+    if descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    engine = FakeEngine(pause=pause, max_prompt_tokens=10_000)
+
+    def die(*_: object) -> None:
+        engine.error, engine.healthy = EngineError("the engine was killed"), False
+
+    signal.signal(signal.SIGUSR1, die)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    try:
+        run_server({"fake": _stuck if stuck else engine.starter()}, ServerSettings(data_dir=Path(data_dir), **settings))
+    except SparcomError as error:
+        sys.exit(f"error: {error}")
+
+
+async def _stuck() -> FakeEngine:
+    await asyncio.to_thread(threading.Event().wait)
+    raise AssertionError("never reached")
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
