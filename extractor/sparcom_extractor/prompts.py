@@ -7,7 +7,7 @@ exactly the string that was tokenised.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from numpy.typing import NDArray
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
+
+# A text is refused before it is tokenised where even the longest tokens that vocabularies have (128 bytes, a run of
+# spaces) could not make it fit. Tokenising takes about 44 bytes of memory per byte of text.
+BYTES_PER_TOKEN = 128
+MAX_TEXT_BYTES = 16 * 2**20
+BATCH_CHARACTERS = 2**20  # tokenised at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +45,54 @@ def make_prompts(
         instructions: the batch.
         options: prompt format and special tokens.
         limit: the most prompt tokens that fit the model's context beside what is generated. A longer prompt is kept
-            with an error, so that the rest can run.
+            with an error, so that the rest can run; so is a text that is too large to be tokenised, without its text.
 
     Raises:
         InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
     """
-    texts = _texts(tokenizer, instructions, options)
+    too_large = [text_size_problem(instruction, limit) for instruction in instructions]
+    texts = _texts(tokenizer, instructions, options, too_large)
     special = options.add_special_tokens and options.prompt_format == "raw"
-    given = [text for text in texts if text is not None]
-    encoded = iter(tokenizer(given, add_special_tokens=special)["input_ids"] if given else [])
+    encoded = _encode(tokenizer, [text for text in texts if text is not None], special)
     prompts = []
-    for instruction, text in zip(instructions, texts, strict=True):
+    for instruction, text, problem in zip(instructions, texts, too_large, strict=True):
+        if problem:
+            prompts.append(Prompt("", np.empty(0, dtype=np.int32), problem))
+            continue
         ids = np.array(instruction.token_ids if text is None else next(encoded), dtype=np.int32)
         prompts.append(Prompt(text or "", ids, _problem(ids, limit, len(tokenizer))))
     return prompts
 
 
-def _texts(tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions) -> list[str | None]:
-    """What is tokenised of each instruction; None where token ids were given."""
+def text_size_problem(instruction: Instruction, limit: int) -> str:
+    """Why a text cannot be a prompt of `limit` tokens, whatever the tokenizer, or ""; turns count together."""
+    texts = [instruction.readable] if instruction.messages is None else [turn.content for turn in instruction.messages]
+    size = sum(len(text.encode()) for text in texts)
+    most = min(limit * BYTES_PER_TOKEN, MAX_TEXT_BYTES)
+    if size <= most:
+        return ""
+    return (
+        f"a prompt may have at most {limit} tokens and its text at most {most:,} bytes; this text has {size:,} bytes "
+        "and was not tokenised. Shorten it, or serve the model with a larger max_model_len"
+    )
+
+
+def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[list[int]]:
+    """Token ids of each text. Tokenised in batches: a tokenizer gives far more than ids."""
+    first = 0
+    while first < len(texts):
+        last, size = first + 1, len(texts[first])
+        while last < len(texts) and size + len(texts[last]) <= BATCH_CHARACTERS:
+            size += len(texts[last])
+            last += 1
+        yield from tokenizer(texts[first:last], add_special_tokens=special)["input_ids"]
+        first = last
+
+
+def _texts(
+    tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions, too_large: Sequence[str]
+) -> list[str | None]:
+    """What is tokenised of each instruction; None where token ids were given, or the text is too large."""
     chat = options.prompt_format == "chat"
     problems = []
     for number, item in enumerate(instructions):
@@ -72,15 +108,17 @@ def _texts(tokenizer: Any, instructions: Sequence[Instruction], options: Extract
         )
     if problems:
         raise InvalidInputError(problems)
-    return _chat_texts(tokenizer, instructions) if chat else [item.text for item in instructions]
+    if chat:
+        return _chat_texts(tokenizer, instructions, too_large)
+    return [None if large else item.text for item, large in zip(instructions, too_large, strict=True)]
 
 
-def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction]) -> list[str | None]:
+def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction], too_large: Sequence[str]) -> list[str | None]:
     texts: list[str | None] = []
     problems: list[str] = []
     for number, item in enumerate(instructions):
         try:
-            texts.append(_chat_text(tokenizer, item))
+            texts.append(None if too_large[number] else _chat_text(tokenizer, item))
         except Exception as error:  # noqa: BLE001  templates are programs of the model's authors and raise what they like
             problems.append(
                 f"instructions.{number} (id {item.id!r}): messages do not fit the model's chat template: {error}"

@@ -11,7 +11,7 @@ import pytest
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
-from sparcom_extractor.prompts import Prompt, load_tokenizer, make_prompts, tokenizer_sha256
+from sparcom_extractor.prompts import BYTES_PER_TOKEN, Prompt, load_tokenizer, make_prompts, tokenizer_sha256
 
 LIMIT = 50
 
@@ -96,6 +96,51 @@ def test_the_limit_counts_every_token() -> None:
     assert fits.error == ""
     assert over.error.startswith(f"a prompt may have at most {LIMIT} tokens")
     assert f"this one has {LIMIT + 1}" in over.error
+
+
+class Recording(WithBos):
+    """Remembers how much it was given at once."""
+
+    chat_template = "anything"
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        self.batches.append([len(text) for text in texts])
+        return super().__call__(texts, add_special_tokens)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> None:
+    """More bytes than 128 per token of the limit, all turns together: an error of its own, and the others run."""
+    seen = Recording()
+    fits = letter * (LIMIT * BYTES_PER_TOKEN // len(letter.encode()))
+    large = turns(fits, letter) if chat else {"text": fits + letter}
+    options = {"prompt_format": "chat"} if chat else {}
+    first, refused, last = prompts(seen, {"text": "a"}, large, {"text": fits}, **options)
+    assert (refused.text, refused.ids.tolist()) == ("", [])
+    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text has" in refused.error
+    assert first.error == ""
+    assert last.error.startswith("a prompt may have at most")
+    assert "was not tokenised" not in last.error
+    assert sum(map(len, seen.batches)) == 2
+
+
+def test_texts_are_bounded_for_any_context() -> None:
+    """A model with a context of a million tokens takes no more than 16 MiB of text in one instruction either."""
+    (refused,) = prompts(WithBos(), {"text": "a" * (16 * 2**20 + 1)}, limit=1_000_000)
+    assert "at most 16,777,216 bytes" in refused.error
+
+
+def test_texts_are_tokenised_in_batches() -> None:
+    """A tokenizer is given at most a million characters at once, and the ids are those of each text in its place."""
+    seen = Recording()
+    sizes = [400_000, 600_000, 500_000, 1, 999_999]
+    made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
+    assert seen.batches == [[400_000, 600_000], [500_000, 1], [999_999]]
+    assert [len(prompt.ids) for prompt in made] == [size + 1 for size in sizes]
 
 
 def test_a_text_without_tokens_is_an_error_of_its_own() -> None:
