@@ -14,6 +14,7 @@ from sparcom_cli.options import engine_options
 if TYPE_CHECKING:
     from sparcom_server.protocols import EngineStarter, ModelEngine
 
+SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max_event_streams", "allowed_hosts")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -72,7 +73,37 @@ def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
     "--max-queued-jobs", type=click.IntRange(min=0), default=100, show_default=True, help="Jobs that may wait."
 )
 @click.option(
-    "--max-body-mib", type=click.IntRange(min=1), default=256, show_default=True, help="Largest request body, MiB."
+    "--max-body-mib", type=click.IntRange(min=1), default=64, show_default=True, help="Largest request body, MiB."
+)
+@click.option(
+    "--max-instructions",
+    type=click.IntRange(min=1),
+    default=200_000,
+    show_default=True,
+    help="Most instructions of one request.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Most connections at once; fewer where the process may open few files.",
+)
+@click.option(
+    "--max-event-streams",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Most event streams at once.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    envvar="SPARCOM_ALLOWED_HOSTS",
+    help="Answer requests that reach the server by this name too; may be repeated, * allows every name. IP addresses, "
+    "localhost, --host and this machine's own name are always allowed.",
 )
 @engine_options
 def serve(
@@ -80,9 +111,8 @@ def serve(
     host: str,
     port: int,
     data_dir: Path,
-    max_queued_jobs: int,
     max_body_mib: int,
-    **engine_options: Any,
+    **options: Any,
 ) -> None:
     """Serve models over REST, with a page at /.
 
@@ -94,14 +124,9 @@ def serve(
 
     _require_engine()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        data_dir=data_dir,
-        max_queued_jobs=max_queued_jobs,
-        max_body_bytes=max_body_mib * 2**20,
-    )
-    run_server({name: _starter(name, path, engine_options) for name, path in named.items()}, settings)
+    of_server = {name: options.pop(name) for name in SERVER_OPTIONS}
+    settings = ServerSettings(host=host, port=port, data_dir=data_dir, max_body_bytes=max_body_mib * 2**20, **of_server)
+    run_server({name: _starter(name, path, options) for name, path in named.items()}, settings)
 
 
 def _require_engine() -> None:

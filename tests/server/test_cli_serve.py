@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sparcom_cli.serve import parse_models, serve
+from sparcom_cli.serve import SERVER_OPTIONS, parse_models, serve
 from sparcom_data.errors import InvalidInputError
 
 
@@ -40,7 +40,8 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("sparcom_extractor.settings.EngineSettings", lambda **given: made.append(given))
     monkeypatch.setattr("sparcom_cli.serve._require_engine", lambda: None)
     words = {
-        "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "dtype": "float32",
+        "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "max-instructions": 11,
+        "max-connections": 12, "max-event-streams": 13, "allowed-host": "lab", "dtype": "float32",
         "max-model-len": 5, "max-num-batched-tokens": 6, "max-num-seqs": 7, "kv-cache-gib": 0.5,
         "tensor-parallel-size": 2, "pipeline-parallel-size": 1,
     }  # fmt: skip
@@ -49,7 +50,8 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0, result.output
     settings = seen["t"]
     assert (settings.host, settings.port, settings.data_dir) == ("::1", 9, tmp_path)
-    assert (settings.max_queued_jobs, settings.max_body_bytes) == (3, 2 * 2**20)
+    assert (settings.max_queued_jobs, settings.max_body_bytes, settings.max_instructions) == (3, 2 * 2**20, 11)
+    assert (settings.max_connections, settings.max_event_streams, settings.allowed_hosts) == (12, 13, ("lab",))
     assert list(seen["s"]) == ["n"]
     assert made == [
         {
@@ -58,6 +60,24 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
             "tensor_parallel_size": 2, "pipeline_parallel_size": 1,
         }
     ]  # fmt: skip
+
+
+def test_names_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPARCOM_ALLOWED_HOSTS holds names with spaces between, for containers; nothing in it allows nothing more."""
+    for value, names in {"a.example b": ("a.example", "b"), "": (), "*": ("*",)}.items():
+        monkeypatch.setenv("SPARCOM_ALLOWED_HOSTS", value)
+        assert serve.make_context("serve", ["--model", "m"]).params["allowed_hosts"] == names
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    """The command's defaults are the settings' own."""
+    from sparcom_server.settings import ServerSettings
+
+    chosen = serve.make_context("serve", ["--model", "m"]).params
+    settings = ServerSettings()
+    for name in ("host", "port", "data_dir", *SERVER_OPTIONS):
+        assert chosen[name] == getattr(settings, name), name
+    assert chosen["max_body_mib"] * 2**20 == settings.max_body_bytes
 
 
 def test_bad_engine_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:

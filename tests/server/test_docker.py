@@ -40,6 +40,7 @@ def test_compose_runs_the_command() -> None:
     for service in services.values():
         assert service["command"][0] == "serve"
         assert serve.make_context("serve", service["command"][1:]).params["port"] == 8000
+        assert (service["hostname"], list(service["environment"])) == ("sparcom", ["SPARCOM_ALLOWED_HOSTS"])
         assert service["ports"][0].startswith("${SPARCOM_ADDRESS:-127.0.0.1}")
     assert "deploy" in services["sparcom"]
     assert services["sparcom-cpu"]["profiles"] == ["cpu"]
