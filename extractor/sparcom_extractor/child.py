@@ -9,15 +9,19 @@ and its workers: vLLM's would wait for ever, and keep the memory.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import gc
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 PARENT_CHECK_SECONDS = 1.0
 OP_VERSION = 2  # changes with the op's schema or meaning: cached graphs call it by name
@@ -37,6 +41,31 @@ class EngineNote:
 
     def __reduce__(self) -> tuple[Callable[[bool, int, str], EngineNote], tuple[bool, int, str]]:
         return _arrive, (self.capture, self.writer, self.product)
+
+
+@contextmanager
+def children_end_on_cancel() -> Iterator[None]:
+    """Kill the processes that were started within, with theirs, where the task within is cancelled."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except asyncio.CancelledError:
+        for child in set(multiprocessing.active_children()) - before:
+            _kill_tree(child)
+        raise
+
+
+def _kill_tree(child: BaseProcess) -> None:
+    import psutil  # vLLM's own requirement
+
+    try:
+        below = psutil.Process(child.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    child.kill()
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _arrive(capture: bool, writer: int, product: str) -> EngineNote:

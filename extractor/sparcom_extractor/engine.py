@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, Un
 from sparcom_data.instructions import Instruction
 from sparcom_data.metadata import EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.options import ExtractionOptions
-from sparcom_extractor.child import EngineNote
+from sparcom_extractor.child import EngineNote, children_end_on_cancel
 from sparcom_extractor.extraction import Extraction, prepare_extraction
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.ranks import merge_descriptions
@@ -63,6 +64,8 @@ class CaptureEngine:
         Raises:
             UnsupportedModelError: its neurons cannot be captured, or this vLLM is not supported.
             EngineError: vLLM did not start; its own log, on standard error, has the cause.
+            asyncio.CancelledError: it was given up; the processes that were started are killed. The thread that starts
+                them may go on for a while.
         """
         check_vllm(installed_vllm())
         if settings.model.startswith((".", "/", "~")) and not settings.model_is_local:
@@ -70,7 +73,8 @@ class CaptureEngine:
                 [f"model is a folder or a name on the Hugging Face hub; {settings.model} is no folder"]
             )
         started: list[Any] = []  # not the thread's result: frames that vLLM keeps would hold the engine for ever
-        await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
+        with children_end_on_cancel():
+            await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
         llm = started.pop()
         try:
             described = merge_descriptions(await llm.collective_rpc("sparcom_describe")) if settings.capture else None
@@ -161,6 +165,9 @@ def describe_capture(described: dict[str, Any]) -> str:
 
 
 def _start_llm(settings: EngineSettings) -> Any:
+    # Ctrl-C is for this process alone. The children inherit the mask of this thread: without it, one that has not left
+    # the group of processes yet prints a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -61,6 +61,58 @@ def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> No
         assert not _runs(int(pid)), "the child outlived its parent"
 
 
+STARTER = """
+import asyncio, subprocess, sys, threading, time
+import multiprocessing
+
+from sparcom_extractor.child import children_end_on_cancel
+
+def sleeping(pipe):
+    pipe.send(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
+    time.sleep(60)
+
+async def start(pids):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    old = context.Process(target=time.sleep, args=(60,))
+    old.start()
+    with children_end_on_cancel():
+        new = context.Process(target=sleeping, args=(there,))
+        new.start()
+        pids += [old.pid, new.pid, await asyncio.to_thread(here.recv)]
+        await asyncio.sleep(60)
+
+async def main():
+    pids = []
+    task = asyncio.create_task(start(pids))
+    while len(pids) < 3:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    print(*pids, flush=True)
+    sys.stdin.read()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    """A cancelled start kills the processes that it started and theirs, and no other of this process."""
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        old, new, below = map(int, parent.stdout.readline().split())
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and (_runs(new) or _runs(below)):
+            time.sleep(0.1)
+        assert (_runs(old), _runs(new), _runs(below)) == (True, False, False)
+        os.kill(old, signal.SIGKILL)
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

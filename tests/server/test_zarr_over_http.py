@@ -258,3 +258,17 @@ def test_archives_are_listed_and_described(running: Any) -> None:
     assert running.http.get("/v1/archives/broken").status_code == 404
     assert running.http.get("/v1/archives/newer").status_code == 501
     assert running.http.get("/v1/archives/..").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/v1/archives/rand", "/v1/archives/rand/"])
+def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
+    """Readers that were given the address of the facts are told the address of the store, by the server and by ours."""
+    for key in ("zarr.json", "neuron/active/zarr.json"):
+        response = running.http.get(f"/v1/archives/rand/{key}")
+        assert response.status_code == 404
+        assert f"Give {running.zarr} to the reader" in response.json()["error"]["message"]
+        assert running.http.head(f"/v1/archives/rand/{key}").status_code == 404
+    with pytest.raises(ArchiveNotFoundError, match=rf"with /zarr at its end. Try {running.zarr}$"):
+        open_archive(running.url + path)
+    with pytest.raises(FileNotFoundError):
+        zarr.open(running.url + path, mode="r")

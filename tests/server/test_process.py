@@ -1,0 +1,80 @@
+"""The server as a process: what ends it, how soon, and with which exit status."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.archive import open_archive
+from sparcom_data.errors import InvalidInputError
+from sparcom_server.run import listen, run_server
+from sparcom_server.settings import ServerSettings
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signals, status: int) -> None:
+    """A start that blocks in a thread for ever does not keep the process; 10 s are far below for ever."""
+    running = process(ready=False, stuck=True)
+    assert running.http.get("/ready").json()["models"] == {"fake": "loading"}
+    running.popen.send_signal(number)
+    assert running.popen.wait(10) == status
+    log = running.log.read_text()
+    assert "interrupted while models were loading" in log
+    assert "Traceback" not in log
+
+
+def test_a_dead_engine_ends_it(process: Start) -> None:
+    """The running job fails with the reason, those that wait end, and the process ends with 1 and a sentence."""
+    running = process(pause=0.05)
+    batch = [{"id": f"i{n}", "text": "a b"} for n in range(1000)]
+    for name in ("runs", "waits"):
+        job = running.http.post("/v1/extractions", json={"archive": name, "instructions": batch}).json()
+    first = running.http.get("/v1/extractions").json()["extractions"][-1]["links"]["self"]
+    with running.http.stream("GET", f"{first}/events") as stream:
+        running.popen.send_signal(signal.SIGUSR1)
+        last = [line for line in stream.iter_lines() if line.startswith("data:")][-1]
+    assert '"state":"failed"' in last
+    assert "the engine was killed" in last
+    assert job["state"] == "queued"
+    assert running.popen.wait(20) == 1
+    log = running.log.read_text()
+    assert "error: the engine of model 'fake' stopped" in log
+    assert "Traceback" not in log
+    states = open_archive(running.data / "archives" / "runs.zarr").instructions.state.tolist()
+    assert states == sorted(states, key=lambda state: state != 1), "what was complete stays, the rest is pending"
+
+
+def test_a_port_in_use_is_told_before_a_model_loads(tmp_path: Path) -> None:
+    """The error names address, reason and remedy; no model was started and no folder was made."""
+
+    async def start() -> FakeEngine:
+        pytest.fail("a model was loaded")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1; it is not: Address already in use"):
+            run_server({"m": start}, ServerSettings(port=port, data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    """What cannot be listened on is one sentence with the remedy."""
+    with pytest.raises(InvalidInputError, match="Choose another --port or --host"):
+        listen(host, 0)
+
+
+def test_what_it_listens_on_sends_at_once() -> None:
+    """Without TCP_NODELAY each answer would wait 40 ms for the acknowledgement of its headers."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
