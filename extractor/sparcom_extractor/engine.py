@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
@@ -167,18 +168,26 @@ def _start_llm(settings: EngineSettings) -> Any:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = engine_arguments(settings, current_platform.device_type)
     cores = sorted(os.sched_getaffinity(0))
     if current_platform.device_type == "cpu":
         check_cpu_ranks(settings, len(cores))
-    try:
-        with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except Exception as error:
-        raise EngineError(
-            f"vLLM could not start model {settings.model!r}: {error}. Check that the path or name is right, that the "
-            "model fits the memory, and vLLM's log above"
-        ) from error
+    with TemporaryDirectory(prefix="sparcom-") as folder:
+        report = Path(folder) / "report"
+        arguments = engine_arguments(settings, current_platform.device_type, str(report))
+        try:
+            with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except Exception as error:
+            raise start_failure(settings, error, report) from error
+
+
+def start_failure(settings: EngineSettings, error: Exception, report: Path) -> EngineError:
+    """The error for a vLLM that did not start. A worker that could not load the model left the reason in `report`."""
+    reason = report.read_text() if report.exists() else str(error)
+    return EngineError(
+        f"vLLM could not start model {settings.model!r}: {reason}. Check that the path or name is right, that the "
+        "model fits the memory, and vLLM's log above"
+    )
 
 
 def check_cpu_ranks(settings: EngineSettings, cores: int) -> None:
@@ -237,8 +246,11 @@ def _children_get(environment: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, Any]:
-    """vLLM's engine arguments for our settings; only what is given or differs from vLLM's defaults."""
+def engine_arguments(settings: EngineSettings, device_type: str, report: str = "") -> dict[str, Any]:
+    """vLLM's engine arguments for our settings; only what is given or differs from vLLM's defaults.
+
+    report: a file that a worker writes when it cannot load the model.
+    """
     cpu = device_type == "cpu"
     arguments: dict[str, Any] = {
         "model": settings.model,
@@ -249,7 +261,7 @@ def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, An
         "trust_remote_code": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "additional_config": EngineNote(settings.capture, os.getpid()),
+        "additional_config": EngineNote(settings.capture, os.getpid(), report=report),
         "max_model_len": settings.max_model_len,
         "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
         "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
