@@ -43,9 +43,11 @@ def _split(value: str) -> tuple[str, str]:
 
 def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
     """What loads one model; its settings are checked now, before anything starts."""
+    from sparcom_extractor.model_files import check_model
     from sparcom_extractor.settings import EngineSettings
 
     settings = EngineSettings(model=path, name=name, **options)
+    check_model(settings)
 
     async def start() -> ModelEngine:
         from sparcom_extractor.engine import CaptureEngine
@@ -89,6 +91,7 @@ def serve(
     The server answers at once; /ready says when the models are loaded.
     """
     named = parse_models(models)
+    starters = {name: _starter(name, path, engine_options) for name, path in named.items()}
     from sparcom_server.run import run_server
     from sparcom_server.settings import ServerSettings
 
@@ -101,7 +104,7 @@ def serve(
         max_queued_jobs=max_queued_jobs,
         max_body_bytes=max_body_mib * 2**20,
     )
-    run_server({name: _starter(name, path, engine_options) for name, path in named.items()}, settings)
+    run_server(starters, settings)
 
 
 def _require_engine() -> None:

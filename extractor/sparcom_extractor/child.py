@@ -61,7 +61,7 @@ def let_vllm_scan_llvmlite(modules: Mapping[str, Any]) -> None:
     ffi = modules.get("llvmlite.binding.ffi")
     table = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(table, dict):
-        table.setdefault("__dict__", {})
+        table["__dict__"] = {}
 
 
 def _leave_quickly() -> None:

@@ -17,7 +17,6 @@ import torch
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.child import EngineNote
 from sparcom_extractor.worker.writes import WriteWatch
 
@@ -53,7 +52,7 @@ class CheckedLoader(DefaultModelLoader):  # type: ignore[misc]
         self._watch.source = ""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        """Load the checkpoint into the model; what is wrong with it is kept for `refuse_checkpoint`.
+        """Load the checkpoint into the model; what is wrong with it becomes the model's `sparcom_refusal`, or None.
 
         An exception would end the worker, and reach the user below 150 lines of vLLM's tracebacks.
         """
@@ -81,16 +80,6 @@ class CheckedLoader(DefaultModelLoader):  # type: ignore[misc]
         if failure is not None:
             return f"vLLM cannot load the checkpoint: {reason}. Complete the checkpoint, or fetch the model again"
         return None
-
-
-def refuse_checkpoint(model: Any) -> None:
-    """Refuse a model whose checkpoint `CheckedLoader` found wrong.
-
-    Raises:
-        UnsupportedModelError: the checkpoint lacks tensors, or one does not fit; it names them.
-    """
-    if refusal := getattr(model, "sparcom_refusal", None):
-        raise UnsupportedModelError(refusal)
 
 
 def lacking(names: Sequence[str]) -> str:

@@ -27,7 +27,6 @@ from sparcom_extractor.capture.outbox import HostOutbox, Outbox
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.child import EngineNote
-from sparcom_extractor.worker.loading import checked_loading, refuse_checkpoint
 from sparcom_extractor.writer.session import CaptureSession, Settlement
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 
@@ -53,6 +52,8 @@ class CaptureMixin:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. A model that cannot be captured is kept and refused by describe:
         an exception here would reach the user as "engine core initialization failed"."""
+        from sparcom_extractor.worker.loading import checked_loading  # imports much of vLLM
+
         with checked_loading(self.vllm_config):
             super().load_model(*args, **kwargs)  # type: ignore[misc]
         try:
@@ -62,9 +63,8 @@ class CaptureMixin:
 
     def _install_capture(self) -> None:
         config, model = self.vllm_config, self.model_runner.get_model()
-        if refusal := refuse_engine(config):
+        if refusal := refuse_engine(config) or getattr(model, "sparcom_refusal", None):  # see CheckedLoader
             raise UnsupportedModelError(refusal)
-        refuse_checkpoint(model)
         own = range(*config.model_config.get_layers_start_end_indices(config.parallel_config))
         self._found = find_captured(model, own)
         refuse_model(config, self._found)
