@@ -18,14 +18,22 @@ from sparcom_cli.options import EXTRACTION_OPTIONS, engine_options, extraction_o
 @engine_options
 def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     """Run instructions through a model and write the archive of its neurons."""
-    from sparcom_cli.extract_run import run_extraction
     from sparcom_data.create import require_new_name
+    from sparcom_data.errors import InvalidInputError
     from sparcom_data.instructions import read_jsonl
+    from sparcom_extractor.model_files import check_model, lacks_chat_template
+    from sparcom_extractor.prompts import NO_TEMPLATE, check_formats
     from sparcom_extractor.settings import EngineSettings
 
     extraction = make_extraction_options(**{name: options.pop(name) for name in EXTRACTION_OPTIONS})
     instructions = read_jsonl(source)
     require_new_name(output)  # said before the minute that loading a model may take
     settings = EngineSettings(model=model, **options)
+    check_model(settings)
+    check_formats(instructions, extraction)
+    if extraction.prompt_format == "chat" and lacks_chat_template(model):
+        raise InvalidInputError([NO_TEMPLATE])
+    from sparcom_cli.extract_run import run_extraction  # imports torch, which takes seconds
+
     failed = run_extraction(settings, instructions, extraction, output, source.stem)
     raise SystemExit(1 if failed else 0)

@@ -65,6 +65,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option("--dtype", help="float32, bfloat16, float16 or auto; default float32 on CPU, auto on GPU."),
+            click.option("--revision", help="Branch, tag or commit of a model on the hub; default its main branch."),
+            click.option("--quantization", help="Name vLLM's method; default what the model's config.json says."),
             click.option(
                 "--max-model-len", type=click.IntRange(min=1), help="Longest prompt plus response, in tokens."
             ),

@@ -44,9 +44,11 @@ def _split(value: str) -> tuple[str, str]:
 
 def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
     """What loads one model; its settings are checked now, before anything starts."""
+    from sparcom_extractor.model_files import check_model
     from sparcom_extractor.settings import EngineSettings
 
     settings = EngineSettings(model=path, name=name, **options)
+    check_model(settings)
 
     async def start() -> ModelEngine:
         from sparcom_extractor.engine import CaptureEngine
@@ -119,14 +121,17 @@ def serve(
     The server answers at once; /ready says when the models are loaded.
     """
     named = parse_models(models)
+    server_options = {name: options.pop(name) for name in SERVER_OPTIONS}
+    starters = {name: _starter(name, path, options) for name, path in named.items()}
     from sparcom_server.run import run_server
     from sparcom_server.settings import ServerSettings
 
     _require_engine()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    of_server = {name: options.pop(name) for name in SERVER_OPTIONS}
-    settings = ServerSettings(host=host, port=port, data_dir=data_dir, max_body_bytes=max_body_mib * 2**20, **of_server)
-    run_server({name: _starter(name, path, options) for name, path in named.items()}, settings)
+    settings = ServerSettings(
+        host=host, port=port, data_dir=data_dir, max_body_bytes=max_body_mib * 2**20, **server_options
+    )
+    run_server(starters, settings)
 
 
 def _require_engine() -> None:

@@ -18,10 +18,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 PARENT_CHECK_SECONDS = 1.0
 OP_VERSION = 2  # changes with the op's schema or meaning: cached graphs call it by name
@@ -34,13 +35,14 @@ class EngineNote:
     capture: bool
     writer: int  # process id
     product: str = ""  # who makes the activation's product; the worker says so before anything is compiled
+    report: str = ""  # file for the reason why the model did not load
 
     def compute_hash(self) -> str:
         """vLLM's part of its compilation cache key."""
         return f"sparcom-op-{OP_VERSION}-capture-{int(self.capture)}-{self.product}"
 
-    def __reduce__(self) -> tuple[Callable[[bool, int, str], EngineNote], tuple[bool, int, str]]:
-        return _arrive, (self.capture, self.writer, self.product)
+    def __reduce__(self) -> tuple[Callable[[bool, int, str, str], EngineNote], tuple[bool, int, str, str]]:
+        return _arrive, (self.capture, self.writer, self.product, self.report)
 
 
 @contextmanager
@@ -68,13 +70,27 @@ def _kill_tree(child: BaseProcess) -> None:
             process.kill()
 
 
-def _arrive(capture: bool, writer: int, product: str) -> EngineNote:
+def _arrive(capture: bool, writer: int, product: str, report: str) -> EngineNote:
     if os.getpid() != writer:
+        let_vllm_scan_llvmlite(sys.modules)
         os.setpgid(0, 0)
         atexit.register(_leave_quickly)
         if os.getppid() == writer:
             threading.Thread(target=_end_with, args=(writer,), name="sparcom-parent", daemon=True).start()
-    return EngineNote(capture, writer, product)
+    return EngineNote(capture, writer, product, report)
+
+
+def let_vllm_scan_llvmlite(modules: Mapping[str, Any]) -> None:
+    """Give llvmlite's lazy library an empty `__dict__`, where llvmlite is loaded.
+
+    At start a CPU worker of vLLM reads `vars(value).get("kernel")` of every attribute of every module. The library
+    answers every name with a function of the shared object, `__dict__` too, and the worker died of that in a program
+    that had imported Numba. Its table of functions is asked first, so the entry goes there.
+    """
+    ffi = modules.get("llvmlite.binding.ffi")
+    table = getattr(getattr(ffi, "lib", None), "_fntab", None)
+    if isinstance(table, dict):
+        table["__dict__"] = {}
 
 
 def _leave_quickly() -> None:

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
@@ -22,6 +23,8 @@ from sparcom_data.metadata import EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.child import EngineNote, children_end_on_cancel
 from sparcom_extractor.extraction import Extraction, prepare_extraction
+from sparcom_extractor.model_files import check_model, read_json
+from sparcom_extractor.processor import attention_backend, expert_problem
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.ranks import merge_descriptions
 from sparcom_extractor.settings import EngineSettings
@@ -30,6 +33,7 @@ from sparcom_extractor.worker import worker_class
 
 _log = logging.getLogger(__name__)
 
+CPU_DTYPE = "float32"  # few CPUs compute bfloat16 natively
 CPU_KV_CACHE_GIB = 2.0
 CPU_BATCHED_TOKENS = 512  # measured: 1,030 tokens a second against 700 to 930 with 2,048 and 4,096
 CPU_SEQUENCES = 64
@@ -55,6 +59,7 @@ class CaptureEngine:
         self.engine = engine
         config = llm.vllm_config
         self.max_model_len = int(config.model_config.max_model_len)
+        self.vocabulary = int(config.model_config.get_vocab_size())  # rows of the embedding, without vLLM's padding
         self.max_in_flight = IN_FLIGHT_PER_SEQUENCE * int(config.scheduler_config.max_num_seqs)
 
     @classmethod
@@ -62,16 +67,15 @@ class CaptureEngine:
         """Load the model and start the engine.
 
         Raises:
-            UnsupportedModelError: its neurons cannot be captured, or this vLLM is not supported.
+            InvalidInputError: the model's folder or a setting is wrong; nothing was loaded.
+            UnsupportedModelError: its neurons cannot be captured, its checkpoint lacks weights, or this vLLM is not
+                supported.
             EngineError: vLLM did not start; its own log, on standard error, has the cause.
             asyncio.CancelledError: it was given up; the processes that were started are killed. The thread that starts
                 them may go on for a while.
         """
         check_vllm(installed_vllm())
-        if settings.model.startswith((".", "/", "~")) and not settings.model_is_local:
-            raise InvalidInputError(
-                [f"model is a folder or a name on the Hugging Face hub; {settings.model} is no folder"]
-            )
+        check_model(settings)
         started: list[Any] = []  # not the thread's result: frames that vLLM keeps would hold the engine for ever
         with children_end_on_cancel():
             await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
@@ -174,18 +178,27 @@ def _start_llm(settings: EngineSettings) -> Any:
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    arguments = engine_arguments(settings, current_platform.device_type)
     cores = sorted(os.sched_getaffinity(0))
     if current_platform.device_type == "cpu":
         check_cpu_ranks(settings, len(cores))
-    try:
-        with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    except Exception as error:
-        raise EngineError(
-            f"vLLM could not start model {settings.model!r}: {error}. Check that the path or name is right, that the "
-            "model fits the memory, and vLLM's log above"
-        ) from error
+        check_processor(settings)
+    with TemporaryDirectory(prefix="sparcom-") as folder:
+        report = Path(folder) / "report"
+        arguments = engine_arguments(settings, current_platform.device_type, str(report))
+        try:
+            with _children_get(_child_environment(current_platform.device_type, cores, settings.processes)):
+                return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except Exception as error:
+            raise start_failure(settings, error, report) from error
+
+
+def start_failure(settings: EngineSettings, error: Exception, report: Path) -> EngineError:
+    """The error for a vLLM that did not start. A worker that could not load the model left the reason in `report`."""
+    reason = report.read_text() if report.exists() else str(error)
+    return EngineError(
+        f"vLLM could not start model {settings.model!r}: {reason}. Check that the path or name is right, that the "
+        "model fits the memory, and vLLM's log above"
+    )
 
 
 def check_cpu_ranks(settings: EngineSettings, cores: int) -> None:
@@ -209,6 +222,23 @@ def check_cpu_ranks(settings: EngineSettings, cores: int) -> None:
         )
     if problems:
         raise InvalidInputError(problems)
+
+
+def check_processor(settings: EngineSettings) -> None:
+    """Refuse a model whose experts this processor would run where they show no neurons.
+
+    Raises:
+        UnsupportedModelError: naming the setting that helps.
+    """
+    import torch
+
+    config = read_json(Path(settings.model) / "config.json")
+    if not settings.capture or not isinstance(config, dict):
+        return
+    amx = bool(torch.cpu._is_amx_tile_supported())
+    dtype, ranks = settings.dtype or CPU_DTYPE, settings.tensor_parallel_size or 1
+    if problem := expert_problem(config, dtype, amx=amx, ranks=ranks):
+        raise UnsupportedModelError(f"model {settings.name!r} is refused: {problem}")
 
 
 def _child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:
@@ -244,19 +274,26 @@ def _children_get(environment: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def engine_arguments(settings: EngineSettings, device_type: str) -> dict[str, Any]:
-    """vLLM's engine arguments for our settings; only what is given or differs from vLLM's defaults."""
+def engine_arguments(settings: EngineSettings, device_type: str, report: str = "") -> dict[str, Any]:
+    """vLLM's engine arguments for our settings; only what is given or differs from vLLM's defaults.
+
+    report: a file that a worker writes when it cannot load the model.
+    """
     cpu = device_type == "cpu"
     arguments: dict[str, Any] = {
         "model": settings.model,
-        "dtype": settings.dtype or ("float32" if cpu else "auto"),
+        "dtype": settings.dtype or (CPU_DTYPE if cpu else "auto"),
+        "revision": settings.revision,
+        "tokenizer_revision": settings.revision,
+        "quantization": settings.quantization,
+        "attention_backend": attention_backend(device_type),
         "load_format": settings.load_format,
         "enable_prefix_caching": False,  # a token that is not computed has no row
         "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
         "trust_remote_code": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "additional_config": EngineNote(settings.capture, os.getpid()),
+        "additional_config": EngineNote(settings.capture, os.getpid(), report=report),
         "max_model_len": settings.max_model_len,
         "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
         "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
@@ -278,7 +315,7 @@ def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | 
     described = described or {"layer_ids": [], "neurons": 0, "activation": "", "moe": None}
     return ModelInfo(
         id=str(Path(settings.model).resolve()) if settings.model_is_local else settings.model,
-        revision=config.revision or "",
+        revision=getattr(config.hf_config, "_commit_hash", None) or config.revision or "",
         architecture=config.architectures[0],
         dtype=str(config.dtype).removeprefix("torch."),
         quantization=str(config.quantization) if config.quantization else None,

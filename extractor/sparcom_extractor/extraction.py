@@ -66,7 +66,7 @@ def prepare_extraction(
                 f"tokens; it is {options.max_tokens}. Lower it, or serve the model with a larger max_model_len"
             ]
         )
-    prompts = make_prompts(engine.tokenizer, instructions, options, limit)
+    prompts = make_prompts(engine.tokenizer, instructions, options, limit, engine.vocabulary)
     layout = plan_layout(
         [len(prompt.ids) for prompt in prompts],
         options.positions,

@@ -24,6 +24,10 @@ from sparcom_data.options import ExtractionOptions
 BYTES_PER_TOKEN = 128
 MAX_TEXT_BYTES = 16 * 2**20
 BATCH_CHARACTERS = 2**20  # tokenised at once
+NO_TEMPLATE = (
+    "options.prompt_format: 'chat' needs a chat template, and this model's tokenizer has none. "
+    "Choose prompt_format 'raw'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,11 @@ class Prompt:
 
 
 def make_prompts(
-    tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions, limit: int
+    tokenizer: Any,
+    instructions: Sequence[Instruction],
+    options: ExtractionOptions,
+    limit: int,
+    vocabulary: int | None = None,
 ) -> list[Prompt]:
     """Tokenise instructions.
 
@@ -46,6 +54,8 @@ def make_prompts(
         options: prompt format and special tokens.
         limit: the most prompt tokens that fit the model's context beside what is generated. A longer prompt is kept
             with an error, so that the rest can run; so is a text that is too large to be tokenised, without its text.
+        vocabulary: rows of the model's embedding; None where no model is at hand. A prompt with an id at or above it,
+            or one that the tokenizer does not have, is kept with an error too.
 
     Raises:
         InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
@@ -60,7 +70,7 @@ def make_prompts(
             prompts.append(Prompt("", np.empty(0, dtype=np.int32), problem))
             continue
         ids = np.array(instruction.token_ids if text is None else next(encoded), dtype=np.int32)
-        prompts.append(Prompt(text or "", ids, _problem(ids, limit, len(tokenizer))))
+        prompts.append(Prompt(text or "", ids, _problem(ids, limit, tokenizer, vocabulary)))
     return prompts
 
 
@@ -89,10 +99,17 @@ def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[lis
         first = last
 
 
-def _texts(
-    tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions, too_large: Sequence[str]
-) -> list[str | None]:
-    """What is tokenised of each instruction; None where token ids were given, or the text is too large."""
+def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions) -> None:
+    """Refuse instructions that do not go with the prompt format; this needs no tokenizer.
+
+    Raises:
+        InvalidInputError: naming every such instruction.
+    """
+    if problems := _format_problems(instructions, options):
+        raise InvalidInputError(problems)
+
+
+def _format_problems(instructions: Sequence[Instruction], options: ExtractionOptions) -> list[str]:
     chat = options.prompt_format == "chat"
     problems = []
     for number, item in enumerate(instructions):
@@ -101,11 +118,17 @@ def _texts(
             problems.append(f"{where}: token_ids go with prompt_format 'raw'; it is 'chat'. Give text or messages")
         if not chat and item.messages is not None:
             problems.append(f"{where}: messages go with prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
+    return problems
+
+
+def _texts(
+    tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions, too_large: Sequence[str]
+) -> list[str | None]:
+    """What is tokenised of each instruction; None where token ids were given, or the text is too large."""
+    chat = options.prompt_format == "chat"
+    problems = _format_problems(instructions, options)
     if chat and not getattr(tokenizer, "chat_template", None):
-        problems.append(
-            "options.prompt_format: 'chat' needs a chat template and this model's tokenizer has none. "
-            "Choose prompt_format 'raw'"
-        )
+        problems.append(NO_TEMPLATE)
     if problems:
         raise InvalidInputError(problems)
     if chat:
@@ -137,7 +160,12 @@ def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _problem(ids: NDArray[np.int32], limit: int, vocabulary: int) -> str:
+def tokenizer_size(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer; some leave ids out, so that they have fewer tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def _problem(ids: NDArray[np.int32], limit: int, tokenizer: Any, vocabulary: int | None) -> str:
     if not len(ids):
         return "a prompt has at least one token; the tokenizer makes none of this text"
     if len(ids) > limit:
@@ -145,13 +173,19 @@ def _problem(ids: NDArray[np.int32], limit: int, vocabulary: int) -> str:
             f"a prompt may have at most {limit} tokens (the model's context less what is generated); this one has "
             f"{len(ids)}. Shorten it, or serve the model with a larger max_model_len"
         )
-    if int(ids.max()) >= vocabulary:
-        return f"token ids must be below the vocabulary's size {vocabulary}; the largest is {int(ids.max())}"
+    largest = int(ids.max())
+    if vocabulary is not None and largest >= vocabulary:
+        return (
+            f"token ids must be below the size of the model's vocabulary, {vocabulary}; the largest is {largest}. "
+            "Leave such tokens out, or resize the model's embedding to the tokenizer"
+        )
+    if largest >= len(tokenizer) and largest >= (known := tokenizer_size(tokenizer)):
+        return f"token ids must be below the vocabulary's size {known}; the largest is {largest}"
     return ""
 
 
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model folder or hub name.
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model folder, or of a hub name at a branch, tag or commit.
 
     Raises:
         InvalidInputError: there is none.
@@ -159,7 +193,7 @@ def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             [f"the tokenizer of model {model!r} cannot be loaded: {str(error).splitlines()[0]}"]

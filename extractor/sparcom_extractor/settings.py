@@ -31,6 +31,8 @@ class EngineSettings:
     tensor_parallel_size: processes that share every layer. pipeline_parallel_size: groups of them, each with some
     layers.
     load_format: auto reads the model's weights; dummy makes some up, for timing a shape whose weights are not at hand.
+    revision: branch, tag or commit of a model on the hub; also of its tokenizer.
+    quantization: vLLM's name of the method; the default is the one that the checkpoint's config.json names.
     """
 
     model: str
@@ -46,6 +48,8 @@ class EngineSettings:
     load_format: str = "auto"
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
+    revision: str | None = None
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -61,6 +65,11 @@ class EngineSettings:
             problems.append(f"gpu_memory_utilization must be in (0, 1]; it is {self.gpu_memory_utilization}")
         if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < float("inf"):
             problems.append(f"kv_cache_gib must be above 0; it is {self.kv_cache_gib}")
+        problems += [
+            f"{name} must not be empty; leave it out for the default"
+            for name in ("revision", "quantization")
+            if getattr(self, name) == ""
+        ]
         if not self.model:
             problems.append("model must not be empty: give a folder or a name on the Hugging Face hub")
         if problems:

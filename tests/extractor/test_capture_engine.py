@@ -17,6 +17,7 @@ from sparcom_data.errors import ArchiveExistsError, InvalidInputError, Unsupport
 from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_data.schema import State
 from sparcom_data.verify import verify_archive
+from sparcom_extractor.prompts import load_tokenizer
 from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
 
 pytestmark = pytest.mark.engine
@@ -137,6 +138,29 @@ def test_token_ids_are_run_as_they_are(tiny_engine: Any, tmp_path: Path) -> None
     archive = tiny_engine.extract([Instruction(id="a", token_ids=ids)], tmp_path / "a.zarr")
     assert rows_of(archive, 0)[0].tolist() == list(ids)
     assert archive.strings("text") == [""]
+
+
+def test_tokens_that_the_model_does_not_have_fail_alone(
+    tiny_engine: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tokenizer extended without its model: vLLM would read rows of padding, or die. The other instructions run."""
+    extended = load_tokenizer(str(demo_model))
+    extended.add_tokens(["<new>"])
+    monkeypatch.setattr(type(tiny_engine.engine), "tokenizer", property(lambda _: extended))
+    size = tiny_engine.engine.vocabulary
+    assert len(extended) == size + 1
+    instructions = [
+        Instruction(id="text", text="What does <new> mean?"),
+        Instruction(id="ids", token_ids=(5, size)),
+        Instruction(id="last", token_ids=(5, size - 1)),
+        Instruction(id="plain", text="Two words"),
+    ]
+    progress = tiny_engine.run(tiny_engine.prepare(instructions, tmp_path / "a.zarr"))
+    assert (progress.complete, progress.failed) == (2, 2)
+    archive = open_archive(tmp_path / "a.zarr")
+    assert archive.instructions.state.tolist() == [State.FAILED, State.FAILED, State.COMPLETE, State.COMPLETE]
+    for error in archive.strings("error")[:2]:
+        assert error.startswith(f"token ids must be below the size of the model's vocabulary, {size}; the largest is")
 
 
 def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> None:

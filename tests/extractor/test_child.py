@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from sparcom_extractor.child import EngineNote
+import pytest
+
+from sparcom_extractor.child import EngineNote, let_vllm_scan_llvmlite
 
 RECEIVER = """
 import os, pickle, sys, time
@@ -134,3 +137,64 @@ pickle.load(open(sys.argv[1], "rb"))
         [sys.executable, "-c", code, str(note)], capture_output=True, text=True, timeout=60, check=True
     )
     assert (child.stdout.strip(), child.stderr) == ("True", "")
+
+
+def test_llvmlites_library_can_be_scanned_in_the_engines_processes(tmp_path: Path) -> None:
+    """vLLM reads `vars(value).get("kernel")` of every attribute of every module; Numba's library had no such thing.
+    Where the note was written nothing is touched."""
+    note = tmp_path / "note"
+    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    code = """
+import pickle, sys
+import numba
+from llvmlite.binding import ffi
+before = type(vars(ffi.lib)).__name__
+pickle.load(open(sys.argv[1], "rb"))
+print(before, vars(ffi.lib).get("kernel"), numba.njit(lambda x: x + 1)(1))
+"""
+    child = subprocess.run([sys.executable, "-c", code, str(note)], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == ["_lib_fn_wrapper", "None", "2"]
+    let_vllm_scan_llvmlite({})
+    let_vllm_scan_llvmlite({"llvmlite.binding.ffi": object()})
+
+
+NUMBA_SCRIPT = """
+import asyncio
+import sys
+from pathlib import Path
+
+import numba
+
+import sparcom_analysis
+from sparcom_data.instructions import Instruction
+from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.settings import EngineSettings
+
+
+async def main() -> None:
+    engine = await CaptureEngine.start(EngineSettings(sys.argv[1], kv_cache_gib=0.25, max_model_len=128))
+    done = await engine.prepare([Instruction(id="a", text="Two words")], ExtractionOptions(), Path(sys.argv[2])).run()
+    await engine.close()
+    print("complete:", done.complete)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.engine
+def test_a_program_that_imports_the_analysis_and_numba_starts_an_engine(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The engine's processes import the program again, and with it Numba, before vLLM scans every module."""
+    script = tmp_path / "program.py"
+    script.write_text(NUMBA_SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tiny_model("llama"), tmp_path / "a.zarr"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.stdout.splitlines()[-1:] == ["complete: 1"], ran.stderr[-3000:]

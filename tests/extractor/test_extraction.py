@@ -104,6 +104,7 @@ class Engine:
     """What an Extraction calls of an engine. The attributes set below make it misbehave."""
 
     max_model_len = CONTEXT
+    vocabulary = 1 << 30
     max_in_flight = 3
 
     def __init__(self) -> None:

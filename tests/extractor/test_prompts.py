@@ -41,8 +41,11 @@ def tokenizer(demo_model: Path) -> Any:
 
 
 def prompts(tokenizer: Any, *items: dict[str, Any], limit: int = LIMIT, **options: Any) -> list[Prompt]:
-    instructions = [Instruction.model_validate({"id": f"i{n}", **item}) for n, item in enumerate(items)]
-    return make_prompts(tokenizer, instructions, ExtractionOptions(**options), limit)
+    return make_prompts(tokenizer, instructions_of(*items), ExtractionOptions(**options), limit)
+
+
+def instructions_of(*items: dict[str, Any]) -> list[Instruction]:
+    return [Instruction.model_validate({"id": f"i{n}", **item}) for n, item in enumerate(items)]
 
 
 def turns(*contents: str, role: str = "user") -> dict[str, Any]:
@@ -159,6 +162,31 @@ def test_ids_past_the_vocabulary_are_an_error_of_their_own(tokenizer: Any) -> No
     assert over.error == f"token ids must be below the vocabulary's size {size}; the largest is {size}"
 
 
+def test_ids_past_the_models_embedding_are_an_error_of_their_own(tokenizer: Any) -> None:
+    """A tokenizer extended without its model: given ids and text alike, and the size is the model's."""
+    size = len(tokenizer)
+    items = [{"text": "plain"}, {"token_ids": (size - 2,)}, {"token_ids": (size - 3,)}]
+    runs, over, fits = make_prompts(tokenizer, instructions_of(*items), ExtractionOptions(), LIMIT, size - 2)
+    assert (runs.error, fits.error) == ("", "")
+    assert over.error.startswith(f"token ids must be below the size of the model's vocabulary, {size - 2}; the largest")
+    extended = load_tokenizer(tokenizer.name_or_path)
+    extended.add_tokens(["<new>"])
+    text, plain = make_prompts(
+        extended, instructions_of({"text": "a <new> b"}, {"text": "a"}), ExtractionOptions(), LIMIT, size
+    )
+    assert f"vocabulary, {size}; the largest is {size}. Leave" in text.error
+    assert plain.error == ""
+
+
+def test_ids_that_a_tokenizer_leaves_out_do_not_lower_its_bound() -> None:
+    """Some tokenizers have fewer tokens than their largest id; what they make of a text runs."""
+    gappy = WithBos()
+    gappy.get_vocab = lambda: {"a": 97, "é": 300}  # type: ignore[attr-defined]
+    (fits, over) = prompts(gappy, {"token_ids": (300,)}, {"token_ids": (301,)})
+    assert fits.error == ""
+    assert "below the vocabulary's size 301; the largest is 301" in over.error
+
+
 def test_every_instruction_that_does_not_go_with_the_format_is_listed(tokenizer: Any) -> None:
     """Raw takes no messages, chat no token ids; each offender is named with its place, and nothing else."""
     with pytest.raises(InvalidInputError) as caught:
@@ -178,7 +206,7 @@ def test_chat_without_a_template_is_refused_with_everything_else() -> None:
     with pytest.raises(InvalidInputError) as caught:
         prompts(WithBos(), {"token_ids": (1,)}, prompt_format="chat")
     assert len(caught.value.problems) == 2
-    assert "'chat' needs a chat template" in caught.value.problems[1]
+    assert "'chat' needs a chat template," in caught.value.problems[1]
 
 
 def test_every_chat_that_the_template_refuses_is_listed() -> None:

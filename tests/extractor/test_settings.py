@@ -12,7 +12,13 @@ import pytest
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
 from sparcom_extractor import versions
-from sparcom_extractor.engine import CaptureEngine, check_cpu_ranks, describe_capture
+from sparcom_extractor.engine import (
+    CaptureEngine,
+    check_cpu_ranks,
+    describe_capture,
+    engine_arguments,
+    start_failure,
+)
 from sparcom_extractor.settings import EngineSettings
 
 
@@ -35,6 +41,8 @@ BAD = {
     "load_format": "tensorizer",
     "gpu_memory_utilization": 1.5,
     "kv_cache_gib": 0.0,
+    "revision": "",
+    "quantization": "",
 }
 
 
@@ -57,8 +65,6 @@ def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
 
 def test_the_engine_never_hides_a_token() -> None:
     """Prefix caching and remote code are off whatever is set, and capture goes in by the worker's name."""
-    from sparcom_extractor.engine import engine_arguments
-
     for device, worker in (("cpu", "CaptureCPUWorker"), ("cuda", "CaptureGPUWorker")):
         arguments = engine_arguments(EngineSettings(model="m"), device)
         assert arguments["enable_prefix_caching"] is False
@@ -79,12 +85,13 @@ def test_the_engine_never_hides_a_token() -> None:
         ({"kv_cache_gib": 0.5}, "cuda", {"kv_cache_memory_bytes": 2**29}),
         ({}, "cuda", {"load_format": "auto"}),
         ({"load_format": "dummy"}, "cuda", {"load_format": "dummy"}),
+        ({"revision": "v1"}, "cuda", {"revision": "v1", "tokenizer_revision": "v1"}),
+        ({"quantization": "fp8"}, "cuda", {"quantization": "fp8"}),
+        ({}, "cpu", {"attention_backend": "CPU_MLA"}),
     ],
 )
 def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:
     """What is given holds; what is not is the platform's default."""
-    from sparcom_extractor.engine import engine_arguments
-
     arguments = engine_arguments(EngineSettings(model="m", **given), device)
     assert {name: arguments[name] for name in expected} == expected
 
@@ -124,6 +131,19 @@ def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(InvalidInputError, match="2 here; it is 64"):
         asyncio.run(CaptureEngine.start(EngineSettings(model="m", tensor_parallel_size=64)))
+
+
+def test_a_worker_that_could_not_load_says_why(tmp_path: Path) -> None:
+    """vLLM's own error says "see root cause above"; the reason that the worker wrote stands in its place."""
+    settings, report = EngineSettings(model="m"), tmp_path / "report"
+    assert "'m': see above. Check" in str(start_failure(settings, RuntimeError("see above"), report))
+    report.write_text("ValueError: no room")
+    assert "'m': ValueError: no room. Check" in str(start_failure(settings, RuntimeError("see above"), report))
+
+
+def test_the_note_names_the_report() -> None:
+    """The worker learns where to write from the note."""
+    assert engine_arguments(EngineSettings(model="m"), "cpu", "/r")["additional_config"].report == "/r"
 
 
 @pytest.mark.parametrize("found", ["0.24.0", "0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])

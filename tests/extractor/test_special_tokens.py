@@ -42,7 +42,9 @@ class Marked(Letters):
 def prepared(path: Path, tokenizer: Any) -> Any:
     """Attributes of an archive made by the extractor with that tokenizer."""
     facts = random_attributes(2, 8)
-    engine: Any = SimpleNamespace(tokenizer=tokenizer, max_model_len=64, model=facts.model, engine=facts.engine)
+    engine: Any = SimpleNamespace(
+        tokenizer=tokenizer, max_model_len=64, vocabulary=1 << 20, model=facts.model, engine=facts.engine
+    )
     prepare_extraction(engine, [Instruction(id="a", text="ab")], ExtractionOptions(), path)
     return open_archive(path).attributes
 

@@ -39,11 +39,12 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     made: list[Any] = []
     monkeypatch.setattr("sparcom_extractor.settings.EngineSettings", lambda **given: made.append(given))
     monkeypatch.setattr("sparcom_cli.serve._require_engine", lambda: None)
+    monkeypatch.setattr("sparcom_extractor.model_files.check_model", lambda _: None)
     words = {
         "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "max-instructions": 11,
         "max-connections": 12, "max-event-streams": 13, "allowed-host": "lab", "dtype": "float32",
         "max-model-len": 5, "max-num-batched-tokens": 6, "max-num-seqs": 7, "kv-cache-gib": 0.5,
-        "tensor-parallel-size": 2, "pipeline-parallel-size": 1,
+        "tensor-parallel-size": 2, "pipeline-parallel-size": 1, "revision": "v1", "quantization": "fp8",
     }  # fmt: skip
     arguments = [part for name, value in words.items() for part in (f"--{name}", str(value))]
     result = CliRunner().invoke(serve, [*arguments, "--data-dir", str(tmp_path)])
@@ -57,7 +58,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
         {
             "model": "m", "name": "n", "dtype": "float32", "max_model_len": 5, "max_num_batched_tokens": 6,
             "max_num_seqs": 7, "gpu_memory_utilization": None, "kv_cache_gib": 0.5,
-            "tensor_parallel_size": 2, "pipeline_parallel_size": 1,
+            "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "revision": "v1", "quantization": "fp8",
         }
     ]  # fmt: skip
 
@@ -85,6 +86,14 @@ def test_bad_engine_settings_are_refused_before_anything_starts(tmp_path: Path) 
     arguments = ["--model", "m", "--dtype", "float17", "--data-dir", str(tmp_path / "data")]
     result = CliRunner().invoke(serve, arguments)
     assert isinstance(result.exception, InvalidInputError | ModuleNotFoundError)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_model_that_cannot_load_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """A folder without a model is an error at once, as for `sparcom extract`."""
+    result = CliRunner().invoke(serve, ["--model", str(tmp_path), "--data-dir", str(tmp_path / "data")])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "a model's folder holds config.json" in str(result.exception)
     assert not (tmp_path / "data").exists()
 
 

@@ -52,7 +52,10 @@ class CaptureMixin:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. A model that cannot be captured is kept and refused by describe:
         an exception here would reach the user as "engine core initialization failed"."""
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        from sparcom_extractor.worker.loading import checked_loading  # imports much of vLLM
+
+        with checked_loading(self.vllm_config):
+            super().load_model(*args, **kwargs)  # type: ignore[misc]
         try:
             self._install_capture()
         except UnsupportedModelError as error:
@@ -60,7 +63,7 @@ class CaptureMixin:
 
     def _install_capture(self) -> None:
         config, model = self.vllm_config, self.model_runner.get_model()
-        if refusal := refuse_engine(config):
+        if refusal := refuse_engine(config) or getattr(model, "sparcom_refusal", None):  # see CheckedLoader
             raise UnsupportedModelError(refusal)
         own = range(*config.model_config.get_layers_start_end_indices(config.parallel_config))
         self._found = find_captured(model, own)
