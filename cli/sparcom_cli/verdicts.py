@@ -58,8 +58,8 @@ def _routes(result: ExpertComparison) -> Check:
 
     check = Check(
         "routes",
-        f"{result.routes:,} top-k sets of experts (tokens × layers) against transformers: {result.reordered:,} list the "
-        f"same experts in another order; {result.ties} are of experts whose ranked scores tie within "
+        f"{result.routes:,} top-k sets of experts (tokens × layers) against transformers: {result.reordered:,} list "
+        f"the same experts in another order; {result.ties} are of experts whose ranked scores tie within "
         f"{TIE.get(result.dtype, 0.0):g}, and the reference followed them; {result.unexplained} are of other experts",
     )
     if result.unjudged:
