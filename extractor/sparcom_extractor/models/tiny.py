@@ -16,8 +16,8 @@ from sparcom_extractor.models import folder
 from sparcom_extractor.models.fetch import fetch_model
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
 from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
-from sparcom_extractor.models.tiny_families import DENSE_FAMILIES, MOE_FAMILIES, SELECTION_BIASES, SELECTION_SPREAD
-from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS, SPREAD, Sizes
+from sparcom_extractor.models.tiny_families import DENSE_FAMILIES, MOE_FAMILIES, ZERO_ROUTERS
+from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS, ROUTED_SPREAD, SPREAD, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,8 +160,8 @@ def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, in
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, values in model.state_dict().items():
-            if name.endswith(SELECTION_BIASES):
-                values.normal_(std=SELECTION_SPREAD)
+            if name.endswith(ZERO_ROUTERS) and not values.any():
+                values.normal_(std=ROUTED_SPREAD)
     with no_bars():
         model.save_pretrained(target)
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from sparcom_extractor.models.tiny_sizes import Sizes
 
-# Router parameters that transformers sets to 0 and that a trained model has; they are added to the ranked scores.
-SELECTION_BIASES = ("e_score_correction_bias", "expert_bias")
-SELECTION_SPREAD = 0.1
+# Parameters of routers that transformers sets to 0 and that no trained model has at 0: the selection bias, which is
+# added to the ranked scores, and ERNIE's router.
+ZERO_ROUTERS = ("e_score_correction_bias", "expert_bias", "gate.weight")
 
 
 def _sigmoid_experts(sizes: Sizes) -> dict[str, Any]:
@@ -47,6 +47,8 @@ def _deepseek_v3(sizes: Sizes) -> Any:
         rope_parameters={**yarn, **original},
         n_group=4,
         topk_group=2,
+        topk_method="noaux_tc",  # vLLM reads these two of the published configurations, transformers does not
+        scoring_func="sigmoid",
     )
 
 
