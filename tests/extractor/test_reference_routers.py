@@ -112,13 +112,13 @@ FAMILIES = {
         shared_neurons=0,
         gate="feed_forward.w1",
     ),
-    "granitemoeshared": Family(
+    "granitemoe": Family(
         by_logits,
         block="block_sparse_moe",
         router="block_sparse_moe.router",
         bias="",
-        shared="shared_mlp.input_linear",
-        shared_neurons=176,
+        shared="",
+        shared_neurons=0,
         dense=(),
         moe=(0, 1, 2),
     ),

@@ -90,16 +90,12 @@ def _lfm2_moe(sizes: Sizes) -> Any:
     )
 
 
-def _granitemoeshared(sizes: Sizes) -> Any:
-    """Ranks logits and normalizes over the top-k; the router is called `router`, shared experts lie beside the block."""
-    from transformers import GraniteMoeSharedConfig
+def _granitemoe(sizes: Sizes) -> Any:
+    """Ranks logits and normalizes over the top-k; the router is called `router`."""
+    from transformers import GraniteMoeConfig
 
-    return GraniteMoeSharedConfig(
-        **{**sizes.routed, "intermediate_size": sizes.expert_neurons},
-        num_local_experts=16,
-        num_experts_per_tok=4,
-        shared_intermediate_size=sizes.neurons,
-    )
+    options = {**sizes.routed, "intermediate_size": sizes.expert_neurons}
+    return GraniteMoeConfig(**options, num_local_experts=16, num_experts_per_tok=4)
 
 
 def _llama4_text(sizes: Sizes) -> Any:
@@ -137,7 +133,7 @@ MOE_FAMILIES: dict[str, Callable[[Sizes], Any]] = {
     "glm4-moe": _glm4_moe,
     "ernie4-5-moe": _ernie4_5_moe,
     "lfm2-moe": _lfm2_moe,
-    "granitemoeshared": _granitemoeshared,
+    "granitemoe": _granitemoe,
     "llama4-text": _llama4_text,
 }
 DENSE_FAMILIES: dict[str, Callable[[Sizes], Any]] = {"gemma2": _gemma2, "cohere2": _cohere2}
