@@ -60,8 +60,8 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
 def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
     """Make a tiny random model of ARCHITECTURE.
 
-    Dense: llama, mistral, qwen2, gemma, opt, gpt2. Mixtures of experts: qwen2-moe, qwen3-moe, mixtral, olmoe,
-    deepseek-v2.
+    Dense: llama, mistral, qwen2, gemma, gemma2, cohere2, opt, gpt2. MoE models: qwen2-moe, qwen3-moe, mixtral, olmoe,
+    deepseek-v2, deepseek-v3, glm4-moe, ernie4-5-moe, lfm2-moe, granitemoe, llama4-text.
     """
     from sparcom_extractor.models import make_tiny_model
 

@@ -34,7 +34,10 @@ def judge_masks(result: Comparison, dtype: str) -> list[Check]:
     if result.share > limit:
         check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
     if result.unexplained:
-        check.findings.append(f"{result.unexplained} differing bits are not explained by rounding")
+        check.findings.append(
+            f"{result.unexplained} differing bits are not explained by rounding"
+            + _such_as(result.examples, result.unexplained)
+        )
     return [check] if result.experts is None else [check, _routes(result.experts), _weights(result.experts)]
 
 
@@ -45,20 +48,29 @@ def _kinds(result: Comparison) -> str:
     return f" ({', '.join(f'{name} {part.bits:,}' for name, part in kinds.items() if part.bits)})"
 
 
+def _such_as(examples: list[str], count: int) -> str:
+    """Name some of `count` things that are wrong."""
+    return f": {'; '.join(examples)}{'; …' if count > len(examples) else ''}" if examples else ""
+
+
 def _routes(result: ExpertComparison) -> Check:
-    from sparcom_extractor.reference_choice import Tolerance
+    from sparcom_extractor.reference_choice import TIE
 
     check = Check(
         "routes",
-        f"{result.routes:,} choices of experts (tokens × layers) against transformers: {result.reordered:,} list the "
-        f"same experts in another order; {result.ties} are of experts whose scores tie within "
-        f"{Tolerance.of(result.dtype).tie:g}, and the reference was made to follow them; {result.unexplained} are of "
-        "other experts",
+        f"{result.routes:,} top-k sets of experts (tokens × layers) against transformers: {result.reordered:,} list "
+        f"the same experts in another order; {result.ties} are of experts whose ranked scores tie within "
+        f"{TIE.get(result.dtype, 0.0):g}, and the reference followed them; {result.unexplained} are of other experts",
     )
+    if result.unjudged:
+        check.looked_at += (
+            f". Ties in layers {result.unjudged} cannot be judged, since the reference does not show the scores that "
+            "their routers rank: every difference there counts as other experts"
+        )
     if result.unexplained > MAX_STRAY.get(result.dtype, 0.0) * result.routes:
         check.findings.append(
-            f"{result.unexplained} choices are of experts that the reference's router does not choose; what differs "
-            "in the layers after them may follow from that"
+            f"{result.unexplained} top-k sets are of experts that the reference's router does not pick; what differs "
+            f"in the layers after them may follow from that{_such_as(result.route_examples, result.unexplained)}"
         )
     return check
 
@@ -73,6 +85,7 @@ def _weights(result: ExpertComparison) -> Check:
     if result.off_weights > MAX_STRAY.get(result.dtype, 0.0) * result.weights:
         check.findings.append(
             f"{result.off_weights} weights are off by more than {result.weight_tolerance:g} and rounding"
+            + _such_as(result.weight_examples, result.off_weights)
         )
     return check
 
@@ -92,5 +105,8 @@ def judge_counts(result: CountComparison, dtype: str) -> list[Check]:
     if result.share > limit:
         check.findings.append(f"counts differ by {result.share * 1e6:.2f} in 10⁶ bits; at most {limit * 1e6:g} may")
     if result.unexplained:
-        check.findings.append(f"{result.unexplained} differing counts are not explained by rounding")
+        check.findings.append(
+            f"{result.unexplained} differing counts are not explained by rounding"
+            + _such_as(result.examples, result.unexplained)
+        )
     return [check]

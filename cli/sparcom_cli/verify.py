@@ -1,8 +1,7 @@
-"""`sparcom verify`: is this archive right, or each of several? Exit status 1 when anything is found."""
+"""`sparcom verify`: is this archive right, or each of several? The exit status says; see `SOUND`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +12,11 @@ if TYPE_CHECKING:
     from sparcom_data.archive import Archive
     from sparcom_data.verify import Check, Tokenize
 
+SOUND, WRONG, UNFINISHED = 0, 1, 3  # 2 is wrong usage
+
 
 @click.command()
-@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...", type=click.Path(path_type=Path))
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option(
     "--reference", type=click.Choice(["transformers"]), help="Also compare bits, or counts, with this implementation."
 )
@@ -24,34 +25,47 @@ if TYPE_CHECKING:
 @click.option("--model", help="The model's folder, where it is not where the archive says.")
 @click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenisation of the text.")
 def verify(
-    archives: tuple[Path, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
+    archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> None:
-    """Check archives against themselves, and against Hugging Face transformers."""
+    """Check archives against themselves, and against Hugging Face transformers.
+
+    ARCHIVE is a folder or the address of an archive on a server, http://HOST:PORT/v1/archives/NAME/zarr.
+
+    \b
+    Exit status:
+      0  nothing wrong was found; cancelled and failed instructions are reported and are not errors
+      1  something wrong was found, or an archive cannot be read
+      2  wrong usage
+      3  nothing wrong was found, but an archive is not finished: instructions are pending or it is still open, or
+         no instruction is complete
+    """
     if model and len(archives) > 1:
         raise click.UsageError("--model is the folder of one archive's model; verify the archives one by one with it")
     wait_asleep()
-    right = [_verified(archive, reference, sample, seed, model, no_tokenizer) for archive in archives]
-    raise SystemExit(0 if all(right) else 1)
+    found = {_verified(archive, reference, sample, seed, model, no_tokenizer) for archive in archives}
+    raise SystemExit(next(status for status in (WRONG, UNFINISHED, SOUND) if status in found))
 
 
 def _verified(
-    archive: Path, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
-) -> bool:
-    """Whether nothing wrong was found; says what was looked at."""
+    archive: str, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
+) -> int:
+    """Print what was looked at and found; return the archive's exit status."""
     from rich.console import Console
 
     from sparcom_data.archive import open_archive
-    from sparcom_data.verify import verify_archive
+    from sparcom_data.verify import coverage, verify_archive
 
     opened = open_archive(archive)
     where = model or opened.attributes.model.id
     tokenize = None if no_tokenizer else _tokenizer(opened, where)
     with Console(stderr=True).status("Checking the archive"):
         checks: list[Check] = verify_archive(opened, tokenize)
-    if reference and all(check.passed for check in checks):
+    if not checks[0].passed:  # not even the states can be told
+        return _show(archive, checks, WRONG, "")
+    covered = coverage(opened)
+    if reference and covered.complete and all(check.passed for check in checks):
         checks += _compare(opened, where, sample, seed, tokenize)
-    _show(archive, checks)
-    return all(check.passed for check in checks)
+    return _show(archive, checks, SOUND if covered.finished else UNFINISHED, covered.sentence())
 
 
 def _tokenizer(archive: Archive, model: str) -> Tokenize:
@@ -98,7 +112,8 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     return judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), info.dtype)
 
 
-def _show(archive: Path, checks: list[Check]) -> None:
+def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
+    """Print checks and findings, then one sentence; return the exit status, `status` where nothing was found."""
     for check in checks:
         click.echo(f"{'ok   ' if check.passed else 'WRONG'}  {check.name:<10} {check.looked_at}")
         for finding in check.findings[:20]:
@@ -106,4 +121,6 @@ def _show(archive: Path, checks: list[Check]) -> None:
         if len(check.findings) > 20:
             click.echo(f"         and {len(check.findings) - 20} more")
     wrong = sum(len(check.findings) for check in checks)
-    click.echo(f"{archive}: {'nothing wrong was found' if not wrong else f'{wrong} findings'}")
+    said = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
+    click.echo(f"{archive}: {said}{f'; {covered}' if covered else ''}")
+    return WRONG if wrong else status

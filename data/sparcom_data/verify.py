@@ -3,6 +3,8 @@
     masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks  ─▶ routes, where the model has a router
     counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ counts
 
+Only complete instructions are checked; `coverage` says how many those are.
+
 The last ones are in verify_values.py. Where counts are held no token id is kept, so of the text the length of its
 tokenisation alone can be compared. The instruction columns are held, values are read in blocks. It knows no model: the
 tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
@@ -12,6 +14,7 @@ tokenizer is a function that the caller gives, and a comparison with a reference
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +25,7 @@ from sparcom_data.errors import ArchiveError
 from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
 from sparcom_data.verify_values import Check, check_values
 
-__all__ = ["Check", "Tokenize", "verify_archive"]
+__all__ = ["Check", "Coverage", "Tokenize", "coverage", "verify_archive"]
 
 Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
@@ -48,6 +51,49 @@ def verify_archive(
     if tokenize is not None:
         checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
     return [*checks, *check_values(archive, report)]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of an archive there was to check: instructions by state, and whether its writer has finished it."""
+
+    complete: int
+    pending: int
+    failed: int
+    cancelled: int
+    open: bool
+
+    @property
+    def total(self) -> int:
+        """All instructions."""
+        return self.complete + self.pending + self.failed + self.cancelled
+
+    @property
+    def finished(self) -> bool:
+        """Whether something is complete and nothing is still to come."""
+        return bool(self.complete) and not self.pending and not self.open
+
+    def sentence(self) -> str:
+        """Say what was checked and what was not; empty where all instructions are complete and the archive is too."""
+        others = {"pending": self.pending, "failed": self.failed, "cancelled": self.cancelled}
+        rest = [f"{count:,} {state}" for state, count in others.items() if count]
+        if not self.complete:
+            first, *further = rest or ["0 complete"]
+            count, state = first.split()
+            shown = ", ".join([f"{count} of {self.total:,} instructions are {state}", *further])
+            return f"{shown}: nothing was checked"
+        if self.open and not self.pending:
+            rest.append("and the archive is still open")
+        if not rest:
+            return ""
+        shown = ", ".join([f"{self.complete:,} of {self.total:,} instructions are complete", *rest])
+        return f"{shown}; only what is complete was checked"
+
+
+def coverage(archive: Archive) -> Coverage:
+    """Return how much of an archive `verify_archive` checks."""
+    states = describe_states(archive.instructions.state)
+    return Coverage(**states, open=archive.attributes.state == "open")
 
 
 def _check_format(archive: Archive) -> Check:
@@ -146,13 +192,19 @@ def _check_tokens(archive: Archive) -> Check:
             continue
         rows += length
         check.findings.extend(_length_problems(archive, int(index)))
-        if unwritten := int((ids < 0).sum()):
-            check.findings.append(
-                f"instruction {table.id[index]!r}: {unwritten} of its {length} rows were never written"
-            )
         first = int(table.prompt_length[index]) if captured == "response" else 0
-        if not np.array_equal(positions, first + np.arange(length)):
-            check.findings.append(f"instruction {table.id[index]!r}: positions do not run from {first} on")
+        if (unwritten := np.flatnonzero(ids < 0)).size:
+            check.findings.append(
+                f"instruction {table.id[index]!r}: {len(unwritten)} of its {length} rows were never written, the first "
+                f"is token {first + unwritten[0]}"
+            )
+        if len(positions) != length:
+            check.findings.append(f"instruction {table.id[index]!r}: {len(positions)} of its {length} rows are there")
+        elif (wrong := np.flatnonzero(positions != first + np.arange(length))).size:
+            check.findings.append(
+                f"instruction {table.id[index]!r}: positions do not run from {first} on; that of token "
+                f"{first + wrong[0]} is {positions[wrong[0]]}"
+            )
     check.looked_at = f"{rows:,} rows of {len(table.complete)} complete instructions"
     return check
 
@@ -214,11 +266,23 @@ def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
         except (ArchiveError, IndexError) as error:
             check.findings.append(f"instruction {table.id[index]!r}: {error}")
             continue
-        if not np.array_equal(ids, np.asarray(expected, dtype=np.int32)):
+        if difference := _first_difference(ids.tolist(), list(expected)):
             check.findings.append(
-                f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text"
+                f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text; "
+                f"{difference}"
             )
     return check
+
+
+def _first_difference(captured: list[int], expected: list[int]) -> str:
+    """Say where two lists of token ids differ first; empty where they do not."""
+    if captured == expected:
+        return ""
+    shorter = min(len(captured), len(expected))
+    token = next((at for at in range(shorter) if captured[at] != expected[at]), None)
+    if token is None:
+        return f"{len(captured)} tokens were captured and the text has {len(expected)}"
+    return f"token {token} is {captured[token]}, and {expected[token]} in the text"
 
 
 def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:

@@ -1,8 +1,8 @@
 """Is an archive right? Run some of its instructions through Hugging Face transformers and compare every bit.
 
 1. An instruction's rows are read, with its prompt where only the response was captured. 2. The reference
-(`reference_model`) runs them. 3. Bits are held to its gates but for rounding (`reference_bits`); in mixtures of experts
-the choices, their weights and the bits of the experts chosen too (`reference_experts`).
+(`reference_model`) runs them. 3. Bits are compared with its gates but for rounding (`reference_bits`); in MoE models
+the top-k experts, their weights and their bits too (`reference_experts`).
 Archives of counts are compared in reference_counts.py, by the same bound.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,6 +53,11 @@ class Comparison:
         return sum(part.unexplained for part in self._parts)
 
     @property
+    def examples(self) -> list[str]:
+        """Names of some bits that are not explained."""
+        return [example for part in self._parts for example in part.examples]
+
+    @property
     def share(self) -> float:
         """Differing bits as a share of all."""
         return self.differing / self.bits if self.bits else 0.0
@@ -76,7 +82,8 @@ def compare_with_reference(
         prompt_ids: the prompt's token ids of an instruction, for archives that hold response rows alone.
     """
     model = archive.attributes.model
-    result = Comparison(experts=ExpertComparison(model.dtype) if model.moe else None)
+    experts = ExpertComparison(model.dtype, unjudged=reference.unjudged) if model.moe else None
+    result = Comparison(experts=experts)
     table = archive.instructions
     for index in map(int, indices):
         start, length = int(table.token_start[index]), int(table.token_length[index])
@@ -87,23 +94,36 @@ def compare_with_reference(
         ids, positions = archive.read_tokens(start, start + length)
         first = int(positions[0])
         whole = np.concatenate([_whole_prompt(prompt_ids(index), first, table.id[index]), ids]) if first else ids
-        captured = _read_experts(archive, start, start + length)
+        name = _Named(table.id[index], ids, first)
+        captured = _read_experts(archive, start, start + length, name)
         follower = result.experts.follower(captured, first) if result.experts and captured else None
         run = reference.run(whole, follower)
         if result.experts and captured:
             result.experts.add(captured, run.routed, run.shared, first)
-        _compare_dense(result.dense, archive, run, start, first)
+        _compare_dense(result.dense, archive, run, start, name)
     return result
 
 
-def _read_experts(archive: Archive, start: int, stop: int) -> CapturedExperts | None:
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Names the rows of one instruction in findings. ids: int32 (rows,); first: position of the first row."""
+
+    instruction: str
+    ids: NDArray[np.int32]
+    first: int
+
+    def __call__(self, row: int, layer: int) -> str:
+        return f"instruction {self.instruction!r}, token {self.first + row} (id {self.ids[row]}), layer {layer}"
+
+
+def _read_experts(archive: Archive, start: int, stop: int, name: _Named) -> CapturedExperts | None:
     moe = archive.moe
     if moe is None:
         return None
     expert, weight = archive.read_routes(start, stop)
     active = _unpacked(archive.read_expert_active(start, stop), moe.neurons)
     shared = _unpacked(archive.read_shared_active(start, stop), moe.shared_neurons) if moe.shared_neurons else None
-    return CapturedExperts(expert, weight, active, shared)
+    return CapturedExperts(expert, weight, active, lambda row, place: name(row, moe.layer_ids[place]), shared)
 
 
 def _unpacked(masks: NDArray[np.uint8], neurons: int) -> NDArray[np.bool_]:
@@ -111,12 +131,13 @@ def _unpacked(masks: NDArray[np.uint8], neurons: int) -> NDArray[np.bool_]:
     return np.unpackbits(masks, axis=-1, bitorder="little", count=neurons).view(np.bool_)
 
 
-def _compare_dense(result: Bits, archive: Archive, run: Run, start: int, first: int) -> None:
+def _compare_dense(result: Bits, archive: Archive, run: Run, start: int, name: _Named) -> None:
     if not run.dense:
         return
-    masks = _unpacked(archive.read_active(start, start + len(run.dense[0].inputs) - first), archive.neurons)
-    for layer, gates in enumerate(run.dense):
-        result.compare(torch.from_numpy(masks[:, layer]), gates.inputs[first:], gates.gate[first:], gates.weight)
+    masks = _unpacked(archive.read_active(start, start + len(name.ids)), archive.neurons)
+    for place, (layer, gates) in enumerate(zip(archive.attributes.model.layer_ids, run.dense, strict=True)):
+        inputs, gate = gates.inputs[name.first :], gates.gate[name.first :]
+        result.compare(torch.from_numpy(masks[:, place]), inputs, gate, gates.weight, partial(name, layer=layer))
 
 
 def _whole_prompt(prompt: NDArray[np.int32], length: int, instruction: str) -> NDArray[np.int32]:

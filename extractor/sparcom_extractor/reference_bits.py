@@ -12,19 +12,25 @@ Knows arrays, no model and no archive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 ROUNDINGS = 256.0
+MOST_EXAMPLES = 3
 
 
 @dataclass(slots=True)
 class Bits:
-    """What a comparison of bits found. excess: for each differing bit, |gate| / bound; above 1 is not explained."""
+    """What a comparison of bits found.
+
+    excess: for each differing bit, |gate| / bound; above 1 is not explained. examples: some that are not explained.
+    """
 
     bits: int = 0
     excess: list[float] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
 
     @property
     def differing(self) -> int:
@@ -41,7 +47,14 @@ class Bits:
         """Differing bits as a share of all."""
         return self.differing / self.bits if self.bits else 0.0
 
-    def compare(self, captured: torch.Tensor, inputs: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> None:
+    def compare(
+        self,
+        captured: torch.Tensor,
+        inputs: torch.Tensor,
+        gate: torch.Tensor,
+        weight: torch.Tensor,
+        name: Callable[[int], str],
+    ) -> None:
         """Add the bits of one FFN.
 
         Args:
@@ -49,12 +62,17 @@ class Bits:
             inputs: (rows, hidden), of the gate projection.
             gate: (rows, neurons), what it gave in the reference.
             weight: (neurons, hidden), its weights.
+            name: names a row, for findings: its instruction, token and layer.
         """
         differs = (gate > 0) != captured
         self.bits += captured.numel()
         rows = differs.any(dim=1).nonzero()[:, 0]
         excess = gate[rows].double().abs() / rounding_bound(inputs[rows], weight)
         self.excess.extend(excess[differs[rows]].tolist())
+        wrong = differs[rows] & ~(excess <= 1)
+        for row, neuron in wrong.nonzero()[: MOST_EXAMPLES - len(self.examples)].tolist():
+            at = int(rows[row])
+            self.examples.append(f"{name(at)}, neuron {neuron} (gate {float(gate[at, neuron]):.3g} in the reference)")
 
 
 def rounding_bound(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
-"""Could a router have chosen these experts? Two that score alike may change places by rounding, any others may not.
+"""Can a router have picked these experts? Judged on the scores that it ranks.
 
-Scores are the softmax of the router's logits over all experts, in float32. Two tie where they are within `tie` of one
-another and within a share TIE_SHARE of the larger: far down the softmax everything is within any absolute tolerance,
-however sure the router was. A choice is explained where swapping tied experts, or tied groups where the choice is by
-group (the groups with the largest maxima, then the experts with the largest scores in them), makes it the reference's.
-Knows arrays, no model and no archive.
+The reference shows those scores (`reference_ranking`): with the router's own scoring function, selection bias and
+groups. Rounding may swap two experts whose scores tie, and two groups whose scores tie; it may not swap any others. A
+set of experts is possible where swapping tied experts or groups makes it the top-k of the scores.
+
+Two probabilities tie where they are within TIE of one another and within the share TIE_SHARE of the larger: far down a
+softmax everything is within any absolute tolerance, however sure the router was. Other scores (sigmoid, or anything
+plus a bias) tie within TIE times the larger of 1 and their size.
+It takes arrays and does not depend on a model or an archive.
 """
 
 from __future__ import annotations
@@ -18,45 +21,74 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
 
-# Units of rounding that two scores may be apart: 1e-6 in float32, 0.066 in bfloat16.
 TIE = {"float32": 1e-6, "float16": 8e-3, "bfloat16": 6.6e-2}
 TIE_SHARE = {"float32": 1e-3, "float16": 1.0, "bfloat16": 1.0}
-NORMALISED = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Choice by group: the experts are cut into `count` runs, of which `chosen` take part."""
+    """Group-limited routing: the experts are `len(scores)` runs of equal length; the best `chosen` runs take part.
 
-    count: int
+    scores: float32 (groups,) of one token, or (T, groups), as the router ranks them.
+    """
+
+    scores: Scores
     chosen: int
+
+    def of_token(self, token: int) -> Groups:
+        """The groups of one token: scores float32 (groups,)."""
+        return Groups(self.scores[token], self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The top-k experts of one MoE layer over a prompt of T tokens.
+
+    expert: int64 (T, top_k). scores: float32 (T, experts), the scores that the router ranks, before groups are masked;
+    None where the reference does not show them. groups: scores float32 (T, groups), for group-limited routing.
+    probabilities: the scores are a softmax over all experts.
+    """
+
+    expert: NDArray[np.int64]
+    scores: Scores | None = None
+    groups: Groups | None = None
+    probabilities: bool = True
+
+    def allows(self, token: int, chosen: NDArray[np.int64], dtype: str) -> bool:
+        """Return whether the scores of a token allow `chosen`, int64 (top_k,). Never, where there are no scores."""
+        if self.scores is None:
+            return False
+        groups = self.groups.of_token(token) if self.groups else None
+        return could_be_chosen(self.scores[token], chosen, groups, Tolerance.of(dtype, self.probabilities))
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How near two scores are that tie."""
+    """How near two scores are that tie. share: None where the scores are no probabilities."""
 
     tie: float = TIE["float32"]
-    share: float = TIE_SHARE["float32"]
+    share: float | None = TIE_SHARE["float32"]
 
     @classmethod
-    def of(cls, dtype: str) -> Tolerance:
-        """That of a model's dtype; none for one that is not in the tables."""
-        return cls(TIE.get(dtype, 0.0), TIE_SHARE.get(dtype, 0.0))
+    def of(cls, dtype: str, probabilities: bool = True) -> Tolerance:
+        """Return the tolerance for a model's dtype; 0 for a dtype that is not in the tables."""
+        return cls(TIE.get(dtype, 0.0), TIE_SHARE.get(dtype, 0.0) if probabilities else None)
 
     def near(self, larger: float) -> float:
-        """How far below `larger` a score may lie that ties with it."""
+        """Return how far below `larger` a score may lie that ties with it."""
+        if self.share is None:
+            return self.tie * max(1.0, abs(larger))
         return min(self.tie, self.share * larger)
 
 
 def could_be_chosen(scores: Scores, chosen: NDArray[np.int64], groups: Groups | None, tolerance: Tolerance) -> bool:
-    """Whether the largest scores are those of `chosen`, where tied ones may change places.
+    """Return whether `chosen` is the top-k of the scores, where tied experts and tied groups may swap.
 
     Args:
         scores: float32 (experts,), of one token.
-        chosen: int64 (choices,); ids that are no expert's, or that repeat, could not.
-        groups: how the choice is by group, where it is.
-        tolerance: what ties.
+        chosen: int64 (top_k,). Ids of no expert and ids that repeat are never a top-k.
+        groups: of the same token, for group-limited routing.
+        tolerance: which scores tie.
     """
     inside = np.zeros(len(scores), dtype=bool)
     if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= len(scores):
@@ -66,7 +98,7 @@ def could_be_chosen(scores: Scores, chosen: NDArray[np.int64], groups: Groups | 
         return False
     return any(
         not (inside & ~allowed).any() and _largest(scores, inside, allowed & ~inside, tolerance)
-        for allowed in _allowed(scores, groups, tolerance)
+        for allowed in _allowed(len(scores), groups, tolerance)
     )
 
 
@@ -77,58 +109,16 @@ def _largest(scores: Scores, inside: NDArray[np.bool_], outside: NDArray[np.bool
     return best - float(scores[inside].min()) <= tolerance.near(best)
 
 
-def _allowed(scores: Scores, groups: Groups | None, tolerance: Tolerance) -> Iterator[NDArray[np.bool_]]:
-    """Every set of experts, bool (experts,), that the choice may be from: one, and more where groups tie."""
+def _allowed(experts: int, groups: Groups | None, tolerance: Tolerance) -> Iterator[NDArray[np.bool_]]:
+    """Yield every set of experts, bool (experts,), that the top-k may come from: several where groups tie."""
     if groups is None:
-        yield np.ones(len(scores), dtype=bool)
+        yield np.ones(experts, dtype=bool)
         return
-    best = scores.reshape(groups.count, -1).max(axis=1)
+    best = groups.scores
     last = float(np.sort(best)[-groups.chosen])
     near = np.abs(best - last) <= tolerance.near(last)
     sure = np.flatnonzero((best > last) & ~near)
     for taken in combinations(np.flatnonzero(near).tolist(), groups.chosen - len(sure)):
-        allowed = np.zeros(groups.count, dtype=bool)
+        allowed = np.zeros(len(best), dtype=bool)
         allowed[[*sure, *taken]] = True
-        yield allowed.repeat(len(scores) // groups.count)
-
-
-def weights_of_choice(scores: Scores, chosen: NDArray[np.int64], own: NDArray[np.int64], own_weight: Scores) -> Scores:
-    """The weights that the reference would give `chosen`, told from those that it gave its own choice: float32
-    (choices,).
-
-    Weights that add up to 1 are normalised over the choice; others are scores times a factor, the same for all. Where
-    plain scores happen to add up to 1 the two agree.
-
-    Args:
-        scores: float32 (experts,), of one token.
-        chosen: int64 (choices,).
-        own: int64 (choices,), the reference's own choice; own_weight: float32 (choices,), its weights.
-    """
-    those = scores[chosen].astype(np.float64)
-    factor = weight_factor(scores[None], own[None], own_weight[None])[0]
-    return np.asarray(those / those.sum() if np.isnan(factor) else those * factor, dtype=np.float32)
-
-
-def weight_factor(scores: Scores, own: NDArray[np.int64], own_weight: Scores) -> NDArray[np.float64]:
-    """By what a router multiplies its scores to make weights: float64 (T,), NaN where it makes them add up to 1.
-
-    Args:
-        scores: float32 (T, experts); own: int64 (T, choices); own_weight: float32 (T, choices).
-    """
-    total = own_weight.astype(np.float64).sum(axis=1)
-    chosen = np.take_along_axis(scores, own, axis=1).astype(np.float64).sum(axis=1)
-    return np.where(np.abs(total - 1) < NORMALISED, np.nan, total / chosen)
-
-
-def weight_slope(choice_weight: Scores, factor: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far a weight moves at most where every logit of its token moves by one: float64 (T, choices).
-
-    A weight is f · p of a softmax p, whose logits z move it by |dp| ≤ p (1 - p) (max dz - min dz). Where weights are
-    made to add up to 1 they are a softmax over the choice themselves, f = 1.
-
-    Args:
-        choice_weight: float32 (T, choices); factor: float64 (T,), see `weight_factor`.
-    """
-    scale = np.where(np.isnan(factor), 1.0, factor)[:, None]
-    share = np.clip(choice_weight / scale, 0.0, 1.0)
-    return np.asarray(2 * scale * share * (1 - share), dtype=np.float64)
+        yield allowed.repeat(experts // len(best))

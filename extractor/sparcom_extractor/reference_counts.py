@@ -15,7 +15,7 @@ must hold over the instruction's rows: every row outside the bound is counted as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
-from sparcom_extractor.reference_bits import rounding_bound
+from sparcom_extractor.reference_bits import MOST_EXAMPLES, rounding_bound
 from sparcom_extractor.reference_model import ReferenceModel
 
 
@@ -33,7 +33,7 @@ class CountComparison:
 
     rows: tokens that were counted. bits: gates behind the counts, rows × neurons of all layers.
     counts: instructions × neurons of all layers. differing: counts that differ from the reference's.
-    difference: sum of how much they differ. unexplained: counts that rounding does not explain.
+    difference: sum of how much they differ. unexplained: counts that rounding does not explain; examples: some of them.
     """
 
     instructions: int = 0
@@ -43,6 +43,7 @@ class CountComparison:
     differing: int = 0
     difference: int = 0
     unexplained: int = 0
+    examples: list[str] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -105,8 +106,9 @@ def compare_counts_with_reference(
     for index in map(int, indices):
         ids = _checked_length(archive, index, prompt_ids(index))
         counts = archive.read_counts(index, index + 1)[0].astype(np.int64)
-        for layer, (inputs, gate, weight) in enumerate(reference.gates(ids)):
-            _compare_layer(result, torch.from_numpy(counts[layer]), inputs, gate, weight)
+        for place, (inputs, gate, weight) in enumerate(reference.gates(ids)):
+            name = f"instruction {archive.instructions.id[index]!r}, layer {archive.attributes.model.layer_ids[place]}"
+            _compare_layer(result, torch.from_numpy(counts[place]), inputs, gate, weight, name)
         result.instructions += 1
         result.rows += len(ids)
     return result
@@ -126,16 +128,26 @@ def _checked_length(archive: Archive, index: int, ids: NDArray[np.int32]) -> NDA
 
 
 def _compare_layer(
-    result: CountComparison, counts: torch.Tensor, inputs: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor
+    result: CountComparison,
+    counts: torch.Tensor,
+    inputs: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    name: str,
 ) -> None:
-    """One layer of one instruction: counts int64 (neurons,), inputs (T, hidden), gate (T, neurons)."""
+    """Compare one layer of one instruction: counts int64 (neurons,), inputs (T, hidden), gate (T, neurons)."""
     differences = (counts - (gate > 0).sum(dim=0)).abs()
     neurons = differences.nonzero()[:, 0]  # where it is 0 the bound holds whatever it is
     bound = rounding_bound(inputs, weight[neurons])
     gates = gate[:, neurons].double()
     least, most = (gates > bound).sum(dim=0), (gates > -bound).sum(dim=0)
+    wrong = (counts[neurons] < least) | (counts[neurons] > most)
     result.bits += gate.numel()
     result.counts += counts.numel()
     result.differing += len(neurons)
     result.difference += int(differences.sum())
-    result.unexplained += int(((counts[neurons] < least) | (counts[neurons] > most)).sum())
+    result.unexplained += int(wrong.sum())
+    result.examples.extend(
+        f"{name}, neuron {neurons[at]}: {counts[neurons[at]]} in place of {least[at]} to {most[at]}"
+        for at in wrong.nonzero()[: MOST_EXAMPLES - len(result.examples), 0]
+    )

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from sparcom_cli.main import main
-from sparcom_data.testing import write_random_archive
+from sparcom_data.testing import fill_array, write_random_archive
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
@@ -118,6 +118,53 @@ def test_a_damaged_archive_is_1_and_told(
     assert finding in said
     assert "WRONG  " in said
     assert said.rstrip().endswith("findings")
+
+
+@pytest.mark.parametrize(
+    ("states", "closed", "status", "said"),
+    [
+        ([1] * 10, True, 0, "nothing wrong was found"),
+        ([1] * 4 + [3] * 6, True, 0, "nothing wrong was found; 4 of 10 instructions are complete, 6 cancelled; only"),
+        ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only what is complete"),
+        ([0] * 10, False, 3, "not verified; 10 of 10 instructions are pending: nothing was checked"),
+        ([1] * 4 + [0] * 6, False, 3, "not verified; 4 of 10 instructions are complete, 6 pending; only what is"),
+        ([1] * 10, False, 3, "not verified; 10 of 10 instructions are complete, and the archive is still open; only"),
+        ([3] * 10, True, 3, "not verified; 10 of 10 instructions are cancelled: nothing was checked"),
+        ([2] * 3 + [3] * 7, True, 3, "not verified; 3 of 10 instructions are failed, 7 cancelled: nothing was checked"),
+    ],
+)
+def test_what_is_not_complete_is_said(
+    states: list[int],
+    closed: bool,
+    status: int,
+    said: str,
+    archive: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cancelled and failed are final and status 0 where something is complete; pending, open or nothing is status 3."""
+    fill_array(archive, "instruction/state", np.array(states, dtype=np.uint8))
+    errors = ["failed on purpose" if state == 2 else "" for state in states]
+    fill_array(archive, "instruction/error", np.array(errors, dtype=np.dtypes.StringDType()))
+    if not closed:
+        file = archive / "zarr.json"
+        file.write_text(file.read_text().replace('"state": "complete"', '"state": "open"'))
+    reference = [] if 1 in states else ["--reference", "transformers", "--model", "not there"]  # nothing to compare
+    assert run(monkeypatch, archive, "--no-tokenizer", *reference) == status
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{archive}: ")
+    assert said in last
+
+
+def test_a_finding_outweighs_an_archive_that_is_not_finished(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several archives one with a finding makes the status 1, else one that is not finished makes it 3."""
+    write_random_archive(tmp_path / "b.zarr")
+    zarr.open_array(archive / "instruction/state", mode="r+")[:] = 3
+    assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 3
+    damage_chunk(tmp_path / "b.zarr")
+    assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 1
 
 
 def test_many_findings_are_cut(

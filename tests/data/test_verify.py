@@ -109,14 +109,26 @@ def short_positions(path: Path, put: Put) -> None:
 # Damage, the check that must find it, and what it must say.
 DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "bit flipped in masks": (flip("neuron/active/c.2.0.0"), "masks", "chunk c.2.0.0 of array neuron/active"),
-    "chunk of masks missing": (remove("neuron/active/c.4.0.0"), "masks", "chunk c.4.0.0 of array neuron/active"),
-    "spare bit set": (spare_bit, "masks", "spare bits past neuron 19 must be 0"),
+    "chunk of masks missing": (
+        remove("neuron/active/c.4.0.0"),
+        "masks",
+        "chunk c.4.0.0 of array neuron/active .* It holds something of the instructions 'i00",
+    ),
+    "spare bit set": (
+        spare_bit,
+        "masks",
+        r"spare bits past neuron 19 must be 0; 1 masks .* 'i00\d', token \d+ \(id \d+\), layer 1",
+    ),
     "bit flipped in token ids": (flip("token/id/c/0"), "rows", "chunk c/0 of array token/id"),
     "positions missing": (remove("token/position/c/0"), "rows", "chunk c/0 of array token/position"),
     "row never written": (change("token/id", 11, -1), "rows", "1 of its .* rows were never written"),
     "wrong position": (change("token/position", 11, 77), "rows", "positions do not run from 0 on"),
     "row missing": (change("instruction/token_length", 9, 2), "rows", "2 rows cannot hold its .* prompt tokens"),
-    "wrong token id": (change("token/id", 11, 1001), "token ids", "not the tokenisation of its text"),
+    "wrong token id": (
+        change("token/id", 11, 1001),
+        "token ids",
+        r"not the tokenisation of its text; token \d+ is 1001, and ",
+    ),
     "rows shared": (shared_rows, "states", "'i005' and 'i006' share rows"),
     "rows past the axis": (
         change("instruction/token_start", 9, 60),
@@ -209,7 +221,7 @@ def test_responses_start_at_the_end_of_the_prompt(tmp_path: Path, columns: Any, 
     assert findings(verify_archive(open_archive(path), lambda _: pytest.fail("no prompt row to compare"))) == {}
     put(path, "token/position", slice(0, 2), [0, 1])
     assert findings(verify_archive(open_archive(path), None)) == {
-        "rows": ["instruction 'i0': positions do not run from 3 on"]
+        "rows": ["instruction 'i0': positions do not run from 3 on; that of token 3 is 0"]
     }
 
 

@@ -81,7 +81,11 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
         "counts",
         "chunk c.2.0.0 of array neuron/count",
     ),
-    "count above the rows": (too_many, "counts", "'i005', neuron/count: a count of 13 is more than its .* rows"),
+    "count above the rows": (
+        too_many,
+        "counts",
+        "'i005', neuron/count, layer 1, neuron 7: a count of 13 is more than its .* rows",
+    ),
     "rows missing": (change("instruction/token_length", 9, 2), "rows", "'i009': 2 rows cannot hold its"),
     "rows invented": (change("instruction/token_length", 9, 10**6), "rows", "'i009': 1000000 rows cannot hold its"),
     "another text": (change("instruction/text", 2, "text 6"), "lengths", "'i002': its prompt has .* and its text"),

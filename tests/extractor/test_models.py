@@ -28,6 +28,7 @@ from sparcom_extractor.models.known import KnownModel, Wheel
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
 from sparcom_extractor.models.testing import write_small_tokenizer
 from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
+from sparcom_extractor.models.tiny_families import MOE_FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -388,7 +389,7 @@ def test_a_tiny_model_is_what_it_says(architecture: str, make_tiny: Callable[...
     widths = {
         size for name, tensor in model.named_parameters() if "layers" in name or ".h." in name for size in tensor.shape
     }
-    assert (112 if architecture in MOE_ARCHITECTURES else 176) in widths
+    assert (112 if architecture in {**MOE_ARCHITECTURES, **MOE_FAMILIES} else 176) in widths
     assert model.config.vocab_size == 60
     assert model.config.eos_token_id == 1
     assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()

@@ -398,7 +398,9 @@ def test_what_follows_from_a_tie_is_no_small_thing(own_case: Case, monkeypatch: 
     tied = Tied(own_case, LENGTHS[0] + 4, 5e-6)
     follow = reference_experts.Follower.__call__
     monkeypatch.setattr(
-        reference_experts.Follower, "__call__", lambda self, place, choice: (follow(self, place, choice), choice)[1]
+        reference_experts.Follower,
+        "__call__",
+        lambda self, place, choice: (follow(self, place, choice), choice.expert)[1],
     )
     assert own_case.compare(tied.twin).unexplained > 20
 
@@ -415,7 +417,11 @@ def test_what_does_not_tie_is_not_followed(own_case: Case) -> None:
     ("damage", "finding"),
     [
         (None, None),
-        ("expert", "1 choices are of experts that the reference's router does not choose"),
+        (
+            "expert",
+            "1 top-k sets are of experts that the reference's router does not pick; what differs in the layers after "
+            "them may follow from that: instruction '0', token 2 (id ",
+        ),
         ("weight", "1 weights are off by more than 1e-05"),
         ("active", "differing bits are not explained by rounding"),
     ],
@@ -447,7 +453,7 @@ def test_the_command_says_it_in_sentences(
     assert ended.value.code == (0 if finding is None else 1), said
     routed = 86 * 4 * 112 - (112 if damage == "expert" else 0)
     assert f"(dense 7,568, routed {routed:,}, shared 15,136) against transformers: " in said
-    assert "86 choices of experts (tokens × layers) against transformers: 0 list" in said
+    assert "86 top-k sets of experts (tokens × layers) against transformers: 0 list" in said
     assert "combine weights against transformers: the worst is off by" in said
     assert finding is None or finding in said
 

@@ -16,7 +16,8 @@ from sparcom_extractor.models import folder
 from sparcom_extractor.models.fetch import fetch_model
 from sparcom_extractor.models.smollm2 import SMOLLM2_135M_INSTRUCT
 from sparcom_extractor.models.tiny_experts import MOE_ARCHITECTURES
-from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS, SPREAD, Sizes
+from sparcom_extractor.models.tiny_families import DENSE_FAMILIES, MOE_FAMILIES, ZERO_ROUTERS
+from sparcom_extractor.models.tiny_sizes import CONTEXT, EXPERT_NEURONS, NEURONS, ROUTED_SPREAD, SPREAD, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +88,9 @@ ARCHITECTURES: dict[str, Callable[[Sizes], Any]] = {
     "gemma": _gemma,
     "opt": _opt,
     "gpt2": _gpt2,
+    **DENSE_FAMILIES,
     **MOE_ARCHITECTURES,
+    **MOE_FAMILIES,
 }
 
 
@@ -112,7 +115,7 @@ def make_tiny_model(
         names = ", ".join(ARCHITECTURES)
         raise UnknownModelError(f"A tiny model's architecture is one of {names}; {architecture!r} is none of them.")
     sizes = {"layers": layers, "neurons": neurons, "context": context}
-    if architecture in MOE_ARCHITECTURES:
+    if architecture in {**MOE_ARCHITECTURES, **MOE_FAMILIES}:
         sizes["expert_neurons"] = expert_neurons
     if problems := [f"{name}: a model has at least 1, not {value}." for name, value in sizes.items() if value < 1]:
         raise InvalidInputError(problems)
@@ -156,6 +159,9 @@ def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, values in model.state_dict().items():
+            if name.endswith(ZERO_ROUTERS) and not values.any():
+                values.normal_(std=ROUTED_SPREAD)
     with no_bars():
         model.save_pretrained(target)
 
