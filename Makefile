@@ -13,7 +13,10 @@ TEST_PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-gpu check bench serve clean
+.PHONY: help setup model demo demo-moe test test-gpu check bench serve clean
+define ACTIVATE
+@printf '\n%s\n' "Run ./sparcom --help for all commands. To type sparcom alone: source $(BIN)/activate"
+endef
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +27,13 @@ setup:  ## Make .venv and install everything there (EXTRACTOR=gpu for CUDA; PYTH
 model: setup  ## Put the demo's model on disk
 	@$(BIN)/sparcom model fetch $(notdir $(DEMO_MODEL)) --output $(DEMO_MODEL)
 
-demo: setup  ## The whole way on a small real model, experts made of it and tuned twins: serve, submit, verify, compare
+demo: setup  ## Run a small real model from start to report: fetch, serve, submit, verify, analyze
 	@$(BIN)/sparcom demo $(ARGS)
+	$(ACTIVATE)
+
+demo-moe: setup  ## The same for four models: dense and mixture of experts, each before and after tuning
+	@$(BIN)/sparcom demo --moe --output demo-moe-output $(ARGS)
+	$(ACTIVATE)
 
 test: model  ## Run the tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -m "not gpu" $(TEST_PROCESSES) $(ARGS)
@@ -45,5 +53,5 @@ serve: $(if $(filter $(DEMO_MODEL),$(MODEL)),model,setup)  ## Serve MODEL=name-o
 	@$(BIN)/sparcom serve --model $(MODEL) $(ARGS)
 
 clean:  ## Remove caches and outputs; .venv, models/ and sparcom-data/ stay
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output bench-output
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output demo-moe-output bench-output
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

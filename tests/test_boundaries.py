@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 import subprocess
@@ -157,9 +156,6 @@ def test_the_analysis_needs_no_engine_and_no_server() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_answers_help(name: str) -> None:
     """Each command in the table loads and describes itself."""
-    module = COMMANDS[name].target.split(":")[0]
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not written yet")
     result = CliRunner().invoke(cli, [name, "--help"], prog_name="sparcom")
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"Usage: sparcom {name}")
@@ -183,10 +179,7 @@ def test_every_array_is_documented(spec: object) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_documented(name: str) -> None:
     """Every command is named in the README or in docs/."""
-    readme = (ROOT / "README.md").read_text()
-    if readme.count("\n") < 20:
-        pytest.skip("the README is not written yet")
-    pages = [readme, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
+    pages = [(ROOT / "README.md").read_text(), *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
     assert any(re.search(rf"\bsparcom {name}\b", page) for page in pages)
 
 

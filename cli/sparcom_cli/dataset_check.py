@@ -43,7 +43,9 @@ def check(
     everything: bool,
     report_file: Path | None,
 ) -> None:
-    """Check instruction FILES (JSON lines) as one set; without FILES the 600 synthetic ones of HexaInst.
+    """Check instruction FILES as one set; without FILES the 600 synthetic ones of HexaInst.
+
+    A file holds JSON lines, a JSON array or CSV; - reads standard input.
 
     Exit status 0 where no rule is broken, 1 where one is.
     """

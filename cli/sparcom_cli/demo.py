@@ -1,10 +1,8 @@
-"""`sparcom demo`: the whole way on a small real model, its mixture of experts, and a tuned twin of each, as a user
-would go it.
+"""`sparcom demo`: runs the commands that a user would run, on a small real model, and shows each of them.
 
-dataset build, once to run and once to train ─▶ model fetch ─▶ model moefy ─▶ model tune, of both
-─▶ for the dense pair and for the mixtures: serve base and twin ─▶ submit --wait to each ─▶ stop the server
-─▶ verify all ─▶ analyze --tuned each pair ─▶ page ─▶ alteration by category
-Each step but the last two is a command that is shown. Jobs run one at a time, and no engine runs when verify begins.
+dataset build ─▶ model fetch ─▶ serve ─▶ submit --wait ─▶ stop the server ─▶ verify ─▶ analyze.
+With --moe, four models: the dense one, a mixture of experts made of it (model moefy), and a tuned model of each (model
+tune). A page and a table then compare them. Jobs run one at a time, and no engine runs when verify begins.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,76 +22,89 @@ from sparcom_data.errors import InvalidInputError
 
 MODEL = "smollm2-135m-instruct"
 ARCHIVE = "demo"
-PER_CATEGORY = 20  # instructions that are run; as many after them are trained on
+PER_CATEGORY = 20  # instructions that are run; with --moe as many after them are trained on
 MARKER = ".sparcom-demo"  # only a folder that an earlier demo made is emptied
 _FOLDER = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A model and its tuned twin: both folders, the names of their archives, and the folder of their report."""
+class Subject:
+    """A model, its tuned model if there is one, the name of its archive, and the folder of its report."""
 
     base: Path
-    twin: Path
+    tuned: Path | None
     archive: str
     report: Path
 
     @property
     def archives(self) -> dict[str, Path]:
         """The models by the names of their archives."""
-        return {self.archive: self.base, f"{self.archive}-tuned": self.twin}
+        return {self.archive: self.base} | ({f"{self.archive}-tuned": self.tuned} if self.tuned else {})
 
 
 @click.command()
-@click.option("--output", type=_FOLDER, default=Path("demo-output"), show_default=True)
-@click.option("--model", "folder", type=_FOLDER, help="The demo model's folder, if not models/….")
 @click.option(
-    "--moe", "experts", type=_FOLDER, help="Folder of a mixture of experts, if not the one made of the demo model."
+    "--output", type=_FOLDER, default=Path("demo-output"), show_default=True, help="Folder for archives and reports."
 )
-@click.option("--tuned", "twin", type=_FOLDER, help="Folder of the model's tuned twin, if not the one that is made.")
-@click.option("--moe-tuned", "moe_twin", type=_FOLDER, help="Folder of the mixture's tuned twin, likewise.")
+@click.option("--model", "folder", type=_FOLDER, help=f"Folder of the model.  [default: models/{MODEL}]")
+@click.option(
+    "--moe", is_flag=True, help="Make a mixture of experts and two tuned models too, once, and compare all four."
+)
+@click.option("--moe-model", type=_FOLDER, help="With --moe: use this mixture of experts instead of making one.")
+@click.option("--tuned-model", type=_FOLDER, help="With --moe: use this tuned model instead of making one.")
+@click.option("--moe-tuned-model", type=_FOLDER, help="With --moe: use this tuned mixture of experts.")
 @click.option("--epsilon", default="0.05", show_default=True, help="Share of neurons that is instruction-specific.")
 def demo(
-    output: Path, folder: Path | None, experts: Path | None, twin: Path | None, moe_twin: Path | None, epsilon: str
+    output: Path,
+    folder: Path | None,
+    moe: bool,
+    moe_model: Path | None,
+    tuned_model: Path | None,
+    moe_tuned_model: Path | None,
+    epsilon: str,
 ) -> None:
-    """Run 120 instructions of six categories through a small real model, its mixture of experts, and a tuned twin of
-    each, and compare."""
+    """Run 120 instructions of six categories through a small real model, check the archive, and write a report."""
+    if not moe and (moe_model or tuned_model or moe_tuned_model):
+        raise click.UsageError("--moe-model, --tuned-model and --moe-tuned-model need --moe")
     started = time.monotonic()
-    dense, mixture = _pairs(output, folder, experts, twin, moe_twin)
+    subjects = _subjects(output, folder, moe_model, tuned_model, moe_tuned_model) if moe else [_dense(output, folder)]
     _make_room(output)
-    instructions, training = output / "instructions.jsonl", output / "training.jsonl"
+    instructions = output / "instructions.jsonl"
     _build(instructions)
-    if twin is None or moe_twin is None:
-        _build(training, "--skip", str(PER_CATEGORY))
     if folder is None:
-        _sparcom("model", "fetch", MODEL, "--output", str(dense.base))
-    if experts is None:
-        _sparcom("model", "moefy", "--model", str(dense.base), "--output", str(mixture.base))
-    for pair, given in ((dense, twin), (mixture, moe_twin)):
-        if given is None:
-            _tune(pair, training)
-    for pair in (dense, mixture):
-        _run(pair, instructions, output)
-    _verify((dense, mixture), output)
-    for pair in (dense, mixture):
-        base, tuned = _archives(pair, output)
-        _sparcom("analyze", base, "--tuned", tuned, "--epsilon", epsilon, "--output", str(pair.report))
-    page = _write_page(output, dense.report, mixture.report, tuned_here=twin is None and moe_twin is None)
-    click.echo(f"\n{_told(dense.report, mixture.report)}")
+        _sparcom("model", "fetch", MODEL, "--output", str(subjects[0].base))
+    if moe:
+        _make_models(subjects, output / "training.jsonl", moe_model, (tuned_model, moe_tuned_model))
+    for subject in subjects:
+        _run(subject, instructions, output)
+    _verify(subjects, output)
+    for subject in subjects:
+        _analyze(subject, output, epsilon)
+    page = subjects[0].report / "report.html"
+    if moe:
+        page = _compare(output, subjects, tuned_here=tuned_model is None and moe_tuned_model is None)
     click.echo(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
 
 
-def _pairs(
-    output: Path, folder: Path | None, experts: Path | None, twin: Path | None, moe_twin: Path | None
-) -> tuple[Pair, Pair]:
-    """The dense model with its twin, and the mixture with its."""
-    base = folder or Path("models") / MODEL
-    mixture = experts or Path("models") / f"{base.absolute().name}-moe"
-    found = (
-        Pair(base, twin or _twin_of(base), ARCHIVE, output / "report"),
-        Pair(mixture, moe_twin or _twin_of(mixture), f"{ARCHIVE}-moe", output / "report-moe"),
-    )
-    names = [model.absolute().name for pair in found for model in (pair.base, pair.twin)]
+def _dense(output: Path, folder: Path | None, tuned: Path | None = None) -> Subject:
+    return Subject(folder or Path("models") / MODEL, tuned, ARCHIVE, output / "report")
+
+
+def _subjects(
+    output: Path, folder: Path | None, moe_model: Path | None, tuned: Path | None, moe_tuned: Path | None
+) -> list[Subject]:
+    """The dense model and the mixture of experts, each with its tuned model.
+
+    Raises:
+        InvalidInputError: two of them have the same name.
+    """
+    base = _dense(output, folder).base
+    mixture = moe_model or Path("models") / f"{base.absolute().name}-moe"
+    found = [
+        _dense(output, folder, tuned or _tuned_of(base)),
+        Subject(mixture, moe_tuned or _tuned_of(mixture), f"{ARCHIVE}-moe", output / "report-moe"),
+    ]
+    names = [model.absolute().name for subject in found for model in subject.archives.values()]
     if len(set(names)) < len(names):
         raise InvalidInputError(
             [f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"]
@@ -100,7 +112,7 @@ def _pairs(
     return found
 
 
-def _twin_of(base: Path) -> Path:
+def _tuned_of(base: Path) -> Path:
     return Path("models") / f"{base.absolute().name}-tuned"
 
 
@@ -109,26 +121,51 @@ def _build(file: Path, *skip: str) -> None:
     _sparcom("dataset", "build", "--synthetic-only", *skip, "--per-category", count, "--output", str(file))
 
 
-def _tune(pair: Pair, training: Path) -> None:
-    _sparcom("model", "tune", "--model", str(pair.base), "--data", str(training), "--output", str(pair.twin))
+def _make_models(
+    subjects: Sequence[Subject], training: Path, moe_model: Path | None, given: Sequence[Path | None]
+) -> None:
+    """Make the mixture of experts and the tuned models that were not given; existing ones are kept."""
+    dense, mixture = subjects
+    if None in given:
+        _build(training, "--skip", str(PER_CATEGORY))
+    if moe_model is None:
+        _sparcom("model", "moefy", "--model", str(dense.base), "--output", str(mixture.base))
+    for subject, tuned in zip(subjects, given, strict=True):
+        if tuned is None:
+            data, target = str(training), str(subject.tuned)
+            _sparcom("model", "tune", "--model", str(subject.base), "--data", data, "--output", target)
 
 
-def _run(pair: Pair, instructions: Path, output: Path) -> None:
-    """The instructions through base and twin, one server for both."""
-    with serving(list(pair.archives.values()), output, f"{pair.archive}-server.log") as url:
-        for archive, model in pair.archives.items():
+def _run(subject: Subject, instructions: Path, output: Path) -> None:
+    """Send the instructions to one server of the base and the tuned model."""
+    with serving(list(subject.archives.values()), output, f"{subject.archive}-server.log") as url:
+        for archive, model in subject.archives.items():
             name, source = model.absolute().name, str(instructions)
             _sparcom("submit", "--server", url, "--model", name, "--input", source, "--archive", archive, "--wait")
 
 
-def _archives(pair: Pair, output: Path) -> list[str]:
-    return [str(output / "data" / "archives" / f"{archive}.zarr") for archive in pair.archives]
+def _archives(subject: Subject, output: Path) -> list[str]:
+    return [str(output / "data" / "archives" / f"{archive}.zarr") for archive in subject.archives]
 
 
-def _verify(pairs: tuple[Pair, ...], output: Path) -> None:
+def _verify(subjects: Sequence[Subject], output: Path) -> None:
     """All of them at once: importing transformers takes longer than comparing."""
-    archives = [archive for pair in pairs for archive in _archives(pair, output)]
+    archives = [archive for subject in subjects for archive in _archives(subject, output)]
     _sparcom("verify", *archives, "--reference", "transformers", "--sample", "6")
+
+
+def _analyze(subject: Subject, output: Path, epsilon: str) -> None:
+    base, *tuned = _archives(subject, output)
+    pair = [part for archive in tuned for part in ("--tuned", archive)]
+    _sparcom("analyze", base, *pair, "--epsilon", epsilon, "--output", str(subject.report))
+
+
+def _compare(output: Path, subjects: Sequence[Subject], *, tuned_here: bool) -> Path:
+    """Write the page that compares all models, and print how tuning changed each category."""
+    dense, mixture = (subject.report for subject in subjects)
+    page = _write_page(output, dense, mixture, tuned_here=tuned_here)
+    click.echo(f"\n{_alterations(dense, mixture)}")
+    return page
 
 
 def _write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
@@ -137,7 +174,7 @@ def _write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -
     return write_page(output, dense, mixture, tuned_here=tuned_here)
 
 
-def _told(dense: Path, mixture: Path) -> str:
+def _alterations(dense: Path, mixture: Path) -> str:
     from sparcom_cli.demo_alteration import as_text, read_alterations
 
     return as_text(read_alterations(dense, mixture))

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from sparcom_cli.options import EXTRACTION_OPTIONS, engine_options, extraction_options, make_extraction_options
+from sparcom_cli.options import (
+    EXTRACTION_OPTIONS,
+    INPUT_HELP,
+    engine_options,
+    extraction_options,
+    make_extraction_options,
+)
 
 
 @click.command()
 @click.option("--model", required=True, help="Folder of the model, or its name on the Hugging Face hub.")
-@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="JSON lines of instructions.")
+@click.option("--input", "source", required=True, type=click.Path(allow_dash=True, path_type=Path), help=INPUT_HELP)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The archive to write, NAME.zarr.")
 @extraction_options
 @engine_options
@@ -20,13 +26,13 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     """Run instructions through a model and write the archive of its neurons."""
     from sparcom_data.create import require_new_name
     from sparcom_data.errors import InvalidInputError
-    from sparcom_data.instructions import read_jsonl
+    from sparcom_data.instruction_files import default_dataset_name, read_instructions
     from sparcom_extractor.model_files import check_model, lacks_chat_template
     from sparcom_extractor.prompts import NO_TEMPLATE, check_formats
     from sparcom_extractor.settings import EngineSettings
 
     extraction = make_extraction_options(**{name: options.pop(name) for name in EXTRACTION_OPTIONS})
-    instructions = read_jsonl(source)
+    instructions = read_instructions(source)
     require_new_name(output)  # said before the minute that loading a model may take
     settings = EngineSettings(model=model, **options)
     check_model(settings)
@@ -35,5 +41,5 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
         raise InvalidInputError([NO_TEMPLATE])
     from sparcom_cli.extract_run import run_extraction  # imports torch, which takes seconds
 
-    failed = run_extraction(settings, instructions, extraction, output, source.stem)
+    failed = run_extraction(settings, instructions, extraction, output, default_dataset_name(source))
     raise SystemExit(1 if failed else 0)

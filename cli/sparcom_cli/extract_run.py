@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sparcom_cli.waiting import waiting
 from sparcom_data.archive import open_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.options import ExtractionOptions
@@ -52,7 +53,7 @@ async def _extract(
     dataset_name: str,
     console: Console,
 ) -> Snapshot:
-    with console.status(f"Loading {settings.name}"):
+    with waiting(f"Loading {settings.name}"):
         engine = await CaptureEngine.start(settings)
     try:
         extraction = await asyncio.to_thread(engine.prepare, instructions, options, output, dataset_name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import click
 
+import sparcom_extractor  # noqa: F401  (vLLM's processes import this module first: it quiets vLLM's import)
 from sparcom_data.errors import SparcomError
 
 

@@ -25,7 +25,7 @@ def say(made: MadeModel, what: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Steps]:
-    """A line on the terminal for each step, with a bar and the time left where its size is known."""
+    """Show each step: on a terminal with a bar and the time left, elsewhere as one line when it begins."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
@@ -36,7 +36,8 @@ def progress() -> Iterator[Steps]:
     try:
         yield Steps(bars)
     finally:
-        bars.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
 class Steps:
@@ -51,7 +52,10 @@ class Steps:
             self._finish()
             self._step = step
             self._bars.add_task(step, total=None, note="")
-            self._bars.start()
+            if self._bars.console.is_terminal:
+                self._bars.start()
+            else:
+                click.echo(f"{step} ...", err=True)
         task = self._bars.tasks[-1]
         if total:
             self._bars.update(task.id, completed=done, total=total)

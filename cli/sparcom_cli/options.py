@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparcom_data.options import ExtractionOptions
 
 
+INPUT_HELP = "File of instructions: JSON lines, a JSON array or CSV; - reads standard input."
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.options import extraction_options, make_extraction_options
+from sparcom_cli.options import INPUT_HELP, extraction_options, make_extraction_options
 
 if TYPE_CHECKING:
     from sparcom_cli.client import Client
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--server", default="http://127.0.0.1:8000", show_default=True, metavar="URL", help="The server.")
 @click.option(
-    "--input", "file", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Instructions, JSON lines."
+    "--input",
+    "file",
+    required=True,
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help=INPUT_HELP,
 )
 @click.option("--model", help="A served model; needed where several are served.")
 @click.option("--archive", help="Name of the archive; derived from model and time where not given.")
@@ -50,13 +54,13 @@ def build_body(
     Raises:
         InvalidInputError: naming every problem.
     """
-    from sparcom_data.instructions import read_jsonl
+    from sparcom_data.instruction_files import default_dataset_name, read_instructions
 
-    instructions = [item.model_dump(mode="json", exclude_defaults=True) for item in read_jsonl(file)]
+    instructions = [item.model_dump(mode="json", exclude_defaults=True) for item in read_instructions(file)]
     body: dict[str, Any] = {
         "instructions": instructions,
         "options": make_extraction_options(**options).model_dump(mode="json"),
-        "dataset": {"name": file.stem if dataset is None else dataset},
+        "dataset": {"name": default_dataset_name(file) if dataset is None else dataset},
     }
     given = {"model": model, "archive": archive}
     return body | {name: value for name, value in given.items() if value is not None}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparcom_cli.threads import wait_asleep
+from sparcom_cli.waiting import waiting
 
 if TYPE_CHECKING:
     from sparcom_data.archive import Archive
@@ -50,15 +51,13 @@ def _verified(
     archive: str, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> int:
     """Print what was looked at and found; return the archive's exit status."""
-    from rich.console import Console
-
     from sparcom_data.archive import open_archive
     from sparcom_data.verify import coverage, verify_archive
 
     opened = open_archive(archive)
     where = model or opened.attributes.model.id
-    tokenize = None if no_tokenizer else _tokenizer(opened, where)
-    with Console(stderr=True).status("Checking the archive"):
+    with waiting(f"Checking {archive}"):
+        tokenize = None if no_tokenizer else _tokenizer(opened, where)
         checks: list[Check] = verify_archive(opened, tokenize)
     if not checks[0].passed:  # not even the states can be told
         return _show(archive, checks, WRONG, "")
@@ -100,7 +99,7 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     counted = archive.granularity == "count"
     indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
     info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
-    with console.status("Loading the reference"), no_bars():
+    with waiting("Loading the reference"), no_bars():
         reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Instructions: one line of an input file, one item of a REST batch.
+"""Instructions: one line of a file of JSON lines, one item of a REST batch. `instruction_files` reads other files.
 
 Three ways to say what the model reads: `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
 Validation reports every problem of a batch at once, each with the place, the field, the rule and the value.
@@ -7,6 +7,8 @@ It does not know tokenizers or models: a prompt that is too long is found later,
 
 from __future__ import annotations
 
+import codecs
+import difflib
 import hashlib
 import json
 from collections import Counter
@@ -107,6 +109,17 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+# Names that other data sets give to what is `text` here.
+_NAMES_OF_TEXT = frozenset({"prompt", "instruction", "question", "content", "input", "query", "sentence", "user"})
+
+
+def suggest_field(name: str) -> str | None:
+    """Return the field of an instruction that the unknown field `name` probably means."""
+    if name.lower() in _NAMES_OF_TEXT:
+        return "text"
+    return next(iter(difflib.get_close_matches(name.lower(), Instruction.model_fields, n=1)), None)
+
+
 def describe_validation_error(error: ValidationError, where: str) -> list[str]:
     """One sentence for each problem pydantic found: place, field, rule, and the value where it is short."""
     lines = []
@@ -114,11 +127,20 @@ def describe_validation_error(error: ValidationError, where: str) -> list[str]:
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"
+            message = _unknown_field(item["loc"])
         value = repr(item.get("input"))
         shown = f" (got {value})" if len(value) <= 60 and item["type"] != "value_error" else ""
         lines.append(f"{where}{': ' + field if field else ''}: {message}{shown}")
     return lines
+
+
+def _unknown_field(place: tuple[int | str, ...]) -> str:
+    """Describe a field that does not exist, in a line of a file or in one of the `instructions` of a request."""
+    of_instruction = len(place) == 1 or (len(place) == 3 and place[0] == "instructions")
+    meant = suggest_field(str(place[-1])) if of_instruction else None
+    if meant:
+        return f"unknown field; did you mean {meant!r}? Facts of your own go under metadata"
+    return "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"
 
 
 def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
@@ -151,30 +173,41 @@ def dataset_sha256(instructions: Iterable[Instruction]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadLines:
-    """A file of instructions: those that keep the rules, by line number from 1, and a sentence for each problem."""
+class ReadFile:
+    """A file of instructions: the valid ones by their place ("in.jsonl, line 3"), and a sentence for each problem."""
 
-    instructions: dict[int, Instruction]
+    instructions: dict[str, Instruction]
     problems: list[str]
 
+    def require_all(self, name: str) -> list[Instruction]:
+        """Return the instructions of the file `name`.
 
-def read_lines(path: Path) -> ReadLines:
-    """Read every line of a file of JSON lines, good or bad; blank lines are skipped.
+        Raises:
+            InvalidInputError: naming every problem, every id that occurs twice, or that there is no instruction.
+        """
+        instructions = list(self.instructions.values())
+        problems = [*self.problems, *duplicate_id_problems(instruction.id for instruction in instructions)]
+        if problems:
+            raise InvalidInputError(problems)
+        if not instructions:
+            raise InvalidInputError([f"{name} holds no instruction: give JSON lines, a JSON array or CSV"])
+        return instructions
 
-    Raises:
-        InvalidInputError: the file cannot be read.
-    """
+
+def validate_records(records: Iterable[tuple[str, Any]]) -> ReadFile:
+    """Validate the records of a file. A record is its place and its fields, or the ValueError that reading it gave."""
     problems: list[str] = []
-    instructions: dict[int, Instruction] = {}
-    for number, line in _lines(path):
-        where = f"{path.name}, line {number}"
+    instructions: dict[str, Instruction] = {}
+    for where, record in records:
         try:
-            instructions[number] = Instruction.model_validate(_parse(line))
+            if isinstance(record, ValueError):
+                raise record
+            instructions[where] = Instruction.model_validate(record)
         except ValidationError as error:
             problems.extend(describe_validation_error(error, where))
         except ValueError as error:
             problems.append(f"{where}: {error}")
-    return ReadLines(instructions, problems)
+    return ReadFile(instructions, problems)
 
 
 def read_jsonl(path: Path) -> list[Instruction]:
@@ -183,32 +216,29 @@ def read_jsonl(path: Path) -> list[Instruction]:
     Raises:
         InvalidInputError: naming every line and field that breaks a rule, or the file that cannot be read.
     """
-    found = read_lines(path)
-    instructions = list(found.instructions.values())
-    problems = [*found.problems, *duplicate_id_problems(instruction.id for instruction in instructions)]
-    if problems:
-        raise InvalidInputError(problems)
-    if not instructions:
-        raise InvalidInputError([f"{path} holds no instruction: give one JSON object a line"])
-    return instructions
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: byte {error.start + 1} of the line cannot be decoded") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise ValueError(f"JSON that cannot be read: {error}") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+            return validate_records(json_lines(path.name, file)).require_all(str(path))
     except OSError as error:
         raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
+
+
+def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value, or the error, of each line that is not blank."""
+    for number, raw in enumerate(lines, start=1):
+        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if line.strip():
+            yield f"{name}, line {number}", parse_json(line)
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value, or a ValueError that says what is wrong."""
+    try:
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 text: byte {error.start + 1} of the line cannot be decoded")
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return ValueError(f"not JSON: {error.msg} at {line}column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return ValueError(f"JSON that cannot be read: {error}")

@@ -248,7 +248,8 @@ def _child_environment(device_type: str, cores: Sequence[int], processes: int) -
     (SmolLM2, float32). Its threads then wait asleep, to leave the core to the scheduler and the writer. Processes of
     one engine share the cores; vLLM by itself gives each a NUMA node.
     """
-    environment = {"PYTHONWARNINGS": "ignore"}  # vLLM's own code gives some at every start
+    # vLLM's own code gives Python warnings at every start, its C++ code one about NUMA.
+    environment = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if device_type == "cpu" and len(cores) <= SMALL_MACHINE_CORES:
         environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
     if device_type == "cpu" and 1 < processes <= len(cores):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from sparcom_cli.main import main
+from sparcom_data.dataset.categories import CATEGORIES
 from sparcom_data.dataset.findings import Report
+from sparcom_data.dataset.synthetic import synthetic_instructions
+from sparcom_data.instruction_files import read_instructions
 
 pytest.importorskip("py3langid", reason="the extra `dataset` is not installed")
 
@@ -215,3 +219,26 @@ def test_the_help_says_what_the_statuses_mean(run: Callable[..., tuple[Any, str,
     ):
         assert part in " ".join(said.split())
     assert "Exit status 0 where no rule is broken, 1 where one is." in " ".join(said.split())
+
+
+def test_csv_and_standard_input_are_checked(
+    run: Callable[..., tuple[Any, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places are the rows of a table, and the lines of what is piped in."""
+    (tmp_path / "set.csv").write_text("id,text,category\na,Is a whale a fish or a mammal?,CLS\nb,,QA\n")
+    status, said, _ = run(None, tmp_path / "set.csv")
+    assert status == 1
+    assert "set.csv, row 3: exactly one of text" in said
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(map(json.dumps, GOOD)).encode())))
+    assert run(None, "-")[0] == 0
+
+
+def test_the_example_of_the_repository_passes(run: Callable[..., tuple[Any, str, str]]) -> None:
+    """examples/instructions.jsonl: twelve of HexaInst's own instructions, two of each category, with their licence."""
+    example = Path(__file__).parents[2] / "examples" / "instructions.jsonl"
+    status, said, _ = run(None, example, "--strict")
+    assert status == 0, said
+    items = read_instructions(example)
+    assert [item.category for item in items] == [category for category in CATEGORIES for _ in range(2)]
+    ours = {item.id: (item.text, item.category, item.license) for item in synthetic_instructions(6)}
+    assert all(ours[item.id] == (item.text, item.category, item.license) for item in items)

@@ -38,8 +38,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(told(arguments)))
     monkeypatch.setattr(demo, "serving", server)
-    monkeypatch.setattr(demo, "_write_page", lambda *_, tuned_here: ran.append(f"page {tuned_here}"))
-    monkeypatch.setattr(demo, "_told", lambda *folders: "alteration " + " ".join(folder.name for folder in folders))
+
+    def page(output: Path, *_: Path, tuned_here: bool) -> Path:
+        ran.append(f"page {tuned_here}")
+        return output / "index.html"
+
+    monkeypatch.setattr(demo, "_write_page", page)
+    monkeypatch.setattr(demo, "_alterations", lambda *folders: " ".join(["alteration", *(one.name for one in folders)]))
     return ran
 
 
@@ -78,22 +83,54 @@ def served(dense: str, mixture: str) -> list[str]:
     ]
 
 
-def test_the_whole_way(
+def alone(dense: str) -> list[str]:
+    run_it = [f"serve {dense}", f"submit {dense} instructions.jsonl demo", "stop"]
+    return [*run_it, "verify demo.zarr", "analyze demo.zarr report"]
+
+
+def test_the_demo_runs_one_model(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fetch one model and make the other and both twins, serve each pair, submit to all, stop, verify all, compare each
-    pair, tell; again into the same folder, which it made itself."""
+    """Fetch, serve, submit, stop, verify, analyze: nothing is trained. The report is named at the end. A second run
+    empties the folder that the first one made."""
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
-        assert steps == [BUILT, TRAINING, f"model {DENSE}", *made(DENSE, MIXTURE), *served(DENSE, MIXTURE), "page True"]
-        assert "\nalteration report report-moe\n\nDone in " in capsys.readouterr().out
+        assert steps == [BUILT, f"model {DENSE}", *alone(DENSE)]
+        said = capsys.readouterr().out
+        assert "\nDone in " in said
+        assert f"Open {tmp_path / 'out' / 'report' / 'report.html'}" in said
+        assert not (tmp_path / "out" / "old").exists()
         (tmp_path / "out" / "old").touch()
     steps.clear()
     assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
+    assert steps == [BUILT, *alone("x-instruct")], "a model that is given is not fetched"
+
+
+def test_the_demo_with_experts_compares_four_models(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fetch one model, make the other three, serve each pair, submit to all, stop, verify all, compare each pair, and
+    show the page that compares them."""
+    assert run(monkeypatch, "--moe", "--output", tmp_path / "out") == 0
+    assert steps == [BUILT, f"model {DENSE}", TRAINING, *made(DENSE, MIXTURE), *served(DENSE, MIXTURE), "page True"]
+    said = capsys.readouterr().out
+    assert "\nalteration report report-moe\n\nDone in " in said
+    assert f"Open {tmp_path / 'out' / 'index.html'}" in said
+    steps.clear()
+    assert run(monkeypatch, "--moe", "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
     made_of = [*made("x-instruct", "x-instruct-moe"), *served("x-instruct", "x-instruct-moe"), "page True"]
     assert steps == [BUILT, TRAINING, *made_of], "not fetched, but cut and tuned"
-    assert not (tmp_path / "out" / "old").exists()
+
+
+@pytest.mark.parametrize("option", ["--moe-model", "--tuned-model", "--moe-tuned-model"])
+def test_models_that_would_not_be_used_are_refused(
+    option: str, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder for the comparison without --moe is wrong usage."""
+    assert run(monkeypatch, "--output", tmp_path / "out", option, tmp_path) == 2
+    assert "need --moe" in capsys.readouterr().err
+    assert steps == []
 
 
 def test_what_is_trained_on_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,13 +152,16 @@ def test_what_is_trained_on_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With all folders given nothing is put on disk beside the output, and nothing is trained on."""
-    models = ("--model", tmp_path / "d-instruct", "--moe", tmp_path / "m-moe")
-    twins = ("--tuned", tmp_path / "d-instruct-tuned", "--moe-tuned", tmp_path / "m-moe-tuned")
-    assert run(monkeypatch, "--output", tmp_path / "out", *models, *twins) == 0
+    models = ("--model", tmp_path / "d-instruct", "--moe-model", tmp_path / "m-moe")
+    tuned = ("--tuned-model", tmp_path / "d-instruct-tuned", "--moe-tuned-model", tmp_path / "m-moe-tuned")
+    assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *models, *tuned) == 0
     assert steps == [BUILT, *served("d-instruct", "m-moe"), "page False"]
 
 
-@pytest.mark.parametrize("same", [("--model", "--moe"), ("--model", "--tuned"), ("--moe", "--moe-tuned")])
+PAIRS = [("--model", "--moe-model"), ("--model", "--tuned-model"), ("--moe-model", "--moe-tuned-model")]
+
+
+@pytest.mark.parametrize("same", PAIRS)
 def test_models_of_one_name_are_refused(
     same: tuple[str, str],
     tmp_path: Path,
@@ -131,7 +171,7 @@ def test_models_of_one_name_are_refused(
 ) -> None:
     """The server tells models by the last part of their folder's name, so that must differ."""
     arguments = (same[0], tmp_path / "a" / "x", same[1], tmp_path / "b" / "x")
-    assert run(monkeypatch, "--output", tmp_path / "out", *arguments) == 1
+    assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *arguments) == 1
     assert "which must differ" in capsys.readouterr().err
     assert steps == []
 
@@ -161,7 +201,7 @@ def test_a_step_that_fails_ends_the_demo(
             raise SystemExit(7)
 
     monkeypatch.setattr(demo, "_sparcom", fail)
-    assert run(monkeypatch, "--output", tmp_path / "out") == 7
+    assert run(monkeypatch, "--moe", "--output", tmp_path / "out") == 7
     assert steps.count(broken) == 1
     served_pair = ["serve smollm2-135m-instruct smollm2-135m-instruct-tuned", "submit"]
     assert steps[6 : 6 + len(served_pair)] == served_pair

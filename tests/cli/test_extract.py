@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 import warnings
@@ -65,6 +66,15 @@ def test_every_problem_of_the_file_is_told(
     assert "in.jsonl, line 3: txet: unknown field" in said
     assert "'c' occurs 2 times" in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_standard_input_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--input -` reads what is piped in, CSV here, and says what is wrong with it."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,prompt\na,b\n")))
+    assert run(monkeypatch, "--input", "-", "--output", tmp_path / "a.zarr") == 1
+    assert "standard input: unknown columns: 'prompt' (did you mean 'text'?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

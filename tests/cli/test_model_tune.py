@@ -65,16 +65,15 @@ def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
 def test_a_note_stands_behind_its_step() -> None:
     """How many of how many, and what is told of it, in one line a step."""
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import Progress
 
-    screen = io.StringIO()
-    bars = Progress(TextColumn("{task.description}{task.fields[note]}"), console=Console(file=screen, width=90))
+    bars = Progress(console=Console(file=io.StringIO(), force_terminal=True))
     steps = Steps(bars)
     steps("loading")
     for done in range(3):
         steps("training", done, 40, note=f"loss {4 - done}.000" if done else "")
     steps("writing")
     bars.stop()
-    lines = screen.getvalue().splitlines()
-    assert [line.split(",")[0].strip() for line in lines] == ["loading", "training 2 of 40", "writing"]
-    assert "loss 2.000" in lines[1]
+    shown = [f"{task.description}{task.fields['note']}".split(",") for task in bars.tasks]
+    assert [parts[0] for parts in shown] == ["loading", "training 2 of 40", "writing"]
+    assert "loss 2.000" in shown[1][1]

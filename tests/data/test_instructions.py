@@ -26,7 +26,12 @@ BROKEN_LINES: dict[str, tuple[bytes, list[str]]] = {
     "empty id": (b'{"id": "", "text": "t"}', ["id:", "at least 1 character"]),
     "id of 513 characters": (b'{"id": "' + b"x" * 513 + b'", "text": "t"}', ["id:", "at most 512"]),
     "id is a number": (b'{"id": 7, "text": "t"}', ["id:", "string", "got 7"]),
-    "unknown field": (b'{"id": "a", "txt": "t", "text": "t"}', ["txt: unknown field", "spelling"]),
+    "unknown field": (b'{"id": "a", "txt": "t", "text": "t"}', ["txt: unknown field", "mean 'text'?"]),
+    "field of no meaning": (b'{"id": "a", "zzz": "t", "text": "t"}', ["zzz: unknown field; check its spelling"]),
+    "field of a message": (
+        b'{"id": "a", "messages": [{"role": "user", "content": "c", "txt": 1}]}',
+        ["messages.0.txt: unknown field; check its spelling"],
+    ),
     "no content": (b'{"id": "a"}', ["exactly one of text, messages and token_ids", "found none"]),
     "text and token_ids": (b'{"id": "a", "text": "t", "token_ids": [1]}', ["exactly one", "text and token_ids"]),
     "empty text": (b'{"id": "a", "text": ""}', ["text must not be empty"]),
@@ -77,6 +82,22 @@ def test_two_problems_of_one_line_are_both_reported(tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_bytes(b'{"id": "", "text": "t", "colour": "red"}')
     assert sorted(text.split(": ")[1] for text in problems(file)) == ["colour", "id"]
+
+
+@pytest.mark.parametrize("name", ["prompt", "Prompt", "instruction", "question", "content"])
+def test_other_names_of_text_are_understood(tmp_path: Path, name: str) -> None:
+    """Names of other data sets get the name that is used here."""
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps({"id": "a", name: "What is 2 + 2?"}))
+    (found,) = problems(file)
+    assert found.startswith(f"in.jsonl, line 1: {name}: unknown field; did you mean 'text'?")
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    """What Windows' editors put before the first line is left out."""
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + GOOD)
+    assert [item.id for item in read_jsonl(file)] == ["good"]
 
 
 def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:

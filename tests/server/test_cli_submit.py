@@ -60,6 +60,20 @@ def test_it_submits_and_waits(start: Start, file: Path) -> None:
     assert options["add_special_tokens"] is False
 
 
+@pytest.mark.parametrize("name", ["table.csv", "-"])
+def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: str) -> None:
+    """A table is read as such; what is piped in is a data set named stdin."""
+    running, table = start(), "id,text,category\na,one two,CLS\n"
+    (tmp_path / "table.csv").write_text(table)
+    source = name if name == "-" else str(tmp_path / name)
+    arguments = ["--server", running.url, "--input", source, "--wait", "--archive", "mine"]
+    result = CliRunner().invoke(submit, arguments, input=table)
+    assert result.exit_code == 0, result.output
+    archive = open_archive(running.archives / "mine.zarr")
+    assert (archive.instructions.id, archive.instructions.category) == (["a"], ["CLS"])
+    assert archive.attributes.dataset.name == {"-": "stdin"}.get(name, "table")
+
+
 def test_it_submits_for_counts(start: Start, file: Path) -> None:
     """--granularity reaches the archive and the job."""
     running = start()

@@ -22,7 +22,8 @@ from sparcom_data.dataset.language import foreign
 from sparcom_data.dataset.pairs import Member, contamination, same_texts, similar_texts
 from sparcom_data.dataset.spelling import misspellings, slips
 from sparcom_data.errors import InvalidInputError, MissingExtraError
-from sparcom_data.instructions import Instruction, read_lines, text_sha256
+from sparcom_data.instruction_files import read_file
+from sparcom_data.instructions import Instruction, text_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,8 @@ def _read(paths: Sequence[Path]) -> tuple[list[Member], list[Finding]]:
     members: list[Member] = []
     findings: list[Finding] = []
     for path in paths:
-        found = read_lines(path)
-        members += [Member(f"{path.name}, line {number}", item) for number, item in found.instructions.items()]
+        found = read_file(path)
+        members += [Member(place, item) for place, item in found.instructions.items()]
         for problem in found.problems:
             place, _, message = problem.partition(": ")
             findings.append(Finding(rule="line", where=place, message=message))

@@ -1,0 +1,39 @@
+"""`sparcom extract` as people run it, with a real engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparcom_data.archive import open_archive
+from sparcom_data.instruction_files import read_instructions
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "instructions.jsonl"
+
+
+@pytest.mark.engine
+def test_nothing_of_no_use_is_shown(tmp_path: Path) -> None:
+    """The repository's example, piped in: three lines of ours, and none of vLLM's on Triton, Python or NUMA."""
+    from sparcom_extractor.models import make_tiny_model
+
+    tokenizer = ROOT / "models" / "smollm2-135m-instruct"
+    make_tiny_model("llama", tmp_path / "tiny", tokenizer=tokenizer)
+    command = [sys.executable, "-m", "sparcom_cli", "extract", "--input", "-", "--kv-cache-gib", "0.25"]
+    done = subprocess.run(
+        [*command, "--model", tmp_path / "tiny", "--output", tmp_path / "a.zarr"],
+        input=EXAMPLE.read_text(),
+        env={name: value for name, value in os.environ.items() if name not in ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    loading, bar = done.stderr.splitlines()
+    assert (done.returncode, loading) == (0, "Loading tiny ...")
+    assert bar.startswith("Extracting ")
+    assert done.stdout.startswith(f"{tmp_path / 'a.zarr'}: 12 of 12 instructions complete")
+    assert open_archive(tmp_path / "a.zarr").instructions.id == [item.id for item in read_instructions(EXAMPLE)]

@@ -1,0 +1,80 @@
+"""With --strict-skips a skipped test fails, unless its reason is one that CI cannot remove."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+TESTS = """
+import pytest
+
+def test_passes():
+    pass
+
+@pytest.mark.skipif(True, reason="no Chromium or Chrome is installed")
+def test_marked():
+    pass
+
+def test_called():
+    pytest.skip("the demo model is not on disk")
+
+@pytest.fixture
+def absent():
+    pytest.importorskip("no_such_module")
+
+def test_by_its_fixture(absent):
+    pass
+
+@pytest.mark.xfail(strict=True)
+def test_expected_to_fail():
+    assert False
+
+def test_gpu():
+    pytest.skip("needs a CUDA device, and this machine has none")
+
+def test_natural():
+    pytest.skip("no natural instructions are at hand: SPARCOM_NATURAL names a folder with them")
+"""
+
+
+def outcomes(folder: Path, *options: str) -> tuple[int, list[str]]:
+    """Exit status and the lines of the summary, of a run in two processes as in `make test`."""
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "-rA", "-p", "no:cacheprovider", *options, "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with this conftest, tests that are skipped, and a whole module that is."""
+    shutil.copy(CONFTEST, tmp_path / "conftest.py")
+    (tmp_path / "test_few.py").write_text(TESTS)
+    (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_library')\n")
+    return tmp_path
+
+
+def test_a_skip_fails_in_ci(project: Path) -> None:
+    """A mark, a call, a fixture and a module that is skipped fail with their reason; what CI cannot have stays."""
+    status, lines = outcomes(project, "--strict-skips")
+    assert status == 1
+    text = "\n".join(lines)
+    assert "1 failed, 1 passed, 2 skipped, 1 xfailed, 3 errors" in text, "a failed set-up is an error"
+    for reason in (
+        "no Chromium or Chrome is installed",
+        "the demo model is not on disk",
+        "could not import 'no_such_module'",
+        "could not import 'no_such_library'",
+    ):
+        assert f"--strict-skips allows no skip for this reason: Skipped: {reason}" in text
+
+
+def test_a_skip_is_a_skip_elsewhere(project: Path) -> None:
+    """Without the option nothing changes."""
+    status, lines = outcomes(project)
+    assert status == 0
+    assert "1 passed, 6 skipped, 1 xfailed" in lines[-1]
