@@ -25,7 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 PARENT_CHECK_SECONDS = 1.0
-OP_VERSION = 2  # changes with the op's schema or meaning: cached graphs call it by name
+OP_VERSION = 3  # changes with the op's schema or meaning: cached graphs call it by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,7 @@ class Extraction:
 
         stream = self._engine.llm.generate(
             {"type": "token", "prompt_token_ids": prompt.ids.tolist()},
-            self._sampling(index),
+            self._sampling(index, prompt),
             request_id=f"{self._session}-{index}",
         )
         result = None
@@ -231,7 +231,7 @@ class Extraction:
             raise self._engine.dead(RuntimeError(f"no output for instruction {index}"))
         return result.outputs[0]
 
-    def _sampling(self, index: int) -> Any:
+    def _sampling(self, index: int, prompt: Prompt) -> Any:
         """Greedy. Where only the prompt counts one token is sampled and thrown away: the engine has to sample."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -244,6 +244,7 @@ class Extraction:
             "begin": begin,
             "end": begin + int(self._layout.capacity[index]),
             "open": self._options.positions != "prompt",
+            "prompt": len(prompt.ids),
         }
         return SamplingParams(
             max_tokens=max(1, self._options.max_tokens),

@@ -29,7 +29,7 @@ from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_
 from sparcom_extractor.capture.kernels import FUSED, Functions, Rounding, gated_activation
 from sparcom_extractor.capture.route_kernel import store_routes
 from sparcom_extractor.capture.routes import RouteBuffer
-from sparcom_extractor.capture.twin import gated_product, pack_signs_torch
+from sparcom_extractor.capture.twin import gated_product, nonfinite_rows, nonfinite_rows_torch, pack_signs_torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
@@ -145,11 +145,12 @@ def check_activation(draw: random.Random) -> str:
     before = draw.randrange(256)
     shape = (rows + 2, layers, *([] if choices is None else [choices]), -(-neurons // 8))
     masks = torch.full(shape, before, dtype=torch.uint8)
-    stamps = torch.tensor([4, 5, 6])
+    writes = torch.tensor([4, 5, 6])
+    flags = torch.zeros((rows + 2, layers), dtype=torch.uint8)
     out = None if rounding is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
     case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, {choices} choices"
 
-    result = gated_activation(gate_up, torch.tensor(layer), masks, stamps, rule, rounding, INTERPRETED, out)
+    result = gated_activation(gate_up, torch.tensor(layer), masks, writes, flags, rule, rounding, INTERPRETED, out)
 
     expected = torch.full_like(masks, before)
     for row, packed in enumerate(pack_signs_torch(rule.split(gate_up)[0], rule.active_above)):
@@ -158,7 +159,12 @@ def check_activation(draw: random.Random) -> str:
         else:
             expected[row // choices, layer, row % choices] = packed
     assert torch.equal(masks, expected), f"masks differ: {case}"
-    assert stamps.tolist() == [4 + (layer == 0), 5 + (layer == 1), 6 + (layer == 2)], f"stamps differ: {case}"
+    write = (1 << 32) + rows // (choices or 1)
+    assert writes.tolist() == [start + write * (layer == at) for at, start in enumerate((4, 5, 6))], case
+    wrong = torch.zeros_like(flags)
+    wrong[np.flatnonzero(nonfinite_rows_torch(rule.gate(gate_up))) // (choices or 1), layer] = 1
+    assert torch.equal(flags, wrong), f"flags differ: {case}"
+    assert np.array_equal(nonfinite_rows(rule.gate(gate_up)), nonfinite_rows_torch(rule.gate(gate_up)).numpy()), case
     if rounding is None:
         assert result is None
     else:
@@ -205,15 +211,21 @@ def check_routes(draw: random.Random) -> str:
     dtype, scale = draw.choice(DTYPES), draw.choice([1.0, 1.0, 1.5, 2.827, 16.0])
     ids = strided(draw, random_ids(draw, (rows, choices), generator))
     weights = strided(draw, random_input(draw, dtype, rows, choices)[:, :choices])
+    logits = draw.choice([None, strided(draw, random_input(draw, draw.choice(DTYPES), rows, draw.choice([4, 33])))])
     found, twin = (RouteBuffer(rows + 2, layers, choices, torch.tensor([4, 5, 6])) for _ in range(2))
     case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {choices}), times {scale}"
 
-    store_routes(layer, ids, weights, scale, found.experts, found.weights, found.stamps, widen)
+    store_routes(layer, ids, weights, scale, found.experts, found.weights, found.writes, found.flags, logits, widen)
 
-    twin.store(layer, ids, weights, scale)
+    twin.store(layer, ids, weights, scale, logits)
+    wrong = ~torch.isfinite(weights.float() * scale).all(dim=1)
+    if logits is not None:
+        wrong |= ~torch.isfinite(logits).all(dim=1)
+    assert found.flags[:rows, layer].tolist() == wrong.int().tolist(), f"flags are wrong: {case}"
+    assert torch.equal(found.flags, twin.flags), f"flags differ: {case}"
     assert torch.equal(found.experts.view(torch.int16), twin.experts.view(torch.int16)), f"experts differ: {case}"
     assert same_bits(found.weights, twin.weights), f"weights differ: {case}"
-    assert torch.equal(found.stamps, twin.stamps), f"stamps differ: {case}"
+    assert torch.equal(found.writes, twin.writes), f"writes differ: {case}"
     expected = [[number % 65536 for number in row] for row in ids.tolist()]
     assert found.experts[:rows, layer].tolist() == expected, f"experts are wrong: {case}"
     return f"routes {ids.dtype} {dtype}"

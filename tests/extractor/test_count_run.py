@@ -22,6 +22,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.capture.buffer import WRITE
 from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.counts import add_counts_twin
 from sparcom_extractor.capture.device import DeviceOutbox
@@ -198,7 +199,7 @@ class Run:
             token = self.token(key[1], position)
             self.buffer.masks[row] = torch.from_numpy(bits_of(token, position))
             self.ids[row], self.positions[row] = token, position
-        self.buffer.stamps += 1
+        self.buffer.writes += WRITE + len(rows)
 
     def ended(self, batch: list[Any]) -> set[str]:
         gone = set()

@@ -26,7 +26,7 @@ class Line:
         self.device = FakeDevice(seed)
         self.masks = torch.zeros((ROWS, LAYERS, BYTES), dtype=torch.uint8)
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
-        self.stamps = torch.zeros(LAYERS, dtype=torch.int64)
+        self.writes = torch.zeros(LAYERS, dtype=torch.int64)
         size = int(ring_steps * 3 * ALIGNMENT)  # each of the three parts takes one unit
         self.outbox = DeviceOutbox(self.device, ring_bytes=size, pinned_bytes=size)
         self.keep = keep
@@ -37,18 +37,18 @@ class Line:
         """A forward pass that writes `number` everywhere, and the way out of its rows."""
         self.device.launch(lambda: self._forward(number))
         self.outbox.send(
-            [self.masks[:rows], self.ids[:rows], self.stamps], lambda arrays, done: self._receive(arrays, done, rows)
+            [self.masks[:rows], self.ids[:rows], self.writes], lambda arrays, done: self._receive(arrays, done, rows)
         )
 
     def _forward(self, number: int) -> None:
         self.masks.fill_(number % 251)
         self.ids.fill_(number)
-        self.stamps.fill_(number)
+        self.writes.fill_(number)
 
     def _receive(self, arrays: Any, done: Callable[[], None], rows: int) -> None:
-        masks, _, stamps = arrays
+        masks, _, writes = arrays
         assert masks.shape == (rows, LAYERS, BYTES)
-        number = int(stamps[0])
+        number = int(writes[0])
         self._holds(arrays, number)
         self.received.append((number, rows))
         self.timers.append(threading.Timer(self.keep(), lambda: (self._holds(arrays, number), done())))
@@ -56,10 +56,10 @@ class Line:
 
     @staticmethod
     def _holds(arrays: Any, number: int) -> None:
-        masks, ids, stamps = arrays
+        masks, ids, writes = arrays
         assert (masks == number % 251).all()
         assert (ids == number).all()
-        assert (stamps == number).all()
+        assert (writes == number).all()
 
     def close(self) -> None:
         self.device.freeze(False)

@@ -20,10 +20,11 @@ from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema import NO_EXPERT
 from sparcom_extractor.capture import experts as capture_experts
 from sparcom_extractor.capture.activations import SILU, GatedActivation
+from sparcom_extractor.capture.buffer import WRITE
 from sparcom_extractor.capture.buffers import StepBuffers, Widths
 from sparcom_extractor.capture.experts import ExpertSlots, install_experts, is_plain
 from sparcom_extractor.capture.moe import MoeLayer
-from sparcom_extractor.capture.twin import gated_product, pack_signs_torch
+from sparcom_extractor.capture.twin import gated_product, nonfinite_rows, pack_signs_torch
 
 EXPERTS, CHOICES, HIDDEN, NEURONS, LAYERS = 7, 3, 16, 48, 2
 BLOCK = 4  # rows of a block of one expert
@@ -99,7 +100,8 @@ def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def layer_of(experts: Any, kind: Any, index: int, scale: float = 1.0) -> MoeLayer:
     kernel = SimpleNamespace(fused_experts=experts)
     method = SimpleNamespace(moe_kernel=kernel)
-    runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation=kind)
+    router = SimpleNamespace(select_experts=lambda **_: None)
+    runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation=kind, router=router)
     return MoeLayer(
         index, f"layers.{index}.mlp", runner, SILU, EXPERTS, CHOICES, NEURONS, NEURONS, scale=scale, shared=None
     )
@@ -158,7 +160,7 @@ def step(rows: int, ids_dtype: torch.dtype = torch.int32, seed: int = 0) -> tupl
 def run_twin(gate_up: torch.Tensor, layer: torch.Tensor, target: Any, *, out: torch.Tensor) -> None:
     """The kernel on a device, by its twin."""
     packed = pack_signs_torch(target.rule.gate(gate_up))
-    target.store_packed(int(layer), packed.numpy())
+    target.store_packed(int(layer), packed.numpy(), nonfinite_rows(target.rule.gate(gate_up)))
     out.copy_(gated_product(gate_up, target.rule, target.rounding))
 
 
@@ -172,7 +174,8 @@ def test_every_token_and_choice_has_its_own_routes_and_neurons(
     monkeypatch.setattr(capture_experts, "run_kernel", run_twin)
     model = Model(make_experts, triton_moe.MoEActivation.SILU, rounding)
     assert model.ways == [rounding or "signs"] * LAYERS
-    for stamps, rows in enumerate((1, 2, 17, MOST, 5), 1):
+    for rows in (1, 2, 17, MOST, 5):
+        model.buffers.clear()
         model.masks.masks.fill_(0xA5)
         model.routes.experts.copy_(torch.full(model.routes.experts.shape, NO_EXPERT, dtype=torch.int32))
         for layer in range(LAYERS):
@@ -184,7 +187,8 @@ def test_every_token_and_choice_has_its_own_routes_and_neurons(
             assert torch.equal(model.routes.weights[:rows, layer], weights * 1.5)
         assert bool((model.masks.masks[rows:] == 0xA5).all())
         assert bool((model.routes.experts[rows:].to(torch.int32) == NO_EXPERT).all())
-        assert model.buffers.stamps.tolist() == [stamps] * 2 * LAYERS
+        assert model.buffers.writes.tolist() == [WRITE + rows] * 2 * LAYERS
+        assert not model.buffers.flags.any()
 
 
 def test_a_permuted_step_is_found(make_experts: Any, triton_moe: Any) -> None:

@@ -71,14 +71,18 @@ class Model:
 
     _capture: StepCapture
     model_runner: Any
+    layers: Sequence[int] = range(LAYERS)  # that run, in this order
+    nan_at: tuple[int, int, int] | None = None  # (token, position, layer)
 
     def execute_model(self, output: Any) -> None:
         (request,) = output.num_scheduled_tokens
         ids, first = output.tokens
         positions = first + np.arange(len(ids))
         gates = np.stack([bits_of(int(token), int(p)) for token, p in zip(ids, positions, strict=True)])
-        for layer in range(LAYERS):
+        for layer in self.layers:
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
+            if self.nan_at is not None and layer == self.nan_at[2]:
+                gate[(np.array(ids) == self.nan_at[0]) & (positions == self.nan_at[1]), 3] = np.nan
             self._capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
@@ -406,13 +410,35 @@ def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
     assert engine.running == 0
 
 
-def test_an_untrusted_step_ends_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that a layer was left out of: EngineError, and nothing of it is complete."""
+@pytest.mark.parametrize("granularity", ["token", "count"])
+@pytest.mark.parametrize("where", ["prompt", "response"])
+def test_a_gate_that_is_not_finite_fails_its_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any, where: str
+) -> None:
+    """One NaN in layer 1 at one token of one instruction, of masks and of counts: that instruction is failed with the
+    layer and the position, the others are complete."""
     engine = Engine()
-    monkeypatch.setattr(
-        engine.worker._capture._stamps, "check", lambda _: (_ for _ in ()).throw(RuntimeError("left out"))
-    )
-    with pytest.raises(EngineError, match="left out"):
+    at = {"prompt": (ord("b"), 1, 1), "response": (200, 7, 1)}[where]
+    monkeypatch.setattr(engine.worker, "nan_at", at)
+    path = tmp_path / "a.zarr"
+    extraction = engine.prepare(instructions_of(3, 6, 5), path, positions="all", max_tokens=3, granularity=granularity)
+    progress = run(extraction.run())
+    assert (progress.complete, progress.failed) == (2, 1)
+    archive = open_archive(path)
+    assert states(path) == [State.COMPLETE, State.FAILED, State.COMPLETE]
+    place = "position 1 of the prompt" if where == "prompt" else "position 0 of the response"
+    assert f"layer 1 has gates that are NaN or infinite at {place}" in archive.strings("error")[1]
+    assert [check.findings for check in verify_archive(archive, archive_tokenizer) if not check.passed] == []
+
+
+@pytest.mark.parametrize("layers", [[0], [0, 1, 1]])
+def test_an_untrusted_step_ends_the_extraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: list[int]
+) -> None:
+    """A step that a layer was left out of, or ran twice in: EngineError, and nothing of it is complete."""
+    engine = Engine()
+    monkeypatch.setattr(engine.worker, "layers", layers)
+    with pytest.raises(EngineError, match=f"layer 1 wrote {len(layers) - 1} times"):
         run(engine.prepare(instructions_of(3, 8), tmp_path / "a.zarr").run())
     assert assert_kept(tmp_path / "a.zarr", 2) == 0
 

@@ -203,4 +203,4 @@ def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
         assert isinstance(ffn.parent.act, CapturedActivation)
         assert ffn.parent.act.activation is module
         assert torch.equal(ffn.parent.act(gate_up), module(gate_up))
-    buffer.check_step()
+    buffer.check_step(3)

@@ -27,7 +27,7 @@ INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
 def test_kernels_and_twins_agree_on_random_cases() -> None:
-    """1,000 new cases in every run, under Triton's interpreter: product, masks, stamps and counts are the same bits."""
+    """1,000 new cases in every run, under Triton's interpreter: product, masks, writes and counts are the same bits."""
     seed = secrets.randbelow(2**31)
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
@@ -117,7 +117,8 @@ def compiled_for_a_gpu(
         "column_stride": 2 if rule.place == "interleaved" else 1,
         "gate_offset": 0,
     }
-    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "stamps": "*i64", "layer": "*i64"}
+    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "writes": "*i64", "layer": "*i64"}
+    pointers["flags"] = "*u8"
     options = kernels.compiler_options(rounding)
     return ptx_of(kernels._gated_activation_kernel, constants, pointers, capability, **options)
 
@@ -188,25 +189,37 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
     whether rows are tokens or (token, choice)."""
     ptx = compiled_for_a_gpu("kernel", "bf16", capability, choices=choices)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
-    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "v4.b32", "b64"], "masks, product, stamp"
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, product, write counter"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
     signs = compiled_for_a_gpu(None, "bf16", capability, choices=choices)
     assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
-    assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b64"]
+    assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b8", "b64"]
 
 
 @pytest.mark.parametrize(("ids", "weights"), [("i32", "fp32"), ("i64", "bf16"), ("u32", "fp16")])
 def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
-    """Every type of ids and weights compiles; a thread stores two 16-bit ids, two weights, and one the stamp."""
+    """Every type of ids and weights compiles; a thread stores two 16-bit ids and two weights, flags only where a weight
+    is not finite, and one thread the write counter. Logits are read in the same launch."""
     from sparcom_extractor.capture import kernels, route_kernel
 
-    pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "stamps": "*i64"}
-    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256, "id_choice": 1, "weight_choice": 1}
+    pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "writes": "*i64"}
+    pointers |= {"flags": "*u8", "logits": "*fp32"}
+    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256, "LOGITS": 0}
+    constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
     kernel = route_kernel._store_routes_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
-    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b64"], "two ids, two weights, the stamp"
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b8", "b8", "b64"], "ids, weights, flags, counter"
     assert "ftz" not in ptx
+    ptx = ptx_of(
+        kernel,
+        constants | {"LOGITS": 1024},
+        pointers | {"scale": "fp32"},
+        90,
+        unaligned=("layer", "logit_experts"),
+        enable_fp_fusion=False,
+    )
+    assert len(re.findall(r"st\.global\.(\S+)", ptx)) == 5 + 8, "a thread flags its eight logits' rows"
 
 
 @pytest.mark.parametrize(("rounding", "division"), [("kernel", "div.rn.f32"), ("compiled", "div.full.f32")])

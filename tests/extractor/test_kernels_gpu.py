@@ -123,7 +123,7 @@ def test_masks_are_the_signs(name: str, dtype: torch.dtype, rounding: Any) -> No
     assert torch.equal(buffer.masks[:7, 1], expected_masks(activation, gate_up))
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.stamps.tolist() == [0, 1]
+    assert buffer.writes.tolist() == [0, 1]
     assert bool(((result == own) | (result.isnan() & own.isnan())).all())
 
 
@@ -143,7 +143,7 @@ def test_views_have_the_masks_of_their_own_numbers() -> None:
 @pytest.mark.parametrize("rounding", ["kernel", None])
 @torch.inference_mode()
 def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> None:
-    """A CUDA graph captured once for each number of rows and replayed with other numbers: product, masks and stamps."""
+    """A CUDA graph captured once for each number of rows and replayed with other numbers: product, masks and writes."""
     with vllm_activations("all") as make:
         activation = make("silu")
         buffer = CaptureBuffer(8192, 2, WIDTH, torch.device("cuda"))
@@ -154,7 +154,7 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> No
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 result = captured(fed)
-            before = buffer.stamps.clone()
+            before = buffer.writes.clone()
             for replay in range(1, 4):
                 fed.normal_()
                 buffer.masks.fill_(0xA5)
@@ -162,7 +162,7 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> No
                 assert torch.equal(buffer.masks[:rows, 1], expected_masks(activation, fed))
                 assert bool((buffer.masks[rows:] == 0xA5).all())
                 assert torch.equal(result, activation(fed))
-                assert (buffer.stamps - before).tolist() == [0, replay]
+                assert (buffer.writes - before).tolist() == [0, replay]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -181,7 +181,7 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
     assert torch.equal(buffer.masks[:7, 1], expected)
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.stamps.tolist() == [0, 1]
+    assert buffer.writes.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint32], ids=str)
@@ -198,7 +198,7 @@ def test_routes_on_the_device_are_the_twins(dtype: torch.dtype, kind: torch.dtyp
         twin.store(layer, ids, weights, 1.5)
     assert np.array_equal(found.experts.cpu().numpy(), twin.experts.numpy())
     assert np.array_equal(found.weights.cpu().numpy(), twin.weights.numpy(), equal_nan=True)
-    assert found.stamps.tolist() == twin.stamps.tolist()
+    assert found.writes.tolist() == twin.writes.tolist()
 
 
 @torch.inference_mode()
@@ -217,7 +217,7 @@ def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
         for rows in (1, 2, 3, 16, 17, 4096, 8192, 0):
             captured(torch.randn(rows, 2 * WIDTH, device="cuda", dtype=torch.bfloat16))
         assert compiled() == before
-    assert buffer.stamps.tolist() == [9]
+    assert buffer.writes.tolist() == [9]
 
 
 @torch.inference_mode()

@@ -80,9 +80,8 @@ def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
         moe_parallel_config=parallel,
         is_sequence_parallel=values["sequence"],
     )
-    runner.router = type(
-        values["router"], (), {"eplb_state": values["eplb"], "num_fused_shared_experts": values["fused"]}
-    )()
+    facts = {"eplb_state": values["eplb"], "num_fused_shared_experts": values["fused"]}
+    runner.router = type(values["router"], (), facts | {"select_experts": lambda *_, **__: "chosen"})()
     runner.activation = SimpleNamespace(value=values["activation"])
     runner.routed_scaling_factor = values["scale"]
     runner.layer_name = "a layer"
@@ -127,7 +126,11 @@ def test_dense_routed_and_shared_experts_are_told_apart() -> None:
         "activation": "silu",
         "moe": {"layer_ids": [1, 3], "experts": 8, "experts_per_token": 2, "neurons": 48, "shared_neurons": 24},
     }
-    assert widths_here(found) == Widths(2, 40, 2, 2, 48, 24)
+    assert widths_here(found) == Widths(2, 40, 2, 2, 48, 24, (0, 2), (1, 3))
+    assert [str(name) for name in widths_here(found).columns()] == [
+        "layer 0", "layer 2", "layer 1 (router)", "layer 3 (router)", "layer 1 (experts)", "layer 3 (experts)",
+        "layer 1 (shared experts)", "layer 3 (shared experts)",
+    ]  # fmt: skip
 
 
 def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
@@ -246,11 +249,18 @@ def test_routes_are_those_that_the_experts_get() -> None:
     assert buffers.experts is not None
     install_experts(layer, ExpertSlots(0, buffers.routes, buffers.experts))
     ids, weights = torch.tensor([[5, 2], [0, 7]]), torch.tensor([[0.7, 0.3], [0.5, 0.25]])
+    logits = torch.zeros(2, 8)
+    logits[1, 4] = torch.nan  # of an expert that is not chosen
+    assert layer.runner.router.select_experts(hidden_states=None, router_logits=logits) == "chosen"
     assert kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None) == "output"
     assert kernel.applied[0]["topk_ids"] is ids
     assert buffers.routes.experts[:2, 0].tolist() == ids.tolist()
     torch.testing.assert_close(buffers.routes.weights[:2, 0], weights * 2.5)
     assert buffers.routes.experts[2:].numpy().min() == 65_535, "rows that no step wrote"
+    assert buffers.routes.flags.flatten().tolist()[:3] == [0, 1, 0]
+    buffers.clear()
+    kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None)
+    assert not buffers.flags.any(), "logits are looked at once"
 
 
 def test_choices_without_an_order_are_put_in_falling_weight() -> None:

@@ -100,7 +100,7 @@ def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
         widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
         buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
-        assert size > letter_bytes(list(buffers.arrays().values()), buffers.stamps)
+        assert size > letter_bytes(list(buffers.arrays().values()), buffers.writes)
         outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
         capture = StepCapture(buffers, outbox)
         if not moe:

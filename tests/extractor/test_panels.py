@@ -33,7 +33,8 @@ def test_masks_are_those_of_the_weights_before_packing(
     gate, up = (torch.randn(6, neurons, hidden, generator=generator).to(dtype) for _ in range(2))
     rows = torch.randn(40, hidden, generator=generator).to(dtype)
     ids = torch.stack([torch.randperm(6, generator=generator)[:choices] for _ in range(40)]).int()
-    masks = PanelGate(packed_by_vllm(gate, up), neurons).masks(rows, ids)
+    masks, nonfinite = PanelGate(packed_by_vllm(gate, up), neurons).masks(rows, ids)
+    assert not nonfinite.any()
     expected = torch.einsum("rh,rcnh->rcn", rows.double(), gate[ids.long()].double()) > 0
     got = np.unpackbits(masks, axis=-1, bitorder="little").astype(bool)
     assert not got[:, neurons:].any()
@@ -44,7 +45,7 @@ def test_a_bias_and_a_threshold_are_heeded() -> None:
     """A neuron is active where gate and bias together are above the threshold."""
     gate = torch.zeros(2, 32, 32)
     bias = torch.arange(128.0).view(2, 64) % 7 - 3
-    masks = PanelGate(packed_by_vllm(gate, gate), 32, bias, above=1.0).masks(
+    masks, _ = PanelGate(packed_by_vllm(gate, gate), 32, bias, above=1.0).masks(
         torch.ones(2, 32), torch.tensor([[1], [0]])
     )
     got = np.unpackbits(masks, axis=-1, bitorder="little").astype(bool)
@@ -63,10 +64,29 @@ def test_both_ways_give_the_same_bits(neurons: int, hidden: int, choices: int, t
     gates = PanelGate(packed, neurons, bias, above=0.25)
     rows = torch.randn(tokens, 2 * hidden, generator=generator)[:, :hidden]
     ids = torch.stack([torch.randperm(7, generator=generator)[:choices] for _ in range(tokens)]).int()
-    fast = gates.masks(rows, ids)
+    rows[tokens // 2, 3] = torch.nan  # its gates, and no others
+    fast, nonfinite = gates.masks(rows, ids)
+    assert np.flatnonzero(nonfinite).tolist() == [tokens // 2 * choices + choice for choice in range(choices)]
     for place, expert in enumerate(ids.reshape(-1).tolist()):
         slow = gates._of_expert(expert, rows[place // choices : place // choices + 1])
-        np.testing.assert_array_equal(fast[place], slow[0])
+        np.testing.assert_array_equal(fast[place], slow[0][0])
+        assert slow[1].tolist() == [nonfinite[place]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_finite_flags_who_chose_its_expert(dtype: torch.dtype, wrong: float) -> None:
+    """One weight of one neuron of expert 2: every (token, choice) of that expert and no other, by both ways."""
+    generator = torch.Generator().manual_seed(8)
+    gate = torch.randn(5, 70, 32, generator=generator)
+    gate[2, 69, 7] = wrong
+    up = torch.randn(5, 70, 32, generator=generator)
+    up[1] = wrong  # the up half does not matter
+    rows = torch.randn(21, 32, generator=generator)
+    ids = torch.stack([torch.randperm(5, generator=generator)[:2] for _ in range(21)]).int()
+    gates = PanelGate(packed_by_vllm(gate.to(dtype), up.to(dtype)), 70)
+    _, nonfinite = gates.masks(rows.to(dtype), ids)
+    assert nonfinite.tolist() == (ids.reshape(-1) == 2).tolist()
 
 
 def test_work_is_shared_without_gaps() -> None:

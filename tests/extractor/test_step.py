@@ -73,8 +73,12 @@ class Worker:
         finished: Sequence[str] = (),
         layers: int = LAYERS,
         shift: int = 0,
+        twice: int | None = None,
+        short: bool = False,
+        wrong: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Run (request, first position, rows) after each other. new: plans, or None, of requests that begin."""
+        """Run (request, first position, rows) after each other. new: plans, or None, of requests that begin. twice: a
+        layer that runs two times; short: the last layer gets a row less; wrong: (row, layer) with a NaN gate."""
         requests = [
             SimpleNamespace(
                 req_id=name,
@@ -86,8 +90,10 @@ class Worker:
         count = sum(rows for _, _, rows in batch)
         bits = np.unpackbits(np.arange(count, dtype=np.uint8)[:, None], axis=1, bitorder="little")
         gate = np.pad(bits, ((0, 0), (0, NEURONS - 8))).astype(np.float32)
-        for layer in range(layers):
-            self.buffer.store(layer, torch.from_numpy(np.concatenate([gate, gate], axis=1)))
+        for layer in [*range(layers), *([] if twice is None else [twice])]:
+            own = np.concatenate([gate, gate], axis=1)[: count - (short and layer == LAYERS - 1)]
+            own[[row for row, at in wrong if at == layer], 3] = np.nan
+            self.buffer.store(layer, torch.from_numpy(own))
         positions = [first + row for _, first, rows in batch for row in range(rows)]
         self.capture.after_step(
             BatchRows(
@@ -100,8 +106,8 @@ class Worker:
         )
 
 
-def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s") -> dict[str, Any]:
-    return {"session": session, "index": index, "row": row, "begin": begin, "end": end}
+def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s", **more: int) -> dict[str, Any]:
+    return {"session": session, "index": index, "row": row, "begin": begin, "end": end, **more}
 
 
 def test_rows_go_where_the_plan_says() -> None:
@@ -207,9 +213,63 @@ def test_a_step_that_a_layer_was_left_out_of_fails_the_session_alone() -> None:
     """Rows that cannot be trusted end the sessions that they belong to; the engine goes on and others stay."""
     worker = Worker("s", "t")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, layers=1)
-    assert ["layers [1] of the layer axis did not" in reason for reason in worker.sessions["s"].reasons] == [True]
+    assert ["layer 1 wrote 0 times, 0 rows" in reason for reason in worker.sessions["s"].reasons] == [True]
     assert worker.sessions["s"].steps == []
     assert worker.sessions["t"].reasons == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [({"twice": 0}, "layer 0 wrote 2 times, 4 rows"), ({"short": True}, "layer 1 wrote 1 times, 1 rows")],
+    ids=str,
+)
+def test_a_layer_that_wrote_otherwise_than_once_ends_the_session(fault: dict[str, Any], found: str) -> None:
+    """A layer that ran twice, where the last pass would win, and one that saw fewer rows, in a step after good ones."""
+    worker = Worker("s")
+    worker.step([("a", 0, 2)], new={"a": plan(0, 10, 9)})
+    worker.step([("a", 2, 2)], **fault)
+    assert [found in reason for reason in worker.sessions["s"].reasons] == [True]
+    assert len(worker.sessions["s"].steps) == 1
+
+
+def test_steps_that_nobody_captures_do_not_count() -> None:
+    """Warm-up runs, graph captures and steps without a captured request write as often as they like."""
+    worker = Worker("s")
+    worker.step([("x", 0, 3)], twice=1, new={"x": None})
+    worker.step([("x", 3, 1)], layers=1)
+    worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, finished=["x"])
+    assert worker.sessions["s"].reasons == []
+    assert len(worker.sessions["s"].received()) == 1
+
+
+def test_gates_that_are_not_finite_are_faults_of_their_instruction_alone() -> None:
+    """The first row and the first layer with a NaN, by position in the prompt or the response; others have no fault."""
+    worker = Worker("s", "t")
+    new = {
+        "a": plan(0, 10, 9, prompt=6),
+        "b": plan(1, 20, 9, prompt=6),
+        "c": plan(2, 30, 9, begin=4, prompt=4),
+        "d": plan(0, 10, 9, session="t"),
+    }
+    worker.step([("b", 0, 2), ("a", 3, 2), ("c", 4, 3), ("d", 7, 1)], new=new, wrong=[(3, 1), (6, 0), (6, 1), (7, 1)])
+    (step,) = worker.sessions["s"].steps
+    assert {index: fault.offset for index, fault in step.faults.items()} == {0: 4, 2: 2}
+    assert "layer 1 has gates that are NaN or infinite at position 4 of the prompt. Check" in step.faults[0].reason
+    assert (
+        "layer 0 has gates that are NaN or infinite at position 2 of the response, and 1 more" in step.faults[2].reason
+    )
+    assert "at position 7. Check" in worker.sessions["t"].steps[0].faults[0].reason
+    worker.step([("a", 5, 1), ("b", 2, 1)])
+    assert worker.sessions["s"].steps[1].faults == {}, "flags are of one step"
+
+
+def test_a_flag_of_rows_past_the_step_is_nobodys() -> None:
+    """Rows past the step's tokens are padding, which may hold anything."""
+    worker = Worker("s")
+    worker.step([("a", 0, 4)], new={"a": plan(0, 10, 9)}, wrong=[(3, 0)])
+    worker.buffer.flags[10:] = 1
+    worker.step([("a", 4, 2)])
+    assert [sorted(step.faults) for step in worker.sessions["s"].steps] == [[0], []]
 
 
 def test_positions_that_do_not_fit_fail_the_session_alone() -> None:

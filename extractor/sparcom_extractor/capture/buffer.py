@@ -1,4 +1,4 @@
-"""The buffer that holds the masks of one step, and the check that every layer wrote to it.
+"""The buffer that holds the masks of one step, and the check that every layer wrote to it once.
 
 It lies at a fixed address on the model's device, because a CUDA graph writes to the addresses it was captured with.
 Laid out (token, layer, byte), the rows of a step are one contiguous block in the archive's own order; where a token
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,33 +22,40 @@ from numpy.typing import NDArray
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema import mask_bytes
 from sparcom_extractor.capture.activations import SILU, GatedActivation
-from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy
+from sparcom_extractor.capture.twin import Rounding, nonfinite_rows, pack_signs_numpy
+
+WRITE = 1 << 32
+"""What one write of n rows adds to a layer's write counter, beside n: calls and rows are counted in one number."""
 
 
-class StampCheck:
-    """Holds that every layer wrote in every step: all stamps move, and all equally far.
+def check_writes(writes: NDArray[np.int64], rows: int, names: Sequence[str], *, padded: bool) -> None:
+    """Check that every layer wrote once in a step, and all rows of the step.
 
-    A layer that was left out of a step (a graph compiled without capture, a path around the activation) is found,
-    never read as zeros.
+    A layer that was left out of a step (a graph compiled without capture, a path around the activation), one that
+    ran several times, and one that saw fewer rows are found. Their masks are never read as if they were whole.
+
+    Args:
+        writes: int64 (layers,), write counters that were 0 before the step; see `WRITE`.
+        rows: of the step.
+        names: of the layers, for the error.
+        padded: whether a layer may write more rows than the step has, as CUDA graphs of fixed sizes do.
+
+    Raises:
+        RuntimeError: a layer wrote never, several times, or other rows.
     """
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def check(self, stamps: NDArray[np.int64]) -> None:
-        """Compare a host copy of the stamps, int64 (layers,), with that of the last call.
-
-        Raises:
-            RuntimeError: a layer was left out.
-        """
-        expected = int(stamps.max(initial=0))
-        if expected <= self._last or (stamps != expected).any():
-            behind = np.flatnonzero(stamps < max(expected, self._last + 1)).tolist()
-            raise RuntimeError(
-                f"every captured layer must write in every step; layers {behind} of the layer axis did not. "
-                "The engine ran a path around the captured activation: report the model and vLLM version"
-            )
-        self._last = expected
+    calls, written = writes >> 32, writes & (WRITE - 1)
+    wrong = (calls != 1) | (written < rows) | ((written > rows) & (not padded))
+    if not wrong.any():
+        return
+    layer = int(wrong.argmax())
+    others = f", and {int(wrong.sum()) - 1} more layers are wrong" if wrong.sum() > 1 else ""
+    remedy = "The engine ran a path around the captured activation: report the model and vLLM version"
+    if calls[layer] > 1:
+        remedy = "The model runs a layer several times per token, and an archive has one mask per layer and token"
+    raise RuntimeError(
+        f"every captured layer must write once in every step, {rows} rows in this one; {names[layer]} wrote "
+        f"{int(calls[layer])} times, {int(written[layer])} rows in all{others}. {remedy}"
+    )
 
 
 class CaptureBuffer:
@@ -57,7 +65,10 @@ class CaptureBuffer:
         neuron_bytes). Rows past the step's tokens are stale.
     choices: experts that a token goes through, 0 where there are none to choose from. A layer's activation then has a
         row for each (token, choice), in that order.
-    stamps: int64 (layers,), how often each layer has written; see `StampCheck`.
+    writes: int64 (layers,), the write counter of each layer; see `WRITE` and `check_writes`.
+    flags: uint8 (max_tokens, layers), 1 where a gate of the row is not finite (any choice's). Whoever reads it clears
+        it before the step.
+    problem: why a layer could not be captured, or None. The layer's write counter has not moved then.
     rule: how the activations gate that write here; rounding: whose arithmetic the op's product follows on CUDA. Both
         are the same for all layers.
     """
@@ -73,22 +84,25 @@ class CaptureBuffer:
         device: torch.device,
         *,
         choices: int = 0,
-        stamps: torch.Tensor | None = None,
+        writes: torch.Tensor | None = None,
+        flags: torch.Tensor | None = None,
     ) -> None:
-        """`stamps`: those of this buffer within the stamps of all of a model's buffers; its own where not given."""
+        """`writes`, `flags`: this buffer's part of those of all of a model's buffers; its own where not given."""
         self.neurons = neurons
         self.choices = choices
         row = (layers, choices, mask_bytes(neurons)) if choices else (layers, mask_bytes(neurons))
         self.masks = torch.zeros((max_tokens, *row), dtype=torch.uint8, device=device)
-        self.stamps = torch.zeros(layers, dtype=torch.int64, device=device) if stamps is None else stamps
+        self.writes = torch.zeros(layers, dtype=torch.int64, device=device) if writes is None else writes
+        self.flags = torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device) if flags is None else flags
+        self.problem: str | None = None
         self.activations: dict[int, torch.nn.Module] = {}
         self.rule = SILU
         self.rounding: Rounding | None = None
         self.number = next(self._numbers)
         self._living[self.number] = self
         self._host_masks = self.masks.numpy() if device.type == "cpu" else None
-        self._host_stamps = self.stamps.numpy() if device.type == "cpu" else None
-        self._check = StampCheck()
+        self._host_writes = self.writes.numpy() if device.type == "cpu" else None
+        self._host_flags = self.flags.numpy() if device.type == "cpu" else None
 
     @classmethod
     def find(cls, number: int) -> CaptureBuffer:
@@ -121,43 +135,57 @@ class CaptureBuffer:
         self.rule, self.rounding = rule, rounding
         self.activations[layer] = activation
 
-    def check_shape(self, gate_up: torch.Tensor) -> None:
-        """Hold that `gate_up` is (rows, 2·neurons) and that its rows fit.
+    def fits(self, gate_up: torch.Tensor) -> bool:
+        """Whether `gate_up` is (rows, 2·neurons) and its rows fit; if not, `problem` says why.
 
-        Raises:
-            RuntimeError: it is not, or they do not.
+        A layer that cannot be captured does not stop the engine: its write counter stays, which ends the jobs of the
+        step, and at the start refuses the model.
         """
         most = self.masks.shape[0] * max(1, self.choices)
-        if gate_up.shape[0] > most:
-            raise RuntimeError(
-                f"a step may hold {most} rows of a layer (max_num_batched_tokens); a captured layer got "
-                f"{gate_up.shape[0]}"
-            )
         if gate_up.shape[1:] != (2 * self.neurons,):
-            raise RuntimeError(
+            self.problem = (
                 f"a gated activation takes (rows, {2 * self.neurons}) here; a captured layer got {tuple(gate_up.shape)}"
             )
+        elif gate_up.shape[0] > most or gate_up.shape[0] % max(1, self.choices):
+            self.problem = (
+                f"a step may hold {most} rows of a layer (max_num_batched_tokens), {max(1, self.choices)} per token; "
+                f"a captured layer got {gate_up.shape[0]}"
+            )
+        else:
+            return True
+        return False
 
     def store(self, layer: int, gate_up: torch.Tensor) -> None:
         """Pack the signs of the gate of a CPU tensor `gate_up`, (rows, 2·neurons), into rows [0, rows) of `layer`."""
-        self.check_shape(gate_up)
-        self.store_packed(layer, pack_signs_numpy(self.rule.gate(gate_up), self.rule.active_above))
+        if self.fits(gate_up):
+            gate = self.rule.gate(gate_up)
+            self.store_packed(layer, pack_signs_numpy(gate, self.rule.active_above), nonfinite_rows(gate))
 
-    def store_packed(self, layer: int, packed: NDArray[np.uint8]) -> None:
-        """Take masks that were made elsewhere: uint8 (rows, neuron_bytes), a row a token or (token, choice)."""
-        if self._host_masks is None or self._host_stamps is None:
+    def store_packed(self, layer: int, packed: NDArray[np.uint8], nonfinite: NDArray[np.bool_]) -> None:
+        """Take masks that were made elsewhere.
+
+        Args:
+            layer: of the buffer.
+            packed: uint8 (rows, neuron_bytes), one row per token or (token, choice).
+            nonfinite: bool (rows,), whether a row has a gate that is not finite.
+        """
+        if self._host_masks is None or self._host_writes is None or self._host_flags is None:
             raise RuntimeError(f"the host writes to buffers on the CPU; this one is on {self.masks.device}")
         rows = packed.reshape(-1, self.choices, packed.shape[-1]) if self.choices else packed
         self._host_masks[: len(rows), layer] = rows
-        self._host_stamps[layer] += 1
+        if nonfinite.any():
+            self._host_flags[np.flatnonzero(nonfinite) // max(1, self.choices), layer] = 1
+        self._host_writes[layer] += WRITE + len(rows)
 
-    def check_step(self) -> None:
-        """Hold that every layer wrote since the last call, and all equally often; waits for the device.
+    def check_step(self, rows: int) -> None:
+        """Check a step of so many rows as `check_writes` does, and begin anew; waits for the device.
 
         Raises:
-            RuntimeError: a layer was left out.
+            RuntimeError: a layer did not write once and all rows.
         """
-        self._check.check(self.stamps.cpu().numpy())
+        writes = self.writes.cpu().numpy().copy()
+        self.writes.zero_()
+        check_writes(writes, rows, [f"layer {n}" for n in range(len(writes))], padded=self.masks.is_cuda)
 
     def rows(self, count: int) -> NDArray[np.uint8]:
         """Rows [0, count) on the host: uint8 (count, layers, neuron_bytes); on CPU a view, changed by the next step."""

@@ -6,7 +6,8 @@
     expert_neuron           the chosen experts' activations                  expert_neuron/active
     shared_expert_neuron    the activations of shared experts                shared_expert_neuron/active
 
-They share one tensor of stamps, so that one check holds for all: every layer of every component wrote in every step.
+They share one tensor of write counters and one of flags, so that one check holds for all: every layer of every
+component wrote once in the step, and no gate or weight was NaN or infinite.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Widths:
 
     layers: dense layers, neurons: of each. moe_layers, choices (k of the top-k router), expert_neurons: of one expert,
     shared_neurons: of the shared experts together; 0 where there are none.
+    layer_ids, moe_layer_ids: the layers' numbers in the model, for errors; 0, 1, … where not given.
     """
 
     layers: int = 0
@@ -33,6 +35,26 @@ class Widths:
     choices: int = 0
     expert_neurons: int = 0
     shared_neurons: int = 0
+    layer_ids: tuple[int, ...] = ()
+    moe_layer_ids: tuple[int, ...] = ()
+
+    def columns(self) -> list[LayerName]:
+        """The layers of all components in the order of the write counters."""
+        dense = self.layer_ids or range(self.layers)
+        moe = self.moe_layer_ids or range(self.moe_layers)
+        parts = ["router", "experts", *(["shared experts"] if self.shared_neurons else [])]
+        return [LayerName(number, "") for number in dense] + [LayerName(n, part) for part in parts for n in moe]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerName:
+    """A layer in the model's own numbering, and the component of it; "" for a dense FFN."""
+
+    number: int
+    component: str
+
+    def __str__(self) -> str:
+        return f"layer {self.number}" + (f" ({self.component})" if self.component else "")
 
 
 class StepBuffers:
@@ -41,20 +63,23 @@ class StepBuffers:
     def __init__(self, max_tokens: int, widths: Widths, device: torch.device) -> None:
         shared = widths.moe_layers if widths.shared_neurons else 0
         counts = (widths.layers, widths.moe_layers, widths.moe_layers, shared)
-        self.stamps = torch.zeros(sum(counts), dtype=torch.int64, device=device)
-        dense_stamps, route_stamps, expert_stamps, shared_stamps = torch.split(self.stamps, list(counts))
+        self.writes = torch.zeros(sum(counts), dtype=torch.int64, device=device)
+        self.flags = torch.zeros((max_tokens, sum(counts)), dtype=torch.uint8, device=device)
+        parts = zip(self.writes.split(list(counts)), self.flags.split(list(counts), dim=1), strict=True)
+        dense_part, route_part, expert_part, shared_part = parts
 
-        def buffer(layers: int, neurons: int, stamps: torch.Tensor, choices: int = 0) -> CaptureBuffer | None:
-            if not layers:
+        def buffer(neurons: int, part: tuple[torch.Tensor, torch.Tensor], choices: int = 0) -> CaptureBuffer | None:
+            writes, flags = part
+            if not len(writes):
                 return None
-            return CaptureBuffer(max_tokens, layers, neurons, device, choices=choices, stamps=stamps)
+            return CaptureBuffer(max_tokens, len(writes), neurons, device, choices=choices, writes=writes, flags=flags)
 
         self.widths = widths
-        self.neurons = buffer(widths.layers, widths.neurons, dense_stamps)
-        self.experts = buffer(widths.moe_layers, widths.expert_neurons, expert_stamps, widths.choices)
-        self.shared = buffer(shared, widths.shared_neurons, shared_stamps)
+        self.neurons = buffer(widths.neurons, dense_part)
+        self.experts = buffer(widths.expert_neurons, expert_part, widths.choices)
+        self.shared = buffer(widths.shared_neurons, shared_part)
         self.routes = (
-            RouteBuffer(max_tokens, widths.moe_layers, widths.choices, route_stamps) if widths.moe_layers else None
+            RouteBuffer(max_tokens, widths.moe_layers, widths.choices, *route_part) if widths.moe_layers else None
         )
 
     @classmethod
@@ -62,8 +87,19 @@ class StepBuffers:
         """Those of a dense model whose buffer is there already."""
         buffers = cls(0, Widths(), buffer.masks.device)
         buffers.widths = Widths(buffer.masks.shape[1], buffer.neurons)
-        buffers.neurons, buffers.stamps = buffer, buffer.stamps
+        buffers.neurons, buffers.writes, buffers.flags = buffer, buffer.writes, buffer.flags
         return buffers
+
+    def clear(self) -> None:
+        """Set write counters and flags to 0 on the current stream: what they hold next is of one step alone."""
+        self.writes.zero_()
+        self.flags.zero_()
+
+    @property
+    def problem(self) -> str | None:
+        """Why a layer could not be captured, or None."""
+        parts = [*self.masks, *([self.routes] if self.routes is not None else [])]
+        return next((part.problem for part in parts if part.problem), None)
 
     @property
     def masks(self) -> list[CaptureBuffer]:
@@ -86,4 +122,4 @@ class StepBuffers:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays of a step."""
-        return sum(array.nbytes for array in self.arrays().values())
+        return self.flags.nbytes + sum(array.nbytes for array in self.arrays().values())

@@ -108,7 +108,8 @@ def _own_product(gate_up: torch.Tensor, rule: GatedActivation, rounding: Roundin
 
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
     masks = torch.empty((rows, 1, neurons // 8), dtype=torch.uint8, device=gate_up.device)
-    stamps = torch.zeros(1, dtype=torch.int64, device=gate_up.device)
-    result = gated_activation(gate_up, stamps.clone(), masks, stamps, rule, rounding)
+    writes = torch.zeros(1, dtype=torch.int64, device=gate_up.device)
+    flags = torch.zeros((rows, 1), dtype=torch.uint8, device=gate_up.device)
+    result = gated_activation(gate_up, writes.clone(), masks, writes, flags, rule, rounding)
     assert result is not None  # noqa: S101  (a rounding was given)
     return result

@@ -48,6 +48,8 @@ def widths_here(found: Findings) -> Widths:
         choices=first.choices if first else 0,
         expert_neurons=first.neurons_here if first else 0,
         shared_neurons=first.shared.neurons_here if first and first.shared else 0,
+        layer_ids=tuple(ffn.layer_id for ffn in found.dense),
+        moe_layer_ids=tuple(layer.layer_id for layer in found.moe),
     )
 
 

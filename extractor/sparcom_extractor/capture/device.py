@@ -211,10 +211,10 @@ class DeviceOutbox:
         return arrays
 
 
-def letter_bytes(arrays: Sequence[torch.Tensor], stamps: torch.Tensor) -> int:
-    """What the letter of a whole step takes: its arrays, token ids (int32), positions (int64) and stamps."""
+def letter_bytes(arrays: Sequence[torch.Tensor], writes: torch.Tensor) -> int:
+    """What the letter of a whole step takes: its arrays, token ids (int32), positions (int64) and writes."""
     rows = len(arrays[0])
-    return sum(map(aligned, (*(array.nbytes for array in arrays), 4 * rows, 8 * rows, stamps.nbytes)))
+    return sum(map(aligned, (*(array.nbytes for array in arrays), 4 * rows, 8 * rows, writes.nbytes)))
 
 
 def _places(parts: Sequence[torch.Tensor]) -> tuple[tuple[_Part, ...], int]:

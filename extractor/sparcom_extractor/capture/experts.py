@@ -1,16 +1,17 @@
 """Capture the routes and the neurons of the chosen experts of one layer, at the kernel that runs its experts.
 
-    router ─▶ (ids, weights) ─▶ experts.apply(x, ids, weights, …)     ids and weights are taken here
+    router.select_experts(logits) ─▶ (ids, weights)                   are all logits finite?
+                 ─▶ experts.apply(x, ids, weights, …)                 ids and weights are taken here
                                   ├─ Triton: GEMM ─▶ experts.activation(kind, out, gate_up) ─▶ GEMM    signs from here
                                   └─ CPU: one native call over packed weights    gates are computed beside it
 
-vLLM calls both methods of its experts object in every step, inside an operator that torch.compile does not look into,
-so the methods of this one object are replaced; no class is changed, and other engines stay as they are. The rows of
-Triton's gate_up are (token, choice) in the order of the ids. Under CUDA graphs the calls run once, at capture, and the
-copies and kernels that they launch are in the graph. Where the product is known to be that of capture's own kernel
-(`install.py` finds out), one kernel reads the gates once, takes the signs and puts the product where vLLM wants it;
-otherwise the signs are taken beside vLLM's activation. A kernel that shows neither is refused: zeros never stand in for
-data. Should a step take a path around the replaced methods, its stamps tell.
+vLLM calls these methods of its router and its experts object in every step, inside an operator that torch.compile does
+not look into, so the methods of these objects are replaced; no class is changed, and other engines stay as they are.
+The rows of Triton's gate_up are (token, choice) in the order of the ids. Under CUDA graphs the calls run once, at
+capture, and the copies and kernels that they launch are in the graph. Where the product is known to be that of
+capture's own kernel (`install.py` finds out), one kernel reads the gates once, takes the signs and puts the product
+where vLLM wants it; otherwise the signs are taken beside vLLM's activation. A kernel that shows neither is refused:
+zeros never stand in for data. Should a step take a path around the replaced methods, its write counters tell.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Gate(Protocol):
     """Computes the gates of chosen experts."""
 
     def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> Any:
-        """Which neurons of the chosen experts are active: uint8 (rows × choices, neuron_bytes)."""
+        """Which neurons of the chosen experts are active, uint8 (rows × choices, neuron_bytes), and which of these rows
+        have a gate that is not finite, bool (rows × choices,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,15 @@ def install_experts(layer: MoeLayer, slots: ExpertSlots, rounding: Rounding | No
     Raises:
         UnsupportedModelError: the kernel shows no neurons.
     """
-    experts = shown_experts(layer)
+    experts, router = shown_experts(layer), layer.runner.router
+    select = router.select_experts = _Select(router.select_experts)
     if type(experts).__name__ == TRITON:
         slots.experts.attach(slots.layer, layer.rule, rounding, experts)
         experts.activation = _TritonActivation(experts.activation, layer, slots, fused=rounding is not None)
-        experts.apply = _Apply(experts.apply, layer, slots, None)
+        experts.apply = _Apply(experts.apply, layer, slots, select, None)
         return rounding or "signs"
     slots.experts.attach(slots.layer, layer.rule, None, experts)
-    experts.apply = _Apply(experts.apply, layer, slots, PanelGate.of(layer, experts))
+    experts.apply = _Apply(experts.apply, layer, slots, select, PanelGate.of(layer, experts))
     return "gate"
 
 
@@ -113,18 +116,39 @@ def is_plain(experts: Any) -> bool:
     return limit is None
 
 
+class _Select:
+    """Stands in for `select_experts` of a layer's router, and keeps the logits for `_Apply`.
+
+    A router may make a finite weight of a logit that is not: vLLM's kernels put 0 for NaN.
+    """
+
+    def __init__(self, select: Any) -> None:
+        self._select = select
+        self._logits: torch.Tensor | None = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self._logits = named.get("router_logits", arguments[1] if len(arguments) > 1 else None)
+        return self._select(*arguments, **named)
+
+    def take(self) -> torch.Tensor | None:
+        """The logits of the last call, (rows, experts), once."""
+        logits, self._logits = self._logits, None
+        return logits
+
+
 class _Apply:
     """Stands in for `apply` of a layer's experts. vLLM passes its arguments by name."""
 
-    def __init__(self, apply: Any, layer: MoeLayer, slots: ExpertSlots, gate: Gate | None) -> None:
+    def __init__(self, apply: Any, layer: MoeLayer, slots: ExpertSlots, select: _Select, gate: Gate | None) -> None:
         self._apply, self._slots, self._gate, self._scale = apply, slots, gate, layer.scale
+        self._select = select
 
     def __call__(self, **arguments: Any) -> Any:
         ids, weights, slots = arguments["topk_ids"], arguments["topk_weights"], self._slots
         if self._gate is not None:
             ids, weights = in_falling_weight(ids, weights)
-            slots.experts.store_packed(slots.layer, self._gate.masks(arguments["hidden_states"], ids))
-        slots.routes.store(slots.layer, ids, weights, self._scale)
+            slots.experts.store_packed(slots.layer, *self._gate.masks(arguments["hidden_states"], ids))
+        slots.routes.store(slots.layer, ids, weights, self._scale, self._select.take())
         return self._apply(**arguments)
 
 
@@ -144,7 +168,7 @@ class _TritonActivation:
         self._layer = torch.tensor(slots.layer, dtype=torch.int64, device=device)
 
     def __call__(self, activation: Any, output: torch.Tensor, input: torch.Tensor, **further: Any) -> Any:  # noqa: A002
-        if activation == self._kind and not further and _is_for(output, input):
+        if activation == self._kind and not further and _is_for(output, input) and self._buffer.fits(input):
             run_kernel(input, self._layer, self._buffer, out=output)
             return None
         torch.ops.sparcom.capture_signs(input, self._layer, self._buffer.number)

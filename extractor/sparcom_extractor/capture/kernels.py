@@ -7,7 +7,8 @@ One pass over (rows, neurons), a program for every row and block of neurons:
     1. load the gate once, and pack gate > threshold, eight neurons a byte, into the layer's rows of the step's masks;
     2. load up once, and write f(gate)·g(up), rounded where vLLM's own code rounds, so that the model says the same
        with and without capture;
-    3. the first program moves the layer's stamp.
+    3. where a gate is NaN or infinite, set the row's flag of the layer: a plain store, the same from any program;
+    4. the first program moves the layer's write counter by one write of so many rows.
 
 Where a token goes through several experts, row r is choice r % choices of token r // choices.
 
@@ -153,8 +154,8 @@ def _product_of_compiled(
 
 @triton.jit(do_not_specialize=["rows"])
 def _gated_activation_kernel(
-    gate_up, out, masks, stamps, layer,
-    rows, neurons, gate_offset, up_offset, row_stride, column_stride, mask_stride, layer_stride,
+    gate_up, out, masks, writes, flags, layer,
+    rows, neurons, gate_offset, up_offset, row_stride, column_stride, mask_stride, layer_stride, flag_stride,
     CHOICES: tl.constexpr,
     ROUNDING: tl.constexpr, KIND: tl.constexpr, ACTIVE_ABOVE: tl.constexpr, THRESHOLD: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, INVERSE_BETA: tl.constexpr,
@@ -165,7 +166,7 @@ def _gated_activation_kernel(
     """One row's block of neurons as (bytes, 8): a thread holds the neurons of a byte and packs them on its own."""
     row = tl.program_id(0).to(tl.int64)
     index = tl.load(layer)
-    if row < rows:  # a step without rows launches one program, for the stamp
+    if row < rows:  # a step without rows launches one program, for the write counter
         byte = tl.program_id(1) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
         bit = tl.arange(0, 8)[None, :]
         neuron = byte[:, None] * 8 + bit
@@ -176,6 +177,12 @@ def _gated_activation_kernel(
         neuron_bytes = (neurons + 7) // 8
         place = (row // CHOICES) * mask_stride + index * layer_stride + (row % CHOICES) * neuron_bytes
         tl.store(masks + place + byte, packed, mask=byte < neuron_bytes)
+
+        # An exponent of ones is NaN or infinity. A thread looks at its own eight: no reduction, and no store if all is
+        # well.
+        exponent = tl.max(gate.to(tl.int32, bitcast=True) & 0x7F800000, axis=1)
+        flag = flags + (row // CHOICES) * flag_stride + index + byte * 0
+        tl.store(flag, tl.full((BLOCK // 8,), 1, dtype=tl.uint8), mask=exponent == 0x7F800000)
 
         if ROUNDING is not None:
             up = WIDEN(tl.load(source + up_offset, mask=neuron < neurons, other=0.0))
@@ -190,14 +197,15 @@ def _gated_activation_kernel(
             tl.store(out + row * neurons + neuron, NARROW(product, DTYPE), mask=neuron < neurons)
 
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        tl.store(stamps + index, tl.load(stamps + index) + 1)
+        tl.store(writes + index, tl.load(writes + index) + (1 << 32) + (rows // CHOICES).to(tl.int64))
 
 
 def gated_activation(
     gate_up: torch.Tensor,
     layer: torch.Tensor,
     masks: torch.Tensor,
-    stamps: torch.Tensor,
+    writes: torch.Tensor,
+    flags: torch.Tensor,
     rule: GatedActivation,
     rounding: Rounding | None,
     functions: Functions = DEVICE,
@@ -209,7 +217,8 @@ def gated_activation(
         gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides.
         layer: int64, one number, on the device. masks: uint8 (max_tokens, layers, ⌈neurons / 8⌉), contiguous;
             or (max_tokens, layers, choices, ⌈neurons / 8⌉), with a row of `gate_up` for each (token, choice).
-        stamps: int64 (layers,).
+        writes: int64 (layers,), write counters; see `buffer.WRITE`.
+        flags: uint8 (max_tokens, layers), columns contiguous; set where a gate of the row is not finite.
         rule: how it gates. rounding: whose arithmetic the product follows; None: signs alone.
         out: where the product goes: (rows, neurons), contiguous, in the type of `gate_up`; made where not given.
 
@@ -225,7 +234,8 @@ def gated_activation(
         gate_up,
         gate_up if out is None else out,
         masks,
-        stamps,
+        writes,
+        flags,
         layer,
         rows,
         neurons,
@@ -235,6 +245,7 @@ def gated_activation(
         gate_up.stride(1) * (2 if rule.place == "interleaved" else 1),
         masks.stride(0),
         masks.stride(1),
+        flags.stride(0),
         CHOICES=masks.shape[2] if masks.dim() == 4 else 1,
         BLOCK=block,
         num_warps=max(1, block // 256),

@@ -1,7 +1,10 @@
 """The custom op that stands in for a gated activation and takes the signs of its gate on the way.
 
     gate_up (rows, 2·neurons) ──sparcom::gated_activation──▶ f(gate)·g(up) (rows, neurons)
-                                         └──▶ masks[:rows, layer, :] and stamps[layer] of a CaptureBuffer
+                                         └──▶ masks[:rows, layer, :], writes[layer] and flags[:rows, layer] of a
+                                              CaptureBuffer
+
+`gate_up` may have further leading dimensions, which are rows: vLLM's Transformers backend has a batch of 1.
 
 The op is opaque to torch.compile. It returns what the model goes on with, so that no compiler drops it as dead code,
 and it writes the masks unseen: the buffer hides behind a number that the graph holds as a constant, as vLLM's
@@ -23,38 +26,39 @@ import torch
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.activations import rule_of
-from sparcom_extractor.capture.buffer import CaptureBuffer, Slot, StampCheck
+from sparcom_extractor.capture.buffer import CaptureBuffer, Slot
 from sparcom_extractor.capture.twin import Rounding, pack_signs_numpy, pack_signs_torch
 
-__all__ = ["CaptureBuffer", "CapturedActivation", "Slot", "StampCheck", "pack_signs_numpy", "pack_signs_torch"]
+__all__ = ["CaptureBuffer", "CapturedActivation", "Slot", "pack_signs_numpy", "pack_signs_torch"]
 
 _LIBRARY = torch.library.Library("sparcom", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def _gated_activation_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:
     index, target = int(layer), CaptureBuffer.find(buffer)
-    target.store(index, gate_up)
+    target.store(index, gate_up.flatten(0, -2))
     result: torch.Tensor = target.activations[index](gate_up)
     return result
 
 
 def _gated_activation_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:
-    result = run_kernel(gate_up, layer, CaptureBuffer.find(buffer))
-    if result is None:
-        raise RuntimeError("the fused activation needs a rounding; the buffer has none. Report this fault")
-    return result
+    target = CaptureBuffer.find(buffer)
+    result = run_kernel(gate_up.flatten(0, -2), layer, target)
+    if result is None:  # it does not fit, which the write counters tell
+        result = next(iter(target.activations.values()))(gate_up)
+    return result.view(*gate_up.shape[:-1], -1)
 
 
 def _gated_activation_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> torch.Tensor:  # noqa: ARG001
-    return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
 def _capture_signs_cpu(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:
-    CaptureBuffer.find(buffer).store(int(layer), gate_up)
+    CaptureBuffer.find(buffer).store(int(layer), gate_up.flatten(0, -2))
 
 
 def _capture_signs_cuda(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:
-    run_kernel(gate_up, layer, CaptureBuffer.find(buffer), signs_only=True)
+    run_kernel(gate_up.flatten(0, -2), layer, CaptureBuffer.find(buffer), signs_only=True)
 
 
 def _capture_signs_fake(gate_up: torch.Tensor, layer: torch.Tensor, buffer: int) -> None:  # noqa: ARG001
@@ -69,12 +73,16 @@ def run_kernel(
     signs_only: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """What the ops do on a device, for code that no compiler looks into. out: see `kernels.gated_activation`."""
+    """What the ops do on a device, for code that no compiler looks into. out: see `kernels.gated_activation`.
+
+    Returns None where only the signs are taken, and where `gate_up` does not fit the buffer: nothing is written then.
+    """
     from sparcom_extractor.capture.kernels import gated_activation  # Triton, which the CPU does without
 
-    target.check_shape(gate_up)
+    if not target.fits(gate_up):
+        return None
     rounding = None if signs_only else target.rounding
-    return gated_activation(gate_up, layer, target.masks, target.stamps, target.rule, rounding, out=out)
+    return gated_activation(gate_up, layer, target.masks, target.writes, target.flags, target.rule, rounding, out=out)
 
 
 _LIBRARY.define("gated_activation(Tensor gate_up, Tensor layer, int buffer) -> Tensor")  # type: ignore[no-untyped-call]
@@ -124,7 +132,7 @@ class CapturedActivation(torch.nn.Module):
         self.register_buffer("layer", torch.tensor(slot.layer, dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """`gate_up` (rows, 2·neurons); returns what the activation returns, (rows, neurons)."""
+        """`gate_up` (…, rows, 2·neurons); returns what the activation returns, (…, rows, neurons)."""
         result: torch.Tensor
         if self.fused:
             result = torch.ops.sparcom.gated_activation(gate_up, self.layer, self.number)

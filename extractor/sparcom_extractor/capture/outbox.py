@@ -31,6 +31,9 @@ class Outbox(Protocol):
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
         """Copy the parts as they are now, in the order of the step's stream, and deliver them when they are there."""
 
+    def launch(self, work: Callable[[], object]) -> None:
+        """Do `work` on the tensors in the order of the step's stream."""
+
     def check(self) -> None:
         """Raise RuntimeError where something that was sent could not be delivered."""
 
@@ -47,6 +50,10 @@ class HostOutbox:
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
         """Copy and deliver."""
         deliver([np.array(part.numpy()) for part in parts], _nothing)
+
+    def launch(self, work: Callable[[], object]) -> None:
+        """Do it at once."""
+        work()
 
     def check(self) -> None:
         """What could not be delivered was raised by `send`."""

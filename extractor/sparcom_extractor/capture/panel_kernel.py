@@ -1,10 +1,10 @@
 """The signs of the gates of chosen experts from packed panels, in machine code for whatever CPU this is.
 
 One call of the inner kernel multiplies eight rows with two panels of 16 neurons. Its sixteen sums stay in vector
-registers over the whole hidden axis, so that each weight is loaded once for eight rows, and it ends in 16 bits a row
-and panel: gates are never written. It is written in LLVM's vectors of 16 numbers, which become AVX-512, AVX2 or NEON
-code; the loops around it are Numba's. What it saves is in DECISIONS.md, "Gates of experts on a CPU". float32 only;
-`panels.py` has a way for other types. It knows neither vLLM nor torch.
+registers over the whole hidden axis, so that each weight is loaded once for eight rows. It ends in 16 bits per row and
+panel, and 16 more that say which gates are NaN or infinite: gates are never written. It is written in LLVM's vectors of
+16 numbers, which become AVX-512, AVX2 or NEON code; the loops around it are Numba's. What it saves is in DECISIONS.md,
+"Gates of experts on a CPU". float32 only; `panels.py` has a way for other types. It knows neither vLLM nor torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def _block(  # the names are those of the call; their types alone come in here
     """Eight rows times two panels.
 
     rows: address of eight addresses of float32 rows. panel, stride: address of the first panel, bytes to the second.
-    hidden: numbers of a row. bias: address of 32 numbers. out: address of 16 uint16, (row, panel).
+    hidden: numbers of a row. bias: address of 32 numbers. out: address of 32 uint16: the signs of (row, panel), then
+    which of its gates are not finite.
     """
     signature = types.void(types.intp, types.intp, types.intp, types.intp, types.intp, types.float32, types.intp)
 
@@ -48,8 +49,11 @@ def _block(  # the names are those of the call; their types alone come in here
         sums = _sum_products(builder, pointers, starts, hidden, biases)
         for index, value in enumerate(sums):
             active = builder.fcmp_ordered(">", value, _splat(builder, above))
-            bits = builder.bitcast(active, _BITS)
-            builder.store(bits, _pointer(builder, out, index, _BITS), align=2)
+            nothing = builder.fsub(value, value)  # NaN where the gate is NaN or infinite, otherwise 0
+            nonfinite = builder.fcmp_unordered("uno", nothing, nothing)
+            for place, lanes in ((index, active), (ROWS * PANELS + index, nonfinite)):
+                bits = builder.bitcast(lanes, _BITS)
+                builder.store(bits, _pointer(builder, out, place, _BITS), align=2)
 
     return signature, generate
 
@@ -122,6 +126,7 @@ def pack_gates(
     first: int,
     stop: int,
     out: np.ndarray[Any, Any],
+    nonfinite: np.ndarray[Any, Any],
 ) -> None:
     """Panels [first, stop) of all chosen experts; both are even.
 
@@ -129,10 +134,11 @@ def pack_gates(
     of the first expert's first panel, bytes to the next expert and to the next panel. hidden: numbers of a row.
     bias: float32 (experts, neurons), or (1, neurons) for all. places: int64, (token, choice) numbers in the order of
     the experts. borders: int64 (groups + 1,), where each expert's places begin. experts: int64 (groups,).
-    out: uint16 (places, panels), the bits of one panel each.
+    out: uint16 (places, panels), the bits of one panel each. nonfinite: bool (places,), set where a gate is NaN or
+    infinite.
     """
     pointers = np.empty(ROWS, np.int64)
-    bits = np.empty(ROWS * PANELS, np.uint16)
+    bits = np.empty(2 * ROWS * PANELS, np.uint16)
     for group in range(len(experts)):
         expert = experts[group]
         own = bias[expert if len(bias) > 1 else 0]
@@ -146,4 +152,7 @@ def pack_gates(
                 _block(pointers.ctypes.data, weights, panel_bytes, hidden, offset, np.float32(above), bits.ctypes.data)
                 for row in range(count):
                     for index in range(PANELS):
-                        out[places[start + row], panel + index] = bits[row * PANELS + index]
+                        place = row * PANELS + index
+                        out[places[start + row], panel + index] = bits[place]
+                        if bits[ROWS * PANELS + place]:
+                            nonfinite[places[start + row]] = True

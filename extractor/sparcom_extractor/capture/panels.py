@@ -63,14 +63,15 @@ class PanelGate:
         check_packing(packed, experts.isa)
         return cls(packed, layer.neurons_here, experts.w1_bias, layer.rule.active_above)
 
-    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> NDArray[np.uint8]:
+    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Which neurons of the chosen experts are active.
 
         Args:
             rows: the input of the experts, (rows, hidden). ids: the chosen experts, (rows, choices).
 
         Returns:
-            uint8 (rows × choices, neuron_bytes), little bit order, in the order of the ids.
+            uint8 (rows × choices, neuron_bytes), little bit order, in the order of the ids; and bool (rows × choices,),
+            whether a gate is NaN or infinite.
         """
         chosen = ids.reshape(-1).numpy()
         places = np.argsort(chosen, kind="stable")
@@ -79,10 +80,11 @@ class PanelGate:
         if rows.dtype == torch.float32 and self._panels.dtype == torch.float32:
             return self._fast(rows, places, borders, experts.astype(np.int64), ids.shape[1])
         packed = np.empty((len(chosen), self._bytes), dtype=np.uint8)
+        nonfinite = np.zeros(len(chosen), dtype=np.bool_)
         for expert, start, stop in zip(experts.tolist(), borders[:-1], borders[1:], strict=True):
             own = places[start:stop]
-            packed[own] = self._of_expert(expert, rows[torch.from_numpy(own // ids.shape[1])])
-        return packed
+            packed[own], nonfinite[own] = self._of_expert(expert, rows[torch.from_numpy(own // ids.shape[1])])
+        return packed, nonfinite
 
     def _fast(
         self,
@@ -91,12 +93,13 @@ class PanelGate:
         borders: NDArray[np.int64],
         experts: NDArray[np.int64],
         choices: int,
-    ) -> NDArray[np.uint8]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         from sparcom_extractor.capture.panel_kernel import PANELS, pack_gates
 
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         count, hidden = self._panels.shape[1:3]
         out = np.empty((len(places), count), dtype=np.uint16)
+        nonfinite = np.zeros(len(places), dtype=np.bool_)  # set by any thread that finds one
         call = partial(
             pack_gates,
             rows.data_ptr(),
@@ -113,19 +116,20 @@ class PanelGate:
             self._above,
         )
         if len(places) * count * hidden * PANEL < FEW_PRODUCTS:
-            call(0, count, out)
+            call(0, count, out, nonfinite)
         else:
-            run_shares(lambda first, stop: call(first, stop, out), count, PANELS)
-        return out.view(np.uint8)[:, : self._bytes]
+            run_shares(lambda first, stop: call(first, stop, out, nonfinite), count, PANELS)
+        return out.view(np.uint8)[:, : self._bytes], nonfinite
 
-    def _of_expert(self, expert: int, rows: torch.Tensor) -> NDArray[np.uint8]:
+    def _of_expert(self, expert: int, rows: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         gates = torch.matmul(rows[None], self._panels[expert])  # (panels, rows, 16)
         if self._bias is not None:
             gates += self._bias[expert].view(-1, 1, PANEL)
         active = (gates > self._above).numpy()
         bits = np.packbits(active, axis=-1, bitorder="little")  # (panels, rows, 2)
         mask: NDArray[np.uint8] = bits.transpose(1, 0, 2).reshape(len(rows), -1)[:, : self._bytes]
-        return mask
+        nonfinite: NDArray[np.bool_] = (~torch.isfinite(gates)).any(dim=2).any(dim=0).numpy()
+        return mask, nonfinite
 
 
 def check_packing(packed: torch.Tensor, isa: str) -> None:

@@ -2,10 +2,11 @@
 
 A request says where its rows go with the plan in its `extra_args`:
 
-    {"sparcom": {"session": str, "index": int, "row": int, "begin": int, "end": int, "open": bool}}
+    {"sparcom": {"session": str, "index": int, "row": int, "begin": int, "end": int, "open": bool, "prompt": int}}
 
 Position p of the request, begin <= p < end, is row `row + p - begin` of the token axis. `open`: the request may end
-before `end`, and the engine may compute a row past its end before it knows. Requests without a plan are left alone.
+before `end`, and the engine may compute a row past its end before it knows. `prompt`: tokens of the prompt, for errors;
+-1 where not given. Requests without a plan are left alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class RequestPlan:
     begin: int
     end: int
     open: bool = False
+    prompt: int = -1
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin <= self.end or min(self.row, self.index) < 0:
@@ -46,7 +48,7 @@ def plan_of(request: Any) -> RequestPlan | None:
 
 
 # counted: the first position that has not been added to the counters on the device; slot: the counter, or NO_SLOT.
-_COLUMNS = ("session", "index", "row", "begin", "end", "open", "counted", "slot")
+_COLUMNS = ("session", "index", "row", "begin", "end", "open", "prompt", "counted", "slot")
 
 
 class RunningRequests:
@@ -77,6 +79,7 @@ class RunningRequests:
             plan.begin,
             plan.end,
             plan.open,
+            plan.prompt,
             plan.begin,
             NO_SLOT,
         )

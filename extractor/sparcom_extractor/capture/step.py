@@ -1,13 +1,13 @@
 """Around every step: send the rows of captured requests on their way to the session that each belongs to.
 
-    before_step   learn new plans, forget ended requests (their counters leave)
+    before_step   learn new plans, forget ended requests (their counters leave); write counters and flags begin at 0
     after_step    which rows of the step belong to which instruction ─▶ outbox ─▶ checks ─▶ session
                   where counters are on the device: add the new rows to them; masks stay there
 
 The work of a step is a fixed number of operations over columns, one copy of the rows, and a look-up a request. What
-needs the values on the host (are the positions those of the layout? did every layer write?) is done on delivery, which
-on a device is in another thread. Words to a session (settle, finish) travel the same way, behind the rows that were
-sent before them.
+needs the values on the host is done on delivery, which on a device is in another thread: are the positions those of the
+layout? Did every layer write once, and all rows? Is every gate a finite number? Words to a session (settle, finish)
+travel the same way, behind the rows that were sent before them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.buffer import StampCheck
+from sparcom_extractor.capture.buffer import check_writes
 from sparcom_extractor.capture.buffers import StepBuffers
+from sparcom_extractor.capture.nonfinite import NonfiniteRows
 from sparcom_extractor.capture.outbox import Arrays, Done, Outbox
 from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
@@ -55,6 +56,7 @@ class _Share:
 
     session: CaptureSession
     columns: tuple[NDArray[np.int64], ...]
+    prompts: NDArray[np.int64]  # tokens of each run's prompt, or -1
 
     def segments(self) -> list[Segment]:
         return [Segment(*values) for values in zip(*(column.tolist() for column in self.columns), strict=True)]
@@ -74,7 +76,9 @@ class StepCapture:
         self._names, self._arrays = tuple(arrays), tuple(arrays.values())
         self._outbox = outbox
         self._requests = RunningRequests()
-        self._stamps = StampCheck()
+        self._padded = buffers.writes.device.type != "cpu"
+        self._layers = [str(name) for name in buffers.widths.columns()]
+        self._nonfinite = NonfiniteRows(buffers.widths.columns())
         self._waited_before: dict[str, float] = {}
         self.counters: DeviceCounters | None = None
         self.sessions: dict[str, CaptureSession] = {}
@@ -92,6 +96,8 @@ class StepCapture:
                 for _, line in self._requests.known([request.req_id]):
                     self._start_over(line)
                 self._requests.add(request.req_id, plan)
+        if self.active:
+            self._outbox.launch(self.buffers.clear)
 
     @property
     def active(self) -> bool:
@@ -109,13 +115,14 @@ class StepCapture:
         shares = self._shares(captured, first)
         if not shares:
             return
-        parts = [batch.ids[first:stop], batch.positions[first:stop], self.buffers.stamps]
+        buffers = self.buffers
+        parts = [batch.ids[first:stop], batch.positions[first:stop], buffers.writes, buffers.flags[first:stop]]
         if self.counters is None or any(not share.session.counts for share in shares):
             parts.extend(array[first:stop] for array in self._arrays)
         if self.counters is not None:
             self._count(captured)
         expected = batch.expected_positions()[first:stop]
-        self._outbox.send(parts, partial(self._deliver, shares, expected))
+        self._outbox.send(parts, partial(self._deliver, shares, expected, batch.count))
 
     def open(self, name: str, session: CaptureSession) -> None:
         """From now on rows whose plan names this session go to it."""
@@ -194,24 +201,28 @@ class StepCapture:
                 own.rows,
                 own.position - begin,
             )
-            shares.append(_Share(session, columns))
+            shares.append(_Share(session, columns, requests.column("prompt")[own.line]))
         return shares
 
-    def _deliver(self, shares: Sequence[_Share], expected: NDArray[np.int64], arrays: Arrays, done: Done) -> None:
+    def _deliver(
+        self, shares: Sequence[_Share], expected: NDArray[np.int64], count: int, arrays: Arrays, done: Done
+    ) -> None:
         """Check what came and hand it over. Rows that cannot be trusted end their sessions; the engine goes on."""
-        ids, positions, stamps = arrays[:3]
+        ids, positions, writes, flags = arrays[:4]
         try:
-            self._stamps.check(stamps)
+            check_writes(writes, count, self._layers, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
+            problem = self.buffers.problem
             for share in shares:
-                share.session.fail(str(error))
+                share.session.fail(f"{error}. {problem}" if problem else str(error))
             done()
             return
-        lease, captured = _Lease(done, len(shares)), dict(zip(self._names, arrays[3:], strict=False))
+        lease, captured = _Lease(done, len(shares)), dict(zip(self._names, arrays[4:], strict=False))
         for share in shares:
-            rows = {} if share.session.counts and self.counters else captured
-            share.session.put(StepRows(share.segments(), rows, ids, positions, lease.give_back))
+            segments, rows = share.segments(), {} if share.session.counts and self.counters else captured
+            faults = self._nonfinite.find(segments, share.prompts, flags, positions)
+            share.session.put(StepRows(segments, rows, ids, positions, lease.give_back, faults))
 
     def _tell(self, word: Any) -> None:
         def deliver(_arrays: Arrays, done: Done) -> None:

@@ -9,6 +9,7 @@ It does not know buffers, layers or devices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -24,14 +25,42 @@ Rounding = Literal["kernel", "compiled"]  # whose arithmetic a product follows; 
 def pack_signs_numpy(gate: torch.Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
     """Bits of gate > threshold for a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little bit order.
 
-    NaN and -0.0 are not active. float32 goes through NumPy, which packs twice as fast here; NumPy has no bfloat16.
-    A threshold is compared in float32, as vLLM's activations do it: torch would round it to bfloat16 first.
+    NaN and -0.0 are not active. NumPy packs twice as fast here as torch. It has no bfloat16: numbers of 16 bits are
+    compared as integers, which keep the order of numbers above 0. A threshold is compared in float32, as vLLM's
+    activations do it: torch would round it to bfloat16 first.
     """
     if threshold:
         active = gate.float().numpy() > np.float32(threshold)
+    elif gate.dtype in _INFINITY_BITS:
+        bits = gate.view(torch.int16).numpy()
+        active = (bits > 0) & (bits <= _INFINITY_BITS[gate.dtype])
     else:
-        active = gate.numpy() > 0 if gate.dtype == torch.float32 else (gate > 0).numpy()
+        active = gate.numpy() > 0
     return np.packbits(active, axis=-1, bitorder="little")
+
+
+_INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # NaN has more, whatever its sign
+
+
+def nonfinite_rows(gate: torch.Tensor) -> NDArray[np.bool_]:
+    """Which rows of a CPU tensor (rows, neurons) hold NaN or an infinity: bool (rows,).
+
+    A sum of float32 is not finite where a member is not, and is one pass of the linear algebra library. It may also
+    overflow: those rows alone are looked at number by number.
+    """
+    if gate.dtype in _INFINITY_BITS:
+        bits, infinity = gate.view(torch.int16).numpy(), _INFINITY_BITS[gate.dtype]
+        negative: NDArray[np.uint16] = bits.view(np.uint16).max(axis=1, initial=0)
+        return np.asarray((bits.max(axis=1, initial=0) >= infinity) | (negative >= infinity + 0x8000))
+    found: NDArray[np.bool_] = ~np.isfinite(torch.mv(gate, _ones(gate.shape[1])).numpy())
+    for row in np.flatnonzero(found).tolist():
+        found[row] = not torch.isfinite(gate[row]).all()
+    return found
+
+
+@functools.cache
+def _ones(count: int) -> torch.Tensor:
+    return torch.ones(count, dtype=torch.float32)
 
 
 def pack_signs_torch(gate: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
@@ -40,6 +69,11 @@ def pack_signs_torch(gate: torch.Tensor, threshold: float = 0.0) -> torch.Tensor
     active = torch.nn.functional.pad((gate.float() > threshold).to(torch.uint8), (0, -neurons % 8))
     bit = torch.arange(8, dtype=torch.uint8, device=gate.device)  # made there: a copy from the host would wait
     return (active.reshape(rows, -(-neurons // 8), 8) << bit).sum(dim=-1, dtype=torch.uint8)
+
+
+def nonfinite_rows_torch(gate: torch.Tensor) -> torch.Tensor:
+    """The same as `nonfinite_rows` in plain torch operations, for any device: bool (rows,)."""
+    return ~torch.isfinite(gate.float()).all(dim=1)
 
 
 def gated_product(gate_up: torch.Tensor, rule: GatedActivation, rounding: Rounding) -> torch.Tensor:

@@ -24,7 +24,8 @@ class DeviceCaptureMixin(CaptureMixin):
         """Ring and pinned memory, taken before vLLM measures what is left for its KV cache."""
         arrays, dense = list(buffers.arrays().values()), buffers.neurons
         counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
-        ring = RING_STEPS * max(letter_bytes(arrays, buffers.stamps), counts + SMALL_BYTES) + SMALL_BYTES
+        step = letter_bytes([*arrays, buffers.flags], buffers.writes)
+        ring = RING_STEPS * max(step, counts + SMALL_BYTES) + SMALL_BYTES
         self._outbox = DeviceOutbox(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later ones measure the device, and only log this.
         self.model_runner.model_memory_usage += buffers.nbytes + self._outbox.device_bytes

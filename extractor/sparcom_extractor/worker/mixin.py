@@ -9,6 +9,7 @@ Nothing is patched: vLLM takes the class by name for one engine, and other engin
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
+from sparcom_extractor.capture.buffer import check_writes
 from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.describe import describe_found, refuse_model, widths_here
 from sparcom_extractor.capture.discover import Findings, find_captured
@@ -29,6 +31,8 @@ from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.child import EngineNote
 from sparcom_extractor.writer.session import CaptureSession, Settlement
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
+
+_log = logging.getLogger(__name__)
 
 MOST_OF_MEMORY = 0.5  # that sums of running requests may take
 
@@ -107,6 +111,7 @@ class CaptureMixin:
         """What can be captured here: `refusal`, or the layers, their widths and their activation; how it is done, see
         `install_all`; the mode that the worker has settled on; and what capture holds of the device's and the host's
         memory."""
+        self._refusal = self._refusal or self._try_step()
         if self._refusal is not None:
             return {"refusal": self._refusal}
         return {
@@ -119,6 +124,25 @@ class CaptureMixin:
             },
             "memory": self._memory(),
         }
+
+    def _try_step(self) -> str | None:
+        """Run one token that is nobody's, as vLLM does between steps, and check what the layers wrote.
+
+        Returns the reason why this model cannot be captured, or None: layers that run several times per step, or in a
+        shape that capture does not know, are found here and not by the first request.
+        """
+        self._buffers.clear()
+        try:
+            self.execute_dummy_batch()  # type: ignore[attr-defined]
+        except Exception as error:  # noqa: BLE001  every step is checked all the same
+            _log.warning("the trial step did not run: %s: %s", type(error).__name__, error)
+            return None
+        names = [str(name) for name in self._buffers.widths.columns()]
+        try:
+            check_writes(self._buffers.writes.cpu().numpy(), 1, names, padded=True)
+        except RuntimeError as error:
+            return f"a trial step of one token failed: {self._buffers.problem or error}. Use another model"
+        return None
 
     def _memory(self) -> dict[str, int]:
         return {"step_buffer_bytes": self._buffers.nbytes}

@@ -12,7 +12,18 @@ from sparcom_extractor.testing import FakeDevice
 from sparcom_extractor.worker.device import DeviceCaptureMixin
 
 
-class RehearsalWorker(DeviceCaptureMixin, CPUWorker):  # type: ignore[misc]
+class LateWorker(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker beside a late device."""
+
+    _late: FakeDevice
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As on a device: what was enqueued before is done before this step computes."""
+        self._late.finish_step()
+        return super().execute_model(scheduler_output)
+
+
+class RehearsalWorker(DeviceCaptureMixin, LateWorker):  # type: ignore[misc]
     """vLLM's CPU worker, with a late device between the model and the writer."""
 
     def _streams(self) -> FakeDevice:
@@ -20,8 +31,3 @@ class RehearsalWorker(DeviceCaptureMixin, CPUWorker):  # type: ignore[misc]
         self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
         self._late = FakeDevice()
         return self._late
-
-    def execute_model(self, scheduler_output: Any) -> Any:
-        """As on a device: what the step before sent is copied before this one overwrites it."""
-        self._late.finish_step()
-        return super().execute_model(scheduler_output)

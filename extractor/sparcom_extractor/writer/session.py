@@ -27,7 +27,7 @@ from sparcom_extractor.writer.chunks import buffers_for
 from sparcom_extractor.writer.sinks import Segment, Settlement, Sink, make_sink
 from sparcom_extractor.writer.targets import ArrayPart
 
-__all__ = ["CaptureSession", "CountedRows", "Segment", "Settlement", "StepRows"]
+__all__ = ["CaptureSession", "CountedRows", "Fault", "Segment", "Settlement", "StepRows"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,20 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row of an instruction cannot be trusted. offset: of the row within the instruction."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepRows:
     """What one step captured.
 
     arrays: (n, …) each, by the name of the archive's array on the token axis; none where they are counted elsewhere.
     ids: int32 (n,); positions: int64 (n,). done: called once when the arrays are not used any more.
+    faults: the first fault of each instruction that has one in this step, by its index.
     """
 
     segments: Sequence[Segment]
@@ -55,6 +64,7 @@ class StepRows:
     ids: NDArray[np.int32]
     positions: NDArray[np.int64]
     done: Callable[[], None] = _nothing
+    faults: Mapping[int, Fault] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -158,6 +168,7 @@ class CaptureSession:
         self._queue_bytes = queue_bytes
         self._trackers: dict[int, _Tracker] = {}
         self._settled = np.zeros(instructions, dtype=bool)
+        self._faults: dict[int, Fault] = {}
         self._finished: dict[int, _Finished] = {}
         self._lock = threading.Lock()
         self._outcome = _Outcome()
@@ -311,6 +322,9 @@ class CaptureSession:
             rows = slice(segment.offset, segment.offset + segment.rows)
             tracker.ids[rows] = step.ids[source]
             tracker.positions[rows] = step.positions[source]
+            fault, earlier = step.faults.get(segment.index), self._faults.get(segment.index)
+            if fault is not None and (earlier is None or fault.offset < earlier.offset):
+                self._faults[segment.index] = fault
             if step.arrays:
                 self._sink.take(segment, {name: array[source] for name, array in step.arrays.items()})
 
@@ -318,11 +332,14 @@ class CaptureSession:
         if self._settled[item.index]:
             return
         tracker = self._trackers.pop(item.index, None) or _Tracker.empty(item.capacity)
+        fault = self._faults.pop(item.index, None)
         self._settled[item.index] = True
         if item.length < 0:
             self._sink.forget(item)
             return
         reason = tracker.missing(item.length)
+        if fault is not None and fault.offset < item.length:  # a row past the end is nobody's
+            reason = fault.reason
         if reason is None:
             reason = self._sink.finish(item, tracker.written)
         else:
