@@ -1,7 +1,7 @@
 """Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
 
-    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks  ─▶ routes, where the model has a router
-    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ counts
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ origins ─▶ masks  ─▶ routes, where the model has a router
+    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ origins ─▶ counts
 
 The last ones are in verify_values.py. Where counts are held no token id is kept, so of the text the length of its
 tokenisation alone can be compared. The instruction columns are held, values are read in blocks. It knows no model: the
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import ArchiveError
 from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
+from sparcom_data.verify_origins import check_origins
 from sparcom_data.verify_values import Check, check_values
 
 __all__ = ["Check", "Tokenize", "verify_archive"]
@@ -47,6 +48,8 @@ def verify_archive(
     checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
     if tokenize is not None:
         checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
+    if archive.knows_origins:
+        checks.append(check_origins(archive))
     return [*checks, *check_values(archive, report)]
 
 

@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
+from sparcom_data.metadata import PromptFormat
 from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.origins import TemplateParts, chat_origin, raw_origin, unknown_origin
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction as the model reads it. ids: int32 (T,). error: why it cannot run, or ""."""
+    """One instruction as the model reads it. ids: int32 (T,). origin: uint8 (T,), see `Origin`. error: why it cannot
+    run, or ""."""
 
     text: str
     ids: NDArray[np.int32]
+    origin: NDArray[np.uint8]
     error: str = ""
 
 
@@ -47,12 +51,38 @@ def make_prompts(
     texts = _texts(tokenizer, instructions, options)
     special = options.add_special_tokens and options.prompt_format == "raw"
     given = [text for text in texts if text is not None]
-    encoded = iter(tokenizer(given, add_special_tokens=special)["input_ids"] if given else [])
+    batch = tokenizer(given, add_special_tokens=special) if given else {"input_ids": []}
+    encoded = enumerate(batch["input_ids"])
+    origins = _Origins(tokenizer, batch, options.prompt_format)
     prompts = []
     for instruction, text in zip(instructions, texts, strict=True):
-        ids = np.array(instruction.token_ids if text is None else next(encoded), dtype=np.int32)
-        prompts.append(Prompt(text or "", ids, _problem(ids, limit, len(tokenizer))))
+        number, found = (None, instruction.token_ids) if text is None else next(encoded)
+        ids = np.array(found, dtype=np.int32)
+        prompts.append(
+            Prompt(text or "", ids, origins.of(instruction, text, ids, number), _problem(ids, limit, len(tokenizer)))
+        )
     return prompts
+
+
+class _Origins:
+    """Finds the origins of one prompt after the other of a batch that was tokenised."""
+
+    def __init__(self, tokenizer: Any, batch: Any, prompt_format: PromptFormat) -> None:
+        self._special = special_token_ids(tokenizer)
+        # Encodings of a fast tokenizer give offsets one prompt at a time; of all at once they take 150 bytes per token.
+        self._encodings = getattr(batch, "encodings", None)
+        chat = prompt_format == "chat"
+        self._parts = TemplateParts(lambda messages: _render(tokenizer, messages)) if chat else None
+
+    def of(self, item: Instruction, text: str | None, ids: NDArray[np.int32], number: int | None) -> NDArray[np.uint8]:
+        """uint8 (T,), of the prompt with these ids. number: its place in the batch, None where ids were given."""
+        encoding = None if number is None or self._encodings is None else self._encodings[number]
+        if self._parts is None:
+            return raw_origin(ids, self._special, () if encoding is None else encoding.special_tokens_mask)
+        spans = None if text is None or encoding is None else self._parts.content_spans(_messages(item), text)
+        if spans is None or encoding is None:
+            return unknown_origin(ids)
+        return chat_origin(ids, encoding.offsets, spans, self._special)
 
 
 def _texts(tokenizer: Any, instructions: Sequence[Instruction], options: ExtractionOptions) -> list[str | None]:
@@ -80,7 +110,7 @@ def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction]) -> list[str
     problems: list[str] = []
     for number, item in enumerate(instructions):
         try:
-            texts.append(_chat_text(tokenizer, item))
+            texts.append(_render(tokenizer, _messages(item)))
         except Exception as error:  # noqa: BLE001  templates are programs of the model's authors and raise what they like
             problems.append(
                 f"instructions.{number} (id {item.id!r}): messages do not fit the model's chat template: {error}"
@@ -90,12 +120,14 @@ def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction]) -> list[str
     return texts
 
 
-def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
-    messages = (
-        [{"role": "user", "content": instruction.text}]
-        if instruction.messages is None
-        else [message.model_dump() for message in instruction.messages]
-    )
+def _messages(instruction: Instruction) -> list[dict[str, Any]]:
+    """The turns of a chat; a text is one turn of the user."""
+    if instruction.messages is None:
+        return [{"role": "user", "content": instruction.text}]
+    return [message.model_dump() for message in instruction.messages]
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
