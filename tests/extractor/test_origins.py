@@ -36,6 +36,7 @@ MOVED = """{%- set last = messages | last -%}
 TWICE = "{{ messages[0].content }} means: {{ messages[0].content.strip() }}"
 UPPER = "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}{% endfor %}"
 LENGTH = "{% for m in messages %}{{ m.content }} has {{ m.content | length }} letters{% endfor %}"
+LONGER = "{% for m in messages %}{{ m.content }}{% if m.content | length < 20 %} Please.{% endif %}{% endfor %}"
 REFUSES = "{% for m in messages %}{% if m.content | length > 30 %}{{ raise_exception('too long') }}{% endif %}\
 {{ m.content }}{% endfor %}"
 
@@ -125,7 +126,7 @@ def test_templates_that_strip_move_or_repeat_are_taken_apart(
     assert set(prompt.origin.tolist()) <= {CONTENT, TEMPLATE}
 
 
-@pytest.mark.parametrize("template", [UPPER, LENGTH, REFUSES])
+@pytest.mark.parametrize("template", [UPPER, LENGTH, LONGER, REFUSES])
 def test_what_cannot_be_proved_is_unknown(tokenizer: Any, template: str) -> None:
     """A template that changes with the content, or refuses the marks: no token of the prompt gets a guess."""
     prompt = chat(templated(tokenizer, template), ("user", "so it is"))
@@ -141,6 +142,9 @@ def test_raw_prompts_tell_special_tokens_apart(tokenizer: Any) -> None:
     assert spelled.origin.tolist() == [SPECIAL, CONTENT, SPECIAL]
     assert given_ids.origin.tolist() == [SPECIAL, CONTENT, SPECIAL, CONTENT]
     assert raw(tokenizer, {"text": "a b"})[0].origin.tolist() == [CONTENT, CONTENT]
+    word = copy.deepcopy(tokenizer)
+    word.backend_tokenizer.post_processor = TemplateProcessing(single="$A user", special_tokens=[("user", 4093)])
+    assert raw(word, {"text": "a b"})[0].origin.tolist() == [CONTENT, CONTENT, SPECIAL], "added, though not marked"
 
 
 class Slow:
