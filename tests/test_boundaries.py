@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from sparcom_cli.main import COMMANDS, cli
 from sparcom_data.metadata import MoeInfo
-from sparcom_data.schema import INSTRUCTION_ARRAYS, array_specs
+from sparcom_data.schema import INSTRUCTION_ARRAYS, array_specs, origin_specs
 from sparcom_data.testing import random_attributes, write_random_moe_archive
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +164,7 @@ def test_every_command_answers_help(name: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [*array_specs(MIXED, "token"), *array_specs(MIXED, "count")[len(INSTRUCTION_ARRAYS) :]],
+    [*array_specs(MIXED, "token"), *origin_specs("token"), *array_specs(MIXED, "count")[len(INSTRUCTION_ARRAYS) :]],
     ids=lambda spec: spec.name,
 )
 def test_every_array_is_documented(spec: object) -> None:

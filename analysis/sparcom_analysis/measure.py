@@ -40,8 +40,8 @@ from sparcom_analysis.options import Options
 from sparcom_analysis.passes import Passes
 from sparcom_analysis.reading.categories import category_labels
 from sparcom_analysis.reading.populations import Component, choose_population, populations
-from sparcom_analysis.reading.rows import Rows, SpecialTokens, choose_rows
-from sparcom_analysis.results import ExpertResult, NeuronResult, Results
+from sparcom_analysis.reading.rows import CountedTokens, Rows, SpecialTokens, choose_rows
+from sparcom_analysis.results import DeadLayers, ExpertResult, NeuronResult, Results
 from sparcom_analysis.statistics.bootstrap import Resamples, draw_resamples, mean_intervals, pair_intervals
 from sparcom_analysis.statistics.length_control import LengthControl, length_control
 from sparcom_analysis.statistics.pair_matrix import PairMatrix
@@ -64,6 +64,7 @@ class _Reading(TypedDict):
     block_bytes: int
     special_tokens: SpecialTokens
     special_token_ids: list[int] | None
+    counted_tokens: CountedTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Job:
             "block_bytes": self.block_bytes,
             "special_tokens": self.options.special_tokens,
             "special_token_ids": None if ids is None else list(ids),
+            "counted_tokens": self.options.counted_tokens,
         }
 
     def neurons(
@@ -129,6 +131,7 @@ def measure(job: Job) -> Results:
     for component in found_components(job.archive):
         pools.append(PoolWhileReading())
         base.append(job.neurons(job.archive, component, pools[-1]))
+    dead = [DeadLayers.of("base", one) for one in base]
     moe = job.archive.attributes.model.moe is not None
     experts = job.experts(job.archive) if moe else None
     chance = _Chance.of(job, base[0], skipped)
@@ -137,10 +140,10 @@ def measure(job: Job) -> Results:
     chosen = None if experts is None else chance.experts(experts)
     resamples = None
     if job.tuned is not None:
-        found, chosen, resamples = _altered(job, job.tuned, found, chosen, chance)
+        found, chosen, resamples = _altered(job, job.tuned, found, chosen, chance, dead)
     control = _control(job, base, experts, chance, skipped)
     job.passes.finish()
-    return Results(job.archive, found, chosen, job.tuned, control, chance.resamples, resamples, skipped)
+    return Results(job.archive, found, chosen, job.tuned, control, chance.resamples, resamples, skipped, dead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +240,19 @@ def _lape(pool: PoolWhileReading, options: Options, skipped: dict[str, str]) -> 
 
 
 def _altered(
-    job: Job, tuned: Archive, found: list[NeuronResult], experts: ExpertResult | None, chance: _Chance
+    job: Job,
+    tuned: Archive,
+    found: list[NeuronResult],
+    experts: ExpertResult | None,
+    chance: _Chance,
+    dead: list[DeadLayers],
 ) -> tuple[list[NeuronResult], ExpertResult | None, Resamples | None]:
-    """The same results with what tuning alters, and the draws of the instructions of both."""
+    """The same results with what tuning alters, and the draws of the instructions of both. dead: is added to."""
     twins: Twins | None = None
     results = []
     for one in found:
         other = job.neurons(tuned, one.neurons.population.component)
+        dead.append(DeadLayers.of("tuned", other))
         twins = _same_tokens(match_twins(one.neurons, other, None if twins else (job.archive, tuned)), twins)
         results.append(replace(one, altered=neuron_alteration(one.neurons, other, twins)))
     assert twins is not None  # noqa: S101  (every archive has a component)

@@ -9,7 +9,7 @@ from sparcom_analysis.components.general_unique import DEFAULT_SHARE
 from sparcom_analysis.components.lape import LapeRates
 from sparcom_analysis.measures.selection import Selection, check_enough, make_selection
 from sparcom_analysis.reading.matched_tokens import TokenDraw, draw_tokens
-from sparcom_analysis.reading.rows import Rows, RowSpans, SpecialTokens, choose_rows
+from sparcom_analysis.reading.rows import CountedTokens, Rows, RowSpans, SpecialTokens, choose_rows
 from sparcom_analysis.reading.special_tokens import special_ids
 from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_analysis.statistics.bootstrap import CONFIDENCE, RESAMPLES
@@ -32,6 +32,7 @@ class Options:
     exclude_self_pairs: bool = False
     special_tokens: SpecialTokens = "count"
     special_token_ids: Sequence[int] | None = None
+    counted_tokens: CountedTokens = "all"
     match_tokens: bool | None = None
     matched_tokens: int | None = None
     resamples: int = RESAMPLES
@@ -83,7 +84,8 @@ class Options:
 
         Raises:
             InvalidInputError: instructions to show without a tuned archive, or that are not complete in both.
-            UnsupportedArchiveError: of counts no token can be left out or drawn; the archives hold other rows.
+            UnsupportedArchiveError: of counts no token can be left out or drawn; an archive does not know which tokens
+                to leave out; the archives hold other rows.
             IncompleteArchiveError: too few instructions have the rows or tokens, or none is in both archives.
         """
         if self.special_tokens == "leave_out":
@@ -112,7 +114,11 @@ class Options:
         """Which kind of rows, and which of them count."""
         rows = choose_rows(archive, self.rows)
         spans = counted_rows(
-            archive, rows, special_tokens=self.special_tokens, special_token_ids=self.special_token_ids
+            archive,
+            rows,
+            special_tokens=self.special_tokens,
+            special_token_ids=self.special_token_ids,
+            counted_tokens=self.counted_tokens,
         )
         return rows, spans
 

@@ -20,7 +20,7 @@ from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.options import Options
 from sparcom_analysis.passes import Passes
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.reading.rows import Rows, SpecialTokens
+from sparcom_analysis.reading.rows import CountedTokens, Rows, SpecialTokens
 from sparcom_analysis.report.files import render
 from sparcom_analysis.report.folder import check_output, write_folder
 from sparcom_analysis.results import Results
@@ -76,6 +76,7 @@ def analyze(
     exclude_self_pairs: bool = False,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
     match_tokens: bool | None = None,
     matched_tokens: int | None = None,
     resamples: int = RESAMPLES,
@@ -96,7 +97,8 @@ def analyze(
             outgrow memory.
         tuned: an archive of the fine-tuned twin: what tuning alters among neurons and experts.
         exclude_self_pairs: show similarities without pairs of an instruction with itself; both are always computed.
-        epsilon, threshold, rows, special_tokens, special_token_ids, block_bytes: see `instruction_specific_neurons`.
+        epsilon, threshold, rows, special_tokens, special_token_ids, counted_tokens, block_bytes: see
+            `instruction_specific_neurons`.
         match_tokens: the measures again with T matched; True ends with an error where that cannot be, None says so in
             the report, False leaves it out.
         matched_tokens: how many tokens stand for each instruction; see `TokenDraw`.
@@ -121,6 +123,7 @@ def analyze(
         exclude_self_pairs=exclude_self_pairs,
         special_tokens=special_tokens,
         special_token_ids=special_token_ids,
+        counted_tokens=counted_tokens,
         match_tokens=match_tokens,
         matched_tokens=matched_tokens,
         resamples=resamples,

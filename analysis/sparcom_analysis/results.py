@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
 
 from sparcom_analysis.components.lape import Lape
 from sparcom_analysis.components.result import ComponentResult
@@ -12,6 +15,7 @@ from sparcom_analysis.measures.experts import CategoryExperts, InstructionExpert
 from sparcom_analysis.measures.layers import LayerCounts
 from sparcom_analysis.measures.selection import InstructionNeurons
 from sparcom_analysis.measures.similarity import CategorySimilarity
+from sparcom_analysis.reading.populations import Component
 from sparcom_analysis.statistics.bootstrap import Interval, MeanIntervals, PairIntervals, Resamples
 from sparcom_analysis.statistics.length_control import LengthControl
 from sparcom_analysis.statistics.permutation import LabelTests
@@ -58,12 +62,33 @@ class ExpertResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLayers:
+    """Layers of one component in which an instruction has no active neuron at any counted token.
+
+    archive: `base` or `tuned`. instructions: n ids that have such layers. layers: of each of them the model's numbers.
+    """
+
+    archive: Literal["base", "tuned"]
+    component: Component
+    instructions: Sequence[str]
+    layers: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, archive: Literal["base", "tuned"], neurons: InstructionNeurons) -> DeadLayers:
+        """What the pass over the archive found."""
+        dead = np.zeros((0, 0), np.bool_) if neurons.dead_layers is None else neurons.dead_layers
+        some = np.flatnonzero(dead.any(axis=1)).tolist()
+        layers = [[int(neurons.layer_ids[j]) for j in np.flatnonzero(dead[k])] for k in some]
+        return cls(archive, neurons.population.component, [neurons.ids[k] for k in some], layers)
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """Everything that was computed.
 
     neurons: of each component, the one that the archive is about first. experts: None for a dense model.
     resamples: what intervals were drawn from. twin_resamples: those of the instructions of both archives.
-    skipped: what was not computed, by the field of metrics.json, and why.
+    skipped: what was not computed, by the field of metrics.json, and why. dead: of each component of each archive.
     """
 
     archive: Archive
@@ -74,6 +99,7 @@ class Results:
     resamples: Resamples | None = None
     twin_resamples: Resamples | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    dead: Sequence[DeadLayers] = ()
 
     @property
     def groups(self) -> list[ComponentResult]:

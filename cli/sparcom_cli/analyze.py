@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from sparcom_analysis.measures.frequencies import Progress
-    from sparcom_analysis.reading.rows import Rows
+    from sparcom_analysis.reading.rows import CountedTokens, Rows
     from sparcom_analysis.schema.metrics import Metrics
 
 WIDEST_TABLE = 110  # columns of a terminal
@@ -35,6 +35,14 @@ _SHARE_HELP = "Share of a category's instructions from which a neuron or expert 
 )
 @click.option("--tuned", help="Archive of the tuned twin: what tuning alters among neurons and experts.")
 @click.option("--instruction", "instructions", multiple=True, help="Id to show in figure 6; may be given repeatedly.")
+@click.option(
+    "--tokens",
+    "counted_tokens",
+    type=click.Choice(["all", "content"]),
+    default="all",
+    show_default=True,
+    help="Count all tokens, or leave out those that the chat template or the tokenizer wrote.",
+)
 @click.option(
     "--special-tokens",
     type=click.Choice(["count", "leave-out"]),
@@ -90,6 +98,7 @@ def analyze(
     exclude_self_pairs: bool,
     tuned: str | None,
     instructions: tuple[str, ...],
+    counted_tokens: CountedTokens,
     special_tokens: str,
     special_token_ids: tuple[int, ...],
     match_tokens: bool | None,
@@ -123,6 +132,7 @@ def analyze(
             threshold=threshold,
             rows=rows,
             exclude_self_pairs=exclude_self_pairs,
+            counted_tokens=counted_tokens,
             special_tokens="leave_out" if special_tokens == "leave-out" else "count",
             special_token_ids=list(special_token_ids) or None,
             match_tokens=match_tokens,
@@ -138,6 +148,8 @@ def analyze(
         )
     from sparcom_analysis.tables.formats import visible
 
+    for warning in result.metrics.warnings:
+        click.echo(visible(f"warning: {warning}"), err=True)
     click.echo(visible("\n".join(_summary(result.metrics))))
     click.echo(f"\nreport: {result.report}")
 
@@ -168,6 +180,7 @@ def _summary(metrics: Metrics) -> list[str]:
     used = (
         f"{metrics.archive.model_name}: {facts.used} of {facts.total} instructions, {facts.tokens:,} "
         f"{'prompt and response' if metrics.settings.rows == 'all' else metrics.settings.rows} tokens"
+        f"{' of content' if metrics.settings.counted_tokens == 'content' else ''}"
         + (f" (left out: {reasons})" if reasons else "")
     )
     used = "\n".join([used, *_state(metrics), *_twin(metrics)])

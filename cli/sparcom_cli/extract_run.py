@@ -57,6 +57,8 @@ async def _extract(
         engine = await CaptureEngine.start(settings)
     try:
         extraction = await asyncio.to_thread(engine.prepare, instructions, options, output, dataset_name)
+        for warning in extraction.warnings:
+            click.echo(f"warning: {warning}", err=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, extraction.cancel)
         with _bar(console) as bar:
             task = bar.add_task("Extracting", total=len(instructions), rate="")

@@ -42,6 +42,8 @@ def submit(
     with Client(server) as client:
         job = client.submit(body)
         click.echo(f"job      {job['id']}\narchive  {job['links']['zarr']}\npath     {job['archive_path']}")
+        for warning in job.get("warnings", []):
+            click.echo(f"warning: {warning}", err=True)
         if wait and not conclude(_watch(client, job)):
             sys.exit(1)
 

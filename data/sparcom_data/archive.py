@@ -28,7 +28,7 @@ from sparcom_data.errors import (
 )
 from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
 from sparcom_data.raw_rows import raw_rows
-from sparcom_data.schema import CapturedArray, State, captured_arrays, mask_bytes
+from sparcom_data.schema import SPECIAL_LENGTH, CapturedArray, State, captured_arrays, mask_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,11 @@ class Archive:
         """Length of the token axis, reserved rows included; of masks only."""
         self._require("token")
         return int(self.array("token/id").shape[0])
+
+    @property
+    def knows_origins(self) -> bool:
+        """Whether it says where prompt tokens come from: by `token/origin`, and by length where it holds counts."""
+        return SPECIAL_LENGTH.name in self.group
 
     @property
     def components(self) -> list[Component]:

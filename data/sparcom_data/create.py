@@ -30,11 +30,15 @@ from sparcom_data.schema import (
     INSTRUCTION_ARRAYS,
     INSTRUCTION_CHUNK,
     MASK_KEY_SEPARATOR,
+    SPECIAL_LENGTH,
     STRING_CHUNK,
+    TEMPLATE_LENGTH,
     TOKEN_ARRAYS,
     TOKEN_CHUNK,
+    TOKEN_ORIGIN,
     ArraySpec,
     CapturedArray,
+    Origin,
     State,
     captured_arrays,
 )
@@ -63,7 +67,8 @@ _COUNTS = _Storage(
 class InstructionColumns:
     """The columns of `instruction/` that are known at submission; each has one entry an instruction.
 
-    `error` is "" for an instruction that can run; otherwise it is stored as failed with that reason.
+    `error` is "" for an instruction that can run; otherwise it is stored as failed with that reason. `origin`: uint8
+    (T,) of each instruction's prompt, see `Origin`; None leaves out the arrays that say where tokens come from.
     """
 
     id: Sequence[str]
@@ -71,9 +76,11 @@ class InstructionColumns:
     source: Sequence[str]
     text: Sequence[str]
     error: Sequence[str]
+    origin: Sequence[NDArray[np.uint8]] | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(getattr(self, name)) for name in ("id", "category", "source", "text", "error")}
+        lengths |= set() if self.origin is None else {len(self.origin)}
         if len(lengths) != 1:
             raise InvalidInputError([f"all instruction columns must have the same length; they have {sorted(lengths)}"])
 
@@ -140,6 +147,9 @@ def _build(
     else:
         for spec in TOKEN_ARRAYS:
             _create_array(root, spec, (layout.tokens,), (TOKEN_CHUNK,), _COLUMNS)
+        if columns.origin is not None:
+            rows = _create_array(root, TOKEN_ORIGIN, (layout.tokens,), (TOKEN_CHUNK,), _COLUMNS)
+            rows[:] = _origin_rows(columns.origin, layout)
         _create_captured(root, attributes, layout.tokens, chunk_tokens)
     with warnings.catch_warnings():
         # Readers over HTTP cannot list a folder; consolidated metadata is how zarr-python and xarray find the arrays.
@@ -154,6 +164,26 @@ def _create_columns(root: zarr.Group, columns: InstructionColumns, layout: Layou
         chunk = STRING_CHUNK if spec.dtype == "string" else INSTRUCTION_CHUNK
         array = _create_array(root, spec, (instructions,), (chunk,), _COLUMNS)
         array[:] = values.get(spec.name, _filled(spec, instructions))
+    for spec, origin in ((TEMPLATE_LENGTH, Origin.TEMPLATE), (SPECIAL_LENGTH, Origin.SPECIAL)):
+        if columns.origin is not None:
+            array = _create_array(root, spec, (instructions,), (INSTRUCTION_CHUNK,), _COLUMNS)
+            array[:] = np.array([_length_of(origin, one) for one in columns.origin], dtype=np.int32)
+
+
+def _length_of(origin: Origin, one: NDArray[np.uint8]) -> int:
+    """How many tokens of a prompt are of that origin; -1 where any is unknown."""
+    return -1 if (one == Origin.UNKNOWN).any() else int((one == origin).sum())
+
+
+def _origin_rows(origins: Sequence[NDArray[np.uint8]], layout: Layout) -> NDArray[np.uint8]:
+    """`token/origin`, uint8 (token,): each prompt's, then the rows that are reserved for its response."""
+    rows = np.full(layout.tokens, Origin.RESPONSE, dtype=np.uint8)
+    for origin, start, room, first in zip(
+        origins, layout.token_start.tolist(), layout.capacity.tolist(), layout.first_position.tolist(), strict=True
+    ):
+        if room and not first:  # it can run, and its prompt has rows
+            rows[start : start + len(origin)] = origin
+    return rows
 
 
 def _create_captured(

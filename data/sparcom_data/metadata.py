@@ -114,7 +114,7 @@ class DatasetInfo(_Section):
 
 class ArchiveAttributes(_Section):
     """The whole attribute. `prompts` is null where the tokenizer does not say which tokens are special, and absent from
-    archives of releases that did not ask it."""
+    archives of releases that did not ask it. `warnings`: sentences about the prompts, from the submission."""
 
     format_version: Literal[1] = 1
     created: str
@@ -123,6 +123,7 @@ class ArchiveAttributes(_Section):
     capture: CaptureInfo
     prompts: PromptInfo | None = None
     dataset: DatasetInfo = DatasetInfo()
+    warnings: list[str] = []
     state: Literal["open", "complete"] = "open"
 
 

@@ -28,6 +28,16 @@ class State(IntEnum):
     CANCELLED = 3
 
 
+class Origin(IntEnum):
+    """`token/origin`: who wrote a token of the prompt. UNKNOWN: nobody could prove it."""
+
+    CONTENT = 0
+    TEMPLATE = 1
+    SPECIAL = 2
+    RESPONSE = 3
+    UNKNOWN = 255
+
+
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
     """One array of the format. dtype `string` is Zarr's variable-length string."""
@@ -91,6 +101,31 @@ TOKEN_ARRAYS = (
         -1,
         "0-based position in the sequence, from the worker; -1 never written.",
     ),
+)
+
+TOKEN_ORIGIN = ArraySpec(
+    "token/origin",
+    "uint8",
+    _TOKEN,
+    int(Origin.UNKNOWN),
+    "Where the token comes from: 0 content of the instruction, 1 chat template, 2 special token outside of a template, "
+    "3 response; 255 unknown.",
+)
+TEMPLATE_LENGTH = ArraySpec(
+    "instruction/template_length",
+    "int32",
+    _INSTRUCTION,
+    -1,
+    "Prompt tokens that the chat template wrote (token/origin 1); -1 unknown.",
+    "token",
+)
+SPECIAL_LENGTH = ArraySpec(
+    "instruction/special_length",
+    "int32",
+    _INSTRUCTION,
+    -1,
+    "Special tokens of the prompt outside of the template (token/origin 2); -1 unknown.",
+    "token",
 )
 
 _PACKED = "Bit-packed, little bit order: neuron i is bit i % 8 of byte i // 8. "
@@ -247,9 +282,15 @@ def mask_bytes(neurons: int) -> int:
 
 
 def array_specs(model: ModelInfo, granularity: Granularity) -> tuple[ArraySpec, ...]:
-    """Every array of an archive of that model and granularity."""
+    """Every array that an archive of that model and granularity must have; see also `origin_specs`."""
     tokens = TOKEN_ARRAYS if granularity == "token" else ()
     return (*INSTRUCTION_ARRAYS, *tokens, *(item.spec for item in captured_arrays(model, granularity)))
+
+
+def origin_specs(granularity: Granularity) -> tuple[ArraySpec, ...]:
+    """Arrays that say where tokens come from. Archives that were made before there were such lack all of them."""
+    lengths = (TEMPLATE_LENGTH, SPECIAL_LENGTH)
+    return (*lengths, TOKEN_ORIGIN) if granularity == "token" else lengths
 
 
 INSTRUCTION_CHUNK = 8192  # numeric instruction arrays

@@ -23,6 +23,7 @@ from sparcom_data.metadata import (
     MoeInfo,
     Positions,
 )
+from sparcom_data.schema import Origin
 from sparcom_data.storage import DurableStore
 
 
@@ -71,8 +72,10 @@ def write_random_archive(
     chunk_instructions: int = 4,
     failed: Sequence[int] = (),
     granularity: Granularity = "token",
+    origins: bool = False,
 ) -> NDArray[Any]:
-    """Write an archive of random masks and token ids; instructions in `failed` are stored as failed.
+    """Write an archive of random masks and token ids; instructions in `failed` are stored as failed. `origins`: say
+    where each token comes from, at random.
 
     The same arguments with the other granularity give its twin: the counts of the same masks.
 
@@ -83,7 +86,7 @@ def write_random_archive(
     rng = np.random.default_rng(seed)
     attributes = random_attributes(layers, neurons, granularity=granularity)
     chunks = {"chunk_tokens": chunk_tokens, "chunk_instructions": chunk_instructions}
-    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks)
+    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins)
     masks = rng.random((layout.tokens, layers, neurons)) < 0.4
     counts = count_masks(masks, layout)
     if granularity == "count":
@@ -128,6 +131,7 @@ def write_random_moe_archive(
     chunk_instructions: int = 4,
     failed: Sequence[int] = (),
     granularity: Granularity = "token",
+    origins: bool = False,
 ) -> MoeTruth:
     """Write an archive of a model with dense layers, then mixture-of-experts layers; values are random, the experts'
     weights fall from choice to choice. The same arguments with the other granularity give its twin, the counts.
@@ -142,7 +146,7 @@ def write_random_moe_archive(
     )
     attributes = random_attributes(dense_layers, neurons if dense_layers else 0, moe=moe, granularity=granularity)
     chunks = {"chunk_tokens": chunk_tokens, "chunk_instructions": chunk_instructions}
-    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks)
+    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins)
     tokens = layout.tokens
     truth = MoeTruth(
         layout,
@@ -191,6 +195,7 @@ def _create(
     failed: Sequence[int],
     rng: np.random.Generator,
     chunks: dict[str, int],
+    origins: bool,
 ) -> Layout:
     count = len(categories) * per_category
     prompt = rng.integers(lengths[0], lengths[1] + 1, size=count)
@@ -202,9 +207,19 @@ def _create(
         source=["random"] * count,
         text=[f"text {index}" for index in range(count)],
         error=["" if ok else "failed on purpose" for ok in runnable],
+        origin=_random_origins(prompt) if origins else None,
     )
     create_archive(path, attributes, columns, layout, **chunks)
     return layout
+
+
+def _random_origins(lengths: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Content, template and special tokens; the first token of each prompt is content."""
+    rng = np.random.default_rng(1)
+    found = [rng.choice(3, size=length, p=(0.5, 0.3, 0.2)).astype(np.uint8) for length in lengths.tolist()]
+    for one in found:
+        one[:1] = Origin.CONTENT
+    return found
 
 
 def _commit(path: Path, layout: Layout, failed: Sequence[int], rng: np.random.Generator) -> None:

@@ -1,7 +1,7 @@
 """Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
 
-    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ masks  ─▶ routes, where the model has a router
-    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ counts
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ origins ─▶ masks  ─▶ routes, where the model has a router
+    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ origins ─▶ counts
 
 Only complete instructions are checked; `coverage` says how many those are.
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import ArchiveError
 from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
+from sparcom_data.verify_origins import check_origins
 from sparcom_data.verify_values import Check, check_values
 
 __all__ = ["Check", "Coverage", "Tokenize", "coverage", "verify_archive"]
@@ -50,6 +51,8 @@ def verify_archive(
     checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
     if tokenize is not None:
         checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
+    if archive.knows_origins:
+        checks.append(check_origins(archive))
     return [*checks, *check_values(archive, report)]
 
 

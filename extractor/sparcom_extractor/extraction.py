@@ -32,6 +32,7 @@ from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, P
 from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
 from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.origins import prompt_warnings
 from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
 from sparcom_extractor.ranks import RankAnswers
 
@@ -74,6 +75,12 @@ def prepare_extraction(
         [not prompt.error for prompt in prompts],
     )
     special = special_token_ids(engine.tokenizer)
+    warnings = prompt_warnings(
+        [item.id for item in instructions],
+        [prompt.ids for prompt in prompts],
+        [prompt.origin for prompt in prompts],
+        getattr(engine.tokenizer, "bos_token_id", None),
+    )
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=engine.model,
@@ -81,6 +88,7 @@ def prepare_extraction(
         capture=CaptureInfo(**options.model_dump(), components=engine.model.components),
         prompts=None if special is None else PromptInfo(special_token_ids=special),
         dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
+        warnings=warnings,
     )
     columns = InstructionColumns(
         id=[item.id for item in instructions],
@@ -88,9 +96,10 @@ def prepare_extraction(
         source=[item.source for item in instructions],
         text=[prompt.text for prompt in prompts],
         error=[prompt.error for prompt in prompts],
+        origin=[prompt.origin for prompt in prompts],
     )
     create_archive(path, attributes, columns, layout)
-    return Extraction(engine, path, prompts, layout, options)
+    return Extraction(engine, path, prompts, layout, options, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ class _Ran:
 
 
 class Extraction:
-    """A planned extraction. `run` once; `progress` and `cancel` at any time."""
+    """A planned extraction. `run` once; `progress` and `cancel` at any time. `warnings` are about its prompts."""
 
     def __init__(
         self,
@@ -111,7 +120,9 @@ class Extraction:
         prompts: Sequence[Prompt],
         layout: Layout,
         options: ExtractionOptions,
+        warnings: Sequence[str] = (),
     ) -> None:
+        self.warnings = list(warnings)
         self._engine = engine
         self._path = path
         self._prompts = prompts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
+from sparcom_data.metadata import PromptFormat
 from sparcom_data.options import ExtractionOptions
+from sparcom_extractor.origins import TemplateParts, chat_origin, raw_origin, unknown_origin
 
 # A text is refused before it is tokenised where even the longest tokens that vocabularies have (128 bytes, a run of
 # spaces) could not make it fit. Tokenising takes about 44 bytes of memory per byte of text.
@@ -32,10 +35,12 @@ NO_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction as the model reads it. ids: int32 (T,). error: why it cannot run, or ""."""
+    """One instruction as the model reads it. ids: int32 (T,). origin: uint8 (T,), see `Origin`. error: why it cannot
+    run, or ""."""
 
     text: str
     ids: NDArray[np.int32]
+    origin: NDArray[np.uint8]
     error: str = ""
 
 
@@ -64,14 +69,38 @@ def make_prompts(
     texts = _texts(tokenizer, instructions, options, too_large)
     special = options.add_special_tokens and options.prompt_format == "raw"
     encoded = _encode(tokenizer, [text for text in texts if text is not None], special)
+    origins = _Origins(tokenizer, options.prompt_format)
     prompts = []
     for instruction, text, problem in zip(instructions, texts, too_large, strict=True):
         if problem:
-            prompts.append(Prompt("", np.empty(0, dtype=np.int32), problem))
+            empty = np.empty(0, dtype=np.int32)
+            prompts.append(Prompt("", empty, empty.astype(np.uint8), problem))
             continue
-        ids = np.array(instruction.token_ids if text is None else next(encoded), dtype=np.int32)
-        prompts.append(Prompt(text or "", ids, _problem(ids, limit, tokenizer, vocabulary)))
+        found, encoding = (instruction.token_ids, None) if text is None else next(encoded)
+        ids = np.array(found, dtype=np.int32)
+        origin = origins.of(instruction, text, ids, encoding)
+        prompts.append(Prompt(text or "", ids, origin, _problem(ids, limit, tokenizer, vocabulary)))
     return prompts
+
+
+class _Origins:
+    """Finds the origins of the tokens of one prompt after the other."""
+
+    def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
+        self._special = special_token_ids(tokenizer)
+        chat = prompt_format == "chat"
+        self._parts = TemplateParts(lambda messages: _render(tokenizer, messages)) if chat else None
+
+    def of(
+        self, item: Instruction, text: str | None, ids: NDArray[np.int32], encoding: Any | None
+    ) -> NDArray[np.uint8]:
+        """uint8 (T,), of the prompt with these ids. encoding: the fast tokenizer's; None without, or for given ids."""
+        if self._parts is None:
+            return raw_origin(ids, self._special, () if encoding is None else encoding.special_tokens_mask)
+        spans = None if text is None or encoding is None else self._parts.content_spans(_messages(item), text)
+        if spans is None or encoding is None:
+            return unknown_origin(ids)
+        return chat_origin(ids, encoding.offsets, spans, self._special)
 
 
 def text_size_problem(instruction: Instruction, limit: int) -> str:
@@ -87,15 +116,20 @@ def text_size_problem(instruction: Instruction, limit: int) -> str:
     )
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[list[int]]:
-    """Token ids of each text. Tokenised in batches: a tokenizer gives far more than ids."""
+def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], Any | None]]:
+    """Token ids of each text, and its encoding where the tokenizer is a fast one.
+
+    Tokenised in batches: a tokenizer gives far more than ids.
+    """
     first = 0
     while first < len(texts):
         last, size = first + 1, len(texts[first])
         while last < len(texts) and size + len(texts[last]) <= BATCH_CHARACTERS:
             size += len(texts[last])
             last += 1
-        yield from tokenizer(texts[first:last], add_special_tokens=special)["input_ids"]
+        batch = tokenizer(texts[first:last], add_special_tokens=special)
+        # Encodings give offsets one prompt at a time; of all at once they take 150 bytes per token.
+        yield from zip(batch["input_ids"], getattr(batch, "encodings", None) or repeat(None), strict=False)
         first = last
 
 
@@ -141,7 +175,7 @@ def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction], too_large: 
     problems: list[str] = []
     for number, item in enumerate(instructions):
         try:
-            texts.append(None if too_large[number] else _chat_text(tokenizer, item))
+            texts.append(None if too_large[number] else _render(tokenizer, _messages(item)))
         except Exception as error:  # noqa: BLE001  templates are programs of the model's authors and raise what they like
             problems.append(
                 f"instructions.{number} (id {item.id!r}): messages do not fit the model's chat template: {error}"
@@ -151,12 +185,14 @@ def _chat_texts(tokenizer: Any, instructions: Sequence[Instruction], too_large: 
     return texts
 
 
-def _chat_text(tokenizer: Any, instruction: Instruction) -> str:
-    messages = (
-        [{"role": "user", "content": instruction.text}]
-        if instruction.messages is None
-        else [message.model_dump() for message in instruction.messages]
-    )
+def _messages(instruction: Instruction) -> list[dict[str, Any]]:
+    """The turns of a chat; a text is one turn of the user."""
+    if instruction.messages is None:
+        return [{"role": "user", "content": instruction.text}]
+    return [message.model_dump() for message in instruction.messages]
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 

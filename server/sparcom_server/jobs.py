@@ -60,6 +60,7 @@ class Job:
     finished: str | None = None
     error: JobError | None = None
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     cancelled: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -131,7 +132,7 @@ class JobQueue:
 
     def add(self, spec: JobSpec, extraction: Extraction) -> Job:
         """Put a prepared extraction at the end of the queue, within its `slot`."""
-        job = Job(spec, extraction, extraction.progress)
+        job = Job(spec, extraction, extraction.progress, warnings=list(extraction.warnings))
         self._jobs[job.id] = job
         self._waiting.append(job)
         self._observe(Progress(), job.progress)

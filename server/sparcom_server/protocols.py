@@ -22,6 +22,10 @@ class Extraction(Protocol):
     def progress(self) -> Progress:
         """How far it is; a new snapshot replaces the old one as the work goes on."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences about prompts that run but may not be what was meant; the archive holds them too."""
+
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Run until every instruction is complete, failed or cancelled.
 

@@ -54,6 +54,7 @@ def job_report(job: Job, queue: JobQueue, addresses: Addresses) -> JobReport:
         progress=ProgressReport.model_validate(job.progress),
         error=job.error,
         failures=job.failures,
+        warnings=job.warnings,
         links=JobLinks(
             self=address,
             events=f"{address}/events",

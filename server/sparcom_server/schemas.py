@@ -123,6 +123,7 @@ class JobReport(BaseModel):
     progress: ProgressReport
     error: JobError | None
     failures: list[Failure]
+    warnings: list[str] = Field(default=[], description="Sentences about prompts that may not be what was meant.")
     links: JobLinks
 
 

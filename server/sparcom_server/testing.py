@@ -37,6 +37,7 @@ class FakeExtraction:
     layout: Layout
     progress: Progress
     todo: list[int]
+    warnings: Sequence[str] = ()
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, report: Callable[[Progress], None]) -> Progress:
@@ -90,6 +91,7 @@ class FakeEngine:
 
     pause: seconds before each instruction. max_prompt_tokens: a prompt with more words fails, the job goes on.
     moe: experts that its facts tell of; what it writes stays dense.
+    warnings: of every extraction.
     prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
     """
 
@@ -102,6 +104,7 @@ class FakeEngine:
     error_after: int = 0
     healthy: bool = True
     closed: bool = False
+    warnings: Sequence[str] = ()
 
     @property
     def model(self) -> ModelInfo:
@@ -144,7 +147,7 @@ class FakeEngine:
             fill_array(path, "neuron/active", np.packbits(masks, axis=-1, bitorder="little"))
         todo = [index for index, fit in enumerate(fits) if fit]
         progress = Progress(instructions=len(fits), failed=fits.count(False), tokens=layout.tokens)
-        return FakeExtraction(self, path, layout, progress, todo)
+        return FakeExtraction(self, path, layout, progress, todo, self.warnings)
 
     async def close(self) -> None:
         """Remember that it was closed."""

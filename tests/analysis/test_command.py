@@ -97,6 +97,7 @@ def test_options_reach_the_analysis(make_case, undrawn, tmp_path: Path) -> None:
         "threshold": 0.4,
         "exclude_self_pairs": True,
         "special_tokens": "count",
+        "counted_tokens": "all",
     }
     assert "prompt and response tokens" in result.output
     assert "n/a" in result.output

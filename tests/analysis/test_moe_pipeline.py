@@ -48,6 +48,7 @@ DENSE_FIELDS = [
     "length_matched",
     "tests",
     "intervals",
+    "warnings",
     "not_computed",
 ]
 EXPERT_FIELDS = [

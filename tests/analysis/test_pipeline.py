@@ -102,7 +102,8 @@ def test_left_out_instructions_are_reported(make_case, undrawn, tmp_path: Path) 
     case = make_case((5, 6, 7, 8, 9), ("a", "b", "a", "c", "a"), failed=(3,), unfinished=(4,))
     facts = analyze(case.archive, tmp_path).metrics.instructions
     assert (facts.total, facts.used, facts.tokens) == (5, 3, 18)
-    assert facts.left_out.model_dump() == {"pending": 1, "failed": 1, "cancelled": 0, "without_rows": 0}
+    left_out = {"pending": 1, "failed": 1, "cancelled": 0, "without_rows": 0, "unknown_origin": 0}
+    assert facts.left_out.model_dump() == left_out
     assert [item.category for item in facts.by_category] == ["a", "b", "c"]
     assert [item.instructions for item in facts.by_category] == [2, 1, 0]
     assert [item.left_out for item in facts.by_category] == [1, 0, 1]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +69,55 @@ def test_a_file_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     """A folder that is not there is named, with what to do."""
     with pytest.raises(StorageError, match=r"need a file in .*none.*Set TMPDIR"):
         PackedSets(3, 5, tmp_path / "none", memory_bytes=0)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),  # noqa: S301
+    "pickle 2": lambda value: pickle.loads(pickle.dumps(value, protocol=2)),  # noqa: S301
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+def filled(folder: Path, memory_bytes: int) -> PackedSets:
+    """Three sets of five words, the numbers 0 to 14."""
+    sets = PackedSets(3, 5, folder, memory_bytes)
+    for k in range(3):
+        sets[k] = np.arange(5 * k, 5 * k + 5, dtype=np.uint64)
+    return sets
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_sets_in_a_file_refuse_copies_and_name_the_remedy(tmp_path: Path, way: str) -> None:
+    """A copy would hold the number of a descriptor, which is another file once the sets are gone."""
+    sets = filled(tmp_path, 0)
+    with pytest.raises(TypeError, match=r"pickled or copied only up to 16 MiB; .* rows\(first, last\)"):
+        COPIES[way](sets)
+    assert sets.rows(0, 3).ravel().tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_sets_in_memory_may_be_copied(tmp_path: Path, way: str) -> None:
+    """In memory a copy has the same sets."""
+    assert COPIES[way](filled(tmp_path, 1 << 20)).rows(0, 3).ravel().tolist() == list(range(15))
+
+
+def _send_rows(sets: PackedSets, pipe: Connection) -> None:
+    pipe.send(sets.rows(0, 3).ravel().tolist())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on, where there are threads
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_process_reads_the_same_sets_or_none(tmp_path: Path, method: str) -> None:
+    """A forked process inherits the descriptor and reads the same file; a spawned one does not, and is refused."""
+    context, sets = multiprocessing.get_context(method), filled(tmp_path, 0)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_send_rows, args=(sets, theirs))
+    if method == "spawn":
+        with pytest.raises(TypeError, match="pickled or copied"):
+            child.start()
+        return
+    child.start()
+    assert ours.recv() == list(range(15))
+    child.join()
+    assert child.exitcode == 0

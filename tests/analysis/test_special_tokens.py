@@ -21,7 +21,7 @@ from sparcom_analysis import (
     instruction_specific_neurons,
 )
 from sparcom_analysis.measures.frequencies import iterate_counts
-from sparcom_analysis.reading import special_tokens
+from sparcom_analysis.reading import token_columns
 from sparcom_analysis.reading.populations import Component, choose_population
 from sparcom_analysis.reading.rows import row_spans
 from sparcom_analysis.reading.token_rows import counted_rows
@@ -106,7 +106,7 @@ def test_token_ids_may_be_read_in_pieces(make_moe, monkeypatch, step: int) -> No
     options: Any = {"special_tokens": "leave_out", "special_token_ids": SPECIAL}
     whole = counted_rows(case.archive, "prompt", **options)
     pieces = [(start, min(start + step, last)) for start in range(0, last, step)]
-    monkeypatch.setattr(special_tokens, "plan_reads", lambda *_: pieces)
+    monkeypatch.setattr(token_columns, "plan_reads", lambda *_: pieces)
     cut = counted_rows(case.archive, "prompt", **options)
     np.testing.assert_array_equal(cut.kept, whole.kept)
     assert cut.facts == whole.facts

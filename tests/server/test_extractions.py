@@ -192,3 +192,12 @@ def test_the_model_may_be_left_out_where_one_is_served(start: Start) -> None:
     response = several.post()
     assert response.status_code == 422
     assert "a, b" in response.json()["error"]["message"]
+
+
+def test_a_job_says_what_the_extraction_warned_of(start: Start) -> None:
+    """Warnings about prompts are in the job's report from its submission on, and stay when it has ended."""
+    running = start(FakeEngine(warnings=["1 of 5 instructions ('i0'): the prompt begins with BOS twice."]))
+    job = running.post(5).json()
+    assert job["warnings"] == ["1 of 5 instructions ('i0'): the prompt begins with BOS twice."]
+    assert running.wait(job["id"])["warnings"] == job["warnings"]
+    assert FakeEngine().warnings == ()

@@ -81,6 +81,8 @@ def test_a_stop_does_not_wait_for_ever(start: Start) -> None:
             return StuckExtraction(extraction.progress)
 
     class StuckExtraction:
+        warnings = ()
+
         def __init__(self, progress: Any) -> None:
             self.progress = progress
 

@@ -19,7 +19,7 @@ from sparcom_analysis.measures.selection import check_enough
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.reading.categories import category_codes, category_labels
 from sparcom_analysis.reading.populations import Component, Population, choose_population
-from sparcom_analysis.reading.rows import Rows, SpecialTokens, choose_rows
+from sparcom_analysis.reading.rows import CountedTokens, Rows, SpecialTokens, choose_rows
 from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_data.archive import Archive
 
@@ -90,11 +90,12 @@ def pooled_counts(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
 ) -> PooledCounts:
     """Counts of every category over its complete instructions, in one pass over the archive.
 
     Args:
-        rows, component, progress, block_bytes, special_tokens, special_token_ids: as for
+        rows, component, progress, block_bytes, special_tokens, special_token_ids, counted_tokens: as for
             `instruction_specific_neurons`.
 
     Raises:
@@ -104,7 +105,13 @@ def pooled_counts(
     """
     population = choose_population(archive, component)
     chosen = choose_rows(archive, rows)
-    spans = counted_rows(archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids)
+    spans = counted_rows(
+        archive,
+        chosen,
+        special_tokens=special_tokens,
+        special_token_ids=special_token_ids,
+        counted_tokens=counted_tokens,
+    )
     check_enough(archive, spans, chosen)
     pooled = PooledCounts(population, [archive.instructions.category[i] for i in spans.instruction], spans.tokens)
     for k, counts in iterate_counts(archive, spans, population, progress=progress, block_bytes=block_bytes):

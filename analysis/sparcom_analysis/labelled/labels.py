@@ -75,6 +75,7 @@ def measured_attrs(rows: str, facts: TokenFacts) -> dict[str, object]:
     return {
         "rows": rows,
         "special_tokens": facts.special_tokens,
+        "counted_tokens": facts.counted_tokens,
         "drawn_tokens": facts.drawn,
         "seed": None if facts.drawn is None else facts.seed,
     }

@@ -19,7 +19,7 @@ from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.reading.categories import category_codes, category_labels
 from sparcom_analysis.reading.matched_tokens import TokenDraw
 from sparcom_analysis.reading.routes import iterate_choice_counts, require_router
-from sparcom_analysis.reading.rows import ALL_TOKENS, Rows, SpecialTokens, TokenFacts, choose_rows
+from sparcom_analysis.reading.rows import ALL_TOKENS, CountedTokens, Rows, SpecialTokens, TokenFacts, choose_rows
 from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_data.archive import Archive
 
@@ -99,10 +99,11 @@ def expert_frequencies(
     *,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
 ) -> NDArray[np.float64]:
     """f of equation 11 of one instruction: float64 (layer, expert). Arguments as for `activation_counts`."""
     moe = require_router(archive)
-    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids, counted_tokens)
     _, counts = next(iterate_choice_counts(archive, spans, moe))
     return counts / np.float64(spans.tokens[0])
 
@@ -116,12 +117,14 @@ def instruction_experts(
     least: int = 2,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
     tokens: TokenDraw | None = None,
 ) -> InstructionExperts:
     """How often each complete instruction uses each expert, in one pass over the router's choices.
 
     Args:
-        rows, progress, block_bytes, special_tokens, special_token_ids, tokens: as for `instruction_specific_neurons`.
+        rows, progress, block_bytes, special_tokens, special_token_ids, counted_tokens, tokens: as for
+            `instruction_specific_neurons`.
         least: instructions that there must be, 1 or 2.
 
     Raises:
@@ -132,7 +135,12 @@ def instruction_experts(
     moe = require_router(archive)
     chosen = choose_rows(archive, rows)
     spans = counted_rows(
-        archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids, tokens=tokens
+        archive,
+        chosen,
+        special_tokens=special_tokens,
+        special_token_ids=special_token_ids,
+        counted_tokens=counted_tokens,
+        tokens=tokens,
     )
     if len(spans) < least:
         check_enough(archive, spans, chosen)

@@ -21,8 +21,8 @@ from sparcom_analysis.kernels.experts import add_expert_bit_counts
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES, Block, CountBlock, read_blocks, read_count_blocks
 from sparcom_analysis.reading.populations import Component, Population, choose_population
 from sparcom_analysis.reading.routes import check_choices
-from sparcom_analysis.reading.rows import Rows, RowSpans, SpecialTokens, choose_rows, row_spans
-from sparcom_analysis.reading.special_tokens import without_special
+from sparcom_analysis.reading.rows import CountedTokens, Rows, RowSpans, SpecialTokens, choose_rows, row_spans
+from sparcom_analysis.reading.token_rows import kept_rows
 from sparcom_analysis.reading.walk import Part, parts
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
@@ -131,13 +131,14 @@ def span_of(
     rows: Rows | None,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
 ) -> RowSpans:
     """The rows of one instruction, which must be complete and have some that count."""
     chosen = choose_rows(archive, rows)
     spans = row_spans(archive, chosen)
     spans = spans.only(spans.instruction == index)
     if len(spans):
-        spans = without_special(archive, spans, special_tokens, special_token_ids)
+        spans = kept_rows(archive, spans, special_tokens, special_token_ids, counted_tokens)
     if not len(spans):
         raise IncompleteArchiveError(
             f"activation frequencies need a complete instruction with {chosen} rows; instruction {index} of "
@@ -154,6 +155,7 @@ def activation_counts(
     *,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
 ) -> NDArray[np.uint32]:
     """T · p of equations 6 and 8: at how many of its tokens each neuron is active, of a routed expert's at how many the
     expert is chosen and the neuron active.
@@ -164,13 +166,13 @@ def activation_counts(
         rows: prompt, response or all; without it the prompt's where the archive holds them. Of counts only what was
             captured can be had.
         component: whose neurons; without it those of routed experts where the model has them, else of dense layers.
-        special_tokens, special_token_ids: see `instruction_specific_neurons`.
+        special_tokens, special_token_ids, counted_tokens: see `instruction_specific_neurons`.
 
     Returns:
         uint32 (layer, neuron); of routed experts (layer, expert, neuron).
     """
     population = choose_population(archive, component)
-    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids, counted_tokens)
     _, counts = next(iterate_counts(archive, spans, population))
     return without_spare(counts, population)
 
@@ -183,6 +185,7 @@ def activation_frequencies(
     *,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
 ) -> NDArray[np.float64]:
     """p of equations 6 and 8: the share of all its T tokens at which each neuron is active (and, of routed experts, its
     expert chosen); see `activation_counts`.
@@ -191,6 +194,6 @@ def activation_frequencies(
         float64 (layer, neuron) or (layer, expert, neuron), 0 to 1.
     """
     population = choose_population(archive, component)
-    spans = span_of(archive, index, rows, special_tokens, special_token_ids)
+    spans = span_of(archive, index, rows, special_tokens, special_token_ids, counted_tokens)
     _, counts = next(iterate_counts(archive, spans, population))
     return without_spare(counts, population) / np.float64(int(spans.tokens[0]))

@@ -28,7 +28,15 @@ from sparcom_analysis.measures.sets import PackedSets
 from sparcom_analysis.reading.blocks import DEFAULT_BLOCK_BYTES
 from sparcom_analysis.reading.matched_tokens import TokenDraw
 from sparcom_analysis.reading.populations import Component, Population, choose_population
-from sparcom_analysis.reading.rows import ALL_TOKENS, Rows, RowSpans, SpecialTokens, TokenFacts, choose_rows
+from sparcom_analysis.reading.rows import (
+    ALL_TOKENS,
+    CountedTokens,
+    Rows,
+    RowSpans,
+    SpecialTokens,
+    TokenFacts,
+    choose_rows,
+)
 from sparcom_analysis.reading.token_rows import counted_rows
 from sparcom_data.archive import Archive, describe_states
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
@@ -102,7 +110,8 @@ class InstructionNeurons:
     an empty set the count from which a neuron would belong.
     sets: uint64 (n, word), one bit a neuron; its bytes are (layer, expert, neuron_byte), then zeros.
     layer_counts: int64 (n, layer), ISNs in each layer. without_rows: complete instructions without a row of this kind.
-    token_facts: which tokens of these rows did not count.
+    token_facts: which tokens of these rows did not count. dead_layers: bool (n, layer), whether no neuron of the layer
+    is active at any counted token; None where nobody looked.
     """
 
     selection: Selection
@@ -117,6 +126,7 @@ class InstructionNeurons:
     layer_counts: NDArray[np.int64]
     without_rows: int
     token_facts: TokenFacts = ALL_TOKENS
+    dead_layers: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,6 +158,7 @@ class _Found:
     sets: PackedSets
     layer_counts: NDArray[np.int64]
     minimum_count: NDArray[np.int64]
+    dead_layers: NDArray[np.bool_]
     words: NDArray[np.uint64]  # the set in hand
 
     @classmethod
@@ -157,6 +168,7 @@ class _Found:
             sets=PackedSets(count, words, scratch),
             layer_counts=np.zeros((count, population.layers), dtype=np.int64),
             minimum_count=np.zeros(count, dtype=np.int64),
+            dead_layers=np.zeros((count, population.layers), dtype=np.bool_),
             words=np.zeros(words, dtype=np.uint64),
         )
 
@@ -167,6 +179,8 @@ class _Found:
         pack_at_least(counts, least, packed, self.layer_counts[k])
         self.sets[k] = self.words
         self.minimum_count[k] = least
+        without_isn = np.flatnonzero(self.layer_counts[k] == 0)  # others are not dead: an ISN is active somewhere
+        self.dead_layers[k, without_isn] = ~counts[without_isn].any(axis=1)
 
 
 def _least_in_set(often: NDArray[np.int64], bound: int) -> int:
@@ -197,6 +211,7 @@ def instruction_specific_neurons(
     scratch: Path | None = None,
     special_tokens: SpecialTokens = "count",
     special_token_ids: Sequence[int] | None = None,
+    counted_tokens: CountedTokens = "all",
     tokens: TokenDraw | None = None,
     least: int = 2,
     also: CountsReader | None = None,
@@ -217,6 +232,8 @@ def instruction_specific_neurons(
         special_tokens: `leave_out` leaves rows of special tokens (BOS, marks of a chat template) out of T and of all
             counts. Of masks only.
         special_token_ids: which ids are special, in place of those that the archive knows.
+        counted_tokens: `content` leaves rows that a chat template or the tokenizer wrote out of T and of all counts.
+            Of masks only.
         tokens: let m drawn tokens stand for each instruction, so that T is the same for all. Of masks only.
         least: instructions that there must be, 1 or 2.
         also: is given the counts too.
@@ -231,7 +248,12 @@ def instruction_specific_neurons(
     population = choose_population(archive, component)
     chosen = choose_rows(archive, rows)
     spans = counted_rows(
-        archive, chosen, special_tokens=special_tokens, special_token_ids=special_token_ids, tokens=tokens
+        archive,
+        chosen,
+        special_tokens=special_tokens,
+        special_token_ids=special_token_ids,
+        counted_tokens=counted_tokens,
+        tokens=tokens,
     )
     if len(spans) < least:
         check_enough(archive, spans, chosen)
@@ -258,6 +280,7 @@ def instruction_specific_neurons(
         layer_counts=found.layer_counts,
         without_rows=spans.without_rows,
         token_facts=spans.facts,
+        dead_layers=found.dead_layers,
     )
 
 
@@ -270,6 +293,9 @@ def check_enough(archive: Archive, spans: RowSpans, rows: Rows) -> None:
     kind = f"{rows} rows"
     if spans.facts.special_tokens == "leave_out":
         kind += " beside special tokens"
+    if spans.facts.counted_tokens == "content":
+        kind += " of content"
+        found += f"; {spans.facts.unknown_origin} have tokens of unknown origin"
     if (m := spans.facts.drawn) is not None:
         kind = f"at least {m} {kind}"
         found, remedy = f"{found}; {spans.facts.too_short} have fewer", "Draw fewer tokens"

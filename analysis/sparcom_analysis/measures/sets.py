@@ -3,7 +3,8 @@
 2.03 million neurons of experts are 254 kB an instruction: in memory they would grow with the instructions. They are
 written once, in any order, and read in blocks of rows. The file is read and written by offsets, not mapped: pages of
 a map count as memory of the process as long as it does not give them back. It has no name from the start, so nothing is
-left behind however the process ends.
+left behind however the process ends. No other process could find the file by its number, and a copy would outlive it:
+sets in a file refuse to be pickled and copied.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,21 @@ class PackedSets:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle, copy and a spawned process take: everything, of sets in memory alone.
+
+        Raises:
+            TypeError: the sets lie in a file.
+        """
+        if self._held is None:
+            raise TypeError(
+                f"packed sets can be pickled or copied only up to {MEMORY_BYTES >> 20} MiB; these take "
+                f"{len(self) * self._row_bytes / 2**20:,.1f} MiB and lie in a temporary file of this process. Share "
+                "this object, send the arrays that rows(first, last) returns, or open the archive again where they "
+                "are needed"
+            )
+        return self.__dict__
 
     def __setitem__(self, k: int, words: NDArray[np.uint64]) -> None:
         if words.shape != self.shape[1:] or words.dtype != np.uint64 or not 0 <= k < len(self):

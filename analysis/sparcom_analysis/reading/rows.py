@@ -18,6 +18,7 @@ from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
 
 Rows = Literal["prompt", "response", "all"]
 SpecialTokens = Literal["count", "leave_out"]
+CountedTokens = Literal["all", "content"]
 
 _HELD: dict[str, tuple[Rows, ...]] = {
     "prompt": ("prompt",),
@@ -34,6 +35,8 @@ class TokenFacts:
     special_tokens: whether special tokens counted. special_ids: which ids they are, where they were left out.
     special_rows: rows left out as special. drawn: m, the tokens drawn of each instruction; None: all count. seed: of
     the draw. too_short: instructions left out, since they have fewer than m tokens.
+    counted_tokens: whether tokens of the template and the tokenizer counted. template_rows: rows left out as such.
+    unknown_origin: instructions left out, since where their tokens come from is unknown.
     """
 
     special_tokens: SpecialTokens = "count"
@@ -42,6 +45,9 @@ class TokenFacts:
     drawn: int | None = None
     seed: int = 0
     too_short: int = 0
+    counted_tokens: CountedTokens = "all"
+    template_rows: int = 0
+    unknown_origin: int = 0
 
 
 ALL_TOKENS = TokenFacts()
@@ -90,8 +96,9 @@ class RowSpans:
         return tokens
 
     def counting(self, kept: NDArray[np.bool_], facts: TokenFacts) -> RowSpans:
-        """The same where only these rows count, bool (row,). An instruction of which none does is without rows."""
-        spans = replace(self, kept=kept, facts=facts)
+        """The same where of the rows that count these alone do, bool (row,). An instruction of which none does is
+        without rows."""
+        spans = replace(self, kept=kept if self.kept is None else self.kept & kept, facts=facts)
         some = spans.tokens > 0
         return replace(spans.only(some), without_rows=self.without_rows + int((~some).sum()))
 

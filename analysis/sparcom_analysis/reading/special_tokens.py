@@ -14,12 +14,11 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.reading.blocks import plan_reads
 from sparcom_analysis.reading.rows import RowSpans, SpecialTokens
+from sparcom_analysis.reading.token_columns import judge_rows
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, InvalidInputError, UnsupportedArchiveError
 
-READ_ROWS = 1 << 20  # token ids read at once, 4 MiB
 LARGEST_ID = 2**31 - 1
 
 
@@ -30,7 +29,7 @@ def without_special(
 
     Args:
         archive: of masks, where rows are to be left out.
-        spans: of which no row was left out yet.
+        spans: rows that do not count already stay out.
         special_token_ids: which ids are special, in place of those that the archive knows.
 
     Raises:
@@ -53,6 +52,8 @@ def without_special(
         return spans
     wanted = special_ids(archive, special_token_ids)
     special = _special_rows(archive, spans, np.array(wanted, dtype=np.int64))
+    if spans.kept is not None:
+        special &= spans.kept
     facts = replace(
         spans.facts, special_tokens=special_tokens, special_ids=tuple(wanted), special_rows=int(special.sum())
     )
@@ -92,18 +93,12 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
 
 def _special_rows(archive: Archive, spans: RowSpans, wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
     """bool (row,), the rows of one instruction after the other: whether the token is one of those."""
-    found = np.zeros(int(spans.lengths.sum()), dtype=np.bool_)
-    order = np.argsort(spans.start, kind="stable")
-    starts, stops, first = spans.start[order], spans.stop[order], spans.first
-    for begin, end in plan_reads(spans.start, spans.stop, int(archive.array("token/id").chunks[0]), READ_ROWS):
-        ids = archive.read_rows("token/id", begin, end)
-        touched = slice(int(np.searchsorted(stops, begin, side="right")), int(np.searchsorted(starts, end)))
-        for k in order[touched].tolist():
-            start, stop = max(int(spans.start[k]), begin), min(int(spans.stop[k]), end)
-            own, at = ids[start - begin : stop - begin], int(first[k] - spans.start[k])
-            _check_ids(archive, int(spans.instruction[k]), start, own)
-            found[at + start : at + stop] = np.isin(own, wanted)
-    return found
+
+    def judge(index: int, start: int, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+        _check_ids(archive, index, start, ids)
+        return np.isin(ids, wanted).view(np.uint8)
+
+    return judge_rows(archive, spans, "token/id", judge).view(np.bool_)
 
 
 def _check_ids(archive: Archive, index: int, start: int, ids: NDArray[np.int32]) -> None:

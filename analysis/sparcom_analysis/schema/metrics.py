@@ -79,6 +79,9 @@ class Settings(_Part):
         default="count",
         description="Whether special tokens (BOS, marks of a chat template) are in T and in the counts.",
     )
+    counted_tokens: Literal["all", "content"] = Field(
+        default="all", description="`content`: tokens that a chat template or the tokenizer wrote are not in T."
+    )
 
 
 class Versions(_Part):
@@ -97,6 +100,18 @@ class LeftOut(_Part):
     failed: int = Field(description="Failed; the archive says why.")
     cancelled: int = Field(description="Cancelled.")
     without_rows: int = Field(description="Complete, but without a row of the kind asked for.")
+    unknown_origin: int = Field(
+        default=0, description="With `--tokens content`: where their tokens come from is unknown."
+    )
+
+
+class PromptOrigins(_Part):
+    """Who wrote the prompt tokens of the instructions used, those of unknown origin left out."""
+
+    prompt: int = Field(description="Prompt tokens, whether they count or not.")
+    template: int = Field(description="Of these, tokens that the chat template wrote.")
+    special: int = Field(description="Of these, special tokens outside of a template, such as BOS.")
+    share: float = Field(description="Share of template and special tokens in all prompt tokens, 0 to 1.")
 
 
 class CategoryFacts(_Part):
@@ -121,6 +136,12 @@ class InstructionFacts(_Part):
         default=[], description="Which token ids were left out as special; empty if they count."
     )
     special_rows: int = Field(default=0, description="Rows of special tokens left out.")
+    template_rows: int = Field(
+        default=0, description="With `--tokens content`: rows of template and special tokens left out."
+    )
+    origins: PromptOrigins | None = Field(
+        default=None, description="Who wrote the prompt tokens; null where the archive does not say."
+    )
     by_category: list[CategoryFacts] = Field(description="In order of first appearance.")
 
 
@@ -197,6 +218,9 @@ class Metrics(_Part):
     length_matched: LengthMatched | None = Field(default=None, description="What length explains: T matched.")
     tests: ChanceTests | None = Field(default=None, description="What chance explains: shuffled categories.")
     intervals: ResamplingFacts | None = Field(default=None, description="How every `low` and `high` was drawn.")
+    warnings: list[str] = Field(
+        default=[], description="Sentences that a reader must know first: about prompts, dead layers, instructions."
+    )
     not_computed: list[NotComputed] = Field(default=[], description="What is null or lacks intervals, and why.")
     component: ComponentName | None = Field(
         default=None, description="Whose neurons the `isn_` parts above and `mean_isn` are about."

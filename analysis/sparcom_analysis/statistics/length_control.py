@@ -98,7 +98,7 @@ def length_control(
 
     Args:
         archive: of masks, what the plain measures were made from.
-        components, experts: the plain measures; rows, rule and choice of special tokens are taken from them.
+        components, experts: the plain measures; rows, rule and choice of tokens are taken from them.
         draw: how many tokens of each instruction; without it as many as the shortest of at least 8 has.
         draws: for intervals: called with the categories of the instructions that are compared, as `draw_resamples` is.
         passes: gives the progress of each pass as it begins.
@@ -122,6 +122,7 @@ def length_control(
             scratch=scratch,
             special_tokens=plain.token_facts.special_tokens,
             special_token_ids=plain.token_facts.special_ids or None,
+            counted_tokens=plain.token_facts.counted_tokens,
             tokens=chosen,
         )
         found.append(match_neurons(plain, matched, draws))
@@ -134,6 +135,7 @@ def length_control(
         block_bytes=block_bytes,
         special_tokens=experts.token_facts.special_tokens,
         special_token_ids=experts.token_facts.special_ids or None,
+        counted_tokens=experts.token_facts.counted_tokens,
         tokens=chosen,
     )
     return LengthControl(found, match_experts(experts, matched_experts, draws))

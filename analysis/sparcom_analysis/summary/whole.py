@@ -26,6 +26,7 @@ from sparcom_analysis.summary.experts import expert_parts
 from sparcom_analysis.summary.length import length_part
 from sparcom_analysis.summary.numbers import nulls
 from sparcom_analysis.summary.twin import Archives
+from sparcom_analysis.summary.warnings import prompt_origins, warning_sentences
 from sparcom_data.archive import Archive, describe_states
 
 
@@ -45,6 +46,7 @@ def summarise(results: Results, options: Options) -> schema.Metrics:
         categories=category_labels(neurons.categories),
         **{name: getattr(parts[0], name) for name in schema.COMPONENT_PARTS},
         **_further(results),
+        warnings=warning_sentences(results),
         not_computed=[schema.NotComputed(field=field, reason=why) for field, why in results.skipped.items()],
         component=parts[0].component if moe else None,
         components=parts if moe else None,
@@ -60,6 +62,7 @@ def _settings(neurons: InstructionNeurons, options: Options) -> schema.Settings:
         threshold=neurons.selection.threshold,
         exclude_self_pairs=options.exclude_self_pairs,
         special_tokens=neurons.token_facts.special_tokens,
+        counted_tokens=neurons.token_facts.counted_tokens,
     )
 
 
@@ -164,9 +167,12 @@ def _instruction_facts(archive: Archive, neurons: InstructionNeurons) -> schema.
             failed=states["failed"],
             cancelled=states["cancelled"],
             without_rows=neurons.without_rows,
+            unknown_origin=neurons.token_facts.unknown_origin,
         ),
         special_token_ids=list(neurons.token_facts.special_ids),
         special_rows=neurons.token_facts.special_rows,
+        template_rows=neurons.token_facts.template_rows,
+        origins=prompt_origins(archive, neurons.instruction),
         by_category=_category_facts(table.category, neurons),
     )
 

@@ -6,6 +6,8 @@
 3. Of those matched, it is found which did not read the same tokens (another tokenizer, another prompt format): what
    differs there is in part the text. They stay in, and are counted, as are those of another category. Archives of
    counts hold no token ids, so with one of them only the number of tokens can be compared.
+4. Where content alone was counted, two that read the same tokens must have the same origins; otherwise other tokens of
+   them would be compared.
 
 Knows nothing of what is then compared.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from sparcom_analysis.reading.populations import TITLES, populations
 from sparcom_analysis.reading.rows import Rows, RowSpans, TokenFacts, row_spans
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
+from sparcom_data.schema import TOKEN_ORIGIN
 
 Measured = TypeVar("Measured", InstructionNeurons, InstructionExperts)
 
@@ -70,7 +73,7 @@ def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archiv
         archives: those of base and tuned, to compare the token ids.
 
     Raises:
-        UnsupportedArchiveError: population, rows or rule of selection differ.
+        UnsupportedArchiveError: population, rows or rule of selection differ, or the origins of the same tokens.
         IncompleteArchiveError: no instruction is in both.
         DamagedArchiveError: two instructions of an archive have the same id.
     """
@@ -80,6 +83,10 @@ def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archiv
     if not both:
         raise _none_in_both(len(base), len(tuned))
     left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
+    same_tokens = None
+    if archives is not None:
+        content = base.token_facts.counted_tokens == "content"
+        same_tokens = _same_tokens(archives, (base.instruction[left], tuned.instruction[right]), base.rows, content)
     return Twins(
         base=left,
         tuned=right,
@@ -89,9 +96,7 @@ def match_twins(base: Measured, tuned: Measured, archives: tuple[Archive, Archiv
         only_tuned=len(tuned) - len(both),
         different_rows=int((base.tokens[left] != tuned.tokens[right]).sum()),
         different_categories=sum(base.categories[i] != tuned.categories[j] for i, j in zip(left, right, strict=True)),
-        same_tokens=None
-        if archives is None
-        else _same_tokens(archives, (base.instruction[left], tuned.instruction[right]), base.rows),
+        same_tokens=same_tokens,
     )
 
 
@@ -151,6 +156,7 @@ def _rules(measured: InstructionNeurons | InstructionExperts) -> dict[str, str]:
 def _counted(facts: TokenFacts) -> str:
     """Which tokens of the rows counted. The ids that were special may differ: where that matters, T differs too."""
     special = "special ones counted" if facts.special_tokens == "count" else "special ones left out"
+    special = special if facts.counted_tokens == "all" else f"content alone, {special}"
     return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"
 
 
@@ -188,31 +194,49 @@ def _places(measured: InstructionNeurons | InstructionExperts, side: str) -> dic
 
 
 def _same_tokens(
-    archives: tuple[Archive, Archive], instructions: tuple[NDArray[np.int64], NDArray[np.int64]], rows: Rows
+    archives: tuple[Archive, Archive],
+    instructions: tuple[NDArray[np.int64], NDArray[np.int64]],
+    rows: Rows,
+    content: bool,
 ) -> NDArray[np.bool_] | None:
-    """bool (m,): whether the token ids of each two instructions are the same."""
+    """bool (m,): whether the token ids of each two instructions are the same. content: their origins must be, too."""
     if any(archive.granularity == "count" for archive in archives):
         return None
-    sides = [_TokenIds(archive, rows) for archive in archives]
+    same = _equal(archives, instructions, rows, _TOKEN_IDS)
+    if content and (differ := np.flatnonzero(same & ~_equal(archives, instructions, rows, TOKEN_ORIGIN.name))).size:
+        name = archives[0].instructions.id[int(instructions[0][differ[0]])]
+        raise UnsupportedArchiveError(
+            "where content alone is counted, tokens that are the same in both archives must have the same origin; "
+            f"those of {len(differ)} instructions differ, the first is {name!r}. Extract both archives with the same "
+            "prompt format, or use --tokens all"
+        )
+    return same
+
+
+def _equal(
+    archives: tuple[Archive, Archive], instructions: tuple[NDArray[np.int64], NDArray[np.int64]], rows: Rows, name: str
+) -> NDArray[np.bool_]:
+    """bool (m,): whether the rows of each two instructions hold the same values of a column."""
+    sides = [_Column(archive, rows, name) for archive in archives]
     pairs = zip(*(chosen.tolist() for chosen in instructions), strict=True)
     return np.array([np.array_equal(sides[0].of(one), sides[1].of(other)) for one, other in pairs], dtype=np.bool_)
 
 
-class _TokenIds:
-    """Token ids of one instruction after the other, read by whole chunks of which the last are kept."""
+class _Column:
+    """A column's rows of one instruction after the other, read by whole chunks of which the last are kept."""
 
-    def __init__(self, archive: Archive, rows: Rows) -> None:
-        self._archive, self._spans = archive, row_spans(archive, rows)
-        self._chunk = int(archive.array(_TOKEN_IDS).chunks[0])
-        self._first, self._held = 0, np.empty(0, dtype=np.int32)
+    def __init__(self, archive: Archive, rows: Rows, name: str) -> None:
+        self._archive, self._spans, self._name = archive, row_spans(archive, rows), name
+        self._chunk = int(archive.array(name).chunks[0])
+        self._first = 0
+        self._held: NDArray[Any] = np.empty(0)
 
-    def of(self, instruction: int) -> NDArray[np.int32]:
-        """int32 (T,): of one instruction, by its index in the table."""
+    def of(self, instruction: int) -> NDArray[Any]:
+        """(T,): of one instruction, by its index in the table."""
         k = int(np.searchsorted(self._spans.instruction, instruction))
         start, stop = int(self._spans.start[k]), int(self._spans.stop[k])
         if not self._first <= start <= stop <= self._first + len(self._held):
             self._first = start - start % self._chunk
             last = min(self._archive.tokens, -(-stop // self._chunk) * self._chunk)
-            self._held = self._archive.read_rows(_TOKEN_IDS, self._first, last)
-        ids: NDArray[np.int32] = self._held[start - self._first : stop - self._first]
-        return ids
+            self._held = self._archive.read_rows(self._name, self._first, last)
+        return self._held[start - self._first : stop - self._first]
