@@ -138,10 +138,9 @@ def _write_accepted(path: Path, data: DataSet, result: AgreementReport, pair: Pa
 
 
 def _write(path: Path, content: bytes) -> None:
-    from sparcom_data.storage import make_folder, write_durably
+    from sparcom_data.storage import write_file
 
-    make_folder(path.parent)
-    write_durably(path, [content])
+    write_file(path, [content])
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -224,8 +224,8 @@ class PinnedArchive:
 
     def _gone(self) -> StorageError:
         return StorageError(
-            f"an archive must stay in place until its job has ended; {self.path} was removed. Its masks are lost: run "
-            "the instructions again"
+            f"an archive must stay in place until its job has ended; {self.path} was removed or renamed. Run the "
+            "instructions again"
         )
 
     def _replaced(self) -> StorageError:

@@ -69,10 +69,13 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
-def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
+def write_durably(path: Path, parts: Sequence[type_bytes], mode: int = FILE_MODE) -> None:
     """Write the parts one after the other to `path` so that it holds all of them or is not there at all.
 
-    Its folder must exist: one that was removed while a job ran is not made again. Only the owner may read the file.
+    Its folder must exist: one that was removed while a job ran is not made again.
+
+    Args:
+        mode: who may read the file; by default the owner alone.
 
     Raises:
         StorageError: the operating system refused; nothing is left behind.
@@ -80,7 +83,7 @@ def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
     temporary = partial_name(path)
     try:
         try:
-            _write_file(temporary, parts)
+            _write_file(temporary, parts, mode)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -90,8 +93,20 @@ def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
         raise storage_error(path, error) from error
 
 
-def _write_file(path: Path, parts: Sequence[type_bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+def write_file(path: Path, parts: Sequence[type_bytes]) -> None:
+    """Write a result, a data set or a form as `write_durably` does, and make its folder.
+
+    These are made to be handed on, so who may read them follows the umask; archives are their owner's alone.
+    """
+    try:
+        make_folder(path.parent, mode=0o777)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    write_durably(path, parts, 0o666)
+
+
+def _write_file(path: Path, parts: Sequence[type_bytes], mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         for part in parts:
             _write_all(descriptor, memoryview(part).cast("B"))
@@ -134,8 +149,8 @@ def _can_be_direct(descriptor: int, view: memoryview) -> bool:
     return address % DIRECT_BLOCK == 0 and os.lseek(descriptor, 0, os.SEEK_CUR) % DIRECT_BLOCK == 0
 
 
-def make_folder(path: Path, within: Path | None = None) -> None:
-    """Make a folder and those above it, durably; only the owner may read them.
+def make_folder(path: Path, within: Path | None = None, mode: int = FOLDER_MODE) -> None:
+    """Make a folder and those above it, durably; by default only the owner may read them.
 
     Args:
         within: a folder that must exist; those below it alone are made.
@@ -145,7 +160,7 @@ def make_folder(path: Path, within: Path | None = None) -> None:
     above = path.parents if within is None else [folder for folder in path.parents if folder.is_relative_to(within)]
     for folder in reversed([path, *above]):
         if folder != within and not folder.exists():
-            folder.mkdir(FOLDER_MODE, exist_ok=True)
+            folder.mkdir(mode, exist_ok=True)
             sync_path(folder.parent)
 
 

@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -296,6 +296,7 @@ class Extraction:
                 break
         await asyncio.to_thread(committer.cancel, self._dropped)
         self._count(cancelled=len(self._dropped))
+        self.progress = replace(self.progress, seconds_left=None)
         report(self.progress)
 
     def _forget_the_rest(self) -> None:

@@ -22,6 +22,10 @@ class Extraction(Protocol):
     def progress(self) -> Progress:
         """How far it is; a new snapshot replaces the old one as the work goes on."""
 
+    @property
+    def archive_run(self) -> str:
+        """The run id of its archive."""
+
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Run until every instruction is complete, failed or cancelled.
 
@@ -29,7 +33,8 @@ class Extraction(Protocol):
         and returns soon. One that was cancelled before it ran may be run beside another that runs.
 
         Raises:
-            StorageError, EngineError: the job as a whole failed; what was complete stays complete.
+            StorageError, EngineError: the job as a whole failed; what was complete stays complete. A StorageError too
+                where the archive was removed or replaced; nothing is written into what took its place.
         """
 
     def cancel(self) -> None:

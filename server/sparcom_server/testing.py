@@ -66,7 +66,7 @@ class FakeExtraction:
             report(self.progress)
         await asyncio.to_thread(committer.cancel, self.todo)
         await asyncio.to_thread(committer.close)
-        self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=0.0)
+        self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=None)
         return self.progress
 
     def cancel(self) -> None:
