@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import SSEError, connect_sse
@@ -51,6 +52,18 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         """The job as it is now."""
         return self._call("GET", f"/v1/extractions/{job_id}")
+
+    def archive(self, name: str) -> dict[str, Any]:
+        """The facts of an archive."""
+        return self._call("GET", f"/v1/archives/{quote(name, safe='')}")
+
+    def delete_archive(self, name: str) -> None:
+        """Remove an archive from the server's disk.
+
+        Raises:
+            ServerError: there is none, a job holds it, or the server does not answer.
+        """
+        self._call("DELETE", f"/v1/archives/{quote(name, safe='')}")
 
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The job each time it has changed, the last time when it has ended.
@@ -107,7 +120,9 @@ class Client:
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
-    """The JSON of a success; the server's own words as an error otherwise."""
+    """The JSON of a success, empty where it has no content; the server's own words as an error otherwise."""
+    if response.status_code == httpx.codes.NO_CONTENT:
+        return {}
     try:
         body = response.json()
     except ValueError as error:

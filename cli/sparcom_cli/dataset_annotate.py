@@ -138,9 +138,9 @@ def _write_accepted(path: Path, data: DataSet, result: AgreementReport, pair: Pa
 
 
 def _write(path: Path, content: bytes) -> None:
-    from sparcom_data.storage import write_durably
+    from sparcom_data.storage import write_file
 
-    write_durably(path, [content])
+    write_file(path, [content])
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sparcom_cli.demo_alteration import alterations, read_metrics
 from sparcom_data.errors import InvalidInputError
-from sparcom_data.storage import write_durably
+from sparcom_data.storage import write_file
 
 if TYPE_CHECKING:
     from sparcom_analysis.schema.metrics import Metrics
@@ -69,7 +69,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def write_page(output: Path, dense: Path, mixture: Path, *, tuned_here: bool) -> Path:
     """Write index.html into `output`, where both folders of results lie; its path."""
     page = output / "index.html"
-    write_durably(page, [render_page(dense, mixture, tuned_here=tuned_here).encode()])
+    write_file(page, [render_page(dense, mixture, tuned_here=tuned_here).encode()])
     return page
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
+from sparcom_cli.counts import describe_counts
 from sparcom_cli.waiting import waiting
 from sparcom_data.archive import open_archive
 from sparcom_data.instructions import Instruction
@@ -35,8 +37,8 @@ def run_extraction(
     console = Console(stderr=True)
     snapshot = asyncio.run(_extract(settings, instructions, options, output, dataset_name, console))
     click.echo(
-        f"{output}: {snapshot.complete} of {snapshot.instructions} instructions complete, {snapshot.tokens_done:,} "
-        f"tokens in {snapshot.seconds:.1f} s ({snapshot.tokens_per_second:,.0f} a second)"
+        f"{output}: {describe_counts(asdict(snapshot), snapshot.instructions)}; {snapshot.tokens_done:,} tokens "
+        f"in {snapshot.seconds:.1f} s ({snapshot.tokens_per_second:,.0f} a second)"
     )
     if snapshot.storage_wait_seconds >= SHOWN_WAIT_SECONDS:
         click.echo(f"  the engine waited {snapshot.storage_wait_seconds:.1f} s for storage", err=True)
@@ -61,25 +63,25 @@ async def _extract(
             click.echo(f"warning: {warning}", err=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, extraction.cancel)
         with _bar(console) as bar:
-            task = bar.add_task("Extracting", total=len(instructions), rate="")
+            task = bar.add_task("Extracting", total=len(instructions), words="")
             return await extraction.run(
-                lambda snapshot: bar.update(
-                    task, completed=snapshot.settled, rate=f"{snapshot.tokens_per_second:,.0f} tokens/s"
-                )
+                lambda snapshot: bar.update(task, completed=snapshot.complete, words=describe(snapshot))
             )
     finally:
         await engine.close()
 
 
+def describe(snapshot: Snapshot) -> str:
+    """The words beside the bar, which shows what is complete."""
+    words = [describe_counts(asdict(snapshot), snapshot.instructions), f"{snapshot.tokens_per_second:,.0f} tokens/s"]
+    if snapshot.seconds_left is not None:
+        minutes, seconds = divmod(round(snapshot.seconds_left), 60)
+        words.append(f"{minutes}:{seconds:02d} left")
+    return " · ".join(words)
+
+
 def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    return Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), console=console)
 
 
 def _show_failures(output: Path) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": _Entry("sparcom_cli.serve:serve", "Serve models over REST.", ("server", "extractor-cpu|extractor-gpu")),
     "extract": _Entry("sparcom_cli.extract:extract", "Run instructions offline.", ("extractor-cpu|extractor-gpu",)),
     "submit": _Entry("sparcom_cli.submit:submit", "Send instructions to a server.", ("client",)),
+    "delete": _Entry("sparcom_cli.delete:delete", "Delete an archive from a server.", ("client",)),
     "analyze": _Entry("sparcom_cli.analyze:analyze", "Compute metrics, tables, figures, report.", ("analysis",)),
     "verify": _Entry("sparcom_cli.verify:verify", "Check that an archive is right.", ("verify",)),
     "dataset": _Entry("sparcom_cli.dataset:dataset", "Build, check and annotate instructions.", ("dataset",)),

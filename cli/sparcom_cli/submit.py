@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparcom_cli.counts import describe_counts
 from sparcom_cli.options import INPUT_HELP, extraction_options, make_extraction_options
 
 if TYPE_CHECKING:
@@ -92,10 +93,9 @@ def _show_bar(reports: Iterator[dict[str, Any]], job: dict[str, Any]) -> dict[st
 
 
 def describe(job: dict[str, Any]) -> tuple[int, str]:
-    """Instructions that are settled, and the numbers beside the bar."""
+    """Instructions that are complete, and the words beside the bar."""
     progress = job["progress"]
-    done = progress["complete"] + progress["failed"] + progress["cancelled"]
-    words = [f"{done}/{progress['instructions']} instructions"]
+    words = [describe_counts(progress, progress["instructions"])]
     if job["state"] == "queued":
         words.append(f"after {job['queue_position'] or 0} other jobs")
     if progress["tokens_per_second"]:
@@ -103,15 +103,21 @@ def describe(job: dict[str, Any]) -> tuple[int, str]:
     if job["state"] == "running" and progress["seconds_left"] is not None:
         minutes, seconds = divmod(round(progress["seconds_left"]), 60)
         words.append(f"{minutes}:{seconds:02d} left")
-    return done, " · ".join(words)
+    return progress["complete"], " · ".join(words)
+
+
+def is_complete(job: dict[str, Any]) -> bool:
+    """Whether the job ran to its end and every instruction is complete."""
+    progress = job["progress"]
+    return bool(job["state"] == "complete" and progress["complete"] == progress["instructions"])
 
 
 def conclude(job: dict[str, Any]) -> bool:
     """Say how the job ended; whether every instruction is complete."""
-    progress = job["progress"]
+    progress, complete = job["progress"], is_complete(job)
     click.echo(
-        f"{job['state']}: {progress['complete']} of {progress['instructions']} instructions complete, "
-        f"{progress['failed']} failed, {progress['cancelled']} cancelled; {progress['tokens_done']} tokens "
+        f"{'incomplete' if job['state'] == 'complete' and not complete else job['state']}: "
+        f"{describe_counts(progress, progress['instructions'])}; {progress['tokens_done']} tokens "
         f"in {progress['seconds']:.1f} s"
     )
     if job["error"]:
@@ -120,4 +126,4 @@ def conclude(job: dict[str, Any]) -> bool:
         click.echo(f"failed: {failure['id']}: {failure['error']}", err=True)
     if (more := progress["failed"] - len(job["failures"])) > 0:
         click.echo(f"failed: {more} more; the archive's instruction/error says why", err=True)
-    return bool(job["state"] == "complete" and progress["complete"] == progress["instructions"])
+    return complete

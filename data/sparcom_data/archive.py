@@ -6,6 +6,7 @@ array and the chunk, where plain zarr would give zeros for the first. It does no
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,16 +20,21 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
+from sparcom_data.beneath import NoLinkStore
 from sparcom_data.errors import (
+    ArchiveError,
     ArchiveNotFoundError,
     DamagedArchiveError,
     NotAnArchiveError,
     StorageError,
     UnsupportedArchiveError,
 )
+from sparcom_data.identity import ArchiveWatch, RemoteWatch, identity_of
 from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
 from sparcom_data.raw_rows import raw_rows
 from sparcom_data.schema import SPECIAL_LENGTH, CapturedArray, State, captured_arrays, mask_bytes
+
+REMOTE_CHECK_SECONDS = 5.0  # between two looks at zarr.json over HTTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,12 @@ class InstructionTable:
         return np.flatnonzero(self.state == State.COMPLETE)
 
 
-def open_archive(path: str | Path) -> Archive:
+def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
     """Open an archive for reading.
 
     Args:
         path: a folder, or an address `http://…/v1/archives/NAME/zarr` of a SPARCOM server.
+        follow_links: whether links inside the folder are followed; False treats each as a missing file.
 
     Raises:
         ArchiveNotFoundError: nothing is there.
@@ -72,7 +79,9 @@ def open_archive(path: str | Path) -> Archive:
     if not remote and not Path(where).exists():
         raise ArchiveNotFoundError(f"there is no archive at {where}: check the path")
     try:
-        group = zarr.open_group(where, mode="r")
+        # Before the archive is opened: one that takes its place from here on is noticed.
+        watch = None if remote else ArchiveWatch(Path(where))
+        group = zarr.open_group(where if follow_links else NoLinkStore(where), mode="r")
     except (
         GroupNotFoundError,
         NodeTypeValidationError,
@@ -93,7 +102,7 @@ def open_archive(path: str | Path) -> Archive:
     except OSError as error:
         remedy = "Check that the server runs, and the address" if remote else "Check who may read it"
         raise StorageError(f"{where} cannot be read ({error}). {remedy}") from error
-    return Archive(where, group)
+    return Archive(where, group, watch or RemoteWatch(where, group))
 
 
 def _address_remedy(where: str) -> str:
@@ -107,11 +116,16 @@ class Archive:
 
     What only one of the two kinds has (`tokens`, `read_active`, `read_counts`, …) raises UnsupportedArchiveError where
     the archive is of the other.
+
+    An archive that is removed or replaced while it is read is an error: see `require_same`.
     """
 
-    def __init__(self, path: str, group: zarr.Group) -> None:
+    def __init__(self, path: str, group: zarr.Group, watch: ArchiveWatch | RemoteWatch) -> None:
         self.path = path
         self.group = group
+        self._watch = watch
+        self._identity = identity_of(group.attrs.get("sparcom"))
+        self._next_check = 0.0
         self.attributes: ArchiveAttributes = parse_attributes(dict(group.attrs), path)
 
     @cached_property
@@ -130,6 +144,21 @@ class Archive:
             token_length=self.column("token_length"),
             state=state,
         )
+
+    def require_same(self) -> None:
+        """Make sure that the archive that was opened is still the one at its path or address.
+
+        Each read of rows does this: locally every time, over HTTP at most every few seconds. So call it at the end of
+        a pass over an address.
+
+        Raises:
+            ArchiveNotFoundError: it was removed. DamagedArchiveError: another archive took its place.
+            StorageError: no server answers.
+        """
+        try:
+            self._watch.check(self._identity)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read ({error}). Check that it can be reached") from error
 
     def strings(self, name: str) -> list[str]:
         """A string column of `instruction/`: id, category, source, text, response or error."""
@@ -295,7 +324,22 @@ class Archive:
 
         Returns:
             `out` where it is given.
+
+        Raises:
+            DamagedArchiveError: a chunk is missing or fails its checksum, or another archive took this one's place.
+            ArchiveNotFoundError: the archive was removed.
         """
+        try:
+            rows = self._read_rows(name, start, stop, out)
+        except ArchiveError:
+            self.require_same()  # says more, where the archive is gone
+            raise
+        if isinstance(self._watch, ArchiveWatch) or time.monotonic() >= self._next_check:
+            self.require_same()
+            self._next_check = time.monotonic() + REMOTE_CHECK_SECONDS
+        return rows
+
+    def _read_rows(self, name: str, start: int, stop: int, out: NDArray[Any] | None) -> NDArray[Any]:
         array = self.array(name)
         if not 0 <= start <= stop <= array.shape[0]:
             raise IndexError(f"rows [{start}, {stop}) are not within the {array.shape[0]} rows of {name}")

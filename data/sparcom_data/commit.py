@@ -20,9 +20,10 @@ import zarr
 from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
+from sparcom_data.identity import PinnedArchive
 from sparcom_data.metadata import parse_attributes
 from sparcom_data.schema import State
-from sparcom_data.storage import DurableStore, storage_error
+from sparcom_data.storage import FixedStore, storage_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +42,59 @@ class CompletedInstruction:
 
 
 class ArchiveCommitter:
-    """Writes what the submitting side owns."""
+    """Writes what the submitting side owns.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open()
-        attributes = parse_attributes(dict(self._root.attrs), str(path))
+    Every method raises StorageError where the archive was removed or replaced meanwhile, and changes nothing in the
+    folder that took its place.
+
+    Args:
+        archive: what `create_archive` returned, or where an archive lies, which is then held open.
+    """
+
+    def __init__(self, archive: PinnedArchive | Path) -> None:
+        self._archive = PinnedArchive(archive) if isinstance(archive, Path) else archive
+        with self._archive.checked():
+            self._open()
+        attributes = parse_attributes(dict(self._root.attrs), str(self._archive.path))
         self._has_token_rows = attributes.capture.granularity == "token"
 
     def complete(self, batch: Sequence[CompletedInstruction]) -> None:
         """Make instructions complete: their token ids, positions, responses and lengths, then their states."""
         if not batch:
             return
-        if self._has_token_rows:
-            self._write_rows("token/id", [(item.row, item.ids) for item in batch])
-            self._write_rows("token/position", [(item.row, item.positions) for item in batch])
-        self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
-        self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
-        self._write_items("instruction/state", {item.index: int(State.COMPLETE) for item in batch})
+        with self._archive.checked():
+            if self._has_token_rows:
+                self._write_rows("token/id", [(item.row, item.ids) for item in batch])
+                self._write_rows("token/position", [(item.row, item.positions) for item in batch])
+            self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
+            self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
+            self._archive.check()  # before the promise: what the worker wrote lies in this archive too
+            self._write_items("instruction/state", {item.index: int(State.COMPLETE) for item in batch})
 
     def fail(self, reasons: Mapping[int, str]) -> None:
         """Make instructions failed, each with its reason."""
-        self._write_items("instruction/error", reasons)
-        self._write_items("instruction/state", dict.fromkeys(reasons, int(State.FAILED)))
+        with self._archive.checked():
+            self._write_items("instruction/error", reasons)
+            self._write_items("instruction/state", dict.fromkeys(reasons, int(State.FAILED)))
 
     def cancel(self, indices: Sequence[int]) -> None:
         """Make instructions cancelled."""
-        self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
+        with self._archive.checked():
+            self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
 
     def close(self) -> None:
         """Mark the archive as one that nobody writes any more."""
         section = dict(self._root.attrs["sparcom"]) | {"state": "complete"}  # type: ignore[arg-type]
-        root = zarr.open_group(DurableStore(self._path), mode="r+")  # with the consolidated metadata, to keep it
-        try:
-            root.update_attributes({"sparcom": section})
-        except OSError as error:
-            raise storage_error(self._path, error) from error
+        with self._archive.checked():
+            # with the consolidated metadata, to keep it
+            root = zarr.open_group(FixedStore(self._archive.root), mode="r+")
+            try:
+                root.update_attributes({"sparcom": section})
+            except OSError as error:
+                raise storage_error(self._archive.path, error) from error
 
     def _open(self) -> None:
-        self._store = DurableStore(self._path)
+        self._store = FixedStore(self._archive.root)
         self._root = zarr.open_group(self._store, mode="r+", use_consolidated=False)
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -118,4 +133,4 @@ class ArchiveCommitter:
                 self._open()
             if isinstance(error, StorageError):
                 raise
-            raise storage_error(self._path / array.path, error) from error
+            raise storage_error(self._archive.path / array.path, error) from error

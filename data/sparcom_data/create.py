@@ -24,6 +24,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
+from sparcom_data.identity import PinnedArchive, PinnedFolder
 from sparcom_data.layout import Layout, choose_chunk_instructions, choose_chunk_tokens
 from sparcom_data.metadata import ArchiveAttributes, EngineInfo
 from sparcom_data.schema import (
@@ -42,7 +43,15 @@ from sparcom_data.schema import (
     State,
     captured_arrays,
 )
-from sparcom_data.storage import PARTIAL_SUFFIX, DurableStore, make_folder, storage_error, sync_path
+from sparcom_data.storage import (
+    FOLDER_MODE,
+    DurableStore,
+    make_folder,
+    partial_name,
+    rename_new,
+    storage_error,
+    sync_path,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +102,21 @@ def create_archive(
     *,
     chunk_tokens: int | None = None,
     chunk_instructions: int | None = None,
-) -> None:
+) -> PinnedArchive:
     """Create the archive at `path`, in state open, with every runnable instruction pending.
+
+    Only the owner may read it.
 
     Args:
         path: where the archive goes; its parent folder is made.
-        attributes: the root attribute `sparcom`.
+        attributes: the root attribute `sparcom`; it is given a new run id.
         columns: what is known of each instruction.
         layout: where the rows go; where only counts are kept, where they would go.
         chunk_tokens: rows in one chunk of the masks; chosen by size where not given.
         chunk_instructions: instructions in one chunk of the counts; chosen by size where not given.
+
+    Returns:
+        The archive, held open and locked: nobody removes it in good faith while a job may write it.
 
     Raises:
         InvalidInputError: the ranks of the engine cannot share the model's widths; see `part_of_row`.
@@ -110,26 +124,51 @@ def create_archive(
         StorageError: the file system refused; nothing is left behind.
     """
     require_new_name(path)
-    building = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-    store = DurableStore(building)
+    attributes = attributes.model_copy(update={"run": uuid.uuid4().hex})
+    building = partial_name(path)
+    store: DurableStore | None = None
     try:
         make_folder(path.parent)
+        folder = _new_folder(building)
+        store = DurableStore(folder.root)
         _build(store, attributes, columns, layout, chunk_tokens, chunk_instructions)
-        building.rename(path)
-        sync_path(path.parent)
+        _take_name(building, path)
+        return PinnedArchive(path, attributes.run, folder)
     except OSError as error:
         raise storage_error(path, error) from error
     except StorageError as error:
         raise StorageError(str(error).replace(building.name, path.name)) from error
     finally:
-        store.close()  # before the removal: a write that is still on its way would make the folder again
+        if store is not None:
+            store.close()  # before the removal: a write that is still on its way would make a folder again
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _new_folder(path: Path) -> PinnedFolder:
+    """A new folder, locked, so that a service that starts now does not sweep it away."""
+    path.mkdir(FOLDER_MODE)
+    folder = PinnedFolder(path)
+    if not folder.lock() or not folder.is_at(path):
+        raise StorageError(f"{path} was removed by another process as it was made; try again")
+    return folder
+
+
+def _take_name(building: Path, path: Path) -> None:
+    try:
+        rename_new(building, path)
+    except FileExistsError as error:  # another process was faster
+        raise _exists(path) from error
+    sync_path(path.parent)
 
 
 def require_new_name(path: Path) -> None:
     """Raise ArchiveExistsError where something is at `path`, a dangling link included."""
     if os.path.lexists(path):
-        raise ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
+        raise _exists(path)
+
+
+def _exists(path: Path) -> ArchiveExistsError:
+    return ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
 
 
 def _build(
@@ -271,6 +310,9 @@ def _create_array(
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     unit = {"unit": spec.unit} if spec.unit else {}
+    if storage.separator == "/":  # no chunk that comes later needs a folder
+        assert isinstance(root.store, DurableStore)  # noqa: S101  (create_archive gives one)
+        make_folder(root.store.root / spec.name / "c", within=root.store.root)
     return root.create_array(
         spec.name,
         shape=shape,

@@ -6,7 +6,7 @@ purpose: a reader that meets one was given a newer or a foreign file.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -114,10 +114,14 @@ class DatasetInfo(_Section):
 
 class ArchiveAttributes(_Section):
     """The whole attribute. `prompts` is null where the tokenizer does not say which tokens are special, and absent from
-    archives of releases that did not ask it. `warnings`: sentences about the prompts, from the submission."""
+    archives of releases that did not ask it. `warnings`: sentences about the prompts, from the submission.
+
+    run: the run id, 32 hexadecimal digits that no other archive has; null in archives of earlier releases.
+    """
 
     format_version: Literal[1] = 1
     created: str
+    run: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     model: ModelInfo
     engine: EngineInfo
     capture: CaptureInfo

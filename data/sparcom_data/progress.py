@@ -10,7 +10,7 @@ class Progress:
     """Counts of instructions and prompt or response rows; a row is one token.
 
     `complete` counts what is durable on disk. `tokens` is the number of rows planned, `tokens_done` the rows of
-    complete instructions. `seconds_left` is None until there is a rate to go by.
+    complete instructions. `seconds_left` is None until there is a rate to go by, and once the extraction has ended.
     `storage_wait_seconds` is how long the engine stood still because storage was slower than the model.
     """
 

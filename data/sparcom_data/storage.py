@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
+import re
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -28,17 +30,29 @@ from zarr.storage import LocalStore
 from sparcom_data.errors import StorageError
 
 PARTIAL_SUFFIX = ".partial"
+PARTIAL_NAME = re.compile(r".+\.[0-9a-f]{32}\.partial")
+FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instructions' text: the owner may share them, we do not
 DIRECT_FROM = 1 << 20  # bytes; at that size both ways took equally long, above it direct is faster (DECISIONS.md)
 DIRECT_BLOCK = 4096  # what address, offset and length of a direct write must be multiples of, on any usual disk
+
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's <fcntl.h> and <stdio.h>
 
 type_bytes = bytes | bytearray | memoryview
 
 
-def storage_error(path: Path | str, error: OSError) -> StorageError:
+def shown_path(path: Path) -> Path:
+    """The path to show for one that leads through a descriptor: where the descriptor's folder lies now."""
+    parts = path.parts
+    if parts[:4] != ("/", "proc", "self", "fd"):
+        return path
+    return Path(*parts[:5]).readlink().joinpath(*parts[5:])
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
     """The sentence for a failed write."""
     return StorageError(
-        f"writing {path} failed: {error.strerror or error} (errno {error.errno}). What was complete stays complete; "
-        "free space or mend the storage, then run the rest again"
+        f"writing {shown_path(path)} failed: {error.strerror or error} (errno {error.errno}). What was complete stays "
+        "complete; free space or mend the storage, then run the rest again"
     )
 
 
@@ -50,17 +64,26 @@ def aligned_memory(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]
 
 
-def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
+def partial_name(path: Path) -> Path:
+    """A new name beside `path` for what is not whole yet, or is being removed."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+
+
+def write_durably(path: Path, parts: Sequence[type_bytes], mode: int = FILE_MODE) -> None:
     """Write the parts one after the other to `path` so that it holds all of them or is not there at all.
+
+    Its folder must exist: one that was removed while a job ran is not made again.
+
+    Args:
+        mode: who may read the file; by default the owner alone.
 
     Raises:
         StorageError: the operating system refused; nothing is left behind.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    temporary = partial_name(path)
     try:
-        make_folder(path.parent)
         try:
-            _write_file(temporary, parts)
+            _write_file(temporary, parts, mode)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -70,8 +93,20 @@ def write_durably(path: Path, parts: Sequence[type_bytes]) -> None:
         raise storage_error(path, error) from error
 
 
-def _write_file(path: Path, parts: Sequence[type_bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def write_file(path: Path, parts: Sequence[type_bytes]) -> None:
+    """Write a result, a data set or a form as `write_durably` does, and make its folder.
+
+    These are made to be handed on, so who may read them follows the umask; archives are their owner's alone.
+    """
+    try:
+        make_folder(path.parent, mode=0o777)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    write_durably(path, parts, 0o666)
+
+
+def _write_file(path: Path, parts: Sequence[type_bytes], mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         for part in parts:
             _write_all(descriptor, memoryview(part).cast("B"))
@@ -114,14 +149,49 @@ def _can_be_direct(descriptor: int, view: memoryview) -> bool:
     return address % DIRECT_BLOCK == 0 and os.lseek(descriptor, 0, os.SEEK_CUR) % DIRECT_BLOCK == 0
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably."""
+def make_folder(path: Path, within: Path | None = None, mode: int = FOLDER_MODE) -> None:
+    """Make a folder and those above it, durably; by default only the owner may read them.
+
+    Args:
+        within: a folder that must exist; those below it alone are made.
+    """
     if path.is_dir():
         return
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_path(folder.parent)
+    above = path.parents if within is None else [folder for folder in path.parents if folder.is_relative_to(within)]
+    for folder in reversed([path, *above]):
+        if folder != within and not folder.exists():
+            folder.mkdir(mode, exist_ok=True)
+            sync_path(folder.parent)
+
+
+def rename_new(old: Path, new: Path) -> None:
+    """Rename a folder to a name that must be free; plain rename would replace an empty folder without a word.
+
+    Raises:
+        FileExistsError: something has the name.
+    """
+    if _rename_no_replace(old, new):
+        return
+    new.mkdir(FOLDER_MODE)  # takes the name, or raises
+    try:
+        old.rename(new)  # replaces the empty folder
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from error
+
+
+def _rename_no_replace(old: Path, new: Path) -> bool:
+    """Linux's renameat2; False where this system or file system does not have it."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
+        return False
+    raise OSError(number, os.strerror(number), str(new))
 
 
 def sync_path(path: Path) -> None:
@@ -140,6 +210,8 @@ def crc32c_suffix(data: type_bytes) -> bytes:
 
 class DurableStore(LocalStore):
     """A local Zarr store whose writes are synced before they are renamed into place.
+
+    It makes the folders below its root that a write needs, and never the root.
 
     zarr writes several chunks at a time, and reports the first that fails while the others still run or have yet to
     start. Who wants to remove, or write again, what the store held closes it first.
@@ -164,7 +236,14 @@ class DurableStore(LocalStore):
         """`set` for callers without an event loop."""
         path = self.root / key
         with self._write(path):
+            self._make_folder(path.parent)
             write_durably(path, [value.to_bytes()])
+
+    def _make_folder(self, path: Path) -> None:
+        try:
+            make_folder(path, within=self.root)
+        except OSError as error:
+            raise storage_error(path, error) from error
 
     def close(self) -> None:
         """Refuse further writes and wait for those that run: after it nothing in the folder changes."""
@@ -185,3 +264,13 @@ class DurableStore(LocalStore):
             with self._change:
                 self._writing -= 1
                 self._change.notify_all()
+
+
+class FixedStore(DurableStore):
+    """The store of an archive that a job writes: every folder was made when the archive was created.
+
+    A write into a folder that was removed meanwhile is a StorageError.
+    """
+
+    def _make_folder(self, path: Path) -> None:
+        pass

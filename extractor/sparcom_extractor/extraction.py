@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import EngineError, InvalidInputError, StorageError
+from sparcom_data.identity import PinnedArchive
 from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
 from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, PromptInfo
@@ -98,8 +99,8 @@ def prepare_extraction(
         error=[prompt.error for prompt in prompts],
         origin=[prompt.origin for prompt in prompts],
     )
-    create_archive(path, attributes, columns, layout)
-    return Extraction(engine, path, prompts, layout, options, warnings)
+    archive = create_archive(path, attributes, columns, layout)
+    return Extraction(engine, archive, prompts, layout, options, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Extraction:
     def __init__(
         self,
         engine: CaptureEngine,
-        path: Path,
+        archive: PinnedArchive,
         prompts: Sequence[Prompt],
         layout: Layout,
         options: ExtractionOptions,
@@ -124,7 +125,7 @@ class Extraction:
     ) -> None:
         self.warnings = list(warnings)
         self._engine = engine
-        self._path = path
+        self._archive = archive
         self._prompts = prompts
         self._layout = layout
         self._options = options
@@ -144,6 +145,11 @@ class Extraction:
             instructions=len(prompts), failed=len(prompts) - len(self._runnable), tokens=layout.tokens
         )
 
+    @property
+    def archive_run(self) -> str:
+        """The run id of the archive."""
+        return self._archive.run or ""
+
     def cancel(self) -> None:
         """Stop soon: what is complete stays, the rest becomes cancelled."""
         self._cancelled.set()
@@ -152,12 +158,20 @@ class Extraction:
         """Run until every instruction is complete, failed or cancelled.
 
         Raises:
-            StorageError: writing failed; the rest stays pending, what was complete stays complete.
+            StorageError: writing failed, or the archive was removed or replaced; the rest stays pending, what was
+                complete stays complete.
             EngineError: the engine died, or rows could not be trusted.
         """
+        try:
+            return await self._run(report)
+        finally:
+            self._archive.folder.unlock()
+
+    async def _run(self, report: Callable[[Progress], None]) -> Progress:
         self._started = time.monotonic()
-        committer = await asyncio.to_thread(ArchiveCommitter, self._path)
-        errors = await self._call_workers("sparcom_open", self._session, str(self._path.resolve()))
+        committer = await asyncio.to_thread(ArchiveCommitter, self._archive)
+        path = str(self._archive.path.resolve())
+        errors = await self._call_workers("sparcom_open", self._session, path, self._archive.run)
         if error := next(filter(None, errors), None):
             raise StorageError(error)
         feeding = asyncio.create_task(self._feed())
@@ -294,6 +308,7 @@ class Extraction:
                 break
         await asyncio.to_thread(committer.cancel, self._dropped)
         self._count(cancelled=len(self._dropped))
+        self.progress = replace(self.progress, seconds_left=None)
         report(self.progress)
 
     def _forget_the_rest(self) -> None:

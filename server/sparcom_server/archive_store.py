@@ -6,21 +6,28 @@ It does not know jobs.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sparcom_data.archive import Archive, describe_states, open_archive
-from sparcom_data.errors import ArchiveError, ArchiveExistsError, ArchiveNotFoundError, NotAnArchiveError
+from sparcom_data.beneath import open_beneath
+from sparcom_data.errors import (
+    ArchiveError,
+    ArchiveExistsError,
+    ArchiveNotFoundError,
+    JobStateError,
+    NotAnArchiveError,
+)
 from sparcom_data.metadata import ArchiveAttributes, parse_attributes
 from sparcom_data.storage import PARTIAL_SUFFIX
-from sparcom_server.schemas import ARCHIVE_NAME
+from sparcom_server.removal import remove_archive, sweep
+from sparcom_server.schemas import ARCHIVE_NAME, ArchiveState
 
 SUFFIX = ".zarr"
 
@@ -34,6 +41,17 @@ class ArchiveFacts:
     categories: dict[str, int]
     tokens: int
     bytes: int
+
+
+def archive_state(attributes: ArchiveAttributes, instructions: dict[str, int]) -> ArchiveState:
+    """What may be said of an archive: `complete` only where every instruction is.
+
+    Args:
+        instructions: how many are in each state, see `describe_states`.
+    """
+    if attributes.state == "open":
+        return "open"
+    return "complete" if instructions["complete"] == sum(instructions.values()) else "incomplete"
 
 
 class ArchiveStore:
@@ -59,11 +77,44 @@ class ArchiveStore:
             raise ArchiveExistsError(
                 f"an archive must have a new name; {name!r} exists. Choose another, or give none to have one derived"
             )
+        with self._held(name):
+            yield path
+
+    @contextmanager
+    def removing(self, name: str) -> Iterator[None]:
+        """Keep a name to oneself while its archive is removed.
+
+        Raises:
+            JobStateError: another request is creating or removing it.
+        """
+        if name in self._reserved:
+            raise JobStateError(
+                f"an archive can be deleted once nobody writes it; {name!r} is being created or deleted. Try again soon"
+            )
+        with self._held(name):
+            yield
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[None]:
         self._reserved.add(name)
         try:
-            yield path
+            yield
         finally:
             self._reserved.discard(name)
+
+    def remove(self, name: str) -> None:
+        """Remove an archive, within `removing`. Blocks.
+
+        Raises:
+            ArchiveNotFoundError: there is none of that name.
+            JobStateError: another process writes it.
+            StorageError: the operating system refused.
+        """
+        remove_archive(self._existing(name))
+
+    def sweep(self) -> None:
+        """Remove what a crash left behind. Blocks."""
+        sweep(self.folder, SUFFIX)
 
     def names(self) -> list[str]:
         """Names of all archives, the newest first (by when their folder last changed). Blocks."""
@@ -79,19 +130,22 @@ class ArchiveStore:
         return [name for _, name in sorted(found, reverse=True) if ARCHIVE_NAME.fullmatch(name)]
 
     def open(self, name: str) -> Archive:
-        """Open an archive for reading. Blocks.
+        """Open an archive for reading; links inside it are not followed. Blocks.
 
         Raises:
             ArchiveNotFoundError: there is none of that name.
             ArchiveError: it cannot be read.
         """
+        return open_archive(self._existing(name), follow_links=False)
+
+    def _existing(self, name: str) -> Path:
         path = self.path(name)
         if not ARCHIVE_NAME.fullmatch(name) or path.is_symlink() or not path.is_dir():
             raise _no_archive(name)
-        return open_archive(path)
+        return path
 
     def attributes(self, name: str) -> ArchiveAttributes:
-        """The attributes alone, from one small file: a list of hundreds of archives costs milliseconds. Blocks.
+        """The attributes alone, from one small file. Blocks.
 
         Raises:
             ArchiveError: it is no archive, or one of a later format.
@@ -106,6 +160,21 @@ class ArchiveStore:
             except (ValueError, KeyError, TypeError) as error:
                 raise NotAnArchiveError(f"zarr.json of {where} is not that of a Zarr v3 group") from error
         return parse_attributes(attributes if isinstance(attributes, dict) else {}, where)
+
+    def states(self, name: str, attributes: ArchiveAttributes) -> dict[str, int]:
+        """How many instructions are in each state; of an archive that nobody writes they are remembered. Blocks.
+
+        Raises:
+            ArchiveError: they cannot be read.
+        """
+        path = self.path(name)
+        if attributes.state == "open":
+            return _read_states(path)
+        try:
+            status = (path / "zarr.json").lstat()
+        except FileNotFoundError as error:
+            raise _no_archive(name) from error
+        return _remembered_states(path, status.st_ino, status.st_mtime_ns)
 
     def facts(self, name: str) -> ArchiveFacts:
         """Read what is known of one archive. Blocks: it reads the instruction table and walks the folder."""
@@ -128,32 +197,19 @@ class ArchiveStore:
         if not ARCHIVE_NAME.fullmatch(name):
             return None
         parts = [f"{name}{SUFFIX}", *key.split("/")]
-        if any(part in {"", ".", ".."} or "\0" in part or part.endswith(PARTIAL_SUFFIX) for part in parts):
+        if any(part.endswith(PARTIAL_SUFFIX) for part in parts):
             return None
-        return _open_beneath(self.folder, parts)
+        return open_beneath(self.folder, parts)
 
 
-def _open_beneath(folder: Path, parts: list[str]) -> int | None:
-    try:
-        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        for index, part in enumerate(parts):
-            kind = 0 if index == len(parts) - 1 else os.O_DIRECTORY
-            # O_NONBLOCK: opening a FIFO must not wait for a writer.
-            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | kind, dir_fd=here)
-            os.close(here)
-            here = inner
-    except OSError as error:
-        os.close(here)
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}:
-            return None
-        raise
-    if stat.S_ISREG(os.fstat(here).st_mode):
-        return here
-    os.close(here)
-    return None
+def _read_states(path: Path) -> dict[str, int]:
+    return describe_states(open_archive(path, follow_links=False).column("state"))
+
+
+@lru_cache(maxsize=4096)
+def _remembered_states(path: Path, _inode: int, _changed: int) -> dict[str, int]:
+    """The same for an archive whose zarr.json is this file, last changed then: it is written when the job ends."""
+    return _read_states(path)
 
 
 def _size(folder: Path) -> int:

@@ -12,7 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,11 +37,12 @@ def now() -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a job was asked to do."""
+    """What a job was asked to do. run: the run id of its archive."""
 
     model: str
     archive: str
     path: Path
+    run: str
     options: ExtractionOptions
     dataset: str = ""
 
@@ -96,6 +97,12 @@ class JobQueue:
                 f"no extraction has the id {job_id!r}. GET /v1/extractions lists those that this server remembers; "
                 "jobs are forgotten when it restarts, their archives stay"
             ) from None
+
+    def holder(self, archive: str) -> Job | None:
+        """The job that the archive of this name belongs to: from its acceptance until it has ended."""
+        return next(
+            (job for job in self._jobs.values() if job.spec.archive == archive and not job.ended.is_set()), None
+        )
 
     def newest_first(self) -> list[Job]:
         """All remembered jobs."""
@@ -232,13 +239,14 @@ class JobQueue:
         if not job.progress.failed:
             return
         try:
-            job.failures = await asyncio.to_thread(read_failures, job.spec.path)
+            job.failures = await asyncio.to_thread(read_failures, job.spec.path, job.spec.run)
         except (SparcomError, OSError) as error:
-            log.exception("the failures of extraction %s cannot be read", job.id)
+            log.warning("the failures of extraction %s cannot be read: %s", job.id, error)
             job.failures = [Failure(id="", error=f"the reasons cannot be read from the archive: {error}")]
 
     def _finish(self, job: Job, state: JobState) -> None:
         job.state = state
+        job.progress = replace(job.progress, seconds_left=None)
         job.finished = now()
         job.extraction = None  # the plan of a large batch is large
         job.ended.set()

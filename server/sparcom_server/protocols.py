@@ -26,6 +26,10 @@ class Extraction(Protocol):
     def warnings(self) -> Sequence[str]:
         """Sentences about prompts that run but may not be what was meant; the archive holds them too."""
 
+    @property
+    def archive_run(self) -> str:
+        """The run id of its archive."""
+
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Run until every instruction is complete, failed or cancelled.
 
@@ -33,7 +37,8 @@ class Extraction(Protocol):
         and returns soon. One that was cancelled before it ran may be run beside another that runs.
 
         Raises:
-            StorageError, EngineError: the job as a whole failed; what was complete stays complete.
+            StorageError, EngineError: the job as a whole failed; what was complete stays complete. A StorageError too
+                where the archive was removed or replaced; nothing is written into what took its place.
         """
 
     def cancel(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from sparcom_data.errors import ArchiveError
-from sparcom_server.archive_store import ArchiveFacts, ArchiveStore
+from sparcom_server.archive_store import ArchiveFacts, ArchiveStore, archive_state
 from sparcom_server.jobs import Job, JobQueue
 from sparcom_server.schemas import (
     ArchiveReport,
@@ -45,6 +45,7 @@ def job_report(job: Job, queue: JobQueue, addresses: Addresses) -> JobReport:
         model=job.spec.model,
         archive=job.spec.archive,
         archive_path=str(job.spec.path),
+        run=job.spec.run,
         options=job.spec.options,
         dataset=DatasetRequest(name=job.spec.dataset),
         created=job.created,
@@ -71,6 +72,7 @@ def archive_summary(name: str, store: ArchiveStore, addresses: Addresses) -> Arc
     )
     try:
         attributes = store.attributes(name)
+        instructions = store.states(name, attributes)
     except ArchiveError as error:
         return summary.model_copy(update={"error": str(error)})
     return summary.model_copy(
@@ -78,7 +80,8 @@ def archive_summary(name: str, store: ArchiveStore, addresses: Addresses) -> Arc
             "created": attributes.created,
             "model": attributes.model.id,
             "dataset": attributes.dataset.name,
-            "state": attributes.state,
+            "state": archive_state(attributes, instructions),
+            "instructions": instructions,
         }
     )
 
@@ -90,6 +93,7 @@ def archive_report(name: str, facts: ArchiveFacts, store: ArchiveStore, addresse
         path=str(store.path(name)),
         url=addresses.archive(name),
         zarr=addresses.zarr(name),
+        state=archive_state(facts.attributes, facts.instructions),
         attributes=facts.attributes,
         instructions=facts.instructions,
         categories=facts.categories,

@@ -17,6 +17,7 @@ from sparcom_data.strict import StrictModel
 
 JobState = Literal["queued", "running", "complete", "failed", "cancelled"]
 ModelState = Literal["loading", "ready", "failed"]
+ArchiveState = Literal["open", "complete", "incomplete"]
 
 ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -67,7 +68,8 @@ class ExtractionRequest(ExtractionHead):
 
 
 class ProgressReport(BaseModel):
-    """How far a job is. Instructions and tokens count what is on disk; times are seconds."""
+    """How far a job is. Instructions and tokens count what is on disk; times are seconds. `seconds_left` is null before
+    there is a rate to go by, and once the job has ended."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -114,6 +116,7 @@ class JobReport(BaseModel):
     model: str
     archive: str
     archive_path: str = Field(description="Where the archive lies on the server.")
+    run: str = Field(description="Run id of the archive: `run` of its attributes.")
     options: ExtractionOptions
     dataset: DatasetRequest
     created: str
@@ -136,6 +139,13 @@ class JobPage(BaseModel):
     extractions: list[JobReport]
 
 
+_STATE = (
+    "open: a job may still write it, or was killed; complete: every instruction is complete; incomplete: nobody writes "
+    "it any more, and some instructions failed, were cancelled or never ran."
+)
+_INSTRUCTIONS = "How many instructions are pending, complete, failed and cancelled."
+
+
 class ArchiveSummary(BaseModel):
     """One archive of the list. `error` says why it cannot be read, where it cannot."""
 
@@ -146,7 +156,8 @@ class ArchiveSummary(BaseModel):
     created: str | None = None
     model: str | None = None
     dataset: str | None = None
-    state: str | None = None
+    state: ArchiveState | None = Field(default=None, description=_STATE)
+    instructions: dict[str, int] | None = Field(default=None, description=_INSTRUCTIONS)
     error: str | None = None
 
 
@@ -166,8 +177,9 @@ class ArchiveReport(BaseModel):
     path: str
     url: str
     zarr: str
+    state: ArchiveState = Field(description=_STATE)
     attributes: ArchiveAttributes
-    instructions: dict[str, int]
+    instructions: dict[str, int] = Field(description=_INSTRUCTIONS)
     categories: dict[str, int]
     tokens: int
     bytes: int

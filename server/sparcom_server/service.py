@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from sparcom_data.errors import SparcomError
+from sparcom_data.errors import ArchiveExistsError, JobStateError, SparcomError
 from sparcom_data.instructions import check_batch
 from sparcom_server.archive_store import ArchiveStore
 from sparcom_server.events import EventStreams
@@ -49,27 +49,51 @@ class Service:
         """Load the models and begin to run jobs, on the running event loop."""
         self.models.start()
         self.queue.start()
+        self._sweeping = asyncio.create_task(asyncio.to_thread(self.archives.sweep), name="sparcom-sweep")
 
     async def stop(self) -> None:
         """Cancel and settle every job, then close the engines."""
         await self.queue.stop(self.settings.stop_seconds)
+        await asyncio.gather(self._sweeping, return_exceptions=True)
         await self.models.close()
 
     async def submit(self, request: ExtractionRequest) -> Job:
         """Validate what needs the model, create the archive, and queue the job.
 
         Raises:
-            SparcomError: the request was refused; no job and no archive came to be.
+            SparcomError: the request was refused; no job and no archive came to be. ArchiveExistsError also where a
+                job that has not ended holds the name, whatever became of its archive.
         """
         check_batch(request.instructions)
         engine = self.models.choose(request.model)
         name = request.archive or derive_archive_name(engine.name)
+        if holder := self.queue.holder(name):
+            raise ArchiveExistsError(
+                f"an archive must have a new name; {name!r} belongs to extraction {holder.id}, which is "
+                f"{holder.state}. Choose another, or cancel that extraction first"
+            )
         with self.queue.slot(), self.archives.reserve(name) as path:
             extraction = await asyncio.to_thread(
                 engine.prepare, request.instructions, request.options, path, request.dataset.name
             )
-            spec = JobSpec(engine.name, name, path, request.options, request.dataset.name)
+            spec = JobSpec(engine.name, name, path, extraction.archive_run, request.options, request.dataset.name)
             return self.queue.add(spec, extraction)
+
+    async def delete_archive(self, name: str) -> None:
+        """Remove an archive from the disk.
+
+        Raises:
+            ArchiveNotFoundError: there is none of that name.
+            JobStateError: a job that has not ended holds it, or another process writes it.
+            StorageError: the operating system refused.
+        """
+        if holder := self.queue.holder(name):
+            raise JobStateError(
+                f"an archive can be deleted once its extraction has ended; {name!r} belongs to extraction {holder.id}, "
+                f"which is {holder.state}. Cancel it first: DELETE /v1/extractions/{holder.id}"
+            )
+        with self.archives.removing(name):
+            await asyncio.to_thread(self.archives.remove, name)
 
 
 def derive_archive_name(model: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import SparcomError
+from sparcom_data.identity import PinnedArchive
 from sparcom_data.instructions import Instruction
 from sparcom_data.layout import Layout, plan_layout
 from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
@@ -33,17 +34,28 @@ class FakeExtraction:
     """Commits one instruction after the other; see `FakeEngine` for what can be set."""
 
     engine: FakeEngine
-    path: Path
+    archive: PinnedArchive
     layout: Layout
     progress: Progress
     todo: list[int]
     warnings: Sequence[str] = ()
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def archive_run(self) -> str:
+        """The run id of the archive."""
+        return self.archive.run or ""
+
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Commit what is to do until it is done, cancelled, or the engine is told to fail."""
+        try:
+            return await self._run(report)
+        finally:
+            self.archive.folder.unlock()
+
+    async def _run(self, report: Callable[[Progress], None]) -> Progress:
         started = time.monotonic()
-        committer = ArchiveCommitter(self.path)
+        committer = ArchiveCommitter(self.archive)
         while self.todo and not self._cancelled.is_set():
             await self._pause()
             if self._cancelled.is_set():
@@ -55,7 +67,7 @@ class FakeExtraction:
             report(self.progress)
         await asyncio.to_thread(committer.cancel, self.todo)
         await asyncio.to_thread(committer.close)
-        self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=0.0)
+        self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=None)
         return self.progress
 
     def cancel(self) -> None:
@@ -139,7 +151,7 @@ class FakeEngine:
             text=[instruction.text or "" for instruction in instructions],
             error=["" if fit else f"the prompt may have {self.max_prompt_tokens} tokens" for fit in fits],
         )
-        create_archive(path, attributes, columns, layout, chunk_tokens=8)
+        archive = create_archive(path, attributes, columns, layout, chunk_tokens=8)
         masks = np.random.default_rng(0).random((layout.tokens, LAYERS, NEURONS)) < 0.4
         if options.granularity == "count":
             fill_array(path, "neuron/count", count_masks(masks, layout))
@@ -147,7 +159,7 @@ class FakeEngine:
             fill_array(path, "neuron/active", np.packbits(masks, axis=-1, bitorder="little"))
         todo = [index for index, fit in enumerate(fits) if fit]
         progress = Progress(instructions=len(fits), failed=fits.count(False), tokens=layout.tokens)
-        return FakeExtraction(self, path, layout, progress, todo, self.warnings)
+        return FakeExtraction(self, archive, layout, progress, todo, self.warnings)
 
     async def close(self) -> None:
         """Remember that it was closed."""

@@ -35,7 +35,7 @@ def test_what_an_earlier_analysis_alone_made_goes(tmp_path: Path) -> None:
 def test_stopped_anywhere_it_does_not_look_whole(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped before any write, a second analysis leaves no metrics.json of either; the next one clears up."""
     write_folder(tmp_path, FIRST)
-    write, done = folder.write_durably, []
+    write, done = folder.write_file, []
 
     def stops(path: Path, parts: list[bytes]) -> None:
         if len(done) == writes:
@@ -46,7 +46,7 @@ def test_stopped_anywhere_it_does_not_look_whole(writes: int, tmp_path: Path, mo
         write(path, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_durably", stops)
+        patch.setattr(folder, "write_file", stops)
         if writes < len(SECOND) + 1:
             with pytest.raises(KeyboardInterrupt):
                 write_folder(tmp_path, SECOND)

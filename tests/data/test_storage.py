@@ -39,7 +39,8 @@ def largest_file(limit: int) -> Iterator[None]:
 @given(st.lists(st.binary(max_size=2000), max_size=5))
 def test_parts_are_written_one_after_the_other(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
     """The file holds the parts in order, whatever was there before, and nothing lies beside it."""
-    path = tmp_path_factory.getbasetemp() / "durable" / "deep" / "file"
+    path = tmp_path_factory.getbasetemp() / "durable" / "file"
+    path.parent.mkdir(exist_ok=True)
     write_durably(path, parts)
     assert path.read_bytes() == b"".join(parts)
     assert list(path.parent.iterdir()) == [path]

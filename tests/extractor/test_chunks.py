@@ -327,6 +327,7 @@ def test_a_half_written_chunk_of_one_axis_is_no_chunk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [".", "/"])
 def test_chunks_of_an_earlier_run_are_kept(tmp_path: Path, separator: str) -> None:
     """A writer that is opened over chunks on disk adds to them; what a crash left half-written is not one of them."""
+    (tmp_path / "a").mkdir()
     target = ChunkTarget(tmp_path / "a", 6, (2, *ROW), separator)
     truth = random_rows(6)
     with writing(target) as writer:
@@ -362,6 +363,7 @@ for chunk in range(1000):
 @pytest.mark.parametrize("number", range(3))
 def test_a_killed_writer_leaves_whole_chunks_or_none(tmp_path: Path, number: int) -> None:
     """SIGKILL at any point: every file with a chunk's name is whole, and what was called durable is there."""
+    (tmp_path / "a").mkdir()
     target = ChunkTarget(tmp_path / "a", 400_000, (400, 30, 192))
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(target.folder)], stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -411,8 +413,8 @@ def test_a_chunk_that_was_damaged_meanwhile_is_not_read_back(tmp_path: Path, dam
 def test_a_chunk_reads_back_as_it_was_written(tmp_path: Path) -> None:
     """write_chunk and read_chunk are inverse."""
     values = random_rows(3)
-    write_chunk(tmp_path / "c" / "0", values)
-    assert np.array_equal(read_chunk(tmp_path / "c" / "0", values.shape), values)
+    write_chunk(tmp_path / "0", values)
+    assert np.array_equal(read_chunk(tmp_path / "0", values.shape), values)
 
 
 @settings(max_examples=60, deadline=None)

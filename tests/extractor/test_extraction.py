@@ -248,7 +248,8 @@ def test_a_complete_archive_is_right(tmp_path: Path) -> None:
     assert (progress.complete, progress.tokens, progress.tokens_done) == (len(MIXED), rows, rows)
     assert [item.complete for item in reports] == sorted(item.complete for item in reports)
     assert reports[-1] == progress
-    assert progress.seconds_left == 0
+    assert progress.seconds_left is None, "nothing is left to wait for"
+    assert reports[-2].seconds_left is not None
     assert engine.most_running == engine.max_in_flight
     assert engine.calls[0] == "sparcom_open"
     assert engine.calls[-1] == "sparcom_close"
@@ -287,7 +288,7 @@ def test_a_prompt_that_cannot_run_fails_alone(tmp_path: Path) -> None:
     errors = open_archive(tmp_path / "a.zarr").strings("error")
     assert errors[1].startswith(f"a prompt may have at most {CONTEXT - 1} tokens")
     assert errors[2] == "the engine refused the prompt: not this one"
-    assert (progress.complete, progress.failed, progress.seconds_left) == (2, 2, 0)
+    assert (progress.complete, progress.failed, progress.seconds_left) == (2, 2, None)
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 

@@ -51,7 +51,7 @@ def test_it_submits_and_waits(start: Start, file: Path) -> None:
     result = run(running, file, *arguments)
     assert result.exit_code == 0, result.output
     assert f"archive  {running.url}/v1/archives/mine/zarr" in result.stdout
-    assert "complete: 3 of 3 instructions complete, 0 failed, 0 cancelled" in result.stdout
+    assert "complete: 3 of 3 instructions complete; " in result.stdout
     archive = open_archive(running.archives / "mine.zarr")
     assert archive.instructions.id == ["a", "b", "c"]
     assert archive.attributes.dataset.name == "mini"
@@ -98,6 +98,7 @@ def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
     result = run(start(FakeEngine(max_prompt_tokens=5)), file, "--wait")
     assert result.exit_code == 1
     assert "failed: c: the prompt may have 5 tokens" in result.stderr
+    assert "incomplete: 2 of 3 instructions complete, 1 failed; " in result.stdout
 
 
 def test_a_failed_job_is_told(start: Start, file: Path) -> None:
@@ -118,7 +119,8 @@ def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
     running.http.delete(f"/v1/extractions/{running.http.get('/v1/extractions').json()['extractions'][0]['id']}")
     thread.join(10)
     assert results[0].exit_code == 1
-    assert "cancelled: 0 of 3" in results[0].stdout
+    assert "cancelled: 0 of 3 instructions complete, 3 cancelled; " in results[0].stdout
+    assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "the bar's words"
 
 
 @pytest.mark.parametrize(

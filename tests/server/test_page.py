@@ -39,7 +39,9 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
     assert "<i>odd" not in page
     assert "data set &lt;script&gt;x&lt;/script&gt;" in page
     assert "&lt;img src=x&gt;: the prompt may have 3 tokens" in page
-    assert "2 of 2 instructions" in page
+    assert page.count("1 of 2 instructions complete, 1 failed") == 2, "of the job and of its archive"
+    assert page.count(">incomplete</span>") == 2
+    assert 'max="2" value="1"' in page.replace('value="1" max="2"', 'max="2" value="1"')
     assert f'zarr.open("{job["links"]["zarr"]}", mode="r")' in page
     assert f"sparcom analyze {job['links']['zarr']} --output shown-report" in page
 

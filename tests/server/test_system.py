@@ -82,6 +82,7 @@ def test_a_stop_does_not_wait_for_ever(start: Start) -> None:
 
     class StuckExtraction:
         warnings = ()
+        archive_run = "0" * 32
 
         def __init__(self, progress: Any) -> None:
             self.progress = progress
@@ -153,6 +154,7 @@ def test_the_reference_describes_every_route(start: Start) -> None:
         ("GET", "/v1/extractions/{job_id}/events"),
         ("GET", "/v1/archives"),
         ("GET", "/v1/archives/{name}"),
+        ("DELETE", "/v1/archives/{name}"),
         ("GET", "/v1/archives/{name}/zarr/{key}"),
         ("GET", "/v1/models"),
         ("GET", "/health"),

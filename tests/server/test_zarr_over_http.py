@@ -243,11 +243,13 @@ def test_archives_are_listed_and_described(running: Any) -> None:
     for name in ("broken", "text", "list"):
         assert "Zarr v3 group" in listed[name]["error"]
     assert "format 99" in listed["newer"]["error"]
-    assert (listed["rand"]["model"], listed["rand"]["state"], listed["rand"]["error"]) == ("random", "complete", None)
+    counts = {"pending": 0, "complete": 9, "failed": 1, "cancelled": 0}
+    assert (listed["rand"]["model"], listed["rand"]["state"], listed["rand"]["error"]) == ("random", "incomplete", None)
+    assert listed["rand"]["instructions"] == counts
     assert len(running.http.get("/v1/archives", params={"limit": 1, "offset": 1}).json()["archives"]) == 1
     facts = running.http.get("/v1/archives/rand").json()
     archive = open_archive(running.archives / "rand.zarr")
-    assert facts["instructions"] == {"pending": 0, "complete": 9, "failed": 1, "cancelled": 0}
+    assert (facts["state"], facts["attributes"]["state"], facts["instructions"]) == ("incomplete", "complete", counts)
     assert facts["categories"] == {"CLS": 5, "CODE": 5}
     assert facts["tokens"] == archive.tokens
     assert facts["bytes"] == sum(

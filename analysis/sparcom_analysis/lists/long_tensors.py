@@ -26,7 +26,7 @@ from sparcom_analysis.components.general_unique import Components
 from sparcom_analysis.components.lape import Lape
 from sparcom_analysis.tables.formats import visible
 from sparcom_data.errors import InvalidInputError, MissingExtraError
-from sparcom_data.storage import write_durably
+from sparcom_data.storage import write_file
 
 IndexLists: TypeAlias = list[list[NDArray[np.int64]]]
 
@@ -99,4 +99,4 @@ def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
         ) from error
     buffer = io.BytesIO()
     torch.save([[torch.from_numpy(ids.copy()) for ids in own] for own in lists], buffer)
-    write_durably(Path(path), [buffer.getbuffer()])
+    write_file(Path(path), [buffer.getbuffer()])

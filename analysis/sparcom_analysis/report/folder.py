@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from sparcom_data.errors import InvalidInputError, StorageError
-from sparcom_data.storage import PARTIAL_SUFFIX, storage_error, write_durably
+from sparcom_data.storage import PARTIAL_SUFFIX, storage_error, write_file
 
 LAST = "metrics.json"  # whoever finds it finds all the others as they were made with it
 FIRST_REMOVED = (LAST, "report.html")
@@ -40,7 +40,7 @@ def check_output(folder: Path) -> None:
             [f"results must lie outside of archives; {folder} is in {inside}, a Zarr group. Choose another --output"]
         )
     trial = folder / _TRIAL
-    write_durably(trial, [b""])
+    write_file(trial, [b""])
     trial.unlink(missing_ok=True)
 
 
@@ -61,7 +61,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         _remove(folder / name)
     _remove_partial(folder, {*earlier, NAMES})
     for name, data in files.items():
-        write_durably(folder / name, [data])
+        write_file(folder / name, [data])
     _write_names(folder, files)
 
 
@@ -80,7 +80,7 @@ def _is_below(name: PurePosixPath) -> bool:
 
 
 def _write_names(folder: Path, names: Iterable[str]) -> None:
-    write_durably(folder / NAMES, [(json.dumps(sorted(names), indent=0) + "\n").encode()])
+    write_file(folder / NAMES, [(json.dumps(sorted(names), indent=0) + "\n").encode()])
 
 
 def _remove_partial(folder: Path, names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from sparcom_data.dataset.pairs import Member, contamination, same_texts
 from sparcom_data.dataset.sources import Candidate
 from sparcom_data.errors import InvalidInputError, StorageError
 from sparcom_data.instructions import Instruction, duplicate_id_problems, text_sha256
-from sparcom_data.storage import write_durably
+from sparcom_data.storage import write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def write_new(path: Path, content: bytes, overwrite: bool = False) -> bool:
             if path.is_file() and path.read_bytes() == content:
                 return False
             raise InvalidInputError([f"{path} holds something else already: choose another --output, or --overwrite"])
-        write_durably(path, [content])
+        write_file(path, [content])
     except (OSError, StorageError) as error:
         reason = error.__cause__ or error
         raise StorageError(f"{path} could not be written ({reason}); nothing was left behind") from error

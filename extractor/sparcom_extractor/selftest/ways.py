@@ -85,9 +85,10 @@ class Ways:
 
         async def run() -> float:
             session, path = f"selftest-{load.name}", self._folder / "dropped.zarr"
-            await asyncio.to_thread(self._engine.prepare, load.instructions, load.options("token"), path)
+            prepare = self._engine.prepare
+            extraction = await asyncio.to_thread(prepare, load.instructions, load.options("token"), path)
             try:
-                await self._open_and_end(session, path)
+                await self._open_and_end(session, path, extraction.archive_run)
                 plans = [{PLAN_KEY: plan} for plan in load.plans(session)]
                 return await self._watched(f"{load.name}, {TO_HOST}", self._generate(load, plans))
             finally:
@@ -96,8 +97,8 @@ class Ways:
 
         return run
 
-    async def _open_and_end(self, session: str, path: Path) -> None:
-        if error := (await self._engine.call_workers("sparcom_open", session, str(path)))[0]:
+    async def _open_and_end(self, session: str, path: Path, run: str) -> None:
+        if error := (await self._engine.call_workers("sparcom_open", session, str(path), run))[0]:
             raise EngineError(error)
         finish = True
         while not (await self._engine.call_workers("sparcom_poll", session, [], finish))[0]["drained"]:

@@ -147,11 +147,11 @@ class CaptureMixin:
     def _memory(self) -> dict[str, int]:
         return {"step_buffer_bytes": self._buffers.nbytes}
 
-    def sparcom_open(self, session: str, path: str) -> str | None:
-        """Begin to write the archive at `path`; returns an error or None."""
+    def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
+        """Begin to write the archive at `path`, which must have this run id; returns an error or None."""
         assert self._capture is not None  # noqa: S101  (engines that refuse are closed before this)
         try:
-            parts, instructions = archive_parts(Path(path), self._place())
+            parts, instructions = archive_parts(Path(path), self._place(), run)
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
         counts = any(part.target.dtype == "uint32" for part in parts)

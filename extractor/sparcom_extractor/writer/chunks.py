@@ -17,6 +17,7 @@ import math
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import DamagedArchiveError
-from sparcom_data.storage import aligned_memory, write_durably
+from sparcom_data.identity import PinnedArchive
+from sparcom_data.storage import aligned_memory, make_folder, shown_path, write_durably
 from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode, encode
 
 ChunkType = Literal["uint8", "uint16", "float32", "uint32"]
@@ -51,7 +53,8 @@ class ChunkTarget:
     separator: between the numbers of a chunk's key. dtype: uint8 for masks, uint16 and float32 for routes, uint32 for
     counts; stored little-endian. compressor: None for what comes by the token, "blosc" for counts; the array's metadata
     must say the same. place: the chunk's numbers along the other axes, all 0 where those are not cut.
-    fill: the value of rows that nobody put, as in the array's metadata.
+    fill: the value of rows that nobody put, as in the array's metadata. archive: the one that the folder belongs to;
+    a write is refused once it was removed or replaced. None where the folder stands alone.
     """
 
     folder: Path
@@ -62,6 +65,7 @@ class ChunkTarget:
     compressor: Compressor | None = None
     place: tuple[int, ...] = ()
     fill: float = 0
+    archive: PinnedArchive | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(ChunkType):
@@ -89,6 +93,18 @@ class ChunkTarget:
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
         return self.folder / self._key(str(chunk))
+
+    def write(self, chunk: int, values: NDArray[Any]) -> None:
+        """Write one chunk.
+
+        Raises:
+            StorageError: writing failed, or the archive is no longer at its path.
+        """
+        path = self.path(chunk)
+        with self.archive.checked() if self.archive else nullcontext():
+            if path.parent != self.folder:
+                make_folder(path.parent, within=self.folder)
+            write_chunk(path, values, self.compressor)
 
     def stored_chunks(self) -> set[int]:
         """Chunks whose file is there, from one look at the folder."""
@@ -273,8 +289,7 @@ class ChunkWriter:
             self._wait_for_one()
         buffer = self._open.pop(chunk)
         buffer.clear_holes(self._target.fill)
-        path, compressor = self._target.path(chunk), self._target.compressor
-        future = self._threads.submit(write_chunk, path, buffer.values, compressor)
+        future = self._threads.submit(self._target.write, chunk, buffer.values)
         self._writing[chunk] = (future, buffer)
         future.add_done_callback(lambda _: self._written.put(chunk))
 
@@ -321,5 +336,5 @@ def read_chunk(
         return decode(path.read_bytes(), shape, np.dtype(dtype).newbyteorder("<"), compressor)
     except EncodingError as error:
         raise DamagedArchiveError(
-            f"chunk {path} must be as it was written; {error}. Remove the archive and run it again"
+            f"chunk {shown_path(path)} must be as it was written; {error}. Remove the archive and run it again"
         ) from error

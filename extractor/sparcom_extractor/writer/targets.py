@@ -17,6 +17,7 @@ from typing import Any, cast
 import zarr
 from numpy.typing import NDArray
 
+from sparcom_data.identity import PinnedArchive
 from sparcom_data.metadata import ArchiveAttributes, ModelInfo, parse_attributes
 from sparcom_data.schema import CapturedArray, captured_arrays
 from sparcom_extractor.writer.chunks import ChunkTarget, ChunkType
@@ -57,21 +58,29 @@ class Place:
         return [whole.index(layer) for layer in (whole if own is None else own)]
 
 
-def archive_parts(path: Path, place: Place = Place()) -> tuple[list[ArrayPart], int]:
-    """What is written of the archive at `path` by one process, and for how many instructions."""
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
+def archive_parts(path: Path, place: Place = Place(), run: str | None = None) -> tuple[list[ArrayPart], int]:
+    """What is written of the archive at `path` by one process, and for how many instructions.
+
+    Args:
+        run: the run id that the archive must have; None takes the archive that is there.
+
+    Raises:
+        StorageError: no archive is there, or that of another run.
+    """
+    archive = PinnedArchive(path, run)
+    group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     attributes = parse_attributes(dict(group.attrs), str(path))
     parts = []
     for item in captured_arrays(attributes.model, attributes.capture.granularity):
         if item.neurons or place.rank == 0:
-            parts.extend(_parts_of(path, group, attributes, item, place))
+            parts.extend(_parts_of(archive, group, attributes, item, place))
     instructions = group["instruction/state"]
     assert isinstance(instructions, zarr.Array)  # noqa: S101  (written by create_archive)
     return parts, instructions.shape[0]
 
 
 def _parts_of(
-    path: Path, group: zarr.Group, attributes: ArchiveAttributes, item: CapturedArray, place: Place
+    archive: PinnedArchive, group: zarr.Group, attributes: ArchiveAttributes, item: CapturedArray, place: Place
 ) -> list[ArrayPart]:
     array = group[item.name]
     assert isinstance(array, zarr.Array)  # noqa: S101
@@ -86,7 +95,7 @@ def _parts_of(
         if chunks[-1] < item.row[-1]:  # cut among the ranks
             places[-1] = rank
         target = ChunkTarget(
-            path / item.name,
+            archive.root / item.name,
             array.shape[0],
             chunks,
             separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
@@ -94,6 +103,7 @@ def _parts_of(
             compressor="blosc" if attributes.capture.granularity == "count" else None,
             place=tuple(places),
             fill=float(item.spec.fill_value),
+            archive=archive,
         )
         return ArrayPart(item.name, target, own, chosen)
 

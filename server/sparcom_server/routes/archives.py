@@ -1,4 +1,4 @@
-"""`/v1/archives`: the list, the facts of one archive, and the Zarr store itself, read-only."""
+"""`/v1/archives`: the list, the facts of one archive, its deletion, and the Zarr store itself, read-only."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def list_archives(service: ServiceDep, addresses: AddressesDep, limit: Limit = 1
 def get_archive(name: str, service: ServiceDep, addresses: AddressesDep) -> ArchiveReport:
     """Show one archive: attributes, instructions by state and category, tokens, size."""
     return archive_report(name, service.archives.facts(name), service.archives, addresses)
+
+
+@router.delete("/{name}", status_code=204)
+async def delete_archive(name: str, service: ServiceDep) -> None:
+    """Delete one archive from the server's disk: 409 while an extraction that has not ended holds it."""
+    await service.delete_archive(name)
 
 
 @router.get("/{name}/zarr/{key:path}", response_class=Response)
