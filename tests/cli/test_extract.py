@@ -132,6 +132,37 @@ def test_options_that_contradict_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "/no/such"], "/no/such is no folder. Check the path"),
+        (["--model", "a.gguf"], "a.gguf holds a model as GGUF"),
+        (["--model", "{folder}"], "a model's folder holds config.json; {folder} does not"),
+        (["--quantization", "zip"], "quantization must be a method that the installed vLLM knows"),
+        (["--model", "{folder}/model", "--revision", "v1"], "revision goes with a name on the Hugging Face hub"),
+        (["--model", "{folder}/model", "--prompt-format", "chat"], "this model's tokenizer has none"),
+        (["--input", "{folder}/chat.jsonl"], "messages go with prompt_format 'chat'; it is 'raw'. Choose chat"),
+    ],
+)
+def test_what_can_be_known_before_loading_is_said_before(
+    options: list[str],
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A model that is none, a setting that does not go with it, instructions that need a chat template."""
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    write_lines(tmp_path / "chat.jsonl", {"id": "a", "messages": [{"role": "user", "content": "x"}]})
+    words = [option.format(folder=tmp_path) for option in options]
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *words) == 1
+    assert message.format(folder=tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize(
     "options", [["--granularity", "sum"], ["--positions", "some"], ["--prompt-format", "xml"], ["--max-tokens", "many"]]
 )
 def test_values_that_are_none_are_wrong_usage(

@@ -89,8 +89,11 @@ def test_bad_engine_settings_are_refused_before_anything_starts(tmp_path: Path) 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_model_that_cannot_load_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_model_that_cannot_load_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder without a model is an error at once, as for `sparcom extract`."""
+    monkeypatch.setattr("sparcom_server.run.run_server", lambda *_: pytest.fail("the server was started"))
     result = CliRunner().invoke(serve, ["--model", str(tmp_path), "--data-dir", str(tmp_path / "data")])
     assert isinstance(result.exception, InvalidInputError)
     assert "a model's folder holds config.json" in str(result.exception)

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # between dots: of a layer or an expert, not the 13 of w13_weight
+_DERIVED = re.compile(r"g_idx|sort_indices|azp_adj")  # quantised layers compute these after loading, or do without
 
 Spans = NDArray[np.int64]  # (n, 2): first byte and end
 
@@ -57,11 +58,11 @@ def _effect(func: Any) -> _Effect:
     return _Effect(schema.name in _EMPTY, fresh, written)
 
 
-class WriteWatch(TorchDispatchMode):  # type: ignore[misc]
+class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches the operations of this thread while it is entered; set `source` to the checkpoint tensor in hand."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.source = ""
         self._empty: set[int] = set()
         self._writes: dict[int, list[Write]] = defaultdict(list)
@@ -101,7 +102,7 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[misc]
         groups: dict[tuple[Any, ...], list[_Loaded]] = defaultdict(list)
         loaded = []
         for name, tensor in parameters:
-            if (address := _address(tensor)) is None:
+            if (address := _address(tensor)) is None or _DERIVED.search(name):
                 continue
             item = _Loaded(name, tensor, address in self._empty, self._writes.get(address, []))
             loaded.append(item)
@@ -120,7 +121,7 @@ class _Loaded:
     """A parameter with what was written into it, all in bytes from its first one."""
 
     def __init__(self, name: str, tensor: torch.Tensor, random: bool, writes: Sequence[Write]) -> None:
-        base = tensor.storage_offset() * tensor.element_size()
+        base = int(tensor.storage_offset()) * tensor.element_size()
         self.name, self.random = name, random
         self.own = byte_spans(tensor) - base
         self.writes = [Write(write.source, write.spans - base) for write in writes]
@@ -145,10 +146,13 @@ def _joined(spans: Iterable[Spans]) -> Spans:
 
 
 def _address(tensor: Any) -> int | None:
-    """Where the tensor's storage begins, or None: it has none, as on the device meta."""
+    """Where the tensor's storage begins, or None: it has none, as on the device meta or in a wrapper of tensors."""
     if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta" or tensor.layout != torch.strided:
         return None
-    return int(tensor.untyped_storage().data_ptr()) or None
+    try:
+        return int(tensor.untyped_storage().data_ptr()) or None
+    except RuntimeError:
+        return None
 
 
 def byte_spans(tensor: torch.Tensor) -> Spans:
