@@ -27,11 +27,12 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Check:
-    """One check: what it looked at and what it found wrong; nothing found is a pass."""
+    """One check: what it looked at and what it found wrong; nothing found is a pass. notes: what explains findings."""
 
     name: str
     looked_at: str = ""
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
