@@ -55,9 +55,13 @@ class SilentRows:
     def _stop(self, index: int) -> int:
         return int(self._table.token_start[index]) + int(self._table.token_length[index])
 
+    def _alive(self, rows: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return whether anything is active: (rows, layer)."""
+        return np.asarray(rows.reshape(len(rows), len(self._layers), -1).any(axis=2))
+
     def _run(self, index: int, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return how many rows, up to the last of these, are all zero, with those of the block before: (layer,)."""
-        alive = rows.reshape(len(rows), len(self._layers), -1).any(axis=2)
+        alive = self._alive(rows)
         run = np.where(alive.any(axis=0), alive[::-1].argmax(axis=0), len(rows))
         before, carried = self._carried
         return run + carried * (run == len(rows)) if before == index else run
