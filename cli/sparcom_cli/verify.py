@@ -92,6 +92,7 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from rich.progress import track
 
     from sparcom_cli.verdicts import judge_counts, judge_masks
+    from sparcom_extractor.known_differences import note_known_differences
     from sparcom_extractor.models.tiny import no_bars
     from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
     from sparcom_extractor.reference_counts import comparable_instructions, compare_counts_with_reference
@@ -107,8 +108,11 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
 
     watched = track(indices, "Comparing", console=console, transient=True)
     if counted:
-        return judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), info.dtype)
-    return judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+        checks = judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+    else:
+        checks = judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+    note_known_differences(checks, archive.attributes, reference.config)
+    return checks
 
 
 def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
@@ -119,6 +123,8 @@ def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
             click.echo(f"         {finding}")
         if len(check.findings) > 20:
             click.echo(f"         and {len(check.findings) - 20} more")
+        for note in check.notes:
+            click.echo(f"         {note}")
     wrong = sum(len(check.findings) for check in checks)
     said = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
     click.echo(f"{archive}: {said}{f'; {covered}' if covered else ''}")

@@ -33,34 +33,40 @@ class SilentRows:
         self._table, self._item, self._names = archive.instructions, item, names
         self._layers = np.array(names.layers(item.component))
         self._least = -(-MIN_BITS // (item.neurons * int(np.prod(item.row[1:-1], dtype=np.int64))))
+        # The rows that end a block in the midst of an instruction: the row after them, and their runs of zeros.
         self._carried: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def add(self, start: int, block: NDArray[np.uint8]) -> Iterator[str]:
         """Look at rows from `start` on, uint8 (rows, layer, …, neuron_byte); yield what is found."""
         stop = start + len(block)
         owners = self._names.overlapping(start, stop)
+        if not owners:
+            return
         ends = [min(self._stop(index), stop) for index in owners]
-        alive = (
-            block[np.array(ends, dtype=np.int64) - 1 - start].reshape(len(owners), len(self._layers), -1).any(axis=2)
-        )
+        alive = self._alive(block[np.array(ends, dtype=np.int64) - 1 - start])
         for index, end, layers in zip(owners, ends, alive, strict=True):
             if layers.all():
                 continue
-            run = self._run(index, block[max(0, int(self._table.token_start[index]) - start) : end - start])
+            first = max(start, int(self._table.token_start[index]))
+            run = self._run(first, block[first - start : end - start])
             if end == self._stop(index):
                 yield from self._findings(index, run)
             else:
-                self._carried = index, run
+                self._carried = end, run
 
     def _stop(self, index: int) -> int:
         return int(self._table.token_start[index]) + int(self._table.token_length[index])
 
-    def _run(self, index: int, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return how many rows, up to the last of these, are all zero, with those of the block before: (layer,)."""
-        alive = rows.reshape(len(rows), len(self._layers), -1).any(axis=2)
+    def _alive(self, rows: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return whether anything is active: (rows, layer)."""
+        return np.asarray(rows.reshape(len(rows), len(self._layers), -1).any(axis=2))
+
+    def _run(self, first: int, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return how many rows, up to the last of these, are all zero, with those right before `first`: (layer,)."""
+        alive = self._alive(rows)
         run = np.where(alive.any(axis=0), alive[::-1].argmax(axis=0), len(rows))
         before, carried = self._carried
-        return run + carried * (run == len(rows)) if before == index else run
+        return run + carried * (run == len(rows)) if before == first else run
 
     def _findings(self, index: int, run: NDArray[np.int64]) -> Iterator[str]:
         last = self._names.position(index, self._stop(index) - 1)

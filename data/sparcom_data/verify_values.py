@@ -27,11 +27,12 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Check:
-    """One check: what it looked at and what it found wrong; nothing found is a pass."""
+    """One check: what it looked at and what it found wrong; nothing found is a pass. notes: what explains findings."""
 
     name: str
     looked_at: str = ""
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -118,18 +119,18 @@ def _wrong_experts(topk_ids: NDArray[np.uint16], experts: int) -> tuple[str, NDA
     beyond = topk_ids >= experts
     unwritten = topk_ids == NO_EXPERT
     if unwritten.any():
-        return f"{int(unwritten.sum())} experts were never written", unwritten.any(axis=-1)
+        return f"{int(unwritten.sum())} experts were never written", np.asarray(unwritten.any(axis=-1))
     if beyond.any():
-        return f"{int(beyond.sum())} experts are none of the model's {experts}", beyond.any(axis=-1)
+        return f"{int(beyond.sum())} experts are none of the model's {experts}", np.asarray(beyond.any(axis=-1))
     ordered = np.sort(topk_ids, axis=-1)
-    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1)
+    twice = np.asarray((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
     return f"{int(twice.sum())} times an expert occurs twice for one token", twice
 
 
 def _wrong_weights(weights: NDArray[np.float32]) -> tuple[str, NDArray[np.bool_]]:
     """Return what is wrong with combine weights, float32 (rows, moe_layer, choice), and where."""
     bad = ~np.isfinite(weights)
-    return f"{int(bad.sum())} weights are no numbers", bad.any(axis=-1)
+    return f"{int(bad.sum())} weights are no numbers", np.asarray(bad.any(axis=-1))
 
 
 def _trusted_rows(archive: Archive) -> NDArray[np.bool_]:

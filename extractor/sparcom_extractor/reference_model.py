@@ -79,14 +79,9 @@ class ReferenceModel:
         self._probe()
 
     @property
-    def layer_ids(self) -> list[int]:
-        """Decoder layers with a dense FFN, in the order of the layer axis."""
-        return self._layer_ids
-
-    @property
-    def moe_ids(self) -> list[int]:
-        """Decoder layers that are MoE layers, in the order of the layer axis."""
-        return self._moe_ids
+    def config(self) -> dict[str, Any]:
+        """The configuration of the text model."""
+        return dict(self._model.config.get_text_config().to_dict())
 
     @property
     def unjudged(self) -> list[int]:

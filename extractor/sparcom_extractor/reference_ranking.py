@@ -58,7 +58,7 @@ class Ranking(TorchFunctionMode):
         expert = torch.from_numpy(self._decide(self._choice(ranked, own, grouped=scores is masked)))
         if torch.equal(expert, own):
             return result
-        return torch.return_types.topk((ranked.gather(1, expert), expert))  # type: ignore[attr-defined]
+        return torch.return_types.topk((ranked.gather(1, expert), expert))
 
     def _choice(self, ranked: torch.Tensor, own: torch.Tensor, *, grouped: bool) -> Choice:
         scores = ranked.float() if self._normalized else ranked.float().softmax(dim=-1)

@@ -68,6 +68,28 @@ def test_zeros_before_the_last_token_and_few_zeros_are_no_finding(masks: NDArray
     assert found(tmp_path / "a.zarr") == []
 
 
+@pytest.mark.parametrize("block", [1, verify_values.BLOCK_BYTES])
+def test_a_token_with_something_active_begins_the_silence_anew(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros of blocks before it are not added; neither is a block that cannot be read."""
+    monkeypatch.setattr(verify_values, "BLOCK_BYTES", block)
+    path = tmp_path / "a.zarr"
+    masks = write_random_archive(path, neurons=600, lengths=(12, 12), chunk_tokens=2)
+    start, stop = span(path, 4)
+    masks[start : stop - 4, 1] = False
+    masks[stop - 2 : stop, 1] = False
+    write_masks(path, masks)
+    (finding,) = found(path)
+    assert "'i004', layer 1: no dense neuron is active from token 10 to its last, 11" in finding
+    masks[start:stop, 1] = False
+    write_masks(path, masks)
+    (path / f"neuron/active/c.{(stop - 4) // 2}.0.0").unlink()
+    damage, silence = found(path)
+    assert "It holds something of the instructions 'i004'" in damage
+    assert "from token 10 to its last, 11" in silence
+
+
 def test_rows_of_other_instructions_are_left_alone(tmp_path: Path) -> None:
     """Failed instructions and small layers are not looked at."""
     path = tmp_path / "a.zarr"

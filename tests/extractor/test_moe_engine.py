@@ -26,6 +26,8 @@ FAMILIES = {  # dense layers, layers of experts, shared neurons
     "mixtral": ([], [0, 1, 2], 0),
     "olmoe": ([], [0, 1, 2], 0),
     "deepseek-v2": ([0], [1, 2], 224),
+    "deepseek-v3": ([0], [1, 2], 112),
+    "llama4-text": ([0, 2], [1], 112),
 }
 SETTINGS = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}  # long prompts are cut
 MOST_BITS = 3e-6

@@ -74,3 +74,11 @@ def test_without_scores_nothing_is_a_tie() -> None:
     """A router that does not show what it ranks is held to its own experts."""
     own = np.array([[1, 2]])
     assert not Choice(own).allows(0, own[0], "bfloat16")
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", True), ("float16", False), ("float32", False)])
+def test_in_16_bits_a_tie_is_a_share_too(dtype: str, expected: bool) -> None:
+    """All of 60 experts are within 0.066 of one another; an expert that scores half as high is still no tie."""
+    scores = [0.05, 0.02, 0.016, 0.008, *[0.001] * 56]
+    assert allowed(scores, [0, 2], tolerance=Tolerance.of(dtype)) is expected
+    assert not allowed(scores, [0, 3], tolerance=Tolerance.of(dtype))
