@@ -21,7 +21,8 @@ def install_command(extra: str) -> str:
         editable = "--editable " if origin["dir_info"].get("editable") else ""
         return f"pip install {editable}{shlex.quote(f'{unquote(urlsplit(url).path)}[{extra}]')}"
     if "vcs_info" in origin:
-        return f"pip install 'sparcom[{extra}] @ {origin['vcs_info']['vcs']}+{url}'"
+        version = origin["vcs_info"].get("requested_revision")
+        return f"pip install 'sparcom[{extra}] @ {origin['vcs_info']['vcs']}+{url}{f'@{version}' if version else ''}'"
     return f"pip install '.[{extra}]' in the folder of SPARCOM's sources"
 
 

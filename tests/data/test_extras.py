@@ -21,6 +21,10 @@ ORIGINS: dict[str, tuple[dict[str, Any] | None, str]] = {
         {"url": "https://example.org/sparcom.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
         "pip install 'sparcom[analysis] @ git+https://example.org/sparcom.git'",
     ),
+    "git, a branch": (
+        {"url": "https://example.org/s", "vcs_info": {"vcs": "git", "commit_id": "abc", "requested_revision": "dev"}},
+        "pip install 'sparcom[analysis] @ git+https://example.org/s@dev'",
+    ),
     "a wheel": (
         {"url": "file:///tmp/sparcom.whl", "archive_info": {}},
         "pip install '.[analysis]' in the folder of SPARCOM's sources",
