@@ -26,7 +26,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
                          help="Tokenise the text as it is, or apply the chat template first."),
             click.option("--max-tokens", type=int, default=0, show_default=True,
-                         help="Response tokens to generate, greedily (temperature 0), with --positions response or all."),
+                         help="Response tokens to generate, greedily (temperature 0). Needs --positions."),
             click.option("--no-special-tokens", is_flag=True, help="Leave out what the tokenizer adds (BOS)."),
         ]
     ):  # fmt: skip
