@@ -39,7 +39,11 @@ COMMANDS = {
     "selftest": _Entry(
         "sparcom_cli.selftest:selftest", "Check and time capture on this machine.", ("extractor-cpu|extractor-gpu",)
     ),
-    "demo": _Entry("sparcom_cli.demo:demo", "The whole way, on a small real model.", ("all of them",)),
+    "demo": _Entry(
+        "sparcom_cli.demo:demo",
+        "Run a small real model from start to report.",
+        ("server", "client", "analysis", "verify", "models", "dataset", "extractor-cpu|extractor-gpu"),
+    ),
 }
 
 
@@ -74,10 +78,13 @@ def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | No
     missing = (error.name or "").split(".")[0]
     if name is None or not missing or missing.startswith("sparcom_") or not COMMANDS[name].extras:
         return None
-    extras = " and ".join(COMMANDS[name].extras)
+    from sparcom_data.extras import install_command
+
+    extras = COMMANDS[name].extras
+    command = install_command(",".join(extra.split("|")[0] for extra in extras))
     return (
         f"`sparcom {name}` needs the package {missing!r}, which is not installed. "
-        f"Install the extra {extras}, for example: pip install 'sparcom[{COMMANDS[name].extras[0].split('|')[0]}]'"
+        f"Install the {'extras' if len(extras) > 1 else 'extra'} {', '.join(extras).replace('|', ' or ')}: {command}"
     )
 
 

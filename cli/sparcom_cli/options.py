@@ -20,12 +20,13 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option("--granularity", type=click.Choice(["token", "count"]), default="token", show_default=True,
-                         help="Keep a mask a token, or one count an instruction and neuron."),
+                         help="Store one mask per token, or one count per instruction and neuron."),
             click.option("--positions", type=click.Choice(["prompt", "response", "all"]), default="prompt",
-                         show_default=True, help="Whose tokens are captured."),
+                         show_default=True, help="Tokens to capture."),
             click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
                          help="Tokenise the text as it is, or apply the chat template first."),
-            click.option("--max-tokens", type=int, default=0, help="Response tokens to generate; needs --positions."),
+            click.option("--max-tokens", type=int, default=0, show_default=True,
+                         help="Response tokens to generate, greedily (temperature 0). Needs --positions."),
             click.option("--no-special-tokens", is_flag=True, help="Leave out what the tokenizer adds (BOS)."),
         ]
     ):  # fmt: skip

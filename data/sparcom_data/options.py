@@ -15,7 +15,7 @@ class ExtractionOptions(StrictModel):
         tokens it was active, which is all that the measures of frequency need and megabytes where masks are terabytes.
     positions: whose rows are captured: the prompt's tokens, the generated response's, or all.
     prompt_format: `raw` tokenises the text as it is, `chat` applies the model's chat template first.
-    max_tokens: the most response tokens that are generated; 0 where only the prompt is captured.
+    max_tokens: the most response tokens that are generated, greedily (temperature 0); 0 to capture only the prompt.
     add_special_tokens: whether the tokenizer adds its own (such as BOS) in raw format; a chat template brings its own.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from sparcom_data.errors import MissingExtraError, UnsupportedModelError
+from sparcom_data.extras import install_command
 
 MINIMUM_VLLM = (0, 24)
 BELOW_VLLM = (0, 34)
@@ -23,8 +24,7 @@ def installed_vllm() -> str:
         except PackageNotFoundError:
             continue
     raise MissingExtraError(
-        "the extractor needs vLLM, which is not installed: pip install 'sparcom[extractor-cpu]' or "
-        "'sparcom[extractor-gpu]'"
+        f"the extractor needs vLLM, which is not installed: {install_command('extractor-cpu')}, or extractor-gpu"
     )
 
 

@@ -15,6 +15,7 @@ from sparcom_cli.main import main
 from sparcom_data.dataset.categories import CATEGORIES
 from sparcom_data.dataset.findings import Report
 from sparcom_data.dataset.synthetic import synthetic_instructions
+from sparcom_data.extras import install_command
 from sparcom_data.instruction_files import read_instructions
 
 pytest.importorskip("py3langid", reason="the extra `dataset` is not installed")
@@ -181,7 +182,7 @@ def test_what_was_not_checked_is_said(
     status, said, _ = run(GOOD)
     assert status == 0
     assert "not checked: spelling: spelling is checked by typos, which is not installed" in said
-    assert "pip install 'sparcom[dataset]'" in said
+    assert install_command("dataset") in said
 
 
 @pytest.mark.parametrize(

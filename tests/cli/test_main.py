@@ -11,6 +11,7 @@ import pytest
 
 from sparcom_cli import main as module
 from sparcom_data.errors import EngineError, InvalidInputError
+from sparcom_data.extras import install_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
@@ -92,7 +93,7 @@ def test_wrong_usage_is_2(
     assert "Usage: sparcom" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["extract", "verify", "analyze", "submit", "serve"])
+@pytest.mark.parametrize("name", ["extract", "verify", "analyze", "submit", "serve", "demo"])
 def test_a_missing_extra_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_missing_extra_is_named(
     assert run(monkeypatch, name) == 1
     said = capsys.readouterr().err
     assert f"`sparcom {name}` needs the package 'absent', which is not installed" in said
-    assert f"pip install 'sparcom[{entry.extras[0].split('|')[0]}]'" in said
+    assert install_command(",".join(extra.split("|")[0] for extra in entry.extras)) in said
 
 
 @pytest.mark.parametrize("name", ["sparcom_data.gone", None])

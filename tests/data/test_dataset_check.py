@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sparcom_data.dataset.check import CheckOptions, check_files
 from sparcom_data.dataset.findings import RULES, Report
 from sparcom_data.errors import InvalidInputError
+from sparcom_data.extras import install_command
 from sparcom_data.instructions import text_sha256
 
 pytest.importorskip("py3langid", reason="the extra `dataset` is not installed")
@@ -348,7 +349,7 @@ def test_without_the_spelling_checker_the_report_says_so(
     report = checked(lines)
     assert [finding.rule for finding in report.findings] == ["language"]
     (said,) = report.skipped
-    assert "typos, which is not installed: pip install 'sparcom[dataset]'" in said
+    assert f"typos, which is not installed: {install_command('dataset')}" in said
 
 
 def test_lengths_are_given_in_tokens_too(tmp_path: Path, checked: Callable[..., Report]) -> None:

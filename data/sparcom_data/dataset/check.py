@@ -22,6 +22,7 @@ from sparcom_data.dataset.language import foreign
 from sparcom_data.dataset.pairs import Member, contamination, same_texts, similar_texts
 from sparcom_data.dataset.spelling import misspellings, slips
 from sparcom_data.errors import InvalidInputError, MissingExtraError
+from sparcom_data.extras import install_command
 from sparcom_data.instruction_files import read_file
 from sparcom_data.instructions import Instruction, text_sha256
 
@@ -117,7 +118,7 @@ def _of_each(members: Sequence[Member], options: CheckOptions) -> tuple[list[Fin
             message = f"the text seems to be in {code!r}, not in {options.language!r}"
             findings["language"].append(members[position].finding("language", message))
     except ModuleNotFoundError as error:
-        skipped.append(f"language: it needs {error.name}, which is not installed: pip install 'sparcom[dataset]'")
+        skipped.append(f"language: it needs {error.name}, which is not installed: {install_command('dataset')}")
     try:
         for position, found in misspellings(texts).items():
             findings["spelling"].append(members[position].finding("spelling", ", ".join(dict.fromkeys(found))))

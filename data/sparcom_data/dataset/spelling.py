@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from sparcom_data.errors import MissingExtraError
+from sparcom_data.extras import install_command
 
 _ISSUES_FOUND = 2
 _LINE_BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -37,7 +38,7 @@ def misspellings(texts: Sequence[str]) -> dict[int, list[str]]:
     """
     program = shutil.which("typos", path=sysconfig.get_path("scripts")) or shutil.which("typos")
     if program is None:
-        raise MissingExtraError("spelling is checked by typos, which is not installed: pip install 'sparcom[dataset]'")
+        raise MissingExtraError(f"spelling is checked by typos, which is not installed: {install_command('dataset')}")
     lines = "\n".join(_LINE_BREAKS.sub(" ", text) for text in texts)
     done = subprocess.run(  # noqa: S603  (a program of our own installation, on standard input)
         [program, "--isolated", "--binary", "--format", "json", "-"],
