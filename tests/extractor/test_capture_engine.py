@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import ArchiveExistsError, InvalidInputError, UnsupportedModelError
+from sparcom_data.errors import ArchiveExistsError, EngineError, InvalidInputError, UnsupportedModelError
 from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_data.schema import State
 from sparcom_data.verify import verify_archive
@@ -310,7 +310,7 @@ def test_the_model_says_the_same_with_and_without_capture(
     assert len({tuple(tokens) for tokens in said}) > 6, "the prompts must not all be answered alike"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma", "olmo2", "smollm3"])
 def test_masks_agree_with_transformers(
     architecture: str,
     start_engine: Callable[..., Any],
@@ -318,7 +318,8 @@ def test_masks_agree_with_transformers(
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """Every family's bits are the signs of the gate that transformers computes (Gemma shares one activation module)."""
+    """Every family's bits are the signs of the gate that transformers computes. Gemma shares one activation module;
+    OLMo-2 and SmolLM3 are run by vLLM's Transformers backend, with a batch dimension."""
     model = tiny_model(architecture)
     engine = start_engine(model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
     archive = engine.extract(mixed_instructions, tmp_path / "a.zarr")
@@ -336,6 +337,43 @@ def test_natural_prompts_on_the_demo_model_agree_with_transformers(
     together = engine.extract(instructions, tmp_path / "a.zarr")
     assert_right(together, engine, demo_model, sample=6)
     assert_same_rows(together, engine.extract_alone(instructions, tmp_path / "b.zarr"))
+
+
+def test_faults_of_a_model_are_never_masks(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One weight that is NaN or infinite, and a layer that runs twice per step: each is named, for masks and
+    counts, and the engine goes on. At the start the same step would refuse the model."""
+    monkeypatch.setattr("sparcom_extractor.engine.worker_class", lambda _: "faulty_worker.FaultyWorker")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # which spawned processes take over
+    engine = start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=7, max_model_len=320)
+    call, some = lambda *arguments: engine.loop.run(engine.engine.call_workers(*arguments))[0], mixed_instructions[:6]
+    engine.extract(some, tmp_path / "healthy.zarr")
+    for number, (value, granularity) in enumerate([(np.nan, "token"), (np.nan, "count"), (np.inf, "token")]):
+        before = call("faulty_weight", float(value))
+        path = tmp_path / f"{number}.zarr"
+        progress = engine.run(engine.prepare(some, path, granularity=granularity))
+        call("faulty_weight", before)
+        table = open_archive(path).instructions
+        assert (progress.failed, set(table.state.tolist())) == (len(some), {int(State.FAILED)})
+        reasons = open_archive(path).strings("error")
+        assert all("layer 1 has gates that are NaN or infinite at position" in reason for reason in reasons), reasons
+        assert "at position 0 of the prompt, and 1 more" in reasons[0]
+    call("faulty_loop", 2)
+    with pytest.raises(EngineError, match=r"layer 1 wrote 2 times, .* The model runs a layer several times per token"):
+        engine.run(engine.prepare(some, tmp_path / "loop.zarr"))
+    assert set(open_archive(tmp_path / "loop.zarr").instructions.state.tolist()) == {int(State.PENDING)}
+    assert call("sparcom_describe")["refusal"] is None, "the trial step has one row"
+    call("faulty_loop", 1 << 30)
+    progress = engine.run(engine.prepare(some, tmp_path / "again.zarr"))
+    print(open_archive(tmp_path / "again.zarr").strings("error"))
+    assert progress.complete == len(some)
+    call("faulty_loop", 1)
+    assert "layer 1 wrote 2 times, 2 rows" in call("sparcom_describe")["refusal"]
 
 
 @pytest.mark.parametrize("architecture", ["opt"])

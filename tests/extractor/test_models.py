@@ -360,7 +360,9 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for a name that is in no table gives the table."""
     with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; 'smollm9' is none"):
         fetch_model("smollm9", tmp_path / "m")
-    with pytest.raises(UnknownModelError, match=r"llama, mistral, qwen2, gemma, opt, gpt2, .*; 'bert' is none"):
+    with pytest.raises(
+        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; 'bert' is none"
+    ):
         make_tiny_model("bert", tmp_path / "m")
 
 

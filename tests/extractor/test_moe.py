@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -226,6 +227,7 @@ def test_the_class_that_vllm_builds_its_mixtures_from_has_the_name_that_we_look_
         from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
         from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts as Real
+        from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
     from sparcom_extractor.capture import experts
@@ -237,6 +239,7 @@ def test_the_class_that_vllm_builds_its_mixtures_from_has_the_name_that_we_look_
     )
     assert (Real.__name__, CPUUnquantizedExperts.__name__) == (experts.TRITON, experts.NATIVE)
     assert CPUUnquantizedExperts.isa == experts.NATIVE_VECTOR
+    assert list(inspect.signature(FusedMoERouter.select_experts).parameters)[1:3] == ["hidden_states", "router_logits"]
 
 
 def test_routes_are_those_that_the_experts_get() -> None:

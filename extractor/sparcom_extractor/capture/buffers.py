@@ -65,7 +65,7 @@ class StepBuffers:
         counts = (widths.layers, widths.moe_layers, widths.moe_layers, shared)
         self.writes = torch.zeros(sum(counts), dtype=torch.int64, device=device)
         self.flags = torch.zeros((max_tokens, sum(counts)), dtype=torch.uint8, device=device)
-        parts = zip(self.writes.split(list(counts)), self.flags.split(list(counts), dim=1), strict=True)
+        parts = zip(torch.split(self.writes, list(counts)), torch.split(self.flags, list(counts), dim=1), strict=True)
         dense_part, route_part, expert_part, shared_part = parts
 
         def buffer(neurons: int, part: tuple[torch.Tensor, torch.Tensor], choices: int = 0) -> CaptureBuffer | None:
@@ -98,8 +98,10 @@ class StepBuffers:
     @property
     def problem(self) -> str | None:
         """Why a layer could not be captured, or None."""
-        parts = [*self.masks, *([self.routes] if self.routes is not None else [])]
-        return next((part.problem for part in parts if part.problem), None)
+        problems = [buffer.problem for buffer in self.masks]
+        if self.routes is not None:
+            problems.append(self.routes.problem)
+        return next(filter(None, problems), None)
 
     @property
     def masks(self) -> list[CaptureBuffer]:

@@ -50,6 +50,20 @@ def _gemma(sizes: Sizes) -> Any:
     return GemmaConfig(**sizes.gated, head_dim=sizes.hidden // sizes.heads, hidden_activation="gelu_pytorch_tanh")
 
 
+def _olmo2(sizes: Sizes) -> Any:
+    """Norms behind the blocks. vLLM has no class of its own for it and runs it by its Transformers backend."""
+    from transformers import Olmo2Config
+
+    return Olmo2Config(**sizes.gated)
+
+
+def _smollm3(sizes: Sizes) -> Any:
+    """Layers without positions. Run by vLLM's Transformers backend too."""
+    from transformers import SmolLM3Config
+
+    return SmolLM3Config(**sizes.gated)
+
+
 def _opt(sizes: Sizes) -> Any:
     """No gate: to be refused by a capture that knows gated FFNs only."""
     from transformers import OPTConfig
@@ -86,6 +100,8 @@ ARCHITECTURES: dict[str, Callable[[Sizes], Any]] = {
     "mistral": _mistral,
     "qwen2": _qwen2,
     "gemma": _gemma,
+    "olmo2": _olmo2,
+    "smollm3": _smollm3,
     "opt": _opt,
     "gpt2": _gpt2,
     **DENSE_FAMILIES,

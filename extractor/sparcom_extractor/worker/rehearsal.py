@@ -23,7 +23,7 @@ class LateWorker(CPUWorker):  # type: ignore[misc]
         return super().execute_model(scheduler_output)
 
 
-class RehearsalWorker(DeviceCaptureMixin, LateWorker):  # type: ignore[misc]
+class RehearsalWorker(DeviceCaptureMixin, LateWorker):
     """vLLM's CPU worker, with a late device between the model and the writer."""
 
     def _streams(self) -> FakeDevice:

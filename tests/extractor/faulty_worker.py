@@ -1,0 +1,30 @@
+"""vLLM's CPU worker with capture, whose model can be given faults while it runs: for tests, by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparcom_extractor.worker.cpu import CaptureCPUWorker
+
+
+class FaultyWorker(CaptureCPUWorker):
+    """Layer 1 runs its FFN twice in steps of at least `loop_from` rows."""
+
+    loop_from = 1 << 30
+
+    def load_model(self, *arguments: Any, **named: Any) -> None:
+        super().load_model(*arguments, **named)
+        ffn = self.model_runner.get_model().model.layers[1].mlp
+        forward = ffn.forward
+        ffn.forward = lambda x: forward(forward(x) if x.shape[0] >= self.loop_from else x)
+
+    def faulty_loop(self, rows: int) -> None:
+        """Steps of so many rows and more run the layer twice from now on."""
+        self.loop_from = rows
+
+    def faulty_weight(self, value: float) -> float:
+        """Put a number into one weight of the norm before layer 1's FFN; the one that was there."""
+        weight = self.model_runner.get_model().model.layers[1].post_attention_layernorm.weight
+        before = float(weight[7])
+        weight.data[7] = value
+        return before
