@@ -4,6 +4,7 @@ model says what it says unseen. In one file, so that tests of masks and of count
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ import pytest
 from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import ArchiveExistsError, EngineError, InvalidInputError, UnsupportedModelError
+from sparcom_data.errors import (
+    ArchiveExistsError,
+    EngineError,
+    InvalidInputError,
+    StorageError,
+    UnsupportedModelError,
+)
 from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_data.schema import State
 from sparcom_data.verify import verify_archive
@@ -374,6 +381,30 @@ def test_faults_of_a_model_are_never_masks(
     assert progress.complete == len(some)
     call("faulty_loop", 1)
     assert "layer 1 wrote 2 times, 2 rows" in call("sparcom_describe")["refusal"]
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_an_archive_in_another_s_place_is_not_touched(
+    when: str, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """A job's archive is removed, and another job's of the same name made, before it runs or while it does: it ends
+    with the reason, the other archive stays to the byte, and the engine runs the next job."""
+    path = tmp_path / "m3.zarr"
+    first, other = tiny_engine.prepare(mixed_instructions, path), list[Any]()
+
+    def replace(_: Any = None) -> None:
+        if not other:
+            shutil.rmtree(path)
+            other.append(tiny_engine.prepare(mixed_instructions[:3], path))
+            other.append({file: file.read_bytes() for file in path.rglob("*") if file.is_file()})
+
+    if when == "waiting":
+        replace()
+    with pytest.raises(StorageError, match=r"m3\.zarr"):
+        tiny_engine.run(first, replace)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == other[1]
+    assert tiny_engine.run(other[0]).complete == 3
+    assert [check.findings for check in verify_archive(open_archive(path), tokenizer_of(tiny_engine))] == [[]] * 5
 
 
 @pytest.mark.parametrize("architecture", ["opt"])

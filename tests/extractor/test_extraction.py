@@ -401,6 +401,38 @@ def test_a_full_disk_while_committing_keeps_what_is_complete(
     assert engine.worker._capture.sessions == {}
 
 
+@pytest.mark.parametrize("fate", ["removed", "replaced"])
+@pytest.mark.parametrize("chunks_before", [0, 7, 29])
+def test_a_job_never_writes_into_another_s_archive(
+    fate: str, chunks_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive goes after so many chunks, the last one included: StorageError, what lies there stays to the byte,
+    no folder is made again, requests are aborted."""
+    small_chunks(monkeypatch)
+    engine, path, before, written = Engine(), tmp_path / "a.zarr", dict[Path, bytes](), list[Path]()
+    extraction, real = engine.prepare(many(), path), chunks.write_durably
+
+    def files() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+    def write(to: Path, parts: Any) -> None:
+        real(to, parts)
+        written.append(to)
+        if len(written) == chunks_before + 1:
+            path.rename(tmp_path / "moved")
+            if fate == "replaced":
+                Engine().prepare(many(), path)
+            before.update(files())
+
+    monkeypatch.setattr(chunks, "write_durably", write)
+    with pytest.raises(StorageError, match=r"a\.zarr"):
+        run(extraction.run())
+    assert extraction.progress.complete < 60
+    assert files() == before
+    assert path.exists() == (fate == "replaced")
+    assert (engine.running, engine.worker._capture.sessions) == (0, {})
+
+
 def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
     """Whatever feeding raises reaches the caller, and the worker's session is closed before."""
     engine = Engine()

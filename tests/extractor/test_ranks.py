@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
+from sparcom_data.errors import StorageError
 from sparcom_data.layout import plan_layout
 from sparcom_data.metadata import ArchiveAttributes, MoeInfo
 from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_archive
@@ -174,6 +176,44 @@ def commit(path: Path, layout: Any) -> None:
         ]
     )
     committer.close()
+
+
+@pytest.mark.parametrize("fate", ["removed", "replaced"])
+def test_a_worker_writes_into_its_own_archive_alone(tmp_path: Path, fate: str) -> None:
+    """It was given the run id; the folder goes before its first chunk: an error, and nothing where the folder was. A
+    worker that is told to write another run's archive refuses at once."""
+    path = tmp_path / "a.zarr"
+    run = new_archive(path)
+    parts, instructions = archive_parts(path, run=run)
+    session = CaptureSession(parts, instructions)
+    shutil.rmtree(path)
+    if fate == "replaced":
+        new_archive(path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert bool(before) == (fate == "replaced")
+    masks = np.ones((5, 1, 1), dtype=np.uint8)
+    session.put(
+        StepRows([Segment(0, 0, 5, 0, 5, 0)], {"neuron/active": masks}, np.arange(5, dtype=np.int32), np.arange(5))
+    )
+    session.settle([Settlement(0, 0, 5, 5)])
+    session.finish()
+    deadline = time.monotonic() + 20
+    while not (found := session.poll())["error"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    session.close()
+    assert (found["error"][0], found["completed"]) == ("storage", [])
+    assert {"removed": "was removed", "replaced": "another archive took the place"}[fate] in found["error"][1]
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert path.exists() == (fate == "replaced")
+    with pytest.raises(StorageError, match={"removed": "was removed", "replaced": "another archive"}[fate]):
+        archive_parts(path, run=run)
+
+
+def new_archive(path: Path) -> str:
+    """An archive of one instruction of five rows; its run id."""
+    columns = InstructionColumns(["0"], *([""] for _ in range(4)))
+    return str(create_archive(path, random_attributes(1, 8), columns, plan_layout([5], "prompt", 0)).run)
 
 
 def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
