@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -55,6 +56,16 @@ def children_end_on_cancel() -> Iterator[None]:
         for child in set(multiprocessing.active_children()) - before:
             _kill_tree(child)
         raise
+
+
+def shield_children_from_interrupts() -> None:
+    """Block SIGINT in this thread and in the processes that it starts, until they have left the group of processes.
+
+    Without it, Ctrl-C gives a traceback of a process that is still importing. The tracker is started first: that
+    unblocks the signal in the thread.
+    """
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _kill_tree(child: BaseProcess) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, Un
 from sparcom_data.instructions import Instruction
 from sparcom_data.metadata import EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.options import ExtractionOptions
-from sparcom_extractor.child import EngineNote, children_end_on_cancel
+from sparcom_extractor.child import EngineNote, children_end_on_cancel, shield_children_from_interrupts
 from sparcom_extractor.extraction import Extraction, prepare_extraction
 from sparcom_extractor.model_files import check_model, read_json
 from sparcom_extractor.processor import attention_backend, expert_problem
@@ -169,9 +168,7 @@ def describe_capture(described: dict[str, Any]) -> str:
 
 
 def _start_llm(settings: EngineSettings) -> Any:
-    # Ctrl-C is for this process alone. The children inherit the mask of this thread: without it, one that has not left
-    # the group of processes yet prints a traceback.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    shield_children_from_interrupts()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -68,11 +68,18 @@ STARTER = """
 import asyncio, subprocess, sys, threading, time
 import multiprocessing
 
-from sparcom_extractor.child import children_end_on_cancel
+from sparcom_extractor.child import children_end_on_cancel, shield_children_from_interrupts
 
 def sleeping(pipe):
     pipe.send(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
     time.sleep(60)
+
+def spawned():
+    shield_children_from_interrupts()
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    return child.pid
 
 async def start(pids):
     context = multiprocessing.get_context("spawn")
@@ -92,7 +99,7 @@ async def main():
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait([task])
-    print(*pids, flush=True)
+    print(*pids, await asyncio.to_thread(spawned), flush=True)
     sys.stdin.read()
 
 if __name__ == "__main__":
@@ -101,19 +108,22 @@ if __name__ == "__main__":
 
 
 def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
-    """A cancelled start kills the processes that it started and theirs, and no other of this process."""
+    """A cancelled start kills the processes that it started and theirs, no other; Ctrl-C is blocked in its children."""
     script = tmp_path / "starter.py"
     script.write_text(STARTER)
     with subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        old, new, below = map(int, parent.stdout.readline().split())
+        old, new, below, shielded = map(int, parent.stdout.readline().split())
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and (_runs(new) or _runs(below)):
             time.sleep(0.1)
         assert (_runs(old), _runs(new), _runs(below)) == (True, False, False)
-        os.kill(old, signal.SIGKILL)
+        for pid in (old, shielded):
+            blocked = int(Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0], 16)
+            assert bool(blocked >> (signal.SIGINT - 1) & 1) == (pid == shielded)
+            os.kill(pid, signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:
