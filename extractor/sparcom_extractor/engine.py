@@ -191,7 +191,7 @@ def _start_llm(settings: EngineSettings) -> Any:
 
 def start_failure(settings: EngineSettings, error: Exception, report: Path) -> EngineError:
     """The error for a vLLM that did not start. A worker that could not load the model left the reason in `report`."""
-    reason = report.read_text() if report.exists() else str(error)
+    reason = (report.read_text() if report.exists() else str(error)).rstrip(".")
     return EngineError(
         f"vLLM could not start model {settings.model!r}: {reason}. Check that the path or name is right, that the "
         "model fits the memory, and vLLM's log above"
