@@ -111,9 +111,8 @@ class CaptureMixin:
         """What can be captured here: `refusal`, or the layers, their widths and their activation; how it is done, see
         `install_all`; the mode that the worker has settled on; and what capture holds of the device's and the host's
         memory."""
-        self._refusal = self._refusal or self._try_step()
-        if self._refusal is not None:
-            return {"refusal": self._refusal}
+        if refusal := self._refusal or self._try_step():
+            return {"refusal": refusal}
         return {
             "refusal": None,
             **describe_found(self._found),
