@@ -141,6 +141,8 @@ def analyze(
     check_output(folder)
     passes = Passes(progress, count_passes(opened, twin, options))
     results = measure(Job(opened, twin, options, passes, block_bytes, folder))
+    for read in filter(None, (opened, twin)):
+        read.require_same()  # over HTTP the passes look only every few seconds
     metrics = summarise(results, options)
     write_folder(folder, render(metrics, results))
     return Analysis(metrics, results, folder)

@@ -232,7 +232,7 @@ def test_a_complete_extraction_is_0(
     done = Progress(instructions=2, complete=2, tokens=9, tokens_done=9, seconds=3.0, tokens_per_second=3.0)
     engine = started(monkeypatch, done)
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
-    assert "2 of 2 instructions complete, 9 tokens in 3.0 s (3 a second)" in capsys.readouterr().out
+    assert "2 of 2 instructions complete; 9 tokens in 3.0 s (3 a second)" in capsys.readouterr().out
     assert engine.closed
 
 
@@ -254,10 +254,17 @@ def test_waiting_for_storage_is_told(
     assert "the engine waited 4.2 s for storage" in capsys.readouterr().err
 
 
-def test_a_cancelled_extraction_is_1(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive that does not hold everything is not a success."""
-    started(monkeypatch, Progress(instructions=2, complete=1, cancelled=1))
+def test_a_cancelled_extraction_is_1(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive that does not hold everything is not a success, and the bar is as long as what is complete."""
+    started(monkeypatch, Progress(instructions=2, complete=0, cancelled=2))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
+    said = capsys.readouterr()
+    assert "a.zarr: 0 of 2 instructions complete, 2 cancelled; " in said.out
+    (bar,) = [line for line in said.err.splitlines() if line.startswith("Extracting")]
+    assert "0 of 2 instructions complete, 2 cancelled" in bar
+    assert "━" not in bar, "nothing is complete, so the bar is empty"
 
 
 def test_a_full_disk_is_told_and_the_engine_closed(

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sparcom_cli.client import Client, ServerError
-from sparcom_cli.submit import submit
+from sparcom_cli.submit import describe, submit
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError, SparcomError, StorageError
 from sparcom_server.testing import FakeEngine
@@ -121,6 +121,14 @@ def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
     assert results[0].exit_code == 1
     assert "cancelled: 0 of 3 instructions complete, 3 cancelled; " in results[0].stdout
     assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "the bar's words"
+
+
+def test_the_bar_is_as_long_as_what_is_complete() -> None:
+    """What was cancelled or failed is named beside it and moves nothing."""
+    counts = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493}
+    progress = counts | {"tokens_per_second": 0.0, "seconds_left": None}
+    done, words = describe({"state": "cancelled", "progress": progress})
+    assert (done, words) == (106, "106 of 600 instructions complete, 1 failed, 493 cancelled")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from sparcom_analysis import analyze
 from sparcom_cli.client import ServerError
 from sparcom_cli.delete import delete
 from sparcom_data import create
@@ -381,6 +382,26 @@ def test_a_reader_of_an_address_does_not_mix_two_archives(start: Start, monkeypa
         with pytest.raises(DamagedArchiveError, match="another archive took the place"):
             read()
     np.testing.assert_array_equal(open_archive(address).instructions.state, [1] * 3)
+
+
+def test_an_analysis_of_an_address_is_of_one_archive(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another archive takes the name after the last look of the passes: an error, and no results."""
+    monkeypatch.setattr("sparcom_data.archive.REMOTE_CHECK_SECONDS", 1e9)
+    running = start()
+    write_random_archive(running.archives / "m.zarr")
+    write_random_archive(tmp_path / "other.zarr")  # of the same shape: every chunk is there
+
+    def replace(done: int, total: int) -> None:
+        if (tmp_path / "other.zarr").exists():
+            assert running.http.delete("/v1/archives/m").status_code == 204
+            (tmp_path / "other.zarr").rename(running.archives / "m.zarr")
+
+    address = f"{running.url}/v1/archives/m/zarr"
+    with pytest.raises(DamagedArchiveError, match="another archive took the place"):
+        analyze(address, tmp_path / "results", epsilon=0.5, resamples=0, permutations=0, progress=replace)
+    assert not (tmp_path / "results" / "metrics.json").exists()
 
 
 def run_delete(running: Any, *arguments: str, answer: str = "") -> Result:
