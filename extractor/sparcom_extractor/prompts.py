@@ -22,11 +22,11 @@ from sparcom_data.metadata import PromptFormat
 from sparcom_data.options import ExtractionOptions
 from sparcom_extractor.origins import TemplateParts, chat_origin, raw_origin, unknown_origin
 
-# A text is refused before it is tokenised where even the longest tokens that vocabularies have (128 bytes, a run of
-# spaces) could not make it fit. Tokenising takes about 44 bytes of memory per byte of text.
-BYTES_PER_TOKEN = 128
+# Tokenising takes up to 470 bytes of memory per token, so a text that cannot fit is found without tokenising all of it.
+BYTES_PER_TOKEN = 128  # the longest tokens that vocabularies have, runs of spaces
 MAX_TEXT_BYTES = 16 * 2**20
-BATCH_CHARACTERS = 2**20  # tokenised at once
+BATCH_CHARACTERS = 2**18  # tokenised at once
+TOKENS_AT_A_CUT = 64  # more than a cut through a text can add
 NO_TEMPLATE = (
     "options.prompt_format: 'chat' needs a chat template, and this model's tokenizer has none. "
     "Choose prompt_format 'raw'"
@@ -65,7 +65,7 @@ def make_prompts(
     Raises:
         InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
     """
-    too_large = [text_size_problem(instruction, limit) for instruction in instructions]
+    too_large = [text_size_problem(tokenizer, instruction, limit) for instruction in instructions]
     texts = _texts(tokenizer, instructions, options, too_large)
     special = options.add_special_tokens and options.prompt_format == "raw"
     encoded = _encode(tokenizer, [text for text in texts if text is not None], special)
@@ -103,17 +103,30 @@ class _Origins:
         return chat_origin(ids, encoding.offsets, spans, self._special)
 
 
-def text_size_problem(instruction: Instruction, limit: int) -> str:
-    """Why a text cannot be a prompt of `limit` tokens, whatever the tokenizer, or ""; turns count together."""
-    texts = [instruction.readable] if instruction.messages is None else [turn.content for turn in instruction.messages]
-    size = sum(len(text.encode()) for text in texts)
+def text_size_problem(tokenizer: Any, instruction: Instruction, limit: int) -> str:
+    """Why a text, or all turns together, cannot be a prompt of `limit` tokens, or "". Tokenises no large text whole."""
+    text = instruction.readable
+    size = len(text.encode())
     most = min(limit * BYTES_PER_TOKEN, MAX_TEXT_BYTES)
-    if size <= most:
+    if size <= most and not _has_more_tokens(tokenizer, text, limit):
         return ""
     return (
         f"a prompt may have at most {limit} tokens and its text at most {most:,} bytes; this text has {size:,} bytes "
-        "and was not tokenised. Shorten it, or serve the model with a larger max_model_len"
+        "and more tokens than that. Shorten it, or serve the model with a larger max_model_len"
     )
+
+
+def _has_more_tokens(tokenizer: Any, text: str, limit: int) -> bool:
+    """Whether a text of more than one batch has more tokens than `limit`, counted part by part."""
+    if len(text) <= BATCH_CHARACTERS:
+        return False
+    tokens = 0
+    for first in range(0, len(text), BATCH_CHARACTERS):
+        (ids,) = tokenizer([text[first : first + BATCH_CHARACTERS]], add_special_tokens=False)["input_ids"]
+        tokens += len(ids) - TOKENS_AT_A_CUT
+        if tokens > limit:
+            return True
+    return False
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], Any | None]]:

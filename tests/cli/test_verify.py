@@ -183,8 +183,8 @@ def test_many_findings_are_cut(
     ("name", "message"),
     [
         ("gone.zarr", "error: there is no archive at"),
-        ("file", "is not (GroupNotFoundError)"),
-        ("folder", "is not (GroupNotFoundError)"),
+        ("file", "a SPARCOM archive is a folder"),
+        ("folder", "a SPARCOM archive is a Zarr v3 group"),
     ],
 )
 def test_what_is_no_archive_is_told(

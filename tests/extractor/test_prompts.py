@@ -127,7 +127,7 @@ def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> Non
     assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text has" in refused.error
     assert first.error == ""
     assert last.error.startswith("a prompt may have at most")
-    assert "was not tokenised" not in last.error
+    assert "bytes" not in last.error
     assert sum(map(len, seen.batches)) == 2
 
 
@@ -138,12 +138,25 @@ def test_texts_are_bounded_for_any_context() -> None:
 
 
 def test_texts_are_tokenised_in_batches() -> None:
-    """A tokenizer is given at most a million characters at once, and the ids are those of each text in its place."""
+    """A tokenizer is given at most so many characters at once, and the ids are those of each text in its place."""
     seen = Recording()
-    sizes = [400_000, 600_000, 500_000, 1, 999_999]
+    sizes = [100_000, 162_144, 100_000, 1, 262_143]
     made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
-    assert seen.batches == [[400_000, 600_000], [500_000, 1], [999_999]]
+    assert seen.batches == [[100_000, 162_144], [100_000, 1], [262_143]]
     assert [len(prompt.ids) for prompt in made] == [size + 1 for size in sizes]
+
+
+def test_a_long_text_is_counted_part_by_part(tokenizer: Any) -> None:
+    """It is given up where its parts have too many tokens; one that fits has the ids that it has as a whole."""
+    seen = Recording()
+    (refused,) = prompts(seen, {"text": "a" * 5_000_000}, limit=300_000)
+    assert refused.error.startswith("a prompt may have at most 300000 tokens")
+    assert seen.batches == [[2**18]] * 2
+    text = "The capital of France is Paris. " * 20_000
+    whole = tokenizer(text)["input_ids"]
+    fits, over = (prompts(tokenizer, {"text": text}, limit=len(whole) - less)[0] for less in (0, 1))
+    assert (fits.ids.tolist(), fits.error) == (whole, "")
+    assert over.error.startswith("a prompt may have at most")
 
 
 def test_a_text_without_tokens_is_an_error_of_its_own() -> None:
