@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,8 @@ def test_values_that_are_none_are_wrong_usage(
 
 class Engine:
     """An engine whose extractions end as told. Checks what it is handed."""
+
+    warnings: Sequence[str] = ()
 
     def __init__(self, ending: Progress | Exception, failed: list[int]) -> None:
         self.ending, self.failed, self.closed = ending, failed, False
