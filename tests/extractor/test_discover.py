@@ -72,6 +72,27 @@ def test_ffns_are_found_by_structure(neurons: int) -> None:
     assert isinstance(getattr(found[0].parent, found[0].attribute), SiluAndMul)
 
 
+def test_an_ffn_of_two_layers_is_refused() -> None:
+    """Weight sharing across depth is named with both layers, for an FFN and a whole block. An activation may be one."""
+    ffn, layer = FFN(16, 32), Layer(FFN(16, 32))
+    with pytest.raises(UnsupportedModelError, match=r"shares blocks\.0\.ffn as blocks\.2\.ffn among layers"):
+        find_gated_ffns(model_of(ffn, FFN(16, 32), ffn), 3)
+    model = model_of()
+    model.blocks = nn.ModuleList([layer, layer])
+    with pytest.raises(UnsupportedModelError, match=r"shares blocks\.0 as blocks\.1 among layers"):
+        find_gated_ffns(model, 2)
+    one = SiluAndMul()
+    assert len(find_gated_ffns(model_of(FFN(16, 32, one), FFN(16, 32, one)), 2)) == 2
+
+
+def test_a_model_of_the_transformers_backend_is_refused_with_what_it_shows() -> None:
+    """The backend merges gate and up projections that are apart; where it does not, nothing shows the gate."""
+    model = type("TransformersForCausalLM", (nn.Module,), {})()
+    model.blocks = nn.ModuleList([nn.Identity()])
+    with pytest.raises(UnsupportedModelError, match="Transformers backend, which shows a gate only where it merges"):
+        find_gated_ffns(model, 1)
+
+
 def test_layers_are_in_the_order_of_their_numbers() -> None:
     """The layer axis is in layer order, ten after nine, whatever order modules were registered in."""
     model = nn.Module()

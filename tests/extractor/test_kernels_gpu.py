@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sparcom_extractor.capture.activations import SILU, rule_of
-from sparcom_extractor.capture.buffer import CaptureBuffer
+from sparcom_extractor.capture.buffer import WRITE, CaptureBuffer
 from sparcom_extractor.capture.counts import add_counts_twin, check_pieces, cut_pieces
 from sparcom_extractor.capture.op import CapturedActivation, run_kernel
 from sparcom_extractor.capture.routes import RouteBuffer
-from sparcom_extractor.capture.twin import pack_signs_torch
+from sparcom_extractor.capture.twin import nonfinite_rows_torch, pack_signs_torch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,7 +123,9 @@ def test_masks_are_the_signs(name: str, dtype: torch.dtype, rounding: Any) -> No
     assert torch.equal(buffer.masks[:7, 1], expected_masks(activation, gate_up))
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.writes.tolist() == [0, 1]
+    assert buffer.writes.tolist() == [0, WRITE + 7]
+    nonfinite = nonfinite_rows_torch(buffer.rule.gate(gate_up)).tolist()
+    assert buffer.flags.tolist() == [[0, int(wrong)] for wrong in [*nonfinite, False]]
     assert bool(((result == own) | (result.isnan() & own.isnan())).all())
 
 
@@ -162,7 +164,7 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> No
                 assert torch.equal(buffer.masks[:rows, 1], expected_masks(activation, fed))
                 assert bool((buffer.masks[rows:] == 0xA5).all())
                 assert torch.equal(result, activation(fed))
-                assert (buffer.writes - before).tolist() == [0, replay]
+                assert (buffer.writes - before).tolist() == [0, replay * (WRITE + rows)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -181,7 +183,7 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
     assert torch.equal(buffer.masks[:7, 1], expected)
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.writes.tolist() == [0, 1]
+    assert buffer.writes.tolist() == [0, WRITE + 7]
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint32], ids=str)
@@ -194,11 +196,15 @@ def test_routes_on_the_device_are_the_twins(dtype: torch.dtype, kind: torch.dtyp
     for layer, rows in ((0, 300), (1, 1), (16, 257), (16, 3), (5, 0)):
         ids = torch.randint(0, 65535, (rows, 4), generator=generator).to(kind)
         weights = torch.rand(rows, 4, generator=generator).to(dtype)
-        found.store(layer, ids.cuda(), weights.cuda(), 1.5)
-        twin.store(layer, ids, weights, 1.5)
+        logits = torch.randn(rows, 60, generator=generator)
+        logits[1::7, 59] = torch.nan
+        weights[::5, 2] = torch.inf
+        found.store(layer, ids.cuda(), weights.cuda(), 1.5, logits.cuda())
+        twin.store(layer, ids, weights, 1.5, logits)
     assert np.array_equal(found.experts.cpu().numpy(), twin.experts.numpy())
     assert np.array_equal(found.weights.cpu().numpy(), twin.weights.numpy(), equal_nan=True)
     assert found.writes.tolist() == twin.writes.tolist()
+    assert torch.equal(found.flags.cpu(), twin.flags)
 
 
 @torch.inference_mode()
@@ -217,7 +223,7 @@ def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
         for rows in (1, 2, 3, 16, 17, 4096, 8192, 0):
             captured(torch.randn(rows, 2 * WIDTH, device="cuda", dtype=torch.bfloat16))
         assert compiled() == before
-    assert buffer.writes.tolist() == [9]
+    assert buffer.writes.tolist() == [9 * WRITE + sum((2, 1, 2, 3, 16, 17, 4096, 8192))]
 
 
 @torch.inference_mode()

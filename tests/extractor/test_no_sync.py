@@ -100,7 +100,7 @@ def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
         widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
         buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
-        assert size > letter_bytes(list(buffers.arrays().values()), buffers.writes)
+        assert size > letter_bytes([*buffers.arrays().values(), buffers.flags], buffers.writes)
         outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
         capture = StepCapture(buffers, outbox)
         if not moe:
@@ -194,12 +194,14 @@ def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype
         shared = CapturedActivation(SiluAndMul(), buffers.shared.register(1), "kernel")
         experts = TritonExperts()
         method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
-        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu")
+        router = SimpleNamespace(select_experts=lambda **_: None)
+        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu", router=router)
         layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, CHOICES, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
         install_experts(layer, ExpertSlots(1, buffers.routes, buffers.experts), rounding)
         for rows in (1, 7, ROWS):
             launched.clear()
             ids = torch.empty(rows, CHOICES, dtype=ids_dtype, device=CUDA)
+            router.select_experts(hidden_states=None, router_logits=torch.empty(rows, EXPERTS, device=CUDA))
             experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, CHOICES, device=CUDA))
             op._gated_activation_cuda(torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number)
             assert launched == ["routes", "activation", "activation"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.activations import GatedActivation, rule_of
+from sparcom_extractor.capture.activations import GATED, GatedActivation, rule_of
 from sparcom_extractor.capture.ffn import GatedFFN, layer_number
 from sparcom_extractor.capture.moe import MoeLayer, find_moe_layers
 
@@ -106,11 +106,21 @@ def _doubled_beside(linear: torch.nn.Module, others: Sequence[torch.nn.Module]) 
 def _refuse_gaps(model: torch.nn.Module, layers: list[int], expected: range) -> None:
     """Raise where a decoder layer has nothing to capture or more than one thing, or another part has something."""
     missing = sorted(set(expected) - set(layers))
+    if missing and (shared := _shared_modules(model, missing)):
+        raise UnsupportedModelError(
+            f"capture needs an FFN of its own in each decoder layer; {type(model).__name__} shares {shared} among "
+            "layers, so that a layer runs several times per token. This model cannot be captured yet"
+        )
     if missing:
+        backend = type(model).__name__.startswith("Transformers")
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {type(model).__name__} has "
             f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids of which "
             "some layers have no FFN are not captured yet"
+            + (
+                ". vLLM runs this model by its Transformers backend, which shows a gate only where it merges a gate "
+                "and an up projection that are apart" * backend
+            )
         )
     if extra := sorted(set(layers) - set(expected)):
         raise UnsupportedModelError(
@@ -121,6 +131,21 @@ def _refuse_gaps(model: torch.nn.Module, layers: list[int], expected: range) -> 
         raise UnsupportedModelError(
             f"capture needs one gated FFN a layer; {type(model).__name__} has several in layers {_short(several)}"
         )
+
+
+def _shared_modules(model: torch.nn.Module, layers: Sequence[int]) -> str:
+    """The first module with a gate in these layers that is a module of another layer too, or an empty string.
+
+    An activation alone may be shared: each FFN gets one of its own.
+    """
+    first: dict[int, str] = {}
+    numbers = {str(number) for number in layers}
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = first.setdefault(id(module), name)
+        gates = type(module).__name__ not in GATED and any(type(part).__name__ in GATED for part in module.modules())
+        if own != name and gates and numbers & set(name.split(".")):
+            return f"{own} as {name}"
+    return ""
 
 
 def _refuse_differences(what: str, ffns: Sequence[GatedFFN]) -> None:
