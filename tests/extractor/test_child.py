@@ -93,13 +93,14 @@ async def start(pids):
         await asyncio.sleep(60)
 
 async def main():
+    shielded = await asyncio.to_thread(spawned)  # the first: it starts the tracker too
     pids = []
     task = asyncio.create_task(start(pids))
     while len(pids) < 3:
         await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait([task])
-    print(*pids, await asyncio.to_thread(spawned), flush=True)
+    print(*pids, shielded, flush=True)
     sys.stdin.read()
 
 if __name__ == "__main__":

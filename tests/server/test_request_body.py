@@ -13,6 +13,7 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import MAX_METADATA_DEPTH, Instruction, dataset_sha256
 from sparcom_server import request_body
 from sparcom_server.request_body import parse_extraction
+from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 ONE = {"id": "a", "text": "hello"}
@@ -50,6 +51,19 @@ def test_many_problems_give_a_short_answer(start: Start) -> None:
     assert error["problems"][0].startswith("instructions.0: ")
     assert error["message"] == "\n".join(error["problems"])
     assert len(response.content) < 30_000
+
+
+def test_problems_that_the_engine_finds_are_bounded_too(start: Start) -> None:
+    """Each of 300 instructions that do not go with the prompt format: 100 problems and the number of the others."""
+    error = InvalidInputError([f"instructions.{number}: wrong" for number in range(300)])
+    problems = start(FakeEngine(prepare_error=error)).post().json()["error"]["problems"]
+    assert problems[99:] == ["instructions.99: wrong", "… and 200 more"]
+
+
+def test_ids_given_twice_are_bounded_too() -> None:
+    """150 ids, each given twice: 100 problems and the number of the others."""
+    found = problems({"instructions": [ONE | {"id": f"i{number % 150}"} for number in range(300)]})
+    assert (len(found), found[-1]) == (101, "… and 50 more")
 
 
 @pytest.mark.parametrize(
