@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 
 TITLE_SIZE = 10.5  # points
@@ -26,9 +27,8 @@ def canvas(width: float, height: float, *, square: bool = False) -> Figure:
 
     The layout is made at the SVG's 72 dots per inch. Hinted letters are up to 3 % wider in the PNG, hence the pads.
     """
-    figure = Figure(figsize=(width, height), layout="compressed" if square else "constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[union-attr]
-    return figure
+    engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06, compress=square)
+    return Figure(figsize=(width, height), layout=engine)
 
 
 def text_width(text: str, size: float) -> float:

@@ -116,7 +116,8 @@ def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
     what = TITLES[neurons.plain.population.component]
     title = f"Set size against length, {label(model)} ({what})"
     fitting.title(figure, f"{title}\n{len(lengths):,} instructions, the same in both")
-    legend_below(figure, *grid[0].get_legend_handles_labels(), most=4)
+    handles, texts = grid[0].get_legend_handles_labels()
+    legend_below(figure, handles, texts, most=4)
     return figure
 
 
