@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sparcom_analysis.figures.fitting import canvas, legend_below, panel_title, title, widest, wrapped
 from sparcom_analysis.figures.neurons import (
     COLOURS,
     PER_INSTRUCTION,
@@ -32,6 +33,7 @@ from sparcom_analysis.reading.populations import TITLES
 from sparcom_analysis.schema.alteration import IsnAlteration, IsnVenn, VennInstruction
 
 MOST_PANELS = 12  # instructions that figure 6 shows; more would not be readable on a page
+PANEL_INCHES = 3.1  # width of a panel of figure 6
 NO_VALUE = "#e3e3e3"
 PARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("only base", {"facecolor": "#0072B2"}),
@@ -66,16 +68,16 @@ def layer_pair_figure(part: IsnAlteration, base_name: str) -> Figure:
         ),
         Panel.of(f"base: {label(base_name)}", part.base_by_layer, part.base_by_layer_low, part.base_by_layer_high),
     ]
-    title = f"Instruction-specific neurons by layer, {TITLES[part.component]}"
-    return _layer_panels(panels, part.categories, part.layer_ids, title, PER_INSTRUCTION)
+    name = f"Instruction-specific neurons by layer, {TITLES[part.component]}"
+    return _layer_panels(panels, part.categories, part.layer_ids, name, PER_INSTRUCTION)
 
 
 def layer_alteration_figure(part: IsnAlteration, base_name: str) -> Figure:
     """Equation 15 among the neurons of each layer, by category; a gap where no instruction has an ISN."""
-    title = f"Alteration by layer, {TITLES[part.component]}"
+    above = f"Alteration by layer, {TITLES[part.component]}"
     name = f"{label(base_name)} to {label(part.twin.model_name)}"
     panels = [Panel.of(name, part.layer_alteration, part.layer_low, part.layer_high)]
-    return _layer_panels(panels, part.categories, part.layer_ids, title, "alteration of ISNs, mean")
+    return _layer_panels(panels, part.categories, part.layer_ids, above, "alteration of ISNs, mean")
 
 
 def venn_figure(part: IsnVenn, base_name: str) -> Figure:
@@ -86,7 +88,7 @@ def venn_figure(part: IsnVenn, base_name: str) -> Figure:
     shown = part.instructions[:MOST_PANELS]
     across = min(3, len(shown)) or 1
     down = -(-len(shown) // across) or 1
-    figure = Figure(figsize=(max(5.0, 3.1 * across), 1.5 + 1.9 * down), layout="constrained")
+    figure = canvas(max(5.0, PANEL_INCHES * across), 1.5 + 2.0 * down)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
@@ -98,9 +100,9 @@ def venn_figure(part: IsnVenn, base_name: str) -> Figure:
         axes.set_xlabel("layer" if last else "", fontsize=9)
         axes.tick_params(labelbottom=last)
     handles = [Patch(label=name, edgecolor="white", **look) for name, look in PARTS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    legend_below(figure, handles, [name for name, _ in PARTS])
     names = f"{label(base_name)} (base) and {label(part.tuned_name)} (tuned)"
-    figure.suptitle(f"Neurons of single instructions, {TITLES[part.component]}\n{names}", fontsize=10.5)
+    title(figure, f"Neurons of single instructions, {TITLES[part.component]}\n{names}")
     return figure
 
 
@@ -111,7 +113,7 @@ def _venn_bars(axes: Axes, one: VennInstruction, layer_ids: Sequence[int]) -> No
         axes.bar(places, counts, bottom=below, width=0.9, edgecolor="white", linewidth=0.3, **look)
         below += counts
     known = "no ISN" if one.alteration is None else f"altered {one.alteration:.2f}"
-    axes.set_title(f"{label(one.category)}\n{label(one.id)}, {known}", fontsize=8.5)
+    panel_title(axes, f"{label(one.category)}\n{label(one.id)}, {known}", 8.5, PANEL_INCHES - 0.6)
     layer_ticks(axes, layer_ids)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.spines[["top", "right"]].set_visible(False)
@@ -122,29 +124,36 @@ def _layer_panels(
     panels: Sequence[Panel],
     categories: Sequence[str],
     layer_ids: Sequence[int],
-    title: str,
+    name: str,
     quantity: str,
 ) -> Figure:
     """Panels above each other, one scale for all; intervals are bands behind the lines, which maps do not have."""
     lines = len(categories) <= len(COLOURS)
     each = 2.5 if lines else min(7.0, 1.0 + 0.17 * len(categories))
-    figure = Figure(figsize=(5.4, 1.4 + each * len(panels)), layout="constrained")
+    beside = 0.0 if lines else max(0.0, widest([label(name) for name in categories], 7) - 1.2)
+    figure = canvas(5.4 + beside, 1.4 + each * len(panels))
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     values = np.concatenate([part.ravel() for one in panels for part in ((one.values, one.high)[: 1 + lines])])
     most = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
     for axes, one in zip(grid, panels, strict=True):
-        axes.set_title(one.title, fontsize=9.5, loc="left")
+        panel_title(axes, one.title, 9.5, 3.6, loc="left")
         if lines and np.isfinite(one.low).any():
             bands(axes, layer_ids, one.low, one.high)
         (layer_lines if lines else _map)(axes, categories, layer_ids, one.values, most or 1.0)
     grid[-1].set_xlabel("layer", fontsize=10)
     if lines:
-        figure.supylabel(quantity, fontsize=10)
-        handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=3.2)
+        figure.supylabel(wrapped(quantity, 10, 2.2 * len(panels)), fontsize=10)
+        legend_below(figure, *grid[0].get_legend_handles_labels())
     else:
-        figure.colorbar(grid[-1].images[0], ax=list(grid), label=quantity, location="bottom", shrink=0.85, aspect=30)
-    figure.suptitle(title, fontsize=10.5)
+        figure.colorbar(
+            grid[-1].images[0],
+            ax=list(grid),
+            label=wrapped(quantity, 10, 3.0),
+            location="bottom",
+            shrink=0.85,
+            aspect=30,
+        )
+    title(figure, name)
     return figure
 
 

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sparcom_analysis.figures import fitting
+from sparcom_analysis.figures.fitting import canvas, panel_title
 from sparcom_analysis.figures.neurons import COLOURS, label, layer_ticks
 from sparcom_analysis.schema.components import ComponentGroups, LapeGroup
 from sparcom_analysis.tables.components import component_title
@@ -36,39 +38,39 @@ def component_figure(group: ComponentGroups, model: str) -> Figure:
         return _without_comparison(group, title)
     unique = np.array([part.by_layer for part in group.unique])
     values = [np.array(group.general.by_layer), np.array(group.shared.by_layer), unique.sum(axis=0)]
-    figure = Figure(figsize=(6.4, 6.2), layout="constrained")
+    figure = canvas(6.4, 6.2)
     upper, lower = figure.subplots(2, 1, sharex=True)
     _stack(upper, [(*look, value) for look, value in zip(GROUPS, values, strict=True)], group.layer_ids)
     _stack(lower, _category_bars(group.categories, unique), group.layer_ids)
     upper.set_title("components that belong to a category", fontsize=9.5)
     lower.set_title("of these, unique to one", fontsize=9.5)
     lower.set_xlabel("layer", fontsize=10)
-    figure.suptitle(title, fontsize=10.5)
+    fitting.title(figure, title)
     return figure
 
 
 def _without_comparison(group: ComponentGroups, title: str) -> Figure:
     """With one category: what belongs to it, and why no more can be said."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = canvas(6.4, 3.8)
     axes = figure.add_subplot()
     own = np.array([part.by_layer for part in group.belonging])
     _stack(axes, _category_bars(group.categories, own), group.layer_ids)
-    axes.set_title(group.reason or "", fontsize=8.5)
+    panel_title(axes, group.reason or "", 8.5, 4.2)
     axes.set_xlabel("layer", fontsize=10)
-    figure.suptitle(title, fontsize=10.5)
+    fitting.title(figure, title)
     return figure
 
 
 def lape_figure(group: LapeGroup, model: str) -> Figure:
     """LAPE's neurons by layer and category; one that is specific to two categories counts in both."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = canvas(6.4, 3.8)
     axes = figure.add_subplot()
     _stack(axes, _category_bars(group.categories, np.array(group.by_layer)), group.layer_ids)
     axes.set_xlabel("layer", fontsize=10)
     if group.reason:
-        axes.set_title(group.reason, fontsize=8.5)
+        panel_title(axes, group.reason, 8.5, 4.2)
     title = f"Neurons specific to a category by LAPE, {label(model)}"
-    figure.suptitle(f"{title}\n{component_title(group.component)}", fontsize=10.5)
+    fitting.title(figure, f"{title}\n{component_title(group.component)}")
     return figure
 
 

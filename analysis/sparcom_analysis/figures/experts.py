@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sparcom_analysis.figures import fitting
+from sparcom_analysis.figures.fitting import canvas, panel_title, wrapped
 from sparcom_analysis.figures.neurons import curves_figure, label, layer_ticks, matrix_figure
 from sparcom_analysis.schema.metrics import Metrics
 
@@ -99,7 +101,7 @@ def maps_figure(
     across = min(3, len(titles))
     down = -(-len(titles) // across)
     height = 0.9 + down * (0.55 + min(3.0, max(1.2, 0.08 * len(layer_ids))))
-    figure = Figure(figsize=(max(4.6, 3.0 * across), height + 0.5), layout="constrained")
+    figure = canvas(max(4.6, 3.0 * across), height + 0.5)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(titles) :]:
         axes.set_visible(False)
@@ -112,7 +114,7 @@ def maps_figure(
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_title(name, fontsize=9)
+        panel_title(axes, name, 9, 2.6)
         axes.spines[:].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         layer_ticks(axes, layer_ids, vertical=True)
@@ -120,6 +122,7 @@ def maps_figure(
     for place, axes in np.ndenumerate(grid):
         axes.set_ylabel("layer" if place[1] == 0 else "", fontsize=9)
         axes.set_xlabel("expert" if place[0] == down - 1 else "", fontsize=9)
-    figure.suptitle(title, fontsize=10.5)
-    figure.colorbar(image, ax=list(grid.flat), label=quantity, location="bottom", shrink=0.7, aspect=40)
+    fitting.title(figure, title)
+    shown = wrapped(quantity, 10, 3.0 * across)
+    figure.colorbar(image, ax=list(grid.flat), label=shown, location="bottom", shrink=0.7, aspect=40)
     return figure

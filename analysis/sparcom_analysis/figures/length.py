@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sparcom_analysis.figures import fitting
+from sparcom_analysis.figures.fitting import canvas, legend_below, widest, wrapped
 from sparcom_analysis.figures.neurons import COLOURS, MARKERS, MOST_NUMBERED, label
 from sparcom_analysis.reading.categories import category_codes, category_labels
 from sparcom_analysis.reading.populations import TITLES
@@ -28,8 +30,9 @@ def matched_figure(part: LengthMatched, matrix: MatchedMatrix, title: str, quant
     """The plain matrix and the one with T matched, numbers in the cells where they fit."""
     maps = [np.array(values, dtype=np.float64) for values in (matrix.plain, matrix.matrix)]  # None becomes NaN
     names = [label(name) for name in matrix.categories]
-    side = min(10.0, max(3.6, 1.0 + 0.5 * len(names)))
-    figure = Figure(figsize=(2 * side + 0.8, side + 1.5), layout="constrained")
+    beside = max(0.6, widest(names, _size(len(names))))  # inches that the names take beside the cells
+    cells = min(9.0, max(2.6, 0.5 * len(names)))
+    figure = canvas(2 * cells + beside + 1.2, cells + 0.75 * beside + 2.2, square=True)
     panels = figure.subplots(1, 2, sharey=True)
     limits = _limits(np.stack(maps))
     for axes, values, name in zip(panels, maps, ("all tokens", f"{part.tokens} tokens of each"), strict=True):
@@ -42,9 +45,16 @@ def matched_figure(part: LengthMatched, matrix: MatchedMatrix, title: str, quant
         )
         axes.set_title(name, fontsize=10)
         _cells(axes, names, values, limits)
-    figure.suptitle(f"{title}\n{part.used} instructions, the same in both", fontsize=10.5)
-    figure.colorbar(image, ax=list(panels), label=quantity, location="bottom", shrink=0.6, aspect=40)
+    fitting.title(figure, f"{title}\n{part.used} instructions, the same in both")
+    figure.colorbar(
+        image, ax=list(panels), label=wrapped(quantity, 10, 2 * cells), location="bottom", shrink=0.6, aspect=40
+    )
     return figure
+
+
+def _size(count: int) -> float:
+    """Points of the names of so many categories."""
+    return 9.5 if count <= 12 else 7.0
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -58,8 +68,7 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
 
 def _cells(axes: Axes, names: Sequence[str], values: NDArray[np.float64], limits: tuple[float, float]) -> None:
     """Names along the axes, white lines between the cells, numbers in them."""
-    count = len(names)
-    size = 9.5 if count <= 12 else 7
+    count, size = len(names), _size(len(names))
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
@@ -90,7 +99,7 @@ def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
         ("all tokens", neurons.plain.sizes[places]),
         (f"{m} tokens of each", neurons.matched.sizes),
     )
-    figure = Figure(figsize=(8.8, 4.6), layout="constrained")
+    figure = canvas(8.8, 4.6)
     grid = figure.subplots(1, 2, sharey=True, sharex=True)
     order = list(dict.fromkeys(neurons.plain.categories))
     for axes, (name, sizes) in zip(grid, panels, strict=True):
@@ -106,10 +115,9 @@ def size_figure(neurons: MatchedNeurons, model: str) -> Figure:
     grid[0].set_ylabel("ISNs of the instruction", fontsize=10)
     what = TITLES[neurons.plain.population.component]
     title = f"Set size against length, {label(model)} ({what})"
-    figure.suptitle(f"{title}\n{len(lengths):,} instructions, the same in both", fontsize=10.5)
+    fitting.title(figure, f"{title}\n{len(lengths):,} instructions, the same in both")
     handles, texts = grid[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(texts)), frameon=False, fontsize=9)
+    legend_below(figure, handles, texts, most=4)
     return figure
 
 

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from sparcom_analysis.figures import fitting
+from sparcom_analysis.figures.fitting import canvas, legend_below, widest, wrapped
 from sparcom_analysis.schema.metrics import CategoryMatrix, LayerMeans
 from sparcom_analysis.tables.formats import visible
 
@@ -64,22 +66,22 @@ def matrix_figure(
     """A matrix over categories as a heat map, numbers in the cells where they fit."""
     values = np.array(matrix, dtype=np.float64)  # None becomes NaN
     count = len(categories)
-    side = min(13.0, max(4.4, 1.7 + 0.45 * count))
-    figure = Figure(figsize=(side, side + 0.9), layout="constrained")
+    names, size = [label(name) for name in categories], 10 if count <= 12 else 8
+    beside = max(0.8, widest(names, size))  # inches that the names take beside the cells, and less than that below
+    cells = min(11.3, max(2.7, 0.45 * count))
+    figure = canvas(cells + beside + 0.9, cells + 0.75 * beside + 2.0, square=True)
     axes = figure.add_subplot()
     low, high = _limits(values)
-    _heat_map(figure, axes, values, (low, high), quantity)
+    _heat_map(figure, axes, values, (low, high), wrapped(quantity, 10, cells))
     if count <= MOST_NUMBERED:
         _number_cells(axes, values, low, high)
-    names = [label(name) for name in categories]
-    size = 10 if count <= 12 else 8
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="both", length=0)
-    axes.set_title(title, fontsize=10.5)
+    fitting.title(figure, title)
     return figure
 
 
@@ -131,7 +133,10 @@ def curves_figure(
     """
     count = len(categories)
     lines = count <= len(COLOURS)
-    figure = Figure(figsize=(5.4, 4.1 if lines else min(14.0, 2.2 + 0.2 * count)), layout="constrained")
+    names = [label(name) for name in categories]
+    beside = 0.0 if lines else max(0.0, widest(names, 8) - 1.2)
+    height = 4.1 if lines else min(14.0, 2.2 + 0.2 * count)
+    figure = canvas(5.4 + beside, height)
     axes = figure.add_subplot()
     if lines:
         if ends is not None:
@@ -139,16 +144,16 @@ def curves_figure(
         reached = [*values, *(() if ends is None else ends[1])]
         top = max((value for row in reached for value in row if value is not None), default=0.0)
         layer_lines(axes, categories, layer_ids, values, top)
-        axes.set_ylabel(quantity, fontsize=10)
-        figure.legend(loc="outside lower center", ncols=min(3, count), frameon=False, fontsize=9, handlelength=3.2)
+        axes.set_ylabel(wrapped(quantity, 10, 2.6), fontsize=10)
+        legend_below(figure, *axes.get_legend_handles_labels())
     else:
         table = np.array(values)
-        _heat_map(figure, axes, table, (0.0, float(table.max()) or 1.0), quantity)
-        axes.set_yticks(range(count), [label(name) for name in categories], fontsize=8)
+        _heat_map(figure, axes, table, (0.0, float(table.max()) or 1.0), wrapped(quantity, 10, 3.0))
+        axes.set_yticks(range(count), names, fontsize=8)
         layer_ticks(axes, layer_ids)
         axes.tick_params(length=0)
     axes.set_xlabel("layer", fontsize=10)
-    axes.set_title(title, fontsize=10.5)
+    fitting.title(figure, title)
     return figure
 
 

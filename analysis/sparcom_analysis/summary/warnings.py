@@ -13,7 +13,9 @@ from sparcom_analysis.results import DeadLayers, Results
 from sparcom_analysis.schema.metrics import PromptOrigins
 from sparcom_data.archive import Archive
 
-LARGE_SHARE = 1 / 3  # of the counted tokens; above it the template is most of what categories have in common
+LARGE_SHARE = (
+    1 / 5
+)  # of the counted tokens. Measured at 27 %: mean similarity between categories 0.59, content alone 0.49
 NAMED = 3  # instructions that a sentence gives
 
 
