@@ -174,7 +174,9 @@ def test_a_slow_tokenizer_knows_special_ids_and_no_template() -> None:
 def prepared(path: Path, tokenizer: Any, items: list[dict[str, Any]], **options: Any) -> Any:
     """An archive that was prepared, not run, and the warnings of its extraction."""
     facts = random_attributes(2, 8)
-    engine: Any = SimpleNamespace(tokenizer=tokenizer, max_model_len=512, model=facts.model, engine=facts.engine)
+    engine: Any = SimpleNamespace(
+        tokenizer=tokenizer, max_model_len=512, vocabulary=50_000, model=facts.model, engine=facts.engine
+    )
     instructions = [Instruction.model_validate({"id": f"i{n}", **item}) for n, item in enumerate(items)]
     return prepare_extraction(engine, instructions, ExtractionOptions(**options), path).warnings
 
