@@ -185,7 +185,7 @@ def test_one_category_is_said_to_be_one(tmp_path) -> None:  # type: ignore[no-un
         f"In M, general and unique neurons of dense layers are not told apart: {ONE_CATEGORY}."
     )
     (axes,) = component_figure(group, "model").axes
-    assert axes.get_title() == ONE_CATEGORY
+    assert axes.get_title().replace("\n", " ") == ONE_CATEGORY
     assert [bar.get_height() for bar in axes.containers[0]] == group.belonging[0].by_layer
 
 

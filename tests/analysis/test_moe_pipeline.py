@@ -300,9 +300,10 @@ def test_self_pairs_of_experts_are_shown_as_asked_for(make_moe, undrawn, tmp_pat
         parts = {"counted": metrics.ise_correlation, "left out": metrics.ise_correlation_without_self}
         assert metrics.shown_correlation == parts[words]
         assert f"mean Pearson correlation, pairs of an instruction with itself {words}" in result.output
-        shown = all_figures(metrics)["ise_correlation"].axes[0]
+        drawn = all_figures(metrics)["ise_correlation"]
+        shown = drawn.axes[0]
         np.testing.assert_array_equal(shown.images[0].get_array(), parts[words].matrix)
-        assert ("left out" in shown.get_title()) == (words == "left out")
+        assert ("left out" in drawn.get_suptitle()) == (words == "left out")
         assert "two different instructions correlate" in correlation_sentence(metrics)
         assert ("diagonal of the figure counts" in correlation_sentence(metrics)) == (words == "counted")
         header, *rows = table(tmp_path, "ise_correlation_intervals")

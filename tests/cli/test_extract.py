@@ -176,7 +176,7 @@ def test_values_that_are_none_are_wrong_usage(
 class Engine:
     """An engine whose extractions end as told. Checks what it is handed."""
 
-    warnings: Sequence[str] = ()
+    warnings = ("1 of 2 instructions ('a'): the prompt begins with the BOS token (id 1) twice.",)
 
     def __init__(self, ending: Progress | Exception, failed: list[int]) -> None:
         self.ending, self.failed, self.closed = ending, failed, False
@@ -235,7 +235,9 @@ def test_a_complete_extraction_is_0(
     done = Progress(instructions=2, complete=2, tokens=9, tokens_done=9, seconds=3.0, tokens_per_second=3.0)
     engine = started(monkeypatch, done)
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
-    assert "2 of 2 instructions complete; 9 tokens in 3.0 s (3 a second)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 of 2 instructions complete; 9 tokens in 3.0 s (3 a second)" in said.out
+    assert f"warning: {engine.warnings[0]}\n" in said.err
     assert engine.closed
 
 

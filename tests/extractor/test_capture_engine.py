@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, open_archive
@@ -176,6 +177,9 @@ def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> N
     text = archive.strings("text")[0]
     assert "<|im_start|>user\nHello there<|im_end|>" in text
     assert text.endswith("<|im_start|>assistant\n")
+    ids, origin = (np.asarray(zarr.open_group(archive.path, mode="r")[f"token/{name}"]) for name in ("id", "origin"))
+    assert tiny_engine.engine.tokenizer.decode(ids[origin == 0]) == "Hello there"
+    assert set(origin.tolist()) == {0, 1}
     assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
 
 

@@ -67,7 +67,7 @@ def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any)
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> None:
-    """A weight that is not finite, or a finite one of a logit that is not: vLLM's kernels put 0 for NaN."""
+    """A weight that is not finite, or a finite weight for a logit that is not finite."""
     found = buffer()
     weights, logits = torch.ones(4, 2), torch.zeros(4, 7)
     weights[1, 1], logits[3, 6] = wrong, wrong

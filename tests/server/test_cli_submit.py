@@ -74,6 +74,13 @@ def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: s
     assert archive.attributes.dataset.name == {"-": "stdin"}.get(name, "table")
 
 
+def test_it_repeats_what_the_server_warns_of(start: Start, file: Path) -> None:
+    """Warnings about prompts are on standard error, with the job's id still on standard output."""
+    result = run(start(FakeEngine(warnings=["1 of 3 instructions ('a'): BOS twice."])), file)
+    assert result.exit_code == 0, result.output
+    assert "warning: 1 of 3 instructions ('a'): BOS twice.\n" in result.stderr
+
+
 def test_it_submits_for_counts(start: Start, file: Path) -> None:
     """--granularity reaches the archive and the job."""
     running = start()

@@ -119,7 +119,7 @@ def is_plain(experts: Any) -> bool:
 class _Select:
     """Stands in for `select_experts` of a layer's router, and keeps the logits for `_Apply`.
 
-    A router may make a finite weight of a logit that is not: vLLM's kernels put 0 for NaN.
+    A router may give a finite weight for a logit that is not finite.
     """
 
     def __init__(self, select: Any) -> None:
