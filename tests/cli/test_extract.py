@@ -7,7 +7,6 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
