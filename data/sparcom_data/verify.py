@@ -42,6 +42,9 @@ def verify_archive(
         archive: the archive.
         tokenize: texts to token ids, as the archive's model does it; None leaves that comparison out.
         report: called with the share of the work that is done, 0 to 1.
+
+    Raises:
+        ArchiveError, StorageError: the archive was removed or replaced meanwhile; see `Archive.require_same`.
     """
     checks = [_check_format(archive)]
     if not checks[0].passed:
@@ -53,7 +56,9 @@ def verify_archive(
         checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
     if archive.knows_origins:
         checks.append(check_origins(archive))
-    return [*checks, *check_values(archive, report)]
+    checks += check_values(archive, report)
+    archive.require_same()  # over HTTP reads look only every few seconds
+    return checks
 
 
 @dataclass(frozen=True, slots=True)

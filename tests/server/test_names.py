@@ -26,6 +26,7 @@ from sparcom_data.archive import open_archive
 from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError
 from sparcom_data.storage import partial_name
 from sparcom_data.testing import write_random_archive
+from sparcom_data.verify import verify_archive
 from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
@@ -384,8 +385,9 @@ def test_a_reader_of_an_address_does_not_mix_two_archives(start: Start, monkeypa
     np.testing.assert_array_equal(open_archive(address).instructions.state, [1] * 3)
 
 
-def test_an_analysis_of_an_address_is_of_one_archive(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["analyze", "verify"])
+def test_a_command_over_an_address_is_of_one_archive(
+    command: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another archive takes the name after the last look of the passes: an error, and no results."""
     monkeypatch.setattr("sparcom_data.archive.REMOTE_CHECK_SECONDS", 1e9)
@@ -393,15 +395,20 @@ def test_an_analysis_of_an_address_is_of_one_archive(
     write_random_archive(running.archives / "m.zarr")
     write_random_archive(tmp_path / "other.zarr")  # of the same shape: every chunk is there
 
-    def replace(done: int, total: int) -> None:
+    def replace(*_: float) -> None:
         if (tmp_path / "other.zarr").exists():
             assert running.http.delete("/v1/archives/m").status_code == 204
             (tmp_path / "other.zarr").rename(running.archives / "m.zarr")
 
-    address = f"{running.url}/v1/archives/m/zarr"
+    address, results = f"{running.url}/v1/archives/m/zarr", tmp_path / "results"
+    run = {
+        "verify": lambda: verify_archive(open_archive(address), None, replace),
+        "analyze": lambda: analyze(address, results, epsilon=0.5, resamples=0, permutations=0, progress=replace),
+    }[command]
     with pytest.raises(DamagedArchiveError, match="another archive took the place"):
-        analyze(address, tmp_path / "results", epsilon=0.5, resamples=0, permutations=0, progress=replace)
-    assert not (tmp_path / "results" / "metrics.json").exists()
+        run()
+    assert not (tmp_path / "other.zarr").exists()
+    assert not (results / "metrics.json").exists()
 
 
 def run_delete(running: Any, *arguments: str, answer: str = "") -> Result:
