@@ -30,7 +30,7 @@ def dom(url: str, profile: Path) -> str:
 
 def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -> None:
     """What users gave is shown as text, never as markup; failures, numbers and snippets are there."""
-    running = start(FakeEngine("<i>odd</i>", max_prompt_tokens=3))
+    running = start(FakeEngine("<i>odd</i>", max_prompt_tokens=3, warnings=["BOS twice: <s>"]))
     batch = [{"id": "<img src=x>", "text": "a b c d"}, {"id": "ok", "text": "a"}]
     job = running.post(instructions=batch, archive="shown", dataset={"name": "<script>x</script>"}).json()
     running.wait(job["id"])
@@ -38,6 +38,7 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
     assert "&lt;i&gt;odd&lt;/i&gt;" in page
     assert "<i>odd" not in page
     assert "data set &lt;script&gt;x&lt;/script&gt;" in page
+    assert "Warning: BOS twice: &lt;s&gt;" in page
     assert "&lt;img src=x&gt;: the prompt may have 3 tokens" in page
     assert page.count("1 of 2 instructions complete, 1 failed") == 2, "of the job and of its archive"
     assert page.count(">incomplete</span>") == 2
