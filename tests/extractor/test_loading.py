@@ -15,9 +15,7 @@ import pytest
 
 from sparcom_data.errors import UnsupportedModelError
 
-FAMILIES = (
-    "llama", "qwen2", "gemma", "qwen2-moe", "qwen3-moe", "mixtral", "olmoe", "deepseek-v2", "phi3", "olmo2"
-)  # fmt: skip
+FAMILIES = ("llama", "qwen2", "qwen2-moe", "mixtral", "deepseek-v2", "phi3", "olmo2")
 MADE_HERE = {"phi3": "Phi3Config", "olmo2": "Olmo2Config"}  # fused on disk; run by vLLM's Transformers backend
 
 
