@@ -321,7 +321,7 @@ def test_the_model_says_the_same_with_and_without_capture(
     assert len({tuple(tokens) for tokens in said}) > 6, "the prompts must not all be answered alike"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma", "olmo2", "smollm3"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma", "olmo2", "smollm3"])
 def test_masks_agree_with_transformers(
     architecture: str,
     start_engine: Callable[..., Any],

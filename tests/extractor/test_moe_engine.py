@@ -24,6 +24,7 @@ FAMILIES = {  # dense layers, layers of experts, shared neurons
     "qwen2-moe": ([1], [0, 2], 176),
     "qwen3-moe": ([0, 2], [1], 0),
     "mixtral": ([], [0, 1, 2], 0),
+    "olmoe": ([], [0, 1, 2], 0),
     "deepseek-v2": ([0], [1, 2], 224),
     "deepseek-v3": ([0], [1, 2], 112),
     "llama4-text": ([0, 2], [1], 112),
