@@ -17,7 +17,7 @@ from zarr.storage import LocalStore
 
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.layout import plan_layout
+from sparcom_data.schema.layout import plan_layout
 from sparcom_data.testing import random_attributes
 
 COUNT = 1200

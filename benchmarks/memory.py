@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 from workload import many
 
-from sparcom_data.options import ExtractionOptions
+from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.settings import EngineSettings
 

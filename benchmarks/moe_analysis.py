@@ -21,8 +21,8 @@ import zarr
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.layout import plan_layout
-from sparcom_data.metadata import MoeInfo
+from sparcom_data.schema.layout import plan_layout
+from sparcom_data.schema.metadata import MoeInfo
 from sparcom_data.storage import DurableStore
 from sparcom_data.testing import random_attributes
 

@@ -18,7 +18,7 @@ from typing import Any
 from throughput import in_turn, ratios
 from workload import natural
 
-from sparcom_data.options import ExtractionOptions
+from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.prompts import load_tokenizer, make_prompts
 from sparcom_extractor.settings import EngineSettings
 

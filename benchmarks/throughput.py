@@ -21,7 +21,7 @@ import psutil
 import torch
 from workload import natural
 
-from sparcom_data.options import ExtractionOptions
+from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.prompts import load_tokenizer, make_prompts
 from sparcom_extractor.settings import EngineSettings

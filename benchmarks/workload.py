@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparcom_data.dataset.synthetic import synthetic_instructions
 from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 NATURAL = Path("../shared/hexainst-natural")
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.layout import choose_chunk_tokens, plan_layout
+from sparcom_data.schema.layout import choose_chunk_tokens, plan_layout
 from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.extraction import POLL_SECONDS

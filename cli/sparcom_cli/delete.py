@@ -14,8 +14,8 @@ def delete(name: str, server: str, yes: bool) -> None:
 
     The server refuses while an extraction that has not ended holds the archive.
     """
-    from sparcom_cli.client import Client
-    from sparcom_cli.counts import describe_counts
+    from sparcom_cli.shared.client import Client
+    from sparcom_cli.shared.counts import describe_counts
 
     with Client(server) as client:
         if not yes:

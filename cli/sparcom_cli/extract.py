@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sparcom_cli.options import (
+from sparcom_cli.shared.options import (
     EXTRACTION_OPTIONS,
     INPUT_HELP,
     engine_options,
@@ -26,8 +26,8 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     """Run instructions through a model and write the archive of its neurons."""
     from sparcom_data.create import require_new_name
     from sparcom_data.errors import InvalidInputError
-    from sparcom_data.instruction_files import default_dataset_name, read_instructions
-    from sparcom_extractor.model_files import check_model, lacks_chat_template
+    from sparcom_data.instructions.files import default_dataset_name, read_instructions
+    from sparcom_extractor.launch.model_files import check_model, lacks_chat_template
     from sparcom_extractor.prompts import NO_TEMPLATE, check_formats
     from sparcom_extractor.settings import EngineSettings
 
@@ -39,7 +39,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     check_formats(instructions, extraction)
     if extraction.prompt_format == "chat" and lacks_chat_template(model):
         raise InvalidInputError([NO_TEMPLATE])
-    from sparcom_cli.extract_run import run_extraction  # imports torch, which takes seconds
+    from sparcom_cli.shared.extract_run import run_extraction  # imports torch, which takes seconds
 
     failed = run_extraction(settings, instructions, extraction, output, default_dataset_name(source))
     raise SystemExit(1 if failed else 0)

@@ -40,7 +40,7 @@ def selftest(
     Needs no network and no model: small ones with random weights are made on the spot. The exit status is 1 where a
     check fails; a speed below its goal is reported.
     """
-    from sparcom_extractor.selftest.run import SelftestSettings, run_selftest
+    from sparcom_verification.selftest.run import SelftestSettings, run_selftest
 
     if device == "cuda":
         _require_gpu()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.options import engine_options
+from sparcom_cli.shared.options import engine_options
 
 if TYPE_CHECKING:
     from sparcom_server.protocols import EngineStarter, ModelEngine
@@ -44,7 +44,7 @@ def _split(value: str) -> tuple[str, str]:
 
 def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
     """What loads one model; its settings are checked now, before anything starts."""
-    from sparcom_extractor.model_files import check_model
+    from sparcom_extractor.launch.model_files import check_model
     from sparcom_extractor.settings import EngineSettings
 
     settings = EngineSettings(model=path, name=name, **options)

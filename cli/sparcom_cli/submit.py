@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.counts import describe_counts
-from sparcom_cli.options import INPUT_HELP, extraction_options, make_extraction_options
+from sparcom_cli.shared.counts import describe_counts
+from sparcom_cli.shared.options import INPUT_HELP, extraction_options, make_extraction_options
 
 if TYPE_CHECKING:
-    from sparcom_cli.client import Client
+    from sparcom_cli.shared.client import Client
 
 
 @click.command()
@@ -38,7 +38,7 @@ def submit(
     Exit status 1 when the job, or with --wait any instruction of it, failed or was cancelled.
     """
     body = build_body(file, model, archive, dataset, options)
-    from sparcom_cli.client import Client
+    from sparcom_cli.shared.client import Client
 
     with Client(server) as client:
         job = client.submit(body)
@@ -57,7 +57,7 @@ def build_body(
     Raises:
         InvalidInputError: naming every problem.
     """
-    from sparcom_data.instruction_files import default_dataset_name, read_instructions
+    from sparcom_data.instructions.files import default_dataset_name, read_instructions
 
     instructions = [item.model_dump(mode="json", exclude_defaults=True) for item in read_instructions(file)]
     body: dict[str, Any] = {

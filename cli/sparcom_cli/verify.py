@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparcom_cli.threads import wait_asleep
-from sparcom_cli.waiting import waiting
+from sparcom_cli.shared.threads import wait_asleep
+from sparcom_cli.shared.waiting import waiting
 
 if TYPE_CHECKING:
     from sparcom_data.archive import Archive
@@ -91,11 +91,11 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from rich.console import Console
     from rich.progress import track
 
-    from sparcom_cli.verdicts import judge_counts, judge_masks
-    from sparcom_extractor.known_differences import note_known_differences
-    from sparcom_extractor.models.tiny import no_bars
-    from sparcom_extractor.reference import ReferenceModel, compare_with_reference, sample_indices
-    from sparcom_extractor.reference_counts import comparable_instructions, compare_counts_with_reference
+    from sparcom_cli.shared.verdicts import judge_counts, judge_masks
+    from sparcom_models.tiny.tiny import no_bars
+    from sparcom_verification.known_differences import note_known_differences
+    from sparcom_verification.reference.counts import comparable_instructions, compare_counts_with_reference
+    from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
 
     counted = archive.granularity == "count"
     indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
-from sparcom_data.beneath import NoLinkStore
 from sparcom_data.errors import (
     ArchiveError,
     ArchiveNotFoundError,
@@ -29,10 +28,11 @@ from sparcom_data.errors import (
     StorageError,
     UnsupportedArchiveError,
 )
-from sparcom_data.identity import ArchiveWatch, RemoteWatch, identity_of
-from sparcom_data.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
 from sparcom_data.raw_rows import raw_rows
 from sparcom_data.schema import SPECIAL_LENGTH, CapturedArray, State, captured_arrays, mask_bytes
+from sparcom_data.schema.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
+from sparcom_data.storage.beneath import NoLinkStore
+from sparcom_data.storage.identity import ArchiveWatch, RemoteWatch, identity_of
 
 REMOTE_CHECK_SECONDS = 5.0  # between two looks at zarr.json over HTTP
 

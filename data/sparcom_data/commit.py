@@ -20,10 +20,10 @@ import zarr
 from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
-from sparcom_data.identity import PinnedArchive
-from sparcom_data.metadata import parse_attributes
 from sparcom_data.schema import State
+from sparcom_data.schema.metadata import parse_attributes
 from sparcom_data.storage import FixedStore, storage_error
+from sparcom_data.storage.identity import PinnedArchive
 
 
 @dataclass(frozen=True, slots=True)

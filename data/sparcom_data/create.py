@@ -24,9 +24,6 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
-from sparcom_data.identity import PinnedArchive, PinnedFolder
-from sparcom_data.layout import Layout, choose_chunk_instructions, choose_chunk_tokens
-from sparcom_data.metadata import ArchiveAttributes, EngineInfo
 from sparcom_data.schema import (
     INSTRUCTION_ARRAYS,
     INSTRUCTION_CHUNK,
@@ -43,6 +40,8 @@ from sparcom_data.schema import (
     State,
     captured_arrays,
 )
+from sparcom_data.schema.layout import Layout, choose_chunk_instructions, choose_chunk_tokens
+from sparcom_data.schema.metadata import ArchiveAttributes, EngineInfo
 from sparcom_data.storage import (
     FOLDER_MODE,
     DurableStore,
@@ -52,6 +51,7 @@ from sparcom_data.storage import (
     storage_error,
     sync_path,
 )
+from sparcom_data.storage.identity import PinnedArchive, PinnedFolder
 
 
 @dataclass(frozen=True, slots=True)

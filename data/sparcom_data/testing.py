@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.layout import Layout, plan_layout
-from sparcom_data.metadata import (
+from sparcom_data.schema import Origin
+from sparcom_data.schema.layout import Layout, plan_layout
+from sparcom_data.schema.metadata import (
     ArchiveAttributes,
     CaptureInfo,
     EngineInfo,
@@ -23,7 +24,6 @@ from sparcom_data.metadata import (
     MoeInfo,
     Positions,
 )
-from sparcom_data.schema import Origin
 from sparcom_data.storage import DurableStore
 
 

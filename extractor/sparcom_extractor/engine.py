@@ -18,16 +18,16 @@ from typing import Any
 
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
-from sparcom_data.metadata import EngineInfo, ModelInfo, MoeInfo
-from sparcom_data.options import ExtractionOptions
-from sparcom_extractor.child import EngineNote, children_end_on_cancel, shield_children_from_interrupts
+from sparcom_data.schema.metadata import EngineInfo, ModelInfo, MoeInfo
+from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.extraction import Extraction, prepare_extraction
-from sparcom_extractor.model_files import check_model, read_json
-from sparcom_extractor.processor import attention_backend, expert_problem
+from sparcom_extractor.launch.bootstrap import EngineNote, children_end_on_cancel, shield_children_from_interrupts
+from sparcom_extractor.launch.model_files import check_model, read_json
+from sparcom_extractor.launch.processor import attention_backend, expert_problem
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.ranks import merge_descriptions
 from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.versions import check_vllm, installed_vllm
+from sparcom_extractor.vllm_surface.versions import check_vllm, installed_vllm
 from sparcom_extractor.worker import worker_class
 
 _log = logging.getLogger(__name__)

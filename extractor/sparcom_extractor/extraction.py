@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import EngineError, InvalidInputError, StorageError
-from sparcom_data.identity import PinnedArchive
 from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
-from sparcom_data.layout import Layout, plan_layout
-from sparcom_data.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, PromptInfo
-from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
+from sparcom_data.schema.layout import Layout, plan_layout
+from sparcom_data.schema.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, PromptInfo
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.origins import prompt_warnings
 from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids

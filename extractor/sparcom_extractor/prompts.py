@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
-from sparcom_data.metadata import PromptFormat
-from sparcom_data.options import ExtractionOptions
+from sparcom_data.schema.metadata import PromptFormat
+from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.origins import TemplateParts, chat_origin, raw_origin, unknown_origin
 
 # Tokenising takes up to 470 bytes of memory per token, so a text that cannot fit is found without tokenising all of it.

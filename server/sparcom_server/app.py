@@ -9,15 +9,15 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from sparcom_data.errors import SparcomError
-from sparcom_server.body_limit import BodyLimit
 from sparcom_server.errors import install_handlers
-from sparcom_server.openapi import add_request_schema
+from sparcom_server.http.body_limit import BodyLimit
+from sparcom_server.http.openapi import add_request_schema
+from sparcom_server.http.site_check import SiteCheck
 from sparcom_server.protocols import EngineStarter
 from sparcom_server.routes import archives, extractions, models, system
 from sparcom_server.schemas import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
-from sparcom_server.site_check import SiteCheck
 
 DESCRIPTION = "Which feed-forward neurons fire, at every token of thousands of instructions."
 

@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from sparcom_data.progress import Progress
-from sparcom_server.jobs import Job
+from sparcom_server.jobs.queue import Job
 from sparcom_server.schemas import JobState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from sparcom_data.instructions import Instruction
-from sparcom_data.metadata import EngineInfo, ModelInfo
-from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
+from sparcom_data.schema.metadata import EngineInfo, ModelInfo
+from sparcom_data.schema.options import ExtractionOptions
 
 
 class Extraction(Protocol):

@@ -21,8 +21,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from sparcom_data.errors import InvalidInputError, SparcomError
-from sparcom_server import connections
 from sparcom_server.app import create_app
+from sparcom_server.http import connections
 from sparcom_server.protocols import EngineStarter
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sparcom_data.instructions import Instruction
-from sparcom_data.metadata import ArchiveAttributes, EngineInfo, ModelInfo
-from sparcom_data.options import ExtractionOptions
-from sparcom_data.strict import StrictModel
+from sparcom_data.schema.metadata import ArchiveAttributes, EngineInfo, ModelInfo
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.schema.strict import StrictModel
 
 JobState = Literal["queued", "running", "complete", "failed", "cancelled"]
 ModelState = Literal["loading", "ready", "failed"]

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 from sparcom_data.errors import ArchiveExistsError, JobStateError, SparcomError
 from sparcom_data.instructions import check_batch
-from sparcom_server.archive_store import ArchiveStore
-from sparcom_server.events import EventStreams
-from sparcom_server.jobs import Job, JobQueue, JobSpec
+from sparcom_server.archives.store import ArchiveStore
+from sparcom_server.http.events import EventStreams
+from sparcom_server.jobs.queue import Job, JobQueue, JobSpec
 from sparcom_server.metrics import Metrics
 from sparcom_server.models import ModelRegistry
 from sparcom_server.protocols import EngineStarter

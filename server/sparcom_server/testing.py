@@ -17,12 +17,12 @@ import numpy as np
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.errors import SparcomError
-from sparcom_data.identity import PinnedArchive
 from sparcom_data.instructions import Instruction
-from sparcom_data.layout import Layout, plan_layout
-from sparcom_data.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
-from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
+from sparcom_data.schema.layout import Layout, plan_layout
+from sparcom_data.schema.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.storage.identity import PinnedArchive
 from sparcom_data.testing import count_masks, fill_array, random_attributes
 from sparcom_server.protocols import EngineStarter
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.layout import plan_layout
-from sparcom_data.metadata import Granularity, Positions
+from sparcom_data.schema.layout import plan_layout
+from sparcom_data.schema.metadata import Granularity, Positions
 from sparcom_data.storage import DurableStore
 from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_archive
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparcom_data.archive import open_archive
-from sparcom_data.instruction_files import read_instructions
+from sparcom_data.instructions.files import read_instructions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "instructions.jsonl"
@@ -19,7 +19,7 @@ EXAMPLE = ROOT / "examples" / "instructions.jsonl"
 @pytest.mark.engine
 def test_nothing_of_no_use_is_shown(tmp_path: Path) -> None:
     """The repository's example, piped in: three lines of ours, and none of vLLM's on Triton, Python or NUMA."""
-    from sparcom_extractor.models import make_tiny_model
+    from sparcom_models import make_tiny_model
 
     tokenizer = ROOT / "models" / "smollm2-135m-instruct"
     make_tiny_model("llama", tmp_path / "tiny", tokenizer=tokenizer)

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from sparcom_cli.model import model as model_command
-from sparcom_cli.model_steps import Steps
+from sparcom_cli.model.steps import Steps
 from sparcom_data.errors import InvalidInputError
-from sparcom_extractor.models import make_tiny_model
-from sparcom_extractor.models.testing import write_small_tokenizer
+from sparcom_models import make_tiny_model
+from sparcom_models.testing import write_small_tokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sparcom_cli.main import main
-from sparcom_extractor.selftest.process import Outcome
-from sparcom_extractor.selftest.results import Check, Measure
+from sparcom_verification.selftest.process import Outcome
+from sparcom_verification.selftest.results import Check, Measure
 
 GOOD = Check("bits", "one and the other", 100, 0)
 BAD = Check("bits", "one and the other", 100, 1)
@@ -62,7 +62,7 @@ def test_the_exit_status_is_that_of_the_checks(
             tell(row)
         return outcome
 
-    monkeypatch.setattr("sparcom_extractor.selftest.run.run_step", step)
+    monkeypatch.setattr("sparcom_verification.selftest.run.run_step", step)
     output = tmp_path / "report.json"
     assert run(monkeypatch, "--device", "cpu", "--only", "machine", "--output", output) == status
     said = capsys.readouterr().out

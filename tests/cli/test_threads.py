@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sparcom_cli.threads import wait_asleep
+from sparcom_cli.shared.threads import wait_asleep
 
 
 def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_it_is_said_before_torch_is_there(command: str) -> None:
     """OpenMP reads it once, when torch is loaded: each command says it first, and its module loads no torch."""
     module, *arguments = command.split()
     code = f"""
-import sys, sparcom_cli.threads as threads
+import sys, sparcom_cli.shared.threads as threads
 def note(): raise SystemExit("torch" in sys.modules and 9 or 5)
 threads.wait_asleep = note
 from sparcom_cli.{module} import {module} as command

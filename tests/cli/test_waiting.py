@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from sparcom_cli.model_steps import Steps
-from sparcom_cli.waiting import waiting
+from sparcom_cli.model.steps import Steps
+from sparcom_cli.shared.waiting import waiting
 
 
 def test_elsewhere_a_wait_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

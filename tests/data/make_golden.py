@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from sparcom_data.metadata import Granularity
+from sparcom_data.schema.metadata import Granularity
 from sparcom_data.storage import DurableStore
 from sparcom_data.testing import write_random_archive
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.dataset.synthetic import synthetic_instructions
 from sparcom_data.instructions import Instruction
-from sparcom_data.options import ExtractionOptions
 from sparcom_data.progress import Progress
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 MOST_ENGINES = 4  # a tiny one holds about 1.7 GiB and takes 15 to 25 s to start
 DEMO_MODEL = Path("models/smollm2-135m-instruct")
@@ -88,7 +88,7 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Callable[[str], Path]:
     """Folder of a tiny random model of an architecture, made once."""
-    from sparcom_extractor.models import make_tiny_model
+    from sparcom_models import make_tiny_model
 
     root = tmp_path_factory.mktemp("models")
 

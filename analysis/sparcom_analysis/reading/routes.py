@@ -18,7 +18,7 @@ from sparcom_analysis.reading.rows import RowSpans
 from sparcom_analysis.reading.walk import Part, parts
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
-from sparcom_data.metadata import MoeInfo
+from sparcom_data.schema.metadata import MoeInfo
 
 NO_EXPERT = 65_535  # fill value of router/expert
 

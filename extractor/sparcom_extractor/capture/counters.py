@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.buffer import CaptureBuffer
-from sparcom_extractor.capture.count_kernel import add_counts
-from sparcom_extractor.capture.counts import check_pieces, cut_pieces
-from sparcom_extractor.capture.device import DeviceOutbox
-from sparcom_extractor.capture.outbox import Deliver
+from sparcom_extractor.capture.ops.buffer import CaptureBuffer
+from sparcom_extractor.capture.ops.count_kernel import add_counts
+from sparcom_extractor.capture.ops.counts import check_pieces, cut_pieces
+from sparcom_extractor.capture.transfer.device import DeviceOutbox
+from sparcom_extractor.capture.transfer.outbox import Deliver
 
 SPARE_SLOTS = 16
 

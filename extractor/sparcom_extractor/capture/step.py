@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.buffer import check_writes
-from sparcom_extractor.capture.buffers import StepBuffers
 from sparcom_extractor.capture.nonfinite import NonfiniteRows
-from sparcom_extractor.capture.outbox import Arrays, Done, Outbox
+from sparcom_extractor.capture.ops.buffer import check_writes
+from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
+from sparcom_extractor.capture.transfer.outbox import Arrays, Done, Outbox
 from sparcom_extractor.writer.session import CaptureSession, CountedRows, Segment, Settlement, StepRows
 
 if TYPE_CHECKING:

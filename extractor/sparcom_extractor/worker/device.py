@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparcom_extractor.capture.buffers import StepBuffers
-from sparcom_extractor.capture.device import DeviceOutbox, Streams, letter_bytes
+from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.transfer.device import DeviceOutbox, Streams, letter_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
 RING_STEPS = 2  # one step leaves the device while the next is computed

@@ -17,7 +17,7 @@ import torch
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from sparcom_extractor.child import EngineNote
+from sparcom_extractor.launch.bootstrap import EngineNote
 from sparcom_extractor.worker.writes import WriteWatch
 
 LOAD_FORMAT = "sparcom"

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
-from sparcom_extractor.capture.buffer import check_writes
-from sparcom_extractor.capture.buffers import StepBuffers
-from sparcom_extractor.capture.describe import describe_found, refuse_model, widths_here
-from sparcom_extractor.capture.discover import Findings, find_captured
-from sparcom_extractor.capture.install import install_all
-from sparcom_extractor.capture.outbox import HostOutbox, Outbox
+from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
+from sparcom_extractor.capture.discovery.findings import Findings, find_captured
+from sparcom_extractor.capture.ops.buffer import check_writes
+from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.install import install_all
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.child import EngineNote
+from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
+from sparcom_extractor.launch.bootstrap import EngineNote
 from sparcom_extractor.writer.session import CaptureSession, Settlement
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import DamagedArchiveError
-from sparcom_data.identity import PinnedArchive
 from sparcom_data.storage import aligned_memory, make_folder, shown_path, write_durably
+from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.writer.encoding import Compressor, EncodingError, decode, encode
 
 ChunkType = Literal["uint8", "uint16", "float32", "uint32"]

@@ -17,9 +17,9 @@ from typing import Any, cast
 import zarr
 from numpy.typing import NDArray
 
-from sparcom_data.identity import PinnedArchive
-from sparcom_data.metadata import ArchiveAttributes, ModelInfo, parse_attributes
 from sparcom_data.schema import CapturedArray, captured_arrays
+from sparcom_data.schema.metadata import ArchiveAttributes, ModelInfo, parse_attributes
+from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.writer.chunks import ChunkTarget, ChunkType
 
 

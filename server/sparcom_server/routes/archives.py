@@ -7,8 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from sparcom_data.errors import ArchiveNotFoundError
-from sparcom_server.file_response import file_response
-from sparcom_server.reports import archive_report, archive_summary
+from sparcom_server.http.file_response import file_response
+from sparcom_server.jobs.reports import archive_report, archive_summary
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
 from sparcom_server.schemas import ERRORS, ArchivePage, ArchiveReport
 

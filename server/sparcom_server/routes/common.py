@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from sparcom_server.reports import Addresses
+from sparcom_server.jobs.reports import Addresses
 from sparcom_server.service import Service
 
 

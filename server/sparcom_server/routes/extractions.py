@@ -7,10 +7,10 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from sparcom_server import events
-from sparcom_server.openapi import request_schema
-from sparcom_server.reports import job_report
-from sparcom_server.request_body import parse_extraction, read_body
+from sparcom_server.http import events
+from sparcom_server.http.openapi import request_schema
+from sparcom_server.http.request_body import parse_extraction, read_body
+from sparcom_server.jobs.reports import job_report
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
 from sparcom_server.schemas import ERRORS, ExtractionRequest, JobPage, JobReport
 

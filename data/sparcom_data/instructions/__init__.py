@@ -1,0 +1,244 @@
+"""Instructions: one line of a file of JSON lines, one item of a REST batch. `instruction_files` reads other files.
+
+Three ways to say what the model reads: `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
+Validation reports every problem of a batch at once, each with the place, the field, the rule and the value.
+It does not know tokenizers or models: a prompt that is too long is found later, where the context length is known.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, FailFast, Field, ValidationError, model_validator
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.schema.strict import StrictModel
+
+MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
+MAX_METADATA_DEPTH = 100  # pydantic cannot write what is nested 255 deep
+
+
+def _encodable(value: str) -> str:
+    """JSON can spell half of a surrogate pair (\\ud800); archives are UTF-8, which cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise ValueError(
+            f"must be Unicode text; character {error.start + 1} is a lone surrogate, U+{code:X}"
+        ) from error
+    return value
+
+
+def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        level = [inner for outer in level for inner in _inner(outer)]
+    if level:
+        raise ValueError(f"metadata may be nested at most {MAX_METADATA_DEPTH} deep; this is deeper")
+    _encodable(json.dumps(value, ensure_ascii=False, default=str))
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    """The objects and lists directly inside one."""
+    values = value.values() if isinstance(value, dict) else value
+    return [inner for inner in values if isinstance(inner, dict | list)]
+
+
+UNICODE = AfterValidator(_encodable)
+Text = Annotated[str, UNICODE]
+_TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_encodable_metadata)]
+
+
+class Message(StrictModel):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(min_length=1), UNICODE]
+
+
+class Instruction(StrictModel):
+    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty.
+
+    `license`, `half` and `sha256` are what data sets say of their items; they are accepted and not stored in archives.
+    Anything else belongs under `metadata`: an unknown field is refused, since it may be a known one misspelt.
+    """
+
+    id: Annotated[str, Field(min_length=1, max_length=512), UNICODE]
+    text: Text | None = None
+    messages: Annotated[tuple[Message, ...] | None, FailFast()] = None
+    token_ids: Annotated[tuple[_TokenId, ...] | None, FailFast()] = None  # one of a million bad ids is named
+    category: Text = ""
+    source: Text = ""
+    metadata: Metadata | None = None
+    license: Text = ""
+    half: Text = ""
+    sha256: Text = ""
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Instruction:
+        given = [name for name in ("text", "messages", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"exactly one of text, messages and token_ids must be given; found {found}")
+        content = getattr(self, given[0])
+        if not content or (isinstance(content, str) and not content.strip()):
+            raise ValueError(f"{given[0]} must not be empty")
+        return self
+
+    @property
+    def readable(self) -> str:
+        """What a person would read: the text, or the turns of a conversation; empty for token ids."""
+        if self.messages is not None:
+            return "\n\n".join(message.content for message in self.messages)
+        return self.text or ""
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hexadecimal: the `sha256` of an instruction."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Names that other data sets give to what is `text` here.
+_NAMES_OF_TEXT = frozenset({"prompt", "instruction", "question", "content", "input", "query", "sentence", "user"})
+
+
+def suggest_field(name: str) -> str | None:
+    """Return the field of an instruction that the unknown field `name` probably means."""
+    if name.lower() in _NAMES_OF_TEXT:
+        return "text"
+    return next(iter(difflib.get_close_matches(name.lower(), Instruction.model_fields, n=1)), None)
+
+
+def describe_validation_error(error: ValidationError, where: str) -> list[str]:
+    """One sentence for each problem pydantic found: place, field, rule, and the value where it is short."""
+    lines = []
+    for item in error.errors(include_url=False):
+        field = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = _unknown_field(item["loc"])
+        value = repr(item.get("input"))
+        shown = f" (got {value})" if len(value) <= 60 and item["type"] != "value_error" else ""
+        lines.append(f"{where}{': ' + field if field else ''}: {message}{shown}")
+    return lines
+
+
+def _unknown_field(place: tuple[int | str, ...]) -> str:
+    """Describe a field that does not exist, in a line of a file or in one of the `instructions` of a request."""
+    of_instruction = len(place) == 1 or (len(place) == 3 and place[0] == "instructions")
+    meant = suggest_field(str(place[-1])) if of_instruction else None
+    if meant:
+        return f"unknown field; did you mean {meant!r}? Facts of your own go under metadata"
+    return "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"
+
+
+def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
+    """A sentence for each id that occurs more than once."""
+    return [
+        f"id must be unique within a batch: {id_!r} occurs {count} times"
+        for id_, count in Counter(ids).items()
+        if count > 1
+    ]
+
+
+def check_batch(instructions: Sequence[Instruction]) -> None:
+    """Rules that concern the batch as a whole.
+
+    Raises:
+        InvalidInputError: the batch is empty or two instructions share an id.
+    """
+    if not instructions:
+        raise InvalidInputError(["instructions must not be empty: give at least one instruction"])
+    if problems := duplicate_id_problems(instruction.id for instruction in instructions):
+        raise InvalidInputError(problems)
+
+
+def dataset_sha256(instructions: Iterable[Instruction]) -> str:
+    """SHA-256 over the canonical JSON lines of a batch: fields in order, defaults left out."""
+    digest = hashlib.sha256()
+    for instruction in instructions:
+        digest.update(instruction.model_dump_json(exclude_defaults=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file of instructions: the valid ones by their place ("in.jsonl, line 3"), and a sentence for each problem."""
+
+    instructions: dict[str, Instruction]
+    problems: list[str]
+
+    def require_all(self, name: str) -> list[Instruction]:
+        """Return the instructions of the file `name`.
+
+        Raises:
+            InvalidInputError: naming every problem, every id that occurs twice, or that there is no instruction.
+        """
+        instructions = list(self.instructions.values())
+        problems = [*self.problems, *duplicate_id_problems(instruction.id for instruction in instructions)]
+        if problems:
+            raise InvalidInputError(problems)
+        if not instructions:
+            raise InvalidInputError([f"{name} holds no instruction: give JSON lines, a JSON array or CSV"])
+        return instructions
+
+
+def validate_records(records: Iterable[tuple[str, Any]]) -> ReadFile:
+    """Validate the records of a file. A record is its place and its fields, or the ValueError that reading it gave."""
+    problems: list[str] = []
+    instructions: dict[str, Instruction] = {}
+    for where, record in records:
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            instructions[where] = Instruction.model_validate(record)
+        except ValidationError as error:
+            problems.extend(describe_validation_error(error, where))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+    return ReadFile(instructions, problems)
+
+
+def read_jsonl(path: Path) -> list[Instruction]:
+    """Read an instruction file of JSON lines; blank lines are skipped.
+
+    Raises:
+        InvalidInputError: naming every line and field that breaks a rule, or the file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return validate_records(json_lines(path.name, file)).require_all(str(path))
+    except OSError as error:
+        raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
+
+
+def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value, or the error, of each line that is not blank."""
+    for number, raw in enumerate(lines, start=1):
+        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if line.strip():
+            yield f"{name}, line {number}", parse_json(line)
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value, or a ValueError that says what is wrong."""
+    try:
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 text: byte {error.start + 1} of the line cannot be decoded")
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return ValueError(f"not JSON: {error.msg} at {line}column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return ValueError(f"JSON that cannot be read: {error}")

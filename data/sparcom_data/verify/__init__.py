@@ -1,0 +1,317 @@
+"""Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
+
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ origins ─▶ masks  ─▶ routes, where the model has a router
+    counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ origins ─▶ counts
+
+Only complete instructions are checked; `coverage` says how many those are.
+
+The last ones are in verify_values.py. Where counts are held no token id is kept, so of the text the length of its
+tokenisation alone can be compared. The instruction columns are held, values are read in blocks. It knows no model: the
+tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
+(sparcom_extractor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive, describe_states
+from sparcom_data.errors import ArchiveError
+from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
+from sparcom_data.verify.origins import check_origins
+from sparcom_data.verify.values import Check, check_values
+
+__all__ = ["Check", "Coverage", "Tokenize", "coverage", "verify_archive"]
+
+Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
+TEXTS_AT_ONCE = 1024
+
+
+def verify_archive(
+    archive: Archive, tokenize: Tokenize | None, report: Callable[[float], None] = lambda _: None
+) -> list[Check]:
+    """Run all checks.
+
+    Args:
+        archive: the archive.
+        tokenize: texts to token ids, as the archive's model does it; None leaves that comparison out.
+        report: called with the share of the work that is done, 0 to 1.
+
+    Raises:
+        ArchiveError, StorageError: the archive was removed or replaced meanwhile; see `Archive.require_same`.
+    """
+    checks = [_check_format(archive)]
+    if not checks[0].passed:
+        return checks  # nothing else can be trusted to run
+    checks.append(_check_states(archive))
+    counted = archive.granularity == "count"
+    checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
+    if tokenize is not None:
+        checks.append(_check_text_lengths(archive, tokenize) if counted else _check_text(archive, tokenize))
+    if archive.knows_origins:
+        checks.append(check_origins(archive))
+    checks += check_values(archive, report)
+    archive.require_same()  # over HTTP reads look only every few seconds
+    return checks
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of an archive there was to check: instructions by state, and whether its writer has finished it."""
+
+    complete: int
+    pending: int
+    failed: int
+    cancelled: int
+    open: bool
+
+    @property
+    def total(self) -> int:
+        """All instructions."""
+        return self.complete + self.pending + self.failed + self.cancelled
+
+    @property
+    def finished(self) -> bool:
+        """Whether something is complete and nothing is still to come."""
+        return bool(self.complete) and not self.pending and not self.open
+
+    def sentence(self) -> str:
+        """Say what was checked and what was not; empty where all instructions are complete and the archive is too."""
+        others = {"pending": self.pending, "failed": self.failed, "cancelled": self.cancelled}
+        rest = [f"{count:,} {state}" for state, count in others.items() if count]
+        if not self.complete:
+            first, *further = rest or ["0 complete"]
+            count, state = first.split()
+            shown = ", ".join([f"{count} of {self.total:,} instructions are {state}", *further])
+            return f"{shown}: nothing was checked"
+        if self.open and not self.pending:
+            rest.append("and the archive is still open")
+        if not rest:
+            return ""
+        shown = ", ".join([f"{self.complete:,} of {self.total:,} instructions are complete", *rest])
+        return f"{shown}; only what is complete was checked"
+
+
+def coverage(archive: Archive) -> Coverage:
+    """Return how much of an archive `verify_archive` checks."""
+    states = describe_states(archive.instructions.state)
+    return Coverage(**states, open=archive.attributes.state == "open")
+
+
+def _check_format(archive: Archive) -> Check:
+    """Every array of the format is there with its dtype, dimensions and sizes; the instruction columns can be read."""
+    check = Check("format")
+    specs = array_specs(archive.attributes.model, archive.granularity)
+    for spec in specs:
+        try:
+            array = archive.array(spec.name)
+        except ArchiveError as error:
+            check.findings.append(str(error))
+            continue
+        dtype = "string" if str(array.dtype).startswith("StringDType") else str(array.dtype)
+        if dtype != spec.dtype:
+            check.findings.append(f"{spec.name} must have dtype {spec.dtype}; it has {dtype}")
+        if tuple(getattr(array.metadata, "dimension_names", None) or ()) != spec.dimensions:
+            check.findings.append(f"{spec.name} must have dimensions {spec.dimensions}")
+    if check.passed:
+        check.findings.extend(_size_problems(archive))
+    if check.passed:
+        check.findings.extend(_column_problems(archive))
+    check.looked_at = f"{len(specs)} arrays, format {archive.attributes.format_version}"
+    return check
+
+
+def _size_problems(archive: Archive) -> Iterator[str]:
+    count = archive.array("instruction/id").shape[0]
+    counted = archive.granularity == "count"
+    for item in archive.captured:
+        yield from _captured_size_problems(archive, item, count if counted else archive.tokens)
+    if not counted and (positions := archive.array("token/position").shape[0]) != archive.tokens:
+        yield f"token/position must have {archive.tokens} entries; it has {positions}"
+    for spec in INSTRUCTION_ARRAYS:
+        if archive.array(spec.name).shape[0] != count:
+            yield f"{spec.name} must have {count} entries; it has {archive.array(spec.name).shape[0]}"
+
+
+def _captured_size_problems(archive: Archive, item: CapturedArray, rows: int) -> Iterator[str]:
+    array, expected = archive.array(item.name), (rows, *item.row)
+    if tuple(array.shape) != expected:
+        yield f"{item.name} must have shape {expected}; it has {tuple(array.shape)}"
+    if item.packed and array.attrs.get("size") != item.neurons:
+        yield f"{item.name} must carry size {item.neurons}; it carries {array.attrs.get('size')}"
+
+
+def _column_problems(archive: Archive) -> Iterator[str]:
+    for spec in INSTRUCTION_ARRAYS:
+        try:
+            archive.column(spec.name.removeprefix("instruction/"))
+        except ArchiveError as error:
+            yield str(error)
+
+
+def _check_states(archive: Archive) -> Check:
+    """States are known ones, rows of complete instructions lie within the axis, where there is one, and apart."""
+    check = Check("states")
+    table = archive.instructions
+    errors = archive.strings("error")
+    if len(set(table.id)) != len(table):
+        check.findings.append("instruction ids must be unique; some occur more than once")
+    if unknown := sorted(set(table.state.tolist()) - set(State)):
+        check.findings.append(f"states must be 0 to 3; found {unknown}")
+        return check
+    start, stop = table.token_start, table.token_start + table.token_length
+    order = table.complete[np.argsort(start[table.complete], kind="stable")]
+    tokens = int(stop.max(initial=0)) if archive.granularity == "count" else archive.tokens
+    for index in order[(stop[order] > tokens) | (start[order] < 0)]:
+        check.findings.append(f"instruction {table.id[index]!r}: its rows end past the token axis")
+    for before, after in pairwise(order):
+        if stop[before] > start[after]:
+            check.findings.append(f"instructions {table.id[before]!r} and {table.id[after]!r} share rows")
+    for index in np.flatnonzero(table.state == State.FAILED):
+        if not errors[index]:
+            check.findings.append(f"instruction {table.id[index]!r} failed without a reason")
+    pending = int((table.state == State.PENDING).sum())
+    if archive.attributes.state == "complete" and pending:
+        check.findings.append(f"a complete archive has no pending instruction; this one has {pending}")
+    states = ", ".join(f"{count} {name}" for name, count in describe_states(table.state).items() if count)
+    check.looked_at = f"{len(table)} instructions: {states}; archive {archive.attributes.state}"
+    return check
+
+
+def _check_tokens(archive: Archive) -> Check:
+    """Every row of a complete instruction was written, none is missing, and its positions run on."""
+    check = Check("rows")
+    table = archive.instructions
+    captured = archive.attributes.capture.positions
+    window = _TokenWindow(archive)
+    rows = 0
+    for index in table.complete:
+        start, length = int(table.token_start[index]), int(table.token_length[index])
+        try:
+            ids, positions = window.read(start, start + length)
+        except (ArchiveError, IndexError) as error:
+            check.findings.append(f"instruction {table.id[index]!r}: {error}")
+            continue
+        rows += length
+        check.findings.extend(_length_problems(archive, int(index)))
+        first = int(table.prompt_length[index]) if captured == "response" else 0
+        if (unwritten := np.flatnonzero(ids < 0)).size:
+            check.findings.append(
+                f"instruction {table.id[index]!r}: {len(unwritten)} of its {length} rows were never written, the first "
+                f"is token {first + unwritten[0]}"
+            )
+        if len(positions) != length:
+            check.findings.append(f"instruction {table.id[index]!r}: {len(positions)} of its {length} rows are there")
+        elif (wrong := np.flatnonzero(positions != first + np.arange(length))).size:
+            check.findings.append(
+                f"instruction {table.id[index]!r}: positions do not run from {first} on; that of token "
+                f"{first + wrong[0]} is {positions[wrong[0]]}"
+            )
+    check.looked_at = f"{rows:,} rows of {len(table.complete)} complete instructions"
+    return check
+
+
+def _length_problems(archive: Archive, index: int) -> Iterator[str]:
+    """Why an instruction cannot have as many rows as it says, from its prompt and what was reserved."""
+    table, capture = archive.instructions, archive.attributes.capture
+    length, prompt = int(table.token_length[index]), int(table.prompt_length[index])
+    least = 0 if capture.positions == "response" else prompt
+    if length < least or (capture.positions == "prompt" and length > prompt):
+        yield f"instruction {table.id[index]!r}: {length} rows cannot hold its {prompt} prompt tokens"
+    elif length > least + capture.max_tokens:
+        yield f"instruction {table.id[index]!r}: {length} rows are more than the {least + capture.max_tokens} reserved"
+
+
+def _check_lengths(archive: Archive) -> Check:
+    """Every complete instruction counted as many rows as it can have; which tokens they were is not kept."""
+    check = Check("rows")
+    complete = archive.instructions.complete
+    for index in complete:
+        check.findings.extend(_length_problems(archive, int(index)))
+    rows = int(archive.instructions.token_length[complete].sum(dtype=np.int64))
+    check.looked_at = f"{rows:,} rows counted of {len(complete)} complete instructions"
+    return check
+
+
+class _TokenWindow:
+    """Token rows read a window at a time, for readers that ask for one instruction after the other."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._start, self._stop = 0, 0
+        self._ids = self._positions = np.zeros(0, dtype=np.int32)
+
+    def read(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Token ids and positions of rows [start, stop)."""
+        if start == stop:  # no rows: their chunk need not exist
+            return self._ids[:0], self._positions[:0]
+        if not self._start <= start <= stop <= self._stop:
+            border = -(-stop // TOKEN_CHUNK) * TOKEN_CHUNK  # chunks past it need not exist either
+            self._start, self._stop = start, min(border, self._archive.tokens)
+            self._ids, self._positions = self._archive.read_tokens(self._start, self._stop)
+        rows = slice(start - self._start, stop - self._start)
+        return self._ids[rows], self._positions[rows]
+
+
+def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
+    """Captured token ids of prompts are the tokenisation of `text`."""
+    check = Check("token ids")
+    table = archive.instructions
+    if archive.attributes.capture.positions == "response":
+        check.looked_at = "no prompt rows in this archive"
+        return check
+    window = _TokenWindow(archive)
+    for index, expected in _tokenised(archive, tokenize, check):
+        start, length = int(table.token_start[index]), int(table.prompt_length[index])
+        try:
+            ids, _ = window.read(start, start + length)
+        except (ArchiveError, IndexError) as error:
+            check.findings.append(f"instruction {table.id[index]!r}: {error}")
+            continue
+        if difference := _first_difference(ids.tolist(), list(expected)):
+            check.findings.append(
+                f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text; "
+                f"{difference}"
+            )
+    return check
+
+
+def _first_difference(captured: list[int], expected: list[int]) -> str:
+    """Say where two lists of token ids differ first; empty where they do not."""
+    if captured == expected:
+        return ""
+    shorter = min(len(captured), len(expected))
+    token = next((at for at in range(shorter) if captured[at] != expected[at]), None)
+    if token is None:
+        return f"{len(captured)} tokens were captured and the text has {len(expected)}"
+    return f"token {token} is {captured[token]}, and {expected[token]} in the text"
+
+
+def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
+    """Prompts are as long as the tokenisation of `text`: what can still be compared where no token id is kept."""
+    check = Check("lengths")
+    table = archive.instructions
+    for index, expected in _tokenised(archive, tokenize, check):
+        if len(expected) != (length := int(table.prompt_length[index])):
+            check.findings.append(
+                f"instruction {table.id[index]!r}: its prompt has {length} tokens and its text {len(expected)}"
+            )
+    return check
+
+
+def _tokenised(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[tuple[int, Sequence[int]]]:
+    """Complete instructions that have a text, with its tokenisation; the check is told how many were looked at."""
+    texts, complete = archive.strings("text"), archive.instructions.complete
+    with_text = [int(index) for index in complete if texts[index]]
+    for first in range(0, len(with_text), TEXTS_AT_ONCE):
+        batch = with_text[first : first + TEXTS_AT_ONCE]
+        yield from zip(batch, tokenize([texts[index] for index in batch]), strict=True)
+    check.looked_at = f"{len(with_text)} texts tokenised again"
+    if left := len(complete) - len(with_text):
+        check.looked_at += f"; {left} instructions were given as token ids and have no text to compare"

@@ -1,0 +1,1 @@
+"""Measures agreement between annotators and settles disputes."""

@@ -1,0 +1,1 @@
+"""Forms for human annotators, and reading their answers."""

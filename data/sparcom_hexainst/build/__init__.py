@@ -1,0 +1,1 @@
+"""Builds HexaInst from its synthetic half and public sources."""

@@ -1,0 +1,84 @@
+"""Natural instructions from the Hugging Face hub: the files of each source, at the commit that is newest or asked for.
+
+Files are kept in the hub's own cache. Which commit was read is told, so that a later build can ask for the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from sparcom_data.errors import InvalidInputError, SparcomError
+from sparcom_data.hub import REACH_SECONDS, hub_endpoint, transport_errors, why_unreachable
+from sparcom_hexainst.build.local import Found
+from sparcom_hexainst.build.sources import SOURCES, Source
+from sparcom_hexainst.categories import CATEGORIES
+
+
+class HubError(SparcomError):
+    """The hub does not answer, or broke off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The sources of all categories, and the commit of each data set that they were read at."""
+
+    found: list[Found]
+    revisions: dict[str, str]
+
+
+def fetch_sources(revisions: Mapping[str, str] | None = None, endpoint: str | None = None) -> Fetched:
+    """Fetch every source that is not in the cache.
+
+    Args:
+        revisions: commit, branch or tag by name of the source; the newest commit for those not named.
+
+    Raises:
+        HubError: the hub cannot be reached; within five seconds.
+        InvalidInputError: a source is not on the hub (any more), or not at that revision: which, and what to do.
+    """
+    base = hub_endpoint(endpoint)
+    if problem := why_unreachable(f"{base}/api/datasets/{SOURCES[0].hub.dataset}", base):
+        raise HubError(problem)
+    fetched: dict[str, tuple[Path, ...]] = {}
+    commits: dict[str, str] = {}
+    problems: list[str] = []
+    unavailable: tuple[type[Exception], ...] = (ValueError, *transport_errors())
+    for source in SOURCES:
+        try:
+            commits[source.name], fetched[source.name] = _fetch(source, (revisions or {}).get(source.name), base)
+        except unavailable as error:
+            problems.append(_explain(source, error))
+    if problems:
+        raise InvalidInputError(problems)
+    by_category = {category: source for source in SOURCES for category in source.categories}
+    found = [Found(name, by_category[name], None, fetched[by_category[name].name]) for name in CATEGORIES]
+    return Fetched(found, commits)
+
+
+def _fetch(source: Source, revision: str | None, base: str) -> tuple[str, tuple[Path, ...]]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    place = source.hub
+    info: Any = HfApi(endpoint=base).dataset_info(place.dataset, revision=revision, timeout=REACH_SECONDS)
+    names = sorted(item.rfilename for item in info.siblings or [])
+    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in place.patterns)]
+    if not wanted:
+        raise ValueError(f"none of its files is named like {' or '.join(place.patterns[:3])}")
+    paths = [
+        hf_hub_download(place.dataset, name, repo_type="dataset", revision=info.sha, endpoint=base) for name in wanted
+    ]
+    return str(info.sha), tuple(Path(path) for path in paths)
+
+
+def _explain(source: Source, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"{', '.join(source.categories)}: {source.title} could not be had from the hub's data set "
+        f"{source.hub.dataset} ({reason}). Try again, or get it by other means into a folder "
+        f"(a file or folder whose name begins with {source.local[0]!r}) and give that with --natural; "
+        "--synthetic-only builds without the natural half"
+    )

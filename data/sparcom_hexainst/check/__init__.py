@@ -1,0 +1,1 @@
+"""Checks a set of instructions: duplicates, contamination, balance, language, spelling."""

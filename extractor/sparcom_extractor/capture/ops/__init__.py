@@ -1,0 +1,1 @@
+"""Custom ops and kernels that capture masks, routes and counts, with their CPU references."""

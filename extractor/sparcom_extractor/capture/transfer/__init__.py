@@ -1,0 +1,1 @@
+"""Asynchronous device-to-host copies."""

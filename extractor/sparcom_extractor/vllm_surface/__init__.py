@@ -1,0 +1,1 @@
+"""Everything that SPARCOM reads of vLLM, typed, in one place."""

@@ -1,0 +1,1 @@
+"""Puts models on disk without a model hub, or with one."""

@@ -1,0 +1,1 @@
+"""Makes tiny random models of every supported family, for tests."""

@@ -1,0 +1,1 @@
+"""Compares archives with Hugging Face transformers, and runs the self-test."""

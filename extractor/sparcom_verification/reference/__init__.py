@@ -1,0 +1,1 @@
+"""Computes masks, routes and counts with transformers and compares them with an archive."""

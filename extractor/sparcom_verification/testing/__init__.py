@@ -1,0 +1,1 @@
+"""Fakes for tests: a device with late streams, and a worker that uses it."""

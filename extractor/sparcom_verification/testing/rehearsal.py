@@ -1,0 +1,33 @@
+"""The GPU worker's way off its device, rehearsed on the CPU for tests: streams run late, the twin counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from sparcom_extractor.capture import counters
+from sparcom_extractor.capture.ops.counts import add_counts_twin
+from sparcom_extractor.worker.device import DeviceCaptureMixin
+from sparcom_verification.testing.fake_device import FakeDevice
+
+
+class LateWorker(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker beside a late device."""
+
+    _late: FakeDevice
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As on a device: what was enqueued before is done before this step computes."""
+        self._late.finish_step()
+        return super().execute_model(scheduler_output)
+
+
+class RehearsalWorker(DeviceCaptureMixin, LateWorker):
+    """vLLM's CPU worker, with a late device between the model and the writer."""
+
+    def _streams(self) -> FakeDevice:
+        counters.add_counts = add_counts_twin  # type: ignore[attr-defined]  # this process is the test's own
+        self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
+        self._late = FakeDevice()
+        return self._late

@@ -1,0 +1,1 @@
+"""HTTP plumbing: limits on bodies and connections, file responses, server-sent events."""

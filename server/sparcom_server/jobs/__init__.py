@@ -1,0 +1,1 @@
+"""Extraction jobs: the queue, reports and failures."""

@@ -1,0 +1,232 @@
+"""`sparcom dataset build`: what is written, what is refused, and what is said of either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_cli.main import main
+from sparcom_data.instructions import read_jsonl
+from sparcom_hexainst.build.synthetic import synthetic_files, synthetic_instructions
+from sparcom_hexainst.categories import CATEGORIES
+
+Run = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """`build(*arguments)`: exit status, output and errors, run within a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def build(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sparcom", "dataset", "build", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return build
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """A folder with twelve prepared instructions of each category."""
+    folder = tmp_path / "natural"
+    folder.mkdir()
+    for name in CATEGORIES:
+        lines = [
+            {"id": f"{name}-{n}", "text": f"Natural {name}{n} one{n} two{n}", "source": f"s:{n}", "license": "MIT"}
+            for n in range(12)
+        ]
+        (folder / f"{name.lower()}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def small_tokenizer(folder: Path) -> Path:
+    """One token a word."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra `dataset` is not installed")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_the_synthetic_half_is_written_byte_by_byte(build: Run) -> None:
+    """--synthetic-only writes the shipped files, one after the other, under the default name."""
+    status, said, err = build("--synthetic-only")
+    assert (status, err) == (0, "")
+    assert said == "Wrote hexainst.jsonl: 600 instructions in 6 categories, 600 synthetic\n"
+    assert Path("hexainst.jsonl").read_bytes() == b"".join(path.read_bytes() for path in synthetic_files())
+
+
+def test_what_is_skipped_is_the_rest(build: Run) -> None:
+    """--skip n goes on where the first n of each category end: together with those, each instruction once."""
+    for name, options in (("first", ("--per-category", 30)), ("rest", ("--skip", 30, "--per-category", 70))):
+        status, _, err = build("--synthetic-only", *options, "--output", name)
+        assert (status, err) == (0, "")
+    first, rest = ([item.id for item in read_jsonl(Path(name))] for name in ("first", "rest"))
+    assert (len(first), len(rest)) == (180, 420)
+    assert sorted(first + rest) == sorted(item.id for item in synthetic_instructions())
+    status, _, err = build("--synthetic-only", "--skip", 30, "--output", "more")
+    assert status == 1
+    assert "has 1 to 70 instructions a category after its first 30; got 100" in err
+    assert not Path("more").exists()
+
+
+def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Path) -> None:
+    """With a folder of sources both halves are there, every line with what it must say; a second build is the first."""
+    for name in ("a.jsonl", "b.jsonl"):
+        status, said, _ = build("--natural", prepared, "--per-category", 10, "--output", name)
+        assert status == 0
+        assert said == f"Wrote {name}: 120 instructions in 6 categories, 60 synthetic and 60 natural\n"
+    assert Path("a.jsonl").read_bytes() == Path("b.jsonl").read_bytes()
+    lines = [json.loads(line) for line in Path("a.jsonl").read_bytes().splitlines()]
+    assert len(lines) == 120
+    for line in lines:
+        assert all(line[field] for field in ("id", "category", "half", "source", "license"))
+        assert line["sha256"] == hashlib.sha256(line["text"].encode()).hexdigest()
+        assert (line.get("metadata") is not None) == (line["half"] == "synthetic")
+    counts = {(line["category"], line["half"]): 0 for line in lines}
+    for line in lines:
+        counts[line["category"], line["half"]] += 1
+    assert counts == {(name, half): 10 for name in CATEGORIES for half in ("synthetic", "natural")}
+
+
+def test_another_seed_draws_others(build: Run, prepared: Path) -> None:
+    """--seed changes what is drawn, and nothing of the synthetic half."""
+    for seed in (0, 1):
+        build("--natural", prepared, "--per-category", 6, "--seed", seed, "--output", f"{seed}.jsonl")
+    first, second = (read_jsonl(Path(f"{seed}.jsonl")) for seed in (0, 1))
+    assert first[:36] == second[:36] == synthetic_instructions(6)
+    assert first[36:] != second[36:]
+
+
+def test_the_same_again_is_nothing_to_do(build: Run) -> None:
+    """A file that holds the very same is left alone, and that is said."""
+    build("--synthetic-only", "--output", "a.jsonl")
+    before = Path("a.jsonl").stat().st_mtime_ns
+    status, said, _ = build("--synthetic-only", "--output", "a.jsonl")
+    assert status == 0
+    assert said.startswith("Nothing to do: the same is in a.jsonl: 600 instructions")
+    assert Path("a.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
+    """A file with other content is refused untouched; --overwrite replaces it."""
+    Path("a.jsonl").write_text("mine\n")
+    status, _, err = build("--synthetic-only", "--output", "a.jsonl")
+    assert status == 1
+    assert err == "error: a.jsonl holds something else already: choose another --output, or --overwrite\n"
+    assert Path("a.jsonl").read_text() == "mine\n"
+    status, said, _ = build("--synthetic-only", "--output", "a.jsonl", "--overwrite")
+    assert status == 0
+    assert said.startswith("Wrote a.jsonl")
+    assert len(read_jsonl(Path("a.jsonl"))) == 600
+
+
+def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
+    """A folder that lacks two sources: both are named with what to do, and nothing is written."""
+    (prepared / "qa.jsonl").unlink()
+    (prepared / "sum.jsonl").unlink()
+    status, _, err = build("--natural", prepared)
+    assert status == 1
+    first, second = err.splitlines()
+    assert first.startswith(f"error: QA: {prepared} has neither qa.jsonl (prepared instructions) nor TriviaQA")
+    assert second.startswith(f"SUM: {prepared} has neither sum.jsonl (prepared instructions) nor FLAN Collection")
+    assert all("Put it there, or leave --natural out" in line for line in (first, second))
+    assert not Path("hexainst.jsonl").exists()
+
+
+def test_too_few_are_told(build: Run, prepared: Path) -> None:
+    """Sources with fewer than a hundred are named; a smaller set is not made in silence."""
+    status, _, err = build("--natural", prepared)
+    assert status == 1
+    assert len(err.splitlines()) == 6
+    assert "100 natural instructions are needed; there are 12 in" in err
+    assert not Path("hexainst.jsonl").exists()
+
+
+def test_an_id_of_the_synthetic_half_is_refused(build: Run, prepared: Path) -> None:
+    """A prepared line with an id that the synthetic half has would make two items one."""
+    text = (prepared / "cls.jsonl").read_text().replace('"CLS-4"', '"cls-s-0004"')
+    (prepared / "cls.jsonl").write_text(text)
+    status, _, err = build("--natural", prepared, "--per-category", 12)
+    assert status == 1
+    assert "'cls-s-0004' occurs 2 times" in err
+    assert not Path("hexainst.jsonl").exists()
+
+
+def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
+    """The lengths of each rank agree, the share kept is said, and a smaller tolerance keeps fewer."""
+    small_tokenizer(tmp_path)
+    kept = {}
+    for tolerance in ("0", "0.05", "0.2"):
+        arguments = ("--match-length", "--tokenizer", tmp_path, "--length-tolerance", tolerance, "--output", tolerance)
+        status, said, _ = build("--synthetic-only", *arguments)
+        assert status == 0
+        items = read_jsonl(Path(tolerance))
+        counts = [sorted(len(item.readable.split()) for item in items if item.category == name) for name in CATEGORIES]
+        kept[tolerance] = len(counts[0])
+        assert said.startswith(f"{kept[tolerance]} of 100 a category kept, whose token counts")
+        for rank in zip(*counts, strict=True):
+            assert (max(rank) - min(rank)) / min(rank) <= float(tolerance)
+    assert 0 < kept["0"] < kept["0.05"] < kept["0.2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--match-length",), "name the model's folder with --tokenizer"),
+        (("--tokenizer", "x"), "belong to --match-length"),
+        (("--synthetic-only", "--natural", "x"), "give no --natural or --revision with it"),
+        (("--synthetic-only", "--revision", "flan=main"), "give no --natural or --revision with it"),
+        (("--natural", "x", "--revision", "flan=main"), "a folder given with --natural has none"),
+        (("--revision", "imagenet=main"), "got 'imagenet'"),
+        (("--revision", "flan"), "SOURCE=COMMIT"),
+        (("--length-tolerance", "1"), "--length-tolerance"),
+        (("--per-category", "0"), "--per-category"),
+        (("--skip", "20"), "give --synthetic-only with it"),
+        (("--synthetic-only", "--skip", "100"), "--skip"),
+    ],
+)
+def test_options_that_do_not_go_together_are_wrong_usage(
+    arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path
+) -> None:
+    """Status 2 with the rule, before anything is read or written."""
+    status, _, err = build(*arguments)
+    assert status == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--natural", "gone"), "gone is none. Name another"),
+        (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Name another"),
+    ],
+)
+def test_what_is_not_there_is_one_line(arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path) -> None:
+    """A missing folder or tokenizer: status 1, a sentence, no file."""
+    status, _, err = build(*arguments)
+    assert status == 1
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_every_option(build: Run) -> None:
+    """--help says where the natural half comes from by default, and names all options."""
+    status, said, _ = build("--help")
+    assert status == 0
+    for option in (
+        "--output", "--natural", "--synthetic-only", "--per-category", "--skip", "--seed", "--revision",
+        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face hub", "600 natural ones",
+    ):  # fmt: skip
+        assert option in " ".join(said.split())

@@ -1,0 +1,249 @@
+"""Building: the same bytes each time, every item with its source and hash, and a file that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError, StorageError
+from sparcom_data.instructions import Instruction, read_jsonl, text_sha256
+from sparcom_hexainst.build.build import Matching, NaturalHalf, as_lines, matched, natural_instructions, write_new
+from sparcom_hexainst.build.local import Found, find_sources
+from sparcom_hexainst.build.sources import SOURCES
+from sparcom_hexainst.categories import CATEGORIES
+
+FIELDS = {
+    "flan": "inputs",
+    "humaneval": "prompt",
+    "triviaqa": "question",
+    "alpaca": "instruction",
+    "math500": "problem",
+}
+TASKS = {"CLS": "sst2", "SUM": "xsum"}
+
+
+def asked(category: str, number: int) -> str:
+    """A text of the category that shares no four words with another."""
+    start = {"GEN": "Write about", "SUM": "Summarize:"}.get(category, "Answer this:")
+    return f"{start} {category}{number} a{number} b{number} c{number}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Local copies of the five sources, 12 records a category."""
+    place = tmp_path / "sources"
+    place.mkdir()
+    for source in SOURCES:
+        records = [
+            {FIELDS[source.name]: asked(category, number), "task": TASKS.get(category, "")}
+            for category in source.categories
+            for number in range(12)
+        ]
+        write(place / f"{source.name}.jsonl", records)
+    return place
+
+
+def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_every_item_says_where_it_comes_from(folder: Path) -> None:
+    """Ids by category and number, half, source, licence and the hash of the text, as many of each as asked for."""
+    items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
+    assert [item.id for item in items] == [f"{name.lower()}-n-{n:04}" for name in CATEGORIES for n in range(1, 11)]
+    by_category = {name: source.name for source in SOURCES for name in source.categories}
+    for item in items:
+        assert item.half == "natural"
+        assert item.source.split(":")[0] == by_category[item.category]
+        assert item.license
+        assert item.sha256 == text_sha256(item.readable)
+        assert item.metadata is None
+
+
+def test_lines_hold_what_was_built(folder: Path, tmp_path: Path) -> None:
+    """Written and read again every field is there, in the order of the published files, one JSON object a line."""
+    items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(items))
+    assert read_jsonl(tmp_path / "a.jsonl") == items
+    first = json.loads((tmp_path / "a.jsonl").read_bytes().splitlines()[0])
+    assert list(first) == ["id", "category", "half", "source", "license", "sha256", "text"]
+
+
+def test_no_field_of_an_instruction_is_left_out() -> None:
+    """Whatever an instruction holds is in its line: metadata, conversations, token ids, text in any script."""
+    items = [
+        Instruction(id="a", text="请\u2028Grüße\n\x00", category="QA", metadata={"revision": "r", "page": [1, None]}),
+        Instruction(id="b", token_ids=(1, 2), license="MIT"),
+        Instruction.model_validate({"id": "c", "messages": [{"role": "user", "content": "Hi"}], "half": "synthetic"}),
+    ]
+    lines = as_lines(items).split(b"\n")
+    assert lines.pop() == b""
+    assert [Instruction.model_validate_json(line) for line in lines] == items
+    assert "请" in as_lines(items).decode()
+
+
+def test_a_draw_is_repeated_and_a_seed_changes_it(folder: Path) -> None:
+    """The same sources and seed give the same bytes; another seed other items."""
+    builds = [as_lines(natural_instructions(NaturalHalf(find_sources(folder)), seed, [], 8)) for seed in (0, 0, 1)]
+    assert builds[0] == builds[1] != builds[2]
+
+
+def test_nothing_near_the_synthetic_half_is_drawn(folder: Path) -> None:
+    """A text that the synthetic half has much of is passed over."""
+    near = asked("QA", 3) + " and more"
+    items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[near], items=11)
+    assert asked("QA", 3) not in {item.text for item in items}
+
+
+def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
+    """Id, source, licence and metadata of a prepared line stand in the set, with the commit beside them if any; one
+    that repeats a text of the synthetic half is refused."""
+    lines = [{"id": f"m{n}", "text": asked("CLS", n), "source": f"here:{n}", "license": "MIT"} for n in range(9)]
+    write(folder / "cls.jsonl", [{**line, "metadata": {"page": n}} for n, line in enumerate(lines)])
+    half = NaturalHalf(find_sources(folder), {"flan": "f" * 40})
+    with pytest.raises(InvalidInputError, match=r"\(the synthetic half\): shares 100% .* with m2 \(here:2\)"):
+        natural_instructions(half, seed=0, apart=[asked("CLS", 2)], items=9)
+    items = natural_instructions(half, seed=0, apart=[], items=9)
+    assert [(item.id, item.source, item.license, item.metadata) for item in items[:9]] == [
+        (f"m{n}", f"here:{n}", "MIT", {"page": n, "revision": "f" * 40}) for n in range(9)
+    ]
+    assert items[-1].metadata == {"revision": "f" * 40}
+    assert items[10].metadata is None
+
+
+def test_a_prepared_text_may_stand_once(folder: Path) -> None:
+    """A draw passes a repeated text over; in a file that somebody chose it is told by id."""
+    lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
+    write(folder / "cls.jsonl", lines)
+    with pytest.raises(InvalidInputError, match=r"m8 .*the text of m7"):
+        natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
+
+
+def test_too_few_are_told_for_every_category(folder: Path) -> None:
+    """Each source that has too few is named with how many it has; nothing is filled up with fewer."""
+    write(folder / "qa.jsonl", [{"id": f"m{n}", "text": asked("QA", n)} for n in range(4)])
+    write(folder / "math500.jsonl", [{"problem": f"Find {asked('MATH', 0)} {n}"} for n in range(50)])
+    with pytest.raises(InvalidInputError) as caught:
+        natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=12)
+    qa, math = caught.value.problems
+    assert qa == f"QA: 12 natural instructions are needed; there are 4 in {folder / 'qa.jsonl'}. Add more"
+    assert math.startswith("MATH: 12 natural instructions are needed; there are 1 that suit and differ in 1 files of")
+
+
+def test_ids_that_two_prepared_files_share_are_told(folder: Path) -> None:
+    """Prepared files of two categories may not use one id."""
+    for name in ("qa", "gen"):
+        write(folder / f"{name}.jsonl", [{"id": f"m{n}", "text": asked(name.upper(), n)} for n in range(2)])
+    with pytest.raises(InvalidInputError, match="'m0' occurs 2 times"):
+        natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=2)
+
+
+def word_tokenizer(folder: Path) -> Path:
+    """A tokenizer of one token a word."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra `dataset` is not installed")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def of_lengths(category: str, *lengths: int) -> list[Instruction]:
+    return [
+        Instruction(id=f"{category}{number}", category=category, text=" ".join(["word"] * length))
+        for number, length in enumerate(lengths)
+    ]
+
+
+def test_a_length_matched_view_has_the_same_lengths_everywhere(tmp_path: Path) -> None:
+    """The items kept have the same token counts in all categories, in the order of the whole."""
+    lengths = {name: (4, 7 + rank, 4, 5) for rank, name in enumerate(CATEGORIES)}
+    items = [item for name, counts in lengths.items() for item in of_lengths(name, *counts)]
+    kept = matched(items, Matching(word_tokenizer(tmp_path)))
+    assert [item.id for item in kept] == [f"{name}{number}" for name in CATEGORIES for number in (0, 2, 3)]
+    wide = matched(items, Matching(tmp_path, tolerance=0.8))
+    assert wide == items
+
+
+def test_lengths_that_nothing_has_in_common_are_told(tmp_path: Path) -> None:
+    """A category whose lengths are all its own leaves nothing: an error with the remedy, no empty file."""
+    items = [item for name in CATEGORIES for item in of_lengths(name, 50 if name == "SUM" else 5)]
+    with pytest.raises(InvalidInputError, match="within 10% exists in all categories: give a larger tolerance"):
+        matched(items, Matching(word_tokenizer(tmp_path), 0.1))
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_file_is_written_once(tmp_path: Path) -> None:
+    """New content is written with its folders and readable for others; the same again is left alone, and said."""
+    path = tmp_path / "deep" / "er" / "a.jsonl"
+    assert write_new(path, b"one\n")
+    before = path.stat()
+    assert not write_new(path, b"one\n")
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert before.st_mode & 0o777 == 0o644
+    assert listing(path.parent) == {"a.jsonl": b"one\n"}
+
+
+def test_another_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+    """Other content, and a folder of that name, are refused and left as they are; overwriting has to be asked for."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"mine\n")
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl holds something else already: .*--overwrite"):
+        write_new(path, b"other\n")
+    assert listing(tmp_path) == {"a.jsonl": b"mine\n"}
+    assert write_new(path, b"other\n", overwrite=True)
+    assert listing(tmp_path) == {"a.jsonl": b"other\n"}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InvalidInputError, match="holds something else"):
+        write_new(tmp_path / "folder", b"x")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a write ends, and what is raised then."""
+
+    raised: type[BaseException]
+    seen: type[BaseException]
+
+
+@pytest.mark.parametrize(
+    "failure", [Failure(OSError, StorageError), Failure(KeyboardInterrupt, KeyboardInterrupt)], ids=["disk", "stop"]
+)
+@pytest.mark.parametrize("before", [None, b"mine\n"])
+def test_an_interrupted_write_leaves_what_was_there(
+    failure: Failure, before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or Ctrl-C in the middle leaves the old file, or none, and nothing beside it."""
+    if before is not None:
+        (tmp_path / "a.jsonl").write_bytes(before)
+
+    def fail(_: int) -> None:
+        raise failure.raised(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(failure.seen):
+        write_new(tmp_path / "a.jsonl", b"other\n" * 1000, overwrite=True)
+    assert listing(tmp_path) == ({} if before is None else {"a.jsonl": before})
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """A file where a folder should be is an error with path and reason."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/a\.jsonl could not be written .*(Not a directory|File exists)"):
+        write_new(tmp_path / "file" / "a.jsonl", b"x")
+
+
+def test_found_says_where_each_category_is_from(folder: Path) -> None:
+    """The six categories in their order, prepared files before sources."""
+    write(folder / "math.jsonl", [{"id": "m", "text": "1+1?"}])
+    found: list[Found] = find_sources(folder)
+    assert [item.category for item in found] == list(CATEGORIES)
+    assert [item.prepared is not None for item in found] == [name == "MATH" for name in CATEGORIES]

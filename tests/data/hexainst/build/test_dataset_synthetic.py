@@ -1,0 +1,205 @@
+"""The synthetic half as it is shipped keeps its own rules: balanced, varied, clean, the same for every reader.
+
+Set SPARCOM_NATURAL to a folder with the sources of the natural half, or with prepared files, to hold it against them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import Instruction, read_jsonl, text_sha256
+from sparcom_hexainst.build.lengths import count_tokens
+from sparcom_hexainst.build.local import find_sources
+from sparcom_hexainst.build.synthetic import synthetic_files, synthetic_instructions
+from sparcom_hexainst.categories import CATEGORIES, ITEMS
+from sparcom_hexainst.check.check import check_files
+from sparcom_hexainst.check.findings import Report
+from sparcom_hexainst.check.groups import opening
+from sparcom_hexainst.check.runs import LONG_RUN, RunIndex, word_runs, words
+
+ROOT = Path(__file__).parents[4]
+MODEL = Path("models/smollm2-135m-instruct")
+NATURAL = "SPARCOM_NATURAL"
+OPENINGS = 70
+# Quotation marks beyond ASCII, spaces that do not break and signs that are not seen.
+TYPOGRAPHY = re.compile("[\u2018-\u201f\u2032\u2033\u00ab\u00bb\u00a0\u202f\u200b-\u200f\ufeff]")
+
+
+@pytest.fixture(scope="module")
+def half() -> dict[str, list[Instruction]]:
+    """The synthetic half by category, in the files' order."""
+    return {name: read_jsonl(path) for name, path in zip(CATEGORIES, synthetic_files(), strict=True)}
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    pytest.importorskip("py3langid", reason="the extra `dataset` is not installed")
+    return check_files(synthetic_files())
+
+
+def test_the_check_finds_no_error(report: Report) -> None:
+    """Every rule is kept; the one warning that may be is of spelling, since names may look like slips."""
+    assert [finding for finding in report.findings if finding.rule != "spelling"] == []
+    assert report.skipped == []
+
+
+def test_what_the_spelling_checker_finds_are_names(report: Report) -> None:
+    """A word that is told as misspelt is a name: it begins with a capital."""
+    for finding in report.of("spelling"):
+        told = re.findall(r"(?:^|, )(\w+) \(", finding.message)
+        assert told, finding
+        assert all(word[0].isupper() for word in told), finding
+
+
+def test_every_category_has_a_hundred(half: dict[str, list[Instruction]]) -> None:
+    """600 in all, ids numbered within the category, in the files' order."""
+    assert {name: len(items) for name, items in half.items()} == dict.fromkeys(CATEGORIES, ITEMS)
+    for name, items in half.items():
+        assert [item.id for item in items] == [f"{name.lower()}-s-{n:04}" for n in range(1, ITEMS + 1)]
+
+
+def test_every_item_says_what_it_is(half: dict[str, list[Instruction]]) -> None:
+    """Category, half, source, an open licence and the hash of the text stand with each."""
+    for name, items in half.items():
+        for item in items:
+            assert (item.category, item.half, item.source, item.license) == (name, "synthetic", "hexainst", "CC0-1.0")
+            assert item.sha256 == text_sha256(item.readable), item.id
+
+
+def test_texts_are_plain(half: dict[str, list[Instruction]]) -> None:
+    """No white space at the ends, no carriage return or tab, ASCII quotation marks alone, nothing unseen."""
+    for item in (item for items in half.values() for item in items):
+        text = item.text or ""
+        assert text == text.strip(), item.id
+        assert not re.search(r"[\r\t\x00-\x08\x0b-\x1f\x7f]| \n", text), item.id
+        assert not TYPOGRAPHY.search(text), item.id
+
+
+def test_beginnings_differ(half: dict[str, list[Instruction]]) -> None:
+    """At least 70 different first three words in every category."""
+    for name, items in half.items():
+        assert len({opening(item.readable) for item in items}) >= OPENINGS, name
+
+
+def test_no_two_share_half_of_their_runs(half: dict[str, list[Instruction]]) -> None:
+    """Within and across categories, compared one by one: no pair shares half of the shorter one's 4-word runs."""
+    runs = [(item.id, word_runs(item.readable)) for items in half.values() for item in items]
+    for (first, mine), (second, other) in combinations(runs, 2):
+        assert 2 * len(mine & other) < min(len(mine), len(other)), (first, second)
+
+
+@pytest.fixture(scope="module", params=["words", "tokens"])
+def lengths(request: pytest.FixtureRequest, half: dict[str, list[Instruction]]) -> dict[str, list[int]]:
+    """Of each category the lengths in words, and in tokens of the demo model."""
+    texts = {name: [item.readable for item in items] for name, items in half.items()}
+    if request.param == "words":
+        return {name: [len(text.split()) for text in found] for name, found in texts.items()}
+    pytest.importorskip("tokenizers")
+    if not (MODEL / "tokenizer.json").exists():
+        pytest.skip("the demo model is not on disk: `make test` fetches it")
+    return {name: count_tokens(found, MODEL).tolist() for name, found in texts.items()}
+
+
+def test_length_does_not_give_the_category_away(lengths: dict[str, list[int]]) -> None:
+    """Medians lie within a factor of two, and every category has short ones and long ones."""
+    medians = [statistics.median(counts) for counts in lengths.values()]
+    assert max(medians) <= 2 * min(medians)
+    for name, counts in lengths.items():
+        assert max(counts) >= 8 * min(counts), name
+
+
+@pytest.mark.parametrize("first", [5, 10, 20, 50])
+def test_the_first_few_are_alike_in_every_category(first: int, lengths: dict[str, list[int]]) -> None:
+    """Who takes the first n gets short and long ones of each category alike, with about the median of all."""
+    medians = {name: statistics.median(counts[:first]) for name, counts in lengths.items()}
+    assert max(medians.values()) <= 2 * min(medians.values())
+    for name, counts in lengths.items():
+        assert max(counts[:first]) >= 4 * min(counts[:first]), name
+        assert 1 / 1.35 <= medians[name] / statistics.median(counts) <= 1.35, name
+
+
+def test_topics_are_the_same_in_every_category(half: dict[str, list[Instruction]]) -> None:
+    """25 topics, each four times in each category, so that a topic does not give the category away."""
+    topics = {name: Counter((item.metadata or {})["topic"] for item in items) for name, items in half.items()}
+    (one, *others) = topics.values()
+    assert len(one) == 25
+    assert set(one.values()) == {4}
+    assert all(other == one for other in others)
+
+
+def test_the_first_so_many_are_read() -> None:
+    """The first n of each category come in the order of the categories; more than there are is refused."""
+    items = synthetic_instructions(2)
+    assert [item.id for item in items] == [f"{name.lower()}-s-000{n}" for name in CATEGORIES for n in (1, 2)]
+    assert len(synthetic_instructions()) == 600
+    for wrong in (0, 101):
+        with pytest.raises(InvalidInputError, match=f"1 to 100 instructions a category; got {wrong}"):
+            synthetic_instructions(wrong)
+
+
+@pytest.fixture
+def natural() -> list[str]:
+    """Texts of the natural half's sources, where the environment says that they are at hand."""
+    folder = os.environ.get(NATURAL)
+    if not folder:
+        pytest.skip(f"no natural sources are at hand: {NATURAL} names a folder with them")
+    return [candidate.text for found in find_sources(Path(folder)) for candidate in found.candidates()]
+
+
+def test_nothing_is_copied_from_the_natural_sources(natural: list[str], half: dict[str, list[Instruction]]) -> None:
+    """No synthetic text is a near-duplicate of a natural one, and no 13 words in a row stand in both."""
+    index = RunIndex()
+    long_runs: set[tuple[str, ...]] = set()
+    for text in natural:
+        index.add(word_runs(text))
+        if len(words(text)) >= LONG_RUN:
+            long_runs |= word_runs(text, LONG_RUN)
+    assert long_runs
+    for item in (item for items in half.values() for item in items):
+        assert list(index.similar(word_runs(item.readable))) == [], item.id
+        assert not word_runs(item.readable, LONG_RUN) & long_runs, item.id
+
+
+def card() -> dict[str, Any]:
+    """The YAML at the head of the data card."""
+    yaml = pytest.importorskip("yaml")
+    _, head, _ = (ROOT / "data" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    loaded: dict[str, Any] = yaml.safe_load(head)
+    return loaded
+
+
+def test_hugging_face_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: dict[str, list[Instruction]]
+) -> None:
+    """`datasets` loads the folder by the card's own configurations, and each line is what our reader reads."""
+    datasets = pytest.importorskip("datasets", reason="it is of the development tools")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    loaded: list[dict[str, Any]] = []
+    for config in card()["configs"]:
+        splits = datasets.load_dataset(str(ROOT / "data"), config["config_name"], cache_dir=str(tmp_path))
+        loaded += [row for split in splits.values() for row in split]
+    assert [json.dumps(row) for row in loaded] == [
+        json.dumps({name: item.model_dump()[name] for name in row})
+        for row, item in zip(loaded, (item for items in half.values() for item in items), strict=True)
+    ]
+    assert set(loaded[0]) == {"id", "category", "half", "source", "license", "sha256", "metadata", "text"}
+
+
+def test_the_card_says_what_is_true() -> None:
+    """Licence, language and size of the card are those of the files."""
+    head = card()
+    assert head["license"] == "cc0-1.0"
+    assert head["language"] == ["en"]
+    assert head["size_categories"] == ["n<1K"]

@@ -1,0 +1,107 @@
+"""Slips, misspellings and foreign languages: what is told, and what looks like it and is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError, MissingExtraError
+from sparcom_hexainst.check.language import foreign
+from sparcom_hexainst.check.spelling import misspellings, slips
+
+pytest.importorskip("py3langid", reason="the extra `dataset` is not installed")
+
+SLIPS = {
+    "Put the the lid on.": "'the' twice in a row",
+    "Two  spaces stand here.": "two spaces within a sentence at character 4",
+    "A space , then a comma.": "a space before a comma or semicolon at character 7",
+    "A bell\x07 rings.": "a control character at character 7",
+    "It\u00e2\u20ac\u2122s wrong.": "a sign of text decoded wrongly at character 3",
+    "Lost \ufffd sign.": "a sign of text decoded wrongly at character 6",
+    " Begins late.": "white space at an end at character 1",
+    "Ends late.\n": "white space at an end at character 11",
+}
+NO_SLIPS = [
+    "She had had enough, and said that that was it.",
+    "Compute a a + b b for x x = 4.",
+    "Indent:\n    for word in words:\n        print(word)",
+    "One sentence.  Another one after two spaces.",
+    "The column\theading, 10 , 11 , 12",
+    "Café, naïve, Ångström, São Paulo: â is a letter.",
+]
+
+
+BREAKS = ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028", "\u2029"]
+FOREIGN = {
+    "fr": "Quelle est la capitale de la Norvège ?",
+    "de": "Warum geht der Teig auf, bevor das Brot gebacken wird?",
+    "es": "Escribe un poema corto sobre el mar en invierno.",
+    "zh": "请把这句话翻译成英文。",
+    "ru": "Напиши короткое письмо другу.",
+}
+NOT_FOREIGN = [
+    "def f(xs):\n    return [x ** 2 for x in xs if x % 2]",
+    "Solve 3x^2 - 5x + 2 = 0.",
+    "SELECT name FROM users WHERE id = 7;",
+    "Où?",
+    "ZIP 90210?",
+    "",
+    "Who wrote the long story called Die Verwandlung?",
+]
+
+
+@pytest.mark.parametrize("text", SLIPS)
+def test_a_slip_is_named_with_its_place(text: str) -> None:
+    """Each kind of slip is told with the character at which it stands."""
+    assert slips(text) == [SLIPS[text]]
+
+
+def test_a_slip_is_told_once_however_often_it_occurs() -> None:
+    """A line of 10,000 equal words is one finding, not 5,000."""
+    assert slips("word " * 10_000 + "end") == ["'word' twice in a row"]
+
+
+@pytest.mark.parametrize("text", NO_SLIPS)
+def test_what_looks_like_a_slip_is_none(text: str) -> None:
+    """Words that may stand twice, indentation, lists of numbers and accents are left alone."""
+    assert slips(text) == []
+
+
+def test_a_misspelling_is_given_to_its_own_text() -> None:
+    """Whatever breaks a line for some program, 10,000 words and a null do not shift the place of what follows."""
+    texts = [f"one{end}two{end}three" for end in BREAKS] + ["tide and rock " * 3334, "\x00", ""]
+    found = misspellings([*texts, "They recieve it.\r\nWe recieve teh rest.", "Nothing here.", "A mesage."])
+    last = len(texts)
+    assert found == {last: ["recieve (receive)", "recieve (receive)", "teh (the)"], last + 2: ["mesage (message)"]}
+
+
+def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> None:
+    """Code, names, British and American forms do not alarm."""
+    texts = [
+        "colour color harbour harbor organise organize",
+        "def recv_msg(buf): return buf[::-1]",
+        "Ljubljana Saoirse",
+    ]
+    assert misspellings(texts) == {}
+
+
+def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is missing or ends badly is an error with the remedy, never a text without findings."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/false")
+    with pytest.raises(MissingExtraError, match=r"typos failed .*install it anew"):
+        misspellings(["recieve"])
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(MissingExtraError, match=r"not installed: pip install .*\[dataset\]"):
+        misspellings(["recieve"])
+
+
+def test_a_foreign_language_is_told_by_its_code() -> None:
+    """A sentence in another language is found; formulae, code, names and fragments are not taken for one."""
+    texts = [*NOT_FOREIGN, *FOREIGN.values()]
+    assert foreign(texts) == dict(enumerate(FOREIGN, start=len(NOT_FOREIGN)))
+    assert foreign([FOREIGN["de"], "Why does the dough rise before the bread is baked?"], "de") == {1: "en"}
+
+
+def test_an_unknown_language_is_refused() -> None:
+    """A code that the identifier does not know is an error with the rule."""
+    with pytest.raises(InvalidInputError, match="'klingon' is not known"):
+        foreign([], "klingon")

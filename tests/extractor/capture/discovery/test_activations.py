@@ -1,0 +1,150 @@
+"""Every gated activation of vLLM is understood as it computes, or refused with the reason."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_extractor.capture.discovery.activations import GATED, SILU, GatedActivation, rule_of
+from sparcom_extractor.capture.ops.op import CaptureBuffer, CapturedActivation
+
+# vLLM's classes with arguments that matter, and what they must be understood as.
+CASES: dict[str, tuple[str, dict[str, Any], GatedActivation]] = {
+    "SiluAndMul": ("SiluAndMul", {}, SILU),
+    "MulAndSilu": ("MulAndSilu", {}, GatedActivation("silu", "second")),
+    "GeluAndMul": ("GeluAndMul", {}, GatedActivation("gelu")),
+    "GeluAndMul tanh": ("GeluAndMul", {"approximate": "tanh"}, GatedActivation("gelu_tanh")),
+    "FatreluAndMul": ("FatreluAndMul", {"threshold": 0.01}, GatedActivation("fatrelu", threshold=0.01)),
+    "FatreluAndMul below": ("FatreluAndMul", {"threshold": -0.5}, GatedActivation("fatrelu", threshold=-0.5)),
+    "SiluAndMulWithClamp": (
+        "SiluAndMulWithClamp",
+        {"swiglu_limit": 7.0, "alpha": 1.702, "beta": 1.0},
+        GatedActivation("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
+    ),
+    "SwigluOAIAndMul": (
+        "SwigluOAIAndMul",
+        {"alpha": 1.5, "limit": 6.0},
+        GatedActivation("swiglu_oai", "interleaved", limit=6.0, alpha=1.5, beta=1.0),
+    ),
+    "SwigluStepAndMul": ("SwigluStepAndMul", {"limit": 5.0}, GatedActivation("swiglu_step", limit=5.0)),
+    "SituAndMul": ("SituAndMul", {"beta": 2.0}, GatedActivation("situ", beta=2.0)),
+    "SituAndMul linear": (
+        "SituAndMul",
+        {"beta": 2.0, "linear_beta": 3.0},
+        GatedActivation("situ", beta=2.0, linear_beta=3.0),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def make() -> Iterator[Callable[[str, dict[str, Any]], torch.nn.Module]]:
+    """Makes vLLM's own activations, eager ones."""
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+            from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+            from vllm.model_executor.layers import activation
+
+            config = VllmConfig(compilation_config=CompilationConfig(mode=0, custom_ops=["none"]))
+            stack.enter_context(set_current_vllm_config(config))
+        yield lambda name, arguments: getattr(activation, name)(**arguments)
+
+
+def every_gate(dtype: torch.dtype) -> torch.Tensor:
+    """All finite numbers of 16 bits that are not so small that f is 0 in that type: (1, n)."""
+    gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    return gate[gate.isfinite() & ((gate == 0) | (gate.abs() > 1e-30))].to(dtype)[None]
+
+
+def joined(rule: GatedActivation, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """The fused projection that has these parts."""
+    gate_up = torch.empty((gate.shape[0], 2 * gate.shape[1]), dtype=gate.dtype)
+    for part, values in zip(rule.split(gate_up), (gate, up), strict=True):
+        part.copy_(values)
+    return gate_up
+
+
+def test_every_class_has_a_case() -> None:
+    """A class that is taken is tested below."""
+    assert {name for name, _, _ in CASES.values()} == GATED
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_active_is_what_vllm_makes_positive(
+    case: str, make: Callable[[str, dict[str, Any]], torch.nn.Module]
+) -> None:
+    """With up at 1 vLLM's own result is above 0 exactly where the rule calls the gate active, for every bfloat16;
+    and the op, whose masks are the same bits, returns vLLM's result."""
+    name, arguments, rule = CASES[case]
+    activation = make(name, arguments)
+    assert rule_of(activation) == rule
+    gate = every_gate(torch.bfloat16)
+    gate_up = joined(rule, gate, torch.ones_like(gate))
+    result = activation(gate_up)
+    active = gate.float() > rule.active_above
+    assert torch.equal(result > 0, active)
+
+    buffer = CaptureBuffer(1, 1, gate.shape[1], torch.device("cpu"))
+    assert torch.equal(CapturedActivation(activation, buffer.register(0))(gate_up), result)
+    bits = torch.from_numpy(buffer.rows(1)[0, 0])[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    assert torch.equal(bits.flatten()[: gate.shape[1]].bool(), active[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_threshold_is_compared_as_vllm_compares_it(
+    dtype: torch.dtype, make: Callable[[str, dict[str, Any]], torch.nn.Module]
+) -> None:
+    """A threshold between two numbers of 16 bits parts them; rounded to that type first it would not (one number)."""
+    activation = make("FatreluAndMul", {"threshold": 0.01})
+    gate = every_gate(dtype)
+    buffer = CaptureBuffer(1, 1, gate.shape[1], torch.device("cpu"))
+    result = CapturedActivation(activation, buffer.register(0))(joined(SILU, gate, torch.ones_like(gate)))
+    assert int((result > 0).sum()) == int(np.bitwise_count(buffer.rows(1)).sum())
+
+
+def class_named(name: str, **attributes: Any) -> torch.nn.Module:
+    return type(name, (torch.nn.Module,), attributes)()  # type: ignore[no-any-return]
+
+
+REFUSED: dict[str, tuple[torch.nn.Module, str]] = {
+    "sparse": (class_named("GeluAndMulSparse"), "its threshold is a statistic of the row"),
+    "limit": (class_named("SwigluStepAndMul", limit=0.0), r"swiglu_step only within limits: its limit must be above 0"),
+    "no limit": (class_named("SwigluStepAndMul", limit=math.nan), "its limit must be above 0; it is nan"),
+    "limit below 0": (
+        class_named("SiluAndMulWithClamp", swiglu_limit=-1.0, alpha=1.0, beta=0.0),
+        "its limit must be above 0; it is -1.0",
+    ),
+    "alpha": (class_named("SwigluOAIAndMul", alpha=math.inf, limit=7.0), "its alpha must be finite; it is inf"),
+    "beta": (class_named("SituAndMul", beta=0.0, linear_beta=None), "its beta must be finite, and above 0; it is 0.0"),
+    "linear beta": (class_named("SituAndMul", beta=1.0, linear_beta=-2.0), "its linear_beta must be finite and above"),
+    "threshold": (class_named("FatreluAndMul", threshold=math.nan), "its threshold must be finite; it is nan"),
+    "approximation": (class_named("GeluAndMul", approximate="quick"), "must be none or tanh; it is 'quick'"),
+    "attribute": (class_named("GeluAndMul"), "GeluAndMul cannot be captured: .* no attribute 'approximate'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_gates_sign_does_not_tell_is_refused(case: str) -> None:
+    """Parameters with which f(gate) > 0 is not the sign of the gate, or that are not there, are refused by name."""
+    module, reason = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        rule_of(module)
+
+
+def test_all_problems_are_said_at_once() -> None:
+    """Two parameters out of bounds are both in the message."""
+    with pytest.raises(ValueError, match=r"limit must be above 0; it is -1; its alpha must be finite; it is nan"):
+        GatedActivation("swiglu_clamp", limit=-1, alpha=math.nan)
+
+
+def test_other_modules_are_none() -> None:
+    """What is no gated activation has no rule."""
+    assert rule_of(torch.nn.SiLU()) is None

@@ -1,0 +1,315 @@
+"""Layers of experts are found by vLLM's runner, and what cannot be captured of them is refused with the remedy."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
+from sparcom_extractor.capture.discovery.findings import Findings, find_captured
+from sparcom_extractor.capture.discovery.moe import RUNNER
+from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
+from sparcom_extractor.capture.ops.experts import ExpertSlots, in_falling_weight, install_experts, shown_experts
+from sparcom_extractor.worker.mixin import too_much_to_count
+from sparcom_extractor.writer.targets import ArrayPart
+
+CPU = torch.device("cpu")
+
+
+class Linear(nn.Module):
+    """A linear layer as vLLM's look from outside; `parts` is the number of tensor-parallel ranks."""
+
+    def __init__(self, inputs: int, outputs: int, parts: int = 1) -> None:
+        super().__init__()
+        self.input_size, self.output_size = inputs, outputs
+        self.input_size_per_partition = inputs // parts
+
+
+class SiluAndMul(nn.Module):
+    """Known by its name."""
+
+
+class FFN(nn.Module):
+    """Gate and up, fused, beside down; shared experts may have a gate of their own."""
+
+    def __init__(self, hidden: int, neurons: int, *, parts: int = 1, gate: bool = False) -> None:
+        super().__init__()
+        self.gate_up_proj = Linear(hidden, 2 * neurons)
+        self.down_proj = Linear(neurons, hidden, parts)
+        if gate:
+            self.expert_gate = Linear(hidden, 1)
+        self.act_fn = SiluAndMul()
+
+
+class TritonExperts:
+    """Known by its name."""
+
+    def __init__(self, **config: Any) -> None:
+        self.quant_config = SimpleNamespace(**({"block_shape": None} | config))
+        self.applied: list[dict[str, Any]] = []
+
+    def apply(self, **arguments: Any) -> str:
+        self.applied.append(arguments)
+        return "output"
+
+    def activation(self, activation: Any, output: Any, input: Any) -> None:  # noqa: A002
+        """Vllm's own."""
+
+
+def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
+    """A runner of eight experts of 48 neurons, two chosen."""
+    values: dict[str, Any] = {
+        "experts": 8, "choices": 2, "neurons": 48, "ranks": 1, "ep": False, "dp": 1, "sequence": False,
+        "activation": "silu", "scale": 1.0, "eplb": None, "fused": 0, "router": "FusedTopKRouter",
+        "kernel": TritonExperts(),
+    } | changed  # fmt: skip
+    runner = type(RUNNER, (nn.Module,), {})()
+    parallel = SimpleNamespace(use_ep=values["ep"], dp_size=values["dp"])
+    runner.moe_config = SimpleNamespace(
+        num_experts=values["experts"],
+        experts_per_token=values["choices"],
+        intermediate_size_per_partition_unpadded=values["neurons"] // values["ranks"],
+        tp_size=values["ranks"],
+        moe_parallel_config=parallel,
+        is_sequence_parallel=values["sequence"],
+    )
+    facts = {"eplb_state": values["eplb"], "num_fused_shared_experts": values["fused"]}
+    runner.router = type(values["router"], (), facts | {"select_experts": lambda *_, **__: "chosen"})()
+    runner.activation = SimpleNamespace(value=values["activation"])
+    runner.routed_scaling_factor = values["scale"]
+    runner.layer_name = "a layer"
+    runner.shared_experts = None if shared is None else SimpleNamespace(_layer=shared)
+    kernel = values["kernel"] and SimpleNamespace(fused_experts=values["kernel"])
+    runner.routed_experts = SimpleNamespace(quant_method=SimpleNamespace(moe_kernel=kernel))
+    return runner
+
+
+def mixture(shared: FFN | None = None, **changed: Any) -> nn.Module:
+    """A decoder layer's FFN that is a mixture of experts."""
+    block = nn.Module()
+    if shared is not None:
+        block.shared_expert = shared
+    block.experts = runner_of(shared, **changed)
+    return block
+
+
+def model_of(*ffns: nn.Module) -> nn.Module:
+    model = nn.Module()
+    model.layers = nn.ModuleList()
+    for ffn in ffns:
+        layer = nn.Module()
+        layer.mlp = ffn
+        model.layers.append(layer)
+    return model
+
+
+def found_in(*ffns: nn.Module) -> Findings:
+    return find_captured(model_of(*ffns), len(ffns))
+
+
+def test_dense_routed_and_shared_experts_are_told_apart() -> None:
+    """An FFN within a layer of experts is its shared experts; in a layer of its own it is dense."""
+    found = found_in(FFN(16, 40), mixture(FFN(16, 24, gate=True)), FFN(16, 40), mixture(FFN(16, 24, gate=True)))
+    assert [ffn.layer_id for ffn in found.dense] == [0, 2]
+    assert [layer.layer_id for layer in found.moe] == [1, 3]
+    assert [ffn.name for ffn in found.shared] == ["layers.1.mlp.shared_expert", "layers.3.mlp.shared_expert"]
+    assert describe_found(found) == {
+        "layer_ids": [0, 2],
+        "neurons": 40,
+        "activation": "silu",
+        "moe": {"layer_ids": [1, 3], "experts": 8, "experts_per_token": 2, "neurons": 48, "shared_neurons": 24},
+    }
+    assert widths_here(found) == Widths(2, 40, 2, 2, 48, 24, (0, 2), (1, 3))
+    assert [str(name) for name in widths_here(found).columns()] == [
+        "layer 0", "layer 2", "layer 1 (router)", "layer 3 (router)", "layer 1 (experts)", "layer 3 (experts)",
+        "layer 1 (shared experts)", "layer 3 (shared experts)",
+    ]  # fmt: skip
+
+
+def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
+    """Width 0, no layer: nothing is made up for components that a model does not have."""
+    found = found_in(mixture(), mixture())
+    described = describe_found(found)
+    assert (described["layer_ids"], described["neurons"], described["moe"]["shared_neurons"]) == ([], 0, 0)
+    assert set(StepBuffers(4, widths_here(found), CPU).arrays()) == {
+        "router/expert",
+        "router/weight",
+        "expert_neuron/active",
+    }
+
+
+def test_a_shared_expert_as_wide_as_the_model_is_understood() -> None:
+    """The gate of a shared expert takes the model's width; it is not mistaken for the down projection."""
+    assert found_in(mixture(FFN(24, 24, gate=True))).shared[0].neurons == 24
+
+
+def beside() -> nn.Module:
+    block = mixture()
+    block.residual = FFN(16, 24)
+    return block
+
+
+def two_shared() -> nn.Module:
+    both = nn.Module()
+    both.one, both.two = FFN(16, 24), FFN(16, 24)
+    block = nn.Module()
+    block.shared, block.experts = both, runner_of(both)
+    return block
+
+
+def unknown() -> nn.Module:
+    block = nn.Module()
+    block.experts = type("Other", (type(RUNNER, (nn.Module,), {}),), {})()
+    return block
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "expert parallelism": (lambda: mixture(ep=True), "no enable_expert_parallel"),
+    "data parallelism": (lambda: mixture(dp=2), "data_parallel_size=1"),
+    "sequence parallelism": (lambda: mixture(sequence=True), "sequence parallelism"),
+    "balanced experts": (lambda: mixture(eplb=object()), "without enable_eplb"),
+    "shared among the routed": (lambda: mixture(fused=1), "runs its shared experts as further routed ones"),
+    "experts without neurons": (lambda: mixture(router="ZeroExpertRouter"), "experts without neurons"),
+    "another activation": (lambda: mixture(activation="swigluoai"), "gate by silu, gelu, gelu_tanh; .* 'swigluoai'"),
+    "another number": (lambda: mixture(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
+    "another k": (lambda: mixture(choices=3), "alike in activation, number, choices and widths"),
+    "another width": (lambda: mixture(neurons=56), "differ"),
+    "shared experts in one layer": (lambda: mixture(FFN(16, 24)), "differ"),
+    "an FFN beside the experts": (beside, "several in layers 1"),
+    "two in the shared experts": (two_shared, "shared experts are one gated FFN; .* hold 2"),
+    "an unknown runner": (unknown, r"a mixture of experts of another kind \(.*moe_config"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_captured_is_refused(case: str) -> None:
+    """A second layer that differs, or whose rows or experts are not the step's own, is refused with the remedy."""
+    make, reason = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        found_in(mixture(), make())
+
+
+KERNELS: dict[str, tuple[Any, str]] = {
+    "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "run by TrtLlmBf16Experts, .* moe_backend 'triton'"),
+    "no kernel": (None, "run by SimpleNamespace, which shows no neurons"),
+    "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantised in blocks"),
+    "another instruction set": (
+        type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
+        "dtype 'float32'",
+    ),
+    "another library": (
+        type("CPUUnquantizedExperts", (), {"isa": "vec", "_use_zentorch": True})(),
+        "shows no neurons",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KERNELS)
+def test_a_kernel_that_hides_the_neurons_is_refused(case: str) -> None:
+    """The message names the kernel and the setting that helps; zeros never stand in for data."""
+    kernel, reason = KERNELS[case]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        shown_experts(found_in(mixture(kernel=kernel)).moe[0])
+
+
+def test_the_class_that_vllm_builds_its_mixtures_from_has_the_name_that_we_look_for() -> None:
+    """And what is read of it exists in the installed version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+        from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts as Real
+        from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    from sparcom_extractor.capture.ops import experts
+
+    assert MoERunner.__name__ == RUNNER
+    assert {"shared_experts", "activation"} <= set(dir(MoERunner))
+    assert {"num_experts", "experts_per_token", "intermediate_size_per_partition_unpadded"} <= set(
+        FusedMoEConfig.__dataclass_fields__
+    )
+    assert (Real.__name__, CPUUnquantizedExperts.__name__) == (experts.TRITON, experts.NATIVE)
+    assert CPUUnquantizedExperts.isa == experts.NATIVE_VECTOR
+    assert list(inspect.signature(FusedMoERouter.select_experts).parameters)[1:3] == ["hidden_states", "router_logits"]
+
+
+def test_routes_are_those_that_the_experts_get() -> None:
+    """Ids and weights are taken as the kernel is given them, the weights with the factor of all routed experts; the
+    kernel gets the same, and its answer goes on."""
+    layer = found_in(mixture(scale=2.5)).moe[0]
+    kernel = layer.runner.routed_experts.quant_method.moe_kernel.fused_experts
+    buffers = StepBuffers(8, Widths(moe_layers=1, choices=2, expert_neurons=48), CPU)
+    assert buffers.routes is not None
+    assert buffers.experts is not None
+    install_experts(layer, ExpertSlots(0, buffers.routes, buffers.experts))
+    ids, weights = torch.tensor([[5, 2], [0, 7]]), torch.tensor([[0.7, 0.3], [0.5, 0.25]])
+    logits = torch.zeros(2, 8)
+    logits[1, 4] = torch.nan  # of an expert that is not chosen
+    assert layer.runner.router.select_experts(hidden_states=None, router_logits=logits) == "chosen"
+    assert kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None) == "output"
+    assert kernel.applied[0]["topk_ids"] is ids
+    assert buffers.routes.experts[:2, 0].tolist() == ids.tolist()
+    torch.testing.assert_close(buffers.routes.weights[:2, 0], weights * 2.5)
+    assert buffers.routes.experts[2:].numpy().min() == 65_535, "rows that no step wrote"
+    assert buffers.routes.flags.flatten().tolist()[:3] == [0, 1, 0]
+    buffers.clear()
+    kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None)
+    assert not buffers.flags.any(), "logits are looked at once"
+
+
+def test_choices_without_an_order_are_put_in_falling_weight() -> None:
+    """vLLM's router for CPUs lists its choices in no order; ids go with their weights."""
+    ids, weights = in_falling_weight(torch.tensor([[3, 1, 2], [9, 8, 7]]), torch.tensor([[0.1, 0.7, 0.2], [3.0, 2, 1]]))
+    assert ids.tolist() == [[1, 2, 3], [9, 8, 7]]
+    torch.testing.assert_close(weights, torch.tensor([[0.7, 0.2, 0.1], [3.0, 2, 1]]))
+
+
+def config_of(ranks: int = 1, device: str = "cuda", *, eager: bool = False) -> Any:
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=ranks),
+        device_config=SimpleNamespace(device_type=device),
+        model_config=SimpleNamespace(enforce_eager=eager),
+    )
+
+
+def test_ranks_must_share_every_width_on_byte_borders() -> None:
+    """Dense, shared and routed widths alike: the first that does not split is named, with the rule."""
+    refuse_model(config_of(2), found_in(FFN(16, 32, parts=2), mixture(FFN(16, 48, parts=2), neurons=64, ranks=2)))
+    for model in (
+        [FFN(16, 40, parts=2), mixture(FFN(16, 48, parts=2), neurons=64, ranks=2)],
+        [FFN(16, 32, parts=2), mixture(FFN(16, 24, parts=2), neurons=64, ranks=2)],
+        [FFN(16, 32, parts=2), mixture(FFN(16, 48, parts=2), neurons=56, ranks=2)],
+    ):
+        with pytest.raises(UnsupportedModelError, match=r"8 × ranks; .* has (40|24|56) neurons for 2 ranks"):
+            refuse_model(config_of(2), found_in(*model))
+
+
+def test_an_ffn_that_every_rank_holds_whole_is_refused() -> None:
+    """A replicated FFN has no slices to write; the message does not speak of bytes."""
+    with pytest.raises(UnsupportedModelError, match="has 32 neurons and this rank of 2 has 32"):
+        refuse_model(config_of(2), found_in(FFN(16, 32)))
+
+
+def test_counting_that_would_fill_the_memory_is_refused() -> None:
+    """The message says what it would take and what to lower; what fits is let in."""
+    part = ArrayPart("expert_neuron/count", None, (24, 60, 1408))  # type: ignore[arg-type]
+    assert too_much_to_count([part], 4) is None
+    assert "lower max_num_seqs" in str(too_much_to_count([part], 10**7))
+
+
+def test_compiled_experts_of_a_cpu_are_refused() -> None:
+    """There the compiler looks into them; dense models and GPUs are not concerned."""
+    with pytest.raises(UnsupportedModelError, match="enforce_eager, which is the default there"):
+        refuse_model(config_of(device="cpu"), found_in(mixture()))
+    refuse_model(config_of(device="cpu", eager=True), found_in(mixture()))
+    refuse_model(config_of(device="cpu"), found_in(FFN(16, 40)))
+    refuse_model(config_of(), found_in(mixture()))

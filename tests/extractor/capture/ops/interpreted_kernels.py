@@ -1,0 +1,282 @@
+"""Random cases of the capture kernels under Triton's interpreter, held against their twins bit for bit.
+
+    TRITON_INTERPRET=1 python interpreted_kernels.py CASES SEED
+
+A program of its own: Triton decides at import whether it interprets, and other tests in the process need it not to.
+The interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9), so
+that those functions are handed in: transcendentals in float64, rounded once; bfloat16 as integers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle
+
+from sparcom_extractor.capture.discovery.activations import GatedActivation, Kind
+from sparcom_extractor.capture.ops.count_kernel import add_counts
+from sparcom_extractor.capture.ops.counts import add_counts_twin, check_pieces, cut_pieces
+from sparcom_extractor.capture.ops.kernels import FUSED, Functions, Rounding, gated_activation
+from sparcom_extractor.capture.ops.reference import (
+    gated_product,
+    nonfinite_rows,
+    nonfinite_rows_torch,
+    pack_signs_torch,
+)
+from sparcom_extractor.capture.ops.route_kernel import store_routes
+from sparcom_extractor.capture.ops.routes import RouteBuffer
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
+ROWS = (0, 1, 1, 2, 3, 6)
+
+
+def through_float64(function: Any) -> Any:
+    """A function of an interpreted block, which holds its numbers as a NumPy array."""
+
+    def interpreted(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            data = np.asarray(function(x.handle.data.astype(np.float64))).astype(np.float32)
+        return tl.core.tensor(TensorHandle(data, tl.float32), x.type)
+
+    return interpreted
+
+
+@triton.jit
+def narrow(x, kind: tl.constexpr):  # type: ignore[no-untyped-def]
+    """float32 to the nearest bfloat16, ties to even; the interpreter does float16 right itself."""
+    result = x.to(tl.float16)
+    if kind == tl.float32:
+        result = x
+    if kind == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        result = tl.where(x != x, 0x7FC0, nearest).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return result
+
+
+@triton.jit
+def widen(x):  # type: ignore[no-untyped-def]
+    """bfloat16 to float32 by its bits."""
+    result = x
+    if x.dtype == tl.bfloat16:
+        result = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return result.to(tl.float32)
+
+
+INTERPRETED = Functions(
+    exp=through_float64(np.exp),
+    erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
+    tanh=through_float64(np.tanh),
+    narrow=narrow,
+    widen=widen,
+)
+
+
+def random_rule(draw: random.Random) -> tuple[GatedActivation, Rounding | None]:
+    """A rule of any kind and layout, and a rounding that the kernel has for it."""
+    rounding: Rounding | None = draw.choice(["kernel", "compiled", None])
+    kinds: list[Kind] = sorted(FUSED[rounding or "kernel"])
+    kind = draw.choice(kinds)
+    place = draw.choice(["first", "first", "second", "interleaved"])
+    number = draw.choice([7.0, 0.3, 1.702])
+    match kind:
+        case "fatrelu":
+            return GatedActivation(kind, place, threshold=draw.choice([0.0, 0.01, 1.0, -0.5])), rounding
+        case "situ":
+            return GatedActivation(kind, place, beta=number, linear_beta=draw.choice([None, 4.0, 0.3])), rounding
+        case "swiglu_oai":
+            return GatedActivation(kind, place, limit=number, alpha=1.702, beta=1.0), rounding
+        case "swiglu_clamp":
+            alpha, beta = draw.choice([(1.0, 0.0), (1.702, 1.0)])
+            return GatedActivation(kind, place, limit=number, alpha=alpha, beta=beta), rounding
+        case _:
+            return GatedActivation(kind, place), rounding
+
+
+def random_input(draw: random.Random, dtype: torch.dtype, rows: int, neurons: int) -> torch.Tensor:
+    """(rows, 2·neurons) of any bits of the type or of usual size, contiguous or a view with strides."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    shape = (rows, 2 * neurons)
+    if draw.random() < 0.4:  # any bits: NaN of any payload, infinities, subnormals, both zeros
+        integer = torch.int32 if dtype == torch.float32 else torch.int16
+        info = torch.iinfo(integer)
+        tensor = torch.randint(info.min, info.max, shape, generator=generator, dtype=integer).view(dtype)
+    else:
+        tensor = (torch.randn(shape, generator=generator) * draw.choice([0.01, 1.0, 5.0, 40.0])).to(dtype)
+        odd = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, -1e-40, 6e-8, -6e-8]).to(dtype)
+        where = torch.rand(shape, generator=generator) < 0.1
+        tensor[where] = odd[torch.randint(len(odd), (int(where.sum()),), generator=generator)]
+    match draw.choice(["contiguous", "rows of a wider tensor", "every other column", "transposed"]):
+        case "rows of a wider tensor":
+            return torch.nn.functional.pad(tensor, (3, 2))[:, 3 : 3 + 2 * neurons]
+        case "every other column":
+            return tensor.repeat_interleave(2, dim=1)[:, ::2]
+        case "transposed":
+            return tensor.t().contiguous().t()
+    return tensor
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal bit for bit, but that any NaN is any other."""
+    integer = torch.int32 if one.dtype == torch.float32 else torch.int16
+    equal = (one.view(integer) == other.view(integer)) | (one.isnan() & other.isnan())
+    return bool(equal.all()) and one.shape == other.shape
+
+
+def first_difference(rule: GatedActivation, gate_up: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> str:
+    """The gate, the up value and both results where they first differ."""
+    row, column = ((one != other) & ~(one.isnan() & other.isnan())).nonzero()[0].tolist()
+    gate, up = rule.split(gate_up)
+    return f"{gate[row, column]} · {up[row, column]}: {one[row, column]} against {other[row, column]}"
+
+
+def check_activation(draw: random.Random) -> str:
+    """One random case; returns what it was."""
+    rule, rounding = random_rule(draw)
+    dtype, rows, neurons = draw.choice(DTYPES), draw.choice(ROWS), draw.choice(WIDTHS)
+    gate_up = random_input(draw, dtype, rows, neurons)
+    layers, layer, choices = 3, draw.randrange(3), draw.choice([None, None, 1, 2, 3, 4, 6])
+    before = draw.randrange(256)
+    shape = (rows + 2, layers, *([] if choices is None else [choices]), -(-neurons // 8))
+    masks = torch.full(shape, before, dtype=torch.uint8)
+    writes = torch.tensor([4, 5, 6])
+    flags = torch.zeros((rows + 2, layers), dtype=torch.uint8)
+    out = None if rounding is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
+    case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, {choices} choices"
+
+    result = gated_activation(gate_up, torch.tensor(layer), masks, writes, flags, rule, rounding, INTERPRETED, out)
+
+    expected = torch.full_like(masks, before)
+    for row, packed in enumerate(pack_signs_torch(rule.split(gate_up)[0], rule.active_above)):
+        if choices is None:
+            expected[row, layer] = packed
+        else:
+            expected[row // choices, layer, row % choices] = packed
+    assert torch.equal(masks, expected), f"masks differ: {case}"
+    write = (1 << 32) + rows // (choices or 1)
+    assert writes.tolist() == [start + write * (layer == at) for at, start in enumerate((4, 5, 6))], case
+    wrong = torch.zeros_like(flags)
+    wrong[np.flatnonzero(nonfinite_rows_torch(rule.gate(gate_up))) // (choices or 1), layer] = 1
+    assert torch.equal(flags, wrong), f"flags differ: {case}"
+    assert np.array_equal(nonfinite_rows(rule.gate(gate_up)), nonfinite_rows_torch(rule.gate(gate_up)).numpy()), case
+    if rounding is None:
+        assert result is None
+    else:
+        assert result is not None
+        assert result.is_contiguous()
+        assert out is None or result is out
+        expected = gated_product(gate_up, rule, rounding)
+        assert same_bits(result, expected), (
+            f"product differs: {case}, at {first_difference(rule, gate_up, result, expected)}"
+        )
+    return f"{rule.kind} {rounding} {dtype}"
+
+
+def random_ids(draw: random.Random, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Experts as routers and kernels number them: of 64 or 65,535, in 32 or 64 bits; -1 where there is none."""
+    ids = torch.randint(0, draw.choice([64, 65535]), shape, generator=generator)
+    dtype = draw.choice([torch.int32, torch.int64, torch.uint32])
+    if dtype != torch.uint32:
+        ids[torch.rand(shape, generator=generator) < 0.1] = -1
+    return ids.to(dtype)
+
+
+def strided(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, contiguous or a view with strides."""
+    match draw.choice(["contiguous", "columns of a wider tensor", "every other column", "transposed"]):
+        case "columns of a wider tensor":
+            return torch.cat([tensor, tensor, tensor], dim=1)[:, tensor.shape[1] : 2 * tensor.shape[1]]
+        case "every other column":
+            return torch.stack([tensor, tensor], dim=2).flatten(1)[:, ::2]
+        case "transposed":
+            return tensor.t().contiguous().t()
+    return tensor
+
+
+def check_routes(draw: random.Random) -> str:
+    """One random case of stored routes: ids and weights of any type and layout, weights of any bits; what it was."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    rows, choices, layers, layer = (
+        draw.choice([0, 1, 2, 7, 64, 131]),
+        draw.choice([1, 2, 4, 6, 8]),
+        3,
+        draw.randrange(3),
+    )
+    dtype, scale = draw.choice(DTYPES), draw.choice([1.0, 1.0, 1.5, 2.827, 16.0])
+    ids = strided(draw, random_ids(draw, (rows, choices), generator))
+    weights = strided(draw, random_input(draw, dtype, rows, choices)[:, :choices])
+    logits = draw.choice([None, strided(draw, random_input(draw, draw.choice(DTYPES), rows, draw.choice([4, 33])))])
+    found, twin = (RouteBuffer(rows + 2, layers, choices, torch.tensor([4, 5, 6])) for _ in range(2))
+    case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {choices}), times {scale}"
+
+    store_routes(layer, ids, weights, scale, found.experts, found.weights, found.writes, found.flags, logits, widen)
+
+    twin.store(layer, ids, weights, scale, logits)
+    wrong = ~torch.isfinite(weights.float() * scale).all(dim=1)
+    if logits is not None:
+        wrong |= ~torch.isfinite(logits).all(dim=1)
+    assert found.flags[:rows, layer].tolist() == wrong.int().tolist(), f"flags are wrong: {case}"
+    assert torch.equal(found.flags, twin.flags), f"flags differ: {case}"
+    assert torch.equal(found.experts.view(torch.int16), twin.experts.view(torch.int16)), f"experts differ: {case}"
+    assert same_bits(found.weights, twin.weights), f"weights differ: {case}"
+    assert torch.equal(found.writes, twin.writes), f"writes differ: {case}"
+    expected = [[number % 65536 for number in row] for row in ids.tolist()]
+    assert found.experts[:rows, layer].tolist() == expected, f"experts are wrong: {case}"
+    return f"routes {ids.dtype} {dtype}"
+
+
+def check_counts(draw: random.Random) -> None:
+    """One random case of counting: runs of rows, some of one slot, some long, in masks of any bits."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    rows, layers, neurons, slots = draw.choice([1, 9, 130, 300]), draw.choice([1, 2]), draw.choice(WIDTHS), 3
+    masks = torch.randint(0, 256, (rows, layers, -(-neurons // 8)), generator=generator, dtype=torch.uint8)
+    if draw.random() < 0.3:
+        masks.fill_(255)  # the most that counters must hold
+    border = sorted(draw.randrange(rows + 1) for _ in range(3))
+    length = np.diff([0, *border, rows])
+    slot = np.array([draw.randrange(slots) for _ in length])
+    pieces = cut_pieces(np.array([0, *border]), length, slot)
+    check_pieces(pieces, rows, slots)
+    found = torch.randint(0, 1000, (slots, layers, neurons), generator=generator, dtype=torch.int32)
+    expected = found.clone()
+
+    add_counts(masks, torch.from_numpy(pieces), found)
+
+    add_counts_twin(masks, torch.from_numpy(pieces), expected)
+    assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {pieces.tolist()}"
+
+
+def check_full_piece() -> None:
+    """The longest piece, all ones: one more than a counter of 8 bits holds."""
+    counts = torch.zeros((1, 1, 9), dtype=torch.int32)
+    pieces = cut_pieces(np.array([0]), np.array([256]), np.array([0]))
+    add_counts(torch.full((256, 1, 2), 255, dtype=torch.uint8), torch.from_numpy(pieces), counts)
+    assert counts.tolist() == [[[256] * 9]], f"counts of a full piece: {counts.tolist()}"
+
+
+def main(cases: int, seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311  (tests, no secrets)
+    with np.errstate(all="ignore"):
+        seen = {check_activation(draw) for _ in range(cases)}
+        for _ in range(cases // 20):
+            check_counts(draw)
+        routes = {check_routes(draw) for _ in range(cases // 10)}
+    check_full_piece()
+    assert len(routes) > 5 or cases < 1000, f"cases must reach all types: {routes}"
+    agreed = f"{cases} cases agree, {cases // 20} of counts and {cases // 10} of routes"
+    print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, rounding and type")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,268 @@
+"""vLLM's own Triton experts, run on the CPU: routes and masks are those of a plain loop over tokens and choices.
+
+The class is that of the installed vLLM, with all it does around its kernels; the kernels themselves, which need a GPU,
+are spelt out in torch: rows sorted by expert, blocks, padding and all. It can also be run with the classes of another
+version: put its sources first on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.schema import NO_EXPERT
+from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
+from sparcom_extractor.capture.discovery.moe import MoeLayer
+from sparcom_extractor.capture.ops import experts as capture_experts
+from sparcom_extractor.capture.ops.buffer import WRITE
+from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
+from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts, is_plain
+from sparcom_extractor.capture.ops.reference import gated_product, nonfinite_rows, pack_signs_torch
+
+EXPERTS, CHOICES, HIDDEN, NEURONS, LAYERS = 7, 3, 16, 48, 2
+BLOCK = 4  # rows of a block of one expert
+MOST = 40
+
+
+def launch_moe_kernel(
+    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, _a_scale: Any, _b_scale: Any, topk_weights: Any,
+    sorted_ids: torch.Tensor, expert_ids: torch.Tensor, padded: torch.Tensor, weigh: bool, top_k: int,
+    _config: Any, **_further: Any,
+) -> None:  # fmt: skip
+    """What vLLM's fused_moe_kernel does: every block of sorted ids is of one expert; id i is choice i of the step."""
+    rows = c.view(-1, c.shape[-1])
+    assert len(rows) == len(a) * top_k
+    for place in range(int(padded)):
+        ids = int(sorted_ids[place])
+        if ids >= len(rows):
+            continue  # padding
+        row = b[int(expert_ids[place // BLOCK])] @ a[ids // top_k]
+        rows[ids] = row * topk_weights.reshape(-1)[ids] if weigh else row
+
+
+def assign(topk_ids: torch.Tensor, _config: Any, _tokens: int, _top_k: int, experts: int, *_: Any, **__: Any) -> Any:
+    """What vLLM's moe_align_block_size gives: ids sorted by expert, each expert's padded to whole blocks."""
+    flat, ids, owners = topk_ids.reshape(-1).long(), [], []
+    for expert in range(experts):
+        own = (flat == expert).nonzero()[:, 0].flip(0)  # in no particular order
+        blocks = -(-len(own) // BLOCK)
+        ids.append(torch.nn.functional.pad(own, (0, blocks * BLOCK - len(own)), value=len(flat)))
+        owners += [expert] * blocks
+    sorted_ids = torch.cat(ids)
+    return sorted_ids, torch.tensor(owners), torch.tensor([len(sorted_ids)])
+
+
+@pytest.fixture(scope="module")
+def triton_moe() -> Any:
+    """vLLM's module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        from vllm.model_executor.layers.fused_moe.experts import triton_moe
+    return triton_moe
+
+
+@pytest.fixture
+def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes vLLM's experts, whose launches are torch's; further facts of their configuration by name."""
+    from vllm.model_executor.layers.fused_moe import config
+
+    monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", launch_moe_kernel)
+    monkeypatch.setattr(triton_moe, "_prepare_expert_assignment", assign)
+    monkeypatch.setattr(triton_moe, "try_get_optimal_moe_config", lambda *_, **__: {"BLOCK_SIZE_M": BLOCK})
+    monkeypatch.setattr(triton_moe, "tl", SimpleNamespace(float32="float32"))  # a placeholder where no GPU is
+    monkeypatch.setattr(triton_moe.ops, "moe_sum", lambda rows, out, *_: out.copy_(rows.sum(dim=1)))
+    monkeypatch.setattr(triton_moe.TritonExperts, "_uses_post_gemm2_hook", lambda *_: False, raising=False)
+    parallel = config.FusedMoEParallelConfig.make_no_parallel()
+
+    def make(**facts: Any) -> Any:
+        told = {
+            "num_experts": EXPERTS, "experts_per_token": CHOICES, "hidden_dim": HIDDEN, "num_local_experts": EXPERTS,
+            "intermediate_size": NEURONS, "intermediate_size_per_partition": NEURONS, "num_logical_experts": EXPERTS,
+            "activation": triton_moe.MoEActivation.SILU, "device": "cpu", "routing_method": None,
+            "moe_parallel_config": parallel, "in_dtype": torch.float32,
+        }  # fmt: skip
+        made = object.__new__(config.FusedMoEConfig)  # its own beginning asks for an engine's configuration
+        for field in dataclasses.fields(config.FusedMoEConfig):
+            default = None if field.default is dataclasses.MISSING else field.default
+            object.__setattr__(made, field.name, told.get(field.name, default))
+        return triton_moe.TritonExperts(made, config.FusedMoEQuantConfig.make(**facts))
+
+    return make
+
+
+def layer_of(experts: Any, kind: Any, index: int, scale: float = 1.0) -> MoeLayer:
+    kernel = SimpleNamespace(fused_experts=experts)
+    method = SimpleNamespace(moe_kernel=kernel)
+    router = SimpleNamespace(select_experts=lambda **_: None)
+    runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation=kind, router=router)
+    return MoeLayer(
+        index, f"layers.{index}.mlp", runner, SILU, EXPERTS, CHOICES, NEURONS, NEURONS, scale=scale, shared=None
+    )
+
+
+class Model:
+    """Layers of vLLM's experts with weights, and the buffers that they are captured in."""
+
+    def __init__(self, make: Any, kind: Any, rounding: Any = None) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.up = torch.randn(LAYERS, EXPERTS, 2 * NEURONS, HIDDEN, generator=generator)
+        self.down = torch.randn(LAYERS, EXPERTS, HIDDEN, NEURONS, generator=generator)
+        widths = Widths(moe_layers=LAYERS, choices=CHOICES, expert_neurons=NEURONS)
+        self.buffers = StepBuffers(MOST, widths, torch.device("cpu"))
+        self.experts, self.plain, self.kind = [make() for _ in range(LAYERS)], make(), kind
+        assert self.buffers.routes is not None
+        assert self.buffers.experts is not None
+        self.routes, self.masks = self.buffers.routes, self.buffers.experts
+        self.ways = [
+            install_experts(
+                layer_of(experts, kind, index, scale=1.5), ExpertSlots(index, self.routes, self.masks), rounding
+            )
+            for index, experts in enumerate(self.experts)
+        ]
+
+    def apply(self, experts: Any, layer: int, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> Any:
+        """Call the experts as vLLM's modular kernel does."""
+        output = torch.zeros_like(x)
+        experts.apply(
+            output=output, hidden_states=x, w1=self.up[layer], w2=self.down[layer], topk_weights=weights, topk_ids=ids,
+            activation=self.kind, global_num_experts=EXPERTS, expert_map=None, a1q_scale=None, a2_scale=None,
+            workspace13=torch.full((MOST * CHOICES * max(NEURONS, HIDDEN),), torch.nan),
+            workspace2=torch.full((MOST * CHOICES * max(2 * NEURONS, HIDDEN),), torch.nan),
+            expert_tokens_meta=None, apply_router_weight_on_input=False,
+        )  # fmt: skip
+        return output
+
+    def expected_masks(self, layer: int, x: torch.Tensor, ids: torch.Tensor) -> np.ndarray[Any, Any]:
+        """A plain loop: (rows, choices, bytes)."""
+        bits = np.zeros((*ids.shape, NEURONS), dtype=bool)
+        for row, chosen in enumerate(ids.tolist()):
+            for choice, expert in enumerate(chosen):
+                bits[row, choice] = (self.up[layer, expert, :NEURONS] @ x[row] > 0).numpy()
+        return np.packbits(bits, axis=-1, bitorder="little")
+
+
+def step(rows: int, ids_dtype: torch.dtype = torch.int32, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Inputs (rows, hidden), ids and weights (rows, choices) of a step, ids without repetition."""
+    generator = torch.Generator().manual_seed(rows + seed)
+    x = torch.randn(rows, HIDDEN, generator=generator)
+    scores = torch.rand(rows, EXPERTS, generator=generator)
+    weights, ids = scores.topk(CHOICES)
+    return x, ids.to(ids_dtype), weights
+
+
+def run_twin(gate_up: torch.Tensor, layer: torch.Tensor, target: Any, *, out: torch.Tensor) -> None:
+    """The kernel on a device, by its twin."""
+    packed = pack_signs_torch(target.rule.gate(gate_up))
+    target.store_packed(int(layer), packed.numpy(), nonfinite_rows(target.rule.gate(gate_up)))
+    out.copy_(gated_product(gate_up, target.rule, target.rounding))
+
+
+@pytest.mark.parametrize("rounding", [None, "kernel"])
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
+def test_every_token_and_choice_has_its_own_routes_and_neurons(
+    make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch, ids_dtype: torch.dtype, rounding: Any
+) -> None:
+    """For all numbers of rows and both ways to make the product: ids and weights as given, the signs of w1's first half
+    for (token, choice), rows past the step untouched, and what the experts say is what they say without capture."""
+    monkeypatch.setattr(capture_experts, "run_kernel", run_twin)
+    model = Model(make_experts, triton_moe.MoEActivation.SILU, rounding)
+    assert model.ways == [rounding or "signs"] * LAYERS
+    for rows in (1, 2, 17, MOST, 5):
+        model.buffers.clear()
+        model.masks.masks.fill_(0xA5)
+        model.routes.experts.copy_(torch.full(model.routes.experts.shape, NO_EXPERT, dtype=torch.int32))
+        for layer in range(LAYERS):
+            x, ids, weights = step(rows, ids_dtype, seed=100 * layer)
+            found = model.apply(model.experts[layer], layer, x, ids, weights)
+            torch.testing.assert_close(found, model.apply(model.plain, layer, x, ids, weights), rtol=1e-5, atol=1e-4)
+            assert np.array_equal(model.masks.masks[:rows, layer].numpy(), model.expected_masks(layer, x, ids))
+            assert model.routes.experts[:rows, layer].tolist() == ids.tolist()
+            assert torch.equal(model.routes.weights[:rows, layer], weights * 1.5)
+        assert bool((model.masks.masks[rows:] == 0xA5).all())
+        assert bool((model.routes.experts[rows:].to(torch.int32) == NO_EXPERT).all())
+        assert model.buffers.writes.tolist() == [WRITE + rows] * 2 * LAYERS
+        assert not model.buffers.flags.any()
+
+
+def test_a_permuted_step_is_found(make_experts: Any, triton_moe: Any) -> None:
+    """The loop above tells rows and choices apart: masks of choices in another order, or of other rows, differ."""
+    model = Model(make_experts, triton_moe.MoEActivation.SILU)
+    x, ids, weights = step(9)
+    model.apply(model.experts[0], 0, x, ids, weights)
+    expected = model.expected_masks(0, x, ids)
+    assert not np.array_equal(expected[:, ::-1], expected)
+    assert not np.array_equal(expected[::-1], expected)
+    assert np.array_equal(model.masks.masks[:9, 0].numpy(), expected)
+
+
+def fused(make: Any, kind: Any) -> tuple[Any, list[str]]:
+    """An installed activation whose kernel and whose own activation note that they ran."""
+    ran: list[str] = []
+
+    def noting() -> Any:
+        experts = make()
+        experts.activation = lambda *_, **__: ran.append("own")
+        return experts
+
+    return Model(noting, kind, "kernel").experts[0].activation, ran
+
+
+def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
+    make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another activation than the layer's, further arguments, an output of another type or layout: signs beside it."""
+    kinds = triton_moe.MoEActivation
+    activation, ran = fused(make_experts, kinds.SILU)
+    monkeypatch.setattr(capture_experts, "run_kernel", lambda *_, **__: ran.append("kernel"))
+    gate_up, out = torch.randn(6, 2 * NEURONS), torch.empty(6, NEURONS)
+    activation(kinds.SILU, out, gate_up)
+    assert ran[-1] == "kernel"
+    own = [
+        lambda: activation(kinds.GELU, out, gate_up),
+        lambda: activation(kinds.SILU, out, gate_up, topk_ids=None),
+        lambda: activation(kinds.SILU, out.half(), gate_up),
+        lambda: activation(kinds.SILU, torch.empty(NEURONS, 6).t(), gate_up),
+        lambda: activation(kinds.SILU, torch.empty(7, NEURONS), gate_up),
+    ]
+    for call in own:
+        ran.clear()
+        call()
+        assert set(ran) == {"own"}
+
+
+def test_a_limit_is_no_plain_activation(make_experts: Any) -> None:
+    """With a limit vLLM cuts gate and up in another kernel; experts that do not say are not trusted."""
+    assert is_plain(make_experts())
+    assert not is_plain(make_experts(gemm1_clamp_limit=7.0))
+    assert not is_plain(SimpleNamespace())
+    assert is_plain(SimpleNamespace(gemm1_clamp_limit=None)), "as vLLM 0.24 has it"
+    assert not is_plain(SimpleNamespace(activation_config=SimpleNamespace()))
+
+
+def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_moe: Any) -> None:
+    """Quantised in blocks, or run by any other kernel: one sentence, with the setting that helps."""
+    kind = triton_moe.MoEActivation.SILU
+    blocks = make_experts()
+    object.__setattr__(blocks, "quant_config", SimpleNamespace(block_shape=[128, 128]))
+    with pytest.raises(UnsupportedModelError, match="quantised in blocks"):
+        Model(lambda: blocks, kind)
+    for other in ("FlashInferExperts", "TritonWNA16Experts", "BatchedTritonExperts"):
+        hidden = type(other, (), {})
+        with pytest.raises(UnsupportedModelError, match=f"run by {other}.*moe_backend 'triton'"):
+            Model(hidden, kind)
+
+
+def test_layers_of_one_buffer_gate_alike(make_experts: Any, triton_moe: Any) -> None:
+    """Two layers whose products follow different arithmetic cannot share a buffer: the kernel is told once."""
+    kind = triton_moe.MoEActivation.SILU
+    model = Model(make_experts, kind, "kernel")
+    other = dataclasses.replace(layer_of(make_experts(), kind, 1), rule=GatedActivation("gelu"))
+    with pytest.raises(UnsupportedModelError, match="one activation in all layers"):
+        install_experts(other, ExpertSlots(1, model.routes, model.masks), "kernel")

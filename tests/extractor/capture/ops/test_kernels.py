@@ -1,0 +1,288 @@
+"""The kernels and their twins agree bit for bit, and what a GPU would run is what it should be, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
+from sparcom_extractor.capture.ops.counts import add_counts_twin, check_pieces, cut_pieces
+from sparcom_extractor.capture.ops.reference import gated_product
+from sparcom_extractor.writer.counting import add_counts_host
+
+INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
+
+
+def test_kernels_and_twins_agree_on_random_cases() -> None:
+    """1,000 new cases in every run, under Triton's interpreter: product, masks, writes and counts are the same bits."""
+    seed = secrets.randbelow(2**31)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(INTERPRETED), "1000", str(seed)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0, f"seed {seed}: {ran.stderr}"
+    assert f"seed {seed}: 1000 cases agree, 50 of counts and 100 of routes" in ran.stdout
+    assert int(re.search(r"(\d+) combinations", ran.stdout)[1]) > 45, "cases must reach all kinds"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rounding", ["kernel", "compiled"])
+@pytest.mark.parametrize(
+    ("rule", "function"),
+    [
+        (GatedActivation("silu"), torch.nn.functional.silu),
+        (GatedActivation("gelu"), torch.nn.functional.gelu),
+        (GatedActivation("gelu_tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        (GatedActivation("fatrelu", threshold=0.5), lambda x: torch.nn.functional.threshold(x, 0.5, 0.0)),
+    ],
+)
+def test_the_twin_is_the_activation(rule: GatedActivation, function: Any, rounding: Any) -> None:
+    """The twin's float32 product is PyTorch's own but for rounding: kernel and twin are not both wrong."""
+    gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
+    gate, up = rule.split(gate_up)
+    torch.testing.assert_close(gated_product(gate_up, rule, rounding), function(gate) * up, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reference"),
+    [
+        (
+            GatedActivation("swiglu_clamp", limit=2.0, alpha=1.7, beta=1.0),
+            lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
+        ),
+        (
+            GatedActivation("swiglu_oai", "interleaved", limit=2.0, alpha=1.7, beta=1.0),
+            lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
+        ),
+        (
+            GatedActivation("situ", beta=2.0, linear_beta=3.0),
+            lambda g, u: 2 * torch.tanh(g / 2) * torch.sigmoid(g) * 3 * torch.tanh(u / 3),
+        ),
+    ],
+)
+def test_the_twin_is_the_rarer_activation(rule: GatedActivation, reference: Any) -> None:
+    """The same for the activations with parameters, against their formulas."""
+    gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
+    gate, up = rule.split(gate_up)
+    torch.testing.assert_close(gated_product(gate_up, rule, "kernel"), reference(gate, up), rtol=2e-6, atol=1e-5)
+
+
+def ptx_of(
+    kernel: Any,
+    constants: dict[str, Any],
+    pointers: dict[str, str],
+    capability: int,
+    unaligned: tuple[str, ...] = (),
+    **options: Any,
+) -> str:
+    """What Triton compiles a kernel to for aligned arguments and sizes; needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+    others = {*constants, *unaligned, "rows", "scale"}
+    aligned = [at for at, name in enumerate(kernel.arg_names) if name not in others]
+    attributes = {(at,): [["tt.divisibility", 16]] for at in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", capability, 32)
+    return str(triton.compile(source, target=target, options={"num_warps": 4, **options}).asm["ptx"])
+
+
+def compiled_for_a_gpu(
+    rounding: Any, dtype: str, capability: int = 90, rule: GatedActivation = SILU, choices: int = 1
+) -> str:
+    """The activation's kernel."""
+    from sparcom_extractor.capture.ops import kernels
+
+    constants = {
+        **kernels.constants(rule, rounding, kernels.DEVICE),
+        "BLOCK": 1024,
+        "CHOICES": choices,
+        "column_stride": 2 if rule.place == "interleaved" else 1,
+        "gate_offset": 0,
+    }
+    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "writes": "*i64", "layer": "*i64"}
+    pointers["flags"] = "*u8"
+    options = kernels.compiler_options(rounding)
+    return ptx_of(kernels._gated_activation_kernel, constants, pointers, capability, **options)
+
+
+def arithmetic(ptx: str) -> Counter[str]:
+    """The floating-point instructions and how often each occurs; without the comparison that makes the masks."""
+    found = re.findall(
+        r"^\s+((?:fma|mul|add|sub|div|neg|ex2|rcp|abs|copysign|cvt)\.\S*f(?:32|16)\S*)", ptx, re.MULTILINE
+    )
+    return Counter(found)
+
+
+KINDS = (
+    GatedActivation("silu"),
+    GatedActivation("gelu"),
+    GatedActivation("gelu_tanh"),
+    GatedActivation("fatrelu", threshold=0.01),
+    GatedActivation("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
+    GatedActivation("swiglu_oai", "interleaved", limit=7.0, alpha=1.702, beta=1.0),
+    GatedActivation("situ", beta=2.0, linear_beta=3.0),
+)
+
+
+@pytest.mark.parametrize("rule", KINDS, ids=str)
+def test_every_kind_compiles_for_a_gpu(rule: GatedActivation) -> None:
+    """Triton compiles each activation, for each rounding that it has and for all types, and the counting kernel."""
+    from sparcom_extractor.capture.ops import count_kernel
+    from sparcom_extractor.capture.ops.kernels import FUSED
+
+    for rounding, dtype in (("kernel", "bf16"), ("compiled", "fp16"), (None, "fp32")):
+        if rounding is None or rule.kind in FUSED[rounding]:  # type: ignore[index]
+            assert ".entry" in compiled_for_a_gpu(rounding, dtype, rule=rule)
+    pointers = {"masks": "*u8", "pieces": "*i32", "counts": "*i32"}
+    constants = {"BYTES": 128, "LANE_ROWS": 128}
+    ptx = ptx_of(count_kernel._add_counts_kernel, constants, pointers, 90, enable_fp_fusion=False)
+    assert re.search(r"(red|atom)\.\S*relaxed\S*\.add", ptx)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "fatrelu"])
+def test_the_gpu_code_has_the_arithmetic_of_inductors(kind: Any, dtype: str) -> None:
+    """The same instructions, each as often, as in the code that TorchInductor 2.13 generates, with its options."""
+    from sparcom_extractor.capture.ops import kernels
+
+    inductor = load_inductors_kernels()
+    constants = {"KIND": kind, "XBLOCK": 1024}
+    theirs = ptx_of(inductor, constants, {"in_ptr0": f"*{dtype}", "out_ptr0": f"*{dtype}"}, 90, enable_fp_fusion=True)
+    rule = GatedActivation(kind, threshold=0.01 if kind == "fatrelu" else 0.0)
+    assert "ftz" in theirs or kind == "fatrelu"
+    assert arithmetic(compiled_for_a_gpu("compiled", dtype, rule=rule)) == arithmetic(theirs)
+    assert kernels.compiler_options("compiled")["enable_fp_fusion"]
+
+
+def load_inductors_kernels() -> Any:
+    """`inductor_kernels.py` beside this file."""
+    path = Path(__file__).with_name("inductor_kernels.py")
+    spec = importlib.util.spec_from_file_location("inductor_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.inductors_kernel
+
+
+@pytest.mark.parametrize(("capability", "choices"), [(80, 1), (90, 1), (90, 4), (100, 6)])
+def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int, choices: int) -> None:
+    """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass,
+    whether rows are tokens or (token, choice)."""
+    ptx = compiled_for_a_gpu("kernel", "bf16", capability, choices=choices)
+    assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, product, write counter"
+    assert "shfl" not in ptx
+    assert "bar.sync" not in ptx
+    signs = compiled_for_a_gpu(None, "bf16", capability, choices=choices)
+    assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
+    assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b8", "b64"]
+
+
+@pytest.mark.parametrize(("ids", "weights"), [("i32", "fp32"), ("i64", "bf16"), ("u32", "fp16")])
+def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
+    """Every type of ids and weights compiles; a thread stores two 16-bit ids and two weights, flags only where a weight
+    is not finite, and one thread the write counter. Logits are read in the same launch."""
+    from sparcom_extractor.capture.ops import kernels, route_kernel
+
+    pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "writes": "*i64"}
+    pointers |= {"flags": "*u8", "logits": "*fp32"}
+    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256, "LOGITS": 0}
+    constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
+    kernel = route_kernel._store_routes_kernel
+    ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b8", "b8", "b64"], "ids, weights, flags, counter"
+    assert "ftz" not in ptx
+    ptx = ptx_of(
+        kernel,
+        constants | {"LOGITS": 1024},
+        pointers | {"scale": "fp32"},
+        90,
+        unaligned=("layer", "logit_experts"),
+        enable_fp_fusion=False,
+    )
+    assert len(re.findall(r"st\.global\.(\S+)", ptx)) == 5 + 8, "a thread flags its eight logits' rows"
+
+
+@pytest.mark.parametrize(("rounding", "division"), [("kernel", "div.rn.f32"), ("compiled", "div.full.f32")])
+def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(rounding: str, division: str) -> None:
+    """nvcc divides to the nearest, TorchInductor by Triton's own division; nvcc alone keeps subnormals in e^x; f is
+    rounded to 16 bits on its own in vLLM's kernel alone."""
+    ptx = compiled_for_a_gpu(rounding, "bf16", 90)
+    assert set(re.findall(r"div\.\S+", ptx)) == {division}
+    assert ("fma.rn.ftz" in ptx) == (rounding == "compiled")
+    assert ("cvt.rn.bf16.f32" in ptx) == (rounding == "kernel")
+
+
+def plain_counts(masks: np.ndarray[Any, Any], neurons: int) -> np.ndarray[Any, Any]:
+    return np.unpackbits(masks, axis=-1, bitorder="little")[..., :neurons].sum(axis=0, dtype=np.uint32)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.integers(0, 600), layers=st.integers(1, 3), neurons=st.integers(1, 70), seed=st.integers(0, 2**32 - 1))
+def test_counting_on_the_host_is_the_plain_sum(rows: int, layers: int, neurons: int, seed: int) -> None:
+    """Adding bit planes gives what unpacking and adding gives, for any number of rows and on views, added in place."""
+    draw = np.random.default_rng(seed)
+    wide = draw.integers(0, 256, (rows, layers + 1, -(-neurons // 8)), dtype=np.uint8)
+    masks = wide[:, 1:]  # rows that are not contiguous
+    counts = draw.integers(0, 1000, (layers, neurons), dtype=np.uint32)
+    expected = counts + plain_counts(masks, neurons)
+    add_counts_host(masks, counts)
+    assert np.array_equal(counts, expected)
+
+
+def test_many_full_rows_do_not_overflow() -> None:
+    """70,000 rows of ones are 70,000, past what 8 and 16 bits hold."""
+    counts = np.zeros((1, 9), dtype=np.uint32)
+    add_counts_host(np.full((70_000, 1, 2), 255, dtype=np.uint8), counts)
+    assert counts.tolist() == [[70_000] * 9]
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(0, 900), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
+def test_pieces_are_the_runs(lengths: list[int], seed: int) -> None:
+    """Pieces cover every run's rows once, for its slot, at most 256 at a time; counting them counts the runs."""
+    rows = np.array(lengths, dtype=np.int64)
+    first = np.cumsum(rows) - rows
+    slot = np.random.default_rng(seed).integers(0, 3, len(rows))
+    pieces = cut_pieces(first, rows, slot)
+    assert pieces.dtype == np.int32
+    assert (pieces[:, 1] <= 256).all()
+    check_pieces(pieces, int(rows.sum()), 3)
+    covered = [(row, s) for start, count, s in pieces.tolist() for row in range(start, start + count)]
+    assert covered == [(row, s) for f, n, s in zip(first, rows, slot, strict=True) for row in range(f, f + n)]
+
+    masks = np.random.default_rng(seed).integers(0, 256, (int(rows.sum()), 1, 2), dtype=np.uint8)
+    counts = torch.zeros((3, 1, 11), dtype=torch.int32)
+    add_counts_twin(torch.from_numpy(masks), torch.from_numpy(pieces), counts)
+    for number in range(3):
+        mine = np.concatenate(
+            [masks[f : f + n] for f, n, s in zip(first, rows, slot, strict=True) if s == number] or [masks[:0]]
+        )
+        assert np.array_equal(counts[number].numpy(), plain_counts(mine, 11))
+
+
+@pytest.mark.parametrize("piece", [(-1, 2, 0), (9, 2, 0), (0, 0, 0), (0, 257, 0), (0, 1, 3), (0, 1, -1)], ids=str)
+def test_a_piece_outside_is_refused(piece: tuple[int, int, int]) -> None:
+    """A device would read and write past its arrays without a word, so the host refuses, naming the piece."""
+    pieces = np.array([(0, 2, 1), piece], dtype=np.int32)
+    with pytest.raises(ValueError, match=re.escape(f"one is {list(piece)}")):
+        check_pieces(pieces, 10 if piece[1] < 257 else 300, 3)

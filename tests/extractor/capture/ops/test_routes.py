@@ -1,0 +1,86 @@
+"""The routes of a step are what the experts were called with, in the layer's own place; anything else is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparcom_data.schema import NO_EXPERT
+from sparcom_extractor.capture.ops.buffer import WRITE
+from sparcom_extractor.capture.ops.experts import in_falling_weight
+from sparcom_extractor.capture.ops.routes import RouteBuffer
+
+
+def buffer(rows: int = 5, layers: int = 3, choices: int = 2) -> RouteBuffer:
+    return RouteBuffer(rows, layers, choices, torch.zeros(layers, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """Ids up to 65,534, the weights' own numbers in float32, and nothing in other layers or past the step's rows."""
+    found = buffer()
+    ids = torch.tensor([[0, 65534], [300, 7]]).to(dtype)
+    weights = torch.tensor([[0.75, 0.1], [2.0, -0.0]]).to(weight_dtype)
+    found.store(1, ids, weights)
+    assert found.experts[:2, 1].tolist() == ids.tolist()
+    assert torch.equal(found.weights[:2, 1], weights.float())
+    assert found.writes.tolist() == [0, WRITE + 2, 0]
+    assert not found.flags.any()
+    others = torch.ones(5, 3, dtype=torch.bool)
+    others[:2, 1] = False
+    assert (found.experts.numpy()[others.numpy()] == NO_EXPERT).all()
+    assert np.isnan(found.weights.numpy()[others.numpy()]).all()
+
+
+def test_the_models_factor_belongs_to_the_weights() -> None:
+    """Where the sum of all experts is multiplied, so is each weight, in float32."""
+    found = buffer()
+    weights = torch.tensor([[0.3, 0.1]])
+    found.store(0, torch.tensor([[1, 2]]), weights, scale=2.5)
+    assert torch.equal(found.weights[:1, 0], weights * 2.5)
+
+
+def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
+    """-1, vLLM's number for an expert that is not here, becomes the archive's for no expert."""
+    found = buffer()
+    found.store(0, torch.tensor([[-1, 2]], dtype=torch.int32), torch.zeros(1, 2))
+    assert found.experts[0, 0].tolist() == [NO_EXPERT, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights"), [((6, 2), (6, 2)), ((2, 3), (2, 3)), ((2, 2), (2, 1)), ((2, 2), (1, 2))], ids=str
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any) -> None:
+    """More rows than a step has, another number of choices, weights of another shape: by the shapes alone, on any
+    device, for a kernel would write elsewhere unseen. The write counter stays, and the reason is kept."""
+    found = RouteBuffer(5, 3, 2, torch.zeros(3, dtype=torch.int64, device=device))
+    found.store(0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
+    assert "5 tokens of 2 choices; the router of a captured layer gave" in (found.problem or "")
+    if device == "cpu":
+        assert found.writes.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> None:
+    """A weight that is not finite, or a finite weight for a logit that is not finite."""
+    found = buffer()
+    weights, logits = torch.ones(4, 2), torch.zeros(4, 7)
+    weights[1, 1], logits[3, 6] = wrong, wrong
+    found.store(2, torch.zeros(4, 2, dtype=torch.int32), weights, 1.5, logits)
+    assert found.flags.tolist() == [[0, 0, int(row in (1, 3))] for row in range(5)]
+    found.store(0, torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, 2), 1.5, logits[:3])
+    assert found.writes.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
+
+
+def test_the_heaviest_choice_comes_first() -> None:
+    """An unordered router's choices are put in falling weight, ids with their weights, equal weights as they came."""
+    ids, weights = in_falling_weight(
+        torch.tensor([[5, 9, 1], [4, 3, 2]]), torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.6]])
+    )
+    assert ids.tolist() == [[9, 1, 5], [2, 4, 3]]
+    assert torch.equal(weights, torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.5, 0.5]]))

@@ -1,0 +1,230 @@
+"""A step's code on CUDA never waits for the device: held with tensors that have no values and copies that never end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.capture.counters import DeviceCounters
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.moe import MoeLayer
+from sparcom_extractor.capture.ops import kernels, op, route_kernel
+from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
+from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts
+from sparcom_extractor.capture.ops.op import CapturedActivation
+from sparcom_extractor.capture.rows import BatchRows
+from sparcom_extractor.capture.step import StepCapture
+from sparcom_extractor.capture.transfer.device import DeviceOutbox, letter_bytes
+
+LAYERS, NEURONS, ROWS = 4, 40, 32
+CHOICES, EXPERTS, EXPERT_NEURONS = 4, 60, 24
+CUDA = torch.device("meta")  # stands for the device: shapes and no values, whoever reads one fails
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails on every operation that would make the host wait for a CUDA device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [item for item in (*args, *(kwargs or {}).values()) if isinstance(item, torch.Tensor)]
+        on_device = any(item.device.type == "meta" for item in tensors)
+        to_host = isinstance(result, torch.Tensor) and result.device.type == "cpu"
+        if on_device and to_host:
+            raise AssertionError(f"{func} brings values from the device to the host")
+        if func is torch.ops.aten.copy_.default and len({item.device.type for item in tensors}) > 1:
+            waits = not (args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False))
+            if waits:
+                raise AssertionError(f"{func} between host and device waits: say non_blocking=True")
+        return result
+
+
+class Streams:
+    """A CUDA device whose work never ends; its tensors have shapes and no values."""
+
+    def memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=CUDA)
+
+    def pinned(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> NeverEnds:
+        assert target.shape == source.shape
+        return NeverEnds(threading.get_ident())
+
+    def launch(self, work: Callable[[], object]) -> None:
+        work()
+
+
+class NeverEnds:
+    """An event that the drain thread waits for until the test is over, and that a step may not wait for."""
+
+    over = threading.Event()
+
+    def __init__(self, step_thread: int) -> None:
+        self._step_thread = step_thread
+
+    def wait(self) -> None:
+        assert threading.get_ident() != self._step_thread, "the step waits for the device"
+        self.over.wait()
+        raise RuntimeError("the test is over")
+
+
+class Session:
+    """Nothing ever reaches it."""
+
+    def __init__(self, counts: bool) -> None:
+        self.counts = counts
+
+    def finish(self) -> None:
+        raise AssertionError("nothing is delivered here")
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[StepCapture]:
+    """What the GPU worker makes, on a device without values, with a session of masks and one of counts: of a dense
+    model, or of one with experts, whose rows are counted on the host."""
+    moe = getattr(request, "param", "dense") == "moe"
+    monkeypatch.setattr("sparcom_extractor.capture.counters.add_counts", lambda *_: None)  # launches, by construction
+    NeverEnds.over.clear()
+    with NoHostReads():
+        widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
+        buffers = StepBuffers(ROWS, widths, CUDA)
+        size = 1 << 20
+        assert size > letter_bytes([*buffers.arrays().values(), buffers.flags], buffers.writes)
+        outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
+        capture = StepCapture(buffers, outbox)
+        if not moe:
+            assert buffers.neurons is not None
+            capture.counters = DeviceCounters(buffers.neurons, outbox, 8)
+        for name in ("token", "count"):
+            capture.open(name, Session(name == "count"))  # type: ignore[arg-type]
+        yield capture
+        assert outbox.waited_seconds == 0
+        NeverEnds.over.set()
+
+
+def new_request(session: str, index: int, end: int, *, response: bool = False) -> Any:
+    plan = {"session": session, "index": index, "row": 100 * index, "begin": 0, "end": end, "open": response}
+    return SimpleNamespace(req_id=f"{session}-{index}", sampling_params=SimpleNamespace(extra_args={PLAN_KEY: plan}))
+
+
+def step(capture: StepCapture, rows: list[tuple[str, int, int]], **scheduled: Any) -> None:
+    """(request, first position, rows) after each other."""
+    count = sum(item[2] for item in rows)
+    empty = {"finished_req_ids": set(), "preempted_req_ids": None, "scheduled_new_reqs": []}
+    capture.before_step(SimpleNamespace(**(empty | scheduled)))
+    capture.after_step(
+        BatchRows(
+            request_ids=[item[0] for item in rows],
+            start=np.cumsum([0, *(item[2] for item in rows)]).astype(np.int64),
+            first_position=np.array([item[1] for item in rows], dtype=np.int64),
+            ids=torch.empty(count, dtype=torch.int32, device=CUDA),
+            positions=torch.empty(count, dtype=torch.int64, device=CUDA),
+        )
+    )
+
+
+class Launches:
+    """Stands in for a jitted kernel: notes each launch, checks that its grid and plain arguments are the host's own."""
+
+    def __init__(self, name: str, noted: list[str]) -> None:
+        self._name, self._noted = name, noted
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(type(size) is int for size in grid)
+
+        def launch(*arguments: Any, **_constants: Any) -> None:
+            assert all(isinstance(item, int | float | torch.Tensor) for item in arguments)
+            self._noted.append(self._name)
+
+        return launch
+
+
+class TritonExperts:
+    """Named as vLLM's; rows of its gates are (token, choice)."""
+
+    def __init__(self) -> None:
+        self.quant_config = SimpleNamespace(block_shape=None)
+
+    def activation(self, _kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:
+        output.copy_(gate_up[:, :EXPERT_NEURONS])
+
+    def apply(self, *, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> None:
+        assert topk_ids.shape == topk_weights.shape
+        rows = topk_ids.numel()
+        self.activation("silu", torch.empty(rows, EXPERT_NEURONS, device=CUDA), torch.empty(rows, 48, device=CUDA))
+
+
+class SiluAndMul(torch.nn.Module):
+    """Named as vLLM's."""
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The launches of capture's kernels, in order."""
+    noted: list[str] = []
+    monkeypatch.setattr(kernels, "_gated_activation_kernel", Launches("activation", noted))
+    monkeypatch.setattr(route_kernel, "_store_routes_kernel", Launches("routes", noted))
+    # by the device of their arguments the ops would go to their fakes
+    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", op._capture_signs_cuda)
+    return noted
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
+@pytest.mark.parametrize("rounding", ["kernel", None])
+def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, rounding: Any) -> None:
+    """Routes are one launch of a layer, the experts' gates another, shared experts' a third; no value is read, and
+    without the kernel's product vLLM's own activation follows."""
+    widths = Widths(moe_layers=2, choices=CHOICES, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
+    with NoHostReads():
+        buffers = StepBuffers(ROWS, widths, CUDA)
+        assert buffers.routes is not None
+        assert buffers.experts is not None
+        assert buffers.shared is not None
+        shared = CapturedActivation(SiluAndMul(), buffers.shared.register(1), "kernel")
+        experts = TritonExperts()
+        method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
+        router = SimpleNamespace(select_experts=lambda **_: None)
+        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu", router=router)
+        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, CHOICES, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
+        install_experts(layer, ExpertSlots(1, buffers.routes, buffers.experts), rounding)
+        for rows in (1, 7, ROWS):
+            launched.clear()
+            ids = torch.empty(rows, CHOICES, dtype=ids_dtype, device=CUDA)
+            router.select_experts(hidden_states=None, router_logits=torch.empty(rows, EXPERTS, device=CUDA))
+            experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, CHOICES, device=CUDA))
+            op._gated_activation_cuda(torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number)
+            assert launched == ["routes", "activation", "activation"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("capture", ["dense", "moe"], indirect=True)
+def test_no_step_waits_for_the_device(capture: StepCapture) -> None:
+    """New requests, cut prompts, decoding, a preemption, ends, settlements: nothing reads a value or waits."""
+    new = [new_request("token", 0, 9), new_request("count", 0, 6), new_request("count", 1, 9, response=True)]
+    step(capture, [("token-0", 0, 5), ("count-0", 0, 6), ("count-1", 0, 4)], scheduled_new_reqs=new)
+    step(capture, [("count-1", 4, 1), ("token-0", 5, 4)])
+    step(capture, [("count-1", 0, 5)], preempted_req_ids={"count-1"})
+    step(capture, [], finished_req_ids={"token-0", "count-0", "count-1"})
+    capture.finish("token")
+    assert not capture.active
+
+
+def test_a_host_read_is_found() -> None:
+    """The net catches what it is for: a value read, a tensor brought to the host, a copy that waits."""
+    with NoHostReads():
+        tensor = torch.zeros(3, dtype=torch.int64, device=CUDA)
+        for read in (tensor[0].item, tensor.cpu, tensor.tolist, lambda: tensor.copy_(torch.zeros(3))):
+            with pytest.raises((AssertionError, NotImplementedError, RuntimeError), match=r"host|waits|meta"):
+                read()

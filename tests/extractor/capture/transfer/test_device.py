@@ -1,0 +1,167 @@
+"""What leaves a device is what was there when it was sent, in order, however late the device runs."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparcom_extractor.capture.transfer.device import DeviceOutbox
+from sparcom_extractor.capture.transfer.ring import ALIGNMENT
+from sparcom_verification.testing.fake_device import FakeDevice
+
+ROWS, LAYERS, BYTES = 16, 3, 5
+
+
+class Line:
+    """An outbox on a late device, the buffer that steps write to, and what was delivered."""
+
+    def __init__(self, seed: int, ring_steps: float = 2.0, keep: Callable[[], float] = lambda: 0.0) -> None:
+        self.device = FakeDevice(seed)
+        self.masks = torch.zeros((ROWS, LAYERS, BYTES), dtype=torch.uint8)
+        self.ids = torch.zeros(ROWS, dtype=torch.int32)
+        self.writes = torch.zeros(LAYERS, dtype=torch.int64)
+        size = int(ring_steps * 3 * ALIGNMENT)  # each of the three parts takes one unit
+        self.outbox = DeviceOutbox(self.device, ring_bytes=size, pinned_bytes=size)
+        self.keep = keep
+        self.received: list[tuple[int, int]] = []  # step, rows
+        self.timers: list[threading.Timer] = []
+
+    def step(self, number: int, rows: int) -> None:
+        """A forward pass that writes `number` everywhere, and the way out of its rows."""
+        self.device.launch(lambda: self._forward(number))
+        self.outbox.send(
+            [self.masks[:rows], self.ids[:rows], self.writes], lambda arrays, done: self._receive(arrays, done, rows)
+        )
+
+    def _forward(self, number: int) -> None:
+        self.masks.fill_(number % 251)
+        self.ids.fill_(number)
+        self.writes.fill_(number)
+
+    def _receive(self, arrays: Any, done: Callable[[], None], rows: int) -> None:
+        masks, _, writes = arrays
+        assert masks.shape == (rows, LAYERS, BYTES)
+        number = int(writes[0])
+        self._holds(arrays, number)
+        self.received.append((number, rows))
+        self.timers.append(threading.Timer(self.keep(), lambda: (self._holds(arrays, number), done())))
+        self.timers[-1].start()
+
+    @staticmethod
+    def _holds(arrays: Any, number: int) -> None:
+        masks, ids, writes = arrays
+        assert (masks == number % 251).all()
+        assert (ids == number).all()
+        assert (writes == number).all()
+
+    def close(self) -> None:
+        self.device.freeze(False)
+        self.outbox.close()
+        for timer in self.timers:
+            timer.join()
+        self.device.close()
+
+
+@pytest.fixture
+def line() -> Iterator[Callable[..., Line]]:
+    made: list[Line] = []
+
+    def make(*arguments: Any, **options: Any) -> Line:
+        made.append(Line(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for item in made:
+        item.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_was_sent_arrives_in_order(seed: int, line: Callable[..., Line]) -> None:
+    """Steps overwrite the buffer before it has left, rings are small, receivers are slow: every value is its step's."""
+    choice = random.Random(seed)  # noqa: S311  (repeatable)
+    sending = line(seed, choice.choice([1.0, 1.3, 2.0, 5.0]), lambda: choice.choice([0.0, 0.0, 0.002]))
+    steps = [(number, choice.randrange(1, ROWS + 1)) for number in range(1, 120)]
+    for number, rows in steps:
+        sending.step(number, rows)
+    sending.close()
+    sending.outbox.check()
+    assert sending.received == steps
+
+
+def test_a_step_does_not_wait_while_there_is_room(line: Callable[..., Line]) -> None:
+    """With the device standing still, as many steps as the ring holds are sent; none waits, and none is delivered."""
+    sending = line(0, 4.0)
+    sending.device.freeze(True)
+    for number in range(1, 4):
+        sending.step(number, ROWS)
+    assert sending.outbox.waited_seconds == 0
+    assert sending.received == []
+    sending.device.freeze(False)
+
+
+def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(line: Callable[..., Line]) -> None:
+    """The seconds are counted, the step goes on when there is room, and everything arrives."""
+    sending = line(0, 1.0)
+    sending.device.freeze(True)
+    sending.step(1, ROWS)
+    threading.Timer(0.2, sending.device.freeze, [False]).start()
+    sending.step(2, ROWS)
+    assert sending.outbox.waited_seconds > 0.1
+    sending.close()
+    assert sending.received == [(1, ROWS), (2, ROWS)]
+
+
+def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(line: Callable[..., Line]) -> None:
+    """Pinned memory is given back when the receiver is done, not before: memory stays bounded."""
+    sending = line(0, 1.0, lambda: 0.2)
+    sending.step(1, ROWS)
+    began = time.monotonic()
+    sending.step(2, ROWS)
+    assert time.monotonic() - began > 0.1
+    assert sending.outbox.waited_seconds > 0.1
+
+
+def test_an_upload_is_there_for_the_work_behind_it(line: Callable[..., Line]) -> None:
+    """Small values reach the device before what is enqueued next, and their room comes back with the next letter."""
+    sending, seen = line(3, 3.0), []
+    for number in range(40):
+        values = np.array([number, number + 1], dtype=np.int64)
+        uploaded = sending.outbox.upload(values)
+        values[:] = -1  # the caller's array is its own again at once
+        sending.device.launch(lambda uploaded=uploaded: seen.append(uploaded.tolist()))
+        sending.step(number + 1, 2)
+    sending.close()
+    sending.outbox.check()
+    assert seen == [[number, number + 1] for number in range(40)]
+
+
+def test_a_receiver_that_breaks_is_raised_to_the_next_step(line: Callable[..., Line]) -> None:
+    """Rows that cannot be delivered end the run with the reason, they are not left out."""
+    sending = line(0)
+
+    def broken(_arrays: Any, _done: Any) -> None:
+        raise OSError("no such shelf")
+
+    sending.outbox.send([sending.ids], broken)
+    sending.outbox.close()  # the letter has been tried
+    with pytest.raises(RuntimeError, match="could not be brought off the device: OSError: no such shelf"):
+        sending.step(1, ROWS)
+    with pytest.raises(RuntimeError, match="no such shelf"):
+        sending.outbox.check()
+
+
+def test_a_letter_without_parts_keeps_its_place(line: Callable[..., Line]) -> None:
+    """Words to a session travel behind the rows that were sent before them."""
+    sending, heard = line(1), []
+    for number in range(1, 30):
+        sending.step(number, 3)
+        sending.outbox.send([], lambda _, done, number=number: (heard.append((number, len(sending.received))), done()))
+    sending.close()
+    assert heard == [(number, number) for number in range(1, 30)]

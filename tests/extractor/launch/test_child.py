@@ -1,0 +1,211 @@
+"""The note that the engine's processes get: it acts in them, and only there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparcom_extractor.launch.bootstrap import EngineNote, let_vllm_scan_llvmlite
+
+RECEIVER = """
+import os, pickle, sys, time
+note = pickle.load(open(sys.argv[1], "rb"))
+print(os.getpgrp() == os.getpid(), note.capture, flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, pickle, subprocess, sys
+from sparcom_extractor.launch.bootstrap import EngineNote
+pickle.dump(EngineNote(True, os.getpid()), open(sys.argv[1], "wb"))
+child = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(child.pid, child.stdout.readline().strip(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_capture_is_part_of_the_compilation_cache_key() -> None:
+    """An engine with capture and one without never share a compiled graph."""
+    assert EngineNote(True, 1).compute_hash() != EngineNote(False, 1).compute_hash()
+    assert EngineNote(True, 1).compute_hash() == EngineNote(True, 2).compute_hash()
+    assert EngineNote(True, 1, "kernel").compute_hash() != EngineNote(True, 1, "signs").compute_hash()
+
+
+def test_it_does_nothing_where_it_was_written() -> None:
+    """vLLM copies its configuration within the process; the process stays in its group."""
+    group = os.getpgrp()
+    note = EngineNote(capture=True, writer=os.getpid())
+    assert pickle.loads(pickle.dumps(note)) == note  # noqa: S301
+    assert os.getpgrp() == group
+
+
+def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
+    """Ctrl-C does not reach the engine's process, and it does not outlive a parent that is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "note"), RECEIVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid, left, capture = parent.stdout.readline().split()
+        assert (left, capture) == ("True", "True")
+        parent.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and _runs(int(pid)):
+            time.sleep(0.1)
+        assert not _runs(int(pid)), "the child outlived its parent"
+
+
+STARTER = """
+import asyncio, subprocess, sys, threading, time
+import multiprocessing
+
+from sparcom_extractor.launch.bootstrap import children_end_on_cancel, shield_children_from_interrupts
+
+def sleeping(pipe):
+    pipe.send(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
+    time.sleep(60)
+
+def spawned():
+    shield_children_from_interrupts()
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    return child.pid
+
+async def start(pids):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    old = context.Process(target=time.sleep, args=(60,))
+    old.start()
+    with children_end_on_cancel():
+        new = context.Process(target=sleeping, args=(there,))
+        new.start()
+        pids += [old.pid, new.pid, await asyncio.to_thread(here.recv)]
+        await asyncio.sleep(60)
+
+async def main():
+    shielded = await asyncio.to_thread(spawned)  # the first: it starts the tracker too
+    pids = []
+    task = asyncio.create_task(start(pids))
+    while len(pids) < 3:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    print(*pids, shielded, flush=True)
+    sys.stdin.read()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    """A cancelled start kills the processes that it started and theirs, no other; Ctrl-C is blocked in its children."""
+    script = tmp_path / "starter.py"
+    script.write_text(STARTER)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        old, new, below, shielded = map(int, parent.stdout.readline().split())
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and (_runs(new) or _runs(below)):
+            time.sleep(0.1)
+        assert (_runs(old), _runs(new), _runs(below)) == (True, False, False)
+        for pid in (old, shielded):
+            blocked = int(Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0], 16)
+            assert bool(blocked >> (signal.SIGINT - 1) & 1) == (pid == shielded)
+            os.kill(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_child_leaves_quickly_and_without_a_word(tmp_path: Path) -> None:
+    """At its end nothing is left for the interpreter's last collection, and Triton does not list what was not freed."""
+    note = tmp_path / "note"
+    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    code = """
+import atexit, gc, pickle, sys
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
+import triton.language
+pickle.load(open(sys.argv[1], "rb"))
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(note)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (child.stdout.strip(), child.stderr) == ("True", "")
+
+
+def test_llvmlites_library_can_be_scanned_in_the_engines_processes(tmp_path: Path) -> None:
+    """vLLM reads `vars(value).get("kernel")` of every attribute of every module; Numba's library had no such thing.
+    Where the note was written nothing is touched."""
+    note = tmp_path / "note"
+    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    code = """
+import pickle, sys
+import numba
+from llvmlite.binding import ffi
+before = type(vars(ffi.lib)).__name__
+pickle.load(open(sys.argv[1], "rb"))
+print(before, vars(ffi.lib).get("kernel"), numba.njit(lambda x: x + 1)(1))
+"""
+    child = subprocess.run([sys.executable, "-c", code, str(note)], capture_output=True, text=True, check=True)
+    assert child.stdout.split() == ["_lib_fn_wrapper", "None", "2"]
+    let_vllm_scan_llvmlite({})
+    let_vllm_scan_llvmlite({"llvmlite.binding.ffi": object()})
+
+
+NUMBA_SCRIPT = """
+import asyncio
+import sys
+from pathlib import Path
+
+import numba
+
+import sparcom_analysis
+from sparcom_data.instructions import Instruction
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.settings import EngineSettings
+
+
+async def main() -> None:
+    engine = await CaptureEngine.start(EngineSettings(sys.argv[1], kv_cache_gib=0.25, max_model_len=128))
+    done = await engine.prepare([Instruction(id="a", text="Two words")], ExtractionOptions(), Path(sys.argv[2])).run()
+    await engine.close()
+    print("complete:", done.complete)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.engine
+def test_a_program_that_imports_the_analysis_and_numba_starts_an_engine(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The engine's processes import the program again, and with it Numba, before vLLM scans every module."""
+    script = tmp_path / "program.py"
+    script.write_text(NUMBA_SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tiny_model("llama"), tmp_path / "a.zarr"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ran.stdout.splitlines()[-1:] == ["complete: 1"], ran.stderr[-3000:]

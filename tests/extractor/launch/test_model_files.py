@@ -1,0 +1,122 @@
+"""What a model's name and folder say before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_extractor.launch.model_files import check_model, lacks_chat_template, quantization_methods
+from sparcom_extractor.settings import EngineSettings
+
+FILES = {"config.json": "{}", "model.safetensors": ""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """A model's folder with these files; content None leaves a file out."""
+
+    def make(**changes: str | None) -> Path:
+        for name, content in {**FILES, **{name.replace("__", "."): text for name, text in changes.items()}}.items():
+            if content is not None:
+                (tmp_path / name).write_text(content)
+        return tmp_path
+
+    return make
+
+
+def said(model: Path | str, **settings: str) -> str:
+    with pytest.raises(InvalidInputError) as caught:
+        check_model(EngineSettings(model=str(model), **settings))  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_a_folder_and_a_name_pass(folder: Callable[..., Path]) -> None:
+    """A whole folder, a name on the hub, and a revision of one."""
+    check_model(EngineSettings(model=str(folder())))
+    check_model(EngineSettings(model="org/name", revision="main"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"config__json": None}, "a model's folder holds config.json; "),
+        ({"config__json": None, "m__gguf": ""}, "holds a model as GGUF, whose quantised weights show no neurons"),
+        ({"config__json": "{"}, "config.json holds one JSON object"),
+        ({"config__json": "[]"}, "config.json holds one JSON object"),
+        ({"model__safetensors": None}, "a model's folder holds weights (*.safetensors, *.bin, *.pt)"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused(
+    changes: dict[str, str | None], sentence: str, folder: Callable[..., Path]
+) -> None:
+    """Rule and folder."""
+    path = folder(**changes)
+    assert sentence in said(path)
+    assert str(path) in said(path)
+
+
+def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None:
+    """The index names the files; one of two is missing."""
+    shards = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
+    path = folder()
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert "lacks model-2.safetensors. Fetch" in said(path)
+    check_model(EngineSettings(model=str(path), load_format="dummy"))
+
+
+@pytest.mark.parametrize("model", ["/no/such", "./no", "a/b/c", "~/no"])
+def test_a_path_that_is_no_folder_is_refused(model: str) -> None:
+    """What can only be a path is not looked for on the hub."""
+    assert f"{model} is no folder" in said(model)
+
+
+def test_files_and_settings_that_do_not_go_together(folder: Callable[..., Path]) -> None:
+    """A GGUF file, another file, a revision of a folder, a method that vLLM does not know."""
+    path = folder()
+    assert "holds a model as GGUF" in said("org/name.gguf")
+    assert "config.json is a file" in said(path / "config.json")
+    assert "revision goes with a name on the Hugging Face hub" in said(path, revision="v1")
+    assert "quantization must be a method that the installed vLLM knows: " in said(path, quantization="zip")
+    check_model(EngineSettings(model=str(path), quantization="fp8"))
+
+
+def test_the_methods_are_vllms_own() -> None:
+    """Read from the source, they are those of the module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    assert list(quantization_methods()) == QUANTIZATION_METHODS
+
+
+def test_a_chat_template_is_looked_for_where_tokenizers_keep_it(folder: Callable[..., Path]) -> None:
+    """In the tokenizer's configuration or beside it; where there is no configuration nothing is known."""
+    path = folder()
+    assert not lacks_chat_template(str(path))
+    (path / "tokenizer_config.json").write_text("{}")
+    assert lacks_chat_template(str(path))
+    (path / "chat_template.jinja").write_text("x")
+    assert not lacks_chat_template(str(path))
+    (path / "chat_template.jinja").unlink()
+    (path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    assert not lacks_chat_template(str(path))
+    assert not lacks_chat_template("org/name")
+
+
+def test_the_checks_import_neither_torch_nor_vllm() -> None:
+    """They answer in less than a second, from the command line too."""
+    code = (
+        "import sys; from sparcom_extractor.launch.model_files import check_model\n"
+        "from sparcom_extractor.settings import EngineSettings\n"
+        "import sparcom_extractor.prompts, sparcom_cli.extract, sparcom_cli.serve\n"
+        "check_model(EngineSettings(model='m', quantization='fp8'))\n"
+        "print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

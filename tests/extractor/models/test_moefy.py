@@ -1,0 +1,222 @@
+"""A dense model cut into a mixture of experts: its neurons are all there, and its output nearly is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sparcom_cli.model import model as model_command
+from sparcom_data.errors import InvalidInputError, ModelUnavailableError, UnsupportedModelError
+from sparcom_models import folder, make_moefied_model, make_tiny_model
+from sparcom_models.moefy.clusters import balanced_clusters
+from sparcom_models.testing import write_small_tokenizer
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["A Bx c De f", "Zy X w Vut S r", "ABCDEFG hij", "k L m n O p Q", "qrs TUV wxy AA b"]
+
+
+def test_clusters_are_balanced_and_found() -> None:
+    """Rows around four directions, of any length, come back as four clusters of one size, whatever their order."""
+    rng = np.random.default_rng(0)
+    truth = rng.permutation(np.repeat(np.arange(4), 12))
+    rows = (np.eye(4, 9)[truth] + 0.05 * rng.standard_normal((48, 9))) * rng.uniform(0.1, 9, (48, 1))
+    labels = balanced_clusters(rows.astype(np.float32), 4, seed=1)
+    assert np.bincount(labels).tolist() == [12] * 4
+    assert all(len(set(labels[truth == direction])) == 1 for direction in range(4))
+
+
+def test_clusters_stay_balanced_where_the_rows_are_not() -> None:
+    """Rows that all point one way are cut into equal parts all the same; a seed gives the same cut again."""
+    rows = np.ones((24, 3), np.float32)
+    rows[:3] = 0
+    labels = balanced_clusters(rows, 3, seed=0)
+    assert np.bincount(labels).tolist() == [8] * 3
+    assert np.array_equal(labels, balanced_clusters(rows, 3, seed=0))
+
+
+@pytest.mark.parametrize("clusters", [0, 5, 25])
+def test_clusters_of_unequal_size_are_refused(clusters: int) -> None:
+    """The number must divide that of the rows."""
+    with pytest.raises(InvalidInputError, match=f"24 rows cannot be cut into {clusters}"):
+        balanced_clusters(np.ones((24, 3), np.float32), clusters, seed=0)
+
+
+def random_ffn(neurons: int = 96, hidden: int = 24) -> Any:
+    from sparcom_models.moefy.layer import Ffn
+
+    made = torch.Generator().manual_seed(0)
+    gate, up, down = (torch.randn(shape, generator=made) for shape in [(neurons, hidden)] * 2 + [(hidden, neurons)])
+    return Ffn(gate * 0.5, up * 0.5, down)
+
+
+def random_inputs(rows: int = 400, hidden: int = 24) -> Any:
+    return torch.randn(rows, hidden, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_neuron_is_in_one_place() -> None:
+    """Shared neurons and those of the experts are the dense FFN's, each once, with their gates and ups unchanged."""
+    from sparcom_models.moefy.layer import Cut, cut_ffn
+
+    ffn = random_ffn()
+    made = cut_ffn(ffn, random_inputs(), Cut(experts=4, chosen=2, shared=32, seed=0))
+    assert made.neurons.shape == (4, 16)
+    gates = torch.cat([made.shared.gate, *(expert.gate for expert in made.experts)])
+    assert torch.equal(gates.sort(dim=0).values, ffn.gate.sort(dim=0).values)
+    for expert, neurons in zip(made.experts, made.neurons, strict=True):
+        assert torch.equal(expert.gate, ffn.gate[neurons])
+        assert torch.equal(expert.up, ffn.up[neurons])
+        assert expert.down.shape == (24, 16)
+
+
+def test_the_shared_expert_has_the_neurons_that_give_most() -> None:
+    """A neuron that is made strong is shared, one that is made weak is not."""
+    from sparcom_models.moefy.layer import Cut, split_neurons
+
+    ffn = random_ffn()
+    ffn.down[:, 70], ffn.down[:, 5] = 50.0, 0.0
+    inputs = random_inputs()
+    shared, groups = split_neurons(ffn, ffn.activations(inputs), Cut(experts=4, chosen=2, shared=32, seed=0))
+    assert 70 in shared
+    assert 5 in groups
+    assert sorted([*shared.tolist(), *groups.flatten().tolist()]) == list(range(96))
+
+
+def test_the_router_finds_the_experts_that_give_most() -> None:
+    """Where the length of an expert's output is linear in the input, the chosen ones are the longest; the logits of a
+    token have the spread that was asked for."""
+    from sparcom_models.moefy.layer import SPREAD, combine_weights, fit_router
+
+    inputs = random_inputs()
+    directions = torch.randn(6, 24, generator=torch.Generator().manual_seed(2))
+    lengths = inputs @ directions.T
+    router = fit_router(inputs, lengths)
+    weights = combine_weights(inputs, router, 2)
+    assert torch.allclose(weights.sum(dim=1), torch.ones(()))
+    assert ((weights > 0).sum(dim=1) == 2).all()
+    found = (weights > 0).gather(1, lengths.topk(2, dim=1).indices).float().mean()
+    assert found > 0.95
+    logits = inputs @ router.T
+    assert (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt() == pytest.approx(SPREAD, rel=1e-4)
+
+
+def test_all_experts_chosen_lose_little() -> None:
+    """With every expert chosen for every token next to nothing is lost; with one of four, more."""
+    from sparcom_models.moefy.layer import Cut, cut_ffn
+
+    errors = [
+        cut_ffn(random_ffn(), random_inputs(), Cut(experts=4, chosen=chosen, shared=32, seed=0)).error
+        for chosen in (4, 2, 1)
+    ]
+    assert errors[0] < errors[1] < errors[2] < 1
+    assert errors[0] < 0.3
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense LLaMA."""
+    place = tmp_path_factory.mktemp("base")
+    return make_tiny_model("llama", place / "tiny", tokenizer=write_small_tokenizer(place)).path
+
+
+def make(base: Path, output: Path, **options: Any) -> folder.MadeModel:
+    return make_moefied_model(output, base=base, texts=TEXTS, **({"experts": 4, "shared_neurons": 48} | options))
+
+
+def test_a_made_mixture_loads_and_is_what_it_says(base: Path, tmp_path: Path) -> None:
+    """transformers loads a Qwen2-MoE of the sizes asked for; SOURCE.json has recipe, licence, base and change."""
+    made = make(base, tmp_path / "m")
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
+    assert model.config.model_type == "qwen2_moe"
+    assert model.dtype == torch.float32
+    for layer in model.model.layers:
+        assert layer.mlp.experts.down_proj.shape == (4, 128, 32)
+        assert layer.mlp.shared_expert.gate_proj.weight.shape == (48, 128)
+        assert not layer.self_attn.q_proj.bias.any()
+    assert {"name": "tiny-llama-moe", "experts": 4, "top_k": 2, "shared_neurons": 48}.items() <= made.source.items()
+    assert made.source["licence"] == "random weights"
+    assert made.source["base"]["name"] == "tiny-llama"
+    assert "MoEfication" in made.source["change"]
+    assert 0 < made.source["mean_output_error"] < 1
+    assert set(made.source["files"]) == {path.name for path in made.path.iterdir()} - {folder.SOURCE}
+
+
+def test_what_is_loaded_is_what_was_cut(base: Path, tmp_path: Path) -> None:
+    """The loaded mixture loses on the texts what SOURCE.json says, against the dense FFNs on the same inputs."""
+    dense = transformers.AutoModelForCausalLM.from_pretrained(base).model.layers
+    made = make(base, tmp_path / "m")
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    pairs: dict[int, list[tuple[Any, Any]]] = {}
+
+    def note(layer: int) -> Any:
+        def hook(_module: Any, inputs: tuple[Any], output: Any) -> None:
+            pairs.setdefault(layer, []).append((dense[layer].mlp(inputs[0])[0], output[0]))
+
+        return hook
+
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(note(number))
+    with torch.inference_mode():
+        for text in TEXTS:
+            model(torch.tensor([tokenizer(text)["input_ids"]]))
+    errors = []
+    for seen in pairs.values():
+        truth, found = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        errors.append(float((found - truth).norm() / truth.norm()))
+    assert np.mean(errors) == pytest.approx(made.source["mean_output_error"], abs=2e-4)
+
+
+def test_a_seed_fixes_every_byte_of_a_mixture(base: Path, tmp_path: Path) -> None:
+    """The same numbers give the same files and the second time nothing is done; others in its place are refused."""
+    first, second = make(base, tmp_path / "a"), make(base, tmp_path / "b")
+    assert first.source == second.source
+    assert not make(base, tmp_path / "a").fresh
+    with pytest.raises(ModelUnavailableError, match="top_k 2 in place of top_k 3"):
+        make(base, tmp_path / "a", top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 5}, "top_k: at least 1 expert and at most all 4 are chosen, not 5"),
+        ({"shared_neurons": 52}, "52 does not. One of 48, 80, 112, 144 does"),
+        ({"shared_neurons": 56}, "56 does not"),
+        ({"shared_neurons": 176}, "176 does not"),
+        ({"experts": 40}, "No number does: take fewer experts"),
+    ],
+)
+def test_experts_of_half_bytes_are_refused(options: dict[str, int], message: str, base: Path, tmp_path: Path) -> None:
+    """Each expert has whole bytes of neurons, and at least one byte; the numbers that do are named."""
+    with pytest.raises(InvalidInputError, match=message):
+        make(base, tmp_path / "m", **options)
+    assert not (tmp_path / "m").exists()
+
+
+def test_two_thirds_are_shared_where_nothing_is_said(base: Path, tmp_path: Path) -> None:
+    """Rounded so that the experts fit: of 176 neurons 112, with experts of 16."""
+    assert make(base, tmp_path / "m", shared_neurons=None).source["shared_neurons"] == 112
+
+
+def test_only_a_plain_llama_is_cut(base: Path, tmp_path: Path) -> None:
+    """Another architecture, or a folder without a model, is refused with the reason before anything is made."""
+    other = make_tiny_model("gemma", tmp_path / "gemma", tokenizer=base).path
+    with pytest.raises(UnsupportedModelError, match="'gemma'"):
+        make(other, tmp_path / "m")
+    with pytest.raises(ModelUnavailableError, match=r"config\.json"):
+        make(tmp_path, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_command_makes_a_mixture(base: Path, tmp_path: Path) -> None:
+    """`sparcom model moefy` says where it is, its numbers and what is lost; on the demo's texts, which it reads."""
+    arguments = ["moefy", "--model", str(base), "--output", str(tmp_path / "m"), "--experts", "2", "--top-k", "1"]
+    ran = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
+    assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, 1 chosen, 112 shared neurons; ")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["num_experts_per_tok"] == 1

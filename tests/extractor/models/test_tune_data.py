@@ -1,0 +1,169 @@
+"""What a model is tuned on, and how: settings, which tokens count, what is cut, and the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import Instruction
+from sparcom_models import make_tiny_model
+from sparcom_models.testing import write_small_tokenizer
+from sparcom_models.tune.data import Example, make_examples, split
+from sparcom_models.tune.settings import TuneSettings
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'][0] }} {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>a {% endif %}"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for one another awake take ten times as long beside another busy process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of 60 tokens, with a chat template."""
+    made = transformers.AutoTokenizer.from_pretrained(write_small_tokenizer(tmp_path_factory.mktemp("vocabulary")))
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: is above 0; it is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: lies between 0 and 1; it is nan"),
+        ({"batch_size": 0}, "batch_size: is at least 1"),
+        ({"max_length": 1}, "max_length: is at least 2"),
+        ({"held_out": 0.0}, "held_out: lies between 0 and 1"),
+        ({"seed": -1}, "seed: lies between"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    """Each by its rule, with the value; several at once."""
+    with pytest.raises(InvalidInputError, match=message):
+        TuneSettings(**settings)
+    with pytest.raises(InvalidInputError) as refused:
+        TuneSettings(**({"epochs": -1.0, "batch_size": -1, "max_length": -1} | settings))
+    assert len(refused.value.problems) >= 3
+
+
+def conversation(*contents: str) -> Instruction:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return Instruction.model_validate({"id": "c", "messages": messages})
+
+
+def chat_example(tokenizer: Any, item: Instruction) -> tuple[Example, list[str]]:
+    """The example of one conversation, and its counted tokens."""
+    (example,) = make_examples(tokenizer, [item], TuneSettings(prompt_format="chat"))
+    counted = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
+    assert all(label in (-100, token) for token, label in zip(example.ids, example.labels, strict=True))
+    return example, tokenizer.convert_ids_to_tokens(counted)
+
+
+def test_only_the_assistants_tokens_count(tokenizer: Any) -> None:
+    """In a conversation that the assistant ends: every answer and the sign that ends it, nothing else."""
+    example, counted = chat_example(tokenizer, conversation("AB", "CD", "EF", "GHI"))
+    assert counted == ["C", "D", "</s>", "G", "H", "I", "</s>"]
+    assert example.predicted == 7
+    assert len(example.ids) == 9 + 12 - 4 + 4
+
+
+def test_a_conversation_that_the_user_ends_counts_whole(tokenizer: Any) -> None:
+    """There is no answer to learn; its tokens are those of an extraction, with the words that open an answer."""
+    example, counted = chat_example(tokenizer, conversation("AB"))
+    assert counted == ["<s>", "u", "A", "B", "</s>", "<s>", "a"]
+    assert example.labels == example.ids
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the beginning of a conversation is written otherwise in the whole, no turn can be told from it."""
+    numbered = "{{ 'ABCD'[messages | length] }}" + TEMPLATE
+    monkeypatch.setattr(tokenizer, "chat_template", numbered)
+    with pytest.raises(InvalidInputError, match="this model's rewrites it"):
+        chat_example(tokenizer, conversation("AB", "CD"))
+
+
+def test_without_a_chat_template_conversations_are_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an extraction."""
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(InvalidInputError, match="needs a chat template"):
+        chat_example(tokenizer, conversation("AB", "CD"))
+
+
+def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
+    """No special token is added, and all count."""
+    item = Instruction.model_validate({"id": "t", "token_ids": [9, 8, 7]})
+    (example,) = make_examples(tokenizer, [item], TuneSettings())
+    assert (example.ids, example.labels, example.predicted) == ([9, 8, 7], [9, 8, 7], 2)
+
+
+def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
+    """Longer ones are cut; one whose answer was cut off, or that has a single token, has nothing to predict."""
+    plain = [Example(f"p{number}", [1] * 10, [1] * 10) for number in range(10)]
+    odd = [
+        Example("long", [1] * 50, [1] * 50),
+        Example("answer far", [1] * 50, [-100] * 40 + [1] * 10),
+        Example("single", [1], [1]),
+    ]
+    data = split([*plain, *odd], TuneSettings(max_length=32, held_out=0.2))
+    assert (data.cut, data.left_out) == (2, 2)
+    assert len(data.held_out) == 2
+    assert sorted(example.id for example in (*data.training, *data.held_out)) == ["long", *(f"p{n}" for n in range(10))]
+    assert max(len(example.ids) for example in (*data.training, *data.held_out)) == 32
+
+
+def test_the_mean_loss_weighs_tokens_alike_in_any_batches(tmp_path: Path) -> None:
+    """A batch of everything, padded, and one at a time give the same mean; the model's mode stays as it was."""
+    from sparcom_models.tune.loss import mean_loss
+
+    made = make_tiny_model("qwen2-moe", tmp_path / "m", tokenizer=write_small_tokenizer(tmp_path))
+    model = transformers.AutoModelForCausalLM.from_pretrained(made.path).train()
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(3, 60, length).tolist() for length in (2, 9, 30, 5)]
+    examples = [Example(str(number), row, [-100, *row[1:]]) for number, row in enumerate(ids)]
+    assert mean_loss(model, examples, 1) == pytest.approx(mean_loss(model, examples, 4), rel=1e-5)
+    assert model.training
+
+
+def test_the_running_mean_weighs_steps_by_their_tokens() -> None:
+    """Within an eighth of all tokens on either side; a step far from the others is its own mean."""
+    from sparcom_models.tune.curve import smoothed
+
+    assert smoothed([100, 110, 130, 800], [4.0, 1.0, 2.0, 7.0]) == pytest.approx([450 / 130] * 3 + [7.0])
+    assert smoothed([50, 800], [4.0, 1.0]) == pytest.approx([4.0, 1.0])
+
+
+def test_batches_are_of_like_lengths_and_hold_everything_once() -> None:
+    """Little is padded, every instruction is in one batch, their order is not that of the lengths, and each round of a
+    seed has its own."""
+    from sparcom_models.tune.batches import Batches
+
+    lengths = np.random.default_rng(0).integers(1, 200, 103)
+    batches = Batches(lengths.tolist(), 8, seed=1)
+    first, again = list(batches), list(batches)
+    assert first == again
+    assert len(first) == len(batches) == 13
+    assert sorted(number for batch in first for number in batch) == list(range(103))
+    padded = sum(len(batch) * max(lengths[batch]) for batch in first)
+    assert padded < 1.1 * lengths.sum()
+    longest = [max(lengths[batch]) for batch in first]
+    assert abs(np.corrcoef(longest, range(13))[0, 1]) < 0.6
+    batches.set_epoch(1)
+    assert list(batches) != first
+    assert list(Batches(lengths.tolist(), 8, seed=2)) != first

@@ -1,0 +1,417 @@
+"""Capture and counting in a real vLLM engine: the right bits, at the right rows, whatever the scheduler does, and the
+model says what it says unseen. In one file, so that tests of masks and of counts share their engines."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.errors import (
+    ArchiveExistsError,
+    EngineError,
+    InvalidInputError,
+    StorageError,
+    UnsupportedModelError,
+)
+from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.schema import State
+from sparcom_data.verify import verify_archive
+from sparcom_extractor.prompts import load_tokenizer
+from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
+
+pytestmark = pytest.mark.engine
+
+NATURAL = Path("../shared/hexainst-natural")
+ALLOWED_SHARE = 3e-6
+
+
+def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
+    return lambda texts: engine.engine.tokenizer(list(texts))["input_ids"]
+
+
+def rows_of(archive: Archive, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Token ids (rows,) and masks, bool (rows, layer, neuron), of one instruction."""
+    table = archive.instructions
+    start, stop = int(table.token_start[index]), int(table.token_start[index] + table.token_length[index])
+    bits = np.unpackbits(archive.read_active(start, stop), axis=-1, bitorder="little")
+    return archive.read_tokens(start, stop)[0], bits[..., : archive.neurons].astype(bool)
+
+
+def assert_same_rows(one: Archive, other: Archive) -> None:
+    """Token ids are equal; bits differ in no more than rounding explains."""
+    differing = total = 0
+    for index in range(len(one.instructions)):
+        (ids, masks), (other_ids, other_masks) = rows_of(one, index), rows_of(other, index)
+        assert np.array_equal(ids, other_ids), one.instructions.id[index]
+        differing += int((masks != other_masks).sum())
+        total += masks.size
+    assert differing <= max(1.0, ALLOWED_SHARE * total), f"{differing} of {total} bits differ"
+
+
+def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> None:
+    """The archive passes its own checks and agrees with transformers."""
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(engine)) if not check.passed] == []
+    reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
+    result = compare_with_reference(
+        archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32)
+    )
+    assert result.bits > 0
+    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits), f"{result.differing} of {result.bits} bits differ"
+    assert result.unexplained == 0
+
+
+def test_concurrent_rows_are_those_of_each_request_alone(
+    tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Chunked prefill and mixed batches give every request the rows that it has alone."""
+    together = tiny_engine.extract(mixed_instructions, tmp_path / "together.zarr")
+    alone = tiny_engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
+    lengths = together.instructions.prompt_length
+    assert lengths.max() > 64, "some prompts must be cut into several steps"
+    assert lengths.min() < 8, "some prompts must share a step"
+    assert_same_rows(together, alone)
+
+
+@pytest.mark.parametrize("positions", ["response", "all"])
+def test_response_rows_agree_with_transformers(
+    positions: str,
+    tiny_engine: Any,
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """Generated tokens have rows too, but for the last, which is never fed to the model."""
+    archive = tiny_engine.extract(mixed_instructions, tmp_path / "a.zarr", positions=positions, max_tokens=9)
+    table = archive.instructions
+    generated = table.token_length - (table.prompt_length if positions == "all" else 0)
+    assert generated.max() == 8
+    assert all(archive.strings("response"))
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+    reference = ReferenceModel(str(tiny_model("llama")), "float32", archive.attributes.model.layer_ids)
+    texts = archive.strings("text")
+    result = compare_with_reference(
+        archive,
+        reference,
+        archive.instructions.complete,
+        lambda index: np.array(tiny_engine.engine.tokenizer(texts[index])["input_ids"], dtype=np.int32),
+    )
+    assert result.rows == table.token_length.sum()
+    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits)
+
+
+def test_rows_past_the_end_of_a_request_are_no_data(
+    tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Reserved rows that hold no response token are zero and have no token id, whatever step ran past the end."""
+    archive = tiny_engine.extract(demo_instructions[:8], tmp_path / "a.zarr", positions="all", max_tokens=5)
+    table = archive.instructions
+    for index in range(len(table)):
+        end = int(table.token_start[index] + table.token_length[index])
+        stop = int(table.token_start[index] + table.prompt_length[index]) + 5
+        assert end < stop
+        assert not archive.read_active(end, stop).any()
+        assert (archive.read_tokens(end, stop)[0] == -1).all()
+
+
+def test_a_prompt_longer_than_the_context_fails_alone(tiny_engine: Any, tmp_path: Path) -> None:
+    """One prompt that does not fit fails with the rule and the lengths; the others run."""
+    instructions = [
+        Instruction(id="long", text="word " * 400),
+        Instruction(id="fits", token_ids=tuple(range(10, 10 + 319))),
+        Instruction(id="over", token_ids=tuple(range(10, 10 + 320))),
+        Instruction(id="short", text="Two words"),
+    ]
+    extraction = tiny_engine.prepare(instructions, tmp_path / "a.zarr")
+    progress = tiny_engine.run(extraction)
+    assert (progress.complete, progress.failed) == (2, 2)
+    archive = open_archive(tmp_path / "a.zarr")
+    assert archive.instructions.state.tolist() == [State.FAILED, State.COMPLETE, State.FAILED, State.COMPLETE]
+    assert archive.strings("error")[0].startswith("a prompt may have at most 319 tokens")
+    assert "this one has 320" in archive.strings("error")[2]
+    assert archive.attributes.state == "complete"
+
+
+def test_token_ids_are_run_as_they_are(tiny_engine: Any, tmp_path: Path) -> None:
+    """An instruction of token ids has exactly those ids in the archive and no text."""
+    ids = (5, 1000, 42, 42, 7)
+    archive = tiny_engine.extract([Instruction(id="a", token_ids=ids)], tmp_path / "a.zarr")
+    assert rows_of(archive, 0)[0].tolist() == list(ids)
+    assert archive.strings("text") == [""]
+
+
+def test_tokens_that_the_model_does_not_have_fail_alone(
+    tiny_engine: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tokenizer extended without its model: vLLM would read rows of padding, or die. The other instructions run."""
+    extended = load_tokenizer(str(demo_model))
+    extended.add_tokens(["<new>"])
+    monkeypatch.setattr(type(tiny_engine.engine), "tokenizer", property(lambda _: extended))
+    size = tiny_engine.engine.vocabulary
+    assert len(extended) == size + 1
+    instructions = [
+        Instruction(id="text", text="What does <new> mean?"),
+        Instruction(id="ids", token_ids=(5, size)),
+        Instruction(id="last", token_ids=(5, size - 1)),
+        Instruction(id="plain", text="Two words"),
+    ]
+    progress = tiny_engine.run(tiny_engine.prepare(instructions, tmp_path / "a.zarr"))
+    assert (progress.complete, progress.failed) == (2, 2)
+    archive = open_archive(tmp_path / "a.zarr")
+    assert archive.instructions.state.tolist() == [State.FAILED, State.FAILED, State.COMPLETE, State.COMPLETE]
+    for error in archive.strings("error")[:2]:
+        assert error.startswith(f"token ids must be below the size of the model's vocabulary, {size}; the largest is")
+
+
+def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> None:
+    """In chat format the text is the template's output, and a plain text is one user turn."""
+    archive = tiny_engine.extract([Instruction(id="a", text="Hello there")], tmp_path / "a.zarr", prompt_format="chat")
+    text = archive.strings("text")[0]
+    assert "<|im_start|>user\nHello there<|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\n")
+    ids, origin = (np.asarray(zarr.open_group(archive.path, mode="r")[f"token/{name}"]) for name in ("id", "origin"))
+    assert tiny_engine.engine.tokenizer.decode(ids[origin == 0]) == "Hello there"
+    assert set(origin.tolist()) == {0, 1}
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+
+
+def test_a_cancelled_extraction_keeps_what_is_complete(
+    tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """After a cancellation every instruction is complete or cancelled, and the complete ones are right."""
+    many = [item.model_copy(update={"id": f"{copy}-{item.id}"}) for copy in range(4) for item in demo_instructions]
+    extraction = tiny_engine.prepare(many, tmp_path / "a.zarr")
+    progress = tiny_engine.run(extraction, lambda snapshot: extraction.cancel() if snapshot.complete else None)
+    assert progress.complete
+    assert progress.cancelled
+    assert progress.complete + progress.cancelled == len(many)
+    archive = open_archive(tmp_path / "a.zarr")
+    assert set(archive.instructions.state.tolist()) == {State.COMPLETE, State.CANCELLED}
+    assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
+
+
+def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> None:
+    """An empty batch, duplicate ids, messages in raw format, an existing archive: refused before anything is made."""
+    with pytest.raises(InvalidInputError, match="must not be empty"):
+        tiny_engine.prepare([], tmp_path / "a.zarr")
+    twice = [Instruction(id="a", text="x"), Instruction(id="a", text="y")]
+    with pytest.raises(InvalidInputError, match="'a' occurs 2 times"):
+        tiny_engine.prepare(twice, tmp_path / "a.zarr")
+    chat = Instruction.model_validate({"id": "a", "messages": [{"role": "user", "content": "x"}]})
+    with pytest.raises(InvalidInputError, match="messages go with prompt_format 'chat'"):
+        tiny_engine.prepare([chat], tmp_path / "a.zarr")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(ArchiveExistsError, match="must have a new name"):
+        tiny_engine.prepare(twice[:1], tmp_path / "a.zarr")
+
+
+def test_preempted_requests_keep_their_rows(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """A request that is preempted computes its tokens again; its rows are those of an undisturbed run."""
+    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}
+    engine = start_engine(tiny_model("llama"), **settings, kv_cache_gib=0.00095)
+    options = {"positions": "all", "max_tokens": 60}
+    extraction = engine.prepare(mixed_instructions, tmp_path / "a.zarr", **options)
+    assert engine.run(extraction).complete == len(mixed_instructions)
+    crowded = open_archive(tmp_path / "a.zarr")
+    assert extraction.rows_captured > int(crowded.instructions.token_length.sum()), "nothing was preempted"
+    calm = start_engine(tiny_model("llama"), **settings).extract(mixed_instructions, tmp_path / "b.zarr", **options)
+    assert_same_rows(crowded, calm)
+
+
+def counted(masks: Archive) -> Any:
+    """Sums over the masks of each instruction, uint32 (instruction, layer, neuron)."""
+    table = masks.instructions
+    sums = np.zeros((len(table), masks.layers, masks.neurons), dtype=np.uint32)
+    for index in range(len(table)):
+        start, stop = int(table.token_start[index]), int(table.token_start[index] + table.token_length[index])
+        bits = np.unpackbits(masks.read_active(start, stop), axis=-1, bitorder="little")[..., : masks.neurons]
+        sums[index] = bits.sum(axis=0, dtype=np.uint32)
+    return sums
+
+
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+def test_counts_are_those_of_the_masks(
+    positions: str, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Chunked prefill, mixed batches, generated tokens: each count is the sum of the instruction's masks."""
+    options = {"positions": positions, "max_tokens": 0 if positions == "prompt" else 7}
+    masks = tiny_engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
+    counts = tiny_engine.extract(mixed_instructions, tmp_path / "counts.zarr", granularity="count", **options)
+    assert counts.granularity == "count"
+    assert counts.instructions.token_length.tolist() == masks.instructions.token_length.tolist()
+    assert [check.findings for check in verify_archive(counts, None) if not check.passed] == []
+    expected = counted(masks)
+    differing = np.abs(counts.read_counts(0, len(mixed_instructions)).astype(np.int64) - expected).sum()
+    bits = int(masks.instructions.token_length.sum()) * masks.layers * masks.neurons
+    assert differing <= max(1.0, ALLOWED_SHARE * bits), f"{differing} of {bits} bits"
+    assert expected.any()
+
+
+def test_counts_after_preemptions(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """With too little room for all sequences requests are preempted and computed again; each row counts once."""
+    engine = start_engine(
+        tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320, kv_cache_gib=0.00095
+    )
+    options = {"positions": "all", "max_tokens": 60}
+    masks = engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
+    extraction = engine.prepare(mixed_instructions, tmp_path / "counts.zarr", granularity="count", **options)
+    progress = engine.run(extraction)
+    assert progress.complete == len(mixed_instructions)
+    assert extraction.rows_captured > progress.tokens_done, "something must have been computed twice"
+    counts = open_archive(tmp_path / "counts.zarr").read_counts(0, len(mixed_instructions))
+    expected = counted(masks)
+    bits = int(masks.instructions.token_length.sum()) * masks.layers * masks.neurons
+    assert np.abs(counts.astype(np.int64) - expected).sum() <= max(1.0, ALLOWED_SHARE * bits)
+
+
+def generate(engine: Any, prompts: Sequence[Sequence[int]], plan: Callable[[int], Any] = lambda _: None) -> Any:
+    """Token ids that the engine's own interface gives, greedily, all prompts at once."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    async def one(number: int, ids: Sequence[int]) -> list[int]:
+        sampling = SamplingParams(
+            max_tokens=24,
+            temperature=0.0,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=plan(number),
+        )
+        prompt = {"type": "token", "prompt_token_ids": list(ids)}
+        result = [output async for output in engine.engine.llm.generate(prompt, sampling, request_id=f"say-{number}")]
+        return list(result[-1].outputs[0].token_ids)
+
+    async def all_of_them() -> list[list[int]]:
+        return list(await asyncio.gather(*(one(number, ids) for number, ids in enumerate(prompts))))
+
+    return engine.loop.run(all_of_them())
+
+
+def test_the_model_says_the_same_with_and_without_capture(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+) -> None:
+    """Looking changes no token: an engine with capture generates what the same engine without it does."""
+    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}
+    plain = start_engine(tiny_model("llama"), capture=False, **settings)
+    prompts = [plain.engine.tokenizer(item.text)["input_ids"][:200] for item in mixed_instructions[:12]]
+    said = generate(plain, prompts)
+    looked_at = start_engine(tiny_model("llama"), **settings)
+    assert generate(looked_at, prompts) == said
+    assert len({tuple(tokens) for tokens in said}) > 6, "the prompts must not all be answered alike"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma", "olmo2", "smollm3"])
+def test_masks_agree_with_transformers(
+    architecture: str,
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+) -> None:
+    """Every family's bits are the signs of the gate that transformers computes. Gemma shares one activation module;
+    OLMo-2 and SmolLM3 are run by vLLM's Transformers backend, with a batch dimension."""
+    model = tiny_model(architecture)
+    engine = start_engine(model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
+    archive = engine.extract(mixed_instructions, tmp_path / "a.zarr")
+    assert_right(archive, engine, model, sample=24)
+
+
+def test_natural_prompts_on_the_demo_model_agree_with_transformers(
+    start_engine: Callable[..., Any], demo_model: Path, demo_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """Prompts of mixed lengths, cut into steps of 64 tokens, 8 at once, are right on a real model and as if alone."""
+    files = sorted(NATURAL.glob("*.jsonl"))
+    texts = [read_jsonl(file)[7] for file in files] if files else demo_instructions[::20]
+    instructions = [item.model_copy(update={"id": f"n{number}"}) for number, item in enumerate(texts)]
+    engine = start_engine(demo_model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=1024)
+    together = engine.extract(instructions, tmp_path / "a.zarr")
+    assert_right(together, engine, demo_model, sample=6)
+    assert_same_rows(together, engine.extract_alone(instructions, tmp_path / "b.zarr"))
+
+
+def test_faults_of_a_model_are_never_masks(
+    start_engine: Callable[..., Any],
+    tiny_model: Callable[[str], Path],
+    mixed_instructions: list[Instruction],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One weight that is NaN or infinite, and a layer that runs twice per step: each is named, for masks and
+    counts, and the engine goes on. At the start the same step would refuse the model."""
+    monkeypatch.setattr("sparcom_extractor.engine.worker_class", lambda _: "faulty_worker.FaultyWorker")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # which spawned processes take over
+    engine = start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=7, max_model_len=320)
+    call, some = lambda *arguments: engine.loop.run(engine.engine.call_workers(*arguments))[0], mixed_instructions[:6]
+    call("faulty_loop", 2)
+    with pytest.raises(EngineError, match=r"layer 1 wrote 2 times, .* The model runs a layer several times per token"):
+        engine.run(engine.prepare(some, tmp_path / "loop.zarr"))
+    assert set(open_archive(tmp_path / "loop.zarr").instructions.state.tolist()) == {int(State.PENDING)}
+    assert call("sparcom_describe")["refusal"] is None, "the trial step has one row"
+    call("faulty_loop", 1)
+    assert "layer 1 wrote 2 times, 2 rows" in call("sparcom_describe")["refusal"]
+    call("faulty_loop", 1 << 30)
+    engine.extract(some, tmp_path / "healthy.zarr")
+    for number, (value, granularity) in enumerate([(np.nan, "token"), (np.nan, "count"), (np.inf, "token")]):
+        before = call("faulty_weight", float(value))
+        path = tmp_path / f"{number}.zarr"
+        progress = engine.run(engine.prepare(some, path, granularity=granularity))
+        call("faulty_weight", before)
+        table = open_archive(path).instructions
+        assert (progress.failed, set(table.state.tolist())) == (len(some), {int(State.FAILED)})
+        reasons = open_archive(path).strings("error")
+        assert all("layer 1 has gates that are NaN or infinite at position" in reason for reason in reasons), reasons
+        assert "at position 0 of the prompt, and 1 more" in reasons[0]
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_an_archive_in_another_s_place_is_not_touched(
+    when: str, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+) -> None:
+    """A job's archive is removed, and another job's of the same name made, before it runs or while it does: it ends
+    with the reason, the other archive stays to the byte, and the engine runs the next job."""
+    path = tmp_path / "m3.zarr"
+    first, other = tiny_engine.prepare(mixed_instructions, path), list[Any]()
+
+    def replace(_: Any = None) -> None:
+        if not other:
+            shutil.rmtree(path)
+            other.append(tiny_engine.prepare(mixed_instructions[:3], path))
+            other.append({file: file.read_bytes() for file in path.rglob("*") if file.is_file()})
+
+    if when == "waiting":
+        replace()
+    with pytest.raises(StorageError, match=r"m3\.zarr"):
+        tiny_engine.run(first, replace)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == other[1]
+    assert tiny_engine.run(other[0]).complete == 3
+    assert [check.findings for check in verify_archive(open_archive(path), tokenizer_of(tiny_engine))] == [[]] * 6
+
+
+@pytest.mark.parametrize("architecture", ["opt"])
+def test_a_model_without_a_gate_is_refused_at_start(
+    architecture: str, start_engine: Callable[..., Any], tiny_model: Callable[[str], Path]
+) -> None:
+    """A model whose FFN has no gate is refused with the reason, and the engine is gone."""
+    with pytest.raises(UnsupportedModelError, match="has none in layers 0, 1"):
+        start_engine(tiny_model(architecture), max_model_len=320)

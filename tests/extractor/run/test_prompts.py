@@ -1,0 +1,253 @@
+"""Instructions become the token ids that the model reads, and what does not fit is said, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import Instruction
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_extractor.prompts import BYTES_PER_TOKEN, Prompt, load_tokenizer, make_prompts, tokenizer_sha256
+
+LIMIT = 50
+
+
+class WithBos:
+    """A tokenizer that, unlike the demo model's, adds a token of its own: 1, then a token a letter."""
+
+    chat_template: str | None = None
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[1] * add_special_tokens + [ord(letter) for letter in text] for text in texts]}
+
+    def __len__(self) -> int:
+        return 256
+
+    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize
+        assert add_generation_prompt
+        if messages[0]["role"] == "system":
+            raise TypeError("no system turns here")
+        return "".join(f"<{message['role'][0]}>{message['content']}" for message in messages) + "<a>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_model: Path) -> Any:
+    return load_tokenizer(str(demo_model))
+
+
+def prompts(tokenizer: Any, *items: dict[str, Any], limit: int = LIMIT, **options: Any) -> list[Prompt]:
+    return make_prompts(tokenizer, instructions_of(*items), ExtractionOptions(**options), limit)
+
+
+def instructions_of(*items: dict[str, Any]) -> list[Instruction]:
+    return [Instruction.model_validate({"id": f"i{n}", **item}) for n, item in enumerate(items)]
+
+
+def turns(*contents: str, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for content in contents]}
+
+
+def with_template() -> WithBos:
+    made = WithBos()
+    made.chat_template = "anything"
+    return made
+
+
+def test_raw_text_is_tokenised_as_it_is(tokenizer: Any) -> None:
+    """Raw: the text is what the archive calls text, its ids are the tokenizer's, and they decode to it."""
+    (prompt,) = prompts(tokenizer, {"text": "The capital of France is"})
+    assert prompt.text == "The capital of France is"
+    assert prompt.ids.tolist() == tokenizer("The capital of France is")["input_ids"]
+    assert tokenizer.decode(prompt.ids) == prompt.text
+    assert (str(prompt.ids.dtype), prompt.error) == ("int32", "")
+
+
+def test_chat_applies_the_models_template(tokenizer: Any) -> None:
+    """Chat: turns become the template's text, a plain text is one user turn, and special tokens come from it alone."""
+    one, several = prompts(tokenizer, {"text": "Hello"}, turns("Hello"), prompt_format="chat")
+    assert one.text == several.text
+    assert one.ids.tolist() == several.ids.tolist()
+    assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n" in one.text
+    assert one.ids.tolist() == tokenizer(one.text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in one.ids
+
+
+def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
+    """Given ids are the prompt, without text, in their place among texts."""
+    first, given, last = prompts(tokenizer, {"text": "one"}, {"token_ids": (5, 0, 42)}, {"text": "two"})
+    assert (given.text, given.ids.tolist(), given.error) == ("", [5, 0, 42], "")
+    assert (first.text, last.text) == ("one", "two")
+    assert first.ids.tolist() != last.ids.tolist()
+
+
+def test_special_tokens_are_added_in_raw_format_alone() -> None:
+    """add_special_tokens decides in raw format; a chat template brings its own."""
+    assert prompts(WithBos(), {"text": "ab"})[0].ids.tolist() == [1, 97, 98]
+    assert prompts(WithBos(), {"text": "ab"}, add_special_tokens=False)[0].ids.tolist() == [97, 98]
+    chat = prompts(with_template(), {"text": "ab"}, prompt_format="chat")[0]
+    assert chat.ids.tolist() == [ord(letter) for letter in "<u>ab<a>"]
+
+
+def test_the_limit_counts_every_token() -> None:
+    """A prompt of exactly the limit runs; one token more is kept with an error that says the numbers."""
+    fits, over = prompts(WithBos(), {"text": "a" * (LIMIT - 1)}, {"text": "a" * LIMIT})
+    assert fits.error == ""
+    assert over.error.startswith(f"a prompt may have at most {LIMIT} tokens")
+    assert f"this one has {LIMIT + 1}" in over.error
+
+
+class Recording(WithBos):
+    """Remembers how much it was given at once."""
+
+    chat_template = "anything"
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        self.batches.append([len(text) for text in texts])
+        return super().__call__(texts, add_special_tokens)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> None:
+    """More bytes than 128 per token of the limit, all turns together: an error of its own, and the others run."""
+    seen = Recording()
+    fits = letter * (LIMIT * BYTES_PER_TOKEN // len(letter.encode()))
+    large = turns(fits, letter) if chat else {"text": fits + letter}
+    options = {"prompt_format": "chat"} if chat else {}
+    first, refused, last = prompts(seen, {"text": "a"}, large, {"text": fits}, **options)
+    assert (refused.text, refused.ids.tolist()) == ("", [])
+    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text has" in refused.error
+    assert first.error == ""
+    assert last.error.startswith("a prompt may have at most")
+    assert "bytes" not in last.error
+    assert sum(map(len, seen.batches)) == 2
+
+
+def test_texts_are_bounded_for_any_context() -> None:
+    """A model with a context of a million tokens takes no more than 16 MiB of text in one instruction either."""
+    (refused,) = prompts(WithBos(), {"text": "a" * (16 * 2**20 + 1)}, limit=1_000_000)
+    assert "at most 16,777,216 bytes" in refused.error
+
+
+def test_texts_are_tokenised_in_batches() -> None:
+    """A tokenizer is given at most so many characters at once, and the ids are those of each text in its place."""
+    seen = Recording()
+    sizes = [100_000, 162_144, 100_000, 1, 262_143]
+    made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
+    assert seen.batches == [[100_000, 162_144], [100_000, 1], [262_143]]
+    assert [len(prompt.ids) for prompt in made] == [size + 1 for size in sizes]
+
+
+def test_a_long_text_is_counted_part_by_part(tokenizer: Any) -> None:
+    """It is given up where its parts have too many tokens; one that fits has the ids that it has as a whole."""
+    seen = Recording()
+    (refused,) = prompts(seen, {"text": "a" * 5_000_000}, limit=300_000)
+    assert refused.error.startswith("a prompt may have at most 300000 tokens")
+    assert seen.batches == [[2**18]] * 2
+    text = "The capital of France is Paris. " * 20_000
+    whole = tokenizer(text)["input_ids"]
+    fits, over = (prompts(tokenizer, {"text": text}, limit=len(whole) - less)[0] for less in (0, 1))
+    assert (fits.ids.tolist(), fits.error) == (whole, "")
+    assert over.error.startswith("a prompt may have at most")
+
+
+def test_a_text_without_tokens_is_an_error_of_its_own() -> None:
+    """A tokenizer may make nothing of a text: that instruction cannot run."""
+    silent = WithBos()
+    silent.__class__ = type("Silent", (WithBos,), {"__call__": lambda *_, **__: {"input_ids": [[]]}})
+    (prompt,) = prompts(silent, {"text": "x"})
+    assert "makes none of this text" in prompt.error
+
+
+def test_ids_past_the_vocabulary_are_an_error_of_their_own(tokenizer: Any) -> None:
+    """The largest id of the vocabulary runs, the next would read past the embedding."""
+    size = len(tokenizer)
+    fits, over = prompts(tokenizer, {"token_ids": (size - 1,)}, {"token_ids": (3, size)})
+    assert fits.error == ""
+    assert over.error == f"token ids must be below the vocabulary's size {size}; the largest is {size}"
+
+
+def test_ids_past_the_models_embedding_are_an_error_of_their_own(tokenizer: Any) -> None:
+    """A tokenizer extended without its model: given ids and text alike, and the size is the model's."""
+    size = len(tokenizer)
+    items = [{"text": "plain"}, {"token_ids": (size - 2,)}, {"token_ids": (size - 3,)}]
+    runs, over, fits = make_prompts(tokenizer, instructions_of(*items), ExtractionOptions(), LIMIT, size - 2)
+    assert (runs.error, fits.error) == ("", "")
+    assert over.error.startswith(f"token ids must be below the size of the model's vocabulary, {size - 2}; the largest")
+    extended = load_tokenizer(tokenizer.name_or_path)
+    extended.add_tokens(["<new>"])
+    text, plain = make_prompts(
+        extended, instructions_of({"text": "a <new> b"}, {"text": "a"}), ExtractionOptions(), LIMIT, size
+    )
+    assert f"vocabulary, {size}; the largest is {size}. Leave" in text.error
+    assert plain.error == ""
+
+
+def test_ids_that_a_tokenizer_leaves_out_do_not_lower_its_bound() -> None:
+    """Some tokenizers have fewer tokens than their largest id; what they make of a text runs."""
+    gappy = WithBos()
+    gappy.get_vocab = lambda: {"a": 97, "é": 300}  # type: ignore[attr-defined]
+    (fits, over) = prompts(gappy, {"token_ids": (300,)}, {"token_ids": (301,)})
+    assert fits.error == ""
+    assert "below the vocabulary's size 301; the largest is 301" in over.error
+
+
+def test_every_instruction_that_does_not_go_with_the_format_is_listed(tokenizer: Any) -> None:
+    """Raw takes no messages, chat no token ids; each offender is named with its place, and nothing else."""
+    with pytest.raises(InvalidInputError) as caught:
+        prompts(tokenizer, turns("a"), {"text": "b"}, turns("c"))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "instructions.0 (id 'i0')",
+        "instructions.2 (id 'i2')",
+    ]
+    with pytest.raises(InvalidInputError) as caught:
+        prompts(tokenizer, {"token_ids": (1,)}, {"text": "b"}, {"token_ids": (2,)}, prompt_format="chat")
+    assert len(caught.value.problems) == 2
+    assert "token_ids go with prompt_format 'raw'" in caught.value.problems[1]
+
+
+def test_chat_without_a_template_is_refused_with_everything_else() -> None:
+    """A tokenizer that has no chat template is one more problem on the list."""
+    with pytest.raises(InvalidInputError) as caught:
+        prompts(WithBos(), {"token_ids": (1,)}, prompt_format="chat")
+    assert len(caught.value.problems) == 2
+    assert "'chat' needs a chat template," in caught.value.problems[1]
+
+
+def test_every_chat_that_the_template_refuses_is_listed() -> None:
+    """Templates raise what they like; all their refusals are told, each with its instruction."""
+    system = turns("be nice", role="system")
+    with pytest.raises(InvalidInputError) as caught:
+        prompts(with_template(), system, turns("fine"), system, prompt_format="chat")
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "instructions.0 (id 'i0')",
+        "instructions.2 (id 'i2')",
+    ]
+    assert "do not fit the model's chat template: no system turns here" in caught.value.problems[0]
+
+
+def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A folder without a tokenizer is an error that names it, in one line."""
+    with pytest.raises(InvalidInputError, match="cannot be loaded") as caught:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tokenizers_are_told_apart(tokenizer: Any, demo_model: Path, tmp_path: Path) -> None:
+    """The hash is that of tokenizer.json where there is one, and changes with it."""
+    import hashlib
+
+    content = (demo_model / "tokenizer.json").read_bytes()
+    assert tokenizer_sha256(tokenizer, str(demo_model)) == hashlib.sha256(content).hexdigest()
+    (tmp_path / "tokenizer.json").write_bytes(content + b"\n")
+    assert tokenizer_sha256(tokenizer, str(tmp_path)) != hashlib.sha256(content).hexdigest()
+    assert len(tokenizer_sha256(tokenizer, "a-name/on-the-hub")) == 64

@@ -1,0 +1,114 @@
+"""A checkpoint that does not fill the model is refused, and the sentence names what it lacks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.errors import UnsupportedModelError
+
+FAMILIES = ("llama", "qwen2", "qwen2-moe", "mixtral", "deepseek-v2", "phi3", "olmo2")
+MADE_HERE = {"phi3": "Phi3Config", "olmo2": "Olmo2Config"}  # fused on disk; run by vLLM's Transformers backend
+
+
+def make_model(kind: str, folder: Path) -> Path:
+    """A random model that `make_tiny_model` does not know; without a tokenizer."""
+    import torch
+    import transformers
+
+    config = getattr(transformers, MADE_HERE[kind])(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=176,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    from sparcom_models.tiny.tiny import no_bars
+
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with no_bars():
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the loader says of every family, by the tensor that was left out; see load_checkpoints.py."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    folders = {kind: make_model(kind, root / kind) if kind in MADE_HERE else tiny_model(kind) for kind in FAMILIES}
+    shards = split_in_two(folders["llama"], root / "shards")
+    ran = subprocess.run(
+        [sys.executable, Path(__file__).with_name("load_checkpoints.py"), *folders.values(), shards],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    results = json.loads(ran.stdout.splitlines()[-1])
+    return {kind: results[str(folder)] for kind, folder in {**folders, "shards": shards}.items()}
+
+
+def split_in_two(model: Path, folder: Path) -> Path:
+    """The model in two files, without an index."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = list(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    for number, part in enumerate((tensors[::2], tensors[1::2])):
+        save_file(dict(part), folder / f"model-{number}.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "shards"])
+def test_a_checkpoint_is_refused_by_what_it_lacks(family: str, loaded: dict[str, dict[str, Any]]) -> None:
+    """Whole, it loads. Without one tensor, of whatever kind, it is refused and exactly that tensor is named."""
+    said = dict(loaded[family])
+    assert said.pop("") is None
+    cut = said.pop("cut")
+    wrong = {}
+    for name, sentence in said.items():
+        named = re.match(r"the checkpoint lacks ([^,]+), and vLLM would run", sentence or "")
+        if (named[1] if named else None) != name and name != "model.norm.weight":
+            wrong[name] = sentence
+    assert wrong == {}
+    assert "model.norm.weight" in said.get("model.norm.weight", "model.norm.weight")  # vLLM's own check names it
+    assert cut.startswith("the checkpoint's tensor model.layers.1.self_attn.o_proj.weight does not fit the model")
+
+
+def test_the_kinds_are_all_there(loaded: dict[str, dict[str, Any]]) -> None:
+    """Halves of fused weights, biases, experts and a head of its own were among what was left out."""
+    left_out = {re.sub(r"\d+", "*", name) for said in loaded.values() for name in said}
+    for part in ("mlp.up_proj.weight", "mlp.gate_proj.weight", "q_proj.bias", "mlp.experts.*.up_proj.weight"):
+        assert f"model.layers.*.{part}".replace("q_proj", "self_attn.q_proj") in left_out
+    for name in ("lm_head.weight", "model.layers.*.mlp.gate_up_proj.weight", "model.layers.*.mlp.gate.weight"):
+        assert name in left_out
+
+
+@pytest.mark.engine
+def test_an_engine_without_one_up_proj_is_refused(
+    tiny_model: Callable[[str], Path], start_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The refusal comes from the worker to who started the engine, in a sentence."""
+    from safetensors.torch import load_file, save_file
+
+    half = shutil.copytree(tiny_model("llama"), tmp_path / "half")
+    tensors = load_file(half / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"model 'half' is refused: the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight, and vLLM would",
+    ):
+        start_engine(half)

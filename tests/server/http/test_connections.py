@@ -1,0 +1,191 @@
+"""Clients that send half of a request, or take none of an answer: the service and its jobs go on."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from sparcom_data.archive import open_archive
+from sparcom_server.http.connections import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+HALF_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Half:"
+HALF_BODY = (
+    b"POST /v1/extractions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 1000\r\n\r\n{"instructions": ['
+)
+
+
+def address(running: Any) -> tuple[str, int]:
+    """Where a server in a thread listens."""
+    host, port = running.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+@contextmanager
+def half_sent(where: tuple[str, int], count: int, data: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections that have sent this and no more. Those that the server has closed already are among them."""
+    with ExitStack() as stack:
+        connections = []
+        for _ in range(count):
+            connection = stack.enter_context(socket.create_connection(where, timeout=20))
+            connections.append(connection)
+            try:
+                connection.sendall(data)
+            except ConnectionError:
+                continue
+        yield connections
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the server closes the connection."""
+    parts = b""
+    try:
+        while part := connection.recv(65536):
+            parts += part
+    except ConnectionResetError:
+        return parts
+    return parts
+
+
+@pytest.mark.parametrize("data", [HALF_HEAD, HALF_BODY], ids=["head", "body"])
+def test_half_sent_requests_harm_no_job(process: Start, data: bytes) -> None:
+    """1,100 of them against a server with 1,024 descriptors: it answers, and the running job is complete."""
+    raise_descriptor_limit()
+    running = process(descriptors=1024, pause=0.002)
+    batch = [{"id": f"i{n}", "text": "a b"} for n in range(200)]
+    job = running.http.post("/v1/extractions", json={"archive": "a", "instructions": batch}).json()
+    with half_sent(running.address, 1100, data):
+        for _ in range(5):
+            assert httpx.get(f"{running.url}/health").status_code == 200
+        path = f"/v1/extractions/{job['id']}"
+        running.wait_for(lambda: httpx.get(running.url + path).json()["finished"])
+        assert running.descriptors() < 1024 - RESERVED_DESCRIPTORS
+    job = httpx.get(running.url + path).json()
+    assert (job["state"], job["progress"]["complete"], job["error"]) == ("complete", 200, None)
+    assert open_archive(running.data / "archives" / "a.zarr").instructions.state.tolist() == [1] * 200
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GET / HTTP", HALF_HEAD, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + HALF_HEAD]
+)
+def test_headers_have_a_time_limit(start: Start, data: bytes) -> None:
+    """A connection without a complete header, or with the half of a second one, is closed after `request_seconds`."""
+    running = start(request_seconds=0.2)
+    with half_sent(address(running), 1, data) as (connection,):
+        assert received(connection).count(b"HTTP/1.1 200") == data.count(b"\r\n\r\n")
+
+
+def test_a_header_has_a_size(start: Start) -> None:
+    """A header that never ends is refused when it has 64 KiB, not when the memory is full."""
+    with socket.create_connection(address(start()), timeout=20) as connection:
+        answer = b""
+        connection.sendall(HALF_HEAD)
+        try:
+            for _ in range(1000):
+                connection.sendall(b"a" * 65536)
+        except ConnectionError:
+            return
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_a_body_has_a_time_limit(start: Start) -> None:
+    """A body that stops halfway is 408 after `body_seconds`."""
+    with half_sent(address(start(body_seconds=0.2)), 1, HALF_BODY) as (connection,):
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"must be complete within 0.2 s" in answer
+
+
+def test_bodies_are_bounded_together(start: Start) -> None:
+    """Four bodies of the largest size may be held at once; a fifth is 503, and has no effect on those."""
+    running = start(max_body_bytes=1000)
+    body = json.dumps({"instructions": [{"id": "a", "text": "x" * 930}]}).encode()
+    assert 960 < len(body) < 1000
+    head = (
+        "POST /v1/extractions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with half_sent(address(running), 5, head + body[:-1]) as five:
+        refused, _, _ = select.select(five, [], [], 20)
+        answers = [received(connection) for connection in refused]
+        for connection in five:
+            if connection not in refused:
+                connection.sendall(body[-1:])
+                answers.append(received(connection))
+    statuses = [int(answer.split()[1]) for answer in answers]
+    assert statuses == [503, 202, 202, 202, 202]
+    assert b"retry-after: 5" in answers[0].lower()
+
+
+def test_an_answer_that_nobody_takes_is_given_up(start: Start) -> None:
+    """A client that asks for a large file and reads nothing loses its connection after `send_seconds`."""
+    running = start(send_seconds=0.2)
+    running.archives.mkdir(parents=True)
+    (running.archives / "a.zarr").mkdir()
+    (running.archives / "a.zarr" / "big").write_bytes(bytes(64 * 2**20))
+    running.http.close()
+    running.http = httpx.Client(base_url=running.url, headers={"Connection": "close"})
+    data = b"GET /v1/archives/a/zarr/big HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with half_sent(address(running), 1, data):
+        running.wait_for(lambda: len(running.server.server_state.connections) == 1)
+        running.wait_for(lambda: not running.server.server_state.connections)
+
+
+def test_the_longest_silent_connection_is_closed_for_a_new_one(start: Start) -> None:
+    """When all are open that may be, a new client is served and the one that has sent nothing for longest is closed."""
+    running = start(max_connections=3)
+    running.http.close()
+    running.http = httpx.Client(base_url=running.url)
+    with half_sent(address(running), 3, HALF_HEAD) as (first, second, third):
+        assert running.http.get("/health").status_code == 200
+        assert received(first) == b""
+        for connection in (second, third):
+            connection.sendall(b" x\r\nConnection: close\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_server_that_answers_all_it_can_says_so(start: Start) -> None:
+    """While every connection is being answered a new one gets 503 with Retry-After, in the one form of errors."""
+    running = start(FakeEngine(pause=60), max_connections=1)
+    job = running.post(1).json()
+    with running.http.stream("GET", f"/v1/extractions/{job['id']}/events") as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: progress"
+        refused = httpx.get(f"{running.url}/health")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert refused.json()["error"]["type"] == "BusyError"
+
+
+def test_event_streams_are_bounded(start: Start) -> None:
+    """One stream more than may be open is 503; when one has ended there is room again."""
+    running = start(FakeEngine(pause=60), max_event_streams=1)
+    job = running.post(1).json()
+    path = f"/v1/extractions/{job['id']}/events"
+    with running.http.stream("GET", path) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: progress"
+        refused = running.http.get(path)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "BusyError")
+        assert refused.headers["Retry-After"] == "5"
+    running.wait_for(lambda: running.service.event_streams.open == 0)
+    with running.http.stream("GET", path) as stream:
+        assert stream.status_code == 200
+
+
+def test_connections_leave_descriptors_for_the_jobs() -> None:
+    """Each connection may need two, a burst as many as may be accepted at once, and 256 stay free."""
+    assert connection_limit(1000, 65_536) == 1000
+    assert connection_limit(1000, 1024) == 320
+    assert 320 * 2 + 128 + RESERVED_DESCRIPTORS <= 1024
+    assert connection_limit(1000, 64) == 1

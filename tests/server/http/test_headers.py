@@ -1,0 +1,211 @@
+"""Headers that clients send: what is malformed is ignored or refused, and leaves no descriptor behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparcom_data.testing import write_random_archive
+from sparcom_server.app import create_app
+from sparcom_server.http.file_response import UnsatisfiableRangeError, parse_range
+from sparcom_server.settings import ServerSettings
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+NINES = "9" * 4301  # more digits than int() takes
+BAD_HEADERS = [
+    {"Range": f"bytes=-{NINES}"},
+    {"Range": f"bytes={NINES}-"},
+    {"Range": f"bytes=0-{NINES}"},
+    {"If-Modified-Since": "Sun, 06 Nov 99999999999999999999 08:49:37 GMT"},
+    {"If-Modified-Since": "Sun, 06 Nov 0001 08:49:37 +2359"},
+    {"If-Modified-Since": f"Sun, 06 Nov 1994 {NINES}:49:37 GMT"},
+]
+
+
+@pytest.mark.parametrize("headers", BAD_HEADERS)
+def test_numbers_of_any_length_are_taken(start: Start, headers: dict[str, str]) -> None:
+    """A number that no file or calendar has is treated as RFC 9110 says: as very large, or as no date."""
+    running = start()
+    write_random_archive(running.archives / "rand.zarr")
+    response = running.http.get("/v1/archives/rand/zarr/zarr.json", headers=headers)
+    whole = (running.archives / "rand.zarr" / "zarr.json").read_bytes()
+    if headers.get("Range") == f"bytes={NINES}-":
+        assert response.status_code == 416
+    else:
+        assert response.content == whole
+
+
+def test_a_range_may_have_leading_zeros() -> None:
+    """Zeros in front do not make a number large; what is larger than any file is."""
+    assert parse_range("bytes=" + "0" * 5000 + "3-" + "0" * 5000 + "5", 10) == (3, 3)
+    assert parse_range(f"bytes=-{NINES}", 10) == (0, 10)
+    with pytest.raises(UnsatisfiableRangeError):
+        parse_range(f"bytes={NINES}-", 10)
+
+
+def test_a_thousand_bad_ranges_leave_no_descriptor(process: Start) -> None:
+    """With 1,024 descriptors in all, the count is the same after 1,000 bad ranges, and a good request still works."""
+    running = process(descriptors=1024)
+    write_random_archive(running.data / "archives" / "rand.zarr")
+    url = "/v1/archives/rand/zarr/zarr.json"
+    whole = (running.data / "archives" / "rand.zarr" / "zarr.json").read_bytes()
+    assert running.http.get(url).content == whole
+    before = running.descriptors()
+    for number in range(1000):
+        assert running.http.get(url, headers=BAD_HEADERS[number % len(BAD_HEADERS)]).status_code < 500
+    assert running.descriptors() <= before
+    assert running.http.get(url).content == whole
+
+
+def test_a_broken_answer_closes_its_file(process: Start) -> None:
+    """Clients that leave in the middle of a file, and a file that becomes shorter, leave no descriptor behind."""
+    running = process()
+    write_random_archive(running.data / "archives" / "rand.zarr")
+    big = running.data / "archives" / "rand.zarr" / "big"
+    big.write_bytes(bytes(64 * 2**20))
+    url = "/v1/archives/rand/zarr/big"
+    assert running.http.head(url).status_code == 200
+    before = running.descriptors()
+    for _ in range(20):
+        with socket.create_connection(running.address, timeout=10) as connection:
+            connection.sendall(f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    with running.http.stream("GET", url) as response:
+        parts = response.iter_raw()
+        assert next(parts)
+        with big.open("r+b") as file:
+            file.truncate(10)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(parts)
+    running.wait_for(lambda: running.descriptors() <= before)
+
+
+class App:
+    """The app without a server, for thousands of requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app = create_app({"fake": FakeEngine().starter()}, ServerSettings(data_dir=folder))
+
+    def status(self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> int:
+        """The status of one request; an exception of the app is raised here."""
+
+        async def ask() -> int:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return (await client.request(method, path, headers=headers, content=body)).status_code
+
+        return asyncio.run(ask())
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> App:
+    """An app with one archive."""
+    folder = tmp_path_factory.mktemp("data")
+    write_random_archive(folder / "archives" / "rand.zarr")
+    return App(folder)
+
+
+NAMES = [
+    "Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "Origin", "Host", "Content-Type",
+    "Content-Length", "Accept", "Sec-Fetch-Site", "X-Forwarded-Host", "Last-Event-ID", "Cookie", "Authorization",
+]  # fmt: skip
+VALUES = (
+    st.binary(max_size=40).filter(lambda value: not set(value) & {0, 10, 13})
+    | st.from_regex(rb"\Abytes=-?[0-9]{0,30}-?[0-9]{0,30}\Z")
+    | st.from_regex(rb"\A(Mon|Sun), [0-9]{1,30} (Jan|Nov) [0-9]{1,30} [0-9:]{0,30} (GMT|\+[0-9]{4,9})\Z")
+    | st.from_regex(rb"\Ahttps?://[a-z\[\]:@%.0-9]{0,20}(:[0-9]{0,20})?\Z")
+    | st.sampled_from([NINES.encode(), b"[", b"[::1", b"]:x", b"localhost:99999", b"\xff", b"a" * 4000])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    method=st.sampled_from(["GET", "HEAD", "POST", "DELETE"]),
+    path=st.sampled_from(["/v1/archives/rand/zarr/zarr.json", "/v1/archives/rand", "/v1/extractions", "/health", "/"]),
+    headers=st.lists(st.tuples(st.sampled_from([name.encode() for name in NAMES]), VALUES), max_size=4),
+)
+def test_no_header_breaks_the_service(app: App, method: str, path: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Whatever the headers hold, the answer is no error of the service."""
+    assert app.status(method, path, headers) < 500
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7", 200),
+        (socket.gethostname(), 200),
+        ("spark.example.org:80", 200),
+        ("evil.example:8000", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost:8000@evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_the_host_must_be_ours(start: Start, host: str, status: int) -> None:
+    """An address, this machine's names and those that the operator allows; with DNS rebinding it is another."""
+    running = start(allowed_hosts=("spark.example.org",))
+    response = running.http.get("/v1/extractions", headers={"Host": host})
+    assert response.status_code == status
+    if status == 421:
+        assert "--allowed-host" in response.json()["error"]["message"]
+
+
+def test_any_host_can_be_allowed(start: Start) -> None:
+    """The operator may switch the check off, behind a proxy that checks."""
+    assert start(allowed_hosts=("*",)).http.get("/health", headers={"Host": "any.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Origin": "{url}"}, 202),
+        ({"Origin": "{url}", "Sec-Fetch-Site": "same-origin"}, 202),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_another_site_cannot_post(start: Start, headers: dict[str, str], status: int) -> None:
+    """A browser says where a request comes from; only the service's own page may change something."""
+    running = start()
+    sent = {name: value.format(url=running.url) for name, value in headers.items()}
+    body = {"instructions": [{"id": "a", "text": "x"}]}
+    assert running.http.post("/v1/extractions", json=body, headers=sent).status_code == status
+    assert running.http.get("/v1/extractions", headers=sent).json()["total"] == int(status == 202)
+    job = running.http.delete("/v1/extractions/none", headers=sent)
+    assert job.status_code == (404 if status == 202 else 403)
+
+
+def test_a_proxy_may_speak_tls(start: Start) -> None:
+    """Behind a proxy the page's origin is https while the service hears http; host and port are the same."""
+    running = start(allowed_hosts=("lab.example",))
+    headers = {"Host": "lab.example", "Origin": "https://lab.example", "Sec-Fetch-Site": "same-origin"}
+    assert running.http.delete("/v1/extractions/none", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize("declared", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_only_json_is_taken(start: Start, declared: str) -> None:
+    """What a page may send to another site without being asked is 415, and nothing comes of it."""
+    running = start()
+    content = b'{"instructions": [{"id": "a", "text": "x"}]}'
+    response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": declared})
+    assert response.status_code == 415
+    assert running.files() == []

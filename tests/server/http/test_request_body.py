@@ -1,0 +1,185 @@
+"""The body of a new extraction: bounded in what it costs to read and in what is answered to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import MAX_METADATA_DEPTH, Instruction, dataset_sha256
+from sparcom_server.http import request_body
+from sparcom_server.http.request_body import parse_extraction
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+ONE = {"id": "a", "text": "hello"}
+JSON = {"Content-Type": "application/json"}
+
+
+def parse(content: object, most: int = 1000) -> Any:
+    """What is made of a body; bytes as they are, anything else as JSON."""
+    return parse_extraction(bytearray(content if isinstance(content, bytes) else json.dumps(content).encode()), most)
+
+
+def problems(content: object, most: int = 1000) -> list[str]:
+    """The problems of a body that breaks rules."""
+    with pytest.raises(InvalidInputError) as caught:
+        parse(content, most)
+    return caught.value.problems
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """An object with lists in it, so many deep."""
+    value: list[Any] = []
+    for _ in range(depth - 2):
+        value = [value]
+    return {"a": value}
+
+
+def test_many_problems_give_a_short_answer(start: Start) -> None:
+    """400,000 wrong instructions: 100 problems and the number of the others, in a few kilobytes."""
+    running = start(max_instructions=1_000_000)
+    content = b'{"instructions": [' + b"1," * 399_999 + b"1]}"
+    response = running.http.post("/v1/extractions", content=content, headers=JSON)
+    error = response.json()["error"]
+    assert (response.status_code, len(error["problems"])) == (422, 101)
+    assert error["problems"][-1] == "… and 399,900 more"
+    assert error["problems"][0].startswith("instructions.0: ")
+    assert error["message"] == "\n".join(error["problems"])
+    assert len(response.content) < 30_000
+
+
+def test_problems_that_the_engine_finds_are_bounded_too(start: Start) -> None:
+    """Each of 300 instructions that do not go with the prompt format: 100 problems and the number of the others."""
+    error = InvalidInputError([f"instructions.{number}: wrong" for number in range(300)])
+    problems = start(FakeEngine(prepare_error=error)).post().json()["error"]["problems"]
+    assert problems[99:] == ["instructions.99: wrong", "… and 200 more"]
+
+
+def test_ids_given_twice_are_bounded_too() -> None:
+    """150 ids, each given twice: 100 problems and the number of the others."""
+    found = problems({"instructions": [ONE | {"id": f"i{number % 150}"} for number in range(300)]})
+    assert (len(found), found[-1]) == (101, "… and 50 more")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"instructions": [ONE], "x" * 100_000: 1},
+        {"instructions": [ONE | {"x" * 100_000: 1}]},
+        {"instructions": [ONE], "model": "x" * 100_000},
+        {"instructions": [ONE], "archive": "x" * 100_000},
+        {"instructions": [ONE], "options": {"positions": "x" * 100_000}},
+        {"instructions": [{"id": "a", "messages": [{"role": "x" * 100_000, "content": "x"}]}]},
+        {"instructions": [ONE], "options": {f"x{n}": 1 for n in range(100_000)}},
+        {"instructions": [ONE | {f"x{n}": 1 for n in range(100_000)}]},
+        {"instructions": [ONE], **{f"x{n}": 1 for n in range(100_000)}},
+        {"instructions": [{"id": "a", "token_ids": ["x"] * 100_000}]},
+        {"instructions": [{"id": "a", "messages": [1] * 100_000}]},
+        {"instructions": [ONE] * 900},
+        {"instructions": {f"x{n}": 1 for n in range(100_000)}},
+    ],
+)
+def test_what_was_sent_is_not_sent_back(start: Start, content: Any) -> None:
+    """Names and values of a request are repeated in an error only where they are short."""
+    response = start().http.post("/v1/extractions", json=content)
+    assert response.status_code in {404, 422}
+    assert len(response.content) < 5000
+
+
+def test_query_and_path_are_not_sent_back(start: Start) -> None:
+    """Nor are those of an address."""
+    running = start()
+    for path in ("/v1/extractions/" + "x" * 20_000, "/v1/extractions?limit=" + "x" * 20_000):
+        response = running.http.get(path)
+        assert 400 <= response.status_code < 500
+        assert len(response.content) < 5000
+
+
+def test_problems_beside_the_instructions_come_first() -> None:
+    """A wrong option is told also where hundreds of instructions are wrong."""
+    found = problems({"instructions": [1] * 500, "options": {"positions": "x"}})
+    assert found[0].startswith("options.positions: ")
+    assert found[-1] == "… and 401 more"
+
+
+@pytest.mark.parametrize("depth", [MAX_METADATA_DEPTH + 1, 150, 260, 5000])
+def test_deep_metadata_is_refused(start: Start, depth: int) -> None:
+    """Metadata nested deeper than can be written is 422 in words, at 260 deep and at any other depth."""
+    running = start()
+    content = b'{"instructions": [{"id": "a", "text": "x", "metadata": {"a":' + b"[" * depth + b"]" * depth + b"}}]}"
+    response = running.http.post("/v1/extractions", content=content, headers=JSON)
+    assert response.status_code == 422
+    assert "deep" in response.json()["error"]["message"]
+    assert running.files() == []
+
+
+def test_metadata_of_the_allowed_depth_is_taken() -> None:
+    """What is nested exactly as deep as may be can be hashed and written; one more is refused, from a file too."""
+    allowed = parse({"instructions": [ONE | {"metadata": nested(MAX_METADATA_DEPTH)}]})
+    assert len(dataset_sha256(allowed.instructions)) == 64
+    with pytest.raises(ValueError, match="at most 100 deep"):
+        Instruction.model_validate(ONE | {"metadata": nested(MAX_METADATA_DEPTH + 1)})
+
+
+def test_the_number_of_instructions_is_bounded(start: Start) -> None:
+    """As many as may be are taken; one more is 422 with the numbers and the remedy."""
+    running = start(max_instructions=3)
+    assert running.post(3).status_code == 202
+    refused = running.post(4)
+    assert refused.status_code == 422
+    assert refused.json()["error"]["problems"] == [
+        "instructions: a request may have at most 3; it has 4. Send them in several requests, or have the operator "
+        "raise max_instructions"
+    ]
+
+
+def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of more numbers and strings, or of more objects and lists, than may be is refused before it is decoded."""
+    body = {"instructions": [{"id": "a", "token_ids": [1, 2, 3]}]}
+    monkeypatch.setattr(request_body, "from_json", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr(request_body, "MAX_VALUES", 6)
+    assert "at most 6 numbers and strings" in problems(body)[0]
+    monkeypatch.setattr(request_body, "MAX_VALUES", 100)
+    monkeypatch.setattr(request_body, "MAX_CONTAINERS", 3)
+    assert "at most 3 objects and lists" in problems(body)[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 50, '"[' * 50, '\\"{[' * 50, "\\", '"', "\\\\", '\\\\"['])
+def test_brackets_in_text_are_no_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """What looks like structure inside a string does not count, whatever is escaped."""
+    monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
+    body = {"instructions": [{"id": "a", "text": text + "x", "source": "]" + text}, ONE | {"id": "b"}]}
+    assert [item.id for item in parse(body).instructions] == ["a", "b"]
+
+
+def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes one pass also over a string that never ends: a second one per escaped quote would take hours."""
+    monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
+    assert request_body._containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
+
+
+def test_a_body_is_emptied_when_it_is_decoded() -> None:
+    """The bytes are not kept beside the objects."""
+    body = bytearray(json.dumps({"instructions": [ONE]}).encode())
+    assert parse_extraction(body, 10).instructions[0].id == "a"
+    assert body == b""
+
+
+def test_the_loop_answers_while_a_body_is_checked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is answered while another request's body is being checked."""
+    running = start()
+    answers = []
+
+    def ask(body: bytearray, most: int) -> Any:
+        answers.append(running.http.get("/health").status_code)
+        return parse_extraction(body, most)
+
+    monkeypatch.setattr("sparcom_server.routes.extractions.parse_extraction", ask)
+    with httpx.Client(base_url=running.url, timeout=20) as other:
+        assert other.post("/v1/extractions", json={"instructions": [ONE]}).status_code == 202
+    assert answers == [200]

@@ -1,0 +1,218 @@
+"""`sparcom submit` against a real server."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sparcom_cli.shared.client import Client, ServerError
+from sparcom_cli.submit import describe, submit
+from sparcom_data.archive import open_archive
+from sparcom_data.errors import InvalidInputError, SparcomError, StorageError
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+
+
+def write(path: Path, *lines: object) -> Path:
+    """A file of JSON lines; strings are written as they are."""
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Three instructions, the last of seven words."""
+    return write(
+        tmp_path / "mini.jsonl",
+        {"id": "a", "text": "one two", "category": "CLS"},
+        {"id": "b", "messages": [{"role": "user", "content": "one"}], "metadata": {"n": 1}},
+        {"id": "c", "text": "one two three four five six seven"},
+    )
+
+
+def run(running: Any, file: Path, *arguments: str) -> Result:
+    """The command's result."""
+    return CliRunner().invoke(submit, ["--server", running.url, "--input", str(file), *arguments])
+
+
+def test_it_submits_and_waits(start: Start, file: Path) -> None:
+    """--wait ends with status 0 when all is complete, and the archive holds what the file and the options said."""
+    running = start(FakeEngine(pause=0.05))
+    arguments = ["--wait", "--archive", "mine", "--positions", "all", "--max-tokens", "3", "--no-special-tokens"]
+    result = run(running, file, *arguments)
+    assert result.exit_code == 0, result.output
+    assert f"archive  {running.url}/v1/archives/mine/zarr" in result.stdout
+    assert "complete: 3 of 3 instructions complete; " in result.stdout
+    archive = open_archive(running.archives / "mine.zarr")
+    assert archive.instructions.id == ["a", "b", "c"]
+    assert archive.attributes.dataset.name == "mini"
+    assert (archive.attributes.capture.positions, archive.attributes.capture.max_tokens) == ("all", 3)
+    options = running.http.get("/v1/extractions").json()["extractions"][0]["options"]
+    assert options["add_special_tokens"] is False
+
+
+@pytest.mark.parametrize("name", ["table.csv", "-"])
+def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: str) -> None:
+    """A table is read as such; what is piped in is a data set named stdin."""
+    running, table = start(), "id,text,category\na,one two,CLS\n"
+    (tmp_path / "table.csv").write_text(table)
+    source = name if name == "-" else str(tmp_path / name)
+    arguments = ["--server", running.url, "--input", source, "--wait", "--archive", "mine"]
+    result = CliRunner().invoke(submit, arguments, input=table)
+    assert result.exit_code == 0, result.output
+    archive = open_archive(running.archives / "mine.zarr")
+    assert (archive.instructions.id, archive.instructions.category) == (["a"], ["CLS"])
+    assert archive.attributes.dataset.name == {"-": "stdin"}.get(name, "table")
+
+
+def test_it_repeats_what_the_server_warns_of(start: Start, file: Path) -> None:
+    """Warnings about prompts are on standard error, with the job's id still on standard output."""
+    result = run(start(FakeEngine(warnings=["1 of 3 instructions ('a'): BOS twice."])), file)
+    assert result.exit_code == 0, result.output
+    assert "warning: 1 of 3 instructions ('a'): BOS twice.\n" in result.stderr
+
+
+def test_it_submits_for_counts(start: Start, file: Path) -> None:
+    """--granularity reaches the archive and the job."""
+    running = start()
+    result = run(running, file, "--wait", "--archive", "counts", "--granularity", "count")
+    assert result.exit_code == 0, result.output
+    assert open_archive(running.archives / "counts.zarr").granularity == "count"
+    assert running.http.get("/v1/extractions").json()["extractions"][0]["options"]["granularity"] == "count"
+
+
+def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
+    """The job's id is printed and the job goes on."""
+    running = start(FakeEngine(pause=0.3))
+    result = run(running, file)
+    assert result.exit_code == 0
+    job_id = result.stdout.split()[1]
+    assert running.job(job_id)["state"] in {"queued", "running"}
+    assert running.wait(job_id)["state"] == "complete"
+
+
+def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
+    """Exit status 1, with the id and the reason, though the job is complete."""
+    result = run(start(FakeEngine(max_prompt_tokens=5)), file, "--wait")
+    assert result.exit_code == 1
+    assert "failed: c: the prompt may have 5 tokens" in result.stderr
+    assert "incomplete: 2 of 3 instructions complete, 1 failed; " in result.stdout
+
+
+def test_a_failed_job_is_told(start: Start, file: Path) -> None:
+    """Exit status 1 with the reason and what was complete."""
+    result = run(start(FakeEngine(error=StorageError("the disk is full"), error_after=1)), file, "--wait")
+    assert result.exit_code == 1
+    assert "error: the disk is full" in result.stderr
+    assert "failed: 1 of 3 instructions complete" in result.stdout
+
+
+def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
+    """Exit status 1 where somebody cancelled the job meanwhile."""
+    running = start(FakeEngine(pause=1))
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(run(running, file, "--wait")))
+    thread.start()
+    running.wait_for(lambda: running.http.get("/v1/extractions").json()["total"] == 1)
+    running.http.delete(f"/v1/extractions/{running.http.get('/v1/extractions').json()['extractions'][0]['id']}")
+    thread.join(10)
+    assert results[0].exit_code == 1
+    assert "cancelled: 0 of 3 instructions complete, 3 cancelled; " in results[0].stdout
+    assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "the bar's words"
+
+
+def test_the_bar_is_as_long_as_what_is_complete() -> None:
+    """What was cancelled or failed is named beside it and moves nothing."""
+    counts = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493}
+    progress = counts | {"tokens_per_second": 0.0, "seconds_left": None}
+    done, words = describe({"state": "cancelled", "progress": progress})
+    assert (done, words) == (106, "106 of 600 instructions complete, 1 failed, 493 cancelled")
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "words"),
+    [
+        (["{"], [], "line 1: not JSON"),
+        ([{"id": "a", "text": ""}], [], "line 1: text must not be empty"),
+        ([{"id": "a", "text": "x"}] * 2, [], "'a' occurs 2 times"),
+        ([], [], "holds no instruction"),
+        ([{"id": "a", "text": "x"}], ["--positions", "all"], "max_tokens must be at least 1"),
+    ],
+)
+def test_bad_files_are_refused_here(
+    start: Start, tmp_path: Path, lines: list[object], arguments: list[str], words: str
+) -> None:
+    """Problems come with line numbers and nothing is sent."""
+    running = start()
+    result = run(running, write(tmp_path / "bad.jsonl", *lines), *arguments)
+    assert isinstance(result.exception, InvalidInputError)
+    assert words in str(result.exception)
+    assert running.http.get("/v1/extractions").json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "none"], "the server refused (status 404): a model must be one that this server serves: fake"),
+        (["--archive", "a/b"], "archive: an archive's name"),
+    ],
+)
+def test_what_the_server_refuses_is_told(start: Start, file: Path, arguments: list[str], words: str) -> None:
+    """The server's words reach the user."""
+    result = run(start(), file, *arguments)
+    assert isinstance(result.exception, SparcomError)
+    assert words in str(result.exception)
+
+
+def test_a_body_that_is_too_large_is_told(start: Start, tmp_path: Path) -> None:
+    """Also where the server hangs up while megabytes are still on the way."""
+    file = write(tmp_path / "big.jsonl", {"id": "a", "text": "x " * 4_000_000})
+    result = run(start(max_body_bytes=1000), file)
+    assert isinstance(result.exception, ServerError)
+    assert "413" in str(result.exception)
+
+
+def test_no_server_is_told(file: Path) -> None:
+    """The address and what to do."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        result = CliRunner().invoke(submit, ["--server", url, "--input", str(file)])
+    assert isinstance(result.exception, ServerError)
+    assert url in str(result.exception)
+    assert "sparcom serve" in str(result.exception)
+
+
+def test_watching_goes_on_where_the_stream_breaks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams that break after one event each, polling carries the watch to the end."""
+    running = start(FakeEngine(pause=0.05))
+    job = running.post(10).json()
+    whole = Client._stream
+    monkeypatch.setattr(Client, "_stream", lambda self, job_id: itertools.islice(whole(self, job_id), 1))
+    with Client(running.url, poll_seconds=0.05) as client:
+        reports = list(client.watch(job["id"]))
+    assert reports[-1]["state"] == "complete"
+    assert len(reports) > 4
+    assert [report["state"] for report in reports].count("complete") == 1
+
+
+def test_a_server_that_stays_away_is_given_up(start: Start) -> None:
+    """After `give_up` seconds without an answer the watch ends with an error."""
+    running = start(FakeEngine(pause=0.05), stop_seconds=1)
+    job = running.post(1000).json()
+    with Client(running.url, poll_seconds=0.05, give_up=0.2) as client:
+        watch = client.watch(job["id"])
+        next(watch)
+        running.stop()
+        assert [report["state"] for report in watch][-1:] == ["cancelled"]
+        with pytest.raises(ServerError, match="no server answers"):
+            list(client.watch(job["id"]))

@@ -1,0 +1,92 @@
+"""The image and the compose file say what the command understands."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparcom_cli.serve import serve
+
+ROOT = Path(__file__).parents[3]
+COMPOSE = ROOT / "docker-compose.yml"
+
+
+def test_the_image_runs_the_command() -> None:
+    """Dockerfile's CMD is a command line of `sparcom serve`."""
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    command = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[-1])
+    assert command[0] == "serve"
+    settings = serve.make_context("serve", command[1:]).params
+    assert (settings["host"], settings["data_dir"]) == ("0.0.0.0", Path("/data"))  # noqa: S104
+
+
+def test_the_image_copies_every_package() -> None:
+    """Each folder that pyproject.toml builds from is in the image and not ignored."""
+    packages = re.findall(r'"(\w+)/sparcom_\w+"', (ROOT / "pyproject.toml").read_text())
+    assert len(packages) == 5
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    ignored = (ROOT / "docker" / "Dockerfile.dockerignore").read_text()
+    for name in packages:
+        assert f"COPY {name} {name}\n" in dockerfile
+        assert f"!{name}\n" in ignored
+
+
+def compose(**environment: str) -> Any:
+    """docker-compose.yml, with ${NAME:-default} replaced as Compose does."""
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: environment.get(*found.groups()), COMPOSE.read_text())
+    assert "$" not in text
+    return yaml.safe_load(text)
+
+
+def settings(service: Any) -> dict[str, Any]:
+    """What the command line of a service gives to `sparcom serve`."""
+    assert service["command"][0] == "serve"
+    return serve.make_context("serve", service["command"][1:]).params
+
+
+def test_compose_runs_the_command() -> None:
+    """Both services give a command line that `sparcom serve` understands; one has a GPU."""
+    services = compose()["services"]
+    for service in services.values():
+        given = settings(service)
+        assert (given["port"], given["tensor_parallel_size"]) == (8000, 1)
+        assert given["models"] == ("/models/smollm2-135m-instruct",)
+        assert service["ports"] == ["127.0.0.1:8000:8000"]
+        assert service["hostname"] == "sparcom"
+        assert "SPARCOM_ALLOWED_HOSTS" in service["environment"]
+    (device,) = services["sparcom"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["count"], device["capabilities"]) == (1, ["gpu"])
+    assert services["sparcom-cpu"]["profiles"] == ["cpu"]
+
+
+def test_compose_takes_several_gpus() -> None:
+    """How many the container sees, and how many share a model, are settings."""
+    service = compose(SPARCOM_GPU_COUNT="4", SPARCOM_TENSOR_PARALLEL_SIZE="2")["services"]["sparcom"]
+    assert settings(service)["tensor_parallel_size"] == 2
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 4
+    assert "CUDA_VISIBLE_DEVICES" in service["environment"]
+
+
+def test_compose_keeps_what_is_fetched() -> None:
+    """The hub's token goes in from outside, its files into a volume or folder that lies where the image looks."""
+    for place, volume in (({}, "cache"), ({"SPARCOM_CACHE": "/srv/cache"}, "/srv/cache")):
+        described = compose(**place)
+        for service in described["services"].values():
+            assert "HF_TOKEN" in service["environment"], "passed on, no value in the file"
+            assert f"{volume}:/cache" in service["volumes"]
+        assert set(described["volumes"]) == {"archives", "cache"}
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    assert re.findall(r"(HF_HOME|VLLM_CACHE_ROOT)=/cache/", dockerfile) == ["HF_HOME", "VLLM_CACHE_ROOT"]
+    assert "chown sparcom:sparcom /data /models /cache" in dockerfile
+
+
+def test_every_setting_of_compose_is_described() -> None:
+    """The comment at the top names each variable and its default's place."""
+    text = COMPOSE.read_text()
+    comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    names = {*re.findall(r"\$\{(\w+):-", text), "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "SPARCOM_ALLOWED_HOSTS"}
+    assert [name for name in sorted(names) if name not in comment] == []

@@ -1,0 +1,65 @@
+"""The pages in a real browser, where there is one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparcom_data.schema.metadata import MoeInfo
+from sparcom_server.testing import FakeEngine
+
+Start = Callable[..., Any]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --virtual-time-budget=4000 --dump-dom"
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+
+
+def dom(url: str, profile: Path) -> str:
+    """The page after its scripts have run."""
+    command = [str(BROWSER), *FLAGS.split(), f"--user-data-dir={profile}", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -> None:
+    """What users gave is shown as text, never as markup; failures, numbers and snippets are there."""
+    running = start(FakeEngine("<i>odd</i>", max_prompt_tokens=3, warnings=["BOS twice: <s>"]))
+    batch = [{"id": "<img src=x>", "text": "a b c d"}, {"id": "ok", "text": "a"}]
+    job = running.post(instructions=batch, archive="shown", dataset={"name": "<script>x</script>"}).json()
+    running.wait(job["id"])
+    page = dom(running.url, tmp_path / "profile")
+    assert "&lt;i&gt;odd&lt;/i&gt;" in page
+    assert "<i>odd" not in page
+    assert "data set &lt;script&gt;x&lt;/script&gt;" in page
+    assert "Warning: BOS twice: &lt;s&gt;" in page
+    assert "&lt;img src=x&gt;: the prompt may have 3 tokens" in page
+    assert page.count("1 of 2 instructions complete, 1 failed") == 2, "of the job and of its archive"
+    assert page.count(">incomplete</span>") == 2
+    assert 'max="2" value="1"' in page.replace('value="1" max="2"', 'max="2" value="1"')
+    assert f'zarr.open("{job["links"]["zarr"]}", mode="r")' in page
+    assert f"sparcom analyze {job['links']['zarr']} --output shown-report" in page
+
+
+def test_the_page_shows_what_a_mixture_has(start: Start, tmp_path: Path) -> None:
+    """Experts, how many a token passes, and the widths, beside the dense layers; of a dense model only these."""
+    moe = MoeInfo(layer_ids=[1, 2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
+    page = dom(start(FakeEngine("mixed", moe=moe), FakeEngine("dense")).url, tmp_path / "profile")
+    experts = "2 layers of 60 experts of 1,408 neurons, 4 for each token, and 5,632 shared neurons"
+    assert f"3 layers of 20 neurons; {experts}; float32" in page
+    assert "3 layers of 20 neurons; float32" in page
+
+
+def test_the_reference_is_drawn(start: Start, tmp_path: Path) -> None:
+    """/docs lists each route and type of openapi.json."""
+    running = start()
+    page = dom(f"{running.url}/docs", tmp_path / "profile")
+    api = running.http.get("/openapi.json").json()
+    for name in [*api["paths"], *api["components"]["schemas"]]:
+        assert name in page, name
