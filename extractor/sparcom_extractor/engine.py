@@ -18,13 +18,14 @@ from typing import Any
 
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
-from sparcom_data.schema.metadata import EngineInfo, ModelInfo, MoeInfo
+from sparcom_data.schema.metadata import EngineInfo, ModelInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.extraction import Extraction, prepare_extraction
 from sparcom_extractor.launch.bootstrap import EngineNote, children_end_on_cancel, shield_children_from_interrupts
 from sparcom_extractor.launch.model_files import check_model, read_json
 from sparcom_extractor.launch.processor import attention_backend, expert_problem
 from sparcom_extractor.prompts import tokenizer_sha256
+from sparcom_extractor.protocol import WorkerDescription, from_wire
 from sparcom_extractor.ranks import merge_descriptions
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.vllm_surface.versions import check_vllm, installed_vllm
@@ -80,9 +81,11 @@ class CaptureEngine:
             await asyncio.to_thread(lambda: started.append(_start_llm(settings)))
         llm = started.pop()
         try:
-            described = merge_descriptions(await llm.collective_rpc("sparcom_describe")) if settings.capture else None
-            _refuse(settings, described)
-            if described is not None:
+            described = WorkerDescription()
+            if settings.capture:
+                answers = await llm.collective_rpc("sparcom_describe")
+                described = merge_descriptions([from_wire(WorkerDescription, answer) for answer in answers])
+                _check_capturable(settings, described)
                 _log.info("%s: %s", settings.name, describe_capture(described))
             return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described))
         except BaseException:
@@ -144,27 +147,27 @@ class CaptureEngine:
         gc.collect()  # its finaliser would otherwise shut it down once more at the interpreter's end, and fail there
 
 
-def _refuse(settings: EngineSettings, described: dict[str, Any] | None) -> None:
-    if described is not None and described["refusal"] is not None:
-        raise UnsupportedModelError(f"model {settings.name!r} is refused: {described['refusal']}")
+def _check_capturable(settings: EngineSettings, described: WorkerDescription) -> None:
+    if described.refusal is not None:
+        raise UnsupportedModelError(f"model {settings.name!r} is refused: {described.refusal}")
 
 
-def describe_capture(described: dict[str, Any]) -> str:
+def describe_capture(described: WorkerDescription) -> str:
     """What is captured and what that takes, for a log."""
     memory = ", ".join(
         f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 2**20:,.1f} MiB"
-        for name, size in described["memory"].items()
+        for name, size in described.memory.items()
     )
     parts = []
-    if described["layer_ids"]:
-        parts.append(f"{len(described['layer_ids'])} layers of {described['neurons']:,} neurons")
-    if moe := described["moe"]:
-        shared = f", shared experts of {moe['shared_neurons']:,}" if moe["shared_neurons"] else ""
+    if described.layer_ids:
+        parts.append(f"{len(described.layer_ids)} layers of {described.neurons:,} neurons")
+    if moe := described.moe:
+        shared = f", shared experts of {moe.shared_neurons:,}" if moe.shared_neurons else ""
         parts.append(
-            f"{len(moe['layer_ids'])} layers of {moe['experts']} experts, {moe['experts_per_token']} chosen, of "
-            f"{moe['neurons']:,} neurons{shared}"
+            f"{len(moe.layer_ids)} layers of {moe.experts} experts, {moe.experts_per_token} chosen, of "
+            f"{moe.neurons:,} neurons{shared}"
         )
-    return f"capture of {' and '.join(parts)} ({described['activation']}, by {described['product']}): {memory}"
+    return f"capture of {' and '.join(parts)} ({described.activation}, by {described.fusion}): {memory}"
 
 
 def _start_llm(settings: EngineSettings) -> Any:
@@ -308,9 +311,8 @@ def engine_arguments(settings: EngineSettings, device_type: str, report: str = "
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | None) -> ModelInfo:
+def _model_info(settings: EngineSettings, llm: Any, described: WorkerDescription) -> ModelInfo:
     config = llm.vllm_config.model_config
-    described = described or {"layer_ids": [], "neurons": 0, "activation": "", "moe": None}
     return ModelInfo(
         id=str(Path(settings.model).resolve()) if settings.model_is_local else settings.model,
         revision=getattr(config.hf_config, "_commit_hash", None) or config.revision or "",
@@ -318,15 +320,15 @@ def _model_info(settings: EngineSettings, llm: Any, described: dict[str, Any] | 
         dtype=str(config.dtype).removeprefix("torch."),
         quantization=str(config.quantization) if config.quantization else None,
         layers=config.get_total_num_hidden_layers(),
-        layer_ids=list(described["layer_ids"]),
-        neurons=int(described["neurons"]),
-        activation=described["activation"],
+        layer_ids=list(described.layer_ids),
+        neurons=described.neurons,
+        activation=described.activation,
         tokenizer_sha256=tokenizer_sha256(llm.get_tokenizer(), settings.model),
-        moe=MoeInfo(**described["moe"]) if described["moe"] else None,
+        moe=described.moe,
     )
 
 
-def _engine_info(llm: Any, described: dict[str, Any] | None) -> EngineInfo:
+def _engine_info(llm: Any, described: WorkerDescription) -> EngineInfo:
     import torch
     from vllm.platforms import current_platform
 
@@ -342,6 +344,6 @@ def _engine_info(llm: Any, described: dict[str, Any] | None) -> EngineInfo:
         max_num_seqs=config.scheduler_config.max_num_seqs,
         max_model_len=config.model_config.max_model_len,
         async_scheduling=bool(config.scheduler_config.async_scheduling),
-        **(described or {}).get("mode", {}),
-        **{f"capture_{name}": described[name] for name in ("product", "memory") if described},
+        **described.mode,
+        **({"capture_product": described.fusion, "capture_memory": described.memory} if described.fusion else {}),
     )

@@ -32,9 +32,9 @@ from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.schema.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, PromptInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.storage.identity import PinnedArchive
-from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.origins import prompt_warnings
 from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
+from sparcom_extractor.protocol import PLAN_KEY, FinishedRequest, Plan, PollReply, from_wire, to_wire
 from sparcom_extractor.ranks import RankAnswers
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Extraction:
         self._session = uuid.uuid4().hex
         self._cancelled = asyncio.Event()
         self._ranks = RankAnswers()
-        self._settlements: list[list[int]] = []
+        self._finished: list[FinishedRequest] = []
         self._ran: dict[int, _Ran] = {}
         self._failures: dict[int, str] = {}
         self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
@@ -262,26 +262,26 @@ class Extraction:
         from vllm.sampling_params import RequestOutputKind
 
         begin = int(self._layout.first_position[index])
-        plan = {
-            "session": self._session,
-            "index": index,
-            "row": int(self._layout.token_start[index]),
-            "begin": begin,
-            "end": begin + int(self._layout.capacity[index]),
-            "open": self._options.positions != "prompt",
-            "prompt": len(prompt.ids),
-        }
+        plan = Plan(
+            session=self._session,
+            index=index,
+            row=int(self._layout.token_start[index]),
+            begin=begin,
+            end=begin + int(self._layout.capacity[index]),
+            length_unknown=self._options.positions != "prompt",
+            prompt=len(prompt.ids),
+        )
         return SamplingParams(
             max_tokens=max(1, self._options.max_tokens),
             temperature=0.0,
             detokenize=bool(self._options.max_tokens),
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={PLAN_KEY: plan},
+            extra_args={PLAN_KEY: to_wire(plan)},
         )
 
     def _settle(self, index: int, length: int) -> None:
         capacity = int(self._layout.capacity[index])
-        self._settlements.append([index, int(self._layout.token_start[index]), capacity, length])
+        self._finished.append(FinishedRequest(index, int(self._layout.token_start[index]), capacity, length))
         self._unsettled.discard(index)
 
     async def _follow(
@@ -295,16 +295,15 @@ class Extraction:
             if last:
                 feeding.result()
                 self._forget_the_rest()
-            settlements, self._settlements = self._settlements, []
-            answers = await self._call_workers("sparcom_poll", self._session, settlements, last)
-            answer = self._ranks.merge(answers)
+            requests, self._finished = self._finished, []
+            answers = await self._call_workers("sparcom_poll", self._session, to_wire(requests), last)
+            reply = self._ranks.merge([from_wire(PollReply, answer) for answer in answers])
             finished = finished or last
-            await self._commit(committer, answer)
+            await self._commit(committer, reply)
             report(self.progress)
-            if answer["error"]:
-                kind, reason = answer["error"]
-                raise StorageError(reason) if kind == "storage" else EngineError(reason)
-            if finished and answer["drained"]:
+            if reply.error:
+                raise (StorageError if reply.error.kind == "storage" else EngineError)(reply.error.reason)
+            if finished and reply.drained:
                 break
         await asyncio.to_thread(committer.cancel, self._dropped)
         self._count(cancelled=len(self._dropped))
@@ -317,19 +316,19 @@ class Extraction:
         for index in self._dropped:
             self._settle(index, -1)
 
-    async def _commit(self, committer: ArchiveCommitter, answer: dict[str, Any]) -> None:
+    async def _commit(self, committer: ArchiveCommitter, reply: PollReply) -> None:
         """Make what is durable complete, if its rows are those of the prompt that was sent."""
-        self.rows_captured = int(answer["rows"])
+        self.rows_captured = reply.rows
         failures, self._failures = self._failures, {}
-        failures |= dict(answer["failed"])
+        failures |= {item.index: item.reason for item in reply.failed}
         complete = []
-        for index, ids, positions in answer["completed"]:
-            ran = self._ran.pop(index)
+        for durable in reply.completed:
+            index, ran = durable.index, self._ran.pop(durable.index)
             item = CompletedInstruction(
                 index=index,
                 row=int(self._layout.token_start[index]),
-                ids=np.frombuffer(ids, dtype=np.int32),
-                positions=np.frombuffer(positions, dtype=np.int32),
+                ids=np.frombuffer(durable.ids, dtype=np.int32),
+                positions=np.frombuffer(durable.positions, dtype=np.int32),
                 response=ran.response,
             )
             problem = misalignment(item, ran.expected, int(self._layout.first_position[index]))
@@ -346,7 +345,7 @@ class Extraction:
         rows = sum(len(item.ids) for item in complete)
         settled = [*(item.index for item in complete), *failures]
         self._rows_settled += int(self._layout.capacity[settled].sum())
-        self._count(complete=len(complete), failed=len(failures), rows=rows, waited=float(answer["waited_seconds"]))
+        self._count(complete=len(complete), failed=len(failures), rows=rows, waited=reply.backpressure_seconds)
 
     def _count(
         self, *, complete: int = 0, failed: int = 0, cancelled: int = 0, rows: int = 0, waited: float | None = None

@@ -9,6 +9,7 @@ vLLM serializes with msgpack, which knows no dataclasses: `to_wire` and `from_wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -62,7 +63,7 @@ class FinishedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CompletedInstruction:
+class DurableInstruction:
     """An instruction with all rows on disk. ids, positions: int32 values as bytes, one per row."""
 
     index: int
@@ -96,7 +97,7 @@ class PollReply:
         rows: total rows delivered, including those computed again after a preemption.
     """
 
-    completed: tuple[CompletedInstruction, ...] = ()
+    completed: tuple[DurableInstruction, ...] = ()
     failed: tuple[FailedInstruction, ...] = ()
     error: SessionError | None = None
     drained: bool = False
@@ -136,9 +137,7 @@ class WorkerStatistics:
     sent_bytes: int = 0
 
 
-@lru_cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = lru_cache(TypeAdapter)
 
 
 def to_wire(message: object) -> Any:

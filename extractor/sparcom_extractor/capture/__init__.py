@@ -1,3 +1,1 @@
-"""Inside the worker process: find the gated FFNs, take their signs, say whose rows they are."""
-
-PLAN_KEY = "sparcom"  # where a request's plan lies in SamplingParams.extra_args
+"""Capture inside the worker process: rows of each step to the session of the request they belong to."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.ops.buffers import LayerName
-from sparcom_extractor.writer.session import Fault
-from sparcom_extractor.writer.sinks import Segment
+from sparcom_extractor.writer.session import RowFault
+from sparcom_extractor.writer.sinks import RowRange
 
 
 class NonfiniteRows:
@@ -25,11 +25,11 @@ class NonfiniteRows:
 
     def find(
         self,
-        segments: Sequence[Segment],
+        segments: Sequence[RowRange],
         prompts: NDArray[np.int64],
         flags: NDArray[np.uint8],
         positions: NDArray[np.int64],
-    ) -> dict[int, Fault]:
+    ) -> dict[int, RowFault]:
         """The first fault of each instruction that has one, by its index.
 
         Args:
@@ -45,7 +45,7 @@ class NonfiniteRows:
             if len(wrong):
                 row = int(wrong[0])
                 place = _place(int(positions[segment.source + row]), prompt)
-                faults[segment.index] = Fault(segment.offset + row, self._reason(own[row], place))
+                faults[segment.index] = RowFault(segment.offset + row, self._reason(own[row], place))
         return faults
 
     def _reason(self, flags: NDArray[np.uint8], place: str) -> str:

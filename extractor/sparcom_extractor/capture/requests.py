@@ -1,54 +1,30 @@
 """The requests that run with a plan: where each one's rows go, kept in columns so that a step is looked up at once.
 
-A request says where its rows go with the plan in its `extra_args`:
-
-    {"sparcom": {"session": str, "index": int, "row": int, "begin": int, "end": int, "open": bool, "prompt": int}}
-
-Position p of the request, begin <= p < end, is row `row + p - begin` of the token axis. `open`: the request may end
-before `end`, and the engine may compute a row past its end before it knows. `prompt`: tokens of the prompt, for errors;
--1 where not given. Requests without a plan are left alone.
+A request says where its rows go with the `Plan` in its `extra_args`. Requests without a plan are left alone.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture import PLAN_KEY
+from sparcom_extractor.protocol import PLAN_KEY, Plan, from_wire
 
 NO_SLOT = -1
 
 
-@dataclass(frozen=True, slots=True)
-class RequestPlan:
-    """Where one request's rows go; see the module."""
-
-    session: str
-    index: int
-    row: int
-    begin: int
-    end: int
-    open: bool = False
-    prompt: int = -1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.begin <= self.end or min(self.row, self.index) < 0:
-            raise ValueError(f"a plan has 0 <= begin <= end and row, index >= 0; got {self}")
-
-
-def plan_of(request: Any) -> RequestPlan | None:
+def plan_of(request: Any) -> Plan | None:
     """The plan of one of vLLM's new requests, or None."""
     extra = getattr(request.sampling_params, "extra_args", None) or {}
-    return RequestPlan(**extra[PLAN_KEY]) if PLAN_KEY in extra else None
+    return from_wire(Plan, extra[PLAN_KEY]) if PLAN_KEY in extra else None
 
 
 # counted: the first position that has not been added to the counters on the device; slot: the counter, or NO_SLOT.
-_COLUMNS = ("session", "index", "row", "begin", "end", "open", "prompt", "counted", "slot")
+_COLUMNS = ("session", "index", "row", "begin", "end", "length_unknown", "prompt", "counted", "slot")
 
 
 class RunningRequests:
@@ -66,7 +42,7 @@ class RunningRequests:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, request: str, plan: RequestPlan) -> None:
+    def add(self, request: str, plan: Plan) -> None:
         """Begin a request; once more where it was known, as after a preemption."""
         if request not in self._lines:
             if not self._free:
@@ -78,7 +54,7 @@ class RunningRequests:
             plan.row,
             plan.begin,
             plan.end,
-            plan.open,
+            plan.length_unknown,
             plan.prompt,
             plan.begin,
             NO_SLOT,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,9 @@ from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
 from sparcom_extractor.capture.transfer.outbox import Arrays, Done, Outbox
-from sparcom_extractor.writer.session import CaptureSession, CountedRows, Segment, Settlement, StepRows
+from sparcom_extractor.protocol import FinishedRequest, PollReply
+from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
+from sparcom_extractor.writer.sinks import RowRange
 
 if TYPE_CHECKING:
     from sparcom_extractor.capture.counters import DeviceCounters  # its kernels need Triton
@@ -58,8 +60,8 @@ class _Share:
     columns: tuple[NDArray[np.int64], ...]
     prompts: NDArray[np.int64]  # tokens of each run's prompt, or -1
 
-    def segments(self) -> list[Segment]:
-        return [Segment(*values) for values in zip(*(column.tolist() for column in self.columns), strict=True)]
+    def segments(self) -> list[RowRange]:
+        return [RowRange(*values) for values in zip(*(column.tolist() for column in self.columns), strict=True)]
 
 
 class StepCapture:
@@ -127,9 +129,9 @@ class StepCapture:
     def open(self, name: str, session: CaptureSession) -> None:
         """From now on rows whose plan names this session go to it."""
         self.sessions[name] = session
-        self._waited_before[name] = self._outbox.waited_seconds
+        self._waited_before[name] = self._outbox.backpressure_seconds
 
-    def poll(self, session: str) -> dict[str, Any]:
+    def poll(self, session: str) -> PollReply:
         """What became of a session's instructions, see `CaptureSession.poll`; waited_seconds: how long steps waited.
 
         Raises:
@@ -138,23 +140,24 @@ class StepCapture:
         self._outbox.check()
         answer = self.sessions[session].poll()
         if not self._outbox.delivers_in_step:
-            answer["waited_seconds"] = self._outbox.waited_seconds - self._waited_before[session]
+            waited = self._outbox.backpressure_seconds - self._waited_before[session]
+            return replace(answer, backpressure_seconds=waited)
         return answer
 
-    def settle(self, session: str, settlements: list[Settlement]) -> None:
+    def finish_requests(self, session: str, finished: list[FinishedRequest]) -> None:
         """Tell a session that instructions have run, behind the rows that were sent before."""
-        ran = {item.index for item in settlements}
+        ran = {item.index for item in finished}
         index = self._requests.column("index")
         for _, line in self._requests.of_session(session):
             if int(index[line]) in ran:
                 self._send_counts(line)
-        self._tell(partial(self.sessions[session].settle, settlements))
+        self._tell(partial(self.sessions[session].finish_requests, finished))
 
-    def finish(self, session: str) -> None:
+    def end_input(self, session: str) -> None:
         """Tell a session that nothing more comes, behind all that was sent before."""
         for _, line in self._requests.of_session(session):
             self._send_counts(line)
-        self._tell(self.sessions[session].finish)
+        self._tell(self.sessions[session].end_input)
 
     def close(self, session: str) -> None:
         """Forget a session; rows that still come for it are dropped."""
@@ -222,7 +225,7 @@ class StepCapture:
         for share in shares:
             segments, rows = share.segments(), {} if share.session.counts and self.counters else captured
             faults = self._nonfinite.find(segments, share.prompts, flags, positions)
-            share.session.put(StepRows(segments, rows, ids, positions, lease.give_back, faults))
+            share.session.append_rows(StepRows(segments, rows, ids, positions, lease.give_back, faults))
 
     def _tell(self, word: Any) -> None:
         def deliver(_arrays: Arrays, done: Done) -> None:
@@ -248,7 +251,7 @@ class StepCapture:
         self.counters.add(own.source + own.rows - np.minimum(new, own.rows), np.minimum(new, own.rows), slots)
         # A gap leaves `counted` behind, so that the number of rows counted tells of it at the end.
         column("counted")[own.line] = counted + np.minimum(new, own.rows)
-        unsure = column("open")[own.line] != 0
+        unsure = column("length_unknown")[own.line] != 0
         if unsure.any():
             self.counters.keep_last((own.source + own.rows - 1)[unsure], slots[unsure])
         for line in own.line[(column("counted") == column("end"))[own.line] & ~unsure].tolist():
@@ -283,7 +286,7 @@ class StepCapture:
 
 
 def _deliver_counts(session: CaptureSession, index: int, rows: int, arrays: Arrays, done: Done) -> None:
-    session.put_counts(CountedRows(index, rows, arrays[0], arrays[1], done))
+    session.append_counts(CountedRows(index, rows, arrays[0], arrays[1], done))
 
 
 class _Lease:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.transfer.device import DeviceOutbox, Streams, letter_bytes
+from sparcom_extractor.protocol import WorkerStatistics
 from sparcom_extractor.worker.mixin import CaptureMixin
 
 RING_STEPS = 2  # one step leaves the device while the next is computed
@@ -48,9 +51,9 @@ class DeviceCaptureMixin(CaptureMixin):
             "pinned_bytes": self._outbox.pinned_bytes,
         }
 
-    def sparcom_statistics(self) -> dict[str, float]:
-        """Also: the seconds that steps waited for the ring, and the bytes that left the device."""
-        return super().sparcom_statistics() | {
-            "waited_seconds": self._outbox.waited_seconds,
-            "sent_bytes": self._outbox.sent_bytes,
-        }
+    def _statistics(self) -> WorkerStatistics:
+        return replace(
+            super()._statistics(),
+            backpressure_seconds=self._outbox.backpressure_seconds,
+            sent_bytes=self._outbox.sent_bytes,
+        )

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
 from sparcom_extractor.launch.bootstrap import EngineNote
-from sparcom_extractor.writer.session import CaptureSession, Settlement
+from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
+from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 
 _log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class CaptureMixin:
     _buffers: StepBuffers
     _product: str
     _steps = 0
-    _own_seconds = 0.0
+    _overhead_seconds = 0.0
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. A model that cannot be captured is kept and refused by describe:
@@ -98,7 +100,7 @@ class CaptureMixin:
         if self._capture.active and scheduler_output.total_num_scheduled_tokens:
             self._capture.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
         self._steps += 1
-        self._own_seconds += time.perf_counter() - model_ended + model_began - began
+        self._overhead_seconds += time.perf_counter() - model_ended + model_began - began
         return output
 
     def shutdown(self) -> None:
@@ -107,22 +109,18 @@ class CaptureMixin:
             self._capture.shutdown()
         super().shutdown()  # type: ignore[misc]
 
-    def sparcom_describe(self) -> dict[str, Any]:
+    def sparcom_describe(self) -> Any:
         """What can be captured here: `refusal`, or the layers, their widths and their activation; how it is done, see
         `install_all`; the mode that the worker has settled on; and what capture holds of the device's and the host's
         memory."""
         if refusal := self._refusal or self._try_step():
-            return {"refusal": refusal}
-        return {
-            "refusal": None,
-            **describe_found(self._found),
-            "product": self._product,
-            "mode": {
-                "model_runner": "V2" if self.use_v2_model_runner else "V1",
-                "cudagraph_mode": str(getattr(self.vllm_config.compilation_config.cudagraph_mode, "name", "NONE")),
-            },
-            "memory": self._memory(),
+            return to_wire(WorkerDescription(refusal=refusal))
+        mode = {
+            "model_runner": "V2" if self.use_v2_model_runner else "V1",
+            "cudagraph_mode": str(getattr(self.vllm_config.compilation_config.cudagraph_mode, "name", "NONE")),
         }
+        found = describe_found(self._found)
+        return to_wire(replace(found, fusion=self._product, mode=mode, memory=self._memory()))
 
     def _try_step(self) -> str | None:
         """Run one token that is nobody's, as vLLM does between steps, and check what the layers wrote.
@@ -178,23 +176,26 @@ class CaptureMixin:
         dense, moe = ([item.layer_id for item in items] for items in (self._found.dense, self._found.moe))
         return Place(rank, dense, moe)
 
-    def sparcom_poll(self, session: str, settlements: list[list[int]], finish: bool) -> dict[str, Any]:
+    def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
         """Settle instructions [index, row, capacity, length], say whether that is all, and hear what became durable."""
         assert self._capture is not None  # noqa: S101
-        if settlements:
-            self._capture.settle(session, [Settlement(*item) for item in settlements])
-        if finish:
-            self._capture.finish(session)
-        return self._capture.poll(session)
+        if finished:
+            self._capture.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
+        if last:
+            self._capture.end_input(session)
+        return to_wire(self._capture.poll(session))
 
     def sparcom_close(self, session: str) -> None:
         """Forget the session; rows that still come for it are dropped."""
         assert self._capture is not None  # noqa: S101
         self._capture.close(session)
 
-    def sparcom_statistics(self) -> dict[str, float]:
-        """Since the start: steps, and the seconds that steps spent in capture's own code on the host."""
-        return {"steps": self._steps, "own_seconds": self._own_seconds}
+    def sparcom_statistics(self) -> Any:
+        """Return `WorkerStatistics` on the wire."""
+        return to_wire(self._statistics())
+
+    def _statistics(self) -> WorkerStatistics:
+        return WorkerStatistics(steps=self._steps, overhead_seconds=self._overhead_seconds)
 
 
 def too_much_to_count(parts: Sequence[ArrayPart], requests: int) -> str | None:

@@ -172,7 +172,7 @@ class ChunkWriter:
     ) -> None:
         if buffers < 1:
             raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
-        self.waited_seconds = 0.0
+        self.backpressure_seconds = 0.0
         self._target = target
         self._dtype = target.stored_dtype
         self._free = [_Buffer.of(target) for _ in range(buffers)]
@@ -296,7 +296,7 @@ class ChunkWriter:
     def _wait_for_one(self) -> None:
         started = time.monotonic()
         chunk = self._written.get()
-        self.waited_seconds += time.monotonic() - started
+        self.backpressure_seconds += time.monotonic() - started
         self._finish(chunk)
 
     def _reap(self) -> None:

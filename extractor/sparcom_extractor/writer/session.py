@@ -23,11 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.errors import SparcomError
+from sparcom_extractor.protocol import (
+    DurableInstruction,
+    FailedInstruction,
+    FinishedRequest,
+    PollReply,
+    SessionError,
+)
 from sparcom_extractor.writer.chunks import buffers_for
-from sparcom_extractor.writer.sinks import Segment, Settlement, Sink, make_sink
+from sparcom_extractor.writer.sinks import RowRange, Sink, make_sink
 from sparcom_extractor.writer.targets import ArrayPart
-
-__all__ = ["CaptureSession", "CountedRows", "Fault", "Segment", "Settlement", "StepRows"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RowFault:
     """Why a row of an instruction cannot be trusted. offset: of the row within the instruction."""
 
     offset: int
@@ -59,12 +64,12 @@ class StepRows:
     faults: the first fault of each instruction that has one in this step, by its index.
     """
 
-    segments: Sequence[Segment]
+    segments: Sequence[RowRange]
     arrays: Mapping[str, NDArray[Any]]
     ids: NDArray[np.int32]
     positions: NDArray[np.int64]
     done: Callable[[], None] = _nothing
-    faults: Mapping[int, Fault] = field(default_factory=dict)
+    faults: Mapping[int, RowFault] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -123,15 +128,15 @@ class _Tracker:
 class _Finished:
     """An instruction whose rows are all there and wait to be durable."""
 
-    item: Settlement
+    item: FinishedRequest
     ids: bytes
     positions: bytes
 
 
 @dataclass(slots=True)
 class _Outcome:
-    completed: list[tuple[int, bytes, bytes]] = field(default_factory=list)
-    failed: list[tuple[int, str]] = field(default_factory=list)
+    completed: list[DurableInstruction] = field(default_factory=list)
+    failed: list[FailedInstruction] = field(default_factory=list)
 
 
 class CaptureSession:
@@ -162,25 +167,25 @@ class CaptureSession:
         self.counts = any(part.target.dtype == "uint32" for part in parts)
         """Whether counts are written, and not masks."""
         self._sink: Sink = make_sink(parts, buffers=buffers, threads=threads)
-        self._queue: queue.SimpleQueue[StepRows | CountedRows | list[Settlement] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[StepRows | CountedRows | list[FinishedRequest] | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._queued_bytes = 0
         self._queue_bytes = queue_bytes
         self._trackers: dict[int, _Tracker] = {}
         self._settled = np.zeros(instructions, dtype=bool)
-        self._faults: dict[int, Fault] = {}
+        self._faults: dict[int, RowFault] = {}
         self._finished: dict[int, _Finished] = {}
         self._lock = threading.Lock()
         self._outcome = _Outcome()
-        self._error: tuple[str, str] | None = None
+        self._error: SessionError | None = None
         self._finishing = False
         self._drained = threading.Event()
-        self.waited_seconds = 0.0
+        self.backpressure_seconds = 0.0
         self._rows = 0
         self._thread = threading.Thread(target=self._run, name="sparcom-assemble", daemon=True)
         self._thread.start()
 
-    def put(self, step: StepRows) -> None:
+    def append_rows(self, step: StepRows) -> None:
         """Hand a step's rows over; waits while more than the bound is queued. They must not change until `done`.
 
         Rows that come after the end (an error, or `finish` and all is on disk) are dropped: nobody takes them any more.
@@ -188,7 +193,7 @@ class CaptureSession:
         if self._queue_up(step):
             self._rows += sum(segment.rows for segment in step.segments)
 
-    def put_counts(self, counted: CountedRows) -> None:
+    def append_counts(self, counted: CountedRows) -> None:
         """Hand counts over that a device has made; waits and drops as `put` does."""
         self._queue_up(counted)
 
@@ -197,7 +202,7 @@ class CaptureSession:
             started = time.monotonic()
             while self._queued_bytes and self._queued_bytes + item.nbytes > self._queue_bytes and not self._over:
                 self._room.wait(timeout=1.0)
-            self.waited_seconds += time.monotonic() - started
+            self.backpressure_seconds += time.monotonic() - started
             over = self._over
             if not over:
                 self._queued_bytes += item.nbytes
@@ -210,11 +215,11 @@ class CaptureSession:
     def _over(self) -> bool:
         return self._error is not None or self._drained.is_set()
 
-    def settle(self, settlements: list[Settlement]) -> None:
+    def finish_requests(self, finished: list[FinishedRequest]) -> None:
         """Say that instructions have run. Their rows were put before."""
-        self._queue.put(settlements)
+        self._queue.put(finished)
 
-    def finish(self) -> None:
+    def end_input(self) -> None:
         """Say that nothing more comes: what is open is written as it is."""
         self._finishing = True
         self._queue.put(None)
@@ -222,27 +227,22 @@ class CaptureSession:
     def fail(self, reason: str, kind: str = "capture") -> None:
         """End the session with a reason that every poll reports. kind: `capture`, or `storage` where writing failed."""
         with self._room:
-            self._error = self._error or (kind, reason)
+            self._error = self._error or SessionError(kind, reason)
             self._room.notify_all()
 
-    def poll(self) -> dict[str, Any]:
-        """What became of instructions since the last poll, in types that any serialiser takes.
-
-        completed: [index, ids, positions] with int32 bytes; failed: [index, reason]; error: [kind, why it ended];
-        drained: whether everything after `finish` is on disk; waited_seconds: how long `put` stood still;
-        rows: how many rows steps handed over, those computed again after a preemption included.
-        """
+    def poll(self) -> PollReply:
+        """Return what happened to instructions since the previous poll."""
         drained, error = self._drained.is_set(), self._error  # before the outcome: it may grow until drained is set
         with self._lock:
             outcome, self._outcome = self._outcome, _Outcome()
-        return {
-            "completed": [list(item) for item in outcome.completed],
-            "failed": [list(item) for item in outcome.failed],
-            "error": list(error) if error else None,
-            "drained": drained,
-            "waited_seconds": self.waited_seconds,
-            "rows": self._rows,
-        }
+        return PollReply(
+            completed=tuple(outcome.completed),
+            failed=tuple(outcome.failed),
+            error=error,
+            drained=drained,
+            backpressure_seconds=self.backpressure_seconds,
+            rows=self._rows,
+        )
 
     def close(self) -> None:
         """End the threads. Where `finish` was not said, nobody commits what is open: it is dropped, not waited for."""
@@ -270,8 +270,8 @@ class CaptureSession:
         while (item := self._next_item()) is not None:
             if isinstance(item, list):
                 if not self._error:
-                    for settlement in item:
-                        self._settle(settlement)
+                    for finished in item:
+                        self._settle(finished)
             else:
                 try:
                     self._take(item)
@@ -282,7 +282,7 @@ class CaptureSession:
             self._sink.flush()
             self._report_durable()
 
-    def _next_item(self) -> StepRows | CountedRows | list[Settlement] | None:
+    def _next_item(self) -> StepRows | CountedRows | list[FinishedRequest] | None:
         """The next item, reporting what became durable while there is none."""
         while True:
             try:
@@ -328,7 +328,7 @@ class CaptureSession:
             if step.arrays:
                 self._sink.take(segment, {name: array[source] for name, array in step.arrays.items()})
 
-    def _settle(self, item: Settlement) -> None:
+    def _settle(self, item: FinishedRequest) -> None:
         if self._settled[item.index]:
             return
         tracker = self._trackers.pop(item.index, None) or _Tracker.empty(item.capacity)
@@ -349,7 +349,7 @@ class CaptureSession:
             self._finished[item.index] = _Finished(item, tracker.ids[rows].tobytes(), tracker.positions[rows].tobytes())
         else:
             with self._lock:
-                self._outcome.failed.append((item.index, reason))
+                self._outcome.failed.append(FailedInstruction(item.index, reason))
 
     def _report_durable(self) -> None:
         if self._error:
@@ -358,4 +358,4 @@ class CaptureSession:
         with self._lock:
             for index, item in durable:
                 del self._finished[index]
-                self._outcome.completed.append((index, item.ids, item.positions))
+                self._outcome.completed.append(DurableInstruction(index, item.ids, item.positions))

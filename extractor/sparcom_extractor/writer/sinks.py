@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_extractor.protocol import FinishedRequest
 from sparcom_extractor.writer.chunks import ChunkWriter, write_pool
 from sparcom_extractor.writer.counting import add_rows
 from sparcom_extractor.writer.targets import ArrayPart
@@ -21,7 +22,7 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class RowRange:
     """Consecutive rows of one instruction within a step's captured rows.
 
     source: first row within the step's arrays. rows: how many. offset: first row within the instruction.
@@ -35,33 +36,23 @@ class Segment:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """The submitting side's word that an instruction has run: `length` rows hold data; -1: it did not, forget it."""
-
-    index: int
-    row: int
-    capacity: int
-    length: int
-
-
 class Sink(Protocol):
     """What a session needs of the place where rows end up."""
 
-    def take(self, segment: Segment, rows: Rows) -> None:
+    def take(self, segment: RowRange, rows: Rows) -> None:
         """Rows of a running instruction: (rows, …) each, by the name of the archive's token array."""
 
     def take_counts(self, index: int, rows: int, counts: NDArray[np.int32], last: NDArray[np.uint8]) -> None:
         """Counts of dense layers over the first `rows` rows of an instruction, made elsewhere, and the mask of the last
         of them."""
 
-    def finish(self, item: Settlement, written: int) -> str | None:
+    def finish(self, item: FinishedRequest, written: int) -> str | None:
         """The instruction has run; rows [0, written) were taken. The reason why it cannot be trusted, or None."""
 
-    def forget(self, item: Settlement) -> None:
+    def forget(self, item: FinishedRequest) -> None:
         """The instruction will not be complete."""
 
-    def durable(self, item: Settlement) -> bool:
+    def durable(self, item: FinishedRequest) -> bool:
         """Whether all of a finished instruction is on disk."""
 
     def flush(self) -> None:
@@ -100,7 +91,7 @@ class _ChunkSink:
 class MaskSink(_ChunkSink):
     """Masks and routes, a row a token."""
 
-    def take(self, segment: Segment, rows: Rows) -> None:
+    def take(self, segment: RowRange, rows: Rows) -> None:
         """Put the rows where the layout has them. Again is harmless."""
         for part, writer in self._parts:
             writer.put(segment.row + segment.offset, part.of(rows[part.name]))
@@ -109,7 +100,7 @@ class MaskSink(_ChunkSink):
         """Never: an archive of masks has no place for counts."""
         raise TypeError(f"an archive of masks takes rows; counts came for instruction {index}")
 
-    def finish(self, item: Settlement, written: int) -> str | None:
+    def finish(self, item: FinishedRequest, written: int) -> str | None:
         """Rows past the end that a step wrote all the same are emptied again, as reserved rows are."""
         if written > item.length:
             for _, writer in self._parts:
@@ -117,11 +108,11 @@ class MaskSink(_ChunkSink):
         self.forget(item)
         return None
 
-    def forget(self, item: Settlement) -> None:
+    def forget(self, item: FinishedRequest) -> None:
         """No more rows of it will come."""
         self._settle(item.row, item.row + item.capacity)
 
-    def durable(self, item: Settlement) -> bool:
+    def durable(self, item: FinishedRequest) -> bool:
         """Whether every chunk under the instruction's rows is on disk."""
         return self._durable(item.row, item.row + item.length)
 
@@ -168,7 +159,7 @@ class CountSink(_ChunkSink):
         self._shapes = {part.name: part.row for part in parts}
         self._sums: dict[int, _Sum] = {}
 
-    def take(self, segment: Segment, rows: Rows) -> None:
+    def take(self, segment: RowRange, rows: Rows) -> None:
         """Add the rows to the instruction's sum, each row once however often it comes."""
         if segment.index not in self._sums:
             self._sums[segment.index] = self._zeros()
@@ -179,7 +170,7 @@ class CountSink(_ChunkSink):
         total = {"neuron/count": counts.astype(np.uint32)}
         self._sums[index] = _Sum(total, rows, {"neuron/active": np.array(last[None])})
 
-    def finish(self, item: Settlement, written: int) -> str | None:
+    def finish(self, item: FinishedRequest, written: int) -> str | None:
         """Put the sum into its chunks, if it is over all rows and no other."""
         total = self._sums.pop(item.index, None) or self._zeros()
         reason = total.cut(item.length)
@@ -189,12 +180,12 @@ class CountSink(_ChunkSink):
         self._settle(item.index, item.index + 1)
         return reason
 
-    def forget(self, item: Settlement) -> None:
+    def forget(self, item: FinishedRequest) -> None:
         """Throw the sum away."""
         self._sums.pop(item.index, None)
         self._settle(item.index, item.index + 1)
 
-    def durable(self, item: Settlement) -> bool:
+    def durable(self, item: FinishedRequest) -> bool:
         """Whether the chunks that hold the instruction are on disk."""
         return self._durable(item.index, item.index + 1)
 

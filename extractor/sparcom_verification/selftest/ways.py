@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparcom_data.errors import EngineError
 from sparcom_data.schema import captured_arrays
-from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.engine import CaptureEngine
+from sparcom_extractor.protocol import PLAN_KEY
 from sparcom_verification.selftest.engines import extract, generate
 from sparcom_verification.selftest.results import Fact, Measure
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.activations import SILU
 from sparcom_extractor.capture.discovery.moe import MoeLayer
@@ -23,6 +22,7 @@ from sparcom_extractor.capture.ops.op import CapturedActivation
 from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.device import DeviceOutbox, letter_bytes
+from sparcom_extractor.protocol import PLAN_KEY
 
 LAYERS, NEURONS, ROWS = 4, 40, 32
 CHOICES, EXPERTS, EXPERT_NEURONS = 4, 60, 24
@@ -86,7 +86,7 @@ class Session:
     def __init__(self, counts: bool) -> None:
         self.counts = counts
 
-    def finish(self) -> None:
+    def end_input(self) -> None:
         raise AssertionError("nothing is delivered here")
 
 
@@ -110,12 +110,12 @@ def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
         for name in ("token", "count"):
             capture.open(name, Session(name == "count"))  # type: ignore[arg-type]
         yield capture
-        assert outbox.waited_seconds == 0
+        assert outbox.backpressure_seconds == 0
         NeverEnds.over.set()
 
 
 def new_request(session: str, index: int, end: int, *, response: bool = False) -> Any:
-    plan = {"session": session, "index": index, "row": 100 * index, "begin": 0, "end": end, "open": response}
+    plan = {"session": session, "index": index, "row": 100 * index, "begin": 0, "end": end, "length_unknown": response}
     return SimpleNamespace(req_id=f"{session}-{index}", sampling_params=SimpleNamespace(extra_args={PLAN_KEY: plan}))
 
 
@@ -217,7 +217,7 @@ def test_no_step_waits_for_the_device(capture: StepCapture) -> None:
     step(capture, [("count-1", 4, 1), ("token-0", 5, 4)])
     step(capture, [("count-1", 0, 5)], preempted_req_ids={"count-1"})
     step(capture, [], finished_req_ids={"token-0", "count-0", "count-1"})
-    capture.finish("token")
+    capture.end_input("token")
     assert not capture.active
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.op import CaptureBuffer
-from sparcom_extractor.capture.requests import RequestPlan
 from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.protocol import PLAN_KEY, Plan
 from sparcom_extractor.writer.session import StepRows
 
 LAYERS, NEURONS = 2, 11
@@ -34,7 +33,7 @@ class Session:
         self.steps: list[StepRows] = []
         self.reasons: list[str] = []
 
-    def put(self, step: StepRows) -> None:
+    def append_rows(self, step: StepRows) -> None:
         self.steps.append(step)
 
     def fail(self, reason: str) -> None:
@@ -299,4 +298,4 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
 def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     """0 <= begin <= end, and neither row nor index is negative."""
     with pytest.raises(ValueError, match="a plan has 0 <= begin <= end"):
-        RequestPlan(**(plan(0, 10, 2) | wrong))
+        Plan(**(plan(0, 10, 2) | wrong))

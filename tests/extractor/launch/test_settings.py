@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
+from sparcom_data.schema.metadata import MoeInfo
 from sparcom_extractor.engine import (
     CaptureEngine,
     check_cpu_ranks,
@@ -18,6 +20,7 @@ from sparcom_extractor.engine import (
     engine_arguments,
     start_failure,
 )
+from sparcom_extractor.protocol import WorkerDescription
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.vllm_surface import versions
 
@@ -181,21 +184,20 @@ def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_capture_takes_is_told() -> None:
     """At the start the log says what is captured, who makes the activation's product, and how much memory it takes."""
-    described = {
-        "layer_ids": [0, 1],
-        "neurons": 11008,
-        "activation": "silu",
-        "moe": None,
-        "product": "compiled-0",
-        "memory": {"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
-    }
+    described = WorkerDescription(
+        layer_ids=(0, 1),
+        neurons=11008,
+        activation="silu",
+        fusion="compiled-0",
+        memory={"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
+    )
     assert describe_capture(described) == (
         "capture of 2 layers of 11,008 neurons (silu, by compiled-0): step buffer 3.0 MiB, "
         "device ring 6.0 MiB, pinned 262.0 MiB"
     )
-    moe = {"layer_ids": [2], "experts": 60, "experts_per_token": 4, "neurons": 1408, "shared_neurons": 5632}
-    assert describe_capture(described | {"moe": moe}).startswith(
+    moe = MoeInfo(layer_ids=[2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
+    assert describe_capture(replace(described, moe=moe)).startswith(
         "capture of 2 layers of 11,008 neurons and 1 layers of 60 experts, 4 chosen, of 1,408 neurons, "
         "shared experts of 5,632 (silu, by"
     )
-    assert describe_capture(described | {"moe": moe, "layer_ids": []}).startswith("capture of 1 layers of 60 experts")
+    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith("capture of 1 layers of 60 experts")

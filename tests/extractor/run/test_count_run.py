@@ -21,7 +21,6 @@ from sparcom_data.archive import open_archive
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
-from sparcom_extractor.capture import PLAN_KEY
 from sparcom_extractor.capture.ops.buffer import WRITE
 from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.counts import add_counts_twin
@@ -30,7 +29,8 @@ from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.device import DeviceOutbox
 from sparcom_extractor.capture.transfer.outbox import HostOutbox
-from sparcom_extractor.writer.session import CaptureSession, Settlement
+from sparcom_extractor.protocol import PLAN_KEY
+from sparcom_extractor.writer.session import CaptureSession, FinishedRequest
 from sparcom_extractor.writer.targets import archive_parts
 from sparcom_verification.testing.fake_device import FakeDevice
 
@@ -131,11 +131,11 @@ class Run:
         drained = []
         for name in self.paths:
             if finish:
-                self.capture.finish(name)
+                self.capture.end_input(name)
             answer = self.capture.poll(name)
-            assert answer["error"] is None, answer
+            assert answer.error is None, answer
             self.answers[name].append(answer)
-            drained.append(answer["drained"])
+            drained.append(answer.drained)
         return drained
 
     def step(self, finished: set[str]) -> set[str]:
@@ -210,7 +210,9 @@ class Run:
             first = int(self.layout.first_position[index])
             capacity = int(self.layout.capacity[index])
             row = int(self.layout.token_start[index])
-            self.capture.settle(granularity, [Settlement(index, row, capacity, self.lengths[index] - first)])
+            self.capture.finish_requests(
+                granularity, [FinishedRequest(index, row, capacity, self.lengths[index] - first)]
+            )
         return gone
 
     def request(self, key: tuple[str, int]) -> Any:
@@ -222,12 +224,12 @@ class Run:
             "row": int(self.layout.token_start[index]),
             "begin": begin,
             "end": begin + int(self.layout.capacity[index]),
-            "open": self.open,
+            "length_unknown": self.open,
         }
         return SimpleNamespace(req_id=name_of(key), sampling_params=SimpleNamespace(extra_args={PLAN_KEY: plan}))
 
     def completed(self, name: str) -> dict[int, tuple[bytes, bytes]]:
-        return {index: (ids, at) for answer in self.answers[name] for index, ids, at in answer["completed"]}
+        return {item.index: (item.ids, item.positions) for answer in self.answers[name] for item in answer.completed}
 
 
 def name_of(key: tuple[str, int]) -> str:
@@ -251,7 +253,7 @@ def test_counts_are_those_of_the_masks(tmp_path: Path, way: type[Host | Late], p
         folder.mkdir()
         run = Run(folder, seed, way, positions, told)
         run.whole()
-        assert [answer["failed"] for name in run.paths for answer in run.answers[name] if answer["failed"]] == []
+        assert [answer.failed for name in run.paths for answer in run.answers[name] if answer.failed] == []
         assert run.completed("token") == run.completed("count")
         assert sorted(run.completed("token")) == list(range(30))
         assert_same(run)

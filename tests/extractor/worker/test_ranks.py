@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,77 +19,100 @@ from sparcom_data.schema.layout import plan_layout
 from sparcom_data.schema.metadata import ArchiveAttributes, MoeInfo
 from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_archive
 from sparcom_data.verify import verify_archive
+from sparcom_extractor.protocol import (
+    DurableInstruction,
+    FailedInstruction,
+    FinishedRequest,
+    PollReply,
+    SessionError,
+    WorkerDescription,
+)
 from sparcom_extractor.ranks import RankAnswers, merge_descriptions
 from sparcom_extractor.writer.counting import add_routes
-from sparcom_extractor.writer.session import CaptureSession, Segment, Settlement, StepRows
+from sparcom_extractor.writer.session import CaptureSession, StepRows
+from sparcom_extractor.writer.sinks import RowRange
 from sparcom_extractor.writer.targets import Place, archive_parts
 
 IDS, POSITIONS = np.arange(3, dtype=np.int32).tobytes(), np.arange(3, dtype=np.int32).tobytes()
 
 
-def answer(**given: Any) -> dict[str, Any]:
-    empty = {"completed": [], "failed": [], "error": None, "drained": False, "waited_seconds": 0.0, "rows": 0}
-    return empty | given
-
-
-def done(index: int, ids: bytes = IDS) -> list[Any]:
-    return [index, ids, POSITIONS]
+def done(index: int, ids: bytes = IDS) -> DurableInstruction:
+    return DurableInstruction(index, ids, POSITIONS)
 
 
 def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
     """One rank's word is not enough; the order and the poll in which the others say it do not matter."""
     ranks = RankAnswers()
-    assert ranks.merge([answer(completed=[done(0), done(1)]), answer(completed=[done(1)])])["completed"] == [done(1)]
-    assert ranks.merge([answer(), answer()])["completed"] == []
-    assert ranks.merge([answer(), answer(completed=[done(0)])])["completed"] == [done(0)]
+    assert ranks.merge([PollReply(completed=(done(0), done(1))), PollReply(completed=(done(1),))]).completed == (
+        done(1),
+    )
+    assert ranks.merge([PollReply(), PollReply()]).completed == ()
+    assert ranks.merge([PollReply(), PollReply(completed=(done(0),))]).completed == (done(0),)
 
 
 def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
     """Whether the others have it or fail too, before or afterwards, it is told once and is never complete."""
     ranks = RankAnswers()
-    first = ranks.merge([answer(completed=[done(0)], failed=[[1, "no row"]]), answer(failed=[[0, "no chunk"]])])
-    assert (first["completed"], first["failed"]) == ([], [[1, "no row"], [0, "no chunk"]])
-    second = ranks.merge([answer(), answer(completed=[done(1)], failed=[[1, "again"]])])
-    assert (second["completed"], second["failed"]) == ([], [])
+    first = ranks.merge(
+        [
+            PollReply(completed=(done(0),), failed=(FailedInstruction(1, "no row"),)),
+            PollReply(failed=(FailedInstruction(0, "no chunk"),)),
+        ]
+    )
+    assert (first.completed, first.failed) == ((), (FailedInstruction(1, "no row"), FailedInstruction(0, "no chunk")))
+    second = ranks.merge([PollReply(), PollReply(completed=(done(1),), failed=(FailedInstruction(1, "again"),))])
+    assert (second.completed, second.failed) == ((), ())
 
 
 def test_ranks_that_were_fed_different_tokens_are_not_trusted() -> None:
     """Every process runs the same step; where their token ids differ the rows belong to something else."""
     other = np.array([0, 1, 9], dtype=np.int32).tobytes()
-    merged = RankAnswers().merge([answer(completed=[done(0)]), answer(completed=[done(0, other)])])
-    assert merged["completed"] == []
-    assert merged["failed"][0][0] == 0
-    assert "their token ids differ" in merged["failed"][0][1]
+    merged = RankAnswers().merge([PollReply(completed=(done(0),)), PollReply(completed=(done(0, other),))])
+    assert merged.completed == ()
+    assert merged.failed[0].index == 0
+    assert "their token ids differ" in merged.failed[0].reason
 
 
 def test_errors_and_ends_are_those_of_all_ranks() -> None:
     """Any rank's error ends the session; it is drained when all are; the longest wait and the most rows are told."""
     merged = RankAnswers().merge(
-        [answer(drained=True, waited_seconds=1.0, rows=5), answer(error=["storage", "full"], waited_seconds=2.0)]
+        [
+            PollReply(drained=True, backpressure_seconds=1.0, rows=5),
+            PollReply(error=SessionError("storage", "full"), backpressure_seconds=2.0),
+        ]
     )
-    assert merged["error"] == ["storage", "full"]
-    assert (merged["drained"], merged["waited_seconds"], merged["rows"]) == (False, 2.0, 5)
-    assert RankAnswers().merge([answer(drained=True), answer(drained=True)])["drained"]
+    assert merged.error == SessionError("storage", "full")
+    assert (merged.drained, merged.backpressure_seconds, merged.rows) == (False, 2.0, 5)
+    assert RankAnswers().merge([PollReply(drained=True), PollReply(drained=True)]).drained
 
 
-def described(**changed: Any) -> dict[str, Any]:
-    moe = {"layer_ids": [1], "experts": 4, "experts_per_token": 2, "neurons": 16, "shared_neurons": 0}
-    values = {"refusal": None, "layer_ids": [0], "neurons": 32, "moe": moe, "memory": {"step_buffer_bytes": 10}}
-    return values | changed
+MOE = MoeInfo(layer_ids=[1], experts=4, experts_per_token=2, neurons=16, shared_neurons=0)
+DESCRIBED = WorkerDescription(layer_ids=(0,), neurons=32, moe=MOE, memory={"step_buffer_bytes": 10})
+
+
+def described(**changed: Any) -> WorkerDescription:
+    return replace(DESCRIBED, **changed)
+
+
+def moe_of(description: WorkerDescription) -> MoeInfo:
+    assert description.moe is not None
+    return description.moe
 
 
 def test_stages_capture_the_layers_of_all() -> None:
     """Layers are those of all stages, also where a stage has no dense layer or no experts; any refusal is all's."""
-    second = described(layer_ids=[], neurons=0, moe=described()["moe"] | {"layer_ids": [2, 3]})
+    second = described(layer_ids=(), neurons=0, moe=MOE.model_copy(update={"layer_ids": [2, 3]}))
     merged = merge_descriptions([described(memory={"step_buffer_bytes": 7}), second])
-    assert (merged["layer_ids"], merged["neurons"], merged["moe"]["layer_ids"]) == ([0], 32, [1, 2, 3])
-    assert merged["memory"] == {"step_buffer_bytes": 10}
-    dense = described(layer_ids=[0, 1], moe=None)
-    assert merge_descriptions([dense, described(layer_ids=[], moe=second["moe"])])["moe"]["layer_ids"] == [2, 3]
-    assert merge_descriptions([described(), {"refusal": "no gate"}]) == {"refusal": "no gate"}
-    wider = described(moe=described()["moe"] | {"neurons": 24})
-    assert "moe neurons is [16, 24]" in merge_descriptions([described(), wider])["refusal"]
-    assert "neurons is [32, 40]" in merge_descriptions([described(neurons=40), described()])["refusal"]
+    assert (merged.layer_ids, merged.neurons, moe_of(merged).layer_ids) == ((0,), 32, [1, 2, 3])
+    assert merged.memory == {"step_buffer_bytes": 10}
+    dense = described(layer_ids=(0, 1), moe=None)
+    assert moe_of(merge_descriptions([dense, described(layer_ids=(), moe=second.moe)])).layer_ids == [2, 3]
+    assert merge_descriptions([described(), WorkerDescription(refusal="no gate")]) == WorkerDescription(
+        refusal="no gate"
+    )
+    wider = described(moe=MOE.model_copy(update={"neurons": 24}))
+    assert "moe neurons is [16, 24]" in str(merge_descriptions([described(), wider]).refusal)
+    assert "neurons is [32, 40]" in str(merge_descriptions([described(neurons=40), described()]).refusal)
 
 
 def attributes_of(tensor: int, pipeline: int) -> ArchiveAttributes:
@@ -151,19 +175,19 @@ def test_processes_together_write_what_one_writes(tmp_path: Path, case: str) -> 
 def write(session: CaptureSession, rows: dict[str, Any], layout: Any) -> None:
     """All instructions in one step, settled, until everything is on disk."""
     segments = [
-        Segment(k, int(start), int(size), int(start), int(size), 0)
+        RowRange(k, int(start), int(size), int(start), int(size), 0)
         for k, (start, size) in enumerate(zip(layout.token_start, layout.capacity, strict=True))
     ]
-    session.put(StepRows(segments, rows, np.arange(24, dtype=np.int32), np.arange(24)))
-    session.settle([Settlement(item.index, item.row, item.capacity, item.rows) for item in segments])
-    session.finish()
+    session.append_rows(StepRows(segments, rows, np.arange(24, dtype=np.int32), np.arange(24)))
+    session.finish_requests([FinishedRequest(item.index, item.row, item.capacity, item.rows) for item in segments])
+    session.end_input()
     completed, deadline = 0, time.monotonic() + 20
-    while not (found := session.poll())["drained"]:
+    while not (found := session.poll()).drained:
         assert time.monotonic() < deadline
-        completed += len(found["completed"])
+        completed += len(found.completed)
         time.sleep(0.01)
-    assert found["error"] is None
-    assert completed + len(found["completed"]) + len(session.poll()["completed"]) == 3
+    assert found.error is None
+    assert completed + len(found.completed) + len(session.poll().completed) == 3
     session.close()
 
 
@@ -192,18 +216,18 @@ def test_a_worker_writes_into_its_own_archive_alone(tmp_path: Path, fate: str) -
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert bool(before) == (fate == "replaced")
     masks = np.ones((5, 1, 1), dtype=np.uint8)
-    session.put(
-        StepRows([Segment(0, 0, 5, 0, 5, 0)], {"neuron/active": masks}, np.arange(5, dtype=np.int32), np.arange(5))
+    session.append_rows(
+        StepRows([RowRange(0, 0, 5, 0, 5, 0)], {"neuron/active": masks}, np.arange(5, dtype=np.int32), np.arange(5))
     )
-    session.settle([Settlement(0, 0, 5, 5)])
-    session.finish()
+    session.finish_requests([FinishedRequest(0, 0, 5, 5)])
+    session.end_input()
     deadline = time.monotonic() + 20
-    while not (found := session.poll())["error"]:
+    while not (found := session.poll()).error:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     session.close()
-    assert (found["error"][0], found["completed"]) == ("storage", [])
-    assert {"removed": "was removed", "replaced": "another archive took the place"}[fate] in found["error"][1]
+    assert (found.error.kind, found.completed) == ("storage", ())
+    assert {"removed": "was removed", "replaced": "another archive took the place"}[fate] in found.error.reason
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     assert path.exists() == (fate == "replaced")
     with pytest.raises(StorageError, match={"removed": "was removed", "replaced": "another archive"}[fate]):
@@ -247,13 +271,13 @@ def count_again(path: Path, masks: Any, truth: MoeTruth) -> None:
         for first, stop in ((0, 5), (3, 9), (9, size)):
             put_rows(session, masks, k, start, size, first, stop)
         put_rows(session, masks, k, start, size, size - 1, size, past=True)
-    session.settle([Settlement(k, start, size + 1, size) for k, (start, size) in enumerate(spans)])
-    session.finish()
+    session.finish_requests([FinishedRequest(k, start, size + 1, size) for k, (start, size) in enumerate(spans)])
+    session.end_input()
     deadline = time.monotonic() + 20
-    while not (found := session.poll())["drained"]:
+    while not (found := session.poll()).drained:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert (found["error"], found["failed"]) == (None, [])
+    assert (found.error, found.failed) == (None, ())
     session.close()
 
 
@@ -263,6 +287,6 @@ def put_rows(
     """Rows [first, stop) of instruction k; `past`: as the row behind its end."""
     rows = {item.name: masks.read_rows(item.name, start + first, start + stop) for item in masks.captured}
     offset = size if past else first
-    segment = Segment(k, start, size + 1, 0, stop - first, offset)
+    segment = RowRange(k, start, size + 1, 0, stop - first, offset)
     positions = np.arange(offset, offset + stop - first)
-    session.put(StepRows([segment], rows, np.ones(stop - first, dtype=np.int32), positions))
+    session.append_rows(StepRows([segment], rows, np.ones(stop - first, dtype=np.int32), positions))

@@ -273,11 +273,11 @@ def test_put_waits_for_the_disk_and_says_how_long(tmp_path: Path, monkeypatch: p
         for row in (0, 2):
             writer.put(row, truth[row : row + 2])
             writer.settle(row, row + 2)
-        assert writer.waited_seconds == 0
+        assert writer.backpressure_seconds == 0
         started = time.monotonic()
         disk.let(3, after=0.2)
         writer.put(4, truth[4:])
-        assert 0.1 < writer.waited_seconds <= time.monotonic() - started
+        assert 0.1 < writer.backpressure_seconds <= time.monotonic() - started
         writer.flush()
         assert np.array_equal(read_by_zarr(target), truth)
 
@@ -294,7 +294,7 @@ def test_no_more_than_two_chunks_a_thread_are_on_their_way(tmp_path: Path, monke
             most = max(most, len(writer._writing))
         writer.flush()
         assert most == 2 * chunks.IN_FLIGHT
-        assert writer.waited_seconds > 0
+        assert writer.backpressure_seconds > 0
         assert np.array_equal(read_by_zarr(target), truth)
 
 

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from sparcom_data.storage import storage_error
+from sparcom_extractor.protocol import FinishedRequest, PollReply, SessionError
 from sparcom_extractor.writer import chunks
 from sparcom_extractor.writer.chunks import ChunkTarget, read_chunk
-from sparcom_extractor.writer.session import CaptureSession, Segment, Settlement, StepRows
+from sparcom_extractor.writer.session import CaptureSession, StepRows
+from sparcom_extractor.writer.sinks import RowRange
 from sparcom_extractor.writer.targets import ArrayPart
 
 ROW = (2, 3)  # layers, bytes
@@ -45,8 +47,8 @@ class Planned:
     length: int
 
     @property
-    def settlement(self) -> Settlement:
-        return Settlement(self.index, self.row, self.capacity, self.length)
+    def finished(self) -> FinishedRequest:
+        return FinishedRequest(self.index, self.row, self.capacity, self.length)
 
 
 def plan(sizes: Sequence[tuple[int, int]]) -> list[Planned]:
@@ -81,7 +83,7 @@ class Archive:
         masks = self.masks[take].copy()
         masks[max(0, item.length - offset) :] = GARBAGE
         return StepRows(
-            [Segment(item.index, item.row, item.capacity, 0, rows, offset)],
+            [RowRange(item.index, item.row, item.capacity, 0, rows, offset)],
             {"a": masks},
             self.ids[take],
             np.arange(offset, offset + rows),
@@ -112,7 +114,7 @@ def together(steps: Sequence[StepRows]) -> StepRows:
     segments, masks, ids, positions, source = [], [], [], [], 0
     for step in steps:
         (only,) = step.segments
-        segments.append(Segment(only.index, only.row, only.capacity, source, only.rows, only.offset))
+        segments.append(RowRange(only.index, only.row, only.capacity, source, only.rows, only.offset))
         masks += [step.arrays["a"], np.full((1, *ROW), GARBAGE, dtype=np.uint8)]
         ids += [step.ids, np.full(1, 77, dtype=np.int32)]
         positions += [step.positions, np.zeros(1, dtype=np.int64)]
@@ -136,12 +138,13 @@ class Heard:
         self.archive = archive
         self.completed: dict[int, tuple[list[int], list[int]]] = {}
         self.failed: dict[int, str] = {}
-        self.last: dict[str, Any] = {}
+        self.last = PollReply()
 
-    def poll(self, session: CaptureSession) -> dict[str, Any]:
-        assert not self.last.get("drained") or self.last["error"], "there is nothing to hear after the end"
+    def poll(self, session: CaptureSession) -> PollReply:
+        assert not self.last.drained or self.last.error, "there is nothing to hear after the end"
         self.last = session.poll()
-        for index, ids, positions in self.last["completed"]:
+        for item in self.last.completed:
+            index, ids, positions = item.index, item.ids, item.positions
             assert index not in self.completed, "reported twice"
             assert index not in self.failed
             self.archive.assert_on_disk(self.archive.instructions[index])
@@ -149,13 +152,13 @@ class Heard:
                 np.frombuffer(ids, dtype=np.int32).tolist(),
                 np.frombuffer(positions, dtype=np.int32).tolist(),
             )
-        for index, reason in self.last["failed"]:
-            assert index not in self.completed
-            assert index not in self.failed, "reported twice"
-            self.failed[index] = reason
+        for failure in self.last.failed:
+            assert failure.index not in self.completed
+            assert failure.index not in self.failed, "reported twice"
+            self.failed[failure.index] = failure.reason
         return self.last
 
-    def until(self, session: CaptureSession, done: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    def until(self, session: CaptureSession, done: Callable[[PollReply], Any]) -> PollReply:
         end = time.monotonic() + SECONDS
         while not done(answer := self.poll(session)):
             assert time.monotonic() < end, answer
@@ -198,9 +201,9 @@ def test_any_history_gives_the_truth(history: tuple[list[Planned], int, int]) ->
             while left:
                 chosen = chance.sample(list(left), chance.randint(1, min(3, len(left))))
                 if steps := [left[item].pop() for item in chosen if left[item]]:
-                    session.put(together(steps))
+                    session.append_rows(together(steps))
                 for item in [item for item in chosen if not left[item]]:
-                    session.settle([item.settlement])
+                    session.finish_requests([item.finished])
                     settled.append(item)
                     del left[item]
                 if settled and chance.random() < 0.4:  # the scheduler ran one step past an instruction's end
@@ -208,12 +211,12 @@ def test_any_history_gives_the_truth(history: tuple[list[Planned], int, int]) ->
                     if late.capacity:
                         step = archive.piece(late, 0, late.capacity)
                         step.arrays["a"][:] = GARBAGE
-                        session.put(step)
+                        session.append_rows(step)
                 if chance.random() < 0.5:
                     heard.poll(session)
-            session.finish()
-            answer = heard.until(session, lambda answer: answer["drained"])
-        assert answer["error"] is None
+            session.end_input()
+            answer = heard.until(session, lambda answer: answer.drained)
+        assert answer.error is None
         assert heard.failed == {}
         assert heard.completed == {
             item.index: (archive.ids[item.row : item.row + item.length].tolist(), list(range(item.length)))
@@ -228,9 +231,9 @@ def test_an_instruction_is_reported_without_a_further_word(tmp_path: Path) -> No
     archive = Archive(tmp_path, plan([(4, 4), (4, 4)]), 4)
     with session_of(archive) as session:
         heard = Heard(archive)
-        session.put(archive.piece(archive.instructions[0], 0, 4))
-        session.settle([archive.instructions[0].settlement])
-        heard.until(session, lambda answer: answer["completed"])
+        session.append_rows(archive.piece(archive.instructions[0], 0, 4))
+        session.finish_requests([archive.instructions[0].finished])
+        heard.until(session, lambda answer: answer.completed)
         assert list(heard.completed) == [0]
 
 
@@ -248,15 +251,15 @@ def test_nothing_is_reported_before_its_chunk_is_on_disk(tmp_path: Path, monkeyp
     archive = Archive(tmp_path, plan([(4, 4)]), 4)
     with session_of(archive) as session:
         heard = Heard(archive)
-        session.put(archive.piece(archive.instructions[0], 0, 4))
-        session.settle([archive.instructions[0].settlement])
-        session.finish()
+        session.append_rows(archive.piece(archive.instructions[0], 0, 4))
+        session.finish_requests([archive.instructions[0].finished])
+        session.end_input()
         assert started.wait(SECONDS)
         time.sleep(0.05)
         answer = heard.poll(session)
-        assert (answer["completed"], answer["drained"]) == ([], False)
+        assert (answer.completed, answer.drained) == ((), False)
         gate.set()
-        heard.until(session, lambda answer: answer["drained"])
+        heard.until(session, lambda answer: answer.drained)
         assert list(heard.completed) == [0]
 
 
@@ -266,12 +269,12 @@ def test_a_chunk_waits_for_all_its_instructions(tmp_path: Path) -> None:
     one, other = archive.instructions
     with session_of(archive) as session:
         heard = Heard(archive)
-        session.put(together([archive.piece(one, 0, 2), archive.piece(other, 0, 1)]))
-        session.settle([one.settlement])
+        session.append_rows(together([archive.piece(one, 0, 2), archive.piece(other, 0, 1)]))
+        session.finish_requests([one.finished])
         time.sleep(0.1)
-        assert heard.poll(session)["completed"] == []
-        session.put(archive.piece(other, 1, 1))
-        session.settle([other.settlement])
+        assert heard.poll(session).completed == ()
+        session.append_rows(archive.piece(other, 1, 1))
+        session.finish_requests([other.finished])
         heard.until(session, lambda _: len(heard.completed) == 2)
 
 
@@ -280,10 +283,10 @@ def test_finish_writes_what_is_open(tmp_path: Path) -> None:
     archive = Archive(tmp_path, plan([(2, 2), (2, -1)]), 4)
     with session_of(archive) as session:
         heard = Heard(archive)
-        session.put(together([archive.piece(item, 0, 2) for item in archive.instructions]))
-        session.settle([archive.instructions[0].settlement])
-        session.finish()
-        heard.until(session, lambda answer: answer["drained"])
+        session.append_rows(together([archive.piece(item, 0, 2) for item in archive.instructions]))
+        session.finish_requests([archive.instructions[0].finished])
+        session.end_input()
+        heard.until(session, lambda answer: answer.drained)
         assert list(heard.completed) == [0]
 
 
@@ -295,11 +298,11 @@ def test_a_row_that_no_step_wrote_fails_the_instruction(tmp_path: Path, offset: 
     with session_of(archive) as session:
         heard = Heard(archive)
         if rows:
-            session.put(archive.piece(broken, offset, rows))
-        session.put(archive.piece(whole, 0, 4))
-        session.settle([broken.settlement, whole.settlement])
-        session.finish()
-        assert heard.until(session, lambda answer: answer["drained"])["error"] is None
+            session.append_rows(archive.piece(broken, offset, rows))
+        session.append_rows(archive.piece(whole, 0, 4))
+        session.finish_requests([broken.finished, whole.finished])
+        session.end_input()
+        assert heard.until(session, lambda answer: answer.drained).error is None
     assert list(heard.completed) == [1]
     assert f"{4 - rows} were not, the first is row {first}. Run the instruction again" in heard.failed[0]
 
@@ -309,14 +312,14 @@ def test_settling_twice_is_harmless(tmp_path: Path) -> None:
     archive = Archive(tmp_path, plan([(2, 2), (2, 2)]), 4)
     with session_of(archive) as session:
         heard = Heard(archive)
-        session.put(archive.piece(archive.instructions[0], 0, 2))
-        session.settle([archive.instructions[0].settlement] * 2)
+        session.append_rows(archive.piece(archive.instructions[0], 0, 2))
+        session.finish_requests([archive.instructions[0].finished] * 2)
         time.sleep(0.1)
-        assert heard.poll(session)["completed"] == []
-        session.put(archive.piece(archive.instructions[1], 0, 2))
-        session.settle([archive.instructions[1].settlement])
-        session.finish()
-        heard.until(session, lambda answer: answer["drained"])
+        assert heard.poll(session).completed == ()
+        session.append_rows(archive.piece(archive.instructions[1], 0, 2))
+        session.finish_requests([archive.instructions[1].finished])
+        session.end_input()
+        heard.until(session, lambda answer: answer.drained)
     assert sorted(heard.completed) == [0, 1]
     archive.assert_right()
 
@@ -341,17 +344,17 @@ def test_a_full_disk_ends_the_session_with_its_reason(tmp_path: Path, monkeypatc
     with session_of(archive, buffer_bytes=0, queue_bytes=50, threads=1) as session:
         heard = Heard(archive)
         for item in archive.instructions:
-            session.put(archive.piece(item, 0, 4))
-            session.settle([item.settlement])
-        answer = heard.until(session, lambda answer: answer["error"])
-        assert answer["error"][0] == "storage"
-        assert "No space left on device (errno 28)" in answer["error"][1]
+            session.append_rows(archive.piece(item, 0, 4))
+            session.finish_requests([item.finished])
+        answer = heard.until(session, lambda answer: answer.error)
+        assert answer.error.kind == "storage"
+        assert "No space left on device (errno 28)" in answer.error.reason
         started = time.monotonic()
         for item in archive.instructions:
-            session.put(archive.piece(item, 0, 4))
-        session.finish()
+            session.append_rows(archive.piece(item, 0, 4))
+        session.end_input()
         assert time.monotonic() - started < 1
-        assert heard.until(session, lambda answer: answer["drained"])["error"] == answer["error"]
+        assert heard.until(session, lambda answer: answer.drained).error == answer.error
     assert len(heard.completed) <= 2  # and Heard looked at each on disk
     assert heard.failed == {}
 
@@ -369,9 +372,9 @@ def test_a_put_that_waits_is_let_go_by_an_error(tmp_path: Path, monkeypatch: pyt
     with session_of(archive, buffer_bytes=0, queue_bytes=50) as session:
         threading.Timer(0.1, gate.set).start()
         for item in archive.instructions:
-            session.put(archive.piece(item, 0, 4))
-            session.settle([item.settlement])
-        assert Heard(archive).until(session, lambda answer: answer["error"])["error"][0] == "storage"
+            session.append_rows(archive.piece(item, 0, 4))
+            session.finish_requests([item.finished])
+        assert Heard(archive).until(session, lambda answer: answer.error).error.kind == "storage"
 
 
 def test_slow_storage_makes_steps_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,19 +392,19 @@ def test_slow_storage_makes_steps_wait(tmp_path: Path, monkeypatch: pytest.Monke
         heard = Heard(archive)
         started = time.monotonic()
         for item in archive.instructions:
-            session.put(archive.piece(item, 0, 4))
-            session.settle([item.settlement])
+            session.append_rows(archive.piece(item, 0, 4))
+            session.finish_requests([item.finished])
             most = max(most, session._queued_bytes)
         elapsed = time.monotonic() - started
-        session.finish()
-        answer = heard.until(session, lambda answer: answer["drained"])
+        session.end_input()
+        answer = heard.until(session, lambda answer: answer.drained)
         ((_, writer),) = session._sink._parts
         buffers = len(writer._free) + len(writer._open) + len(writer._writing)
     assert most <= bound
     assert buffers == 4
-    assert 0.1 < answer["waited_seconds"] <= elapsed
+    assert 0.1 < answer.backpressure_seconds <= elapsed
     assert len(heard.completed) == 40
-    assert answer["rows"] == 160
+    assert answer.rows == 160
     archive.assert_right()
 
 
@@ -411,10 +414,10 @@ def test_a_step_larger_than_the_bound_goes_through(tmp_path: Path) -> None:
     with session_of(archive, queue_bytes=1) as session:
         heard = Heard(archive)
         for item in archive.instructions:
-            session.put(archive.piece(item, 0, 8))
-            session.settle([item.settlement])
-        session.finish()
-        heard.until(session, lambda answer: answer["drained"])
+            session.append_rows(archive.piece(item, 0, 8))
+            session.finish_requests([item.finished])
+        session.end_input()
+        heard.until(session, lambda answer: answer.drained)
     assert len(heard.completed) == 3
 
 
@@ -424,12 +427,12 @@ def test_rows_after_the_end_neither_block_nor_pile_up(tmp_path: Path) -> None:
     cancelled, whole = archive.instructions
     with session_of(archive, queue_bytes=50) as session:
         heard = Heard(archive)
-        session.put(archive.piece(whole, 0, 4))
-        session.settle([cancelled.settlement, whole.settlement])
-        session.finish()
-        heard.until(session, lambda answer: answer["drained"])
+        session.append_rows(archive.piece(whole, 0, 4))
+        session.finish_requests([cancelled.finished, whole.finished])
+        session.end_input()
+        heard.until(session, lambda answer: answer.drained)
         late = threading.Thread(
-            target=lambda: [session.put(archive.piece(cancelled, 0, 4)) for _ in range(100)], daemon=True
+            target=lambda: [session.append_rows(archive.piece(cancelled, 0, 4)) for _ in range(100)], daemon=True
         )
         late.start()
         late.join(timeout=5)
@@ -444,12 +447,12 @@ def test_a_session_told_to_fail_says_so(tmp_path: Path) -> None:
     with session_of(archive) as session:
         session.fail("rows cannot be trusted")
         session.fail("something later")
-        session.put(archive.piece(archive.instructions[0], 0, 4))
-        session.settle([archive.instructions[0].settlement])
-        session.finish()
-        answer = Heard(archive).until(session, lambda answer: answer["drained"])
-    assert answer["error"] == ["capture", "rows cannot be trusted"]
-    assert answer["completed"] == []
+        session.append_rows(archive.piece(archive.instructions[0], 0, 4))
+        session.finish_requests([archive.instructions[0].finished])
+        session.end_input()
+        answer = Heard(archive).until(session, lambda answer: answer.drained)
+    assert answer.error == SessionError("capture", "rows cannot be trusted")
+    assert answer.completed == ()
     assert not archive.target.path(0).exists()
 
 
@@ -457,10 +460,10 @@ def test_an_error_of_our_own_is_told_too(tmp_path: Path, caplog: pytest.LogCaptu
     """Whatever breaks the assembling thread is reported with its name, logged, and ends the session."""
     archive = Archive(tmp_path, plan([(4, 4)]), 4)
     with session_of(archive) as session:
-        session.put(StepRows([Segment(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
-        answer = Heard(archive).until(session, lambda answer: answer["error"])
-    assert answer["error"][0] == "capture"
-    assert "writing the archive broke: IndexError" in answer["error"][1]
+        session.append_rows(StepRows([RowRange(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
+        answer = Heard(archive).until(session, lambda answer: answer.error)
+    assert answer.error.kind == "capture"
+    assert "writing the archive broke: IndexError" in answer.error.reason
     assert "the capture session broke" in caplog.text
 
 
@@ -469,7 +472,7 @@ def test_threads_end_with_the_session(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     archive = Archive(tmp_path, plan([(4, 4)]), 4)
     with session_of(archive) as session:
-        session.put(archive.piece(archive.instructions[0], 0, 4))
+        session.append_rows(archive.piece(archive.instructions[0], 0, 4))
         assert set(threading.enumerate()) - before
     assert set(threading.enumerate()) <= before
 
@@ -480,8 +483,8 @@ def test_as_many_requests_as_run_at_once_have_a_chunk_each(tmp_path: Path) -> No
     session = CaptureSession(archive.parts, 40, requests=40, buffer_bytes=0)
     for offset in range(7):
         for item in archive.instructions:
-            session.put(archive.piece(item, offset, 1))
-    session.settle([])
+            session.append_rows(archive.piece(item, offset, 1))
+    session.finish_requests([])
     deadline = time.monotonic() + SECONDS
     while session._queued_bytes and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -494,7 +497,7 @@ def test_a_session_that_is_closed_early_does_not_hold_the_engine_up(tmp_path: Pa
     archive = Archive(tmp_path, plan([(8, 8)] * 4), 8)
     session = CaptureSession(archive.parts, 4)
     for item in archive.instructions:
-        session.put(archive.piece(item, 0, 4))
+        session.append_rows(archive.piece(item, 0, 4))
     session.close()
     assert not list((tmp_path / "a").glob("c.*"))
-    assert "closed before it was finished" in session.poll()["error"][1]
+    assert "closed before it was finished" in session.poll().error.reason

@@ -9,33 +9,35 @@ from typing import Any
 
 from sparcom_data.create import split_problem
 from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.schema.metadata import MoeInfo
 from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.ops.buffers import Widths
+from sparcom_extractor.protocol import WorkerDescription
 
 
-def describe_found(found: Findings) -> dict[str, Any]:
-    """The archive's facts of a model: layer_ids, neurons, activation, and moe or None; see `ModelInfo`."""
+def describe_found(found: Findings) -> WorkerDescription:
+    """Describe the layers that were found; fusion, mode and memory are left empty."""
     rules = [ffn.rule for ffn in found.dense] + [layer.rule for layer in found.moe]
     dense = found.dense[0] if found.dense else None
-    return {
-        "layer_ids": [ffn.layer_id for ffn in found.dense],
-        "neurons": dense.neurons if dense else 0,
-        "activation": rules[0].kind,
-        "moe": _describe_experts(found),
-    }
+    return WorkerDescription(
+        layer_ids=tuple(ffn.layer_id for ffn in found.dense),
+        neurons=dense.neurons if dense else 0,
+        activation=rules[0].kind,
+        moe=_describe_experts(found),
+    )
 
 
-def _describe_experts(found: Findings) -> dict[str, Any] | None:
+def _describe_experts(found: Findings) -> MoeInfo | None:
     if not found.moe:
         return None
     first = found.moe[0]
-    return {
-        "layer_ids": [layer.layer_id for layer in found.moe],
-        "experts": first.experts,
-        "experts_per_token": first.choices,
-        "neurons": first.neurons,
-        "shared_neurons": first.shared.neurons if first.shared else 0,
-    }
+    return MoeInfo(
+        layer_ids=[layer.layer_id for layer in found.moe],
+        experts=first.experts,
+        experts_per_token=first.choices,
+        neurons=first.neurons,
+        shared_neurons=first.shared.neurons if first.shared else 0,
+    )
 
 
 def widths_here(found: Findings) -> Widths:

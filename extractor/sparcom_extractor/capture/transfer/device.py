@@ -97,7 +97,7 @@ class DeviceOutbox:
         self._uploads: list[tuple[int, int]] = []
         self._letters: queue.SimpleQueue[_Letter | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self.waited_seconds = 0.0
+        self.backpressure_seconds = 0.0
         self.sent_bytes = 0
         self._thread = threading.Thread(target=self._drain, name="sparcom-drain", daemon=True)
         self._thread.start()
@@ -170,7 +170,7 @@ class DeviceOutbox:
         while (start := ring.take(size)) is None:
             self._room.wait(timeout=1.0)
             self.check()
-        self.waited_seconds += time.perf_counter() - began
+        self.backpressure_seconds += time.perf_counter() - began
         return start
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ class Outbox(Protocol):
 
     delivers_in_step: bool
     """Whether `send` delivers before it returns, so that a receiver which waits makes the step wait."""
-    waited_seconds: float
+    backpressure_seconds: float
     """How long steps have stood still because the way out had no room."""
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
@@ -45,7 +45,7 @@ class HostOutbox:
     """For tensors on the host: copies at once and delivers before `send` returns."""
 
     delivers_in_step = True
-    waited_seconds = 0.0
+    backpressure_seconds = 0.0
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
         """Copy and deliver."""

@@ -101,7 +101,7 @@ def test_a_step_does_not_wait_while_there_is_room(line: Callable[..., Line]) -> 
     sending.device.freeze(True)
     for number in range(1, 4):
         sending.step(number, ROWS)
-    assert sending.outbox.waited_seconds == 0
+    assert sending.outbox.backpressure_seconds == 0
     assert sending.received == []
     sending.device.freeze(False)
 
@@ -113,7 +113,7 @@ def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(line: Callable[...
     sending.step(1, ROWS)
     threading.Timer(0.2, sending.device.freeze, [False]).start()
     sending.step(2, ROWS)
-    assert sending.outbox.waited_seconds > 0.1
+    assert sending.outbox.backpressure_seconds > 0.1
     sending.close()
     assert sending.received == [(1, ROWS), (2, ROWS)]
 
@@ -125,7 +125,7 @@ def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(line: Callable[...,
     began = time.monotonic()
     sending.step(2, ROWS)
     assert time.monotonic() - began > 0.1
-    assert sending.outbox.waited_seconds > 0.1
+    assert sending.outbox.backpressure_seconds > 0.1
 
 
 def test_an_upload_is_there_for_the_work_behind_it(line: Callable[..., Line]) -> None:
