@@ -1,7 +1,7 @@
-"""Read an archive: local folder or HTTP address, any codec that zarr knows.
+"""Reads an archive: local folder or HTTP address, any codec that zarr knows.
 
 Every read of rows is checked: a chunk that is missing or whose CRC32C does not match raises an error that names the
-array and the chunk, where plain zarr would give zeros for the first. It does not interpret the masks.
+array and the chunk. Plain zarr returns zeros for a missing chunk.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REMOTE_CHECK_SECONDS = 5.0  # between two looks at zarr.json over HTTP
 
 @dataclass(frozen=True, slots=True)
 class InstructionTable:
-    """The columns of `instruction/`, one entry an instruction, in the order of submission.
+    """The columns of `instruction/`, one entry per instruction, in the order of submission.
 
     token_start: int64 (n,); prompt_length, token_length: int32 (n,); state: uint8 (n,), see `State`.
     """
@@ -112,12 +112,10 @@ def _address_remedy(where: str) -> str:
 
 
 class Archive:
-    """An opened archive of masks or of counts. It is read in blocks; nothing larger than asked for is kept.
+    """An opened archive of masks or of counts. It is read in blocks, which are not kept.
 
-    What only one of the two kinds has (`tokens`, `read_active`, `read_counts`, …) raises UnsupportedArchiveError where
-    the archive is of the other.
-
-    An archive that is removed or replaced while it is read is an error: see `require_same`.
+    Members of one of the two kinds (`tokens`, `read_active`, `read_counts`, …) raise UnsupportedArchiveError for the
+    other. An archive that is removed or replaced while it is read is an error: see `require_same`.
     """
 
     def __init__(self, path: str, group: zarr.Group, watch: ArchiveWatch | RemoteWatch) -> None:
@@ -130,11 +128,8 @@ class Archive:
 
     @cached_property
     def instructions(self) -> InstructionTable:
-        """The instruction table, read once.
-
-        States are read first: in an archive that is being written, whatever a state of 1 promises is then there.
-        """
-        state = self.column("state")
+        """The instruction table, read once."""
+        state = self.column("state")  # first: a job that writes the archive sets a state of 1 last
         return InstructionTable(
             id=self.strings("id"),
             category=self.strings("category"),
@@ -146,10 +141,9 @@ class Archive:
         )
 
     def require_same(self) -> None:
-        """Make sure that the archive that was opened is still the one at its path or address.
+        """Check that the archive that was opened is still the one at its path or address.
 
-        Each read of rows does this: locally every time, over HTTP at most every few seconds. So call it at the end of
-        a pass over an address.
+        Each read of rows does this: locally every time, over HTTP every few seconds. So call it after a pass over HTTP.
 
         Raises:
             ArchiveNotFoundError: it was removed. DamagedArchiveError: another archive took its place.
@@ -166,7 +160,7 @@ class Archive:
 
     @property
     def granularity(self) -> Granularity:
-        """`token` where the archive holds a mask a token, `count` where it holds the sums of each instruction."""
+        """`token` if the archive holds one mask per token, `count` if it holds the sums of each instruction."""
         return self.attributes.capture.granularity
 
     @property
@@ -177,12 +171,12 @@ class Archive:
 
     @property
     def knows_origins(self) -> bool:
-        """Whether it says where prompt tokens come from: by `token/origin`, and by length where it holds counts."""
+        """Whether it records the origin of prompt tokens: as `token/origin`, or as lengths if it holds counts."""
         return SPECIAL_LENGTH.name in self.group
 
     @property
     def components(self) -> list[Component]:
-        """What was captured of the model."""
+        """The captured components of the model."""
         return self.attributes.model.components
 
     @property
@@ -192,7 +186,7 @@ class Archive:
 
     @property
     def moe(self) -> MoeInfo | None:
-        """The mixture-of-experts layers of the model; None where it has none."""
+        """The MoE layers of the model, or None."""
         return self.attributes.model.moe
 
     @property
@@ -207,18 +201,18 @@ class Archive:
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one dense layer's mask; where counts are held, of the mask that they were counted from."""
+        """Bytes of one dense layer's mask, or of the mask that its counts were computed from."""
         return mask_bytes(self.neurons)
 
     @property
     def chunk_tokens(self) -> int:
-        """Rows of one chunk of the largest masks: blocks of a multiple of it are read without waste."""
+        """Rows per chunk of the largest masks: read blocks of a multiple of it."""
         self._require("token")
         return self._largest_chunk
 
     @property
     def chunk_instructions(self) -> int:
-        """Instructions of one chunk of the largest counts: blocks of a multiple of it are read without waste."""
+        """Instructions per chunk of the largest counts: read blocks of a multiple of it."""
         self._require("count")
         return self._largest_chunk
 
@@ -238,23 +232,23 @@ class Archive:
         return self._read_captured("token", "neuron", "active", start, stop)
 
     def read_routes(self, start: int, stop: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-        """The experts that the routers chose at rows [start, stop) and their combine weights: uint16 and float32
-        (rows, moe_layer, choice). Raises as `read_active` does; the model must have mixture-of-experts layers."""
+        """Top-k experts of rows [start, stop) and their combine weights: uint16 and float32 (rows, moe_layer, choice).
+        Raises as `read_active`; the model must have MoE layers."""
         experts = self._read_captured("token", "router", "expert", start, stop)
         return experts, self._read_captured("token", "router", "weight", start, stop)
 
     def read_expert_active(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Packed masks of the chosen experts, rows [start, stop): uint8 (rows, moe_layer, choice, neuron_byte). Raises
-        as `read_active` does; the model must have mixture-of-experts layers."""
+        """Packed masks of the top-k experts, rows [start, stop): uint8 (rows, moe_layer, choice, neuron_byte). Raises
+        as `read_active`; the model must have MoE layers."""
         return self._read_captured("token", "expert_neuron", "active", start, stop)
 
     def read_shared_active(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Packed masks of the shared experts, rows [start, stop): uint8 (rows, moe_layer, neuron_byte). Raises as
-        `read_active` does; the model must have shared experts."""
+        `read_active`; the model must have shared experts."""
         return self._read_captured("token", "shared_expert_neuron", "active", start, stop)
 
     def read_counts(self, start: int, stop: int, component: Component = "neuron") -> NDArray[np.uint32]:
-        """Counts of instructions [start, stop), the tokens at which each is active: uint32 (instructions, layer,
+        """Numbers of tokens of instructions [start, stop) at which each neuron is active: uint32 (instructions, layer,
         neuron); of other components (instructions, moe_layer, …), see `schema`.
 
         Raises:
@@ -294,21 +288,20 @@ class Archive:
         return node
 
     def missing_chunks(self, name: str, start: int, stop: int) -> list[str]:
-        """Keys of the chunks under rows [start, stop) that are not in the store."""
+        """Keys of the chunks of rows [start, stop) that are not in the store."""
         return [key for key in self._chunk_keys(self.array(name), start, stop) if not self._exists(name, key)]
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of `instruction/`, one entry an instruction."""
+        """A column of `instruction/`, one entry per instruction."""
         full = f"instruction/{name}"
         return self.read_rows(full, 0, int(self.array(full).shape[0]))
 
     def _require(self, granularity: Granularity) -> None:
-        """Raise UnsupportedArchiveError where the archive is of the other kind."""
         if self.granularity == granularity:
             return
         holds, lacks, remedy = {
-            "count": ("one count an instruction and neuron", "token rows or masks", "Read counts, or extract again"),
-            "token": ("a mask a token", "counts", "Read masks and count them, or extract again"),
+            "count": ("one count per instruction and neuron", "token rows or masks", "Read counts, or extract again"),
+            "token": ("one mask per token", "counts", "Read masks and count them, or extract again"),
         }[self.granularity]
         raise UnsupportedArchiveError(
             f"this needs granularity {granularity!r}; {self.path} has {self.granularity!r}: it holds {holds} and no "
@@ -316,14 +309,11 @@ class Archive:
         )
 
     def read_rows(self, name: str, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Rows [start, stop) of an array, checked as every read is.
+        """Return rows [start, stop) of an array, checked.
 
         Args:
-            out: memory to read into, C-contiguous, of the array's dtype and the shape of these rows; after an error it
-                holds anything. Without it the rows are given new memory.
-
-        Returns:
-            `out` where it is given.
+            out: memory to read into and return, C-contiguous, of the array's dtype and the shape of these rows; after
+                an error its contents are undefined.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum, or another archive took this one's place.
@@ -332,7 +322,7 @@ class Archive:
         try:
             rows = self._read_rows(name, start, stop, out)
         except ArchiveError:
-            self.require_same()  # says more, where the archive is gone
+            self.require_same()  # its error says more if the archive is gone
             raise
         if isinstance(self._watch, ArchiveWatch) or time.monotonic() >= self._next_check:
             self.require_same()
@@ -356,7 +346,7 @@ class Archive:
         return out
 
     def _read_plainly(self, name: str, array: zarr.Array[Any], start: int, stop: int) -> NDArray[Any]:
-        """Rows as zarr reads them, or the error that says which chunk cannot be read."""
+        """Return rows as zarr reads them, or raise an error that names the chunk."""
         if missing := self.missing_chunks(name, start, stop):
             raise DamagedArchiveError(self._damage(name, missing[0], "is missing"))
         try:
@@ -395,7 +385,7 @@ class Archive:
 
 
 def _require_fit(out: NDArray[Any], array: zarr.Array[Any], rows: int) -> None:
-    """Raise ValueError where these rows cannot be read into `out` as they are."""
+    """Raise ValueError if these rows cannot be read into `out` as they are."""
     shape = (rows, *array.shape[1:])
     if out.shape != shape or out.dtype != array.dtype or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(
@@ -405,6 +395,6 @@ def _require_fit(out: NDArray[Any], array: zarr.Array[Any], rows: int) -> None:
 
 
 def describe_states(state: Sequence[int] | NDArray[np.uint8]) -> dict[str, int]:
-    """How many instructions are in each state, by the state's name in lower case."""
+    """Return the number of instructions in each state, by the state's name in lower case."""
     counts = np.bincount(np.asarray(state, dtype=np.int64), minlength=len(State))
     return {item.name.lower(): int(counts[item]) for item in State}

@@ -1,25 +1,23 @@
-"""Makes the app: the service, the routes, the errors, and the life of all of it. Nothing is made at import."""
+"""Makes the app: the service, the routes, the limits and the errors."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
 from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
-from sparcom_server.http.openapi import add_request_schema
 from sparcom_server.http.site_check import SiteCheck
 from sparcom_server.protocols import EngineStarter
-from sparcom_server.routes import archives, extractions, models, system
+from sparcom_server.routes import archives, extractions, system
 from sparcom_server.schemas import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
-
-DESCRIPTION = "Which feed-forward neurons fire, at every token of thousands of instructions."
 
 
 def create_app(
@@ -27,15 +25,11 @@ def create_app(
     settings: ServerSettings,
     on_failure: Callable[[SparcomError], None] | None = None,
 ) -> FastAPI:
-    """The app that serves these models.
-
-    Models are loaded one after the other once the app has started, so that /health answers meanwhile.
+    """Return the app that serves these models. They are loaded in turn once it has started; /health answers meanwhile.
 
     Args:
-        starters: what loads each model, by the name that clients use.
-        settings: where it listens and keeps its data, and its limits.
-        on_failure: called with the error when a model cannot be started or its engine dies; the caller should then end
-            the server.
+        starters: loads each model, by the name that clients use.
+        on_failure: called if a model cannot be started or its engine dies; the caller should then end the server.
 
     Raises:
         InvalidInputError: there is no model.
@@ -52,17 +46,30 @@ def create_app(
 
     app = FastAPI(
         title="SPARCOM",
-        description=DESCRIPTION,
+        description="Which feed-forward neurons fire, at every token of thousands of instructions.",
         version=version("sparcom"),
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads its parts from elsewhere; ours is in routes/system.py
         redoc_url=None,
     )
     app.state.service = service
-    for module in (extractions, archives, models, system):
+    for module in (extractions, archives, system):
         app.include_router(module.router)
-    add_request_schema(app, ExtractionRequest)
+    _add_request_schema(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last is asked first
     install_handlers(app)
     return app
+
+
+def _add_request_schema(app: FastAPI) -> None:
+    # Its route reads the body by itself: FastAPI would check a large one on the event loop, for seconds.
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        schema = ExtractionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ExtractionRequest": schema}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

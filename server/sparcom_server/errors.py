@@ -1,7 +1,7 @@
-"""From an error to an HTTP answer: one table, and the handlers that use it.
+"""Maps errors to HTTP answers: one table, and the handlers that use it.
 
-Every error body has one form: {"error": {"type", "message", "problems": [...]}}; `problems` lists each broken rule.
-An answer is bounded: 100 problems at most, each of 1,000 characters at most, whatever the request held.
+Every error body has one form: {"error": {"type", "message", "problems": [...]}}. It holds at most 100 problems of at
+most 1,000 characters each, whatever the request held.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from starlette.exceptions import HTTPException
 
 from sparcom_data import errors
 
-MAX_CHARACTERS = 1000  # of one problem: names and values of a request are repeated in it
-SHOWN_VALUE = 60
+MAX_PROBLEM_CHARACTERS = 1000  # problems repeat names and values of a request
+MAX_VALUE_CHARACTERS = 60
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class NotJsonError(errors.SparcomError):
@@ -33,7 +33,7 @@ class UnsupportedMediaError(errors.SparcomError):
 
 
 class QueueFullError(errors.SparcomError):
-    """As many jobs wait as may."""
+    """The job queue is full."""
 
 
 class NotReadyError(errors.SparcomError):
@@ -48,12 +48,8 @@ class IncompleteBodyError(errors.SparcomError):
     """The client went away before its request body was complete."""
 
 
-class SlowBodyError(errors.SparcomError):
-    """The request body comes too slowly."""
-
-
 class BusyError(errors.SparcomError):
-    """The service holds as many request bodies or event streams as it may."""
+    """The service has as many connections, request bodies or event streams as it may."""
 
 
 class HostNotAllowedError(errors.SparcomError):
@@ -72,7 +68,6 @@ STATUS: dict[type[errors.SparcomError], int] = {
     errors.JobNotFoundError: 404,
     errors.ArchiveNotFoundError: 404,
     errors.NotAnArchiveError: 404,
-    SlowBodyError: 408,
     errors.ArchiveExistsError: 409,
     errors.JobStateError: 409,
     errors.IncompleteArchiveError: 409,
@@ -98,22 +93,18 @@ RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5}
 
 
 def status_of(error: errors.SparcomError) -> int:
-    """HTTP status of an error: that of its nearest class in the table."""
+    """Return the HTTP status of an error: that of its nearest class in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def error_body(kind: str, message: str, problems: list[str] | None = None) -> dict[str, Any]:
-    """The one form of an error body. Without `problems` the message is the only one; with them it is all of them."""
-    shown = [_short(problem) for problem in problems or [message]]
+    """Return the body of an error. Without `problems` the message is the only problem."""
+    shown = [_shorten(problem) for problem in problems or [message]]
     return {"error": {"type": kind, "message": "\n".join(shown), "problems": shown}}
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}… ({len(text):,} characters)"
-
-
 def error_response(error: errors.SparcomError) -> JSONResponse:
-    """The answer to an error that was raised on purpose."""
+    """Return the answer to an error that was raised on purpose."""
     retry = RETRY_SECONDS.get(type(error))
     problems = error.problems if isinstance(error, errors.InvalidInputError) else None
     return JSONResponse(
@@ -123,48 +114,43 @@ def error_response(error: errors.SparcomError) -> JSONResponse:
     )
 
 
-def sentence(item: ErrorDetails, *place: str | int) -> str:
-    """One problem that pydantic found: place, rule, and the value where it is short."""
-    where = ".".join(_short(str(part)) for part in (*place, *item["loc"]) if part != "body") or "body"
+def describe_problem(item: ErrorDetails, *prefix: str | int) -> str:
+    """Return one problem that pydantic found as a sentence: field, rule, and the value if it is short."""
+    field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body") or "body"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field; remove it or check its spelling"
-    value = _short_value(item.get("input")) if item["type"] not in {"value_error", "missing"} else ""
-    return f"{where}: {message}{value}"
+    value = item.get("input")
+    is_long = isinstance(value, str | bytes | list | tuple | dict) and len(value) > MAX_VALUE_CHARACTERS
+    if is_long or item["type"] in {"value_error", "missing"} or len(shown := repr(value)) > MAX_VALUE_CHARACTERS:
+        return f"{field}: {message}"
+    return f"{field}: {message} (got {shown})"
 
 
-def _short_value(value: object) -> str:
-    """The value in brackets; nothing for a long one, which is not even spelt out."""
-    if isinstance(value, str | bytes | list | tuple | dict) and len(value) > SHOWN_VALUE:
-        return ""
-    shown = repr(value)
-    return f" (got {shown})" if len(shown) <= SHOWN_VALUE else ""
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_PROBLEM_CHARACTERS:
+        return text
+    return f"{text[:MAX_PROBLEM_CHARACTERS]}… ({len(text):,} characters)"
 
 
 def install_handlers(app: FastAPI) -> None:
     """Give every error of the app the one form."""
 
-    async def on_known(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, errors.SparcomError)  # noqa: S101  (registered for this class alone)
+    @app.exception_handler(errors.SparcomError)
+    async def on_known(_: Request, error: errors.SparcomError) -> JSONResponse:
         return error_response(error)
 
-    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)  # noqa: S101
-        return error_response(errors.InvalidInputError([sentence(item) for item in error.errors()]))
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(errors.InvalidInputError([describe_problem(item) for item in error.errors()]))
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)  # noqa: S101
+    @app.exception_handler(HTTPException)
+    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
         kind = http.HTTPStatus(error.status_code).phrase.replace(" ", "")
         return JSONResponse(error_body(kind, str(error.detail)), status_code=error.status_code, headers=error.headers)
 
+    @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse(
-            error_body("InternalError", "the service failed in a way it should not; its log has the traceback"),
-            status_code=500,
-        )
-
-    app.add_exception_handler(errors.SparcomError, on_known)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_unexpected)
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        message = "the service failed in a way it should not; its log has the traceback"
+        return JSONResponse(error_body("InternalError", message), status_code=500)

@@ -1,7 +1,7 @@
-"""The models that the operator listed: loading them one after the other, and finding the one a client asks for.
+"""The models that the operator listed: loading them in turn, and finding the one a client asks for.
 
-It knows nothing of jobs. The first model that fails to start, or whose engine dies, ends the service: it refuses rather
-than serve some of what it was asked to, and whoever supervises the process can start it again.
+The first model that fails to start, or whose engine dies, ends the service: it refuses to serve only some of the listed
+models, and whoever supervises the process can start it again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sparcom_server.errors import NotReadyError
 from sparcom_server.protocols import EngineStarter, ModelEngine
 from sparcom_server.schemas import ModelReport, ModelState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 1.0  # how often the engines are asked whether they live
+HEALTH_SECONDS = 1.0  # between two checks that the engines live
 CLOSE_SECONDS = 1.0  # for a start that is given up
 
 
@@ -32,83 +32,73 @@ class ModelRegistry:
         self._starters = dict(starters)
         self._on_failure = on_failure
         self._engines: dict[str, ModelEngine] = {}
-        self._loading: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.failure: SparcomError | None = None
 
     @property
-    def names(self) -> list[str]:
-        """Every model that was listed, loaded or not."""
-        return list(self._starters)
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model is loaded and its engine lives."""
-        return all(self.state(name) == "ready" for name in self._starters)
+    def states(self) -> dict[str, ModelState]:
+        """The state of every listed model, in the operator's order."""
+        return {name: self.state(name) for name in self._starters}
 
     @property
     def loading(self) -> bool:
         """Whether a model is being loaded."""
-        return self._loading is not None and not self._loading.done()
+        return bool(self._tasks) and not self._tasks[0].done()
 
     def start(self) -> None:
-        """Begin to load the models, in the order they were listed, and to watch those that are loaded."""
-        self._loading = asyncio.create_task(self._load(), name="sparcom-models")
-        self._watching = asyncio.create_task(self._watch(), name="sparcom-engines")
+        """Begin to load the models in order, and to watch the engines."""
+        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
 
     async def close(self) -> None:
         """Stop loading and close every engine; one that cannot be closed does not keep the others open."""
-        tasks = [task for task in (self._loading, self._watching) if task is not None]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         for name, engine in self._engines.items():
             try:
                 await engine.close()
             except Exception:
-                log.exception("the engine of %s could not be closed", name)
+                logger.exception("the engine of %s could not be closed", name)
 
     async def _load(self) -> None:
         for name, starter in self._starters.items():
-            log.info("loading %s", name)
+            logger.info("loading %s", name)
             try:
                 self._engines[name] = await starter()
             except SparcomError as error:
                 self._fail(error)
                 return
             except Exception as error:
-                log.exception("loading %s failed", name)
+                logger.exception("loading %s failed", name)
                 self._fail(EngineError(f"the model {name} could not be started: {error}"))
                 return
-            log.info("%s is ready", name)
+            logger.info("%s is ready", name)
 
     async def _watch(self) -> None:
         while self.failure is None:
             await asyncio.sleep(HEALTH_SECONDS)
             if dead := next((name for name, engine in self._engines.items() if not engine.healthy), None):
-                self._fail(
-                    EngineError(
-                        f"the engine of model {dead!r} stopped. What was complete stays complete; see the engine's log "
-                        "above, then start the server again"
-                    )
+                message = (
+                    f"the engine of model {dead!r} stopped. What was complete stays complete; see the engine's log "
+                    "above, then start the server again"
                 )
+                self._fail(EngineError(message))
 
     def _fail(self, error: SparcomError) -> None:
-        if self.failure is not None:
-            return
-        self.failure = error
-        if self._on_failure is not None:
-            self._on_failure(error)
+        if self.failure is None:
+            self.failure = error
+            if self._on_failure is not None:
+                self._on_failure(error)
 
     def state(self, name: str) -> ModelState:
-        """loading, ready, or failed: it could not be started, or its engine died."""
+        """Return loading, ready, or failed: it could not be started, or its engine died."""
         if engine := self._engines.get(name):
             return "ready" if engine.healthy else "failed"
         return "failed" if self.failure else "loading"
 
     def choose(self, name: str | None) -> ModelEngine:
-        """The engine of the model a client names; without a name, the only one.
+        """Return the engine of the model that a client names; without a name, the only one.
 
         Raises:
             UnknownModelError: it is not served.
@@ -130,15 +120,15 @@ class ModelRegistry:
         return self._engines[chosen]
 
     def report(self, name: str) -> ModelReport:
-        """What clients are told of one listed model."""
-        state, engine = self.state(name), self._engines.get(name)
-        if engine is None:
-            return ModelReport(name=name, state=state, healthy=False, error=str(self.failure) if self.failure else None)
-        return ModelReport(
-            name=name,
-            state=state,
-            healthy=engine.healthy,
-            max_prompt_tokens=engine.max_prompt_tokens,
-            model=engine.model,
-            engine=engine.engine,
-        )
+        """Return one listed model as clients see it."""
+        engine = self._engines.get(name)
+        report = ModelReport(name=name, state=self.state(name), healthy=engine is not None and engine.healthy)
+        if engine is not None:
+            report.max_prompt_tokens, report.model, report.engine = (
+                engine.max_prompt_tokens,
+                engine.model,
+                engine.engine,
+            )
+        elif self.failure:
+            report.error = str(self.failure)
+        return report

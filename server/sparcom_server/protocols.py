@@ -1,7 +1,4 @@
-"""What the service calls of an engine, and nothing more.
-
-`sparcom_extractor.engine.CaptureEngine` satisfies these Protocols; so does the fake in `testing.py`.
-"""
+"""The part of an engine that the service calls. `sparcom_extractor.engine.CaptureEngine` satisfies these Protocols."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from sparcom_data.schema.options import ExtractionOptions
 
 
 class Extraction(Protocol):
-    """One batch of instructions, planned and with its archive created, that waits to run or runs."""
+    """One batch of instructions whose archive has been created; it waits to run or runs."""
 
     @property
     def progress(self) -> Progress:
-        """How far it is; a new snapshot replaces the old one as the work goes on."""
+        """The latest snapshot."""
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -31,14 +28,13 @@ class Extraction(Protocol):
         """The run id of its archive."""
 
     async def run(self, report: Callable[[Progress], None]) -> Progress:
-        """Run until every instruction is complete, failed or cancelled.
+        """Run until every instruction is complete, failed or cancelled; after `cancel()` it returns soon.
 
-        `report` is called on the event loop with every new snapshot. After `cancel()` it settles the rest as cancelled
-        and returns soon. One that was cancelled before it ran may be run beside another that runs.
+        Calls `report` on the event loop with every new snapshot. One that was cancelled before may run beside another.
 
         Raises:
-            StorageError, EngineError: the job as a whole failed; what was complete stays complete. A StorageError too
-                where the archive was removed or replaced; nothing is written into what took its place.
+            StorageError, EngineError: the job as a whole failed; what was complete stays complete. StorageError also if
+                the archive was removed or replaced: nothing is written into what took its place.
         """
 
     def cancel(self) -> None:
@@ -50,19 +46,19 @@ class ModelEngine(Protocol):
 
     @property
     def name(self) -> str:
-        """What clients put in `model`."""
+        """The name that clients put in `model`."""
 
     @property
     def model(self) -> ModelInfo:
-        """What is captured from."""
+        """Facts of the model."""
 
     @property
     def engine(self) -> EngineInfo:
-        """What runs it."""
+        """Facts of the engine."""
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt, in tokens, that the model's context takes."""
+        """The longest prompt, in tokens, that fits the model's context."""
 
     @property
     def healthy(self) -> bool:
@@ -71,16 +67,14 @@ class ModelEngine(Protocol):
     def prepare(
         self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
     ) -> Extraction:
-        """Tokenise, plan the layout and create the archive. Blocks: call it in a thread.
-
-        Leaves nothing at `path` when it raises.
+        """Check the batch, tokenize, plan the layout and create the archive. Blocks: call it in a thread.
 
         Raises:
-            InvalidInputError, ArchiveExistsError, StorageError.
+            InvalidInputError, ArchiveExistsError, StorageError: nothing is left at `path`.
         """
 
     async def close(self) -> None:
-        """Stop the engine and free what it holds."""
+        """Stop the engine and free its memory."""
 
 
 EngineStarter = Callable[[], Awaitable[ModelEngine]]

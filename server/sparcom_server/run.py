@@ -1,7 +1,7 @@
 """Runs the app under uvicorn until a signal, a model that cannot be started or an engine that dies ends it.
 
-On SIGTERM or SIGINT the running job is settled first, while event streams are still open, so that those who watch
-see how it ended; a second signal ends at once. While models load there is nothing to settle: one signal ends at once.
+On SIGTERM or SIGINT the jobs are ended first, while event streams are still open, so that clients see how their jobs
+ended. A second signal ends the process at once, and so does the first while models load.
 """
 
 from __future__ import annotations
@@ -27,46 +27,41 @@ from sparcom_server.protocols import EngineStarter
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5  # for requests that are still being answered, once the jobs have settled
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+CLOSE_SECONDS = 5  # for requests that are still being answered, once the jobs have ended
 TICKS_PER_SECOND = 10  # of uvicorn's main loop
 
 
 class Server(uvicorn.Server):
-    """uvicorn, that settles the jobs before it waits for connections to close.
+    """uvicorn's server, which ends the jobs before it waits for connections to close."""
 
-    interrupted: the signal that came while models were loading.
-    """
+    interrupted: int | None = None  # the signal that came while models were loading
 
-    interrupted: int | None = None
-
-    @property
-    def service(self) -> Service:
-        """The service behind the app."""
-        app = self.config.app
-        assert isinstance(app, FastAPI)  # noqa: S101  (run_server gives one)
-        service = app.state.service
-        assert isinstance(service, Service)  # noqa: S101  (create_app puts it there)
-        return service
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        super().__init__(_configure(app, settings))
+        self.service: Service = app.state.service
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to stop. Ends the process if models were loading: nothing can interrupt those threads."""
+        """Serve until the end. Ends the process if models were loading: nothing can interrupt those threads."""
         await super().serve(sockets)
         if self.interrupted:
-            log.info("interrupted while models were loading")
-            _end_process(128 + self.interrupted)
+            logger.info("interrupted while models were loading")
+            # The interpreter's own end waits for threads, and one may be in an engine's start for minutes.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(128 + self.interrupted)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, and say where: uvicorn does not where it is given sockets."""
+        """Start, and log the address: uvicorn does not if it is given sockets."""
         await super().startup(sockets)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
-            log.info("running on http://%s:%d (Ctrl-C to quit)", f"[{host}]" if ":" in host else host, port)
+            logger.info("running on http://%s:%d (Ctrl-C to quit)", f"[{host}]" if ":" in host else host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Close connections whose clients are late, once a second."""
+        """Close overdue connections once a second."""
         if counter % TICKS_PER_SECOND == 0:
             connections.close_overdue(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter)
@@ -78,17 +73,17 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Settle jobs unless a second signal came, then close as uvicorn does."""
-        settling = asyncio.create_task(self.service.queue.stop(self.service.settings.stop_seconds))
-        while not settling.done() and not self.force_exit:
-            await asyncio.wait([settling], timeout=0.1)
+        """End the jobs unless a second signal came, then close as uvicorn does."""
+        stopping = asyncio.create_task(self.service.queue.stop(self.service.settings.stop_seconds))
+        while not stopping.done() and not self.force_exit:
+            await asyncio.wait([stopping], timeout=0.1)
         await super().shutdown(sockets)
 
 
 def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) -> None:
-    """Serve until told to stop. Blocks; call it in the main thread.
+    """Serve until the end. Blocks; call it in the main thread.
 
-    A signal that comes while models load ends the process, with the exit status 128 plus the signal's number.
+    A signal that comes while models load ends the process, with exit status 128 plus the signal's number.
 
     Raises:
         InvalidInputError: it cannot listen there; nothing was loaded.
@@ -101,26 +96,25 @@ def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) 
         server.should_exit = True
 
     connections.raise_descriptor_limit()
-    server = Server(configure(create_app(starters, settings, on_failure), settings))
+    server = Server(create_app(starters, settings, on_failure), settings)
     with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
         server.run(sockets=[listener])
     if failures:
         raise failures[0]
 
 
-def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """How uvicorn is to run the app: bounded connections, no log of every request, no web sockets.
+def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """Return uvicorn's configuration: bounded connections, no access log, no web sockets.
 
-    asyncio's own loop accepts at most `BACKLOG` connections before it asks whether they may stay; uvloop any number.
+    asyncio's own loop accepts at most `BACKLOG` connections before they can be refused; uvloop any number.
     """
     most = connections.connection_limit(settings.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    limits = connections.ConnectionLimits(most, settings.request_seconds, settings.send_seconds)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         loop="asyncio",
-        http=connections.limited_protocol(limits),
+        http=connections.limited_protocol(most, settings),
         backlog=connections.BACKLOG,
         log_config=None,
         access_log=False,
@@ -132,7 +126,7 @@ def configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there, before anything is loaded.
+    """Return a socket that listens there, before anything is loaded.
 
     Raises:
         InvalidInputError: the port is taken, or the address is not this machine's.
@@ -142,30 +136,21 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listener = socket.create_server(address, family=family, backlog=connections.BACKLOG)
     except OSError as error:
-        raise InvalidInputError(
-            [
-                f"the server must be able to listen on port {port} of {host}; it is not: {error.strerror}. Choose "
-                "another --port or --host, or stop the process that listens there"
-            ]
-        ) from error
-    # Connections inherit it. asyncio sets it only where the socket names its protocol, and create_server's do not: each
-    # answer then waited 40 ms for the client's acknowledgement of its headers.
+        message = (
+            f"the server must be able to listen on port {port} of {host}; it is not: {error.strerror}. Choose another "
+            "--port or --host, or stop the process that listens there"
+        )
+        raise InvalidInputError([message]) from error
+    # Connections inherit it. asyncio sets it only for sockets that name their protocol, which create_server's do not:
+    # each answer then waited 40 ms for the client's acknowledgement of its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-def _end_process(status: int) -> None:
-    """End now. The interpreter's own end waits for threads, and one may be in an engine's start for minutes."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 @contextmanager
 def _signals_are_handled_once() -> Iterator[None]:
-    """uvicorn raises the signal that stopped it a second time when it is done; by then there is nothing left to do."""
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    """Ignore the signal that uvicorn raises a second time when it is done; by then nothing is left to do."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
-"""What goes over the wire: the body of a new extraction, and every answer, as types.
+"""Types of the body of a new extraction and of every answer.
 
-Unknown fields of a request are refused, never ignored: a misspelt option must not run an extraction without it.
+Unknown fields of a request are refused, never ignored: a misspelled option must not run an extraction without it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from sparcom_data.instructions import Instruction
+from sparcom_data.progress import Progress
 from sparcom_data.schema.metadata import ArchiveAttributes, EngineInfo, ModelInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.schema.strict import StrictModel
@@ -23,7 +24,7 @@ ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_archive_name(name: str) -> str:
-    """The name if it follows the rule.
+    """Return the name.
 
     Raises:
         ValueError: it has a path, odd characters or the suffix in it.
@@ -38,7 +39,7 @@ def check_archive_name(name: str) -> str:
     return name
 
 
-def _check_batch(instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
+def _require_any(instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
     if not instructions:
         raise ValueError("the batch must not be empty; give at least one instruction")
     return instructions
@@ -51,11 +52,11 @@ class DatasetRequest(StrictModel):
 
 
 class ExtractionHead(StrictModel):
-    """What a request says beside its instructions."""
+    """Fields of a request without its instructions."""
 
-    model: str | None = Field(default=None, description="Name of a served model; needed where several are served.")
+    model: str | None = Field(default=None, description="Name of a served model; required if several are served.")
     archive: Annotated[str, AfterValidator(check_archive_name)] | None = Field(
-        default=None, description="Name of the archive, without .zarr; derived from model and time where not given."
+        default=None, description="Name of the archive, without .zarr; derived from model and time if not given."
     )
     options: ExtractionOptions = ExtractionOptions()
     dataset: DatasetRequest = DatasetRequest()
@@ -64,25 +65,7 @@ class ExtractionHead(StrictModel):
 class ExtractionRequest(ExtractionHead):
     """Body of `POST /v1/extractions`."""
 
-    instructions: Annotated[tuple[Instruction, ...], AfterValidator(_check_batch)]
-
-
-class ProgressReport(BaseModel):
-    """How far a job is. Instructions and tokens count what is on disk; times are seconds. `seconds_left` is null before
-    there is a rate to go by, and once the job has ended."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    instructions: int
-    complete: int
-    failed: int
-    cancelled: int
-    tokens: int
-    tokens_done: int
-    seconds: float
-    tokens_per_second: float
-    seconds_left: float | None
-    storage_wait_seconds: float
+    instructions: Annotated[tuple[Instruction, ...], AfterValidator(_require_any)]
 
 
 class Failure(BaseModel):
@@ -115,7 +98,7 @@ class JobReport(BaseModel):
     state: JobState
     model: str
     archive: str
-    archive_path: str = Field(description="Where the archive lies on the server.")
+    archive_path: str = Field(description="Path of the archive on the server.")
     run: str = Field(description="Run id of the archive: `run` of its attributes.")
     options: ExtractionOptions
     dataset: DatasetRequest
@@ -123,66 +106,69 @@ class JobReport(BaseModel):
     started: str | None
     finished: str | None
     queue_position: int | None = Field(description="Jobs that run before this one; null unless it is queued.")
-    progress: ProgressReport
+    progress: Progress
     error: JobError | None
     failures: list[Failure]
     warnings: list[str] = Field(default=[], description="Sentences about prompts that may not be what was meant.")
     links: JobLinks
 
 
-class JobPage(BaseModel):
-    """Some of the jobs, newest first; `total` counts all."""
+class Page(BaseModel):
+    """Part of a list; `total` counts all."""
 
     total: int
     offset: int
     limit: int
+
+
+class JobPage(Page):
+    """Some of the jobs, newest first; `total` counts all."""
+
     extractions: list[JobReport]
 
 
-_STATE = (
-    "open: a job may still write it, or was killed; complete: every instruction is complete; incomplete: nobody writes "
-    "it any more, and some instructions failed, were cancelled or never ran."
-)
-_INSTRUCTIONS = "How many instructions are pending, complete, failed and cancelled."
-
-
-class ArchiveSummary(BaseModel):
-    """One archive of the list. `error` says why it cannot be read, where it cannot."""
+class ArchiveEntry(BaseModel):
+    """Name and addresses of an archive."""
 
     name: str
     path: str
     url: str
     zarr: str
+
+
+class ArchiveSummary(ArchiveEntry):
+    """One archive of the list; fields as in ArchiveReport. `error` says why it cannot be read, or is null."""
+
     created: str | None = None
     model: str | None = None
     dataset: str | None = None
-    state: ArchiveState | None = Field(default=None, description=_STATE)
-    instructions: dict[str, int] | None = Field(default=None, description=_INSTRUCTIONS)
+    state: ArchiveState | None = None
+    instructions: dict[str, int] | None = None
     error: str | None = None
 
 
-class ArchivePage(BaseModel):
+class ArchivePage(Page):
     """Some of the archives, newest first; `total` counts all."""
 
-    total: int
-    offset: int
-    limit: int
     archives: list[ArchiveSummary]
 
 
-class ArchiveReport(BaseModel):
-    """One archive: its attributes, its instructions by state, its rows that hold data, and its size on disk."""
+class ArchiveFacts(BaseModel):
+    """Contents of an archive. tokens: rows of complete instructions. bytes: size on disk."""
 
-    name: str
-    path: str
-    url: str
-    zarr: str
-    state: ArchiveState = Field(description=_STATE)
+    state: ArchiveState = Field(
+        description="open: a job may still write it, or was killed. complete: every instruction is complete. "
+        "incomplete: nobody writes it any more, and some instructions failed, were cancelled or never ran."
+    )
     attributes: ArchiveAttributes
-    instructions: dict[str, int] = Field(description=_INSTRUCTIONS)
+    instructions: dict[str, int] = Field(description="Number of pending, complete, failed and cancelled instructions.")
     categories: dict[str, int]
     tokens: int
     bytes: int
+
+
+class ArchiveReport(ArchiveFacts, ArchiveEntry):
+    """One archive: its attributes, its instructions by state, its rows that hold data, and its size on disk."""
 
 
 class ModelReport(BaseModel):
@@ -213,11 +199,11 @@ class Readiness(BaseModel):
     """Whether extractions can run, and the state of each model."""
 
     ready: bool
-    models: dict[str, str]
+    models: dict[str, ModelState]
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. `problems` names each broken rule with its field."""
+    """An error. `problems` names each broken rule with its field."""
 
     type: str
     message: str

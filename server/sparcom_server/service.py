@@ -1,7 +1,4 @@
-"""The parts of one service, put together, and their life: start, stop, and the one operation that needs several.
-
-It knows no HTTP.
-"""
+"""The parts of one service and their life: start, stop, submission and deletion."""
 
 from __future__ import annotations
 
@@ -12,10 +9,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from sparcom_data.errors import ArchiveExistsError, JobStateError, SparcomError
-from sparcom_data.instructions import check_batch
+from sparcom_server.archives.removal import sweep
 from sparcom_server.archives.store import ArchiveStore
-from sparcom_server.http.events import EventStreams
-from sparcom_server.jobs.queue import Job, JobQueue, JobSpec
+from sparcom_server.jobs.queue import Job, JobQueue
 from sparcom_server.metrics import Metrics
 from sparcom_server.models import ModelRegistry
 from sparcom_server.protocols import EngineStarter
@@ -24,7 +20,7 @@ from sparcom_server.settings import ServerSettings
 
 
 class Service:
-    """Models, queue, archives and metrics of one app."""
+    """Models, queue, archives and metrics of one app. It knows no HTTP."""
 
     def __init__(
         self,
@@ -37,34 +33,29 @@ class Service:
         self.archives = ArchiveStore(settings.archive_dir)
         self.metrics = Metrics()
         self.queue = JobQueue(settings.max_queued_jobs, settings.max_finished_jobs, self.metrics.observe)
-        self.event_streams = EventStreams(settings.max_event_streams)
-        # Each may take up to 1 GiB while it is checked and tokenised.
+        self.event_streams = asyncio.Semaphore(settings.max_event_streams)
+        # Each may take up to 1 GiB while it is checked and tokenized.
         self.submissions = asyncio.Semaphore(settings.max_submissions)
-        self.metrics.watch(self.queue.newest_first, self._ready_models)
-
-    def _ready_models(self) -> dict[str, bool]:
-        return {name: self.models.state(name) == "ready" for name in self.models.names}
+        self.metrics.watch(self.queue.newest_first, lambda: self.models.states)
 
     def start(self) -> None:
         """Load the models and begin to run jobs, on the running event loop."""
         self.models.start()
         self.queue.start()
-        self._sweeping = asyncio.create_task(asyncio.to_thread(self.archives.sweep), name="sparcom-sweep")
+        self._sweeping = asyncio.create_task(asyncio.to_thread(sweep, self.archives.folder), name="sparcom-sweep")
 
     async def stop(self) -> None:
-        """Cancel and settle every job, then close the engines."""
+        """Cancel every job, wait until each has ended, then close the engines."""
         await self.queue.stop(self.settings.stop_seconds)
         await asyncio.gather(self._sweeping, return_exceptions=True)
         await self.models.close()
 
     async def submit(self, request: ExtractionRequest) -> Job:
-        """Validate what needs the model, create the archive, and queue the job.
+        """Create the archive and queue the job.
 
         Raises:
-            SparcomError: the request was refused; no job and no archive came to be. ArchiveExistsError also where a
-                job that has not ended holds the name, whatever became of its archive.
+            SparcomError: the request was refused; there is neither job nor archive.
         """
-        check_batch(request.instructions)
         engine = self.models.choose(request.model)
         name = request.archive or derive_archive_name(engine.name)
         if holder := self.queue.holder(name):
@@ -76,27 +67,20 @@ class Service:
             extraction = await asyncio.to_thread(
                 engine.prepare, request.instructions, request.options, path, request.dataset.name
             )
-            spec = JobSpec(engine.name, name, path, extraction.archive_run, request.options, request.dataset.name)
-            return self.queue.add(spec, extraction)
+            job = Job(engine.name, name, path, extraction.archive_run, request.options, request.dataset)
+            return self.queue.add(job, extraction)
 
     async def delete_archive(self, name: str) -> None:
-        """Remove an archive from the disk.
-
-        Raises:
-            ArchiveNotFoundError: there is none of that name.
-            JobStateError: a job that has not ended holds it, or another process writes it.
-            StorageError: the operating system refused.
-        """
+        """Remove an archive from the disk. Raises as `ArchiveStore.remove`; JobStateError also while a job holds it."""
         if holder := self.queue.holder(name):
             raise JobStateError(
                 f"an archive can be deleted once its extraction has ended; {name!r} belongs to extraction {holder.id}, "
                 f"which is {holder.state}. Cancel it first: DELETE /v1/extractions/{holder.id}"
             )
-        with self.archives.removing(name):
-            await asyncio.to_thread(self.archives.remove, name)
+        await self.archives.remove(name)
 
 
 def derive_archive_name(model: str) -> str:
-    """A name that no archive has yet: model, time (UTC), and four random characters."""
+    """Return a new archive name: model, time (UTC), and four random characters."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-._")[:80] or "archive"
     return f"{stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

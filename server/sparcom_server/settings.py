@@ -8,25 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ServerSettings(BaseModel):
-    """Where the service listens, where it keeps its data, and its limits.
+    """Address, data folder and limits of the service.
 
     data_dir: archives lie in its folder `archives`, as NAME.zarr.
-    allowed_hosts: names that the header Host may have, beside `host`, localhost, this machine's own name and any IP
+    allowed_hosts: names that the header Host may have, besides `host`, localhost, this machine's own name and any IP
         address; `*` allows every name.
-    max_body_bytes: the largest request body; a larger one gets status 413.
-    max_instructions: instructions of one request; with more it gets status 422.
-    max_submissions: requests whose instructions are checked and tokenised at the same time; others wait.
-    max_connections: connections at once, fewer where the process may have few descriptors. Beyond, the one that has
-        been silent for longest is closed; if the service is to answer each, a new one gets status 503.
+    max_body_bytes: largest request body; a larger one gets status 413.
+    max_instructions: instructions per request; more get status 422.
+    max_submissions: requests that are checked and tokenized at the same time; others wait.
+    max_connections: connections at once, fewer if the process may have few descriptors. Beyond, the one that has been
+        silent longest is closed; if the service owes each an answer, a new one gets status 503.
     max_event_streams: event streams at once; one more gets status 503.
-    request_seconds: how long the headers of a request may take, and how long a connection may be idle.
-    body_seconds: how long the body of a request may take; longer while it comes at 16 KiB per second.
+    request_seconds: time for the headers of a request, and for an idle connection.
+    body_seconds: time for the body of a request; more while it comes at 16 KiB per second.
     send_seconds: longest time in which a client may take nothing of an answer.
-    max_queued_jobs: jobs that may wait, beside the one that runs; one more gets status 429.
-    max_finished_jobs: finished jobs that are remembered; their archives stay whatever this is.
+    max_queued_jobs: jobs that may wait, besides the running one; one more gets status 429.
+    max_finished_jobs: finished jobs that are remembered; all archives stay.
     event_seconds: shortest time between two progress events of a job.
-    keep_alive_seconds: longest silence of an event stream.
-    stop_seconds: how long a running job may take to settle when the service stops.
+    keep_alive_seconds: longest silence of an event stream; FastAPI ends each silence after 15 s.
+    stop_seconds: time for the running job to end when the service stops.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -131,6 +131,7 @@ def test_options_that_contradict_are_refused(
     assert not (tmp_path / "a.zarr").exists()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("options", "message"),
     [

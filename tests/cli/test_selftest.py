@@ -25,6 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
     return ended.value.code
 
 
+@pytest.mark.torch
 def test_a_device_that_is_not_there_is_said_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

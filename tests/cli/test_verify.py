@@ -211,6 +211,7 @@ def test_a_newer_format_is_told(
     assert "has format 2. Upgrade sparcom" in capsys.readouterr().err
 
 
+@pytest.mark.torch
 def test_another_models_tokenizer_is_refused(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_server.app import create_app
-from sparcom_server.run import Server, configure
+from sparcom_server.run import Server
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
 
 
 @dataclass
@@ -100,7 +100,7 @@ def launch(engines: tuple[FakeEngine, ...], folder: Path, loading: float, fields
     fields = {"event_seconds": 0.05, "port": 0, "data_dir": folder / "data"} | fields
     settings = ServerSettings(**fields)
     app = create_app({engine.name: engine.starter(loading) for engine in engines}, settings)
-    server = Server(configure(app, settings))
+    server = Server(app, settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -168,3 +168,11 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         running.popen.kill()
         running.popen.wait()
         running.http.close()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Jobs of a `FakeEngine(gate=gate)` run once it is set."""
+    event = threading.Event()
+    yield event
+    event.set()

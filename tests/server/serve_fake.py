@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from fake_engine import FakeEngine
 from sparcom_data.errors import EngineError, SparcomError
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
 
 
 def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float = 0.0, **settings: Any) -> None:

@@ -1,7 +1,7 @@
-"""Removes archives, and what a crash left behind, from the folder of archives. It does not know jobs.
+"""Removes archives, and what a crash left behind, from the folder of archives.
 
-A process that creates or writes an archive holds a shared lock on its folder (`PinnedFolder.lock`), also where it is
-another service or an offline extraction. What is locked is left alone.
+A process that creates or writes an archive holds a shared lock on its folder (`PinnedFolder.lock`). A locked folder is
+left alone.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from sparcom_data.archive import open_archive
 from sparcom_data.errors import ArchiveError, ArchiveNotFoundError, JobStateError, StorageError
 from sparcom_data.storage import PARTIAL_NAME, partial_name, sync_path
 from sparcom_data.storage.identity import try_lock
+from sparcom_server.archives import SUFFIX
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def remove_archive(path: Path) -> None:
-    """Remove an archive. It vanishes whole: it is renamed first. No link is followed. Blocks.
+    """Remove an archive. It vanishes whole, since it is renamed first. No link is followed. Blocks.
 
     Raises:
         ArchiveNotFoundError: no folder is at `path`.
@@ -49,52 +50,44 @@ def remove_archive(path: Path) -> None:
         ) from error
 
 
-def sweep(folder: Path, suffix: str) -> None:
-    """Remove what a crash left in the folder of archives: folders and files that were never whole. Blocks.
-
-    Args:
-        suffix: that the names of archives end in.
-    """
+def sweep(folder: Path) -> None:
+    """Remove incomplete folders and files that a crash left in the folder of archives. Blocks."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
+        partial = PARTIAL_NAME.fullmatch(path.name)
         if path.is_symlink() or not path.is_dir():
             continue
         try:
-            if PARTIAL_NAME.fullmatch(path.name):
-                _sweep_folder(path)
-            elif path.name.endswith(suffix) and _is_open(path):
-                _sweep_files(path)
+            if not partial and not (path.name.endswith(SUFFIX) and _is_open(path)):
+                continue
+            with _locked(path) as free:
+                if free and partial:
+                    shutil.rmtree(path)
+                    logger.info("removed %s, which a crash had left", path.name)
+                elif free:
+                    _remove_partial_files(path)
         except OSError as error:
-            log.warning("what a crash left in %s cannot be removed: %s", path, error)
-
-
-def _sweep_folder(path: Path) -> None:
-    with _locked(path) as free:
-        if free:
-            shutil.rmtree(path)
-            log.info("removed %s, which a crash had left", path.name)
+            logger.warning("what a crash left in %s cannot be removed: %s", path, error)
 
 
 def _is_open(path: Path) -> bool:
-    """Whether an archive was left open: a file that is not whole lies only in such a one."""
+    """Return whether an archive was left open: only such a one has incomplete files."""
     try:
         return open_archive(path, follow_links=False).attributes.state == "open"
     except ArchiveError:
         return False
 
 
-def _sweep_files(path: Path) -> None:
-    with _locked(path) as free:
-        if free:
-            for parent, _, names in os.walk(path):
-                for name in filter(PARTIAL_NAME.fullmatch, names):
-                    (Path(parent) / name).unlink(missing_ok=True)
+def _remove_partial_files(path: Path) -> None:
+    for parent, _, names in os.walk(path):
+        for name in filter(PARTIAL_NAME.fullmatch, names):
+            (Path(parent) / name).unlink(missing_ok=True)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool | None]:
-    """Hold a folder for oneself: False where somebody writes in it, None where the file system has no locks."""
+    """Lock a folder exclusively. Yields False if somebody writes in it, None if the file system has no locks."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield try_lock(descriptor, fcntl.LOCK_EX)

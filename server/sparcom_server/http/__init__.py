@@ -1,1 +1,9 @@
-"""HTTP plumbing: limits on bodies and connections, file responses, server-sent events."""
+"""HTTP plumbing: limits on bodies and connections, the check of the calling site, files, server-sent events."""
+
+import sys
+
+
+def parse_digits(digits: str) -> int:
+    """Return a number of a header; `sys.maxsize` if it is larger. int() refuses 4,301 digits."""
+    digits = digits.lstrip("0")
+    return min(int(digits or "0"), sys.maxsize) if len(digits) < 20 else sys.maxsize

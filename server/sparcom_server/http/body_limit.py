@@ -1,25 +1,37 @@
-"""Bounds what request bodies may cost before they are read: their size, their time, and how many are held at once.
+"""ASGI middleware that bounds request bodies: their size, their time, and how many bytes are held at once.
 
-Plain ASGI: it looks at `Content-Length` first, and counts what arrives where the length is not declared or not true.
-It does not know what the body holds.
+It refuses by `Content-Length` before a body comes, and counts what arrives where the length is missing or wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
+from dataclasses import dataclass
+from functools import partial
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sparcom_server.errors import RETRY_SECONDS, BodyTooLargeError, BusyError, error_response
+from sparcom_server.http import parse_digits
 
-SLOWEST = 16 * 2**10  # bytes per second; a slower body than that, after the first `seconds`, is given up
-HELD_AT_ONCE = 4  # bodies of the largest size that may be in memory at once
+MIN_BYTES_PER_SECOND = 16 * 2**10  # a slower body is refused after the first `seconds`
+MAX_LARGEST_BODIES = 4  # bodies of the largest size that may be in memory at once
+
+
+@dataclass(slots=True)
+class _Body:
+    """The body of one request. started: time of the event loop. received: bytes so far."""
+
+    receive: Receive
+    started: float
+    received: int = 0
+    complete: bool = False
 
 
 class BodyLimit:
-    """ASGI middleware: status 413 for a body of more than `limit` bytes, 408 for one that comes too slowly."""
+    """Answers 413 to a body of more than `limit` bytes, 408 to one that is too slow, 503 to too many at once."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self.app = app
@@ -31,70 +43,44 @@ class BodyLimit:
         """Pass the request on with a `receive` that counts."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif _declared_length(scope) > self.limit:
-            await error_response(BodyTooLargeError(self._message()))(scope, receive, send)
-        else:
-            body = _Body(self, receive)
-            try:
-                await self.app(scope, body.receive, send)
-            finally:
-                self._held -= body.seen
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and parse_digits(declared) > self.limit:
+            await error_response(BodyTooLargeError(self._too_large()))(scope, receive, send)
+            return
+        body = _Body(receive, asyncio.get_running_loop().time())
+        try:
+            await self.app(scope, partial(self._receive, body), send)
+        finally:
+            self._held -= body.received
 
-    def count(self, more: int, seen: int) -> None:
-        """Count bytes that have arrived. FastAPI lets this one kind of exception through while it reads a body.
-
-        Raises:
-            HTTPException: the body is too large, or all bodies together are.
-        """
-        self._held += more
-        if seen > self.limit:
-            raise HTTPException(413, self._message())
-        if self._held > HELD_AT_ONCE * self.limit:
-            retry = {"Retry-After": str(RETRY_SECONDS[BusyError])}
-            raise HTTPException(503, "the service holds as many large requests as it may; try again soon", retry)
-
-    def _message(self) -> str:
+    def _too_large(self) -> str:
         return (
             f"a request body may have at most {self.limit} bytes; this one has more. "
             "Send the instructions in several batches, or have the operator raise max_body_bytes"
         )
 
-
-class _Body:
-    """The body of one request as it arrives. seen: bytes so far."""
-
-    def __init__(self, limit: BodyLimit, receive: Receive) -> None:
-        self.seen = 0
-        self._limit = limit
-        self._receive = receive
-        self._complete = False
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
-
-    async def receive(self) -> Message:
-        """The next message; once the body is complete, whatever comes may take as long as it likes."""
-        if self._complete:
-            return await self._receive()
+    async def _receive(self, body: _Body) -> Message:
+        """Return the next message of a body. Raises HTTPException at a limit."""
+        if body.complete:  # no time limit for what follows
+            return await body.receive()
         try:
-            async with asyncio.timeout_at(self._started + self._limit.seconds + self.seen / SLOWEST):
-                message = await self._receive()
+            async with asyncio.timeout_at(body.started + self.seconds + body.received / MIN_BYTES_PER_SECOND):
+                message = await body.receive()
         except TimeoutError:
             raise HTTPException(
                 408,
-                f"a request body must be complete within {self._limit.seconds:g} s, or come at {SLOWEST} bytes per "
-                f"second at least; {self.seen} bytes came. Send it again over a faster connection",
+                f"a request body must be complete within {self.seconds:g} s, or come at {MIN_BYTES_PER_SECOND} bytes "
+                f"per second at least; {body.received} bytes came. Send it again over a faster connection",
                 {"Connection": "close"},
             ) from None
         more = len(message.get("body", b""))
-        self.seen += more
-        self._complete = not message.get("more_body", False)
-        self._limit.count(more, self.seen)
+        body.received += more
+        body.complete = not message.get("more_body", False)
+        self._held += more
+        if body.received > self.limit:
+            raise HTTPException(413, self._too_large())
+        if self._held > MAX_LARGEST_BODIES * self.limit:
+            retry = {"Retry-After": str(RETRY_SECONDS[BusyError])}
+            raise HTTPException(503, "the service holds as many large requests as it may; try again soon", retry)
         return message
-
-
-def _declared_length(scope: Scope) -> int:
-    """What `Content-Length` says; 0 where it says nothing, `sys.maxsize` for more digits than int() may be given."""
-    value: bytes = dict(scope["headers"]).get(b"content-length", b"0")
-    if not value.isdigit():
-        return 0
-    return int(value) if len(value) < 20 else sys.maxsize

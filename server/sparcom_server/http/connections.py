@@ -1,67 +1,53 @@
-"""Bounds the connections of the server, so that the jobs always have descriptors left to write their archives with.
+"""Bounds the connections of the server, so that the jobs always have descriptors left to write their archives.
 
-uvicorn gives requests no time limit: a client that sends half of a header holds a connection for ever. Here
+    accept    at the limit, the connection whose client has been silent longest is closed for the new one; if the
+              server owes every client an answer, the new one gets 503
+    watch     every second: a client that sends no complete header in time, or takes nothing of an answer, is closed
 
-    accept    when as many connections are open as may be, the one whose client has been silent for longest is closed
-              for the new one; where the server is to answer every one, the new one gets 503
-    watch     every second: who sends no complete header in time, or takes nothing of the answer, is closed
-
-The time of a request's body is bounded in body_limit.py.
+uvicorn has no such limits: it waits for half a header without end, and `limit_concurrency` refuses new clients while
+silent ones keep their connections. body_limit.py bounds the time of a body.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import resource
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sparcom_server.errors import RETRY_SECONDS, BusyError, error_body
+from sparcom_server.errors import BusyError, error_response
+from sparcom_server.settings import ServerSettings
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MAX_DESCRIPTORS = 65_536  # the soft limit is raised to that where the hard limit lets it
+MAX_DESCRIPTORS = 65_536  # the soft limit is raised to this if the hard limit allows it
 RESERVED_DESCRIPTORS = 256  # for the jobs, the engines and the process itself
-BACKLOG = 128  # connections that the loop may accept at once, before it is asked whether they may stay
-PER_CONNECTION = 2  # a socket, and the file that is sent
+BACKLOG = 128  # connections that the loop may accept at once, before they can be refused
+PER_CONNECTION = 2  # descriptors: a socket, and the file that is sent
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open descriptors as far as is useful and allowed; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open descriptors as far as is useful and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Linux knows no unlimited number of descriptors
+    wanted = min(hard, MAX_DESCRIPTORS)
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def connection_limit(wanted: int, descriptors: int) -> int:
-    """The connections that may be open at once, so that `RESERVED_DESCRIPTORS` are left of `descriptors`."""
+    """Return how many connections may be open, so that `RESERVED_DESCRIPTORS` of `descriptors` stay free."""
     return max(1, min(wanted, (descriptors - RESERVED_DESCRIPTORS - BACKLOG) // PER_CONNECTION))
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """most: connections at once. head_seconds: for a request's headers. send_seconds: longest stall of an answer."""
-
-    most: int
-    head_seconds: float
-    send_seconds: float
-
-
 class _Connection(H11Protocol):
-    """uvicorn's protocol of one connection, with what the guard must know of it.
+    """One connection. h11 bounds headers to 64 KiB; httptools, which uvicorn prefers, does not."""
 
-    Always h11: with httptools, which uvicorn prefers where it is installed, headers may have any size.
-    """
-
-    limits: ConnectionLimits
+    max_connections: int
+    head_seconds: float  # for the headers of a request
+    send_seconds: float  # longest stall of an answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self.heard = asyncio.get_running_loop().time()
@@ -69,7 +55,7 @@ class _Connection(H11Protocol):
         self.stalled = (0, self.heard)  # bytes that wait to be sent, and since when it is that many
         others = [one for one in self.connections if isinstance(one, _Connection) and not one.transport.is_closing()]
         super().connection_made(transport)
-        if len(others) >= self.limits.most and not _close_longest_silent(others):
+        if len(others) >= self.max_connections and not _close_longest_silent(others):
             transport.write(_BUSY)
             transport.close()
 
@@ -83,7 +69,7 @@ class _Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def overdue(self, now: float) -> bool:
-        """Whether the client has let a limit pass. Call it every second."""
+        """Return whether the client has exceeded a limit. Call it every second."""
         unsent = self.transport.get_write_buffer_size()
         if unsent != self.stalled[0]:
             self.stalled = (unsent, now)
@@ -91,46 +77,43 @@ class _Connection(H11Protocol):
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = now
-        idle = self.idle_since is not None and now - self.idle_since > self.limits.head_seconds
-        return idle or bool(unsent and now - self.stalled[1] > self.limits.send_seconds)
+        idle = self.idle_since is not None and now - self.idle_since > self.head_seconds
+        return idle or bool(unsent and now - self.stalled[1] > self.send_seconds)
 
 
-def limited_protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """The class that uvicorn makes its connections of."""
+def limited_protocol(connections: int, settings: ServerSettings) -> type[asyncio.Protocol]:
+    """Return the class that uvicorn makes its connections of."""
 
     class Limited(_Connection):
-        pass
+        max_connections = connections
+        head_seconds = settings.request_seconds
+        send_seconds = settings.send_seconds
 
-    Limited.limits = limits
     return Limited
 
 
 def close_overdue(connections: Iterable[Any], now: float) -> None:
-    """Close the connections whose client is late."""
+    """Close the connections whose client has exceeded a limit."""
     overdue = [one for one in connections if isinstance(one, _Connection) and one.overdue(now)]
     for connection in overdue:
         connection.transport.abort()
     if overdue:
-        log.warning("closed %d connections whose clients sent or took nothing in time", len(overdue))
+        logger.warning("closed %d connections whose clients sent or took nothing in time", len(overdue))
 
 
 def _close_longest_silent(connections: Iterable[_Connection]) -> bool:
-    """Close the connection whose client has been silent for longest though it is its turn; False if there is none."""
+    """Close the connection whose client has been silent longest though it is its turn; False if there is none."""
     waiting = [one for one in connections if one.waiting]
-    if not waiting:
-        return False
-    min(waiting, key=lambda one: one.heard).transport.abort()
-    return True
+    if waiting:
+        min(waiting, key=lambda one: one.heard).transport.abort()
+    return bool(waiting)
 
 
-def _busy_answer() -> bytes:
-    message = "as many connections are open as may be; try again soon"
-    body = json.dumps(error_body(BusyError.__name__, message)).encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        f"Retry-After: {RETRY_SECONDS[BusyError]}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+def _busy_response() -> bytes:
+    response = error_response(BusyError("as many connections are open as may be; try again soon"))
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    head = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in headers), b"", b""]
+    return b"\r\n".join(head) + bytes(response.body)
 
 
-_BUSY = _busy_answer()
+_BUSY = _busy_response()

@@ -1,11 +1,7 @@
 """Reads the body of a new extraction: bytes in, a checked request out.
 
-    count     how many values the JSON holds, before any of them costs memory
-    decode    to Python objects
-    check     one instruction after the other, so that other threads run in between; the first problems are kept
-
-What a body may cost is bounded by `max_body_bytes`, by the number of its values and by `max_instructions`: a byte of
-JSON costs up to 80 bytes as Python objects (`{"":{"":{…`), so its size alone bounds too little.
+Values are counted before any is decoded: a byte of JSON costs up to 80 bytes as Python objects (`{"":{"":{…`), so
+`max_body_bytes` alone bounds too little. Instructions are checked one at a time, so that other threads run in between.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from sparcom_data.errors import MAX_PROBLEMS, InvalidInputError
 from sparcom_data.instructions import Instruction, duplicate_id_problems
-from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, sentence
+from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, describe_problem
 from sparcom_server.schemas import ExtractionHead, ExtractionRequest
 
 MAX_VALUES = 8_000_000  # numbers and strings; 72 bytes each at most
@@ -31,10 +27,10 @@ _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{]', 
 
 
 async def read_body(request: Request) -> bytearray:
-    """The bytes of a body that is declared as JSON, held once.
+    """Return the bytes of a body that is declared as JSON, held once.
 
     Raises:
-        UnsupportedMediaError: it is declared as something else. A page of another site may send only such bodies.
+        UnsupportedMediaError: it is not declared as JSON. A page of another site may send only such bodies.
         IncompleteBodyError: the client went away.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -50,7 +46,7 @@ async def read_body(request: Request) -> bytearray:
 
 
 def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionRequest:
-    """Decode and check a body. Blocks for seconds where it is large: call it in a thread. Empties `body`.
+    """Decode and check a body. Empties `body`. Blocks for seconds if it is large: call it in a thread.
 
     Raises:
         NotJsonError: it is not JSON.
@@ -75,18 +71,19 @@ def _check_size(body: bytearray) -> None:
     if not body:
         raise InvalidInputError(["body: must not be empty; give a JSON object with 'instructions'"])
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
-    for most, found, what in (
-        (MAX_VALUES, values, "numbers and strings"),
-        (MAX_CONTAINERS, _containers(body), "objects and lists"),
+    for found, limit, kind in (
+        (values, MAX_VALUES, "numbers and strings"),
+        (_count_containers(body), MAX_CONTAINERS, "objects and lists"),
     ):
-        if found > most:
-            raise InvalidInputError(
-                [f"body: may hold at most {most:,} {what}; it holds more. Send the instructions in several requests"]
+        if found > limit:
+            message = (
+                f"body: may hold at most {limit:,} {kind}; it holds more. Send the instructions in several requests"
             )
+            raise InvalidInputError([message])
 
 
-def _containers(body: bytearray) -> int:
-    """Objects and lists, up to MAX_CONTAINERS + 1. Brackets inside strings count only where there are few of them."""
+def _count_containers(body: bytearray) -> int:
+    """Count objects and lists, up to MAX_CONTAINERS + 1. Few brackets are counted inside strings too."""
     brackets = body.count(b"[") + body.count(b"{")
     if brackets <= MAX_CONTAINERS:
         return brackets
@@ -105,31 +102,30 @@ def _decode(body: bytearray) -> Any:
 
 @dataclass(slots=True)
 class _Problems:
-    """The first 100 sentences, and how many problems there are."""
+    """The first 100 problems as sentences, and how many there are."""
 
     first: list[str] = field(default_factory=list)
     total: int = 0
 
-    def check(self, model: type[Model], value: Any, *place: str | int) -> Model | None:
-        """The value as a model; None where it breaks rules, which are then counted, and worded while there is room."""
+    def check(self, model: type[Model], value: Any, *prefix: str | int) -> Model | None:
+        """Return the value as a model, or None if it breaks rules. `prefix`: where the value is in the body."""
         try:
             return model.model_validate(value)
         except ValidationError as error:
             self.total += error.error_count()
             if len(self.first) < MAX_PROBLEMS:
-                self.first += [sentence(item, *place) for item in error.errors(include_url=False)]
+                self.first += [describe_problem(item, *prefix) for item in error.errors(include_url=False)]
             return None
 
 
-def _check_instructions(items: list[Any], most: int, problems: _Problems) -> tuple[Instruction, ...]:
-    if len(items) > most:
-        raise InvalidInputError(
-            [
-                f"instructions: a request may have at most {most:,}; it has {len(items):,}. Send them in several "
-                "requests, or have the operator raise max_instructions"
-            ]
+def _check_instructions(items: list[Any], limit: int, problems: _Problems) -> tuple[Instruction, ...]:
+    if len(items) > limit:
+        message = (
+            f"instructions: a request may have at most {limit:,}; it has {len(items):,}. Send them in several "
+            "requests, or have the operator raise max_instructions"
         )
-    # Ids given twice are found even where other rules are broken too, so that one answer names every problem.
+        raise InvalidInputError([message])
+    # Duplicate ids are found even if other rules are broken, so that one answer names every problem.
     ids = [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
     duplicates = duplicate_id_problems(ids)
     problems.first += duplicates[:MAX_PROBLEMS]

@@ -1,9 +1,9 @@
-"""Refuses requests that a page of another site made a browser send.
+"""ASGI middleware that refuses requests which a page of another site made a browser send.
 
-`Host` must name this service. With DNS rebinding a page of evil.example has the browser ask evil.example:8000 once that
-name leads to this machine; the header still says evil.example. An IP address cannot be rebound and is always allowed.
-`Origin` and `Sec-Fetch-Site` of a request that changes something must say that it comes from a page of this service.
-Clients that are no browsers send neither. Plain ASGI.
+`Host` must name this service. With DNS rebinding, a page of evil.example makes the browser ask evil.example:8000 once
+that name leads to this machine, but the header still says evil.example. IP addresses cannot be rebound and are always
+allowed. `Origin` and `Sec-Fetch-Site` of a request that changes something must name a page of this service. Clients
+other than browsers send neither. Starlette's TrustedHostMiddleware checks no origins and knows no addresses.
 """
 
 from __future__ import annotations
@@ -19,62 +19,59 @@ from sparcom_data.errors import SparcomError
 from sparcom_server.errors import CrossSiteError, HostNotAllowedError, error_response
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-ANY = "*"
+DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class SiteCheck:
-    """ASGI middleware: status 421 for a `Host` that is not ours, 403 for what another site's page sends."""
+    """Answers 421 to a `Host` that is not in `hosts`, 403 to requests of another site's page."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
         self.app = app
         self.hosts = frozenset(host.lower() for host in hosts) | {"localhost", socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on if it is ours to answer."""
+        """Pass the request on unless it is refused."""
         error = self._problem(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
         await (error_response(error) if error else self.app)(scope, receive, send)
 
     def _problem(self, method: str, headers: Headers) -> SparcomError | None:
         hosts = headers.getlist("host")
-        if len(hosts) > 1 or not all(map(self._is_ours, hosts)):
+        if len(hosts) > 1 or not all(map(self._is_allowed, hosts)):
             return HostNotAllowedError(
                 f"this service answers for its own address only; the header Host is {', '.join(hosts)!r}. Use the "
                 "service's address, or have the operator allow this one with --allowed-host"
             )
-        if method in SAFE_METHODS:
-            return None
-        if headers.get("sec-fetch-site", "none") not in {"same-origin", "none"} or not _same_origin(headers):
+        foreign = headers.get("sec-fetch-site", "none") not in {"same-origin", "none"} or not _same_origin(headers)
+        if foreign and method not in SAFE_METHODS:
             return CrossSiteError(
                 f"only this service's own page may send {method} from a browser; the header Origin is "
                 f"{headers.get('origin')!r}. Open the service's page, or use a client that is no browser"
             )
         return None
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_allowed(self, host: str) -> bool:
         name = _split(host)[0]
-        return ANY in self.hosts or name in self.hosts or _is_address(name)
+        if "*" in self.hosts or name in self.hosts:
+            return True
+        try:
+            ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return True
 
 
 def _same_origin(headers: Headers) -> bool:
-    """Whether `Origin`, where there is one, has host and port of `Host`. A proxy may have changed the scheme."""
+    """Return whether `Origin`, if present, has host and port of `Host`. A proxy may have changed the scheme."""
     origin = headers.get("origin")
     if origin is None:
         return True
-    scheme, _, place = origin.partition("://")
-    return scheme in {"http", "https"} and _split(place, scheme) == _split(headers.get("host", ""), scheme)
+    scheme, _, address = origin.partition("://")
+    return scheme in DEFAULT_PORTS and _split(address, scheme) == _split(headers.get("host", ""), scheme)
 
 
-def _split(place: str, scheme: str = "http") -> tuple[str, str]:
-    """Name and port of `name:port`, `name`, `[::1]:port` or `[::1]`; an odd port stays a part of the name."""
-    name, colon, port = place.lower().rpartition(":")
+def _split(address: str, scheme: str = "http") -> tuple[str, str]:
+    """Return name and port of `name:port`, `name`, `[::1]:port` or `[::1]`; an odd port stays a part of the name."""
+    name, colon, port = address.lower().rpartition(":")
     if not colon or not port.isdecimal():
-        name, port = place.lower(), {"http": "80", "https": "443"}[scheme]
+        name, port = address.lower(), DEFAULT_PORTS[scheme]
     return name.removesuffix("."), port
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True

@@ -1,7 +1,6 @@
-"""The queue of extraction jobs: one runs, the others wait in the order they came, across all models.
+"""The queue of extraction jobs: one runs, the others wait in the order of submission, across all models.
 
-Jobs live in memory; what they wrote lies in their archives and outlives them. The queue knows neither HTTP nor models:
-it takes extractions that are prepared, runs them, and keeps what became of them.
+Jobs live in memory; their archives outlive them. The queue knows neither HTTP nor models: it runs prepared extractions.
 """
 
 from __future__ import annotations
@@ -16,47 +15,44 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sparcom_data.errors import JobNotFoundError, JobStateError, SparcomError
-from sparcom_data.progress import Progress
-from sparcom_data.schema.options import ExtractionOptions
-from sparcom_server.errors import NotReadyError, QueueFullError
-from sparcom_server.jobs.failures import read_failures
-from sparcom_server.protocols import Extraction
-from sparcom_server.schemas import Failure, JobError, JobState
+import numpy as np
 
-log = logging.getLogger(__name__)
+from sparcom_data.archive import open_archive
+from sparcom_data.errors import DamagedArchiveError, JobNotFoundError, JobStateError, SparcomError
+from sparcom_data.progress import Progress
+from sparcom_data.schema import State
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_server.errors import RETRY_SECONDS, NotReadyError, QueueFullError
+from sparcom_server.protocols import Extraction
+from sparcom_server.schemas import DatasetRequest, Failure, JobError, JobState
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 20  # of one job that are listed
 
 ProgressObserver = Callable[[Progress, Progress], None]
 """Called with the snapshot before and the one after, for every step of every job."""
 
 
-def now() -> str:
-    """The time, UTC, as ISO 8601 in milliseconds."""
+def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """What a job was asked to do. run: the run id of its archive."""
+@dataclass(slots=True, eq=False)
+class Job:
+    """One extraction and its outcome. Only the queue changes it, on its event loop. run: the run id of its archive."""
 
     model: str
     archive: str
     path: Path
     run: str
     options: ExtractionOptions
-    dataset: str = ""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One extraction and what became of it. Changed by the queue alone, on its event loop."""
-
-    spec: JobSpec
-    extraction: Extraction | None
-    progress: Progress
+    dataset: DatasetRequest
+    extraction: Extraction | None = None
+    progress: Progress = field(default_factory=Progress)
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     state: JobState = "queued"
-    created: str = field(default_factory=now)
+    created: str = field(default_factory=_now)
     started: str | None = None
     finished: str | None = None
     error: JobError | None = None
@@ -82,44 +78,38 @@ class JobQueue:
         self._wake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
-    # What clients ask
-
     def get(self, job_id: str) -> Job:
-        """The job with this id.
+        """Return a job by its id.
 
         Raises:
             JobNotFoundError: there is none.
         """
-        try:
-            return self._jobs[job_id]
-        except KeyError:
+        if job_id not in self._jobs:
             raise JobNotFoundError(
                 f"no extraction has the id {job_id!r}. GET /v1/extractions lists those that this server remembers; "
                 "jobs are forgotten when it restarts, their archives stay"
-            ) from None
+            )
+        return self._jobs[job_id]
 
     def holder(self, archive: str) -> Job | None:
-        """The job that the archive of this name belongs to: from its acceptance until it has ended."""
-        return next(
-            (job for job in self._jobs.values() if job.spec.archive == archive and not job.ended.is_set()), None
-        )
+        """Return the job that holds the archive's name, from its acceptance until it has ended."""
+        jobs = self._jobs.values()
+        return next((job for job in jobs if job.archive == archive and not job.ended.is_set()), None)
 
     def newest_first(self) -> list[Job]:
-        """All remembered jobs."""
+        """Return all remembered jobs."""
         return list(reversed(self._jobs.values()))
 
     def position(self, job: Job) -> int | None:
-        """Jobs that run before this one; None unless it waits."""
-        if job not in self._waiting:
-            return None
-        return self._waiting.index(job) + (self._running is not None)
+        """Return how many jobs run before this one; None unless it waits."""
+        return self._waiting.index(job) + (self._running is not None) if job in self._waiting else None
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a place in the queue while an extraction is prepared.
+        """Reserve a slot of the queue while an extraction is prepared.
 
         Raises:
-            QueueFullError: no place is free.
+            QueueFullError: no slot is free.
             NotReadyError: the service is stopping.
         """
         if self._stopping:
@@ -127,7 +117,7 @@ class JobQueue:
         taken = len(self._waiting) + self._slots
         if taken >= self._max_queued + (self._running is None):
             raise QueueFullError(
-                f"at most {self._max_queued} jobs may wait, and as many do; try again when one has ended, "
+                f"the job queue is full ({self._max_queued} waiting). Retry after {RETRY_SECONDS[QueueFullError]} s, "
                 "or have the operator raise max_queued_jobs"
             )
         self._slots += 1
@@ -135,21 +125,21 @@ class JobQueue:
             yield
         finally:
             self._slots -= 1
-            self._wake.set()  # a stop waits for the slots that are held
+            self._wake.set()  # a stop waits for the slots that are taken
 
-    def add(self, spec: JobSpec, extraction: Extraction) -> Job:
-        """Put a prepared extraction at the end of the queue, within its `slot`."""
-        job = Job(spec, extraction, extraction.progress, warnings=list(extraction.warnings))
+    def add(self, job: Job, extraction: Extraction) -> Job:
+        """Put a job with its prepared extraction at the end of the queue, within its `slot`."""
+        job.extraction, job.warnings = extraction, list(extraction.warnings)
+        self._report(job, extraction.progress)
         self._jobs[job.id] = job
         self._waiting.append(job)
-        self._observe(Progress(), job.progress)
-        if self._stopping:  # the stop came while it was prepared: settle its archive, do not leave it pending
+        if self._stopping:  # the stop came while it was prepared: its archive must not stay pending
             self._cancel(job)
         self._wake.set()
         return job
 
     async def cancel(self, job_id: str) -> Job:
-        """End a job early. One that waits is cancelled on return; one that runs soon after.
+        """End a job early. A waiting job is cancelled on return, a running one soon after.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -160,24 +150,20 @@ class JobQueue:
             raise JobStateError(
                 f"only a queued or running extraction can be cancelled; {job_id} is {job.state} since {job.finished}"
             )
+        self._cancel(job)
         if job in self._waiting:
             self._waiting.remove(job)
-            self._cancel(job)
             await self._run(job)
-        else:
-            self._cancel(job)
         return job
 
-    # How jobs run
-
     def start(self) -> None:
-        """Begin to run jobs; call on the event loop that the engines live on."""
+        """Begin to run jobs; call it on the event loop that the engines live on."""
         self._worker = asyncio.create_task(self._work(), name="sparcom-jobs")
 
     async def stop(self, seconds: float) -> None:
-        """Cancel every job, let each settle what it has, and take no more. Calling it again does nothing.
+        """Cancel every job and wait until each has ended. A second call does nothing.
 
-        A job that does not settle within `seconds` is dropped; its archive keeps what was complete.
+        A job that does not end within `seconds` is dropped; its archive keeps what was complete.
         """
         if self._stopping:
             return
@@ -185,12 +171,10 @@ class JobQueue:
         for job in [*self._waiting, *([self._running] if self._running else [])]:
             self._cancel(job)
         self._wake.set()
-        if self._worker is not None:
-            done, _ = await asyncio.wait([self._worker], timeout=seconds)
-            if not done:
-                log.error("a job did not settle within %s s and is dropped; what was complete stays", seconds)
-                self._worker.cancel()
-                await asyncio.wait([self._worker])
+        if self._worker is not None and not (await asyncio.wait([self._worker], timeout=seconds))[0]:
+            logger.error("a job did not end within %s s and is dropped; what was complete stays", seconds)
+            self._worker.cancel()
+            await asyncio.wait([self._worker])
 
     async def _work(self) -> None:
         while True:
@@ -212,42 +196,33 @@ class JobQueue:
 
     async def _run(self, job: Job) -> None:
         """Run one job to its end, whatever the end is; the queue goes on with the next."""
-        assert job.extraction is not None  # noqa: S101  (given up only below)
+        assert job.extraction is not None  # noqa: S101  (given up only in _finish)
         if not job.cancelled:
             job.state = "running"
-            job.started = now()
+            job.started = _now()
+        state: JobState = "failed"
         try:
             self._report(job, await job.extraction.run(lambda progress: self._report(job, progress)))
-            state: JobState = "cancelled" if job.cancelled and job.progress.cancelled else "complete"
+            state = "cancelled" if job.cancelled and job.progress.cancelled else "complete"
         except SparcomError as error:
-            state = "failed"
             job.error = JobError(type=type(error).__name__, message=str(error))
         except Exception as error:
-            log.exception("extraction %s failed in a way it should not", job.id)
-            state = "failed"
+            logger.exception("extraction %s failed in a way it should not", job.id)
             job.error = JobError(type="InternalError", message=f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
-            job.error = JobError(type="EngineError", message="the service stopped before the job had settled")
+            job.error = JobError(type="EngineError", message="the service stopped before the job had ended")
             self._finish(job, "failed")
             raise
         if job.error is not None:
             self._report(job, job.extraction.progress)
-        await self._read_failures(job)
+        if job.progress.failed:
+            job.failures = await asyncio.to_thread(_read_failures, job)
         self._finish(job, state)
-
-    async def _read_failures(self, job: Job) -> None:
-        if not job.progress.failed:
-            return
-        try:
-            job.failures = await asyncio.to_thread(read_failures, job.spec.path, job.spec.run)
-        except (SparcomError, OSError) as error:
-            log.warning("the failures of extraction %s cannot be read: %s", job.id, error)
-            job.failures = [Failure(id="", error=f"the reasons cannot be read from the archive: {error}")]
 
     def _finish(self, job: Job, state: JobState) -> None:
         job.state = state
         job.progress = replace(job.progress, seconds_left=None)
-        job.finished = now()
+        job.finished = _now()
         job.extraction = None  # the plan of a large batch is large
         job.ended.set()
         self._finished.append(job)
@@ -257,3 +232,17 @@ class JobQueue:
     def _report(self, job: Job, progress: Progress) -> None:
         self._observe(job.progress, progress)
         job.progress = progress
+
+
+def _read_failures(job: Job) -> list[Failure]:
+    """Return the first failed instructions in the order of submission, at most 20, from the archive. Blocks."""
+    try:
+        archive = open_archive(job.path, follow_links=False)
+        if archive.attributes.run != job.run:
+            raise DamagedArchiveError(f"another archive took the place of {job.path}")
+        ids, reasons = archive.strings("id"), archive.strings("error")
+        rows = np.flatnonzero(archive.instructions.state == State.FAILED)[:MAX_FAILURES]
+        return [Failure(id=ids[row], error=reasons[row]) for row in rows]
+    except (SparcomError, OSError) as error:
+        logger.warning("the failures of extraction %s cannot be read: %s", job.id, error)
+        return [Failure(id="", error=f"the reasons cannot be read from the archive: {error}")]

@@ -1,4 +1,4 @@
-"""The two pages for people: plain HTML files beside this one, sent with a policy that lets them load nothing else."""
+"""The two web pages: HTML files in this folder, sent with a policy that lets them load nothing else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 @cache
 def _read(name: str) -> tuple[str, str]:
-    """A page and its Content-Security-Policy: only the script that is in the file may run, by its hash."""
+    """Return a page and its Content-Security-Policy, which allows the scripts of the file alone, by their hashes."""
     text = (files(__name__) / name).read_text(encoding="utf-8")
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _SCRIPT.findall(text))
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _SCRIPT.findall(text)]
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,12 +26,8 @@ def _read(name: str) -> tuple[str, str]:
     return text, policy
 
 
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
 def load_page(name: str) -> HTMLResponse:
-    """One of the pages, as an answer."""
+    """Return one of the pages as an answer."""
     text, policy = _read(name)
     return HTMLResponse(
         text, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}

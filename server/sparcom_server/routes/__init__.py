@@ -1,1 +1,1 @@
-"""The REST routes, one resource a file. They translate; what they ask for is done elsewhere."""
+"""The REST routes. They only translate."""

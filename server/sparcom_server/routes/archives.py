@@ -26,7 +26,7 @@ def list_archives(service: ServiceDep, addresses: AddressesDep, limit: Limit = 1
 @router.get("/{name}")
 def get_archive(name: str, service: ServiceDep, addresses: AddressesDep) -> ArchiveReport:
     """Show one archive: attributes, instructions by state and category, tokens, size."""
-    return archive_report(name, service.archives.facts(name), service.archives, addresses)
+    return archive_report(name, service.archives, addresses)
 
 
 @router.delete("/{name}", status_code=204)
@@ -38,7 +38,7 @@ async def delete_archive(name: str, service: ServiceDep) -> None:
 @router.get("/{name}/zarr/{key:path}", response_class=Response)
 @router.head("/{name}/zarr/{key:path}", include_in_schema=False)
 async def get_store_key(name: str, key: str, request: Request, service: ServiceDep) -> Response:
-    """Read one key of the store, exactly as it lies on disk; byte ranges are honoured, a missing key is 404."""
+    """Read one key of the store, byte for byte as on disk; byte ranges are honored, a missing key is 404."""
     descriptor = await asyncio.to_thread(service.archives.open_file, name, key)
     if descriptor is None:
         raise ArchiveNotFoundError(f"the archive {name!r} has no key {key!r}")
@@ -48,7 +48,7 @@ async def get_store_key(name: str, key: str, request: Request, service: ServiceD
 @router.get("/{name}/{key:path}", include_in_schema=False)
 @router.head("/{name}/{key:path}", include_in_schema=False)
 async def get_key_without_zarr(name: str, key: str, addresses: AddressesDep) -> Response:
-    """Say where the store is to readers of Zarr that were given the address of the archive's facts."""
+    """Name the store's address to Zarr readers that were given the address of the facts."""
     raise ArchiveNotFoundError(
         f"the store of an archive has an address that ends with /zarr; {key!r} was asked for without it. "
         f"Give {addresses.zarr(name)} to the reader"

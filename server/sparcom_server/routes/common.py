@@ -1,4 +1,4 @@
-"""What every route needs: the service behind the app, and the paging parameters."""
+"""Dependencies of the routes: the service behind the app, and the paging parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from sparcom_server.service import Service
 
 
 def _service(request: Request) -> Service:
-    service = request.app.state.service
-    assert isinstance(service, Service)  # noqa: S101  (create_app puts it there)
+    service: Service = request.app.state.service
     return service
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
 AddressesDep = Annotated[Addresses, Depends(Addresses)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many entries.")]
-Offset = Annotated[int, Query(ge=0, description="Skip so many of the newest.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
+Offset = Annotated[int, Query(ge=0, description="Number of newest entries to skip.")]

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from sparcom_server.http import events
-from sparcom_server.http.openapi import request_schema
+from sparcom_server.errors import BusyError
+from sparcom_server.http.events import job_events
 from sparcom_server.http.request_body import parse_extraction, read_body
+from sparcom_server.jobs.queue import Job
 from sparcom_server.jobs.reports import job_report
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
-from sparcom_server.schemas import ERRORS, ExtractionRequest, JobPage, JobReport
+from sparcom_server.schemas import ERRORS, JobPage, JobReport
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 
+REQUEST_BODY = {  # create_app defines the schema
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ExtractionRequest"}}},
+}
 
-@router.post("", status_code=202, openapi_extra=request_schema(ExtractionRequest))
+
+@router.post("", status_code=202, openapi_extra={"requestBody": REQUEST_BODY})
 async def submit(request: Request, service: ServiceDep, addresses: AddressesDep, response: Response) -> JobReport:
-    """Run a batch of instructions and capture what fires, into a new archive.
+    """Run a batch of instructions and capture their activations into a new archive.
 
-    Answers when the batch is validated and tokenised and the archive is created; the job then waits its turn.
+    Answers when the batch is validated and tokenized and the archive is created; the job then waits its turn.
     """
     body = await read_body(request)
     async with service.submissions:
@@ -46,18 +54,27 @@ async def get_job(job_id: str, service: ServiceDep, addresses: AddressesDep) -> 
     return job_report(service.queue.get(job_id), service.queue, addresses)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
-async def watch_job(job_id: str, service: ServiceDep, addresses: AddressesDep) -> StreamingResponse:
-    """Watch one job as server-sent events: `progress` with the whole job when it changes, `end` at last."""
+async def _watched_job(job_id: str, service: ServiceDep) -> AsyncIterator[Job]:
+    # A dependency, so that its errors are answered with their status before the stream begins.
     job = service.queue.get(job_id)
-    settings = service.settings
-    stream = events.job_events(
-        job,
-        lambda watched: job_report(watched, service.queue, addresses),
-        settings.event_seconds,
-        settings.keep_alive_seconds,
-    )
-    return service.event_streams.response(stream)
+    if service.event_streams.locked():
+        limit = service.settings.max_event_streams
+        raise BusyError(
+            f"at most {limit} event streams may be open, and {limit} are; GET the job itself instead, or have the "
+            "operator raise max_event_streams"
+        )
+    async with service.event_streams:
+        yield job
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
+async def watch_job(
+    job: Annotated[Job, Depends(_watched_job)], service: ServiceDep, addresses: AddressesDep
+) -> AsyncIterator[ServerSentEvent]:
+    """Watch one job as server-sent events: `progress` with the whole job when it changes, `end` last."""
+    interval, keep_alive = service.settings.event_seconds, service.settings.keep_alive_seconds
+    async for event in job_events(job, lambda job: job_report(job, service.queue, addresses), interval, keep_alive):
+        yield event
 
 
 @router.delete("/{job_id}", responses={202: {"model": JobReport}})

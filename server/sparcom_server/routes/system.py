@@ -1,4 +1,4 @@
-"""What operators and their machines ask: is it alive, is it ready, what has it done; and the pages for people."""
+"""`/v1/models`, routes for operators (health, readiness, metrics), and the web pages."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ from fastapi.responses import HTMLResponse
 from sparcom_server.metrics import CONTENT_TYPE
 from sparcom_server.page import load_page
 from sparcom_server.routes.common import ServiceDep
-from sparcom_server.schemas import Health, Readiness
+from sparcom_server.schemas import Health, ModelList, Readiness
 
 router = APIRouter(tags=["system"])
 
 
+@router.get("/v1/models")
+async def list_models(service: ServiceDep) -> ModelList:
+    """List the models that clients may name, with the facts of each once it is loaded."""
+    return ModelList(models=[service.models.report(name) for name in service.models.states])
+
+
 @router.get("/health")
 async def health() -> Health:
-    """Tell that the process answers, also while models load."""
+    """Return 200 as soon as the process answers, also while models load."""
     return Health()
 
 
 @router.get("/ready", responses={503: {"model": Readiness}})
 async def ready(service: ServiceDep, response: Response) -> Readiness:
-    """Tell whether every model is loaded and its engine lives: 200, otherwise 503."""
-    models = service.models
-    response.status_code = 200 if models.ready else 503
-    return Readiness(ready=models.ready, models={name: models.state(name) for name in models.names})
+    """Return 200 if every model is loaded and its engine lives, otherwise 503."""
+    states = service.models.states
+    is_ready = set(states.values()) == {"ready"}
+    response.status_code = 200 if is_ready else 503
+    return Readiness(ready=is_ready, models=states)
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
-    """Show the counts in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
 
 
@@ -41,5 +48,5 @@ async def page() -> HTMLResponse:
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Show the routes, from /openapi.json, without anything from elsewhere."""
+    """Show the routes of /openapi.json without loading anything from elsewhere."""
     return load_page("docs.html")

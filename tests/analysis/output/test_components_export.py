@@ -94,6 +94,7 @@ def test_arrays_read_back_equal(found, tmp_path: Path) -> None:  # type: ignore[
         assert {"b/1/0", "b/1/1", "b/1/2", "(none)/2"} <= set(arrays.files)
 
 
+@pytest.mark.torch
 def test_the_documented_way_to_long_tensors_works(found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """The block of docs/metrics.md runs as it stands on a file of an analysis."""
     torch = pytest.importorskip("torch")
@@ -108,6 +109,7 @@ def test_the_documented_way_to_long_tensors_works(found, tmp_path: Path, monkeyp
     assert equal([[ids.numpy() for ids in own] for own in read], lists)
 
 
+@pytest.mark.torch
 def test_long_tensors_read_back_equal(found, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """List[List[LongTensor]], loaded without running code from the file."""
     torch = pytest.importorskip("torch")

@@ -185,7 +185,7 @@ def test_counts_are_no_masks(counted: Any, ask: Callable[[Any], object]) -> None
 @pytest.mark.parametrize("ask", [lambda archive: archive.read_counts(0, 1), lambda archive: archive.chunk_instructions])
 def test_masks_are_no_counts(sample: Any, ask: Callable[[Any], object]) -> None:
     """Asked for counts, an archive of masks says what it holds and what to do."""
-    with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'count'; .* has 'token': it holds a mask"):
+    with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'count'; .* has 'token': it holds one mask"):
         ask(open_archive(sample.path))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.errors import ArchiveExistsError, InvalidInputError, StorageError
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 ONE = {"id": "a", "text": "hello"}

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.archive import open_archive
 from sparcom_server.http.connections import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 HALF_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Half:"
@@ -178,7 +178,7 @@ def test_event_streams_are_bounded(start: Start) -> None:
         refused = running.http.get(path)
         assert (refused.status_code, refused.json()["error"]["type"]) == (503, "BusyError")
         assert refused.headers["Retry-After"] == "5"
-    running.wait_for(lambda: running.service.event_streams.open == 0)
+    running.wait_for(lambda: not running.service.event_streams.locked())
     with running.http.stream("GET", path) as stream:
         assert stream.status_code == 200
 

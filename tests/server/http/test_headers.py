@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_engine import FakeEngine
 from sparcom_data.testing import write_random_archive
 from sparcom_server.app import create_app
 from sparcom_server.http.file_response import UnsatisfiableRangeError, parse_range
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 NINES = "9" * 4301  # more digits than int() takes

@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import MAX_METADATA_DEPTH, Instruction, dataset_sha256
 from sparcom_server.http import request_body
 from sparcom_server.http.request_body import parse_extraction
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 ONE = {"id": "a", "text": "hello"}
@@ -160,7 +160,7 @@ def test_brackets_in_text_are_no_lists(monkeypatch: pytest.MonkeyPatch, text: st
 def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting takes one pass also over a string that never ends: a second one per escaped quote would take hours."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
-    assert request_body._containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
+    assert request_body._count_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
 
 
 def test_a_body_is_emptied_when_it_is_decoded() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from httpx_sse import connect_sse
 
-from sparcom_server.testing import FakeEngine
+from fake_engine import FakeEngine
 
 Start = Callable[..., Any]
 
@@ -87,3 +87,11 @@ def test_a_stop_ends_the_stream_with_the_settled_job(start: Start) -> None:
     assert events[-1][0] == "end"
     assert events[-1][1]["state"] == "cancelled"
     assert events[-1][1]["progress"]["complete"] >= 2
+
+
+def test_no_line_separator_breaks_an_event(start: Start) -> None:
+    """Unicode's line separators in a data set's name arrive as they were sent: FastAPI splits data at each of them."""
+    running = start()
+    name = "a\u2028b\u2029c\x85d\x0ce"
+    job = running.wait(running.post(dataset={"name": name}).json()["id"])
+    assert [report["dataset"]["name"] for _, report in watch(running, job["id"])] == [name, name]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import EngineError, StorageError
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 

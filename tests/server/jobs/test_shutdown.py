@@ -13,12 +13,13 @@ import pytest
 
 from sparcom_data.archive import open_archive
 
+HERE = Path(__file__).parents[1]  # of fake_engine.py
 SCRIPT = """
 import logging, sys
 from pathlib import Path
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
+from fake_engine import FakeEngine
 
 class Loud(FakeEngine):
     async def close(self):
@@ -33,7 +34,7 @@ print("returned", flush=True)
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """The process and its address, which it logs."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
     )
     assert process.stderr is not None
     for line in process.stderr:

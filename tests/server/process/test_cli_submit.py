@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fake_engine import FakeEngine
 from sparcom_cli.shared.client import Client, ServerError
 from sparcom_cli.submit import describe, submit
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError, SparcomError, StorageError
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 

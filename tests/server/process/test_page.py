@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.schema.metadata import MoeInfo
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_server.run import listen, run_server
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from fake_engine import FakeEngine
 from sparcom_data.errors import InvalidInputError, UnsupportedModelError
 from sparcom_data.schema.metadata import MoeInfo
 from sparcom_server.app import create_app
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
-from sparcom_server.testing import FakeEngine
 
 Start = Callable[..., Any]
 

@@ -60,16 +60,14 @@ def item(id_: str, text: str, category: str = "", **more: object) -> Line:
 
 def sound() -> list[Line]:
     """Twenty instructions that keep every rule."""
-    return [
-        item(f"{name}-{i}", text, name) for name, texts in (("CLS", CLS), ("QA", QA)) for i, text in enumerate(texts)
-    ]
+    texts = {"CLS": CLS, "QA": QA}
+    return [item(f"{name}-{i}", text, name) for name in texts for i, text in enumerate(texts[name])]
 
 
 def write(path: Path, lines: list[Any]) -> Path:
     """Lines as JSON; bytes as they are."""
-    path.write_bytes(
-        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
-    )
+    encoded = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    path.write_bytes(b"".join(line + b"\n" for line in encoded))
     return path
 
 

@@ -1,12 +1,13 @@
 """A fake engine: it runs nothing, yet writes real archives, so that the service can be tested without a model.
 
-Its "tokenizer" gives one token a word. Instructions are committed one at a time, with a pause that a test sets, and
+Its "tokenizer" gives one token per word. Instructions are committed one at a time, with a pause that a test sets, and
 fail where a test says so. Masks or counts are random, written when the archive is made.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ LAYERS, NEURONS = 3, 20
 
 @dataclass(slots=True)
 class FakeExtraction:
-    """Commits one instruction after the other; see `FakeEngine` for what can be set."""
+    """Commits one instruction after the other; see `FakeEngine` for the settings."""
 
     engine: FakeEngine
     archive: PinnedArchive
@@ -49,6 +50,8 @@ class FakeExtraction:
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Commit what is to do until it is done, cancelled, or the engine is told to fail."""
         try:
+            if self.engine.gate is not None and not self._cancelled.is_set():
+                await asyncio.to_thread(self.engine.gate.wait, 20)
             return await self._run(report)
         finally:
             self.archive.folder.unlock()
@@ -105,6 +108,7 @@ class FakeEngine:
     moe: experts that its facts tell of; what it writes stays dense.
     warnings: of every extraction.
     prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
+    gate: jobs wait until it is set, 20 s at most; those of other engines wait behind them.
     """
 
     name: str = "fake"
@@ -117,6 +121,7 @@ class FakeEngine:
     healthy: bool = True
     closed: bool = False
     warnings: Sequence[str] = ()
+    gate: threading.Event | None = None
 
     @property
     def model(self) -> ModelInfo:
