@@ -39,7 +39,7 @@ test: model  ## Run the tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -m "not gpu" $(TEST_PROCESSES) $(ARGS)
 
 test-gpu: setup  ## Run the tests that need a CUDA device; without one they are skipped and say so
-	@$(BIN)/python -m pytest -m gpu $(ARGS)
+	@$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 check: setup  ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`sparcom verify`: is this archive right, or each of several? The exit status says; see `SOUND`."""
+"""`sparcom verify`: check one or several archives. The exit status is SOUND, WRONG or UNFINISHED."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparcom_data.verify import Check, Tokenize
 
 SOUND, WRONG, UNFINISHED = 0, 1, 3  # 2 is wrong usage
+MAX_FINDINGS = 20  # printed per check
 
 
 @click.command()
@@ -23,8 +24,8 @@ SOUND, WRONG, UNFINISHED = 0, 1, 3  # 2 is wrong usage
 )
 @click.option("--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Instructions to compare.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--model", help="The model's folder, where it is not where the archive says.")
-@click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenisation of the text.")
+@click.option("--model", help="Folder of the model, if it is not where the archive says.")
+@click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenized text.")
 def verify(
     archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> None:
@@ -43,27 +44,25 @@ def verify(
     if model and len(archives) > 1:
         raise click.UsageError("--model is the folder of one archive's model; verify the archives one by one with it")
     wait_asleep()
-    found = {_verified(archive, reference, sample, seed, model, no_tokenizer) for archive in archives}
+    found = {_verify(archive, reference, sample, seed, model, no_tokenizer) for archive in archives}
     raise SystemExit(next(status for status in (WRONG, UNFINISHED, SOUND) if status in found))
 
 
-def _verified(
-    archive: str, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
-) -> int:
-    """Print what was looked at and found; return the archive's exit status."""
+def _verify(archive: str, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool) -> int:
+    """Check one archive and print the result; return its exit status."""
     from sparcom_data.archive import open_archive
     from sparcom_data.verify import coverage, verify_archive
 
     opened = open_archive(archive)
-    where = model or opened.attributes.model.id
+    folder = model or opened.attributes.model.id
     with waiting(f"Checking {archive}"):
-        tokenize = None if no_tokenizer else _tokenizer(opened, where)
+        tokenize = None if no_tokenizer else _tokenizer(opened, folder)
         checks: list[Check] = verify_archive(opened, tokenize)
-    if not checks[0].passed:  # not even the states can be told
+    if not checks[0].passed:  # the states of instructions cannot be read
         return _show(archive, checks, WRONG, "")
     covered = coverage(opened)
     if reference and covered.complete and all(check.passed for check in checks):
-        checks += _compare(opened, where, sample, seed, tokenize)
+        checks += _compare(opened, folder, sample, seed, tokenize)
     return _show(archive, checks, SOUND if covered.finished else UNFINISHED, covered.sentence())
 
 
@@ -86,7 +85,7 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
 
 
 def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tokenize | None) -> list[Check]:
-    """The archive's masks and routes, or its counts, against the reference's."""
+    """Compare masks and routes, or counts, with transformers."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
@@ -94,38 +93,39 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from sparcom_cli.shared.verdicts import judge_counts, judge_masks
     from sparcom_models.tiny.tiny import no_bars
     from sparcom_verification.known_differences import note_known_differences
-    from sparcom_verification.reference.counts import comparable_instructions, compare_counts_with_reference
-    from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
+    from sparcom_verification.reference.comparison import compare_counts, compare_masks, sample_indices
+    from sparcom_verification.reference.model import ReferenceModel
 
-    counted = archive.granularity == "count"
-    indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
-    info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
+    indices = sample_indices(archive, sample, seed)
+    info, texts = archive.attributes.model, archive.strings("text")
     with waiting("Loading the reference"), no_bars():
         reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:
         return np.asarray(tokenize([texts[index]])[0] if tokenize else [], dtype=np.int32)
 
-    watched = track(indices, "Comparing", console=console, transient=True)
-    if counted:
-        checks = judge_counts(compare_counts_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+    shown = track(indices, "Comparing", console=Console(stderr=True), transient=True)
+    if archive.granularity == "count":
+        checks = judge_counts(compare_counts(archive, reference, shown, prompt_ids), info.dtype)
     else:
-        checks = judge_masks(compare_with_reference(archive, reference, watched, prompt_ids), info.dtype)
+        checks = judge_masks(compare_masks(archive, reference, shown, prompt_ids), info.dtype)
     note_known_differences(checks, archive.attributes, reference.config)
     return checks
 
 
-def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
-    """Print checks and findings, then one sentence; return the exit status, `status` where nothing was found."""
+def show_checks(checks: list[Check]) -> int:
+    """Print each check with its findings and notes; return the number of findings."""
     for check in checks:
         click.echo(f"{'ok   ' if check.passed else 'WRONG'}  {check.name:<10} {check.looked_at}")
-        for finding in check.findings[:20]:
-            click.echo(f"         {finding}")
-        if len(check.findings) > 20:
-            click.echo(f"         and {len(check.findings) - 20} more")
-        for note in check.notes:
-            click.echo(f"         {note}")
-    wrong = sum(len(check.findings) for check in checks)
-    said = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
-    click.echo(f"{archive}: {said}{f'; {covered}' if covered else ''}")
+        hidden = len(check.findings) - MAX_FINDINGS
+        more = [f"and {hidden} more"] if hidden > 0 else []
+        for line in [*check.findings[:MAX_FINDINGS], *more, *check.notes]:
+            click.echo(f"         {line}")
+    return sum(len(check.findings) for check in checks)
+
+
+def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
+    wrong = show_checks(checks)
+    result = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
+    click.echo(f"{archive}: {result}{f'; {covered}' if covered else ''}")
     return WRONG if wrong else status

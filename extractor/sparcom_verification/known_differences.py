@@ -1,6 +1,6 @@
-"""Where vLLM and transformers are known to compute different models. A comparison still fails there; it says why.
+"""Known differences between vLLM and transformers. A comparison still fails there; a note says why.
 
-Each entry was measured with a tiny random model: docs/support.md has the figures. It imports neither of the two.
+Each entry was measured with a tiny random model; docs/support.md has the figures.
 """
 
 from __future__ import annotations
@@ -17,74 +17,57 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class KnownDifference:
-    """One difference.
-
-    architectures: names of model classes. vllm: the start of the versions that have it. device: "cpu" where only that
-    has it. what: a sentence. applies: whether a configuration is affected.
-    """
+    """A difference in vLLM 0.32. device: "cpu" if only the CPU has it. affects: whether a configuration has it."""
 
     architectures: tuple[str, ...]
-    vllm: str
-    device: str
-    what: str
-    applies: Callable[[Config], bool]
+    text: str
+    affects: Callable[[Config], bool]
+    device: str = ""
+    vllm: str = "0.32."
 
     def concerns(self, attributes: ArchiveAttributes, config: Config) -> bool:
-        """Return whether an archive of these attributes has it."""
-        model, engine = attributes.model, attributes.engine
-        return (
-            model.architecture in self.architectures
-            and engine.vllm.startswith(self.vllm)
-            and engine.device.startswith(self.device)
-            and self.applies(config)
-        )
+        """Return whether an archive has the difference."""
+        engine, known = attributes.engine, attributes.model.architecture in self.architectures
+        version = engine.vllm.startswith(self.vllm) and engine.device.startswith(self.device)
+        return known and version and self.affects(config)
+
+
+def _has_layers(kind: str) -> Callable[[Config], bool]:
+    return lambda config: kind in (config.get("layer_types") or ())
 
 
 KNOWN_DIFFERENCES = (
     KnownDifference(
-        architectures=("Cohere2ForCausalLM",),
-        vllm="0.32.",
-        device="",
-        what="its sliding window holds one token more than transformers'",
-        applies=lambda config: "sliding_attention" in (config.get("layer_types") or ()),
+        ("Cohere2ForCausalLM",),
+        "its sliding window holds one token more than that of transformers",
+        _has_layers("sliding_attention"),
     ),
     KnownDifference(
-        architectures=("Ernie4_5_MoeForCausalLM",),
-        vllm="0.32.",
+        ("Ernie4_5_MoeForCausalLM",), "its routers rank without the selection bias", lambda _: True, device="cpu"
+    ),
+    KnownDifference(
+        ("OlmoeForCausalLM",),
+        "it does not normalize the weights of the top-k experts, though norm_topk_prob is true",
+        lambda config: bool(config.get("norm_topk_prob")),
+    ),
+    KnownDifference(
+        ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"),
+        "its rotary embedding kernel takes the heads of a query for tokens, so attention is wrong",
+        _has_layers("full_attention"),
         device="cpu",
-        what="its routers rank without the selection bias",
-        applies=lambda _: True,
-    ),
-    KnownDifference(
-        architectures=("OlmoeForCausalLM",),
-        vllm="0.32.",
-        device="",
-        what="it does not normalize the weights of the top-k experts, though norm_topk_prob is true",
-        applies=lambda config: bool(config.get("norm_topk_prob")),
-    ),
-    KnownDifference(
-        architectures=("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"),
-        vllm="0.32.",
-        device="cpu",
-        what="its kernel for rotary embeddings takes the heads of a query for tokens, so attention is wrong",
-        applies=lambda config: "full_attention" in (config.get("layer_types") or ()),
     ),
 )
 
 
 def note_known_differences(checks: Sequence[Check], attributes: ArchiveAttributes, config: Config) -> None:
-    """Add a note to the first check that failed, for each known difference that concerns the archive.
+    """Add a note for each known difference to the first failed check of a comparison with transformers.
 
     Args:
-        checks: of a comparison with transformers.
-        attributes: of the archive.
-        config: the configuration of the reference's text model.
+        config: of the reference's text model.
     """
-    failed = next((check for check in checks if not check.passed), None)
-    if failed is None:
-        return
+    failed = next((check for check in checks if not check.passed), Check("none"))
     failed.notes.extend(
-        f"known difference of vLLM {attributes.engine.vllm} from transformers: {difference.what}. The archive holds "
+        f"known difference of vLLM {attributes.engine.vllm} from transformers: {difference.text}. The archive holds "
         "what vLLM computed; see docs/support.md"
         for difference in KNOWN_DIFFERENCES
         if difference.concerns(attributes, config)

@@ -1,13 +1,11 @@
-"""Do bits agree with the reference's gates, but for rounding?
+"""Compare bits with the gates of a reference, allowing for rounding.
 
-Two correct implementations round differently, so a neuron whose gate is within rounding of zero may fall on either
-side. That is judged, not assumed: for every bit that differs the reference's own gate value must be within
+Two correct implementations round differently, so a neuron with a gate near zero may fall on either side. A differing
+bit is explained if the gate in the reference lies within
 
     bound = ROUNDINGS · eps(dtype) · Σ_k |x_k| |W_ik|
 
-of zero, where x is the gate projection's input and W its weights: the size of the terms that cancel in that sum, times
-the unit of rounding, times an allowance for the roundings of the layers before (measured on SmolLM2: DECISIONS.md).
-Knows arrays, no model and no archive.
+of zero, where x is the input of the gate projection and W its weight.
 """
 
 from __future__ import annotations
@@ -17,69 +15,67 @@ from dataclasses import dataclass, field
 
 import torch
 
-ROUNDINGS = 256.0
-MOST_EXAMPLES = 3
+from sparcom_verification import limits
+
+MAX_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Gates of one FFN over T rows.
+
+    inputs: (T, hidden), of the gate projection. gate: (T, neurons), its output. weight: (neurons, hidden).
+    """
+
+    inputs: torch.Tensor
+    gate: torch.Tensor
+    weight: torch.Tensor
+
+    def rows_from(self, first: int) -> Gates:
+        """Return rows [first, T)."""
+        return Gates(self.inputs[first:], self.gate[first:], self.weight)
 
 
 @dataclass(slots=True)
-class Bits:
-    """What a comparison of bits found.
+class BitComparison:
+    """Totals of a comparison of bits.
 
-    excess: for each differing bit, |gate| / bound; above 1 is not explained. examples: some that are not explained.
+    unexplained: differing bits with a gate beyond the rounding bound. examples: descriptions of some of them.
     """
 
     bits: int = 0
-    excess: list[float] = field(default_factory=list)
+    differing: int = 0
+    unexplained: int = 0
     examples: list[str] = field(default_factory=list)
 
     @property
-    def differing(self) -> int:
-        """Bits that differ."""
-        return len(self.excess)
-
-    @property
-    def unexplained(self) -> int:
-        """Differing bits whose gate in the reference is not within the bound of zero."""
-        return sum(not value <= 1 for value in self.excess)
-
-    @property
     def share(self) -> float:
-        """Differing bits as a share of all."""
+        """Differing bits as a share of all bits."""
         return self.differing / self.bits if self.bits else 0.0
 
-    def compare(
-        self,
-        captured: torch.Tensor,
-        inputs: torch.Tensor,
-        gate: torch.Tensor,
-        weight: torch.Tensor,
-        name: Callable[[int], str],
-    ) -> None:
-        """Add the bits of one FFN.
-
-        Args:
-            captured: bool (rows, neurons).
-            inputs: (rows, hidden), of the gate projection.
-            gate: (rows, neurons), what it gave in the reference.
-            weight: (neurons, hidden), its weights.
-            name: names a row, for findings: its instruction, token and layer.
-        """
-        differs = (gate > 0) != captured
-        self.bits += captured.numel()
+    def add(self, captured: torch.Tensor, gates: Gates, name: Callable[[int], str]) -> None:
+        """Compare the bits of one FFN, bool (T, neurons); `name` describes a row in examples."""
+        differs = (gates.gate > 0) != captured
         rows = differs.any(dim=1).nonzero()[:, 0]
-        excess = gate[rows].double().abs() / rounding_bound(inputs[rows], weight)
-        self.excess.extend(excess[differs[rows]].tolist())
-        wrong = differs[rows] & ~(excess <= 1)
-        for row, neuron in wrong.nonzero()[: MOST_EXAMPLES - len(self.examples)].tolist():
-            at = int(rows[row])
-            self.examples.append(f"{name(at)}, neuron {neuron} (gate {float(gate[at, neuron]):.3g} in the reference)")
+        differs = differs[rows]
+        excess = gates.gate[rows].double().abs() / rounding_bound(gates.inputs[rows], gates.weight)
+        wrong = differs & ~(excess <= 1)  # NaN is not explained
+        self.bits += captured.numel()
+        self.differing += int(differs.sum())
+        self.unexplained += int(wrong.sum())
+        for at, neuron in wrong.nonzero()[: MAX_EXAMPLES - len(self.examples)].tolist():
+            row = int(rows[at])
+            value = float(gates.gate[row, neuron])
+            self.examples.append(f"{name(row)}, neuron {neuron} (gate {value:.3g} in the reference)")
+
+    def include(self, part: BitComparison) -> None:
+        """Add the totals of another comparison."""
+        self.bits += part.bits
+        self.differing += part.differing
+        self.unexplained += part.unexplained
+        self.examples.extend(part.examples)
 
 
 def rounding_bound(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """How far from zero rounding may explain a gate to lie: float64 (rows, neurons).
-
-    Args:
-        inputs: (rows, hidden), of the gate projection.
-        weight: (neurons, hidden), of the neurons that are asked for.
-    """
-    return ROUNDINGS * torch.finfo(inputs.dtype).eps * (inputs.double().abs() @ weight.double().abs().T)
+    """Return the bound, float64 (rows, neurons), of inputs (rows, hidden) and weight (neurons, hidden)."""
+    return limits.ROUNDINGS * torch.finfo(inputs.dtype).eps * (inputs.double().abs() @ weight.double().abs().T)

@@ -1,44 +1,47 @@
-"""One MoE layer of a transformers model, watched while a prompt runs.
+"""Record one MoE layer of a transformers model while a prompt runs, and let the caller decide between tied experts.
 
-Experts are found by structure: a module that holds the gate and up projections of all experts in one parameter, beside
-one for the down projections. The module that holds it is the MoE block; its router is seen at work (`Ranking`).
+Experts are found by structure: a module with the gate and up projections of all experts in one parameter and the down
+projections in another. Its parent is the MoE block. Two layouts are known. In most models the experts get hidden
+states, top-k ids and top-k weights, and call the activation once per picked expert, in the order of ids. In Llama-4
+every expert gets every token, scaled by the router's score (0 if not picked), and the activation is called once.
 
-Two layouts are known. In most models the experts get the hidden states, the top-k ids and their weights; transformers'
-eager implementation calls the activation once per expert that was picked, in the order of ids. In Llama-4 every expert
-gets every token, scaled by the router's score (0 for experts not picked), and the activation is called once.
+Every router of transformers 5 picks its experts by `torch.topk` over (T, experts), which `MoeRecord` intercepts:
+
+1. The input of the call is the ranked scores. For group-limited routing `masked_fill` made it: then its input is kept,
+   and the scores of the groups are the input of the previous `topk`.
+2. Raw logits become a softmax, which has the same order, so that one tolerance holds.
+3. The caller may return other experts. The router computes their weights by its own rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.findings import layer_number
-from sparcom_verification.reference.choice import Choice
-from sparcom_verification.reference.ranking import Ranking
+from sparcom_verification.reference.routing import Groups, Routing, TopkIds
 
-Experts = NDArray[np.int64]
-Follow = Callable[[int, Choice], Experts]
+Follow = Callable[[int, Routing], TopkIds]
 """Given the index of an MoE layer on the layer axis and its routing: the experts to run, int64 (T, top_k)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
+class RoutedExperts:
     """The routed experts of one MoE layer over a prompt of T tokens.
 
-    expert: int64 (T, top_k), those that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden). gate:
-    (T, top_k, neurons). weight: (experts, neurons, hidden), the gate projections. router: (experts, hidden), None where
-    it was not found. scaled: the experts' inputs were multiplied by `topk_weights`.
+    topk_ids: int64 (T, top_k), the experts that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden). gate:
+    (T, top_k, neurons). weight: (experts, neurons, hidden), the gate projections. router: (experts, hidden), None if
+    not found. scaled: the inputs of the experts were multiplied by `topk_weights`.
     """
 
-    expert: Experts
+    topk_ids: TopkIds
     topk_weights: NDArray[np.float32]
     inputs: torch.Tensor
     gate: torch.Tensor
@@ -46,160 +49,178 @@ class Routed:
     router: torch.Tensor | None
     scaled: bool
 
-    def expert_inputs(self, token: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """Return the inputs of experts, (n, hidden), for n pairs of token and place in the top-k, int64 (n,) each."""
+    def expert_inputs(self, token: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return inputs of experts, (n, hidden), for n pairs of token and index in the top-k, int64 (n,) each."""
         inputs = self.inputs[token]
-        return inputs * torch.from_numpy(self.topk_weights)[token, place, None] if self.scaled else inputs
+        return inputs * torch.from_numpy(self.topk_weights)[token, k, None] if self.scaled else inputs
 
 
-@dataclass(slots=True)
-class Seen:
-    """Records of one run of an MoE layer.
+class MoeRecord(TorchFunctionMode):
+    """Record of one run of an MoE block; intercepts the router's `topk` while it is active.
 
-    choice: what the router ranked, None where that was not seen. block_inputs: (T, hidden). arguments: those of the
-    experts. calls: the inputs of their activation function.
+    Attributes:
+        routing: by the router's own top-k; None until `topk` is seen.
+        block_inputs: (T, hidden). arguments: of the experts' call. gates: inputs of their activation, one per call.
     """
 
-    choice: Choice | None = None
-    block_inputs: torch.Tensor | None = None
-    arguments: tuple[torch.Tensor, ...] = ()
-    calls: list[torch.Tensor] = field(default_factory=list)
-
-
-class _Recorder(torch.nn.Module):
-    """An activation function that keeps its inputs."""
-
-    def __init__(self, activation: Any, calls: list[torch.Tensor]) -> None:
+    def __init__(self, experts: int, decide: Callable[[Routing], TopkIds]) -> None:
         super().__init__()
-        self._activation, self._calls = activation, calls
+        self.routing: Routing | None = None
+        self.block_inputs = torch.empty(0)
+        self.arguments: tuple[torch.Tensor, ...] = ()
+        self.gates: list[torch.Tensor] = []
+        self._experts, self._decide = experts, decide
+        self._normalized = False  # after a softmax or a sigmoid the scores are no raw logits
+        self._masked: tuple[Any, Any] = (None, None)  # result and input of the last masked_fill
+        self._groups: Groups | None = None
 
-    def forward(self, gate: torch.Tensor) -> Any:
-        self._calls.append(gate)
-        return self._activation(gate)
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Call the function; intercept `topk` and the functions that make its input."""
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("softmax", "sigmoid"):
+            self._normalized = True
+        elif name == "masked_fill":
+            self._masked = (result, args[0])
+        elif name == "topk" and args[0].dim() == 2 and args[0].shape[1] == self._experts:
+            return self._route(args[0], result)
+        elif name == "topk" and args[0].dim() == 2:
+            self._groups = Groups(args[0].float().numpy(), result.indices.shape[1])
+        return result
+
+    def _route(self, scores: torch.Tensor, result: Any) -> Any:
+        """Return the top-k that the router continues with."""
+        masked, unmasked = self._masked
+        ranked, groups = (unmasked, self._groups) if scores is masked else (scores, None)
+        shown = ranked.float() if self._normalized else ranked.float().softmax(dim=-1)
+        total = shown.sum(dim=-1)
+        probabilities = bool((shown >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-2))
+        self.routing = Routing(result.indices.long().numpy(), shown.numpy(), groups, probabilities)
+        expert = torch.from_numpy(self._decide(self.routing))
+        if torch.equal(expert, result.indices):
+            return result
+        return torch.return_types.topk((ranked.gather(1, expert), expert))
 
 
 @dataclass(slots=True)
 class MoeBlock:
-    """An MoE block. judged: whether ties can be judged; see `ReferenceModel`."""
+    """An MoE block. shows_scores: the experts that run are the top-k of recorded scores, so that ties can be judged."""
 
     name: str
     block: Any
     experts: Any
-    judged: bool = False
-
-    @property
-    def _transposed(self) -> bool:
-        """The projections are (experts, hidden, 2 * neurons) and (experts, neurons, hidden)."""
-        return bool(self.experts.gate_up_proj.shape[1] == self.experts.down_proj.shape[2])
-
-    @property
-    def _gate_weight(self) -> torch.Tensor:
-        """Gate projections, (experts, neurons, hidden)."""
-        fused = self.experts.gate_up_proj.detach()
-        return torch.Tensor((fused.transpose(1, 2) if self._transposed else fused).chunk(2, dim=1)[0])
+    shows_scores: bool = False
 
     @contextmanager
-    def watched(self, place: int, follow: Follow | None) -> Iterator[Seen]:
-        """Record one run; `follow` decides between tied experts of the layer at index `place`."""
-        seen, forward, activation = Seen(), self.block.forward, self.experts.act_fn
+    def recorded(self, index: int, follow: Follow | None) -> Iterator[MoeRecord]:
+        """Record one run; `follow` decides between tied experts."""
 
-        def decide(choice: Choice) -> Experts:
-            seen.choice = choice
-            return follow(place, choice) if follow and self.judged else choice.expert
+        def decide(routing: Routing) -> TopkIds:
+            return follow(index, routing) if follow and self.shows_scores else routing.topk_ids
 
         def run(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            seen.block_inputs = hidden.flatten(0, -2)
-            with Ranking(len(self.experts.down_proj), decide):
+            record.block_inputs = hidden.flatten(0, -2)
+            with record:
                 return forward(hidden, *args, **kwargs)
 
-        def called(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.arguments = (*args, *kwargs.values())
+        def on_experts(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record.arguments = (*args, *kwargs.values())
 
-        handle = self.experts.register_forward_pre_hook(called, with_kwargs=True)
-        self.block.forward, self.experts.act_fn = run, _Recorder(activation, seen.calls)
+        def on_gate(gate: torch.Tensor) -> Any:
+            record.gates.append(gate)
+            return activation(gate)
+
+        record, forward = MoeRecord(len(self.experts.down_proj), decide), self.block.forward
+        activation = self.experts.act_fn
+        hook = self.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
+        del self.experts.act_fn  # PyTorch replaces no module by a function
+        self.block.forward, self.experts.act_fn = run, on_gate
         try:
-            yield seen
-            if follow and not self.judged:  # counted; without scores nothing is a tie
-                follow(place, Choice(self._topk(seen)[0]))
+            yield record
+            if follow and not self.shows_scores:  # counts the routes; without scores nothing is a tie
+                follow(index, Routing(self._topk(record)[0]))
         finally:
-            handle.remove()
-            del self.block.forward, self.experts.act_fn
+            hook.remove()
+            del self.block.forward
             self.experts.act_fn = activation
 
-    def _topk(self, seen: Seen) -> tuple[Experts, NDArray[np.float32]]:
+    def _topk(self, record: MoeRecord) -> tuple[TopkIds, NDArray[np.float32]]:
         """Return ids and weights of the experts that ran, (T, top_k) each."""
-        if len(seen.arguments) == 3:
-            _, expert, weight = seen.arguments
+        if len(record.arguments) == 3:
+            _, expert, weight = record.arguments
             return expert.long().numpy(), weight.float().numpy()
-        if len(seen.arguments) == 1 and seen.block_inputs is not None and seen.choice is not None:
-            hidden, scaled = seen.block_inputs.double(), seen.arguments[0].double()
+        if len(record.arguments) == 1 and record.routing is not None:
+            hidden, scaled = record.block_inputs.double(), record.arguments[0].double()
             scores = (scaled.view(-1, *hidden.shape) * hidden).sum(dim=-1).T / hidden.square().sum(dim=-1)[:, None]
-            expert = scores.topk(seen.choice.expert.shape[1], dim=-1).indices
+            expert = scores.topk(record.routing.topk_ids.shape[1], dim=-1).indices
             return expert.numpy(), scores.gather(1, expert).float().numpy()
-        raise self._unknown(f"are called with {len(seen.arguments)} arguments")
+        raise self._unknown(f"are called with {len(record.arguments)} arguments")
 
-    def consistent(self, seen: Seen) -> bool:
-        """Return whether the experts that ran are the top-k of the scores that were seen."""
-        return seen.choice is not None and bool((_sorted(self._topk(seen)[0]) == _sorted(seen.choice.expert)).all())
+    def is_consistent(self, record: MoeRecord) -> bool:
+        """Return whether the experts that ran are the top-k of the recorded scores."""
+        ran = np.sort(self._topk(record)[0], axis=1)
+        return record.routing is not None and np.array_equal(ran, np.sort(record.routing.topk_ids, axis=1))
 
-    def routed(self, seen: Seen) -> Routed:
-        """Return what was recorded of a run."""
-        expert, weights = self._topk(seen)
-        weight, scaled = self._gate_weight, len(seen.arguments) == 1
-        inputs = seen.block_inputs if scaled else seen.arguments[0]
-        assert inputs is not None  # noqa: S101  (the model ran)
+    def routed(self, record: MoeRecord) -> RoutedExperts:
+        """Return the routed experts of a run."""
+        topk_ids, topk_weights = self._topk(record)
+        fused = self.experts.gate_up_proj.detach()
+        transposed = fused.shape[1] == self.experts.down_proj.shape[2]  # (experts, hidden, 2 * neurons)
+        weight = (fused.transpose(1, 2) if transposed else fused).chunk(2, dim=1)[0]
+        scaled = len(record.arguments) == 1
+        inputs = record.block_inputs if scaled else record.arguments[0]
         shape, inside = (len(weight), weight.shape[2]), {id(parameter) for parameter in self.experts.parameters()}
         routers = (p.detach() for p in self.block.parameters() if p.shape == shape and id(p) not in inside)
-        return Routed(
-            expert=expert,
-            topk_weights=weights,
-            inputs=inputs,
-            gate=self._gates(seen.calls, expert, weight.shape[1]),
-            weight=weight,
-            router=next(routers, None),
-            scaled=scaled,
-        )
+        gate = self._gates(record.gates, topk_ids, weight.shape[1])
+        return RoutedExperts(topk_ids, topk_weights, inputs, gate, weight, next(routers, None), scaled)
 
-    def _gates(self, calls: list[torch.Tensor], expert: Experts, neurons: int) -> torch.Tensor:
+    def _gates(self, calls: list[torch.Tensor], topk_ids: TopkIds, neurons: int) -> torch.Tensor:
         """Return the gates of the experts that ran, (T, top_k, neurons)."""
-        ids = torch.from_numpy(expert)
+        ids = torch.from_numpy(topk_ids)
         if len(calls) == 1 and calls[0].dim() == 3:  # (experts, T, neurons)
             return torch.Tensor(calls[0][ids, torch.arange(len(ids))[:, None]])
-        called = np.unique(expert).tolist()
+        called = np.unique(topk_ids).tolist()
         if len(called) != len(calls):
             raise self._unknown(f"called their activation {len(calls)} times for {len(called)} experts")
         gate = calls[0].new_empty((*ids.shape, neurons))
-        for number, values in zip(called, calls, strict=True):
-            places, tokens = torch.where((ids == number).T)  # the order in which transformers gathers the tokens
-            gate[tokens, places] = values
+        for expert, values in zip(called, calls, strict=True):
+            k, token = torch.where((ids == expert).T)  # the order in which transformers gathers the tokens
+            gate[token, k] = values
         return gate
 
-    def _unknown(self, what: str) -> UnsupportedModelError:
+    def _unknown(self, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             "the reference knows experts that get hidden states, top-k ids and weights and call their activation once "
-            f"per expert, or that run every token; those of {self.name} ({type(self.experts).__name__}) {what}. "
+            f"per expert, or that run every token; those of {self.name} ({type(self.experts).__name__}) {problem}. "
             "Leave out --reference"
         )
 
 
-def _sorted(expert: Experts) -> Experts:
-    return np.sort(expert, axis=1)
+def layer_of(name: str) -> int:
+    """Return the decoder layer of a module: the only number in its name."""
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    if len(numbers) != 1:
+        raise UnsupportedModelError(
+            f"the reference knows modules with one number in their name, that of the layer; {name!r} has "
+            f"{len(numbers)}. Leave out --reference"
+        )
+    return numbers[0]
 
 
 def find_moe_blocks(model: torch.nn.Module) -> dict[int, MoeBlock]:
     """Return the MoE blocks of a model by decoder layer.
 
-    Experts hold the parameters gate_up_proj and down_proj: (experts, 2 * neurons, hidden) and (experts, hidden,
-    neurons), or both transposed.
+    Experts hold gate_up_proj (experts, 2 * neurons, hidden) and down_proj (experts, hidden, neurons), or both
+    transposed.
     """
     found: dict[int, MoeBlock] = {}
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        fused, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+        fused, down = (getattr(module, part, None) for part in ("gate_up_proj", "down_proj"))
         if not isinstance(fused, torch.nn.Parameter) or not isinstance(down, torch.nn.Parameter):
             continue
         experts, one, other = down.shape
         if fused.shape in ((experts, 2 * other, one), (experts, other, 2 * one)) and hasattr(module, "act_fn"):
             block = name.rpartition(".")[0]
-            found[layer_number(name)] = MoeBlock(block, modules[block], module)
+            found[layer_of(name)] = MoeBlock(block, modules[block], module)
     return found

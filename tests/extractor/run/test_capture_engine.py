@@ -26,12 +26,14 @@ from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_data.schema import State
 from sparcom_data.verify import verify_archive
 from sparcom_extractor.prompts import load_tokenizer
-from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
+from sparcom_verification.limits import DIFFERING_BITS
+from sparcom_verification.reference.comparison import compare_masks, sample_indices
+from sparcom_verification.reference.model import ReferenceModel
 
 pytestmark = pytest.mark.engine
 
 NATURAL = Path("../shared/hexainst-natural")
-ALLOWED_SHARE = 3e-6
+ALLOWED_SHARE = DIFFERING_BITS["float32"]
 
 
 def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
@@ -61,9 +63,7 @@ def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> Non
     """The archive passes its own checks and agrees with transformers."""
     assert [check.findings for check in verify_archive(archive, tokenizer_of(engine)) if not check.passed] == []
     reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
-    result = compare_with_reference(
-        archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32)
-    )
+    result = compare_masks(archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32))
     assert result.bits > 0
     assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits), f"{result.differing} of {result.bits} bits differ"
     assert result.unexplained == 0
@@ -98,7 +98,7 @@ def test_response_rows_agree_with_transformers(
     assert [check.findings for check in verify_archive(archive, tokenizer_of(tiny_engine)) if not check.passed] == []
     reference = ReferenceModel(str(tiny_model("llama")), "float32", archive.attributes.model.layer_ids)
     texts = archive.strings("text")
-    result = compare_with_reference(
+    result = compare_masks(
         archive,
         reference,
         archive.instructions.complete,

@@ -1,4 +1,4 @@
-"""A comparison that fails where vLLM is known to differ from transformers says so, and still fails."""
+"""A comparison that fails because of a known difference of vLLM says so, and still fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def notes(
 
 
 @pytest.mark.parametrize(("architecture", "config", "said"), CASES)
-def test_a_known_difference_is_said(architecture: str, config: dict[str, Any], said: str) -> None:
+def test_a_known_difference_is_noted(architecture: str, config: dict[str, Any], said: str) -> None:
     """The architecture, the version of vLLM and the configuration must be those that are known."""
     (note,) = notes(architecture, config)
     assert note.startswith("known difference of vLLM 0.32.0 from transformers: ")
@@ -47,7 +47,7 @@ def test_a_known_difference_is_said(architecture: str, config: dict[str, Any], s
     assert notes("LlamaForCausalLM", config) == []
 
 
-def test_a_difference_of_the_cpu_is_not_said_of_a_gpu() -> None:
+def test_a_difference_of_the_cpu_is_not_noted_for_a_gpu() -> None:
     """ERNIE and LFM2 differ on a CPU only; models whose configuration is not affected do not differ."""
     of_cpu = {case[0]: notes(*case[:2], device="NVIDIA H100") == [] for case in CASES}
     assert [name for name, silent in of_cpu.items() if silent] == [

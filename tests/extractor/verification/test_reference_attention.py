@@ -32,13 +32,13 @@ def test_soft_capping_is_computed(tiny_model: Callable[[str], Path], monkeypatch
     import torch
     from transformers.models.gemma2 import modeling_gemma2
 
-    from sparcom_verification.reference.masks import ReferenceModel
+    from sparcom_verification.reference.model import ReferenceModel
 
     ids = np.arange(5, 60, dtype=np.int32)
 
     def gates() -> Any:
         reference = ReferenceModel(str(tiny_model("gemma2")), "float32", [0, 1, 2])
-        return torch.stack([gate for _, gate, _ in reference.gates(ids)])
+        return torch.stack([gates.gate for gates in reference.run(ids).dense])
 
     def written_out(
         module: Any, query: Any, key: Any, value: Any, mask: Any, *, cap: float, scaling: float, **_: Any

@@ -1,4 +1,4 @@
-"""Counts against transformers: equal ones pass, those within rounding are explained, others are found."""
+"""Counts against transformers: equal counts pass, rounding is explained, other differences are found."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTS = ("a", "b", "", "d")  # the third was given as token ids
 
 
 @dataclass(frozen=True)
-class Twins:
+class Pair:
     """An archive of masks and one of counts, of the same rows of a tiny model, and what was written into them."""
 
     masks: Path
@@ -56,7 +56,7 @@ def reference(model: Path) -> Any:
     """The tiny model as transformers runs it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing torch and transformers warns of their own matters
-        from sparcom_verification.reference.masks import ReferenceModel
+        from sparcom_verification.reference.model import ReferenceModel
 
         config = open_config(model)
         return ReferenceModel(str(model), "float32", list(range(config["num_hidden_layers"])))
@@ -70,7 +70,7 @@ def open_config(model: Path) -> dict[str, Any]:
 
 
 def make(path: Path, model: Path, granularity: Granularity, positions: Positions = "prompt") -> None:
-    """An archive of the tiny model's sizes, without values."""
+    """Create an archive of the tiny model's sizes, without values."""
     config = open_config(model)
     most = 0 if positions == "prompt" else 2
     attributes = random_attributes(
@@ -87,14 +87,17 @@ def make(path: Path, model: Path, granularity: Granularity, positions: Positions
 
 
 @pytest.fixture
-def twins(model: Path, reference: Any, tmp_path: Path) -> Twins:
+def pair(model: Path, reference: Any, tmp_path: Path) -> Pair:
     rng = np.random.default_rng(3)
     ids = [rng.integers(5, 400, size=length).astype(np.int32) for length in LENGTHS]
     truth = np.concatenate(
-        [np.stack([(gate > 0).numpy() for _, gate, _ in reference.gates(tokens)], axis=1) for tokens in ids]
+        [
+            np.stack([(gate > 0).numpy() for gate in (gates.gate for gates in reference.run(tokens).dense)], axis=1)
+            for tokens in ids
+        ]
     )
     starts = plan_layout(LENGTHS, "prompt", 0).token_start
-    made = Twins(tmp_path / "masks.zarr", tmp_path / "counts.zarr", ids, truth, starts)
+    made = Pair(tmp_path / "masks.zarr", tmp_path / "counts.zarr", ids, truth, starts)
     make(made.masks, model, "token")
     make(made.counts, model, "count")
     made.write(truth)
@@ -110,63 +113,63 @@ def twins(model: Path, reference: Any, tmp_path: Path) -> Twins:
     return made
 
 
-def compare(twins: Twins, reference: Any, indices: tuple[int, ...] = (0, 1, 3)) -> Any:
-    from sparcom_verification.reference.counts import compare_counts_with_reference
+def compare(pair: Pair, reference: Any, indices: tuple[int, ...] = (0, 1, 3)) -> Any:
+    from sparcom_verification.reference.comparison import compare_counts
 
-    archive = open_archive(twins.counts)
-    return compare_counts_with_reference(archive, reference, np.array(indices), lambda index: twins.ids[index])
+    archive = open_archive(pair.counts)
+    return compare_counts(archive, reference, np.array(indices), lambda index: pair.ids[index])
 
 
-def test_counts_of_the_reference_are_equal(twins: Twins, reference: Any) -> None:
-    """Nothing differs where the archive holds the reference's own counts, and what was looked at is told."""
-    result = compare(twins, reference)
-    layers, neurons = twins.truth.shape[1:]
+def test_counts_of_the_reference_are_equal(pair: Pair, reference: Any) -> None:
+    """Nothing differs if the archive holds the reference's own counts; the totals say how much was compared."""
+    result = compare(pair, reference)
+    layers, neurons = pair.truth.shape[1:]
     assert (result.instructions, result.rows) == (3, 50)
     assert (result.counts, result.bits) == (3 * layers * neurons, 50 * layers * neurons)
     assert (result.differing, result.difference, result.unexplained, result.share) == (0, 0, 0, 0.0)
 
 
-def test_a_wrong_count_is_found(twins: Twins, reference: Any) -> None:
+def test_a_wrong_count_is_found(pair: Pair, reference: Any) -> None:
     """One count too high and one too low, of neurons whose gates are far from zero, are both unexplained."""
-    counts = twins.count(twins.truth)
+    counts = pair.count(pair.truth)
     counts[1, 0, 5] += 1
     counts[3, 1, 7] = max(0, int(counts[3, 1, 7]) - 3) if counts[3, 1, 7] >= 3 else counts[3, 1, 7] + 3
-    fill_array(twins.counts, "neuron/count", counts)
-    result = compare(twins, reference)
+    fill_array(pair.counts, "neuron/count", counts)
+    result = compare(pair, reference)
     assert (result.differing, result.difference, result.unexplained) == (2, 4, 2)
     assert result.share == 4 / result.bits
 
 
-def test_another_instructions_counts_are_found(twins: Twins, reference: Any) -> None:
-    """Counts in the wrong place are no matter of rounding."""
-    fill_array(twins.counts, "neuron/count", twins.count(twins.truth)[[0, 3, 2, 1]])
-    result = compare(twins, reference)
+def test_another_instructions_counts_are_found(pair: Pair, reference: Any) -> None:
+    """Counts of another instruction are not explained by rounding."""
+    fill_array(pair.counts, "neuron/count", pair.count(pair.truth)[[0, 3, 2, 1]])
+    result = compare(pair, reference)
     assert result.unexplained > result.counts / 4
 
 
 @pytest.mark.parametrize(("roundings", "expected"), [(256.0, 1.0), (1e5, None), (1e6, None), (1e12, 0.0)])
 def test_counts_are_judged_as_their_bits_are(
-    twins: Twins, reference: Any, roundings: float, expected: float | None, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, reference: Any, roundings: float, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bit of each neuron is flipped. Its count is unexplained only if the bit is; and it is if the bit is and no
     other row of the neuron is within the bound, so that none could have been the one."""
-    from sparcom_verification.reference import bits as reference_bits
-    from sparcom_verification.reference.masks import compare_with_reference
+    from sparcom_verification import limits
+    from sparcom_verification.reference.comparison import compare_masks
 
-    monkeypatch.setattr(reference_bits, "ROUNDINGS", roundings)
+    monkeypatch.setattr(limits, "ROUNDINGS", roundings)
     rng = np.random.default_rng(1)
-    flipped = twins.truth.copy()
+    flipped = pair.truth.copy()
     layers, neurons = flipped.shape[1:]
-    rows = twins.starts[1] + rng.integers(0, LENGTHS[1], size=(layers, neurons))
+    rows = pair.starts[1] + rng.integers(0, LENGTHS[1], size=(layers, neurons))
     layer, neuron = np.meshgrid(np.arange(layers), np.arange(neurons), indexing="ij")
     flipped[rows, layer, neuron] ^= True
-    twins.write(flipped)
-    archive = open_archive(twins.masks)
-    bits = compare_with_reference(archive, reference, np.array([1]), lambda index: twins.ids[index])
-    counts = compare(twins, reference, (1,))
+    pair.write(flipped)
+    archive = open_archive(pair.masks)
+    bits = compare_masks(archive, reference, np.array([1]), lambda index: pair.ids[index])
+    counts = compare(pair, reference, (1,))
     assert bits.differing == counts.differing == counts.difference == layers * neurons
-    near = near_zero(reference, twins.ids[1])
-    far = ~near[rows - twins.starts[1], layer, neuron]
+    near = near_zero(reference, pair.ids[1])
+    far = ~near[rows - pair.starts[1], layer, neuron]
     assert bits.unexplained == far.sum()
     assert (far & ~near.any(axis=0)).sum() <= counts.unexplained <= far.sum()
     if expected is not None:
@@ -175,74 +178,73 @@ def test_counts_are_judged_as_their_bits_are(
 
 def near_zero(reference: Any, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """bool (row, layer, neuron): gates within the bound, with NumPy."""
-    from sparcom_verification.reference import bits as reference_bits
+    from sparcom_verification import limits
 
     layers = []
-    for inputs, gate, weight in reference.gates(ids):
+    for inputs, gate, weight in ((part.inputs, part.gate, part.weight) for part in reference.run(ids).dense):
         terms = np.abs(inputs.numpy().astype(np.float64)) @ np.abs(weight.numpy().astype(np.float64)).T
-        bound = reference_bits.ROUNDINGS * np.finfo(np.float32).eps * terms
+        bound = limits.ROUNDINGS * np.finfo(np.float32).eps * terms
         layers.append(np.abs(gate.numpy().astype(np.float64)) <= bound)
     return np.stack(layers, axis=1)
 
 
-def test_only_what_has_a_text_can_be_compared(twins: Twins, model: Path, tmp_path: Path) -> None:
-    """Prompts given as token ids are not in the sample; counts of responses are refused with the reason."""
-    from sparcom_verification.reference.counts import comparable_instructions
-    from sparcom_verification.reference.masks import sample_indices
+def test_only_instructions_with_a_text_can_be_compared(pair: Pair, model: Path, tmp_path: Path) -> None:
+    """Prompts given as token ids are not sampled; counts of responses are refused with the reason."""
+    from sparcom_verification.reference.comparison import comparable_instructions, sample_indices
 
-    among = comparable_instructions(open_archive(twins.counts))
-    assert among.tolist() == [0, 1, 3]
-    assert sample_indices(open_archive(twins.counts), 9, 0, among).tolist() == [0, 1, 3]
-    drawn = {tuple(sample_indices(open_archive(twins.counts), 2, seed, among).tolist()) for seed in range(30)}
+    archive = open_archive(pair.counts)
+    assert comparable_instructions(archive).tolist() == [0, 1, 3]
+    assert sample_indices(archive, 9).tolist() == [0, 1, 3]
+    drawn = {tuple(sample_indices(archive, 2, seed).tolist()) for seed in range(30)}
     assert drawn == {(0, 1), (0, 3), (1, 3)}
     for positions in ("response", "all"):
         make(tmp_path / f"{positions}.zarr", model, "count", positions)
-        with pytest.raises(InvalidInputError, match=rf"positions='{positions}'.* are not kept"):
+        with pytest.raises(InvalidInputError, match=rf"positions='{positions}'.* are not stored"):
             comparable_instructions(open_archive(tmp_path / f"{positions}.zarr"))
     make(tmp_path / "none.zarr", model, "count")
-    with pytest.raises(InvalidInputError, match="no complete instruction with a text"):
+    with pytest.raises(InvalidInputError, match="no complete instruction with one"):
         comparable_instructions(open_archive(tmp_path / "none.zarr"))
 
 
-def test_counts_of_experts_are_refused(tmp_path: Path) -> None:
-    """Nothing of a mixture of experts is passed over in silence: its counts are not compared, and the way is named."""
-    from sparcom_verification.reference.counts import comparable_instructions
+def test_counts_of_moe_models_are_refused(tmp_path: Path) -> None:
+    """Counts of an MoE model are not compared; the error says so and names the remedy."""
+    from sparcom_verification.reference.comparison import comparable_instructions
 
     write_random_moe_archive(tmp_path / "moe.zarr", granularity="count")
-    with pytest.raises(InvalidInputError, match=r"is a mixture of experts\. .* granularity 'token'"):
+    with pytest.raises(InvalidInputError, match=r"is an MoE model\. .* granularity 'token'"):
         comparable_instructions(open_archive(tmp_path / "moe.zarr"))
 
 
-def test_another_length_of_the_text_is_refused(twins: Twins, reference: Any) -> None:
-    """Without a tokenizer, or with another, nothing is compared, and the remedy is named."""
-    from sparcom_verification.reference.counts import compare_counts_with_reference
+def test_another_length_of_the_text_is_refused(pair: Pair, reference: Any) -> None:
+    """Without a tokenizer, or with another one, nothing is compared; the error names the remedy."""
+    from sparcom_verification.reference.comparison import compare_counts
 
-    archive: Archive = open_archive(twins.counts)
+    archive: Archive = open_archive(pair.counts)
     with pytest.raises(InvalidInputError, match=r"'x' has 17 and 0 can be had .*--no-tokenizer"):
-        compare_counts_with_reference(archive, reference, np.array([1]), lambda _: np.zeros(0, np.int32))
+        compare_counts(archive, reference, np.array([1]), lambda _: np.zeros(0, np.int32))
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_the_command_compares_counts(
-    twins: Twins, right: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: Pair, right: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`sparcom verify --reference transformers` on counts: a line with how many, and status 1 where some are wrong."""
+    """`sparcom verify --reference transformers` on counts prints the totals; status 1 if some are wrong."""
     import sparcom_cli.verify as command
     from sparcom_cli.main import main
 
     if not right:
-        counts = twins.count(twins.truth)
+        counts = pair.count(pair.truth)
         counts[3, 0, 0] += 1 if counts[3, 0, 0] < LENGTHS[3] else -1
-        fill_array(twins.counts, "neuron/count", counts)
-    known = dict(zip(TEXTS, twins.ids, strict=True))
+        fill_array(pair.counts, "neuron/count", counts)
+    known = dict(zip(TEXTS, pair.ids, strict=True))
     monkeypatch.setattr(command, "_tokenizer", lambda *_: lambda texts: [known[text].tolist() for text in texts])
-    arguments = ["sparcom", "verify", str(twins.counts), "--reference", "transformers"]
+    arguments = ["sparcom", "verify", str(pair.counts), "--reference", "transformers"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().out
     assert ended.value.code == (0 if right else 1), said
-    layers, neurons = twins.truth.shape[1:]
+    layers, neurons = pair.truth.shape[1:]
     assert f"3 instructions, 50 rows, {3 * layers * neurons:,} counts against transformers: " in said
     assert ("0 differ, by 0 in all" if right else "1 differ, by 1 in all") in said
     assert ("1 differing counts are not explained by rounding" in said) is not right

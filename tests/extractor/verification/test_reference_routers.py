@@ -1,13 +1,13 @@
-"""Routers that rank by more than a softmax: `verify` judges ties on the scores that the router ranks.
+"""Routers that rank other scores than a softmax: `verify` judges ties by the scores that the router ranks.
 
-What the archives hold is independent of the reference: the inputs of the FFNs of a model that runs without hooks of
-ours, and from there on NumPy in float64, with each family's routing rule written out.
+The archives are independent of the reference: inputs of the FFNs come from a model without our hooks, everything after
+from NumPy in float64, with each family's routing rule written out.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.schema.layout import plan_layout
 from sparcom_data.schema.metadata import MoeInfo
 from sparcom_data.testing import fill_array, random_attributes
-from sparcom_models import make_tiny_model
-from sparcom_models.testing import write_small_tokenizer
 from sparcom_models.tiny.tiny import no_bars
 
 Array = NDArray[Any]
@@ -96,7 +94,7 @@ class Family:
     dense: tuple[int, ...] = (0,)
     gate: str = "mlp.gate_proj"
     moe: tuple[int, ...] = (1, 2)
-    choices: int = 4
+    top_k: int = 4
 
 
 FAMILIES = {
@@ -131,7 +129,7 @@ FAMILIES = {
         dense=(0, 2),
         gate="feed_forward.gate_proj",
         moe=(1,),
-        choices=1,
+        top_k=1,
     ),
 }
 BIASED = [name for name, family in FAMILIES.items() if family.bias]
@@ -176,7 +174,7 @@ class Case:
         self.moe = MoeInfo(
             layer_ids=list(family.moe),
             experts=16,
-            experts_per_token=family.choices,
+            experts_per_token=family.top_k,
             neurons=112,
             shared_neurons=family.shared_neurons,
         )
@@ -254,15 +252,15 @@ class Case:
         return np.stack(gates, axis=1) > 0
 
     def reference(self) -> Any:
-        from sparcom_verification.reference.masks import ReferenceModel
+        from sparcom_verification.reference.model import ReferenceModel
 
         return ReferenceModel(str(self.folder), "float32", list(self.family.dense), self.moe)
 
     def compare(self, rows: Rows, reference: Any = None) -> Any:
-        from sparcom_verification.reference.masks import compare_with_reference
+        from sparcom_verification.reference.comparison import compare_masks
 
         rows.write(self.archive)
-        return compare_with_reference(
+        return compare_masks(
             open_archive(self.archive), reference or self.reference(), np.arange(3), lambda index: self.ids[index]
         )
 
@@ -275,41 +273,22 @@ class Case:
         return replace(rows, expert=everything, active=active)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small take longer on two threads than on one."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The tiny model of a family, of 60 tokens, made once."""
-    place = tmp_path_factory.mktemp("models")
-    tokenizer = write_small_tokenizer(place)
-    return lambda name: make_tiny_model(name, place / name, tokenizer=tokenizer).path
-
-
 @pytest.fixture
 def case_of(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., Case]:
     """A case whose model may be altered by `change` before it is read."""
 
     def make(name: str, change: Callable[[str, Any], None] | None = None) -> Case:
-        folder, place = folder_of(name), Path(tempfile.mkdtemp(dir=tmp_path))
+        folder, work = folder_of(name), Path(tempfile.mkdtemp(dir=tmp_path))
         if change:
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(folder)
             for key, values in model.state_dict().items():
                 change(key, values)
-            folder = place / "model"
+            folder = work / "model"
             with no_bars():
                 model.save_pretrained(folder)
-        return Case(FAMILIES[name], folder, place / "a.zarr")
+        return Case(FAMILIES[name], folder, work / "a.zarr")
 
     return make
 
@@ -323,8 +302,8 @@ def test_every_router_agrees_with_numpy(name: str, case_of: Callable[..., Case])
     result = case.compare(case.rows(), reference)
     found, tokens = result.experts, sum(LENGTHS)
     assert (found.routes, found.ties, found.unexplained) == (tokens * len(case.family.moe), 0, 0)
-    assert (found.weights, found.off_weights) == (found.routes * case.family.choices, 0)
-    assert found.largest_weight < 1e-5
+    assert (found.weights, found.weights_unexplained) == (found.routes * case.family.top_k, 0)
+    assert found.largest_weight_error < 1e-5
     assert (found.experts.bits, found.shared.bits) == (found.weights * 112, found.routes * case.family.shared_neurons)
     assert result.dense.bits == tokens * len(case.family.dense) * 176
     assert result.differing <= 1
@@ -339,7 +318,7 @@ def flat_router(key: str, values: Any) -> None:
 
 @pytest.mark.parametrize("name", BIASED)
 def test_wrong_experts_are_found_where_the_bias_decides(name: str, case_of: Callable[..., Case]) -> None:
-    """All logits alike: the softmax ties, the ranked scores do not. Every wrong set of experts is a finding."""
+    """With equal logits the softmax ties, the ranked scores do not. Every wrong set of experts is a finding."""
     case = case_of(name, flat_router)
     rows = case.rows()
     assert case.compare(rows).experts.unexplained == 0
@@ -374,13 +353,13 @@ def test_a_tie_of_ranked_scores_is_followed(name: str, case_of: Callable[..., Ca
     swapped = np.where(rows.expert[:, -1] == picked[-1], other, rows.expert[:, -1])
     result = case.compare(case.with_experts(rows, last, swapped))
     assert (result.experts.ties, result.experts.unexplained) == (sum(LENGTHS), 0)
-    assert (result.experts.off_weights, result.unexplained) == (0, 0)
+    assert (result.experts.weights_unexplained, result.unexplained) == (0, 0)
 
 
 def test_a_router_that_hides_its_scores_is_judged_strictly(
     case_of: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no top-k over the experts is seen nothing is a tie, and `verify` says that ties cannot be judged."""
+    """If no top-k over the experts is seen nothing is a tie, and `verify` says that ties cannot be judged."""
     import torch
     from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter
 
@@ -397,7 +376,7 @@ def test_a_router_that_hides_its_scores_is_judged_strictly(
     reference = case.reference()
     assert reference.unjudged == [1, 2]
     result = case.compare(rows, reference)
-    assert (result.experts.routes, result.experts.unexplained, result.experts.off_weights) == (86, 0, 0)
+    assert (result.experts.routes, result.experts.unexplained, result.experts.weights_unexplained) == (86, 0, 0)
     rows.expert[7, 1, 0] = next(number for number in range(16) if number not in rows.expert[7, 1])
     result = case.compare(rows, reference)
     assert (result.experts.ties, result.experts.unexplained) == (0, 1)

@@ -1,62 +1,62 @@
-"""Which choices of experts a router's scores allow: the largest, tied ones in either way, by group where it is so."""
+"""Top-k sets that a router's scores allow: the largest scores, tied ones in either way, by groups if there are any."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from sparcom_verification.reference.choice import Choice, Groups, Tolerance, could_be_chosen
+from sparcom_verification.reference.routing import Groups, Routing, Tolerance, can_be_topk, tolerance_of
 
-EXACT = Tolerance.of("float64")
-FLOAT32 = Tolerance.of("float32")
+EXACT = tolerance_of("float64")
+FLOAT32 = tolerance_of("float32")
 
 
 def allowed(
-    scores: list[float], chosen: list[int], groups: Groups | None = None, tolerance: Tolerance = FLOAT32
+    scores: list[float], topk_ids: list[int], groups: Groups | None = None, tolerance: Tolerance = FLOAT32
 ) -> bool:
-    return could_be_chosen(np.array(scores, np.float32), np.array(chosen), groups, tolerance)
+    return can_be_topk(np.array(scores, np.float32), np.array(topk_ids), groups, tolerance)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("topk_ids", "expected"),
     [([0, 2], True), ([2, 0], True), ([0, 1], False), ([3, 1], False), ([0, 0], False), ([0, 65535], False)],
 )
-def test_the_largest_scores_are_chosen_in_any_order(chosen: list[int], expected: bool) -> None:
-    """Ids that repeat or are no expert's are never a choice."""
-    assert allowed([0.4, 0.1, 0.3, 0.2], chosen) is expected
+def test_the_largest_scores_are_allowed_in_any_order(topk_ids: list[int], expected: bool) -> None:
+    """Repeated ids and ids out of range are never a top-k set."""
+    assert allowed([0.4, 0.1, 0.3, 0.2], topk_ids) is expected
 
 
 @pytest.mark.parametrize(("apart", "expected"), [(0.0, True), (9e-7, True), (1.2e-6, False)])
 def test_scores_tie_within_a_millionth(apart: float, expected: bool) -> None:
-    """Of two experts whose scores are so far apart either may be chosen; with no tolerance the larger alone."""
+    """Either of two experts with tied scores may be picked; without tolerance only the larger one."""
     scores = [0.6, 0.1 + apart, 0.1, 0.01]
     assert allowed(scores, [0, 2]) is expected
     assert allowed(scores, [0, 1])
     assert allowed(scores, [0, 2], tolerance=EXACT) is (apart == 0.0)
 
 
-def test_far_down_the_softmax_a_tie_is_a_share() -> None:
+def test_in_the_tail_of_a_softmax_a_tie_is_relative() -> None:
     """Scores of 8e-7 and 3e-7 are within a millionth, but the router was sure: no tie."""
     assert not allowed([0.999, 8e-7, 3e-7], [0, 2])
     assert allowed([0.999, 8e-7, 7.9999e-7], [0, 2])
 
 
-def test_experts_of_other_groups_are_not_chosen() -> None:
-    """Two of four groups take part, by the scores of the groups: a large score in a third does not count."""
+def test_experts_of_other_groups_are_not_allowed() -> None:
+    """Two of four groups take part, by the scores of the groups; a large score in a third does not count."""
     scores = [0.30, 0.01, 0.02, 0.25, 0.03, 0.20, 0.10, 0.09]
-    best = Groups(np.array([0.30, 0.25, 0.20, 0.10], np.float32), chosen=2)
+    best = Groups(np.array([0.30, 0.25, 0.20, 0.10], np.float32), top_k=2)
     assert allowed(scores, [0, 3], best)
     assert not allowed(scores, [0, 5], best)
     assert allowed(scores, [0, 3, 2], best)
     assert not allowed(scores, [0, 3, 5], best)
-    sums = Groups(np.array([0.31, 0.27, 0.23, 0.19], np.float32), chosen=2)
+    sums = Groups(np.array([0.31, 0.27, 0.23, 0.19], np.float32), top_k=2)
     assert allowed(scores, [0, 3], sums), "groups by the sum of their two best"
 
 
 def test_groups_may_tie() -> None:
-    """Where two groups score alike either may take part, though their other experts differ; experts of both do not."""
+    """Either of two groups with tied scores may take part, even with other experts in it; experts of both may not."""
     scores = [0.30, 0.01, 0.20, 0.15, 0.2000001, 0.02, 0.10, 0.09]
-    pairs = Groups(np.array([0.30, 0.20, 0.2000001, 0.10], np.float32), chosen=2)
+    pairs = Groups(np.array([0.30, 0.20, 0.2000001, 0.10], np.float32), top_k=2)
     assert allowed(scores, [0, 2, 3], pairs)
     assert allowed(scores, [0, 4, 5], pairs)
     assert not allowed(scores, [0, 4, 3], pairs)
@@ -67,18 +67,18 @@ def test_groups_may_tie() -> None:
 def test_scores_with_a_bias_tie_by_their_size(bias: float, apart: float, expected: bool) -> None:
     """A sigmoid plus a bias is no probability: float32 scores near 30 are 2e-6 apart at the least."""
     scores = [bias + 0.9, bias + 0.5 + apart, bias + 0.5, bias + 0.1]
-    assert allowed(scores, [0, 2], tolerance=Tolerance.of("float32", probabilities=False)) is expected
+    assert allowed(scores, [0, 2], tolerance=tolerance_of("float32", probabilities=False)) is expected
 
 
 def test_without_scores_nothing_is_a_tie() -> None:
-    """A router that does not show what it ranks is held to its own experts."""
+    """A router without visible scores must pick the same experts."""
     own = np.array([[1, 2]])
-    assert not Choice(own).allows(0, own[0], "bfloat16")
+    assert not Routing(own).allows(0, own[0], "bfloat16")
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", True), ("float16", False), ("float32", False)])
-def test_in_16_bits_a_tie_is_a_share_too(dtype: str, expected: bool) -> None:
+def test_in_16_bits_a_tie_is_relative_too(dtype: str, expected: bool) -> None:
     """All of 60 experts are within 0.066 of one another; an expert that scores half as high is still no tie."""
     scores = [0.05, 0.02, 0.016, 0.008, *[0.001] * 56]
-    assert allowed(scores, [0, 2], tolerance=Tolerance.of(dtype)) is expected
-    assert not allowed(scores, [0, 3], tolerance=Tolerance.of(dtype))
+    assert allowed(scores, [0, 2], tolerance=tolerance_of(dtype)) is expected
+    assert not allowed(scores, [0, 3], tolerance=tolerance_of(dtype))

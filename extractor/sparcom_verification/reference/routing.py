@@ -1,0 +1,99 @@
+"""Decide whether a router can have picked given experts, from the scores that it ranks.
+
+The reference records those scores (`ranking`) with the router's own scoring function, selection bias and groups.
+Rounding may swap two experts, or two groups, with tied scores, and no others. A set of experts is possible if such
+swaps make it the top-k of the scores.
+
+Two probabilities tie within limits.TIE and within the relative difference limits.TIE_SHARE: in the tail of a softmax
+every difference is below any absolute tolerance. Other scores (sigmoid, or with a bias) tie within TIE · max(1, score).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_verification.limits import TIE, TIE_SHARE
+
+Scores = NDArray[np.float32]
+TopkIds = NDArray[np.int64]
+Tolerance = Callable[[float], float]
+"""Given a score: how far below it a tied score may lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Group-limited routing: the experts are `len(scores)` blocks of equal size, of which the best `top_k` take part.
+
+    scores: float32 (groups,) of one token, or (T, groups), as ranked by the router.
+    """
+
+    scores: Scores
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Routing of T tokens in one MoE layer.
+
+    topk_ids: int64 (T, top_k). scores: float32 (T, experts), as ranked by the router, before groups are masked; None if
+    the reference does not show them. groups: scores float32 (T, groups). probabilities: the scores sum up to 1.
+    """
+
+    topk_ids: TopkIds
+    scores: Scores | None = None
+    groups: Groups | None = None
+    probabilities: bool = True
+
+    def allows(self, token: int, topk_ids: TopkIds, dtype: str) -> bool:
+        """Return whether the scores of a token allow `topk_ids`, int64 (top_k,). False without scores."""
+        if self.scores is None:
+            return False
+        groups = Groups(self.groups.scores[token], self.groups.top_k) if self.groups else None
+        return can_be_topk(self.scores[token], topk_ids, groups, tolerance_of(dtype, self.probabilities))
+
+
+def tolerance_of(dtype: str, probabilities: bool = True) -> Tolerance:
+    """Return the tolerance for a model's dtype; 0 for a dtype without limits."""
+    tie, share = TIE.get(dtype, 0.0), TIE_SHARE.get(dtype, 0.0)
+    return lambda score: min(tie, share * score) if probabilities else tie * max(1.0, abs(score))
+
+
+def can_be_topk(scores: Scores, topk_ids: TopkIds, groups: Groups | None, tolerance: Tolerance) -> bool:
+    """Return whether `topk_ids` is the top-k of the scores, up to swaps of tied experts and tied groups.
+
+    Args:
+        scores: float32 (experts,), of one token.
+        topk_ids: int64 (top_k,). Ids out of range and repeated ids are never a top-k.
+        groups: of the same token, for group-limited routing.
+    """
+    if len(topk_ids) == 0 or topk_ids.min() < 0 or topk_ids.max() >= len(scores):
+        return False
+    inside = np.zeros(len(scores), dtype=bool)
+    inside[topk_ids] = True
+    if inside.sum() != len(topk_ids):
+        return False
+    lowest = float(scores[inside].min())
+    for candidates in _candidates(len(scores), groups, tolerance):
+        best = float(scores[candidates & ~inside].max(initial=-np.inf))
+        if candidates[inside].all() and (best <= lowest or best - lowest <= tolerance(best)):
+            return True
+    return False
+
+
+def _candidates(experts: int, groups: Groups | None, tolerance: Tolerance) -> Iterator[NDArray[np.bool_]]:
+    """Yield every set of experts that may take part, bool (experts,): several if groups tie."""
+    if groups is None:
+        yield np.ones(experts, dtype=bool)
+        return
+    last = float(np.sort(groups.scores)[-groups.top_k])
+    tied = np.abs(groups.scores - last) <= tolerance(last)
+    sure = np.flatnonzero((groups.scores > last) & ~tied)
+    for taken in combinations(np.flatnonzero(tied).tolist(), groups.top_k - len(sure)):
+        allowed = np.zeros(len(groups.scores), dtype=bool)
+        allowed[[*sure, *taken]] = True
+        yield allowed.repeat(experts // len(groups.scores))
