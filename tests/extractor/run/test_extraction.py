@@ -29,10 +29,11 @@ from sparcom_data.schema import State
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.testing import random_attributes
 from sparcom_data.verify import verify_archive
+from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
-from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.extraction import Extraction, misalignment, prepare_extraction
+from sparcom_extractor.worker.capture import WorkerCapture
 from sparcom_extractor.worker.mixin import CaptureMixin
 from sparcom_extractor.writer import chunks
 
@@ -69,7 +70,7 @@ class Tokenizer:
 class Model:
     """What the mixin's `super()` is: runs one request's piece and leaves its rows where model runner V1 has them."""
 
-    _capture: StepCapture
+    capture: WorkerCapture
     model_runner: Any
     layers: Sequence[int] = range(LAYERS)  # that run, in this order
     nan_at: tuple[int, int, int] | None = None  # (token, position, layer)
@@ -83,7 +84,7 @@ class Model:
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
             if self.nan_at is not None and layer == self.nan_at[2]:
                 gate[(np.array(ids) == self.nan_at[0]) & (positions == self.nan_at[1]), 3] = np.nan
-            self._capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
+            self.capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
             input_ids=SimpleNamespace(gpu=torch.tensor(ids, dtype=torch.int32)),
@@ -101,7 +102,8 @@ class Worker(CaptureMixin, Model):
     )
 
     def __init__(self) -> None:
-        self._capture = StepCapture(StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu")), HostOutbox())
+        buffers = StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        self._capture = WorkerCapture(self.vllm_config, Findings([], []), buffers, "module", HostTransferQueue())
 
 
 class Engine:
@@ -184,6 +186,7 @@ class Engine:
                 return
             output = SimpleNamespace(
                 finished_req_ids=set(),
+                preempted_req_ids=None,
                 scheduled_new_reqs=new,
                 num_scheduled_tokens={request: len(ids)},
                 total_num_scheduled_tokens=len(ids),
@@ -253,7 +256,7 @@ def test_a_complete_archive_is_right(tmp_path: Path) -> None:
     assert engine.most_running == engine.max_in_flight
     assert engine.calls[0] == "sparcom_open"
     assert engine.calls[-1] == "sparcom_close"
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
 
 
 @pytest.mark.parametrize(("positions", "first_row"), [("response", False), ("all", True)])
@@ -374,7 +377,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.
         run(engine.prepare(many(), tmp_path / "a.zarr").run())
     assert 0 < assert_kept(tmp_path / "a.zarr", 60) <= 20
     assert engine.running == 0
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
 
 
 @pytest.mark.parametrize("name", ["token/id", "token/position", "instruction/token_length", "instruction/state"])
@@ -398,7 +401,7 @@ def test_a_full_disk_while_committing_keeps_what_is_complete(
     with pytest.raises(StorageError, match="No space left on device"):
         run(extraction.run())
     assert 0 < assert_kept(tmp_path / "a.zarr", 60) < 60
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
 
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
@@ -430,7 +433,7 @@ def test_a_job_never_writes_into_another_s_archive(
     assert extraction.progress.complete < 60
     assert files() == before
     assert path.exists() == (fate == "replaced")
-    assert (engine.running, engine.worker._capture.sessions) == (0, {})
+    assert (engine.running, engine.worker.open_sessions) == (0, ())
 
 
 def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
@@ -439,7 +442,7 @@ def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
     engine.breaks_on = 9
     with pytest.raises(KeyError, match="a fault of our own"):
         run(engine.prepare(instructions_of(3, 8, 5), tmp_path / "a.zarr").run())
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
     assert engine.running == 0
 
 
@@ -538,7 +541,7 @@ def test_a_task_that_is_cancelled_from_outside_cleans_up(tmp_path: Path, monkeyp
     run(cancel_soon())
     assert 0 < assert_kept(tmp_path / "a.zarr", 60) < 60
     assert engine.running == 0
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
 
 
 def test_what_breaks_a_rule_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -577,15 +580,15 @@ def test_misaligned_rows_are_told(ids: list[int], positions: list[int], reason: 
     assert reason is None or reason in str(found)
 
 
-def test_no_room_for_counters_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_counters_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     """A device without room for counters: the sentence says what to change, and no session is left behind."""
     engine = Engine()
 
     def no_room() -> None:
         raise torch.OutOfMemoryError("tried to allocate 400 MiB")
 
-    monkeypatch.setattr(engine.worker, "_make_counters", no_room)
+    engine.worker.capture.counters = SimpleNamespace(allocate=no_room)
     extraction = engine.prepare(instructions_of(3), tmp_path / "a.zarr", granularity="count")
     with pytest.raises(StorageError, match=r"400 MiB.*lower gpu_memory_utilization or max_num_seqs"):
         run(extraction.run())
-    assert engine.worker._capture.sessions == {}
+    assert engine.worker.open_sessions == ()
