@@ -35,7 +35,7 @@ from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.origins import prompt_warnings
 from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
 from sparcom_extractor.protocol import PLAN_KEY, FinishedRequest, Plan, PollReply, from_wire, to_wire
-from sparcom_extractor.ranks import RankAnswers
+from sparcom_extractor.ranks import RankReplies
 
 if TYPE_CHECKING:
     from sparcom_extractor.engine import CaptureEngine
@@ -131,7 +131,7 @@ class Extraction:
         self._options = options
         self._session = uuid.uuid4().hex
         self._cancelled = asyncio.Event()
-        self._ranks = RankAnswers()
+        self._ranks = RankReplies()
         self._finished: list[FinishedRequest] = []
         self._ran: dict[int, _Ran] = {}
         self._failures: dict[int, str] = {}

@@ -1,7 +1,4 @@
-"""The running requests that have a plan, as a table of columns: one step looks all of them up at once.
-
-Requests without a `Plan` in their `extra_args` are left alone.
-"""
+"""The running requests that have a plan, as a table of columns: one step looks all of them up at once."""
 
 from __future__ import annotations
 
@@ -13,15 +10,16 @@ from numpy.typing import NDArray
 
 from sparcom_extractor.protocol import PLAN_KEY, Plan, from_wire
 from sparcom_extractor.vllm_surface.runner import NewRequest
+from sparcom_extractor.writer.session import CaptureSession
 
 NO_COUNTER = -1
 _GROWTH = 64  # slots
 _PLAN = ("index", "row", "begin", "end", "length_unknown", "prompt")
-_SLOT = np.dtype([(name, np.int64) for name in ("session", *_PLAN, "counted", "counter")])
+_SLOT = np.dtype([("session", object), *((name, np.int64) for name in (*_PLAN, "counted", "counter"))])
 
 
 def plan_of(request: NewRequest) -> Plan | None:
-    """Return the plan of a new request, or None."""
+    """Return the plan in a request's `extra_args`, or None: the request is not captured."""
     parameters = request.sampling_params  # pooling requests have none
     extra = (parameters.extra_args if parameters else None) or {}
     return from_wire(Plan, extra[PLAN_KEY]) if PLAN_KEY in extra else None
@@ -31,8 +29,8 @@ class RunningRequests:
     """Requests with a plan, one slot each.
 
     Attributes:
-        table: structured, (slots,), int64 fields: those of `Plan`, the session as a number; `counted`: the first
-            position that is not yet added to a counter on the device; `counter`: its index, or NO_COUNTER.
+        table: structured, (slots,): the `session`, the fields of `Plan`, and int64 `counted`: the first position not
+            yet added to a counter on the device, `counter`: its index, or NO_COUNTER. A growing table is a new one.
     """
 
     def __init__(self) -> None:
@@ -43,7 +41,7 @@ class RunningRequests:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def add(self, request: str, plan: Plan, session: int) -> None:
+    def add(self, request: str, plan: Plan, session: CaptureSession) -> None:
         """Begin a request, or begin it again after a preemption."""
         if request not in self._slots:
             if not self._free:
@@ -55,7 +53,9 @@ class RunningRequests:
 
     def remove(self, request: str) -> None:
         """Forget a request."""
-        self._free.append(self._slots.pop(request))
+        slot = self._slots.pop(request)
+        self.table["session"][slot] = None  # a closed session must not live on here
+        self._free.append(slot)
 
     def slots(self, requests: Sequence[str]) -> NDArray[np.int64]:
         """Return the slot of each request, int64 (requests,); -1 for requests without a plan."""
@@ -65,6 +65,6 @@ class RunningRequests:
         """Return those of the requests that have a plan, each with its slot."""
         return [(request, self._slots[request]) for request in requests if request in self._slots]
 
-    def of_session(self, session: int) -> list[tuple[str, int]]:
+    def of_session(self, session: CaptureSession) -> list[tuple[str, int]]:
         """Return the requests of a session, each with its slot."""
-        return [(request, slot) for request, slot in self._slots.items() if self.table["session"][slot] == session]
+        return [item for item in self._slots.items() if self.table["session"][item[1]] is session]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,26 +9,10 @@ from numpy.typing import NDArray
 
 from sparcom_extractor.capture.requests import RunningRequests
 from sparcom_extractor.vllm_surface.runner import BatchRows
-from sparcom_extractor.writer.sinks import RowRange
+from sparcom_extractor.writer.session import CaptureSession
 
 RUN = np.dtype([(name, np.int64) for name in ("slot", "source", "rows", "position")])
 """Consecutive captured rows of the request in `slot`: first row in the step, number of rows, position of the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRows:
-    """The rows of a step that belong to one session, as columns (runs,); see `RowRange`.
-
-    Attributes:
-        columns: int64 (fields of `RowRange`, runs). prompts: int64 (runs,), tokens of each run's prompt, -1 if unknown.
-    """
-
-    columns: NDArray[np.int64]
-    prompts: NDArray[np.int64]
-
-    def ranges(self) -> list[RowRange]:
-        """Return the runs as `RowRange`s."""
-        return [RowRange(*values) for values in self.columns.T.tolist()]
 
 
 def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
@@ -45,15 +27,19 @@ def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
     return runs[(slots >= 0) & (runs["rows"] > 0)]
 
 
-def session_rows(runs: NDArray[Any], requests: RunningRequests, first: int) -> Iterator[tuple[int, SessionRows]]:
-    """Yield the number of each session with its rows; their `source` counts from row `first` of the step."""
-    owner = requests.table["session"][runs["slot"]]
-    for number in np.unique(owner).tolist():
-        own = runs[owner == number]
-        plans = requests.table[own["slot"]]
-        capacity, offset = plans["end"] - plans["begin"], own["position"] - plans["begin"]
-        columns = [plans["index"], plans["row"], capacity, own["source"] - first, own["rows"], offset]
-        yield number, SessionRows(np.stack(columns), plans["prompt"])
+def split_by_session(
+    runs: NDArray[Any], requests: RunningRequests, first: int
+) -> list[tuple[CaptureSession, NDArray[np.int64]]]:
+    """Return each session with its runs, int64 (runs, 7): fields of `RowRange`, and the tokens of the prompt.
+
+    Args:
+        first: row of the step from which `source` counts.
+    """
+    plans = requests.table[runs["slot"]]
+    capacity, offset = plans["end"] - plans["begin"], runs["position"] - plans["begin"]
+    source, owner = runs["source"] - first, plans["session"]
+    columns = [plans["index"], plans["row"], capacity, source, runs["rows"], offset, plans["prompt"]]
+    return [(session, np.stack(columns, axis=1)[owner == session]) for session in dict.fromkeys(owner.tolist())]
 
 
 def expected_positions(batch: BatchRows) -> NDArray[np.int64]:
@@ -62,11 +48,7 @@ def expected_positions(batch: BatchRows) -> NDArray[np.int64]:
 
 
 def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None:
-    """Check that the positions fed to the model are those that the layout of the batch implies.
-
-    Raises:
-        RuntimeError: they differ: rows would be stored for the wrong tokens.
-    """
+    """Raise RuntimeError if the positions fed to the model differ: rows would be stored for the wrong tokens."""
     if not np.array_equal(expected, fed):
         row = int(np.flatnonzero(expected != fed)[0])
         raise RuntimeError(

@@ -12,10 +12,9 @@ reach a session through the same queue, behind the rows sent before them.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,20 +26,12 @@ from sparcom_extractor.capture.nonfinite import find_faults
 from sparcom_extractor.capture.ops.buffer import check_writes
 from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.requests import NO_COUNTER, RunningRequests, plan_of
-from sparcom_extractor.capture.rows import SessionRows, captured_runs, check_positions, expected_positions, session_rows
+from sparcom_extractor.capture.rows import captured_runs, check_positions, expected_positions, split_by_session
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
 from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutput
 from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenSession:
-    """A session, its number in the table of requests, and the queue's `backpressure_seconds` when it began."""
-
-    number: int
-    session: CaptureSession
-    backpressure_before: float
+from sparcom_extractor.writer.sinks import RowRange
 
 
 class StepCapture:
@@ -60,14 +51,13 @@ class StepCapture:
         self._layer_names = [str(layer) for layer in self._layers]
         self._padded = buffers.writes.device.type != "cpu"
         self._requests = RunningRequests()
-        self._next_number = itertools.count()
-        self._open: dict[str, _OpenSession] = {}
-        self._sessions: dict[int, CaptureSession] = {}  # by number
+        self._sessions: dict[str, CaptureSession] = {}
+        self._backpressure_before: dict[str, float] = {}  # of the queue, when the session began
 
     @property
     def open_sessions(self) -> tuple[str, ...]:
         """Names of the sessions that are open."""
-        return tuple(self._open)
+        return tuple(self._sessions)
 
     @property
     def active(self) -> bool:
@@ -84,10 +74,10 @@ class StepCapture:
             requests.remove(request)
         for new in scheduled.scheduled_new_reqs:
             plan = plan_of(new)
-            if plan is not None and plan.session in self._open:
+            if plan is not None and plan.session in self._sessions:
                 for _, slot in requests.planned([new.req_id]):  # preempted: model runner V2 reports it as new
                     self._restart(slot)
-                requests.add(new.req_id, plan, self._open[plan.session].number)
+                requests.add(new.req_id, plan, self._sessions[plan.session])
         if self.active:
             self._queue.launch(self.buffers.clear)
 
@@ -99,7 +89,7 @@ class StepCapture:
         if not len(runs):
             return
         first, stop = int(runs["source"].min()), int((runs["source"] + runs["rows"]).max())
-        shares = [(self._sessions[number], rows) for number, rows in session_rows(runs, self._requests, first)]
+        shares = split_by_session(runs, self._requests, first)
         buffers = self.buffers
         parts = [batch.ids[first:stop], batch.positions[first:stop], buffers.writes, buffers.flags[first:stop]]
         if not all(self._counts_on_device(session) for session, _ in shares):
@@ -111,8 +101,8 @@ class StepCapture:
 
     def open(self, name: str, session: CaptureSession) -> None:
         """Send rows to this session if their plan names it."""
-        opened = _OpenSession(next(self._next_number), session, self._queue.backpressure_seconds)
-        self._open[name], self._sessions[opened.number] = opened, session
+        self._sessions[name] = session
+        self._backpressure_before[name] = self._queue.backpressure_seconds
 
     def poll(self, name: str) -> PollReply:
         """Return the session's `PollReply`, with the time that steps waited.
@@ -121,31 +111,35 @@ class StepCapture:
             RuntimeError: rows could not be brought off the device.
         """
         self._queue.check()
-        opened = self._open[name]
-        reply = opened.session.poll()
+        reply = self._sessions[name].poll()
         if self._queue.delivers_in_step:  # the step itself waited for the session
             return reply
-        return replace(reply, backpressure_seconds=self._queue.backpressure_seconds - opened.backpressure_before)
+        waited = self._queue.backpressure_seconds - self._backpressure_before[name]
+        return replace(reply, backpressure_seconds=waited)
 
     def finish_requests(self, name: str, finished: list[FinishedRequest]) -> None:
         """Report to a session that instructions have run, behind the rows sent before."""
-        self._send_counts_of(name, {item.index for item in finished})
-        self._send_call(partial(self._open[name].session.finish_requests, finished))
+        indices = {item.index for item in finished}
+        for _, slot in self._requests.of_session(self._sessions[name]):
+            if int(self._requests.table["index"][slot]) in indices:
+                self._send_counts(slot)
+        self._send_call(partial(self._sessions[name].finish_requests, finished))
 
     def end_input(self, name: str) -> None:
         """Report to a session that no more rows come, behind the rows sent before."""
-        self._send_counts_of(name)
-        self._send_call(self._open[name].session.end_input)
+        for _, slot in self._requests.of_session(self._sessions[name]):
+            self._send_counts(slot)
+        self._send_call(self._sessions[name].end_input)
 
     def close(self, name: str) -> None:
         """Forget a session; rows that still come for it are dropped."""
-        opened = self._open.pop(name, None)
-        if opened is not None:
-            for request, slot in self._requests.of_session(opened.number):
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            del self._backpressure_before[name]
+            for request, slot in self._requests.of_session(session):
                 self._release_counter(slot)
                 self._requests.remove(request)
-            del self._sessions[opened.number]
-            opened.session.close()
+            session.close()
 
     def shutdown(self) -> None:
         """Deliver what was sent and end all threads."""
@@ -158,7 +152,7 @@ class StepCapture:
 
     def _deliver(
         self,
-        shares: Sequence[tuple[CaptureSession, SessionRows]],
+        shares: Sequence[tuple[CaptureSession, NDArray[np.int64]]],
         expected: NDArray[np.int64],
         count: int,
         arrays: Arrays,
@@ -177,9 +171,9 @@ class StepCapture:
             return
         done = _after_calls(len(shares), done)
         captured = dict(zip(self._arrays, arrays[4:], strict=False))  # none if all sessions count on the device
-        for session, rows in shares:
-            ranges = rows.ranges()
-            faults = find_faults(self._layers, ranges, rows.prompts, flags, positions)
+        for session, columns in shares:
+            ranges = [RowRange(*values) for values in columns[:, :-1].tolist()]
+            faults = find_faults(self._layers, ranges, columns[:, -1], flags, positions)
             masks = {} if self._counts_on_device(session) else captured
             session.append_rows(StepRows(ranges, masks, ids, positions, done, faults))
 
@@ -193,8 +187,7 @@ class StepCapture:
     def _count(self, runs: NDArray[Any], device: DeviceCounters) -> None:
         """Add the rows that were not added before to the counters of their requests."""
         table = self._requests.table
-        counting = [number for number, session in self._sessions.items() if session.counts]
-        runs = runs[np.isin(table["session"][runs["slot"]], counting)]
+        runs = runs[[session.counts for session in table["session"][runs["slot"]]]]
         new = np.minimum(runs["position"] + runs["rows"] - table["counted"][runs["slot"]], runs["rows"])
         runs, new = runs[new > 0], new[new > 0]
         if not len(new):
@@ -213,18 +206,13 @@ class StepCapture:
         for slot in slots[(table["counted"] == table["end"])[slots] & ~unsure].tolist():
             self._send_counts(slot)
 
-    def _send_counts_of(self, name: str, indices: set[int] | None = None) -> None:
-        """Send the counts of a session's requests; `indices`: of these instructions alone."""
-        for _, slot in self._requests.of_session(self._open[name].number):
-            if indices is None or int(self._requests.table["index"][slot]) in indices:
-                self._send_counts(slot)
-
     def _send_counts(self, slot: int) -> None:
         """Send the counts of a request, if it has a counter."""
         request = self._requests.table[slot]
         if self._counters is not None and request["counter"] != NO_COUNTER:
-            session, rows = self._sessions[int(request["session"])], int(request["counted"] - request["begin"])
-            self._counters.send(int(request["counter"]), partial(_deliver_counts, session, int(request["index"]), rows))
+            rows = int(request["counted"] - request["begin"])
+            deliver = partial(_deliver_counts, request["session"], int(request["index"]), rows)
+            self._counters.send(int(request["counter"]), deliver)
         self._release_counter(slot)
 
     def _restart(self, slot: int) -> None:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import torch
 from vllm.model_executor.model_loader import register_model_loader
-from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader as BaseLoader
 
-__all__ = ["DefaultModelLoader", "LoadableModel", "packed_modules", "register_model_loader"]
+__all__ = ["BaseLoader", "LoadableModel", "packed_modules", "register_model_loader"]
 
 
 class LoadableModel(Protocol):

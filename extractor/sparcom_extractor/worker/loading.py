@@ -17,12 +17,7 @@ import torch
 
 from sparcom_extractor.launch.bootstrap import EngineNote
 from sparcom_extractor.vllm_surface.config import VllmConfig
-from sparcom_extractor.vllm_surface.loading import (
-    DefaultModelLoader,
-    LoadableModel,
-    packed_modules,
-    register_model_loader,
-)
+from sparcom_extractor.vllm_surface.loading import BaseLoader, LoadableModel, packed_modules, register_model_loader
 from sparcom_extractor.worker.writes import WriteWatch
 
 LOAD_FORMAT = "sparcom"
@@ -30,7 +25,7 @@ SHOWN_NAMES = 5
 
 
 @register_model_loader(LOAD_FORMAT)
-class CheckedLoader(DefaultModelLoader):  # type: ignore[misc]
+class CheckedLoader(BaseLoader):  # type: ignore[misc]
     """vLLM's loader of checkpoints, which refuses those that leave memory unwritten."""
 
     def __init__(self, load_config: Any) -> None:

@@ -4,8 +4,8 @@
 2. While the checkpoint is loaded: remember every write, and the checkpoint tensor that it came from.
 3. Missing is what is random and was not written, and what one layer lacks and its siblings have.
 
-It watches torch's operations, not vLLM's loaders, so it covers fused projections, biases, experts, embeddings and
-tensor-parallel slices of every architecture alike.
+Torch's operations are watched, not vLLM's loaders: this covers fused projections, biases, experts, embeddings and
+tensor-parallel slices of every architecture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -31,14 +30,6 @@ Spans = NDArray[np.int64]  # (n, 2): first byte and end
 NO_SPANS: Spans = np.empty((0, 2), np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One write into a storage. source: the checkpoint tensor that it came from, or ""."""
-
-    source: str
-    spans: Spans
-
-
 @cache
 def _effect(func: Any) -> tuple[bool, list[tuple[int, str]]]:
     """Return whether an operation allocates its result, and index and name of the arguments that it writes to."""
@@ -48,17 +39,13 @@ def _effect(func: Any) -> tuple[bool, list[tuple[int, str]]]:
 
 
 class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches this thread's operations while it is entered.
-
-    Attributes:
-        source: set it to the checkpoint tensor that is being loaded.
-    """
+    """Watches this thread's operations while it is entered. Set `source` to the checkpoint tensor being loaded."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.source = ""
         self._empty: set[int] = set()  # addresses
-        self._writes: dict[int, list[Write]] = defaultdict(list)  # by address
+        self._writes: dict[int, list[tuple[str, Spans]]] = defaultdict(list)  # by address: source, bytes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -71,7 +58,7 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note_allocated(result, empty=func._schema.name in _EMPTY)
         for index, name in written:
             for address, tensor in _addresses(args[index] if index < len(args) else named.get(name)):
-                self._writes[address].append(Write(self.source, byte_spans(tensor)))
+                self._writes[address].append((self.source, byte_spans(tensor)))
         return result
 
     def _note_allocated(self, result: Any, *, empty: bool) -> None:
@@ -87,48 +74,53 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             parameters: name and tensor of each, as vLLM names them.
             packed: the model's `packed_modules_mapping`, from fused modules to those of the checkpoint.
         """
-        loaded = [
-            _Loaded(name, tensor, address in self._empty, self._writes.get(address, []))
+        found = [
+            _Parameter(name, tensor, address in self._empty, self._writes.get(address, []))
             for name, tensor in parameters
             if not _DERIVED.search(name)
             for address, _ in _addresses(tensor)
         ]
-        groups: dict[Any, list[_Loaded]] = defaultdict(list)
-        for item in loaded:
-            groups[item.kind].append(item)
-        written = {kind: subtract(_join(group, checkpoint=True), NO_SPANS) for kind, group in groups.items()}
-        gaps = [(item, gap) for item in loaded for gap in item.gaps(written[item.kind]).tolist()]
-        names = (name for item, gap in gaps for name in _name_gap(item, gap, groups[item.kind], packed))
-        return list(dict.fromkeys(names))
+        siblings: dict[Any, list[_Parameter]] = defaultdict(list)
+        for item in found:
+            siblings[item.kind].append(item)
+        for group in siblings.values():
+            first = group[0].name
+            sources = [{renumbered(name, item.name, first): None for name in item.sources} for item in group]
+            expected = {name: None for names in sources for name in names if name}
+            for item, own in zip(group, sources, strict=True):
+                item.missing = [renumbered(name, first, item.name) for name in expected if name not in own]
+        return list(dict.fromkeys(name for item in found if item.incomplete for name in item.missing_names(packed)))
 
 
-class _Loaded:
-    """A parameter and what was written into it, in bytes from its first one.
+class _Parameter:
+    """A parameter and what was written into it.
 
     Attributes:
-        kind: equal for the same parameter of other layers.
-        random: its memory held no values before it was written.
+        kind: equal for its siblings, the same parameter of other layers.
+        sources: checkpoint tensors that were written into it. missing: those that were written into a sibling alone.
     """
 
-    def __init__(self, name: str, tensor: torch.Tensor, random: bool, writes: Sequence[Write]) -> None:
-        first = int(tensor.storage_offset()) * tensor.element_size()
-        self.name, self.random = name, random
+    def __init__(self, name: str, tensor: torch.Tensor, random: bool, writes: Sequence[tuple[str, Spans]]) -> None:
+        self.name = name
         self.kind = (_NUMBER.sub("*", name), tensor.shape, tensor.dtype)
-        self.own = byte_spans(tensor) - first
-        self.writes = [Write(write.source, write.spans - first) for write in writes]
+        self.sources = list(dict.fromkeys(source for source, _ in writes if source))
+        self.missing: list[str] = []
+        self._random = random
+        written = np.concatenate([NO_SPANS, *(spans for _, spans in writes)])
+        self._unwritten = random and len(subtract(byte_spans(tensor), written)) > 0
 
-    def gaps(self, siblings: Spans) -> Spans:
-        """Return what is missing. siblings: what the checkpoint wrote into parameters of this kind."""
-        if self.random:
-            return subtract(self.own, _join([self], checkpoint=False))
-        return subtract(siblings, _join([self], checkpoint=True))
+    @property
+    def incomplete(self) -> bool:
+        """Whether memory of `torch.empty` was not written, or other memory not by all that siblings have."""
+        return self._unwritten if self._random else bool(self.missing)
 
-
-def _join(group: Sequence[_Loaded], *, checkpoint: bool) -> Spans:
-    """Return the spans of all writes, or of those from the checkpoint alone."""
-    return np.concatenate(
-        [NO_SPANS, *(write.spans for item in group for write in item.writes if write.source or not checkpoint)]
-    )
+    def missing_names(self, packed: Mapping[str, Sequence[str]]) -> list[str]:
+        """Return the checkpoint's names for what is missing: from siblings, or else from the packing."""
+        for fused, parts in packed.items():
+            if not self.missing and f".{fused}." in f".{self.name}":
+                split = [self.name.replace(fused, part) for part in parts]
+                return [name for name in split if name not in self.sources] or [self.name]
+        return self.missing or [self.name]
 
 
 def _addresses(value: Any) -> Iterator[tuple[int, torch.Tensor]]:
@@ -167,32 +159,6 @@ def subtract(wanted: Spans, have: Spans) -> Spans:
 
     inside = covered(wanted) & ~covered(have)
     return borders[np.flatnonzero(np.diff(inside, prepend=False))].reshape(-1, 2)
-
-
-def _name_gap(
-    item: _Loaded, gap: Sequence[int], siblings: Sequence[_Loaded], packed: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Return the checkpoint's names for a gap: from a sibling that has it, or else from the packing."""
-    for other in siblings:
-        found = [renumbered(source, other.name, item.name) for source in _sources_of(other, gap)]
-        if other is not item and all(found) and found:
-            return found
-    sources = {write.source for write in item.writes}
-    for fused, parts in packed.items():
-        if f".{fused}." in f".{item.name}":
-            split = [item.name.replace(fused, part) for part in parts]
-            return [name for name in split if name not in sources] or [item.name]
-    return [item.name]
-
-
-def _sources_of(item: _Loaded, gap: Sequence[int]) -> list[str]:
-    """Return the checkpoint tensors that were written into the gap."""
-    touching = [
-        write.source
-        for write in item.writes
-        if write.source and ((write.spans[:, 0] < gap[1]) & (write.spans[:, 1] > gap[0])).any()
-    ]
-    return list(dict.fromkeys(touching))
 
 
 def renumbered(source: str, its: str, wanted: str) -> str:

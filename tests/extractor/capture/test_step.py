@@ -295,7 +295,7 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
         worker.capture.close(name)
         assert len(worker.sessions[name].received()) == 1
     assert (worker.capture.active, worker.capture.open_sessions) == (False, ())
-    assert (worker.capture._open, worker.capture._sessions) == ({}, {})
+    assert worker.capture._backpressure_before == {}
 
 
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])
