@@ -19,10 +19,10 @@ from sparcom_extractor.capture.ops import kernels, op, route_kernel
 from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
 from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts
 from sparcom_extractor.capture.ops.op import CapturedActivation
-from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.device import DeviceOutbox, letter_bytes
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue, transfer_bytes
 from sparcom_extractor.protocol import PLAN_KEY
+from sparcom_extractor.vllm_surface.runner import BatchRows
 
 LAYERS, NEURONS, ROWS = 4, 40, 32
 CHOICES, EXPERTS, EXPERT_NEURONS = 4, 60, 24
@@ -74,7 +74,7 @@ class NeverEnds:
     def __init__(self, step_thread: int) -> None:
         self._step_thread = step_thread
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         assert threading.get_ident() != self._step_thread, "the step waits for the device"
         self.over.wait()
         raise RuntimeError("the test is over")
@@ -91,26 +91,28 @@ class Session:
 
 
 @pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[StepCapture]:
+def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
     """What the GPU worker makes, on a device without values, with a session of masks and one of counts: of a dense
     model, or of one with experts, whose rows are counted on the host."""
     moe = getattr(request, "param", "dense") == "moe"
-    monkeypatch.setattr("sparcom_extractor.capture.counters.add_counts", lambda *_: None)  # launches, by construction
     NeverEnds.over.clear()
     with NoHostReads():
         widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
         buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
-        assert size > letter_bytes([*buffers.arrays().values(), buffers.flags], buffers.writes)
-        outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
-        capture = StepCapture(buffers, outbox)
-        if not moe:
-            assert buffers.neurons is not None
-            capture.counters = DeviceCounters(buffers.neurons, outbox, 8)
+        assert size > transfer_bytes([*buffers.arrays().values(), buffers.flags], buffers.writes)
+        queue = DeviceTransferQueue(Streams(), ring_bytes=size, pinned_bytes=size)
+        counters = None
+        if buffers.neurons is not None and not moe:
+            counters = DeviceCounters(
+                buffers.neurons, queue, 8, add_counts=lambda *_: None
+            )  # launches, by construction
+            counters.allocate()
+        capture = StepCapture(buffers, queue, counters)
         for name in ("token", "count"):
             capture.open(name, Session(name == "count"))  # type: ignore[arg-type]
         yield capture
-        assert outbox.backpressure_seconds == 0
+        assert queue.backpressure_seconds == 0
         NeverEnds.over.set()
 
 

@@ -12,10 +12,10 @@ import torch
 
 from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.op import CaptureBuffer
-from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.protocol import PLAN_KEY, Plan
+from sparcom_extractor.vllm_surface.runner import BatchRows
 from sparcom_extractor.writer.session import StepRows
 
 LAYERS, NEURONS = 2, 11
@@ -60,9 +60,10 @@ class Worker:
 
     def __init__(self, *sessions: str) -> None:
         self.buffer = CaptureBuffer(64, LAYERS, NEURONS, torch.device("cpu"))
-        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), HostOutbox())
+        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), HostTransferQueue())
         self.sessions = {name: Session() for name in sessions}
-        self.capture.sessions.update(self.sessions)  # type: ignore[arg-type]
+        for name, session in self.sessions.items():
+            self.capture.open(name, session)  # type: ignore[arg-type]
 
     def step(
         self,
@@ -85,7 +86,7 @@ class Worker:
             )
             for name, plan in (new or {}).items()
         ]
-        self.capture.before_step(SimpleNamespace(finished_req_ids=set(finished), scheduled_new_reqs=requests))
+        self.capture.before_step(scheduled(requests, finished))
         count = sum(rows for _, _, rows in batch)
         bits = np.unpackbits(np.arange(count, dtype=np.uint8)[:, None], axis=1, bitorder="little")
         gate = np.pad(bits, ((0, 0), (0, NEURONS - 8))).astype(np.float32)
@@ -103,6 +104,10 @@ class Worker:
                 positions=torch.tensor(positions, dtype=torch.int64),
             )
         )
+
+
+def scheduled(new: Sequence[Any], finished: Sequence[str] = ()) -> Any:
+    return SimpleNamespace(preempted_req_ids=None, finished_req_ids=set(finished), scheduled_new_reqs=new)
 
 
 def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s", **more: int) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def test_extra_args_of_others_are_no_plan() -> None:
     worker = Worker("s")
     request = SimpleNamespace(req_id="a", sampling_params=SimpleNamespace(extra_args={"other": 1}))
     pooling = SimpleNamespace(req_id="b", sampling_params=None)
-    worker.capture.before_step(SimpleNamespace(finished_req_ids=set(), scheduled_new_reqs=[request, pooling]))
+    worker.capture.before_step(scheduled([request, pooling]))
     assert not worker.capture.active
 
 
@@ -289,9 +294,8 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
         worker.step([("a", 0, 2)], new={"a": plan(0, 10, 9, session=name)})
         worker.capture.close(name)
         assert len(worker.sessions[name].received()) == 1
-    requests = worker.capture._requests
-    assert (len(requests), len(requests._numbers), len(requests._names)) == (0, 0, 0)
-    assert worker.capture._waited_before == {}
+    assert (worker.capture.active, worker.capture.open_sessions) == (False, ())
+    assert worker.capture._backpressure_before == {}
 
 
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])

@@ -18,7 +18,7 @@ from sparcom_extractor.capture.discovery.findings import Findings, find_captured
 from sparcom_extractor.capture.discovery.moe import RUNNER
 from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
 from sparcom_extractor.capture.ops.experts import ExpertSlots, in_falling_weight, install_experts, shown_experts
-from sparcom_extractor.worker.mixin import too_much_to_count
+from sparcom_extractor.worker.capture import refuse_host_counts
 from sparcom_extractor.writer.targets import ArrayPart
 
 CPU = torch.device("cpu")
@@ -302,8 +302,8 @@ def test_an_ffn_that_every_rank_holds_whole_is_refused() -> None:
 def test_counting_that_would_fill_the_memory_is_refused() -> None:
     """The message says what it would take and what to lower; what fits is let in."""
     part = ArrayPart("expert_neuron/count", None, (24, 60, 1408))  # type: ignore[arg-type]
-    assert too_much_to_count([part], 4) is None
-    assert "lower max_num_seqs" in str(too_much_to_count([part], 10**7))
+    assert refuse_host_counts([part], 4) is None
+    assert "lower max_num_seqs" in str(refuse_host_counts([part], 10**7))
 
 
 def test_compiled_experts_of_a_cpu_are_refused() -> None:
