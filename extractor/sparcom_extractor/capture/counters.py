@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.count_kernel import add_counts
-from sparcom_extractor.capture.ops.counts import check_pieces, cut_pieces
+from sparcom_extractor.capture.ops.count_kernel import add_counts, check_tiles, split_runs
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceOutbox
 from sparcom_extractor.capture.transfer.outbox import Deliver
 
@@ -27,7 +26,7 @@ class DeviceCounters:
     counts: int32 (slots, layers, neurons). last: uint8 (slots, layers, neuron_bytes).
     """
 
-    def __init__(self, buffer: CaptureBuffer, outbox: DeviceOutbox, requests: int) -> None:
+    def __init__(self, buffer: MaskBuffer, outbox: DeviceOutbox, requests: int) -> None:
         """
         Args:
             buffer: the masks of a step.
@@ -68,9 +67,9 @@ class DeviceCounters:
 
     def add(self, first: NDArray[np.int64], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
         """Add rows [first, first + rows) of the step to the slots; int64 (n,) each."""
-        pieces = cut_pieces(first, rows, slots)
-        check_pieces(pieces, len(self._buffer.masks), len(self.counts))
-        uploaded = self._outbox.upload(pieces)
+        tiles = split_runs(first, rows, slots)
+        check_tiles(tiles, len(self._buffer.masks), len(self.counts))
+        uploaded = self._outbox.upload(tiles)
         self._outbox.launch(lambda: add_counts(self._buffer.masks, uploaded, self.counts))
 
     def keep_last(self, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffers import LayerName
+from sparcom_extractor.capture.discovery.describe import LayerName
 from sparcom_extractor.writer.session import Fault
 from sparcom_extractor.writer.sinks import Segment
 

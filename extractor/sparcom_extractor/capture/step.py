@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.nonfinite import NonfiniteRows
-from sparcom_extractor.capture.ops.buffer import check_writes
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
 from sparcom_extractor.capture.transfer.outbox import Arrays, Done, Outbox
@@ -76,7 +75,7 @@ class StepCapture:
         self._names, self._arrays = tuple(arrays), tuple(arrays.values())
         self._outbox = outbox
         self._requests = RunningRequests()
-        self._padded = buffers.writes.device.type != "cpu"
+        self._padded = buffers.write_counters.device.type != "cpu"
         self._layers = [str(name) for name in buffers.widths.columns()]
         self._nonfinite = NonfiniteRows(buffers.widths.columns())
         self._waited_before: dict[str, float] = {}
@@ -116,7 +115,12 @@ class StepCapture:
         if not shares:
             return
         buffers = self.buffers
-        parts = [batch.ids[first:stop], batch.positions[first:stop], buffers.writes, buffers.flags[first:stop]]
+        parts = [
+            batch.ids[first:stop],
+            batch.positions[first:stop],
+            buffers.write_counters,
+            buffers.nonfinite[first:stop],
+        ]
         if self.counters is None or any(not share.session.counts for share in shares):
             parts.extend(array[first:stop] for array in self._arrays)
         if self.counters is not None:
@@ -210,7 +214,7 @@ class StepCapture:
         """Check what came and hand it over. Rows that cannot be trusted end their sessions; the engine goes on."""
         ids, positions, writes, flags = arrays[:4]
         try:
-            check_writes(writes, count, self._layers, padded=self._padded)
+            check_write_counters(writes, count, self._layers, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
             problem = self.buffers.problem

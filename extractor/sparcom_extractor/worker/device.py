@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.transfer.device import DeviceOutbox, Streams, letter_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
@@ -22,9 +22,9 @@ class DeviceCaptureMixin(CaptureMixin):
 
     def _make_outbox(self, buffers: StepBuffers) -> DeviceOutbox:
         """Ring and pinned memory, taken before vLLM measures what is left for its KV cache."""
-        arrays, dense = list(buffers.arrays().values()), buffers.neurons
+        arrays, dense = list(buffers.arrays().values()), buffers.dense
         counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
-        step = letter_bytes([*arrays, buffers.flags], buffers.writes)
+        step = letter_bytes([*arrays, buffers.nonfinite], buffers.write_counters)
         ring = RING_STEPS * max(step, counts + SMALL_BYTES) + SMALL_BYTES
         self._outbox = DeviceOutbox(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later ones measure the device, and only log this.
@@ -34,13 +34,13 @@ class DeviceCaptureMixin(CaptureMixin):
     def _make_counters(self) -> None:
         """Counters for as many requests as run at once. Rows of experts are counted on the host: a request's counters
         would take as much room as the experts' gates themselves."""
-        if self._buffers.neurons is None or self._buffers.routes is not None:
+        if self._buffers.dense is None or self._buffers.routes is not None:
             return
         from sparcom_extractor.capture.counters import DeviceCounters
 
         assert self._capture is not None  # noqa: S101
         requests = int(self.vllm_config.scheduler_config.max_num_seqs)
-        self._capture.counters = DeviceCounters(self._buffers.neurons, self._outbox, requests)
+        self._capture.counters = DeviceCounters(self._buffers.dense, self._outbox, requests)
 
     def _memory(self) -> dict[str, int]:
         return super()._memory() | {

@@ -22,13 +22,13 @@ import torch
 from sparcom_data.errors import SparcomError, UnsupportedModelError
 from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
 from sparcom_extractor.capture.discovery.findings import Findings, find_captured
-from sparcom_extractor.capture.ops.buffer import check_writes
-from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.install import install_all
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.rows import batch_rows, refuse_engine
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
 from sparcom_extractor.launch.bootstrap import EngineNote
+from sparcom_extractor.protocol import to_wire
 from sparcom_extractor.writer.session import CaptureSession, Settlement
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 
@@ -114,8 +114,7 @@ class CaptureMixin:
         if refusal := self._refusal or self._try_step():
             return {"refusal": refusal}
         return {
-            "refusal": None,
-            **describe_found(self._found),
+            **to_wire(describe_found(self._found)),
             "product": self._product,
             "mode": {
                 "model_runner": "V2" if self.use_v2_model_runner else "V1",
@@ -138,7 +137,7 @@ class CaptureMixin:
             return None
         names = [str(name) for name in self._buffers.widths.columns()]
         try:
-            check_writes(self._buffers.writes.cpu().numpy(), 1, names, padded=True)
+            check_write_counters(self._buffers.write_counters.cpu().numpy(), 1, names, padded=True)
         except RuntimeError as error:
             return f"a trial step of one token failed: {self._buffers.problem or error}. Use another model"
         return None
