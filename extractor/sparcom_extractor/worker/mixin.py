@@ -20,8 +20,8 @@ from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.describe import refuse_model, widths_here
 from sparcom_extractor.capture.discovery.findings import find_captured
-from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.install import install_all
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue, TransferQueue
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
 from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, from_wire, to_wire
