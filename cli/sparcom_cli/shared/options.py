@@ -1,46 +1,82 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share, and their conversion to settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from sparcom_data.schema.options import ExtractionOptions
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-INPUT_HELP = "File of instructions: JSON lines, a JSON array or CSV; - reads standard input."
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
+AT_LEAST_1 = click.IntRange(min=1)
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
-def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What is captured and how prompts are made."""
-    for option in reversed(
-        [
-            click.option("--granularity", type=click.Choice(["token", "count"]), default="token", show_default=True,
-                         help="Store one mask per token, or one count per instruction and neuron."),
-            click.option("--positions", type=click.Choice(["prompt", "response", "all"]), default="prompt",
-                         show_default=True, help="Tokens to capture."),
-            click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
-                         help="Tokenise the text as it is, or apply the chat template first."),
-            click.option("--max-tokens", type=int, default=0, show_default=True,
-                         help="Response tokens to generate, greedily (temperature 0). Needs --positions."),
-            click.option("--no-special-tokens", is_flag=True, help="Leave out what the tokenizer adds (BOS)."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def combined(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Return one decorator for several; --help lists options in the order given."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def make_extraction_options(
-    granularity: str, positions: str, prompt_format: str, max_tokens: int, no_special_tokens: bool
-) -> ExtractionOptions:
-    """The options as one checked object.
+input_option = click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(allow_dash=True, path_type=Path),
+    help="Read instructions from this file: JSON lines, a JSON array or CSV; - reads standard input.",
+)
+
+server_option = click.option(
+    "--server", default="http://127.0.0.1:8000", metavar="URL", help="Send requests to this server."
+)
+
+extraction_options = combined(
+    click.option(
+        "--granularity",
+        type=click.Choice(["token", "count"]),
+        default="token",
+        help="Store one mask per token, or one activation count per instruction and neuron.",
+    ),
+    click.option(
+        "--positions",
+        type=click.Choice(["prompt", "response", "all"]),
+        default="prompt",
+        help="Capture prompt tokens, response tokens or both.",
+    ),
+    click.option(
+        "--prompt-format",
+        type=click.Choice(["raw", "chat"]),
+        default="raw",
+        help="Tokenize the text as it is, or apply the model's chat template first.",
+    ),
+    click.option(
+        "--max-tokens",
+        type=int,
+        default=0,
+        help="Generate up to this many response tokens, greedily. Requires --positions response or all.",
+    ),
+    click.option("--no-special-tokens", is_flag=True, help="Omit the tokens that the tokenizer adds, such as BOS."),
+)
+
+
+def make_extraction_options(no_special_tokens: bool, **options: Any) -> ExtractionOptions:
+    """Return the values of `extraction_options` as one validated object.
 
     Raises:
-        InvalidInputError: they contradict each other.
+        InvalidInputError: the options contradict each other.
     """
     from pydantic import ValidationError
 
@@ -49,56 +85,37 @@ def make_extraction_options(
     from sparcom_data.schema.options import ExtractionOptions
 
     try:
-        return ExtractionOptions.model_validate(
-            {
-                "granularity": granularity,
-                "positions": positions,
-                "prompt_format": prompt_format,
-                "max_tokens": max_tokens,
-                "add_special_tokens": not no_special_tokens,
-            }
-        )
+        return ExtractionOptions.model_validate({**options, "add_special_tokens": not no_special_tokens})
     except ValidationError as error:
         raise InvalidInputError(describe_validation_error(error, "options")) from error
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How the engine runs; what is not given is the platform's default."""
-    for option in reversed(
-        [
-            click.option("--dtype", help="float32, bfloat16, float16 or auto; default float32 on CPU, auto on GPU."),
-            click.option("--revision", help="Branch, tag or commit of a model on the hub; default its main branch."),
-            click.option("--quantization", help="Name vLLM's method; default what the model's config.json says."),
-            click.option(
-                "--max-model-len", type=click.IntRange(min=1), help="Longest prompt plus response, in tokens."
-            ),
-            click.option(
-                "--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one step; default 512 on CPU."
-            ),
-            click.option(
-                "--max-num-seqs", type=click.IntRange(min=1), help="Requests that run at once; default 64 on CPU."
-            ),
-            click.option(
-                "--gpu-memory-utilization",
-                type=click.FloatRange(0, 1, min_open=True),
-                help="Share of the GPU's memory.",
-            ),
-            click.option(
-                "--kv-cache-gib",
-                type=click.FloatRange(0, min_open=True),
-                help="GiB of KV cache; default 2 on CPU.",
-            ),
-            click.option(
-                "--tensor-parallel-size",
-                type=click.IntRange(min=1),
-                help="Processes that share every layer: GPUs, or cores of a CPU; default 1.",
-            ),
-            click.option(
-                "--pipeline-parallel-size",
-                type=click.IntRange(min=1),
-                help="Groups of them, each with some of the layers; default 1, on a CPU no more.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+def engine_option(name: str, kind: click.ParamType[Any] | None, text: str, default: str) -> Any:
+    """Return an option of the engine; `default` is shown, and applied by the platform's settings."""
+    return click.option(name, type=kind, help=text, show_default=default)
+
+
+_SHARE = click.FloatRange(0, 1, min_open=True)
+engine_options = combined(
+    engine_option(
+        "--dtype", None, "Load weights as float32, bfloat16, float16 or auto.", "float32 on CPU, auto on GPU"
+    ),
+    engine_option("--revision", None, "Load this branch, tag or commit of a hub model.", "main branch"),
+    engine_option("--quantization", None, "Use this vLLM quantization method.", "from the model's config.json"),
+    engine_option("--max-model-len", AT_LEAST_1, "Limit prompt plus response to this many tokens.", "model's limit"),
+    engine_option("--max-num-batched-tokens", AT_LEAST_1, "Limit the tokens per step.", "512 on CPU, vLLM's on GPU"),
+    engine_option("--max-num-seqs", AT_LEAST_1, "Limit the concurrent requests.", "64 on CPU, vLLM's on GPU"),
+    engine_option("--gpu-memory-utilization", _SHARE, "Use this fraction of the GPU's memory.", "vLLM's"),
+    engine_option(
+        "--kv-cache-gib", click.FloatRange(0, min_open=True), "Set the size of the KV cache in GiB.", "2 on CPU"
+    ),
+    engine_option(
+        "--tensor-parallel-size",
+        AT_LEAST_1,
+        "Split every layer over this many processes (GPUs or CPU groups).",
+        "one process",
+    ),
+    engine_option(
+        "--pipeline-parallel-size", AT_LEAST_1, "Split the layers into this many groups; must be 1 on CPU.", "one group"
+    ),
+)
