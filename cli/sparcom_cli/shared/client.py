@@ -74,24 +74,22 @@ class Client:
         """
         last_answer = time.monotonic()
         while True:
-            for job in self._answers(job_id):
-                if isinstance(job, httpx.TransportError):
-                    if time.monotonic() - last_answer > self._give_up:
-                        raise self._no_answer(job) from job
-                    continue
+            for job in self._stream(job_id):
+                last_answer = time.monotonic()
+                yield job
+                if job["state"] in FINAL_STATES:
+                    return
+            try:
+                job = _checked(self._http.get(f"{self.server}/v1/extractions/{job_id}"))
+            except httpx.TransportError as error:
+                if time.monotonic() - last_answer > self._give_up:
+                    raise self._no_answer(error) from error
+            else:
                 last_answer = time.monotonic()
                 yield job
                 if job["state"] in FINAL_STATES:
                     return
             time.sleep(self._poll_seconds)
-
-    def _answers(self, job_id: str) -> Iterator[dict[str, Any] | httpx.TransportError]:
-        """Yield the events until the stream ends, then one direct answer or the error instead of it."""
-        yield from self._stream(job_id)
-        try:
-            yield _checked(self._http.get(f"{self.server}/v1/extractions/{job_id}"))
-        except httpx.TransportError as error:
-            yield error
 
     def _stream(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Yield the job from each event until the stream ends or breaks."""
