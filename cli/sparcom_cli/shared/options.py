@@ -119,3 +119,10 @@ engine_options = combined(
         "--pipeline-parallel-size", AT_LEAST_1, "Split the layers into this many groups; must be 1 on CPU.", "one group"
     ),
 )
+
+
+def reject_usage(*rules: tuple[object, str]) -> None:
+    """Raise click.UsageError with the message of the first rule whose condition is true."""
+    for condition, message in rules:
+        if condition:
+            raise click.UsageError(message)
