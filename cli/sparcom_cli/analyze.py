@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, SHARE, option, optional
 from sparcom_cli.shared.progress import progress_bar
 from sparcom_cli.shared.text import MIN_CELL_WIDTH, format_table
 
@@ -15,91 +15,42 @@ if TYPE_CHECKING:
     from sparcom_analysis.schema.metrics import Metrics
 
 MAX_TABLE_WIDTH = 110  # columns of a terminal
-_SHARE = click.FloatRange(0, 1, min_open=True)
-_COUNT = click.IntRange(0)
+COUNT = click.IntRange(0)
 
 
 @click.command()
 @click.argument("archive")
-@click.option(
-    "--epsilon", type=_SHARE, help="Select this share of neurons as ISNs.", show_default="0.05 unless --threshold"
-)
-@click.option("--threshold", type=_SHARE, help="Select neurons by activation frequency instead of by --epsilon.")
-@click.option(
+@optional("--epsilon", SHARE, "0.05 unless --threshold", "Select this share of all neurons as ISNs.")
+@optional("--threshold", SHARE, None, "Select neurons from this activation frequency instead of by --epsilon.")
+@optional(
     "--rows",
-    type=click.Choice(["prompt", "response", "all"]),
-    help="Count the tokens of the prompt, the response or both.",
-    show_default="prompt, or what the archive holds",
+    click.Choice(["prompt", "response", "all"]),
+    "prompt if captured",
+    "Count prompt tokens, response tokens or both.",
 )
 @click.option(
-    "--exclude-self-pairs", is_flag=True, help="Leave pairs of an instruction with itself out of similarities."
+    "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction and itself."
 )
-@click.option("--tuned", metavar="ARCHIVE", help="Compare with this archive of the fine-tuned model.")
-@click.option(
-    "--instruction", "instructions", multiple=True, metavar="ID", help="Show this instruction in figure 6. Repeatable."
-)
-@click.option(
-    "--tokens",
-    "counted_tokens",
-    type=click.Choice(["all", "content"]),
-    default="all",
-    help="Count all tokens, or leave out those that the chat template or the tokenizer added.",
-)
-@click.option(
+@optional("--tuned", None, None, "Compare with this archive of the fine-tuned model.", metavar="ARCHIVE")
+@optional("--instruction", None, None, "Show this instruction in figure 6. Repeatable.", multiple=True, metavar="ID")
+@option("--tokens", click.Choice(["all", "content"]), "all", "Count all tokens, or only the instruction's own text.")
+@option(
     "--special-tokens",
-    type=click.Choice(["count", "leave-out"]),
-    default="count",
-    help="Count BOS and chat template markers, or leave them out.",
+    click.Choice(["count", "leave-out"]),
+    "count",
+    "Count BOS and template markers, or leave them out.",
 )
-@click.option(
-    "--special-token-id",
-    "special_token_ids",
-    type=_COUNT,
-    multiple=True,
-    help="Treat this token id as special, instead of those that the archive lists. Repeatable.",
-)
-@click.option(
-    "--match-tokens/--no-match-tokens",
-    default=None,
-    help="Repeat the measures on instructions subsampled to equal length.",
-    show_default="if possible",
-)
-@click.option(
-    "--matched-tokens",
-    type=AT_LEAST_1,
-    help="Subsample to this many tokens per instruction.",
-    show_default="length of the shortest instruction of at least 8",
-)
-@click.option(
-    "--share",
-    type=_SHARE,
-    default=0.5,
-    help="Assign a neuron or expert to a category if this share of its instructions has it.",
-)
-@click.option("--lape-top", type=_SHARE, default=0.01, help="Select this share of neurons by LAPE.")
-@click.option(
-    "--lape-filter",
-    type=_SHARE,
-    default=0.95,
-    help="Require this quantile of all activation probabilities in at least one category.",
-)
-@click.option(
-    "--lape-bar",
-    type=_SHARE,
-    default=0.95,
-    help="Call a selected neuron specific to a category above this quantile of all activation probabilities.",
-)
-@click.option(
-    "--resamples", type=_COUNT, default=1000, help="Draw this many bootstrap resamples for intervals; 0 for none."
-)
-@click.option("--permutations", type=_COUNT, default=9999, help="Shuffle labels this often for tests; 0 for none.")
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.95,
-    help="Set the confidence level of intervals.",
-)
-@click.option("--seed", type=_COUNT, default=0, help="Seed all draws and shuffles.")
+@optional("--special-token-id", COUNT, "those the archive lists", "Leave this token id out. Repeatable.", multiple=True)
+@optional("--match-tokens/--no-match-tokens", None, "if possible", "Repeat the measures at equal length.", default=None)
+@optional("--matched-tokens", AT_LEAST_1, "shortest length from 8 on", "Subsample instructions to this many tokens.")
+@option("--share", SHARE, 0.5, "Assign a neuron or expert to a category if this share of its instructions has it.")
+@option("--lape-top", SHARE, 0.01, "Select this share of neurons by LAPE.")
+@option("--lape-filter", SHARE, 0.95, "Require this quantile of all activation probabilities in at least one category.")
+@option("--lape-bar", SHARE, 0.95, "Call a selected neuron specific to categories above this quantile.")
+@option("--resamples", COUNT, 1000, "Draw this many bootstrap resamples for intervals; 0 for none.")
+@option("--permutations", COUNT, 9999, "Shuffle labels this often for tests; 0 for none.")
+@option("--confidence", click.FloatRange(0, 1, min_open=True, max_open=True), 0.95, "Set the level of intervals.")
+@option("--seed", COUNT, 0, "Seed all draws and shuffles.")
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
 def analyze(archive: str, output: Any, **options: Any) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a server's address.
@@ -108,24 +59,27 @@ def analyze(archive: str, output: Any, **options: Any) -> None:
     """
     if options["epsilon"] is not None and options["threshold"] is not None:
         raise click.UsageError("--epsilon and --threshold are two rules for the same thing: give one of them")
-    if options["special_token_ids"] and options["special_tokens"] == "count":
+    if options["special_token_id"] and options["special_tokens"] == "count":
         raise click.UsageError("--special-token-id names tokens to leave out: add --special-tokens leave-out")
-    if options["instructions"] and options["tuned"] is None:
+    if options["instruction"] and options["tuned"] is None:
         raise click.UsageError("--instruction shows an instruction in both models: add --tuned")
     from sparcom_analysis import LapeRates
     from sparcom_analysis import analyze as run
     from sparcom_analysis.tables.formats import visible
 
-    options["special_tokens"] = options["special_tokens"].replace("-", "_")
-    options["lape_rates"] = LapeRates(**{name: options.pop(f"lape_{name}") for name in ("top", "filter", "bar")})
-    for name in ("special_token_ids", "instructions"):
-        options[name] = list(options[name]) or None
+    renamed = {
+        "special_tokens": options.pop("special_tokens").replace("-", "_"),
+        "counted_tokens": options.pop("tokens"),
+        "special_token_ids": list(options.pop("special_token_id")) or None,
+        "instructions": list(options.pop("instruction")) or None,
+        "lape_rates": LapeRates(**{name: options.pop(f"lape_{name}") for name in ("top", "filter", "bar")}),
+    }
     with progress_bar("reading, tokens and shuffles", time_left=True) as update:
 
         def show(done: int, total: int) -> None:
             update(done, total, f"{done:,}/{total:,}" + (" · figures, tables and report" if done == total else ""))
 
-        result = run(archive, output, progress=show, **options)
+        result = run(archive, output, progress=show, **options, **renamed)
     for warning in result.metrics.warnings:
         click.echo(visible(f"warning: {warning}"), err=True)
     click.echo(visible("\n".join(_summary(result.metrics))))
@@ -140,21 +94,16 @@ def _summary(metrics: Metrics) -> list[str]:
 
         views = [(f" of {TITLES[one.component]}", metrics.of(one.component)) for one in metrics.components]
     sizes = [
-        _sizes(view, name) + ("; see the report for their similarity" if at else "")
+        f"instruction-specific neurons{name}: {view.settings.selection} "
+        f"{view.settings.epsilon or view.settings.threshold}, {view.isn_size.mean:,.1f} per instruction on average"
+        + ("; see the report for their similarity" if at else "")
         for at, (name, view) in enumerate(views)
     ]
     name, first = views[0]
     where, part = f" in neurons{name}" if name else "", first.shown_similarity
     title = f"similarity of categories{where} (mean Jaccard index, {_self_pairs(metrics)})"
-    return [
-        *_facts(metrics),
-        *sizes,
-        "",
-        title,
-        *_matrix(part.categories, part.matrix),
-        *_experts(metrics),
-        *_findings(metrics),
-    ]
+    similarity = _matrix(part.categories, part.matrix)
+    return [*_facts(metrics), *sizes, "", title, *similarity, *_experts(metrics), *_findings(metrics)]
 
 
 def _facts(metrics: Metrics) -> list[str]:
@@ -175,11 +124,6 @@ def _facts(metrics: Metrics) -> list[str]:
         lines.append(f"compared with {part.twin.model_name} over {part.twin.matched:,} instructions of both")
         lines += part.twin.notes
     return lines
-
-
-def _sizes(metrics: Metrics, name: str) -> str:
-    rule = f"{metrics.settings.selection} {metrics.settings.epsilon or metrics.settings.threshold}"
-    return f"instruction-specific neurons{name}: {rule}, {metrics.isn_size.mean:,.1f} per instruction on average"
 
 
 def _self_pairs(metrics: Metrics) -> str:

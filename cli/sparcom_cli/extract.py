@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ from sparcom_cli.shared.text import describe_counts, describe_progress, print_fa
 from sparcom_cli.shared.waiting import waiting
 
 if TYPE_CHECKING:
-    from sparcom_data.instructions import Instruction
     from sparcom_data.progress import Progress
-    from sparcom_data.schema.options import ExtractionOptions
+    from sparcom_extractor.engine import CaptureEngine
+    from sparcom_extractor.extraction import Extraction
     from sparcom_extractor.settings import EngineSettings
 
 MIN_SHOWN_WAIT_SECONDS = 0.05
@@ -58,7 +58,8 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     check_formats(instructions, extraction)
     if extraction.prompt_format == "chat" and lacks_chat_template(model):
         raise InvalidInputError([NO_TEMPLATE])
-    progress = asyncio.run(_run(settings, instructions, extraction, output, default_dataset_name(source)))
+    name = default_dataset_name(source)
+    progress = asyncio.run(_run(settings, lambda engine: engine.prepare(instructions, extraction, output, name)))
     click.echo(
         f"{output}: {describe_counts(asdict(progress), progress.instructions)}; {progress.tokens_done:,} tokens "
         f"in {progress.seconds:.1f} s ({progress.tokens_per_second:,.0f} tokens/s)"
@@ -70,20 +71,14 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     raise SystemExit(1 if progress.failed or progress.cancelled else 0)
 
 
-async def _run(
-    settings: EngineSettings,
-    instructions: Sequence[Instruction],
-    options: ExtractionOptions,
-    output: Path,
-    dataset_name: str,
-) -> Progress:
-    """Start the engine, extract, close the engine. Ctrl-C cancels the extraction."""
+async def _run(settings: EngineSettings, prepare: Callable[[CaptureEngine], Extraction]) -> Progress:
+    """Start the engine, run the extraction, close the engine. Ctrl-C cancels the extraction."""
     from sparcom_extractor.engine import CaptureEngine  # imports torch, which takes seconds
 
     with waiting(f"Loading {settings.name}"):
         engine = await CaptureEngine.start(settings)
     try:
-        extraction = await asyncio.to_thread(engine.prepare, instructions, options, output, dataset_name)
+        extraction = await asyncio.to_thread(prepare, engine)
         for warning in extraction.warnings:
             click.echo(f"warning: {warning}", err=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, extraction.cancel)

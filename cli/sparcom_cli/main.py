@@ -15,33 +15,28 @@ from sparcom_data.errors import SparcomError
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A command: its location as `module:attribute`, its line in --help, and the extras it needs."""
+    """The line of a command in --help, and the extras it needs. `NAME` is sparcom_cli.NAME.NAME."""
 
-    target: str
     help: str
     extras: tuple[str, ...] = ()
 
 
 INTERRUPTED = 130
 
+ENGINE = "extractor-cpu|extractor-gpu"
 COMMANDS = {
-    "serve": _Entry("sparcom_cli.serve:serve", "Serve models over REST.", ("server", "extractor-cpu|extractor-gpu")),
-    "extract": _Entry(
-        "sparcom_cli.extract:extract", "Run instructions offline into an archive.", ("extractor-cpu|extractor-gpu",)
-    ),
-    "submit": _Entry("sparcom_cli.submit:submit", "Send instructions to a server.", ("client",)),
-    "delete": _Entry("sparcom_cli.delete:delete", "Delete an archive from a server.", ("client",)),
-    "analyze": _Entry("sparcom_cli.analyze:analyze", "Compute metrics, tables, figures and a report.", ("analysis",)),
-    "verify": _Entry("sparcom_cli.verify:verify", "Verify archives.", ("verify",)),
-    "dataset": _Entry("sparcom_cli.dataset:dataset", "Build, check and annotate instruction files.", ("dataset",)),
-    "model": _Entry("sparcom_cli.model:model", "Fetch or make models.", ("models", "extractor-cpu|extractor-gpu")),
-    "selftest": _Entry(
-        "sparcom_cli.selftest:selftest", "Check capture on this machine.", ("extractor-cpu|extractor-gpu",)
-    ),
+    "serve": _Entry("Serve models over REST.", ("server", ENGINE)),
+    "extract": _Entry("Run instructions offline into an archive.", (ENGINE,)),
+    "submit": _Entry("Send instructions to a server.", ("client",)),
+    "delete": _Entry("Delete an archive from a server.", ("client",)),
+    "analyze": _Entry("Compute metrics, tables, figures and a report.", ("analysis",)),
+    "verify": _Entry("Verify archives.", ("verify",)),
+    "dataset": _Entry("Build, check and annotate instruction files.", ("dataset",)),
+    "model": _Entry("Fetch or make models.", ("models", ENGINE)),
+    "selftest": _Entry("Check capture on this machine.", (ENGINE,)),
     "demo": _Entry(
-        "sparcom_cli.demo:demo",
         "Run a small model from instructions to report.",
-        ("server", "client", "analysis", "verify", "models", "dataset", "extractor-cpu|extractor-gpu"),
+        ("server", "client", "analysis", "verify", "models", "dataset", ENGINE),
     ),
 }
 
@@ -51,11 +46,9 @@ class _LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = entry.target.split(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"sparcom_cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  (an error in the table, not the user's)
         return command
 

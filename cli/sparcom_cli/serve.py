@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, option
 
 if TYPE_CHECKING:
     from sparcom_server.protocols import EngineStarter, ModelEngine
@@ -22,19 +22,14 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
 @click.option(
     "--model", "models", multiple=True, required=True, metavar="[NAME=]PATH", help="Serve this model. Repeatable."
 )
-@click.option("--host", default="127.0.0.1", help="Listen on this address.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, help="Listen on this port.")
-@click.option("--data-dir", type=FOLDER, default=Path("sparcom-data"), help="Keep archives in this folder.")
-@click.option("--max-queued-jobs", type=click.IntRange(min=0), default=100, help="Limit the jobs that wait.")
-@click.option("--max-body-mib", type=AT_LEAST_1, default=64, help="Refuse request bodies larger than this, in MiB.")
-@click.option("--max-instructions", type=AT_LEAST_1, default=200_000, help="Limit the instructions per request.")
-@click.option(
-    "--max-connections",
-    type=AT_LEAST_1,
-    default=1000,
-    help="Limit open connections; lower if the process may open few files.",
-)
-@click.option("--max-event-streams", type=AT_LEAST_1, default=100, help="Limit open event streams.")
+@option("--host", None, "127.0.0.1", "Listen on this address.")
+@option("--port", click.IntRange(0, 65_535), 8000, "Listen on this port.")
+@option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives in this folder.")
+@option("--max-queued-jobs", click.IntRange(min=0), 100, "Limit the jobs that wait.")
+@option("--max-body-mib", AT_LEAST_1, 64, "Refuse request bodies larger than this, in MiB.")
+@option("--max-instructions", AT_LEAST_1, 200_000, "Limit the instructions per request.")
+@option("--max-connections", AT_LEAST_1, 1000, "Limit open connections; lower if the process may open few files.")
+@option("--max-event-streams", AT_LEAST_1, 100, "Limit open event streams.")
 @click.option(
     "--allowed-host",
     "allowed_hosts",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparcom_cli.dataset.annotate import DATA, printable, read_data_set, write_form
-from sparcom_cli.shared.options import FILE, reject_usage
+from sparcom_cli.shared.options import FILE, option, optional
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,16 +26,16 @@ SHOWN_ITEMS = 50
 @click.command()
 @click.argument("first", type=EXISTING_FILE)
 @click.argument("second", type=EXISTING_FILE)
-@click.option("--data", "files", multiple=True, type=DATA, help="Read the form's instructions from here. Repeatable.")
-@click.option("--adjudicate", type=FILE, help="Write a form with the disputed items. Requires --data.")
-@click.option("--adjudicated", type=EXISTING_FILE, help="Read a third person's answers to that form.")
-@click.option("--accepted", type=FILE, help="Write the instructions that passed. Requires --data.")
-@click.option("--output", type=FILE, help="Write the whole report as JSON.")
-@click.option("--seed", default=0, help="Seed the bootstrap and the order of the adjudicator's form.")
+@optional("--data", DATA, None, "Read the form's instructions from here. Repeatable.", multiple=True)
+@optional("--adjudicate", FILE, None, "Write a form with the disputed items. Requires --data.")
+@optional("--adjudicated", EXISTING_FILE, None, "Read a third person's answers to that form.")
+@optional("--accepted", FILE, None, "Write the instructions that passed. Requires --data.")
+@optional("--output", FILE, None, "Write the whole report as JSON.")
+@option("--seed", int, 0, "Seed the bootstrap and the order of the adjudicator's form.")
 def agreement(
     first: Path,
     second: Path,
-    files: tuple[Path, ...],
+    data: tuple[Path, ...],
     adjudicate: Path | None,
     adjudicated: Path | None,
     accepted: Path | None,
@@ -46,41 +46,33 @@ def agreement(
 
     An item passes if its grammar is correct, its redundancy none, its clarity clear and its category that of the data.
     """
-    inputs = {path.resolve() for path in (first, second, *files, adjudicated) if path}
-    reject_usage(
-        (
-            (adjudicate or accepted) and not files,
-            "--adjudicate and --accepted need the instructions: give their files with --data",
-        ),
-        *(
-            (
-                path and not inputs.isdisjoint({path.resolve(), path.resolve().parent}),
-                f"{path} is, or lies in, an input of this command: take another name",
-            )
-            for path in (adjudicate, accepted, output)
-        ),
-    )
+    if (adjudicate or accepted) and not data:
+        raise click.UsageError("--adjudicate and --accepted need the instructions: give their files with --data")
+    inputs = {path.resolve() for path in (first, second, *data, adjudicated) if path}
+    for path in filter(None, (adjudicate, accepted, output)):
+        if not inputs.isdisjoint({path.resolve(), path.resolve().parent}):
+            raise click.UsageError(f"{path} is, or lies in, an input of this command: take another name")
     from sparcom_data.storage import write_file
     from sparcom_hexainst.agreement.disputes import make_adjudication, read_adjudication
     from sparcom_hexainst.agreement.verdict import accepted_lines, passed, report
     from sparcom_hexainst.annotation.page import render_page
     from sparcom_hexainst.annotation.read import read_pair
 
-    data = read_data_set(files) if files else None
-    pair = read_pair(first, second, data)
+    instructions = read_data_set(data) if data else None
+    pair = read_pair(first, second, instructions)
     third = read_adjudication(adjudicated, pair) if adjudicated else None
-    result = report(pair, data, third, seed=seed)
+    result = report(pair, instructions, third, seed=seed)
     _print(result)
     if output:
         write_file(output, [result.model_dump_json(indent=1).encode() + b"\n"])
-    if adjudicate and data:
-        form = make_adjudication(data, pair.first, pair.second, seed=seed)
+    if adjudicate and instructions:
+        form = make_adjudication(instructions, pair.first, pair.second, seed=seed)
         write_form(adjudicate, render_page(form).encode())
         click.echo(f"{adjudicate}: {len(form.items)} items to decide, for a third person")
-    if accepted and data:
+    if accepted and instructions:
         ids, judged = passed(result), len(pair.first.items)
-        write_file(accepted, [b"".join(accepted_lines(data, ids))])
-        unseen = len(data.instructions) - judged
+        write_file(accepted, [b"".join(accepted_lines(instructions, ids))])
+        unseen = len(instructions.instructions) - judged
         left = f"; {unseen} instructions of the data were not in the form and are left out" if unseen else ""
         click.echo(f"{accepted}: {len(ids)} of {judged} judged items passed{left}")
 

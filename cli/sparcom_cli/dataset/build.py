@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparcom_cli.shared.options import FILE, PATH, reject_usage
+from sparcom_cli.shared.options import FILE, PATH, option, optional
 
 if TYPE_CHECKING:
     from sparcom_data.instructions import Instruction
@@ -19,27 +19,14 @@ TOLERANCE = 0.05
 
 
 @click.command()
-@click.option("--output", type=FILE, default=Path("hexainst.jsonl"), help="Write JSON lines to this file.")
-@click.option(
-    "--natural",
-    type=PATH,
-    help="Read the natural half's sources, or prepared files (cls.jsonl, …), from this folder.",
-    show_default="Hugging Face hub",
-)
+@option("--output", FILE, Path("hexainst.jsonl"), "Write JSON lines to this file.")
+@optional("--natural", PATH, "Hugging Face hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
-@click.option(
-    "--per-category",
-    type=click.IntRange(1, 100),
-    default=100,
-    help="Take this many instructions per category and half.",
+@option("--per-category", click.IntRange(1, 100), 100, "Take this many instructions per category and half.")
+@option(
+    "--skip", click.IntRange(0, 99), 0, "Skip this many per category, for disjoint files. Requires --synthetic-only."
 )
-@click.option(
-    "--skip",
-    type=click.IntRange(0, 99),
-    default=0,
-    help="Skip this many instructions per category first, to build disjoint files. Requires --synthetic-only.",
-)
-@click.option("--seed", default=0, help="Seed the draw from the sources.")
+@option("--seed", int, 0, "Seed the draw from the sources.")
 @click.option(
     "--revision",
     "revisions",
@@ -48,17 +35,15 @@ TOLERANCE = 0.05
     help="Read a hub source (flan, humaneval, triviaqa, alpaca, math500) at this commit. Repeatable.",
 )
 @click.option("--match-length", is_flag=True, help="Keep the largest subset with equal token counts in all categories.")
-@click.option("--tokenizer", type=PATH, help="Count tokens with the tokenizer in this folder. For --match-length.")
-@click.option(
+@optional("--tokenizer", PATH, None, "Count tokens with the tokenizer in this folder. For --match-length.")
+@optional(
     "--length-tolerance",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Let lengths of equal rank differ by this fraction; 0 for equal lengths. For --match-length.",
-    show_default=str(TOLERANCE),
+    click.FloatRange(0, 1, max_open=True),
+    str(TOLERANCE),
+    "Let lengths of equal rank differ by this fraction; 0 for equal lengths. For --match-length.",
 )
 @click.option(
-    "--within-halves",
-    is_flag=True,
-    help="Match each half separately, so that sources stay balanced. For --match-length.",
+    "--within-halves", is_flag=True, help="Match each half separately to balance sources. For --match-length."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing file with other content.")
 def build(
@@ -76,22 +61,16 @@ def build(
     overwrite: bool,
 ) -> None:
     """Build HexaInst: 600 synthetic instructions, and 600 natural ones drawn from the paper's sources."""
-    reject_usage(
-        (
-            synthetic_only and (natural or revisions),
-            "--synthetic-only leaves the natural half out; give no --natural or --revision with it",
-        ),
-        (natural and revisions, "--revision is a commit on the hub; a folder given with --natural has none"),
-        (skip and not synthetic_only, "--skip applies to synthetic instructions; give --synthetic-only with it"),
-        (
-            match_length and tokenizer is None,
-            "--match-length compares token counts: name the model's folder with --tokenizer",
-        ),
-        (
-            (tokenizer is not None or length_tolerance is not None) and not match_length,
-            "--tokenizer and --length-tolerance belong to --match-length; give it too",
-        ),
-    )
+    if synthetic_only and (natural or revisions):
+        raise click.UsageError("--synthetic-only leaves the natural half out; give no --natural or --revision with it")
+    if natural and revisions:
+        raise click.UsageError("--revision is a commit on the hub; a folder given with --natural has none")
+    if skip and not synthetic_only:
+        raise click.UsageError("--skip applies to synthetic instructions; give --synthetic-only with it")
+    if match_length and tokenizer is None:
+        raise click.UsageError("--match-length compares token counts: name the model's folder with --tokenizer")
+    if (tokenizer is not None or length_tolerance is not None) and not match_length:
+        raise click.UsageError("--tokenizer and --length-tolerance belong to --match-length; give it too")
     from sparcom_data.instructions import check_batch
     from sparcom_hexainst.build.build import Matching, as_lines, natural_instructions, write_new
     from sparcom_hexainst.build.synthetic import synthetic_instructions

@@ -19,7 +19,7 @@ import click
 
 from sparcom_cli.demo.comparison import write_comparison
 from sparcom_cli.demo.server import command, serving
-from sparcom_cli.shared.options import PATH, reject_usage
+from sparcom_cli.shared.options import PATH, option, optional
 from sparcom_data.errors import InvalidInputError
 
 MODEL = "smollm2-135m-instruct"
@@ -43,18 +43,16 @@ class Pair:
 
 
 @click.command()
-@click.option("--output", type=PATH, default=Path("demo-output"), help="Write archives and reports to this folder.")
-@click.option("--model", "folder", type=PATH, help="Use the model in this folder.", show_default=f"models/{MODEL}")
-@click.option(
-    "--moe", is_flag=True, help="Also make an MoE model and two fine-tuned models, once, and compare all four."
-)
-@click.option("--moe-model", type=PATH, help="Use this MoE model instead of making one. Requires --moe.")
-@click.option("--tuned-model", type=PATH, help="Use this fine-tuned model instead of making one. Requires --moe.")
-@click.option("--moe-tuned-model", type=PATH, help="Use this fine-tuned MoE model. Requires --moe.")
-@click.option("--epsilon", default="0.05", help="Select this share of neurons as instruction-specific.")
+@option("--output", PATH, Path("demo-output"), "Write archives and reports to this folder.")
+@optional("--model", PATH, f"models/{MODEL}", "Use the model in this folder.")
+@click.option("--moe", is_flag=True, help="Also make an MoE model and two fine-tuned models, once; compare all four.")
+@optional("--moe-model", PATH, None, "Use this MoE model instead of making one. Requires --moe.")
+@optional("--tuned-model", PATH, None, "Use this fine-tuned model instead of making one. Requires --moe.")
+@optional("--moe-tuned-model", PATH, None, "Use this fine-tuned MoE model instead of making one. Requires --moe.")
+@option("--epsilon", str, "0.05", "Select this share of neurons as instruction-specific.")
 def demo(
     output: Path,
-    folder: Path | None,
+    model: Path | None,
     moe: bool,
     moe_model: Path | None,
     tuned_model: Path | None,
@@ -63,9 +61,10 @@ def demo(
 ) -> None:
     """Run 120 instructions of six categories through a small real model, verify the archive, and write a report."""
     given = (tuned_model, moe_tuned_model)
-    reject_usage((not moe and (moe_model or any(given)), "--moe-model, --tuned-model and --moe-tuned-model need --moe"))
+    if not moe and (moe_model or any(given)):
+        raise click.UsageError("--moe-model, --tuned-model and --moe-tuned-model need --moe")
     started = time.monotonic()
-    base = folder or Path("models") / MODEL
+    base = model or Path("models") / MODEL
     pairs = [Pair(base, None, "demo", output / "report")]
     if moe:
         moe_base = moe_model or _sibling(base, "moe")
@@ -77,7 +76,7 @@ def demo(
     _prepare_folder(output)
     instructions = output / "instructions.jsonl"
     _build(instructions)
-    if folder is None:
+    if model is None:
         _sparcom("model", "fetch", MODEL, "--output", base)
     if moe:
         _make_models(pairs, output / "training.jsonl", moe_model, given)

@@ -21,32 +21,26 @@ if TYPE_CHECKING:
     from sparcom_analysis.schema.metrics import Metrics
 
 CONTENTS = re.compile(r'<li><a href="#([^"]+)">([^<]+)</a>')  # of a report
-Likeness = tuple[float | None, float | None, float | None]
 
 
-def write_comparison(output: Path, dense: Path, moe: Path, *, tuned_here: bool) -> tuple[Path, str]:
+def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Path, str]:
     """Write output/index.html; return its path and the table of alterations as text.
 
     Args:
-        output: folder that holds both results. dense, moe: folders that `sparcom analyze --tuned` wrote.
+        output: folder that holds both results.
+        folders: results of `sparcom analyze --tuned` for a dense model, then for an MoE model.
         tuned_here: whether the demo itself made both fine-tuned models, so that the page can tell how.
 
     Raises:
-        InvalidInputError: an analysis lacks the fine-tuned model, or `moe` is of a model without experts.
+        InvalidInputError: an analysis lacks the fine-tuned model, or the second model has no experts.
     """
-    page = output / "index.html"
-    write_file(page, [render_page(dense, moe, tuned_here=tuned_here).encode()])
-    return page, alteration_table(_read_metrics(dense), _read_metrics(moe))
-
-
-def render_page(dense_folder: Path, moe_folder: Path, *, tuned_here: bool) -> str:
-    """Return the page as HTML; see `write_comparison`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from sparcom_analysis.findings import alteration, experts, neurons
     from sparcom_analysis.findings.short import in_short
+    from sparcom_analysis.schema import Metrics
 
-    dense, moe = _read_metrics(dense_folder), _read_metrics(moe_folder)
+    dense, moe = (Metrics.model_validate_json((folder / "metrics.json").read_bytes()) for folder in folders)
     if dense.isn_alteration is None or moe.ise_alteration is None or moe.archive.moe is None:
         raise InvalidInputError(
             [
@@ -54,7 +48,6 @@ def render_page(dense_folder: Path, moe_folder: Path, *, tuned_here: bool) -> st
                 "--tuned first"
             ]
         )
-    folders = (dense_folder, moe_folder)
     columns = [(title, view, folders[at > 0], end) for at, (title, view, end) in enumerate(_populations(dense, moe))]
     environment = Environment(
         loader=PackageLoader("sparcom_cli.demo"),
@@ -63,31 +56,28 @@ def render_page(dense_folder: Path, moe_folder: Path, *, tuned_here: bool) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("demo.html.j2").render(
+    alterations = _alterations(dense, moe)
+    page = environment.get_template("demo.html.j2").render(
         dense=dense,
         moe=moe,
         config=moe.archive.moe,
         tuned_here=tuned_here,
         columns=columns,
         likeness=likeness,
-        alterations=_alterations(dense, moe),
+        alterations=alterations,
         short={"Dense model": in_short(dense), "MoE model": in_short(moe)},
-        contents=_contents(dense_folder, moe_folder),
+        contents=_contents(*folders),
         neuron_findings=neurons,
         alteration_findings=alteration,
         expert_findings=experts,
         figure_data=lambda folder, name: base64.b64encode((folder / "figures" / f"{name}.svg").read_bytes()).decode(),
         folders=folders,
     )
+    write_file(output / "index.html", [page.encode()])
+    return output / "index.html", _table(alterations)
 
 
-def _read_metrics(folder: Path) -> Metrics:
-    from sparcom_analysis.schema import Metrics
-
-    return Metrics.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8"))
-
-
-def likeness(matrix: Sequence[Sequence[float | None]]) -> Likeness:
+def likeness(matrix: Sequence[Sequence[float | None]]) -> tuple[float | None, float | None, float | None]:
     """Return the mean similarity within categories, between categories, and their ratio; None where undefined.
 
     Args:
@@ -112,23 +102,19 @@ def _populations(dense: Metrics, moe: Metrics) -> list[tuple[str, Metrics, str]]
 def _alterations(dense: Metrics, moe: Metrics) -> list[tuple[str, Any]]:
     """Return (label, alteration) of each population's neurons and of expert use; only what was compared."""
     rows: list[tuple[str, Any]] = [
-        (f"{title}, neurons", view.isn_alteration) for title, view, _ in _populations(dense, moe)
+        (f"{name}, neurons", view.isn_alteration) for name, view, _ in _populations(dense, moe)
     ]
     return [(label, part) for label, part in [*rows, ("MoE model, expert use", moe.ise_alteration)] if part is not None]
 
 
-def alteration_table(dense: Metrics, moe: Metrics) -> str:
+def _table(rows: Sequence[tuple[str, Any]]) -> str:
     """Return aligned columns for a terminal; rows with other categories than the first are left out."""
-    rows = _alterations(dense, moe)
-    if not rows:
-        return "no fine-tuned model was compared"
     names = list(rows[0][1].categories)
-    same = [(label, part) for label, part in rows if list(part.categories) == names]
-    lines = format_table(
-        [*names, "all"], ((label, [*part.alteration, part.overall.alteration]) for label, part in same)
-    )
     title = "alteration by tuning (0: the same; neurons: 1 - Jaccard index, experts: 1 - correlation)"
-    return "\n".join([title, *lines])
+    shown = [
+        (label, [*part.alteration, part.overall.alteration]) for label, part in rows if list(part.categories) == names
+    ]
+    return "\n".join([title, *format_table([*names, "all"], shown)])
 
 
 def _contents(dense: Path, moe: Path) -> dict[str, list[tuple[str, str]]]:

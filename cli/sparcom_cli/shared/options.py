@@ -18,6 +18,17 @@ AT_LEAST_1 = click.IntRange(min=1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
+SHARE = click.FloatRange(0, 1, min_open=True)
+
+
+def option(name: str, kind: click.ParamType[Any] | type | None, default: Any, text: str, **more: Any) -> Any:
+    """Return an option with a default, which --help shows."""
+    return click.option(name, type=kind, default=default, help=text, **more)
+
+
+def optional(name: str, kind: click.ParamType[Any] | None, shown: str | None, text: str, **more: Any) -> Any:
+    """Return an option that is None unless given; --help shows `shown` as its default."""
+    return click.option(name, type=kind, show_default=shown, help=text, **more)
 
 
 def combined(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -38,37 +49,47 @@ input_option = click.option(
     type=click.Path(allow_dash=True, path_type=Path),
     help="Read instructions from this file: JSON lines, a JSON array or CSV; - reads standard input.",
 )
-
-server_option = click.option(
-    "--server", default="http://127.0.0.1:8000", metavar="URL", help="Send requests to this server."
-)
-
+server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
 extraction_options = combined(
-    click.option(
+    option(
         "--granularity",
-        type=click.Choice(["token", "count"]),
-        default="token",
-        help="Store one mask per token, or one activation count per instruction and neuron.",
+        click.Choice(["token", "count"]),
+        "token",
+        "Store one mask per token or one activation count per instruction and neuron.",
     ),
-    click.option(
+    option(
         "--positions",
-        type=click.Choice(["prompt", "response", "all"]),
-        default="prompt",
-        help="Capture prompt tokens, response tokens or both.",
+        click.Choice(["prompt", "response", "all"]),
+        "prompt",
+        "Capture prompt tokens, response tokens or both.",
     ),
-    click.option(
+    option(
         "--prompt-format",
-        type=click.Choice(["raw", "chat"]),
-        default="raw",
-        help="Tokenize the text as it is, or apply the model's chat template first.",
+        click.Choice(["raw", "chat"]),
+        "raw",
+        "Tokenize the text as it is, or apply the chat template first.",
     ),
-    click.option(
+    option(
         "--max-tokens",
-        type=int,
-        default=0,
-        help="Generate up to this many response tokens, greedily. Requires --positions response or all.",
+        int,
+        0,
+        "Generate up to this many response tokens, greedily. Requires --positions response or all.",
     ),
     click.option("--no-special-tokens", is_flag=True, help="Omit the tokens that the tokenizer adds, such as BOS."),
+)
+engine_options = combined(
+    optional("--dtype", None, "float32 on CPU, auto on GPU", "Load weights as float32, bfloat16, float16 or auto."),
+    optional("--revision", None, "main branch", "Load this branch, tag or commit of a hub model."),
+    optional("--quantization", None, "from the model's config.json", "Use this vLLM quantization method."),
+    optional("--max-model-len", AT_LEAST_1, "model's limit", "Limit prompt plus response to this many tokens."),
+    optional("--max-num-batched-tokens", AT_LEAST_1, "512 on CPU, vLLM's on GPU", "Limit the tokens per step."),
+    optional("--max-num-seqs", AT_LEAST_1, "64 on CPU, vLLM's on GPU", "Limit the concurrent requests."),
+    optional("--gpu-memory-utilization", SHARE, "vLLM's", "Use this fraction of the GPU's memory."),
+    optional("--kv-cache-gib", click.FloatRange(0, min_open=True), "2 on CPU", "Set the size of the KV cache in GiB."),
+    optional(
+        "--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer over this many processes: GPUs or CPU cores."
+    ),
+    optional("--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; one on CPU."),
 )
 
 
@@ -88,41 +109,3 @@ def make_extraction_options(no_special_tokens: bool, **options: Any) -> Extracti
         return ExtractionOptions.model_validate({**options, "add_special_tokens": not no_special_tokens})
     except ValidationError as error:
         raise InvalidInputError(describe_validation_error(error, "options")) from error
-
-
-def engine_option(name: str, kind: click.ParamType[Any] | None, text: str, default: str) -> Any:
-    """Return an option of the engine; `default` is shown, and applied by the platform's settings."""
-    return click.option(name, type=kind, help=text, show_default=default)
-
-
-_SHARE = click.FloatRange(0, 1, min_open=True)
-engine_options = combined(
-    engine_option(
-        "--dtype", None, "Load weights as float32, bfloat16, float16 or auto.", "float32 on CPU, auto on GPU"
-    ),
-    engine_option("--revision", None, "Load this branch, tag or commit of a hub model.", "main branch"),
-    engine_option("--quantization", None, "Use this vLLM quantization method.", "from the model's config.json"),
-    engine_option("--max-model-len", AT_LEAST_1, "Limit prompt plus response to this many tokens.", "model's limit"),
-    engine_option("--max-num-batched-tokens", AT_LEAST_1, "Limit the tokens per step.", "512 on CPU, vLLM's on GPU"),
-    engine_option("--max-num-seqs", AT_LEAST_1, "Limit the concurrent requests.", "64 on CPU, vLLM's on GPU"),
-    engine_option("--gpu-memory-utilization", _SHARE, "Use this fraction of the GPU's memory.", "vLLM's"),
-    engine_option(
-        "--kv-cache-gib", click.FloatRange(0, min_open=True), "Set the size of the KV cache in GiB.", "2 on CPU"
-    ),
-    engine_option(
-        "--tensor-parallel-size",
-        AT_LEAST_1,
-        "Split every layer over this many processes (GPUs or CPU groups).",
-        "one process",
-    ),
-    engine_option(
-        "--pipeline-parallel-size", AT_LEAST_1, "Split the layers into this many groups; must be 1 on CPU.", "one group"
-    ),
-)
-
-
-def reject_usage(*rules: tuple[object, str]) -> None:
-    """Raise click.UsageError with the message of the first rule whose condition is true."""
-    for condition, message in rules:
-        if condition:
-            raise click.UsageError(message)
