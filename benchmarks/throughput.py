@@ -1,7 +1,7 @@
-"""Tokens a second of four ways to learn which neurons fired, and of the engine that looks at nothing.
+"""Tokens per second with capture, without it, and of transformers with hooks; memory of the engine's worker.
 
-Rounds of vLLM with and without capture alternate, and the ratio is the median over rounds: this machine's speed
-changes with its neighbours. The processes of the engine that is not measured are stopped meanwhile.
+Rounds of vLLM with and without capture alternate, and the ratio is the median over rounds, because a machine's speed
+changes with its neighbors. The processes of the engine that is not measured are stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,91 +19,85 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from workload import natural
+from workload import Workload, describe, many_instructions, peak_mib
 
+from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
-from sparcom_extractor.prompts import load_tokenizer, make_prompts
 from sparcom_extractor.settings import EngineSettings
 
-ROUNDS = 5
 PER_CATEGORY = 25
 BATCH = 8
+MEMORY_COUNTS = (100, 1000)
 
 
-async def measure_throughput(model: Path, output: Path) -> dict[str, Any]:
-    instructions = natural(PER_CATEGORY)
-    prompts = make_prompts(load_tokenizer(str(model)), instructions, ExtractionOptions(), 8191)
-    ids = [prompt.ids.tolist() for prompt in prompts]
+async def measure_throughput(workload: Workload) -> dict[str, Any]:
+    """Measure capture against vLLM alone and against transformers."""
+    instructions = workload.instructions(PER_CATEGORY)
+    ids = workload.token_ids(instructions)
+    results = await compare_capture(EngineSettings(str(workload.model)), instructions, ids, workload, goal=0.97)
+    single, batched = _transformers(workload.model, ids)
+    tokens, rate = results["tokens"], results["tokens/s, capture and writing"]
+    return results | {
+        "tokens/s, transformers with hooks, single prompts": tokens / single,
+        "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
+        "capture / transformers single prompts (goal 1.8)": rate * single / tokens,
+        "capture / transformers sorted batches (goal 1.2)": rate * batched / tokens,
+    }
+
+
+async def compare_capture(
+    settings: EngineSettings,
+    instructions: Sequence[Instruction],
+    ids: Sequence[list[int]],
+    workload: Workload,
+    goal: float,
+) -> dict[str, Any]:
+    """Return tokens/s with and without capture, and their ratios; a first round warms up and is not counted."""
+    engines = {}
+    processes = {}
+    for name in ("plain", "capture"):
+        before = set(psutil.Process().children(recursive=True))
+        engines[name] = await CaptureEngine.start(replace(settings, capture=name == "capture"))
+        processes[name] = set(psutil.Process().children(recursive=True)) - before
+    seconds: dict[str, list[float]] = {"capture": [], "plain": []}
+    for number in range(workload.rounds + 1):
+        for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
+            with _stopped(processes["plain" if name == "capture" else "capture"]):
+                if name == "capture":
+                    took = await _extract(engines[name], instructions, workload.output / "round.zarr")
+                else:
+                    took = await generate(engines[name], ids)
+            if number:
+                seconds[name].append(took)
+    for engine in engines.values():
+        await engine.close()
+    ratios = [plain / capture for plain, capture in zip(seconds["plain"], seconds["capture"], strict=True)]
     tokens = sum(map(len, ids))
-    seconds = await in_turn(EngineSettings(str(model)), instructions, ids, output / "round.zarr")
-    one, batched = _transformers(model, ids)
-    capture_rate = tokens / statistics.median(seconds["capture"])
     return {
         "instructions": len(ids),
         "tokens": tokens,
-        "tokens/s, capture and writing": capture_rate,
+        "tokens/s, capture and writing": tokens / statistics.median(seconds["capture"]),
         "tokens/s, vLLM alone": tokens / statistics.median(seconds["plain"]),
-        "tokens/s, transformers with hooks, one prompt at a time": tokens / one,
-        "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
-        **ratios(seconds, "goal 0.97"),
-        "capture / transformers one at a time (goal 1.8)": capture_rate * one / tokens,
-        "capture / transformers sorted batches (goal 1.2)": capture_rate * batched / tokens,
+        f"capture / vLLM alone (goal {goal}), median": statistics.median(ratios),
+        "capture / vLLM alone, all rounds": describe(ratios),
     }
-
-
-async def in_turn(
-    settings: EngineSettings, instructions: Sequence[Any], ids: Sequence[list[int]], path: Path, rounds: int = ROUNDS
-) -> dict[str, list[float]]:
-    """Seconds of each round with capture (`capture`) and without (`plain`), the first round left out."""
-    plain, plain_processes = await _start(replace(settings, capture=False))
-    capture, capture_processes = await _start(settings)
-    others = {"plain": capture_processes, "capture": plain_processes}
-    seconds: dict[str, list[float]] = {"capture": [], "plain": []}
-    for number in range(rounds + 1):
-        for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
-            with _stopped(others[name]):
-                took = (
-                    await _run_plain(plain, ids) if name == "plain" else await _run_capture(capture, instructions, path)
-                )
-            if number:  # the first round warms up
-                seconds[name].append(took)
-    await plain.close()
-    await capture.close()
-    return seconds
-
-
-def ratios(seconds: dict[str, list[float]], goal: str) -> dict[str, float]:
-    """Speed with capture over speed without, over the rounds."""
-    found = [a / b for a, b in zip(seconds["plain"], seconds["capture"], strict=True)]
-    return {
-        f"capture / vLLM alone ({goal}), median": statistics.median(found),
-        "capture / vLLM alone, best round of each": min(seconds["plain"]) / min(seconds["capture"]),
-        "capture / vLLM alone, lowest round": min(found),
-        "capture / vLLM alone, highest round": max(found),
-    }
-
-
-async def _start(settings: EngineSettings) -> tuple[CaptureEngine, list[psutil.Process]]:
-    """An engine and its processes."""
-    before = set(psutil.Process().children(recursive=True))
-    engine = await CaptureEngine.start(settings)
-    return engine, [process for process in psutil.Process().children(recursive=True) if process not in before]
 
 
 @contextmanager
-def _stopped(processes: Sequence[psutil.Process]) -> Iterator[None]:
-    """Keep processes from taking any of the machine's time."""
+def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
+    """Suspend processes while the block runs."""
     for process in processes:
         process.suspend()
     try:
         yield
     finally:
-        for process in reversed(processes):
+        for process in processes:
             process.resume()
 
 
-async def _run_capture(engine: CaptureEngine, instructions: Sequence[Any], path: Path) -> float:
+async def _extract(engine: CaptureEngine, instructions: Sequence[Instruction], path: Path) -> float:
+    """Return the seconds of one extraction, without its preparation."""
     shutil.rmtree(path, ignore_errors=True)
     extraction = engine.prepare(instructions, ExtractionOptions(), path)
     started = time.perf_counter()
@@ -113,19 +107,19 @@ async def _run_capture(engine: CaptureEngine, instructions: Sequence[Any], path:
     return took
 
 
-async def _run_plain(engine: CaptureEngine, prompts: Sequence[list[int]]) -> float:
-    """The same prompts through the same engine without capture: nothing is written."""
+async def generate(engine: CaptureEngine, prompts: Sequence[list[int]], max_tokens: int = 1) -> float:
+    """Return the seconds of greedy generation for all prompts; nothing is written."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     slots = asyncio.Semaphore(engine.max_in_flight)
+    parameters = SamplingParams(
+        max_tokens=max_tokens, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
 
     async def one(number: int, ids: list[int]) -> None:
+        prompt = {"type": "token", "prompt_token_ids": ids}
         async with slots:
-            parameters = SamplingParams(
-                max_tokens=1, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-            )
-            prompt = {"type": "token", "prompt_token_ids": ids}
             async for _ in engine.llm.generate(prompt, parameters, request_id=f"{time.monotonic_ns()}-{number}"):
                 pass
 
@@ -135,7 +129,7 @@ async def _run_plain(engine: CaptureEngine, prompts: Sequence[list[int]]) -> flo
 
 
 def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """Seconds for one prompt at a time and for length-sorted padded batches; masks are packed and kept in memory."""
+    """Return seconds for single prompts and for length-sorted padded batches; packed masks stay in memory."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -150,21 +144,31 @@ def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, flo
             module.register_forward_hook(hook)
     ordered = sorted(prompts, key=len)
     batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
-    one = min(_timed(lambda: _forward(loaded, [[prompt] for prompt in prompts], kept)) for _ in range(2))
-    return one, min(_timed(lambda: _forward(loaded, batches, kept)) for _ in range(2))
+    single = min(_forward(loaded, [[prompt] for prompt in prompts], kept) for _ in range(2))
+    return single, min(_forward(loaded, batches, kept) for _ in range(2))
 
 
 @torch.inference_mode()
-def _forward(model: Any, batches: Sequence[Sequence[list[int]]], kept: list[Any]) -> None:
+def _forward(model: Any, batches: Sequence[Sequence[list[int]]], kept: list[Any]) -> float:
+    started = time.perf_counter()
     kept.clear()
     for batch in batches:
         width = max(map(len, batch))
         ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in batch])
         mask = torch.tensor([[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in batch])
         model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-
-
-def _timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
     return time.perf_counter() - started
+
+
+async def measure_memory(workload: Workload) -> dict[str, Any]:
+    """Measure the peak memory of vLLM's worker at 100 and at 1,000 instructions, each in a fresh engine."""
+    results: dict[str, Any] = {}
+    peaks = []
+    for count in MEMORY_COUNTS:
+        engine = await CaptureEngine.start(EngineSettings(str(workload.model)))
+        await _extract(engine, many_instructions(count), workload.output / "memory.zarr")
+        peaks.append(max(peak_mib(child.pid) for child in psutil.Process().children(recursive=True)))
+        results[f"peak MiB of the largest engine process, {count:,} instructions"] = peaks[-1]
+        await engine.close()
+        shutil.rmtree(workload.output / "memory.zarr")
+    return results | {"peak at 1,000 / peak at 100": peaks[1] / peaks[0]}

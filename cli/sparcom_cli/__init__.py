@@ -1,4 +1,4 @@
-"""The `sparcom` command: one subcommand a file, each loaded only when it is called.
+"""The `sparcom` command. One file per subcommand, each imported only when it is called.
 
-On top of the other packages and used by none. Commands whose packages are not installed say which extra to install.
+No other package imports this one. If a package is missing, the command says which extra installs it.
 """

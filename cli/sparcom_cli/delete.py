@@ -1,21 +1,23 @@
-"""`sparcom delete`: remove an archive from a server's disk, after a question."""
+"""`sparcom delete`: delete an archive from a server's disk after confirmation."""
 
 from __future__ import annotations
 
 import click
 
+from sparcom_cli.shared.options import server_option
+from sparcom_cli.shared.text import describe_counts
+
 
 @click.command()
 @click.argument("name")
-@click.option("--server", default="http://127.0.0.1:8000", show_default=True, metavar="URL", help="The server.")
+@server_option
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def delete(name: str, server: str, yes: bool) -> None:
     """Delete the archive NAME from a server's disk. This cannot be undone.
 
-    The server refuses while an extraction that has not ended holds the archive.
+    The server refuses while a queued or running extraction uses the archive.
     """
     from sparcom_cli.shared.client import Client
-    from sparcom_cli.shared.counts import describe_counts
 
     with Client(server) as client:
         if not yes:

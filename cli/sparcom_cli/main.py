@@ -1,7 +1,4 @@
-"""Entry point of `sparcom`: finds the subcommand, loads it, and turns our errors into one line and an exit status.
-
-Knows the names of the commands and the extra that each needs; knows nothing of what they do.
-"""
+"""Entry point of `sparcom`: load the subcommand, and turn its errors into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -12,37 +9,34 @@ from dataclasses import dataclass
 
 import click
 
-import sparcom_extractor  # noqa: F401  (vLLM's processes import this module first: it quiets vLLM's import)
+import sparcom_extractor  # noqa: F401  (imported first: it silences the import of vLLM, also in vLLM's own processes)
 from sparcom_data.errors import SparcomError
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a command lives (`module:attribute`), its line in --help, and the extras that it needs."""
+    """The line of a command in --help, and the extras it needs. `NAME` is sparcom_cli.NAME.NAME."""
 
-    target: str
     help: str
     extras: tuple[str, ...] = ()
 
 
 INTERRUPTED = 130
 
+ENGINE = "extractor-cpu|extractor-gpu"
 COMMANDS = {
-    "serve": _Entry("sparcom_cli.serve:serve", "Serve models over REST.", ("server", "extractor-cpu|extractor-gpu")),
-    "extract": _Entry("sparcom_cli.extract:extract", "Run instructions offline.", ("extractor-cpu|extractor-gpu",)),
-    "submit": _Entry("sparcom_cli.submit:submit", "Send instructions to a server.", ("client",)),
-    "delete": _Entry("sparcom_cli.delete:delete", "Delete an archive from a server.", ("client",)),
-    "analyze": _Entry("sparcom_cli.analyze:analyze", "Compute metrics, tables, figures, report.", ("analysis",)),
-    "verify": _Entry("sparcom_cli.verify:verify", "Check that an archive is right.", ("verify",)),
-    "dataset": _Entry("sparcom_cli.dataset:dataset", "Build, check and annotate instructions.", ("dataset",)),
-    "model": _Entry("sparcom_cli.model:model", "Fetch or make models.", ("models", "extractor-cpu|extractor-gpu")),
-    "selftest": _Entry(
-        "sparcom_cli.selftest:selftest", "Check and time capture on this machine.", ("extractor-cpu|extractor-gpu",)
-    ),
+    "serve": _Entry("Serve models over REST.", ("server", ENGINE)),
+    "extract": _Entry("Run instructions offline into an archive.", (ENGINE,)),
+    "submit": _Entry("Send instructions to a server.", ("client",)),
+    "delete": _Entry("Delete an archive from a server.", ("client",)),
+    "analyze": _Entry("Compute metrics, tables, figures and a report.", ("analysis",)),
+    "verify": _Entry("Verify archives.", ("verify",)),
+    "dataset": _Entry("Build, check and annotate instruction files.", ("dataset",)),
+    "model": _Entry("Fetch or make models.", ("models", ENGINE)),
+    "selftest": _Entry("Check capture on this machine.", (ENGINE,)),
     "demo": _Entry(
-        "sparcom_cli.demo:demo",
-        "Run a small real model from start to report.",
-        ("server", "client", "analysis", "verify", "models", "dataset", "extractor-cpu|extractor-gpu"),
+        "Run a small model from instructions to report.",
+        ("server", "client", "analysis", "verify", "models", "dataset", ENGINE),
     ),
 }
 
@@ -52,12 +46,10 @@ class _LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = entry.target.split(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)  # noqa: S101  (a slip in the table, not a user's error)
+        command = getattr(importlib.import_module(f"sparcom_cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101  (an error in the table, not the user's)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -66,14 +58,17 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
 
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
+)
 @click.version_option(package_name="sparcom", prog_name="sparcom")
 def cli() -> None:
-    """Which feed-forward neurons fire, at every token of thousands of instructions."""
+    """Record which feed-forward neurons fire and which experts a router picks, at every token."""
 
 
 def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | None:
-    """The sentence for a package that an extra would bring, or None for a fault of our own."""
+    """Return what to install for a missing package of an extra; None if the fault is ours."""
     name = next((argument for argument in arguments if argument in COMMANDS), None)
     missing = (error.name or "").split(".")[0]
     if name is None or not missing or missing.startswith("sparcom_") or not COMMANDS[name].extras:
@@ -89,7 +84,7 @@ def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | No
 
 
 def main() -> None:
-    """Run the command line; exit status 0 done, 1 an error that was explained, 2 wrong usage, 130 interrupted."""
+    """Run the command line. Exit status: 0 done, 1 explained error, 2 wrong usage, 130 interrupted."""
     try:
         status = cli.main(prog_name="sparcom", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

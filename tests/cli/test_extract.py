@@ -236,7 +236,7 @@ def test_a_complete_extraction_is_0(
     engine = started(monkeypatch, done)
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
     said = capsys.readouterr()
-    assert "2 of 2 instructions complete; 9 tokens in 3.0 s (3 a second)" in said.out
+    assert "2 of 2 instructions complete; 9 tokens in 3.0 s (3 tokens/s)" in said.out
     assert f"warning: {engine.warnings[0]}\n" in said.err
     assert engine.closed
 

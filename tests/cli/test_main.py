@@ -99,9 +99,8 @@ def test_a_missing_extra_is_named(
 ) -> None:
     """A package that is not installed: the command, the package, and what to install."""
     entry = module.COMMANDS[name]
-    target, attribute = entry.target.split(":")
     missing = raising(ModuleNotFoundError("No module named 'absent'", name="absent.part"))
-    monkeypatch.setattr(f"{target}.{attribute}", click.command(name)(missing))
+    monkeypatch.setattr(f"sparcom_cli.{name}.{name}", click.command(name)(missing))
     assert run(monkeypatch, name) == 1
     said = capsys.readouterr().err
     assert f"`sparcom {name}` needs the package 'absent', which is not installed" in said

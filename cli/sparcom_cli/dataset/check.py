@@ -1,4 +1,4 @@
-"""`sparcom dataset check`: shows what a check of instruction files found, by rule, and says whether they pass."""
+"""`sparcom dataset check`: check instruction files and print the findings by rule."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparcom_cli.shared.options import FILE, PATH
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sparcom_hexainst.check.findings import Group, Report
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_SHOWN = 8
-_NARROWEST = 88  # a table on fewer columns would lose names or numbers; a terminal that has fewer wraps its lines
+SHOWN_FINDINGS = 8
+MIN_WIDTH = 88  # a narrower table would lose names or numbers; a narrower terminal wraps its lines
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=_FILE)
+@click.argument("files", nargs=-1, type=FILE)
 @click.option(
     "--against",
     multiple=True,
-    type=_FILE,
-    help="A file whose texts must not stand in the checked ones (a source, a test set, training data). Repeatable.",
+    type=FILE,
+    help="Report texts that also occur in this file (a source, a test set, training data). Repeatable.",
 )
 @click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    help="A model's folder, or a tokenizer.json: give lengths in its tokens too.",
+    "--tokenizer", type=PATH, help="Also count tokens with this tokenizer: a model's folder or a tokenizer.json."
 )
-@click.option("--language", default="en", show_default=True, help="Language of the texts, ISO 639-1.")
-@click.option("--strict", is_flag=True, help="Fail on warnings, and on what could not be checked, as on errors.")
-@click.option("--all", "everything", is_flag=True, help=f"Show every finding, not {_SHOWN} of a rule.")
-@click.option("--json", "report_file", type=_FILE, help="Write the whole report there as JSON.")
+@click.option("--language", default="en", help="Expect texts in this language, ISO 639-1.")
+@click.option("--strict", is_flag=True, help="Fail on warnings and skipped checks as well as on errors.")
+@click.option("--all", "show_all", is_flag=True, help=f"Show all findings instead of {SHOWN_FINDINGS} per rule.")
+@click.option("--json", "report_file", type=FILE, help="Write the whole report to this file as JSON.")
 def check(
     files: tuple[Path, ...],
     against: tuple[Path, ...],
     tokenizer: Path | None,
     language: str,
     strict: bool,
-    everything: bool,
+    show_all: bool,
     report_file: Path | None,
 ) -> None:
     """Check instruction FILES as one set; without FILES the 600 synthetic ones of HexaInst.
@@ -49,54 +48,51 @@ def check(
 
     Exit status 0 where no rule is broken, 1 where one is.
     """
+    from sparcom_data.errors import StorageError
     from sparcom_hexainst.build.synthetic import synthetic_files
     from sparcom_hexainst.check.check import CheckOptions, check_files
 
     options = CheckOptions(against=against, tokenizer=tokenizer, language=language)
     report = check_files(files or synthetic_files(), options)
     if report_file:
-        _write(report, report_file)
-    _show(report, None if everything else _SHOWN)
+        try:
+            report_file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the report could not be written ({error}); name another file with --json") from error
+    _print(report, None if show_all else SHOWN_FINDINGS)
     raise SystemExit(1 if report.count("error") or (strict and (report.findings or report.skipped)) else 0)
 
 
-def _write(report: Report, file: Path) -> None:
-    from sparcom_data.errors import StorageError
-
-    try:
-        file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"the report could not be written ({error}); name another file with --json") from error
-
-
-def _literal(text: str) -> str:
-    """What files hold may steer a terminal: control characters and the like are spelt out."""
+def _escaped(text: str) -> str:
+    """Spell out control characters: text from files must not steer a terminal."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
-def _show(report: Report, limit: int | None) -> None:
+def _print(report: Report, limit: int | None) -> None:
     from rich.console import Console
     from rich.markup import escape
 
     from sparcom_hexainst.check.findings import RULES
 
-    width = max(Console().width, _NARROWEST)
+    width = max(Console().width, MIN_WIDTH)
     console = Console(highlight=False, soft_wrap=True, emoji=False, width=width)
     console.print(_groups_table(report.groups))
     for rule, (level, sentence) in RULES.items():
         found = report.of(rule)
         if not found:
             continue
-        colour = "red" if level == "error" else "yellow"
-        console.print(f"[{colour}]{level}[/] [bold]{rule}[/]: {sentence}; {len(found)} found")
+        color = "red" if level == "error" else "yellow"
+        console.print(f"[{color}]{level}[/] [bold]{rule}[/]: {sentence}; {len(found)} found")
         for finding in found[:limit]:
-            place = f"{finding.where} ({finding.id})" if finding.id else finding.where
-            console.print(_literal(f"  {place}: {finding.message}"), markup=False)
+            location = f"{finding.where} ({finding.id})" if finding.id else finding.where
+            console.print(_escaped(f"  {location}: {finding.message}"), markup=False)
         if limit and len(found) > limit:
             console.print(f"  … and {len(found) - limit} more (--all shows them)")
     for skipped in report.skipped:
-        console.print(f"[yellow]not checked[/]: {escape(_literal(skipped))}")
-    console.print(_verdict(report))
+        console.print(f"[yellow]not checked[/]: {escape(_escaped(skipped))}")
+    errors, warnings = report.count("error"), report.count("warning")
+    verdict = "[red]fails[/]" if errors else "[green]passes[/]"
+    console.print(f"{report.instructions} instructions: {verdict}, {errors} errors, {warnings} warnings")
 
 
 def _groups_table(groups: list[Group]) -> Table:
@@ -113,15 +109,8 @@ def _groups_table(groups: list[Group]) -> Table:
             f"{found.shortest} / {found.median:g} / {found.longest}" if found else "-"
             for found in (group.words, group.tokens)
         ]
-        numbers = [str(group.instructions), *lengths, str(group.openings)]
-        names = [Text(_literal(name) or "-") for name in (group.category, group.half)]
-        table.add_row(*names, *numbers)
+        labels = [Text(_escaped(name) or "-") for name in (group.category, group.half)]
+        table.add_row(*labels, str(group.instructions), *lengths, str(group.openings))
     table.caption = "words and tokens: shortest / median / longest; openings: different first three words"
     table.caption_justify = "left"
     return table
-
-
-def _verdict(report: Report) -> str:
-    errors, warnings = report.count("error"), report.count("warning")
-    verdict = "[red]fails[/]" if errors else "[green]passes[/]"
-    return f"{report.instructions} instructions: {verdict}, {errors} errors, {warnings} warnings"

@@ -1,4 +1,4 @@
-"""A client of the REST API: submit, ask, watch. It knows HTTP and the form of errors, not how progress is shown."""
+"""A client of the REST API: submit, query and watch extractions, delete archives."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from httpx_sse import SSEError, connect_sse
 
 from sparcom_data.errors import InvalidInputError, SparcomError
 
-ENDED = frozenset({"complete", "failed", "cancelled"})
+FINAL_STATES = frozenset({"complete", "failed", "cancelled"})
 POLL_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)  # an event stream is silent for 15 s at most
-SUBMIT_TIMEOUT = httpx.Timeout(900.0, connect=10.0)  # a large batch is tokenised before the server answers
+SUBMIT_TIMEOUT = httpx.Timeout(900.0, connect=10.0)  # a large batch is tokenized before the server answers
 
 
 class ServerError(SparcomError):
-    """The server refused, or does not answer."""
+    """The server refused the request, or does not answer."""
 
 
 class Client:
-    """One server. Use it as a context manager."""
+    """A connection to one server. Use it as a context manager."""
 
     def __init__(self, server: str, *, poll_seconds: float = POLL_SECONDS, give_up: float = GIVE_UP_SECONDS) -> None:
         self.server = server.rstrip("/")
@@ -40,61 +40,59 @@ class Client:
         self._http.close()
 
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Post an extraction; the job as the server describes it.
+        """Submit an extraction; return the job as the server describes it.
 
         Raises:
-            InvalidInputError: the server found problems with the batch.
-            ServerError: it refused for another reason, or does not answer.
+            InvalidInputError: the server found problems in the batch.
+            ServerError: the server refused for another reason, or does not answer.
         """
-        content = json.dumps(body).encode()
-        return self._call("POST", "/v1/extractions", content=content, timeout=SUBMIT_TIMEOUT)
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        """The job as it is now."""
-        return self._call("GET", f"/v1/extractions/{job_id}")
+        headers = {"Content-Type": "application/json"}
+        return self._call(
+            "POST", "/v1/extractions", content=json.dumps(body).encode(), headers=headers, timeout=SUBMIT_TIMEOUT
+        )
 
     def archive(self, name: str) -> dict[str, Any]:
-        """The facts of an archive."""
+        """Return the server's description of an archive."""
         return self._call("GET", f"/v1/archives/{quote(name, safe='')}")
 
     def delete_archive(self, name: str) -> None:
-        """Remove an archive from the server's disk.
+        """Delete an archive from the server's disk.
 
         Raises:
-            ServerError: there is none, a job holds it, or the server does not answer.
+            ServerError: the archive does not exist, a job uses it, or the server does not answer.
         """
         self._call("DELETE", f"/v1/archives/{quote(name, safe='')}")
 
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job each time it has changed, the last time when it has ended.
+        """Yield the job after each change, last in its final state.
 
-        Listens to the server's events. Where the stream breaks or cannot be had it asks again and again instead, and
-        tries the stream once more after each answer; nothing is lost, since each answer holds the whole job.
+        Follows the server's events. If the stream breaks or is unavailable, asks for the job once, waits, and tries
+        the stream again. Each answer holds the whole job, so nothing is lost.
 
         Raises:
             ServerError: the server does not answer for a minute, or no longer knows the job.
         """
-        heard = time.monotonic()
+        last_answer = time.monotonic()
         while True:
             for job in self._stream(job_id):
-                heard = time.monotonic()
+                last_answer = time.monotonic()
                 yield job
-                if job["state"] in ENDED:
+                if job["state"] in FINAL_STATES:
                     return
             try:
-                job = self._get_job(job_id)
+                job = _checked(self._http.get(f"{self.server}/v1/extractions/{job_id}"))
             except httpx.TransportError as error:
-                if time.monotonic() - heard > self._give_up:
+                if time.monotonic() - last_answer > self._give_up:
                     raise self._no_answer(error) from error
             else:
-                heard = time.monotonic()
+                last_answer = time.monotonic()
                 yield job
-                if job["state"] in ENDED:
+                if job["state"] in FINAL_STATES:
                     return
             time.sleep(self._poll_seconds)
 
     def _stream(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The events until the stream ends or breaks; which of the two, the next question to the server shows."""
+        """Yield the job from each event until the stream ends or breaks."""
         try:
             with connect_sse(self._http, "GET", f"{self.server}/v1/extractions/{job_id}/events") as source:
                 if source.response.is_success:
@@ -102,13 +100,9 @@ class Client:
         except (httpx.TransportError, SSEError):
             return
 
-    def _get_job(self, job_id: str) -> dict[str, Any]:
-        return _checked(self._http.get(f"{self.server}/v1/extractions/{job_id}"))
-
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} if "content" in options else {}
         try:
-            return _checked(self._http.request(method, self.server + path, headers=headers, **options))
+            return _checked(self._http.request(method, self.server + path, **options))
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._no_answer(error) from error
 
@@ -120,7 +114,7 @@ class Client:
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
-    """The JSON of a success, empty where it has no content; the server's own words as an error otherwise."""
+    """Return the JSON of a success, {} without content; raise the server's message otherwise."""
     if response.status_code == httpx.codes.NO_CONTENT:
         return {}
     try:

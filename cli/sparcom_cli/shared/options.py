@@ -1,46 +1,103 @@
-"""Options that several commands share, and how they become settings."""
+"""Options that several commands share, and their conversion to settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from sparcom_data.schema.options import ExtractionOptions
 
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-INPUT_HELP = "File of instructions: JSON lines, a JSON array or CSV; - reads standard input."
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
+AT_LEAST_1 = click.IntRange(min=1)
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+PATH = click.Path(path_type=Path)
+SHARE = click.FloatRange(0, 1, min_open=True)
 
 
-def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What is captured and how prompts are made."""
-    for option in reversed(
-        [
-            click.option("--granularity", type=click.Choice(["token", "count"]), default="token", show_default=True,
-                         help="Store one mask per token, or one count per instruction and neuron."),
-            click.option("--positions", type=click.Choice(["prompt", "response", "all"]), default="prompt",
-                         show_default=True, help="Tokens to capture."),
-            click.option("--prompt-format", type=click.Choice(["raw", "chat"]), default="raw", show_default=True,
-                         help="Tokenise the text as it is, or apply the chat template first."),
-            click.option("--max-tokens", type=int, default=0, show_default=True,
-                         help="Response tokens to generate, greedily (temperature 0). Needs --positions."),
-            click.option("--no-special-tokens", is_flag=True, help="Leave out what the tokenizer adds (BOS)."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def option(name: str, kind: click.ParamType[Any] | type | None, default: Any, text: str, **more: Any) -> Any:
+    """Return an option with a default, which --help shows."""
+    return click.option(name, type=kind, default=default, help=text, **more)
 
 
-def make_extraction_options(
-    granularity: str, positions: str, prompt_format: str, max_tokens: int, no_special_tokens: bool
-) -> ExtractionOptions:
-    """The options as one checked object.
+def optional(name: str, kind: click.ParamType[Any] | None, shown: str | None, text: str, **more: Any) -> Any:
+    """Return an option that is None unless given; --help shows `shown` as its default."""
+    return click.option(name, type=kind, show_default=shown, help=text, **more)
+
+
+def combined(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    """Return one decorator for several; --help lists options in the order given."""
+
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+input_option = click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(allow_dash=True, path_type=Path),
+    help="Read instructions from this file: JSON lines, a JSON array or CSV; - reads standard input.",
+)
+server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
+extraction_options = combined(
+    option(
+        "--granularity",
+        click.Choice(["token", "count"]),
+        "token",
+        "Store one mask per token or one activation count per instruction and neuron.",
+    ),
+    option(
+        "--positions",
+        click.Choice(["prompt", "response", "all"]),
+        "prompt",
+        "Capture prompt tokens, response tokens or both.",
+    ),
+    option(
+        "--prompt-format",
+        click.Choice(["raw", "chat"]),
+        "raw",
+        "Tokenize the text as it is, or apply the chat template first.",
+    ),
+    option(
+        "--max-tokens",
+        int,
+        0,
+        "Generate up to this many response tokens, greedily. Requires --positions response or all.",
+    ),
+    click.option("--no-special-tokens", is_flag=True, help="Omit the tokens that the tokenizer adds, such as BOS."),
+)
+engine_options = combined(
+    optional("--dtype", None, "float32 on CPU, auto on GPU", "Load weights as float32, bfloat16, float16 or auto."),
+    optional("--revision", None, "main branch", "Load this branch, tag or commit of a hub model."),
+    optional("--quantization", None, "from the model's config.json", "Use this vLLM quantization method."),
+    optional("--max-model-len", AT_LEAST_1, "model's limit", "Limit prompt plus response to this many tokens."),
+    optional("--max-num-batched-tokens", AT_LEAST_1, "512 on CPU, vLLM's on GPU", "Limit the tokens per step."),
+    optional("--max-num-seqs", AT_LEAST_1, "64 on CPU, vLLM's on GPU", "Limit the concurrent requests."),
+    optional("--gpu-memory-utilization", SHARE, "vLLM's", "Use this fraction of the GPU's memory."),
+    optional("--kv-cache-gib", click.FloatRange(0, min_open=True), "2 on CPU", "Set the size of the KV cache in GiB."),
+    optional(
+        "--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer over this many processes: GPUs or CPU cores."
+    ),
+    optional("--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; one on CPU."),
+)
+
+
+def make_extraction_options(no_special_tokens: bool, **options: Any) -> ExtractionOptions:
+    """Return the values of `extraction_options` as one validated object.
 
     Raises:
-        InvalidInputError: they contradict each other.
+        InvalidInputError: the options contradict each other.
     """
     from pydantic import ValidationError
 
@@ -49,56 +106,6 @@ def make_extraction_options(
     from sparcom_data.schema.options import ExtractionOptions
 
     try:
-        return ExtractionOptions.model_validate(
-            {
-                "granularity": granularity,
-                "positions": positions,
-                "prompt_format": prompt_format,
-                "max_tokens": max_tokens,
-                "add_special_tokens": not no_special_tokens,
-            }
-        )
+        return ExtractionOptions.model_validate({**options, "add_special_tokens": not no_special_tokens})
     except ValidationError as error:
         raise InvalidInputError(describe_validation_error(error, "options")) from error
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How the engine runs; what is not given is the platform's default."""
-    for option in reversed(
-        [
-            click.option("--dtype", help="float32, bfloat16, float16 or auto; default float32 on CPU, auto on GPU."),
-            click.option("--revision", help="Branch, tag or commit of a model on the hub; default its main branch."),
-            click.option("--quantization", help="Name vLLM's method; default what the model's config.json says."),
-            click.option(
-                "--max-model-len", type=click.IntRange(min=1), help="Longest prompt plus response, in tokens."
-            ),
-            click.option(
-                "--max-num-batched-tokens", type=click.IntRange(min=1), help="Tokens of one step; default 512 on CPU."
-            ),
-            click.option(
-                "--max-num-seqs", type=click.IntRange(min=1), help="Requests that run at once; default 64 on CPU."
-            ),
-            click.option(
-                "--gpu-memory-utilization",
-                type=click.FloatRange(0, 1, min_open=True),
-                help="Share of the GPU's memory.",
-            ),
-            click.option(
-                "--kv-cache-gib",
-                type=click.FloatRange(0, min_open=True),
-                help="GiB of KV cache; default 2 on CPU.",
-            ),
-            click.option(
-                "--tensor-parallel-size",
-                type=click.IntRange(min=1),
-                help="Processes that share every layer: GPUs, or cores of a CPU; default 1.",
-            ),
-            click.option(
-                "--pipeline-parallel-size",
-                type=click.IntRange(min=1),
-                help="Groups of them, each with some of the layers; default 1, on a CPU no more.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command

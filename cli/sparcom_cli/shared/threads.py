@@ -1,4 +1,4 @@
-"""How torch's threads wait for one another in commands that compute with it themselves."""
+"""The wait policy of torch's OpenMP threads in commands that compute with torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def wait_asleep() -> None:
-    """Let them sleep, where the user has not said otherwise; to be called before torch is imported.
+    """Let idle OpenMP threads sleep unless the user chose a policy. Call it before torch is imported.
 
-    Awake they take the core that the others need wherever the machine has anything else to do: `sparcom model moefy`
-    on two busy cores took 39 s (58 s of CPU time) asleep, 122 s (113 s) awake.
+    Spinning threads take the core that the others need on a busy machine: `sparcom model moefy` on two busy cores took
+    39 s (58 s of CPU time) with sleeping threads, 122 s (113 s) with spinning ones.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,4 +1,4 @@
-"""Shows what a command waits for, on standard error: a spinner on a terminal, one line elsewhere."""
+"""A spinner on standard error while a command waits; one plain line where there is no terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Show `what` while the block runs."""
+def waiting(message: str) -> Iterator[None]:
+    """Show `message` while the block runs."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(what):
+        with console.status(message):
             yield
     else:
-        click.echo(f"{what} ...", err=True)
+        click.echo(f"{message} ...", err=True)
         yield

@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sparcom_cli.dataset.annotate import agreement, annotate
+from sparcom_cli.dataset.agreement import agreement
+from sparcom_cli.dataset.annotate import annotate
 from sparcom_data.errors import InvalidInputError
 from sparcom_hexainst.agreement.disputes import make_adjudication
 from sparcom_hexainst.agreement.schema import AgreementReport

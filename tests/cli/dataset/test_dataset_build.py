@@ -173,7 +173,7 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
         items = read_jsonl(Path(tolerance))
         counts = [sorted(len(item.readable.split()) for item in items if item.category == name) for name in CATEGORIES]
         kept[tolerance] = len(counts[0])
-        assert said.startswith(f"{kept[tolerance]} of 100 a category kept, whose token counts")
+        assert said.startswith(f"{kept[tolerance]} of 100 per category kept, whose token counts")
         for rank in zip(*counts, strict=True):
             assert (max(rank) - min(rank)) / min(rank) <= float(tolerance)
     assert 0 < kept["0"] < kept["0.05"] < kept["0.2"]

@@ -1,4 +1,4 @@
-"""`sparcom demo` empties no folder that is not its own, and stops its server whatever happens."""
+"""`sparcom demo` empties only folders of its own, and always stops its server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The commands that the demo ran, in place of running them."""
+    """Record the commands that the demo would run."""
     ran: list[str] = []
 
     @contextmanager
@@ -37,46 +37,46 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         finally:
             ran.append("stop")
 
-    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(told(arguments)))
+    monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(described(arguments)))
     monkeypatch.setattr(demo, "serving", server)
 
-    def page(output: Path, *_: Path, tuned_here: bool) -> Path:
+    def page(output: Path, *reports: Path, tuned_here: bool) -> tuple[Path, str]:
         ran.append(f"page {tuned_here}")
-        return output / "index.html"
+        return output / "index.html", " ".join(["alteration", *(report.name for report in reports)])
 
-    monkeypatch.setattr(demo, "_write_page", page)
-    monkeypatch.setattr(demo, "_alterations", lambda *folders: " ".join(["alteration", *(one.name for one in folders)]))
+    monkeypatch.setattr(demo, "write_comparison", page)
     return ran
 
 
-def told(arguments: Sequence[str]) -> str:
-    """A command and what it is about: the last part of each path in it, and the words that are no option's value."""
+def described(arguments: Sequence[str | Path]) -> str:
+    """Return a command's first word and the last part of each path in it."""
+    arguments = list(map(str, arguments))
     endings = (".zarr", "-moe", "instruct", "report", ".jsonl", "-tuned")
     named = [word for word in arguments if (word.endswith(endings) and not word.startswith("--")) or word == "demo"]
-    return " ".join([arguments[0], *dict.fromkeys(Path(word).name for word in named)])
+    return " ".join([str(arguments[0]), *dict.fromkeys(Path(word).name for word in named)])
 
 
-DENSE, MIXTURE = "smollm2-135m-instruct", "smollm2-135m-instruct-moe"
+DENSE, MOE = "smollm2-135m-instruct", "smollm2-135m-instruct-moe"
 BUILT, TRAINING = "dataset instructions.jsonl", "dataset training.jsonl"
 
 
-def made(dense: str, mixture: str) -> list[str]:
+def made(dense: str, moe: str) -> list[str]:
     return [
-        f"model {dense} {mixture}",
+        f"model {dense} {moe}",
         f"model {dense} training.jsonl {dense}-tuned",
-        f"model {mixture} training.jsonl {mixture}-tuned",
+        f"model {moe} training.jsonl {moe}-tuned",
     ]
 
 
-def served(dense: str, mixture: str) -> list[str]:
+def served(dense: str, moe: str) -> list[str]:
     return [
         f"serve {dense} {dense}-tuned",
         f"submit {dense} instructions.jsonl demo",
         f"submit {dense}-tuned instructions.jsonl demo-tuned",
         "stop",
-        f"serve {mixture} {mixture}-tuned",
-        f"submit {mixture} instructions.jsonl demo-moe",
-        f"submit {mixture}-tuned instructions.jsonl demo-moe-tuned",
+        f"serve {moe} {moe}-tuned",
+        f"submit {moe} instructions.jsonl demo-moe",
+        f"submit {moe}-tuned instructions.jsonl demo-moe-tuned",
         "stop",
         "verify demo.zarr demo-tuned.zarr demo-moe.zarr demo-moe-tuned.zarr",
         "analyze demo.zarr demo-tuned.zarr report",
@@ -111,17 +111,17 @@ def test_the_demo_runs_one_model(
 def test_the_demo_with_experts_compares_four_models(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fetch one model, make the other three, serve each pair, submit to all, stop, verify all, compare each pair, and
-    show the page that compares them."""
+    """Fetch one model, make the other three, serve each pair, submit to all, stop, verify all, analyze each pair, and
+    write the page that compares them."""
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out") == 0
-    assert steps == [BUILT, f"model {DENSE}", TRAINING, *made(DENSE, MIXTURE), *served(DENSE, MIXTURE), "page True"]
+    assert steps == [BUILT, f"model {DENSE}", TRAINING, *made(DENSE, MOE), *served(DENSE, MOE), "page True"]
     said = capsys.readouterr().out
     assert "\nalteration report report-moe\n\nDone in " in said
     assert f"Open {tmp_path / 'out' / 'index.html'}" in said
     steps.clear()
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
     made_of = [*made("x-instruct", "x-instruct-moe"), *served("x-instruct", "x-instruct-moe"), "page True"]
-    assert steps == [BUILT, TRAINING, *made_of], "not fetched, but cut and tuned"
+    assert steps == [BUILT, TRAINING, *made_of], "not fetched, but moefied and tuned"
 
 
 @pytest.mark.parametrize("option", ["--moe-model", "--tuned-model", "--moe-tuned-model"])
@@ -134,15 +134,15 @@ def test_models_that_would_not_be_used_are_refused(
     assert steps == []
 
 
-def test_what_is_trained_on_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No instruction that a twin was trained on is among those that the models are compared on."""
-    ran: list[tuple[str, ...]] = []
+def test_training_instructions_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No training instruction is among those that the models are compared on."""
+    ran: list[tuple[str | Path, ...]] = []
     monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(arguments))
     demo._build(tmp_path / "instructions.jsonl")
     demo._build(tmp_path / "training.jsonl", "--skip", str(demo.PER_CATEGORY))
     monkeypatch.undo()
     for arguments in ran:
-        monkeypatch.setattr(sys, "argv", ["sparcom", *arguments])
+        monkeypatch.setattr(sys, "argv", ["sparcom", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
@@ -152,7 +152,7 @@ def test_what_is_trained_on_is_not_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_models_that_are_given_are_not_made(tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all folders given nothing is put on disk beside the output, and nothing is trained on."""
+    """With all folders given, nothing is trained and no model is made."""
     models = ("--model", tmp_path / "d-instruct", "--moe-model", tmp_path / "m-moe")
     tuned = ("--tuned-model", tmp_path / "d-instruct-tuned", "--moe-tuned-model", tmp_path / "m-moe-tuned")
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *models, *tuned) == 0
@@ -170,7 +170,7 @@ def test_models_of_one_name_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server tells models by the last part of their folder's name, so that must differ."""
+    """The server names models by the last part of their folder, so these must differ."""
     arguments = (same[0], tmp_path / "a" / "x", same[1], tmp_path / "b" / "x")
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *arguments) == 1
     assert "which must differ" in capsys.readouterr().err
@@ -218,7 +218,7 @@ def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPat
     assert ended.value.code == 3
 
 
-def test_a_server_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_ends_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not come up ends the demo with the end of its log."""
     monkeypatch.setattr(demo_server, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('port taken')"])
     with pytest.raises(EngineError, match="port taken"), demo_server.serving([tmp_path], tmp_path):
@@ -226,7 +226,7 @@ def test_a_server_that_ends_is_told_with_its_log(tmp_path: Path, monkeypatch: py
 
 
 def test_the_server_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a step raises the server's process is gone, even one that does not heed the request to end."""
+    """When a step raises the server's process is gone, even one that ignores SIGTERM."""
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     )

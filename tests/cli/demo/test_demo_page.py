@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from sparcom_analysis import Metrics, analyze
-from sparcom_cli.demo.alteration import as_text, read_alterations
-from sparcom_cli.demo.page import Likeness, render_page, write_page
+from sparcom_cli.demo.comparison import likeness, write_comparison
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
@@ -30,7 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(folder: Path, name: str, report: str) -> None:
-    """Analyse an archive and its tuned twin, without drawing."""
+    """Analyze an archive and that of the fine-tuned model, without drawing."""
     few: dict[str, Any] = {"epsilon": 0.2, "resamples": 20, "permutations": 40}
     with pytest.MonkeyPatch.context() as patch:
         for convert in ("to_png", "to_svg"):
@@ -38,38 +37,43 @@ def compare(folder: Path, name: str, report: str) -> None:
         analyze(folder / f"{name}.zarr", folder / report, tuned=folder / f"{name}-tuned.zarr", **few)
 
 
+def page_of(folder: Path, *reports: Path, tuned_here: bool = True) -> str:
+    """Write the page into `folder`; return its text."""
+    return write_comparison(folder, *reports, tuned_here=tuned_here)[0].read_text("utf-8")
+
+
 def metrics(folder: Path) -> Metrics:
     return Metrics.model_validate_json((folder / "metrics.json").read_text("utf-8"))
 
 
 def test_likeness_is_the_mean_over_categories() -> None:
-    """The diagonal and what lies off it, pairs that do not exist left out, and how many times one is the other."""
-    found = Likeness.of("x", "y", [[0.5, 0.2, None], [0.2, 0.7, 0.4], [None, 0.4, None]])
-    assert (found.within, found.between) == (pytest.approx(0.6), pytest.approx(0.3))
-    assert found.ratio == pytest.approx(2.0)
-    assert Likeness.of("x", "y", [[None]]).ratio is None
-    assert Likeness.of("x", "y", [[0.5, -0.1], [-0.1, 0.5]]).ratio is None, "a ratio to what is not above 0"
+    """The means of the diagonal and of the rest, without missing pairs, and their ratio."""
+    within, between, ratio = likeness([[0.5, 0.2, None], [0.2, 0.7, 0.4], [None, 0.4, None]])
+    assert (within, between) == (pytest.approx(0.6), pytest.approx(0.3))
+    assert ratio == pytest.approx(2.0)
+    assert likeness([[None]])[2] is None
+    assert likeness([[0.5, -0.1], [-0.1, 0.5]])[2] is None, "a ratio to a value that is not above 0"
 
 
 def test_the_page_has_what_both_reports_have(output: Path) -> None:
     """Facts of all models, figures of every population, routes, and the tables' numbers; it links to every section of
     both reports."""
-    page = write_page(output, output / "report", output / "report-moe", tuned_here=True).read_text("utf-8")
-    dense, mixture = metrics(output / "report"), metrics(output / "report-moe")
-    assert mixture.archive.moe is not None
-    for title in ("Dense model", "Mixture: routed experts", "Mixture: shared experts"):
+    page = page_of(output, output / "report", output / "report-moe")
+    dense, moe = metrics(output / "report"), metrics(output / "report-moe")
+    assert moe.archive.moe is not None
+    for title in ("Dense model", "MoE model: routed experts", "MoE model: shared experts"):
         assert page.count(f"<h3>{title}</h3>") == (2 if "Dense" in title else 1), "similarity, and in short"
         assert page.count(f"<h4>{title}</h4>") == (1 if "shared" in title else 2), "layers, and single instructions"
     assert page.count("data:image/svg+xml;base64,") == 11
-    for view in (dense, *(mixture.of(part.component) for part in mixture.components or [])):
+    for view in (dense, *(moe.of(part.component) for part in moe.components or [])):
         assert view.isn_alteration is not None
         for number in (view.isn_size.mean, view.isn_alteration.overall.tuned_isn):
             assert f'<td class="num">{number:,.1f}</td>' in page
-        within = Likeness.of("", "", view.isn_similarity_without_self.matrix).within
+        within = likeness(view.isn_similarity_without_self.matrix)[0]
         for value in (within, *view.isn_alteration.alteration, view.isn_alteration.overall.alteration):
             assert f'<td class="num">{value:.3f}</td>' in page
-    passed = mixture.archive.moe.shared_neurons + mixture.archive.moe.experts_per_token * mixture.archive.moe.neurons
-    assert f"In the mixture it passes {passed}" in re.sub(r"\s+", " ", page)
+    passed = moe.archive.moe.shared_neurons + moe.archive.moe.experts_per_token * moe.archive.moe.neurons
+    assert f"In the MoE model it passes {passed}" in re.sub(r"\s+", " ", page)
     for folder in ("report", "report-moe"):
         report = (output / folder / "report.html").read_text("utf-8")
         anchors = {name for name in re.findall(r'<h2 id="([a-z]+)"', report) if name != "short"}
@@ -79,7 +83,7 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
 
 def test_experts_that_stay_are_marked(output: Path) -> None:
     """Table 6: the base's most chosen experts in their order, a star where they are among the tuned model's too."""
-    page = write_page(output, output / "report", output / "report-moe", tuned_here=True).read_text("utf-8")
+    page = page_of(output, output / "report", output / "report-moe")
     shift = metrics(output / "report-moe").expert_shift
     assert shift is not None
     for top, kept in zip(shift.top_base, shift.top_kept, strict=True):
@@ -92,62 +96,62 @@ def test_experts_that_stay_are_marked(output: Path) -> None:
 
 def test_the_terminal_shows_alteration_by_category(output: Path) -> None:
     """A line for each population's neurons and one for the experts, with the numbers of tables 1 and 2."""
-    head, names, *lines = as_text(read_alterations(output / "report", output / "report-moe")).splitlines()
+    _, table = write_comparison(output, output / "report", output / "report-moe", tuned_here=True)
+    head, names, *lines = table.splitlines()
     assert head.startswith("alteration by tuning (0: the same")
     assert names.split() == ["CLS", "CODE", "all"]
-    dense, mixture = metrics(output / "report"), metrics(output / "report-moe")
-    parts = [view.isn_alteration for view in (dense, *(mixture.of(c.component) for c in mixture.components or []))]
-    for line, part in zip(lines, [*parts, mixture.ise_alteration], strict=True):
+    dense, moe = metrics(output / "report"), metrics(output / "report-moe")
+    parts = [view.isn_alteration for view in (dense, *(moe.of(c.component) for c in moe.components or []))]
+    for line, part in zip(lines, [*parts, moe.ise_alteration], strict=True):
         assert part is not None
         expected = [f"{value:.3f}" for value in (*part.alteration, part.overall.alteration)]
         assert line.split()[-3:] == expected
     assert {len(line) for line in (names, *lines)} == {len(names)}
-    assert as_text([]) == "no tuned twin was compared"
 
 
-def test_a_report_without_a_twin_is_refused(output: Path, tmp_path: Path) -> None:
-    """The page is about pairs; a report of one model alone is named as what it lacks."""
+def test_a_report_without_a_tuned_model_is_refused(output: Path, tmp_path: Path) -> None:
+    """The page is about pairs; a report of one model alone is refused."""
     with pytest.MonkeyPatch.context() as patch:
         for convert in ("to_png", "to_svg"):
             patch.setattr(f"sparcom_analysis.figures.neurons.{convert}", lambda _figure: b"<svg/>")
         analyze(output / "d.zarr", tmp_path / "alone", epsilon=0.2, resamples=0, permutations=0)
-    with pytest.raises(InvalidInputError, match="analyse both with --tuned first"):
-        render_page(tmp_path / "alone", output / "report-moe", tuned_here=True)
+    with pytest.raises(InvalidInputError, match="analyze both with --tuned first"):
+        page_of(tmp_path, tmp_path / "alone", output / "report-moe")
 
 
-def test_the_page_loads_nothing(output: Path) -> None:
+def test_the_page_loads_nothing(output: Path, tmp_path: Path) -> None:
     """No address but those of the two reports beside it."""
-    page = render_page(output / "report", output / "report-moe", tuned_here=True)
+    page = page_of(tmp_path, output / "report", output / "report-moe")
     assert not re.findall(r"""(?:src|href)=["'](?!data:|report)""", page)
     assert "http" not in page
     assert "<script" not in page
 
 
-def test_what_is_not_known_of_tuning_is_not_said(output: Path) -> None:
-    """How the twins were trained stands on the page where the demo made them, and nowhere else."""
-    pages = [render_page(output / "report", output / "report-moe", tuned_here=here) for here in (True, False)]
+def test_what_is_not_known_of_tuning_is_not_said(output: Path, tmp_path: Path) -> None:
+    """The page tells how the models were tuned only where the demo made them."""
+    pages = [page_of(tmp_path, output / "report", output / "report-moe", tuned_here=here) for here in (True, False)]
     for words in ("were trained on other instructions of the same set", "The tuning is short."):
         assert [words in page for page in pages] == [True, False]
 
 
 def test_names_are_text(output: Path, tmp_path: Path) -> None:
-    """What a model or a category is called is never markup."""
+    """Names of models and categories are never markup."""
     for name in ("report", "report-moe"):
         shutil.copytree(output / name, tmp_path / name)
         path = tmp_path / name / "metrics.json"
         raw = json.loads(path.read_text("utf-8"))
         raw["archive"]["model_name"] = "<b>odd</b>"
         path.write_text(json.dumps(raw))
-    page = render_page(tmp_path / "report", tmp_path / "report-moe", tuned_here=True)
+    page = page_of(tmp_path, tmp_path / "report", tmp_path / "report-moe", tuned_here=True)
     assert "&lt;b&gt;odd&lt;/b&gt;" in page
     assert "<b>odd" not in page
 
 
-def test_a_mixture_without_shared_experts_has_no_column_for_them(output: Path, tmp_path: Path) -> None:
-    """One that has routed experts alone, like Mixtral, is told as that."""
+def test_an_moe_model_without_shared_experts_has_no_column_for_them(output: Path, tmp_path: Path) -> None:
+    """A model with routed experts alone, like Mixtral."""
     for seed, ending in enumerate(("", "-tuned")):
         write_random_moe_archive(tmp_path / f"m{ending}.zarr", shared_neurons=0, dense_layers=0, seed=seed)
     compare(tmp_path, "m", "report-moe")
-    page = render_page(output / "report", tmp_path / "report-moe", tuned_here=True)
+    page = page_of(tmp_path, output / "report", tmp_path / "report-moe", tuned_here=True)
     assert "of a shared expert" not in page
-    assert "<h3>Mixture: shared experts</h3>" not in page
+    assert "<h3>MoE model: shared experts</h3>" not in page

@@ -104,7 +104,7 @@ def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
     """Exit status 1, with the id and the reason, though the job is complete."""
     result = run(start(FakeEngine(max_prompt_tokens=5)), file, "--wait")
     assert result.exit_code == 1
-    assert "failed: c: the prompt may have 5 tokens" in result.stderr
+    assert "failed 'c': the prompt may have 5 tokens" in result.stderr
     assert "incomplete: 2 of 3 instructions complete, 1 failed; " in result.stdout
 
 

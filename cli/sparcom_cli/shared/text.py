@@ -1,0 +1,63 @@
+"""Text that several commands print: counts, progress, failures, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import click
+
+SHOWN_FAILURES = 10
+MIN_CELL_WIDTH = 5
+
+
+def describe_counts(counts: Mapping[str, int], total: int) -> str:
+    """Return instructions by state, such as "106 of 600 instructions complete, 494 cancelled".
+
+    Args:
+        counts: number of instructions that are `complete`, `failed`, `cancelled` and, in an archive, `pending`.
+        total: number of all instructions.
+    """
+    others = [f"{counts[name]:,} {name}" for name in ("failed", "cancelled", "pending") if counts.get(name)]
+    return ", ".join([f"{counts['complete']:,} of {total:,} instructions complete", *others])
+
+
+def describe_progress(progress: Mapping[str, Any], *more: str) -> str:
+    """Return the text beside a progress bar: counts, `more`, tokens per second, time left as m:ss."""
+    parts = [describe_counts(progress, progress["instructions"]), *more]
+    if progress["tokens_per_second"]:
+        parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress["seconds_left"] is not None:
+        minutes, seconds = divmod(round(progress["seconds_left"]), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return " · ".join(parts)
+
+
+def print_failures(failures: Iterable[tuple[str, str]], total: int) -> None:
+    """Print the first failed instructions on standard error, and how many more of `total` there are.
+
+    Args:
+        failures: (id, error) of failed instructions; may be fewer than `total`.
+    """
+    shown = list(islice(failures, SHOWN_FAILURES))
+    for instruction_id, error in shown:
+        click.echo(f"  failed {instruction_id!r}: {error}", err=True)
+    if total > len(shown):
+        click.echo(f"  and {total - len(shown):,} more; see instruction/error in the archive", err=True)
+
+
+def format_number(value: float | None) -> str:
+    """Return three decimals, or "n/a" where there is no value."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def format_table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]) -> list[str]:
+    """Return aligned lines: the header, then one line per (label, values)."""
+    cells = [("", list(header)), *((label, list(map(format_number, values))) for label, values in rows)]
+    left = max(len(label) for label, _ in cells)
+    widths = [max(MIN_CELL_WIDTH, len(name)) for name in header]
+    return [
+        f"{label:<{left}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for label, row in cells
+    ]
