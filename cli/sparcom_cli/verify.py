@@ -92,7 +92,7 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from rich.progress import track
 
     from sparcom_cli.shared.verdicts import judge_counts, judge_masks
-    from sparcom_models.tiny.tiny import no_bars
+    from sparcom_models.quiet import hide_progress_bars
     from sparcom_verification.known_differences import note_known_differences
     from sparcom_verification.reference.counts import comparable_instructions, compare_counts_with_reference
     from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
@@ -100,7 +100,7 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     counted = archive.granularity == "count"
     indices = sample_indices(archive, sample, seed, comparable_instructions(archive) if counted else None)
     info, texts, console = archive.attributes.model, archive.strings("text"), Console(stderr=True)
-    with waiting("Loading the reference"), no_bars():
+    with waiting("Loading the reference"), hide_progress_bars():
         reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:

@@ -79,8 +79,8 @@ def make_models(context: Context, *, architectures: list[str]) -> None:
             architecture,
             target,
             layers=sizes.layers,
-            neurons=NEURONS[architecture],
-            expert_neurons=EXPERT_NEURONS,
+            intermediate_size=NEURONS[architecture],
+            moe_intermediate_size=EXPERT_NEURONS,
             context=TINY_CONTEXT,
             tokenizer=tokenizer,
         )

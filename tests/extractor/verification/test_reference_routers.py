@@ -24,8 +24,8 @@ from sparcom_data.schema.layout import plan_layout
 from sparcom_data.schema.metadata import MoeInfo
 from sparcom_data.testing import fill_array, random_attributes
 from sparcom_models import make_tiny_model
+from sparcom_models.quiet import hide_progress_bars
 from sparcom_models.testing import write_small_tokenizer
-from sparcom_models.tiny.tiny import no_bars
 
 Array = NDArray[Any]
 Rule = Callable[[Array, Array], tuple[Array, Array]]
@@ -307,7 +307,7 @@ def case_of(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., C
             for key, values in model.state_dict().items():
                 change(key, values)
             folder = place / "model"
-            with no_bars():
+            with hide_progress_bars():
                 model.save_pretrained(folder)
         return Case(FAMILIES[name], folder, place / "a.zarr")
 
