@@ -87,7 +87,8 @@ def make_moefied_model(
     from sparcom_models.moefy.ffn import SplitSizes
 
     with folder.new_folder(target) as partial:
-        errors = _save_moe(dense, partial, SplitSizes(experts, top_k, sizes["shared_neurons"], seed), texts, on_progress)
+        split_sizes = SplitSizes(experts, top_k, sizes["shared_neurons"], seed)
+        errors = _save_moe(dense, partial, split_sizes, texts, on_progress)
         facts = {"change": _CHANGE, "mean_output_error": round(sum(errors) / len(errors), 4)}
         source = folder.write_source(partial, recipe, base_model.provenance_of(dense) | facts)
     return folder.MadeModel(target, fresh=True, source=source)

@@ -31,6 +31,11 @@ class Example:
         """Number of tokens whose loss counts; the first of a sequence is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
+    @property
+    def row(self) -> dict[str, list[int]]:
+        """The row of a Trainer's dataset."""
+        return {"input_ids": self.ids, "labels": self.labels}
+
 
 def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
     """Tokenize as an extraction does; of conversations that the assistant ends, only the assistant's tokens count.

@@ -12,26 +12,17 @@ from sparcom_data.schema.metadata import PromptFormat
 
 @dataclass(frozen=True, slots=True)
 class TuneSettings:
-    """Settings of fine-tuning.
-
-    epochs: passes over the training instructions; a fraction stops within a pass.
-    learning_rate: peak of the schedule.
-    batch_size: instructions per step.
-    max_length: tokens per instruction; longer ones are truncated.
-    seed: seed of the held-out split, the order and dropout.
-    held_out: fraction of the instructions that is not trained on.
-    prompt_format: `raw` or `chat`, as in an extraction.
-    precision: of matrix products in training; None takes bfloat16 where the processor supports it, else float32.
-        Weights, optimizer and all losses before and after are float32.
-    """
+    """How to fine-tune; lengths in tokens, sizes in instructions. A fraction of an epoch stops within a pass."""
 
     epochs: float = 1.0
-    learning_rate: float = 5e-5
+    learning_rate: float = 5e-5  # peak of the schedule
     batch_size: int = 8
-    max_length: int = 256
-    seed: int = 0
-    held_out: float = 0.05
+    max_length: int = 256  # longer instructions are truncated
+    seed: int = 0  # of the held-out split, the order and dropout
+    held_out: float = 0.05  # fraction of the instructions that is not trained on
     prompt_format: PromptFormat = "raw"
+    # Of matrix products in training; None takes bfloat16 where the processor supports it. Weights, optimizer and the
+    # losses before and after are float32.
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparcom_data.errors import InvalidInputError, TrainingFailedError
-from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.instructions import read_jsonl
 from sparcom_extractor.prompts import load_tokenizer
 from sparcom_models import base as base_model
 from sparcom_models import folder
@@ -60,6 +60,7 @@ def tune_model(
         path = base_model.find_base(base, on_progress)
         config = base_model.load_config(path)
         base_model.require_trainable(path, config)
+        instructions = read_jsonl(data)
         recipe = {
             "name": f"{base_model.name_of(path)}-tuned",
             "base_sha256": base_model.weights_sha256(path),
@@ -67,108 +68,95 @@ def tune_model(
             **asdict(settings),
         }
         target = output or MODELS_FOLDER / str(recipe["name"])
-        instructions = read_jsonl(data)
         if finished := folder.find_finished(target, recipe):
             return finished
         on_progress("reading instructions")
         examples = make_examples(load_tokenizer(str(path)), instructions, settings)
         _require_fit(config, settings, examples)
         with folder.new_folder(target) as partial, deterministic():
-            facts = _tune(path, partial, instructions, examples, settings, on_progress)
-            facts["router_auxiliary_loss"] = (
-                config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else None
-            )
+            facts = _tune(path, partial, examples, settings, on_progress)
+            if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
+                raise TrainingFailedError(f"The files copied from {path} tokenize differently: its tokenizer has more.")
+            licences = Counter(item.license or "not stated" for item in instructions)
+            facts["data_licences"] = dict(sorted(licences.items()))
             return folder.MadeModel(target, True, folder.write_source(partial, recipe, facts))
 
 
-def _require_fit(config: Any, settings: TuneSettings, examples: list[Example]) -> None:
-    context, largest = (
-        getattr(config, "max_position_embeddings", None),
-        max(max(item.ids, default=0) for item in examples),
-    )
+def _require_fit(config: Any, settings: TuneSettings, examples: Sequence[Example]) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    largest = max(max(example.ids, default=0) for example in examples)
+    problems = []
     if context is not None and settings.max_length > context:
-        problem = f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}. Lower it"
-        raise InvalidInputError([problem])
+        problems.append(f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}")
     if largest >= config.vocab_size:
-        problem = f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest}"
-        raise InvalidInputError([f"{problem}. Give instructions made for this model"])
+        problems.append(f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest}")
+    if problems:
+        raise InvalidInputError(problems)
 
 
 def _tune(
-    base: Path,
-    partial: Path,
-    instructions: Sequence[Instruction],
-    examples: list[Example],
-    settings: TuneSettings,
-    on_progress: folder.ProgressCallback,
+    base: Path, target: Path, examples: Sequence[Example], settings: TuneSettings, on_progress: folder.ProgressCallback
 ) -> dict[str, Any]:
-    """Write the tuned model and its results into `partial`; return the facts for SOURCE.json."""
+    """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
     import torch
     import transformers
 
-    from sparcom_models.tune.data import make_examples, split
-    from sparcom_models.tune.results import PROMPTS, compare_weights, continuations, write_curve
-    from sparcom_models.tune.train import DEVICE, GRADIENT_NORM, WARMUP, mean_loss, train
+    from sparcom_models.tune import results
+    from sparcom_models.tune.data import split
+    from sparcom_models.tune.train import DEVICE, FIXED, Losses, train
 
     data, tokenizer = split(examples, settings), load_tokenizer(str(base))
     parts = {"training_sample": data.sample, "held_out": data.held_out}
+    losses = Losses(tokenizer, settings.batch_size)
 
-    def measure(model: Any, which: str) -> tuple[dict[str, float], list[str]]:
-        on_progress(f"measuring the {which}")
-        model.to(DEVICE).eval()
-        losses = {name: mean_loss(model, part, settings.batch_size) for name, part in parts.items()}
-        return losses, continuations(model, tokenizer)
+    def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
+        on_progress(f"measuring the {name}")
+        model.float().to(DEVICE).eval()
+        measured = {part: losses.mean(model, examples) for part, examples in parts.items()}
+        return measured, results.continuations(model, tokenizer)
 
     on_progress("loading the base model")
     model = base_model.load_model(base)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    before, texts_before = measure(model.float(), "base")
-    points = train(model, data, settings, on_progress)
+    config = model.config
+    router_loss = config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else None
+    before, texts_before = measure(model, "base")
+    points = train(model, data.training, settings, losses, data.held_out, on_progress)
     on_progress("writing the tuned model")
-    base_model.save_model(model, dtypes, partial)
-    base_model.copy_files(base, partial, base_model.SMALL_FILES)
+    base_model.save_model(model, dtypes, target)
+    base_model.copy_files(base, target, base_model.SMALL_FILES)
     del model  # two of these are loaded below
-    change = compare_weights(base, partial)
-    after, texts_after = measure(base_model.load_model(partial).float(), "tuned model")
-    for name in parts:
-        if not after[name] < before[name]:
+    change = results.compare_weights(base, target)
+    after, texts_after = measure(base_model.load_model(target), "tuned model")
+    for part in parts:
+        if not after[part] < before[part]:
             raise TrainingFailedError(
-                f"A tuned model has a lower loss than its base, and on {name} it went from {before[name]:.4f} to "
-                f"{after[name]:.4f}. No model was made; lower --learning-rate ({settings.learning_rate:g}) or --epochs "
+                f"A tuned model has a lower loss than its base, and on the {part} it went from {before[part]:.4f} to "
+                f"{after[part]:.4f}. No model was made; lower --learning-rate ({settings.learning_rate:g}) or --epochs "
                 f"({settings.epochs:g})."
             )
-    if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
-        raise TrainingFailedError(f"The files copied from {base} tokenize differently: its tokenizer needs others.")
-    first = {"step": 0, "epoch": 0.0, "tokens": 0, "training_loss": None, "learning_rate": None}
-    points = [first | {"held_out_loss": before["held_out"]}, *points]
-    points[-1]["held_out_loss"] = after["held_out"]
+    start = dict.fromkeys(points[0]) | {"step": 0, "epoch": 0.0, "tokens": 0, "held_out_loss": before["held_out"]}
+    points = [start, *points[:-1], points[-1] | {"held_out_loss": after["held_out"]}]
     name = base_model.name_of(base)
-    write_curve(points, partial, f"{name} tuned on {len(data.training):,} instructions")
-    texts = zip(PROMPTS, texts_before, texts_after, strict=True)
+    results.write_curve(points, target, f"{name} tuned on {len(data.training):,} instructions")
+    texts = zip(results.PROMPTS, texts_before, texts_after, strict=True)
     for file, content in (
         ("continuations.json", [{"prompt": prompt, "base": old, "tuned": new} for prompt, old, new in texts]),
         ("held-out.json", [example.id for example in data.held_out]),
     ):
-        (partial / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (target / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     counted = {"training": data.training} | parts
+    counts = {part: len(examples) for part, examples in counted.items()}
     return {
         **base_model.provenance_of(base),
-        "data_licences": dict(sorted(Counter(item.license or "not stated" for item in instructions).items())),
         "change": "all weights fine-tuned as a causal language model, with the Trainer of transformers",
-        "fixed": {
-            "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8, no weight decay",
-            "schedule": f"cosine to 0 after a warm-up of {WARMUP:.0%} of the steps",
-            "gradient_norm": GRADIENT_NORM,
-        },
+        "fixed": FIXED,
+        "router_auxiliary_loss": router_loss,
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "instructions": {
-            **{name: len(part) for name, part in counted.items()},
-            "cut": data.truncated,
-            "left_out": data.left_out,
-        },
-        "tokens": {name: sum(len(example.ids) for example in part) for name, part in counted.items()},
+        "instructions": {**counts, "cut": data.truncated, "left_out": data.left_out},
+        "tokens": {part: sum(len(example.ids) for example in examples) for part, examples in counted.items()},
         "steps": points[-1]["step"],
         "tokens_trained_on": points[-1]["tokens"],
-        "loss": {name: {"before": before[name], "after": after[name]} for name in parts},
+        "loss": {part: {"before": before[part], "after": after[part]} for part in parts},
         "weights_changed": change,
     }

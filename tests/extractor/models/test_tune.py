@@ -14,7 +14,6 @@ import pytest
 
 from sparcom_data.errors import ModelUnavailableError, TrainingFailedError
 from sparcom_models import folder
-from sparcom_models.tune.data import Example
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -278,8 +277,8 @@ def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> N
     """Weights that overflow: the step is named and nothing is kept."""
     from sparcom_models.tune.train import Recorder
 
-    recorder = Recorder([Example("a", [1, 2], [1, 2])], 8, 1e-3, folder.no_progress)
+    recorder = Recorder(lambda: 0.0, folder.no_progress)
     state = transformers.TrainerState(global_step=3, max_steps=9)
     for logs in ({"loss": float("nan"), "grad_norm": 1.0}, {"loss": 1.0, "grad_norm": float("inf")}):
         with pytest.raises(TrainingFailedError, match="at step 3 of 9"):
-            recorder.on_log(None, state, None, logs=logs, model=None)
+            recorder.on_log(None, state, None, logs=logs)

@@ -121,31 +121,14 @@ def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
 
 def test_the_mean_loss_weighs_tokens_alike_in_any_batches(tmp_path: Path) -> None:
     """A batch of everything, padded, and one at a time give the same mean; the model's mode stays as it was."""
-    from sparcom_models.tune.train import mean_loss
+    from sparcom_models.tune.train import Losses
 
     made = make_tiny_model("qwen2-moe", tmp_path / "m", tokenizer=write_small_tokenizer(tmp_path))
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path).train()
     draw = np.random.default_rng(0)
     ids = [draw.integers(3, 60, length).tolist() for length in (2, 9, 30, 5)]
     examples = [Example(str(number), row, [-100, *row[1:]]) for number, row in enumerate(ids)]
-    assert mean_loss(model, examples, 1) == pytest.approx(mean_loss(model, examples, 4), rel=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made.path)
+    alone, together = (Losses(tokenizer, size).mean(model, examples) for size in (1, 4))
+    assert alone == pytest.approx(together, rel=1e-5)
     assert model.training
-
-
-def test_batches_are_of_similar_lengths_and_hold_everything_once() -> None:
-    """Little is padded, every instruction is in one batch, batches are not ordered by length, and each epoch and seed
-    has its own order."""
-    from sparcom_models.tune.train import make_batches
-
-    lengths = np.random.default_rng(0).integers(1, 200, 103).tolist()
-    examples = [Example(str(number), [1] * length, [1] * length) for number, length in enumerate(lengths)]
-    first = make_batches(examples, 8, seed=1, epoch=0)
-    assert make_batches(examples, 8, seed=1, epoch=0) == first
-    assert len(first) == 13
-    assert sorted(int(example.id) for batch in first for example in batch) == list(range(103))
-    longest = [max(len(example.ids) for example in batch) for batch in first]
-    padded = sum(len(batch) * length for batch, length in zip(first, longest, strict=True))
-    assert padded < 1.1 * sum(lengths)
-    assert abs(np.corrcoef(longest, range(13))[0, 1]) < 0.6
-    assert make_batches(examples, 8, seed=1, epoch=1) != first
-    assert make_batches(examples, 8, seed=2, epoch=0) != first
