@@ -91,14 +91,14 @@ def _compare(archive: Archive, model: str, sample: int, seed: int, tokenize: Tok
     from rich.progress import track
 
     from sparcom_cli.shared.verdicts import judge_counts, judge_masks
-    from sparcom_models.tiny.tiny import no_bars
+    from sparcom_models.quiet import hide_progress_bars
     from sparcom_verification.known_differences import note_known_differences
     from sparcom_verification.reference.comparison import compare_counts, compare_masks, sample_indices
     from sparcom_verification.reference.model import ReferenceModel
 
     indices = sample_indices(archive, sample, seed)
     info, texts = archive.attributes.model, archive.strings("text")
-    with waiting("Loading the reference"), no_bars():
+    with waiting("Loading the reference"), hide_progress_bars():
         reference = ReferenceModel(model, info.dtype, info.layer_ids, info.moe)
 
     def prompt_ids(index: int) -> np.ndarray:

@@ -39,6 +39,10 @@ class ModelUnavailableError(SparcomError):
     """A model could not be fetched, converted or made."""
 
 
+class TrainingFailedError(SparcomError):
+    """Training ran but made no usable model: the loss did not fall or is not a number, or memory did not suffice."""
+
+
 class UnsupportedModelError(SparcomError):
     """A model, engine version or parallel layout whose neurons cannot be captured."""
 

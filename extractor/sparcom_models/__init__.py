@@ -1,11 +1,13 @@
-"""Models on disk to run: a real small one fetched and converted, a mixture of experts made of it, tiny random ones.
+"""Make model folders: fetch a small real model, split it into an MoE model, fine-tune it, or make tiny random ones.
 
-Knows nothing of the engine; a folder that it makes is an ordinary Hugging Face model folder with a SOURCE.json in it.
+Each folder is an ordinary Hugging Face model folder with a SOURCE.json in it.
 """
 
-from sparcom_models.fetch.fetch import KNOWN, fetch_model
+from sparcom_models.fetch.fetch import fetch_model
+from sparcom_models.fetch.known import KNOWN
 from sparcom_models.folder import MadeModel
 from sparcom_models.moefy.moefy import make_moefied_model
-from sparcom_models.tiny.tiny import ARCHITECTURES, make_tiny_model
+from sparcom_models.tiny.families import ARCHITECTURES
+from sparcom_models.tiny.tiny import make_tiny_model
 
 __all__ = ["ARCHITECTURES", "KNOWN", "MadeModel", "fetch_model", "make_moefied_model", "make_tiny_model"]

@@ -1,7 +1,7 @@
-"""A model folder that is either finished or not there, and says where it came from.
+"""Create model folders atomically and record their provenance in SOURCE.json.
 
-Everything is written to a hidden sibling folder and renamed at the end. SOURCE.json lists every file with its size, so
-that a folder somebody has since damaged is not taken for a finished one. Knows nothing of what a model is.
+Files are written to a hidden sibling folder that is renamed at the end. SOURCE.json lists every file with its size, so
+that a folder damaged later is not mistaken for a finished one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ SOURCE = "SOURCE.json"
 _STALE_SECONDS = 24 * 3600
 
 
-class Tell(Protocol):
-    """Called as work goes on: the step, and how many bytes of how many are done (0 of 0 where unknown)."""
+class ProgressCallback(Protocol):
+    """Called as work advances: the step, how much of it is done (0 of 0 where unknown), and a note such as a loss."""
 
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None: ...
+    def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None: ...
 
 
-def silent(step: str, done: int = 0, total: int = 0) -> None:
-    """The `Tell` that tells nobody."""
+def no_progress(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
+    """Ignore progress: the default callback."""
 
 
 @dataclass(frozen=True, slots=True)
 class MadeModel:
-    """A finished model folder; `fresh` is False where it was there already."""
+    """A finished model folder; `fresh` is False where it existed before."""
 
     path: Path
     fresh: bool
@@ -44,13 +44,13 @@ class MadeModel:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_source(folder: Path) -> dict[str, Any] | None:
-    """What SOURCE.json of a finished folder says; None where the folder is absent, foreign or lacks a file."""
+    """Return the content of SOURCE.json; None where the folder is absent, foreign or lacks a file."""
     try:
         source = json.loads((folder / SOURCE).read_text())
         complete = all((folder / name).stat().st_size == facts["bytes"] for name, facts in source["files"].items())
@@ -59,62 +59,62 @@ def read_source(folder: Path) -> dict[str, Any] | None:
     return source if complete else None
 
 
-def finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
-    """The model that was made in `folder` by this recipe, or None where nothing is there.
+def find_finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
+    """Return the model that this recipe made in `folder`; None where the folder is absent or empty.
 
-    Raises `ModelUnavailableError` where something else is in the way.
+    Raises:
+        ModelUnavailableError: the folder holds something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     source = read_source(folder)
     if source is None:
         raise ModelUnavailableError(
-            f"A model is made in a new folder, but {folder} exists and is no finished model of ours. "
+            f"A model needs a new folder, but {folder} exists and is no finished model of ours. "
             "Remove it or choose another --output."
         )
-    differing = {key: source.get(key) for key, value in recipe.items() if source.get(key) != value}
+    differing = [key for key, value in recipe.items() if source.get(key) != value]
     if differing:
+        found, wanted = (", ".join(f"{key} {values.get(key)}" for key in differing) for values in (source, recipe))
         raise ModelUnavailableError(
-            f"{folder} holds a model made otherwise ({_listed(differing)} in place of "
-            f"{_listed({key: recipe[key] for key in differing})}). Remove it or choose another --output."
+            f"{folder} holds a model made by another recipe ({found} in place of {wanted}). "
+            "Remove it or choose another --output."
         )
     return MadeModel(folder, fresh=False, source=source)
 
 
-def _listed(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items())
-
-
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target` to write into; it takes the name of `target` when the block ends well.
+    """Yield a temporary sibling of `target`, renamed to `target` when the block succeeds.
 
-    On an error or an interrupt nothing is left behind; what a kill left is swept up a day later.
+    An error or interrupt leaves nothing behind; leftovers of killed runs are removed a day later.
     """
+    partial = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        _remove_stale(target)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise _storage_error(target, error) from error
-    try:
         yield partial
         _publish(partial, target)
     except OSError as error:
-        raise _storage_error(target, error) from error
+        raise StorageError(
+            f"The model could not be written to {target}: {error}. Nothing was left behind; "
+            "free some space (a fetched model needs 1 GB while it is made) or choose another --output."
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed runs left beside `target`; younger folders may belong to a run that goes on."""
+def _remove_stale(target: Path) -> None:
+    """Remove leftovers of killed runs; younger folders may belong to a run in progress."""
     for partial in target.parent.glob(f".{target.name}.*.partial"):
         if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Make the files durable, then rename; where another run was quicker, its finished folder stands."""
+    """Make the files durable, then rename; the folder of a faster concurrent run is kept."""
     for path in [*partial.iterdir(), partial]:
         path.chmod(0o755 if path.is_dir() else 0o644)
         sync_path(path)
@@ -124,13 +124,6 @@ def _publish(partial: Path, target: Path) -> None:
         if read_source(target) is None:
             raise
     sync_path(target.parent)
-
-
-def _storage_error(target: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"The model could not be written to {target}: {error}. Nothing was left behind; "
-        "free some space (a fetched model needs 1 GB while it is made) or choose another --output."
-    )
 
 
 def write_source(folder: Path, recipe: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

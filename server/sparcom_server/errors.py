@@ -84,6 +84,7 @@ STATUS: dict[type[errors.SparcomError], int] = {
     errors.UnsupportedArchiveError: 501,
     errors.EngineError: 503,
     errors.ModelUnavailableError: 503,
+    errors.TrainingFailedError: 500,
     NotReadyError: 503,
     BusyError: 503,
     errors.StorageError: 507,

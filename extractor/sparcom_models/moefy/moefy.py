@@ -1,155 +1,205 @@
-"""Makes a mixture-of-experts model out of a dense one of the LLaMA architecture, whose text still makes sense.
+"""Make an MoE model from a dense LLaMA; its text still makes sense.
 
-The result is a Qwen2-MoE checkpoint: its shared expert holds the neurons that give most, its routed experts the rest,
-cut by what they do on the demo's instructions (`moefy_model`, `moefy_layer`). The same base, numbers and seed give the
-same model. Knows nothing of the engine.
+The result is a Qwen2-MoE checkpoint. Texts run through the model layer by layer; each FFN is split (`ffn.py`) on what
+the layers split before it give, so that a later layer is fitted to its real inputs. Attention, norms and embeddings are
+copied. Qwen2's biases of query, key and value are 0, and so is the shared expert's gate, whose sigmoid is then 1/2 of a
+shared output that is doubled. The same base, sizes and seed give the same model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sparcom_data.errors import InvalidInputError, ModelUnavailableError, UnsupportedModelError
+from sparcom_data.errors import InvalidInputError, UnsupportedModelError
 from sparcom_hexainst.build.synthetic import synthetic_instructions
+from sparcom_models import base as base_model
 from sparcom_models import folder
-from sparcom_models.fetch.fetch import MODELS_FOLDER, fetch_model
-from sparcom_models.fetch.smollm2 import SMOLLM2_135M_INSTRUCT
-from sparcom_models.tiny.tiny import TOKENIZER_FILES
+from sparcom_models.fetch.fetch import MODELS_FOLDER
+from sparcom_models.quiet import hide_progress_bars
 
-EXPERTS, TOP_K = 8, 2
-SHARED = 2 / 3  # of the neurons, rounded so that experts are of whole bytes
+if TYPE_CHECKING:
+    from sparcom_models.moefy.ffn import MoeFfn, SplitSizes
+
+SHARED = 2 / 3  # of the neurons, rounded so that experts have whole bytes
+_CHANGE = (
+    "MoEfication: each FFN cut into a shared expert (the neurons that give most) and routed experts (clusters of gate "
+    "rows), routers fitted to the experts' outputs, down projections fitted again; gates, ups, attention, norms and "
+    "embeddings as in the base"
+)
+_COPIED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *("tie_word_embeddings", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
 
 
 def make_moefied_model(
     output: Path | None = None,
     *,
     base: Path | None = None,
-    experts: int = EXPERTS,
-    top_k: int = TOP_K,
+    experts: int = 8,
+    top_k: int = 2,
     shared_neurons: int | None = None,
     seed: int = 0,
     texts: list[str] | None = None,
-    tell: folder.Tell = folder.silent,
+    on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Put a mixture-of-experts version of `base` into `output` (default models/NAME-moe).
+    """Make an MoE version of `base`.
 
     Args:
-        output: folder to make.
-        base: folder of a dense float32 model, by default the demo model's (fetched where it is not on disk).
-        experts: routed experts of a layer; top_k of them are chosen for a token.
-        shared_neurons: neurons of the shared expert; two thirds of the FFN where not given.
-        seed: of the clustering.
-        texts: what the layers are fitted on, by default the demo's instructions.
+        output: folder to make, by default models/NAME-moe.
+        base: folder of a dense LLaMA, by default the demo model's (fetched where it is not on disk).
+        experts: routed experts per layer.
+        top_k: experts per token.
+        shared_neurons: neurons of the shared expert, by default two thirds of the FFN.
+        seed: seed of the clustering.
+        texts: texts that the layers are fitted on, by default the demo's 20 synthetic instructions per category.
+        on_progress: gets each step.
 
     Raises:
-        InvalidInputError: the numbers do not give experts of whole bytes.
-        UnsupportedModelError: the base is no LLaMA.
+        InvalidInputError: the sizes do not give experts of whole bytes.
+        UnsupportedModelError: the base is no plain LLaMA.
+        ModelUnavailableError: the base is incomplete, or `output` holds something else.
     """
-    dense = base or fetch_model(SMOLLM2_135M_INSTRUCT.name, tell=tell).path
-    source = folder.read_source(dense) or {}
-    name = f"{source.get('name', dense.name)}-moe"
-    target = output or MODELS_FOLDER / name
-    texts = texts or _demo_texts()
-    config = _llama_config(dense)
-    sizes = _sizes(config["intermediate_size"], experts, top_k, shared_neurons)
+    dense = base_model.find_base(base, on_progress)
+    config = base_model.load_config(dense)
+    plain = (getattr(config, name, None) for name in ("model_type", "hidden_act", "attention_bias", "mlp_bias"))
+    if tuple(plain) != ("llama", "silu", False, False):
+        raise UnsupportedModelError(
+            "an MoE model is made from a dense LLaMA with SiLU gates and no biases; "
+            f"{dense} is {config.model_type!r}. Give another with --model"
+        )
+    sizes = _checked_sizes(config.intermediate_size, experts, top_k, shared_neurons)
+    texts = texts or [item.readable for item in synthetic_instructions(20)]
     recipe = {
-        "name": name,
+        "name": f"{base_model.name_of(dense)}-moe",
         **sizes,
         "seed": seed,
-        "base_sha256": _weights_sha256(dense),
-        "texts_sha256": _sha256(texts),
+        "base_sha256": base_model.weights_sha256(dense),
+        "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
-    done = folder.finished(target, recipe)
-    if done:
-        return done
+    target = output or MODELS_FOLDER / str(recipe["name"])
+    if finished := folder.find_finished(target, recipe):
+        return finished
+    from sparcom_models.moefy.ffn import SplitSizes
+
     with folder.new_folder(target) as partial:
-        errors = _save(dense, partial, {**sizes, "seed": seed}, texts, tell)
-        written = folder.write_source(partial, recipe, _facts(source, dense, errors))
-    return folder.MadeModel(target, fresh=True, source=written)
+        split_sizes = SplitSizes(experts, top_k, sizes["shared_neurons"], seed)
+        errors = _save_moe(dense, partial, split_sizes, texts, on_progress)
+        facts = {"change": _CHANGE, "mean_output_error": round(sum(errors) / len(errors), 4)}
+        source = folder.write_source(partial, recipe, base_model.provenance_of(dense) | facts)
+    return folder.MadeModel(target, fresh=True, source=source)
 
 
-def _demo_texts() -> list[str]:
-    """What the demo runs: 20 instructions of each category of HexaInst's synthetic half."""
-    return [item.readable for item in synthetic_instructions(20)]
-
-
-def _llama_config(dense: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((dense / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelUnavailableError(f"A base model is a folder with a config.json; {dense}: {error}") from error
-    plain = config.get("hidden_act") == "silu" and not config.get("attention_bias") and not config.get("mlp_bias")
-    if config.get("model_type") != "llama" or not plain:
-        raise UnsupportedModelError(
-            "a mixture of experts is made of a dense LLaMA with SiLU gates and no biases; "
-            f"{dense} is {config.get('model_type')!r}. Give another with --model"
-        )
-    return config
-
-
-def _sizes(neurons: int, experts: int, top_k: int, shared: int | None) -> dict[str, int]:
-    """The numbers of the recipe, checked: each expert has whole bytes of neurons."""
+def _checked_sizes(neurons: int, experts: int, top_k: int, shared: int | None) -> dict[str, int]:
+    """Return the sizes of the recipe, checked: each expert has whole bytes of neurons."""
     step = 8 * max(experts, 1)
     if shared is None:
         shared = neurons - max(step, round(neurons * (1 - SHARED) / step) * step)
     problems = []
     if not 1 <= top_k <= experts:
-        problems.append(f"top_k: at least 1 expert and at most all {experts} are chosen, not {top_k}")
-    if shared < 8 or shared % 8 or neurons - shared < step or (neurons - shared) % step:
+        problems.append(f"top_k: at least 1 expert and at most all {experts} run per token, not {top_k}")
+    valid = [value for value in range(8, neurons - step + 1, 8) if (neurons - value) % step == 0]
+    if shared not in valid:
+        remedy = f"One of {', '.join(map(str, valid[-4:]))} does" if valid else "No number does: take fewer experts"
         problems.append(
             f"shared_neurons: of {neurons} neurons a multiple of 8 is shared, and what is left makes {experts} experts "
-            f"of a multiple of 8 each; {shared} does not. {_nearest(neurons, step)}"
+            f"of a multiple of 8 each; {shared} does not. {remedy}"
         )
     if problems:
         raise InvalidInputError(problems)
     return {"experts": experts, "top_k": top_k, "shared_neurons": shared}
 
 
-def _nearest(neurons: int, step: int) -> str:
-    fitting = [shared for shared in range(8, neurons - step + 1, 8) if (neurons - shared) % step == 0]
-    if not fitting:
-        return "No number does: take fewer experts"
-    return f"One of {', '.join(map(str, fitting[-4:]))} does"
+def _save_moe(
+    dense: Path, target: Path, sizes: SplitSizes, texts: list[str], on_progress: folder.ProgressCallback
+) -> list[float]:
+    """Write the MoE model into `target`; return the relative error of each layer's output on the texts."""
+    import torch
+    from transformers import AutoTokenizer
 
-
-def _weights_sha256(dense: Path) -> str:
-    """Of all weight files; from SOURCE.json where that has them."""
-    known = (folder.read_source(dense) or {}).get("files", {})
-    names = sorted(path.name for path in dense.glob("*.safetensors"))
-    if not names:
-        raise ModelUnavailableError(f"A base model has its weights in safetensors files; {dense} has none.")
-    return _sha256([known[name]["sha256"] if name in known else folder.sha256_of(dense / name) for name in names])
-
-
-def _sha256(texts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _facts(source: dict[str, Any], dense: Path, errors: list[float]) -> dict[str, Any]:
-    """What SOURCE.json tells beside the recipe; the licence of most models asks that changes are named."""
-    origin = {key: source[key] for key in ("name", "repository", "revision", "origin", "conversion") if key in source}
-    return {
-        "licence": source.get("licence", "that of the base model"),
-        "base": origin or {"name": dense.name},
-        "change": "MoEfication: each FFN cut into a shared expert (the neurons that give most) and routed experts "
-        "(clusters of gate rows), routers fitted to the experts' outputs, down projections fitted again; gates, ups, "
-        "attention, norms and embeddings as in the base",
-        "mean_output_error": round(sum(errors) / len(errors), 4),
-    }
-
-
-def _save(dense: Path, target: Path, numbers: dict[str, int], texts: list[str], tell: folder.Tell) -> list[float]:
-    """Write the model; how much of each layer's output is lost on the texts."""
-    from sparcom_models.moefy.layer import Cut
-    from sparcom_models.moefy.model import save_mixture
-
-    cut = Cut(numbers["experts"], numbers["top_k"], numbers["shared_neurons"], numbers["seed"])
-    errors = save_mixture(dense, target, cut, texts, tell)
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (dense / name).is_file():
-            shutil.copyfile(dense / name, target / name)
+    on_progress("loading the base model")
+    base = base_model.load_model(dense, dtype=torch.float32, attn_implementation="sdpa").eval()
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    moe = _empty_moe(base, sizes)
+    with torch.inference_mode():
+        errors = _split_layers(base, moe, [torch.tensor([row]) for row in ids if row], sizes, on_progress)
+    on_progress("writing float32 weights")
+    with hide_progress_bars():
+        moe.save_pretrained(target)
+    base_model.copy_files(dense, target, (*base_model.TOKENIZER_FILES, "generation_config.json"))
     return errors
+
+
+def _empty_moe(base: Any, sizes: SplitSizes) -> Any:
+    """Return a Qwen2-MoE of the base's sizes with everything but its FFNs copied."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2MoeConfig
+
+    config = Qwen2MoeConfig(
+        **{name: getattr(base.config, name) for name in _COPIED},
+        num_experts=sizes.experts,
+        num_experts_per_tok=sizes.top_k,
+        moe_intermediate_size=(base.config.intermediate_size - sizes.shared) // sizes.experts,
+        shared_expert_intermediate_size=sizes.shared,
+        norm_topk_prob=True,
+        use_sliding_window=False,
+    )
+    with torch.random.fork_rng(devices=[]):  # initial weights are random, and all are replaced
+        moe = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    kept = {name: value for name, value in base.state_dict().items() if ".mlp." not in name}
+    missing, unexpected = moe.load_state_dict(kept, strict=False)
+    if unexpected or any(".mlp." not in name and not name.endswith("_proj.bias") for name in missing):
+        raise UnsupportedModelError(
+            f"a LLaMA has the weights of a Qwen2 without biases; these differ: {unexpected or missing}"
+        )
+    for name, value in moe.named_parameters():
+        if name in missing:
+            value.data.zero_()
+    return moe
+
+
+def _split_layers(
+    base: Any, moe: Any, ids: list[Any], sizes: SplitSizes, on_progress: folder.ProgressCallback
+) -> list[float]:
+    """Fill the MoE layers one by one, carrying along hidden states (1, T, hidden) of each text."""
+    import torch
+
+    from sparcom_models.moefy.ffn import Ffn, split_ffn
+
+    hidden = [base.model.embed_tokens(row) for row in ids]
+    rotary = [base.model.rotary_emb(state, torch.arange(state.shape[1])[None]) for state in hidden]
+    errors = []
+    layers = list(zip(base.model.layers, moe.model.layers, strict=True))
+    for number, (dense, sparse) in enumerate(layers):
+        on_progress("splitting layers", number, len(layers))
+        hidden = [
+            state + dense.self_attn(dense.input_layernorm(state), position_embeddings=place, attention_mask=None)[0]
+            for state, place in zip(hidden, rotary, strict=True)
+        ]
+        inputs = torch.cat([dense.post_attention_layernorm(state)[0] for state in hidden])
+        ffn = Ffn(*(getattr(dense.mlp, name).weight for name in ("gate_proj", "up_proj", "down_proj")))
+        made = split_ffn(ffn, inputs, sizes)
+        _fill(sparse.mlp, made)
+        outputs = torch.split(made.output, [state.shape[1] for state in hidden])
+        hidden = [state + output for state, output in zip(hidden, outputs, strict=True)]
+        errors.append(made.error)
+    return errors
+
+
+def _fill(block: Any, made: MoeFfn) -> None:
+    """Copy an MoE layer into transformers' block."""
+    import torch
+
+    block.gate.weight.copy_(made.router)
+    for number, expert in enumerate(made.experts):
+        block.experts.gate_up_proj[number].copy_(torch.cat([expert.gate, expert.up]))
+        block.experts.down_proj[number].copy_(expert.down)
+    block.shared_expert.gate_proj.weight.copy_(made.shared.gate)
+    block.shared_expert.up_proj.weight.copy_(made.shared.up)
+    block.shared_expert.down_proj.weight.copy_(2 * made.shared.down)
+    block.shared_expert_gate.weight.zero_()

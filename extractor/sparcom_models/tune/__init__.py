@@ -1,1 +1,1 @@
-"""Fine-tunes a model on instructions."""
+"""Fine-tune a model on instructions with the Trainer of transformers."""

@@ -1,29 +1,21 @@
-"""Instructions as a model is trained on them: token ids, which tokens count, what is cut, what is held out.
-
-1. Prompts are made as in an extraction (`sparcom_extractor.prompts`), so that a twin learns what it later reads.
-2. Where a conversation ends with the assistant, only the assistant's tokens count (`tune_chat`). 3. What is longer than
-the limit is cut; what then has no token to predict is left out. 4. A share drawn by the seed is held out.
-Knows tokenizers, not models.
-"""
+"""Turn instructions into training examples: token ids, which of them count, truncation, and the held-out split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
 from sparcom_data.errors import InvalidInputError
+from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.prompts import make_prompts
-from sparcom_models.tune.chat import IGNORED, assistant_only, ends_with_assistant
+from sparcom_extractor.prompts import NO_TEMPLATE, make_prompts
+from sparcom_models.tune.settings import TuneSettings
 
-if TYPE_CHECKING:
-    from sparcom_data.instructions import Instruction
-    from sparcom_models.tune.settings import TuneSettings
-
-_ANY_LENGTH = 2**31
+IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,86 +28,113 @@ class Example:
 
     @property
     def predicted(self) -> int:
-        """Tokens whose loss counts; the first of a sequence is never predicted."""
+        """Number of tokens whose loss counts; the first of a sequence is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
     @property
     def row(self) -> dict[str, list[int]]:
-        """As the Trainer takes it."""
+        """The row of a Trainer's dataset."""
         return {"input_ids": self.ids, "labels": self.labels}
 
-    def cut(self, length: int) -> Example:
-        return Example(self.id, self.ids[:length], self.labels[:length])
+
+def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
+    """Tokenize as an extraction does; of conversations that the assistant ends, only the assistant's tokens count.
+
+    Raises:
+        InvalidInputError: naming every instruction that does not fit the prompt format or the tokenizer.
+    """
+    chat = settings.prompt_format == "chat"
+    answered = [item for item in instructions if chat and item.messages and item.messages[-1].role == "assistant"]
+    if answered and not getattr(tokenizer, "chat_template", None):
+        raise InvalidInputError([NO_TEMPLATE])
+    examples = {item.id: _assistant_only(tokenizer, item) for item in answered}
+    others = [item for item in instructions if item.id not in examples]
+    prompts = make_prompts(tokenizer, others, ExtractionOptions(prompt_format=settings.prompt_format), limit=2**31)
+    named = list(zip([item.id for item in others], prompts, strict=True))
+    if problems := [f"instruction {name!r}: {prompt.error}" for name, prompt in named if prompt.error]:
+        raise InvalidInputError(problems)
+    examples |= {name: Example(name, prompt.ids.tolist(), prompt.ids.tolist()) for name, prompt in named}
+    return [examples[item.id] for item in instructions]
+
+
+def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
+    """Label the assistant's turns alone, which few chat templates mark.
+
+    A turn is what the conversation up to and with it has more than the conversation before it with the words that open
+    an answer.
+    """
+    messages = [message.model_dump() for message in instruction.messages or ()]
+
+    def render(count: int, *, opened: bool) -> tuple[str, list[int]]:
+        try:
+            text = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=opened)
+        except Exception as error:  # templates are programs of the model's authors and raise what they like
+            problem = f"instruction {instruction.id!r}: its messages do not fit the model's chat template: {error}"
+            raise InvalidInputError([problem]) from error
+        return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    whole, ids = render(len(messages), opened=False)
+    labels = [IGNORED] * len(ids)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            (before, ids_before), (after, ids_after) = render(number, opened=True), render(number + 1, opened=False)
+            if not (whole.startswith(after) and after.startswith(before)):
+                problem = (
+                    f"instruction {instruction.id!r}: a chat template must render the beginning of a conversation as "
+                    "it does within the whole, so that the assistant's tokens can be found; this model's rewrites it. "
+                    "Give conversations with one answer, or text"
+                )
+                raise InvalidInputError([problem])
+            turn = slice(_common_length(ids, ids_before), _common_length(ids, ids_after))
+            labels[turn] = ids[turn]
+    return Example(instruction.id, ids, labels)
+
+
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
 @dataclass(frozen=True, slots=True)
 class TuneData:
-    """What is trained on and what is held out; how many were cut, and how many had nothing left to predict."""
+    """Training and held-out examples; how many were truncated, and how many had no token left to predict."""
 
     training: list[Example]
     held_out: list[Example]
-    cut: int
+    truncated: int
     left_out: int
 
     @property
     def sample(self) -> list[Example]:
-        """Training instructions whose loss is taken before and after: as many as are held out, evenly spread."""
+        """Training examples, evenly spread and as many as are held out, whose loss is measured before and after."""
         count = min(len(self.held_out), len(self.training))
         return [self.training[number * len(self.training) // count] for number in range(count)]
 
 
-def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
-    """Tokenise all instructions, in their order.
-
-    Raises:
-        InvalidInputError: naming every instruction that does not go with the prompt format or the tokenizer.
-    """
-    chat = settings.prompt_format == "chat"
-    answered = [item for item in instructions if chat and ends_with_assistant(item)]
-    found = {item.id: Example(item.id, *assistant_only(tokenizer, item)) for item in answered}
-    others = [item for item in instructions if item.id not in found]
-    prompts = make_prompts(tokenizer, others, ExtractionOptions(prompt_format=settings.prompt_format), _ANY_LENGTH)
-    problems = []
-    for item, prompt in zip(others, prompts, strict=True):
-        if prompt.error:
-            problems.append(f"instruction {item.id!r}: {prompt.error}")
-        ids = [int(token) for token in prompt.ids]
-        found[item.id] = Example(item.id, ids, list(ids))
-    if problems:
-        raise InvalidInputError(problems)
-    return [found[item.id] for item in instructions]
-
-
 def split(examples: Sequence[Example], settings: TuneSettings) -> TuneData:
-    """Cut to length, leave out what has nothing to predict, hold a share out.
+    """Truncate, leave out what has no token to predict, and hold out a share drawn by the seed.
 
     Raises:
         InvalidInputError: every instruction is too long, or one of the two parts would be empty.
     """
-    limit = settings.max_length
-    lengths = [len(example.ids) for example in examples]
+    limit, lengths = settings.max_length, [len(example.ids) for example in examples]
     if min(lengths) > limit:
-        raise InvalidInputError(
-            [
-                f"max_length: at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the "
-                f"shortest has {min(lengths)}. Give a larger --max-length or shorter instructions"
-            ]
+        problem = (
+            f"max_length: at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the "
+            f"shortest has {min(lengths)}. Give a larger --max-length or shorter instructions"
         )
-    usable = [example for example in (example.cut(limit) for example in examples) if example.predicted]
+        raise InvalidInputError([problem])
+    truncated = (Example(example.id, example.ids[:limit], example.labels[:limit]) for example in examples)
+    usable = [example for example in truncated if example.predicted]
     count = round(settings.held_out * len(usable))
     if not 0 < count < len(usable):
-        raise InvalidInputError(
-            [
-                f"held_out: at least one instruction is held out and one is trained on; {settings.held_out} of "
-                f"{len(usable)} usable instructions leaves {count} and {len(usable) - count}. "
-                "Give another --held-out or more instructions"
-            ]
+        problem = (
+            f"held_out: at least one instruction is held out and one is trained on; {settings.held_out} of "
+            f"{len(usable)} usable instructions leaves {count} and {len(usable) - count}. "
+            "Give another --held-out or more instructions"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(usable))
-    chosen = set(order[:count].tolist())
-    return TuneData(
-        training=[example for number, example in enumerate(usable) if number not in chosen],
-        held_out=[example for number, example in enumerate(usable) if number in chosen],
-        cut=sum(length > limit for length in lengths),
-        left_out=len(examples) - len(usable),
-    )
+        raise InvalidInputError([problem])
+    drawn = set(np.random.default_rng(settings.seed).permutation(len(usable))[:count].tolist())
+    parts: tuple[list[Example], list[Example]] = [], []
+    for number, example in enumerate(usable):
+        parts[number in drawn].append(example)
+    return TuneData(*parts, sum(length > limit for length in lengths), len(examples) - len(usable))

@@ -1,185 +1,148 @@
-"""Trains all weights of a loaded model with transformers' Trainer, and notes every step's loss.
-
-What is ours is around it: repeatable order and arithmetic, a loss that stops being a number ends the run, the held-out
-loss on the way, and nothing of the Trainer's own reaches terminal or working folder. Knows no files of a model.
-"""
+"""Train all weights of a model with the Trainer of transformers, and measure losses in float32."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sparcom_data.errors import ModelUnavailableError
-from sparcom_models.tune import settings as tune_settings
-from sparcom_models.tune.batches import Batches, pad
-from sparcom_models.tune.loss import mean_loss
+from sparcom_data.errors import TrainingFailedError
+from sparcom_models.folder import ProgressCallback
+from sparcom_models.tune.data import IGNORED, Example
+from sparcom_models.tune.settings import TuneSettings
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from sparcom_models.tune.data import TuneData
-    from sparcom_models.tune.settings import Precision, TuneSettings
-
-LOOKS = 3  # the held-out loss is taken at each third of the steps; the last is taken on the finished model
-
-
-class TellTraining(Protocol):
-    """A `Tell` that also takes a word on how it goes."""
-
-    def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None: ...
+FIXED = {
+    "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-8, no weight decay",
+    "schedule": "cosine to 0 after a warm-up of 10% of the steps",
+    "gradient_norm": 1.0,
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_PARTS = 3  # the held-out loss is measured after each third of the steps; the last on the finished model
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What is known after a step.
+def supports_bfloat16() -> bool:
+    """Return whether this machine multiplies bfloat16 in hardware (CUDA since 2020, AVX512-BF16, AMX).
 
-    tokens: trained on so far. training_loss: of the step's batch before the step, as the model gives it, with a
-    router's auxiliary loss where its configuration asks for one. Losses: nats a token, None where none was taken.
+    The demo model then trains on 315 tokens/s instead of 155 (two cores of an EPYC).
     """
-
-    step: int
-    epoch: float
-    tokens: int
-    training_loss: float | None
-    held_out_loss: float | None
-    learning_rate: float | None
-
-
-def device() -> str:
-    """Where the model is trained and measured."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def has_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 in hardware: CUDA devices of 2020 on, and processors with AVX512-BF16
-    or AMX. There the demo model trains on 315 tokens a second in place of 155 (two cores of an EPYC)."""
-    if torch.cuda.is_available():
+    if DEVICE == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    abilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    capabilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class Losses:
+    """Measures mean losses of a model, the same whatever the batches, unlike the Trainer's evaluation."""
+
+    def __init__(self, tokenizer: Any, batch_size: int) -> None:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = 0  # padding is masked, so any token will do
+        tokenizer.padding_side = "right"
+        self.collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        self._batch_size = batch_size
+
+    def mean(self, model: Any, examples: Sequence[Example]) -> float:
+        """Return the mean cross entropy in nats over the counted tokens of all examples, in float32."""
+        training, total = model.training, 0.0
+        cast = model.__dict__.pop("forward", None)  # accelerate's, which casts to bfloat16
+        model.eval()
+        ordered = sorted(examples, key=lambda example: len(example.ids))
+        for first in range(0, len(ordered), self._batch_size):
+            batch = self.collate([example.row for example in ordered[first : first + self._batch_size]])
+            labels = batch.pop("labels")[:, 1:].to(model.device)
+            with torch.no_grad():  # tensors cached in inference mode (positions) could not be trained through
+                logits = model(**batch.to(model.device), use_cache=False).logits[:, :-1]
+            counted = labels != IGNORED
+            total += float(torch.nn.functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum"))
+        model.train(training)
+        if cast:
+            model.forward = cast
+        return total / sum(example.predicted for example in examples)
 
 
 def train(
-    model: Any, data: TuneData, settings: TuneSettings, precision: Precision, scratch: Path, tell: TellTraining
-) -> list[Point]:
-    """Train `model` (float32) in place; afterwards it is on the CPU, in evaluation mode and unwrapped.
+    model: Any,
+    examples: Sequence[Example],
+    settings: TuneSettings,
+    losses: Losses,
+    held_out: Sequence[Example],
+    on_progress: ProgressCallback,
+) -> list[dict[str, Any]]:
+    """Train a float32 model in place and leave it on the CPU in evaluation mode.
 
     Returns:
-        A point for each step, the first for step 1.
+        For each step: step, epoch, tokens trained on so far, training_loss before the step (with a router's auxiliary
+        loss where the configuration asks for one), held_out_loss (None where not measured), both in nats per token,
+        and learning_rate.
 
     Raises:
-        ModelUnavailableError: the loss or its gradient is no longer a number, or memory does not suffice.
+        TrainingFailedError: the loss or its gradient is no longer a number, or memory does not suffice.
     """
-    watch = _Watch(data, settings, tell)
-    with tempfile.TemporaryDirectory(prefix="trainer-", dir=scratch) as place:
-        trainer = _GroupingTrainer(
-            model=model,
-            args=_arguments(settings, precision, place),
-            data_collator=pad,
-            train_dataset=[example.row for example in data.training],
-            callbacks=[watch],
+    recorder = Recorder(lambda: losses.mean(model, held_out), on_progress)
+    with tempfile.TemporaryDirectory(prefix="sparcom-trainer-") as output:
+        arguments = TrainingArguments(
+            output_dir=output,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=settings.batch_size,
+            train_sampling_strategy="group_by_length",
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,  # of all steps
+            optim="adamw_torch_fused",  # 0.13 s per step of the demo model, the plain one 0.34 s
+            seed=settings.seed,
+            bf16=settings.precision == "bfloat16",
+            use_cpu=DEVICE == "cpu",
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
+        rows = [example.row for example in examples]
+        trainer = Trainer(model, arguments, losses.collate, train_dataset=rows, callbacks=[recorder])
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:
-            raise ModelUnavailableError(
-                f"Training holds four float32 copies of the weights and a batch's activations, and memory does not "
+            raise TrainingFailedError(
+                "Training holds four float32 copies of the weights and a batch's activations, and memory does not "
                 f"suffice: {error}. Lower --batch-size or --max-length, or tune a smaller model."
             ) from error
-    model.__dict__.pop("forward", None)  # accelerate's, which casts to bfloat16
+    model.__dict__.pop("forward", None)  # accelerate's
     model.config.use_cache = True
     model.to("cpu").eval()
-    return watch.points
+    return recorder.points
 
 
-def _arguments(settings: TuneSettings, precision: Precision, place: str) -> Any:
-    arguments = TrainingArguments(
-        output_dir=place,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size,
-        lr_scheduler_type="cosine",
-        warmup_steps=tune_settings.WARM_UP,
-        max_grad_norm=tune_settings.GRADIENT_NORM,
-        optim="adamw_torch_fused",  # 0.13 s a step of the demo model, the plain one 0.34 s
-        weight_decay=0.0,
-        seed=settings.seed,
-        bf16=precision == "bfloat16",
-        use_cpu=device() == "cpu",
-        remove_unused_columns=False,
-        include_num_input_tokens_seen="non_padding",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # else the Trainer spreads batches over all devices of the machine
-    return arguments
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Records and reports each step, and ends a run whose loss is not a number."""
 
-
-class _GroupingTrainer(Trainer):  # type: ignore[misc]
-    """With batches of like lengths in any order. The Trainer's own grouping goes from the longest to the shortest four
-    times a round: short texts have the higher loss, so that the curve was a saw, and the last steps saw them alone."""
-
-    def get_train_dataloader(self) -> Any:
-        lengths = [len(row["input_ids"]) for row in self.train_dataset]
-        batches = Batches(lengths, self.args.train_batch_size, self.args.seed)
-        loader = torch.utils.data.DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
-        return self.accelerator.prepare(loader)
-
-
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Notes each step, tells of it, looks at the held-out part, and ends a run whose loss is no number."""
-
-    def __init__(self, data: TuneData, settings: TuneSettings, tell: TellTraining) -> None:
-        self.points: list[Point] = []
-        self._data, self._settings, self._tell = data, settings, tell
+    def __init__(self, held_out_loss: Callable[[], float], on_progress: ProgressCallback) -> None:
+        self.points: list[dict[str, Any]] = []
+        self._held_out_loss, self._on_progress = held_out_loss, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._tell("training", 0, state.max_steps)
+        self._on_progress("training", 0, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], model: Any, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:  # the summary at the end
             return
-        step, loss = state.global_step, logs["loss"]
+        step, steps, loss = state.global_step, state.max_steps, logs["loss"]
         if not (math.isfinite(loss) and math.isfinite(logs.get("grad_norm", 0.0))):
-            raise ModelUnavailableError(
-                f"Training goes on while loss and gradient are numbers; at step {step} of {state.max_steps} the loss "
-                f"is {loss} and the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate "
-                f"({self._settings.learning_rate:g})."
+            raise TrainingFailedError(
+                f"Loss and gradient must be numbers; at step {step} of {steps} the loss is {loss} and the length of "
+                f"the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
-        held_out = self._held_out_loss(model) if step in _looks(state.max_steps) else None
-        tokens = int(state.num_input_tokens_seen)
-        self.points.append(Point(step, float(state.epoch), tokens, loss, held_out, logs["learning_rate"]))
-        self._tell("training", step, state.max_steps, note=f"loss {loss:.3f}")
-
-    def _held_out_loss(self, model: Any) -> float:
-        with _uncast(model):
-            return mean_loss(model, self._data.held_out, self._settings.batch_size)
-
-
-def _looks(steps: int) -> set[int]:
-    return {steps * look // LOOKS for look in range(1, LOOKS)} - {0, steps}
-
-
-@contextlib.contextmanager
-def _uncast(model: Any) -> Iterator[None]:
-    """Without accelerate's forward, which casts to bfloat16, so that losses of one curve are of one precision."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped
+        measured = step in {steps * part // _PARTS for part in range(1, _PARTS)}
+        point = {"step": step, "epoch": state.epoch, "tokens": int(state.num_input_tokens_seen), "training_loss": loss}
+        held_out = {"held_out_loss": self._held_out_loss() if measured else None}
+        self.points.append(point | held_out | {"learning_rate": logs["learning_rate"]})
+        self._on_progress("training", step, steps, note=f"loss {loss:.3f}")

@@ -1,37 +1,31 @@
-"""Fine-tunes a model on instructions: all weights, briefly, so that a real base and its tuned twin can be compared.
+"""Fine-tune all weights of a model briefly on instructions, so that a base and its tuned model can be compared.
 
-1. The base is found and checked (`tune_base`), the instructions become tokens, a share is held out (`tune_data`).
-2. Losses and a few continuations are taken of the base, transformers' Trainer trains, the twin is written, read back
-and measured in the same way (`tune_make`). 3. A twin whose loss did not fall is not kept. The same base, data, settings
-and seed give the same weights on one machine. Knows nothing of the engine.
+1. Find and check the base; tokenize the instructions and hold out a share. 2. Measure losses and continuations of the
+base, train, write the tuned model, read it back and measure it the same way, so that the rounding to the base's dtype
+is included. 3. Keep it only if its losses fell. The same base, data, settings and seed give the same weights on one
+machine.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sparcom_data.errors import InvalidInputError
+from sparcom_data.errors import InvalidInputError, TrainingFailedError
 from sparcom_data.instructions import read_jsonl
 from sparcom_extractor.prompts import load_tokenizer
+from sparcom_models import base as base_model
 from sparcom_models import folder
 from sparcom_models.fetch.fetch import MODELS_FOLDER
-from sparcom_models.fetch.smollm2 import SMOLLM2_135M_INSTRUCT
-from sparcom_models.tune import base as tune_base
+from sparcom_models.quiet import deterministic, hide_messages
 from sparcom_models.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sparcom_data.instructions import Instruction
-    from sparcom_models.tune.base import Base
-    from sparcom_models.tune.make import Job
-    from sparcom_models.tune.settings import Precision
-    from sparcom_models.tune.train import TellTraining
-
-
-def silent(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
-    """The `TellTraining` that tells nobody."""
+    from sparcom_models.tune.data import Example
 
 
 def tune_model(
@@ -40,69 +34,129 @@ def tune_model(
     output: Path | None = None,
     *,
     settings: TuneSettings | None = None,
-    tell: TellTraining = silent,
+    on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Put a fine-tuned twin of `base` into `output` (default models/NAME-tuned).
+    """Make a fine-tuned version of `base` in `output` (default models/NAME-tuned).
 
     Args:
         base: folder of a causal language model, or a known model's name; by default the demo model.
         data: instructions, JSON lines.
         output: folder to make.
-        settings: epochs, rate, lengths, seed and so on.
+        settings: epochs, learning rate and so on.
+        on_progress: gets each step, and each training step with its loss.
 
     Raises:
         InvalidInputError: settings or instructions break a rule; every problem is named.
-        ModelUnavailableError: the base cannot be had, something is in the way, or training came to nothing.
-        UnsupportedModelError: the base is no causal language model, or is quantised.
+        ModelUnavailableError: the base is missing or incomplete, or `output` holds something else.
+        TrainingFailedError: the loss did not fall, is not a number, or memory did not suffice.
+        UnsupportedModelError: the base is no causal language model, or is quantized.
     """
-    from sparcom_models.tune.make import make
-    from sparcom_models.tune.quiet import quiet, repeatable
-    from sparcom_models.tune.train import has_bfloat16
+    from sparcom_models.tune.data import make_examples
+    from sparcom_models.tune.train import supports_bfloat16
 
     settings = settings or TuneSettings()
-    with quiet():
-        found = tune_base.find_base(base or SMOLLM2_135M_INSTRUCT.name, tell)
-        precision = settings.precision or ("bfloat16" if has_bfloat16() else "float32")
+    settings = replace(settings, precision=settings.precision or ("bfloat16" if supports_bfloat16() else "float32"))
+    with hide_messages():
+        path = base_model.find_base(base, on_progress)
+        config = base_model.load_config(path)
+        base_model.require_trainable(path, config)
         instructions = read_jsonl(data)
         recipe = {
-            "name": f"{found.name}-tuned",
-            "base_sha256": tune_base.weights_sha256(found.path),
+            "name": f"{base_model.name_of(path)}-tuned",
+            "base_sha256": base_model.weights_sha256(path),
             "data_sha256": folder.sha256_of(data),
-            **settings.recipe(precision),
+            **asdict(settings),
         }
         target = output or MODELS_FOLDER / str(recipe["name"])
-        done = folder.finished(target, recipe)
-        if done:
-            return done
-        job = _prepared(found, instructions, settings, precision, tell)
-        with folder.new_folder(target) as partial, repeatable():
-            facts = make(job, partial)
-            return folder.MadeModel(target, fresh=True, source=folder.write_source(partial, recipe, facts))
+        if finished := folder.find_finished(target, recipe):
+            return finished
+        on_progress("reading instructions")
+        examples = make_examples(load_tokenizer(str(path)), instructions, settings)
+        _require_fit(config, settings, examples)
+        with folder.new_folder(target) as partial, deterministic():
+            facts = _tune(path, partial, examples, settings, on_progress)
+            if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
+                raise TrainingFailedError(f"The files copied from {path} tokenize differently: its tokenizer has more.")
+            licences = Counter(item.license or "not stated" for item in instructions)
+            facts["data_licences"] = dict(sorted(licences.items()))
+            return folder.MadeModel(target, True, folder.write_source(partial, recipe, facts))
 
 
-def _prepared(
-    base: Base, instructions: Sequence[Instruction], settings: TuneSettings, precision: Precision, tell: TellTraining
-) -> Job:
-    """Everything that can be wrong with instructions and base together is found here, before anything is computed."""
-    from sparcom_models.tune.data import make_examples, split
-    from sparcom_models.tune.make import Job
-
-    if base.context is not None and settings.max_length > base.context:
-        raise InvalidInputError(
-            [
-                f"max_length: at most the model's context of {base.context} tokens; it is {settings.max_length}. "
-                "Lower --max-length"
-            ]
-        )
-    tell("reading instructions")
-    tokenizer = load_tokenizer(str(base.path))
-    examples = make_examples(tokenizer, instructions, settings)
+def _require_fit(config: Any, settings: TuneSettings, examples: Sequence[Example]) -> None:
+    context = getattr(config, "max_position_embeddings", None)
     largest = max(max(example.ids, default=0) for example in examples)
-    if largest >= base.config.vocab_size:
-        raise InvalidInputError(
-            [
-                f"token ids lie below the model's vocabulary of {base.config.vocab_size}; the largest is {largest}. "
-                "Give instructions made for this model"
-            ]
-        )
-    return Job(base, instructions, tokenizer, examples, split(examples, settings), settings, precision, tell)
+    problems = []
+    if context is not None and settings.max_length > context:
+        problems.append(f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}")
+    if largest >= config.vocab_size:
+        problems.append(f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest}")
+    if problems:
+        raise InvalidInputError(problems)
+
+
+def _tune(
+    base: Path, target: Path, examples: Sequence[Example], settings: TuneSettings, on_progress: folder.ProgressCallback
+) -> dict[str, Any]:
+    """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
+    import torch
+    import transformers
+
+    from sparcom_models.tune import results
+    from sparcom_models.tune.data import split
+    from sparcom_models.tune.train import DEVICE, FIXED, Losses, train
+
+    data, tokenizer = split(examples, settings), load_tokenizer(str(base))
+    parts = {"training_sample": data.sample, "held_out": data.held_out}
+    losses = Losses(tokenizer, settings.batch_size)
+
+    def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
+        on_progress(f"measuring the {name}")
+        model.float().to(DEVICE).eval()
+        measured = {part: losses.mean(model, examples) for part, examples in parts.items()}
+        return measured, results.continuations(model, tokenizer)
+
+    on_progress("loading the base model")
+    model = base_model.load_model(base)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    config = model.config
+    router_loss = config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else None
+    before, texts_before = measure(model, "base")
+    points = train(model, data.training, settings, losses, data.held_out, on_progress)
+    on_progress("writing the tuned model")
+    base_model.save_model(model, dtypes, target)
+    base_model.copy_files(base, target, base_model.SMALL_FILES)
+    del model  # two of these are loaded below
+    change = results.compare_weights(base, target)
+    after, texts_after = measure(base_model.load_model(target), "tuned model")
+    for part in parts:
+        if not after[part] < before[part]:
+            raise TrainingFailedError(
+                f"A tuned model has a lower loss than its base, and on the {part} it went from {before[part]:.4f} to "
+                f"{after[part]:.4f}. No model was made; lower --learning-rate ({settings.learning_rate:g}) or --epochs "
+                f"({settings.epochs:g})."
+            )
+    start = dict.fromkeys(points[0]) | {"step": 0, "epoch": 0.0, "tokens": 0, "held_out_loss": before["held_out"]}
+    points = [start, *points[:-1], points[-1] | {"held_out_loss": after["held_out"]}]
+    name = base_model.name_of(base)
+    results.write_curve(points, target, f"{name} tuned on {len(data.training):,} instructions")
+    texts = zip(results.PROMPTS, texts_before, texts_after, strict=True)
+    for file, content in (
+        ("continuations.json", [{"prompt": prompt, "base": old, "tuned": new} for prompt, old, new in texts]),
+        ("held-out.json", [example.id for example in data.held_out]),
+    ):
+        (target / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    counted = {"training": data.training} | parts
+    counts = {part: len(examples) for part, examples in counted.items()}
+    return {
+        **base_model.provenance_of(base),
+        "change": "all weights fine-tuned as a causal language model, with the Trainer of transformers",
+        "fixed": FIXED,
+        "router_auxiliary_loss": router_loss,
+        "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "instructions": {**counts, "cut": data.truncated, "left_out": data.left_out},
+        "tokens": {part: sum(len(example.ids) for example in examples) for part, examples in counted.items()},
+        "steps": points[-1]["step"],
+        "tokens_trained_on": points[-1]["tokens"],
+        "loss": {part: {"before": before[part], "after": after[part]} for part in parts},
+        "weights_changed": change,
+    }

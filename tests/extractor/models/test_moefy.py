@@ -44,12 +44,12 @@ def test_clusters_stay_balanced_where_the_rows_are_not() -> None:
 @pytest.mark.parametrize("clusters", [0, 5, 25])
 def test_clusters_of_unequal_size_are_refused(clusters: int) -> None:
     """The number must divide that of the rows."""
-    with pytest.raises(InvalidInputError, match=f"24 rows cannot be cut into {clusters}"):
+    with pytest.raises(InvalidInputError, match=f"24 rows cannot be split into {clusters}"):
         balanced_clusters(np.ones((24, 3), np.float32), clusters, seed=0)
 
 
 def random_ffn(neurons: int = 96, hidden: int = 24) -> Any:
-    from sparcom_models.moefy.layer import Ffn
+    from sparcom_models.moefy.ffn import Ffn
 
     made = torch.Generator().manual_seed(0)
     gate, up, down = (torch.randn(shape, generator=made) for shape in [(neurons, hidden)] * 2 + [(hidden, neurons)])
@@ -62,10 +62,10 @@ def random_inputs(rows: int = 400, hidden: int = 24) -> Any:
 
 def test_every_neuron_is_in_one_place() -> None:
     """Shared neurons and those of the experts are the dense FFN's, each once, with their gates and ups unchanged."""
-    from sparcom_models.moefy.layer import Cut, cut_ffn
+    from sparcom_models.moefy.ffn import SplitSizes, split_ffn
 
     ffn = random_ffn()
-    made = cut_ffn(ffn, random_inputs(), Cut(experts=4, chosen=2, shared=32, seed=0))
+    made = split_ffn(ffn, random_inputs(), SplitSizes(experts=4, top_k=2, shared=32, seed=0))
     assert made.neurons.shape == (4, 16)
     gates = torch.cat([made.shared.gate, *(expert.gate for expert in made.experts)])
     assert torch.equal(gates.sort(dim=0).values, ffn.gate.sort(dim=0).values)
@@ -77,12 +77,12 @@ def test_every_neuron_is_in_one_place() -> None:
 
 def test_the_shared_expert_has_the_neurons_that_give_most() -> None:
     """A neuron that is made strong is shared, one that is made weak is not."""
-    from sparcom_models.moefy.layer import Cut, split_neurons
+    from sparcom_models.moefy.ffn import SplitSizes, split_neurons
 
     ffn = random_ffn()
     ffn.down[:, 70], ffn.down[:, 5] = 50.0, 0.0
     inputs = random_inputs()
-    shared, groups = split_neurons(ffn, ffn.activations(inputs), Cut(experts=4, chosen=2, shared=32, seed=0))
+    shared, groups = split_neurons(ffn, ffn.activations(inputs), SplitSizes(experts=4, top_k=2, shared=32, seed=0))
     assert 70 in shared
     assert 5 in groups
     assert sorted([*shared.tolist(), *groups.flatten().tolist()]) == list(range(96))
@@ -91,7 +91,7 @@ def test_the_shared_expert_has_the_neurons_that_give_most() -> None:
 def test_the_router_finds_the_experts_that_give_most() -> None:
     """Where the length of an expert's output is linear in the input, the chosen ones are the longest; the logits of a
     token have the spread that was asked for."""
-    from sparcom_models.moefy.layer import SPREAD, combine_weights, fit_router
+    from sparcom_models.moefy.ffn import LOGIT_STD, combine_weights, fit_router
 
     inputs = random_inputs()
     directions = torch.randn(6, 24, generator=torch.Generator().manual_seed(2))
@@ -103,16 +103,16 @@ def test_the_router_finds_the_experts_that_give_most() -> None:
     found = (weights > 0).gather(1, lengths.topk(2, dim=1).indices).float().mean()
     assert found > 0.95
     logits = inputs @ router.T
-    assert (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt() == pytest.approx(SPREAD, rel=1e-4)
+    assert (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt() == pytest.approx(LOGIT_STD, rel=1e-4)
 
 
 def test_all_experts_chosen_lose_little() -> None:
     """With every expert chosen for every token next to nothing is lost; with one of four, more."""
-    from sparcom_models.moefy.layer import Cut, cut_ffn
+    from sparcom_models.moefy.ffn import SplitSizes, split_ffn
 
     errors = [
-        cut_ffn(random_ffn(), random_inputs(), Cut(experts=4, chosen=chosen, shared=32, seed=0)).error
-        for chosen in (4, 2, 1)
+        split_ffn(random_ffn(), random_inputs(), SplitSizes(experts=4, top_k=top_k, shared=32, seed=0)).error
+        for top_k in (4, 2, 1)
     ]
     assert errors[0] < errors[1] < errors[2] < 1
     assert errors[0] < 0.3
@@ -185,7 +185,7 @@ def test_a_seed_fixes_every_byte_of_a_mixture(base: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k: at least 1 expert and at most all 4 are chosen, not 5"),
+        ({"top_k": 5}, "top_k: at least 1 expert and at most all 4 run per token, not 5"),
         ({"shared_neurons": 52}, "52 does not. One of 48, 80, 112, 144 does"),
         ({"shared_neurons": 56}, "56 does not"),
         ({"shared_neurons": 176}, "176 does not"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,12 @@ from sparcom_models.tune.settings import TuneSettings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'][0] }} {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>a {% endif %}"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for one another awake take ten times as long beside another busy process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +113,7 @@ def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
         Example("single", [1], [1]),
     ]
     data = split([*plain, *odd], TuneSettings(max_length=32, held_out=0.2))
-    assert (data.cut, data.left_out) == (2, 2)
+    assert (data.truncated, data.left_out) == (2, 2)
     assert len(data.held_out) == 2
     assert sorted(example.id for example in (*data.training, *data.held_out)) == ["long", *(f"p{n}" for n in range(10))]
     assert max(len(example.ids) for example in (*data.training, *data.held_out)) == 32
@@ -130,40 +121,14 @@ def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
 
 def test_the_mean_loss_weighs_tokens_alike_in_any_batches(tmp_path: Path) -> None:
     """A batch of everything, padded, and one at a time give the same mean; the model's mode stays as it was."""
-    from sparcom_models.tune.loss import mean_loss
+    from sparcom_models.tune.train import Losses
 
     made = make_tiny_model("qwen2-moe", tmp_path / "m", tokenizer=write_small_tokenizer(tmp_path))
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path).train()
     draw = np.random.default_rng(0)
     ids = [draw.integers(3, 60, length).tolist() for length in (2, 9, 30, 5)]
     examples = [Example(str(number), row, [-100, *row[1:]]) for number, row in enumerate(ids)]
-    assert mean_loss(model, examples, 1) == pytest.approx(mean_loss(model, examples, 4), rel=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made.path)
+    alone, together = (Losses(tokenizer, size).mean(model, examples) for size in (1, 4))
+    assert alone == pytest.approx(together, rel=1e-5)
     assert model.training
-
-
-def test_the_running_mean_weighs_steps_by_their_tokens() -> None:
-    """Within an eighth of all tokens on either side; a step far from the others is its own mean."""
-    from sparcom_models.tune.curve import smoothed
-
-    assert smoothed([100, 110, 130, 800], [4.0, 1.0, 2.0, 7.0]) == pytest.approx([450 / 130] * 3 + [7.0])
-    assert smoothed([50, 800], [4.0, 1.0]) == pytest.approx([4.0, 1.0])
-
-
-def test_batches_are_of_like_lengths_and_hold_everything_once() -> None:
-    """Little is padded, every instruction is in one batch, their order is not that of the lengths, and each round of a
-    seed has its own."""
-    from sparcom_models.tune.batches import Batches
-
-    lengths = np.random.default_rng(0).integers(1, 200, 103)
-    batches = Batches(lengths.tolist(), 8, seed=1)
-    first, again = list(batches), list(batches)
-    assert first == again
-    assert len(first) == len(batches) == 13
-    assert sorted(number for batch in first for number in batch) == list(range(103))
-    padded = sum(len(batch) * max(lengths[batch]) for batch in first)
-    assert padded < 1.1 * lengths.sum()
-    longest = [max(lengths[batch]) for batch in first]
-    assert abs(np.corrcoef(longest, range(13))[0, 1]) < 0.6
-    batches.set_epoch(1)
-    assert list(batches) != first
-    assert list(Batches(lengths.tolist(), 8, seed=2)) != first

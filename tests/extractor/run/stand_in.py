@@ -173,6 +173,7 @@ class FakeLLM:
                 return
             output = SimpleNamespace(
                 finished_req_ids=set(),
+                preempted_req_ids=None,
                 scheduled_new_reqs=new,
                 num_scheduled_tokens={request: len(ids)},
                 total_num_scheduled_tokens=len(ids),

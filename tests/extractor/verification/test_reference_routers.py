@@ -23,7 +23,7 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.schema.layout import plan_layout
 from sparcom_data.schema.metadata import MoeInfo
 from sparcom_data.testing import fill_array, random_attributes
-from sparcom_models.tiny.tiny import no_bars
+from sparcom_models.quiet import hide_progress_bars
 
 Array = NDArray[Any]
 Rule = Callable[[Array, Array], tuple[Array, Array]]
@@ -286,7 +286,7 @@ def case_of(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., C
             for key, values in model.state_dict().items():
                 change(key, values)
             folder = work / "model"
-            with no_bars():
+            with hide_progress_bars():
                 model.save_pretrained(folder)
         return Case(FAMILIES[name], folder, work / "a.zarr")
 

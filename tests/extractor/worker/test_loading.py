@@ -34,10 +34,10 @@ def make_model(kind: str, folder: Path) -> Path:
         max_position_embeddings=512,
         pad_token_id=0,
     )
-    from sparcom_models.tiny.tiny import no_bars
+    from sparcom_models.quiet import hide_progress_bars
 
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with no_bars():
+    with hide_progress_bars():
         model.save_pretrained(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""Models on disk: fetched whole or not at all, converted bit for bit, and tiny ones that are what they say.
+"""Fetched models: whole or not at all, and converted bit for bit.
 
 The hub is a small server on this machine, the wheel a file made here; the tests of the real model run where it is on
 disk (`make test` fetches it).
@@ -18,21 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from sparcom_cli.model import model as model_command
 from sparcom_data.errors import ModelUnavailableError, StorageError, UnknownModelError
-from sparcom_models import ARCHITECTURES, fetch_model, folder, make_tiny_model
+from sparcom_models import fetch_model, folder
 from sparcom_models.fetch import hub
-from sparcom_models.fetch.gguf_llama import GgufLlama
-from sparcom_models.fetch.known import KnownModel, Wheel
-from sparcom_models.fetch.smollm2 import SMOLLM2_135M_INSTRUCT
-from sparcom_models.testing import write_small_tokenizer
-from sparcom_models.tiny.experts import MOE_ARCHITECTURES
-from sparcom_models.tiny.families import MOE_FAMILIES
+from sparcom_models.fetch.known import SMOLLM2_135M_INSTRUCT, KnownModel, Wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -194,14 +187,15 @@ def loaded(path: Path) -> dict[str, Any]:
     return dict(load_file(path / hub.WEIGHTS))
 
 
-def test_a_gguf_converts_to_the_very_weights_that_transformers_loads_from_it(wheel_file: Path) -> None:
-    """Conversion gives every tensor of transformers' own GGUF loader, bit for bit, under the same name."""
-    place = wheel_file.parent
-    reference = transformers.AutoModelForCausalLM.from_pretrained(place, gguf_file="m.gguf").state_dict()
-    converted = GgufLlama(place / "m.gguf").weights()
+def test_a_gguf_converts_to_the_very_weights_that_transformers_loads_from_it(
+    known: KnownModel, wheel_file: Path, tmp_path: Path
+) -> None:
+    """The folder has every tensor of transformers' own GGUF loader, bit for bit, under the same name."""
+    reference = transformers.AutoModelForCausalLM.from_pretrained(wheel_file.parent, gguf_file="m.gguf").state_dict()
+    converted = loaded(fetch_model(known, tmp_path / "m", wheel=wheel_file).path)
     assert set(converted) == set(reference)
     for name, tensor in reference.items():
-        assert np.array_equal(converted[name], tensor.float().numpy()), name
+        assert torch.equal(converted[name], tensor.float()), name
 
 
 def test_without_a_hub_the_wheel_is_taken_and_source_says_so(
@@ -221,23 +215,23 @@ def test_without_a_hub_the_wheel_is_taken_and_source_says_so(
 def test_hub_weights_are_widened_without_loss(
     known: KnownModel, hub_address: str, hub_weights: Path, tmp_path: Path
 ) -> None:
-    """A model from the hub holds the published bfloat16 values as float32, and progress is told to the last byte."""
+    """A model from the hub holds the published bfloat16 values as float32, and the last byte is reported."""
     from safetensors.torch import load_file
 
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     made = fetch_model(
         known,
         tmp_path / "m",
         origin="hub",
         endpoint=hub_address,
-        tell=lambda step, done=0, total=0: told.append((step, done, total)),
+        on_progress=lambda step, done=0, total=0, **_: reports.append((step, done, total)),
     )
     weights = loaded(made.path)["model.norm.weight"]
     assert weights.dtype == torch.float32
     assert torch.equal(weights.bfloat16(), load_file(hub_weights)["model.norm.weight"])
     assert made.source["origin"] == "hub"
     size = hub_weights.stat().st_size
-    assert any(hub.WEIGHTS in step and done == total == size for step, done, total in told)
+    assert any(hub.WEIGHTS in step and done == total == size for step, done, total in reports)
 
 
 def test_altered_hub_weights_are_refused(known: KnownModel, hub_address: str, tmp_path: Path) -> None:
@@ -261,7 +255,7 @@ def test_a_hub_that_never_answers_is_given_up_at_once(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(hub.HubUnreachableError, match=r"no answer within|timed out"):
-            hub.fetch_from_hub(known, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+            hub.fetch_from_hub(known, f"http://127.0.0.1:{silent.getsockname()[1]}", folder.no_progress)
         assert time.monotonic() - began < 3
 
 
@@ -361,158 +355,6 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for a name that is in no table gives the table."""
     with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; 'smollm9' is none"):
         fetch_model("smollm9", tmp_path / "m")
-    with pytest.raises(
-        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; 'bert' is none"
-    ):
-        make_tiny_model("bert", tmp_path / "m")
-
-
-@pytest.fixture(scope="module")
-def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer of 60 tokens."""
-    return write_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def make_tiny(small_tokenizer: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Make a tiny model with the small tokenizer."""
-
-    def make(architecture: str = "llama", name: str = "tiny", **options: Any) -> Path:
-        return make_tiny_model(architecture, tmp_path / name, tokenizer=small_tokenizer, **options).path
-
-    return make
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tiny_model_is_what_it_says(architecture: str, make_tiny: Callable[..., Path]) -> None:
-    """Each architecture loads, is float32, has FFNs of the width asked for and the tokenizer's vocabulary and end."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
-    assert model.config.model_type == architecture.replace("-", "_")
-    assert model.dtype == torch.float32
-    widths = {
-        size for name, tensor in model.named_parameters() if "layers" in name or ".h." in name for size in tensor.shape
-    }
-    assert (112 if architecture in {**MOE_ARCHITECTURES, **MOE_FAMILIES} else 176) in widths
-    assert model.config.vocab_size == 60
-    assert model.config.eos_token_id == 1
-    assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
-
-
-def test_gates_of_a_tiny_model_are_spread(make_tiny: Callable[..., Path]) -> None:
-    """Gate pre-activations lie well away from zero on both sides, so that rounding decides few bits."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny())
-    gates: list[Any] = []
-    for layer in model.model.layers:
-        layer.mlp.gate_proj.register_forward_hook(lambda _module, _inputs, output: gates.append(output.detach()))
-    model(torch.arange(3, 60)[None])
-    values = torch.stack(gates)
-    assert values.shape == (3, 1, 57, 176)
-    assert 1 < values.std() < 4
-    assert 0.4 < (values > 0).float().mean() < 0.6
-
-
-class Watched:
-    """What the routers of a model chose: ids and weights (tokens, choices) for each mixture of experts, by layer."""
-
-    def __init__(self, model: Any) -> None:
-        self.ids: dict[int, Any] = {}
-        self.weights: dict[int, Any] = {}
-        for layer, block in enumerate(model.model.layers):
-            if hasattr(block.mlp, "experts"):
-                block.mlp.experts.register_forward_pre_hook(self._note(layer))
-
-    def _note(self, layer: int) -> Callable[..., None]:
-        def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
-            self.ids[layer], self.weights[layer] = inputs[1].detach(), inputs[2].detach()
-
-        return hook
-
-
-MIXTURES = {
-    "qwen2-moe": ([0, 2], 60, 4),
-    "qwen3-moe": ([1], 16, 4),
-    "mixtral": ([0, 1, 2], 8, 2),
-    "olmoe": ([0, 1, 2], 16, 4),
-    "deepseek-v2": ([1, 2], 16, 4),
-}
-
-
-@pytest.mark.parametrize("architecture", MOE_ARCHITECTURES)
-def test_routers_of_a_tiny_mixture_choose_by_the_input(architecture: str, make_tiny: Callable[..., Path]) -> None:
-    """Mixtures lie in the layers that the family says; each token has distinct experts, most get some token,
-    and no weight is near that of the expert chosen beside it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
-    watched = Watched(model)
-    with torch.inference_mode():
-        model(torch.randint(3, 60, (1, 300), generator=torch.Generator().manual_seed(0)))
-    layers, experts, choices = MIXTURES[architecture]
-    assert sorted(watched.ids) == layers
-    for layer in layers:
-        ids, weights = watched.ids[layer], watched.weights[layer].sort(dim=1).values
-        assert ids.shape == (300, choices)
-        assert all(len(row) == choices for row in map(set, ids.tolist()))
-        assert len(ids.unique()) > experts * 0.7
-        assert (weights.diff(dim=1) > 1e-6).float().mean() > 0.99
-
-
-def test_weights_of_tiny_mixtures_are_normalised_as_their_family_does(make_tiny: Callable[..., Path]) -> None:
-    """Normalised weights add up to 1, plain ones to less, and DeepSeek's to no more than its factor of 1.5."""
-    sums = {}
-    for architecture in MOE_ARCHITECTURES:
-        model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture, name=architecture))
-        watched = Watched(model)
-        model(torch.arange(3, 60)[None])
-        sums[architecture] = torch.stack(list(watched.weights.values())).sum(dim=-1)
-    assert torch.allclose(sums["mixtral"], torch.ones(()))
-    assert torch.allclose(sums["qwen3-moe"], torch.ones(()))
-    assert sums["qwen2-moe"].max() < 1
-    assert sums["olmoe"].max() < 1
-    assert 1 < sums["deepseek-v2"].max() < 1.5
-
-
-def test_experts_of_a_tiny_mixture_have_the_width_asked_for(make_tiny: Callable[..., Path]) -> None:
-    """Dense and shared FFNs take one width and routed experts another; a dense model knows nothing of the latter."""
-    path = make_tiny("qwen2-moe", neurons=24, expert_neurons=40)
-    mlps = [layer.mlp for layer in transformers.AutoModelForCausalLM.from_pretrained(path).model.layers]
-    assert mlps[0].experts.down_proj.shape == (60, 128, 40)
-    assert mlps[0].shared_expert.gate_proj.weight.shape == mlps[1].gate_proj.weight.shape == (24, 128)
-    assert folder.read_source(path)["expert_neurons"] == 40  # type: ignore[index]
-    assert "expert_neurons" not in (folder.read_source(make_tiny("llama", name="dense")) or {})
-
-
-def test_a_seed_fixes_every_byte(make_tiny: Callable[..., Path]) -> None:
-    """The same seed gives the same files, another seed other weights; the caller's random state is untouched."""
-    torch.manual_seed(7)
-    expected = torch.rand(1)
-    torch.manual_seed(7)
-    first, second, other = make_tiny(name="a"), make_tiny(name="b"), make_tiny(name="c", seed=1)
-    assert torch.equal(torch.rand(1), expected)
-    assert (first / folder.SOURCE).read_text() == (second / folder.SOURCE).read_text()
-    assert folder.sha256_of(first / hub.WEIGHTS) != folder.sha256_of(other / hub.WEIGHTS)
-
-
-def test_a_tiny_model_does_not_replace_another(make_tiny: Callable[..., Path]) -> None:
-    """The same recipe again does nothing; a different one in the same folder is refused, naming the difference."""
-    before = (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns
-    assert (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns == before
-    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 3"):
-        make_tiny(seed=3)
-
-
-def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    """A tiny model asks for a tokenizer.json before it makes anything."""
-    with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json"):
-        make_tiny_model("llama", tmp_path / "tiny", tokenizer=tmp_path)
-    assert not (tmp_path / "tiny").exists()
-
-
-def test_the_command_says_what_it_did(small_tokenizer: Path, tmp_path: Path) -> None:
-    """`sparcom model tiny` prints where the model is, and the second time that there was nothing to do."""
-    arguments = ["tiny", "llama", "--output", str(tmp_path / "t"), "--tokenizer", str(small_tokenizer)]
-    first = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
-    second = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
-    assert first.stdout == f"Made {tmp_path / 't'} (random llama, seed 0)\n"
-    assert second.stdout.startswith("Nothing to do: ")
 
 
 @pytest.fixture
