@@ -222,10 +222,8 @@ def main() -> None:
         results |= {"model": arguments.model, "vllm": installed_vllm(), "table": table}
         arguments.output.write_text(json.dumps(results, indent=1))
     for row in table:
-        spread = f"{row['lowest']:.3f} to {row['highest']:.3f}"
-        print(
-            f"{row['load']:<8} {row['variant']:<8} {row['tokens/s']:>12,.0f} tokens/s   {row['ratio']:.3f} ({spread})"
-        )
+        rate, spread = f"{row['tokens/s']:>12,.0f} tokens/s", f"{row['lowest']:.3f} to {row['highest']:.3f}"
+        print(f"{row['load']:<8} {row['variant']:<8} {rate}   {row['ratio']:.3f} ({spread})")
 
 
 if __name__ == "__main__":  # vLLM starts its processes by importing this file again

@@ -58,12 +58,16 @@ def _verify(archive: str, reference: str | None, sample: int, seed: int, model: 
     with waiting(f"Checking {archive}"):
         tokenize = None if no_tokenizer else _tokenizer(opened, folder)
         checks: list[Check] = verify_archive(opened, tokenize)
-    if not checks[0].passed:  # the states of instructions cannot be read
-        return _show(archive, checks, WRONG, "")
-    covered = coverage(opened)
-    if reference and covered.complete and all(check.passed for check in checks):
-        checks += _compare(opened, folder, sample, seed, tokenize)
-    return _show(archive, checks, SOUND if covered.finished else UNFINISHED, covered.sentence())
+    status, covered = WRONG, ""
+    if checks[0].passed:  # otherwise the states of instructions cannot be read
+        found = coverage(opened)
+        if reference and found.complete and all(check.passed for check in checks):
+            checks += _compare(opened, folder, sample, seed, tokenize)
+        status, covered = SOUND if found.finished else UNFINISHED, found.sentence()
+    wrong = show_checks(checks)
+    result = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
+    click.echo(f"{archive}: {result}{f'; {covered}' if covered else ''}")
+    return WRONG if wrong else status
 
 
 def _tokenizer(archive: Archive, model: str) -> Tokenize:
@@ -73,12 +77,9 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
     tokenizer = load_tokenizer(model)
     expected, found = archive.attributes.model.tokenizer_sha256, tokenizer_sha256(tokenizer, model)
     if expected != found:
-        raise InvalidInputError(
-            [
-                f"the tokenizer must be the archive's, SHA-256 {expected[:12]}…; that of {model} is {found[:12]}…. "
-                "Give the right folder with --model, or leave the comparison out with --no-tokenizer"
-            ]
-        )
+        problem = f"the tokenizer must be the archive's, SHA-256 {expected[:12]}…; that of {model} is {found[:12]}…"
+        remedy = "Give the right folder with --model, or leave the comparison out with --no-tokenizer"
+        raise InvalidInputError([f"{problem}. {remedy}"])
     capture = archive.attributes.capture
     special = capture.add_special_tokens and capture.prompt_format == "raw"
     return lambda texts: tokenizer(list(texts), add_special_tokens=special)["input_ids"]
@@ -122,10 +123,3 @@ def show_checks(checks: list[Check]) -> int:
         for line in [*check.findings[:MAX_FINDINGS], *more, *check.notes]:
             click.echo(f"         {line}")
     return sum(len(check.findings) for check in checks)
-
-
-def _show(archive: str, checks: list[Check], status: int, covered: str) -> int:
-    wrong = show_checks(checks)
-    result = f"{wrong} findings" if wrong else "nothing wrong was found" if status == SOUND else "not verified"
-    click.echo(f"{archive}: {result}{f'; {covered}' if covered else ''}")
-    return WRONG if wrong else status

@@ -21,14 +21,13 @@ class KnownDifference:
 
     architectures: tuple[str, ...]
     text: str
-    affects: Callable[[Config], bool]
+    affects: Callable[[Config], bool] = lambda _: True
     device: str = ""
-    vllm: str = "0.32."
 
     def concerns(self, attributes: ArchiveAttributes, config: Config) -> bool:
         """Return whether an archive has the difference."""
         engine, known = attributes.engine, attributes.model.architecture in self.architectures
-        version = engine.vllm.startswith(self.vllm) and engine.device.startswith(self.device)
+        version = engine.vllm.startswith("0.32.") and engine.device.startswith(self.device)
         return known and version and self.affects(config)
 
 
@@ -42,9 +41,7 @@ KNOWN_DIFFERENCES = (
         "its sliding window holds one token more than that of transformers",
         _has_layers("sliding_attention"),
     ),
-    KnownDifference(
-        ("Ernie4_5_MoeForCausalLM",), "its routers rank without the selection bias", lambda _: True, device="cpu"
-    ),
+    KnownDifference(("Ernie4_5_MoeForCausalLM",), "its routers rank without the selection bias", device="cpu"),
     KnownDifference(
         ("OlmoeForCausalLM",),
         "it does not normalize the weights of the top-k experts, though norm_topk_prob is true",
@@ -60,11 +57,7 @@ KNOWN_DIFFERENCES = (
 
 
 def note_known_differences(checks: Sequence[Check], attributes: ArchiveAttributes, config: Config) -> None:
-    """Add a note for each known difference to the first failed check of a comparison with transformers.
-
-    Args:
-        config: of the reference's text model.
-    """
+    """Add known differences to the first failed check of a comparison; `config` is that of the text model."""
     failed = next((check for check in checks if not check.passed), Check("none"))
     failed.notes.extend(
         f"known difference of vLLM {attributes.engine.vllm} from transformers: {difference.text}. The archive holds "

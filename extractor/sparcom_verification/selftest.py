@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -35,23 +35,11 @@ ENVIRONMENT = {
     "TRITON_F32_DEFAULT": "ieee",  # TF32 rounds inputs of float32 products: 3e-4 of a value
     "TORCHINDUCTOR_DETERMINISTIC": "1",  # otherwise two engines may add up a reduction in two orders
 }
-
-
-@asynccontextmanager
-async def running_engine(settings: EngineSettings) -> AsyncIterator[CaptureEngine]:
-    """Start an engine and close it at the end."""
-    engine = await CaptureEngine.start(settings)
-    try:
-        yield engine
-    finally:
-        await engine.close()
+Start = Callable[[EngineSettings], Awaitable[CaptureEngine]]
 
 
 async def run_selftest(
-    folder: Path,
-    *,
-    moe: bool = False,
-    start: Callable[[EngineSettings], AbstractAsyncContextManager[CaptureEngine]] = running_engine,
+    folder: Path, *, moe: bool = False, start: Start = CaptureEngine.start
 ) -> tuple[list[Check], MaskComparison]:
     """Return the checks of a tiny float32 model, made in `folder`, and its comparison with transformers.
 
@@ -60,17 +48,20 @@ async def run_selftest(
     settings = tiny_settings(folder, "qwen2-moe" if moe else "llama")
     prompts = random_prompts(8, 150)
     instructions = [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(prompts)]
-    async with start(replace(settings, capture=False)) as engine:
-        plain = await generate(engine, prompts, GENERATED)
-    async with start(settings) as engine:
-        captured = await generate(engine, prompts, GENERATED)
+    async with AsyncExitStack() as stack:
+        plain = await start(replace(settings, capture=False))
+        stack.push_async_callback(plain.close)
+        captured = await start(settings)
+        stack.push_async_callback(captured.close)
+        one, other = [await generate(engine, prompts, GENERATED) for engine in (plain, captured)]
         options = ExtractionOptions(positions="all", max_tokens=GENERATED)
-        await engine.prepare(instructions, options, folder / "selftest.zarr").run()
-        reference = ReferenceModel(settings.model, "float32", engine.model.layer_ids, engine.model.moe)
-    archive = open_archive(folder / "selftest.zarr")
-    checks = [check_equal("tokens", plain.tokens, captured.tokens)]
+        await captured.prepare(instructions, options, folder / "selftest.zarr").run()
+    checks = []
     if not moe or plain_experts_use_triton():
-        checks.append(check_equal("logprobs", plain.logprobs, captured.logprobs))
+        checks.append(check_equal("tokens", one.tokens, other.tokens))
+        checks.append(check_equal("logprobs", one.logprobs, other.logprobs))
+    archive = open_archive(folder / "selftest.zarr")
+    reference = ReferenceModel(settings.model, "float32", captured.model.layer_ids, captured.model.moe)
     comparison = compare_masks(archive, reference, archive.instructions.complete, lambda _: np.zeros(0, np.int32))
     return [*checks, *verify_archive(archive, None)], comparison
 
@@ -78,8 +69,9 @@ async def run_selftest(
 def tiny_settings(folder: Path, architecture: str, dtype: str = "float32") -> EngineSettings:
     """Make a tiny model in `folder`; return settings that split long prompts and run 8 requests at once.
 
-    Sets environment variables without which runs are not comparable; caches made without them are not used.
+    Sets environment variables without which runs are not comparable.
     """
+    # What was compiled without them must not be used.
     caches = {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
     os.environ.update(ENVIRONMENT | caches)
     model = make_tiny_model(architecture, folder / architecture, tokenizer=write_small_tokenizer(folder)).path

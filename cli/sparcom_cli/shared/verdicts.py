@@ -14,48 +14,34 @@ if TYPE_CHECKING:
 
 def judge_masks(result: MaskComparison, dtype: str) -> list[Check]:
     """Return the check of bits; for MoE models also those of routes and weights."""
-    check = _judge(
-        result,
-        "bits",
-        f"{result.bits:,} bits{_kinds(result)} against transformers: {result.differing} differ "
-        f"({_share(result, dtype)}), of which {result.unexplained} have a gate further from zero than",
-        dtype,
-    )
-    return [check] if result.experts is None else [check, _routes(result.experts), _weights(result.experts)]
+    kinds = ""
+    if experts := result.experts:
+        parts = {"dense": result.dense, "routed": experts.experts, "shared": experts.shared}
+        kinds = f" ({', '.join(f'{name} {part.bits:,}' for name, part in parts.items() if part.bits)})"
+    check = _judge(result, "bits", f"{result.bits:,} bits{kinds}", f"{result.differing} differ", dtype)
+    return [check, _routes(experts), _weights(experts)] if experts else [check]
 
 
 def judge_counts(result: CountComparison, dtype: str) -> list[Check]:
     """Return the check of counts."""
-    totals = (
-        f"{result.counts:,} counts against transformers: {result.differing} differ, by {result.difference} in all "
-        f"({_share(result, dtype, ' bits')}), of which {result.unexplained} by more than the rows with a gate within"
+    differing = f"{result.differing} differ, by {result.difference} in all"
+    return [_judge(result, "counts", f"{result.counts:,} counts", differing, dtype)]
+
+
+def _judge(result: MaskComparison | CountComparison, unit: str, compared: str, differing: str, dtype: str) -> Check:
+    limit, share = f"{DIFFERING_BITS.get(dtype, 0.0) * 1e6:g}", f"{result.share * 1e6:.2f} in 10⁶ bits"
+    check = Check(
+        "reference",
+        f"{result.instructions} instructions, {result.rows:,} rows, {compared} against transformers: {differing} "
+        f"({share}, at most {limit} allowed), of which {result.unexplained} are not explained by gates within "
+        f"{ROUNDINGS:g}·eps·Σ|x||W| of zero",
     )
-    return [_judge(result, "counts", totals, dtype)]
-
-
-def _judge(result: MaskComparison | CountComparison, unit: str, totals: str, dtype: str) -> Check:
-    limit = DIFFERING_BITS.get(dtype, 0.0)
-    start = f"{result.instructions} instructions, {result.rows:,} rows"
-    check = Check("reference", f"{start}, {totals} {ROUNDINGS:g}·eps·Σ|x||W|{' of zero' * (unit == 'counts')}")
-    if result.share > limit:
-        check.findings.append(f"{result.share * 1e6:.2f} in 10⁶ bits differ; at most {limit * 1e6:g} may")
+    if result.share > DIFFERING_BITS.get(dtype, 0.0):
+        check.findings.append(f"{share} differ; at most {limit} may")
     if result.unexplained:
-        check.findings.append(
-            f"{result.unexplained} differing {unit} are not explained by rounding"
-            + _examples(result.examples, result.unexplained)
-        )
+        problem = f"{result.unexplained} differing {unit} are not explained by rounding"
+        check.findings.append(problem + _examples(result.examples, result.unexplained))
     return check
-
-
-def _share(result: MaskComparison | CountComparison, dtype: str, unit: str = "") -> str:
-    return f"{result.share * 1e6:.2f} in 10⁶{unit}, at most {DIFFERING_BITS.get(dtype, 0.0) * 1e6:g} allowed"
-
-
-def _kinds(result: MaskComparison) -> str:
-    if result.experts is None:
-        return ""
-    kinds = {"dense": result.dense, "routed": result.experts.experts, "shared": result.experts.shared}
-    return f" ({', '.join(f'{name} {part.bits:,}' for name, part in kinds.items() if part.bits)})"
 
 
 def _examples(examples: list[str], count: int) -> str:

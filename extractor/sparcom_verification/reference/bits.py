@@ -22,10 +22,7 @@ MAX_EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Gates of one FFN over T rows.
-
-    inputs: (T, hidden), of the gate projection. gate: (T, neurons), its output. weight: (neurons, hidden).
-    """
+    """Input (T, hidden), output (T, neurons) and weight (neurons, hidden) of one gate projection over T rows."""
 
     inputs: torch.Tensor
     gate: torch.Tensor
@@ -38,10 +35,7 @@ class Gates:
 
 @dataclass(slots=True)
 class BitComparison:
-    """Totals of a comparison of bits.
-
-    unexplained: differing bits with a gate beyond the rounding bound. examples: descriptions of some of them.
-    """
+    """Totals of a comparison of bits. unexplained: of the differing ones, not within the bound. examples: of those."""
 
     bits: int = 0
     differing: int = 0

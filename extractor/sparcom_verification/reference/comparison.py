@@ -80,65 +80,63 @@ def compare_masks(
     archive: Archive, reference: ReferenceModel, indices: Iterable[np.int64], prompt_ids: PromptIds
 ) -> MaskComparison:
     """Compare all bits of complete instructions; `prompt_ids` is for archives of responses without prompts."""
-    model, table = archive.attributes.model, archive.instructions
+    model = archive.attributes.model
     experts = ExpertComparison(model.dtype, unjudged=reference.unjudged) if model.moe else None
     result = MaskComparison(experts=experts)
     for index in map(int, indices):
-        start, length = int(table.token_start[index]), int(table.token_length[index])
         result.instructions += 1
-        result.rows += length
-        if length:
-            _compare_rows(result, archive, reference, index, slice(start, start + length), prompt_ids)
+        if archive.instructions.token_length[index]:
+            _compare_instruction(result, archive, reference, index, prompt_ids)
     for part in [result.dense, *([experts.experts, experts.shared] if experts else [])]:
         result.include(part)
     return result
 
 
-def _compare_rows(
-    result: MaskComparison,
-    archive: Archive,
-    reference: ReferenceModel,
-    index: int,
-    rows: slice,
-    prompt_ids: PromptIds,
+def _compare_instruction(
+    result: MaskComparison, archive: Archive, reference: ReferenceModel, index: int, prompt_ids: PromptIds
 ) -> None:
-    ids, positions = archive.read_tokens(rows.start, rows.stop)
-    first, instruction = int(positions[0]), archive.instructions.id[index]
+    table = archive.instructions
+    start = int(table.token_start[index])
+    stop = start + int(table.token_length[index])
+    ids, positions = archive.read_tokens(start, stop)
+    first, instruction = int(positions[0]), table.id[index]
     prompt = prompt_ids(index) if first else ids[:0]
     if len(prompt) != first:
-        raise InvalidInputError(
-            [
-                f"response rows are compared after their prompt; that of {instruction!r} has {first} tokens "
-                f"and {len(prompt)} can be had from its text. Leave out --no-tokenizer; prompts given as token ids and "
-                "captured with positions 'response' cannot be compared"
-            ]
+        problem = (
+            f"response rows are compared after their prompt; that of {instruction!r} has {first} tokens and "
+            f"{len(prompt)} can be had from its text. Leave out --no-tokenizer; prompts given as token ids and "
+            "captured with positions 'response' cannot be compared"
         )
+        raise InvalidInputError([problem])
 
     def name(row: int, layer: int) -> str:
         return f"instruction {instruction!r}, token {first + row} (id {ids[row]}), layer {layer}"
 
-    captured = _read_experts(archive, rows, first, name)
+    captured = _read_experts(archive, start, stop, first, name)
     follow = partial(result.experts.follow, captured) if result.experts and captured else None
     run = reference.run(np.concatenate([prompt, ids]), follow)
+    result.rows += len(ids)
     if result.experts and captured:
         result.experts.add(captured, run)
     if run.dense:
-        masks = torch.from_numpy(_unpacked(archive.read_active(rows.start, rows.stop), archive.neurons))
-        layers = zip(archive.attributes.model.layer_ids, run.dense, strict=True)
-        for at, (layer, gates) in enumerate(layers):
-            result.dense.add(masks[:, at], gates.rows_from(first), partial(name, layer=layer))
+        masks = _unpacked(archive.read_active(start, stop), archive.neurons)
+        for at, (layer, gates) in enumerate(zip(archive.attributes.model.layer_ids, run.dense, strict=True)):
+            result.dense.add(torch.from_numpy(masks[:, at]), gates.rows_from(first), partial(name, layer=layer))
 
 
-def _read_experts(archive: Archive, rows: slice, first: int, name: Callable[[int, int], str]) -> CapturedExperts | None:
+def _read_experts(
+    archive: Archive, start: int, stop: int, first: int, name: Callable[[int, int], str]
+) -> CapturedExperts | None:
     if (moe := archive.moe) is None:
         return None
-    start, stop = rows.start, rows.stop
     expert, weight = archive.read_routes(start, stop)
-    active = _unpacked(archive.read_expert_active(start, stop), moe.neurons)
-    shared = _unpacked(archive.read_shared_active(start, stop), moe.shared_neurons) if moe.shared_neurons else None
-    layers = moe.layer_ids
     return CapturedExperts(
-        first, expert.astype(np.int64), weight, active, shared, lambda row, at: name(row, layers[at])
+        first=first,
+        topk_ids=expert.astype(np.int64),
+        topk_weights=weight,
+        active=_unpacked(archive.read_expert_active(start, stop), moe.neurons),
+        shared=_unpacked(archive.read_shared_active(start, stop), moe.shared_neurons) if moe.shared_neurons else None,
+        name=lambda row, at: name(row, moe.layer_ids[at]),
     )
 
 
@@ -151,26 +149,20 @@ def compare_counts(
     archive: Archive, reference: ReferenceModel, indices: Iterable[np.int64], prompt_ids: PromptIds
 ) -> CountComparison:
     """Compare all counts of instructions of `comparable_instructions`."""
-    result, layer_ids = CountComparison(), archive.attributes.model.layer_ids
+    result, table, layer_ids = CountComparison(), archive.instructions, archive.attributes.model.layer_ids
     for index in map(int, indices):
-        ids, length, instruction = (
-            prompt_ids(index),
-            archive.instructions.token_length[index],
-            archive.instructions.id[index],
-        )
+        ids, length = prompt_ids(index), int(table.token_length[index])
         if len(ids) != length:
-            raise InvalidInputError(
-                [
-                    f"counts are compared over the tokens that were counted; {instruction!r} has {length} and "
-                    f"{len(ids)} can be had from its text. Leave out --no-tokenizer, or give the right folder with "
-                    "--model"
-                ]
+            problem = (
+                f"counts are compared over the tokens that were counted; {table.id[index]!r} has {length} and "
+                f"{len(ids)} can be had from its text. Leave out --no-tokenizer, or give the right folder with --model"
             )
+            raise InvalidInputError([problem])
         counts = torch.from_numpy(archive.read_counts(index, index + 1)[0].astype(np.int64))
         for layer, count, gates in zip(layer_ids, counts, reference.run(ids).dense, strict=True):
-            result.add_counts(count, gates, f"instruction {instruction!r}, layer {layer}")
+            result.add_counts(count, gates, f"instruction {table.id[index]!r}, layer {layer}")
         result.instructions += 1
-        result.rows += len(ids)
+        result.rows += length
     return result
 
 
@@ -180,25 +172,22 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
     Raises:
         InvalidInputError: counts of an MoE model, counts of responses, or counts without any text.
     """
-    complete, capture = archive.instructions.complete, archive.attributes.capture
+    complete, positions = archive.instructions.complete, archive.attributes.capture.positions
     if archive.granularity != "count":
         return complete
-    remedy = "extract some instructions with granularity 'token' and compare those"
-    if archive.moe is not None:
-        problem = f"counts are compared for dense models; that of {archive.path} is an MoE model"
-        raise InvalidInputError([f"{problem}. To check the model and its settings, {remedy}"])
-    if capture.positions != "prompt":
-        problem = (
-            f"counts are compared for prompts; {archive.path} was captured with positions={capture.positions!r}, and "
-            "token ids of responses are not stored beside counts"
-        )
-        raise InvalidInputError([f"{problem}. To check the model and its settings, {remedy}"])
     texts = archive.strings("text")
     found = np.array([index for index in complete if texts[index]], dtype=np.int64)
-    if not len(found):
-        problem = f"counts are compared over the tokens of a text; {archive.path} has no complete instruction with one"
-        raise InvalidInputError([f"{problem}. For prompts given as token ids, {remedy}"])
-    return found
+    if archive.moe is not None:
+        problem = f"counts can be compared for dense models; that of {archive.path} is an MoE model"
+    elif positions != "prompt":
+        problem = "counts can be compared for prompts, since token ids of responses are not stored beside counts; "
+        problem += f"{archive.path} was captured with positions={positions!r}"
+    elif not len(found):
+        problem = f"counts can be compared for prompts with a text; {archive.path} has no complete instruction with one"
+    else:
+        return found
+    remedy = "To check the model and its settings, extract some instructions with granularity 'token' and compare those"
+    raise InvalidInputError([f"{problem}. {remedy}"])
 
 
 def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparcom_verification.limits import WEIGHT_TOLERANCE
-from sparcom_verification.reference.bits import MAX_EXAMPLES, BitComparison, Gates, rounding_bound
+from sparcom_verification.reference.bits import MAX_EXAMPLES, BitComparison, rounding_bound
 from sparcom_verification.reference.model import Run
 from sparcom_verification.reference.moe import RoutedExperts
 from sparcom_verification.reference.routing import Routing, TopkIds
@@ -95,31 +95,24 @@ class ExpertComparison:
     def add(self, captured: CapturedExperts, run: Run) -> None:
         """Compare weights and bits of one instruction, after a run with `follow`."""
         for index, routed in enumerate(run.routed):
-            own = routed.topk_ids[captured.first :]
-            # Pairs of an expert that both picked: row, index in the captured top-k, index in the reference's.
-            row, k, own_k = np.nonzero(captured.topk_ids[:, index, :, None] == own[:, None, :])
-            self._add_weights(captured, index, routed, row, k, own_k)
+            self._add_weights(captured, index, routed)
+            row, k, own_k = _pairs(captured, index, routed)
             expert = captured.topk_ids[row, index, k]
             for one in np.unique(expert).tolist():  # the rounding bound needs the weight of the expert
                 these = expert == one
-                token, column = torch.from_numpy(captured.first + row[these]), torch.from_numpy(own_k[these])
                 mask = torch.from_numpy(captured.active[row[these], index, k[these]])
-                gates = Gates(routed.expert_inputs(token, column), routed.gate[token, column], routed.weight[one])
-                self.experts.add(mask, gates, _name(captured, index, f", expert {one}", row[these]))
-        for index, gates in enumerate(run.shared if captured.shared is not None else []):
-            assert captured.shared is not None  # noqa: S101  (the loop is empty otherwise)
-            mask = torch.from_numpy(captured.shared[:, index])
-            self.shared.add(mask, gates.rows_from(captured.first), _name(captured, index, ", shared experts"))
+                token = torch.from_numpy(captured.first + row[these])
+                gates = routed.gates(one, token, torch.from_numpy(own_k[these]))
+                self.experts.add(mask, gates, _namer(captured, index, f", expert {one}", row[these]))
+        if captured.shared is not None:
+            for index, gates in enumerate(run.shared):
+                mask, rows = torch.from_numpy(captured.shared[:, index]), np.arange(len(captured.shared))
+                self.shared.add(
+                    mask, gates.rows_from(captured.first), _namer(captured, index, ", shared experts", rows)
+                )
 
-    def _add_weights(
-        self,
-        captured: CapturedExperts,
-        index: int,
-        routed: RoutedExperts,
-        row: NDArray[np.int64],
-        k: NDArray[np.int64],
-        own_k: NDArray[np.int64],
-    ) -> None:
+    def _add_weights(self, captured: CapturedExperts, index: int, routed: RoutedExperts) -> None:
+        row, k, own_k = _pairs(captured, index, routed)
         token = captured.first + row
         found, expected = captured.topk_weights[row, index, k], routed.topk_weights[token, own_k]
         error = np.abs(found - expected)
@@ -152,8 +145,11 @@ class ExpertComparison:
         return np.asarray(2 * weight * logits.numpy(), dtype=np.float64)
 
 
-def _name(
-    captured: CapturedExperts, index: int, part: str, rows: NDArray[np.int64] | None = None
-) -> Callable[[int], str]:
-    """Return a function that describes row i of `rows`, or of all captured rows."""
-    return lambda row: captured.name(row if rows is None else int(rows[row]), index) + part
+def _pairs(captured: CapturedExperts, index: int, routed: RoutedExperts) -> tuple[NDArray[np.int64], ...]:
+    """Return row, index in the captured top-k and index in the reference's, of every expert that both picked."""
+    own = routed.topk_ids[captured.first :]
+    return np.nonzero(captured.topk_ids[:, index, :, None] == own[:, None, :])
+
+
+def _namer(captured: CapturedExperts, index: int, part: str, rows: NDArray[np.int64]) -> Callable[[int], str]:
+    return lambda at: captured.name(int(rows[at]), index) + part

@@ -53,19 +53,23 @@ class ReferenceModel:
         self._layer_ids, self._moe_ids = layer_ids, moe.layer_ids if moe else []
         self._shared_ids = self._moe_ids if moe and moe.shared_neurons else []
         self._blocks = find_moe_blocks(self._model)
-        self._dense: dict[int, _GateProjection] = {}
-        self._shared: dict[int, _GateProjection] = {}
-        for gate in _gate_projections(self._model):
-            found = self._shared if gate.layer in self._blocks else self._dense
-            if (other := found.setdefault(gate.layer, gate)) is not gate:
-                raise UnsupportedModelError(
-                    f"the reference knows one gate projection per layer; transformers' {type(self._model).__name__} "
-                    f"has {other.name} and {gate.name}. Leave out --reference"
-                )
+        self._dense: dict[int, tuple[str, torch.nn.Linear]] = {}
+        self._shared: dict[int, tuple[str, torch.nn.Linear]] = {}
+        for name, module in self._model.named_modules():
+            # Some attention layers have a gate_proj of their own.
+            known = name.rpartition(".")[2] in (*GATE_NAMES, *FUSED_NAMES) and "attn" not in name
+            if known and isinstance(module, torch.nn.Linear):
+                found = self._shared if (layer := layer_of(name)) in self._blocks else self._dense
+                if found.setdefault(layer, (name, module))[1] is not module:
+                    raise UnsupportedModelError(
+                        "the reference knows one gate projection per layer; transformers' "
+                        f"{type(self._model).__name__} has {found[layer][0]} and {name}. Leave out --reference"
+                    )
         self._require("a dense gate projection", layer_ids, self._dense)
         self._require("routed experts", self._moe_ids, self._blocks)
         self._require("a shared expert", self._shared_ids, self._shared)
-        self._probe()
+        if self._moe_ids:  # the first run shows which routers show their scores
+            self.run(np.arange(min(PROBE_TOKENS, self._model.get_input_embeddings().num_embeddings), dtype=np.int32))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -85,29 +89,15 @@ class ReferenceModel:
                 f"layers {missing}. Leave out --reference"
             )
 
-    def _probe(self) -> None:
-        """Run a few tokens to find the MoE layers that show their scores."""
-        if not self._moe_ids:
-            return
-        ids = np.arange(min(PROBE_TOKENS, self._model.get_input_embeddings().weight.shape[0]), dtype=np.int32)
-        with torch.inference_mode(), ExitStack() as stack:
-            records = {layer: stack.enter_context(self._blocks[layer].recorded(0, None)) for layer in self._moe_ids}
-            self._call(ids)
-        for layer, record in records.items():
-            self._blocks[layer].shows_scores = self._blocks[layer].is_consistent(record)
-
-    def _call(self, ids: NDArray[np.int32]) -> None:
-        self._model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
-
     @torch.inference_mode()
     def run(self, ids: NDArray[np.int32], follow: Follow | None = None) -> Run:
         """Run one prompt, int32 (T,); `follow` is called at every MoE layer."""
         with ExitStack() as stack:
-            dense = [stack.enter_context(self._dense[layer].recorded()) for layer in self._layer_ids]
-            shared = [stack.enter_context(self._shared[layer].recorded()) for layer in self._shared_ids]
+            dense = [stack.enter_context(recorded_gates(*self._dense[layer])) for layer in self._layer_ids]
+            shared = [stack.enter_context(recorded_gates(*self._shared[layer])) for layer in self._shared_ids]
             blocks = [self._blocks[layer] for layer in self._moe_ids]
             records = [stack.enter_context(block.recorded(index, follow)) for index, block in enumerate(blocks)]
-            self._call(ids)
+            self._model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
         routed = [block.routed(record) for block, record in zip(blocks, records, strict=True)]
         return Run([gates for (gates,) in dense], routed, [gates for (gates,) in shared])  # each is called once
 
@@ -131,37 +121,18 @@ def needs_eager_attention(config: dict[str, Any]) -> bool:
     return any(value for name, value in config.items() if any(option in name for option in EAGER_OPTIONS))
 
 
-@dataclass(frozen=True, slots=True)
-class _GateProjection:
-    """The linear layer that computes a gate, alone or fused with up (gate first)."""
+@contextmanager
+def recorded_gates(name: str, projection: torch.nn.Linear) -> Iterator[list[Gates]]:
+    """Record the gates of every call of a gate projection, alone or fused with up (gate first)."""
+    calls: list[Gates] = []
 
-    name: str
-    layer: int
-    projection: Any
+    def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        neurons = output.shape[-1] // (2 if name.endswith(FUSED_NAMES) else 1)
+        gate = output.flatten(0, -2)[:, :neurons]
+        calls.append(Gates(inputs[0].flatten(0, -2), gate, projection.weight.detach()[:neurons]))
 
-    @contextmanager
-    def recorded(self) -> Iterator[list[Gates]]:
-        """Record the gates of every call."""
-        calls: list[Gates] = []
-
-        def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            neurons = output.shape[-1] // (2 if self.name.endswith(FUSED_NAMES) else 1)
-            weight = self.projection.weight.detach()[:neurons]
-            calls.append(Gates(inputs[0].flatten(0, -2), output.flatten(0, -2)[:, :neurons], weight))
-
-        handle = self.projection.register_forward_hook(hook)
-        try:
-            yield calls
-        finally:
-            handle.remove()
-
-
-def _gate_projections(model: torch.nn.Module) -> list[_GateProjection]:
-    """Return the gate projections of FFNs; some attention layers have a gate_proj of their own."""
-    return [
-        _GateProjection(name, layer_of(name), module)
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in (*GATE_NAMES, *FUSED_NAMES)
-        and isinstance(module, torch.nn.Linear)
-        and "attn" not in name
-    ]
+    handle = projection.register_forward_hook(hook)
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -5,12 +5,10 @@ projections in another. Its parent is the MoE block. Two layouts are known. In m
 states, top-k ids and top-k weights, and call the activation once per picked expert, in the order of ids. In Llama-4
 every expert gets every token, scaled by the router's score (0 if not picked), and the activation is called once.
 
-Every router of transformers 5 picks its experts by `torch.topk` over (T, experts), which `MoeRecord` intercepts:
-
-1. The input of the call is the ranked scores. For group-limited routing `masked_fill` made it: then its input is kept,
-   and the scores of the groups are the input of the previous `topk`.
-2. Raw logits become a softmax, which has the same order, so that one tolerance holds.
-3. The caller may return other experts. The router computes their weights by its own rule.
+Every router of transformers 5 picks its experts by `torch.topk` over (T, experts). `MoeRecord` intercepts the call. Its
+input is the ranked scores; for group-limited routing `masked_fill` made it of the ranked scores, and an earlier `topk`
+ranked the groups. Raw logits become a softmax, which has the same order, so that one tolerance holds. The caller may
+return other experts; the router computes their weights by its own rule.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from sparcom_data.errors import UnsupportedModelError
+from sparcom_verification.reference.bits import Gates
 from sparcom_verification.reference.routing import Groups, Routing, TopkIds
 
 Follow = Callable[[int, Routing], TopkIds]
@@ -36,9 +35,9 @@ Follow = Callable[[int, Routing], TopkIds]
 class RoutedExperts:
     """The routed experts of one MoE layer over a prompt of T tokens.
 
-    topk_ids: int64 (T, top_k), the experts that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden). gate:
-    (T, top_k, neurons). weight: (experts, neurons, hidden), the gate projections. router: (experts, hidden), None if
-    not found. scaled: the inputs of the experts were multiplied by `topk_weights`.
+    topk_ids: int64 (T, top_k), the experts that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden); `scaled` by
+    the weights for the experts. gate: (T, top_k, neurons). weight: (experts, neurons, hidden), of the gate projections.
+    router: (experts, hidden), None if not found.
     """
 
     topk_ids: TopkIds
@@ -49,18 +48,19 @@ class RoutedExperts:
     router: torch.Tensor | None
     scaled: bool
 
-    def expert_inputs(self, token: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Return inputs of experts, (n, hidden), for n pairs of token and index in the top-k, int64 (n,) each."""
+    def gates(self, expert: int, token: torch.Tensor, k: torch.Tensor) -> Gates:
+        """Return the gates of one expert for pairs of token and index in the top-k, int64 (rows,) each."""
         inputs = self.inputs[token]
-        return inputs * torch.from_numpy(self.topk_weights)[token, k, None] if self.scaled else inputs
+        if self.scaled:
+            inputs = inputs * torch.from_numpy(self.topk_weights)[token, k, None]
+        return Gates(inputs, self.gate[token, k], self.weight[expert])
 
 
 class MoeRecord(TorchFunctionMode):
     """Record of one run of an MoE block; intercepts the router's `topk` while it is active.
 
-    Attributes:
-        routing: by the router's own top-k; None until `topk` is seen.
-        block_inputs: (T, hidden). arguments: of the experts' call. gates: inputs of their activation, one per call.
+    routing: by the router's own top-k, None until seen. block_inputs: (T, hidden). arguments: of the experts' call.
+    gates: inputs of their activation, one per call.
     """
 
     def __init__(self, experts: int, decide: Callable[[Routing], TopkIds]) -> None:
@@ -104,12 +104,12 @@ class MoeRecord(TorchFunctionMode):
 
 @dataclass(slots=True)
 class MoeBlock:
-    """An MoE block. shows_scores: the experts that run are the top-k of recorded scores, so that ties can be judged."""
+    """An MoE block. shows_scores: in the first run the experts that ran were the top-k of the recorded scores."""
 
     name: str
     block: Any
     experts: Any
-    shows_scores: bool = False
+    shows_scores: bool | None = None
 
     @contextmanager
     def recorded(self, index: int, follow: Follow | None) -> Iterator[MoeRecord]:
@@ -137,8 +137,12 @@ class MoeBlock:
         self.block.forward, self.experts.act_fn = run, on_gate
         try:
             yield record
-            if follow and not self.shows_scores:  # counts the routes; without scores nothing is a tie
-                follow(index, Routing(self._topk(record)[0]))
+            topk_ids, seen = self._topk(record)[0], record.routing
+            if self.shows_scores is None:
+                sets = (np.sort(ids, axis=1) for ids in (topk_ids, seen.topk_ids)) if seen else ([0], [1])
+                self.shows_scores = np.array_equal(*sets)
+            elif follow and not self.shows_scores:  # counts the routes; without scores nothing is a tie
+                follow(index, Routing(topk_ids))
         finally:
             hook.remove()
             del self.block.forward
@@ -154,12 +158,7 @@ class MoeBlock:
             scores = (scaled.view(-1, *hidden.shape) * hidden).sum(dim=-1).T / hidden.square().sum(dim=-1)[:, None]
             expert = scores.topk(record.routing.topk_ids.shape[1], dim=-1).indices
             return expert.numpy(), scores.gather(1, expert).float().numpy()
-        raise self._unknown(f"are called with {len(record.arguments)} arguments")
-
-    def is_consistent(self, record: MoeRecord) -> bool:
-        """Return whether the experts that ran are the top-k of the recorded scores."""
-        ran = np.sort(self._topk(record)[0], axis=1)
-        return record.routing is not None and np.array_equal(ran, np.sort(record.routing.topk_ids, axis=1))
+        raise self._refusal(f"are called with {len(record.arguments)} arguments")
 
     def routed(self, record: MoeRecord) -> RoutedExperts:
         """Return the routed experts of a run."""
@@ -181,14 +180,14 @@ class MoeBlock:
             return torch.Tensor(calls[0][ids, torch.arange(len(ids))[:, None]])
         called = np.unique(topk_ids).tolist()
         if len(called) != len(calls):
-            raise self._unknown(f"called their activation {len(calls)} times for {len(called)} experts")
+            raise self._refusal(f"called their activation {len(calls)} times for {len(called)} experts")
         gate = calls[0].new_empty((*ids.shape, neurons))
         for expert, values in zip(called, calls, strict=True):
             k, token = torch.where((ids == expert).T)  # the order in which transformers gathers the tokens
             gate[token, k] = values
         return gate
 
-    def _unknown(self, problem: str) -> UnsupportedModelError:
+    def _refusal(self, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             "the reference knows experts that get hidden states, top-k ids and weights and call their activation once "
             f"per expert, or that run every token; those of {self.name} ({type(self.experts).__name__}) {problem}. "
@@ -210,8 +209,7 @@ def layer_of(name: str) -> int:
 def find_moe_blocks(model: torch.nn.Module) -> dict[int, MoeBlock]:
     """Return the MoE blocks of a model by decoder layer.
 
-    Experts hold gate_up_proj (experts, 2 * neurons, hidden) and down_proj (experts, hidden, neurons), or both
-    transposed.
+    Experts hold gate_up_proj (experts, 2·neurons, hidden) and down_proj (experts, hidden, neurons), or both transposed.
     """
     found: dict[int, MoeBlock] = {}
     modules = dict(model.named_modules())

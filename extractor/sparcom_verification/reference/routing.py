@@ -27,10 +27,7 @@ Tolerance = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Group-limited routing: the experts are `len(scores)` blocks of equal size, of which the best `top_k` take part.
-
-    scores: float32 (groups,) of one token, or (T, groups), as ranked by the router.
-    """
+    """Group-limited routing: experts of the best `top_k` groups take part. scores: float32 ([T,] groups), as ranked."""
 
     scores: Scores
     top_k: int
@@ -40,8 +37,8 @@ class Groups:
 class Routing:
     """Routing of T tokens in one MoE layer.
 
-    topk_ids: int64 (T, top_k). scores: float32 (T, experts), as ranked by the router, before groups are masked; None if
-    the reference does not show them. groups: scores float32 (T, groups). probabilities: the scores sum up to 1.
+    topk_ids: int64 (T, top_k). scores: float32 (T, experts), as ranked before groups are masked; None if not visible.
+    groups: of all tokens. probabilities: the scores sum up to 1.
     """
 
     topk_ids: TopkIds
@@ -64,12 +61,9 @@ def tolerance_of(dtype: str, probabilities: bool = True) -> Tolerance:
 
 
 def can_be_topk(scores: Scores, topk_ids: TopkIds, groups: Groups | None, tolerance: Tolerance) -> bool:
-    """Return whether `topk_ids` is the top-k of the scores, up to swaps of tied experts and tied groups.
+    """Return whether `topk_ids`, int64 (top_k,), is the top-k of one token's scores, float32 (experts,).
 
-    Args:
-        scores: float32 (experts,), of one token.
-        topk_ids: int64 (top_k,). Ids out of range and repeated ids are never a top-k.
-        groups: of the same token, for group-limited routing.
+    Tied experts and tied groups may swap. Ids out of range and repeated ids are never a top-k.
     """
     if len(topk_ids) == 0 or topk_ids.min() < 0 or topk_ids.max() >= len(scores):
         return False

@@ -1,8 +1,7 @@
-"""A device for tests that have none: streams that run late, in any order that their events allow, on host memory.
+"""A fake device on host memory, with streams that run late, in any order that their events allow.
 
-Nothing runs when it is enqueued. A thread of its own takes the next piece of work from either stream, by a seeded
-choice, so that a copy which is not ordered behind what it reads, or ahead of what overwrites it, reads something else.
-Waiting for an event is an error in the thread that made the device: that is the step's.
+Its own thread takes work from either stream, by a seeded choice. So a copy that is not ordered after the writes that it
+needs, or before the next ones, reads wrong values. Waiting in the step's thread, which made the device, is an error.
 """
 
 from __future__ import annotations
@@ -50,54 +49,52 @@ class FakeDevice:
         self._thread.start()
 
     def memory(self, size: int) -> torch.Tensor:
-        """Memory of the device, filled with something that is no data."""
+        """Return device memory, filled with 0xDD."""
         return torch.full((size,), 0xDD, dtype=torch.uint8)
 
     def pinned(self, size: int) -> torch.Tensor:
-        """Memory of the host, filled with something else that is no data."""
+        """Return host memory, filled with 0xEE."""
         return torch.full((size,), 0xEE, dtype=torch.uint8)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Put a copy on the step's stream."""
+        """Enqueue a copy on the step's stream."""
         self.launch(lambda: target.copy_(source))
 
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> FakeEvent:
-        """Put a copy on the side stream, behind what is on the step's."""
+        """Enqueue a copy on the side stream, behind the step's."""
         staged, arrived = FakeEvent(self), FakeEvent(self)
         with self._work:
             self._main.append(staged.reached.set)
-            self._side.extend([lambda: self._hold(staged), lambda: target.copy_(source), arrived.reached.set])
+            self._side.extend(
+                [lambda: setattr(self, "_blocked", staged), lambda: target.copy_(source), arrived.reached.set]
+            )
             self._work.notify_all()
         return arrived
 
     def launch(self, work: Callable[[], Any]) -> None:
-        """Put work on the step's stream."""
+        """Enqueue work on the step's stream."""
         with self._work:
             self._main.append(work)
             self._work.notify_all()
 
     def freeze(self, frozen: bool) -> None:
-        """Let no work run, or let it run again."""
+        """Stop all work, or let it run again."""
         with self._work:
             self.frozen = frozen
             self._work.notify_all()
 
     def finish_step(self) -> None:
-        """Block until all on the step's stream has run. A device has it so that the next step's work comes behind; a
-        model that computes on the host at once has to wait before it overwrites what is still to be copied."""
+        """Block until all on the step's stream has run; before the host overwrites what is still to be copied."""
         with self._work:
             if not self._work.wait_for(lambda: not self._main and not self._running, SECONDS):
                 raise AssertionError("the step's stream never ended")
 
     def close(self) -> None:
-        """Run what is left, then end."""
+        """Run the remaining work, then end."""
         with self._work:
             self._ended, self.frozen = True, False
             self._work.notify_all()
         self._thread.join(SECONDS)
-
-    def _hold(self, event: FakeEvent) -> None:
-        self._blocked = event
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
@@ -110,13 +107,11 @@ class FakeDevice:
             while True:
                 if self._blocked is not None and self._blocked.reached.is_set():
                     self._blocked = None
-                streams = [] if self.frozen else [stream for stream in self._ready() if stream]
+                ready = [self._main] if self._blocked is not None else [self._main, self._side]
+                streams = [] if self.frozen else [stream for stream in ready if stream]
                 if streams:
                     self._running = True
                     return self._random.choice(streams).popleft()
                 if self._ended:
                     return None
                 self._work.wait(SECONDS)
-
-    def _ready(self) -> list[deque[Callable[[], Any]]]:
-        return [self._main] if self._blocked is not None else [self._main, self._side]
