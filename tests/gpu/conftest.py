@@ -90,8 +90,8 @@ class Case:
             variant.architecture,
             folder / "model",
             layers=LAYERS,
-            neurons=1008 if variant.ranks > 1 else INTERMEDIATE_SIZE,  # each rank writes whole bytes
-            expert_neurons=EXPERT_SIZE,
+            intermediate_size=1008 if variant.ranks > 1 else INTERMEDIATE_SIZE,  # each rank writes whole bytes
+            moe_intermediate_size=EXPERT_SIZE,
             context=CONTEXT,
             tokenizer=write_small_tokenizer(folder),
         ).path
