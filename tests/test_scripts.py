@@ -90,7 +90,7 @@ def test_ci_installs_with_sudo(checkout: Path) -> None:
 
 
 def test_ci_fails_without_a_browser(checkout: Path) -> None:
-    """If none can be installed, the reason and the remedy are said and nothing else runs."""
+    """If none can be installed, the reason and the remedy are shown and nothing else runs."""
     script(checkout / "bin" / "apt-get", "#!/bin/sh\nexit 100\n")
     done = run_ci(checkout)
     assert done.returncode == 1

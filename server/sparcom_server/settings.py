@@ -25,7 +25,7 @@ class ServerSettings(BaseModel):
     max_queued_jobs: jobs that may wait, besides the running one; one more gets status 429.
     max_finished_jobs: finished jobs that are remembered; all archives stay.
     event_seconds: shortest time between two progress events of a job.
-    keep_alive_seconds: longest silence of an event stream; FastAPI ends each silence after 15 s.
+    keep_alive_seconds: longest silence of an event stream; 15 at most, since FastAPI ends each silence then.
     stop_seconds: time for the running job to end when the service stops.
     """
 

@@ -48,7 +48,7 @@ class FakeExtraction:
         return self.archive.run or ""
 
     async def run(self, report: Callable[[Progress], None]) -> Progress:
-        """Commit what is to do until it is done, cancelled, or the engine is told to fail."""
+        """Commit the instructions until all are done, the job is cancelled, or the engine has an error."""
         try:
             if self.engine.gate is not None and not self._cancelled.is_set():
                 await asyncio.to_thread(self.engine.gate.wait, 20)
@@ -125,12 +125,12 @@ class FakeEngine:
 
     @property
     def model(self) -> ModelInfo:
-        """Facts of no real model."""
+        """Facts of an invented model."""
         return random_attributes(LAYERS, NEURONS, moe=self.moe).model
 
     @property
     def engine(self) -> EngineInfo:
-        """Facts of no real engine."""
+        """Facts of an invented engine."""
         return random_attributes(LAYERS, NEURONS).engine
 
     def prepare(
@@ -171,7 +171,7 @@ class FakeEngine:
         self.closed = True
 
     def starter(self, loading: float = 0.0) -> EngineStarter:
-        """What loads this engine, in `loading` seconds."""
+        """Return a starter that loads this engine in `loading` seconds."""
 
         async def start() -> FakeEngine:
             await asyncio.sleep(loading)

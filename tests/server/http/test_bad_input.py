@@ -65,7 +65,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_requests_are_refused(start: Start, case: str) -> None:
-    """The status, the type and the words are those of the rule that was broken; no job and no file come to be."""
+    """Status, type and message are those of the broken rule; there is no job and no file."""
     body, status, kind, words = CASES[case]
     running = start()
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -78,7 +78,7 @@ def test_bad_requests_are_refused(start: Start, case: str) -> None:
     assert running.http.get("/v1/extractions").json()["total"] == 0
 
 
-def test_every_problem_is_told_at_once(start: Start) -> None:
+def test_every_problem_is_reported_at_once(start: Start) -> None:
     """A batch with four mistakes gets four sentences, each with its place."""
     running = start()
     batch = [ONE, ONE, {"id": "", "text": "x"}, {"id": "c", "text": ""}]
@@ -120,7 +120,7 @@ def test_an_archive_that_exists_is_not_touched(start: Start) -> None:
     ("error", "status"),
     [(StorageError("no space"), 507), (ArchiveExistsError("there"), 409), (InvalidInputError(["a: b", "c: d"]), 422)],
 )
-def test_what_the_engine_refuses_is_told(start: Start, error: Any, status: int) -> None:
+def test_a_refusal_of_the_engine_is_reported(start: Start, error: Any, status: int) -> None:
     """Errors of `prepare` reach the client by the table, and the name is free again."""
     engine = FakeEngine(prepare_error=error)
     running = start(engine)

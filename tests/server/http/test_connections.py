@@ -32,7 +32,7 @@ def address(running: Any) -> tuple[str, int]:
 
 @contextmanager
 def half_sent(where: tuple[str, int], count: int, data: bytes) -> Iterator[list[socket.socket]]:
-    """So many connections that have sent this and no more. Those that the server has closed already are among them."""
+    """`count` connections that have sent `data` and no more, also those that the server has closed already."""
     with ExitStack() as stack:
         connections = []
         for _ in range(count):
@@ -184,7 +184,7 @@ def test_event_streams_are_bounded(start: Start) -> None:
 
 
 def test_connections_leave_descriptors_for_the_jobs() -> None:
-    """Each connection may need two, a burst as many as may be accepted at once, and 256 stay free."""
+    """Two descriptors per connection, one per connection of a burst, and 256 stay free."""
     assert connection_limit(1000, 65_536) == 1000
     assert connection_limit(1000, 1024) == 320
     assert 320 * 2 + 128 + RESERVED_DESCRIPTORS <= 1024

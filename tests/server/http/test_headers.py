@@ -33,7 +33,7 @@ BAD_HEADERS = [
 
 @pytest.mark.parametrize("headers", BAD_HEADERS)
 def test_numbers_of_any_length_are_taken(start: Start, headers: dict[str, str]) -> None:
-    """A number that no file or calendar has is treated as RFC 9110 says: as very large, or as no date."""
+    """A number that no file or calendar has is treated as in RFC 9110: as very large, or as no date."""
     running = start()
     write_random_archive(running.archives / "rand.zarr")
     response = running.http.get("/v1/archives/rand/zarr/zarr.json", headers=headers)
@@ -134,7 +134,7 @@ VALUES = (
     headers=st.lists(st.tuples(st.sampled_from([name.encode() for name in NAMES]), VALUES), max_size=4),
 )
 def test_no_header_breaks_the_service(app: App, method: str, path: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """Whatever the headers hold, the answer is no error of the service."""
+    """No header causes a status of 500 or more."""
     assert app.status(method, path, headers) < 500
 
 
@@ -184,7 +184,7 @@ def test_any_host_can_be_allowed(start: Start) -> None:
     ],
 )
 def test_another_site_cannot_post(start: Start, headers: dict[str, str], status: int) -> None:
-    """A browser says where a request comes from; only the service's own page may change something."""
+    """A browser sends the origin of a request; only the service's own page may change something."""
     running = start()
     sent = {name: value.format(url=running.url) for name, value in headers.items()}
     body = {"instructions": [{"id": "a", "text": "x"}]}
@@ -203,7 +203,7 @@ def test_a_proxy_may_speak_tls(start: Start) -> None:
 
 @pytest.mark.parametrize("declared", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_only_json_is_taken(start: Start, declared: str) -> None:
-    """What a page may send to another site without being asked is 415, and nothing comes of it."""
+    """Bodies that a page may send to another site unasked are 415, and nothing is written."""
     running = start()
     content = b'{"instructions": [{"id": "a", "text": "x"}]}'
     response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": declared})

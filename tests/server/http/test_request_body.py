@@ -20,20 +20,20 @@ ONE = {"id": "a", "text": "hello"}
 JSON = {"Content-Type": "application/json"}
 
 
-def parse(content: object, most: int = 1000) -> Any:
-    """What is made of a body; bytes as they are, anything else as JSON."""
-    return parse_extraction(bytearray(content if isinstance(content, bytes) else json.dumps(content).encode()), most)
+def parse(content: object, limit: int = 1000) -> Any:
+    """Parse a body; bytes as they are, anything else as JSON."""
+    return parse_extraction(bytearray(content if isinstance(content, bytes) else json.dumps(content).encode()), limit)
 
 
-def problems(content: object, most: int = 1000) -> list[str]:
+def problems(content: object, limit: int = 1000) -> list[str]:
     """The problems of a body that breaks rules."""
     with pytest.raises(InvalidInputError) as caught:
-        parse(content, most)
+        parse(content, limit)
     return caught.value.problems
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """An object with lists in it, so many deep."""
+    """An object with lists in it, `depth` deep in all."""
     value: list[Any] = []
     for _ in range(depth - 2):
         value = [value]
@@ -84,7 +84,7 @@ def test_ids_given_twice_are_bounded_too() -> None:
         {"instructions": {f"x{n}": 1 for n in range(100_000)}},
     ],
 )
-def test_what_was_sent_is_not_sent_back(start: Start, content: Any) -> None:
+def test_long_values_are_not_sent_back(start: Start, content: Any) -> None:
     """Names and values of a request are repeated in an error only where they are short."""
     response = start().http.post("/v1/extractions", json=content)
     assert response.status_code in {404, 422}
@@ -100,8 +100,8 @@ def test_query_and_path_are_not_sent_back(start: Start) -> None:
         assert len(response.content) < 5000
 
 
-def test_problems_beside_the_instructions_come_first() -> None:
-    """A wrong option is told also where hundreds of instructions are wrong."""
+def test_problems_outside_the_instructions_come_first() -> None:
+    """A wrong option is reported even if hundreds of instructions are wrong."""
     found = problems({"instructions": [1] * 500, "options": {"positions": "x"}})
     assert found[0].startswith("options.positions: ")
     assert found[-1] == "… and 401 more"
@@ -109,7 +109,7 @@ def test_problems_beside_the_instructions_come_first() -> None:
 
 @pytest.mark.parametrize("depth", [MAX_METADATA_DEPTH + 1, 150, 260, 5000])
 def test_deep_metadata_is_refused(start: Start, depth: int) -> None:
-    """Metadata nested deeper than can be written is 422 in words, at 260 deep and at any other depth."""
+    """Metadata nested deeper than can be written is 422 with a message, at 260 deep and at any other depth."""
     running = start()
     content = b'{"instructions": [{"id": "a", "text": "x", "metadata": {"a":' + b"[" * depth + b"]" * depth + b"}}]}"
     response = running.http.post("/v1/extractions", content=content, headers=JSON)
@@ -119,7 +119,7 @@ def test_deep_metadata_is_refused(start: Start, depth: int) -> None:
 
 
 def test_metadata_of_the_allowed_depth_is_taken() -> None:
-    """What is nested exactly as deep as may be can be hashed and written; one more is refused, from a file too."""
+    """Metadata nested 100 deep can be hashed and written; 101 is refused, from a file too."""
     allowed = parse({"instructions": [ONE | {"metadata": nested(MAX_METADATA_DEPTH)}]})
     assert len(dataset_sha256(allowed.instructions)) == 64
     with pytest.raises(ValueError, match="at most 100 deep"):
@@ -127,7 +127,7 @@ def test_metadata_of_the_allowed_depth_is_taken() -> None:
 
 
 def test_the_number_of_instructions_is_bounded(start: Start) -> None:
-    """As many as may be are taken; one more is 422 with the numbers and the remedy."""
+    """`max_instructions` are accepted; one more is 422 with the numbers and the remedy."""
     running = start(max_instructions=3)
     assert running.post(3).status_code == 202
     refused = running.post(4)
@@ -151,7 +151,7 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("text", ["[" * 50, '"[' * 50, '\\"{[' * 50, "\\", '"', "\\\\", '\\\\"['])
 def test_brackets_in_text_are_no_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """What looks like structure inside a string does not count, whatever is escaped."""
+    """Brackets inside a string do not count, whatever is escaped."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
     body = {"instructions": [{"id": "a", "text": text + "x", "source": "]" + text}, ONE | {"id": "b"}]}
     assert [item.id for item in parse(body).instructions] == ["a", "b"]
@@ -164,7 +164,7 @@ def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_body_is_emptied_when_it_is_decoded() -> None:
-    """The bytes are not kept beside the objects."""
+    """The bytes are not kept with the objects."""
     body = bytearray(json.dumps({"instructions": [ONE]}).encode())
     assert parse_extraction(body, 10).instructions[0].id == "a"
     assert body == b""
@@ -175,9 +175,9 @@ def test_the_loop_answers_while_a_body_is_checked(start: Start, monkeypatch: pyt
     running = start()
     answers = []
 
-    def ask(body: bytearray, most: int) -> Any:
+    def ask(body: bytearray, limit: int) -> Any:
         answers.append(running.http.get("/health").status_code)
-        return parse_extraction(body, most)
+        return parse_extraction(body, limit)
 
     monkeypatch.setattr("sparcom_server.routes.extractions.parse_extraction", ask)
     with httpx.Client(base_url=running.url, timeout=20) as other:

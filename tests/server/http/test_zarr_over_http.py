@@ -25,7 +25,7 @@ CHUNK = "neuron/active/c.0.0.0"
 
 @pytest.fixture
 def running(start: Start) -> Any:
-    """A server with one archive of random masks, whose truth is `running.truth`."""
+    """A server with one archive of random masks, `running.truth`."""
     server = start()
     server.archives.mkdir(parents=True, exist_ok=True)
     server.truth = write_random_archive(server.archives / "rand.zarr", failed=(2,))
@@ -90,7 +90,7 @@ def test_a_file_larger_than_a_block_is_whole(running: Any) -> None:
     ],
 )
 def test_a_range_is_a_slice(running: Any, asked: str, part: slice) -> None:
-    """A byte range gives status 206, the bytes of the slice, and says where they lie."""
+    """A byte range gives status 206, the bytes of the slice, and their position."""
     data = (running.archives / "rand.zarr" / CHUNK).read_bytes()
     response = running.http.get(f"{running.zarr}/{CHUNK}", headers={"Range": asked})
     first, stop, _ = part.indices(len(data))
@@ -148,13 +148,13 @@ def test_what_has_not_changed_is_not_sent_again(running: Any) -> None:
     "key", ["none", "neuron", "neuron/active", "", "neuron/active/c/9/0/0", "zarr.json/x", "a" * 300, "%00"]
 )
 def test_missing_keys_are_404(running: Any, key: str) -> None:
-    """What is not a file of the store is 404, folders included, in the one form of errors."""
+    """A key that is no file of the store is 404, folders included, in the one form of errors."""
     response = running.http.get(f"{running.zarr}/{key}")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "ArchiveNotFoundError")
 
 
 def raw_status(running: Any, path: str) -> int:
-    """The status of a request whose path no client has tidied up."""
+    """The status of a request with its path as it is."""
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -264,7 +264,7 @@ def test_archives_are_listed_and_described(running: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/archives/rand", "/v1/archives/rand/"])
 def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
-    """Readers that were given the address of the facts are told the address of the store, by the server and by ours."""
+    """Readers that were given the address of the facts get the address of the store, from the server and from ours."""
     for key in ("zarr.json", "neuron/active/zarr.json"):
         response = running.http.get(f"/v1/archives/rand/{key}")
         assert response.status_code == 404

@@ -56,7 +56,7 @@ def test_the_analysis_takes_the_address(running: Any, tmp_path: Path) -> None:
 
 
 def test_a_job_for_counts_becomes_an_archive_of_counts(start: Start) -> None:
-    """`options.granularity` is in the job and in the archive, whose facts are those of any archive."""
+    """`options.granularity` is in the job and in the archive; its facts are those of any archive."""
     running = start()
     job = running.post(5, archive="sums", options={"granularity": "count"}).json()
     assert job["options"]["granularity"] == "count"

@@ -185,7 +185,7 @@ def test_the_command_asks_and_deletes(start: Start) -> None:
 
 
 def test_the_command_says_why_not(start: Start, gate: threading.Event) -> None:
-    """The server's own words, for a job that holds it and for a name that nothing has."""
+    """It shows the server's message, for a job that holds the archive and for an unknown name."""
     running = start(FakeEngine("base", gate=gate))
     job = running.post(archive="m").json()["id"]
     with pytest.raises(ServerError, match=f"belongs to extraction {job}"):

@@ -73,7 +73,7 @@ def test_an_unknown_job_has_no_stream(start: Start) -> None:
     assert (response.status_code, response.json()["error"]["type"]) == (404, "JobNotFoundError")
 
 
-def test_a_stop_ends_the_stream_with_the_settled_job(start: Start) -> None:
+def test_a_stop_ends_the_stream_with_the_finished_job(start: Start) -> None:
     """Those who watch when the server stops see how the job ended: cancelled, what was complete kept."""
     running = start(FakeEngine(pause=0.05))
     job = running.post(100).json()

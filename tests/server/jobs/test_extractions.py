@@ -104,7 +104,7 @@ def test_no_more_than_twenty_failures_are_listed(start: Start) -> None:
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), EngineError("the engine died")])
 def test_a_job_that_fails_keeps_what_was_complete(start: Start, error: Exception) -> None:
-    """The reason is told, complete instructions stay complete, and the next job runs."""
+    """The job names the reason, complete instructions stay complete, and the next job runs."""
     engine = FakeEngine(error=error, error_after=2)  # type: ignore[arg-type]
     running = start(engine)
     job = running.wait(running.post(5, archive="broken").json()["id"])
@@ -153,7 +153,7 @@ def test_a_running_job_is_cancelled_soon(start: Start) -> None:
 
 
 def test_a_finished_job_cannot_be_cancelled(start: Start) -> None:
-    """DELETE of a job that has ended is 409 and says so; of one that never was, 404."""
+    """DELETE of a job that has ended is 409; of an unknown job, 404."""
     running = start()
     job = running.wait(running.post().json()["id"])
     response = running.http.delete(f"/v1/extractions/{job['id']}")

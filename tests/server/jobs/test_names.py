@@ -22,7 +22,7 @@ Start = Callable[..., Any]
 
 
 def test_one_model_s_masks_never_come_under_another_s_name(start: Start, gate: threading.Event) -> None:
-    """The trial: A waits, its folder is removed, B asks for the name: 409; A ends failed and says why, nothing of it
+    """The trial: A waits, its folder is removed, B asks for the name: 409; A ends failed with the reason, nothing of it
     is made again, the name is free from then on, and B's archive then is B's alone."""
     running = start(FakeEngine("base", gate=gate), FakeEngine("tuned"))
     first = running.post(model="base", archive="first").json()["id"]
@@ -58,8 +58,8 @@ def test_an_archive_put_in_place_of_a_waiting_job_s_is_not_touched(start: Start,
 
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
-def test_a_running_job_whose_archive_goes_fails(start: Start, fate: str) -> None:
-    """It ran for a while; it never says complete, and writes nothing more to the path."""
+def test_a_running_job_fails_when_its_archive_is_removed(start: Start, fate: str) -> None:
+    """It ran for a while; it never becomes complete, and writes nothing more to the path."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(200, archive="m3").json()["id"]
     running.wait(job, lambda job: job["progress"]["complete"] >= 2)
@@ -77,7 +77,7 @@ def test_a_running_job_whose_archive_goes_fails(start: Start, fate: str) -> None
 
 
 def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate: threading.Event) -> None:
-    """The service answers, the job has ended and says why, the next job runs."""
+    """The service answers, the job has ended with the reason, the next job runs."""
     running = start(FakeEngine("base", gate=gate))
     first = running.post(archive="first").json()["id"]
     running.wait(first, lambda job: job["state"] == "running")
@@ -91,7 +91,7 @@ def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate
 
 
 def test_only_complete_counts_as_complete(start: Start) -> None:
-    """A cancelled job says how many are complete and how many cancelled, and leaves no seconds; so does its archive."""
+    """A cancelled job counts complete and cancelled instructions, and leaves no seconds; so does its archive."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(60, archive="m").json()["id"]
     running.wait(job, lambda job: job["progress"]["complete"] >= 2 and job["progress"]["seconds_left"])

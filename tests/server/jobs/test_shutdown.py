@@ -44,7 +44,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_settles_the_jobs_and_closes_the_engines(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_jobs_and_closes_the_engines(tmp_path: Path, number: signal.Signals) -> None:
     """After the signal: what was complete is complete, the rest cancelled, nothing pending, exit status 0."""
     process, url = start(tmp_path)
     try:

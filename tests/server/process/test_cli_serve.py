@@ -1,4 +1,4 @@
-"""`sparcom serve`: what its words become."""
+"""`sparcom serve`: from options to settings."""
 
 from __future__ import annotations
 

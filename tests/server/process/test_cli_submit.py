@@ -45,7 +45,7 @@ def run(running: Any, file: Path, *arguments: str) -> Result:
 
 
 def test_it_submits_and_waits(start: Start, file: Path) -> None:
-    """--wait ends with status 0 when all is complete, and the archive holds what the file and the options said."""
+    """--wait ends with status 0 when all is complete, and the archive holds the instructions and the options."""
     running = start(FakeEngine(pause=0.05))
     arguments = ["--wait", "--archive", "mine", "--positions", "all", "--max-tokens", "3", "--no-special-tokens"]
     result = run(running, file, *arguments)
@@ -108,7 +108,7 @@ def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
     assert "incomplete: 2 of 3 instructions complete, 1 failed; " in result.stdout
 
 
-def test_a_failed_job_is_told(start: Start, file: Path) -> None:
+def test_a_failed_job_is_reported(start: Start, file: Path) -> None:
     """Exit status 1 with the reason and what was complete."""
     result = run(start(FakeEngine(error=StorageError("the disk is full"), error_after=1)), file, "--wait")
     assert result.exit_code == 1
@@ -131,7 +131,7 @@ def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
 
 
 def test_the_bar_is_as_long_as_what_is_complete() -> None:
-    """What was cancelled or failed is named beside it and moves nothing."""
+    """Cancelled and failed instructions are named and do not move the bar."""
     counts = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493}
     progress = counts | {"tokens_per_second": 0.0, "seconds_left": None}
     done, words = describe({"state": "cancelled", "progress": progress})
@@ -166,14 +166,14 @@ def test_bad_files_are_refused_here(
         (["--archive", "a/b"], "archive: an archive's name"),
     ],
 )
-def test_what_the_server_refuses_is_told(start: Start, file: Path, arguments: list[str], words: str) -> None:
-    """The server's words reach the user."""
+def test_a_refusal_of_the_server_is_reported(start: Start, file: Path, arguments: list[str], words: str) -> None:
+    """The server's message reaches the user."""
     result = run(start(), file, *arguments)
     assert isinstance(result.exception, SparcomError)
     assert words in str(result.exception)
 
 
-def test_a_body_that_is_too_large_is_told(start: Start, tmp_path: Path) -> None:
+def test_a_body_that_is_too_large_is_reported(start: Start, tmp_path: Path) -> None:
     """Also where the server hangs up while megabytes are still on the way."""
     file = write(tmp_path / "big.jsonl", {"id": "a", "text": "x " * 4_000_000})
     result = run(start(max_body_bytes=1000), file)
@@ -181,7 +181,7 @@ def test_a_body_that_is_too_large_is_told(start: Start, tmp_path: Path) -> None:
     assert "413" in str(result.exception)
 
 
-def test_no_server_is_told(file: Path) -> None:
+def test_a_missing_server_is_reported(file: Path) -> None:
     """The address and what to do."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

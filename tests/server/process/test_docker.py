@@ -1,4 +1,4 @@
-"""The image and the compose file say what the command understands."""
+"""The image and the compose file call the command with options that it has."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compose(**environment: str) -> Any:
 
 
 def settings(service: Any) -> dict[str, Any]:
-    """What the command line of a service gives to `sparcom serve`."""
+    """The parameters of `sparcom serve` from the command line of a service."""
     assert service["command"][0] == "serve"
     return serve.make_context("serve", service["command"][1:]).params
 

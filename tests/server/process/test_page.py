@@ -29,7 +29,7 @@ def dom(url: str, profile: Path) -> str:
 
 
 def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -> None:
-    """What users gave is shown as text, never as markup; failures, numbers and snippets are there."""
+    """Texts of users are shown as text, never as markup; failures, numbers and snippets are there."""
     running = start(FakeEngine("<i>odd</i>", max_prompt_tokens=3, warnings=["BOS twice: <s>"]))
     batch = [{"id": "<img src=x>", "text": "a b c d"}, {"id": "ok", "text": "a"}]
     job = running.post(instructions=batch, archive="shown", dataset={"name": "<script>x</script>"}).json()
@@ -47,8 +47,8 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
     assert f"sparcom analyze {job['links']['zarr']} --output shown-report" in page
 
 
-def test_the_page_shows_what_a_mixture_has(start: Start, tmp_path: Path) -> None:
-    """Experts, how many a token passes, and the widths, beside the dense layers; of a dense model only these."""
+def test_the_page_shows_the_layers_of_an_moe_model(start: Start, tmp_path: Path) -> None:
+    """Experts, experts per token and widths, after the dense layers; of a dense model only these."""
     moe = MoeInfo(layer_ids=[1, 2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
     page = dom(start(FakeEngine("mixed", moe=moe), FakeEngine("dense")).url, tmp_path / "profile")
     experts = "2 layers of 60 experts of 1,408 neurons, 4 for each token, and 5,632 shared neurons"

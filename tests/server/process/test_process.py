@@ -52,7 +52,7 @@ def test_a_dead_engine_ends_it(process: Start) -> None:
     assert states == sorted(states, key=lambda state: state != 1), "what was complete stays, the rest is pending"
 
 
-def test_a_port_in_use_is_told_before_a_model_loads(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_before_a_model_loads(tmp_path: Path) -> None:
     """The error names address, reason and remedy; no model was started and no folder was made."""
 
     async def start() -> FakeEngine:
@@ -67,7 +67,7 @@ def test_a_port_in_use_is_told_before_a_model_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 def test_an_address_of_another_machine_is_refused(host: str) -> None:
-    """What cannot be listened on is one sentence with the remedy."""
+    """The error is one sentence with the remedy."""
     with pytest.raises(InvalidInputError, match="Choose another --port or --host"):
         listen(host, 0)
 

@@ -73,7 +73,7 @@ def test_engines_are_closed_at_the_end(start: Start) -> None:
 
 
 def test_a_stop_does_not_wait_for_ever(start: Start) -> None:
-    """A job that does not settle is dropped after `stop_seconds`, and the service still stops."""
+    """A job that does not end is dropped after `stop_seconds`, and the service still stops."""
 
     class Stuck(FakeEngine):
         def prepare(self, *arguments: Any, **more: Any) -> Any:
@@ -167,7 +167,7 @@ def test_the_reference_describes_every_route(start: Start) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    """docs/rest.md names each setting, and the class says what it is for."""
+    """docs/rest.md names each setting."""
     document = (Path(__file__).parents[3] / "docs" / "rest.md").read_text()
     for name in ServerSettings.model_fields:
         assert f"`{name}`" in document, name
