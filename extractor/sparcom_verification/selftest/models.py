@@ -79,8 +79,8 @@ def make_models(context: Context, *, architectures: list[str]) -> None:
             architecture,
             target,
             layers=sizes.layers,
-            intermediate_size=NEURONS[architecture],
-            moe_intermediate_size=EXPERT_NEURONS,
+            neurons=NEURONS[architecture],
+            expert_neurons=EXPERT_NEURONS,
             context=TINY_CONTEXT,
             tokenizer=tokenizer,
         )
