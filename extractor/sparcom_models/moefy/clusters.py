@@ -18,12 +18,9 @@ def balanced_clusters(rows: NDArray[np.float32], clusters: int, seed: int) -> ND
     and 3 repeat until nothing changes.
 
     Args:
-        rows: float32 (n, width).
-        clusters: a divisor of n.
+        rows: float32 (n, width); n is divisible by `clusters`, or `InvalidInputError` is raised.
+        clusters: number of clusters.
         seed: seed of the first centers.
-
-    Raises:
-        InvalidInputError: n is not divisible by `clusters`.
     """
     if clusters < 1 or len(rows) % clusters or not len(rows):
         raise InvalidInputError([f"clusters have equal sizes: {len(rows)} rows cannot be split into {clusters}"])

@@ -47,22 +47,18 @@ def make_moefied_model(
     texts: list[str] | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Make an MoE version of `base`.
+    """Make an MoE version of a dense LLaMA in `output` (default models/NAME-moe).
 
     Args:
-        output: folder to make, by default models/NAME-moe.
-        base: folder of a dense LLaMA, by default the demo model's (fetched where it is not on disk).
-        experts: routed experts per layer.
-        top_k: experts per token.
+        base: the LLaMA's folder, by default the demo model's (fetched where it is not on disk).
+        experts: routed experts per layer, `top_k` of them per token.
         shared_neurons: neurons of the shared expert, by default two thirds of the FFN.
         seed: seed of the clustering.
-        texts: texts that the layers are fitted on, by default the demo's 20 synthetic instructions per category.
-        on_progress: gets each step.
+        texts: what the layers are fitted on, by default the demo's 20 synthetic instructions per category.
 
     Raises:
         InvalidInputError: the sizes do not give experts of whole bytes.
         UnsupportedModelError: the base is no plain LLaMA.
-        ModelUnavailableError: the base is incomplete, or `output` holds something else.
     """
     dense = base_model.find_base(base, on_progress)
     config = base_model.load_config(dense)

@@ -24,23 +24,10 @@ def make_tiny_model(
     tokenizer: Path | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Make a random float32 model in `output`; the same arguments give the same bytes.
+    """Make a random float32 model of a key of ARCHITECTURES; the same arguments give the same bytes.
 
-    Args:
-        architecture: a key of ARCHITECTURES.
-        output: folder to make.
-        seed: seed of the weights.
-        layers: number of layers.
-        intermediate_size: width of dense FFNs and shared experts.
-        moe_intermediate_size: width of routed experts, where the architecture has any.
-        context: tokens that fit.
-        tokenizer: folder with a tokenizer.json, by default the demo model's (fetched where it is not on disk).
-        on_progress: gets each step.
-
-    Raises:
-        UnknownModelError: there is no such architecture.
-        InvalidInputError: a size is below 1.
-        ModelUnavailableError: the tokenizer is missing, or `output` holds something else.
+    `context` is in tokens; `moe_intermediate_size` is that of routed experts, where the architecture has any.
+    `tokenizer` is a folder with a tokenizer.json, by default the demo model's (fetched where it is not on disk).
     """
     if architecture not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)

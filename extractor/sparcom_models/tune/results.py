@@ -57,14 +57,10 @@ def continuations(model: Any, tokenizer: Any, new_tokens: int = 20) -> list[str]
 
 
 def compare_weights(base: Path, tuned: Path) -> dict[str, Any]:
-    """Compare two model folders of one architecture.
+    """Compare two model folders of one architecture; raise `TrainingFailedError` where nothing differs.
 
-    Returns:
-        share: fraction of the numbers that differ. distance: length of the difference over length of the base's
-        weights. unchanged: names of tensors that do not differ.
-
-    Raises:
-        TrainingFailedError: nothing differs.
+    Returns the share of the numbers that differ, the distance (length of the difference over length of the base's
+    weights), and the names of unchanged tensors.
     """
     before, after = (dict(load_model(path).named_parameters()) for path in (base, tuned))
     differing = {name: int((after[name] != tensor).sum()) for name, tensor in before.items()}

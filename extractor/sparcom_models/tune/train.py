@@ -101,9 +101,7 @@ def train(
             logging_steps=1,
             logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
             save_strategy="no",
-            report_to="none",
             disable_tqdm=True,
-            log_level="error",
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
         rows = [example.row for example in examples]

@@ -8,12 +8,14 @@ machine.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
 
 from sparcom_data.errors import InvalidInputError, TrainingFailedError
 from sparcom_data.instructions import read_jsonl
@@ -22,10 +24,10 @@ from sparcom_models import base as base_model
 from sparcom_models import folder
 from sparcom_models.fetch.fetch import MODELS_FOLDER
 from sparcom_models.quiet import deterministic, hide_messages
+from sparcom_models.tune import results
+from sparcom_models.tune.data import Example, make_examples, split
 from sparcom_models.tune.settings import TuneSettings
-
-if TYPE_CHECKING:
-    from sparcom_models.tune.data import Example
+from sparcom_models.tune.train import DEVICE, FIXED, Losses, supports_bfloat16, train
 
 
 def tune_model(
@@ -36,24 +38,14 @@ def tune_model(
     settings: TuneSettings | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Make a fine-tuned version of `base` in `output` (default models/NAME-tuned).
-
-    Args:
-        base: folder of a causal language model, or a known model's name; by default the demo model.
-        data: instructions, JSON lines.
-        output: folder to make.
-        settings: epochs, learning rate and so on.
-        on_progress: gets each step, and each training step with its loss.
+    """Make a fine-tuned version of `base`, a folder or known name, in `output` (default models/NAME-tuned).
 
     Raises:
-        InvalidInputError: settings or instructions break a rule; every problem is named.
+        InvalidInputError: settings or instructions (`data`, JSON lines) break a rule; every problem is named.
         ModelUnavailableError: the base is missing or incomplete, or `output` holds something else.
         TrainingFailedError: the loss did not fall, is not a number, or memory did not suffice.
         UnsupportedModelError: the base is no causal language model, or is quantized.
     """
-    from sparcom_models.tune.data import make_examples
-    from sparcom_models.tune.train import supports_bfloat16
-
     settings = settings or TuneSettings()
     settings = replace(settings, precision=settings.precision or ("bfloat16" if supports_bfloat16() else "float32"))
     with hide_messages():
@@ -98,16 +90,9 @@ def _tune(
     base: Path, target: Path, examples: Sequence[Example], settings: TuneSettings, on_progress: folder.ProgressCallback
 ) -> dict[str, Any]:
     """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
-    import torch
-    import transformers
-
-    from sparcom_models.tune import results
-    from sparcom_models.tune.data import split
-    from sparcom_models.tune.train import DEVICE, FIXED, Losses, train
-
     data, tokenizer = split(examples, settings), load_tokenizer(str(base))
     parts = {"training_sample": data.sample, "held_out": data.held_out}
-    losses = Losses(tokenizer, settings.batch_size)
+    losses = Losses(load_tokenizer(str(base)), settings.batch_size)
 
     def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
         on_progress(f"measuring the {name}")
@@ -140,11 +125,8 @@ def _tune(
     name = base_model.name_of(base)
     results.write_curve(points, target, f"{name} tuned on {len(data.training):,} instructions")
     texts = zip(results.PROMPTS, texts_before, texts_after, strict=True)
-    for file, content in (
-        ("continuations.json", [{"prompt": prompt, "base": old, "tuned": new} for prompt, old, new in texts]),
-        ("held-out.json", [example.id for example in data.held_out]),
-    ):
-        (target / file).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    folder.write_json(target / "continuations.json", [{"prompt": p, "base": b, "tuned": t} for p, b, t in texts])
+    folder.write_json(target / "held-out.json", [example.id for example in data.held_out])
     counted = {"training": data.training} | parts
     counts = {part: len(examples) for part, examples in counted.items()}
     return {

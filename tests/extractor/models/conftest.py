@@ -11,8 +11,6 @@ import pytest
 
 from sparcom_models import folder, make_tiny_model
 from sparcom_models.testing import write_small_tokenizer
-from sparcom_models.tune.settings import TuneSettings
-from sparcom_models.tune.tune import tune_model
 
 QUICK = {
     "epochs": 2.0,
@@ -48,6 +46,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tune(place: Path) -> Callable[..., folder.MadeModel]:
     """Fine-tune a base quickly: `tune(output, base, **settings)`; further settings are data and on_progress."""
+
+    from sparcom_models.tune.settings import TuneSettings
+    from sparcom_models.tune.tune import tune_model
 
     def run(output: Path, base: str | Path = "llama", **settings: Any) -> folder.MadeModel:
         data = settings.pop("data", place / "data.jsonl")
