@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,15 +83,10 @@ def prepare_extraction(
             ]
         )
     prompts = make_prompts(tokenizer, instructions, options, limit, engine.vocabulary)
-    layout = plan_layout(
-        [len(prompt.ids) for prompt in prompts],
-        options.positions,
-        options.max_tokens,
-        [not prompt.error for prompt in prompts],
-    )
+    runnable = [not prompt.error for prompt in prompts]
+    layout = plan_layout([len(prompt.ids) for prompt in prompts], options.positions, options.max_tokens, runnable)
     names, origins = [item.id for item in instructions], [prompt.origin for prompt in prompts]
-    bos = getattr(tokenizer, "bos_token_id", None)
-    special = special_token_ids(tokenizer)
+    bos, special = getattr(tokenizer, "bos_token_id", None), special_token_ids(tokenizer)
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=engine.model,
@@ -113,14 +108,6 @@ def prepare_extraction(
     return Extraction(engine, archive, prompts, layout, options, attributes.warnings)
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Output of a request that has run. expected: token ids that its rows must have, int32 (rows,)."""
-
-    expected: NDArray[np.int32]
-    response: str
-
-
 class Extraction:
     """A planned extraction. `run` once; `progress` and `cancel` at any time.
 
@@ -137,7 +124,7 @@ class Extraction:
         prompts: Sequence[Prompt],
         layout: Layout,
         options: ExtractionOptions,
-        warnings: Sequence[str] = (),
+        warnings: Sequence[str],
     ) -> None:
         self.warnings = list(warnings)
         self.rows_captured = 0
@@ -151,7 +138,7 @@ class Extraction:
         self._requests: asyncio.Task[None] | None = None
         self._ranks = RankAnswers()
         self._unreported: list[FinishedRequest] = []
-        self._outputs: dict[int, _Output] = {}
+        self._outputs: dict[int, tuple[NDArray[np.int32], str]] = {}  # expected token ids (rows,) and response
         self._failures: dict[int, str] = {}
         self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
         self._unfinished = set(self._runnable)
@@ -217,19 +204,13 @@ class Extraction:
             raise errors.exceptions[0] from errors
 
     async def _run_request(self, index: int) -> None:
-        prompt, options, begin = self._prompts[index], self._options, int(self._layout.first_position[index])
-        plan = Plan(
-            session=self._session,
-            index=index,
-            row=int(self._layout.token_start[index]),
-            begin=begin,
-            end=begin + int(self._layout.capacity[index]),
-            length_unknown=options.positions != "prompt",
-            prompt=len(prompt.ids),
-        )
-        request_id = f"{self._session}-{index}"
+        prompt, options, (row, begin, capacity) = self._prompts[index], self._options, self._slot(index)
+        unknown = options.positions != "prompt"
+        plan = Plan(self._session, index, row, begin, begin + capacity, unknown, len(prompt.ids))
         try:
-            output = await self._engine.generate(prompt.ids.tolist(), options.max_tokens, plan, request_id)
+            output = await self._engine.generate(
+                prompt.ids.tolist(), options.max_tokens, plan, f"{self._session}-{index}"
+            )
         except ValueError as error:
             self._failures[index] = f"the engine refused the prompt: {error}"
             self._finish_request(index, -1)
@@ -237,12 +218,17 @@ class Extraction:
         response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: it has no row
         parts = {"prompt": [prompt.ids], "response": [response], "all": [prompt.ids, response]}
         expected = np.concatenate(parts[options.positions])
-        self._outputs[index] = _Output(expected, output.text if options.max_tokens else "")
+        self._outputs[index] = (expected, output.text if options.max_tokens else "")
         self._finish_request(index, len(expected))
+
+    def _slot(self, index: int) -> tuple[int, int, int]:
+        """Return an instruction's first row, the position of that row, and the number of rows planned."""
+        layout = self._layout
+        return int(layout.token_start[index]), int(layout.first_position[index]), int(layout.capacity[index])
 
     def _finish_request(self, index: int, length: int) -> None:
         """Report that an instruction has run. length: its rows; -1 drops them."""
-        row, capacity = int(self._layout.token_start[index]), int(self._layout.capacity[index])
+        row, _, capacity = self._slot(index)
         self._unreported.append(FinishedRequest(index, row, capacity, length))
         self._unfinished.discard(index)
 
@@ -282,15 +268,11 @@ class Extraction:
         failures |= {item.index: item.reason for item in reply.failed}
         complete = []
         for durable in reply.completed:
-            index, output = durable.index, self._outputs.pop(durable.index)
-            item = CompletedInstruction(
-                index=index,
-                row=int(self._layout.token_start[index]),
-                ids=np.frombuffer(durable.ids, dtype=np.int32),
-                positions=np.frombuffer(durable.positions, dtype=np.int32),
-                response=output.response,
-            )
-            if problem := misalignment(item, output.expected, int(self._layout.first_position[index])):
+            index, (expected, response) = durable.index, self._outputs.pop(durable.index)
+            row, begin, _ = self._slot(index)
+            ids, positions = (np.frombuffer(part, dtype=np.int32) for part in (durable.ids, durable.positions))
+            item = CompletedInstruction(index, row, ids, positions, response)
+            if problem := misalignment(item, expected, begin):
                 failures[index] = problem
             else:
                 complete.append(item)

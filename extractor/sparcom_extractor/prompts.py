@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.origins import ContentFinder, chat_origin, raw_origin, unknown_origin
+from sparcom_extractor.origins import chat_origin, content_finder, raw_origin, unknown_origin
 
 # Tokenizing takes up to 470 bytes of memory per token, so texts that cannot fit are found without tokenizing all of it.
 BYTES_PER_TOKEN = 128  # of the longest tokens in vocabularies, runs of spaces
@@ -71,7 +72,7 @@ def make_prompts(
     too_large = [_size_problem(tokenizer, item.readable, limit) for item in instructions]
     texts = _texts(tokenizer, instructions, chat, too_large)
     encoded = _encode(tokenizer, [text for text in texts if text is not None], options.add_special_tokens and not chat)
-    special, contents = special_token_ids(tokenizer), ContentFinder(lambda messages: _render(tokenizer, messages))
+    special, find_contents = special_token_ids(tokenizer), content_finder(partial(_render, tokenizer))
     prompts = []
     for item, text, problem in zip(instructions, texts, too_large, strict=True):
         given = () if problem else item.token_ids
@@ -79,7 +80,7 @@ def make_prompts(
         ids = np.array(found, dtype=np.int32)
         if not chat:
             origin = raw_origin(ids, special, () if encoding is None else encoding.special_tokens_mask)
-        elif encoding is None or text is None or (spans := contents.spans(_messages(item), text)) is None:
+        elif encoding is None or text is None or (spans := find_contents(_messages(item), text)) is None:
             origin = unknown_origin(ids)
         else:
             origin = chat_origin(ids, encoding.offsets, spans, special)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparcom_data.errors import InvalidInputError, UnsupportedModelError
-from sparcom_extractor.launch.model_files import read_json
+from sparcom_extractor.launch.model_files import read_object
 from sparcom_extractor.settings import EngineSettings
 
 CPU_DTYPE = "float32"  # few CPUs compute bfloat16 natively
@@ -60,8 +60,8 @@ def check_processor(settings: EngineSettings) -> None:
     """
     import torch
 
-    config = read_json(Path(settings.model) / "config.json")
-    if not settings.capture or not isinstance(config, dict):
+    config = read_object(Path(settings.model) / "config.json")
+    if not settings.capture or config is None:
         return
     amx = bool(torch.cpu._is_amx_tile_supported())
     dtype, ranks = settings.dtype or CPU_DTYPE, settings.tensor_parallel_size or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 
 class ModelConfigLike(Protocol):
@@ -76,8 +76,8 @@ def start_async_engine(arguments: dict[str, Any]) -> AsyncLLMLike:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine: AsyncLLMLike = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    return engine
+    # In no variable: vLLM keeps frames of its start, which would hold the engine forever.
+    return cast("AsyncLLMLike", AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
 
 
 async def generate(
