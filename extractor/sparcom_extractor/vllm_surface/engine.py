@@ -113,15 +113,8 @@ def engine_errors() -> tuple[type[Exception], ...]:
     return EngineDeadError, EngineGenerateError
 
 
-def platform_type() -> str:
-    """Return vLLM's name of the platform: cpu, cuda, …"""
+def platform() -> tuple[str, str]:
+    """Return vLLM's type of the platform (cpu, cuda, …) and the device's name."""
     from vllm.platforms import current_platform
 
-    return str(current_platform.device_type)
-
-
-def device_name() -> str:
-    """Return the device's name; the platform's if it has none."""
-    from vllm.platforms import current_platform
-
-    return current_platform.get_device_name() or platform_type()
+    return current_platform.device_type, current_platform.get_device_name() or current_platform.device_type
