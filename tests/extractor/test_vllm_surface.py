@@ -124,7 +124,7 @@ def imports_of_vllm(path: Path) -> list[str]:
 
 
 def page() -> str:
-    """docs/vllm-surface.md as the code says it."""
+    """Return docs/vllm-surface.md, made from the code."""
     lines = [INTRODUCTION, "## Attributes", ""]
     lines += ["| vLLM class | attribute | type | read by | versions |", "| --- | --- | --- | --- | --- |"]
     for item in described():

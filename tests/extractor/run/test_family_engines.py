@@ -64,7 +64,7 @@ def test_a_model_without_a_gate_is_refused_at_start(
 
 @pytest.fixture
 def natural() -> list[Instruction]:
-    """The first 50 natural instructions of each category, where the environment says that they are at hand."""
+    """The first 50 natural instructions of each category, from the folder that the environment names."""
     folder = os.environ.get(NATURAL)
     if not folder:
         pytest.skip(f"no natural instructions are at hand: {NATURAL} names a folder with them")

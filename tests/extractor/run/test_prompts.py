@@ -1,4 +1,4 @@
-"""Instructions become the token ids that the model reads, and what does not fit is said, all of it at once."""
+"""Instructions become token ids. Prompts that do not fit have an error; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_special_tokens_are_added_in_raw_format_alone() -> None:
 
 
 def test_the_limit_counts_every_token() -> None:
-    """A prompt of exactly the limit runs; one token more is kept with an error that says the numbers."""
+    """A prompt of exactly the limit runs; one token more is kept with an error with the numbers."""
     fits, over = prompts(WithBos(), {"text": "a" * (LIMIT - 1)}, {"text": "a" * LIMIT})
     assert fits.error == ""
     assert over.error.startswith(f"a prompt may have at most {LIMIT} tokens")
@@ -149,7 +149,7 @@ def test_texts_are_bounded_for_any_context() -> None:
 
 
 def test_texts_are_tokenised_in_batches() -> None:
-    """A tokenizer is given at most so many characters at once, and the ids are those of each text in its place."""
+    """A tokenizer gets a bounded number of characters at once; the ids are those of each text, in order."""
     seen = Recording()
     sizes = [100_000, 162_144, 100_000, 1, 262_143]
     made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
@@ -234,7 +234,7 @@ def test_chat_without_a_template_is_refused_with_everything_else() -> None:
 
 
 def test_every_chat_that_the_template_refuses_is_listed() -> None:
-    """Templates raise what they like; all their refusals are told, each with its instruction."""
+    """Templates raise anything; all their refusals are reported, each with its instruction."""
     system = turns("be nice", role="system")
     with pytest.raises(InvalidInputError) as caught:
         prompts(with_template(), system, turns("fine"), system, prompt_format="chat")
@@ -265,7 +265,7 @@ def test_tokenizers_are_told_apart(tokenizer: Any, demo_model: Path, tmp_path: P
 
 
 class Marked(WithBos):
-    """One whose two lists differ: 1 has a role, 9 is flagged, 5 is an added token like any word."""
+    """A tokenizer with different lists: 1 has a role, 9 is flagged, 5 is an added token like any word."""
 
     all_special_ids = (2, 1)
     added_tokens_decoder = {  # noqa: RUF012  (as transformers has it)
@@ -291,7 +291,7 @@ def test_tokens_with_a_role_and_tokens_flagged_are_special() -> None:
 
 
 def test_marks_of_the_demo_models_template_are_special_and_its_words_are_not(demo_model: Path) -> None:
-    """The marks around turns are special; `user`, which the template writes behind one, is a word."""
+    """The marks around turns are special; `user`, which the template writes after one, is not."""
     tokenizer = load_tokenizer(str(demo_model))
     special = special_token_ids(tokenizer)
     assert special is not None
@@ -301,7 +301,7 @@ def test_marks_of_the_demo_models_template_are_special_and_its_words_are_not(dem
 
 
 @pytest.mark.parametrize(("tokenizer", "expected"), [(Marked(), [1, 2, 9]), (WithBos(), None)])
-def test_the_archive_knows_them_from_the_extraction(tmp_path: Path, tokenizer: Any, expected: list[int] | None) -> None:
-    """The attribute `prompts` holds what the tokenizer said, and is null where it says nothing."""
+def test_the_archive_holds_special_ids(tmp_path: Path, tokenizer: Any, expected: list[int] | None) -> None:
+    """The attribute `prompts` holds the tokenizer's special ids; it is null if the tokenizer has no list."""
     prompts = prepared(tmp_path / "a.zarr", tokenizer).prompts
     assert (None if prompts is None else prompts.special_token_ids) == expected
