@@ -18,7 +18,7 @@ from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, platform, start_
 from sparcom_extractor.worker import worker_class
 
 SMALL_MACHINE_CORES = 4
-_CPU_DEFAULTS = {
+_CPU_DEFAULTS: dict[str, Any] = {
     "dtype": CPU_DTYPE,
     "enforce_eager": True,
     "max_num_batched_tokens": 512,  # measured: 1,030 tokens per second; 700 to 930 with 2,048 and 4,096
@@ -26,7 +26,7 @@ _CPU_DEFAULTS = {
     "kv_cache_gib": 2.0,
     "attention_backend": CPU_ATTENTION,
 }
-_GPU_DEFAULTS = {"dtype": "auto", "enforce_eager": False}
+_GPU_DEFAULTS: dict[str, Any] = {"dtype": "auto", "enforce_eager": False}
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # INFO shows vLLM's log
     "VLLM_NO_USAGE_STATS": "1",
