@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,15 +83,10 @@ def prepare_extraction(
             ]
         )
     prompts = make_prompts(tokenizer, instructions, options, limit, engine.vocabulary)
-    layout = plan_layout(
-        [len(prompt.ids) for prompt in prompts],
-        options.positions,
-        options.max_tokens,
-        [not prompt.error for prompt in prompts],
-    )
+    runnable = [not prompt.error for prompt in prompts]
+    layout = plan_layout([len(prompt.ids) for prompt in prompts], options.positions, options.max_tokens, runnable)
     names, origins = [item.id for item in instructions], [prompt.origin for prompt in prompts]
-    bos = getattr(tokenizer, "bos_token_id", None)
-    special = special_token_ids(tokenizer)
+    bos, special = getattr(tokenizer, "bos_token_id", None), special_token_ids(tokenizer)
     attributes = ArchiveAttributes(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=engine.model,
@@ -113,22 +108,8 @@ def prepare_extraction(
     return Extraction(engine, archive, prompts, layout, options, attributes.warnings)
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Output of a request that has run. expected: token ids that its rows must have, int32 (rows,)."""
-
-    expected: NDArray[np.int32]
-    response: str
-
-
 class Extraction:
-    """A planned extraction. `run` once; `progress` and `cancel` at any time.
-
-    Attributes:
-        progress: the latest snapshot.
-        warnings: sentences about prompts that run but may not be intended.
-        rows_captured: rows delivered by the workers, with those computed again after a preemption.
-    """
+    """A planned extraction. `run` once; `progress` and `cancel` at any time."""
 
     def __init__(
         self,
@@ -137,10 +118,10 @@ class Extraction:
         prompts: Sequence[Prompt],
         layout: Layout,
         options: ExtractionOptions,
-        warnings: Sequence[str] = (),
+        warnings: Sequence[str],
     ) -> None:
-        self.warnings = list(warnings)
-        self.rows_captured = 0
+        self.warnings = list(warnings)  # about prompts that run but may not be intended
+        self.rows_captured = 0  # by the workers, with those computed again after a preemption
         self._engine = engine
         self._archive = archive
         self._prompts = prompts
@@ -151,15 +132,14 @@ class Extraction:
         self._requests: asyncio.Task[None] | None = None
         self._ranks = RankReplies()
         self._unreported: list[FinishedRequest] = []
-        self._outputs: dict[int, _Output] = {}
+        self._outputs: dict[int, tuple[NDArray[np.int32], str]] = {}  # expected token ids (rows,) and response
         self._failures: dict[int, str] = {}
         self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
         self._unfinished = set(self._runnable)
         self._settled_rows = 0  # rows planned for instructions that are complete or failed
         self._started = 0.0
-        self.progress = Progress(
-            instructions=len(prompts), failed=len(prompts) - len(self._runnable), tokens=layout.tokens
-        )
+        failed = len(prompts) - len(self._runnable)
+        self.progress = Progress(instructions=len(prompts), failed=failed, tokens=layout.tokens)
 
     @property
     def archive_run(self) -> str:
@@ -217,33 +197,32 @@ class Extraction:
             raise errors.exceptions[0] from errors
 
     async def _run_request(self, index: int) -> None:
-        prompt, options, begin = self._prompts[index], self._options, int(self._layout.first_position[index])
+        options, (row, begin, end) = self._options, self._rows(index)
+        ids, unknown, request_id = self._prompts[index].ids, options.positions != "prompt", f"{self._session}-{index}"
         plan = Plan(
-            session=self._session,
-            index=index,
-            row=int(self._layout.token_start[index]),
-            begin=begin,
-            end=begin + int(self._layout.capacity[index]),
-            length_unknown=options.positions != "prompt",
-            prompt=len(prompt.ids),
+            session=self._session, index=index, row=row, begin=begin, end=end, length_unknown=unknown, prompt=len(ids)
         )
-        request_id = f"{self._session}-{index}"
         try:
-            output = await self._engine.generate(prompt.ids.tolist(), options.max_tokens, plan, request_id)
+            output = await self._engine.generate(ids.tolist(), options.max_tokens, plan, request_id)
         except ValueError as error:
             self._failures[index] = f"the engine refused the prompt: {error}"
             self._finish_request(index, -1)
             return
         response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: it has no row
-        parts = {"prompt": [prompt.ids], "response": [response], "all": [prompt.ids, response]}
+        parts = {"prompt": [ids], "response": [response], "all": [ids, response]}
         expected = np.concatenate(parts[options.positions])
-        self._outputs[index] = _Output(expected, output.text if options.max_tokens else "")
+        self._outputs[index] = (expected, output.text if options.max_tokens else "")
         self._finish_request(index, len(expected))
+
+    def _rows(self, index: int) -> tuple[int, int, int]:
+        """Return an instruction's first row, the position of that row, and the position after its last planned row."""
+        begin = int(self._layout.first_position[index])
+        return int(self._layout.token_start[index]), begin, begin + int(self._layout.capacity[index])
 
     def _finish_request(self, index: int, length: int) -> None:
         """Report that an instruction has run. length: its rows; -1 drops them."""
-        row, capacity = int(self._layout.token_start[index]), int(self._layout.capacity[index])
-        self._unreported.append(FinishedRequest(index, row, capacity, length))
+        row, begin, end = self._rows(index)
+        self._unreported.append(FinishedRequest(index=index, row=row, capacity=end - begin, length=length))
         self._unfinished.discard(index)
 
     async def _commit_until_drained(
@@ -282,15 +261,11 @@ class Extraction:
         failures |= {item.index: item.reason for item in reply.failed}
         complete = []
         for durable in reply.completed:
-            index, output = durable.index, self._outputs.pop(durable.index)
-            item = CompletedInstruction(
-                index=index,
-                row=int(self._layout.token_start[index]),
-                ids=np.frombuffer(durable.ids, dtype=np.int32),
-                positions=np.frombuffer(durable.positions, dtype=np.int32),
-                response=output.response,
-            )
-            if problem := misalignment(item, output.expected, int(self._layout.first_position[index])):
+            index, (expected, response) = durable.index, self._outputs.pop(durable.index)
+            row, begin, _ = self._rows(index)
+            ids, positions = (np.frombuffer(part, dtype=np.int32) for part in (durable.ids, durable.positions))
+            item = CompletedInstruction(index, row, ids, positions, response)
+            if problem := misalignment(item, expected, begin):
                 failures[index] = problem
             else:
                 complete.append(item)
@@ -317,12 +292,9 @@ class Extraction:
 
 
 def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_position: int) -> str | None:
-    """Return why the rows of an instruction are not its own, or None: rule 6 of the archive, for every instruction.
+    """Return why the captured rows of an instruction are not its own, or None: rule 6 of the archive.
 
-    Args:
-        item: what the workers captured beside the masks.
-        expected: int32 (rows,), the token ids that were sent and generated.
-        first_position: position of the first row.
+    expected: int32 (rows,), the token ids that were sent and generated. first_position: of the first row.
     """
     if not np.array_equal(item.ids, expected):
         shorter = min(len(item.ids), len(expected))

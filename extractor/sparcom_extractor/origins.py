@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -26,31 +27,29 @@ SHOWN_IDS = 3  # in a warning
 Span = tuple[int, int]
 
 
-class ContentFinder:
-    """Finds message contents in rendered chats. One rendering with marks serves all chats of the same roles.
+def content_finder(
+    render: Callable[[Sequence[dict[str, Any]]], str],
+) -> Callable[[Sequence[dict[str, Any]], str], list[Span] | None]:
+    """Return a function that finds message contents, as characters [start, stop), in a chat's text; None if not proved.
 
     render: takes messages (dicts with role and content), returns the text of the chat.
     """
+    mark = f"sparcom{uuid4().hex}"
 
-    def __init__(self, render: Callable[[Sequence[dict[str, Any]]], str]) -> None:
-        self._render = render
-        self._mark = f"sparcom{uuid4().hex}"
-        self._known: dict[tuple[str, ...], list[str]] = {}
-
-    def spans(self, messages: Sequence[dict[str, Any]], text: str) -> list[Span] | None:
-        """Return the characters [start, stop) of `text` that are contents of messages; None if not proved."""
-        roles = tuple(message["role"] for message in messages)
-        if roles not in self._known:
-            self._known[roles] = self._split(roles)
-        return _locate(self._known[roles], [message["content"] for message in messages], text)
-
-    def _split(self, roles: Sequence[str]) -> list[str]:
+    @cache  # one rendering with marks serves all chats of the same roles
+    def split(roles: tuple[str, ...]) -> list[str]:
         """Return literals and, between them, numbers of messages; nothing if the template refuses the marks."""
-        marked = [{"role": role, "content": f"{self._mark}n{number}m"} for number, role in enumerate(roles)]
+        marked = [{"role": role, "content": f"{mark}n{number}m"} for number, role in enumerate(roles)]
         try:
-            return re.split(rf"{self._mark}n(\d+)m", self._render(marked))
+            return re.split(rf"{mark}n(\d+)m", render(marked))
         except Exception:  # noqa: BLE001  templates raise anything
             return []
+
+    def find(messages: Sequence[dict[str, Any]], text: str) -> list[Span] | None:
+        pieces = split(tuple(message["role"] for message in messages))
+        return _locate(pieces, [message["content"] for message in messages], text)
+
+    return find
 
 
 def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[Span] | None:
@@ -72,10 +71,8 @@ def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[S
 def raw_origin(ids: NDArray[np.int32], special_ids: Sequence[int] | None, added: Sequence[int]) -> NDArray[np.uint8]:
     """Return the origins of a prompt in raw format: uint8 (T,).
 
-    Args:
-        ids: int32 (T,).
-        special_ids: ids that the tokenizer marks as special; None if it does not say, which leaves all unknown.
-        added: bool (T,), whether the tokenizer added the token; empty if it does not say.
+    ids: int32 (T,). special_ids: ids marked as special; None if the tokenizer does not say: then all are unknown.
+    added: bool (T,), whether the tokenizer added the token; empty if it does not say.
     """
     if special_ids is None:
         return unknown_origin(ids)
@@ -90,10 +87,7 @@ def chat_origin(
 ) -> NDArray[np.uint8]:
     """Return the origins of a prompt in chat format: uint8 (T,). Special ids within a content are special.
 
-    Args:
-        ids: int32 (T,).
-        offsets: characters [start, stop) of the text that each token covers.
-        spans: characters [start, stop) of the contents.
+    ids: int32 (T,). offsets, spans: characters [start, stop) of the text that tokens and contents cover.
     """
     start, stop = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     content = np.zeros(len(ids), dtype=np.bool_)
@@ -112,20 +106,15 @@ def prompt_warnings(
 ) -> list[str]:
     """Return sentences about prompts that run but may not be intended.
 
-    Args:
-        names: ids of the instructions.
-        ids, origins: of each prompt, int32 and uint8 (T,).
-        bos: id of the BOS token; None if the tokenizer has none.
+    names: ids of the instructions. ids, origins: int32 and uint8 (T,) of each prompt. bos: id of the BOS token.
     """
     found = []
-    doubled = [name for name, tokens in zip(names, ids, strict=True) if tokens[:2].tolist() == [bos, bos]]
-    if doubled:
+    if doubled := [name for name, tokens in zip(names, ids, strict=True) if tokens[:2].tolist() == [bos, bos]]:
         found.append(
             f"{_shown(doubled, len(names))}: the prompt begins with the BOS token (id {bos}) twice. Remove it from the "
             "text, the token ids or the chat template, or set add_special_tokens to false (--no-special-tokens)"
         )
-    unknown = [name for name, origin in zip(names, origins, strict=True) if (origin == Origin.UNKNOWN).any()]
-    if unknown:
+    if unknown := [name for name, origin in zip(names, origins, strict=True) if (origin == Origin.UNKNOWN).any()]:
         found.append(
             f"{_shown(unknown, len(names))}: where the prompt's tokens come from is unknown, since the chat template "
             "changes with the content or the tokenizer gives no offsets. `sparcom analyze --tokens content` leaves "
@@ -136,5 +125,5 @@ def prompt_warnings(
 
 def _shown(some: Sequence[str], total: int) -> str:
     """Return how many instructions, and the first ids."""
-    first = ", ".join(map(repr, some[:SHOWN_IDS])) + (", …" if len(some) > SHOWN_IDS else "")
+    first = ", ".join([*map(repr, some[:SHOWN_IDS]), *(["…"] if len(some) > SHOWN_IDS else [])])
     return f"{len(some):,} of {total:,} instructions ({first})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 
 class ModelConfigLike(Protocol):
@@ -76,8 +76,8 @@ def start_async_engine(arguments: dict[str, Any]) -> AsyncLLMLike:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine: AsyncLLMLike = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-    return engine
+    # In no variable: vLLM keeps frames of its start, which would hold the engine forever.
+    return cast("AsyncLLMLike", AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
 
 
 async def generate(
@@ -113,15 +113,8 @@ def engine_errors() -> tuple[type[Exception], ...]:
     return EngineDeadError, EngineGenerateError
 
 
-def platform_type() -> str:
-    """Return vLLM's name of the platform: cpu, cuda, …"""
+def platform() -> tuple[str, str]:
+    """Return vLLM's type of the platform (cpu, cuda, …) and the device's name."""
     from vllm.platforms import current_platform
 
-    return str(current_platform.device_type)
-
-
-def device_name() -> str:
-    """Return the device's name; the platform's if it has none."""
-    from vllm.platforms import current_platform
-
-    return current_platform.get_device_name() or platform_type()
+    return current_platform.device_type, current_platform.get_device_name() or current_platform.device_type

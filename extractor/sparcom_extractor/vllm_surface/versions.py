@@ -1,8 +1,15 @@
-"""The versions of vLLM that this release supports. Others are refused: they could capture wrong rows silently."""
+"""The installed vLLM without importing it: its version, and whether this release supports it.
+
+Other versions are refused: they could capture wrong rows silently.
+"""
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from sparcom_data.errors import MissingExtraError, UnsupportedModelError
 from sparcom_data.extras import install_command
@@ -40,3 +47,19 @@ def check_vllm(found: str) -> None:
             f"this release captures from vLLM {low} up to, not including, {high}; {found} is installed. "
             f"Install one of those: pip install 'vllm>={low},<{high}'"
         )
+
+
+@cache
+def quantization_methods() -> tuple[str, ...]:
+    """Return the names in vLLM's `QuantizationMethods`, read from its source: importing vLLM takes seconds.
+
+    Empty if vLLM is not installed or keeps them elsewhere; then vLLM checks the name itself.
+    """
+    found = find_spec("vllm")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        source = Path(folder) / "model_executor" / "layers" / "quantization" / "__init__.py"
+        for node in ast.parse(source.read_text()).body if source.is_file() else []:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "QuantizationMethods":
+                values = [item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)]
+                return tuple(value for value in values if isinstance(value, str))
+    return ()
