@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.counts import check_pieces, cut_pieces
+from sparcom_extractor.capture.ops import count_kernel
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.capture.transfer.queue import Deliver
 
@@ -30,7 +30,11 @@ class DeviceCounters:
     """
 
     def __init__(
-        self, buffer: CaptureBuffer, queue: DeviceTransferQueue, requests: int, add_counts: AddCounts | None = None
+        self,
+        buffer: MaskBuffer,
+        queue: DeviceTransferQueue,
+        requests: int,
+        add_counts: AddCounts = count_kernel.add_counts,
     ) -> None:
         """
         Args:
@@ -38,12 +42,7 @@ class DeviceCounters:
             requests: how many run at once.
             add_counts: kernel that adds bits to counters; the Triton kernel by default.
         """
-        if add_counts is None:
-            from sparcom_extractor.capture.ops import count_kernel  # needs Triton
-
-            add_counts = count_kernel.add_counts
-        self._buffer, self._queue = buffer, queue
-        self._add_counts: AddCounts = add_counts
+        self._buffer, self._queue, self._add_counts = buffer, queue, add_counts
         self._size = requests + SPARE_COUNTERS
         self._free: list[int] = []
         self.counts = self.last = torch.empty(0)
@@ -83,9 +82,9 @@ class DeviceCounters:
 
     def add_rows(self, first: NDArray[np.int64], rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
         """Add rows [first, first + rows) of the step to the counters; int64 (n,) each."""
-        pieces = cut_pieces(first, rows, counters)
-        check_pieces(pieces, len(self._buffer.masks), len(self.counts))
-        uploaded = self._queue.upload(pieces)
+        tiles = count_kernel.split_runs(first, rows, counters)
+        count_kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
+        uploaded = self._queue.upload(tiles)
         self._queue.launch(lambda: self._add_counts(self._buffer.masks, uploaded, self.counts))
 
     def keep_last(self, rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffers import LayerName
+from sparcom_extractor.capture.discovery.describe import LayerName
 from sparcom_extractor.writer.session import RowFault
 from sparcom_extractor.writer.sinks import RowRange
 

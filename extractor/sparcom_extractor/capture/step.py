@@ -16,15 +16,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.nonfinite import find_faults
-from sparcom_extractor.capture.ops.buffer import check_writes
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.requests import NO_COUNTER, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import captured_runs, check_positions, expected_positions, split_by_session
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
@@ -32,6 +30,9 @@ from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutput
 from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
 from sparcom_extractor.writer.sinks import RowRange
+
+if TYPE_CHECKING:
+    from sparcom_extractor.capture.counters import DeviceCounters  # its kernel needs Triton
 
 
 class StepCapture:
@@ -49,7 +50,7 @@ class StepCapture:
         self._arrays = buffers.arrays()
         self._layers = buffers.widths.columns()
         self._layer_names = [str(layer) for layer in self._layers]
-        self._padded = buffers.writes.device.type != "cpu"
+        self._padded = buffers.write_counters.device.type != "cpu"
         self._requests = RunningRequests()
         self._sessions: dict[str, CaptureSession] = {}
         self._backpressure_before: dict[str, float] = {}  # of the queue, when the session began
@@ -91,7 +92,12 @@ class StepCapture:
         first, stop = int(runs["source"].min()), int((runs["source"] + runs["rows"]).max())
         shares = split_by_session(runs, self._requests, first)
         buffers = self.buffers
-        parts = [batch.ids[first:stop], batch.positions[first:stop], buffers.writes, buffers.flags[first:stop]]
+        parts = [
+            batch.ids[first:stop],
+            batch.positions[first:stop],
+            buffers.write_counters,
+            buffers.nonfinite[first:stop],
+        ]
         if not all(self._counts_on_device(session) for session, _ in shares):
             parts.extend(array[first:stop] for array in self._arrays.values())
         if self._counters is not None:
@@ -159,9 +165,9 @@ class StepCapture:
         done: Done,
     ) -> None:
         """Check the arrays of a step and pass them on. Rows that cannot be trusted end their sessions alone."""
-        ids, positions, writes, flags = arrays[:4]
+        ids, positions, counters, nonfinite = arrays[:4]
         try:
-            check_writes(writes, count, self._layer_names, padded=self._padded)
+            check_write_counters(counters, count, self._layer_names, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
             problem = self.buffers.problem
@@ -173,7 +179,7 @@ class StepCapture:
         captured = dict(zip(self._arrays, arrays[4:], strict=False))  # none if all sessions count on the device
         for session, columns in shares:
             ranges = [RowRange(*values) for values in columns[:, :-1].tolist()]
-            faults = find_faults(self._layers, ranges, columns[:, -1], flags, positions)
+            faults = find_faults(self._layers, ranges, columns[:, -1], nonfinite, positions)
             masks = {} if self._counts_on_device(session) else captured
             session.append_rows(StepRows(ranges, masks, ids, positions, done, faults))
 

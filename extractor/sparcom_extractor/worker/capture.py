@@ -7,21 +7,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.describe import describe_found
 from sparcom_extractor.capture.discovery.findings import Findings
-from sparcom_extractor.capture.ops.buffer import check_writes
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.queue import TransferQueue
 from sparcom_extractor.protocol import WorkerDescription, WorkerStatistics
 from sparcom_extractor.vllm_surface.config import VllmConfig
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
+
+if TYPE_CHECKING:
+    from sparcom_extractor.capture.counters import DeviceCounters  # its kernel needs Triton
 
 MAX_MEMORY_FRACTION = 0.5  # of the machine's, for the counts of running requests
 
@@ -64,7 +66,7 @@ class WorkerCapture:
         """Return why a trial step of one token, after `buffers.clear`, shows that the model cannot be captured."""
         names = [str(name) for name in self.buffers.widths.columns()]
         try:
-            check_writes(self.buffers.writes.cpu().numpy(), 1, names, padded=True)
+            check_write_counters(self.buffers.write_counters.cpu().numpy(), 1, names, padded=True)
         except RuntimeError as error:
             return f"a trial step of one token failed: {self.buffers.problem or error}. Use another model"
         return None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, StepBuffers
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue, transfer_bytes
 from sparcom_extractor.capture.transfer.streams import Streams
 from sparcom_extractor.worker.mixin import CaptureMixin
@@ -25,9 +24,9 @@ class DeviceCaptureMixin(CaptureMixin):
 
         Experts' rows are counted on the host: counters of one request would be as large as the experts' gates.
         """
-        arrays, dense = list(buffers.arrays().values()), buffers.neurons
+        arrays, dense = list(buffers.arrays().values()), buffers.dense
         counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
-        step = transfer_bytes([*arrays, buffers.flags], buffers.writes)
+        step = transfer_bytes([*arrays, buffers.nonfinite], buffers.write_counters)
         ring = RING_STEPS * max(step, counts + SMALL_BYTES) + SMALL_BYTES
         queue = DeviceTransferQueue(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later versions measure the device and only log this.
@@ -35,5 +34,5 @@ class DeviceCaptureMixin(CaptureMixin):
         on_device = dense is not None and buffers.routes is None
         return queue, self._make_counters(dense, queue) if dense is not None and on_device else None
 
-    def _make_counters(self, buffer: CaptureBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
+    def _make_counters(self, buffer: MaskBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
         return DeviceCounters(buffer, queue, self.vllm_config.scheduler_config.max_num_seqs)

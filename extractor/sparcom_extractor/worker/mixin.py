@@ -12,22 +12,24 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.describe import refuse_model, widths_here
 from sparcom_extractor.capture.discovery.findings import find_captured
-from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.install import install_all
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue, TransferQueue
 from sparcom_extractor.launch.bootstrap import EngineNote
 from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, from_wire, to_wire
 from sparcom_extractor.vllm_surface.config import VllmConfig, max_rows_per_step, refuse_engine
 from sparcom_extractor.vllm_surface.runner import ModelRunner, SchedulerOutput, batch_rows
 from sparcom_extractor.worker.capture import WorkerCapture
+
+if TYPE_CHECKING:
+    from sparcom_extractor.capture.counters import DeviceCounters  # its kernel needs Triton
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.counts import add_counts_twin
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.worker.device import DeviceCaptureMixin
 from sparcom_verification.testing.fake_device import FakeDevice
@@ -33,6 +33,6 @@ class RehearsalWorker(DeviceCaptureMixin, LateWorker):
         self._late = FakeDevice()
         return self._late
 
-    def _make_counters(self, buffer: CaptureBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
+    def _make_counters(self, buffer: MaskBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
         requests = self.vllm_config.scheduler_config.max_num_seqs
-        return DeviceCounters(buffer, queue, requests, add_counts=add_counts_twin)
+        return DeviceCounters(buffer, queue, requests, add_counts=add_counts_reference)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.ops.buffers import StepBuffers
-from sparcom_extractor.capture.ops.op import CaptureBuffer
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.protocol import PLAN_KEY, Plan
@@ -59,8 +60,10 @@ class Worker:
     """Drives a StepCapture as the worker does; row r of a step has the bits of r in its masks."""
 
     def __init__(self, *sessions: str) -> None:
-        self.buffer = CaptureBuffer(64, LAYERS, NEURONS, torch.device("cpu"))
-        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), HostTransferQueue())
+        buffers = StepBuffers(64, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        assert buffers.dense is not None
+        self.buffer = buffers.dense
+        self.capture = StepCapture(buffers, HostTransferQueue())
         self.sessions = {name: Session() for name in sessions}
         for name, session in self.sessions.items():
             self.capture.open(name, session)  # type: ignore[arg-type]
@@ -93,7 +96,7 @@ class Worker:
         for layer in [*range(layers), *([] if twice is None else [twice])]:
             own = np.concatenate([gate, gate], axis=1)[: count - (short and layer == LAYERS - 1)]
             own[[row for row, at in wrong if at == layer], 3] = np.nan
-            self.buffer.store(layer, torch.from_numpy(own))
+            self.buffer.store(layer, torch.from_numpy(own), SILU)
         positions = [first + row for _, first, rows in batch for row in range(rows)]
         self.capture.after_step(
             BatchRows(
@@ -271,7 +274,7 @@ def test_a_flag_of_rows_past_the_step_is_nobodys() -> None:
     """Rows past the step's tokens are padding, which may hold anything."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 9)}, wrong=[(3, 0)])
-    worker.buffer.flags[10:] = 1
+    worker.buffer.nonfinite[10:] = 1
     worker.step([("a", 4, 2)])
     assert [sorted(step.faults) for step in worker.sessions["s"].steps] == [[0], []]
 

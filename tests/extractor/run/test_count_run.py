@@ -22,10 +22,9 @@ from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.ops.buffer import WRITE
-from sparcom_extractor.capture.ops.buffers import StepBuffers
-from sparcom_extractor.capture.ops.counts import add_counts_twin
-from sparcom_extractor.capture.ops.op import CaptureBuffer
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, StepBuffers
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue
@@ -48,13 +47,13 @@ def bits_of(token: int, position: int) -> NDArray[np.uint8]:
 class Host:
     """What runs on the host, at once."""
 
-    def __init__(self, buffer: CaptureBuffer, seed: int) -> None:
+    def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.queue: Any = HostTransferQueue()
 
     def launch(self, work: Callable[[], Any]) -> None:
         work()
 
-    def counters(self, buffer: CaptureBuffer) -> None:
+    def counters(self, buffer: MaskBuffer) -> None:
         return None
 
     def close(self) -> None:
@@ -64,13 +63,13 @@ class Host:
 class Late:
     """What runs on a device that is late."""
 
-    def __init__(self, buffer: CaptureBuffer, seed: int) -> None:
+    def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.device = FakeDevice(seed)
         self.queue = DeviceTransferQueue(self.device, ring_bytes=8192, pinned_bytes=8192)
         self.launch = self.device.launch
 
-    def counters(self, buffer: CaptureBuffer) -> Any:
-        counters = DeviceCounters(buffer, self.queue, CONCURRENT, add_counts=add_counts_twin)
+    def counters(self, buffer: MaskBuffer) -> Any:
+        counters = DeviceCounters(buffer, self.queue, CONCURRENT, add_counts=add_counts_reference)
         counters.allocate()
         return counters
 
@@ -84,9 +83,11 @@ class Run:
     def __init__(self, folder: Path, seed: int, way: type[Host | Late], positions: str, told: bool) -> None:
         self.random = random.Random(seed)  # noqa: S311  (repeatable)
         self.told = told
-        self.buffer = CaptureBuffer(ROWS, LAYERS, NEURONS, torch.device("cpu"))
+        buffers = StepBuffers(ROWS, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        assert buffers.dense is not None
+        self.buffer = buffers.dense
         self.way = way(self.buffer, seed)
-        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), self.way.queue, self.way.counters(self.buffer))
+        self.capture = StepCapture(buffers, self.way.queue, self.way.counters(self.buffer))
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.positions = torch.zeros(ROWS, dtype=torch.int64)
         self.open = positions != "prompt"
@@ -199,7 +200,7 @@ class Run:
             token = self.token(key[1], position)
             self.buffer.masks[row] = torch.from_numpy(bits_of(token, position))
             self.ids[row], self.positions[row] = token, position
-        self.buffer.writes += WRITE + len(rows)
+        self.buffer.write_counters += WRITE + len(rows)
 
     def ended(self, batch: list[Any]) -> set[str]:
         gone = set()

@@ -29,8 +29,10 @@ from sparcom_data.schema import State
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.testing import random_attributes
 from sparcom_data.verify import verify_archive
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.findings import Findings
-from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.extraction import Extraction, misalignment, prepare_extraction
 from sparcom_extractor.worker.capture import WorkerCapture
@@ -84,7 +86,7 @@ class Model:
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
             if self.nan_at is not None and layer == self.nan_at[2]:
                 gate[(np.array(ids) == self.nan_at[0]) & (positions == self.nan_at[1]), 3] = np.nan
-            self.capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
+            self.capture.buffers.dense.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)), SILU)
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
             input_ids=SimpleNamespace(gpu=torch.tensor(ids, dtype=torch.int32)),
