@@ -1,1 +1,1 @@
-"""Starts a vLLM engine: checks of the model and the processor, and the bootstrap of its subprocesses."""
+"""Starts a vLLM engine: checks, arguments, environment, and the bootstrap of its subprocesses."""

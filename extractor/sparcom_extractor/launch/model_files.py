@@ -1,23 +1,19 @@
-"""Checks of a model that need no engine: they take milliseconds, and import neither torch nor vLLM.
-
-What only vLLM can know, for example whether it has a class for the architecture, is found when the engine starts.
-"""
+"""Checks of a model that need no engine. They take milliseconds and import neither torch nor vLLM."""
 
 from __future__ import annotations
 
-import ast
 import json
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_extractor.settings import EngineSettings
+from sparcom_extractor.vllm_surface.versions import quantization_methods
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 INDEX = "model.safetensors.index.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+_MODEL = "model is a folder or a name on the Hugging Face hub"
 _GGUF = (
     "{} holds a model as GGUF, whose quantised weights show no neurons. Give the folder of the original model, with "
     "config.json and *.safetensors; transformers converts one with from_pretrained(folder, gguf_file=...)"
@@ -25,31 +21,34 @@ _GGUF = (
 
 
 def check_model(settings: EngineSettings) -> None:
-    """Refuse a model that cannot load, as far as its name and its folder say so.
+    """Refuse a model or quantization method that cannot load, as far as names and files show it.
 
     Raises:
-        InvalidInputError: naming every problem.
+        InvalidInputError: names every problem.
     """
-    if problems := [*_path_problems(settings), *_quantization_problems(settings.quantization)]:
+    problems = _model_problems(settings)
+    known, quantization = quantization_methods(), settings.quantization
+    if quantization is not None and known and quantization not in known:
+        problems.append(
+            f"quantization must be a method that the installed vLLM knows: {', '.join(known)}; it is "
+            f"{quantization!r}. Leave it out if the checkpoint's config.json names its own"
+        )
+    if problems:
         raise InvalidInputError(problems)
 
 
-def _path_problems(settings: EngineSettings) -> list[str]:
+def _model_problems(settings: EngineSettings) -> list[str]:
     model, path = settings.model, Path(settings.model)
     if path.suffix == ".gguf":
-        return [f"model is a folder or a name on the Hugging Face hub; {_GGUF.format(model)}"]
+        return [f"{_MODEL}; {_GGUF.format(model)}"]
     if path.is_file():
-        return [
-            f"model is a folder or a name on the Hugging Face hub; {model} is a file. Give the folder that holds it"
-        ]
+        return [f"{_MODEL}; {model} is a file. Give the folder that holds it"]
     if not path.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            return [f"model is a folder or a name on the Hugging Face hub; {model} is no folder. Check the path"]
+            return [f"{_MODEL}; {model} is no folder. Check the path"]
         return []
     if settings.revision is not None:
-        return [
-            f"revision goes with a name on the Hugging Face hub; {model} is a folder. Leave it out, or give the name"
-        ]
+        return [f"revision goes with a name on the Hugging Face hub; {model} is a folder. Leave it out, or give a name"]
     return _folder_problems(path, settings.load_format)
 
 
@@ -59,64 +58,36 @@ def _folder_problems(path: Path, load_format: str) -> list[str]:
             return [_GGUF.format(path)]
         return [f"a model's folder holds config.json; {path} does not. Give the folder that from_pretrained would take"]
     problems = []
-    if not isinstance(read_json(path / "config.json"), dict):
+    if read_object(path / "config.json") is None:
         problems.append(f"config.json holds one JSON object; that of {path} does not. Fetch the model again")
-    if load_format == "auto" and not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
+    if load_format == "dummy":
+        return problems
+    if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
         problems.append(
             f"a model's folder holds weights ({', '.join(WEIGHTS)}); {path} has none. Fetch the model again"
         )
-    elif load_format == "auto" and (gone := _missing_shards(path)):
-        problems.append(
-            f"the files that {INDEX} names are all needed; {path} lacks {', '.join(gone)}. Fetch the model again"
-        )
+    elif missing := ", ".join(_missing_shards(path)):
+        problems.append(f"the files that {INDEX} names are all needed; {path} lacks {missing}. Fetch the model again")
     return problems
 
 
 def _missing_shards(path: Path) -> list[str]:
-    index = read_json(path / INDEX)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
+    shards = (read_object(path / INDEX) or {}).get("weight_map")
     named = set(shards.values()) if isinstance(shards, dict) else set()
     return sorted(name for name in named if isinstance(name, str) and not (path / name).is_file())
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file, or None where it cannot be read."""
+def read_object(file: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if it cannot be read or holds something else."""
     try:
-        return json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def lacks_chat_template(model: str) -> bool:
-    """Whether the tokenizer of a model's folder surely has no chat template."""
+    """Return whether the tokenizer of a model's folder is known to have no chat template."""
     path = Path(model)
-    config = read_json(path / "tokenizer_config.json")
-    if not isinstance(config, dict):
-        return False
-    return not config.get("chat_template") and not any((path / name).exists() for name in TEMPLATE_FILES)
-
-
-def _quantization_problems(quantization: str | None) -> list[str]:
-    known = quantization_methods()
-    if quantization is None or not known or quantization in known:
-        return []
-    return [
-        f"quantization must be a method that the installed vLLM knows: {', '.join(known)}; it is {quantization!r}. "
-        "Leave it out where the checkpoint's config.json names its own"
-    ]
-
-
-@cache
-def quantization_methods() -> tuple[str, ...]:
-    """Names that vLLM's `QuantizationMethods` lists, read from its source: importing vLLM takes seconds.
-
-    Empty where there is no vLLM, or where it keeps them elsewhere; then vLLM checks the name itself.
-    """
-    found = find_spec("vllm")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        source = Path(folder) / "model_executor" / "layers" / "quantization" / "__init__.py"
-        for node in ast.parse(source.read_text()).body if source.is_file() else []:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "QuantizationMethods":
-                values = [item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)]
-                return tuple(value for value in values if isinstance(value, str))
-    return ()
+    config = read_object(path / "tokenizer_config.json")
+    return config is not None and not (config.get("chat_template") or any((path / n).exists() for n in TEMPLATE_FILES))

@@ -1,37 +1,82 @@
-"""Choices that depend on the processor, as functions of its flags, so that tests can take every branch anywhere.
+"""Checks and choices for engines on CPUs.
 
-Intel processors with AMX (`amx_tile`) have kernels of their own in vLLM, for bfloat16 alone: latent attention (MLA),
+Intel processors with AMX (`amx_tile`) have kernels of their own in vLLM, for bfloat16 only: latent attention (MLA),
 experts, small matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from sparcom_data.errors import InvalidInputError, UnsupportedModelError
+from sparcom_extractor.launch.model_files import read_object
+from sparcom_extractor.settings import EngineSettings
+
+CPU_DTYPE = "float32"  # few CPUs compute bfloat16 natively
 AMX_BLOCK = 32  # vLLM's AMX experts need widths that are multiples of it; others run in portable code
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 
 
 def attention_backend(device_type: str) -> str | None:
-    """The attention backend to ask vLLM for; None leaves the choice to vLLM.
+    """Return the attention backend to ask vLLM for; None leaves the choice to vLLM.
 
-    On a processor with AMX vLLM runs latent attention (DeepSeek) through `AMX_MLA`, which refuses float32 weights
-    ("expect weight to be bfloat16"). `CPU_MLA` runs on every processor in every dtype. vLLM ignores the request for
-    models without latent attention.
+    With AMX vLLM runs latent attention (DeepSeek) through `AMX_MLA`, which refuses float32 weights ("expect weight to
+    be bfloat16"). `CPU_MLA` runs every dtype on every processor. vLLM ignores it for models without latent attention.
     """
     return "CPU_MLA" if device_type == "cpu" else None
 
 
+def validate_cpu_ranks(settings: EngineSettings, cores: int) -> None:
+    """Refuse worker processes that a CPU cannot run.
+
+    Raises:
+        InvalidInputError: more ranks than cores; or pipeline stages: vLLM's CPU runner makes the tensors between them
+            in a warm-up, which it leaves out in eager mode with a given size of the KV cache.
+    """
+    problems = []
+    tensor, pipeline = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
+    if tensor > cores:
+        problems.append(
+            f"tensor_parallel_size must be at most the number of cores on a CPU, {cores} here; it is {tensor}. "
+            "Take fewer ranks, or give the process more cores"
+        )
+    if pipeline > 1:
+        problems.append(
+            f"pipeline_parallel_size must be 1 on a CPU, where vLLM does not run pipeline stages; it is {pipeline}. "
+            "Use tensor_parallel_size in its place"
+        )
+    if problems:
+        raise InvalidInputError(problems)
+
+
+def check_processor(settings: EngineSettings) -> None:
+    """Refuse a model if this processor would run its experts without exposing their neurons.
+
+    Raises:
+        UnsupportedModelError: names the setting that helps.
+    """
+    import torch
+
+    config = read_object(Path(settings.model) / "config.json")
+    if not settings.capture or config is None:
+        return
+    amx = bool(torch.cpu._is_amx_tile_supported())
+    dtype, ranks = settings.dtype or CPU_DTYPE, settings.tensor_parallel_size or 1
+    if problem := expert_problem(config, dtype, amx=amx, ranks=ranks):
+        raise UnsupportedModelError(f"model {settings.name!r} is refused: {problem}")
+
+
 def expert_problem(config: Mapping[str, Any], dtype: str, *, amx: bool, ranks: int = 1) -> str | None:
-    """Why the experts of a model on a CPU would show no neurons, or None.
+    """Return why a model's experts would not expose their neurons on a CPU, or None.
 
     Args:
         config: the model's config.json.
-        dtype: that the engine is asked for; "auto" is the checkpoint's.
+        dtype: the engine's; "auto" is the checkpoint's.
         amx: whether the processor has AMX.
-        ranks: tensor-parallel ranks, which share the width of an expert.
+        ranks: tensor-parallel ranks, which share an expert's width.
     """
     text = config.get("text_config") or config
     if dtype == "auto":
@@ -42,6 +87,6 @@ def expert_problem(config: Mapping[str, Any], dtype: str, *, amx: bool, ranks: i
     if width % (AMX_BLOCK * ranks) or text.get("hidden_size", 0) % AMX_BLOCK:
         return None
     return (
-        "experts in bfloat16 run through AMX on this processor, which shows no neurons of the chosen experts. Use "
-        "dtype float32"
+        "experts in bfloat16 run through AMX on this processor, which does not expose the neurons of the selected "
+        "experts. Use dtype float32"
     )

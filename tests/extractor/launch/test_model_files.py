@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from sparcom_data.errors import InvalidInputError
-from sparcom_extractor.launch.model_files import check_model, lacks_chat_template, quantization_methods
+from sparcom_extractor.launch.model_files import check_model, lacks_chat_template
 from sparcom_extractor.settings import EngineSettings
+from sparcom_extractor.vllm_surface.versions import quantization_methods
 
 FILES = {"config.json": "{}", "model.safetensors": ""}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.launch.processor import attention_backend, expert_problem
+from sparcom_extractor.launch.processor import attention_backend, check_processor, expert_problem
 from sparcom_extractor.settings import EngineSettings
 
 MIXTURE = {"num_experts": 60, "hidden_size": 128, "moe_intermediate_size": 96, "intermediate_size": 5632}
@@ -94,8 +94,6 @@ def test_ranks_share_the_width_of_an_expert() -> None:
 def test_the_refusal_comes_before_vllm_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the processor's flags as torch reads them, and only where neurons are captured."""
     import json
-
-    from sparcom_extractor.engine import check_processor
 
     (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
     settings = {"model": str(tmp_path), "dtype": "bfloat16", "name": "m"}

@@ -13,13 +13,9 @@ import pytest
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError, UnsupportedModelError
 from sparcom_data.schema.metadata import MoeInfo
-from sparcom_extractor.engine import (
-    CaptureEngine,
-    check_cpu_ranks,
-    describe_capture,
-    engine_arguments,
-    start_failure,
-)
+from sparcom_extractor.engine import CaptureEngine, describe_capture
+from sparcom_extractor.launch.processor import validate_cpu_ranks
+from sparcom_extractor.launch.start import engine_arguments, start_failure
 from sparcom_extractor.protocol import WorkerDescription
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.vllm_surface import versions
@@ -113,15 +109,15 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
 def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], said: list[str]) -> None:
     """More ranks than cores, or pipeline stages; every problem at once, with the value and what to do."""
     with pytest.raises(InvalidInputError) as refused:
-        check_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
+        validate_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
     assert len(refused.value.problems) == len(said)
     assert all(part in problem for part, problem in zip(said, refused.value.problems, strict=True))
 
 
 def test_ranks_that_a_cpu_can_run_are_let_through() -> None:
     """As many as cores, and nothing said at all."""
-    check_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
-    check_cpu_ranks(EngineSettings(model="m"), cores=1)
+    validate_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
+    validate_cpu_ranks(EngineSettings(model="m"), cores=1)
 
 
 def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,7 +359,7 @@ def test_faults_of_a_model_are_never_masks(
 ) -> None:
     """One weight that is NaN or infinite, and a layer that runs twice per step: each is named, for masks and
     counts, and the engine goes on. At the start the same step would refuse the model."""
-    monkeypatch.setattr("sparcom_extractor.engine.worker_class", lambda _: "faulty_worker.FaultyWorker")
+    monkeypatch.setattr("sparcom_extractor.launch.start.worker_class", lambda _: "faulty_worker.FaultyWorker")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))  # which spawned processes take over
     engine = start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=7, max_model_len=320)
     call, some = lambda *arguments: engine.loop.run(engine.engine.call_workers(*arguments))[0], mixed_instructions[:6]

@@ -21,7 +21,8 @@ def late_engine(
 ) -> Any:
     """Tiny Mistral whose worker thinks that it captures on a device."""
     monkeypatch.setattr(
-        "sparcom_extractor.engine.worker_class", lambda _: "sparcom_verification.testing.rehearsal.RehearsalWorker"
+        "sparcom_extractor.launch.start.worker_class",
+        lambda _: "sparcom_verification.testing.rehearsal.RehearsalWorker",
     )
     return start_engine(
         tiny_model("mistral"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320, gpu_memory_utilization=0.5

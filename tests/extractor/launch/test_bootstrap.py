@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcom_extractor.launch.bootstrap import EngineNote, let_vllm_scan_llvmlite
+from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, let_vllm_scan_llvmlite
 
 RECEIVER = """
 import os, pickle, sys, time
@@ -23,8 +23,8 @@ time.sleep(60)
 """
 PARENT = """
 import os, pickle, subprocess, sys
-from sparcom_extractor.launch.bootstrap import EngineNote
-pickle.dump(EngineNote(True, os.getpid()), open(sys.argv[1], "wb"))
+from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
+pickle.dump(SubprocessBootstrap(True, os.getpid()), open(sys.argv[1], "wb"))
 child = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]], stdout=subprocess.PIPE, text=True)
 print(child.pid, child.stdout.readline().strip(), flush=True)
 sys.stdin.read()
@@ -33,15 +33,15 @@ sys.stdin.read()
 
 def test_capture_is_part_of_the_compilation_cache_key() -> None:
     """An engine with capture and one without never share a compiled graph."""
-    assert EngineNote(True, 1).compute_hash() != EngineNote(False, 1).compute_hash()
-    assert EngineNote(True, 1).compute_hash() == EngineNote(True, 2).compute_hash()
-    assert EngineNote(True, 1, "kernel").compute_hash() != EngineNote(True, 1, "signs").compute_hash()
+    assert SubprocessBootstrap(True, 1).compute_hash() != SubprocessBootstrap(False, 1).compute_hash()
+    assert SubprocessBootstrap(True, 1).compute_hash() == SubprocessBootstrap(True, 2).compute_hash()
+    assert SubprocessBootstrap(True, 1, "kernel").compute_hash() != SubprocessBootstrap(True, 1, "signs").compute_hash()
 
 
 def test_it_does_nothing_where_it_was_written() -> None:
     """vLLM copies its configuration within the process; the process stays in its group."""
     group = os.getpgrp()
-    note = EngineNote(capture=True, writer=os.getpid())
+    note = SubprocessBootstrap(capture=True, parent=os.getpid())
     assert pickle.loads(pickle.dumps(note)) == note  # noqa: S301
     assert os.getpgrp() == group
 
@@ -137,7 +137,7 @@ def _runs(pid: int) -> bool:
 def test_a_child_leaves_quickly_and_without_a_word(tmp_path: Path) -> None:
     """At its end nothing is left for the interpreter's last collection, and Triton does not list what was not freed."""
     note = tmp_path / "note"
-    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    note.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """
 import atexit, gc, pickle, sys
 atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
@@ -154,7 +154,7 @@ def test_llvmlites_library_can_be_scanned_in_the_engines_processes(tmp_path: Pat
     """vLLM reads `vars(value).get("kernel")` of every attribute of every module; Numba's library had no such thing.
     Where the note was written nothing is touched."""
     note = tmp_path / "note"
-    note.write_bytes(pickle.dumps(EngineNote(True, os.getpid())))
+    note.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """
 import pickle, sys
 import numba

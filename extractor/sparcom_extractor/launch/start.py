@@ -1,0 +1,131 @@
+"""Starts vLLM's engine: its arguments, and the environment of its processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sparcom_data.errors import EngineError
+from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, shield_children_from_interrupts
+from sparcom_extractor.launch.processor import CPU_DTYPE, attention_backend, check_processor, validate_cpu_ranks
+from sparcom_extractor.settings import EngineSettings
+from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, platform_type, start_async_engine
+from sparcom_extractor.worker import worker_class
+
+CPU_KV_CACHE_GIB = 2.0
+CPU_BATCHED_TOKENS = 512  # measured: 1,030 tokens per second; 700 to 930 with 2,048 and 4,096
+CPU_SEQUENCES = 64
+SMALL_MACHINE_CORES = 4
+_PASSED = (
+    "model",
+    "revision",
+    "quantization",
+    "load_format",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+)
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # INFO shows vLLM's log
+    "VLLM_NO_USAGE_STATS": "1",
+    # A forked engine would inherit this process's threads and locks in whatever state they are.
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+}
+
+
+def start_vllm(settings: EngineSettings) -> AsyncLLMLike:
+    """Load the model and start the engine's processes.
+
+    Raises:
+        InvalidInputError, UnsupportedModelError: this machine cannot run them; nothing was started.
+        EngineError: vLLM did not start.
+    """
+    shield_children_from_interrupts()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    device_type, cores = platform_type(), sorted(os.sched_getaffinity(0))
+    if device_type == "cpu":
+        validate_cpu_ranks(settings, len(cores))
+        check_processor(settings)
+    with TemporaryDirectory(prefix="sparcom-") as folder:
+        report = Path(folder) / "report"
+        arguments = engine_arguments(settings, device_type, str(report))
+        try:
+            with _child_env(child_environment(device_type, cores, settings.processes)):
+                return start_async_engine(arguments)
+        except Exception as error:
+            raise start_failure(settings, error, report) from error
+
+
+def start_failure(settings: EngineSettings, error: Exception, report: Path) -> EngineError:
+    """Return the error for a vLLM that did not start. A worker's reason in the file `report` replaces vLLM's."""
+    reason = (report.read_text() if report.exists() else str(error)).rstrip(".")
+    return EngineError(
+        f"vLLM could not start model {settings.model!r}: {reason}. Check that the path or name is right, that the "
+        "model fits the memory, and vLLM's log above"
+    )
+
+
+@contextmanager
+def _child_env(variables: dict[str, str]) -> Iterator[None]:
+    """Set the variables that are not set, for processes started within; unset them after."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def engine_arguments(settings: EngineSettings, device_type: str, report: str = "") -> dict[str, Any]:
+    """Return fields of vLLM's `AsyncEngineArgs`; those left to vLLM's default are missing.
+
+    report: file for a worker that cannot load the model to write the reason to.
+    """
+    cpu = device_type == "cpu"
+    gib = settings.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
+    arguments = {name: getattr(settings, name) for name in _PASSED} | {
+        "dtype": settings.dtype or (CPU_DTYPE if cpu else "auto"),
+        "tokenizer_revision": settings.revision,
+        "attention_backend": attention_backend(device_type),
+        "enable_prefix_caching": False,  # a token that is not computed has no row
+        "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "additional_config": SubprocessBootstrap(settings.capture, os.getpid(), report=report),
+        "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
+        "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
+        "kv_cache_memory_bytes": int(gib * 2**30) if gib else None,
+    }
+    if settings.capture:
+        arguments["worker_cls"] = worker_class(device_type)
+        if not cpu:
+            arguments["moe_backend"] = "triton"  # the backend that exposes the neurons of selected experts
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:
+    """Return variables for the engine's processes, for those that the user has not set.
+
+    cores: ids of the cores this process may use. processes: worker processes of the engine.
+    """
+    # At every start vLLM's own code raises Python warnings, and its C++ code warns of NUMA.
+    environment = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    if device_type != "cpu":
+        return environment
+    if len(cores) <= SMALL_MACHINE_CORES:
+        # vLLM reserves one core for its scheduler, half of a machine with two: 870 tokens per second, 1,500 without
+        # (SmolLM2, float32). Its threads then wait asleep and leave the core to the scheduler and the writer.
+        environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
+    if 1 < processes <= len(cores):  # share the cores; vLLM would give each process a NUMA node
+        each = len(cores) // processes
+        shares = (cores[rank * each : (rank + 1) * each] for rank in range(processes))
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    return environment
