@@ -22,50 +22,33 @@ AddCounts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 class DeviceCounters:
-    """Counters of a dense model.
+    """Counters of a dense model with the masks `buffer`, for `requests` that run at once.
 
-    Attributes:
-        counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
+    counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
     """
 
     def __init__(
         self, buffer: MaskBuffer, queue: DeviceTransferQueue, requests: int, add_counts: AddCounts | None = None
     ) -> None:
-        """
-        Args:
-            buffer: masks of a step. queue: from the buffer's device.
-            requests: how many run at once.
-            add_counts: kernel that adds bits to counters; the Triton kernel by default.
-        """
-        if add_counts is None:
-            from sparcom_extractor.capture.ops import count_kernel  # needs Triton
+        """add_counts: kernel that adds tiles of masks to counts; Triton's by default."""
+        from sparcom_extractor.capture.ops import count_kernel  # needs Triton
 
-            add_counts = count_kernel.add_counts
-        self._buffer, self._queue = buffer, queue
-        self._add_counts: AddCounts = add_counts
+        self._buffer, self._queue, self._kernel = buffer, queue, count_kernel
+        self._add_counts: AddCounts = add_counts or count_kernel.add_counts
         self._size = requests + SPARE_COUNTERS
         self._free: list[int] = []
         self.counts = self.last = torch.empty(0)
 
     def allocate(self) -> None:
-        """Allocate the counters, once, for the first session that counts.
-
-        Raises:
-            torch.OutOfMemoryError: the device has no room.
-        """
+        """Allocate the counters once, for the first session that counts; torch.OutOfMemoryError without room."""
         if not len(self.counts):
-            masks = self._buffer.masks
-            shape, device = (self._size, masks.shape[1]), masks.device
-            counts = torch.zeros((*shape, self._buffer.neurons), dtype=torch.int32, device=device)
-            self.last = torch.zeros((*shape, masks.shape[2]), dtype=torch.uint8, device=device)
+            masks, shape = self._buffer.masks, (self._size, self._buffer.masks.shape[1])
+            counts = torch.zeros((*shape, self._buffer.neurons), dtype=torch.int32, device=masks.device)
+            self.last = torch.zeros((*shape, masks.shape[2]), dtype=torch.uint8, device=masks.device)
             self.counts, self._free = counts, list(range(self._size))
 
     def take(self, number: int) -> NDArray[np.int64]:
-        """Return `number` zeroed counters: int64 (number,), indices.
-
-        Raises:
-            RuntimeError: more requests hold counters than run at once.
-        """
+        """Return `number` zeroed counters: int64 (number,), indices."""
         if number > len(self._free):
             raise RuntimeError(
                 f"requests that run hold the {len(self.counts)} counters; {number} more were asked for, and "
@@ -82,10 +65,8 @@ class DeviceCounters:
 
     def add_rows(self, first: NDArray[np.int64], rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
         """Add rows [first, first + rows) of the step to the counters; int64 (n,) each."""
-        from sparcom_extractor.capture.ops.count_kernel import check_tiles, split_runs
-
-        tiles = split_runs(first, rows, counters)
-        check_tiles(tiles, len(self._buffer.masks), len(self.counts))
+        tiles = self._kernel.split_runs(first, rows, counters)
+        self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
         uploaded = self._queue.upload(tiles)
         self._queue.launch(lambda: self._add_counts(self._buffer.masks, uploaded, self.counts))
 

@@ -34,28 +34,21 @@ def find_faults(
     faults = {}
     for item, prompt in zip(ranges, prompts.tolist(), strict=True):
         own = nonfinite[item.source : item.source + item.rows]
-        wrong = np.flatnonzero(own.any(axis=1))
-        if len(wrong):
-            row = int(wrong[0])
+        if own.any():
+            row = int(own.any(axis=1).argmax())
             found = sorted((names[layer] for layer in np.flatnonzero(own[row])), key=lambda name: name.number)
-            where = _describe_position(int(positions[item.source + row]), prompt)
-            faults[item.index] = RowFault(item.offset + row, _reason(found, where))
+            reason = _reason(found, int(positions[item.source + row]), prompt)
+            faults[item.index] = RowFault(item.offset + row, reason)
     return faults
 
 
-def _reason(found: Sequence[LayerName], where: str) -> str:
+def _reason(found: Sequence[LayerName], position: int, prompt: int) -> str:
     values = "weights or logits" if found[0].component == "router" else "gates"
     others = f", and {len(found) - 1} more of its layers have" if len(found) > 1 else ""
+    part = "" if prompt < 0 else " of the prompt" if position < prompt else " of the response"
+    number = position - prompt if 0 <= prompt <= position else position
     return (
         f"every gate and routing weight of a token must be a finite number; {found[0]} has {values} that are NaN or "
-        f"infinite at {where}{others}. Check the model's weights; where a model overflows in float16 use dtype "
-        "'bfloat16' or 'float32'"
-    )
-
-
-def _describe_position(position: int, prompt: int) -> str:
-    if prompt < 0:
-        return f"position {position}"
-    return (
-        f"position {position} of the prompt" if position < prompt else f"position {position - prompt} of the response"
+        f"infinite at position {number}{part}{others}. Check the model's weights; where a model overflows in float16 "
+        "use dtype 'bfloat16' or 'float32'"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.protocol import PLAN_KEY, Plan, from_wire
-from sparcom_extractor.vllm_surface.runner import NewRequest
+from sparcom_extractor.vllm_surface.runner import NewRequestLike
 from sparcom_extractor.writer.session import CaptureSession
 
 NO_COUNTER = -1
@@ -18,7 +18,7 @@ _PLAN = ("index", "row", "begin", "end", "length_unknown", "prompt")
 _SLOT = np.dtype([("session", object), *((name, np.int64) for name in (*_PLAN, "counted", "counter"))])
 
 
-def plan_of(request: NewRequest) -> Plan | None:
+def plan_of(request: NewRequestLike) -> Plan | None:
     """Return the plan in a request's `extra_args`, or None: the request is not captured."""
     parameters = request.sampling_params  # pooling requests have none
     extra = (parameters.extra_args if parameters else None) or {}

@@ -28,7 +28,7 @@ from sparcom_extractor.capture.requests import NO_COUNTER, RunningRequests, plan
 from sparcom_extractor.capture.rows import captured_runs, check_positions, expected_positions, split_by_session
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
 from sparcom_extractor.protocol import FinishedRequest, PollReply
-from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutput
+from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutputLike
 from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
 from sparcom_extractor.writer.sinks import RowRange
 
@@ -44,7 +44,7 @@ class StepCapture:
 
     def __init__(self, buffers: StepBuffers, queue: TransferQueue, counters: DeviceCounters | None = None) -> None:
         self.buffers = buffers
-        self._queue, self._counters = queue, counters
+        self.queue, self.counters = queue, counters
         self._arrays = buffers.arrays()
         self._layers = buffers.widths.columns()
         self._layer_names = [str(layer) for layer in self._layers]
@@ -63,7 +63,7 @@ class StepCapture:
         """Whether any running request is captured."""
         return bool(self._requests)
 
-    def before_step(self, scheduled: SchedulerOutput) -> None:
+    def before_step(self, scheduled: SchedulerOutputLike) -> None:
         """Learn the plans of new requests and forget requests that ended."""
         requests = self._requests
         for _, slot in requests.planned(scheduled.preempted_req_ids or ()):
@@ -78,7 +78,7 @@ class StepCapture:
                     self._restart(slot)
                 requests.add(new.req_id, plan, self._sessions[plan.session])
         if self.active:
-            self._queue.launch(self.buffers.clear)
+            self.queue.launch(self.buffers.clear)
 
     def after_step(self, batch: BatchRows) -> None:
         """Send the rows that the step computed for captured requests."""
@@ -98,15 +98,15 @@ class StepCapture:
         ]
         if not all(self._counts_on_device(session) for session, _ in shares):
             parts.extend(array[first:stop] for array in self._arrays.values())
-        if self._counters is not None:
-            self._count(runs, self._counters)
+        if self.counters is not None:
+            self._count(runs, self.counters)
         expected = expected_positions(batch)[first:stop]
-        self._queue.send(parts, partial(self._deliver, shares, expected, batch.count))
+        self.queue.send(parts, partial(self._deliver, shares, expected, batch.count))
 
     def open(self, name: str, session: CaptureSession) -> None:
         """Send rows to this session if their plan names it."""
         self._sessions[name] = session
-        self._backpressure_before[name] = self._queue.backpressure_seconds
+        self._backpressure_before[name] = self.queue.backpressure_seconds
 
     def poll(self, name: str) -> PollReply:
         """Return the session's `PollReply`, with the time that steps waited.
@@ -114,11 +114,11 @@ class StepCapture:
         Raises:
             RuntimeError: rows could not be brought off the device.
         """
-        self._queue.check()
+        self.queue.check()
         reply = self._sessions[name].poll()
-        if self._queue.delivers_in_step:  # the step itself waited for the session
+        if self.queue.delivers_in_step:  # the step itself waited for the session
             return reply
-        waited = self._queue.backpressure_seconds - self._backpressure_before[name]
+        waited = self.queue.backpressure_seconds - self._backpressure_before[name]
         return replace(reply, backpressure_seconds=waited)
 
     def finish_requests(self, name: str, finished: list[FinishedRequest]) -> None:
@@ -147,12 +147,12 @@ class StepCapture:
 
     def shutdown(self) -> None:
         """Deliver what was sent and end all threads."""
-        self._queue.close()
+        self.queue.close()
         for name in self.open_sessions:
             self.close(name)
 
     def _counts_on_device(self, session: CaptureSession) -> bool:
-        return session.counts and self._counters is not None
+        return session.counts and self.counters is not None
 
     def _deliver(
         self,
@@ -163,9 +163,9 @@ class StepCapture:
         done: Done,
     ) -> None:
         """Check the arrays of a step and pass them on. Rows that cannot be trusted end their sessions alone."""
-        ids, positions, writes, flags = arrays[:4]
+        ids, positions, counters, nonfinite = arrays[:4]
         try:
-            check_write_counters(writes, count, self._layer_names, padded=self._padded)
+            check_write_counters(counters, count, self._layer_names, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
             problem = self.buffers.problem
@@ -177,7 +177,7 @@ class StepCapture:
         captured = dict(zip(self._arrays, arrays[4:], strict=False))  # none if all sessions count on the device
         for session, columns in shares:
             ranges = [RowRange(*values) for values in columns[:, :-1].tolist()]
-            faults = find_faults(self._layers, ranges, columns[:, -1], flags, positions)
+            faults = find_faults(self._layers, ranges, columns[:, -1], nonfinite, positions)
             masks = {} if self._counts_on_device(session) else captured
             session.append_rows(StepRows(ranges, masks, ids, positions, done, faults))
 
@@ -186,7 +186,7 @@ class StepCapture:
             call()
             done()
 
-        self._queue.send([], deliver)
+        self.queue.send([], deliver)
 
     def _count(self, runs: NDArray[Any], device: DeviceCounters) -> None:
         """Add the rows that were not added before to the counters of their requests."""
@@ -213,10 +213,10 @@ class StepCapture:
     def _send_counts(self, slot: int) -> None:
         """Send the counts of a request, if it has a counter."""
         request = self._requests.table[slot]
-        if self._counters is not None and request["counter"] != NO_COUNTER:
+        if self.counters is not None and request["counter"] != NO_COUNTER:
             rows = int(request["counted"] - request["begin"])
             deliver = partial(_deliver_counts, request["session"], int(request["index"]), rows)
-            self._counters.send(int(request["counter"]), deliver)
+            self.counters.send(int(request["counter"]), deliver)
         self._release_counter(slot)
 
     def _restart(self, slot: int) -> None:
@@ -226,8 +226,8 @@ class StepCapture:
 
     def _release_counter(self, slot: int) -> None:
         request = self._requests.table[slot]
-        if self._counters is not None and request["counter"] != NO_COUNTER:
-            self._counters.give_back(int(request["counter"]))
+        if self.counters is not None and request["counter"] != NO_COUNTER:
+            self.counters.give_back(int(request["counter"]))
             request["counter"] = NO_COUNTER
 
 

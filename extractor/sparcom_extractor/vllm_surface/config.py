@@ -1,4 +1,4 @@
-"""vLLM's configuration as the worker reads it; the attributes are the same in vLLM 0.24, 0.32 and 0.33."""
+"""vLLM's configuration as the worker reads it. The same in vLLM 0.24.0, 0.32.0 and 0.33.0."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 
 
-class ParallelConfig(Protocol):
-    """`vllm.config.ParallelConfig`."""
+class ParallelConfigLike(Protocol):
+    """vllm.config.parallel.ParallelConfig."""
 
     rank: int
     tensor_parallel_size: int
@@ -18,61 +18,60 @@ class ParallelConfig(Protocol):
     use_ubatching: bool
 
 
-class SchedulerConfig(Protocol):
-    """`vllm.config.SchedulerConfig`."""
+class SchedulerConfigLike(Protocol):
+    """vllm.config.scheduler.SchedulerConfig."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
 
 
-class ModelConfig(Protocol):
-    """`vllm.config.ModelConfig`."""
+class ModelConfigLike(Protocol):
+    """vllm.config.model.ModelConfig."""
 
     dtype: torch.dtype
 
-    def get_layers_start_end_indices(self, parallel_config: Any) -> tuple[int, int]:
-        """First decoder layer of this pipeline stage, and the layer after its last."""
+    def get_layers_start_end_indices(self, parallel_config: Any) -> tuple[int, int]: ...
 
 
-class CacheConfig(Protocol):
-    """`vllm.config.CacheConfig`."""
+class CacheConfigLike(Protocol):
+    """vllm.config.cache.CacheConfig."""
 
     kv_sharing_fast_prefill: bool
 
 
-class CompilationConfig(Protocol):
-    """`vllm.config.CompilationConfig`."""
+class CompilationConfigLike(Protocol):
+    """vllm.config.compilation.CompilationConfig."""
 
     max_cudagraph_capture_size: int | None
-    cudagraph_mode: Any  # `CUDAGraphMode`, an enum, or None
+    cudagraph_mode: Any  # CUDAGraphMode, an enum, or None
 
 
-class LoadConfig(Protocol):
-    """`vllm.config.LoadConfig`."""
+class LoadConfigLike(Protocol):
+    """vllm.config.load.LoadConfig."""
 
     load_format: str
 
 
-class VllmConfig(Protocol):
-    """`vllm.config.VllmConfig`."""
+class VllmConfigLike(Protocol):
+    """vllm.config.vllm.VllmConfig. additional_config is our `SubprocessBootstrap`."""
 
-    parallel_config: ParallelConfig
-    scheduler_config: SchedulerConfig
-    model_config: ModelConfig
-    cache_config: CacheConfig
-    compilation_config: CompilationConfig
-    load_config: LoadConfig
-    speculative_config: Any  # None: no speculative decoding
-    additional_config: Any  # our `SubprocessBootstrap`
+    parallel_config: ParallelConfigLike
+    scheduler_config: SchedulerConfigLike
+    model_config: ModelConfigLike
+    cache_config: CacheConfigLike
+    compilation_config: CompilationConfigLike
+    load_config: LoadConfigLike
+    speculative_config: object | None
+    additional_config: object
 
 
-def max_rows_per_step(config: VllmConfig) -> int:
+def max_rows_per_step(config: VllmConfigLike) -> int:
     """Return the most rows that a step computes, including the padding of CUDA graphs."""
     graph_rows = config.compilation_config.max_cudagraph_capture_size or 0
     return max(config.scheduler_config.max_num_batched_tokens, graph_rows)
 
 
-def refuse_engine(config: VllmConfig) -> str | None:
+def refuse_engine(config: VllmConfigLike) -> str | None:
     """Return why rows of such an engine cannot be assigned to requests, or None."""
     parallel = config.parallel_config
     if parallel.data_parallel_size > 1 or parallel.enable_expert_parallel:

@@ -3,8 +3,8 @@
     V1: `runner.input_batch` holds the order of the requests after `execute_model`, the scheduler's output the counts.
     V2: `runner.execute_model_state.input_batch` holds all of it until `sample_tokens` clears it.
 
-The order of `num_scheduled_tokens` is not the order of the rows. Attributes are the same in vLLM 0.24, 0.32 and 0.33,
-with and without asynchronous scheduling; counts of computed tokens are exact without speculative decoding.
+The order of `num_scheduled_tokens` is not the order of the rows. The same in vLLM 0.24.0, 0.32.0 and 0.33.0, with and
+without asynchronous scheduling; counts of computed tokens are exact without speculative decoding.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import torch
 from numpy.typing import NDArray
 
 
-class SamplingParams(Protocol):
-    """`vllm.SamplingParams`."""
+class SamplingParamsLike(Protocol):
+    """vllm.sampling_params.SamplingParams."""
 
     extra_args: dict[str, Any] | None
 
 
-class NewRequest(Protocol):
-    """`vllm.v1.core.sched.output.NewRequestData`."""
+class NewRequestLike(Protocol):
+    """vllm.v1.core.sched.output.NewRequestData."""
 
     req_id: str
-    sampling_params: SamplingParams | None
+    sampling_params: SamplingParamsLike | None
 
 
-class SchedulerOutput(Protocol):
-    """`vllm.v1.core.sched.output.SchedulerOutput`."""
+class SchedulerOutputLike(Protocol):
+    """vllm.v1.core.sched.output.SchedulerOutput."""
 
-    scheduled_new_reqs: Sequence[NewRequest]
+    scheduled_new_reqs: Sequence[NewRequestLike]
     finished_req_ids: set[str]
     preempted_req_ids: set[str] | None
     num_scheduled_tokens: Mapping[str, int]
     total_num_scheduled_tokens: int
 
 
-class InputBatchV1(Protocol):
-    """`vllm.v1.worker.gpu_input_batch.InputBatch`."""
+class InputBatchV1Like(Protocol):
+    """vllm.v1.worker.gpu_input_batch.InputBatch."""
 
     req_ids: Sequence[str]
     num_computed_tokens_cpu: NDArray[np.int32]  # (max requests,)
 
 
-class InputBatchV2(Protocol):
-    """`vllm.v1.worker.gpu.input_batch.InputBatch`; arrays and tensors may be padded."""
+class InputBatchV2Like(Protocol):
+    """vllm.v1.worker.gpu.input_batch.InputBatch; arrays and tensors may be padded."""
 
     req_ids: Sequence[str]
     query_start_loc_np: NDArray[np.int32]  # (requests + 1,)
@@ -58,29 +58,28 @@ class InputBatchV2(Protocol):
     positions: torch.Tensor  # int64 (rows,)
 
 
-class TokenBuffer(Protocol):
-    """`vllm.v1.utils.CpuGpuBuffer`."""
+class TokenBufferLike(Protocol):
+    """vllm.v1.utils.CpuGpuBuffer."""
 
     gpu: torch.Tensor
 
 
-class ExecuteModelState(Protocol):
-    """`vllm.v1.worker.gpu.model_runner.ExecuteModelState`."""
+class ExecuteModelStateLike(Protocol):
+    """vllm.v1.worker.gpu.model_runner.ExecuteModelState."""
 
-    input_batch: InputBatchV2
+    input_batch: InputBatchV2Like
 
 
-class ModelRunner(Protocol):
-    """`vllm.v1.worker.gpu_model_runner.GPUModelRunner` (V1), `vllm.v1.worker.gpu.model_runner.GPUModelRunner` (V2)."""
+class ModelRunnerLike(Protocol):
+    """vllm.v1.worker.gpu_model_runner.GPUModelRunner (V1), vllm.v1.worker.gpu.model_runner.GPUModelRunner (V2)."""
 
-    input_batch: InputBatchV1  # V1
-    input_ids: TokenBuffer  # V1
+    input_batch: InputBatchV1Like  # V1
+    input_ids: TokenBufferLike  # V1
     positions: torch.Tensor  # V1
-    execute_model_state: ExecuteModelState  # V2
+    execute_model_state: ExecuteModelStateLike  # V2
     model_memory_usage: int  # bytes; GPU
 
-    def get_model(self) -> torch.nn.Module:
-        """Return the loaded model."""
+    def get_model(self) -> torch.nn.Module: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class BatchRows:
         return int(self.start[-1])
 
 
-def batch_rows(runner: ModelRunner, scheduled: SchedulerOutput, *, v2: bool) -> BatchRows:
+def batch_rows(runner: ModelRunnerLike, scheduled: SchedulerOutputLike, *, v2: bool) -> BatchRows:
     """Return the rows of the step that `runner`, V1 or V2, has just executed. Reads nothing from a device."""
     if v2:
         batch = runner.execute_model_state.input_batch

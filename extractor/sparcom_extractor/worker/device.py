@@ -31,8 +31,7 @@ class DeviceCaptureMixin(CaptureMixin):
         queue = DeviceTransferQueue(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
         # vLLM 0.24 sizes the KV cache by the weights it knows of; later versions measure the device and only log this.
         self.model_runner.model_memory_usage += buffers.nbytes + queue.memory()["device_ring_bytes"]
-        on_device = dense is not None and buffers.routes is None
-        return queue, self._make_counters(dense, queue) if dense is not None and on_device else None
+        return queue, self._make_counters(dense, queue) if dense and not buffers.routes else None
 
     def _make_counters(self, buffer: MaskBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
         return DeviceCounters(buffer, queue, self.vllm_config.scheduler_config.max_num_seqs)

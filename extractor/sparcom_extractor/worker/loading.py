@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
-from sparcom_extractor.vllm_surface.config import VllmConfig
-from sparcom_extractor.vllm_surface.loading import BaseLoader, LoadableModel, packed_modules, register_model_loader
+from sparcom_extractor.vllm_surface.config import VllmConfigLike
+from sparcom_extractor.vllm_surface.loading import BaseLoader, LoadableModelLike, packed_modules, register_model_loader
 from sparcom_extractor.worker.writes import WriteWatch
 
 LOAD_FORMAT = "sparcom"
@@ -40,7 +40,7 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
             self._watching.enter_context(self._watch)
             return super().load_model(*args, **kwargs)
 
-    def get_all_weights(self, model_config: Any, model: LoadableModel) -> Iterator[tuple[str, torch.Tensor]]:
+    def get_all_weights(self, model_config: Any, model: LoadableModelLike) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the name and tensor of everything in the checkpoint."""
         try:
             for name, tensor in super().get_all_weights(model_config, model):
@@ -51,7 +51,7 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
             raise
         self._watch.source = ""
 
-    def load_weights(self, model: LoadableModel, model_config: Any) -> None:
+    def load_weights(self, model: LoadableModelLike, model_config: Any) -> None:
         """Load the checkpoint into the model and set the model's `sparcom_refusal`.
 
         An exception would end the worker, and reach the user below 150 lines of vLLM's tracebacks.
@@ -66,7 +66,7 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
         self._watching.close()
         model.sparcom_refusal = self._refuse(model, failure)
 
-    def _refuse(self, model: LoadableModel, failure: Exception | None) -> str | None:
+    def _refuse(self, model: LoadableModelLike, failure: Exception | None) -> str | None:
         """Return what is wrong with the checkpoint, or None."""
         reason = f"{type(failure).__name__}: {str(failure).rstrip('.')}" if str(failure) else "its shape is another"
         if failure is not None and not self._unreadable and self._watch.source:
@@ -92,7 +92,7 @@ def _describe_missing(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def checked_loading(config: VllmConfig) -> Iterator[None]:
+def checked_loading(config: VllmConfigLike) -> Iterator[None]:
     """Load with `CheckedLoader` where vLLM would read a checkpoint, and report an exception to the parent process.
 
     Args:

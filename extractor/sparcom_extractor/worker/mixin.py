@@ -10,44 +10,59 @@ Nothing is patched: vLLM takes the class by name for one engine; other engines o
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.errors import SparcomError, UnsupportedModelError
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.discovery.describe import refuse_model, widths_here
-from sparcom_extractor.capture.discovery.findings import find_captured
+from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
+from sparcom_extractor.capture.discovery.findings import Findings, find_captured
 from sparcom_extractor.capture.ops.install import install_all
-from sparcom_extractor.capture.ops.step_buffers import StepBuffers
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
+from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue, TransferQueue
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
-from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, from_wire, to_wire
-from sparcom_extractor.vllm_surface.config import VllmConfig, max_rows_per_step, refuse_engine
-from sparcom_extractor.vllm_surface.runner import ModelRunner, SchedulerOutput, batch_rows
-from sparcom_extractor.worker.capture import WorkerCapture
+from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
+from sparcom_extractor.vllm_surface.config import VllmConfigLike, max_rows_per_step, refuse_engine
+from sparcom_extractor.vllm_surface.runner import ModelRunnerLike, SchedulerOutputLike, batch_rows
+from sparcom_extractor.writer.session import CaptureSession
+from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 
 logger = logging.getLogger(__name__)
+
+MAX_MEMORY_FRACTION = 0.5  # of the machine's, for the counts of running requests
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCapture:
+    """Capture of a loaded model. found: its captured layers. fusion: how activation outputs are made."""
+
+    found: Findings
+    fusion: str
+    steps: StepCapture
 
 
 class CaptureMixin:
     """Put before a platform's worker class in the bases."""
 
-    vllm_config: VllmConfig
-    model_runner: ModelRunner
+    vllm_config: VllmConfigLike
+    model_runner: ModelRunnerLike
     device: torch.device
     use_v2_model_runner: bool
     _capture: WorkerCapture | str = "no model is loaded"  # the string: why nothing can be captured
+    _steps = 0
+    _overhead_seconds = 0.0
 
     @property
     def capture(self) -> WorkerCapture:
-        """Capture of the loaded model.
-
-        Raises:
-            UnsupportedModelError: it cannot be captured.
-        """
+        """Capture of the loaded model; UnsupportedModelError if it cannot be captured."""
         if isinstance(self._capture, str):
             raise UnsupportedModelError(self._capture)
         return self._capture
@@ -55,7 +70,7 @@ class CaptureMixin:
     @property
     def open_sessions(self) -> tuple[str, ...]:
         """Names of the sessions that are open."""
-        return self.capture.step_capture.open_sessions
+        return self.capture.steps.open_sessions
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. `sparcom_describe` refuses a model that cannot be captured:
@@ -79,32 +94,31 @@ class CaptureMixin:
         fusion = install_all(model, found, buffers, config.model_config.dtype)
         if isinstance(config.additional_config, SubprocessBootstrap):  # part of the key of vLLM's compilation cache
             config.additional_config.fusion = fusion  # in place: inner models hold it too
-        return WorkerCapture(config, found, buffers, fusion, *self._make_transfer(buffers))
+        return WorkerCapture(found, fusion, StepCapture(buffers, *self._make_transfer(buffers)))
 
     def _make_transfer(self, buffers: StepBuffers) -> tuple[TransferQueue, DeviceCounters | None]:
-        """Return the way from the buffers to the sessions, and counters if rows are counted on the way."""
+        """Return the queue from the buffers to the sessions, and counters if rows are counted before they leave."""
         return HostTransferQueue(), None
 
-    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+    def execute_model(self, scheduler_output: SchedulerOutputLike) -> Any:
         """Run one step and send the rows of captured requests, before the step's sampling."""
         if isinstance(self._capture, str):
             return super().execute_model(scheduler_output)  # type: ignore[misc]
-        began = time.perf_counter()
-        capture, rows = self._capture, self._capture.step_capture
-        rows.before_step(scheduler_output)
+        steps, began = self._capture.steps, time.perf_counter()
+        steps.before_step(scheduler_output)
         model_began = time.perf_counter()
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         model_ended = time.perf_counter()
-        if rows.active and scheduler_output.total_num_scheduled_tokens:
-            rows.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
-        capture.steps += 1
-        capture.overhead_seconds += time.perf_counter() - model_ended + model_began - began
+        if steps.active and scheduler_output.total_num_scheduled_tokens:
+            steps.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
+        self._steps += 1
+        self._overhead_seconds += time.perf_counter() - model_ended + model_began - began
         return output
 
     def shutdown(self) -> None:
         """Deliver what was sent, then shut down as the platform's worker does."""
         if not isinstance(self._capture, str):
-            self._capture.step_capture.shutdown()
+            self._capture.steps.shutdown()
         super().shutdown()  # type: ignore[misc]
 
     def sparcom_describe(self) -> Any:
@@ -112,49 +126,96 @@ class CaptureMixin:
         refusal = self._capture if isinstance(self._capture, str) else self._try_step()
         if refusal is not None:
             return to_wire(WorkerDescription(refusal=refusal))
-        graphs = self.vllm_config.compilation_config.cudagraph_mode
+        graphs, steps = self.vllm_config.compilation_config.cudagraph_mode, self.capture.steps
         mode = {
             "model_runner": "V2" if self.use_v2_model_runner else "V1",
             "cudagraph_mode": str(getattr(graphs, "name", "NONE")),
         }
-        return to_wire(self.capture.describe(mode))
+        memory = {"step_buffer_bytes": steps.buffers.nbytes} | steps.queue.memory()
+        found = describe_found(self.capture.found)
+        return to_wire(replace(found, fusion=self.capture.fusion, mode=mode, memory=memory))
 
     def _try_step(self) -> str | None:
-        """Run one token that belongs to no request, as vLLM does between steps, and check the write counters.
+        """Return why a step of one token that belongs to no request, as vLLM runs between steps, was not captured.
 
-        Returns:
-            Why this model cannot be captured, or None. Layers that run several times per step, or in an unknown shape,
-            are found here and not by the first request.
+        Layers that run several times per step, or in an unknown shape, are found here and not by the first request.
         """
-        self.capture.buffers.clear()
+        buffers = self.capture.steps.buffers
+        buffers.clear()
         try:
             self.execute_dummy_batch()  # type: ignore[attr-defined]
         except Exception as error:  # noqa: BLE001  every step is checked all the same
             logger.warning("the trial step did not run: %s: %s", type(error).__name__, error)
             return None
-        return self.capture.refuse_trial_step()
+        names = [str(name) for name in buffers.widths.columns()]
+        try:
+            check_write_counters(buffers.write_counters.cpu().numpy(), 1, names, padded=True)
+        except RuntimeError as error:
+            return f"a trial step of one token failed: {buffers.problem or error}. Use another model"
+        return None
 
     def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
         """Begin to write the archive at `path`, which must have this run id; return an error or None."""
-        return self.capture.open_session(session, Path(path), run)
+        try:
+            parts, instructions = archive_parts(Path(path), self._place(), run)
+        except (OSError, ValueError, KeyError, SparcomError) as error:
+            return f"the archive {path} cannot be opened for writing: {error}"
+        requests = self.vllm_config.scheduler_config.max_num_seqs
+        if any(part.target.dtype == "uint32" for part in parts):
+            if refusal := self._refuse_counting(parts, requests):
+                return refusal
+            requests = 0  # running requests hold no chunks: each writes one row at its end
+        self.capture.steps.open(session, CaptureSession(parts, instructions, requests=requests))
+        return None
+
+    def _refuse_counting(self, parts: Sequence[ArrayPart], requests: int) -> str | None:
+        counters = self.capture.steps.counters
+        if counters is None:
+            return refuse_host_counts(parts, requests)
+        try:
+            counters.allocate()
+        except torch.OutOfMemoryError as error:
+            return (
+                f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
+                "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
+            )
+        return None
+
+    def _place(self) -> Place:
+        parallel, found = self.vllm_config.parallel_config, self.capture.found
+        rank = parallel.rank % parallel.tensor_parallel_size
+        if parallel.pipeline_parallel_size == 1:
+            return Place(rank)
+        return Place(rank, *([item.layer_id for item in layers] for layers in (found.dense, found.moe)))
 
     def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
-        """Report finished instructions, and whether they are the last; return a `PollReply` on the wire.
-
-        Args:
-            finished: `FinishedRequest`s on the wire.
-        """
-        rows = self.capture.step_capture
+        """Take the `FinishedRequest`s on the wire, and whether they are the last; return a `PollReply` on the wire."""
+        steps = self.capture.steps
         if finished:
-            rows.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
+            steps.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
         if last:
-            rows.end_input(session)
-        return to_wire(rows.poll(session))
+            steps.end_input(session)
+        return to_wire(steps.poll(session))
 
     def sparcom_close(self, session: str) -> None:
         """Forget the session; rows that still come for it are dropped."""
-        self.capture.step_capture.close(session)
+        self.capture.steps.close(session)
 
     def sparcom_statistics(self) -> Any:
         """Return `WorkerStatistics` on the wire."""
-        return to_wire(self.capture.statistics())
+        queue = self.capture.steps.queue
+        totals = (self._steps, self._overhead_seconds, queue.backpressure_seconds, queue.sent_bytes)
+        return to_wire(WorkerStatistics(*totals))
+
+
+def refuse_host_counts(parts: Sequence[ArrayPart], requests: int) -> str | None:
+    """Return why the host cannot hold the counts of so many requests, or None. 2 million neurons take 8 MB each."""
+    needed = requests * sum(4 * math.prod(part.row) for part in parts)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= MAX_MEMORY_FRACTION * memory:
+        return None
+    return (
+        f"counting holds a number for each neuron and running request: {needed / 2**30:,.1f} GiB for {requests} "
+        f"requests, and this machine has {memory / 2**30:,.1f}. Serve the model with a lower max_num_seqs, or choose "
+        "granularity 'token'"
+    )

@@ -106,7 +106,7 @@ def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
         queue = DeviceTransferQueue(Streams(), ring_bytes=size, pinned_bytes=size)
         counters = None
         if buffers.dense is not None and not moe:
-            counters = DeviceCounters(buffers.dense, queue, 8, add_counts=lambda *_: None)  # launches, by construction
+            counters = DeviceCounters(buffers.dense, queue, 8, add_counts=lambda *_: None)
             counters.allocate()
         capture = StepCapture(buffers, queue, counters)
         for name in ("token", "count"):

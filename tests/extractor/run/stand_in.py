@@ -27,12 +27,12 @@ from sparcom_extractor.capture.discovery.activations import SILU
 from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
+from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.extraction import Extraction
 from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.worker.capture import WorkerCapture
-from sparcom_extractor.worker.mixin import CaptureMixin
+from sparcom_extractor.worker.mixin import CaptureMixin, WorkerCapture
 
 LAYERS, NEURONS, PIECE, CONTEXT = 3, 21, 5, 64
 EOS = 7
@@ -72,7 +72,7 @@ class Model:
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
             if self.nan_at is not None and layer == self.nan_at[2]:
                 gate[(np.array(ids) == self.nan_at[0]) & (positions == self.nan_at[1]), 3] = np.nan
-            self.capture.buffers.dense.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)), SILU)
+            self.capture.steps.buffers.dense.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)), SILU)
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
             input_ids=SimpleNamespace(gpu=torch.tensor(ids, dtype=torch.int32)),
@@ -91,7 +91,7 @@ class Worker(CaptureMixin, Model):
 
     def __init__(self) -> None:
         buffers = StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu"))
-        self._capture = WorkerCapture(self.vllm_config, Findings([], []), buffers, "module", HostTransferQueue())
+        self._capture = WorkerCapture(Findings([], []), "module", StepCapture(buffers, HostTransferQueue()))
 
 
 class FakeLLM:
@@ -114,8 +114,8 @@ class FakeLLM:
         self.held = 0
         self.generated = [200, 201, EOS]
         # ----
-        self.wrong_ids: set[int] = set()  # lengths of prompts with ids that the worker sees wrongly
-        self.skipped: set[int] = set()  # lengths of prompts of which one piece never runs
+        self.wrong_ids: set[int] = set()  # prompts by their length whose ids the worker sees wrongly
+        self.skipped: set[int] = set()  # prompts by their length of which a piece is never run
         self.refused: set[int] = set()
         self.dies_after: int | None = None
         self.dies_in_poll_after: int | None = None

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Transfer:
-    """A region on its way to `pinned_start`. The regions of `uploads` (ring, pinned) are free on its arrival too."""
+    """A region on its way. Its arrival frees the regions of `uploads` (starts in ring and pinned memory) too."""
 
     arrived: Event
     ring_start: int
@@ -46,10 +46,8 @@ class _Transfer:
 class DeviceTransferQueue:
     """A `TransferQueue` for tensors on a device.
 
-    Args:
-        streams: the device's.
-        ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
-        pinned_bytes: memory on the host, held from sending until the receiver is done.
+    ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
+    pinned_bytes: memory on the host, held from sending until the receiver is done.
     """
 
     delivers_in_step = False
@@ -69,25 +67,19 @@ class DeviceTransferQueue:
         self._thread.start()
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes of the ring on the device and of the pinned memory on the host."""
         return {"device_ring_bytes": self._ring.capacity, "pinned_bytes": self._pinned.capacity}
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
-        """Enqueue the transfer of the parts. Waits only while there is no room.
-
-        Raises:
-            RuntimeError: an earlier transfer could not be delivered.
-        """
+        """Enqueue the transfer of the parts; raises what `check` raises. Waits only while there is no room."""
         *offsets, size = _offsets(parts)
         ring, pinned = self._reserve(size)
         for part, offset in zip(parts, offsets, strict=True):
             self._streams.copy(_view(self._ring_memory, ring + offset, part), part)
-        arrived = self._streams.fetch(
-            self._pinned_memory[pinned : pinned + size], self._ring_memory[ring : ring + size]
-        )
-        uploads, self._uploads = self._uploads, []
+        target, source = self._pinned_memory[pinned : pinned + size], self._ring_memory[ring : ring + size]
+        arrived = self._streams.fetch(target, source)
+        self._transfers.put(_Transfer(arrived, ring, pinned, self._uploads, parts, deliver))
+        self._uploads = []
         self.sent_bytes += size
-        self._transfers.put(_Transfer(arrived, ring, pinned, uploads, parts, deliver))
 
     def upload(self, values: NDArray[Any]) -> torch.Tensor:
         """Enqueue a copy of small `values` to the device, for what the step enqueues before the next `send`."""
@@ -100,18 +92,15 @@ class DeviceTransferQueue:
         return target
 
     def launch(self, work: Callable[[], object]) -> None:
-        """Enqueue what `work` launches, behind what was sent and uploaded before."""
         self._streams.launch(work)
 
     def check(self) -> None:
-        """Raise RuntimeError if a transfer could not be delivered."""
         if self._error is not None:
             raise RuntimeError(
                 f"rows could not be brought off the device: {type(self._error).__name__}: {self._error}"
             ) from self._error
 
     def close(self) -> None:
-        """Deliver what was sent, then stop the thread."""
         self._transfers.put(None)
         self._thread.join()
 

@@ -1,8 +1,6 @@
 """How tensors of a step leave for the writer: the interface, and its implementation for tensors on the host.
 
-    send([masks, ids, positions, …], deliver)  ─▶  deliver([arrays of the same values], done)
-
-Transfers are delivered in the order of sending. The receiver may use the arrays until it calls `done`, once.
+send([masks, ids, positions, …], deliver)  ─▶  deliver([arrays of the same values], done)
 """
 
 from __future__ import annotations
@@ -17,29 +15,27 @@ from numpy.typing import NDArray
 Arrays = Sequence[NDArray[Any]]
 Done = Callable[[], None]
 Deliver = Callable[[Arrays, Done], None]
+"""Takes arrays, which it may use until it calls `done`, once."""
 
 
 class TransferQueue(Protocol):
-    """The way from the step's tensors to the sessions."""
+    """The way from the step's tensors to the sessions. Transfers are delivered in the order of sending.
 
-    delivers_in_step: bool  # `send` delivers before it returns, so that a receiver that waits makes the step wait
-    backpressure_seconds: float  # total time that steps waited for room
-    sent_bytes: int  # total
+    delivers_in_step: `send` delivers before it returns, so that a receiver that waits makes the step wait.
+    backpressure_seconds: total time that steps waited for room. sent_bytes: total.
+    """
 
-    def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
-        """Copy the parts in the order of the step's stream, and deliver them when they have arrived."""
+    delivers_in_step: bool
+    backpressure_seconds: float
+    sent_bytes: int
 
-    def launch(self, work: Callable[[], object]) -> None:
-        """Do `work` on the tensors in the order of the step's stream."""
-
-    def check(self) -> None:
-        """Raise RuntimeError if a transfer could not be delivered."""
-
-    def memory(self) -> dict[str, int]:
-        """Return the bytes that the queue holds, by purpose."""
-
-    def close(self) -> None:
-        """Deliver what was sent, then stop."""
+    # Copies the parts in the order of the step's stream, and delivers them when they have arrived.
+    def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None: ...
+    # Does `work` on tensors in the order of the step's stream.
+    def launch(self, work: Callable[[], object]) -> None: ...
+    def check(self) -> None: ...  # RuntimeError if a transfer could not be delivered
+    def memory(self) -> dict[str, int]: ...  # bytes that the queue holds, by purpose
+    def close(self) -> None: ...  # delivers what was sent, then stops
 
 
 class HostTransferQueue:
@@ -50,19 +46,16 @@ class HostTransferQueue:
     sent_bytes = 0
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
-        """Copy and deliver."""
         deliver([np.array(part.numpy()) for part in parts], lambda: None)
 
     def launch(self, work: Callable[[], object]) -> None:
-        """Do it at once."""
         work()
 
     def check(self) -> None:
-        """Do nothing: `send` raises its errors itself."""
+        """Do nothing: `send` raises a receiver's error itself."""
 
     def memory(self) -> dict[str, int]:
-        """Return {}: nothing is held."""
         return {}
 
     def close(self) -> None:
-        """Do nothing: everything is delivered."""
+        pass

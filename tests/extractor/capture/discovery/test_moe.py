@@ -20,7 +20,7 @@ from sparcom_extractor.capture.ops.experts import capturable_experts, install_ex
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.protocol import WorkerDescription
 from sparcom_extractor.vllm_surface import moe
-from sparcom_extractor.worker.capture import refuse_host_counts
+from sparcom_extractor.worker.mixin import refuse_host_counts
 from sparcom_extractor.writer.targets import ArrayPart
 
 CPU = torch.device("cpu")
