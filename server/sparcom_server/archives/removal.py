@@ -52,9 +52,7 @@ def remove_archive(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove incomplete folders and files that a crash left in the folder of archives. Blocks."""
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*")):  # nothing if there is no folder
         partial = PARTIAL_NAME.fullmatch(path.name)
         if path.is_symlink() or not path.is_dir():
             continue

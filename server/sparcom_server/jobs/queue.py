@@ -171,10 +171,12 @@ class JobQueue:
         for job in [*self._waiting, *([self._running] if self._running else [])]:
             self._cancel(job)
         self._wake.set()
-        if self._worker is not None and not (await asyncio.wait([self._worker], timeout=seconds))[0]:
-            logger.error("a job did not end within %s s and is dropped; what was complete stays", seconds)
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        if self._worker is not None:
+            done, _ = await asyncio.wait([self._worker], timeout=seconds)
+            if not done:
+                logger.error("a job did not end within %s s and is dropped; what was complete stays", seconds)
+                self._worker.cancel()
+                await asyncio.wait([self._worker])
 
     async def _work(self) -> None:
         while True:
