@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, SHARE, option, optional
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, POSITIONS, SHARE, option, optional
 from sparcom_cli.shared.progress import progress_bar
 from sparcom_cli.shared.text import MIN_CELL_WIDTH, format_table
 
@@ -16,30 +16,19 @@ if TYPE_CHECKING:
 
 MAX_TABLE_WIDTH = 110  # columns of a terminal
 COUNT = click.IntRange(0)
+SPECIAL_TOKENS = click.Choice(["count", "leave-out"])
 
 
 @click.command()
 @click.argument("archive")
 @optional("--epsilon", SHARE, "0.05 unless --threshold", "Select this share of all neurons as ISNs.")
 @optional("--threshold", SHARE, None, "Select neurons from this activation frequency instead of by --epsilon.")
-@optional(
-    "--rows",
-    click.Choice(["prompt", "response", "all"]),
-    "prompt if captured",
-    "Count prompt tokens, response tokens or both.",
-)
-@click.option(
-    "--exclude-self-pairs", is_flag=True, help="Show similarities without pairs of an instruction and itself."
-)
+@optional("--rows", POSITIONS, "prompt if captured", "Count prompt tokens, response tokens or both.")
+@click.option("--exclude-self-pairs", is_flag=True, help="Leave pairs of an instruction with itself out.")
 @optional("--tuned", None, None, "Compare with this archive of the fine-tuned model.", metavar="ARCHIVE")
 @optional("--instruction", None, None, "Show this instruction in figure 6. Repeatable.", multiple=True, metavar="ID")
 @option("--tokens", click.Choice(["all", "content"]), "all", "Count all tokens, or only the instruction's own text.")
-@option(
-    "--special-tokens",
-    click.Choice(["count", "leave-out"]),
-    "count",
-    "Count BOS and template markers, or leave them out.",
-)
+@option("--special-tokens", SPECIAL_TOKENS, "count", "Count BOS and chat template markers, or leave them out.")
 @optional("--special-token-id", COUNT, "those the archive lists", "Leave this token id out. Repeatable.", multiple=True)
 @optional("--match-tokens/--no-match-tokens", None, "if possible", "Repeat the measures at equal length.", default=None)
 @optional("--matched-tokens", AT_LEAST_1, "shortest length from 8 on", "Subsample instructions to this many tokens.")

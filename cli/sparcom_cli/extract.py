@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,11 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
 
     Exit status 1 if any instruction failed or was cancelled.
     """
+    from sparcom_data.archive import open_archive
     from sparcom_data.create import require_new_name
     from sparcom_data.errors import InvalidInputError
     from sparcom_data.instructions.files import default_dataset_name, read_instructions
+    from sparcom_data.schema import State
     from sparcom_extractor.launch.model_files import check_model, lacks_chat_template
     from sparcom_extractor.prompts import NO_TEMPLATE, check_formats
     from sparcom_extractor.settings import EngineSettings
@@ -67,7 +69,10 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     if progress.storage_wait_seconds >= MIN_SHOWN_WAIT_SECONDS:
         click.echo(f"  the engine waited {progress.storage_wait_seconds:.1f} s for storage", err=True)
     if progress.failed:
-        print_failures(_failures(output), progress.failed)
+        archive = open_archive(output)
+        table = zip(archive.instructions.id, archive.instructions.state, archive.strings("error"), strict=True)
+        failures = [(instruction_id, error) for instruction_id, state, error in table if state == State.FAILED]
+        print_failures(failures, progress.failed)
     raise SystemExit(1 if progress.failed or progress.cancelled else 0)
 
 
@@ -88,15 +93,3 @@ async def _run(settings: EngineSettings, prepare: Callable[[CaptureEngine], Extr
             )
     finally:
         await engine.close()
-
-
-def _failures(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (id, error) of the archive's failed instructions."""
-    from sparcom_data.archive import open_archive
-    from sparcom_data.schema import State
-
-    archive = open_archive(path)
-    table = archive.instructions
-    for instruction_id, state, error in zip(table.id, table.state, archive.strings("error"), strict=True):
-        if state == State.FAILED:
-            yield instruction_id, error

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sparcom_hexainst.annotation.make import DataSet
 
 DATA = click.Path(exists=True, path_type=Path)
+KIND = click.Choice(["html", "csv"])
 
 
 @click.command()
@@ -22,13 +23,7 @@ DATA = click.Path(exists=True, path_type=Path)
 @click.option("--output", required=True, type=FILE, help="Write the form here; it must not exist yet.")
 @click.option("--sample", type=AT_LEAST_1, help="Draw this many instructions per category.", show_default="all")
 @click.option("--seed", default=0, help="Seed the sample and the order.")
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice(["html", "csv"]),
-    help="Write a web page or a table.",
-    show_default="csv if --output ends in .csv, else html",
-)
+@click.option("--format", "kind", type=KIND, help="Write a web page or a table.", show_default="by --output's name")
 def annotate(
     files: tuple[Path, ...], output: Path, sample: int | None, seed: int, kind: Literal["html", "csv"] | None
 ) -> None:

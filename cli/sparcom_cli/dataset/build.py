@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sparcom_data.instructions import Instruction
     from sparcom_hexainst.build.build import Matching, NaturalHalf
 
-TOLERANCE = 0.05
+TOLERANCE = click.FloatRange(0, 1, max_open=True)
+DEFAULT_TOLERANCE = 0.05
 
 
 @click.command()
@@ -23,9 +24,7 @@ TOLERANCE = 0.05
 @optional("--natural", PATH, "Hugging Face hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
 @option("--per-category", click.IntRange(1, 100), 100, "Take this many instructions per category and half.")
-@option(
-    "--skip", click.IntRange(0, 99), 0, "Skip this many per category, for disjoint files. Requires --synthetic-only."
-)
+@option("--skip", click.IntRange(0, 99), 0, "Skip this many per category first. Requires --synthetic-only.")
 @option("--seed", int, 0, "Seed the draw from the sources.")
 @click.option(
     "--revision",
@@ -35,16 +34,9 @@ TOLERANCE = 0.05
     help="Read a hub source (flan, humaneval, triviaqa, alpaca, math500) at this commit. Repeatable.",
 )
 @click.option("--match-length", is_flag=True, help="Keep the largest subset with equal token counts in all categories.")
-@optional("--tokenizer", PATH, None, "Count tokens with the tokenizer in this folder. For --match-length.")
-@optional(
-    "--length-tolerance",
-    click.FloatRange(0, 1, max_open=True),
-    str(TOLERANCE),
-    "Let lengths of equal rank differ by this fraction; 0 for equal lengths. For --match-length.",
-)
-@click.option(
-    "--within-halves", is_flag=True, help="Match each half separately to balance sources. For --match-length."
-)
+@optional("--tokenizer", PATH, None, "Count tokens with the tokenizer in this folder.")
+@optional("--length-tolerance", TOLERANCE, str(DEFAULT_TOLERANCE), "Let lengths of equal rank differ by this share.")
+@click.option("--within-halves", is_flag=True, help="Match the lengths of each half separately.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file with other content.")
 def build(
     output: Path,
@@ -74,6 +66,7 @@ def build(
     from sparcom_data.instructions import check_batch
     from sparcom_hexainst.build.build import Matching, as_lines, natural_instructions, write_new
     from sparcom_hexainst.build.synthetic import synthetic_instructions
+    from sparcom_hexainst.categories import CATEGORIES
 
     instructions = synthetic_instructions(per_category, skip)
     half = None if synthetic_only else _natural_half(natural, _by_source(revisions))
@@ -84,10 +77,14 @@ def build(
             click.echo(f"{source} was read at commit {commit}")
     check_batch(instructions)  # a prepared file may repeat an id of the synthetic half
     if match_length and tokenizer is not None:
-        tolerance = TOLERANCE if length_tolerance is None else length_tolerance
+        tolerance = DEFAULT_TOLERANCE if length_tolerance is None else length_tolerance
         instructions = _match(instructions, Matching(tokenizer, tolerance, within_halves))
     fresh = write_new(output, as_lines(instructions), overwrite)
-    click.echo(f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {_counted(instructions)}")
+    halves = Counter(item.half for item in instructions)
+    click.echo(
+        f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {len(instructions)} instructions in "
+        f"{len(CATEGORIES)} categories, {' and '.join(f'{count} {half}' for half, count in halves.items())}"
+    )
 
 
 def _by_source(revisions: Sequence[str]) -> dict[str, str]:
@@ -116,8 +113,8 @@ def _natural_half(folder: Path | None, revisions: dict[str, str]) -> NaturalHalf
         if revisions:
             raise
         click.echo(
-            f"{error} Only the synthetic half is built. For the natural half, run this where the hub can be reached, "
-            "or give a folder with the sources' files (--natural DIR).",
+            f"{error} Only the synthetic half is built. For the natural half too, run this where the hub can be "
+            "reached, or give a folder with the sources' files (--natural DIR).",
             err=True,
         )
         return None
@@ -144,11 +141,3 @@ def _match(instructions: list[Instruction], matching: Matching) -> list[Instruct
     if any(len({counts[half, name] for name in CATEGORIES}) > 1 for half in halves):
         click.echo("Categories now differ in their sources; --within-halves keeps them balanced.", err=True)
     return kept
-
-
-def _counted(instructions: Sequence[Instruction]) -> str:
-    from sparcom_hexainst.categories import CATEGORIES, HALVES
-
-    counts = Counter(item.half for item in instructions)
-    halves = " and ".join(f"{counts[half]} {half}" for half in HALVES if counts[half])
-    return f"{len(instructions)} instructions in {len(CATEGORIES)} categories, {halves}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparcom_cli.shared.options import FILE, PATH
+from sparcom_cli.shared.options import FILE, PATH, optional
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,15 +20,8 @@ MIN_WIDTH = 88  # a narrower table would lose names or numbers; a narrower termi
 
 @click.command()
 @click.argument("files", nargs=-1, type=FILE)
-@click.option(
-    "--against",
-    multiple=True,
-    type=FILE,
-    help="Report texts that also occur in this file (a source, a test set, training data). Repeatable.",
-)
-@click.option(
-    "--tokenizer", type=PATH, help="Also count tokens with this tokenizer: a model's folder or a tokenizer.json."
-)
+@optional("--against", FILE, None, "Report texts that also occur in this file. Repeatable.", multiple=True)
+@optional("--tokenizer", PATH, None, "Also count tokens with this tokenizer.json, or that of a model's folder.")
 @click.option("--language", default="en", help="Expect texts in this language, ISO 639-1.")
 @click.option("--strict", is_flag=True, help="Fail on warnings and skipped checks as well as on errors.")
 @click.option("--all", "show_all", is_flag=True, help=f"Show all findings instead of {SHOWN_FINDINGS} per rule.")

@@ -65,14 +65,17 @@ def demo(
         raise click.UsageError("--moe-model, --tuned-model and --moe-tuned-model need --moe")
     started = time.monotonic()
     base = model or Path("models") / MODEL
-    pairs = [Pair(base, None, "demo", output / "report")]
+    tuned = (tuned_model or _sibling(base, "tuned")) if moe else None
+    pairs = [Pair(base, tuned, "demo", output / "report")]
     if moe:
         moe_base = moe_model or _sibling(base, "moe")
-        pairs = [
-            Pair(base, tuned_model or _sibling(base, "tuned"), "demo", output / "report"),
-            Pair(moe_base, moe_tuned_model or _sibling(moe_base, "tuned"), "demo-moe", output / "report-moe"),
-        ]
-    _require_distinct_names(pairs)
+        tuned = moe_tuned_model or _sibling(moe_base, "tuned")
+        pairs.append(Pair(moe_base, tuned, "demo-moe", output / "report-moe"))
+    names = [model.absolute().name for pair in pairs for model in pair.archives.values()]
+    if len(set(names)) < len(names):
+        raise InvalidInputError(
+            [f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"]
+        )
     _prepare_folder(output)
     instructions = output / "instructions.jsonl"
     _build(instructions)
@@ -85,8 +88,8 @@ def demo(
     archives = [[output / "data" / "archives" / f"{name}.zarr" for name in pair.archives] for pair in pairs]
     every = [path for paths in archives for path in paths]  # at once: importing transformers takes longest
     _sparcom("verify", *every, "--reference", "transformers", "--sample", "6")
-    for pair, (path, *tuned) in zip(pairs, archives, strict=True):
-        options = [part for archive in tuned for part in ("--tuned", archive)]
+    for pair, (path, *others) in zip(pairs, archives, strict=True):
+        options = [part for other in others for part in ("--tuned", other)]
         _sparcom("analyze", path, *options, "--epsilon", epsilon, "--output", pair.report)
     page = pairs[0].report / "report.html"
     if moe:
@@ -98,14 +101,6 @@ def demo(
 def _sibling(base: Path, ending: str) -> Path:
     """Return the default folder of a model made of `base`."""
     return Path("models") / f"{base.absolute().name}-{ending}"
-
-
-def _require_distinct_names(pairs: Sequence[Pair]) -> None:
-    names = [model.absolute().name for pair in pairs for model in pair.archives.values()]
-    if len(set(names)) < len(names):
-        raise InvalidInputError(
-            [f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"]
-        )
 
 
 def _build(file: Path, *options: str) -> None:
@@ -128,10 +123,8 @@ def _extract(pair: Pair, instructions: Path, output: Path) -> None:
     """Submit the instructions to one server of the base and the fine-tuned model."""
     with serving(list(pair.archives.values()), output, f"{pair.archive}-server.log") as url:
         for archive, model in pair.archives.items():
-            name = model.absolute().name
-            _sparcom(
-                "submit", "--server", url, "--model", name, "--input", instructions, "--archive", archive, "--wait"
-            )
+            target = ("--server", url, "--model", model.absolute().name, "--archive", archive)
+            _sparcom("submit", *target, "--input", instructions, "--wait")
 
 
 def _prepare_folder(output: Path) -> None:

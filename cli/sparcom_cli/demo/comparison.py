@@ -43,10 +43,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     dense, moe = (Metrics.model_validate_json((folder / "metrics.json").read_bytes()) for folder in folders)
     if dense.isn_alteration is None or moe.ise_alteration is None or moe.archive.moe is None:
         raise InvalidInputError(
-            [
-                "the page compares a dense model and an MoE model, each with its fine-tuned model; analyze both with "
-                "--tuned first"
-            ]
+            ["the page compares a dense and an MoE model, each base and tuned; analyze both with --tuned first"]
         )
     columns = [(title, view, folders[at > 0], end) for at, (title, view, end) in enumerate(_populations(dense, moe))]
     environment = Environment(
@@ -95,8 +92,9 @@ def _populations(dense: Metrics, moe: Metrics) -> list[tuple[str, Metrics, str]]
     from sparcom_analysis.reading.populations import TITLES
     from sparcom_analysis.report.files import component_views
 
-    views = [(end, view) for end, view in component_views(moe).items() if view.component is not None]
-    return [("Dense model", dense, ""), *((f"MoE model: {TITLES[view.component]}", view, end) for end, view in views)]
+    parts = [(view.component, view, end) for end, view in component_views(moe).items()]
+    routed = [(f"MoE model: {TITLES[component]}", view, end) for component, view, end in parts if component is not None]
+    return [("Dense model", dense, ""), *routed]
 
 
 def _alterations(dense: Metrics, moe: Metrics) -> list[tuple[str, Any]]:

@@ -25,7 +25,7 @@ class ServerError(SparcomError):
 
 
 class Client:
-    """A connection to one server. Use it as a context manager."""
+    """A connection to one server, a context manager. Every method raises ServerError."""
 
     def __init__(self, server: str, *, poll_seconds: float = POLL_SECONDS, give_up: float = GIVE_UP_SECONDS) -> None:
         self.server = server.rstrip("/")
@@ -40,37 +40,23 @@ class Client:
         self._http.close()
 
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Submit an extraction; return the job as the server describes it.
-
-        Raises:
-            InvalidInputError: the server found problems in the batch.
-            ServerError: the server refused for another reason, or does not answer.
-        """
-        headers = {"Content-Type": "application/json"}
-        return self._call(
-            "POST", "/v1/extractions", content=json.dumps(body).encode(), headers=headers, timeout=SUBMIT_TIMEOUT
-        )
+        """Submit an extraction; return the job. Raises InvalidInputError if the server found problems in it."""
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return self._call("POST", "/v1/extractions", content=content, headers=headers, timeout=SUBMIT_TIMEOUT)
 
     def archive(self, name: str) -> dict[str, Any]:
         """Return the server's description of an archive."""
         return self._call("GET", f"/v1/archives/{quote(name, safe='')}")
 
     def delete_archive(self, name: str) -> None:
-        """Delete an archive from the server's disk.
-
-        Raises:
-            ServerError: the archive does not exist, a job uses it, or the server does not answer.
-        """
+        """Delete an archive from the server's disk; the server refuses while a job uses it."""
         self._call("DELETE", f"/v1/archives/{quote(name, safe='')}")
 
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Yield the job after each change, last in its final state.
 
         Follows the server's events. If the stream breaks or is unavailable, asks for the job once, waits, and tries
-        the stream again. Each answer holds the whole job, so nothing is lost.
-
-        Raises:
-            ServerError: the server does not answer for a minute, or no longer knows the job.
+        the stream again. Each answer holds the whole job, so nothing is lost. Gives up after a minute without one.
         """
         last_answer = time.monotonic()
         while True:

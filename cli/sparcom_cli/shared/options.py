@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -18,20 +18,29 @@ AT_LEAST_1 = click.IntRange(min=1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
+GRANULARITY = click.Choice(["token", "count"])
+PROMPT_FORMAT = click.Choice(["raw", "chat"])
+POSITIONS = click.Choice(["prompt", "response", "all"])
 SHARE = click.FloatRange(0, 1, min_open=True)
 
 
-def option(name: str, kind: click.ParamType[Any] | type | None, default: Any, text: str, **more: Any) -> Any:
+class Decorator(Protocol):
+    """Adds an option to a command."""
+
+    def __call__(self, command: Decorated, /) -> Decorated: ...
+
+
+def option(name: str, kind: click.ParamType[Any] | type | None, default: Any, text: str, **more: Any) -> Decorator:
     """Return an option with a default, which --help shows."""
     return click.option(name, type=kind, default=default, help=text, **more)
 
 
-def optional(name: str, kind: click.ParamType[Any] | None, shown: str | None, text: str, **more: Any) -> Any:
+def optional(name: str, kind: click.ParamType[Any] | None, shown: str | None, text: str, **more: Any) -> Decorator:
     """Return an option that is None unless given; --help shows `shown` as its default."""
     return click.option(name, type=kind, show_default=shown, help=text, **more)
 
 
-def combined(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+def combined(*options: Decorator) -> Decorator:
     """Return one decorator for several; --help lists options in the order given."""
 
     def decorate(command: Decorated) -> Decorated:
@@ -51,30 +60,10 @@ input_option = click.option(
 )
 server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
 extraction_options = combined(
-    option(
-        "--granularity",
-        click.Choice(["token", "count"]),
-        "token",
-        "Store one mask per token or one activation count per instruction and neuron.",
-    ),
-    option(
-        "--positions",
-        click.Choice(["prompt", "response", "all"]),
-        "prompt",
-        "Capture prompt tokens, response tokens or both.",
-    ),
-    option(
-        "--prompt-format",
-        click.Choice(["raw", "chat"]),
-        "raw",
-        "Tokenize the text as it is, or apply the chat template first.",
-    ),
-    option(
-        "--max-tokens",
-        int,
-        0,
-        "Generate up to this many response tokens, greedily. Requires --positions response or all.",
-    ),
+    option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per instruction and neuron."),
+    option("--positions", POSITIONS, "prompt", "Capture prompt tokens, response tokens or both."),
+    option("--prompt-format", PROMPT_FORMAT, "raw", "Tokenize the text as it is, or apply the chat template first."),
+    option("--max-tokens", int, 0, "Generate this many response tokens, greedily. For --positions response or all."),
     click.option("--no-special-tokens", is_flag=True, help="Omit the tokens that the tokenizer adds, such as BOS."),
 )
 engine_options = combined(
@@ -86,9 +75,7 @@ engine_options = combined(
     optional("--max-num-seqs", AT_LEAST_1, "64 on CPU, vLLM's on GPU", "Limit the concurrent requests."),
     optional("--gpu-memory-utilization", SHARE, "vLLM's", "Use this fraction of the GPU's memory."),
     optional("--kv-cache-gib", click.FloatRange(0, min_open=True), "2 on CPU", "Set the size of the KV cache in GiB."),
-    optional(
-        "--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer over this many processes: GPUs or CPU cores."
-    ),
+    optional("--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer over this many GPUs or CPUs."),
     optional("--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; one on CPU."),
 )
 

@@ -47,14 +47,10 @@ def print_failures(failures: Iterable[tuple[str, str]], total: int) -> None:
         click.echo(f"  and {total - len(shown):,} more; see instruction/error in the archive", err=True)
 
 
-def format_number(value: float | None) -> str:
-    """Return three decimals, or "n/a" where there is no value."""
-    return "n/a" if value is None else f"{value:.3f}"
-
-
 def format_table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[float | None]]]) -> list[str]:
-    """Return aligned lines: the header, then one line per (label, values)."""
-    cells = [("", list(header)), *((label, list(map(format_number, values))) for label, values in rows)]
+    """Return aligned lines: the header, then one line per (label, values) with three decimals, or "n/a" for None."""
+    cells = [("", list(header))]
+    cells += [(label, ["n/a" if value is None else f"{value:.3f}" for value in values]) for label, values in rows]
     left = max(len(label) for label, _ in cells)
     widths = [max(MIN_CELL_WIDTH, len(name)) for name in header]
     return [
