@@ -34,7 +34,7 @@ from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.origins import prompt_warnings
 from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
 from sparcom_extractor.protocol import FinishedRequest, Plan, PollReply, from_wire, to_wire
-from sparcom_extractor.ranks import RankAnswers
+from sparcom_extractor.ranks import RankReplies
 from sparcom_extractor.vllm_surface.engine import CompletionLike
 
 POLL_SECONDS = 1.0  # each poll commits; at 0.25 the commits took 1 % of a small machine
@@ -130,7 +130,7 @@ class Extraction:
         self._session = uuid.uuid4().hex
         self._cancelled = False
         self._requests: asyncio.Task[None] | None = None
-        self._ranks = RankAnswers()
+        self._ranks = RankReplies()
         self._unreported: list[FinishedRequest] = []
         self._outputs: dict[int, tuple[NDArray[np.int32], str]] = {}  # expected token ids (rows,) and response
         self._failures: dict[int, str] = {}

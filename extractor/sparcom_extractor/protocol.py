@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -25,13 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Says where the rows of one request go: position p, begin <= p < end, is row `row + p - begin` of the token axis.
+    """Where the rows of one request go: position p, begin <= p < end, is row `row + p - begin` of the token axis.
 
-    Attributes:
-        session: name of the capture session.
-        index: of the instruction in its archive.
-        length_unknown: the request may end before `end`. The engine may compute one row past its end.
-        prompt: tokens of the prompt, for errors; -1 if unknown.
+    index: of the instruction in its archive. prompt: its number of tokens, for errors; -1 if unknown.
+    length_unknown: the request may end before `end`; the engine may compute one row past its end.
     """
 
     session: str
@@ -49,11 +46,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """Reports that one instruction has run.
+    """An instruction that has run, with `capacity` rows reserved from `row` on.
 
-    Attributes:
-        row: first row of the instruction on the token axis. capacity: rows reserved there.
-        length: rows that count; -1 if the instruction failed and its rows are dropped.
+    length: number of rows that count; -1 if the instruction failed and its rows are dropped.
     """
 
     index: int
@@ -89,12 +84,10 @@ class SessionError:
 
 @dataclass(frozen=True, slots=True)
 class PollReply:
-    """Everything that happened in a session since the previous poll.
+    """What happened in a session since the previous poll, and totals.
 
-    Attributes:
-        drained: after the last request: everything is on disk.
-        backpressure_seconds: total time that delivery waited for the writer.
-        rows: total rows delivered, including those computed again after a preemption.
+    drained: everything is on disk, after the last request. rows: delivered, including rows computed again after a
+    preemption. backpressure_seconds: time that delivery waited for the writer.
     """
 
     completed: tuple[DurableInstruction, ...] = ()
@@ -107,14 +100,11 @@ class PollReply:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDescription:
-    """Describes what one worker process captures.
+    """What one worker process captures, or the refusal of a model that cannot be captured.
 
-    Attributes:
-        refusal: why the model cannot be captured; all other fields are then empty.
-        layer_ids: layers with a dense FFN. neurons: neurons of each, over all ranks.
-        fusion: how activation outputs are made, see `install_all`.
-        mode: facts about the engine, e.g. model runner and CUDA graph mode.
-        memory: bytes that capture holds, by purpose.
+    layer_ids: layers with a dense FFN of `neurons`, counted over all ranks.
+    fusion: how activation outputs are made, see `install_all`.
+    mode: facts about the engine, e.g. model runner and CUDA graph mode. memory: bytes of capture, by purpose.
     """
 
     refusal: str | None = None
@@ -148,10 +138,5 @@ def to_wire(message: object) -> Any:
 
 
 def from_wire(kind: type[T], value: Any) -> T:
-    """Convert what `to_wire` made back to `kind`.
-
-    Raises:
-        pydantic.ValidationError: the value is not of that form, e.g. if it comes from another version.
-    """
-    result: T = _adapter(kind).validate_python(value)
-    return result
+    """Convert the result of `to_wire` back to `kind`; pydantic.ValidationError if it does not have that form."""
+    return cast("T", _adapter(kind).validate_python(value))

@@ -1,85 +1,80 @@
 """Counters on the device: how often each neuron was active at the rows of each running instruction.
 
-A running request holds a slot. After every step its new rows are added to it, on the step's stream, before the next
-step overwrites the masks; when the request has run, the slot leaves through the outbox and is free again. Beside the
-counts lies the mask of the last row: where the engine ran one step past a request's end before it knew, the writer
-takes that row off again. It does not know which rows are new; `capture/step.py` does.
+After every step the new rows of a request are added to its counter on the step's stream, before the next step
+overwrites the masks. When the request has run, its counts leave through the transfer queue and the counter is free.
+With them goes the mask of the last row: if the engine ran one step past a request's end, the writer subtracts that row.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.count_kernel import add_counts
-from sparcom_extractor.capture.ops.counts import check_pieces, cut_pieces
-from sparcom_extractor.capture.transfer.device import DeviceOutbox
-from sparcom_extractor.capture.transfer.outbox import Deliver
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
+from sparcom_extractor.capture.transfer.queue import Deliver
 
-SPARE_SLOTS = 16
+SPARE_COUNTERS = 16
+AddCounts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 class DeviceCounters:
-    """Slots of counters.
+    """Counters of a dense model with the masks `buffer`, for `requests` that run at once.
 
-    counts: int32 (slots, layers, neurons). last: uint8 (slots, layers, neuron_bytes).
+    counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
     """
 
-    def __init__(self, buffer: CaptureBuffer, outbox: DeviceOutbox, requests: int) -> None:
-        """
-        Args:
-            buffer: the masks of a step.
-            outbox: the way off its device.
-            requests: how many run at once.
-        """
-        _, layers, neuron_bytes = buffer.masks.shape
-        slots, device = requests + SPARE_SLOTS, buffer.masks.device
-        self._buffer, self._outbox = buffer, outbox
-        self.counts = torch.zeros((slots, layers, buffer.neurons), dtype=torch.int32, device=device)
-        self.last = torch.zeros((slots, layers, neuron_bytes), dtype=torch.uint8, device=device)
-        self._free = list(range(slots - 1, -1, -1))
+    def __init__(
+        self, buffer: MaskBuffer, queue: DeviceTransferQueue, requests: int, add_counts: AddCounts | None = None
+    ) -> None:
+        """add_counts: kernel that adds tiles of masks to counts; Triton's by default."""
+        from sparcom_extractor.capture.ops import count_kernel  # needs Triton
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the device."""
-        return self.counts.nbytes + self.last.nbytes
+        self._buffer, self._queue, self._kernel = buffer, queue, count_kernel
+        self._add_counts: AddCounts = add_counts or count_kernel.add_counts
+        self._size = requests + SPARE_COUNTERS
+        self._free: list[int] = []
+        self.counts = self.last = torch.empty(0)
+
+    def allocate(self) -> None:
+        """Allocate the counters once, for the first session that counts; torch.OutOfMemoryError without room."""
+        if not len(self.counts):
+            masks, shape = self._buffer.masks, (self._size, self._buffer.masks.shape[1])
+            counts = torch.zeros((*shape, self._buffer.neurons), dtype=torch.int32, device=masks.device)
+            self.last = torch.zeros((*shape, masks.shape[2]), dtype=torch.uint8, device=masks.device)
+            self.counts, self._free = counts, list(range(self._size))
 
     def take(self, number: int) -> NDArray[np.int64]:
-        """So many slots, set to zero: int64 (number,).
-
-        Raises:
-            RuntimeError: more requests hold slots than run at once.
-        """
+        """Return `number` zeroed counters: int64 (number,), indices."""
         if number > len(self._free):
             raise RuntimeError(
                 f"requests that run hold the {len(self.counts)} counters; {number} more were asked for, and "
                 f"{len(self._free)} are free. Report the vLLM version and max_num_seqs"
             )
-        slots = np.array([self._free.pop() for _ in range(number)], dtype=np.int64)
-        chosen = self._outbox.upload(slots)
-        self._outbox.launch(lambda: self.counts.index_fill_(0, chosen, 0))
-        return slots
+        counters = np.array([self._free.pop() for _ in range(number)], dtype=np.int64)
+        uploaded = self._queue.upload(counters)
+        self._queue.launch(lambda: self.counts.index_fill_(0, uploaded, 0))
+        return counters
 
-    def give_back(self, slot: int) -> None:
-        """The slot is free; what is enqueued already reads it first."""
-        self._free.append(slot)
+    def give_back(self, counter: int) -> None:
+        """Free a counter; reads that are enqueued already come first."""
+        self._free.append(counter)
 
-    def add(self, first: NDArray[np.int64], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        """Add rows [first, first + rows) of the step to the slots; int64 (n,) each."""
-        pieces = cut_pieces(first, rows, slots)
-        check_pieces(pieces, len(self._buffer.masks), len(self.counts))
-        uploaded = self._outbox.upload(pieces)
-        self._outbox.launch(lambda: add_counts(self._buffer.masks, uploaded, self.counts))
+    def add_rows(self, first: NDArray[np.int64], rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
+        """Add rows [first, first + rows) of the step to the counters; int64 (n,) each."""
+        tiles = self._kernel.split_runs(first, rows, counters)
+        self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
+        uploaded = self._queue.upload(tiles)
+        self._queue.launch(lambda: self._add_counts(self._buffer.masks, uploaded, self.counts))
 
-    def keep_last(self, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        """Keep the masks of these rows of the step as the slots' last; int64 (n,) each."""
-        source, target = self._outbox.upload(rows), self._outbox.upload(slots)
-        self._outbox.launch(
-            lambda: self.last.index_copy_(0, target, self._buffer.masks.index_select(0, source)),
-        )
+    def keep_last(self, rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
+        """Keep the masks of these rows of the step as the counters' last; int64 (n,) each."""
+        source, target = self._queue.upload(rows), self._queue.upload(counters)
+        self._queue.launch(lambda: self.last.index_copy_(0, target, self._buffer.masks.index_select(0, source)))
 
-    def send(self, slot: int, deliver: Deliver) -> None:
-        """Let a slot leave: [counts (layers, neurons), last (layers, neuron_bytes)]."""
-        self._outbox.send([self.counts[slot], self.last[slot]], deliver)
+    def send(self, counter: int, deliver: Deliver) -> None:
+        """Send a counter: [counts (layers, neurons), last (layers, neuron_bytes)]."""
+        self._queue.send([self.counts[counter], self.last[counter]], deliver)

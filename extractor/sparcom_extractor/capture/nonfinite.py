@@ -1,7 +1,6 @@
-"""Which instructions of a step have a gate that is NaN or infinite, and the sentence that says where.
+"""Finds instructions with a gate or routing weight that is NaN or infinite.
 
-Such a gate is not above the threshold, or above it by an overflow: its neuron would count as inactive or active without
-having been computed. It does not know how gates are looked at: the buffers' flags say which rows and layers.
+Such a gate compares as inactive, or as active by an overflow: its neuron would count without having been computed.
 """
 
 from __future__ import annotations
@@ -11,57 +10,45 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.ops.buffers import LayerName
+from sparcom_extractor.capture.discovery.describe import LayerName
 from sparcom_extractor.writer.session import RowFault
 from sparcom_extractor.writer.sinks import RowRange
 
 
-class NonfiniteRows:
-    """Makes faults of flags. columns: the layers of the flags, in their order."""
+def find_faults(
+    names: Sequence[LayerName],
+    ranges: Sequence[RowRange],
+    prompts: NDArray[np.int64],
+    nonfinite: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+) -> dict[int, RowFault]:
+    """Return the first fault of each instruction that has one, by its index.
 
-    def __init__(self, columns: Sequence[LayerName]) -> None:
-        self._columns = columns
-        self._order = np.argsort([name.number for name in columns], kind="stable")
-
-    def find(
-        self,
-        segments: Sequence[RowRange],
-        prompts: NDArray[np.int64],
-        flags: NDArray[np.uint8],
-        positions: NDArray[np.int64],
-    ) -> dict[int, RowFault]:
-        """The first fault of each instruction that has one, by its index.
-
-        Args:
-            segments: of one session. prompts: int64 (segments,), tokens of each one's prompt, -1 where not known.
-            flags: uint8 (rows, layers). positions: int64 (rows,), of each row within its sequence.
-        """
-        if not flags.any():
-            return {}
-        faults = {}
-        for segment, prompt in zip(segments, prompts.tolist(), strict=True):
-            own = flags[segment.source : segment.source + segment.rows]
-            wrong = np.flatnonzero(own.any(axis=1))
-            if len(wrong):
-                row = int(wrong[0])
-                place = _place(int(positions[segment.source + row]), prompt)
-                faults[segment.index] = RowFault(segment.offset + row, self._reason(own[row], place))
-        return faults
-
-    def _reason(self, flags: NDArray[np.uint8], place: str) -> str:
-        found = [self._columns[column] for column in self._order if flags[column]]
-        what = "weights or logits" if found[0].component == "router" else "gates"
-        others = f", and {len(found) - 1} more of its layers have" if len(found) > 1 else ""
-        return (
-            f"every gate and routing weight of a token must be a finite number; {found[0]} has {what} that are NaN or "
-            f"infinite at {place}{others}. Check the model's weights; where a model overflows in float16 use dtype "
-            "'bfloat16' or 'float32'"
-        )
+    Args:
+        names: layers of the flags, in their order.
+        ranges: rows of one session. prompts: int64 (ranges,), tokens of each one's prompt, -1 if unknown.
+        nonfinite: uint8 (rows, layers), flags. positions: int64 (rows,), position of each row within its sequence.
+    """
+    if not nonfinite.any():
+        return {}
+    faults = {}
+    for item, prompt in zip(ranges, prompts.tolist(), strict=True):
+        own = nonfinite[item.source : item.source + item.rows]
+        if own.any():
+            row = int(own.any(axis=1).argmax())
+            found = sorted((names[layer] for layer in np.flatnonzero(own[row])), key=lambda name: name.number)
+            reason = _reason(found, int(positions[item.source + row]), prompt)
+            faults[item.index] = RowFault(item.offset + row, reason)
+    return faults
 
 
-def _place(position: int, prompt: int) -> str:
-    if prompt < 0:
-        return f"position {position}"
-    if position < prompt:
-        return f"position {position} of the prompt"
-    return f"position {position - prompt} of the response"
+def _reason(found: Sequence[LayerName], position: int, prompt: int) -> str:
+    values = "weights or logits" if found[0].component == "router" else "gates"
+    others = f", and {len(found) - 1} more of its layers have" if len(found) > 1 else ""
+    part = "" if prompt < 0 else " of the prompt" if position < prompt else " of the response"
+    number = position - prompt if 0 <= prompt <= position else position
+    return (
+        f"every gate and routing weight of a token must be a finite number; {found[0]} has {values} that are NaN or "
+        f"infinite at position {number}{part}{others}. Check the model's weights; where a model overflows in float16 "
+        "use dtype 'bfloat16' or 'float32'"
+    )

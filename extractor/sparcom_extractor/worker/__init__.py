@@ -1,20 +1,19 @@
-"""Worker classes for vLLM's platforms. vLLM is told their names (`worker_cls`) and makes them in its processes."""
+"""Worker classes for vLLM's platforms; vLLM gets their names as `worker_cls` and makes them in its processes."""
 
-CPU_WORKER = "sparcom_extractor.worker.cpu.CaptureCPUWorker"
-GPU_WORKER = "sparcom_extractor.worker.gpu.CaptureGPUWorker"
+WORKER_CLASSES = {
+    "cpu": "sparcom_extractor.worker.cpu.CaptureCPUWorker",
+    "cuda": "sparcom_extractor.worker.gpu.CaptureGPUWorker",
+}
 
 
 def worker_class(device_type: str) -> str:
-    """Name of the worker class for a platform's device type, `cpu` or `cuda`.
+    """Return the name of the worker class for a platform's device type.
 
     Raises:
-        UnsupportedModelError: another platform.
+        UnsupportedModelError: neither `cpu` nor `cuda`.
     """
     from sparcom_data.errors import UnsupportedModelError
 
-    try:
-        return {"cpu": CPU_WORKER, "cuda": GPU_WORKER}[device_type]
-    except KeyError:
-        raise UnsupportedModelError(
-            f"capture runs on the vLLM platforms cpu and cuda; this one is {device_type!r}"
-        ) from None
+    if device_type not in WORKER_CLASSES:
+        raise UnsupportedModelError(f"capture runs on the vLLM platforms cpu and cuda; this one is {device_type!r}")
+    return WORKER_CLASSES[device_type]

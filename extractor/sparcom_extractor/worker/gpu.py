@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from sparcom_extractor.capture.transfer.device import CudaStreams
+from sparcom_extractor.capture.transfer.streams import CudaStreams
 from sparcom_extractor.worker.device import DeviceCaptureMixin
 
 

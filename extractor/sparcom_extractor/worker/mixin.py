@@ -1,10 +1,10 @@
-"""What a vLLM worker does more when it captures; the platform's own worker does everything else.
+"""Adds capture to a vLLM worker class.
 
-    load_model      then find the gated FFNs and the experts and put capture into each, before profiling and compilation
-    execute_model   then send the rows of the step on their way to their session
-    sparcom_…       called through `collective_rpc`, by name, with plain types: no pickle on the wire
+    load_model      then find the captured layers and install capture, before profiling and compilation
+    execute_model   then send the rows of the step on their way to their sessions
+    sparcom_…       called by name through `collective_rpc`, with plain types: no pickle on the wire
 
-Nothing is patched: vLLM takes the class by name for one engine, and other engines on the machine stay as they are.
+Nothing is patched: vLLM takes the class by name for one engine; other engines on the machine stay as they are.
 """
 
 from __future__ import annotations
@@ -14,208 +14,208 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparcom_data.errors import SparcomError, UnsupportedModelError
+from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
 from sparcom_extractor.capture.discovery.findings import Findings, find_captured
-from sparcom_extractor.capture.ops.buffer import check_writes
-from sparcom_extractor.capture.ops.buffers import StepBuffers
 from sparcom_extractor.capture.ops.install import install_all
-from sparcom_extractor.capture.rows import batch_rows, refuse_engine
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue, TransferQueue
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
 from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
+from sparcom_extractor.vllm_surface.config import VllmConfigLike, max_rows_per_step, refuse_engine
+from sparcom_extractor.vllm_surface.runner import ModelRunnerLike, SchedulerOutputLike, batch_rows
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-MOST_OF_MEMORY = 0.5  # that sums of running requests may take
+MAX_MEMORY_FRACTION = 0.5  # of the machine's, for the counts of running requests
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCapture:
+    """Capture of a loaded model. found: its captured layers. fusion: how activation outputs are made."""
+
+    found: Findings
+    fusion: str
+    steps: StepCapture
 
 
 class CaptureMixin:
     """Put before a platform's worker class in the bases."""
 
-    vllm_config: Any
-    model_runner: Any
-    device: Any
+    vllm_config: VllmConfigLike
+    model_runner: ModelRunnerLike
+    device: torch.device
     use_v2_model_runner: bool
-
-    _refusal: str | None = None
-    _capture: StepCapture | None = None
-    _found: Findings
-    _buffers: StepBuffers
-    _product: str
+    _capture: WorkerCapture | str = "no model is loaded"  # the string: why nothing can be captured
     _steps = 0
     _overhead_seconds = 0.0
 
+    @property
+    def capture(self) -> WorkerCapture:
+        """Capture of the loaded model; UnsupportedModelError if it cannot be captured."""
+        if isinstance(self._capture, str):
+            raise UnsupportedModelError(self._capture)
+        return self._capture
+
+    @property
+    def open_sessions(self) -> tuple[str, ...]:
+        """Names of the sessions that are open."""
+        return self.capture.steps.open_sessions
+
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load the model, then install capture. A model that cannot be captured is kept and refused by describe:
+        """Load the model, then install capture. `sparcom_describe` refuses a model that cannot be captured:
         an exception here would reach the user as "engine core initialization failed"."""
         from sparcom_extractor.worker.loading import checked_loading  # imports much of vLLM
 
         with checked_loading(self.vllm_config):
             super().load_model(*args, **kwargs)  # type: ignore[misc]
         try:
-            self._install_capture()
+            self._capture = self._install_capture()
         except UnsupportedModelError as error:
-            self._refusal = str(error)
+            self._capture = str(error)
 
-    def _install_capture(self) -> None:
+    def _install_capture(self) -> WorkerCapture:
         config, model = self.vllm_config, self.model_runner.get_model()
         if refusal := refuse_engine(config) or getattr(model, "sparcom_refusal", None):  # see CheckedLoader
             raise UnsupportedModelError(refusal)
-        own = range(*config.model_config.get_layers_start_end_indices(config.parallel_config))
-        self._found = find_captured(model, own)
-        refuse_model(config, self._found)
-        buffers = StepBuffers(most_rows(config), widths_here(self._found), self.device)
-        self._product = install_all(model, self._found, buffers, config.model_config.dtype)
+        found = find_captured(model, range(*config.model_config.get_layers_start_end_indices(config.parallel_config)))
+        refuse_model(config, found)
+        buffers = StepBuffers(max_rows_per_step(config), widths_here(found), self.device)
+        fusion = install_all(model, found, buffers, config.model_config.dtype)
         if isinstance(config.additional_config, SubprocessBootstrap):  # part of the key of vLLM's compilation cache
-            config.additional_config.fusion = self._product  # in place: inner models hold it too
-        self._buffers = buffers
-        self._capture = StepCapture(buffers, self._make_outbox(buffers))
+            config.additional_config.fusion = fusion  # in place: inner models hold it too
+        return WorkerCapture(found, fusion, StepCapture(buffers, *self._make_transfer(buffers)))
 
-    def _make_outbox(self, buffers: StepBuffers) -> Outbox:
-        """The way from the buffers to the sessions."""
-        return HostOutbox()
+    def _make_transfer(self, buffers: StepBuffers) -> tuple[TransferQueue, DeviceCounters | None]:
+        """Return the queue from the buffers to the sessions, and counters if rows are counted before they leave."""
+        return HostTransferQueue(), None
 
-    def _make_counters(self) -> None:
-        """Prepare for sessions that count; on the host they count what comes to them."""
-
-    def execute_model(self, scheduler_output: Any) -> Any:
-        """One step; the rows of captured requests go to their sessions before the step's sampling."""
-        if self._capture is None:
+    def execute_model(self, scheduler_output: SchedulerOutputLike) -> Any:
+        """Run one step and send the rows of captured requests, before the step's sampling."""
+        if isinstance(self._capture, str):
             return super().execute_model(scheduler_output)  # type: ignore[misc]
-        began = time.perf_counter()
-        self._capture.before_step(scheduler_output)
+        steps, began = self._capture.steps, time.perf_counter()
+        steps.before_step(scheduler_output)
         model_began = time.perf_counter()
         output = super().execute_model(scheduler_output)  # type: ignore[misc]
         model_ended = time.perf_counter()
-        if self._capture.active and scheduler_output.total_num_scheduled_tokens:
-            self._capture.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
+        if steps.active and scheduler_output.total_num_scheduled_tokens:
+            steps.after_step(batch_rows(self.model_runner, scheduler_output, v2=self.use_v2_model_runner))
         self._steps += 1
         self._overhead_seconds += time.perf_counter() - model_ended + model_began - began
         return output
 
     def shutdown(self) -> None:
-        """Let what was sent arrive, then shut down as the platform's worker does."""
-        if self._capture is not None:
-            self._capture.shutdown()
+        """Deliver what was sent, then shut down as the platform's worker does."""
+        if not isinstance(self._capture, str):
+            self._capture.steps.shutdown()
         super().shutdown()  # type: ignore[misc]
 
     def sparcom_describe(self) -> Any:
-        """What can be captured here: `refusal`, or the layers, their widths and their activation; how it is done, see
-        `install_all`; the mode that the worker has settled on; and what capture holds of the device's and the host's
-        memory."""
-        if refusal := self._refusal or self._try_step():
+        """Return a `WorkerDescription` on the wire: a refusal, or what is captured and how."""
+        refusal = self._capture if isinstance(self._capture, str) else self._try_step()
+        if refusal is not None:
             return to_wire(WorkerDescription(refusal=refusal))
+        graphs, steps = self.vllm_config.compilation_config.cudagraph_mode, self.capture.steps
         mode = {
             "model_runner": "V2" if self.use_v2_model_runner else "V1",
-            "cudagraph_mode": str(getattr(self.vllm_config.compilation_config.cudagraph_mode, "name", "NONE")),
+            "cudagraph_mode": str(getattr(graphs, "name", "NONE")),
         }
-        found = describe_found(self._found)
-        return to_wire(replace(found, fusion=self._product, mode=mode, memory=self._memory()))
+        memory = {"step_buffer_bytes": steps.buffers.nbytes} | steps.queue.memory()
+        found = describe_found(self.capture.found)
+        return to_wire(replace(found, fusion=self.capture.fusion, mode=mode, memory=memory))
 
     def _try_step(self) -> str | None:
-        """Run one token that is nobody's, as vLLM does between steps, and check what the layers wrote.
+        """Return why a step of one token that belongs to no request, as vLLM runs between steps, was not captured.
 
-        Returns the reason why this model cannot be captured, or None: layers that run several times per step, or in a
-        shape that capture does not know, are found here and not by the first request.
+        Layers that run several times per step, or in an unknown shape, are found here and not by the first request.
         """
-        self._buffers.clear()
+        buffers = self.capture.steps.buffers
+        buffers.clear()
         try:
             self.execute_dummy_batch()  # type: ignore[attr-defined]
         except Exception as error:  # noqa: BLE001  every step is checked all the same
-            _log.warning("the trial step did not run: %s: %s", type(error).__name__, error)
+            logger.warning("the trial step did not run: %s: %s", type(error).__name__, error)
             return None
-        names = [str(name) for name in self._buffers.widths.columns()]
+        names = [str(name) for name in buffers.widths.columns()]
         try:
-            check_writes(self._buffers.writes.cpu().numpy(), 1, names, padded=True)
+            check_write_counters(buffers.write_counters.cpu().numpy(), 1, names, padded=True)
         except RuntimeError as error:
-            return f"a trial step of one token failed: {self._buffers.problem or error}. Use another model"
+            return f"a trial step of one token failed: {buffers.problem or error}. Use another model"
         return None
 
-    def _memory(self) -> dict[str, int]:
-        return {"step_buffer_bytes": self._buffers.nbytes}
-
     def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
-        """Begin to write the archive at `path`, which must have this run id; returns an error or None."""
-        assert self._capture is not None  # noqa: S101  (engines that refuse are closed before this)
+        """Begin to write the archive at `path`, which must have this run id; return an error or None."""
         try:
             parts, instructions = archive_parts(Path(path), self._place(), run)
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
-        counts = any(part.target.dtype == "uint32" for part in parts)
-        if counts and self._capture.counters is None:
-            try:
-                self._make_counters()
-            except torch.OutOfMemoryError as error:
-                return (
-                    f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
-                    "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
-                )
-        requests = int(self.vllm_config.scheduler_config.max_num_seqs)
-        if counts and self._capture.counters is None and (refusal := too_much_to_count(parts, requests)):
-            return refusal
-        requests = 0 if counts else requests
-        self._capture.open(session, CaptureSession(parts, instructions, requests=requests))
+        requests = self.vllm_config.scheduler_config.max_num_seqs
+        if any(part.target.dtype == "uint32" for part in parts):
+            if refusal := self._refuse_counting(parts, requests):
+                return refusal
+            requests = 0  # running requests hold no chunks: each writes one row at its end
+        self.capture.steps.open(session, CaptureSession(parts, instructions, requests=requests))
+        return None
+
+    def _refuse_counting(self, parts: Sequence[ArrayPart], requests: int) -> str | None:
+        counters = self.capture.steps.counters
+        if counters is None:
+            return refuse_host_counts(parts, requests)
+        try:
+            counters.allocate()
+        except torch.OutOfMemoryError as error:
+            return (
+                f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
+                "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
+            )
         return None
 
     def _place(self) -> Place:
-        """Which process of the engine this is."""
-        parallel = self.vllm_config.parallel_config
-        rank = int(parallel.rank) % int(parallel.tensor_parallel_size)
+        parallel, found = self.vllm_config.parallel_config, self.capture.found
+        rank = parallel.rank % parallel.tensor_parallel_size
         if parallel.pipeline_parallel_size == 1:
             return Place(rank)
-        dense, moe = ([item.layer_id for item in items] for items in (self._found.dense, self._found.moe))
-        return Place(rank, dense, moe)
+        return Place(rank, *([item.layer_id for item in layers] for layers in (found.dense, found.moe)))
 
     def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
-        """Settle instructions [index, row, capacity, length], say whether that is all, and hear what became durable."""
-        assert self._capture is not None  # noqa: S101
+        """Take the `FinishedRequest`s on the wire, and whether they are the last; return a `PollReply` on the wire."""
+        steps = self.capture.steps
         if finished:
-            self._capture.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
+            steps.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
         if last:
-            self._capture.end_input(session)
-        return to_wire(self._capture.poll(session))
+            steps.end_input(session)
+        return to_wire(steps.poll(session))
 
     def sparcom_close(self, session: str) -> None:
         """Forget the session; rows that still come for it are dropped."""
-        assert self._capture is not None  # noqa: S101
-        self._capture.close(session)
+        self.capture.steps.close(session)
 
     def sparcom_statistics(self) -> Any:
         """Return `WorkerStatistics` on the wire."""
-        return to_wire(self._statistics())
+        queue = self.capture.steps.queue
+        totals = (self._steps, self._overhead_seconds, queue.backpressure_seconds, queue.sent_bytes)
+        return to_wire(WorkerStatistics(*totals))
 
-    def _statistics(self) -> WorkerStatistics:
-        return WorkerStatistics(steps=self._steps, overhead_seconds=self._overhead_seconds)
 
-
-def too_much_to_count(parts: Sequence[ArrayPart], requests: int) -> str | None:
-    """Why so many requests cannot be counted at once on this machine, or None.
-
-    Where counts are made on the host a sum is held for every running request: of a mixture of experts with 2 million
-    neurons 8 MB.
-    """
+def refuse_host_counts(parts: Sequence[ArrayPart], requests: int) -> str | None:
+    """Return why the host cannot hold the counts of so many requests, or None. 2 million neurons take 8 MB each."""
     needed = requests * sum(4 * math.prod(part.row) for part in parts)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed <= MOST_OF_MEMORY * memory:
+    if needed <= MAX_MEMORY_FRACTION * memory:
         return None
     return (
         f"counting holds a number for each neuron and running request: {needed / 2**30:,.1f} GiB for {requests} "
         f"requests, and this machine has {memory / 2**30:,.1f}. Serve the model with a lower max_num_seqs, or choose "
         "granularity 'token'"
     )
-
-
-def most_rows(config: Any) -> int:
-    """The most rows that a step of an engine of this configuration (vLLM's) computes, padding of graphs included."""
-    graphs = getattr(config.compilation_config, "max_cudagraph_capture_size", None) or 0
-    return max(int(config.scheduler_config.max_num_batched_tokens), int(graphs))

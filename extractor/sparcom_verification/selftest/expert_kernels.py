@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from sparcom_extractor.capture.discovery.activations import SILU
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.op import run_kernel
-from sparcom_extractor.capture.ops.reference import pack_signs_numpy
-from sparcom_extractor.capture.ops.routes import RouteBuffer
+from sparcom_extractor.capture.ops.activation_reference import Numerics, pack_signs
+from sparcom_extractor.capture.ops.captured_activation import LayerCapture, run_kernel
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
 from sparcom_verification.selftest.kernels import different_values, make_gate_up, vllm_activations
 from sparcom_verification.selftest.results import Check
 
@@ -90,9 +89,8 @@ class _Case:
         self, device: torch.device, dtype: torch.dtype, rows: int, choices: int, neurons: int, draw: torch.Generator
     ) -> None:
         self._draw, self.rows = draw, rows
-        self.buffer = CaptureBuffer(rows, 2, neurons, device, choices=choices)
-        self.buffer.attach(1, SILU, "kernel", torch.nn.Identity())
-        self.layer = torch.tensor(1, device=device)
+        self.buffer = MaskBuffer(rows, 2, neurons, device, top_k=choices)
+        self.capture = LayerCapture(self.buffer, 1, torch.nn.Identity(), SILU, Numerics.VLLM_KERNEL)
         self.gate_up = torch.empty((rows * choices, 2 * neurons), dtype=dtype, device=device)
         self.product = torch.empty((rows * choices, neurons), dtype=dtype, device=device)
         self.refill()
@@ -106,16 +104,16 @@ class _Case:
     def call(self) -> None:
         """As the experts call it."""
         if self.gate_up.device.type == "cuda":
-            run_kernel(self.gate_up, self.layer, self.buffer, out=self.product)
+            run_kernel(self.capture, self.gate_up, self.capture.index, Numerics.VLLM_KERNEL, self.product)
         else:
-            torch.ops.sparcom.capture_signs(self.gate_up, self.layer, self.buffer.number)
+            torch.ops.sparcom.capture_signs(self.gate_up, self.capture.index, self.buffer.number)
 
 
 def _compare_signs(case: _Case, own: torch.nn.Module, bits: _Tally, values: _Tally) -> None:
     device = case.gate_up.device
     for _ in _calls(device, case.call, case.refill):
         found = case.buffer.masks[:, 1].cpu().numpy().reshape(len(case.gate_up), -1)
-        expected = pack_signs_numpy(SILU.gate(case.gate_up).cpu())
+        expected = pack_signs(SILU.gate(case.gate_up).cpu())
         bits.add(case.product.numel(), int(np.bitwise_count(found ^ expected).sum()))
         if device.type == "cuda":
             values.add(case.product.numel(), different_values(case.product, own(case.gate_up.clone())))

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparcom_extractor.capture.discovery.activations import rule_of
-from sparcom_extractor.capture.discovery.findings import GatedFFN
-from sparcom_extractor.capture.ops.install import choose_rounding
-from sparcom_extractor.capture.ops.op import CaptureBuffer, CapturedActivation
-from sparcom_extractor.capture.ops.reference import Rounding, pack_signs_numpy
+from sparcom_extractor.capture.discovery.activations import spec_of
+from sparcom_extractor.capture.discovery.ffn import GatedFFN
+from sparcom_extractor.capture.ops.activation_reference import Numerics, pack_signs
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.install import ffn_numerics
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_verification.selftest.results import Check, Fact, Measure, Row
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ TIMED_NEURONS = 11008  # of LLaMA-2-7B
 CACHE_BYTES = 256 << 20  # inputs in turn that no cache holds
 MOST_INPUTS = 2048
 TIMED_ROUNDS = 20
-CAPTURED: dict[str, Rounding | None] = {
-    "rounded as the kernel": "kernel",
-    "rounded as compiled": "compiled",
+CAPTURED: dict[str, Numerics | None] = {
+    "rounded as the kernel": Numerics.VLLM_KERNEL,
+    "rounded as compiled": Numerics.INDUCTOR,
     "signs beside the kernel": None,
 }
 
@@ -99,24 +100,24 @@ def _check_kind(
         yield from replayed.checks(f"{label}, CUDA graph")
 
 
-def _installed_rounding(activation: torch.nn.Module, dtype: torch.dtype, way: Way) -> Rounding | None:
+def _installed_rounding(activation: torch.nn.Module, dtype: torch.dtype, way: Way) -> Numerics | None:
     """Whose arithmetic an installation on this device would follow; see `install.py`."""
-    rule = rule_of(activation)
+    rule = spec_of(activation)
     assert rule is not None  # noqa: S101  (vLLM's own gated activations, see `vllm_activations`)
     parent = torch.nn.Module()
     parent.act_fn = activation
     ffn = GatedFFN(0, "selftest", parent, "act_fn", rule, WIDTHS[-1], WIDTHS[-1])
-    return choose_rounding(ffn, dtype, compiled=way.compiled)
+    return ffn_numerics(ffn, dtype, compiled=way.compiled)
 
 
 class _Tested:
     """A captured activation of one width, and what it is held against."""
 
     def __init__(
-        self, activation: torch.nn.Module, width: int, device: str, rounding: Rounding | None, *, compiled: bool
+        self, activation: torch.nn.Module, width: int, device: str, rounding: Numerics | None, *, compiled: bool
     ) -> None:
-        self.buffer = CaptureBuffer(max(ROWS[-1], 65536 // width + 1), 2, width, torch.device(device))
-        captured = CapturedActivation(activation, self.buffer.register(1), rounding)
+        self.buffer = MaskBuffer(max(ROWS[-1], 65536 // width + 1), 2, width, torch.device(device))
+        captured = CapturedActivation(activation, self.buffer, 1, rounding)
         torch._dynamo.reset()  # it would count the kinds before as recompilations of the same code, and refuse
         self.captured: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(captured, fullgraph=True, dynamic=True) if compiled else captured
@@ -163,7 +164,7 @@ class _Sum:
 
     def _compare(self, tested: _Tested, gate_up: torch.Tensor, product: torch.Tensor) -> None:
         rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
-        expected = pack_signs_numpy(gate_up[:, :neurons].cpu())
+        expected = pack_signs(gate_up[:, :neurons].cpu())
         self.bits += rows * neurons
         self.wrong_bits += int(np.bitwise_count(tested.masks(rows) ^ expected).sum())
         self.values += product.numel()
@@ -213,8 +214,8 @@ def _time_rows(context: Context, activation: Any, rows: int) -> None:
     own = _tell_time(context, f"{rows} rows, vLLM's kernel", activation, inputs, bytes_each)
     _tell_time(context, f"{rows} rows, vLLM's compiled code", compiled, inputs, bytes_each)
     for name, rounding in CAPTURED.items():
-        buffer = CaptureBuffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer.register(0), rounding)
+        buffer = MaskBuffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
+        captured = CapturedActivation(activation, buffer, 0, rounding)
         size = with_signs if rounding else with_signs + rows * TIMED_NEURONS * 2  # the gate is read twice
         ours = _tell_time(context, f"{rows} rows, captured, {name}", captured, inputs, size)
         context.tell(Measure(f"{rows} rows, vLLM's kernel / captured, {name}", own / ours, ""))

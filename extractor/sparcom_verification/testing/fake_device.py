@@ -25,7 +25,7 @@ class FakeEvent:
         self._device = device
         self.reached = threading.Event()
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Block until the point is reached; an error in the step's thread."""
         if threading.get_ident() == self._device.step_thread:
             raise AssertionError("the step's thread may not wait for the device")
@@ -34,7 +34,7 @@ class FakeEvent:
 
 
 class FakeDevice:
-    """Implements `capture.device.Streams`."""
+    """Implements `capture.transfer.streams.Streams`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.step_thread = threading.get_ident()

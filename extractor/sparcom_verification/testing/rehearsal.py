@@ -6,8 +6,10 @@ from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from sparcom_extractor.capture import counters
-from sparcom_extractor.capture.ops.counts import add_counts_twin
+from sparcom_extractor.capture.counters import DeviceCounters
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.worker.device import DeviceCaptureMixin
 from sparcom_verification.testing.fake_device import FakeDevice
 
@@ -27,7 +29,10 @@ class RehearsalWorker(DeviceCaptureMixin, LateWorker):
     """vLLM's CPU worker, with a late device between the model and the writer."""
 
     def _streams(self) -> FakeDevice:
-        counters.add_counts = add_counts_twin  # type: ignore[attr-defined]  # this process is the test's own
         self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
         self._late = FakeDevice()
         return self._late
+
+    def _make_counters(self, buffer: MaskBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
+        requests = self.vllm_config.scheduler_config.max_num_seqs
+        return DeviceCounters(buffer, queue, requests, add_counts=add_counts_reference)

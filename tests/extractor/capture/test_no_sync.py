@@ -14,18 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.moe import MoeLayer
-from sparcom_extractor.capture.ops import kernels, op, route_kernel
-from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
-from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts
-from sparcom_extractor.capture.ops.op import CapturedActivation
-from sparcom_extractor.capture.rows import BatchRows
+from sparcom_extractor.capture.ops import activation_kernel, captured_activation, topk_kernel
+from sparcom_extractor.capture.ops.activation_reference import Numerics
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.experts import install_experts
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.device import DeviceOutbox, letter_bytes
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue, transfer_bytes
 from sparcom_extractor.protocol import PLAN_KEY
+from sparcom_extractor.vllm_surface.runner import BatchRows
 
 LAYERS, NEURONS, ROWS = 4, 40, 32
-CHOICES, EXPERTS, EXPERT_NEURONS = 4, 60, 24
+TOP_K, EXPERTS, EXPERT_NEURONS = 4, 60, 24
 CUDA = torch.device("meta")  # stands for the device: shapes and no values, whoever reads one fails
 
 
@@ -74,7 +76,7 @@ class NeverEnds:
     def __init__(self, step_thread: int) -> None:
         self._step_thread = step_thread
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         assert threading.get_ident() != self._step_thread, "the step waits for the device"
         self.over.wait()
         raise RuntimeError("the test is over")
@@ -91,26 +93,26 @@ class Session:
 
 
 @pytest.fixture
-def capture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[StepCapture]:
+def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
     """What the GPU worker makes, on a device without values, with a session of masks and one of counts: of a dense
     model, or of one with experts, whose rows are counted on the host."""
     moe = getattr(request, "param", "dense") == "moe"
-    monkeypatch.setattr("sparcom_extractor.capture.counters.add_counts", lambda *_: None)  # launches, by construction
     NeverEnds.over.clear()
     with NoHostReads():
-        widths = Widths(2, NEURONS, 2, CHOICES, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
+        widths = Widths(2, NEURONS, 2, TOP_K, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
         buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
-        assert size > letter_bytes([*buffers.arrays().values(), buffers.flags], buffers.writes)
-        outbox = DeviceOutbox(Streams(), ring_bytes=size, pinned_bytes=size)
-        capture = StepCapture(buffers, outbox)
-        if not moe:
-            assert buffers.neurons is not None
-            capture.counters = DeviceCounters(buffers.neurons, outbox, 8)
+        assert size > transfer_bytes([*buffers.arrays().values(), buffers.nonfinite], buffers.write_counters)
+        queue = DeviceTransferQueue(Streams(), ring_bytes=size, pinned_bytes=size)
+        counters = None
+        if buffers.dense is not None and not moe:
+            counters = DeviceCounters(buffers.dense, queue, 8, add_counts=lambda *_: None)
+            counters.allocate()
+        capture = StepCapture(buffers, queue, counters)
         for name in ("token", "count"):
             capture.open(name, Session(name == "count"))  # type: ignore[arg-type]
         yield capture
-        assert outbox.backpressure_seconds == 0
+        assert queue.backpressure_seconds == 0
         NeverEnds.over.set()
 
 
@@ -174,37 +176,39 @@ class SiluAndMul(torch.nn.Module):
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The launches of capture's kernels, in order."""
     noted: list[str] = []
-    monkeypatch.setattr(kernels, "_gated_activation_kernel", Launches("activation", noted))
-    monkeypatch.setattr(route_kernel, "_store_routes_kernel", Launches("routes", noted))
+    monkeypatch.setattr(activation_kernel, "_gated_activation_kernel", Launches("activation", noted))
+    monkeypatch.setattr(topk_kernel, "_store_topk_kernel", Launches("routes", noted))
     # by the device of their arguments the ops would go to their fakes
-    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", op._capture_signs_cuda)
+    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", captured_activation._capture_signs_cuda)
     return noted
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
-@pytest.mark.parametrize("rounding", ["kernel", None])
-def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, rounding: Any) -> None:
+@pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
+def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, numerics: Any) -> None:
     """Routes are one launch of a layer, the experts' gates another, shared experts' a third; no value is read, and
-    without the kernel's product vLLM's own activation follows."""
-    widths = Widths(moe_layers=2, choices=CHOICES, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
+    without the kernel's output vLLM's own activation follows."""
+    widths = Widths(moe_layers=2, top_k=TOP_K, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
     with NoHostReads():
         buffers = StepBuffers(ROWS, widths, CUDA)
         assert buffers.routes is not None
         assert buffers.experts is not None
         assert buffers.shared is not None
-        shared = CapturedActivation(SiluAndMul(), buffers.shared.register(1), "kernel")
+        shared = CapturedActivation(SiluAndMul(), buffers.shared, 1, Numerics.VLLM_KERNEL)
         experts = TritonExperts()
         method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
         router = SimpleNamespace(select_experts=lambda **_: None)
         runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu", router=router)
-        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, CHOICES, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
-        install_experts(layer, ExpertSlots(1, buffers.routes, buffers.experts), rounding)
+        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, TOP_K, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
+        install_experts(layer, 1, buffers.routes, buffers.experts, numerics)
         for rows in (1, 7, ROWS):
             launched.clear()
-            ids = torch.empty(rows, CHOICES, dtype=ids_dtype, device=CUDA)
+            ids = torch.empty(rows, TOP_K, dtype=ids_dtype, device=CUDA)
             router.select_experts(hidden_states=None, router_logits=torch.empty(rows, EXPERTS, device=CUDA))
-            experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, CHOICES, device=CUDA))
-            op._gated_activation_cuda(torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number)
+            experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, TOP_K, device=CUDA))
+            captured_activation._gated_activation_cuda(
+                torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number
+            )
             assert launched == ["routes", "activation", "activation"]
 
 

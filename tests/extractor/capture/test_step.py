@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.ops.buffers import StepBuffers
-from sparcom_extractor.capture.ops.op import CaptureBuffer
-from sparcom_extractor.capture.rows import BatchRows
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.protocol import PLAN_KEY, Plan
+from sparcom_extractor.vllm_surface.runner import BatchRows
 from sparcom_extractor.writer.session import StepRows
 
 LAYERS, NEURONS = 2, 11
@@ -59,10 +60,13 @@ class Worker:
     """Drives a StepCapture as the worker does; row r of a step has the bits of r in its masks."""
 
     def __init__(self, *sessions: str) -> None:
-        self.buffer = CaptureBuffer(64, LAYERS, NEURONS, torch.device("cpu"))
-        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), HostOutbox())
+        buffers = StepBuffers(64, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        assert buffers.dense is not None
+        self.buffer = buffers.dense
+        self.capture = StepCapture(buffers, HostTransferQueue())
         self.sessions = {name: Session() for name in sessions}
-        self.capture.sessions.update(self.sessions)  # type: ignore[arg-type]
+        for name, session in self.sessions.items():
+            self.capture.open(name, session)  # type: ignore[arg-type]
 
     def step(
         self,
@@ -85,14 +89,14 @@ class Worker:
             )
             for name, plan in (new or {}).items()
         ]
-        self.capture.before_step(SimpleNamespace(finished_req_ids=set(finished), scheduled_new_reqs=requests))
+        self.capture.before_step(scheduled(requests, finished))
         count = sum(rows for _, _, rows in batch)
         bits = np.unpackbits(np.arange(count, dtype=np.uint8)[:, None], axis=1, bitorder="little")
         gate = np.pad(bits, ((0, 0), (0, NEURONS - 8))).astype(np.float32)
         for layer in [*range(layers), *([] if twice is None else [twice])]:
             own = np.concatenate([gate, gate], axis=1)[: count - (short and layer == LAYERS - 1)]
             own[[row for row, at in wrong if at == layer], 3] = np.nan
-            self.buffer.store(layer, torch.from_numpy(own))
+            self.buffer.store(layer, torch.from_numpy(own), SILU)
         positions = [first + row for _, first, rows in batch for row in range(rows)]
         self.capture.after_step(
             BatchRows(
@@ -103,6 +107,10 @@ class Worker:
                 positions=torch.tensor(positions, dtype=torch.int64),
             )
         )
+
+
+def scheduled(new: Sequence[Any], finished: Sequence[str] = ()) -> Any:
+    return SimpleNamespace(preempted_req_ids=None, finished_req_ids=set(finished), scheduled_new_reqs=new)
 
 
 def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s", **more: int) -> dict[str, Any]:
@@ -169,7 +177,7 @@ def test_extra_args_of_others_are_no_plan() -> None:
     worker = Worker("s")
     request = SimpleNamespace(req_id="a", sampling_params=SimpleNamespace(extra_args={"other": 1}))
     pooling = SimpleNamespace(req_id="b", sampling_params=None)
-    worker.capture.before_step(SimpleNamespace(finished_req_ids=set(), scheduled_new_reqs=[request, pooling]))
+    worker.capture.before_step(scheduled([request, pooling]))
     assert not worker.capture.active
 
 
@@ -266,7 +274,7 @@ def test_a_flag_of_rows_past_the_step_is_nobodys() -> None:
     """Rows past the step's tokens are padding, which may hold anything."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 9)}, wrong=[(3, 0)])
-    worker.buffer.flags[10:] = 1
+    worker.buffer.nonfinite[10:] = 1
     worker.step([("a", 4, 2)])
     assert [sorted(step.faults) for step in worker.sessions["s"].steps] == [[0], []]
 
@@ -289,9 +297,8 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
         worker.step([("a", 0, 2)], new={"a": plan(0, 10, 9, session=name)})
         worker.capture.close(name)
         assert len(worker.sessions[name].received()) == 1
-    requests = worker.capture._requests
-    assert (len(requests), len(requests._numbers), len(requests._names)) == (0, 0, 0)
-    assert worker.capture._waited_before == {}
+    assert (worker.capture.active, worker.capture.open_sessions) == (False, ())
+    assert worker.capture._backpressure_before == {}
 
 
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])

@@ -23,13 +23,16 @@ from sparcom_data.schema import State
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.testing import random_attributes
 from sparcom_data.verify import verify_archive
-from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.discovery.findings import Findings
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.extraction import Extraction
 from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.worker.mixin import CaptureMixin
+from sparcom_extractor.worker.mixin import CaptureMixin, WorkerCapture
 
 LAYERS, NEURONS, PIECE, CONTEXT = 3, 21, 5, 64
 EOS = 7
@@ -55,7 +58,7 @@ class Letters:
 class Model:
     """The base class of the mixin: runs one request's piece and leaves its rows where model runner V1 has them."""
 
-    _capture: StepCapture
+    capture: WorkerCapture
     model_runner: Any
     layers: Sequence[int] = range(LAYERS)  # that run, in this order
     nan_at: tuple[int, int, int] | None = None  # (token, position, layer)
@@ -69,7 +72,7 @@ class Model:
             gate = np.where(gates[:, layer], 1.0, -1.0).astype(np.float32)
             if self.nan_at is not None and layer == self.nan_at[2]:
                 gate[(np.array(ids) == self.nan_at[0]) & (positions == self.nan_at[1]), 3] = np.nan
-            self._capture.buffers.neurons.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)))
+            self.capture.steps.buffers.dense.store(layer, torch.from_numpy(np.concatenate([gate, -gate], axis=1)), SILU)
         self.model_runner = SimpleNamespace(
             input_batch=SimpleNamespace(req_ids=[request], num_computed_tokens_cpu=np.array([first])),
             input_ids=SimpleNamespace(gpu=torch.tensor(ids, dtype=torch.int32)),
@@ -87,7 +90,8 @@ class Worker(CaptureMixin, Model):
     )
 
     def __init__(self) -> None:
-        self._capture = StepCapture(StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu")), HostOutbox())
+        buffers = StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        self._capture = WorkerCapture(Findings([], []), "module", StepCapture(buffers, HostTransferQueue()))
 
 
 class FakeLLM:
@@ -169,6 +173,7 @@ class FakeLLM:
                 return
             output = SimpleNamespace(
                 finished_req_ids=set(),
+                preempted_req_ids=None,
                 scheduled_new_reqs=new,
                 num_scheduled_tokens={request: len(ids)},
                 total_num_scheduled_tokens=len(ids),
@@ -191,7 +196,7 @@ class Engine(CaptureEngine):
 
 
 def open_sessions(engine: Engine) -> int:
-    return len(engine.llm.worker._capture.sessions)
+    return len(engine.llm.worker.open_sessions)
 
 
 def instructions_of(*lengths: int) -> list[Instruction]:

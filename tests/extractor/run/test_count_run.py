@@ -21,15 +21,15 @@ from sparcom_data.archive import open_archive
 from sparcom_data.create import InstructionColumns, create_archive
 from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
-from sparcom_extractor.capture.ops.buffer import WRITE
-from sparcom_extractor.capture.ops.buffers import StepBuffers
-from sparcom_extractor.capture.ops.counts import add_counts_twin
-from sparcom_extractor.capture.ops.op import CaptureBuffer
-from sparcom_extractor.capture.rows import BatchRows
+from sparcom_extractor.capture.counters import DeviceCounters
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, StepBuffers
 from sparcom_extractor.capture.step import StepCapture
-from sparcom_extractor.capture.transfer.device import DeviceOutbox
-from sparcom_extractor.capture.transfer.outbox import HostOutbox
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
+from sparcom_extractor.capture.transfer.queue import HostTransferQueue
 from sparcom_extractor.protocol import PLAN_KEY
+from sparcom_extractor.vllm_surface.runner import BatchRows
 from sparcom_extractor.writer.session import CaptureSession, FinishedRequest
 from sparcom_extractor.writer.targets import archive_parts
 from sparcom_verification.testing.fake_device import FakeDevice
@@ -47,13 +47,13 @@ def bits_of(token: int, position: int) -> NDArray[np.uint8]:
 class Host:
     """What runs on the host, at once."""
 
-    def __init__(self, buffer: CaptureBuffer, seed: int) -> None:
-        self.outbox: Any = HostOutbox()
+    def __init__(self, buffer: MaskBuffer, seed: int) -> None:
+        self.queue: Any = HostTransferQueue()
 
     def launch(self, work: Callable[[], Any]) -> None:
         work()
 
-    def counters(self, buffer: CaptureBuffer) -> None:
+    def counters(self, buffer: MaskBuffer) -> None:
         return None
 
     def close(self) -> None:
@@ -63,15 +63,15 @@ class Host:
 class Late:
     """What runs on a device that is late."""
 
-    def __init__(self, buffer: CaptureBuffer, seed: int) -> None:
+    def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.device = FakeDevice(seed)
-        self.outbox = DeviceOutbox(self.device, ring_bytes=8192, pinned_bytes=8192)
+        self.queue = DeviceTransferQueue(self.device, ring_bytes=8192, pinned_bytes=8192)
         self.launch = self.device.launch
 
-    def counters(self, buffer: CaptureBuffer) -> Any:
-        from sparcom_extractor.capture.counters import DeviceCounters
-
-        return DeviceCounters(buffer, self.outbox, CONCURRENT)
+    def counters(self, buffer: MaskBuffer) -> Any:
+        counters = DeviceCounters(buffer, self.queue, CONCURRENT, add_counts=add_counts_reference)
+        counters.allocate()
+        return counters
 
     def close(self) -> None:
         self.device.close()
@@ -83,9 +83,11 @@ class Run:
     def __init__(self, folder: Path, seed: int, way: type[Host | Late], positions: str, told: bool) -> None:
         self.random = random.Random(seed)  # noqa: S311  (repeatable)
         self.told = told
-        self.buffer = CaptureBuffer(ROWS, LAYERS, NEURONS, torch.device("cpu"))
+        buffers = StepBuffers(ROWS, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        assert buffers.dense is not None
+        self.buffer = buffers.dense
         self.way = way(self.buffer, seed)
-        self.capture = StepCapture(StepBuffers.of_dense(self.buffer), self.way.outbox)
+        self.capture = StepCapture(buffers, self.way.queue, self.way.counters(self.buffer))
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.positions = torch.zeros(ROWS, dtype=torch.int64)
         self.open = positions != "prompt"
@@ -100,7 +102,6 @@ class Run:
             columns = InstructionColumns(*([f"{n}" for n in range(len(self.prompts))] for _ in range(4)), [""] * 30)
             create_archive(path, attributes.model_copy(update={"capture": capture}), columns, self.layout)
             self.capture.open(granularity, CaptureSession(*archive_parts(path)))
-        self.capture.counters = self.way.counters(self.buffer)
         self.waiting = [(g, n) for n in range(len(self.prompts)) for g in self.paths]
         self.computed: dict[tuple[str, int], int] = {}
         self.answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.paths}
@@ -199,7 +200,7 @@ class Run:
             token = self.token(key[1], position)
             self.buffer.masks[row] = torch.from_numpy(bits_of(token, position))
             self.ids[row], self.positions[row] = token, position
-        self.buffer.writes += WRITE + len(rows)
+        self.buffer.write_counters += WRITE + len(rows)
 
     def ended(self, batch: list[Any]) -> set[str]:
         gone = set()
@@ -236,16 +237,9 @@ def name_of(key: tuple[str, int]) -> str:
     return f"{key[0]}-{key[1]}"
 
 
-@pytest.fixture
-def twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counting kernel needs a GPU or an interpreter; its twin is held equal to it elsewhere."""
-    monkeypatch.setattr("sparcom_extractor.capture.counters.add_counts", add_counts_twin)
-
-
 @pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
 @pytest.mark.parametrize("positions", ["prompt", "all", "response"])
 @pytest.mark.parametrize("way", [Host, Late])
-@pytest.mark.usefixtures("twin")
 def test_counts_are_those_of_the_masks(tmp_path: Path, way: type[Host | Late], positions: str, told: bool) -> None:
     """Cut prompts, mixed batches, preemptions, rows past an end: each count is the sum of the instruction's masks."""
     for seed in range(3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,14 +186,14 @@ def test_a_task_that_is_cancelled_from_outside_cleans_up(tmp_path: Path, monkeyp
     assert open_sessions(engine) == 0
 
 
-def test_no_room_for_counters_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_counters_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     """A device without room for counters: the error has a remedy, and no session is left behind."""
     engine = Engine()
 
     def no_room() -> None:
         raise torch.OutOfMemoryError("tried to allocate 400 MiB")
 
-    monkeypatch.setattr(engine.llm.worker, "_make_counters", no_room)
+    engine.llm.worker.capture.steps.counters = SimpleNamespace(allocate=no_room)
     extraction = engine.plan(instructions_of(3), tmp_path / "a.zarr", granularity="count")
     with pytest.raises(StorageError, match=r"400 MiB.*lower gpu_memory_utilization or max_num_seqs"):
         run(extraction.run())

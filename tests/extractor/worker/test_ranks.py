@@ -27,7 +27,7 @@ from sparcom_extractor.protocol import (
     SessionError,
     WorkerDescription,
 )
-from sparcom_extractor.ranks import RankAnswers, merge_descriptions
+from sparcom_extractor.ranks import RankReplies, merge_descriptions
 from sparcom_extractor.writer.counting import add_routes
 from sparcom_extractor.writer.session import CaptureSession, StepRows
 from sparcom_extractor.writer.sinks import RowRange
@@ -42,7 +42,7 @@ def done(index: int, ids: bytes = IDS) -> DurableInstruction:
 
 def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
     """One rank's word is not enough; the order and the poll in which the others say it do not matter."""
-    ranks = RankAnswers()
+    ranks = RankReplies()
     assert ranks.merge([PollReply(completed=(done(0), done(1))), PollReply(completed=(done(1),))]).completed == (
         done(1),
     )
@@ -52,7 +52,7 @@ def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
 
 def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
     """Whether the others have it or fail too, before or afterwards, it is told once and is never complete."""
-    ranks = RankAnswers()
+    ranks = RankReplies()
     first = ranks.merge(
         [
             PollReply(completed=(done(0),), failed=(FailedInstruction(1, "no row"),)),
@@ -67,7 +67,7 @@ def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
 def test_ranks_that_were_fed_different_tokens_are_not_trusted() -> None:
     """Every process runs the same step; where their token ids differ the rows belong to something else."""
     other = np.array([0, 1, 9], dtype=np.int32).tobytes()
-    merged = RankAnswers().merge([PollReply(completed=(done(0),)), PollReply(completed=(done(0, other),))])
+    merged = RankReplies().merge([PollReply(completed=(done(0),)), PollReply(completed=(done(0, other),))])
     assert merged.completed == ()
     assert merged.failed[0].index == 0
     assert "their token ids differ" in merged.failed[0].reason
@@ -75,7 +75,7 @@ def test_ranks_that_were_fed_different_tokens_are_not_trusted() -> None:
 
 def test_errors_and_ends_are_those_of_all_ranks() -> None:
     """Any rank's error ends the session; it is drained when all are; the longest wait and the most rows are told."""
-    merged = RankAnswers().merge(
+    merged = RankReplies().merge(
         [
             PollReply(drained=True, backpressure_seconds=1.0, rows=5),
             PollReply(error=SessionError("storage", "full"), backpressure_seconds=2.0),
@@ -83,7 +83,7 @@ def test_errors_and_ends_are_those_of_all_ranks() -> None:
     )
     assert merged.error == SessionError("storage", "full")
     assert (merged.drained, merged.backpressure_seconds, merged.rows) == (False, 2.0, 5)
-    assert RankAnswers().merge([PollReply(drained=True), PollReply(drained=True)]).drained
+    assert RankReplies().merge([PollReply(drained=True), PollReply(drained=True)]).drained
 
 
 MOE = MoeInfo(layer_ids=[1], experts=4, experts_per_token=2, neurons=16, shared_neurons=0)

@@ -103,7 +103,7 @@ def test_an_address_that_is_used_again_starts_anew() -> None:
         first = torch.empty(1024)
         watch.source = "old"
         first.fill_(1)
-        watch._allocated(first, empty=True)  # as an allocator that gives the same address out again would
+        watch._note_allocated(first, empty=True)  # as an allocator that gives the same address out again would
         assert watch.missing([("p", first)], {}) == ["p"]
-        watch._allocated(first, empty=False)
+        watch._note_allocated(first, empty=False)
         assert watch.missing([("p", first)], {}) == []

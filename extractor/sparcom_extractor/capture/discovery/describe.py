@@ -1,81 +1,108 @@
-"""What was found of a model, in plain types for the process that starts the engine, and whether ranks can share it.
-
-It does not know how anything is captured.
-"""
+"""The findings as facts of the archive, as widths of this process, and as reasons why an engine cannot capture them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sparcom_data.create import split_problem
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema.metadata import MoeInfo
 from sparcom_extractor.capture.discovery.findings import Findings
-from sparcom_extractor.capture.ops.buffers import Widths
 from sparcom_extractor.protocol import WorkerDescription
 
 
+@dataclass(frozen=True, slots=True)
+class LayerName:
+    """A layer by its number in the model, and the component of it; "" for a dense FFN."""
+
+    number: int
+    component: str
+
+    def __str__(self) -> str:
+        return f"layer {self.number}" + (f" ({self.component})" if self.component else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Sizes of what one process captures; 0 for components that the model does not have.
+
+    layers: dense layers, each of `neurons`. moe_layers: each with top_k experts per token of `expert_neurons` and
+    `shared_neurons`. layer_ids, moe_layer_ids: numbers in the model, for errors; 0, 1, … if not given.
+    """
+
+    layers: int = 0
+    neurons: int = 0
+    moe_layers: int = 0
+    top_k: int = 0
+    expert_neurons: int = 0
+    shared_neurons: int = 0
+    layer_ids: tuple[int, ...] = ()
+    moe_layer_ids: tuple[int, ...] = ()
+
+    def columns(self) -> list[LayerName]:
+        """Return the layers of all components in the order of the write counters."""
+        dense = self.layer_ids or range(self.layers)
+        moe = self.moe_layer_ids or range(self.moe_layers)
+        parts = ["router", "experts", *(["shared experts"] if self.shared_neurons else [])]
+        return [LayerName(number, "") for number in dense] + [LayerName(n, part) for part in parts for n in moe]
+
+
 def describe_found(found: Findings) -> WorkerDescription:
-    """Describe the layers that were found; fusion, mode and memory are left empty."""
-    rules = [ffn.rule for ffn in found.dense] + [layer.rule for layer in found.moe]
-    dense = found.dense[0] if found.dense else None
+    """Return the archive's facts of a model; fusion, mode and memory are left empty."""
+    moe = None
+    if found.moe:
+        first = found.moe[0]
+        moe = MoeInfo(
+            layer_ids=[layer.layer_id for layer in found.moe],
+            experts=first.num_experts,
+            experts_per_token=first.top_k,
+            neurons=first.intermediate_size,
+            shared_neurons=first.shared.intermediate_size if first.shared else 0,
+        )
     return WorkerDescription(
         layer_ids=tuple(ffn.layer_id for ffn in found.dense),
-        neurons=dense.neurons if dense else 0,
-        activation=rules[0].kind,
-        moe=_describe_experts(found),
-    )
-
-
-def _describe_experts(found: Findings) -> MoeInfo | None:
-    if not found.moe:
-        return None
-    first = found.moe[0]
-    return MoeInfo(
-        layer_ids=[layer.layer_id for layer in found.moe],
-        experts=first.experts,
-        experts_per_token=first.choices,
-        neurons=first.neurons,
-        shared_neurons=first.shared.neurons if first.shared else 0,
+        neurons=found.dense[0].intermediate_size if found.dense else 0,
+        activation=found.layers[0].spec.kind,
+        moe=moe,
     )
 
 
 def widths_here(found: Findings) -> Widths:
-    """What of the model this process captures: a tensor-parallel rank its slice of every width."""
+    """Return the widths that this process captures: the slices of its tensor-parallel rank."""
     first = found.moe[0] if found.moe else None
     return Widths(
         layers=len(found.dense),
-        neurons=found.dense[0].neurons_here if found.dense else 0,
+        neurons=found.dense[0].intermediate_size_per_partition if found.dense else 0,
         moe_layers=len(found.moe),
-        choices=first.choices if first else 0,
-        expert_neurons=first.neurons_here if first else 0,
-        shared_neurons=first.shared.neurons_here if first and first.shared else 0,
+        top_k=first.top_k if first else 0,
+        expert_neurons=first.intermediate_size_per_partition if first else 0,
+        shared_neurons=first.shared.intermediate_size_per_partition if first and first.shared else 0,
         layer_ids=tuple(ffn.layer_id for ffn in found.dense),
         moe_layer_ids=tuple(layer.layer_id for layer in found.moe),
     )
 
 
 def refuse_model(config: Any, found: Findings) -> None:
-    """Raise where an engine of this configuration (vLLM's) cannot capture what was found.
+    """Refuse findings that an engine of this configuration (vLLM's) cannot capture.
 
     Raises:
-        UnsupportedModelError: experts in compiled code of a CPU; widths that ranks cannot share on byte borders.
+        UnsupportedModelError: experts in compiled code on a CPU; widths that ranks cannot share on byte borders.
     """
     if found.moe and config.device_config.device_type == "cpu" and not config.model_config.enforce_eager:
         raise UnsupportedModelError(
-            "experts of a compiled model cannot be captured on a CPU: the compiler looks into them. Start the engine "
-            "with enforce_eager, which is the default there"
+            "experts of a compiled model cannot be captured on a CPU, where the compiler traces into them. Start the "
+            "engine with enforce_eager, which is the default there"
         )
     ranks = int(config.parallel_config.tensor_parallel_size)
     if ranks == 1:
         return
-    widths = {ffn.name: (ffn.neurons, ffn.neurons_here) for ffn in [*found.dense, *found.shared]}
-    widths |= {layer.name: (layer.neurons, layer.neurons_here) for layer in found.moe}
-    for name, (neurons, here) in widths.items():
-        if here * ranks != neurons:
+    for layer in [*found.layers, *found.shared]:
+        size, here = layer.intermediate_size, layer.intermediate_size_per_partition
+        if here * ranks != size:
             raise UnsupportedModelError(
-                f"each tensor-parallel rank writes its part of every layer; {name} has {neurons} neurons and this rank "
-                f"of {ranks} has {here}. Use tensor_parallel_size=1"
+                f"each tensor-parallel rank writes its part of every layer; {layer.name} has {size} neurons and this "
+                f"rank of {ranks} has {here}. Use tensor_parallel_size=1"
             )
-        if neurons % (8 * ranks):
-            raise UnsupportedModelError(split_problem(neurons, ranks, name))
+        if size % (8 * ranks):
+            raise UnsupportedModelError(split_problem(size, ranks, layer.name))

@@ -1,4 +1,4 @@
-"""One gated FFN of a model: a dense layer's, or the shared experts of a layer that has routed ones as well."""
+"""One gated FFN: of a dense layer, or the shared experts of an MoE layer."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ from dataclasses import dataclass
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import GatedActivation
+from sparcom_extractor.capture.discovery.activations import ActivationSpec
 
 
 @dataclass(frozen=True, slots=True)
 class GatedFFN:
-    """One FFN: where its activation hangs, how it gates, the layer it belongs to, and its width.
-
-    neurons: width of the whole layer; neurons_here: width of this tensor-parallel rank's slice.
-    """
+    """A module `parent` with an activation as `attribute`. Sizes are those of the layer and of this rank's slice."""
 
     layer_id: int
     name: str
     parent: torch.nn.Module
     attribute: str
-    rule: GatedActivation
-    neurons: int
-    neurons_here: int
-
-    @property
-    def activation(self) -> str:
-        """The archive's name for the activation function."""
-        return self.rule.kind
+    spec: ActivationSpec
+    intermediate_size: int
+    intermediate_size_per_partition: int
 
 
 def layer_number(name: str) -> int:
-    """The decoder layer a module belongs to: the one number in its name."""
+    """Return the decoder layer of a module: the one number in its name."""
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     if len(numbers) != 1:
         raise UnsupportedModelError(

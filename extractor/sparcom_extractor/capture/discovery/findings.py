@@ -1,9 +1,8 @@
-"""Find the gated FFN or the experts of every decoder layer by structure, or say why it cannot be done.
+"""Find the gated FFN or the experts of every decoder layer by structure, or say why that fails.
 
-An FFN is a module that holds a gated activation (see `activations`) beside one linear layer that doubles the width
-(gate and up, fused) and one that takes the single width back. Names of modules and model classes play no
-part, but for the number of the layer, which vLLM writes into module names for all its models. Layers of experts are
-found by `moe.py`; an FFN that such a layer calls its shared experts belongs to it, any other is dense.
+A gated FFN holds a gated activation, one linear layer that doubles the width (gate and up, fused) and one that takes
+the single width back (down). Names play no part, except for the layer's number, which vLLM writes into the module names
+of every model. Shared experts belong to their MoE layer; every other gated FFN is dense.
 """
 
 from __future__ import annotations
@@ -14,129 +13,102 @@ from dataclasses import dataclass
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import GATED, GatedActivation, rule_of
+from sparcom_extractor.capture.discovery.activations import GATED, ActivationSpec, spec_of
 from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
 from sparcom_extractor.capture.discovery.moe import MoeLayer, find_moe_layers
-
-__all__ = ["Findings", "GatedFFN", "MoeLayer", "find_captured", "find_gated_ffns", "layer_number"]
+from sparcom_extractor.vllm_surface.activations import linear_layers
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What of a model is captured, in layer order: its dense FFNs, and its layers of experts."""
+    """Dense FFNs and MoE layers of a model, in layer order."""
 
     dense: list[GatedFFN]
     moe: list[MoeLayer]
 
     @property
+    def layers(self) -> list[GatedFFN | MoeLayer]:
+        """All of them, dense ones first."""
+        return [*self.dense, *self.moe]
+
+    @property
     def shared(self) -> list[GatedFFN]:
-        """The shared experts of the layers that have them."""
+        """Shared experts."""
         return [layer.shared for layer in self.moe if layer.shared is not None]
 
 
 def find_captured(model: torch.nn.Module, decoder_layers: int | range) -> Findings:
-    """All gated FFNs and layers of experts of a model.
+    """Find all gated FFNs and MoE layers of a model.
 
     Args:
         model: a loaded vLLM model.
-        decoder_layers: how many decoder layers its configuration has, or which of them are here; each must have exactly
-            one of the two.
+        decoder_layers: number of decoder layers, or those on this pipeline stage. Each must have an FFN or experts.
 
     Raises:
-        UnsupportedModelError: the model has none, lacks some, has several in a layer, has layers that differ, or gates
-            in a way that the sign of the gate does not tell.
+        UnsupportedModelError: a layer has nothing to capture or several things, layers differ, or an activation is not
+            supported.
     """
-    ffns = _all_gated_ffns(model)
+    ffns = [
+        _describe(name, module, attribute, spec)
+        for name, module in model.named_modules()
+        for attribute, child in module.named_children()
+        if (spec := spec_of(child)) is not None
+    ]
     moe = find_moe_layers(model, ffns)
     shared = {layer.shared.name for layer in moe if layer.shared is not None}
-    dense = [ffn for ffn in ffns if ffn.name not in shared]
+    dense = sorted((ffn for ffn in ffns if ffn.name not in shared), key=lambda ffn: ffn.layer_id)
     expected = decoder_layers if isinstance(decoder_layers, range) else range(decoder_layers)
-    _refuse_gaps(model, [ffn.layer_id for ffn in dense] + [layer.layer_id for layer in moe], expected)
-    dense.sort(key=lambda ffn: ffn.layer_id)
-    _refuse_differences("dense layers", dense)
-    return Findings(dense, moe)
-
-
-def find_gated_ffns(model: torch.nn.Module, decoder_layers: int) -> list[GatedFFN]:
-    """All gated FFNs of a dense model, in layer order; raises as `find_captured` does."""
-    return find_captured(model, decoder_layers).dense
-
-
-def _all_gated_ffns(model: torch.nn.Module) -> list[GatedFFN]:
-    found: list[GatedFFN] = []
-    for name, module in model.named_modules():
-        for attribute, child in module.named_children():
-            rule = rule_of(child)
-            if rule is not None:
-                found.append(_describe(name, module, attribute, rule))
+    found = Findings(dense, moe)
+    _check_layers(model, [layer.layer_id for layer in found.layers], expected)
+    _check_alike(dense)
     return found
 
 
-def _describe(name: str, module: torch.nn.Module, attribute: str, rule: GatedActivation) -> GatedFFN:
-    linears = [child for _, child in module.named_children() if hasattr(child, "input_size")]
-    down = [linear for linear in linears if _doubled_beside(linear, linears)]
+def _describe(name: str, module: torch.nn.Module, attribute: str, spec: ActivationSpec) -> GatedFFN:
+    linears = linear_layers(module)
+    fused = {(item.output_size, item.input_size) for item in linears if hasattr(item, "output_size")}
+    down = [item for item in linears if (2 * item.input_size, getattr(item, "output_size", -1)) in fused]
     if len(down) != 1:
         raise UnsupportedModelError(
             f"a gated FFN holds one linear layer of twice the width of another; {name} ({type(module).__name__}) holds "
             f"{len(linears)} linear layers that do not fit. This model cannot be captured yet"
         )
-    layer_id = layer_number(name)
-    return GatedFFN(
-        layer_id=layer_id,
-        name=name,
-        parent=module,
-        attribute=attribute,
-        rule=rule,
-        neurons=int(down[0].input_size),  # type: ignore[arg-type]
-        neurons_here=int(getattr(down[0], "input_size_per_partition", down[0].input_size)),  # type: ignore[arg-type]
-    )
+    size = int(down[0].input_size)
+    per_partition = int(getattr(down[0], "input_size_per_partition", size))
+    return GatedFFN(layer_number(name), name, module, attribute, spec, size, per_partition)
 
 
-def _doubled_beside(linear: torch.nn.Module, others: Sequence[torch.nn.Module]) -> bool:
-    """Whether `linear` takes in half of what one of the others gives out, and gives out what that takes in: the down
-    projection."""
-    width = 2 * int(linear.input_size)  # type: ignore[arg-type]
-    return any(
-        getattr(other, "output_size", -1) == width and other.input_size == linear.output_size
-        for other in others
-        if other is not linear
-    )
-
-
-def _refuse_gaps(model: torch.nn.Module, layers: list[int], expected: range) -> None:
-    """Raise where a decoder layer has nothing to capture or more than one thing, or another part has something."""
-    missing = sorted(set(expected) - set(layers))
-    if missing and (shared := _shared_modules(model, missing)):
+def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) -> None:
+    """Refuse a model if a decoder layer has nothing to capture or several things, or if another part has something."""
+    missing, extra = sorted(set(expected) - set(layers)), sorted(set(layers) - set(expected))
+    several, name = sorted({layer for layer in layers if layers.count(layer) > 1}), type(model).__name__
+    if missing and (shared := _shared_module(model, missing)):
         raise UnsupportedModelError(
-            f"capture needs an FFN of its own in each decoder layer; {type(model).__name__} shares {shared} among "
-            "layers, so that a layer runs several times per token. This model cannot be captured yet"
+            f"capture needs an FFN of its own in each decoder layer; {name} shares {shared} among layers, so that one "
+            "layer runs several times per token. This model cannot be captured yet"
         )
     if missing:
-        backend = type(model).__name__.startswith("Transformers")
+        hint = ". vLLM's Transformers backend, which runs it, shows a gate only where it merges gate and up projections"
         raise UnsupportedModelError(
-            f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {type(model).__name__} has "
-            f"none in layers {_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids of which "
-            "some layers have no FFN are not captured yet"
-            + (
-                ". vLLM runs this model by its Transformers backend, which shows a gate only where it merges a gate "
-                "and an up projection that are apart" * backend
-            )
+            f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {name} has none in layers "
+            f"{_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids with layers without an "
+            f"FFN are not captured yet{hint * name.startswith('Transformers')}"
         )
-    if extra := sorted(set(layers) - set(expected)):
+    if extra:
         raise UnsupportedModelError(
-            f"gated FFNs belong to the {len(expected)} decoder layers; {type(model).__name__} has some in layers "
-            f"{_short(extra)}, which are of another part. This model cannot be captured yet"
+            f"gated FFNs belong to the {len(expected)} decoder layers; {name} has some in layers {_short(extra)}, "
+            "which are of another part. This model cannot be captured yet"
         )
-    if several := sorted({layer for layer in layers if layers.count(layer) > 1}):
+    if several:
         raise UnsupportedModelError(
-            f"capture needs one gated FFN a layer; {type(model).__name__} has several in layers {_short(several)}"
+            f"capture needs one gated FFN per layer; {name} has several in layers {_short(several)}. Use another model"
         )
 
 
-def _shared_modules(model: torch.nn.Module, layers: Sequence[int]) -> str:
-    """The first module with a gate in these layers that is a module of another layer too, or an empty string.
+def _shared_module(model: torch.nn.Module, layers: Sequence[int]) -> str:
+    """Return the first module with a gate that is in one of these layers and in another one, or "".
 
-    An activation alone may be shared: each FFN gets one of its own.
+    An activation alone may be shared: capture gives each FFN its own.
     """
     first: dict[int, str] = {}
     numbers = {str(number) for number in layers}
@@ -148,14 +120,13 @@ def _shared_modules(model: torch.nn.Module, layers: Sequence[int]) -> str:
     return ""
 
 
-def _refuse_differences(what: str, ffns: Sequence[GatedFFN]) -> None:
-    """Raise where layers that share an array differ in width or activation."""
-    if len(widths := {ffn.neurons for ffn in ffns}) > 1:
-        raise UnsupportedModelError(f"capture needs {what} of one width; this model has widths {sorted(widths)}")
-    if len(rules := {ffn.rule for ffn in ffns}) > 1:
-        raise UnsupportedModelError(f"capture needs {what} of one activation; this model has {sorted(map(str, rules))}")
+def _check_alike(ffns: Sequence[GatedFFN]) -> None:
+    """Refuse layers that share an array and differ in width or activation."""
+    if len(widths := {ffn.intermediate_size for ffn in ffns}) > 1:
+        raise UnsupportedModelError(f"capture needs dense layers of one width; this model has widths {sorted(widths)}")
+    if len(specs := sorted({str(ffn.spec) for ffn in ffns})) > 1:
+        raise UnsupportedModelError(f"capture needs dense layers of one activation; this model has {specs}")
 
 
 def _short(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8]))
-    return f"{shown}, …" if len(numbers) > 8 else shown
+    return ", ".join(map(str, numbers[:8])) + ", …" * (len(numbers) > 8)

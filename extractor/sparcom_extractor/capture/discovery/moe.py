@@ -1,120 +1,115 @@
-"""Find the layers of experts of a model, and hold that their routes and neurons can be captured.
+"""Find the MoE layers of a model and check that their routing and neurons can be captured.
 
-vLLM runs every such layer by a MoERunner, which has the router, the routed experts with the kernel that runs them, and
-the shared experts if there are any. Names of models play no part. What is read here is the same in vLLM 0.24 to 0.33
-(compared in the sources of 0.24.0, 0.32.0 and 0.33.0). Whether a kernel shows the neurons of the chosen experts is for
-`experts.py` to say.
+vLLM runs every MoE layer by a MoERunner. `ops/experts.py` checks the kernel that runs the experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
+from sparcom_extractor.vllm_surface.moe import (
+    MOE_RUNNER,
+    OTHER_MOE,
+    MoeConfigLike,
+    MoeRunnerLike,
+    RouterLike,
+    shared_expert_module,
+)
 
-RUNNER = "MoERunner"  # the base of every runner
-# Classes of older releases, and of runners that are none; a model that has one is not taken for a dense one.
-OTHERS = {"FusedMoE", "SharedFusedMoE", "RoutedExperts"}
-
-# vLLM's MoEActivation by value, for those whose gate is the first half of the projection.
-_RULES: dict[str, GatedActivation] = {
-    "silu": SILU,
-    "gelu": GatedActivation("gelu"),
-    "gelu_tanh": GatedActivation("gelu_tanh"),
-}
+# By the value of vLLM's MoEActivation; in all of them the gate is the first half of the projection.
+_SPECS = {"silu": SILU, "gelu": ActivationSpec("gelu"), "gelu_tanh": ActivationSpec("gelu_tanh")}
 
 
 @dataclass(frozen=True, slots=True)
 class MoeLayer:
-    """One layer of experts.
+    """One MoE layer.
 
-    runner: vLLM's. rule: how every expert gates. experts: how many; choices: k of the top-k router.
-    neurons: width of one expert, neurons_here: width of this tensor-parallel rank's slice. shared: its shared experts.
-    scale: what the model multiplies the sum of the routed experts with.
+    spec: activation of every expert. intermediate_size: width of one expert, per_partition: of this rank's slice.
+    scale: the model multiplies the sum of the routed experts by it. shared: shared experts.
     """
 
     layer_id: int
     name: str
-    runner: Any
-    rule: GatedActivation
-    experts: int
-    choices: int
-    neurons: int
-    neurons_here: int
+    runner: MoeRunnerLike
+    spec: ActivationSpec
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    intermediate_size_per_partition: int
     scale: float
     shared: GatedFFN | None
 
 
 def find_moe_layers(model: torch.nn.Module, ffns: Sequence[GatedFFN]) -> list[MoeLayer]:
-    """The layers of experts of a model, in layer order.
-
-    Args:
-        model: a loaded vLLM model.
-        ffns: all its gated FFNs, among them the shared experts.
+    """Return the MoE layers of a vLLM model in layer order. ffns: all its gated FFNs, shared experts included.
 
     Raises:
-        UnsupportedModelError: they differ from one another, or their routes or neurons cannot be told.
+        UnsupportedModelError: layers differ, or routing or neurons cannot be captured.
     """
-    found = []
+    found: list[MoeLayer] = []
     for name, module in model.named_modules():
         classes = {base.__name__ for base in type(module).__mro__}
-        if RUNNER in classes:
-            found.append(_known(name, module, ffns))
-        elif classes & OTHERS and not any(name.startswith(f"{layer.name}.") for layer in found):
-            raise UnsupportedModelError(
-                f"capture knows vLLM's MoERunner; {name} ({type(module).__name__}) is a mixture of experts of another "
-                "kind. Use another model or version of vLLM"
-            )
+        if MOE_RUNNER in classes:
+            try:
+                found.append(_describe(name, cast(MoeRunnerLike, module), ffns))
+            except AttributeError as error:
+                raise UnsupportedModelError(_unknown(name, module, f" ({error})")) from error
+        elif classes & OTHER_MOE and not any(name.startswith(f"{layer.name}.") for layer in found):
+            raise UnsupportedModelError(_unknown(name, module))
     found.sort(key=lambda layer: layer.layer_id)
-    _refuse_differences(found)
+    for layer in found[1:]:
+        if (facts := _facts(layer)) != (first := _facts(found[0])):
+            raise UnsupportedModelError(
+                "capture needs MoE layers that are alike in activation, number of experts, top_k and widths; "
+                f"{found[0].name} and {layer.name} differ: {first} and {facts}"
+            )
     return found
 
 
-def _known(name: str, runner: Any, ffns: Sequence[GatedFFN]) -> MoeLayer:
-    try:
-        return _describe(name, runner, ffns)
-    except AttributeError as error:
+def _unknown(name: str, module: torch.nn.Module, detail: str = "") -> str:
+    return (
+        f"capture knows vLLM's MoERunner; {name} ({type(module).__name__}) is an MoE layer of another kind{detail}. "
+        "Use another model or version of vLLM"
+    )
+
+
+def _facts(layer: MoeLayer) -> tuple[Any, ...]:
+    shared = layer.shared and (layer.shared.intermediate_size, str(layer.shared.spec))
+    return str(layer.spec), layer.num_experts, layer.top_k, layer.intermediate_size, shared
+
+
+def _describe(name: str, runner: MoeRunnerLike, ffns: Sequence[GatedFFN]) -> MoeLayer:
+    config = runner.moe_config
+    _refuse_routing(name, config, runner.router)
+    kind = getattr(runner.activation, "value", str(runner.activation))
+    if kind not in _SPECS:
         raise UnsupportedModelError(
-            f"capture knows vLLM's MoERunner; {name} ({type(runner).__name__}) is a mixture of experts of another kind "
-            f"({error}). Use another model or version of vLLM"
-        ) from error
-
-
-def _describe(name: str, runner: Any, ffns: Sequence[GatedFFN]) -> MoeLayer:
-    config, router = runner.moe_config, runner.router
-    _refuse_routing(name, config, router)
-    here = config.intermediate_size_per_partition_unpadded or config.intermediate_size_per_partition
+            f"capture supports experts with {', '.join(_SPECS)}; {name} uses {kind!r}. Use another model"
+        )
+    size = int(config.intermediate_size_per_partition_unpadded or config.intermediate_size_per_partition)
     return MoeLayer(
         layer_id=layer_number(name),
         name=name,
         runner=runner,
-        rule=_rule_of(name, runner),
-        experts=int(config.num_experts),
-        choices=int(config.experts_per_token),
-        neurons=int(here) * int(config.tp_size),
-        neurons_here=int(here),
+        spec=_SPECS[kind],
+        num_experts=int(config.num_experts),
+        top_k=int(config.experts_per_token),
+        intermediate_size=size * int(config.tp_size),
+        intermediate_size_per_partition=size,
         scale=float(runner.routed_scaling_factor),
         shared=_shared_of(runner, ffns),
     )
 
 
-def _rule_of(name: str, runner: Any) -> GatedActivation:
-    kind = getattr(runner.activation, "value", str(runner.activation))
-    if kind not in _RULES:
-        raise UnsupportedModelError(
-            f"capture knows experts that gate by {', '.join(_RULES)}; {name} uses {kind!r}. Use another model"
-        )
-    return _RULES[kind]
-
-
-def _refuse_routing(name: str, config: Any, router: Any) -> None:
-    """Raise where the experts that a kernel is given are not those that the model chose for the step's tokens."""
+def _refuse_routing(name: str, config: MoeConfigLike, router: RouterLike) -> None:
+    """Refuse a layer if its kernel gets other experts than the router chose for the tokens of the step."""
     parallel = config.moe_parallel_config
     if parallel.use_ep or parallel.dp_size > 1 or getattr(config, "is_sequence_parallel", False):
         raise UnsupportedModelError(
@@ -127,35 +122,22 @@ def _refuse_routing(name: str, config: Any, router: Any) -> None:
         )
     if getattr(router, "num_fused_shared_experts", 0):
         raise UnsupportedModelError(
-            f"{name} runs its shared experts as further routed ones, which capture would take for choices. Start vLLM "
-            "without VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS"
+            f"{name} runs its shared experts as further routed ones, which would count as chosen by the router. Start "
+            "vLLM without VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS"
         )
     if type(router).__name__ == "ZeroExpertRouter":
-        raise UnsupportedModelError(f"{name} chooses experts without neurons, which capture does not know yet")
+        raise UnsupportedModelError(f"{name} routes to experts without neurons, which capture does not support yet")
 
 
-def _shared_of(runner: Any, ffns: Sequence[GatedFFN]) -> GatedFFN | None:
-    shared = runner.shared_experts
-    if shared is None:
+def _shared_of(runner: MoeRunnerLike, ffns: Sequence[GatedFFN]) -> GatedFFN | None:
+    module = shared_expert_module(runner)
+    if module is None:
         return None
-    modules = list(shared._layer.modules())
-    found = [ffn for ffn in ffns if any(ffn.parent is module for module in modules)]
+    parts = list(module.modules())
+    found = [ffn for ffn in ffns if any(ffn.parent is part for part in parts)]
     if len(found) != 1:
         raise UnsupportedModelError(
-            f"shared experts are one gated FFN; those of {runner.layer_name} ({type(shared._layer).__name__}) hold "
+            f"shared experts are one gated FFN; those of {runner.layer_name} ({type(module).__name__}) hold "
             f"{len(found)}. This model cannot be captured yet"
         )
     return found[0]
-
-
-def _refuse_differences(layers: Sequence[MoeLayer]) -> None:
-    def facts(layer: MoeLayer) -> tuple[Any, ...]:
-        shared = layer.shared and (layer.shared.neurons, layer.shared.rule)
-        return layer.rule, layer.experts, layer.choices, layer.neurons, shared
-
-    for layer in layers[1:]:
-        if facts(layer) != facts(layers[0]):
-            raise UnsupportedModelError(
-                "capture needs layers of experts that are alike in activation, number, choices and widths; "
-                f"{layers[0].name} and {layer.name} differ: {facts(layers[0])} and {facts(layer)}"
-            )

@@ -1,77 +1,111 @@
-# ruff: noqa: N803  (Triton's constants are capitals, to be told from what a device holds)
+# ruff: noqa: N803  (Triton's constants are capitals)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
-"""The Triton kernel that counts packed signs where they were made, so that no mask leaves the device.
+"""The Triton kernel that counts active neurons on the device, so that no mask leaves it, and its CPU reference.
 
-A program for every piece of rows, layer and block of bytes:
+One program per tile of rows, layer and block of bytes:
 
     1. spread the eight bits of a byte over the eight bytes of two words, each a counter, and add up to 128 rows so;
-    2. widen the counters to 32 bits and begin again, until the piece is done;
-    3. add them to the slot's counters atomically: several pieces may share a slot. Whole numbers add up to the same in
-       any order.
+    2. widen the counters to 32 bits and start again, until the tile is done;
+    3. add them to the slot's counters atomically, since tiles may share a slot. Integer sums do not depend on order.
 
-It does not know requests: pieces say which rows are added to which slot (`counts.cut_pieces`).
+`writer/counting.py` counts on the host.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 
-_BYTES = 128  # of a program: a thread holds one byte's eight counters
-_LANE_ROWS = 128  # rows that a counter of 8 bits can take, and a whole part of a piece
+MAX_TILE_ROWS = 256  # rows per program; a long prompt is split into tiles
+_BYTES = 128  # per program: a thread holds the eight counters of one byte
+_ROWS_8_BIT = 128  # rows that a counter of 8 bits can hold; a whole part of a tile
+
+
+def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Split runs of rows into tiles of at most 256 rows.
+
+    Args:
+        first: (runs,), first row of each run in the masks. rows: (runs,), its number of rows. slot: (runs,), the
+            counters it is added to.
+
+    Returns:
+        int32 (tiles, 3): first row, rows, slot. Runs without rows have no tile.
+    """
+    tiles = -(-rows // MAX_TILE_ROWS)
+    run = np.repeat(np.arange(len(rows)), tiles)
+    before = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * MAX_TILE_ROWS
+    split = np.stack([first[run] + before, np.minimum(rows[run] - before, MAX_TILE_ROWS), slot[run]], axis=1)
+    return split.astype(np.int32)
+
+
+def check_tiles(tiles: NDArray[np.int32], rows: int, slots: int) -> None:
+    """Check that tiles lie within `rows` rows and `slots` slots; a device would write elsewhere without an error.
+
+    Raises:
+        ValueError: one does not.
+    """
+    first, count, slot = tiles.T
+    wrong = (first < 0) | (count < 1) | (count > MAX_TILE_ROWS) | (first + count > rows) | (slot < 0) | (slot >= slots)
+    if wrong.any():
+        raise ValueError(
+            f"a tile (first row, rows, slot) lies within {rows} rows and {slots} slots and has 1 to {MAX_TILE_ROWS} "
+            f"rows; one is {tiles[wrong.argmax()].tolist()}. The step's plan is wrong: report it"
+        )
+
+
+def add_counts_reference(masks: torch.Tensor, tiles: torch.Tensor, counts: torch.Tensor) -> None:
+    """Do what `add_counts` does, on the CPU."""
+    bit = torch.arange(8, dtype=torch.uint8)
+    for first, rows, slot in tiles.tolist():
+        bits = (masks[first : first + rows, :, :, None] >> bit) & 1
+        counts[slot] += bits.flatten(2).sum(dim=0, dtype=torch.int32)[:, : counts.shape[2]]
 
 
 @triton.jit
 def _add_counts_kernel(
-    masks, pieces, counts,
-    neurons, mask_stride, slot_stride,
-    BYTES: tl.constexpr, LANE_ROWS: tl.constexpr,
+    masks, tiles, counts, neurons, mask_stride, slot_stride, BYTES: tl.constexpr, ROWS_8_BIT: tl.constexpr
 ):  # fmt: skip
-    piece, layer = tl.program_id(0), tl.program_id(1)
-    first = tl.load(pieces + piece * 3).to(tl.int64)
-    rows = tl.load(pieces + piece * 3 + 1)
-    slot = tl.load(pieces + piece * 3 + 2).to(tl.int64)
+    tile, layer = tl.program_id(0), tl.program_id(1)
+    first = tl.load(tiles + tile * 3).to(tl.int64)
+    rows = tl.load(tiles + tile * 3 + 1)
+    slot = tl.load(tiles + tile * 3 + 2).to(tl.int64)
     neuron_bytes = (neurons + 7) // 8
     byte = tl.program_id(2) * BYTES + tl.arange(0, BYTES)
     source = masks + first * mask_stride + layer * neuron_bytes + byte
-    lane = tl.arange(0, 4)[None, :] * 8
+    shift = tl.arange(0, 4)[None, :] * 8
     low, high = tl.zeros((BYTES, 4), dtype=tl.int32), tl.zeros((BYTES, 4), dtype=tl.int32)
-    for start in range(0, rows, LANE_ROWS):
-        low_lanes, high_lanes = tl.zeros((BYTES,), dtype=tl.int32), tl.zeros((BYTES,), dtype=tl.int32)
-        for _ in range(start, min(start + LANE_ROWS, rows)):
+    for start in range(0, rows, ROWS_8_BIT):
+        low_words, high_words = tl.zeros((BYTES,), dtype=tl.int32), tl.zeros((BYTES,), dtype=tl.int32)
+        for _ in range(start, min(start + ROWS_8_BIT, rows)):
             packed = tl.load(source, mask=byte < neuron_bytes, other=0).to(tl.int32)
             source += mask_stride
-            low_lanes += ((packed & 15) * 0x00204081) & 0x01010101
-            high_lanes += ((packed >> 4) * 0x00204081) & 0x01010101
-        low += (low_lanes[:, None] >> lane) & 255
-        high += (high_lanes[:, None] >> lane) & 255
+            low_words += ((packed & 15) * 0x00204081) & 0x01010101
+            high_words += ((packed >> 4) * 0x00204081) & 0x01010101
+        low += (low_words[:, None] >> shift) & 255
+        high += (high_words[:, None] >> shift) & 255
     target = counts + slot * slot_stride + layer * neurons
     neuron = byte[:, None] * 8 + tl.arange(0, 4)[None, :]
     tl.atomic_add(target + neuron, low, mask=neuron < neurons, sem="relaxed")
     tl.atomic_add(target + neuron + 4, high, mask=neuron + 4 < neurons, sem="relaxed")
 
 
-def add_counts(masks: torch.Tensor, pieces: torch.Tensor, counts: torch.Tensor) -> None:
-    """Add the bits of pieces of rows to their counters, on the current stream and without waiting.
+def add_counts(masks: torch.Tensor, tiles: torch.Tensor, counts: torch.Tensor) -> None:
+    """Add the bits of tiles of rows to their counters, on the current stream and without waiting.
 
     Args:
         masks: uint8 (rows, layers, ⌈neurons / 8⌉), contiguous, on the device.
-        pieces: int32 (pieces, 3), contiguous: first row, rows (at most 256), slot; checked on the host before by
-            `counts.check_pieces`.
+        tiles: int32 (tiles, 3), contiguous, from `split_runs`; the host has called `check_tiles`.
         counts: int32 (slots, layers, neurons), contiguous, added to in place.
     """
-    if not len(pieces):
+    if not len(tiles):
         return
     layers, neurons = counts.shape[1:]
-    _add_counts_kernel[(len(pieces), layers, triton.cdiv(masks.shape[2], _BYTES))](
-        masks,
-        pieces,
-        counts,
-        neurons,
-        masks.stride(0),
-        counts.stride(0),
+    _add_counts_kernel[(len(tiles), layers, triton.cdiv(masks.shape[2], _BYTES))](
+        *(masks, tiles, counts, neurons, masks.stride(0), counts.stride(0)),
         BYTES=_BYTES,
-        LANE_ROWS=_LANE_ROWS,
-        enable_fp_fusion=False,  # nothing to fuse; Triton 3.9 warns of the choice left open
+        ROWS_8_BIT=_ROWS_8_BIT,
+        enable_fp_fusion=False,  # nothing to fuse; Triton 3.9 warns if unset
     )

@@ -1,21 +1,17 @@
-"""Put a captured activation into every FFN, and decide whether the kernel may make the product itself.
+"""Put capture into every FFN and MoE layer, and decide whether the kernel may make the activation output.
 
-On CUDA the kernel's own product costs no second look at the gate, but the model must say the same with and without
-capture. So it is used only where that is known:
+On CUDA the kernel's own output saves a second read of the gate, but capture must not change the model. So it is used
+only where it is known to be equal:
 
-    1. from how vLLM would run this very module: bound to `forward_cuda` it is vLLM's kernel, `forward_native` within
-       a compiled graph is TorchInductor's code; eager code and activations that no rounding fits are left alone;
-    2. no projection of the FFN is quantised: TorchInductor and vLLM fuse an activation with the quantisation that
-       follows it, and round differently then;
-    3. the kernel's product equals the module's, on this device and with these versions (`compare.py`).
+    1. The forward method that vLLM bound tells what runs: `forward_cuda` is vLLM's kernel, `forward_native` in a
+       compiled graph is TorchInductor's code. Eager code and other kinds are left alone.
+    2. No projection of the FFN is quantized: TorchInductor and vLLM fuse an activation with the quantization that
+       follows it, and then round differently.
+    3. The kernel's output equals the module's on this device and with these versions (`compare.py`).
 
-Experts gate by vLLM's kernel always, and what is quantised behind them is quantised by a kernel of its own: there the
-first is known, the second does not matter, and a limit, which makes vLLM take another kernel, is looked for instead.
-
-Otherwise the signs are taken beside the module, which stays as it is: right by construction, for one more kernel and
-one more read of the gate. On the CPU the op calls the module itself, and there is nothing to decide.
-
-It knows of vLLM only the names of attributes.
+MoE experts always use vLLM's activation kernel and quantize in a separate one, so 1 and 2 hold. With a clamp limit vLLM
+switches kernels, so there is none. In all other cases the signs are captured beside the module, which stays as it is:
+right by construction, for one more kernel and one more read of the gate. On the CPU the op calls the module itself.
 """
 
 from __future__ import annotations
@@ -26,137 +22,112 @@ from typing import Any
 
 import torch
 
-from sparcom_extractor.capture.discovery.activations import GatedActivation
-from sparcom_extractor.capture.discovery.findings import Findings, GatedFFN, MoeLayer
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.buffers import StepBuffers
+from sparcom_extractor.capture.discovery.activations import ActivationSpec
+from sparcom_extractor.capture.discovery.ffn import GatedFFN
+from sparcom_extractor.capture.discovery.findings import Findings
+from sparcom_extractor.capture.discovery.moe import MoeLayer
+from sparcom_extractor.capture.ops.activation_reference import Numerics
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
 from sparcom_extractor.capture.ops.compare import count_differences, count_expert_differences
-from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts, is_plain, shown_experts
-from sparcom_extractor.capture.ops.op import CapturedActivation
-from sparcom_extractor.capture.ops.reference import Rounding
+from sparcom_extractor.capture.ops.experts import capturable_experts, install_experts
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, StepBuffers
+from sparcom_extractor.vllm_surface.activations import bound_forward, is_compiled, is_unquantized, linear_layers
+from sparcom_extractor.vllm_surface.moe import ExpertsLike, has_clamp_limit
 
-_LOG = logging.getLogger("sparcom.capture")
-Compare = Callable[[torch.nn.Module, Rounding, torch.dtype], int]
-CompareExperts = Callable[[Any, Any, GatedActivation, torch.dtype], int]
+logger = logging.getLogger("sparcom.capture")
+Compare = Callable[[torch.nn.Module, ActivationSpec, Numerics, torch.dtype], int]
+CompareExperts = Callable[[ExpertsLike, Any, ActivationSpec, torch.dtype], int]
 
 
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
-    """Capture everything of a model; see `install_capture` and `install_experts`.
+    """Install capture in a model before it is compiled. dtype: of its projections.
 
     Returns:
-        How it is done, for a log and for the key of vLLM's compilation cache.
+        How activation outputs are made, per component: "module" (CPU), "vllm_kernel" or "inductor" (by the op),
+        "signs" (beside the op) or "gate" (see `install_experts`); and the numbers of the buffers. Compiled graphs
+        depend on both.
     """
-    ways = []
-    if buffers.neurons is not None:
-        way = install_capture(model, found.dense, buffers.neurons, dtype)
-        ways.append(f"{way}-{buffers.neurons.number}")
+    modes = []
+    if buffers.dense is not None:
+        mode = install_ffns(found.dense, buffers.dense, dtype, compiled=is_compiled(model))
+        modes.append(f"{mode}-{buffers.dense.number}")
     if buffers.shared is not None:
-        # vLLM runs shared experts within an operator that TorchInductor does not look into
-        way = install_capture(model, found.shared, buffers.shared, dtype, compiled=False)
-        ways.append(f"shared-{way}-{buffers.shared.number}")
+        # vLLM runs shared experts within an operator that TorchInductor does not trace into.
+        mode = install_ffns(found.shared, buffers.shared, dtype, compiled=False)
+        modes.append(f"shared-{mode}-{buffers.shared.number}")
     if buffers.experts is not None and buffers.routes is not None:
         cuda = buffers.experts.masks.device.type == "cuda"
-        rounding = choose_experts_rounding(found.moe, dtype) if cuda else None
+        numerics = expert_numerics(found.moe, dtype) if cuda else None
         for index, layer in enumerate(found.moe):
-            way = install_experts(layer, ExpertSlots(index, buffers.routes, buffers.experts), rounding)
-        ways.append(f"experts-{way}-{buffers.experts.number}")
-    return "+".join(ways)
+            mode = install_experts(layer, index, buffers.routes, buffers.experts, numerics)
+        modes.append(f"experts-{mode}-{buffers.experts.number}")
+    return "+".join(modes)
 
 
-def install_capture(
-    model: torch.nn.Module,
-    ffns: Sequence[GatedFFN],
-    buffer: CaptureBuffer,
-    dtype: torch.dtype,
-    *,
-    compiled: bool | None = None,
-) -> str:
-    """Replace the activation of each FFN, layer i of the buffer for the i-th.
-
-    Args:
-        model: the model that the FFNs belong to, before it is compiled.
-        ffns: from `find_gated_ffns`.
-        buffer: of as many layers, on the model's device.
-        dtype: of the projections.
-        compiled: whether TorchInductor compiles these FFNs; found out where not given.
-
-    Returns:
-        How the product is made: "module" (CPU), "kernel" or "compiled" (by the op), "signs" (beside the op). The
-        compiled graph depends on it.
-    """
+def install_ffns(ffns: Sequence[GatedFFN], buffer: MaskBuffer, dtype: torch.dtype, *, compiled: bool) -> str:
+    """Replace the activation of each FFN; the i-th FFN is layer i of the buffer. Return how outputs are made."""
     cuda = buffer.masks.device.type == "cuda"
-    compiled = is_compiled(model) if compiled is None else compiled
-    rounding = choose_rounding(ffns[0], dtype, compiled=compiled) if cuda else None
+    numerics = ffn_numerics(ffns[0], dtype, compiled=compiled) if cuda else None
     for index, ffn in enumerate(ffns):
-        captured = CapturedActivation(getattr(ffn.parent, ffn.attribute), buffer.register(index), rounding)
+        captured = CapturedActivation(getattr(ffn.parent, ffn.attribute), buffer, index, numerics)
         setattr(ffn.parent, ffn.attribute, captured)
-    return rounding or ("signs" if cuda else "module")
+    return numerics or ("signs" if cuda else "module")
 
 
-def is_compiled(model: torch.nn.Module) -> bool:
-    """Whether vLLM compiles the model with TorchInductor: its decorator leaves `do_not_compile` on what it compiles."""
-    compiled: list[Any] = [module for module in model.modules() if getattr(module, "do_not_compile", True) is False]
-    return any(module.compilation_config.backend != "eager" for module in compiled)
-
-
-def choose_rounding(
+def ffn_numerics(
     ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, compare: Compare = count_differences
-) -> Rounding | None:
-    """Whose arithmetic the kernel follows for an FFN on CUDA, or None where only the signs may be taken."""
-    from sparcom_extractor.capture.ops.kernels import FUSED
+) -> Numerics | None:
+    """Return what the kernel's output must equal on CUDA, or None if only signs may be captured.
 
+    compiled: whether TorchInductor compiles the FFN.
+    """
     activation = getattr(ffn.parent, ffn.attribute)
-    rounding = expected_rounding(activation, compiled=compiled)
-    if rounding is None or ffn.rule.kind not in FUSED[rounding] or is_quantised(ffn):
+    numerics = expected_numerics(activation, compiled=compiled)
+    if numerics is None or not _has_output(ffn.spec, numerics):
         return None
-    return rounding if _is_equal(ffn.rule, lambda: compare(activation, rounding, dtype)) else None
+    if not all(map(is_unquantized, linear_layers(ffn.parent))):
+        return None
+    return numerics if _is_equal(ffn.spec, lambda: compare(activation, ffn.spec, numerics, dtype)) else None
 
 
-def choose_experts_rounding(
+def expert_numerics(
     layers: Sequence[MoeLayer], dtype: torch.dtype, compare: CompareExperts = count_expert_differences
-) -> Rounding | None:
-    """The same for the experts of all layers, which gate alike."""
-    from sparcom_extractor.capture.ops.kernels import FUSED
-
-    experts, rule = [shown_experts(layer) for layer in layers], layers[0].rule
-    if rule.kind not in FUSED["kernel"] or not all(map(is_plain, experts)):
+) -> Numerics | None:
+    """Return the same for the experts of all layers, which have one spec."""
+    experts, spec, kind = [capturable_experts(layer) for layer in layers], layers[0].spec, layers[0].runner.activation
+    if any(map(has_clamp_limit, experts)) or not _has_output(spec, Numerics.VLLM_KERNEL):
         return None
-    kind = layers[0].runner.activation
-    return "kernel" if _is_equal(rule, lambda: compare(experts[0], kind, rule, dtype)) else None
+    return Numerics.VLLM_KERNEL if _is_equal(spec, lambda: compare(experts[0], kind, spec, dtype)) else None
 
 
-def _is_equal(rule: GatedActivation, compare: Callable[[], int]) -> bool:
-    """Whether the comparison finds no number that differs; where it does, or breaks, the log says why."""
+def expected_numerics(activation: torch.nn.Module, *, compiled: bool) -> Numerics | None:
+    """Return whose code would run `activation`, from the method that vLLM bound; None for eager code."""
+    name, wrapped = bound_forward(activation)
+    if name == "forward_cuda":
+        return Numerics.VLLM_KERNEL
+    return Numerics.INDUCTOR if name == "forward_native" and (compiled or wrapped) else None
+
+
+def _has_output(spec: ActivationSpec, numerics: Numerics) -> bool:
+    from sparcom_extractor.capture.ops.activation_kernel import FUSED  # needs Triton
+
+    return spec.kind in FUSED[numerics]
+
+
+def _is_equal(spec: ActivationSpec, compare: Callable[[], int]) -> bool:
+    """Return whether a comparison finds no difference. If it does, or fails, log why."""
     try:
         different = compare()
-    except Exception as error:  # noqa: BLE001  compilers raise what they like, and there is a way without them
-        _LOG.warning(
-            "capture takes signs beside %s: it could not be compared: %s: %s", rule, type(error).__name__, error
+    except Exception as error:  # noqa: BLE001  compilers raise anything, and capture works without the comparison
+        logger.warning(
+            "capture takes signs beside %s: it could not be compared: %s: %s", spec, type(error).__name__, error
         )
         return False
     if different:
-        _LOG.warning(
-            "capture takes signs beside %s: the kernel's product differs from vLLM's in %d numbers on this device. "
+        logger.warning(
+            "capture takes signs beside %s: the kernel's output differs from vLLM's in %d numbers on this device. "
             "Results are the same, a little slower; report it with the versions of torch and vLLM",
-            rule,
+            spec,
             different,
         )
     return not different
-
-
-def expected_rounding(activation: torch.nn.Module, *, compiled: bool) -> Rounding | None:
-    """Whose arithmetic vLLM would run `activation` with, from the method that it bound; None: eager code."""
-    method = getattr(activation, "_forward_method", None)
-    plain = getattr(method, "_torchdynamo_orig_callable", method)  # what torch.compile was given
-    name = getattr(plain, "__name__", "")
-    if name == "forward_cuda":
-        return "kernel"
-    if name == "forward_native" and (compiled or plain is not method):
-        return "compiled"
-    return None
-
-
-def is_quantised(ffn: GatedFFN) -> bool:
-    """Whether any projection of the FFN is not known to be plain."""
-    linears = [child for _, child in ffn.parent.named_children() if hasattr(child, "input_size")]
-    return any(type(getattr(item, "quant_method", None)).__name__ != "UnquantizedLinearMethod" for item in linears)

@@ -1,13 +1,12 @@
-"""Off the device without stopping it.
+"""Asynchronous device-to-host copies.
 
     step's stream   forward of step k │ parts ─▶ ring │ forward of step k+1 …
     side stream                         after that: ring ─▶ pinned memory
     drain thread                                            waits for the copy, delivers, gives the room back
 
-The step's own thread only enqueues: copies on its stream into a ring on the device (the next step may then overwrite
-their sources), an event, and one copy of the whole region on the side stream. It waits for nothing, unless the ring or
-the pinned memory is full: then it waits until there is room, and drops nothing. Both are allocated once. An error on
-the way (a failed copy, a receiver that raised) is raised to the step by the next `send`.
+The step's thread only enqueues: copies into a ring on the device (the next step may then overwrite their sources), and
+one copy of the whole region on the side stream. It waits only while the ring or the pinned memory is full, and drops
+nothing. Both are allocated once. The next `send` raises any error of a copy or of a receiver.
 """
 
 from __future__ import annotations
@@ -19,152 +18,100 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparcom_extractor.capture.transfer.outbox import Deliver
+from sparcom_extractor.capture.transfer.queue import Deliver
 from sparcom_extractor.capture.transfer.ring import ByteRing, aligned
+from sparcom_extractor.capture.transfer.streams import Event, Streams
 
-_log = logging.getLogger(__name__)
-
-
-class Event(Protocol):
-    """A point of a stream's work."""
-
-    def wait(self) -> None:
-        """Block this thread until the point is reached. Never called from a step's thread."""
-
-
-class Streams(Protocol):
-    """What is asked of a device. Nothing but `Event.wait` may block."""
-
-    def memory(self, size: int) -> torch.Tensor:
-        """uint8 (size,) on the device."""
-
-    def pinned(self, size: int) -> torch.Tensor:
-        """uint8 (size,) on the host, page-locked."""
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Enqueue a copy on the step's stream."""
-
-    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event:
-        """Enqueue a copy on the side stream, after all that is on the step's stream now; the event that ends it."""
-
-    def launch(self, work: Callable[[], object]) -> None:
-        """Enqueue on the step's stream what `work` launches."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Where a part lies within a region: offset in bytes, shape, dtype of the array."""
+class _Transfer:
+    """A region on its way. Its arrival frees the regions of `uploads` (starts in ring and pinned memory) too."""
 
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Letter:
     arrived: Event
-    ring_starts: tuple[int, ...]
-    host_starts: tuple[int, ...]  # given back on arrival: what was uploaded for the step
-    start: int
-    parts: tuple[_Part, ...]
+    ring_start: int
+    pinned_start: int
+    uploads: list[tuple[int, int]]
+    parts: Sequence[torch.Tensor]  # for shapes and dtypes: the next step overwrites the values
     deliver: Deliver
 
 
-class DeviceOutbox:
-    """An outbox whose parts are on a device.
+class DeviceTransferQueue:
+    """A `TransferQueue` for tensors on a device.
 
-    Args:
-        streams: the device.
-        ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
-        pinned_bytes: memory on the host, held from sending until the receiver is done.
+    ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
+    pinned_bytes: memory on the host, held from sending until the receiver is done.
     """
 
     delivers_in_step = False
 
     def __init__(self, streams: Streams, *, ring_bytes: int, pinned_bytes: int) -> None:
         self._streams = streams
-        self._ring, self._host = ByteRing(ring_bytes), ByteRing(pinned_bytes)
+        self._ring, self._pinned = ByteRing(ring_bytes), ByteRing(pinned_bytes)
         self._ring_memory = streams.memory(self._ring.capacity)
-        self._host_memory = streams.pinned(self._host.capacity)
-        self._host_array: NDArray[np.uint8] | None = None
+        self._pinned_memory = streams.pinned(self._pinned.capacity)
         self._room = threading.Condition()
         self._uploads: list[tuple[int, int]] = []
-        self._letters: queue.SimpleQueue[_Letter | None] = queue.SimpleQueue()
+        self._transfers: queue.SimpleQueue[_Transfer | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self.backpressure_seconds = 0.0
         self.sent_bytes = 0
         self._thread = threading.Thread(target=self._drain, name="sparcom-drain", daemon=True)
         self._thread.start()
 
-    @property
-    def device_bytes(self) -> int:
-        """What the ring takes of the device's memory."""
-        return self._ring.capacity
-
-    @property
-    def pinned_bytes(self) -> int:
-        """What is page-locked on the host."""
-        return self._host.capacity
+    def memory(self) -> dict[str, int]:
+        return {"device_ring_bytes": self._ring.capacity, "pinned_bytes": self._pinned.capacity}
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
-        """Enqueue the way out of the parts. Waits only while there is no room.
-
-        Raises:
-            RuntimeError: an earlier letter could not be delivered.
-        """
-        places, size = _places(parts)
-        ring, host = self._take(size)
-        region = self._ring_memory[ring : ring + size]
-        for part, place in zip(parts, places, strict=True):
-            length = part.numel() * part.element_size()
-            if length:
-                target = region[place.offset : place.offset + length].view(part.dtype).view(part.shape)
-                self._streams.copy(target, part)
-        arrived = self._streams.fetch(self._host_memory[host : host + size], region)
-        uploads, self._uploads = self._uploads, []
+        """Enqueue the transfer of the parts; raises what `check` raises. Waits only while there is no room."""
+        *offsets, size = _offsets(parts)
+        ring, pinned = self._reserve(size)
+        for part, offset in zip(parts, offsets, strict=True):
+            self._streams.copy(_view(self._ring_memory, ring + offset, part), part)
+        target, source = self._pinned_memory[pinned : pinned + size], self._ring_memory[ring : ring + size]
+        arrived = self._streams.fetch(target, source)
+        self._transfers.put(_Transfer(arrived, ring, pinned, self._uploads, parts, deliver))
+        self._uploads = []
         self.sent_bytes += size
-        self._letters.put(
-            _Letter(
-                arrived, (*(start for start, _ in uploads), ring), tuple(s for _, s in uploads), host, places, deliver
-            )
-        )
 
     def upload(self, values: NDArray[Any]) -> torch.Tensor:
         """Enqueue a copy of small `values` to the device, for what the step enqueues before the next `send`."""
         source = torch.from_numpy(values)
-        ring, host = self._take(values.nbytes)
-        self._uploads.append((ring, host))
-        staged = self._host_memory[host : host + values.nbytes].view(source.dtype).view(source.shape)
+        ring, pinned = self._reserve(values.nbytes)
+        self._uploads.append((ring, pinned))
+        staged, target = _view(self._pinned_memory, pinned, source), _view(self._ring_memory, ring, source)
         staged.copy_(source)
-        target = self._ring_memory[ring : ring + values.nbytes].view(source.dtype).view(source.shape)
         self._streams.copy(target, staged)
         return target
 
     def launch(self, work: Callable[[], object]) -> None:
-        """Enqueue what `work` launches, behind what was sent and uploaded before."""
         self._streams.launch(work)
 
+    def check(self) -> None:
+        if self._error is not None:
+            raise RuntimeError(
+                f"rows could not be brought off the device: {type(self._error).__name__}: {self._error}"
+            ) from self._error
+
     def close(self) -> None:
-        """Deliver what was sent, then stop the thread."""
-        self._letters.put(None)
+        self._transfers.put(None)
         self._thread.join()
 
-    def _take(self, size: int) -> tuple[int, int]:
-        """A region of the ring and one of the pinned memory; waits while there is none."""
+    def _reserve(self, size: int) -> tuple[int, int]:
+        """Return the starts of a region of the ring and of one of the pinned memory; waits until there are both."""
         with self._room:
-            ring = self._wait_for(self._ring, size)
-            return ring, self._wait_for(self._host, size)
+            return self._reserve_in(self._ring, size), self._reserve_in(self._pinned, size)
 
-    def _wait_for(self, ring: ByteRing, size: int) -> int:
+    def _reserve_in(self, ring: ByteRing, size: int) -> int:
         self.check()
-        start = ring.take(size)
-        if start is not None:
+        if (start := ring.take(size)) is not None:
             return start
         began = time.perf_counter()
         while (start := ring.take(size)) is None:
@@ -173,108 +120,42 @@ class DeviceOutbox:
         self.backpressure_seconds += time.perf_counter() - began
         return start
 
-    def check(self) -> None:
-        """Raise RuntimeError where a letter could not be delivered."""
-        if self._error is not None:
-            raise RuntimeError(
-                f"rows could not be brought off the device: {type(self._error).__name__}: {self._error}"
-            ) from self._error
-
     def _drain(self) -> None:
         try:
-            while (letter := self._letters.get()) is not None:
-                letter.arrived.wait()
-                self._give_back(letter.ring_starts, letter.host_starts)
-                letter.deliver(self._arrays(letter), partial(self._give_back, (), (letter.start,)))
-        except Exception as error:  # noqa: BLE001  a thread's last words: raised to the step by the next send
-            _log.exception("the way off the device broke")
+            while (transfer := self._transfers.get()) is not None:
+                transfer.arrived.synchronize()
+                ring_starts, pinned_starts = ([pair[n] for pair in transfer.uploads] for n in (0, 1))
+                self._give_back([*ring_starts, transfer.ring_start], pinned_starts)
+                starts = [transfer.pinned_start + offset for offset in _offsets(transfer.parts)[:-1]]
+                views = [_view(self._pinned_memory, *pair) for pair in zip(starts, transfer.parts, strict=True)]
+                done = partial(self._give_back, [], [transfer.pinned_start])
+                transfer.deliver([view.numpy() for view in views], done)
+        except Exception as error:  # ends this thread; the next send raises it to the step
+            logger.exception("the transfer of rows off the device failed")
             with self._room:
                 self._error = error
                 self._room.notify_all()
 
-    def _give_back(self, ring_starts: Sequence[int], host_starts: Sequence[int]) -> None:
+    def _give_back(self, ring_starts: Sequence[int], pinned_starts: Sequence[int]) -> None:
         with self._room:
             for start in ring_starts:
                 self._ring.give_back(start)
-            for start in host_starts:
-                self._host.give_back(start)
+            for start in pinned_starts:
+                self._pinned.give_back(start)
             self._room.notify_all()
 
-    def _arrays(self, letter: _Letter) -> list[NDArray[Any]]:
-        if self._host_array is None:
-            self._host_array = self._host_memory.numpy()
-        arrays = []
-        for part in letter.parts:
-            begin = letter.start + part.offset
-            size = int(np.prod(part.shape, dtype=np.int64)) * part.dtype.itemsize
-            arrays.append(self._host_array[begin : begin + size].view(part.dtype).reshape(part.shape))
-        return arrays
 
-
-def letter_bytes(arrays: Sequence[torch.Tensor], writes: torch.Tensor) -> int:
-    """What the letter of a whole step takes: its arrays, token ids (int32), positions (int64) and writes."""
+def transfer_bytes(arrays: Sequence[torch.Tensor], writes: torch.Tensor) -> int:
+    """Return the bytes of a whole step's transfer: arrays, token ids (int32), positions (int64) and write counters."""
     rows = len(arrays[0])
     return sum(map(aligned, (*(array.nbytes for array in arrays), 4 * rows, 8 * rows, writes.nbytes)))
 
 
-def _places(parts: Sequence[torch.Tensor]) -> tuple[tuple[_Part, ...], int]:
-    """Where each part lies in a region, and the region's size."""
-    places, offset = [], 0
-    for part in parts:
-        dtype = _NUMPY[part.dtype]
-        places.append(_Part(offset, tuple(part.shape), dtype))
-        offset += aligned(part.numel() * dtype.itemsize)
-    return tuple(places), max(1, offset)
+def _offsets(parts: Sequence[torch.Tensor]) -> list[int]:
+    """Return the offset of each part within a region, and the region's size."""
+    return list(accumulate((aligned(part.nbytes) for part in parts), initial=0))
 
 
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {
-    torch.uint8: np.dtype(np.uint8),
-    torch.uint16: np.dtype(np.uint16),
-    torch.float32: np.dtype(np.float32),
-    torch.int32: np.dtype(np.int32),
-    torch.int64: np.dtype(np.int64),
-}
-
-
-class CudaStreams:
-    """A CUDA device. The step's stream is whatever is current in the thread that calls."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def memory(self, size: int) -> torch.Tensor:
-        """uint8 (size,) on the device."""
-        return torch.empty(size, dtype=torch.uint8, device=self._device)
-
-    def pinned(self, size: int) -> torch.Tensor:
-        """uint8 (size,), page-locked."""
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Enqueue a copy on the current stream."""
-        target.copy_(source, non_blocking=True)
-
-    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event:
-        """Enqueue a copy on the side stream, behind the current one."""
-        staged = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        staged.record(torch.cuda.current_stream(self._device))
-        self._side.wait_event(staged)
-        with torch.cuda.stream(self._side):
-            target.copy_(source, non_blocking=True)
-            # Its wait sleeps: spinning would take a core from the step.
-            arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            arrived.record(self._side)
-        return _CudaEvent(arrived)
-
-    def launch(self, work: Callable[[], object]) -> None:
-        """Launches are enqueued by themselves."""
-        work()
-
-
-@dataclass(frozen=True, slots=True)
-class _CudaEvent:
-    event: torch.cuda.Event
-
-    def wait(self) -> None:
-        self.event.synchronize()
+def _view(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the bytes from `start` on in the dtype and shape of `like`."""
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

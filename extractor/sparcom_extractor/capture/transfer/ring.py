@@ -1,30 +1,27 @@
-"""Which part of a circular buffer is free: numbers only, it touches no memory.
+"""Allocator of regions in a circular buffer. It touches no memory.
 
-Regions are taken one after the other and wrap around as wholes. They may be given back in any order; room comes free
-in the order of taking.
+Regions are taken in order and do not wrap. They may be given back in any order; room comes free in the order of taking.
 """
 
 from __future__ import annotations
-
-from collections import OrderedDict
 
 ALIGNMENT = 256  # bytes: any dtype can be viewed at a region's start, and copies run at full width
 
 
 def aligned(size: int) -> int:
-    """`size` bytes, rounded up so that what follows is aligned; at least one unit, so that no two regions coincide."""
+    """Round `size` bytes up to the alignment; at least one unit, so that no two regions coincide."""
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
 
 
 class ByteRing:
-    """Regions of a buffer of `capacity` bytes. Not locked: its owner is."""
+    """Regions of a buffer of `capacity` bytes. Not thread-safe."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity // ALIGNMENT * ALIGNMENT
-        self._regions: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # start: (stop, given back)
+        self._regions: dict[int, tuple[int, bool]] = {}  # in the order of taking; start: (stop, given back)
 
     def take(self, size: int) -> int | None:
-        """Start of a region of at least `size` bytes, or None while there is no room.
+        """Return the start of a region of at least `size` bytes, or None while there is no room.
 
         Raises:
             ValueError: it is larger than the whole ring, so that waiting would never help.
@@ -48,12 +45,7 @@ class ByteRing:
         return 0 if not wrapped and size <= oldest else None
 
     def give_back(self, start: int) -> None:
-        """The region that begins at `start` is not used any more."""
+        """Mark the region that begins at `start` as unused."""
         self._regions[start] = (self._regions[start][0], True)
-        while self._regions and next(iter(self._regions.values()))[1]:
-            self._regions.popitem(last=False)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is taken."""
-        return not self._regions
+        while self._regions and (first := next(iter(self._regions.items())))[1][1]:
+            del self._regions[first[0]]

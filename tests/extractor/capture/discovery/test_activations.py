@@ -1,4 +1,4 @@
-"""Every gated activation of vLLM is understood as it computes, or refused with the reason."""
+"""The spec of every gated activation of vLLM matches its output, or the activation is refused with a reason."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ import pytest
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import GATED, SILU, GatedActivation, rule_of
-from sparcom_extractor.capture.ops.op import CaptureBuffer, CapturedActivation
+from sparcom_extractor.capture.discovery.activations import GATED, SILU, ActivationSpec, spec_of
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 
-# vLLM's classes with arguments that matter, and what they must be understood as.
-CASES: dict[str, tuple[str, dict[str, Any], GatedActivation]] = {
+# vLLM's classes, arguments and the expected spec.
+CASES: dict[str, tuple[str, dict[str, Any], ActivationSpec]] = {
     "SiluAndMul": ("SiluAndMul", {}, SILU),
-    "MulAndSilu": ("MulAndSilu", {}, GatedActivation("silu", "second")),
-    "GeluAndMul": ("GeluAndMul", {}, GatedActivation("gelu")),
-    "GeluAndMul tanh": ("GeluAndMul", {"approximate": "tanh"}, GatedActivation("gelu_tanh")),
-    "FatreluAndMul": ("FatreluAndMul", {"threshold": 0.01}, GatedActivation("fatrelu", threshold=0.01)),
-    "FatreluAndMul below": ("FatreluAndMul", {"threshold": -0.5}, GatedActivation("fatrelu", threshold=-0.5)),
+    "MulAndSilu": ("MulAndSilu", {}, ActivationSpec("silu", "second")),
+    "GeluAndMul": ("GeluAndMul", {}, ActivationSpec("gelu")),
+    "GeluAndMul tanh": ("GeluAndMul", {"approximate": "tanh"}, ActivationSpec("gelu_tanh")),
+    "FatreluAndMul": ("FatreluAndMul", {"threshold": 0.01}, ActivationSpec("fatrelu", threshold=0.01)),
+    "FatreluAndMul below": ("FatreluAndMul", {"threshold": -0.5}, ActivationSpec("fatrelu", threshold=-0.5)),
     "SiluAndMulWithClamp": (
         "SiluAndMulWithClamp",
         {"swiglu_limit": 7.0, "alpha": 1.702, "beta": 1.0},
-        GatedActivation("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
+        ActivationSpec("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
     ),
     "SwigluOAIAndMul": (
         "SwigluOAIAndMul",
         {"alpha": 1.5, "limit": 6.0},
-        GatedActivation("swiglu_oai", "interleaved", limit=6.0, alpha=1.5, beta=1.0),
+        ActivationSpec("swiglu_oai", "interleaved", limit=6.0, alpha=1.5, beta=1.0),
     ),
-    "SwigluStepAndMul": ("SwigluStepAndMul", {"limit": 5.0}, GatedActivation("swiglu_step", limit=5.0)),
-    "SituAndMul": ("SituAndMul", {"beta": 2.0}, GatedActivation("situ", beta=2.0)),
+    "SwigluStepAndMul": ("SwigluStepAndMul", {"limit": 5.0}, ActivationSpec("swiglu_step", limit=5.0)),
+    "SituAndMul": ("SituAndMul", {"beta": 2.0}, ActivationSpec("situ", beta=2.0)),
     "SituAndMul linear": (
         "SituAndMul",
         {"beta": 2.0, "linear_beta": 3.0},
-        GatedActivation("situ", beta=2.0, linear_beta=3.0),
+        ActivationSpec("situ", beta=2.0, linear_beta=3.0),
     ),
 }
 
@@ -64,10 +65,10 @@ def every_gate(dtype: torch.dtype) -> torch.Tensor:
     return gate[gate.isfinite() & ((gate == 0) | (gate.abs() > 1e-30))].to(dtype)[None]
 
 
-def joined(rule: GatedActivation, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def joined(spec: ActivationSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The fused projection that has these parts."""
     gate_up = torch.empty((gate.shape[0], 2 * gate.shape[1]), dtype=gate.dtype)
-    for part, values in zip(rule.split(gate_up), (gate, up), strict=True):
+    for part, values in zip(spec.split(gate_up), (gate, up), strict=True):
         part.copy_(values)
     return gate_up
 
@@ -78,23 +79,23 @@ def test_every_class_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_active_is_what_vllm_makes_positive(
+def test_active_neurons_have_a_positive_output_in_vllm(
     case: str, make: Callable[[str, dict[str, Any]], torch.nn.Module]
 ) -> None:
-    """With up at 1 vLLM's own result is above 0 exactly where the rule calls the gate active, for every bfloat16;
-    and the op, whose masks are the same bits, returns vLLM's result."""
-    name, arguments, rule = CASES[case]
+    """With up at 1 vLLM's own result is above 0 exactly where the spec calls the gate active, for every bfloat16.
+    The op stores the same bits and returns vLLM's result."""
+    name, arguments, spec = CASES[case]
     activation = make(name, arguments)
-    assert rule_of(activation) == rule
+    assert spec_of(activation) == spec
     gate = every_gate(torch.bfloat16)
-    gate_up = joined(rule, gate, torch.ones_like(gate))
+    gate_up = joined(spec, gate, torch.ones_like(gate))
     result = activation(gate_up)
-    active = gate.float() > rule.active_above
+    active = gate.float() > spec.active_above
     assert torch.equal(result > 0, active)
 
-    buffer = CaptureBuffer(1, 1, gate.shape[1], torch.device("cpu"))
-    assert torch.equal(CapturedActivation(activation, buffer.register(0))(gate_up), result)
-    bits = torch.from_numpy(buffer.rows(1)[0, 0])[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    buffer = MaskBuffer(1, 1, gate.shape[1], torch.device("cpu"))
+    assert torch.equal(CapturedActivation(activation, buffer, 0)(gate_up), result)
+    bits = torch.from_numpy(buffer.masks[0, 0].numpy())[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
     assert torch.equal(bits.flatten()[: gate.shape[1]].bool(), active[0])
 
 
@@ -105,9 +106,9 @@ def test_a_threshold_is_compared_as_vllm_compares_it(
     """A threshold between two numbers of 16 bits parts them; rounded to that type first it would not (one number)."""
     activation = make("FatreluAndMul", {"threshold": 0.01})
     gate = every_gate(dtype)
-    buffer = CaptureBuffer(1, 1, gate.shape[1], torch.device("cpu"))
-    result = CapturedActivation(activation, buffer.register(0))(joined(SILU, gate, torch.ones_like(gate)))
-    assert int((result > 0).sum()) == int(np.bitwise_count(buffer.rows(1)).sum())
+    buffer = MaskBuffer(1, 1, gate.shape[1], torch.device("cpu"))
+    result = CapturedActivation(activation, buffer, 0)(joined(SILU, gate, torch.ones_like(gate)))
+    assert int((result > 0).sum()) == int(np.bitwise_count(buffer.masks.numpy()).sum())
 
 
 def class_named(name: str, **attributes: Any) -> torch.nn.Module:
@@ -132,19 +133,19 @@ REFUSED: dict[str, tuple[torch.nn.Module, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_gates_sign_does_not_tell_is_refused(case: str) -> None:
+def test_parameters_that_break_the_sign_rule_are_refused(case: str) -> None:
     """Parameters with which f(gate) > 0 is not the sign of the gate, or that are not there, are refused by name."""
     module, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):
-        rule_of(module)
+        spec_of(module)
 
 
-def test_all_problems_are_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     """Two parameters out of bounds are both in the message."""
     with pytest.raises(ValueError, match=r"limit must be above 0; it is -1; its alpha must be finite; it is nan"):
-        GatedActivation("swiglu_clamp", limit=-1, alpha=math.nan)
+        ActivationSpec("swiglu_clamp", limit=-1, alpha=math.nan)
 
 
-def test_other_modules_are_none() -> None:
-    """What is no gated activation has no rule."""
-    assert rule_of(torch.nn.SiLU()) is None
+def test_other_modules_have_no_spec() -> None:
+    """Only gated activations have a spec."""
+    assert spec_of(torch.nn.SiLU()) is None

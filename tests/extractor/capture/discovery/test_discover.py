@@ -12,11 +12,16 @@ from torch import nn
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.discovery.activations import GATED
 from sparcom_extractor.capture.discovery.activations import REFUSED as REFUSED_ACTIVATIONS
-from sparcom_extractor.capture.discovery.findings import find_gated_ffns, layer_number
+from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
+from sparcom_extractor.capture.discovery.findings import find_captured
+
+
+def find_gated_ffns(model: nn.Module, layers: int) -> list[GatedFFN]:
+    return find_captured(model, layers).dense
 
 
 class Linear(nn.Module):
-    """What vLLM's linear layers tell of themselves."""
+    """The attributes of vLLM's linear layers."""
 
     def __init__(self, input_size: int, output_size: int, parts: int = 1) -> None:
         super().__init__()
@@ -68,7 +73,9 @@ def test_ffns_are_found_by_structure(neurons: int) -> None:
     assert [(ffn.layer_id, ffn.name, ffn.attribute) for ffn in found] == [
         (layer, f"blocks.{layer}.ffn", "squash") for layer in range(3)
     ]
-    assert {(ffn.neurons, ffn.neurons_here, ffn.activation) for ffn in found} == {(neurons, neurons, "silu")}
+    assert {(ffn.intermediate_size, ffn.intermediate_size_per_partition, ffn.spec.kind) for ffn in found} == {
+        (neurons, neurons, "silu")
+    }
     assert isinstance(getattr(found[0].parent, found[0].attribute), SiluAndMul)
 
 
@@ -85,11 +92,13 @@ def test_an_ffn_of_two_layers_is_refused() -> None:
     assert len(find_gated_ffns(model_of(FFN(16, 32, one), FFN(16, 32, one)), 2)) == 2
 
 
-def test_a_model_of_the_transformers_backend_is_refused_with_what_it_shows() -> None:
+def test_a_model_of_the_transformers_backend_is_refused_with_a_hint() -> None:
     """The backend merges gate and up projections that are apart; where it does not, nothing shows the gate."""
     model = type("TransformersForCausalLM", (nn.Module,), {})()
     model.blocks = nn.ModuleList([nn.Identity()])
-    with pytest.raises(UnsupportedModelError, match="Transformers backend, which shows a gate only where it merges"):
+    with pytest.raises(
+        UnsupportedModelError, match="Transformers backend, which runs it, shows a gate only where it merges"
+    ):
         find_gated_ffns(model, 1)
 
 
@@ -106,13 +115,13 @@ def test_a_shared_activation_module_is_found_in_every_layer() -> None:
     found = find_gated_ffns(model_of(FFN(16, 40, shared), FFN(16, 40, shared)), 2)
     assert [ffn.layer_id for ffn in found] == [0, 1]
     assert found[0].parent is not found[1].parent
-    assert found[0].activation == "gelu"
+    assert found[0].spec.kind == "gelu"
 
 
 def test_a_rank_knows_its_own_width() -> None:
     """Under tensor parallelism the rank's slice and the layer's width are told apart."""
     found = find_gated_ffns(model_of(FFN(16, 40, parts=2)), 1)
-    assert (found[0].neurons, found[0].neurons_here) == (40, 20)
+    assert (found[0].intermediate_size, found[0].intermediate_size_per_partition) == (40, 20)
 
 
 def test_vllms_own_activations_are_found() -> None:
@@ -125,7 +134,7 @@ def test_vllms_own_activations_are_found() -> None:
     assert gated == GATED | set(REFUSED_ACTIVATIONS), "an activation is neither taken nor refused"
     real = layers.SiluAndMul.__new__(layers.SiluAndMul)  # its own __init__ wants a vLLM configuration
     nn.Module.__init__(real)
-    assert find_gated_ffns(model_of(FFN(16, 40, real)), 1)[0].activation == "silu"
+    assert find_gated_ffns(model_of(FFN(16, 40, real)), 1)[0].spec.kind == "silu"
 
 
 def class_named(name: str, *bases: type) -> Any:
@@ -163,28 +172,28 @@ def experts(name: str, *bases: type) -> Callable[[], nn.Module]:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no gate": (without_gate, r"each of the 2 decoder layers; Module has none in layers 1"),
     "no FFN": (nn.Identity, r"has none in layers 1"),
-    "two in a layer": (two_in_a_layer, r"one gated FFN a layer; Module has several in layers 1"),
+    "two in a layer": (two_in_a_layer, r"one gated FFN per layer; Module has several in layers 1"),
     "another width": (lambda: FFN(16, 48), r"layers of one width; this model has widths \[40, 48\]"),
     "another activation": (lambda: FFN(16, 40, GeluAndMul()), r"one activation; this model has \['gelu', 'silu'\]"),
-    "another place": (
+    "another layout": (
         lambda: FFN(16, 40, class_named("MulAndSilu")()),
-        r"one activation; this model has \['silu', 'silu \(place=second\)'\]",
+        r"one activation; this model has \['silu', 'silu \(layout=second\)'\]",
     ),
     "no fixed threshold": (
         lambda: FFN(16, 40, class_named("GeluAndMulSparse")()),
         r"GeluAndMulSparse cannot be captured: its threshold is a statistic of the row",
     ),
     "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) holds 2 linear layers that do not fit"),
-    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is a mixture of experts of another kind"),
+    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is an MoE layer of another kind"),
     "a kind of MoERunner": (
         experts("Mine", class_named("MoERunner", nn.Module)),
-        r"\(Mine\) is a mixture of experts of another kind",
+        r"\(Mine\) is an MoE layer of another kind",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_captured_is_refused(case: str) -> None:
+def test_models_that_cannot_be_captured_are_refused(case: str) -> None:
     """A second layer that is none of the kind that capture knows is refused, and the message says why."""
     make, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):

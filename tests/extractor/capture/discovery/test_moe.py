@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.describe import describe_found, refuse_model, widths_here
+from sparcom_data.schema.metadata import MoeInfo
+from sparcom_extractor.capture.discovery.describe import Widths, describe_found, refuse_model, widths_here
 from sparcom_extractor.capture.discovery.findings import Findings, find_captured
-from sparcom_extractor.capture.discovery.moe import RUNNER
-from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
-from sparcom_extractor.capture.ops.experts import ExpertSlots, in_falling_weight, install_experts, shown_experts
-from sparcom_extractor.worker.mixin import too_much_to_count
+from sparcom_extractor.capture.ops.experts import capturable_experts, install_experts, sort_by_weight_desc
+from sparcom_extractor.capture.ops.step_buffers import StepBuffers
+from sparcom_extractor.protocol import WorkerDescription
+from sparcom_extractor.vllm_surface import moe
+from sparcom_extractor.worker.mixin import refuse_host_counts
 from sparcom_extractor.writer.targets import ArrayPart
 
 CPU = torch.device("cpu")
@@ -67,15 +69,15 @@ class TritonExperts:
 def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
     """A runner of eight experts of 48 neurons, two chosen."""
     values: dict[str, Any] = {
-        "experts": 8, "choices": 2, "neurons": 48, "ranks": 1, "ep": False, "dp": 1, "sequence": False,
+        "experts": 8, "top_k": 2, "neurons": 48, "ranks": 1, "ep": False, "dp": 1, "sequence": False,
         "activation": "silu", "scale": 1.0, "eplb": None, "fused": 0, "router": "FusedTopKRouter",
         "kernel": TritonExperts(),
     } | changed  # fmt: skip
-    runner = type(RUNNER, (nn.Module,), {})()
+    runner = type(moe.MOE_RUNNER, (nn.Module,), {})()
     parallel = SimpleNamespace(use_ep=values["ep"], dp_size=values["dp"])
     runner.moe_config = SimpleNamespace(
         num_experts=values["experts"],
-        experts_per_token=values["choices"],
+        experts_per_token=values["top_k"],
         intermediate_size_per_partition_unpadded=values["neurons"] // values["ranks"],
         tp_size=values["ranks"],
         moe_parallel_config=parallel,
@@ -92,8 +94,8 @@ def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
     return runner
 
 
-def mixture(shared: FFN | None = None, **changed: Any) -> nn.Module:
-    """A decoder layer's FFN that is a mixture of experts."""
+def moe_block(shared: FFN | None = None, **changed: Any) -> nn.Module:
+    """A decoder layer's MoE block."""
     block = nn.Module()
     if shared is not None:
         block.shared_expert = shared
@@ -117,16 +119,16 @@ def found_in(*ffns: nn.Module) -> Findings:
 
 def test_dense_routed_and_shared_experts_are_told_apart() -> None:
     """An FFN within a layer of experts is its shared experts; in a layer of its own it is dense."""
-    found = found_in(FFN(16, 40), mixture(FFN(16, 24, gate=True)), FFN(16, 40), mixture(FFN(16, 24, gate=True)))
+    found = found_in(FFN(16, 40), moe_block(FFN(16, 24, gate=True)), FFN(16, 40), moe_block(FFN(16, 24, gate=True)))
     assert [ffn.layer_id for ffn in found.dense] == [0, 2]
     assert [layer.layer_id for layer in found.moe] == [1, 3]
     assert [ffn.name for ffn in found.shared] == ["layers.1.mlp.shared_expert", "layers.3.mlp.shared_expert"]
-    assert describe_found(found) == {
-        "layer_ids": [0, 2],
-        "neurons": 40,
-        "activation": "silu",
-        "moe": {"layer_ids": [1, 3], "experts": 8, "experts_per_token": 2, "neurons": 48, "shared_neurons": 24},
-    }
+    assert describe_found(found) == WorkerDescription(
+        layer_ids=(0, 2),
+        neurons=40,
+        activation="silu",
+        moe=MoeInfo(layer_ids=[1, 3], experts=8, experts_per_token=2, neurons=48, shared_neurons=24),
+    )
     assert widths_here(found) == Widths(2, 40, 2, 2, 48, 24, (0, 2), (1, 3))
     assert [str(name) for name in widths_here(found).columns()] == [
         "layer 0", "layer 2", "layer 1 (router)", "layer 3 (router)", "layer 1 (experts)", "layer 3 (experts)",
@@ -136,9 +138,10 @@ def test_dense_routed_and_shared_experts_are_told_apart() -> None:
 
 def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
     """Width 0, no layer: nothing is made up for components that a model does not have."""
-    found = found_in(mixture(), mixture())
+    found = found_in(moe_block(), moe_block())
     described = describe_found(found)
-    assert (described["layer_ids"], described["neurons"], described["moe"]["shared_neurons"]) == ([], 0, 0)
+    assert described.moe is not None
+    assert (described.layer_ids, described.neurons, described.moe.shared_neurons) == ((), 0, 0)
     assert set(StepBuffers(4, widths_here(found), CPU).arrays()) == {
         "router/expert",
         "router/weight",
@@ -148,11 +151,11 @@ def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
 
 def test_a_shared_expert_as_wide_as_the_model_is_understood() -> None:
     """The gate of a shared expert takes the model's width; it is not mistaken for the down projection."""
-    assert found_in(mixture(FFN(24, 24, gate=True))).shared[0].neurons == 24
+    assert found_in(moe_block(FFN(24, 24, gate=True))).shared[0].intermediate_size == 24
 
 
 def beside() -> nn.Module:
-    block = mixture()
+    block = moe_block()
     block.residual = FFN(16, 24)
     return block
 
@@ -167,25 +170,28 @@ def two_shared() -> nn.Module:
 
 def unknown() -> nn.Module:
     block = nn.Module()
-    block.experts = type("Other", (type(RUNNER, (nn.Module,), {}),), {})()
+    block.experts = type("Other", (type(moe.MOE_RUNNER, (nn.Module,), {}),), {})()
     return block
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "expert parallelism": (lambda: mixture(ep=True), "no enable_expert_parallel"),
-    "data parallelism": (lambda: mixture(dp=2), "data_parallel_size=1"),
-    "sequence parallelism": (lambda: mixture(sequence=True), "sequence parallelism"),
-    "balanced experts": (lambda: mixture(eplb=object()), "without enable_eplb"),
-    "shared among the routed": (lambda: mixture(fused=1), "runs its shared experts as further routed ones"),
-    "experts without neurons": (lambda: mixture(router="ZeroExpertRouter"), "experts without neurons"),
-    "another activation": (lambda: mixture(activation="swigluoai"), "gate by silu, gelu, gelu_tanh; .* 'swigluoai'"),
-    "another number": (lambda: mixture(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
-    "another k": (lambda: mixture(choices=3), "alike in activation, number, choices and widths"),
-    "another width": (lambda: mixture(neurons=56), "differ"),
-    "shared experts in one layer": (lambda: mixture(FFN(16, 24)), "differ"),
+    "expert parallelism": (lambda: moe_block(ep=True), "no enable_expert_parallel"),
+    "data parallelism": (lambda: moe_block(dp=2), "data_parallel_size=1"),
+    "sequence parallelism": (lambda: moe_block(sequence=True), "sequence parallelism"),
+    "balanced experts": (lambda: moe_block(eplb=object()), "without enable_eplb"),
+    "shared among the routed": (lambda: moe_block(fused=1), "runs its shared experts as further routed ones"),
+    "experts without neurons": (lambda: moe_block(router="ZeroExpertRouter"), "experts without neurons"),
+    "another activation": (
+        lambda: moe_block(activation="swigluoai"),
+        "experts with silu, gelu, gelu_tanh; .* 'swigluoai'",
+    ),
+    "another number": (lambda: moe_block(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
+    "another k": (lambda: moe_block(top_k=3), "alike in activation, number of experts, top_k and widths"),
+    "another width": (lambda: moe_block(neurons=56), "differ"),
+    "shared experts in one layer": (lambda: moe_block(FFN(16, 24)), "differ"),
     "an FFN beside the experts": (beside, "several in layers 1"),
     "two in the shared experts": (two_shared, "shared experts are one gated FFN; .* hold 2"),
-    "an unknown runner": (unknown, r"a mixture of experts of another kind \(.*moe_config"),
+    "an unknown runner": (unknown, r"an MoE layer of another kind \(.*moe_config"),
 }
 
 
@@ -194,13 +200,13 @@ def test_what_cannot_be_captured_is_refused(case: str) -> None:
     """A second layer that differs, or whose rows or experts are not the step's own, is refused with the remedy."""
     make, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):
-        found_in(mixture(), make())
+        found_in(moe_block(), make())
 
 
 KERNELS: dict[str, tuple[Any, str]] = {
     "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "run by TrtLlmBf16Experts, .* moe_backend 'triton'"),
     "no kernel": (None, "run by SimpleNamespace, which shows no neurons"),
-    "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantised in blocks"),
+    "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
     "another instruction set": (
         type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
         "dtype 'float32'",
@@ -217,11 +223,11 @@ def test_a_kernel_that_hides_the_neurons_is_refused(case: str) -> None:
     """The message names the kernel and the setting that helps; zeros never stand in for data."""
     kernel, reason = KERNELS[case]
     with pytest.raises(UnsupportedModelError, match=reason):
-        shown_experts(found_in(mixture(kernel=kernel)).moe[0])
+        capturable_experts(found_in(moe_block(kernel=kernel)).moe[0])
 
 
-def test_the_class_that_vllm_builds_its_mixtures_from_has_the_name_that_we_look_for() -> None:
-    """And what is read of it exists in the installed version."""
+def test_vllms_moe_classes_have_the_expected_names() -> None:
+    """Attributes that are read exist in the installed version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -230,27 +236,25 @@ def test_the_class_that_vllm_builds_its_mixtures_from_has_the_name_that_we_look_
         from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-    from sparcom_extractor.capture.ops import experts
-
-    assert MoERunner.__name__ == RUNNER
+    assert MoERunner.__name__ == moe.MOE_RUNNER
     assert {"shared_experts", "activation"} <= set(dir(MoERunner))
     assert {"num_experts", "experts_per_token", "intermediate_size_per_partition_unpadded"} <= set(
         FusedMoEConfig.__dataclass_fields__
     )
-    assert (Real.__name__, CPUUnquantizedExperts.__name__) == (experts.TRITON, experts.NATIVE)
-    assert CPUUnquantizedExperts.isa == experts.NATIVE_VECTOR
+    assert (Real.__name__, CPUUnquantizedExperts.__name__) == (moe.TRITON_EXPERTS, moe.CPU_EXPERTS)
+    assert CPUUnquantizedExperts.isa == moe.CPU_ISA
     assert list(inspect.signature(FusedMoERouter.select_experts).parameters)[1:3] == ["hidden_states", "router_logits"]
 
 
-def test_routes_are_those_that_the_experts_get() -> None:
+def test_stored_routes_are_those_of_the_experts() -> None:
     """Ids and weights are taken as the kernel is given them, the weights with the factor of all routed experts; the
     kernel gets the same, and its answer goes on."""
-    layer = found_in(mixture(scale=2.5)).moe[0]
+    layer = found_in(moe_block(scale=2.5)).moe[0]
     kernel = layer.runner.routed_experts.quant_method.moe_kernel.fused_experts
-    buffers = StepBuffers(8, Widths(moe_layers=1, choices=2, expert_neurons=48), CPU)
+    buffers = StepBuffers(8, Widths(moe_layers=1, top_k=2, expert_neurons=48), CPU)
     assert buffers.routes is not None
     assert buffers.experts is not None
-    install_experts(layer, ExpertSlots(0, buffers.routes, buffers.experts))
+    install_experts(layer, 0, buffers.routes, buffers.experts)
     ids, weights = torch.tensor([[5, 2], [0, 7]]), torch.tensor([[0.7, 0.3], [0.5, 0.25]])
     logits = torch.zeros(2, 8)
     logits[1, 4] = torch.nan  # of an expert that is not chosen
@@ -260,15 +264,17 @@ def test_routes_are_those_that_the_experts_get() -> None:
     assert buffers.routes.experts[:2, 0].tolist() == ids.tolist()
     torch.testing.assert_close(buffers.routes.weights[:2, 0], weights * 2.5)
     assert buffers.routes.experts[2:].numpy().min() == 65_535, "rows that no step wrote"
-    assert buffers.routes.flags.flatten().tolist()[:3] == [0, 1, 0]
+    assert buffers.routes.nonfinite.flatten().tolist()[:3] == [0, 1, 0]
     buffers.clear()
     kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None)
-    assert not buffers.flags.any(), "logits are looked at once"
+    assert not buffers.nonfinite.any(), "logits are looked at once"
 
 
-def test_choices_without_an_order_are_put_in_falling_weight() -> None:
+def test_choices_without_an_order_are_put_sort_by_weight_desc() -> None:
     """vLLM's router for CPUs lists its choices in no order; ids go with their weights."""
-    ids, weights = in_falling_weight(torch.tensor([[3, 1, 2], [9, 8, 7]]), torch.tensor([[0.1, 0.7, 0.2], [3.0, 2, 1]]))
+    ids, weights = sort_by_weight_desc(
+        torch.tensor([[3, 1, 2], [9, 8, 7]]), torch.tensor([[0.1, 0.7, 0.2], [3.0, 2, 1]])
+    )
     assert ids.tolist() == [[1, 2, 3], [9, 8, 7]]
     torch.testing.assert_close(weights, torch.tensor([[0.7, 0.2, 0.1], [3.0, 2, 1]]))
 
@@ -283,11 +289,11 @@ def config_of(ranks: int = 1, device: str = "cuda", *, eager: bool = False) -> A
 
 def test_ranks_must_share_every_width_on_byte_borders() -> None:
     """Dense, shared and routed widths alike: the first that does not split is named, with the rule."""
-    refuse_model(config_of(2), found_in(FFN(16, 32, parts=2), mixture(FFN(16, 48, parts=2), neurons=64, ranks=2)))
+    refuse_model(config_of(2), found_in(FFN(16, 32, parts=2), moe_block(FFN(16, 48, parts=2), neurons=64, ranks=2)))
     for model in (
-        [FFN(16, 40, parts=2), mixture(FFN(16, 48, parts=2), neurons=64, ranks=2)],
-        [FFN(16, 32, parts=2), mixture(FFN(16, 24, parts=2), neurons=64, ranks=2)],
-        [FFN(16, 32, parts=2), mixture(FFN(16, 48, parts=2), neurons=56, ranks=2)],
+        [FFN(16, 40, parts=2), moe_block(FFN(16, 48, parts=2), neurons=64, ranks=2)],
+        [FFN(16, 32, parts=2), moe_block(FFN(16, 24, parts=2), neurons=64, ranks=2)],
+        [FFN(16, 32, parts=2), moe_block(FFN(16, 48, parts=2), neurons=56, ranks=2)],
     ):
         with pytest.raises(UnsupportedModelError, match=r"8 × ranks; .* has (40|24|56) neurons for 2 ranks"):
             refuse_model(config_of(2), found_in(*model))
@@ -302,14 +308,14 @@ def test_an_ffn_that_every_rank_holds_whole_is_refused() -> None:
 def test_counting_that_would_fill_the_memory_is_refused() -> None:
     """The message says what it would take and what to lower; what fits is let in."""
     part = ArrayPart("expert_neuron/count", None, (24, 60, 1408))  # type: ignore[arg-type]
-    assert too_much_to_count([part], 4) is None
-    assert "lower max_num_seqs" in str(too_much_to_count([part], 10**7))
+    assert refuse_host_counts([part], 4) is None
+    assert "lower max_num_seqs" in str(refuse_host_counts([part], 10**7))
 
 
 def test_compiled_experts_of_a_cpu_are_refused() -> None:
     """There the compiler looks into them; dense models and GPUs are not concerned."""
     with pytest.raises(UnsupportedModelError, match="enforce_eager, which is the default there"):
-        refuse_model(config_of(device="cpu"), found_in(mixture()))
-    refuse_model(config_of(device="cpu", eager=True), found_in(mixture()))
+        refuse_model(config_of(device="cpu"), found_in(moe_block()))
+    refuse_model(config_of(device="cpu", eager=True), found_in(moe_block()))
     refuse_model(config_of(device="cpu"), found_in(FFN(16, 40)))
-    refuse_model(config_of(), found_in(mixture()))
+    refuse_model(config_of(), found_in(moe_block()))

@@ -1,4 +1,4 @@
-"""Random cases of the capture kernels under Triton's interpreter, held against their twins bit for bit.
+"""Random cases of the capture kernels under Triton's interpreter, compared with their CPU references bit for bit.
 
     TRITON_INTERPRET=1 python interpreted_kernels.py CASES SEED
 
@@ -23,18 +23,12 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from sparcom_extractor.capture.discovery.activations import GatedActivation, Kind
-from sparcom_extractor.capture.ops.count_kernel import add_counts
-from sparcom_extractor.capture.ops.counts import add_counts_twin, check_pieces, cut_pieces
-from sparcom_extractor.capture.ops.kernels import FUSED, Functions, Rounding, gated_activation
-from sparcom_extractor.capture.ops.reference import (
-    gated_product,
-    nonfinite_rows,
-    nonfinite_rows_torch,
-    pack_signs_torch,
-)
-from sparcom_extractor.capture.ops.route_kernel import store_routes
-from sparcom_extractor.capture.ops.routes import RouteBuffer
+from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
+from sparcom_extractor.capture.ops.activation_kernel import FUSED, gated_activation
+from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output, nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops.count_kernel import add_counts, add_counts_reference, check_tiles, split_runs
+from sparcom_extractor.capture.ops.step_buffers import RouteBuffer
+from sparcom_extractor.capture.ops.topk_kernel import store_topk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
@@ -74,34 +68,34 @@ def widen(x):  # type: ignore[no-untyped-def]
     return result.to(tl.float32)
 
 
-INTERPRETED = Functions(
-    exp=through_float64(np.exp),
-    erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
-    tanh=through_float64(np.tanh),
-    narrow=narrow,
-    widen=widen,
-)
+INTERPRETED = {
+    "EXP": through_float64(np.exp),
+    "ERF": through_float64(np.vectorize(math.erf, otypes=[np.float64])),
+    "TANH": through_float64(np.tanh),
+    "NARROW": narrow,
+    "WIDEN": widen,
+}
 
 
-def random_rule(draw: random.Random) -> tuple[GatedActivation, Rounding | None]:
-    """A rule of any kind and layout, and a rounding that the kernel has for it."""
-    rounding: Rounding | None = draw.choice(["kernel", "compiled", None])
-    kinds: list[Kind] = sorted(FUSED[rounding or "kernel"])
+def random_spec(draw: random.Random) -> tuple[ActivationSpec, Numerics | None]:
+    """A spec of any kind and layout, and a numerics that the kernel has for it."""
+    numerics: Numerics | None = draw.choice([*Numerics, None])
+    kinds: list[Kind] = sorted(FUSED[numerics or Numerics.VLLM_KERNEL])
     kind = draw.choice(kinds)
-    place = draw.choice(["first", "first", "second", "interleaved"])
+    layout = draw.choice(["first", "first", "second", "interleaved"])
     number = draw.choice([7.0, 0.3, 1.702])
     match kind:
         case "fatrelu":
-            return GatedActivation(kind, place, threshold=draw.choice([0.0, 0.01, 1.0, -0.5])), rounding
+            return ActivationSpec(kind, layout, threshold=draw.choice([0.0, 0.01, 1.0, -0.5])), numerics
         case "situ":
-            return GatedActivation(kind, place, beta=number, linear_beta=draw.choice([None, 4.0, 0.3])), rounding
+            return ActivationSpec(kind, layout, beta=number, linear_beta=draw.choice([None, 4.0, 0.3])), numerics
         case "swiglu_oai":
-            return GatedActivation(kind, place, limit=number, alpha=1.702, beta=1.0), rounding
+            return ActivationSpec(kind, layout, limit=number, alpha=1.702, beta=1.0), numerics
         case "swiglu_clamp":
             alpha, beta = draw.choice([(1.0, 0.0), (1.702, 1.0)])
-            return GatedActivation(kind, place, limit=number, alpha=alpha, beta=beta), rounding
+            return ActivationSpec(kind, layout, limit=number, alpha=alpha, beta=beta), numerics
         case _:
-            return GatedActivation(kind, place), rounding
+            return ActivationSpec(kind, layout), numerics
 
 
 def random_input(draw: random.Random, dtype: torch.dtype, rows: int, neurons: int) -> torch.Tensor:
@@ -134,53 +128,56 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool(equal.all()) and one.shape == other.shape
 
 
-def first_difference(rule: GatedActivation, gate_up: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> str:
+def first_difference(spec: ActivationSpec, gate_up: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> str:
     """The gate, the up value and both results where they first differ."""
     row, column = ((one != other) & ~(one.isnan() & other.isnan())).nonzero()[0].tolist()
-    gate, up = rule.split(gate_up)
+    gate, up = spec.split(gate_up)
     return f"{gate[row, column]} · {up[row, column]}: {one[row, column]} against {other[row, column]}"
 
 
 def check_activation(draw: random.Random) -> str:
     """One random case; returns what it was."""
-    rule, rounding = random_rule(draw)
+    spec, numerics = random_spec(draw)
     dtype, rows, neurons = draw.choice(DTYPES), draw.choice(ROWS), draw.choice(WIDTHS)
     gate_up = random_input(draw, dtype, rows, neurons)
-    layers, layer, choices = 3, draw.randrange(3), draw.choice([None, None, 1, 2, 3, 4, 6])
+    layers, layer, top_k = 3, draw.randrange(3), draw.choice([None, None, 1, 2, 3, 4, 6])
     before = draw.randrange(256)
-    shape = (rows + 2, layers, *([] if choices is None else [choices]), -(-neurons // 8))
+    shape = (rows + 2, layers, *([] if top_k is None else [top_k]), -(-neurons // 8))
     masks = torch.full(shape, before, dtype=torch.uint8)
-    writes = torch.tensor([4, 5, 6])
-    flags = torch.zeros((rows + 2, layers), dtype=torch.uint8)
-    out = None if rounding is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
-    case = f"{rule} as {rounding}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, {choices} choices"
+    counters = torch.tensor([4, 5, 6])
+    nonfinite = torch.zeros((rows + 2, layers), dtype=torch.uint8)
+    out = None if numerics is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
+    case = f"{spec} as {numerics}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, top_k {top_k}"
 
-    result = gated_activation(gate_up, torch.tensor(layer), masks, writes, flags, rule, rounding, INTERPRETED, out)
+    result = gated_activation(
+        gate_up, torch.tensor(layer), masks, counters, nonfinite, spec, numerics, INTERPRETED, out
+    )
 
     expected = torch.full_like(masks, before)
-    for row, packed in enumerate(pack_signs_torch(rule.split(gate_up)[0], rule.active_above)):
-        if choices is None:
-            expected[row, layer] = packed
+    for row, packed in enumerate(pack_signs(spec.split(gate_up)[0], spec.active_above)):
+        if top_k is None:
+            expected[row, layer] = torch.from_numpy(packed)
         else:
-            expected[row // choices, layer, row % choices] = packed
+            expected[row // top_k, layer, row % top_k] = torch.from_numpy(packed)
     assert torch.equal(masks, expected), f"masks differ: {case}"
-    write = (1 << 32) + rows // (choices or 1)
-    assert writes.tolist() == [start + write * (layer == at) for at, start in enumerate((4, 5, 6))], case
-    wrong = torch.zeros_like(flags)
-    wrong[np.flatnonzero(nonfinite_rows_torch(rule.gate(gate_up))) // (choices or 1), layer] = 1
-    assert torch.equal(flags, wrong), f"flags differ: {case}"
-    assert np.array_equal(nonfinite_rows(rule.gate(gate_up)), nonfinite_rows_torch(rule.gate(gate_up)).numpy()), case
-    if rounding is None:
+    write = (1 << 32) + rows // (top_k or 1)
+    assert counters.tolist() == [start + write * (layer == at) for at, start in enumerate((4, 5, 6))], case
+    wrong = torch.zeros_like(nonfinite)
+    own = ~torch.isfinite(spec.gate(gate_up).float()).all(dim=1)
+    wrong[np.flatnonzero(own) // (top_k or 1), layer] = 1
+    assert torch.equal(nonfinite, wrong), f"nonfinite differ: {case}"
+    assert np.array_equal(nonfinite_rows(spec.gate(gate_up)), own.numpy()), case
+    if numerics is None:
         assert result is None
     else:
         assert result is not None
         assert result.is_contiguous()
         assert out is None or result is out
-        expected = gated_product(gate_up, rule, rounding)
+        expected = activation_output(gate_up, spec, numerics)
         assert same_bits(result, expected), (
-            f"product differs: {case}, at {first_difference(rule, gate_up, result, expected)}"
+            f"output differs: {case}, at {first_difference(spec, gate_up, result, expected)}"
         )
-    return f"{rule.kind} {rounding} {dtype}"
+    return f"{spec.kind} {numerics} {dtype}"
 
 
 def random_ids(draw: random.Random, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
@@ -207,30 +204,32 @@ def strided(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
 def check_routes(draw: random.Random) -> str:
     """One random case of stored routes: ids and weights of any type and layout, weights of any bits; what it was."""
     generator = torch.Generator().manual_seed(draw.getrandbits(31))
-    rows, choices, layers, layer = (
+    rows, top_k, layers, layer = (
         draw.choice([0, 1, 2, 7, 64, 131]),
         draw.choice([1, 2, 4, 6, 8]),
         3,
         draw.randrange(3),
     )
     dtype, scale = draw.choice(DTYPES), draw.choice([1.0, 1.0, 1.5, 2.827, 16.0])
-    ids = strided(draw, random_ids(draw, (rows, choices), generator))
-    weights = strided(draw, random_input(draw, dtype, rows, choices)[:, :choices])
+    ids = strided(draw, random_ids(draw, (rows, top_k), generator))
+    weights = strided(draw, random_input(draw, dtype, rows, top_k)[:, :top_k])
     logits = draw.choice([None, strided(draw, random_input(draw, draw.choice(DTYPES), rows, draw.choice([4, 33])))])
-    found, twin = (RouteBuffer(rows + 2, layers, choices, torch.tensor([4, 5, 6])) for _ in range(2))
-    case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {choices}), times {scale}"
+    found, reference = (RouteBuffer(rows + 2, layers, top_k, torch.tensor([4, 5, 6])) for _ in range(2))
+    case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {top_k}), times {scale}"
 
-    store_routes(layer, ids, weights, scale, found.experts, found.weights, found.writes, found.flags, logits, widen)
+    store_topk(
+        layer, ids, weights, scale, found.experts, found.weights, found.write_counters, found.nonfinite, logits, widen
+    )
 
-    twin.store(layer, ids, weights, scale, logits)
+    reference.store(layer, ids, weights, scale, logits)
     wrong = ~torch.isfinite(weights.float() * scale).all(dim=1)
     if logits is not None:
         wrong |= ~torch.isfinite(logits).all(dim=1)
-    assert found.flags[:rows, layer].tolist() == wrong.int().tolist(), f"flags are wrong: {case}"
-    assert torch.equal(found.flags, twin.flags), f"flags differ: {case}"
-    assert torch.equal(found.experts.view(torch.int16), twin.experts.view(torch.int16)), f"experts differ: {case}"
-    assert same_bits(found.weights, twin.weights), f"weights differ: {case}"
-    assert torch.equal(found.writes, twin.writes), f"writes differ: {case}"
+    assert found.nonfinite[:rows, layer].tolist() == wrong.int().tolist(), f"nonfinite are wrong: {case}"
+    assert torch.equal(found.nonfinite, reference.nonfinite), f"nonfinite differ: {case}"
+    assert torch.equal(found.experts.view(torch.int16), reference.experts.view(torch.int16)), f"experts differ: {case}"
+    assert same_bits(found.weights, reference.weights), f"weights differ: {case}"
+    assert torch.equal(found.write_counters, reference.write_counters), f"counters differ: {case}"
     expected = [[number % 65536 for number in row] for row in ids.tolist()]
     assert found.experts[:rows, layer].tolist() == expected, f"experts are wrong: {case}"
     return f"routes {ids.dtype} {dtype}"
@@ -246,23 +245,23 @@ def check_counts(draw: random.Random) -> None:
     border = sorted(draw.randrange(rows + 1) for _ in range(3))
     length = np.diff([0, *border, rows])
     slot = np.array([draw.randrange(slots) for _ in length])
-    pieces = cut_pieces(np.array([0, *border]), length, slot)
-    check_pieces(pieces, rows, slots)
+    tiles = split_runs(np.array([0, *border]), length, slot)
+    check_tiles(tiles, rows, slots)
     found = torch.randint(0, 1000, (slots, layers, neurons), generator=generator, dtype=torch.int32)
     expected = found.clone()
 
-    add_counts(masks, torch.from_numpy(pieces), found)
+    add_counts(masks, torch.from_numpy(tiles), found)
 
-    add_counts_twin(masks, torch.from_numpy(pieces), expected)
-    assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {pieces.tolist()}"
+    add_counts_reference(masks, torch.from_numpy(tiles), expected)
+    assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {tiles.tolist()}"
 
 
-def check_full_piece() -> None:
-    """The longest piece, all ones: one more than a counter of 8 bits holds."""
+def check_full_tile() -> None:
+    """The longest tile, all ones: one more than a counter of 8 bits holds."""
     counts = torch.zeros((1, 1, 9), dtype=torch.int32)
-    pieces = cut_pieces(np.array([0]), np.array([256]), np.array([0]))
-    add_counts(torch.full((256, 1, 2), 255, dtype=torch.uint8), torch.from_numpy(pieces), counts)
-    assert counts.tolist() == [[[256] * 9]], f"counts of a full piece: {counts.tolist()}"
+    tiles = split_runs(np.array([0]), np.array([256]), np.array([0]))
+    add_counts(torch.full((256, 1, 2), 255, dtype=torch.uint8), torch.from_numpy(tiles), counts)
+    assert counts.tolist() == [[[256] * 9]], f"counts of a full tile: {counts.tolist()}"
 
 
 def main(cases: int, seed: int) -> None:
@@ -272,10 +271,10 @@ def main(cases: int, seed: int) -> None:
         for _ in range(cases // 20):
             check_counts(draw)
         routes = {check_routes(draw) for _ in range(cases // 10)}
-    check_full_piece()
+    check_full_tile()
     assert len(routes) > 5 or cases < 1000, f"cases must reach all types: {routes}"
     agreed = f"{cases} cases agree, {cases // 20} of counts and {cases // 10} of routes"
-    print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, rounding and type")  # noqa: T201
+    print(f"seed {seed}: {agreed}; {len(seen)} combinations of kind, numerics and type")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The comparison that decides whether the kernel's product may be used sees what it must see."""
+"""The comparison of activation outputs finds differences."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import math
 import pytest
 import torch
 
-from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
-from sparcom_extractor.capture.ops.compare import differences, product_of_experts, samples
-from sparcom_extractor.capture.ops.reference import Rounding, gated_product
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
+from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
+from sparcom_extractor.capture.ops.compare import differences, output_of_experts, samples
 
 CPU = torch.device("cpu")
 NANS = {torch.bfloat16: 2 * 127, torch.float16: 2 * 1023}  # of the 65,536 patterns
-INTERLEAVED = GatedActivation("silu", "interleaved")
+INTERLEAVED = ActivationSpec("silu", "interleaved")
 
 
-def product_of(rule: GatedActivation, rounding: Rounding, slip: float = 0.0) -> object:
-    """A product with f off by a share `slip` of itself."""
+def output_of(spec: ActivationSpec, numerics: Numerics, slip: float = 0.0) -> object:
+    """An activation output with a relative error `slip` of f."""
 
-    def product(gate_up: torch.Tensor) -> torch.Tensor:
+    def output(gate_up: torch.Tensor) -> torch.Tensor:
         if not slip:
-            return gated_product(gate_up, rule, rounding)
-        gate, up = (part.float() for part in rule.split(gate_up))
+            return activation_output(gate_up, spec, numerics)
+        gate, up = (part.float() for part in spec.split(gate_up))
         return (torch.nn.functional.silu(gate) * (1 + slip) * up).to(gate_up.dtype)
 
-    return product
+    return output
 
 
-@pytest.mark.parametrize("rule", [SILU, INTERLEAVED], ids=str)
+@pytest.mark.parametrize("spec", [SILU, INTERLEAVED], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_every_gate_is_among_the_samples(rule: GatedActivation, dtype: torch.dtype) -> None:
+def test_every_gate_is_among_the_samples(spec: ActivationSpec, dtype: torch.dtype) -> None:
     """All 65,536 numbers of 16 bits, first with an up of 1 and then with others; in float32 those of both types."""
-    found = list(samples(rule, dtype, CPU))
+    found = list(samples(spec, dtype, CPU))
     assert len(found) == (3 if dtype == torch.float32 else 1)
     kinds = [torch.bfloat16, torch.float16] if dtype == torch.float32 else [dtype]
     for gate_up, kind in zip(found, kinds, strict=False):
-        gate, up = rule.split(gate_up)
+        gate, up = spec.split(gate_up)
         assert gate.shape == (2048, 2048)
         numbers = gate[:32].to(kind)
         assert len(numbers[~numbers.isnan()].view(torch.int16).unique()) == 65536 - NANS[kind]
@@ -47,21 +47,21 @@ def test_every_gate_is_among_the_samples(rule: GatedActivation, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_equal_products_have_no_differences(dtype: torch.dtype) -> None:
+def test_equal_outputs_have_no_differences(dtype: torch.dtype) -> None:
     """NaN, infinities and zeros of both signs are equal to themselves."""
-    own = product_of(SILU, "compiled")
+    own = output_of(SILU, Numerics.INDUCTOR)
     assert differences(own, own, SILU, dtype, CPU) == 0  # type: ignore[arg-type]
 
 
-def test_a_rounding_too_many_is_seen() -> None:
+def test_a_numerics_too_many_is_seen() -> None:
     """f rounded to bfloat16 before the product, as vLLM's kernel does, differs from TorchInductor's in many numbers."""
-    kernel, compiled = product_of(SILU, "kernel"), product_of(SILU, "compiled")
-    assert differences(kernel, compiled, SILU, torch.bfloat16, CPU) > 10_000  # type: ignore[arg-type]
+    kernel, inductor = output_of(SILU, Numerics.VLLM_KERNEL), output_of(SILU, Numerics.INDUCTOR)
+    assert differences(kernel, inductor, SILU, torch.bfloat16, CPU) > 10_000  # type: ignore[arg-type]
 
 
-def test_a_slip_in_the_last_bit_is_seen() -> None:
+def test_an_error_in_the_last_bit_is_found() -> None:
     """f off by 2⁻²³ of itself, about a unit of float32's last place, shows in float32."""
-    own, slipped = product_of(SILU, "compiled"), product_of(SILU, "compiled", slip=2**-23)
+    own, slipped = output_of(SILU, Numerics.INDUCTOR), output_of(SILU, Numerics.INDUCTOR, slip=2**-23)
     assert differences(own, slipped, SILU, torch.float32, CPU) > 100_000  # type: ignore[arg-type]
 
 
@@ -73,7 +73,7 @@ def test_experts_are_compared_by_what_they_put_out(limit: float, differs: bool) 
         def activation(self, kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:
             assert kind == "silu"
             gate, up = SILU.split(gate_up)
-            output.copy_(gated_product(torch.cat([gate.clamp(max=limit), up], dim=1), SILU, "kernel"))
+            output.copy_(activation_output(torch.cat([gate.clamp(max=limit), up], dim=1), SILU, Numerics.VLLM_KERNEL))
 
-    own, theirs = product_of(SILU, "kernel"), product_of_experts(Experts(), "silu")
+    own, theirs = output_of(SILU, Numerics.VLLM_KERNEL), output_of_experts(Experts(), "silu")
     assert (differences(theirs, own, SILU, torch.bfloat16, CPU) > 0) == differs  # type: ignore[arg-type]

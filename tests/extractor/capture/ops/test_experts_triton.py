@@ -18,15 +18,17 @@ import torch
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema import NO_EXPERT
-from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
+from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops import experts as capture_experts
-from sparcom_extractor.capture.ops.buffer import WRITE
-from sparcom_extractor.capture.ops.buffers import StepBuffers, Widths
-from sparcom_extractor.capture.ops.experts import ExpertSlots, install_experts, is_plain
-from sparcom_extractor.capture.ops.reference import gated_product, nonfinite_rows, pack_signs_torch
+from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
+from sparcom_extractor.capture.ops.captured_activation import LayerCapture
+from sparcom_extractor.capture.ops.experts import install_experts
+from sparcom_extractor.capture.ops.step_buffers import WRITE, StepBuffers
+from sparcom_extractor.vllm_surface.moe import has_clamp_limit
 
-EXPERTS, CHOICES, HIDDEN, NEURONS, LAYERS = 7, 3, 16, 48, 2
+EXPERTS, TOP_K, HIDDEN, NEURONS, LAYERS = 7, 3, 16, 48, 2
 BLOCK = 4  # rows of a block of one expert
 MOST = 40
 
@@ -82,8 +84,8 @@ def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     parallel = config.FusedMoEParallelConfig.make_no_parallel()
 
     def make(**facts: Any) -> Any:
-        told = {
-            "num_experts": EXPERTS, "experts_per_token": CHOICES, "hidden_dim": HIDDEN, "num_local_experts": EXPERTS,
+        values = {
+            "num_experts": EXPERTS, "experts_per_token": TOP_K, "hidden_dim": HIDDEN, "num_local_experts": EXPERTS,
             "intermediate_size": NEURONS, "intermediate_size_per_partition": NEURONS, "num_logical_experts": EXPERTS,
             "activation": triton_moe.MoEActivation.SILU, "device": "cpu", "routing_method": None,
             "moe_parallel_config": parallel, "in_dtype": torch.float32,
@@ -91,7 +93,7 @@ def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         made = object.__new__(config.FusedMoEConfig)  # its own beginning asks for an engine's configuration
         for field in dataclasses.fields(config.FusedMoEConfig):
             default = None if field.default is dataclasses.MISSING else field.default
-            object.__setattr__(made, field.name, told.get(field.name, default))
+            object.__setattr__(made, field.name, values.get(field.name, default))
         return triton_moe.TritonExperts(made, config.FusedMoEQuantConfig.make(**facts))
 
     return make
@@ -103,27 +105,25 @@ def layer_of(experts: Any, kind: Any, index: int, scale: float = 1.0) -> MoeLaye
     router = SimpleNamespace(select_experts=lambda **_: None)
     runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation=kind, router=router)
     return MoeLayer(
-        index, f"layers.{index}.mlp", runner, SILU, EXPERTS, CHOICES, NEURONS, NEURONS, scale=scale, shared=None
+        index, f"layers.{index}.mlp", runner, SILU, EXPERTS, TOP_K, NEURONS, NEURONS, scale=scale, shared=None
     )
 
 
 class Model:
     """Layers of vLLM's experts with weights, and the buffers that they are captured in."""
 
-    def __init__(self, make: Any, kind: Any, rounding: Any = None) -> None:
+    def __init__(self, make: Any, kind: Any, numerics: Numerics | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
         self.up = torch.randn(LAYERS, EXPERTS, 2 * NEURONS, HIDDEN, generator=generator)
         self.down = torch.randn(LAYERS, EXPERTS, HIDDEN, NEURONS, generator=generator)
-        widths = Widths(moe_layers=LAYERS, choices=CHOICES, expert_neurons=NEURONS)
+        widths = Widths(moe_layers=LAYERS, top_k=TOP_K, expert_neurons=NEURONS)
         self.buffers = StepBuffers(MOST, widths, torch.device("cpu"))
         self.experts, self.plain, self.kind = [make() for _ in range(LAYERS)], make(), kind
         assert self.buffers.routes is not None
         assert self.buffers.experts is not None
         self.routes, self.masks = self.buffers.routes, self.buffers.experts
-        self.ways = [
-            install_experts(
-                layer_of(experts, kind, index, scale=1.5), ExpertSlots(index, self.routes, self.masks), rounding
-            )
+        self.modes = [
+            install_experts(layer_of(experts, kind, index, scale=1.5), index, self.routes, self.masks, numerics)
             for index, experts in enumerate(self.experts)
         ]
 
@@ -133,8 +133,8 @@ class Model:
         experts.apply(
             output=output, hidden_states=x, w1=self.up[layer], w2=self.down[layer], topk_weights=weights, topk_ids=ids,
             activation=self.kind, global_num_experts=EXPERTS, expert_map=None, a1q_scale=None, a2_scale=None,
-            workspace13=torch.full((MOST * CHOICES * max(NEURONS, HIDDEN),), torch.nan),
-            workspace2=torch.full((MOST * CHOICES * max(2 * NEURONS, HIDDEN),), torch.nan),
+            workspace13=torch.full((MOST * TOP_K * max(NEURONS, HIDDEN),), torch.nan),
+            workspace2=torch.full((MOST * TOP_K * max(2 * NEURONS, HIDDEN),), torch.nan),
             expert_tokens_meta=None, apply_router_weight_on_input=False,
         )  # fmt: skip
         return output
@@ -153,27 +153,28 @@ def step(rows: int, ids_dtype: torch.dtype = torch.int32, seed: int = 0) -> tupl
     generator = torch.Generator().manual_seed(rows + seed)
     x = torch.randn(rows, HIDDEN, generator=generator)
     scores = torch.rand(rows, EXPERTS, generator=generator)
-    weights, ids = scores.topk(CHOICES)
+    weights, ids = scores.topk(TOP_K)
     return x, ids.to(ids_dtype), weights
 
 
-def run_twin(gate_up: torch.Tensor, layer: torch.Tensor, target: Any, *, out: torch.Tensor) -> None:
-    """The kernel on a device, by its twin."""
-    packed = pack_signs_torch(target.rule.gate(gate_up))
-    target.store_packed(int(layer), packed.numpy(), nonfinite_rows(target.rule.gate(gate_up)))
-    out.copy_(gated_product(gate_up, target.rule, target.rounding))
+def run_reference(
+    capture: LayerCapture, gate_up: torch.Tensor, index: torch.Tensor, numerics: Numerics, out: torch.Tensor
+) -> None:
+    """Does what the kernel does, on the CPU."""
+    capture.buffer.store(int(index), gate_up, capture.spec)
+    out.copy_(activation_output(gate_up, capture.spec, numerics))
 
 
-@pytest.mark.parametrize("rounding", [None, "kernel"])
+@pytest.mark.parametrize("numerics", [None, Numerics.VLLM_KERNEL])
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
 def test_every_token_and_choice_has_its_own_routes_and_neurons(
-    make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch, ids_dtype: torch.dtype, rounding: Any
+    make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch, ids_dtype: torch.dtype, numerics: Any
 ) -> None:
     """For all numbers of rows and both ways to make the product: ids and weights as given, the signs of w1's first half
     for (token, choice), rows past the step untouched, and what the experts say is what they say without capture."""
-    monkeypatch.setattr(capture_experts, "run_kernel", run_twin)
-    model = Model(make_experts, triton_moe.MoEActivation.SILU, rounding)
-    assert model.ways == [rounding or "signs"] * LAYERS
+    monkeypatch.setattr(capture_experts, "run_kernel", run_reference)
+    model = Model(make_experts, triton_moe.MoEActivation.SILU, numerics)
+    assert model.modes == [numerics or "signs"] * LAYERS
     for rows in (1, 2, 17, MOST, 5):
         model.buffers.clear()
         model.masks.masks.fill_(0xA5)
@@ -187,8 +188,8 @@ def test_every_token_and_choice_has_its_own_routes_and_neurons(
             assert torch.equal(model.routes.weights[:rows, layer], weights * 1.5)
         assert bool((model.masks.masks[rows:] == 0xA5).all())
         assert bool((model.routes.experts[rows:].to(torch.int32) == NO_EXPERT).all())
-        assert model.buffers.writes.tolist() == [WRITE + rows] * 2 * LAYERS
-        assert not model.buffers.flags.any()
+        assert model.buffers.write_counters.tolist() == [WRITE + rows] * 2 * LAYERS
+        assert not model.buffers.nonfinite.any()
 
 
 def test_a_permuted_step_is_found(make_experts: Any, triton_moe: Any) -> None:
@@ -211,7 +212,7 @@ def fused(make: Any, kind: Any) -> tuple[Any, list[str]]:
         experts.activation = lambda *_, **__: ran.append("own")
         return experts
 
-    return Model(noting, kind, "kernel").experts[0].activation, ran
+    return Model(noting, kind, Numerics.VLLM_KERNEL).experts[0].activation, ran
 
 
 def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
@@ -237,13 +238,13 @@ def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
         assert set(ran) == {"own"}
 
 
-def test_a_limit_is_no_plain_activation(make_experts: Any) -> None:
+def test_a_clamp_limit_is_known(make_experts: Any) -> None:
     """With a limit vLLM cuts gate and up in another kernel; experts that do not say are not trusted."""
-    assert is_plain(make_experts())
-    assert not is_plain(make_experts(gemm1_clamp_limit=7.0))
-    assert not is_plain(SimpleNamespace())
-    assert is_plain(SimpleNamespace(gemm1_clamp_limit=None)), "as vLLM 0.24 has it"
-    assert not is_plain(SimpleNamespace(activation_config=SimpleNamespace()))
+    assert not has_clamp_limit(make_experts())
+    assert has_clamp_limit(make_experts(gemm1_clamp_limit=7.0))
+    assert has_clamp_limit(SimpleNamespace())  # type: ignore[arg-type]
+    assert not has_clamp_limit(SimpleNamespace(gemm1_clamp_limit=None)), "as vLLM 0.24 has it"  # type: ignore[arg-type]
+    assert has_clamp_limit(SimpleNamespace(activation_config=SimpleNamespace()))  # type: ignore[arg-type]
 
 
 def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_moe: Any) -> None:
@@ -251,7 +252,7 @@ def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_m
     kind = triton_moe.MoEActivation.SILU
     blocks = make_experts()
     object.__setattr__(blocks, "quant_config", SimpleNamespace(block_shape=[128, 128]))
-    with pytest.raises(UnsupportedModelError, match="quantised in blocks"):
+    with pytest.raises(UnsupportedModelError, match="quantized in blocks"):
         Model(lambda: blocks, kind)
     for other in ("FlashInferExperts", "TritonWNA16Experts", "BatchedTritonExperts"):
         hidden = type(other, (), {})
@@ -262,7 +263,7 @@ def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_m
 def test_layers_of_one_buffer_gate_alike(make_experts: Any, triton_moe: Any) -> None:
     """Two layers whose products follow different arithmetic cannot share a buffer: the kernel is told once."""
     kind = triton_moe.MoEActivation.SILU
-    model = Model(make_experts, kind, "kernel")
-    other = dataclasses.replace(layer_of(make_experts(), kind, 1), rule=GatedActivation("gelu"))
+    model = Model(make_experts, kind, Numerics.VLLM_KERNEL)
+    other = dataclasses.replace(layer_of(make_experts(), kind, 1), spec=ActivationSpec("gelu"))
     with pytest.raises(UnsupportedModelError, match="one activation in all layers"):
-        install_experts(other, ExpertSlots(1, model.routes, model.masks), "kernel")
+        install_experts(other, 1, model.routes, model.masks, Numerics.VLLM_KERNEL)

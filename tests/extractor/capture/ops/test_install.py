@@ -1,4 +1,4 @@
-"""Whether the kernel may make the product is decided from what is known, and for the safe way where it is not."""
+"""The kernel's activation output is used only where it is known to equal vLLM's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
-from sparcom_extractor.capture.discovery.findings import GatedFFN
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
+from sparcom_extractor.capture.discovery.ffn import GatedFFN
 from sparcom_extractor.capture.discovery.moe import MoeLayer
-from sparcom_extractor.capture.ops.buffer import CaptureBuffer
-from sparcom_extractor.capture.ops.install import (
-    choose_experts_rounding,
-    choose_rounding,
-    expected_rounding,
-    install_capture,
-    is_compiled,
-    is_quantised,
-)
-from sparcom_extractor.capture.ops.op import CapturedActivation
+from sparcom_extractor.capture.ops.activation_reference import Numerics
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.install import expected_numerics, expert_numerics, ffn_numerics, install_ffns
+from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer
+from sparcom_extractor.vllm_surface.activations import is_compiled, is_unquantized, linear_layers
 
 
 class SiluAndMul(nn.Module):
@@ -56,42 +51,50 @@ class Fp8LinearMethod:
     """Named as vLLM's."""
 
 
-def ffn_of(bound: str = "cuda", down: type = UnquantizedLinearMethod, rule: GatedActivation = SILU) -> GatedFFN:
+def ffn_of(bound: str = "cuda", down: type = UnquantizedLinearMethod, spec: ActivationSpec = SILU) -> GatedFFN:
     parent = nn.Module()
     parent.act = SiluAndMul(bound)
     for name, method in (("up", UnquantizedLinearMethod), ("down", down)):
         linear = nn.Module()
         linear.input_size, linear.quant_method = 8, method()  # type: ignore[assignment]
         setattr(parent, name, linear)
-    return GatedFFN(layer_id=0, name="mlp", parent=parent, attribute="act", rule=rule, neurons=8, neurons_here=8)
+    return GatedFFN(
+        layer_id=0,
+        name="mlp",
+        parent=parent,
+        attribute="act",
+        spec=spec,
+        intermediate_size=8,
+        intermediate_size_per_partition=8,
+    )
 
 
 @pytest.mark.parametrize(
-    ("bound", "compiled", "rounding"),
+    ("bound", "compiled", "numerics"),
     [
-        ("cuda", False, "kernel"),
-        ("cuda", True, "kernel"),
-        ("native", True, "compiled"),
+        ("cuda", False, Numerics.VLLM_KERNEL),
+        ("cuda", True, Numerics.VLLM_KERNEL),
+        ("native", True, Numerics.INDUCTOR),
         ("native", False, None),
-        ("compiled", False, "compiled"),
-        ("compiled", True, "compiled"),
+        ("compiled", False, Numerics.INDUCTOR),
+        ("compiled", True, Numerics.INDUCTOR),
         ("hip", True, None),
     ],
 )
-def test_the_rounding_is_that_of_the_method_vllm_bound(bound: str, compiled: bool, rounding: str | None) -> None:
+def test_numerics_follow_from_the_method_that_vllm_bound(bound: str, compiled: bool, numerics: Numerics | None) -> None:
     """vLLM's kernel, TorchInductor's code, or neither: eager code is left alone."""
-    assert expected_rounding(SiluAndMul(bound), compiled=compiled) == rounding
+    assert expected_numerics(SiluAndMul(bound), compiled=compiled) == numerics
 
 
 def never(*arguments: Any) -> int:
     raise AssertionError("this needs no comparison")
 
 
-def test_the_product_is_the_kernels_where_it_was_found_equal() -> None:
+def test_the_kernels_output_is_used_where_it_was_found_equal() -> None:
     """No difference: the kernel's rounding. One number that differs: the signs alone, and the log says so."""
-    assert choose_rounding(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 0) == "kernel"
-    assert choose_rounding(ffn_of("native"), torch.bfloat16, compiled=True, compare=lambda *_: 0) == "compiled"
-    assert choose_rounding(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 1) is None
+    assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 0) == Numerics.VLLM_KERNEL
+    assert ffn_numerics(ffn_of("native"), torch.bfloat16, compiled=True, compare=lambda *_: 0) == Numerics.INDUCTOR
+    assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 1) is None
 
 
 def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +103,7 @@ def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCapture
     def broken(*arguments: Any) -> int:
         raise RuntimeError("no such kernel")
 
-    assert choose_rounding(ffn_of(), torch.bfloat16, compiled=False, compare=broken) is None
+    assert ffn_numerics(ffn_of(), torch.bfloat16, compiled=False, compare=broken) is None
     assert "could not be compared: RuntimeError: no such kernel" in caplog.text
 
 
@@ -108,23 +111,23 @@ def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCapture
     "ffn",
     [
         ffn_of(down=Fp8LinearMethod),
-        ffn_of(rule=GatedActivation("swiglu_step", limit=7.0)),
+        ffn_of(spec=ActivationSpec("swiglu_step", limit=7.0)),
         ffn_of("native"),
         ffn_of("hip"),
     ],
-    ids=["quantised", "a kind that the kernel lacks", "eager", "another platform's"],
+    ids=["quantized", "a kind that the kernel lacks", "eager", "another platform's"],
 )
 def test_otherwise_the_signs_are_taken_beside_it(ffn: GatedFFN) -> None:
     """Where the product could round differently, nothing is even compared."""
-    assert choose_rounding(ffn, torch.bfloat16, compiled=False, compare=never) is None
+    assert ffn_numerics(ffn, torch.bfloat16, compiled=False, compare=never) is None
 
 
-def test_a_projection_of_unknown_kind_counts_as_quantised() -> None:
+def test_a_projection_of_unknown_kind_counts_as_quantized() -> None:
     """Only what vLLM calls unquantised is: a wrapper (LoRA) has no method of that name."""
-    assert not is_quantised(ffn_of())
     ffn = ffn_of()
+    assert all(map(is_unquantized, linear_layers(ffn.parent)))
     del ffn.parent.down.quant_method
-    assert is_quantised(ffn)
+    assert ffn_numerics(ffn, torch.bfloat16, compiled=False, compare=never) is None
 
 
 @pytest.mark.parametrize(
@@ -150,36 +153,36 @@ class TritonExperts:
         self.activation_config = SimpleNamespace(clamp_limit=limit)
 
 
-def moe_layers(*experts: TritonExperts, rule: GatedActivation = SILU) -> list[MoeLayer]:
+def moe_layers(*experts: TritonExperts, spec: ActivationSpec = SILU) -> list[MoeLayer]:
     layers = []
     for number, item in enumerate(experts):
         method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=item))
         runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu")
-        layers.append(MoeLayer(number, "mlp", runner, rule, 8, 2, 16, 16, scale=1.0, shared=None))
+        layers.append(MoeLayer(number, "mlp", runner, spec, 8, 2, 16, 16, scale=1.0, shared=None))
     return layers
 
 
 def test_experts_gate_by_the_kernel_where_it_was_found_equal() -> None:
     """Compared once for all layers, with the experts' own activation and its kind; any difference: signs alone."""
     first, second = TritonExperts(), TritonExperts()
-    told: list[tuple[Any, ...]] = []
+    compared: list[tuple[Any, ...]] = []
 
     def compare(*arguments: Any) -> int:
-        told.append(arguments)
+        compared.append(arguments)
         return 0
 
     layers = moe_layers(first, second)
-    assert choose_experts_rounding(layers, torch.bfloat16, compare=compare) == "kernel"
-    assert told == [(first, "silu", SILU, torch.bfloat16)]
-    assert choose_experts_rounding(layers, torch.bfloat16, compare=lambda *_: 1) is None
+    assert expert_numerics(layers, torch.bfloat16, compare=compare) == Numerics.VLLM_KERNEL
+    assert compared == [(first, "silu", SILU, torch.bfloat16)]
+    assert expert_numerics(layers, torch.bfloat16, compare=lambda *_: 1) is None
 
 
 def test_experts_that_cut_are_not_compared() -> None:
     """A limit in any layer, or an activation that the kernel lacks: the signs are taken beside vLLM's."""
     limited = moe_layers(TritonExperts(), TritonExperts(limit=7.0))
-    assert choose_experts_rounding(limited, torch.bfloat16, compare=never) is None
-    other = moe_layers(TritonExperts(), rule=GatedActivation("swiglu_step", limit=7.0))
-    assert choose_experts_rounding(other, torch.bfloat16, compare=never) is None
+    assert expert_numerics(limited, torch.bfloat16, compare=never) is None
+    other = moe_layers(TritonExperts(), spec=ActivationSpec("swiglu_step", limit=7.0))
+    assert expert_numerics(other, torch.bfloat16, compare=never) is None
 
 
 def test_experts_that_cannot_be_compared_are_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
@@ -188,7 +191,7 @@ def test_experts_that_cannot_be_compared_are_not_trusted(caplog: pytest.LogCaptu
     def broken(*arguments: Any) -> int:
         raise RuntimeError("no such kernel")
 
-    assert choose_experts_rounding(moe_layers(TritonExperts()), torch.bfloat16, compare=broken) is None
+    assert expert_numerics(moe_layers(TritonExperts()), torch.bfloat16, compare=broken) is None
     assert "could not be compared: RuntimeError: no such kernel" in caplog.text
 
 
@@ -196,11 +199,11 @@ def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
     """Installed on the CPU: each FFN has an activation of its own, and the product is the module's."""
     ffns = [ffn_of("native"), ffn_of("native")]
     own = [ffn.parent.act for ffn in ffns]
-    buffer = CaptureBuffer(4, 2, 8, torch.device("cpu"))
-    assert install_capture(nn.Module(), ffns, buffer, torch.float32) == "module"
+    buffer = MaskBuffer(4, 2, 8, torch.device("cpu"))
+    assert install_ffns(ffns, buffer, torch.float32, compiled=False) == "module"
     gate_up = torch.randn(3, 16)
     for ffn, module in zip(ffns, own, strict=True):
         assert isinstance(ffn.parent.act, CapturedActivation)
         assert ffn.parent.act.activation is module
         assert torch.equal(ffn.parent.act(gate_up), module(gate_up))
-    buffer.check_step(3)
+    assert buffer.write_counters.tolist() == [WRITE + 3] * 2

@@ -1,4 +1,4 @@
-"""The kernels and their twins agree bit for bit, and what a GPU would run is what it should be, without a GPU."""
+"""The kernels equal their CPU references bit for bit, and their GPU code is as expected, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_extractor.capture.discovery.activations import SILU, GatedActivation
-from sparcom_extractor.capture.ops.counts import add_counts_twin, check_pieces, cut_pieces
-from sparcom_extractor.capture.ops.reference import gated_product
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
+from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
 from sparcom_extractor.writer.counting import add_counts_host
 
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
-def test_kernels_and_twins_agree_on_random_cases() -> None:
-    """1,000 new cases in every run, under Triton's interpreter: product, masks, writes and counts are the same bits."""
+def test_kernels_equal_their_cpu_references_on_random_cases() -> None:
+    """1,000 new cases per run in Triton's interpreter: outputs, masks, write counters and counts are the same bits."""
     seed = secrets.randbelow(2**31)
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
@@ -41,45 +41,47 @@ def test_kernels_and_twins_agree_on_random_cases() -> None:
     assert int(re.search(r"(\d+) combinations", ran.stdout)[1]) > 45, "cases must reach all kinds"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("rounding", ["kernel", "compiled"])
+@pytest.mark.parametrize("numerics", list(Numerics))
 @pytest.mark.parametrize(
-    ("rule", "function"),
+    ("spec", "function"),
     [
-        (GatedActivation("silu"), torch.nn.functional.silu),
-        (GatedActivation("gelu"), torch.nn.functional.gelu),
-        (GatedActivation("gelu_tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
-        (GatedActivation("fatrelu", threshold=0.5), lambda x: torch.nn.functional.threshold(x, 0.5, 0.0)),
+        (ActivationSpec("silu"), torch.nn.functional.silu),
+        (ActivationSpec("gelu"), torch.nn.functional.gelu),
+        (ActivationSpec("gelu_tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        (ActivationSpec("fatrelu", threshold=0.5), lambda x: torch.nn.functional.threshold(x, 0.5, 0.0)),
     ],
 )
-def test_the_twin_is_the_activation(rule: GatedActivation, function: Any, rounding: Any) -> None:
-    """The twin's float32 product is PyTorch's own but for rounding: kernel and twin are not both wrong."""
+def test_the_reference_is_the_activation(spec: ActivationSpec, function: Any, numerics: Any) -> None:
+    """The twin's float32 product is PyTorch's own but for numerics: kernel and twin are not both wrong."""
     gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
-    gate, up = rule.split(gate_up)
-    torch.testing.assert_close(gated_product(gate_up, rule, rounding), function(gate) * up, rtol=2e-6, atol=1e-5)
+    gate, up = spec.split(gate_up)
+    torch.testing.assert_close(activation_output(gate_up, spec, numerics), function(gate) * up, rtol=2e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("rule", "reference"),
+    ("spec", "reference"),
     [
         (
-            GatedActivation("swiglu_clamp", limit=2.0, alpha=1.7, beta=1.0),
+            ActivationSpec("swiglu_clamp", limit=2.0, alpha=1.7, beta=1.0),
             lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
         ),
         (
-            GatedActivation("swiglu_oai", "interleaved", limit=2.0, alpha=1.7, beta=1.0),
+            ActivationSpec("swiglu_oai", "interleaved", limit=2.0, alpha=1.7, beta=1.0),
             lambda g, u: g.clamp(max=2) * torch.sigmoid(1.7 * g.clamp(max=2)) * (u.clamp(-2, 2) + 1),
         ),
         (
-            GatedActivation("situ", beta=2.0, linear_beta=3.0),
+            ActivationSpec("situ", beta=2.0, linear_beta=3.0),
             lambda g, u: 2 * torch.tanh(g / 2) * torch.sigmoid(g) * 3 * torch.tanh(u / 3),
         ),
     ],
 )
-def test_the_twin_is_the_rarer_activation(rule: GatedActivation, reference: Any) -> None:
+def test_the_reference_is_the_rarer_activation(spec: ActivationSpec, reference: Any) -> None:
     """The same for the activations with parameters, against their formulas."""
     gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
-    gate, up = rule.split(gate_up)
-    torch.testing.assert_close(gated_product(gate_up, rule, "kernel"), reference(gate, up), rtol=2e-6, atol=1e-5)
+    gate, up = spec.split(gate_up)
+    torch.testing.assert_close(
+        activation_output(gate_up, spec, Numerics.VLLM_KERNEL), reference(gate, up), rtol=2e-6, atol=1e-5
+    )
 
 
 def ptx_of(
@@ -105,22 +107,23 @@ def ptx_of(
 
 
 def compiled_for_a_gpu(
-    rounding: Any, dtype: str, capability: int = 90, rule: GatedActivation = SILU, choices: int = 1
+    numerics: Any, dtype: str, capability: int = 90, spec: ActivationSpec = SILU, top_k: int = 1
 ) -> str:
     """The activation's kernel."""
-    from sparcom_extractor.capture.ops import kernels
+    from sparcom_extractor.capture.ops import activation_kernel
 
     constants = {
-        **kernels.constants(rule, rounding, kernels.DEVICE),
+        **activation_kernel.constants(spec, numerics),
+        **activation_kernel.DEVICE,
         "BLOCK": 1024,
-        "CHOICES": choices,
-        "column_stride": 2 if rule.place == "interleaved" else 1,
+        "TOP_K": top_k,
+        "column_stride": 2 if spec.layout == "interleaved" else 1,
         "gate_offset": 0,
     }
-    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "writes": "*i64", "layer": "*i64"}
-    pointers["flags"] = "*u8"
-    options = kernels.compiler_options(rounding)
-    return ptx_of(kernels._gated_activation_kernel, constants, pointers, capability, **options)
+    pointers = {"gate_up": f"*{dtype}", "out": f"*{dtype}", "masks": "*u8", "write_counters": "*i64", "layer": "*i64"}
+    pointers["nonfinite"] = "*u8"
+    options = activation_kernel.compiler_options(numerics)
+    return ptx_of(activation_kernel._gated_activation_kernel, constants, pointers, capability, **options)
 
 
 def arithmetic(ptx: str) -> Counter[str]:
@@ -132,27 +135,27 @@ def arithmetic(ptx: str) -> Counter[str]:
 
 
 KINDS = (
-    GatedActivation("silu"),
-    GatedActivation("gelu"),
-    GatedActivation("gelu_tanh"),
-    GatedActivation("fatrelu", threshold=0.01),
-    GatedActivation("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
-    GatedActivation("swiglu_oai", "interleaved", limit=7.0, alpha=1.702, beta=1.0),
-    GatedActivation("situ", beta=2.0, linear_beta=3.0),
+    ActivationSpec("silu"),
+    ActivationSpec("gelu"),
+    ActivationSpec("gelu_tanh"),
+    ActivationSpec("fatrelu", threshold=0.01),
+    ActivationSpec("swiglu_clamp", limit=7.0, alpha=1.702, beta=1.0),
+    ActivationSpec("swiglu_oai", "interleaved", limit=7.0, alpha=1.702, beta=1.0),
+    ActivationSpec("situ", beta=2.0, linear_beta=3.0),
 )
 
 
-@pytest.mark.parametrize("rule", KINDS, ids=str)
-def test_every_kind_compiles_for_a_gpu(rule: GatedActivation) -> None:
-    """Triton compiles each activation, for each rounding that it has and for all types, and the counting kernel."""
+@pytest.mark.parametrize("spec", KINDS, ids=str)
+def test_every_kind_compiles_for_a_gpu(spec: ActivationSpec) -> None:
+    """Triton compiles each activation, for each numerics that it has and for all types, and the counting kernel."""
     from sparcom_extractor.capture.ops import count_kernel
-    from sparcom_extractor.capture.ops.kernels import FUSED
+    from sparcom_extractor.capture.ops.activation_kernel import FUSED
 
-    for rounding, dtype in (("kernel", "bf16"), ("compiled", "fp16"), (None, "fp32")):
-        if rounding is None or rule.kind in FUSED[rounding]:  # type: ignore[index]
-            assert ".entry" in compiled_for_a_gpu(rounding, dtype, rule=rule)
-    pointers = {"masks": "*u8", "pieces": "*i32", "counts": "*i32"}
-    constants = {"BYTES": 128, "LANE_ROWS": 128}
+    for numerics, dtype in ((Numerics.VLLM_KERNEL, "bf16"), (Numerics.INDUCTOR, "fp16"), (None, "fp32")):
+        if numerics is None or spec.kind in FUSED[numerics]:
+            assert ".entry" in compiled_for_a_gpu(numerics, dtype, spec=spec)
+    pointers = {"masks": "*u8", "tiles": "*i32", "counts": "*i32"}
+    constants = {"BYTES": 128, "ROWS_8_BIT": 128}
     ptx = ptx_of(count_kernel._add_counts_kernel, constants, pointers, 90, enable_fp_fusion=False)
     assert re.search(r"(red|atom)\.\S*relaxed\S*\.add", ptx)
 
@@ -161,15 +164,15 @@ def test_every_kind_compiles_for_a_gpu(rule: GatedActivation) -> None:
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "fatrelu"])
 def test_the_gpu_code_has_the_arithmetic_of_inductors(kind: Any, dtype: str) -> None:
     """The same instructions, each as often, as in the code that TorchInductor 2.13 generates, with its options."""
-    from sparcom_extractor.capture.ops import kernels
+    from sparcom_extractor.capture.ops import activation_kernel
 
     inductor = load_inductors_kernels()
     constants = {"KIND": kind, "XBLOCK": 1024}
     theirs = ptx_of(inductor, constants, {"in_ptr0": f"*{dtype}", "out_ptr0": f"*{dtype}"}, 90, enable_fp_fusion=True)
-    rule = GatedActivation(kind, threshold=0.01 if kind == "fatrelu" else 0.0)
+    spec = ActivationSpec(kind, threshold=0.01 if kind == "fatrelu" else 0.0)
     assert "ftz" in theirs or kind == "fatrelu"
-    assert arithmetic(compiled_for_a_gpu("compiled", dtype, rule=rule)) == arithmetic(theirs)
-    assert kernels.compiler_options("compiled")["enable_fp_fusion"]
+    assert arithmetic(compiled_for_a_gpu(Numerics.INDUCTOR, dtype, spec=spec)) == arithmetic(theirs)
+    assert activation_kernel.compiler_options(Numerics.INDUCTOR)["enable_fp_fusion"]
 
 
 def load_inductors_kernels() -> Any:
@@ -183,16 +186,16 @@ def load_inductors_kernels() -> Any:
     return module.inductors_kernel
 
 
-@pytest.mark.parametrize(("capability", "choices"), [(80, 1), (90, 1), (90, 4), (100, 6)])
-def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int, choices: int) -> None:
+@pytest.mark.parametrize(("capability", "top_k"), [(80, 1), (90, 1), (90, 4), (100, 6)])
+def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int, top_k: int) -> None:
     """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass,
     whether rows are tokens or (token, choice)."""
-    ptx = compiled_for_a_gpu("kernel", "bf16", capability, choices=choices)
+    ptx = compiled_for_a_gpu(Numerics.VLLM_KERNEL, "bf16", capability, top_k=top_k)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, product, write counter"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
-    signs = compiled_for_a_gpu(None, "bf16", capability, choices=choices)
+    signs = compiled_for_a_gpu(None, "bf16", capability, top_k=top_k)
     assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
     assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b8", "b64"]
 
@@ -201,13 +204,19 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
 def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
     """Every type of ids and weights compiles; a thread stores two 16-bit ids and two weights, flags only where a weight
     is not finite, and one thread the write counter. Logits are read in the same launch."""
-    from sparcom_extractor.capture.ops import kernels, route_kernel
+    from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
 
-    pointers = {"ids": f"*{ids}", "weights": f"*{weights}", "experts": "*u16", "stored": "*fp32", "writes": "*i64"}
-    pointers |= {"flags": "*u8", "logits": "*fp32"}
-    constants = {"CHOICES": 4, "WIDEN": kernels.DEVICE.widen, "BLOCK": 256, "LOGITS": 0}
+    pointers = {
+        "ids": f"*{ids}",
+        "weights": f"*{weights}",
+        "experts": "*u16",
+        "stored": "*fp32",
+        "write_counters": "*i64",
+    }
+    pointers |= {"nonfinite": "*u8", "logits": "*fp32"}
+    constants = {"TOP_K": 4, "WIDEN": activation_kernel.DEVICE["WIDEN"], "BLOCK": 256, "LOGITS": 0}
     constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
-    kernel = route_kernel._store_routes_kernel
+    kernel = topk_kernel._store_topk_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b8", "b8", "b64"], "ids, weights, flags, counter"
     assert "ftz" not in ptx
@@ -216,20 +225,22 @@ def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: st
         constants | {"LOGITS": 1024},
         pointers | {"scale": "fp32"},
         90,
-        unaligned=("layer", "logit_experts"),
+        unaligned=("layer", "num_experts"),
         enable_fp_fusion=False,
     )
     assert len(re.findall(r"st\.global\.(\S+)", ptx)) == 5 + 8, "a thread flags its eight logits' rows"
 
 
-@pytest.mark.parametrize(("rounding", "division"), [("kernel", "div.rn.f32"), ("compiled", "div.full.f32")])
-def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(rounding: str, division: str) -> None:
+@pytest.mark.parametrize(
+    ("numerics", "division"), [(Numerics.VLLM_KERNEL, "div.rn.f32"), (Numerics.INDUCTOR, "div.full.f32")]
+)
+def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(numerics: Numerics, division: str) -> None:
     """nvcc divides to the nearest, TorchInductor by Triton's own division; nvcc alone keeps subnormals in e^x; f is
     rounded to 16 bits on its own in vLLM's kernel alone."""
-    ptx = compiled_for_a_gpu(rounding, "bf16", 90)
+    ptx = compiled_for_a_gpu(numerics, "bf16", 90)
     assert set(re.findall(r"div\.\S+", ptx)) == {division}
-    assert ("fma.rn.ftz" in ptx) == (rounding == "compiled")
-    assert ("cvt.rn.bf16.f32" in ptx) == (rounding == "kernel")
+    assert ("fma.rn.ftz" in ptx) == (numerics == Numerics.INDUCTOR)
+    assert ("cvt.rn.bf16.f32" in ptx) == (numerics == Numerics.VLLM_KERNEL)
 
 
 def plain_counts(masks: np.ndarray[Any, Any], neurons: int) -> np.ndarray[Any, Any]:
@@ -258,21 +269,21 @@ def test_many_full_rows_do_not_overflow() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(0, 900), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
-def test_pieces_are_the_runs(lengths: list[int], seed: int) -> None:
+def test_tiles_are_the_runs(lengths: list[int], seed: int) -> None:
     """Pieces cover every run's rows once, for its slot, at most 256 at a time; counting them counts the runs."""
     rows = np.array(lengths, dtype=np.int64)
     first = np.cumsum(rows) - rows
     slot = np.random.default_rng(seed).integers(0, 3, len(rows))
-    pieces = cut_pieces(first, rows, slot)
-    assert pieces.dtype == np.int32
-    assert (pieces[:, 1] <= 256).all()
-    check_pieces(pieces, int(rows.sum()), 3)
-    covered = [(row, s) for start, count, s in pieces.tolist() for row in range(start, start + count)]
+    tiles = split_runs(first, rows, slot)
+    assert tiles.dtype == np.int32
+    assert (tiles[:, 1] <= 256).all()
+    check_tiles(tiles, int(rows.sum()), 3)
+    covered = [(row, s) for start, count, s in tiles.tolist() for row in range(start, start + count)]
     assert covered == [(row, s) for f, n, s in zip(first, rows, slot, strict=True) for row in range(f, f + n)]
 
     masks = np.random.default_rng(seed).integers(0, 256, (int(rows.sum()), 1, 2), dtype=np.uint8)
     counts = torch.zeros((3, 1, 11), dtype=torch.int32)
-    add_counts_twin(torch.from_numpy(masks), torch.from_numpy(pieces), counts)
+    add_counts_reference(torch.from_numpy(masks), torch.from_numpy(tiles), counts)
     for number in range(3):
         mine = np.concatenate(
             [masks[f : f + n] for f, n, s in zip(first, rows, slot, strict=True) if s == number] or [masks[:0]]
@@ -280,9 +291,9 @@ def test_pieces_are_the_runs(lengths: list[int], seed: int) -> None:
         assert np.array_equal(counts[number].numpy(), plain_counts(mine, 11))
 
 
-@pytest.mark.parametrize("piece", [(-1, 2, 0), (9, 2, 0), (0, 0, 0), (0, 257, 0), (0, 1, 3), (0, 1, -1)], ids=str)
-def test_a_piece_outside_is_refused(piece: tuple[int, int, int]) -> None:
-    """A device would read and write past its arrays without a word, so the host refuses, naming the piece."""
-    pieces = np.array([(0, 2, 1), piece], dtype=np.int32)
-    with pytest.raises(ValueError, match=re.escape(f"one is {list(piece)}")):
-        check_pieces(pieces, 10 if piece[1] < 257 else 300, 3)
+@pytest.mark.parametrize("tile", [(-1, 2, 0), (9, 2, 0), (0, 0, 0), (0, 257, 0), (0, 1, 3), (0, 1, -1)], ids=str)
+def test_a_tile_outside_is_refused(tile: tuple[int, int, int]) -> None:
+    """A device would read and write past its arrays without a word, so the host refuses, naming the tile."""
+    tiles = np.array([(0, 2, 1), tile], dtype=np.int32)
+    with pytest.raises(ValueError, match=re.escape(f"one is {list(tile)}")):
+        check_tiles(tiles, 10 if tile[1] < 257 else 300, 3)

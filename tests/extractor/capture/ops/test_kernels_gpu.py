@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.discovery.activations import SILU, rule_of
-from sparcom_extractor.capture.ops.buffer import WRITE, CaptureBuffer
-from sparcom_extractor.capture.ops.counts import add_counts_twin, check_pieces, cut_pieces
-from sparcom_extractor.capture.ops.op import CapturedActivation, run_kernel
-from sparcom_extractor.capture.ops.reference import nonfinite_rows_torch, pack_signs_torch
-from sparcom_extractor.capture.ops.routes import RouteBuffer
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, spec_of
+from sparcom_extractor.capture.ops.activation_reference import Numerics, nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture, run_kernel
+from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
+from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, RouteBuffer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +37,12 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "situ, linear": ("SituAndMul", {"beta": 2.0, "linear_beta": 3.0}),
 }
 COMPILED = ("silu", "silu, gate second", "gelu", "gelu_tanh", "fatrelu")
+
+
+def known_spec(activation: torch.nn.Module) -> ActivationSpec:
+    spec = spec_of(activation)
+    assert spec is not None
+    return spec
 
 
 @contextmanager
@@ -72,12 +77,12 @@ def _fresh_compiler() -> None:
 def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> None:
     """Every gate of 16 bits with 64 ups each, and four million others in float32: no number differs from vLLM's op."""
     from sparcom_extractor.capture.ops.compare import count_differences
-    from sparcom_extractor.capture.ops.install import expected_rounding
+    from sparcom_extractor.capture.ops.install import expected_numerics
 
     with vllm_activations("all") as make:
         activation = make(name)
-        assert expected_rounding(activation, compiled=True) == "kernel"
-        assert count_differences(activation, "kernel", dtype) == 0
+        assert expected_numerics(activation, compiled=True) == Numerics.VLLM_KERNEL
+        assert count_differences(activation, known_spec(activation), Numerics.VLLM_KERNEL, dtype) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,13 +90,13 @@ def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> 
 def test_the_product_is_that_of_inductors_code(name: str, dtype: torch.dtype) -> None:
     """The same against what torch.compile makes of `forward_native`."""
     from sparcom_extractor.capture.ops.compare import count_differences
-    from sparcom_extractor.capture.ops.install import expected_rounding
+    from sparcom_extractor.capture.ops.install import expected_numerics
 
     with vllm_activations("none") as make, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's compiler warns of its own matters
         activation = make(name)
-        assert expected_rounding(activation, compiled=True) == "compiled"
-        assert count_differences(activation, "compiled", dtype) == 0
+        assert expected_numerics(activation, compiled=True) == Numerics.INDUCTOR
+        assert count_differences(activation, known_spec(activation), Numerics.INDUCTOR, dtype) == 0
 
 
 def every_number(dtype: torch.dtype, rows: int) -> torch.Tensor:
@@ -103,29 +108,28 @@ def every_number(dtype: torch.dtype, rows: int) -> torch.Tensor:
 
 
 def expected_masks(activation: torch.nn.Module, gate_up: torch.Tensor) -> torch.Tensor:
-    rule = rule_of(activation)
-    assert rule is not None
-    return pack_signs_torch(rule.split(gate_up)[0], rule.active_above)
+    spec = known_spec(activation)
+    return torch.from_numpy(pack_signs(spec.gate(gate_up).cpu(), spec.active_above)).cuda()
 
 
-@pytest.mark.parametrize("rounding", ["kernel", None])
+@pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_masks_are_the_signs(name: str, dtype: torch.dtype, rounding: Any) -> None:
+def test_masks_are_the_signs(name: str, dtype: torch.dtype, numerics: Any) -> None:
     """For all bit patterns, NaN and subnormals among them, and whether the kernel makes the product or not."""
     with vllm_activations("all") as make:
         activation = make(name)
-        buffer = CaptureBuffer(8, 2, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer.register(1), rounding)
+        buffer = MaskBuffer(8, 2, WIDTH, torch.device("cuda"))
+        captured = CapturedActivation(activation, buffer, 1, numerics)
         gate_up = every_number(dtype, 7)
         result = captured(gate_up)
         own = activation(gate_up)
     assert torch.equal(buffer.masks[:7, 1], expected_masks(activation, gate_up))
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.writes.tolist() == [0, WRITE + 7]
-    nonfinite = nonfinite_rows_torch(buffer.rule.gate(gate_up)).tolist()
-    assert buffer.flags.tolist() == [[0, int(wrong)] for wrong in [*nonfinite, False]]
+    assert buffer.write_counters.tolist() == [0, WRITE + 7]
+    nonfinite = nonfinite_rows(captured.capture.spec.gate(gate_up).cpu()).tolist()
+    assert buffer.nonfinite.tolist() == [[0, int(wrong)] for wrong in [*nonfinite, False]]
     assert bool(((result == own) | (result.isnan() & own.isnan())).all())
 
 
@@ -136,27 +140,27 @@ def test_views_have_the_masks_of_their_own_numbers() -> None:
         for neurons in (176, 177, 1536):
             wide = torch.randn(9, 4 * neurons + 3, device="cuda", dtype=torch.bfloat16)
             for gate_up in (wide[:, 3 : 3 + 2 * neurons], wide[:, : 4 * neurons : 2]):
-                buffer = CaptureBuffer(9, 1, neurons, torch.device("cuda"))
-                result = CapturedActivation(activation, buffer.register(0), "compiled")(gate_up)
+                buffer = MaskBuffer(9, 1, neurons, torch.device("cuda"))
+                result = CapturedActivation(activation, buffer, 0, Numerics.INDUCTOR)(gate_up)
                 assert torch.equal(buffer.masks[:, 0], expected_masks(activation, gate_up))
                 torch.testing.assert_close(result, activation(gate_up))
 
 
-@pytest.mark.parametrize("rounding", ["kernel", None])
+@pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
 @torch.inference_mode()
-def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> None:
+def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(numerics: Any) -> None:
     """A CUDA graph captured once for each number of rows and replayed with other numbers: product, masks and writes."""
     with vllm_activations("all") as make:
         activation = make("silu")
-        buffer = CaptureBuffer(8192, 2, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer.register(1), rounding)
+        buffer = MaskBuffer(8192, 2, WIDTH, torch.device("cuda"))
+        captured = CapturedActivation(activation, buffer, 1, numerics)
         for rows in (1, 2, 7, 8, 64, 255, 1024, 8192):
             fed = torch.zeros(rows, 2 * WIDTH, device="cuda", dtype=torch.bfloat16)
             captured(fed)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 result = captured(fed)
-            before = buffer.writes.clone()
+            before = buffer.write_counters.clone()
             for replay in range(1, 4):
                 fed.normal_()
                 buffer.masks.fill_(0xA5)
@@ -164,7 +168,7 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(rounding: Any) -> No
                 assert torch.equal(buffer.masks[:rows, 1], expected_masks(activation, fed))
                 assert bool((buffer.masks[rows:] == 0xA5).all())
                 assert torch.equal(result, activation(fed))
-                assert (buffer.writes - before).tolist() == [0, replay * (WRITE + rows)]
+                assert (buffer.write_counters - before).tolist() == [0, replay * (WRITE + rows)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -172,26 +176,26 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
     """Four choices a token: masks (token, layer, choice), and the product in the tensor that was given."""
     with vllm_activations("all") as make:
         activation = make("silu")
-        buffer = CaptureBuffer(9, 2, 1408, torch.device("cuda"), choices=4)
-        buffer.attach(1, SILU, "kernel", activation)
+        buffer = MaskBuffer(9, 2, 1408, torch.device("cuda"), top_k=4)
+        capture = LayerCapture(buffer, 1, activation, SILU, Numerics.VLLM_KERNEL)
         gate_up = torch.randn(28, 2 * 1408, device="cuda", dtype=dtype)
         out = torch.full((28, 1408), 7, device="cuda", dtype=dtype)
-        result = run_kernel(gate_up, torch.tensor(1, device="cuda"), buffer, out=out)
+        result = run_kernel(capture, gate_up, capture.index, Numerics.VLLM_KERNEL, out)
         assert result is out
         assert torch.equal(out, activation(gate_up))
-    expected = pack_signs_torch(SILU.gate(gate_up)).reshape(7, 4, 176)
+    expected = torch.from_numpy(pack_signs(SILU.gate(gate_up).cpu())).cuda().reshape(7, 4, 176)
     assert torch.equal(buffer.masks[:7, 1], expected)
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
-    assert buffer.writes.tolist() == [0, WRITE + 7]
+    assert buffer.write_counters.tolist() == [0, WRITE + 7]
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_routes_on_the_device_are_the_twins(dtype: torch.dtype, kind: torch.dtype) -> None:
+def test_routes_on_the_device_are_the_cpu_references(dtype: torch.dtype, kind: torch.dtype) -> None:
     """Ids and weights of any type, of all numbers of rows; one compilation serves every layer."""
     found = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64, device="cuda"))
-    twin = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64))
+    reference = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64))
     generator = torch.Generator().manual_seed(5)
     for layer, rows in ((0, 300), (1, 1), (16, 257), (16, 3), (5, 0)):
         ids = torch.randint(0, 65535, (rows, 4), generator=generator).to(kind)
@@ -200,38 +204,38 @@ def test_routes_on_the_device_are_the_twins(dtype: torch.dtype, kind: torch.dtyp
         logits[1::7, 59] = torch.nan
         weights[::5, 2] = torch.inf
         found.store(layer, ids.cuda(), weights.cuda(), 1.5, logits.cuda())
-        twin.store(layer, ids, weights, 1.5, logits)
-    assert np.array_equal(found.experts.cpu().numpy(), twin.experts.numpy())
-    assert np.array_equal(found.weights.cpu().numpy(), twin.weights.numpy(), equal_nan=True)
-    assert found.writes.tolist() == twin.writes.tolist()
-    assert torch.equal(found.flags.cpu(), twin.flags)
+        reference.store(layer, ids, weights, 1.5, logits)
+    assert np.array_equal(found.experts.cpu().numpy(), reference.experts.numpy())
+    assert np.array_equal(found.weights.cpu().numpy(), reference.weights.numpy(), equal_nan=True)
+    assert found.write_counters.tolist() == reference.write_counters.tolist()
+    assert torch.equal(found.nonfinite.cpu(), reference.nonfinite)
 
 
 @torch.inference_mode()
 def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
     """A number of rows that was not seen before costs no compilation, which a step would wait for."""
-    from sparcom_extractor.capture.ops import kernels
+    from sparcom_extractor.capture.ops import activation_kernel
 
     def compiled() -> int:
-        return len(kernels._gated_activation_kernel.device_caches[torch.cuda.current_device()][0])
+        return len(activation_kernel._gated_activation_kernel.device_caches[torch.cuda.current_device()][0])
 
     with vllm_activations("none") as make:
-        buffer = CaptureBuffer(8192, 1, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(make("silu"), buffer.register(0), "compiled")
+        buffer = MaskBuffer(8192, 1, WIDTH, torch.device("cuda"))
+        captured = CapturedActivation(make("silu"), buffer, 0, Numerics.INDUCTOR)
         captured(torch.randn(2, 2 * WIDTH, device="cuda", dtype=torch.bfloat16))
         before = compiled()
         for rows in (1, 2, 3, 16, 17, 4096, 8192, 0):
             captured(torch.randn(rows, 2 * WIDTH, device="cuda", dtype=torch.bfloat16))
         assert compiled() == before
-    assert buffer.writes.tolist() == [9 * WRITE + sum((2, 1, 2, 3, 16, 17, 4096, 8192))]
+    assert buffer.write_counters.tolist() == [9 * WRITE + sum((2, 1, 2, 3, 16, 17, 4096, 8192))]
 
 
 @torch.inference_mode()
 def test_the_op_waits_for_nothing() -> None:
     """PyTorch's own guard against synchronisation sees none in the op."""
     with vllm_activations("none") as make:
-        buffer = CaptureBuffer(64, 1, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(make("silu"), buffer.register(0), "compiled")
+        buffer = MaskBuffer(64, 1, WIDTH, torch.device("cuda"))
+        captured = CapturedActivation(make("silu"), buffer, 0, Numerics.INDUCTOR)
         gate_up = torch.randn(64, 2 * WIDTH, device="cuda", dtype=torch.bfloat16)
         captured(gate_up)
         torch.cuda.set_sync_debug_mode("error")
@@ -244,14 +248,12 @@ def test_the_op_waits_for_nothing() -> None:
 def test_too_many_rows_are_refused_before_the_device_sees_them() -> None:
     """Rows past the buffer would be written past it: the host refuses by the shape alone."""
     with vllm_activations("none") as make:
-        captured = CapturedActivation(
-            make("silu"), CaptureBuffer(4, 1, 64, torch.device("cuda")).register(0), "compiled"
-        )
+        captured = CapturedActivation(make("silu"), MaskBuffer(4, 1, 64, torch.device("cuda")), 0, Numerics.INDUCTOR)
         with pytest.raises(RuntimeError, match=r"may hold 4 tokens .* got 5"):
             captured(torch.zeros(5, 128, device="cuda"))
 
 
-def test_counts_on_the_device_are_the_twins() -> None:
+def test_counts_on_the_device_are_the_cpu_references() -> None:
     """LLaMA-2-7B's width, 3,000 rows in runs of all lengths, several of one slot."""
     from sparcom_extractor.capture.ops.count_kernel import add_counts
 
@@ -259,10 +261,10 @@ def test_counts_on_the_device_are_the_twins() -> None:
     masks = torch.randint(0, 256, (3000, 3, WIDTH // 8), generator=generator, dtype=torch.uint8)
     masks[:600] = 255
     length = np.array([1, 599, 1, 2, 397, 256, 257, 1487])
-    pieces = cut_pieces(np.cumsum(length) - length, length, np.array([0, 1, 2, 2, 3, 1, 0, 3]))
-    check_pieces(pieces, 3000, 4)
+    tiles = split_runs(np.cumsum(length) - length, length, np.array([0, 1, 2, 2, 3, 1, 0, 3]))
+    check_tiles(tiles, 3000, 4)
     expected = torch.zeros((4, 3, WIDTH), dtype=torch.int32)
     found = expected.cuda()
-    add_counts(masks.cuda(), torch.from_numpy(pieces).cuda(), found)
-    add_counts_twin(masks, torch.from_numpy(pieces), expected)
+    add_counts(masks.cuda(), torch.from_numpy(tiles).cuda(), found)
+    add_counts_reference(masks, torch.from_numpy(tiles), expected)
     assert torch.equal(found.cpu(), expected)

@@ -17,14 +17,10 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.ops.buffer import WRITE, check_writes
-from sparcom_extractor.capture.ops.op import (
-    CaptureBuffer,
-    CapturedActivation,
-    pack_signs_numpy,
-    pack_signs_torch,
-)
-from sparcom_extractor.capture.ops.reference import nonfinite_rows, nonfinite_rows_torch
+from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, check_write_counters
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,15 +63,13 @@ def packed_by_hand(gate: torch.Tensor) -> list[list[int]]:
 
 @settings(max_examples=250, deadline=None)
 @given(gate_up=gate_ups())
-def test_both_packings_are_the_rule_spelt_out(gate_up: torch.Tensor) -> None:
-    """NumPy's and torch's packing equal a plain loop for every dtype, width, stride and odd value."""
+def test_packing_is_the_rule_spelt_out(gate_up: torch.Tensor) -> None:
+    """The packing equals a plain loop for every dtype, width, stride and odd value."""
     gate = gate_up[:, : gate_up.shape[1] // 2]
     expected = np.array(packed_by_hand(gate), dtype=np.uint8).reshape(gate.shape[0], -(-gate.shape[1] // 8))
-    by_numpy, by_torch = pack_signs_numpy(gate), pack_signs_torch(gate)
-    assert by_numpy.dtype == np.uint8
-    assert by_torch.dtype == torch.uint8
-    assert np.array_equal(by_numpy, expected)
-    assert np.array_equal(by_torch.numpy(), expected)
+    packed = pack_signs(gate)
+    assert packed.dtype == np.uint8
+    assert np.array_equal(packed, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,25 +79,7 @@ def test_odd_values_are_what_they_say(dtype: torch.dtype) -> None:
     gate = torch.tensor([[float("nan"), 0.0, -0.0, smallest, -smallest, float("inf"), -float("inf"), 1.0, 2.0]])
     gate = gate.to(dtype)
     assert gate[0, 3] != 0, "the denormal was lost in the cast"
-    for packed in (pack_signs_numpy(gate), pack_signs_torch(gate).numpy()):
-        assert packed.tolist() == [[0b10101000, 1]]
-
-
-def test_packing_on_a_device_copies_nothing_from_the_host() -> None:
-    """Inside a CUDA graph a tensor made from Python numbers would be a copy from the host, which capture forbids."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    seen: list[str] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Watch():
-        pack_signs_torch(torch.ones(2, 9))
-    assert any("arange" in name for name in seen), "the watch saw nothing"
-    assert not [name for name in seen if "lift_fresh" in name], "a tensor was made from Python numbers"
+    assert pack_signs(gate).tolist() == [[0b10101000, 1]]
 
 
 class SiluAndMul(torch.nn.Module):
@@ -114,17 +90,24 @@ class SiluAndMul(torch.nn.Module):
         return torch.nn.functional.silu(gate_up[..., :neurons]) * gate_up[..., neurons:]
 
 
+def check_step(buffer: MaskBuffer, rows: int) -> None:
+    """Check a step and clear its write counters."""
+    counters = buffer.write_counters.numpy().copy()
+    buffer.write_counters.zero_()
+    check_write_counters(counters, rows, [f"layer {n}" for n in range(len(counters))], padded=False)
+
+
 class TwoLayers(torch.nn.Module):
     """Two FFNs that share one activation module, as Gemma's do, captured or not."""
 
-    def __init__(self, buffer: CaptureBuffer | None, neurons: int = 11) -> None:
+    def __init__(self, buffer: MaskBuffer | None, neurons: int = 11) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
         self.up = torch.nn.ParameterList(torch.randn(6, 2 * neurons, generator=generator) for _ in range(2))
         self.down = torch.nn.ParameterList(torch.randn(neurons, 6, generator=generator) for _ in range(2))
         shared = SiluAndMul()
         self.act = torch.nn.ModuleList(
-            shared if buffer is None else CapturedActivation(shared, buffer.register(layer)) for layer in range(2)
+            shared if buffer is None else CapturedActivation(shared, buffer, layer) for layer in range(2)
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -146,7 +129,7 @@ class TwoLayers(torch.nn.Module):
 @torch.inference_mode()
 def test_capture_stays_in_a_compiled_graph(backend: str | None, fused: bool) -> None:
     """A compiled graph writes every layer's own signs and gives the activation's result; recompiled for new sizes."""
-    buffer = CaptureBuffer(16, 2, 11, CPU)
+    buffer = MaskBuffer(16, 2, 11, CPU)
     model, plain = TwoLayers(buffer), TwoLayers(None)
     for captured in model.act:
         captured.fused = fused  # False: the op for signs alone beside the activation, as CUDA has it
@@ -157,10 +140,10 @@ def test_capture_stays_in_a_compiled_graph(backend: str | None, fused: bool) -> 
         hidden = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
         result = run(hidden)
         torch.testing.assert_close(result, plain(hidden), **near)
-        buffer.check_step(rows)
+        check_step(buffer, rows)
         for layer, gate in enumerate(model.gates(hidden)):
-            assert buffer.rows(rows)[:, layer].tolist() == packed_by_hand(gate), f"layer {layer}"
-        assert not np.array_equal(buffer.rows(rows)[:, 0], buffer.rows(rows)[:, 1]), "the layers must differ"
+            assert buffer.masks[:rows, layer].tolist() == packed_by_hand(gate), f"layer {layer}"
+        assert not np.array_equal(buffer.masks[:rows, 0], buffer.masks[:rows, 1]), "the layers must differ"
 
 
 @torch.inference_mode()
@@ -172,22 +155,22 @@ def test_the_layers_graphs_are_one() -> None:
         graphs.append(graph.code)
         return graph.forward
 
-    buffer = CaptureBuffer(16, 3, 11, CPU)
+    buffer = MaskBuffer(16, 3, 11, CPU)
     for layer in range(3):
         torch._dynamo.reset()
-        captured = CapturedActivation(SiluAndMul(), buffer.register(layer))
+        captured = CapturedActivation(SiluAndMul(), buffer, layer)
         torch.compile(captured, backend=keep, fullgraph=True, dynamic=True)(torch.ones(4, 22))
     assert len(graphs) == 3
     assert len(set(graphs)) == 1, graphs
     assert "sparcom" in graphs[0]
-    assert buffer.writes.tolist() == [WRITE + 4] * 3
+    assert buffer.write_counters.tolist() == [WRITE + 4] * 3
 
 
 @pytest.mark.parametrize("name", ["gated_activation", "capture_signs"])
 def test_the_op_keeps_the_rules_of_custom_ops(name: str) -> None:
     """PyTorch's own checks of schema, fake tensors and ahead-of-time graphs pass; the op has no derivative."""
-    buffer = CaptureBuffer(16, 2, 11, CPU)
-    captured = CapturedActivation(SiluAndMul(), buffer.register(1))
+    buffer = MaskBuffer(16, 2, 11, CPU)
+    captured = CapturedActivation(SiluAndMul(), buffer, 1)
     overload = getattr(torch.ops.sparcom, name).default
     found = torch.library.opcheck(overload, (torch.randn(3, 22), captured.layer, captured.number))
     assert set(found.values()) == {"SUCCESS"}, found
@@ -196,26 +179,27 @@ def test_the_op_keeps_the_rules_of_custom_ops(name: str) -> None:
 def test_an_activation_without_a_gate_is_refused() -> None:
     """What is no gated activation of vLLM has no gate that capture could take signs of."""
     with pytest.raises(UnsupportedModelError, match="ReLU is none of them"):
-        CapturedActivation(torch.nn.ReLU(), CaptureBuffer(4, 1, 8, CPU).register(0))
+        CapturedActivation(torch.nn.ReLU(), MaskBuffer(4, 1, 8, CPU), 0)
 
 
-def test_layers_that_gate_differently_are_refused() -> None:
-    """One buffer has one rule: a second layer with its gate elsewhere would get the first one's columns."""
-    buffer = CaptureBuffer(4, 2, 8, CPU)
-    CapturedActivation(SiluAndMul(), buffer.register(0))
-    with pytest.raises(UnsupportedModelError, match=r"has silu, rounded as None, and silu \(place=second\)"):
-        CapturedActivation(type("MulAndSilu", (torch.nn.Module,), {})(), buffer.register(1))
+def test_layers_with_different_specs_are_refused() -> None:
+    """One buffer has one spec: a second layer with its gate elsewhere would get the first one's columns."""
+    buffer = MaskBuffer(4, 2, 8, CPU)
+    first = CapturedActivation(SiluAndMul(), buffer, 0)
+    with pytest.raises(UnsupportedModelError, match=r"has silu, numerics None, and silu \(layout=second\)"):
+        CapturedActivation(type("MulAndSilu", (torch.nn.Module,), {})(), buffer, 1)
+    assert first.capture.layer == 0
 
 
 def test_a_layer_past_the_axis_is_refused() -> None:
-    """A layer that the buffer does not have cannot be registered."""
+    """A layer that the buffer does not have cannot be captured."""
     with pytest.raises(ValueError, match="2 layers; there is no layer 2"):
-        CaptureBuffer(4, 2, 8, CPU).register(2)
+        CapturedActivation(SiluAndMul(), MaskBuffer(4, 2, 8, CPU), 2)
 
 
 def test_a_buffer_lives_as_long_as_its_model() -> None:
     """An activation keeps its buffer; when the model goes the memory goes, and a graph that is left says so."""
-    captured = CapturedActivation(SiluAndMul(), CaptureBuffer(4, 1, 8, CPU).register(0))
+    captured = CapturedActivation(SiluAndMul(), MaskBuffer(4, 1, 8, CPU), 0)
     gc.collect()
     assert captured(torch.ones(1, 16)).shape == (1, 8)
     layer, number = captured.layer, captured.number
@@ -251,40 +235,40 @@ def test_a_buffer_lives_as_long_as_its_model() -> None:
 )
 def test_a_layer_writes_once_and_all_rows(calls: list[int], rows: list[int], padded: bool, found: str | None) -> None:
     """A step of 4 rows passes with one write of 4 rows per layer, or more where graphs pad; errors name the layer."""
-    writes = np.array(calls) * WRITE + np.array(rows)
+    counters = np.array(calls) * WRITE + np.array(rows)
     names = ["layer 0", "layer 9 (experts)", "layer 9 (router)"]
     with nullcontext() if found is None else pytest.raises(RuntimeError, match=found):
-        check_writes(writes, 4, names, padded=padded)
+        check_write_counters(counters, 4, names, padded=padded)
 
 
 def test_rows_of_a_longer_step_before_do_not_show() -> None:
-    """`rows` gives the step's rows alone; what lies past them is stale."""
-    buffer = CaptureBuffer(4, 1, 8, CPU)
-    buffer.store(0, torch.ones(4, 16))
-    buffer.store(0, -torch.ones(2, 16))
-    assert buffer.rows(2).tolist() == [[[0]], [[0]]]
+    """A step writes its own rows alone; those past them are stale."""
+    buffer = MaskBuffer(4, 1, 8, CPU)
+    buffer.store(0, torch.ones(4, 16), SILU)
+    buffer.store(0, -torch.ones(2, 16), SILU)
+    assert buffer.masks[:2].tolist() == [[[0]], [[0]]]
     assert buffer.masks[2:].tolist() == [[[255]], [[255]]]
 
 
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
 def test_a_layer_that_did_not_write_once_is_found(layers: tuple[int, ...]) -> None:
     """A step in which a layer was bypassed or ran twice is an error, and so is one without any capture."""
-    buffer = CaptureBuffer(4, 3, 8, CPU)
+    buffer = MaskBuffer(4, 3, 8, CPU)
     for layer in layers:
-        buffer.store(layer, torch.ones(2, 16))
+        buffer.store(layer, torch.ones(2, 16), SILU)
     with pytest.raises(RuntimeError, match=f"layer {1 if layers else 0} wrote {2 if 1 in layers else 0} times"):
-        buffer.check_step(2)
+        check_step(buffer, 2)
     for layer in range(3):
-        buffer.store(layer, torch.ones(2, 16))
-    buffer.check_step(2)
+        buffer.store(layer, torch.ones(2, 16), SILU)
+    check_step(buffer, 2)
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (2, 14), (2, 18), (2, 3, 16)])
 def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
     """Too many rows, or another width, leave the write counter where it was and say why; the engine goes on."""
-    buffer = CaptureBuffer(4, 1, 8, CPU)
-    buffer.store(0, torch.ones(shape))
-    assert buffer.writes.tolist() == [0]
+    buffer = MaskBuffer(4, 1, 8, CPU)
+    buffer.store(0, torch.ones(shape), SILU)
+    assert buffer.write_counters.tolist() == [0]
     assert not buffer.masks.any()
     assert "a captured layer got" in (buffer.problem or "")
 
@@ -293,16 +277,16 @@ def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
 @torch.inference_mode()
 def test_leading_dimensions_are_rows(fused: bool) -> None:
     """vLLM's Transformers backend hands over (1, rows, 2·neurons): the same masks, and a result of the same shape."""
-    flat, batched = CaptureBuffer(6, 1, 11, CPU), CaptureBuffer(6, 1, 11, CPU)
+    flat, batched = MaskBuffer(6, 1, 11, CPU), MaskBuffer(6, 1, 11, CPU)
     gate_up = torch.randn(6, 22, generator=torch.Generator().manual_seed(3))
-    modules = [CapturedActivation(SiluAndMul(), buffer.register(0)) for buffer in (flat, batched)]
+    modules = [CapturedActivation(SiluAndMul(), buffer, 0) for buffer in (flat, batched)]
     for module in modules:
         module.fused = fused
     expected, result = modules[0](gate_up), modules[1](gate_up[None])
     assert result.shape == (1, 6, 11)
     assert torch.equal(result[0], expected)
     assert torch.equal(flat.masks, batched.masks)
-    assert batched.writes.tolist() == [WRITE + 6]
+    assert batched.write_counters.tolist() == [WRITE + 6]
     if fused:
         fake = FakeTensorMode()
         batch, layer = fake.from_tensor(gate_up[None].clone()), fake.from_tensor(modules[1].layer)
@@ -313,15 +297,15 @@ def test_leading_dimensions_are_rows(fused: bool) -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_gate_that_is_not_finite_flags_its_row(dtype: torch.dtype, wrong: float) -> None:
     """One NaN or infinity among 300 gates flags the row in the layer that has it; the up half does not matter."""
-    buffer = CaptureBuffer(4, 2, 300, CPU)
+    buffer = MaskBuffer(4, 2, 300, CPU)
     gate_up = torch.randn(3, 600, generator=torch.Generator().manual_seed(1)).to(dtype)
     gate_up[0, 450] = wrong
     gate_up[2, 299] = wrong
-    buffer.store(0, torch.ones(3, 600, dtype=dtype))
-    buffer.store(1, gate_up)
-    assert buffer.flags.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
+    buffer.store(0, torch.ones(3, 600, dtype=dtype), SILU)
+    buffer.store(1, gate_up, SILU)
+    assert buffer.nonfinite.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
     packed = (gate_up[:, :300] > 0).numpy()
-    assert np.array_equal(buffer.rows(3)[:, 1], np.packbits(packed, axis=-1, bitorder="little"))
+    assert np.array_equal(buffer.masks[:3, 1].numpy(), np.packbits(packed, axis=-1, bitorder="little"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -330,19 +314,18 @@ def test_finite_gates_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None
     gate = torch.full((2, 64), torch.finfo(dtype).max, dtype=dtype)
     gate[1] = -gate[1]
     assert nonfinite_rows(gate).tolist() == [False, False]
-    assert nonfinite_rows_torch(gate).tolist() == [False, False]
     gate[1, 3] = -math.inf
     assert nonfinite_rows(gate).tolist() == [False, True]
 
 
 def test_a_choice_that_is_not_finite_flags_its_token() -> None:
     """Row r of an expert layer is choice r % 2 of token r // 2."""
-    buffer = CaptureBuffer(4, 1, 8, CPU, choices=2)
+    buffer = MaskBuffer(4, 1, 8, CPU, top_k=2)
     gate_up = torch.ones(6, 16)
     gate_up[3, 0] = math.nan
-    buffer.store(0, gate_up)
-    assert buffer.flags[:, 0].tolist() == [0, 1, 0, 0]
-    assert buffer.writes.tolist() == [WRITE + 3]
+    buffer.store(0, gate_up, SILU)
+    assert buffer.nonfinite[:, 0].tolist() == [0, 1, 0, 0]
+    assert buffer.write_counters.tolist() == [WRITE + 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -352,5 +335,5 @@ def test_every_pattern_of_16_bits_packs_as_torch_says(dtype: torch.dtype) -> Non
     for kind in kinds:
         gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(kind).to(dtype).reshape(64, -1)
         expected = np.packbits((gate > 0).numpy(), axis=-1, bitorder="little")
-        assert np.array_equal(pack_signs_numpy(gate), expected)
+        assert np.array_equal(pack_signs(gate), expected)
         assert np.array_equal(nonfinite_rows(gate), (~torch.isfinite(gate)).any(dim=1).numpy())

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from sparcom_data.schema import NO_EXPERT
-from sparcom_extractor.capture.ops.buffer import WRITE
-from sparcom_extractor.capture.ops.experts import in_falling_weight
-from sparcom_extractor.capture.ops.routes import RouteBuffer
+from sparcom_extractor.capture.ops.experts import sort_by_weight_desc
+from sparcom_extractor.capture.ops.step_buffers import WRITE, RouteBuffer
 
 
-def buffer(rows: int = 5, layers: int = 3, choices: int = 2) -> RouteBuffer:
-    return RouteBuffer(rows, layers, choices, torch.zeros(layers, dtype=torch.int64))
+def buffer(rows: int = 5, layers: int = 3, top_k: int = 2) -> RouteBuffer:
+    return RouteBuffer(rows, layers, top_k, torch.zeros(layers, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
@@ -28,8 +27,8 @@ def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dty
     found.store(1, ids, weights)
     assert found.experts[:2, 1].tolist() == ids.tolist()
     assert torch.equal(found.weights[:2, 1], weights.float())
-    assert found.writes.tolist() == [0, WRITE + 2, 0]
-    assert not found.flags.any()
+    assert found.write_counters.tolist() == [0, WRITE + 2, 0]
+    assert not found.nonfinite.any()
     others = torch.ones(5, 3, dtype=torch.bool)
     others[:2, 1] = False
     assert (found.experts.numpy()[others.numpy()] == NO_EXPERT).all()
@@ -60,9 +59,9 @@ def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any)
     device, for a kernel would write elsewhere unseen. The write counter stays, and the reason is kept."""
     found = RouteBuffer(5, 3, 2, torch.zeros(3, dtype=torch.int64, device=device))
     found.store(0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
-    assert "5 tokens of 2 choices; the router of a captured layer gave" in (found.problem or "")
+    assert "5 tokens with top_k 2; the router of a captured layer gave" in (found.problem or "")
     if device == "cpu":
-        assert found.writes.tolist() == [0, 0, 0]
+        assert found.write_counters.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
@@ -72,14 +71,14 @@ def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> 
     weights, logits = torch.ones(4, 2), torch.zeros(4, 7)
     weights[1, 1], logits[3, 6] = wrong, wrong
     found.store(2, torch.zeros(4, 2, dtype=torch.int32), weights, 1.5, logits)
-    assert found.flags.tolist() == [[0, 0, int(row in (1, 3))] for row in range(5)]
+    assert found.nonfinite.tolist() == [[0, 0, int(row in (1, 3))] for row in range(5)]
     found.store(0, torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, 2), 1.5, logits[:3])
-    assert found.writes.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
+    assert found.write_counters.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
 
 
 def test_the_heaviest_choice_comes_first() -> None:
-    """An unordered router's choices are put in falling weight, ids with their weights, equal weights as they came."""
-    ids, weights = in_falling_weight(
+    """Choices are sorted by descending weight, ids with their weights; equal weights keep their order."""
+    ids, weights = sort_by_weight_desc(
         torch.tensor([[5, 9, 1], [4, 3, 2]]), torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.6]])
     )
     assert ids.tolist() == [[9, 1, 5], [2, 4, 3]]

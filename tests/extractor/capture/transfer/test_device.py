@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.transfer.device import DeviceOutbox
+from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.capture.transfer.ring import ALIGNMENT
 from sparcom_verification.testing.fake_device import FakeDevice
 
 ROWS, LAYERS, BYTES = 16, 3, 5
 
 
-class Line:
-    """An outbox on a late device, the buffer that steps write to, and what was delivered."""
+class Sending:
+    """A transfer queue on a late device, the buffer that steps write to, and what was delivered."""
 
     def __init__(self, seed: int, ring_steps: float = 2.0, keep: Callable[[], float] = lambda: 0.0) -> None:
         self.device = FakeDevice(seed)
@@ -28,7 +28,7 @@ class Line:
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.writes = torch.zeros(LAYERS, dtype=torch.int64)
         size = int(ring_steps * 3 * ALIGNMENT)  # each of the three parts takes one unit
-        self.outbox = DeviceOutbox(self.device, ring_bytes=size, pinned_bytes=size)
+        self.queue = DeviceTransferQueue(self.device, ring_bytes=size, pinned_bytes=size)
         self.keep = keep
         self.received: list[tuple[int, int]] = []  # step, rows
         self.timers: list[threading.Timer] = []
@@ -36,7 +36,7 @@ class Line:
     def step(self, number: int, rows: int) -> None:
         """A forward pass that writes `number` everywhere, and the way out of its rows."""
         self.device.launch(lambda: self._forward(number))
-        self.outbox.send(
+        self.queue.send(
             [self.masks[:rows], self.ids[:rows], self.writes], lambda arrays, done: self._receive(arrays, done, rows)
         )
 
@@ -63,18 +63,18 @@ class Line:
 
     def close(self) -> None:
         self.device.freeze(False)
-        self.outbox.close()
+        self.queue.close()
         for timer in self.timers:
             timer.join()
         self.device.close()
 
 
 @pytest.fixture
-def line() -> Iterator[Callable[..., Line]]:
-    made: list[Line] = []
+def sender() -> Iterator[Callable[..., Sending]]:
+    made: list[Sending] = []
 
-    def make(*arguments: Any, **options: Any) -> Line:
-        made.append(Line(*arguments, **options))
+    def make(*arguments: Any, **options: Any) -> Sending:
+        made.append(Sending(*arguments, **options))
         return made[-1]
 
     yield make
@@ -83,85 +83,85 @@ def line() -> Iterator[Callable[..., Line]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_what_was_sent_arrives_in_order(seed: int, line: Callable[..., Line]) -> None:
+def test_what_was_sent_arrives_in_order(seed: int, sender: Callable[..., Sending]) -> None:
     """Steps overwrite the buffer before it has left, rings are small, receivers are slow: every value is its step's."""
     choice = random.Random(seed)  # noqa: S311  (repeatable)
-    sending = line(seed, choice.choice([1.0, 1.3, 2.0, 5.0]), lambda: choice.choice([0.0, 0.0, 0.002]))
+    sending = sender(seed, choice.choice([1.0, 1.3, 2.0, 5.0]), lambda: choice.choice([0.0, 0.0, 0.002]))
     steps = [(number, choice.randrange(1, ROWS + 1)) for number in range(1, 120)]
     for number, rows in steps:
         sending.step(number, rows)
     sending.close()
-    sending.outbox.check()
+    sending.queue.check()
     assert sending.received == steps
 
 
-def test_a_step_does_not_wait_while_there_is_room(line: Callable[..., Line]) -> None:
+def test_a_step_does_not_wait_while_there_is_room(sender: Callable[..., Sending]) -> None:
     """With the device standing still, as many steps as the ring holds are sent; none waits, and none is delivered."""
-    sending = line(0, 4.0)
+    sending = sender(0, 4.0)
     sending.device.freeze(True)
     for number in range(1, 4):
         sending.step(number, ROWS)
-    assert sending.outbox.backpressure_seconds == 0
+    assert sending.queue.backpressure_seconds == 0
     assert sending.received == []
     sending.device.freeze(False)
 
 
-def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(line: Callable[..., Line]) -> None:
+def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(sender: Callable[..., Sending]) -> None:
     """The seconds are counted, the step goes on when there is room, and everything arrives."""
-    sending = line(0, 1.0)
+    sending = sender(0, 1.0)
     sending.device.freeze(True)
     sending.step(1, ROWS)
     threading.Timer(0.2, sending.device.freeze, [False]).start()
     sending.step(2, ROWS)
-    assert sending.outbox.backpressure_seconds > 0.1
+    assert sending.queue.backpressure_seconds > 0.1
     sending.close()
     assert sending.received == [(1, ROWS), (2, ROWS)]
 
 
-def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(line: Callable[..., Line]) -> None:
+def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(sender: Callable[..., Sending]) -> None:
     """Pinned memory is given back when the receiver is done, not before: memory stays bounded."""
-    sending = line(0, 1.0, lambda: 0.2)
+    sending = sender(0, 1.0, lambda: 0.2)
     sending.step(1, ROWS)
     began = time.monotonic()
     sending.step(2, ROWS)
     assert time.monotonic() - began > 0.1
-    assert sending.outbox.backpressure_seconds > 0.1
+    assert sending.queue.backpressure_seconds > 0.1
 
 
-def test_an_upload_is_there_for_the_work_behind_it(line: Callable[..., Line]) -> None:
-    """Small values reach the device before what is enqueued next, and their room comes back with the next letter."""
-    sending, seen = line(3, 3.0), []
+def test_an_upload_is_there_for_the_work_behind_it(sender: Callable[..., Sending]) -> None:
+    """Small values reach the device before what is enqueued next, and their room comes back with the next transfer."""
+    sending, seen = sender(3, 3.0), []
     for number in range(40):
         values = np.array([number, number + 1], dtype=np.int64)
-        uploaded = sending.outbox.upload(values)
+        uploaded = sending.queue.upload(values)
         values[:] = -1  # the caller's array is its own again at once
         sending.device.launch(lambda uploaded=uploaded: seen.append(uploaded.tolist()))
         sending.step(number + 1, 2)
     sending.close()
-    sending.outbox.check()
+    sending.queue.check()
     assert seen == [[number, number + 1] for number in range(40)]
 
 
-def test_a_receiver_that_breaks_is_raised_to_the_next_step(line: Callable[..., Line]) -> None:
+def test_a_receiver_that_breaks_is_raised_to_the_next_step(sender: Callable[..., Sending]) -> None:
     """Rows that cannot be delivered end the run with the reason, they are not left out."""
-    sending = line(0)
+    sending = sender(0)
 
     def broken(_arrays: Any, _done: Any) -> None:
         raise OSError("no such shelf")
 
-    sending.outbox.send([sending.ids], broken)
-    sending.outbox.close()  # the letter has been tried
+    sending.queue.send([sending.ids], broken)
+    sending.queue.close()  # the transfer has been tried
     with pytest.raises(RuntimeError, match="could not be brought off the device: OSError: no such shelf"):
         sending.step(1, ROWS)
     with pytest.raises(RuntimeError, match="no such shelf"):
-        sending.outbox.check()
+        sending.queue.check()
 
 
-def test_a_letter_without_parts_keeps_its_place(line: Callable[..., Line]) -> None:
-    """Words to a session travel behind the rows that were sent before them."""
-    sending, heard = line(1), []
+def test_a_transfer_without_parts_keeps_its_place(sender: Callable[..., Sending]) -> None:
+    """Calls to a session travel behind the rows that were sent before them."""
+    sending, heard = sender(1), []
     for number in range(1, 30):
         sending.step(number, 3)
-        sending.outbox.send([], lambda _, done, number=number: (heard.append((number, len(sending.received))), done()))
+        sending.queue.send([], lambda _, done, number=number: (heard.append((number, len(sending.received))), done()))
     sending.close()
     assert heard == [(number, number) for number in range(1, 30)]

@@ -1,0 +1,101 @@
+"""The gates of chosen experts on a CPU, where vLLM runs all experts of a layer in one native call.
+
+That call shows no gates, so oneDNN computes them a second time, from a float32 copy of the gate's weights in its own
+layout. The copy is a third of the experts' weights (DECISIONS.md, "Gates of experts on a CPU").
+
+vLLM has packed each expert's fused projection, (2·padded, hidden), into (2·padded / 16, hidden, 16), with the gate in
+the first half. The layout is checked when a model is loaded, by packing random numbers with vLLM's own function.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparcom_data.errors import UnsupportedModelError
+from sparcom_data.schema import mask_bytes
+from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
+from sparcom_extractor.vllm_surface.moe import prepack_moe_weight
+
+PANEL = 16  # rows that vLLM packs together
+_BATCH = 64  # rows per expert that oneDNN chooses its layout for
+
+
+class PrepackedGate:
+    """The gates of one layer's experts.
+
+    Args:
+        packed: both projections of all experts as vLLM packs them, (experts, 2·padded, hidden).
+        neurons: of one expert; those padded behind them have weights of 0.
+        isa: instruction set that they were packed for.
+        bias: (experts, 2·padded), or None.
+        active_above: a neuron is active where its gate is above this.
+
+    Raises:
+        UnsupportedModelError: this version of vLLM packs weights in another way.
+    """
+
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        neurons: int,
+        isa: str,
+        bias: torch.Tensor | None = None,
+        active_above: float = 0.0,
+    ) -> None:
+        check_packing(packed, isa)
+        _, double, hidden = packed.shape
+        self._bytes, self._active_above = mask_bytes(neurons), active_above
+        half = packed.detach()[:, : double // 2].view(len(packed), -1, hidden, PANEL)
+        self._weights = [
+            torch.ops.mkldnn._reorder_linear_weight(panels.mT.reshape(-1, hidden).float(), _BATCH) for panels in half
+        ]
+        self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
+
+    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Compute which neurons of the chosen experts are active.
+
+        Args:
+            rows: input of the experts (rows, hidden). ids: chosen experts (rows, top_k).
+
+        Returns:
+            uint8 (rows × top_k, neuron_bytes), little bit order, in the order of the ids; and bool (rows × top_k,),
+            True where a gate is NaN or infinite.
+        """
+        chosen, top_k = ids.reshape(-1).numpy(), ids.shape[1]
+        masks = np.empty((len(chosen), self._bytes), dtype=np.uint8)
+        nonfinite = np.empty(len(chosen), dtype=np.bool_)
+        rows, order = rows.float(), np.argsort(chosen, kind="stable")
+        experts, first = np.unique(chosen[order], return_index=True)
+        for expert, own in zip(experts.tolist(), np.split(order, first[1:]), strict=False):  # no rows: no experts
+            inputs = rows[torch.from_numpy(own // top_k)]
+            gates = torch.ops.mkldnn._linear_pointwise(
+                inputs, self._weights[expert], self._biases[expert], "none", [], ""
+            )
+            masks[own] = pack_signs(gates, self._active_above)[:, : self._bytes]
+            nonfinite[own] = nonfinite_rows(gates)
+        return masks, nonfinite
+
+
+def check_packing(packed: torch.Tensor, isa: str) -> None:
+    """Check that vLLM packs weights as this module unpacks them, with random numbers.
+
+    Args:
+        packed: weights of all experts (experts, 2·padded, hidden). isa: instruction set that they were packed for.
+
+    Raises:
+        UnsupportedModelError: it does not, or the gate ends within a panel.
+    """
+    _, double, hidden = packed.shape
+    numbers = torch.rand((1, 4 * PANEL, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
+    expected = numbers.view(4, PANEL, hidden).mT
+    if (
+        double % (4 * PANEL)
+        or not packed.is_contiguous()
+        or not torch.equal(prepack_moe_weight(numbers, isa).reshape(4, hidden, PANEL), expected)
+    ):
+        raise UnsupportedModelError(
+            f"this release knows experts packed into panels of {PANEL} neurons; this vLLM packs {double} rows of "
+            f"{hidden} for {isa!r} in another way. Use vLLM 0.32, or a GPU"
+        )

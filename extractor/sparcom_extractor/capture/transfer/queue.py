@@ -1,0 +1,61 @@
+"""How tensors of a step leave for the writer: the interface, and its implementation for tensors on the host.
+
+send([masks, ids, positions, …], deliver)  ─▶  deliver([arrays of the same values], done)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Arrays = Sequence[NDArray[Any]]
+Done = Callable[[], None]
+Deliver = Callable[[Arrays, Done], None]
+"""Takes arrays, which it may use until it calls `done`, once."""
+
+
+class TransferQueue(Protocol):
+    """The way from the step's tensors to the sessions. Transfers are delivered in the order of sending.
+
+    delivers_in_step: `send` delivers before it returns, so that a receiver that waits makes the step wait.
+    backpressure_seconds: total time that steps waited for room. sent_bytes: total.
+    """
+
+    delivers_in_step: bool
+    backpressure_seconds: float
+    sent_bytes: int
+
+    # Copies the parts in the order of the step's stream, and delivers them when they have arrived.
+    def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None: ...
+    # Does `work` on tensors in the order of the step's stream.
+    def launch(self, work: Callable[[], object]) -> None: ...
+    def check(self) -> None: ...  # RuntimeError if a transfer could not be delivered
+    def memory(self) -> dict[str, int]: ...  # bytes that the queue holds, by purpose
+    def close(self) -> None: ...  # delivers what was sent, then stops
+
+
+class HostTransferQueue:
+    """Copies tensors on the host and delivers them before `send` returns."""
+
+    delivers_in_step = True
+    backpressure_seconds = 0.0
+    sent_bytes = 0
+
+    def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
+        deliver([np.array(part.numpy()) for part in parts], lambda: None)
+
+    def launch(self, work: Callable[[], object]) -> None:
+        work()
+
+    def check(self) -> None:
+        """Do nothing: `send` raises a receiver's error itself."""
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
