@@ -1,12 +1,12 @@
-"""The engine, the hooks and the writer: runs instructions through vLLM and streams masks into archives.
+"""Runs instructions through vLLM, captures neurons and experts, and streams them into archives.
 
-Importing this package imports neither torch nor vLLM; the modules that need them do so where they are used.
+Importing this package imports neither torch nor vLLM; modules import them where they use them.
 """
 
 import logging
 import os
 
-# vLLM warns of a missing Triton while it is imported, before it reads VLLM_LOGGING_LEVEL (see `engine`). Each of its
-# processes would, and each imports the main module of ours first. Errors are shown.
+# While it is imported, before it reads VLLM_LOGGING_LEVEL, vLLM warns of a missing Triton, in each of its processes.
+# They import our main module, and so this one, first. Errors are shown.
 if os.environ.get("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
     logging.getLogger("vllm").setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.protocol import PLAN_KEY, Plan, WorkerDescription, from_wire, to_wire
 from sparcom_extractor.ranks import merge_descriptions
 from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, CompletionLike, device_name, engine_errors, generate
+from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, CompletionLike, engine_errors, generate, platform
 from sparcom_extractor.vllm_surface.versions import check_vllm, installed_vllm
 
 logger = logging.getLogger(__name__)
@@ -53,11 +53,9 @@ class CaptureEngine:
 
         Raises:
             InvalidInputError: the model's folder or a setting is wrong; nothing was loaded.
-            UnsupportedModelError: the model's neurons cannot be captured, its checkpoint lacks weights, or this version
-                of vLLM is not supported.
+            UnsupportedModelError: neurons cannot be captured, weights are missing, or this vLLM is not supported.
             EngineError: vLLM did not start; its log on standard error has the cause.
-            asyncio.CancelledError: the processes that were started are killed. The thread that starts them may go on
-                for a while.
+            asyncio.CancelledError: processes were killed. The thread that starts them may go on for a while.
         """
         check_vllm(installed_vllm())
         check_model(settings)
@@ -203,21 +201,20 @@ def _engine_info(llm: AsyncLLMLike, described: WorkerDescription) -> EngineInfo:
     import torch
 
     config = llm.vllm_config
-    further = {
+    further: dict[str, Any] = {
         "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
         "max_model_len": config.model_config.max_model_len,
         "async_scheduling": bool(config.scheduler_config.async_scheduling),
-        **described.mode,
     }
     if described.fusion:
         further |= {"capture_product": described.fusion, "capture_memory": described.memory}
     return EngineInfo(
         vllm=installed_vllm(),
         torch=torch.__version__,
-        device=device_name(),
+        device=platform()[1],
         tensor_parallel_size=config.parallel_config.tensor_parallel_size,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         enforce_eager=bool(config.model_config.enforce_eager),
-        **further,
+        **further | described.mode,
     )

@@ -109,13 +109,7 @@ def prepare_extraction(
 
 
 class Extraction:
-    """A planned extraction. `run` once; `progress` and `cancel` at any time.
-
-    Attributes:
-        progress: the latest snapshot.
-        warnings: sentences about prompts that run but may not be intended.
-        rows_captured: rows delivered by the workers, with those computed again after a preemption.
-    """
+    """A planned extraction. `run` once; `progress` and `cancel` at any time."""
 
     def __init__(
         self,
@@ -126,8 +120,8 @@ class Extraction:
         options: ExtractionOptions,
         warnings: Sequence[str],
     ) -> None:
-        self.warnings = list(warnings)
-        self.rows_captured = 0
+        self.warnings = list(warnings)  # about prompts that run but may not be intended
+        self.rows_captured = 0  # by the workers, with those computed again after a preemption
         self._engine = engine
         self._archive = archive
         self._prompts = prompts
@@ -144,9 +138,8 @@ class Extraction:
         self._unfinished = set(self._runnable)
         self._settled_rows = 0  # rows planned for instructions that are complete or failed
         self._started = 0.0
-        self.progress = Progress(
-            instructions=len(prompts), failed=len(prompts) - len(self._runnable), tokens=layout.tokens
-        )
+        failed = len(prompts) - len(self._runnable)
+        self.progress = Progress(instructions=len(prompts), failed=failed, tokens=layout.tokens)
 
     @property
     def archive_run(self) -> str:
@@ -204,32 +197,32 @@ class Extraction:
             raise errors.exceptions[0] from errors
 
     async def _run_request(self, index: int) -> None:
-        prompt, options, (row, begin, capacity) = self._prompts[index], self._options, self._slot(index)
-        unknown = options.positions != "prompt"
-        plan = Plan(self._session, index, row, begin, begin + capacity, unknown, len(prompt.ids))
+        options, (row, begin, end) = self._options, self._rows(index)
+        ids, unknown, request_id = self._prompts[index].ids, options.positions != "prompt", f"{self._session}-{index}"
+        plan = Plan(
+            session=self._session, index=index, row=row, begin=begin, end=end, length_unknown=unknown, prompt=len(ids)
+        )
         try:
-            output = await self._engine.generate(
-                prompt.ids.tolist(), options.max_tokens, plan, f"{self._session}-{index}"
-            )
+            output = await self._engine.generate(ids.tolist(), options.max_tokens, plan, request_id)
         except ValueError as error:
             self._failures[index] = f"the engine refused the prompt: {error}"
             self._finish_request(index, -1)
             return
         response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: it has no row
-        parts = {"prompt": [prompt.ids], "response": [response], "all": [prompt.ids, response]}
+        parts = {"prompt": [ids], "response": [response], "all": [ids, response]}
         expected = np.concatenate(parts[options.positions])
         self._outputs[index] = (expected, output.text if options.max_tokens else "")
         self._finish_request(index, len(expected))
 
-    def _slot(self, index: int) -> tuple[int, int, int]:
-        """Return an instruction's first row, the position of that row, and the number of rows planned."""
-        layout = self._layout
-        return int(layout.token_start[index]), int(layout.first_position[index]), int(layout.capacity[index])
+    def _rows(self, index: int) -> tuple[int, int, int]:
+        """Return an instruction's first row, the position of that row, and the position after its last planned row."""
+        begin = int(self._layout.first_position[index])
+        return int(self._layout.token_start[index]), begin, begin + int(self._layout.capacity[index])
 
     def _finish_request(self, index: int, length: int) -> None:
         """Report that an instruction has run. length: its rows; -1 drops them."""
-        row, _, capacity = self._slot(index)
-        self._unreported.append(FinishedRequest(index, row, capacity, length))
+        row, begin, end = self._rows(index)
+        self._unreported.append(FinishedRequest(index=index, row=row, capacity=end - begin, length=length))
         self._unfinished.discard(index)
 
     async def _commit_until_drained(
@@ -269,7 +262,7 @@ class Extraction:
         complete = []
         for durable in reply.completed:
             index, (expected, response) = durable.index, self._outputs.pop(durable.index)
-            row, begin, _ = self._slot(index)
+            row, begin, _ = self._rows(index)
             ids, positions = (np.frombuffer(part, dtype=np.int32) for part in (durable.ids, durable.positions))
             item = CompletedInstruction(index, row, ids, positions, response)
             if problem := misalignment(item, expected, begin):
@@ -299,12 +292,9 @@ class Extraction:
 
 
 def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_position: int) -> str | None:
-    """Return why the rows of an instruction are not its own, or None: rule 6 of the archive, for every instruction.
+    """Return why the captured rows of an instruction are not its own, or None: rule 6 of the archive.
 
-    Args:
-        item: what the workers captured beside the masks.
-        expected: int32 (rows,), the token ids that were sent and generated.
-        first_position: position of the first row.
+    expected: int32 (rows,), the token ids that were sent and generated. first_position: of the first row.
     """
     if not np.array_equal(item.ids, expected):
         shorter = min(len(item.ids), len(expected))

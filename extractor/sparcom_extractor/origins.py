@@ -71,10 +71,8 @@ def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[S
 def raw_origin(ids: NDArray[np.int32], special_ids: Sequence[int] | None, added: Sequence[int]) -> NDArray[np.uint8]:
     """Return the origins of a prompt in raw format: uint8 (T,).
 
-    Args:
-        ids: int32 (T,).
-        special_ids: ids that the tokenizer marks as special; None if it does not say, which leaves all unknown.
-        added: bool (T,), whether the tokenizer added the token; empty if it does not say.
+    ids: int32 (T,). special_ids: ids marked as special; None if the tokenizer does not say: then all are unknown.
+    added: bool (T,), whether the tokenizer added the token; empty if it does not say.
     """
     if special_ids is None:
         return unknown_origin(ids)
@@ -89,10 +87,7 @@ def chat_origin(
 ) -> NDArray[np.uint8]:
     """Return the origins of a prompt in chat format: uint8 (T,). Special ids within a content are special.
 
-    Args:
-        ids: int32 (T,).
-        offsets: characters [start, stop) of the text that each token covers.
-        spans: characters [start, stop) of the contents.
+    ids: int32 (T,). offsets, spans: characters [start, stop) of the text that tokens and contents cover.
     """
     start, stop = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     content = np.zeros(len(ids), dtype=np.bool_)
@@ -111,10 +106,7 @@ def prompt_warnings(
 ) -> list[str]:
     """Return sentences about prompts that run but may not be intended.
 
-    Args:
-        names: ids of the instructions.
-        ids, origins: of each prompt, int32 and uint8 (T,).
-        bos: id of the BOS token; None if the tokenizer has none.
+    names: ids of the instructions. ids, origins: int32 and uint8 (T,) of each prompt. bos: id of the BOS token.
     """
     found = []
     if doubled := [name for name, tokens in zip(names, ids, strict=True) if tokens[:2].tolist() == [bos, bos]]:

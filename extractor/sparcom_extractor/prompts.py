@@ -34,13 +34,12 @@ NO_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction as the model reads it. ids: int32 (T,). origin: uint8 (T,), see `Origin`. error: why it cannot
-    run, or ""."""
+    """One instruction as the model reads it."""
 
     text: str
-    ids: NDArray[np.int32]
-    origin: NDArray[np.uint8]
-    error: str = ""
+    ids: NDArray[np.int32]  # (T,)
+    origin: NDArray[np.uint8]  # (T,), see `Origin`
+    error: str = ""  # why it cannot run
 
 
 def make_prompts(
@@ -54,21 +53,17 @@ def make_prompts(
 
     Args:
         tokenizer: a transformers tokenizer.
-        instructions: the batch.
-        options: prompt format and special tokens.
-        limit: tokens of the longest prompt that fits the model's context beside what is generated. A text too large to
-            be tokenized is left out of its prompt.
-        vocabulary: rows of the model's embedding, which bounds token ids beside the tokenizer; None if not known.
+        limit: tokens of the longest prompt that fits the model's context beside the response. A text too large to be
+            tokenized is left out of its prompt.
+        vocabulary: rows of the model's embedding, which token ids must be below; None if not known.
 
     Raises:
         InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
     """
     chat = options.prompt_format == "chat"
-    problems = _format_problems(instructions, chat)
-    if chat and not getattr(tokenizer, "chat_template", None):
-        problems.append(NO_TEMPLATE)
-    if problems:
-        raise InvalidInputError(problems)
+    check_formats(
+        instructions, options, [NO_TEMPLATE] if chat and not getattr(tokenizer, "chat_template", None) else []
+    )
     too_large = [_size_problem(tokenizer, item.readable, limit) for item in instructions]
     texts = _texts(tokenizer, instructions, chat, too_large)
     encoded = _encode(tokenizer, [text for text in texts if text is not None], options.add_special_tokens and not chat)
@@ -89,25 +84,21 @@ def make_prompts(
     return prompts
 
 
-def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions) -> None:
+def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions, further: Sequence[str] = ()) -> None:
     """Refuse instructions that do not go with the prompt format. Needs no tokenizer.
 
     Raises:
-        InvalidInputError: names every such instruction.
+        InvalidInputError: names every such instruction, and lists `further` problems.
     """
-    if problems := _format_problems(instructions, options.prompt_format == "chat"):
-        raise InvalidInputError(problems)
-
-
-def _format_problems(instructions: Sequence[Instruction], chat: bool) -> list[str]:
-    problems = []
+    chat, problems = options.prompt_format == "chat", []
     for number, item in enumerate(instructions):
         where = f"instructions.{number} (id {item.id!r})"
         if chat and item.token_ids is not None:
             problems.append(f"{where}: token_ids go with prompt_format 'raw'; it is 'chat'. Give text or messages")
         if not chat and item.messages is not None:
             problems.append(f"{where}: messages go with prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
-    return problems
+    if problems := [*problems, *further]:
+        raise InvalidInputError(problems)
 
 
 def _size_problem(tokenizer: Any, text: str, limit: int) -> str:
@@ -219,9 +210,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 def special_token_ids(tokenizer: Any) -> list[int] | None:
     """Return the ids that the tokenizer marks as special, ascending; None if it does not say.
 
-    Joins two lists of a transformers tokenizer: tokens with a role (BOS, EOS, padding, unknown) and added tokens
-    flagged as special. Each lacks some of the other: the turn marks of LLaMA 3's template have no role, and a plain
-    token of the vocabulary may have a role.
+    Joins tokens with a role (BOS, EOS, padding, unknown) and added tokens flagged as special. Neither is enough: the
+    turn marks of LLaMA 3's template have no role, and a plain token of the vocabulary may have one.
     """
     with_role = getattr(tokenizer, "all_special_ids", None)
     if with_role is None:
@@ -231,8 +221,7 @@ def special_token_ids(tokenizer: Any) -> list[int] | None:
 
 
 def tokenizer_sha256(tokenizer: Any, model: str) -> str:
-    """Return a SHA-256 that tells tokenizers apart: of `tokenizer.json` if the model is a folder that has one, else of
-    the tokenizer's own serialized form, else of its vocabulary."""
+    """Return the SHA-256 of a model folder's `tokenizer.json`, else of the serialized tokenizer or its vocabulary."""
     file = Path(model) / "tokenizer.json"
     if file.is_file():
         return hashlib.sha256(file.read_bytes()).hexdigest()

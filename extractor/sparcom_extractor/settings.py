@@ -25,35 +25,23 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Settings of one engine; None means the platform's default.
+    """Settings of one engine; None means the platform's default."""
 
-    model: a folder, or a name on the Hugging Face hub. name: for clients; the default is the last part of `model`.
-    dtype: float32 (default on CPUs), bfloat16, float16 or auto.
-    max_model_len: tokens of the longest prompt plus response. max_num_batched_tokens: tokens per step.
-    max_num_seqs: requests that run at once. gpu_memory_utilization: fraction of the GPU's memory.
-    kv_cache_gib: GiB of KV cache (default on CPUs: 2). enforce_eager: no compilation (default on CPUs).
-    capture: False runs the same engine without capture, for comparison.
-    tensor_parallel_size: processes that share every layer. pipeline_parallel_size: groups of layers.
-    load_format: auto reads the model's weights; dummy makes random ones, to time a shape without its weights.
-    revision: branch, tag or commit of a model and tokenizer on the hub.
-    quantization: vLLM's name of the method; the default is what the checkpoint's config.json names.
-    """
-
-    model: str
-    name: str = ""
-    dtype: str | None = None
-    max_model_len: int | None = None
-    max_num_batched_tokens: int | None = None
-    max_num_seqs: int | None = None
-    gpu_memory_utilization: float | None = None
-    kv_cache_gib: float | None = None
-    enforce_eager: bool | None = None
-    capture: bool = True
-    load_format: str = "auto"
-    tensor_parallel_size: int | None = None
-    pipeline_parallel_size: int | None = None
-    revision: str | None = None
-    quantization: str | None = None
+    model: str  # a folder, or a name on the Hugging Face hub
+    name: str = ""  # for clients; the default is the last part of `model`
+    dtype: str | None = None  # float32 (default on CPUs), bfloat16, float16 or auto
+    max_model_len: int | None = None  # tokens of the longest prompt plus response
+    max_num_batched_tokens: int | None = None  # tokens per step
+    max_num_seqs: int | None = None  # requests that run at once
+    gpu_memory_utilization: float | None = None  # fraction of the GPU's memory
+    kv_cache_gib: float | None = None  # GiB of KV cache; the default on CPUs is 2
+    enforce_eager: bool | None = None  # no compilation; the default on CPUs
+    capture: bool = True  # False runs the same engine without capture, for comparison
+    load_format: str = "auto"  # dummy makes random weights, to time a shape without its weights
+    tensor_parallel_size: int | None = None  # processes that share every layer
+    pipeline_parallel_size: int | None = None  # groups of processes, each with some layers
+    revision: str | None = None  # branch, tag or commit of a model and tokenizer on the hub
+    quantization: str | None = None  # vLLM's name of the method; the default is that of the checkpoint's config.json
 
     def __post_init__(self) -> None:
         problems = [

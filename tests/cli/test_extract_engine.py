@@ -14,20 +14,26 @@ from sparcom_data.instructions.files import read_instructions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "instructions.jsonl"
+UNSET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS")
 
 
 @pytest.mark.engine
 def test_nothing_of_no_use_is_shown(tmp_path: Path) -> None:
-    """The repository's example, piped in: three lines of ours, and none of vLLM's on Triton, Python or NUMA."""
+    """The repository's example, piped in: three lines of ours, and none of vLLM's on Triton, Python or NUMA.
+
+    Every process has imported Numba before vLLM scans its modules, as in a program that imports the analysis.
+    """
     from sparcom_models import make_tiny_model
 
+    (tmp_path / "sitecustomize.py").write_text("import numba\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     tokenizer = ROOT / "models" / "smollm2-135m-instruct"
     make_tiny_model("llama", tmp_path / "tiny", tokenizer=tokenizer)
     command = [sys.executable, "-m", "sparcom_cli", "extract", "--input", "-", "--kv-cache-gib", "0.25"]
     done = subprocess.run(
         [*command, "--model", tmp_path / "tiny", "--output", tmp_path / "a.zarr"],
         input=EXAMPLE.read_text(),
-        env={name: value for name, value in os.environ.items() if name not in ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS")},
+        env={name: value for name, value in os.environ.items() if name not in UNSET} | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,6 +1,6 @@
-"""Engines for the tests: each is started once a session and shared, on a loop of its own in a thread.
+"""Engines for the tests: each is started once per session and shared, on an event loop in a thread.
 
-An engine belongs to the loop that started it, and pytest's tests are plain functions, so they hand coroutines over.
+An engine belongs to the loop that started it. Tests are plain functions and hand coroutines over.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 
-MOST_ENGINES = 4  # a tiny one holds about 1.7 GiB and takes 15 to 25 s to start
+MAX_ENGINES = 4  # a tiny one holds about 1.7 GiB and takes 15 to 25 s to start
 DEMO_MODEL = Path("models/smollm2-135m-instruct")
 
 
@@ -57,18 +57,18 @@ class Engine:
         return progress
 
     def extract(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Archive:
-        """The whole way; every instruction must become complete."""
+        """Prepare and run; every instruction must become complete."""
         progress = self.run(self.prepare(instructions, path, **options))
         assert progress.complete == len(instructions), progress
         return open_archive(path)
 
     def extract_alone(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Archive:
-        """The same, with one request in the engine at a time."""
-        ahead, self.engine.max_in_flight = self.engine.max_in_flight, 1
+        """As `extract`, with one request in the engine at a time."""
+        in_flight, self.engine.max_in_flight = self.engine.max_in_flight, 1
         try:
             return self.extract(instructions, path, **options)
         finally:
-            self.engine.max_in_flight = ahead
+            self.engine.max_in_flight = in_flight
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def demo_model() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Callable[[str], Path]:
-    """Folder of a tiny random model of an architecture, made once."""
+    """Return a function that gives the folder of a tiny random model of an architecture, made once."""
     from sparcom_models import make_tiny_model
 
     root = tmp_path_factory.mktemp("models")
@@ -103,7 +103,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Ca
 
 @pytest.fixture(scope="session")
 def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
-    """Start an engine with settings; the same settings give the same engine. An idle one takes memory and no time."""
+    """Return a function that starts an engine; the same settings give the same engine. Idle ones take memory only."""
     from sparcom_extractor.engine import CaptureEngine
     from sparcom_extractor.settings import EngineSettings
 
@@ -112,10 +112,10 @@ def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
     def start(model: Path, **settings: Any) -> Engine:
         key = EngineSettings(model=str(model), **({"kv_cache_gib": 0.25} | settings))
         if key not in running:
-            while len(running) >= MOST_ENGINES:
+            while len(running) >= MAX_ENGINES:
                 loop.run(running.pop(next(iter(running))).engine.close())
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # importing vLLM and torch's compiler warns of their own matters
+                warnings.simplefilter("ignore")  # imports of vLLM and torch's compiler warn
                 running[key] = Engine(loop, loop.run(CaptureEngine.start(key)))
         running[key] = running.pop(key)  # the one used last goes last
         return running[key]
@@ -127,7 +127,7 @@ def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture
 def tiny_engine(start_engine: Callable[..., Engine], tiny_model: Callable[[str], Path]) -> Engine:
-    """Tiny LLaMA, steps of 64 tokens, 8 requests at once: long prompts are cut, batches are mixed."""
+    """Tiny LLaMA, 64 tokens per step, 8 requests at once: long prompts are cut, batches are mixed."""
     return start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
 
 

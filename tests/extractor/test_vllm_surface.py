@@ -93,16 +93,23 @@ def names_read(tree: ast.AST) -> set[str]:
 
 
 @cache
+def surface_used(path: Path) -> frozenset[str]:
+    """Surface modules that a module imports, directly or by way of another of them, and itself if it is one."""
+    tree = ast.parse(path.read_text())
+    imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    direct = {name.rsplit(".", 1)[1] for name in imported if name.startswith("sparcom_extractor.vllm_surface.")}
+    below = [surface_used(SURFACE / f"{name}.py") for name in direct]
+    return frozenset({path.stem} if path.parent == SURFACE else ()).union(direct, *below)
+
+
+@cache
 def readers() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Each module of the package: the names it reads, and the surface modules that it imports, or is."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        surface = {name.rsplit(".", 1)[1] for name in imported if name.startswith("sparcom_extractor.vllm_surface.")}
-        surface |= {path.stem} if path.parent == SURFACE else set()
-        found[str(path.relative_to(PACKAGE))] = (frozenset(names_read(tree)), frozenset(surface))
-    return found
+    """Each module of the package: the names that it reads, and the surface modules that it uses."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {
+        str(path.relative_to(PACKAGE)): (frozenset(names_read(ast.parse(path.read_text()))), surface_used(path))
+        for path in paths
+    }
 
 
 def readers_of(item: Described, attribute: str) -> list[str]:
@@ -124,7 +131,7 @@ def imports_of_vllm(path: Path) -> list[str]:
 
 
 def page() -> str:
-    """docs/vllm-surface.md as the code says it."""
+    """Return docs/vllm-surface.md, made from the code."""
     lines = [INTRODUCTION, "## Attributes", ""]
     lines += ["| vLLM class | attribute | type | read by | versions |", "| --- | --- | --- | --- | --- |"]
     for item in described():

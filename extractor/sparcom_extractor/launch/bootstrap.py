@@ -1,8 +1,8 @@
 """Sets up each process of an engine when vLLM's configuration (`additional_config`) arrives there.
 
 1. Capture becomes part of vLLM's compilation cache key: a graph compiled without capture is never used with it.
-2. The process leaves the terminal's process group. Ctrl-C would end vLLM in the middle of a step. Now only the parent
-   receives it, finishes what runs, and then ends its children.
+2. The process leaves the terminal's process group. Ctrl-C would end vLLM in the middle of a step; now only the parent
+   receives it, finishes what runs, and ends its children.
 3. The process ends itself if its parent dies. vLLM's would wait forever and keep the memory.
 """
 
@@ -29,19 +29,12 @@ OP_VERSION = 3  # changes with the op's schema or meaning: cached graphs call it
 
 @dataclass(slots=True)
 class SubprocessBootstrap:
-    """SIDE EFFECTS ON UNPICKLE: in a process other than `parent` it changes process group, exit and modules.
+    """SIDE EFFECTS ON UNPICKLE: in a process other than `parent` it changes process group, exit and modules."""
 
-    Attributes:
-        capture: whether the engine captures.
-        parent: id of the process that starts the engine.
-        fusion: how activation outputs are made, see `install_all`. The worker sets it before anything is compiled.
-        report: file for the reason why the model did not load.
-    """
-
-    capture: bool
-    parent: int
-    fusion: str = ""
-    report: str = ""
+    capture: bool  # whether the engine captures
+    parent: int  # id of the process that starts the engine
+    fusion: str = ""  # how activation outputs are made; the worker sets it before anything is compiled
+    report: str = ""  # file for the reason why the model did not load
 
     def compute_hash(self) -> str:
         """Return this configuration's part of vLLM's compilation cache key."""

@@ -15,26 +15,20 @@ from sparcom_extractor.launch.model_files import read_object
 from sparcom_extractor.settings import EngineSettings
 
 CPU_DTYPE = "float32"  # few CPUs compute bfloat16 natively
+# With AMX vLLM runs latent attention (DeepSeek) through AMX_MLA, which refuses float32 weights ("expect weight to be
+# bfloat16"). CPU_MLA runs every dtype on every processor. vLLM ignores it for models without latent attention.
+CPU_ATTENTION = "CPU_MLA"
 AMX_BLOCK = 32  # vLLM's AMX experts need widths that are multiples of it; others run in portable code
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 
 
-def attention_backend(device_type: str) -> str | None:
-    """Return the attention backend to ask vLLM for; None leaves the choice to vLLM.
-
-    With AMX vLLM runs latent attention (DeepSeek) through `AMX_MLA`, which refuses float32 weights ("expect weight to
-    be bfloat16"). `CPU_MLA` runs every dtype on every processor. vLLM ignores it for models without latent attention.
-    """
-    return "CPU_MLA" if device_type == "cpu" else None
-
-
 def validate_cpu_ranks(settings: EngineSettings, cores: int) -> None:
-    """Refuse worker processes that a CPU cannot run.
+    """Refuse more ranks than cores, and pipeline stages: vLLM's CPU runner makes the tensors between stages in a
+    warm-up, which it leaves out in eager mode with a given size of the KV cache.
 
     Raises:
-        InvalidInputError: more ranks than cores; or pipeline stages: vLLM's CPU runner makes the tensors between them
-            in a warm-up, which it leaves out in eager mode with a given size of the KV cache.
+        InvalidInputError: names every problem.
     """
     problems = []
     tensor, pipeline = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
@@ -72,11 +66,7 @@ def check_processor(settings: EngineSettings) -> None:
 def expert_problem(config: Mapping[str, Any], dtype: str, *, amx: bool, ranks: int = 1) -> str | None:
     """Return why a model's experts would not expose their neurons on a CPU, or None.
 
-    Args:
-        config: the model's config.json.
-        dtype: the engine's; "auto" is the checkpoint's.
-        amx: whether the processor has AMX.
-        ranks: tensor-parallel ranks, which share an expert's width.
+    config: the model's config.json. dtype: the engine's; "auto" is the checkpoint's. ranks: share an expert's width.
     """
     text = config.get("text_config") or config
     if dtype == "auto":

@@ -5,31 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparcom_data.errors import EngineError
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, shield_children_from_interrupts
-from sparcom_extractor.launch.processor import CPU_DTYPE, attention_backend, check_processor, validate_cpu_ranks
+from sparcom_extractor.launch.processor import CPU_ATTENTION, CPU_DTYPE, check_processor, validate_cpu_ranks
 from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, platform_type, start_async_engine
+from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, platform, start_async_engine
 from sparcom_extractor.worker import worker_class
 
-CPU_KV_CACHE_GIB = 2.0
-CPU_BATCHED_TOKENS = 512  # measured: 1,030 tokens per second; 700 to 930 with 2,048 and 4,096
-CPU_SEQUENCES = 64
 SMALL_MACHINE_CORES = 4
-_PASSED = (
-    "model",
-    "revision",
-    "quantization",
-    "load_format",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-)
+_CPU_DEFAULTS: dict[str, Any] = {
+    "dtype": CPU_DTYPE,
+    "enforce_eager": True,
+    "max_num_batched_tokens": 512,  # measured: 1,030 tokens per second; 700 to 930 with 2,048 and 4,096
+    "max_num_seqs": 64,
+    "kv_cache_gib": 2.0,
+    "attention_backend": CPU_ATTENTION,
+}
+_GPU_DEFAULTS: dict[str, Any] = {"dtype": "auto", "enforce_eager": False}
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # INFO shows vLLM's log
     "VLLM_NO_USAGE_STATS": "1",
@@ -39,16 +36,11 @@ _ENVIRONMENT = {
 
 
 def start_vllm(settings: EngineSettings) -> AsyncLLMLike:
-    """Load the model and start the engine's processes.
-
-    Raises:
-        InvalidInputError, UnsupportedModelError: this machine cannot run them; nothing was started.
-        EngineError: vLLM did not start.
-    """
+    """Load the model and start the engine's processes. Refuses what this machine cannot run."""
     shield_children_from_interrupts()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    device_type, cores = platform_type(), sorted(os.sched_getaffinity(0))
+    (device_type, _), cores = platform(), sorted(os.sched_getaffinity(0))
     if device_type == "cpu":
         validate_cpu_ranks(settings, len(cores))
         check_processor(settings)
@@ -84,38 +76,30 @@ def _child_env(variables: dict[str, str]) -> Iterator[None]:
 
 
 def engine_arguments(settings: EngineSettings, device_type: str, report: str = "") -> dict[str, Any]:
-    """Return fields of vLLM's `AsyncEngineArgs`; those left to vLLM's default are missing.
-
-    report: file for a worker that cannot load the model to write the reason to.
-    """
-    cpu = device_type == "cpu"
-    gib = settings.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
-    arguments = {name: getattr(settings, name) for name in _PASSED} | {
-        "dtype": settings.dtype or (CPU_DTYPE if cpu else "auto"),
-        "tokenizer_revision": settings.revision,
-        "attention_backend": attention_backend(device_type),
+    """Return fields of vLLM's `AsyncEngineArgs`. report: file for the reason why a worker could not load the model."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    arguments = (_CPU_DEFAULTS if device_type == "cpu" else _GPU_DEFAULTS) | given
+    arguments |= {
         "enable_prefix_caching": False,  # a token that is not computed has no row
-        "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
         "trust_remote_code": False,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "additional_config": SubprocessBootstrap(settings.capture, os.getpid(), report=report),
-        "max_num_batched_tokens": settings.max_num_batched_tokens or (CPU_BATCHED_TOKENS if cpu else None),
-        "max_num_seqs": settings.max_num_seqs or (CPU_SEQUENCES if cpu else None),
-        "kv_cache_memory_bytes": int(gib * 2**30) if gib else None,
     }
+    if settings.revision is not None:
+        arguments["tokenizer_revision"] = settings.revision
+    if gib := arguments.pop("kv_cache_gib", None):
+        arguments["kv_cache_memory_bytes"] = int(gib * 2**30)
     if settings.capture:
         arguments["worker_cls"] = worker_class(device_type)
-        if not cpu:
+        if device_type != "cpu":
             arguments["moe_backend"] = "triton"  # the backend that exposes the neurons of selected experts
-    return {name: value for name, value in arguments.items() if value is not None}
+    del arguments["name"], arguments["capture"]
+    return arguments
 
 
 def child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:
-    """Return variables for the engine's processes, for those that the user has not set.
-
-    cores: ids of the cores this process may use. processes: worker processes of the engine.
-    """
+    """Return variables for the engine's processes. cores: ids of those that this process may use."""
     # At every start vLLM's own code raises Python warnings, and its C++ code warns of NUMA.
     environment = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if device_type != "cpu":

@@ -1,4 +1,4 @@
-"""vLLM's configuration as the worker reads it. The same in vLLM 0.24.0, 0.32.0 and 0.33.0."""
+"""vLLM's configuration, as workers and the engine's client read it. The same in vLLM 0.24.0, 0.32.0 and 0.33.0."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ class ParallelConfigLike(Protocol):
 class SchedulerConfigLike(Protocol):
     """vllm.config.scheduler.SchedulerConfig."""
 
+    async_scheduling: bool
     max_num_seqs: int
     max_num_batched_tokens: int
 
 
 class ModelConfigLike(Protocol):
-    """vllm.config.model.ModelConfig."""
+    """vllm.config.model.ModelConfig, read in 0.32.0."""
 
+    architectures: list[str]
     dtype: torch.dtype
+    enforce_eager: bool
+    hf_config: Any
+    max_model_len: int
+    quantization: str | None
+    revision: str | None
 
+    def get_vocab_size(self) -> int: ...
+    def get_total_num_hidden_layers(self) -> int: ...
     def get_layers_start_end_indices(self, parallel_config: Any) -> tuple[int, int]: ...
 
 

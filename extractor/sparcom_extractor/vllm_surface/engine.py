@@ -1,48 +1,13 @@
-"""The client side of vLLM: the asynchronous engine, its configuration, one request, and the platform."""
+"""The client side of vLLM: the asynchronous engine, one request, and the platform."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-
-class ModelConfigLike(Protocol):
-    """vllm.config.model.ModelConfig."""
-
-    architectures: list[str]
-    dtype: Any
-    enforce_eager: bool
-    hf_config: Any
-    max_model_len: int
-    quantization: str | None
-    revision: str | None
-
-    def get_vocab_size(self) -> int: ...
-    def get_total_num_hidden_layers(self) -> int: ...
-
-
-class SchedulerConfigLike(Protocol):
-    """vllm.config.scheduler.SchedulerConfig."""
-
-    async_scheduling: bool
-    max_num_batched_tokens: int
-    max_num_seqs: int
-
-
-class ParallelConfigLike(Protocol):
-    """vllm.config.parallel.ParallelConfig."""
-
-    pipeline_parallel_size: int
-    tensor_parallel_size: int
-
-
-class VllmConfigLike(Protocol):
-    """vllm.config.vllm.VllmConfig."""
-
-    model_config: ModelConfigLike
-    parallel_config: ParallelConfigLike
-    scheduler_config: SchedulerConfigLike
+if TYPE_CHECKING:
+    from sparcom_extractor.vllm_surface.config import VllmConfigLike  # imports torch
 
 
 class CompletionLike(Protocol):
@@ -113,15 +78,8 @@ def engine_errors() -> tuple[type[Exception], ...]:
     return EngineDeadError, EngineGenerateError
 
 
-def platform_type() -> str:
-    """Return vLLM's name of the platform: cpu, cuda, …"""
+def platform() -> tuple[str, str]:
+    """Return vLLM's type of the platform (cpu, cuda, …) and the device's name."""
     from vllm.platforms import current_platform
 
-    return str(current_platform.device_type)
-
-
-def device_name() -> str:
-    """Return the device's name; the platform's if it has none."""
-    from vllm.platforms import current_platform
-
-    return current_platform.get_device_name() or platform_type()
+    return current_platform.device_type, current_platform.get_device_name() or current_platform.device_type

@@ -1,4 +1,4 @@
-"""The note that the engine's processes get: it acts in them, and only there."""
+"""The bootstrap acts in the engine's processes, and only there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, let_vllm_scan_llvmlite
 
 RECEIVER = """
 import os, pickle, sys, time
-note = pickle.load(open(sys.argv[1], "rb"))
-print(os.getpgrp() == os.getpid(), note.capture, flush=True)
+bootstrap = pickle.load(open(sys.argv[1], "rb"))
+print(os.getpgrp() == os.getpid(), bootstrap.capture, flush=True)
 time.sleep(60)
 """
 PARENT = """
@@ -38,18 +35,18 @@ def test_capture_is_part_of_the_compilation_cache_key() -> None:
     assert SubprocessBootstrap(True, 1, "kernel").compute_hash() != SubprocessBootstrap(True, 1, "signs").compute_hash()
 
 
-def test_it_does_nothing_where_it_was_written() -> None:
+def test_it_does_nothing_in_the_parent() -> None:
     """vLLM copies its configuration within the process; the process stays in its group."""
     group = os.getpgrp()
-    note = SubprocessBootstrap(capture=True, parent=os.getpid())
-    assert pickle.loads(pickle.dumps(note)) == note  # noqa: S301
+    bootstrap = SubprocessBootstrap(capture=True, parent=os.getpid())
+    assert pickle.loads(pickle.dumps(bootstrap)) == bootstrap  # noqa: S301
     assert os.getpgrp() == group
 
 
 def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
     """Ctrl-C does not reach the engine's process, and it does not outlive a parent that is killed."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "note"), RECEIVER],
+        [sys.executable, "-c", PARENT, str(tmp_path / "bootstrap"), RECEIVER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -108,7 +105,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     """A cancelled start kills the processes that it started and theirs, no other; Ctrl-C is blocked in its children."""
     script = tmp_path / "starter.py"
     script.write_text(STARTER)
@@ -134,10 +131,10 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_a_child_leaves_quickly_and_without_a_word(tmp_path: Path) -> None:
+def test_a_child_exits_quickly_and_silently(tmp_path: Path) -> None:
     """At its end nothing is left for the interpreter's last collection, and Triton does not list what was not freed."""
-    note = tmp_path / "note"
-    note.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
+    bootstrap = tmp_path / "bootstrap"
+    bootstrap.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """
 import atexit, gc, pickle, sys
 atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
@@ -145,16 +142,16 @@ import triton.language
 pickle.load(open(sys.argv[1], "rb"))
 """
     child = subprocess.run(
-        [sys.executable, "-c", code, str(note)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(bootstrap)], capture_output=True, text=True, timeout=60, check=True
     )
     assert (child.stdout.strip(), child.stderr) == ("True", "")
 
 
 def test_llvmlites_library_can_be_scanned_in_the_engines_processes(tmp_path: Path) -> None:
     """vLLM reads `vars(value).get("kernel")` of every attribute of every module; Numba's library had no such thing.
-    Where the note was written nothing is touched."""
-    note = tmp_path / "note"
-    note.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
+    In the parent nothing is touched."""
+    bootstrap = tmp_path / "bootstrap"
+    bootstrap.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """
 import pickle, sys
 import numba
@@ -163,49 +160,7 @@ before = type(vars(ffi.lib)).__name__
 pickle.load(open(sys.argv[1], "rb"))
 print(before, vars(ffi.lib).get("kernel"), numba.njit(lambda x: x + 1)(1))
 """
-    child = subprocess.run([sys.executable, "-c", code, str(note)], capture_output=True, text=True, check=True)
+    child = subprocess.run([sys.executable, "-c", code, str(bootstrap)], capture_output=True, text=True, check=True)
     assert child.stdout.split() == ["_lib_fn_wrapper", "None", "2"]
     let_vllm_scan_llvmlite({})
     let_vllm_scan_llvmlite({"llvmlite.binding.ffi": object()})
-
-
-NUMBA_SCRIPT = """
-import asyncio
-import sys
-from pathlib import Path
-
-import numba
-
-import sparcom_analysis
-from sparcom_data.instructions import Instruction
-from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.engine import CaptureEngine
-from sparcom_extractor.settings import EngineSettings
-
-
-async def main() -> None:
-    engine = await CaptureEngine.start(EngineSettings(sys.argv[1], kv_cache_gib=0.25, max_model_len=128))
-    done = await engine.prepare([Instruction(id="a", text="Two words")], ExtractionOptions(), Path(sys.argv[2])).run()
-    await engine.close()
-    print("complete:", done.complete)
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-@pytest.mark.engine
-def test_a_program_that_imports_the_analysis_and_numba_starts_an_engine(
-    tiny_model: Callable[[str], Path], tmp_path: Path
-) -> None:
-    """The engine's processes import the program again, and with it Numba, before vLLM scans every module."""
-    script = tmp_path / "program.py"
-    script.write_text(NUMBA_SCRIPT)
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", script, tiny_model("llama"), tmp_path / "a.zarr"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ran.stdout.splitlines()[-1:] == ["complete: 1"], ran.stderr[-3000:]

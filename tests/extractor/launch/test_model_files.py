@@ -1,4 +1,4 @@
-"""What a model's name and folder say before anything is loaded."""
+"""A model's name and folder are checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def said(model: Path | str, **settings: str) -> str:
+def message_for(model: Path | str, **settings: str) -> str:
     with pytest.raises(InvalidInputError) as caught:
         check_model(EngineSettings(model=str(model), **settings))  # type: ignore[arg-type]
     return str(caught.value)
@@ -59,8 +59,8 @@ def test_a_folder_that_is_no_model_is_refused(
 ) -> None:
     """Rule and folder."""
     path = folder(**changes)
-    assert sentence in said(path)
-    assert str(path) in said(path)
+    assert sentence in message_for(path)
+    assert str(path) in message_for(path)
 
 
 def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None:
@@ -68,23 +68,23 @@ def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None
     shards = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
     path = folder()
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert "lacks model-2.safetensors. Fetch" in said(path)
+    assert "lacks model-2.safetensors. Fetch" in message_for(path)
     check_model(EngineSettings(model=str(path), load_format="dummy"))
 
 
 @pytest.mark.parametrize("model", ["/no/such", "./no", "a/b/c", "~/no"])
 def test_a_path_that_is_no_folder_is_refused(model: str) -> None:
-    """What can only be a path is not looked for on the hub."""
-    assert f"{model} is no folder" in said(model)
+    """A name that can only be a path is not looked up on the hub."""
+    assert f"{model} is no folder" in message_for(model)
 
 
 def test_files_and_settings_that_do_not_go_together(folder: Callable[..., Path]) -> None:
-    """A GGUF file, another file, a revision of a folder, a method that vLLM does not know."""
+    """A GGUF file, another file, a revision of a folder, an unknown quantization method."""
     path = folder()
-    assert "holds a model as GGUF" in said("org/name.gguf")
-    assert "config.json is a file" in said(path / "config.json")
-    assert "revision goes with a name on the Hugging Face hub" in said(path, revision="v1")
-    assert "quantization must be a method that the installed vLLM knows: " in said(path, quantization="zip")
+    assert "holds a model as GGUF" in message_for("org/name.gguf")
+    assert "config.json is a file" in message_for(path / "config.json")
+    assert "revision goes with a name on the Hugging Face hub" in message_for(path, revision="v1")
+    assert "quantization must be a method that the installed vLLM knows: " in message_for(path, quantization="zip")
     check_model(EngineSettings(model=str(path), quantization="fp8"))
 
 
@@ -98,7 +98,7 @@ def test_the_methods_are_vllms_own() -> None:
 
 
 def test_a_chat_template_is_looked_for_where_tokenizers_keep_it(folder: Callable[..., Path]) -> None:
-    """In the tokenizer's configuration or beside it; where there is no configuration nothing is known."""
+    """In the tokenizer's configuration or in the same folder; without a configuration nothing is known."""
     path = folder()
     assert not lacks_chat_template(str(path))
     (path / "tokenizer_config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Choices that depend on the processor, with the flags of an AMD and of an Intel one with AMX."""
+"""Choices that depend on the processor, with and without AMX."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.launch.processor import attention_backend, check_processor, expert_problem
+from sparcom_extractor.launch.processor import CPU_ATTENTION, check_processor, expert_problem
+from sparcom_extractor.launch.start import engine_arguments
 from sparcom_extractor.settings import EngineSettings
 
-MIXTURE = {"num_experts": 60, "hidden_size": 128, "moe_intermediate_size": 96, "intermediate_size": 5632}
+MOE = {"num_experts": 60, "hidden_size": 128, "moe_intermediate_size": 96, "intermediate_size": 5632}
 
 CHOOSE = """
 import sys, warnings
@@ -41,7 +42,7 @@ for case in sys.argv[2:]:
 
 def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Callable[[str], Path]) -> None:
     """Left alone vLLM takes AMX's, which refuses float32; with our choice AMD and Intel run the same."""
-    ours = attention_backend("cpu")
+    ours = CPU_ATTENTION
     expected = {
         "amx,,float32": "AMXMLABackend",
         f"amx,{ours},float32": "CPUMLABackend",
@@ -62,7 +63,7 @@ def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Cal
 
 def test_a_gpu_chooses_for_itself() -> None:
     """The choice is for CPUs."""
-    assert attention_backend("cuda") is None
+    assert "attention_backend" not in engine_arguments(EngineSettings(model="m"), "cuda")
 
 
 @pytest.mark.parametrize(
@@ -76,26 +77,26 @@ def test_a_gpu_chooses_for_itself() -> None:
         ({"moe_intermediate_size": 112}, "bfloat16", True, False),  # no multiple of 32: portable code runs them
         ({"hidden_size": 144}, "bfloat16", True, False),
         ({"num_experts": 0}, "bfloat16", True, False),
-        ({"text_config": MIXTURE}, "bfloat16", True, True),
+        ({"text_config": MOE}, "bfloat16", True, True),
     ],
 )
 def test_experts_that_amx_would_run_are_refused(changes: dict[str, Any], dtype: str, amx: bool, refused: bool) -> None:
     """AMX runs experts in bfloat16 alone, and of even widths; in float32, and elsewhere, they are captured."""
-    problem = expert_problem({**MIXTURE, **changes}, dtype, amx=amx)
+    problem = expert_problem({**MOE, **changes}, dtype, amx=amx)
     assert (problem is not None) == refused
     assert problem is None or problem.endswith("Use dtype float32")
 
 
 def test_ranks_share_the_width_of_an_expert() -> None:
     """96 neurons on two ranks are 48 each, no multiple of 32."""
-    assert expert_problem(MIXTURE, "bfloat16", amx=True, ranks=2) is None
+    assert expert_problem(MOE, "bfloat16", amx=True, ranks=2) is None
 
 
 def test_the_refusal_comes_before_vllm_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the processor's flags as torch reads them, and only where neurons are captured."""
     import json
 
-    (tmp_path / "config.json").write_text(json.dumps(MIXTURE))
+    (tmp_path / "config.json").write_text(json.dumps(MOE))
     settings = {"model": str(tmp_path), "dtype": "bfloat16", "name": "m"}
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     with pytest.raises(UnsupportedModelError, match="model 'm' is refused: experts in bfloat16 run through AMX"):

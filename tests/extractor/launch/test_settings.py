@@ -1,4 +1,4 @@
-"""Engine settings are checked when they are made, and vLLM is one that this release knows."""
+"""Engine settings are checked as they are made; vLLM's version is one that this release supports."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BAD = {
 }
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     """All settings that break a rule are listed, each with its value."""
     with pytest.raises(InvalidInputError) as caught:
         EngineSettings(model="", **BAD)  # type: ignore[arg-type]
@@ -90,13 +90,13 @@ def test_the_engine_never_hides_a_token() -> None:
     ],
 )
 def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:
-    """What is given holds; what is not is the platform's default."""
+    """Given settings hold; the others are the platform's defaults."""
     arguments = engine_arguments(EngineSettings(model="m", **given), device)
     assert {name: arguments[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "messages"),
     [
         ({"tensor_parallel_size": 3}, ["tensor_parallel_size must be at most the number of cores on a CPU, 2 here"]),
         ({"pipeline_parallel_size": 2}, ["pipeline_parallel_size must be 1 on a CPU"]),
@@ -106,16 +106,16 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
         ),
     ],
 )
-def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], said: list[str]) -> None:
+def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], messages: list[str]) -> None:
     """More ranks than cores, or pipeline stages; every problem at once, with the value and what to do."""
     with pytest.raises(InvalidInputError) as refused:
         validate_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
-    assert len(refused.value.problems) == len(said)
-    assert all(part in problem for part, problem in zip(said, refused.value.problems, strict=True))
+    assert len(refused.value.problems) == len(messages)
+    assert all(part in problem for part, problem in zip(messages, refused.value.problems, strict=True))
 
 
 def test_ranks_that_a_cpu_can_run_are_let_through() -> None:
-    """As many as cores, and nothing said at all."""
+    """As many ranks as cores pass."""
     validate_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
     validate_cpu_ranks(EngineSettings(model="m"), cores=1)
 
@@ -132,16 +132,16 @@ def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) 
         asyncio.run(CaptureEngine.start(EngineSettings(model="m", tensor_parallel_size=64)))
 
 
-def test_a_worker_that_could_not_load_says_why(tmp_path: Path) -> None:
-    """vLLM's own error says "see root cause above"; the reason that the worker wrote stands in its place."""
+def test_a_worker_s_reason_is_in_the_error(tmp_path: Path) -> None:
+    """vLLM's own error says "see root cause above"; the reason that the worker wrote replaces it."""
     settings, report = EngineSettings(model="m"), tmp_path / "report"
     assert "'m': see above. Check" in str(start_failure(settings, RuntimeError("see above"), report))
     report.write_text("ValueError: no room")
     assert "'m': ValueError: no room. Check" in str(start_failure(settings, RuntimeError("see above"), report))
 
 
-def test_the_note_names_the_report() -> None:
-    """The worker learns where to write from the note."""
+def test_the_bootstrap_names_the_report() -> None:
+    """The bootstrap has the file for the worker's reason."""
     assert engine_arguments(EngineSettings(model="m"), "cpu", "/r")["additional_config"].report == "/r"
 
 
@@ -178,8 +178,8 @@ def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         versions.installed_vllm()
 
 
-def test_what_capture_takes_is_told() -> None:
-    """At the start the log says what is captured, who makes the activation's product, and how much memory it takes."""
+def test_the_log_line_describes_capture() -> None:
+    """The log names the layers, how activation outputs are made, and the memory."""
     described = WorkerDescription(
         layer_ids=(0, 1),
         neurons=11008,

@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with capture, whose model can be given faults while it runs: for tests, by their names."""
+"""vLLM's CPU worker with capture. Tests call its methods by name to give its model faults while it runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FaultyWorker(CaptureCPUWorker):
         ffn.forward = lambda x: forward(forward(x) if x.shape[0] >= self.loop_from else x)
 
     def faulty_loop(self, rows: int) -> None:
-        """Steps of so many rows and more run the layer twice from now on."""
+        """From now on, steps of at least this number of rows run the layer twice."""
         self.loop_from = rows
 
     def faulty_weight(self, value: float) -> float:
-        """Put a number into one weight of the norm before layer 1's FFN; the one that was there."""
+        """Set one weight of the norm before layer 1's FFN. Returns the previous value."""
         weight = self.model_runner.get_model().model.layers[1].post_attention_layernorm.weight
         before = float(weight[7])
         weight.data[7] = value

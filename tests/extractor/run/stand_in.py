@@ -114,8 +114,8 @@ class FakeLLM:
         self.held = 0
         self.generated = [200, 201, EOS]
         # ----
-        self.wrong_ids: set[int] = set()  # prompts by their length whose ids the worker sees wrongly
-        self.skipped: set[int] = set()  # prompts by their length of which a piece is never run
+        self.wrong_ids: set[int] = set()  # lengths of prompts with ids that the worker sees wrongly
+        self.skipped: set[int] = set()  # lengths of prompts of which one piece never runs
         self.refused: set[int] = set()
         self.dies_after: int | None = None
         self.dies_in_poll_after: int | None = None

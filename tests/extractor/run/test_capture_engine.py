@@ -1,5 +1,7 @@
-"""Capture and counting in a real vLLM engine: the right bits, at the right rows, whatever the scheduler does, and the
-model says what it says unseen. In one file, so that tests of masks and of counts share their engines."""
+"""Capture and counting in a real vLLM engine: the right bits at the right rows, whatever the scheduler does.
+
+In one file, so that tests of masks and of counts share their engines.
+"""
 
 from __future__ import annotations
 
@@ -12,68 +14,42 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from numpy.typing import NDArray
+from engine_checks import (
+    ALLOWED_SHARE,
+    SETTINGS,
+    assert_right,
+    assert_same_rows,
+    assert_slices_of,
+    rows_of,
+    tokenizer_of,
+)
 
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import (
-    ArchiveExistsError,
-    EngineError,
-    InvalidInputError,
-    StorageError,
-    UnsupportedModelError,
-)
-from sparcom_data.instructions import Instruction, read_jsonl
+from sparcom_data.errors import ArchiveExistsError, EngineError, InvalidInputError, StorageError
+from sparcom_data.instructions import Instruction
 from sparcom_data.schema import State
 from sparcom_data.verify import verify_archive
 from sparcom_extractor.prompts import load_tokenizer
-from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference, sample_indices
+from sparcom_verification.reference.masks import ReferenceModel, compare_with_reference
 
 pytestmark = pytest.mark.engine
 
-NATURAL = Path("../shared/hexainst-natural")
-ALLOWED_SHARE = 3e-6
 
-
-def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
-    return lambda texts: engine.engine.tokenizer(list(texts))["input_ids"]
-
-
-def rows_of(archive: Archive, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Token ids (rows,) and masks, bool (rows, layer, neuron), of one instruction."""
-    table = archive.instructions
-    start, stop = int(table.token_start[index]), int(table.token_start[index] + table.token_length[index])
-    bits = np.unpackbits(archive.read_active(start, stop), axis=-1, bitorder="little")
-    return archive.read_tokens(start, stop)[0], bits[..., : archive.neurons].astype(bool)
-
-
-def assert_same_rows(one: Archive, other: Archive) -> None:
-    """Token ids are equal; bits differ in no more than rounding explains."""
-    differing = total = 0
-    for index in range(len(one.instructions)):
-        (ids, masks), (other_ids, other_masks) = rows_of(one, index), rows_of(other, index)
-        assert np.array_equal(ids, other_ids), one.instructions.id[index]
-        differing += int((masks != other_masks).sum())
-        total += masks.size
-    assert differing <= max(1.0, ALLOWED_SHARE * total), f"{differing} of {total} bits differ"
-
-
-def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> None:
-    """The archive passes its own checks and agrees with transformers."""
-    assert [check.findings for check in verify_archive(archive, tokenizer_of(engine)) if not check.passed] == []
-    reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
-    result = compare_with_reference(
-        archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32)
-    )
-    assert result.bits > 0
-    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits), f"{result.differing} of {result.bits} bits differ"
-    assert result.unexplained == 0
+@pytest.fixture
+def crowded_engine(
+    start_engine: Callable[..., Any], tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """Tiny LLaMA with too little room for all sequences: it preempts. Its model can be given faults."""
+    monkeypatch.setattr("sparcom_extractor.launch.start.worker_class", lambda _: "faulty_worker.FaultyWorker")
+    return start_engine(tiny_model("llama"), **SETTINGS, kv_cache_gib=0.00095)
 
 
 def test_concurrent_rows_are_those_of_each_request_alone(
-    tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
+    tiny_engine: Any, tiny_model: Callable[[str], Path], mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Chunked prefill and mixed batches give every request the rows that it has alone."""
+    """Chunked prefill and mixed batches give every request the rows that it has alone, and those of transformers."""
     together = tiny_engine.extract(mixed_instructions, tmp_path / "together.zarr")
+    assert_right(together, tiny_engine, tiny_model("llama"), sample=24)
     alone = tiny_engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
     lengths = together.instructions.prompt_length
     assert lengths.max() > 64, "some prompts must be cut into several steps"
@@ -215,21 +191,15 @@ def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> No
 
 
 def test_preempted_requests_keep_their_rows(
-    start_engine: Callable[..., Any],
-    tiny_model: Callable[[str], Path],
-    mixed_instructions: list[Instruction],
-    tmp_path: Path,
+    crowded_engine: Any, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
     """A request that is preempted computes its tokens again; its rows are those of an undisturbed run."""
-    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}
-    engine = start_engine(tiny_model("llama"), **settings, kv_cache_gib=0.00095)
     options = {"positions": "all", "max_tokens": 60}
-    extraction = engine.prepare(mixed_instructions, tmp_path / "a.zarr", **options)
-    assert engine.run(extraction).complete == len(mixed_instructions)
+    extraction = crowded_engine.prepare(mixed_instructions, tmp_path / "a.zarr", **options)
+    assert crowded_engine.run(extraction).complete == len(mixed_instructions)
     crowded = open_archive(tmp_path / "a.zarr")
     assert extraction.rows_captured > int(crowded.instructions.token_length.sum()), "nothing was preempted"
-    calm = start_engine(tiny_model("llama"), **settings).extract(mixed_instructions, tmp_path / "b.zarr", **options)
-    assert_same_rows(crowded, calm)
+    assert_same_rows(crowded, tiny_engine.extract(mixed_instructions, tmp_path / "b.zarr", **options))
 
 
 def counted(masks: Archive) -> Any:
@@ -261,16 +231,9 @@ def test_counts_are_those_of_the_masks(
     assert expected.any()
 
 
-def test_counts_after_preemptions(
-    start_engine: Callable[..., Any],
-    tiny_model: Callable[[str], Path],
-    mixed_instructions: list[Instruction],
-    tmp_path: Path,
-) -> None:
+def test_counts_after_preemptions(crowded_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
     """With too little room for all sequences requests are preempted and computed again; each row counts once."""
-    engine = start_engine(
-        tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320, kv_cache_gib=0.00095
-    )
+    engine = crowded_engine
     options = {"positions": "all", "max_tokens": 60}
     masks = engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
     extraction = engine.prepare(mixed_instructions, tmp_path / "counts.zarr", granularity="count", **options)
@@ -297,7 +260,7 @@ def generate(engine: Any, prompts: Sequence[Sequence[int]], plan: Callable[[int]
             extra_args=plan(number),
         )
         prompt = {"type": "token", "prompt_token_ids": list(ids)}
-        result = [output async for output in engine.engine.llm.generate(prompt, sampling, request_id=f"say-{number}")]
+        result = [output async for output in engine.engine.llm.generate(prompt, sampling, request_id=f"plain-{number}")]
         return list(result[-1].outputs[0].token_ids)
 
     async def all_of_them() -> list[list[int]]:
@@ -306,62 +269,39 @@ def generate(engine: Any, prompts: Sequence[Sequence[int]], plan: Callable[[int]
     return engine.loop.run(all_of_them())
 
 
-def test_the_model_says_the_same_with_and_without_capture(
+def test_capture_changes_no_token(
     start_engine: Callable[..., Any],
+    tiny_engine: Any,
     tiny_model: Callable[[str], Path],
     mixed_instructions: list[Instruction],
 ) -> None:
-    """Looking changes no token: an engine with capture generates what the same engine without it does."""
-    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}
-    plain = start_engine(tiny_model("llama"), capture=False, **settings)
+    """An engine with capture generates what the same engine without it does."""
+    plain = start_engine(tiny_model("llama"), capture=False, **SETTINGS)
     prompts = [plain.engine.tokenizer(item.text)["input_ids"][:200] for item in mixed_instructions[:12]]
-    said = generate(plain, prompts)
-    looked_at = start_engine(tiny_model("llama"), **settings)
-    assert generate(looked_at, prompts) == said
-    assert len({tuple(tokens) for tokens in said}) > 6, "the prompts must not all be answered alike"
+    expected = generate(plain, prompts)
+    assert generate(tiny_engine, prompts) == expected
+    assert len({tuple(tokens) for tokens in expected}) > 6, "the prompts must not all be answered alike"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "gemma", "olmo2", "smollm3"])
-def test_masks_agree_with_transformers(
-    architecture: str,
+def test_two_ranks_write_what_one_writes(
     start_engine: Callable[..., Any],
+    tiny_engine: Any,
     tiny_model: Callable[[str], Path],
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """Every family's bits are the signs of the gate that transformers computes. Gemma shares one activation module;
-    OLMo-2 and SmolLM3 are run by vLLM's Transformers backend, with a batch dimension."""
-    model = tiny_model(architecture)
-    engine = start_engine(model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
-    archive = engine.extract(mixed_instructions, tmp_path / "a.zarr")
-    assert_right(archive, engine, model, sample=24)
-
-
-def test_natural_prompts_on_the_demo_model_agree_with_transformers(
-    start_engine: Callable[..., Any], demo_model: Path, demo_instructions: list[Instruction], tmp_path: Path
-) -> None:
-    """Prompts of mixed lengths, cut into steps of 64 tokens, 8 at once, are right on a real model and as if alone."""
-    files = sorted(NATURAL.glob("*.jsonl"))
-    texts = [read_jsonl(file)[7] for file in files] if files else demo_instructions[::20]
-    instructions = [item.model_copy(update={"id": f"n{number}"}) for number, item in enumerate(texts)]
-    engine = start_engine(demo_model, max_num_batched_tokens=64, max_num_seqs=8, max_model_len=1024)
-    together = engine.extract(instructions, tmp_path / "a.zarr")
-    assert_right(together, engine, demo_model, sample=6)
-    assert_same_rows(together, engine.extract_alone(instructions, tmp_path / "b.zarr"))
+    """Tensor parallelism over two processes: each writes its slice of the neurons."""
+    two_ranks = start_engine(tiny_model("llama"), **SETTINGS, tensor_parallel_size=2)
+    one = tiny_engine.extract(mixed_instructions, tmp_path / "one.zarr")
+    assert_slices_of(two_ranks.extract(mixed_instructions, tmp_path / "two.zarr"), one)
 
 
 def test_faults_of_a_model_are_never_masks(
-    start_engine: Callable[..., Any],
-    tiny_model: Callable[[str], Path],
-    mixed_instructions: list[Instruction],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    crowded_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
     """One weight that is NaN or infinite, and a layer that runs twice per step: each is named, for masks and
     counts, and the engine goes on. At the start the same step would refuse the model."""
-    monkeypatch.setattr("sparcom_extractor.launch.start.worker_class", lambda _: "faulty_worker.FaultyWorker")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # which spawned processes take over
-    engine = start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=7, max_model_len=320)
+    engine = crowded_engine
     call, some = lambda *arguments: engine.loop.run(engine.engine.call_workers(*arguments))[0], mixed_instructions[:6]
     call("faulty_loop", 2)
     with pytest.raises(EngineError, match=r"layer 1 wrote 2 times, .* The model runs a layer several times per token"):
@@ -406,12 +346,3 @@ def test_an_archive_in_another_s_place_is_not_touched(
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == other[1]
     assert tiny_engine.run(other[0]).complete == 3
     assert [check.findings for check in verify_archive(open_archive(path), tokenizer_of(tiny_engine))] == [[]] * 6
-
-
-@pytest.mark.parametrize("architecture", ["opt"])
-def test_a_model_without_a_gate_is_refused_at_start(
-    architecture: str, start_engine: Callable[..., Any], tiny_model: Callable[[str], Path]
-) -> None:
-    """A model whose FFN has no gate is refused with the reason, and the engine is gone."""
-    with pytest.raises(UnsupportedModelError, match="has none in layers 0, 1"):
-        start_engine(tiny_model(architecture), max_model_len=320)

@@ -95,7 +95,7 @@ def test_an_extraction_in_which_nothing_can_run_ends(tmp_path: Path) -> None:
 
 
 def test_rows_of_other_tokens_are_never_complete(tmp_path: Path) -> None:
-    """If the worker saw other token ids than were sent the instruction fails and says where; others stay right."""
+    """If the worker saw other token ids than were sent, the instruction fails with the row; others stay right."""
     engine = Engine()
     engine.llm.wrong_ids = {18}
     progress = run(engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr").run())
@@ -118,7 +118,7 @@ def test_rows_that_no_step_wrote_are_never_complete(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
-    """The worker cannot open the masks' array: said before any prompt runs."""
+    """The worker cannot open the masks' array: an error before any prompt runs."""
     engine = Engine()
     extraction = engine.plan(instructions_of(3), tmp_path / "a.zarr")
     for file in (tmp_path / "a.zarr" / "neuron" / "active").iterdir():

@@ -96,7 +96,7 @@ def test_a_full_disk_while_committing_keeps_what_is_complete(
 def test_a_job_never_writes_into_another_s_archive(
     fate: str, chunks_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive goes after so many chunks, the last one included: StorageError, what lies there stays to the byte,
+    """The archive goes after some chunks, or the last one: StorageError, what lies there stays to the byte,
     no folder is made again, requests are aborted."""
     small_chunks(monkeypatch)
     engine, path, before, written = Engine(), tmp_path / "a.zarr", dict[Path, bytes](), list[Path]()
@@ -187,7 +187,7 @@ def test_a_task_that_is_cancelled_from_outside_cleans_up(tmp_path: Path, monkeyp
 
 
 def test_no_room_for_counters_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
-    """A device without room for counters: the sentence says what to change, and no session is left behind."""
+    """A device without room for counters: the error has a remedy, and no session is left behind."""
     engine = Engine()
 
     def no_room() -> None:

@@ -1,4 +1,4 @@
-"""Mixtures of experts in a real vLLM engine: routes, combine weights and neurons, whatever the scheduler does.
+"""MoE models in a real vLLM engine: routes, combine weights and neurons, whatever the scheduler does.
 
 Every family is compared with transformers; one of them, with a dense layer and shared experts, goes through the rest.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_checks import ALLOWED_SHARE, ALLOWED_WEIGHT, SETTINGS, assert_alike, assert_slices_of
 
 from sparcom_data.archive import Archive
 from sparcom_data.instructions import Instruction
@@ -20,7 +21,7 @@ from sparcom_verification.reference.masks import Comparison, ReferenceModel, com
 
 pytestmark = pytest.mark.engine
 
-FAMILIES = {  # dense layers, layers of experts, shared neurons
+FAMILIES = {  # dense layers, MoE layers, shared neurons
     "qwen2-moe": ([1], [0, 2], 176),
     "qwen3-moe": ([0, 2], [1], 0),
     "mixtral": ([], [0, 1, 2], 0),
@@ -29,10 +30,6 @@ FAMILIES = {  # dense layers, layers of experts, shared neurons
     "deepseek-v3": ([0], [1, 2], 112),
     "llama4-text": ([0, 2], [1], 112),
 }
-SETTINGS = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}  # long prompts are cut
-MOST_BITS = 3e-6
-MOST_WEIGHT = 1e-5
-MOST_BITS_OF_RANKS = 1e-5
 
 
 @pytest.fixture
@@ -47,31 +44,6 @@ def compared(archive: Archive, model: Path) -> Comparison:
     return compare_with_reference(archive, reference, archive.instructions.complete, lambda _: np.zeros(0, np.int32))
 
 
-def rows_in_order(archive: Archive) -> dict[str, np.ndarray[Any, Any]]:
-    """All rows of every array, instruction after instruction."""
-    table = archive.instructions
-    spans = zip(table.token_start.tolist(), table.token_length.tolist(), strict=True)
-    parts = [{item.name: archive.read_rows(item.name, s, s + n) for item in archive.captured} for s, n in spans]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def assert_alike(one: Archive, other: Archive, share: float) -> None:
-    """The same tokens and experts, weights that rounding explains, and bits that differ in at most such a share."""
-    assert one.read_tokens(0, one.tokens)[0].tolist() == other.read_tokens(0, other.tokens)[0].tolist()
-    first, second = rows_in_order(one), rows_in_order(other)
-    differing = bits = 0
-    for item in one.captured:
-        a, b = first[item.name], second[item.name]
-        if item.packed:
-            differing += int(np.bitwise_count(a ^ b).sum())
-            bits += int(np.prod(a.shape[:-1])) * item.neurons
-        elif item.spec.dtype == "float32":
-            np.testing.assert_allclose(a, b, atol=MOST_WEIGHT)
-        else:
-            np.testing.assert_array_equal(a, b)
-    assert differing <= max(1.0, share * bits), f"{differing} of {bits} bits differ"
-
-
 def test_concurrent_rows_are_those_of_each_request_alone(
     engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
@@ -79,7 +51,7 @@ def test_concurrent_rows_are_those_of_each_request_alone(
     engine = engine_of("qwen2-moe")
     together = engine.extract(mixed_instructions, tmp_path / "together.zarr")
     alone = engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
-    assert_alike(together, alone, MOST_BITS)
+    assert_alike(together, alone, ALLOWED_SHARE)
 
 
 def test_rows_of_responses_are_captured_and_no_others(
@@ -115,19 +87,11 @@ def test_counts_are_those_of_the_rows(engine_of: Any, mixed_instructions: list[I
     assert differing <= 1, "the rows of two runs may differ in a bit"
 
 
-@pytest.mark.parametrize("architecture", ["qwen2-moe", "llama"])
-def test_two_ranks_write_what_one_writes(
-    architecture: str, engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path
-) -> None:
+def test_two_ranks_write_what_one_writes(engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
     """Tensor parallelism over two processes: each writes its slice of the neurons, the first the routes."""
-    one = engine_of(architecture).extract(mixed_instructions, tmp_path / "one.zarr")
-    two = engine_of(architecture, tensor_parallel_size=2).extract(mixed_instructions, tmp_path / "two.zarr")
-    assert two.attributes.engine.tensor_parallel_size == 2
-    assert [check.findings for check in verify_archive(two, None) if not check.passed] == []
-    for item in two.captured:
-        cut = item.row[-1] // two.array(item.name).chunks[-1]
-        assert cut == (2 if item.neurons else 1), "a rank writes its own chunks"
-    assert_alike(one, two, MOST_BITS_OF_RANKS)
+    one = engine_of("qwen2-moe").extract(mixed_instructions, tmp_path / "one.zarr")
+    two = engine_of("qwen2-moe", tensor_parallel_size=2).extract(mixed_instructions, tmp_path / "two.zarr")
+    assert_slices_of(two, one)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,9 +110,9 @@ def test_every_family_agrees_with_transformers(
     assert [check.findings for check in verify_archive(archive, None) if not check.passed] == []
     result = compared(archive, tiny_model(family))
     assert result.rows == archive.instructions.prompt_length.sum()
-    assert result.differing <= max(1.0, MOST_BITS * result.bits), f"{result.differing} of {result.bits} bits differ"
+    assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits), f"{result.differing} of {result.bits} bits differ"
     assert result.unexplained == 0
     assert result.experts is not None
     assert result.experts.routes == result.rows * len(moe)
     assert (result.experts.unexplained, result.experts.ties) == (0, 0)
-    assert result.experts.largest_weight <= MOST_WEIGHT
+    assert result.experts.largest_weight <= ALLOWED_WEIGHT

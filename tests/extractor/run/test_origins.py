@@ -90,7 +90,7 @@ def expected_origin(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]])
     | st.sampled_from(["Hi", "  two spaces\n", "🧬é", "user", "<|im_end|>", "system\nYou are", "\n\nassistant\n"])
 )
 def test_content_of_a_chat_is_found_whatever_it_says(tokenizer: Any, content: str) -> None:
-    """Of the demo model's template: content spelled like the template's own words is content all the same."""
+    """Content spelled like the demo template's own words is still content."""
     prompt = chat(tokenizer, ("user", content))
     start = len(tokenizer.apply_chat_template([{"role": "user", "content": "X"}], tokenize=False).split("X")[0])
     assert prompt.text[start : start + len(content)] == content
@@ -99,7 +99,7 @@ def test_content_of_a_chat_is_found_whatever_it_says(tokenizer: Any, content: st
 
 
 def test_contents_of_all_turns_are_content_and_a_default_system_prompt_is_not(tokenizer: Any) -> None:
-    """What the user's messages say is content, system turns included; a system turn that the template adds is not."""
+    """Messages are content, system turns included; a system turn that the template adds is not."""
     alone = chat(tokenizer, ("user", "One plus one?"))
     assert tokenizer.decode(alone.ids[alone.origin == CONTENT]) == "One plus one?"
     assert "helpful" in tokenizer.decode(alone.ids[alone.origin == TEMPLATE])
@@ -133,7 +133,7 @@ def test_what_cannot_be_proved_is_unknown(tokenizer: Any, template: str) -> None
     assert prompt.origin.tolist() == [UNKNOWN] * len(prompt.ids)
 
 
-def test_raw_prompts_tell_special_tokens_apart(tokenizer: Any) -> None:
+def test_special_tokens_of_raw_prompts_are_found(tokenizer: Any) -> None:
     """BOS that the tokenizer adds and special ids in texts and given ids are special; the rest is content."""
     added, spelled, given_ids = raw(
         adding(tokenizer), {"text": "a b"}, {"text": "x<|im_end|>"}, {"token_ids": (BOS, 500, 2, 501)}
@@ -148,7 +148,7 @@ def test_raw_prompts_tell_special_tokens_apart(tokenizer: Any) -> None:
 
 
 class Slow:
-    """A tokenizer without offsets that knows its special tokens."""
+    """A tokenizer without offsets with special tokens."""
 
     all_special_ids = (1,)
     chat_template = "yes"
@@ -164,7 +164,7 @@ class Slow:
 
 
 def test_a_slow_tokenizer_knows_special_ids_and_no_template() -> None:
-    """Without offsets raw prompts are told by id, chats are unknown; without special ids raw ones are unknown too."""
+    """Without offsets raw prompts have origins by id, chats none; without special ids raw prompts have none either."""
     assert raw(Slow(), {"text": "ab"})[0].origin.tolist() == [SPECIAL, CONTENT, CONTENT]
     assert raw(Slow(), {"text": "ab"}, prompt_format="chat")[0].origin.tolist() == [UNKNOWN] * 2
     silent = type("Silent", (Slow,), {"all_special_ids": None})()
@@ -191,26 +191,26 @@ def test_a_doubled_bos_is_named_and_recorded(tokenizer: Any, tmp_path: Path) -> 
         {"token_ids": (BOS,)},
     ]
     warnings = prepared(tmp_path / "a.zarr", adding(tokenizer), items)
-    (said,) = warnings
-    assert said.startswith("2 of 5 instructions ('i1', 'i2'): the prompt begins with the BOS token (id 1) twice.")
-    assert "--no-special-tokens" in said
+    (warning,) = warnings
+    assert warning.startswith("2 of 5 instructions ('i1', 'i2'): the prompt begins with the BOS token (id 1) twice.")
+    assert "--no-special-tokens" in warning
     assert open_archive(tmp_path / "a.zarr").attributes.warnings == warnings
     assert prepared(tmp_path / "b.zarr", adding(tokenizer), items[:2], add_special_tokens=False) == []
     assert prepared(tmp_path / "c.zarr", tokenizer, [{"text": "<|im_start|>once"}]) == []
     bos_in_template = templated(tokenizer, "{{ bos_token }}{{ messages[0].content }}")
-    (said,) = prepared(tmp_path / "d.zarr", bos_in_template, [{"text": "<|im_start|>x"}], prompt_format="chat")
-    assert "the prompt begins with the BOS token" in said
+    (warning,) = prepared(tmp_path / "d.zarr", bos_in_template, [{"text": "<|im_start|>x"}], prompt_format="chat")
+    assert "the prompt begins with the BOS token" in warning
 
 
-def test_warnings_name_three_and_say_how_many() -> None:
-    """Long lists are cut; a tokenizer without BOS has none to double; unknown origins are said."""
+def test_warnings_name_three_ids_and_the_number() -> None:
+    """Long lists are cut; a tokenizer without BOS has none to double; unknown origins are named."""
     names, ids = [f"i{k}" for k in range(1000)], [np.array([1, 1, 2], dtype=np.int32)] * 1000
     known, unknown = ([np.full(3, origin, dtype=np.uint8)] * 1000 for origin in (CONTENT, UNKNOWN))
-    (said,) = prompt_warnings(names, ids, known, 1)
-    assert said.startswith("1,000 of 1,000 instructions ('i0', 'i1', 'i2', …): ")
+    (warning,) = prompt_warnings(names, ids, known, 1)
+    assert warning.startswith("1,000 of 1,000 instructions ('i0', 'i1', 'i2', …): ")
     assert prompt_warnings(names, ids, known, None) == []
-    (said,) = prompt_warnings(names, ids, unknown, 2)
-    assert "where the prompt's tokens come from is unknown" in said
+    (warning,) = prompt_warnings(names, ids, unknown, 2)
+    assert "where the prompt's tokens come from is unknown" in warning
 
 
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])

@@ -1,23 +1,34 @@
-"""Instructions become the token ids that the model reads, and what does not fit is said, all of it at once."""
+"""Instructions become token ids. Prompts that do not fit have an error; all problems are reported at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.prompts import BYTES_PER_TOKEN, Prompt, load_tokenizer, make_prompts, tokenizer_sha256
+from sparcom_data.testing import random_attributes
+from sparcom_extractor.extraction import prepare_extraction
+from sparcom_extractor.prompts import (
+    BYTES_PER_TOKEN,
+    Prompt,
+    load_tokenizer,
+    make_prompts,
+    special_token_ids,
+    tokenizer_sha256,
+)
 
 LIMIT = 50
 
 
 class WithBos:
-    """A tokenizer that, unlike the demo model's, adds a token of its own: 1, then a token a letter."""
+    """A tokenizer that, unlike the demo model's, adds a token of its own: 1, then one token per letter."""
 
     chat_template: str | None = None
 
@@ -94,7 +105,7 @@ def test_special_tokens_are_added_in_raw_format_alone() -> None:
 
 
 def test_the_limit_counts_every_token() -> None:
-    """A prompt of exactly the limit runs; one token more is kept with an error that says the numbers."""
+    """A prompt of exactly the limit runs; one token more is kept with an error with the numbers."""
     fits, over = prompts(WithBos(), {"text": "a" * (LIMIT - 1)}, {"text": "a" * LIMIT})
     assert fits.error == ""
     assert over.error.startswith(f"a prompt may have at most {LIMIT} tokens")
@@ -138,7 +149,7 @@ def test_texts_are_bounded_for_any_context() -> None:
 
 
 def test_texts_are_tokenised_in_batches() -> None:
-    """A tokenizer is given at most so many characters at once, and the ids are those of each text in its place."""
+    """A tokenizer gets a bounded number of characters at once; the ids are those of each text, in order."""
     seen = Recording()
     sizes = [100_000, 162_144, 100_000, 1, 262_143]
     made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
@@ -223,7 +234,7 @@ def test_chat_without_a_template_is_refused_with_everything_else() -> None:
 
 
 def test_every_chat_that_the_template_refuses_is_listed() -> None:
-    """Templates raise what they like; all their refusals are told, each with its instruction."""
+    """Templates raise anything; all their refusals are reported, each with its instruction."""
     system = turns("be nice", role="system")
     with pytest.raises(InvalidInputError) as caught:
         prompts(with_template(), system, turns("fine"), system, prompt_format="chat")
@@ -251,3 +262,46 @@ def test_tokenizers_are_told_apart(tokenizer: Any, demo_model: Path, tmp_path: P
     (tmp_path / "tokenizer.json").write_bytes(content + b"\n")
     assert tokenizer_sha256(tokenizer, str(tmp_path)) != hashlib.sha256(content).hexdigest()
     assert len(tokenizer_sha256(tokenizer, "a-name/on-the-hub")) == 64
+
+
+class Marked(WithBos):
+    """A tokenizer with different lists: 1 has a role, 9 is flagged, 5 is an added token like any word."""
+
+    all_special_ids = (2, 1)
+    added_tokens_decoder = {  # noqa: RUF012  (as transformers has it)
+        9: SimpleNamespace(special=True),
+        1: SimpleNamespace(special=True),
+        5: SimpleNamespace(special=False),
+    }
+
+
+def prepared(path: Path, tokenizer: Any) -> Any:
+    """Attributes of an archive made by the extractor with that tokenizer."""
+    facts = random_attributes(2, 8)
+    engine: Any = SimpleNamespace(
+        tokenizer=tokenizer, max_model_len=64, vocabulary=1 << 20, model=facts.model, engine=facts.engine
+    )
+    prepare_extraction(engine, [Instruction(id="a", text="ab")], ExtractionOptions(), path)
+    return open_archive(path).attributes
+
+
+def test_tokens_with_a_role_and_tokens_flagged_are_special() -> None:
+    """Both lists of the tokenizer count, each id once and ascending; an added token without the flag does not."""
+    assert special_token_ids(Marked()) == [1, 2, 9]
+
+
+def test_marks_of_the_demo_models_template_are_special_and_its_words_are_not(demo_model: Path) -> None:
+    """The marks around turns are special; `user`, which the template writes after one, is not."""
+    tokenizer = load_tokenizer(str(demo_model))
+    special = special_token_ids(tokenizer)
+    assert special is not None
+    marks = [tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
+    assert set(marks) <= set(special)
+    assert not set(tokenizer("user\nHello", add_special_tokens=False)["input_ids"]) & set(special)
+
+
+@pytest.mark.parametrize(("tokenizer", "expected"), [(Marked(), [1, 2, 9]), (WithBos(), None)])
+def test_the_archive_holds_special_ids(tmp_path: Path, tokenizer: Any, expected: list[int] | None) -> None:
+    """The attribute `prompts` holds the tokenizer's special ids; it is null if the tokenizer has no list."""
+    prompts = prepared(tmp_path / "a.zarr", tokenizer).prompts
+    assert (None if prompts is None else prompts.special_token_ids) == expected
