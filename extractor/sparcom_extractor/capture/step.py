@@ -36,15 +36,12 @@ from sparcom_extractor.writer.sinks import RowRange
 class StepCapture:
     """The plans of running requests, the sessions they write to, and the way there.
 
-    Args:
-        buffers: written by the model during a step.
-        queue: from the buffers' device to the sessions.
-        counters: on the device; None: sessions count the rows they get.
+    buffers: written by the model during a step. queue: from the buffers to the sessions.
+    counters: on the device; None: sessions count the rows they get.
     """
 
     def __init__(self, buffers: StepBuffers, queue: TransferQueue, counters: DeviceCounters | None = None) -> None:
-        self.buffers = buffers
-        self.queue, self.counters = queue, counters
+        self.buffers, self.queue, self.counters = buffers, queue, counters
         self._arrays = buffers.arrays()
         self._layers = buffers.widths.columns()
         self._layer_names = [str(layer) for layer in self._layers]
@@ -89,13 +86,8 @@ class StepCapture:
             return
         first, stop = int(runs["source"].min()), int((runs["source"] + runs["rows"]).max())
         shares = split_by_session(runs, self._requests, first)
-        buffers = self.buffers
-        parts = [
-            batch.ids[first:stop],
-            batch.positions[first:stop],
-            buffers.write_counters,
-            buffers.nonfinite[first:stop],
-        ]
+        flags = self.buffers.nonfinite[first:stop]
+        parts = [batch.ids[first:stop], batch.positions[first:stop], self.buffers.write_counters, flags]
         if not all(self._counts_on_device(session) for session, _ in shares):
             parts.extend(array[first:stop] for array in self._arrays.values())
         if self.counters is not None:
@@ -109,25 +101,20 @@ class StepCapture:
         self._backpressure_before[name] = self.queue.backpressure_seconds
 
     def poll(self, name: str) -> PollReply:
-        """Return the session's `PollReply`, with the time that steps waited.
-
-        Raises:
-            RuntimeError: rows could not be brought off the device.
-        """
+        """Return the session's `PollReply`, with the time that steps waited; raises what `TransferQueue.check` does."""
         self.queue.check()
         reply = self._sessions[name].poll()
         if self.queue.delivers_in_step:  # the step itself waited for the session
             return reply
-        waited = self.queue.backpressure_seconds - self._backpressure_before[name]
-        return replace(reply, backpressure_seconds=waited)
+        return replace(reply, backpressure_seconds=self.queue.backpressure_seconds - self._backpressure_before[name])
 
     def finish_requests(self, name: str, finished: list[FinishedRequest]) -> None:
         """Report to a session that instructions have run, behind the rows sent before."""
-        indices = {item.index for item in finished}
-        for _, slot in self._requests.of_session(self._sessions[name]):
+        session, indices = self._sessions[name], {item.index for item in finished}
+        for _, slot in self._requests.of_session(session):
             if int(self._requests.table["index"][slot]) in indices:
                 self._send_counts(slot)
-        self._send_call(partial(self._sessions[name].finish_requests, finished))
+        self._send_call(partial(session.finish_requests, finished))
 
     def end_input(self, name: str) -> None:
         """Report to a session that no more rows come, behind the rows sent before."""

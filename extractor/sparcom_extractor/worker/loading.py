@@ -7,7 +7,7 @@ under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,10 +52,8 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
         self._watch.source = ""
 
     def load_weights(self, model: LoadableModelLike, model_config: Any) -> None:
-        """Load the checkpoint into the model and set the model's `sparcom_refusal`.
-
-        An exception would end the worker, and reach the user below 150 lines of vLLM's tracebacks.
-        """
+        """Load the checkpoint and set the model's `sparcom_refusal`: an exception would reach the user below 150 lines
+        of vLLM's tracebacks."""
         failure: Exception | None = None
         try:
             super().load_weights(model, model_config)
@@ -74,30 +72,22 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
                 f"the checkpoint's tensor {self._watch.source} does not fit the model that config.json describes: "
                 f"{reason}. Check that config.json and the weights belong together"
             )
-        if not self._unreadable:
-            names = self._watch.missing(model.named_parameters(), packed_modules(model))
-            if names:
-                return _describe_missing(names)
+        missing = [] if self._unreadable else self._watch.missing(model.named_parameters(), packed_modules(model))
+        if missing:
+            more = f" and {len(missing) - SHOWN_NAMES} more" if len(missing) > SHOWN_NAMES else ""
+            return (
+                f"the checkpoint lacks {', '.join(missing[:SHOWN_NAMES])}{more}, and vLLM would run with what memory "
+                "happens to hold there. Complete the checkpoint, or fetch the model again"
+            )
         if failure is not None:
             return f"vLLM cannot load the checkpoint: {reason}. Complete the checkpoint, or fetch the model again"
         return None
 
 
-def _describe_missing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return (
-        f"the checkpoint lacks {', '.join(names[:SHOWN_NAMES])}{more}, and vLLM would run with what memory happens to "
-        "hold there. Complete the checkpoint, or fetch the model again"
-    )
-
-
 @contextmanager
 def checked_loading(config: VllmConfigLike) -> Iterator[None]:
     """Load with `CheckedLoader` where vLLM would read a checkpoint, and report an exception to the parent process.
-
-    Args:
-        config: the worker's own copy; changed.
-    """
+    Changes `config`, the worker's own copy."""
     if config.load_config.load_format == "auto":
         config.load_config.load_format = LOAD_FORMAT
     try:

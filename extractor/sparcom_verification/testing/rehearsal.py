@@ -10,7 +10,7 @@ from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
-from sparcom_extractor.worker.device import DeviceCaptureMixin
+from sparcom_extractor.worker.gpu import DeviceCaptureMixin
 from sparcom_verification.testing.fake_device import FakeDevice
 
 

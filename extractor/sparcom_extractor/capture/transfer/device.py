@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Transfer:
-    """A region on its way. Its arrival frees the regions of `uploads` (starts in ring and pinned memory) too."""
+    """A region on its way to `start` in pinned memory. The other regions are free when it has arrived."""
 
     arrived: Event
-    ring_start: int
-    pinned_start: int
-    uploads: list[tuple[int, int]]
+    start: int
+    ring_starts: list[int]
+    upload_starts: list[int]  # in pinned memory
     parts: Sequence[torch.Tensor]  # for shapes and dtypes: the next step overwrites the values
     deliver: Deliver
 
@@ -58,7 +58,7 @@ class DeviceTransferQueue:
         self._ring_memory = streams.memory(self._ring.capacity)
         self._pinned_memory = streams.pinned(self._pinned.capacity)
         self._room = threading.Condition()
-        self._uploads: list[tuple[int, int]] = []
+        self._uploads: list[tuple[int, int]] = []  # starts in ring and pinned memory
         self._transfers: queue.SimpleQueue[_Transfer | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self.backpressure_seconds = 0.0
@@ -77,8 +77,9 @@ class DeviceTransferQueue:
             self._streams.copy(_view(self._ring_memory, ring + offset, part), part)
         target, source = self._pinned_memory[pinned : pinned + size], self._ring_memory[ring : ring + size]
         arrived = self._streams.fetch(target, source)
-        self._transfers.put(_Transfer(arrived, ring, pinned, self._uploads, parts, deliver))
-        self._uploads = []
+        rings, uploads = ([pair[n] for pair in self._uploads] for n in (0, 1))
+        self._transfers.put(_Transfer(arrived, pinned, [*rings, ring], uploads, parts, deliver))
+        self._uploads.clear()
         self.sent_bytes += size
 
     def upload(self, values: NDArray[Any]) -> torch.Tensor:
@@ -124,24 +125,23 @@ class DeviceTransferQueue:
         try:
             while (transfer := self._transfers.get()) is not None:
                 transfer.arrived.synchronize()
-                ring_starts, pinned_starts = ([pair[n] for pair in transfer.uploads] for n in (0, 1))
-                self._give_back([*ring_starts, transfer.ring_start], pinned_starts)
-                starts = [transfer.pinned_start + offset for offset in _offsets(transfer.parts)[:-1]]
+                self._give_back(self._ring, transfer.ring_starts)
+                self._give_back(self._pinned, transfer.upload_starts)
+                starts = [transfer.start + offset for offset in _offsets(transfer.parts)[:-1]]
                 views = [_view(self._pinned_memory, *pair) for pair in zip(starts, transfer.parts, strict=True)]
-                done = partial(self._give_back, [], [transfer.pinned_start])
-                transfer.deliver([view.numpy() for view in views], done)
+                transfer.deliver(
+                    [view.numpy() for view in views], partial(self._give_back, self._pinned, [transfer.start])
+                )
         except Exception as error:  # ends this thread; the next send raises it to the step
             logger.exception("the transfer of rows off the device failed")
             with self._room:
                 self._error = error
                 self._room.notify_all()
 
-    def _give_back(self, ring_starts: Sequence[int], pinned_starts: Sequence[int]) -> None:
+    def _give_back(self, ring: ByteRing, starts: Sequence[int]) -> None:
         with self._room:
-            for start in ring_starts:
-                self._ring.give_back(start)
-            for start in pinned_starts:
-                self._pinned.give_back(start)
+            for start in starts:
+                ring.give_back(start)
             self._room.notify_all()
 
 
