@@ -1,4 +1,4 @@
-"""`sparcom extract` says what is wrong before it loads a model, and what became of the instructions after."""
+"""`sparcom extract` reports errors before it loads a model, and the outcome of instructions after."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
     return ended.value.code
 
 
-def test_every_problem_of_the_file_is_told(
+def test_every_problem_of_the_file_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not JSON, no text, an unknown field, a duplicate id: each with its line, and no archive."""
@@ -71,7 +71,7 @@ def test_every_problem_of_the_file_is_told(
 def test_standard_input_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--input -` reads what is piped in, CSV here, and says what is wrong with it."""
+    """`--input -` reads standard input, CSV here, and reports its problems."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,prompt\na,b\n")))
     assert run(monkeypatch, "--input", "-", "--output", tmp_path / "a.zarr") == 1
     assert "standard input: unknown columns: 'prompt' (did you mean 'text'?)" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_options_that_contradict_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Options that break a rule, alone or together, are told with rule and value."""
+    """Options that break a rule, alone or together, are reported with rule and value."""
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a.zarr").exists()
@@ -144,7 +144,7 @@ def test_options_that_contradict_are_refused(
         (["--input", "{folder}/chat.jsonl"], "messages go with prompt_format 'chat'; it is 'raw'. Choose chat"),
     ],
 )
-def test_what_can_be_known_before_loading_is_said_before(
+def test_errors_are_found_before_loading_where_possible(
     options: list[str],
     message: str,
     source: Path,
@@ -152,7 +152,7 @@ def test_what_can_be_known_before_loading_is_said_before(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A model that is none, a setting that does not go with it, instructions that need a chat template."""
+    """No model at the path, a setting that does not fit it, instructions that need a chat template."""
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (tmp_path / "model" / name).write_text("{}")
@@ -174,7 +174,7 @@ def test_values_that_are_none_are_wrong_usage(
 
 
 class Engine:
-    """An engine whose extractions end as told. Checks what it is handed."""
+    """A fake engine with a given outcome. Checks the arguments it receives."""
 
     warnings = ("1 of 2 instructions ('a'): the prompt begins with the BOS token (id 1) twice.",)
 
@@ -241,19 +241,19 @@ def test_a_complete_extraction_is_0(
     assert engine.closed
 
 
-def test_failed_instructions_are_1_and_told(
+def test_failed_instructions_are_1_and_listed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is not complete is told with its reason, and the status says that there is something."""
+    """Failed instructions are listed with their errors; the exit status is 1."""
     started(monkeypatch, Progress(instructions=2, complete=1, failed=1), failed=[1])
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
     assert "failed 'i001': failed on purpose" in capsys.readouterr().err
 
 
-def test_waiting_for_storage_is_told(
+def test_waiting_for_storage_is_reported(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A disk that is slower than the model is no failure, and is said with the seconds."""
+    """A disk slower than the model is no failure; the seconds are reported."""
     started(monkeypatch, Progress(instructions=2, complete=2, storage_wait_seconds=4.2))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
     assert "the engine waited 4.2 s for storage" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_waiting_for_storage_is_told(
 def test_a_cancelled_extraction_is_1(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An archive that does not hold everything is not a success, and the bar is as long as what is complete."""
+    """An incomplete archive is not a success, and the bar shows only complete instructions."""
     started(monkeypatch, Progress(instructions=2, complete=0, cancelled=2))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
     said = capsys.readouterr()
@@ -272,7 +272,7 @@ def test_a_cancelled_extraction_is_1(
     assert "━" not in bar, "nothing is complete, so the bar is empty"
 
 
-def test_a_full_disk_is_told_and_the_engine_closed(
+def test_a_full_disk_is_reported_and_the_engine_closed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An error on the way is one line, after the engine has ended."""

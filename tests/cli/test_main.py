@@ -1,4 +1,4 @@
-"""`sparcom`: commands load when they are called, errors are one line, exit statuses are what the help says."""
+"""`sparcom` loads commands on demand, prints errors on one line, and gives the documented exit statuses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_command_exists(name: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert f"Usage: sparcom {name}" in capsys.readouterr().out
 
 
-def test_errors_are_told_without_a_traceback(
+def test_errors_are_one_line_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An error of ours is its message on standard error, and status 1."""
@@ -71,7 +71,7 @@ def test_errors_are_told_without_a_traceback(
 
 
 def test_a_status_of_the_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command that found something says so with its status; one that ends well gives 0."""
+    """The exit status of a command is that of `sparcom`; 0 if it gives none."""
     replace_extract(monkeypatch, raising(SystemExit(1)))
     assert run(monkeypatch, "extract") == 1
     replace_extract(monkeypatch, lambda: None)
@@ -117,7 +117,7 @@ def test_a_fault_of_our_own_keeps_its_traceback(name: str | None, monkeypatch: p
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw is not hidden."""
+    """Unexpected errors are not hidden."""
     replace_extract(monkeypatch, raising(RuntimeError("unforeseen")))
     monkeypatch.setattr(sys, "argv", ["sparcom", "extract"])
     with pytest.raises(RuntimeError, match="unforeseen"):

@@ -1,4 +1,4 @@
-"""Threads of torch sleep while they wait, in commands that compute with it, unless the user says otherwise."""
+"""Idle threads of torch sleep in commands that compute with it, unless the user chose a policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparcom_cli.shared.threads import wait_asleep
 
 
 def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set stays; what is not becomes passive."""
+    """A policy that is set stays; the default becomes passive."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     wait_asleep()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
@@ -25,8 +25,8 @@ def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     "command",
     ["model moefy --output x", "model tune --model x --data y --output z", "verify none.zarr --reference transformers"],
 )
-def test_it_is_said_before_torch_is_there(command: str) -> None:
-    """OpenMP reads it once, when torch is loaded: each command says it first, and its module loads no torch."""
+def test_the_policy_is_set_before_torch_is_imported(command: str) -> None:
+    """OpenMP reads the policy when torch is imported: each command sets it first, and its module imports no torch."""
     module, *arguments = command.split()
     code = f"""
 import sys, sparcom_cli.shared.threads as threads

@@ -1,4 +1,4 @@
-"""What a command waits for is shown, on a terminal and elsewhere."""
+"""Waits are shown on terminals and elsewhere."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ def _extract(pair: Pair, instructions: Path, output: Path) -> None:
     """Submit the instructions to one server of the base and the fine-tuned model."""
     with serving(list(pair.archives.values()), output, f"{pair.archive}-server.log") as url:
         for archive, model in pair.archives.items():
-            target = ("--server", url, "--model", model.absolute().name, "--archive", archive)
-            _sparcom("submit", *target, "--input", instructions, "--wait")
+            target = ("--server", url, "--model", model.absolute().name)
+            _sparcom("submit", *target, "--input", instructions, "--archive", archive, "--wait")
 
 
 def _prepare_folder(output: Path) -> None:

@@ -43,7 +43,7 @@ def save(path: Path, answers: Answers) -> Path:
 
 
 def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
-    """The same form again does no harm; another one over it would lose what it may hold, and is refused."""
+    """Writing the same form again is harmless; another form over it is refused, since it may hold answers."""
     form = tmp_path / "form.csv"
     result = run(annotate, folder, "--output", form, "--sample", 2)
     assert result.exit_code == 0, result.output
@@ -115,7 +115,7 @@ def test_a_table_and_a_page_are_compared(folder: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_that_is_read_is_written_over(folder: Path, tmp_path: Path) -> None:
-    """Neither answers nor data are lost by a slip in the names; what needs the data says so."""
+    """Answers and data are never overwritten; options that need the data name --data."""
     form = make_form(read_data(sorted(folder.glob("*.jsonl"))))
     files = [save(tmp_path / f"{name}.json", filled(form, name)) for name in ("Ada", "Ben")]
     for option, path in (("--output", files[0]), ("--accepted", folder / "QA.jsonl"), ("--adjudicate", files[1])):

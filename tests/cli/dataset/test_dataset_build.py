@@ -1,4 +1,4 @@
-"""`sparcom dataset build`: what is written, what is refused, and what is said of either."""
+"""`sparcom dataset build`: files written, inputs refused, and messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def small_tokenizer(folder: Path) -> Path:
-    """One token a word."""
+    """Write a tokenizer with one token per word."""
     tokenizers = pytest.importorskip("tokenizers", reason="the extra `dataset` is not installed")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -80,7 +80,7 @@ def test_what_is_skipped_is_the_rest(build: Run) -> None:
 
 
 def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Path) -> None:
-    """With a folder of sources both halves are there, every line with what it must say; a second build is the first."""
+    """A folder of sources gives both halves, every line with its required fields; a second build gives equal bytes."""
     for name in ("a.jsonl", "b.jsonl"):
         status, said, _ = build("--natural", prepared, "--per-category", 10, "--output", name)
         assert status == 0
@@ -99,7 +99,7 @@ def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Pat
 
 
 def test_another_seed_draws_others(build: Run, prepared: Path) -> None:
-    """--seed changes what is drawn, and nothing of the synthetic half."""
+    """--seed changes the draw, not the synthetic half."""
     for seed in (0, 1):
         build("--natural", prepared, "--per-category", 6, "--seed", seed, "--output", f"{seed}.jsonl")
     first, second = (read_jsonl(Path(f"{seed}.jsonl")) for seed in (0, 1))
@@ -108,7 +108,7 @@ def test_another_seed_draws_others(build: Run, prepared: Path) -> None:
 
 
 def test_the_same_again_is_nothing_to_do(build: Run) -> None:
-    """A file that holds the very same is left alone, and that is said."""
+    """A file with equal content is left alone, with a message."""
     build("--synthetic-only", "--output", "a.jsonl")
     before = Path("a.jsonl").stat().st_mtime_ns
     status, said, _ = build("--synthetic-only", "--output", "a.jsonl")
@@ -131,7 +131,7 @@ def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
 
 
 def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
-    """A folder that lacks two sources: both are named with what to do, and nothing is written."""
+    """Two missing sources are both named with a remedy; nothing is written."""
     (prepared / "qa.jsonl").unlink()
     (prepared / "sum.jsonl").unlink()
     status, _, err = build("--natural", prepared)
@@ -143,7 +143,7 @@ def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
     assert not Path("hexainst.jsonl").exists()
 
 
-def test_too_few_are_told(build: Run, prepared: Path) -> None:
+def test_too_few_instructions_are_reported(build: Run, prepared: Path) -> None:
     """Sources with fewer than a hundred are named; a smaller set is not made in silence."""
     status, _, err = build("--natural", prepared)
     assert status == 1
@@ -163,7 +163,7 @@ def test_an_id_of_the_synthetic_half_is_refused(build: Run, prepared: Path) -> N
 
 
 def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
-    """The lengths of each rank agree, the share kept is said, and a smaller tolerance keeps fewer."""
+    """Lengths of each rank agree, the share kept is printed, and a smaller tolerance keeps fewer."""
     small_tokenizer(tmp_path)
     kept = {}
     for tolerance in ("0", "0.05", "0.2"):
@@ -222,7 +222,7 @@ def test_what_is_not_there_is_one_line(arguments: tuple[str, ...], message: str,
 
 
 def test_the_help_names_every_option(build: Run) -> None:
-    """--help says where the natural half comes from by default, and names all options."""
+    """--help names all options and the default source of the natural half."""
     status, said, _ = build("--help")
     assert status == 0
     for option in (

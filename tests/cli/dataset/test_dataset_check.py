@@ -1,4 +1,4 @@
-"""`sparcom dataset check`: the exit status says whether a set passes, the screen why, whatever the texts hold."""
+"""`sparcom dataset check`: exit status, printed findings, and safety against hostile texts."""
 
 from __future__ import annotations
 
@@ -174,10 +174,8 @@ def test_the_report_is_written_as_json(run: Callable[..., tuple[Any, str, str]],
     assert err.rstrip().endswith("name another file with --json")
 
 
-def test_what_was_not_checked_is_said(
-    run: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the spelling checker the verdict stands beside a line that says what is missing."""
+def test_skipped_checks_are_reported(run: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the spelling checker the set passes, and a line names the missing check."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     status, said, _ = run(GOOD)
     assert status == 0
@@ -204,7 +202,7 @@ def test_what_cannot_be_used_is_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_the_help_says_what_the_statuses_mean(run: Callable[..., tuple[Any, str, str]]) -> None:
+def test_the_help_describes_the_exit_statuses(run: Callable[..., tuple[Any, str, str]]) -> None:
     """--help names every option, the default and both exit statuses."""
     status, said, _ = run(None, "--help")
     assert status == 0
@@ -225,7 +223,7 @@ def test_the_help_says_what_the_statuses_mean(run: Callable[..., tuple[Any, str,
 def test_csv_and_standard_input_are_checked(
     run: Callable[..., tuple[Any, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Places are the rows of a table, and the lines of what is piped in."""
+    """Locations are rows of a table or lines of standard input."""
     (tmp_path / "set.csv").write_text("id,text,category\na,Is a whale a fish or a mammal?,CLS\nb,,QA\n")
     status, said, _ = run(None, tmp_path / "set.csv")
     assert status == 1
