@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sparcom_models.fetch.fetch import Origin
 
 _FILE, _FOLDER = click.Path(dir_okay=False, path_type=Path), click.Path(file_okay=False, path_type=Path)
-_AT_LEAST_1 = click.IntRange(min=1)
 
 
 @click.group(context_settings={"show_default": True})
@@ -49,7 +48,7 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
 @click.argument("architecture")
 @click.option("--output", type=_FOLDER, required=True, help="Folder to make.")
 @click.option("--seed", default=0, help="Seed of the random weights.")
-@click.option("--layers", type=_AT_LEAST_1, default=3, help="Number of layers.")
+@click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of layers.")
 @click.option("--tokenizer", type=_FOLDER, help="Folder with a tokenizer.json.  [default: smollm2-135m-instruct's]")
 def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
     """Make a tiny random model of ARCHITECTURE.
@@ -67,8 +66,8 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
 @model.command()
 @click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-moe]")
 @click.option("--model", "base", type=_FOLDER, help="Dense LLaMA to start from.  [default: smollm2-135m-instruct]")
-@click.option("--experts", type=_AT_LEAST_1, default=8, help="Routed experts per layer.")
-@click.option("--top-k", type=_AT_LEAST_1, default=2, help="Experts per token.")
+@click.option("--experts", type=click.IntRange(min=1), default=8, help="Routed experts per layer.")
+@click.option("--top-k", type=click.IntRange(min=1), default=2, help="Experts per token.")
 @click.option("--shared", type=click.IntRange(min=8), help="Neurons of the shared expert.  [default: 2/3 of the FFN]")
 @click.option("--seed", default=0, help="Seed of the clustering.")
 def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
@@ -76,9 +75,10 @@ def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shar
     wait_asleep()
     from sparcom_models import make_moefied_model
 
-    sizes = {"experts": experts, "top_k": top_k, "shared_neurons": shared, "seed": seed}
     with progress() as steps:
-        made = make_moefied_model(output, base=base, **sizes, on_progress=steps)
+        made = make_moefied_model(
+            output, base=base, experts=experts, top_k=top_k, shared_neurons=shared, seed=seed, on_progress=steps
+        )
     lost = f"{made.source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions"
     report(made, f"{experts} experts, {top_k} chosen, {made.source['shared_neurons']} shared neurons; {lost}")
 

@@ -28,8 +28,7 @@ def progress() -> Iterator[Steps]:
     from rich.table import Column
 
     text = TextColumn("{task.description}{task.fields[note]}", table_column=Column(overflow="fold"))
-    columns = (TimeElapsedColumn(), BarColumn(bar_width=20), text, TimeRemainingColumn())
-    bars = Progress(*columns, console=Console(stderr=True))
+    bars = Progress(TimeElapsedColumn(), BarColumn(20), text, TimeRemainingColumn(), console=Console(stderr=True))
     try:
         yield Steps(bars)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sparcom_data.errors import TrainingFailedError
 from sparcom_models.folder import ProgressCallback
@@ -33,6 +35,18 @@ def supports_bfloat16() -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
+    """Return indices of each batch of one epoch, similar lengths together and the batches in random order.
+
+    The Trainer's own sampler pads 120 instructions to 14,100 tokens instead of 10,400, and goes from long to short in
+    each run of batches: short texts have the higher loss, so that the loss curve is a saw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = get_length_grouped_indices(lengths, size, mega_batch_mult=50, generator=generator)
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 class Losses:
@@ -82,14 +96,18 @@ def train(
     Raises:
         TrainingFailedError: the loss or its gradient is no longer a number, or memory does not suffice.
     """
-    recorder = Recorder(lambda: losses.mean(model, held_out), on_progress)
+    lengths, size = [len(example.ids) for example in examples], settings.batch_size
+    per_epoch = math.ceil(len(examples) / size)
+    epochs = (make_batches(lengths, size, settings.seed + epoch) for epoch in range(math.ceil(settings.epochs)))
+    batches = list(itertools.chain.from_iterable(epochs))[: math.ceil(settings.epochs * per_epoch)]
+    recorder = Recorder(per_epoch, lambda: losses.mean(model, held_out), on_progress)
     with tempfile.TemporaryDirectory(prefix="sparcom-trainer-") as output:
         arguments = TrainingArguments(
             output_dir=output,
-            num_train_epochs=settings.epochs,
+            num_train_epochs=1,  # the dataset has the batches of all epochs
+            train_sampling_strategy="sequential",
+            per_device_train_batch_size=1,
             learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size,
-            train_sampling_strategy="group_by_length",
             lr_scheduler_type="cosine",
             warmup_steps=0.1,  # of all steps
             optim="adamw_torch_fused",  # 0.13 s per step of the demo model, the plain one 0.34 s
@@ -104,8 +122,10 @@ def train(
             disable_tqdm=True,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
-        rows = [example.row for example in examples]
-        trainer = Trainer(model, arguments, losses.collate, train_dataset=rows, callbacks=[recorder])
+        rows = [[examples[number].row for number in batch] for batch in batches]
+        trainer = Trainer(
+            model, arguments, lambda items: losses.collate(items[0]), train_dataset=rows, callbacks=[recorder]
+        )
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
@@ -123,9 +143,9 @@ def train(
 class Recorder(TrainerCallback):  # type: ignore[misc]
     """Records and reports each step, and ends a run whose loss is not a number."""
 
-    def __init__(self, held_out_loss: Callable[[], float], on_progress: ProgressCallback) -> None:
+    def __init__(self, per_epoch: int, held_out_loss: Callable[[], float], on_progress: ProgressCallback) -> None:
         self.points: list[dict[str, Any]] = []
-        self._held_out_loss, self._on_progress = held_out_loss, on_progress
+        self._per_epoch, self._held_out_loss, self._on_progress = per_epoch, held_out_loss, on_progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._on_progress("training", 0, state.max_steps)
@@ -140,7 +160,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
         measured = step in {steps * part // _PARTS for part in range(1, _PARTS)}
-        point = {"step": step, "epoch": state.epoch, "tokens": int(state.num_input_tokens_seen), "training_loss": loss}
-        held_out = {"held_out_loss": self._held_out_loss() if measured else None}
-        self.points.append(point | held_out | {"learning_rate": logs["learning_rate"]})
+        point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
+        held_out = self._held_out_loss() if measured else None
+        point |= {"training_loss": loss, "held_out_loss": held_out, "learning_rate": logs["learning_rate"]}
+        self.points.append(point)
         self._on_progress("training", step, steps, note=f"loss {loss:.3f}")

@@ -277,7 +277,7 @@ def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> N
     """Weights that overflow: the step is named and nothing is kept."""
     from sparcom_models.tune.train import Recorder
 
-    recorder = Recorder(lambda: 0.0, folder.no_progress)
+    recorder = Recorder(3, lambda: 0.0, folder.no_progress)
     state = transformers.TrainerState(global_step=3, max_steps=9)
     for logs in ({"loss": float("nan"), "grad_norm": 1.0}, {"loss": 1.0, "grad_norm": float("inf")}):
         with pytest.raises(TrainingFailedError, match="at step 3 of 9"):

@@ -132,3 +132,18 @@ def test_the_mean_loss_weighs_tokens_alike_in_any_batches(tmp_path: Path) -> Non
     alone, together = (Losses(tokenizer, size).mean(model, examples) for size in (1, 4))
     assert alone == pytest.approx(together, rel=1e-5)
     assert model.training
+
+
+def test_batches_are_of_similar_lengths_and_hold_everything_once() -> None:
+    """Little is padded, every instruction is in one batch, batches are not ordered by length, and a seed fixes all."""
+    from sparcom_models.tune.train import make_batches
+
+    lengths = np.random.default_rng(0).integers(1, 200, 103)
+    first, again = (make_batches(lengths.tolist(), 8, seed=3) for _ in range(2))
+    assert first == again
+    assert len(first) == 13
+    assert sorted(number for batch in first for number in batch) == list(range(103))
+    longest = [max(lengths[batch]) for batch in first]
+    assert sum(len(batch) * length for batch, length in zip(first, longest, strict=True)) < 1.1 * lengths.sum()
+    assert abs(np.corrcoef(longest, range(13))[0, 1]) < 0.6
+    assert make_batches(lengths.tolist(), 8, seed=2) != first
