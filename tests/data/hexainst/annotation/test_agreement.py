@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from sklearn.metrics import cohen_kappa_score
@@ -71,7 +71,6 @@ def test_the_example_of_the_guide_is_right() -> None:
     assert f"a raw agreement of {found.raw_agreement:.3f} and a kappa of −{-found.kappa:.3f}" in text
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=60))
 def test_resamples_are_scored_as_scikit_learn_would(pairs: list[tuple[str, str]]) -> None:
     """Kappa from a table is scikit-learn's from the sequences, and undefined only where all is one value."""
