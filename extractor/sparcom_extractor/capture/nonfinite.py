@@ -24,10 +24,8 @@ def find_faults(
 ) -> dict[int, RowFault]:
     """Return the first fault of each instruction that has one, by its index.
 
-    Args:
-        names: layers of the flags, in their order.
-        ranges: rows of one session. prompts: int64 (ranges,), tokens of each one's prompt, -1 if unknown.
-        nonfinite: uint8 (rows, layers), flags. positions: int64 (rows,), position of each row within its sequence.
+    ranges: rows of one session. prompts: int64 (ranges,), tokens of each one's prompt, -1 if unknown.
+    nonfinite: uint8 (rows, layers), flags of the layers `names`. positions: int64 (rows,), within the sequence.
     """
     if not nonfinite.any():
         return {}

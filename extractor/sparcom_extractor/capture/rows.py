@@ -32,8 +32,7 @@ def split_by_session(
 ) -> list[tuple[CaptureSession, NDArray[np.int64]]]:
     """Return each session with its runs, int64 (runs, 7): fields of `RowRange`, and the tokens of the prompt.
 
-    Args:
-        first: row of the step from which `source` counts.
+    first: row of the step from which `source` counts.
     """
     plans = requests.table[runs["slot"]]
     capacity, offset = plans["end"] - plans["begin"], runs["position"] - plans["begin"]

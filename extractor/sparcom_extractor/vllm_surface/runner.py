@@ -86,11 +86,9 @@ class ModelRunnerLike(Protocol):
 class BatchRows:
     """The rows of one step, request after request.
 
-    Attributes:
-        request_ids: in row order.
-        start: int64 (requests + 1,), row borders.
-        first_position: int64 (requests,), position of each request's first row within its sequence.
-        ids, positions: int32 (rows,) and int64 (rows,), the model's inputs. Views: the next step overwrites them.
+    request_ids: in row order. start: int64 (requests + 1,), row borders.
+    first_position: int64 (requests,), position of each request's first row within its sequence.
+    ids, positions: int32 (rows,) and int64 (rows,), the model's inputs. Views: the next step overwrites them.
     """
 
     request_ids: Sequence[str]

@@ -1,4 +1,4 @@
-"""The GPU worker's way off its device, rehearsed on the CPU for tests: streams run late, the CPU reference counts."""
+"""The GPU worker's transfers on the CPU, for tests: streams run late, the CPU reference counts."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def state(vllm: Any, request: str, computed: int) -> Any:
 
 
 def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
-    """A V1 runner whose batch is reordered by the end of a request, as vLLM does it."""
+    """A V1 runner with a batch that vLLM reordered at the end of a request."""
     known = inspect.signature(vllm.InputBatchV1).parameters  # some came and went between vLLM 0.24 and 0.33
     sometimes = {"pin_memory": False, "kernel_block_sizes": [16], "max_num_blocks_per_req": [2]}
     batch = vllm.InputBatchV1(
@@ -116,7 +116,7 @@ def test_v1_layout_is_a_copy(vllm: Any) -> None:
     assert (rows.request_ids, rows.first_position.tolist()) == (["b"], [3])
 
 
-def test_what_the_model_was_fed_stays_where_it_is(vllm: Any) -> None:
+def test_ids_and_positions_are_views(vllm: Any) -> None:
     """Reading the layout copies nothing off a device: ids and positions are views of the runner's buffers."""
     computed = {"a": 0, "b": 3}
     runner = runner_v1(vllm, computed, gone="a")
@@ -211,7 +211,7 @@ def engine_config(**changed: Any) -> Any:
         ({"fast_prefill": True}, "kv_sharing_fast_prefill"),
     ],
 )
-def test_an_engine_whose_rows_cannot_be_told_is_refused(changed: dict[str, Any], reason: str) -> None:
+def test_an_engine_with_unassignable_rows_is_refused(changed: dict[str, Any], reason: str) -> None:
     """Tokens that other processes have, several forwards a step, tokens taken back, left out: each says what to do."""
     assert refuse_engine(engine_config()) is None
     assert reason in str(refuse_engine(engine_config(**changed)))

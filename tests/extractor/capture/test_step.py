@@ -23,7 +23,7 @@ LAYERS, NEURONS = 2, 11
 
 
 class Session:
-    """Takes what a session takes."""
+    """Records what a session is given."""
 
     counts = False
 
@@ -118,7 +118,7 @@ def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s", 
 
 
 def test_rows_go_where_the_plan_says() -> None:
-    """Two requests of one step: each segment holds its own rows, in one hand-over."""
+    """Two requests of one step: each range holds its own rows, in one call."""
     worker = Worker("s")
     worker.step([("b", 0, 3), ("a", 0, 2)], new={"a": plan(0, 10, 2), "b": plan(1, 20, 3)})
     assert worker.sessions["s"].received() == [
@@ -128,8 +128,8 @@ def test_rows_go_where_the_plan_says() -> None:
     assert len(worker.sessions["s"].steps) == 1
 
 
-def test_pieces_of_a_prompt_follow_each_other() -> None:
-    """A prompt cut by chunked prefill: every piece has the offset of its first position."""
+def test_chunks_of_a_prompt_follow_each_other() -> None:
+    """A prompt split by chunked prefill: every chunk has the offset of its first position."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 7)})
     worker.step([("a", 4, 3)])
@@ -157,7 +157,7 @@ def test_a_preempted_request_computes_its_rows_again() -> None:
 
 
 def test_a_request_that_begins_again_as_new_keeps_its_plan() -> None:
-    """Model runner V2 hears of a preempted request as of a new one; an old request's end in the same step is heard."""
+    """Model runner V2 reports a preempted request as new, in the same step as the end of the old one."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 4)})
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 4)}, finished=["a"])
@@ -193,13 +193,13 @@ def test_plans_are_forgotten_when_requests_end() -> None:
 
 
 def test_a_session_that_is_closed_or_unknown_gets_nothing() -> None:
-    """Rows of a request whose session is gone are dropped; the others' are not."""
+    """Rows of a request of a closed session are dropped; rows of others are not."""
     worker = Worker("s")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2, session="gone"), "b": plan(1, 20, 2)})
     assert [item[0] for item in worker.sessions["s"].received()] == [1]
 
 
-def test_sessions_of_one_step_are_told_apart() -> None:
+def test_sessions_of_one_step_get_their_own_rows() -> None:
     """Requests of two extractions share a step; each session gets its own rows."""
     worker = Worker("s", "t")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2), "b": plan(0, 10, 2, session="t")})
@@ -207,8 +207,8 @@ def test_sessions_of_one_step_are_told_apart() -> None:
     assert worker.sessions["t"].received() == [(0, 10, 2, 0, [102, 103], [2, 3])]
 
 
-def test_what_was_handed_over_does_not_change() -> None:
-    """The step's buffer is overwritten by the next step; what a session was given is its own."""
+def test_delivered_rows_do_not_change() -> None:
+    """The next step overwrites the buffer; a session owns the rows that it was given."""
     worker = Worker("s")
     worker.step([("a", 0, 3)], new={"a": plan(0, 10, 9)})
     before = worker.sessions["s"].received()
@@ -239,7 +239,7 @@ def test_a_layer_that_wrote_otherwise_than_once_ends_the_session(fault: dict[str
     assert len(worker.sessions["s"].steps) == 1
 
 
-def test_steps_that_nobody_captures_do_not_count() -> None:
+def test_steps_without_captured_requests_are_not_checked() -> None:
     """Warm-up runs, graph captures and steps without a captured request write as often as they like."""
     worker = Worker("s")
     worker.step([("x", 0, 3)], twice=1, new={"x": None})
@@ -270,7 +270,7 @@ def test_gates_that_are_not_finite_are_faults_of_their_instruction_alone() -> No
     assert worker.sessions["s"].steps[1].faults == {}, "flags are of one step"
 
 
-def test_a_flag_of_rows_past_the_step_is_nobodys() -> None:
+def test_flags_of_rows_past_the_step_are_ignored() -> None:
     """Rows past the step's tokens are padding, which may hold anything."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 9)}, wrong=[(3, 0)])
@@ -279,8 +279,8 @@ def test_a_flag_of_rows_past_the_step_is_nobodys() -> None:
     assert [sorted(step.faults) for step in worker.sessions["s"].steps] == [[0], []]
 
 
-def test_positions_that_do_not_fit_fail_the_session_alone() -> None:
-    """A batch whose layout we misread ends the session with the position that was fed."""
+def test_wrong_positions_fail_the_session_alone() -> None:
+    """A batch with another layout than expected ends the session; the error has the position that was fed."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, shift=1)
     assert ["was fed position 0" in reason for reason in worker.sessions["s"].reasons] == [True]

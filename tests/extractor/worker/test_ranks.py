@@ -1,4 +1,4 @@
-"""Several processes of one engine: what each says becomes one answer, and each writes chunks of its own."""
+"""Several processes of one engine: their replies are merged, and each writes its own chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def done(index: int, ids: bytes = IDS) -> DurableInstruction:
 
 
 def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
-    """One rank's word is not enough; the order and the poll in which the others say it do not matter."""
+    """One rank is not enough; order and poll of the other ranks' reports do not matter."""
     ranks = RankReplies()
     assert ranks.merge([PollReply(completed=(done(0), done(1))), PollReply(completed=(done(1),))]).completed == (
         done(1),
@@ -51,7 +51,7 @@ def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
 
 
 def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
-    """Whether the others have it or fail too, before or afterwards, it is told once and is never complete."""
+    """It is reported once and is never complete, whether others have it or fail too, before or afterwards."""
     ranks = RankReplies()
     first = ranks.merge(
         [
@@ -64,7 +64,7 @@ def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
     assert (second.completed, second.failed) == ((), ())
 
 
-def test_ranks_that_were_fed_different_tokens_are_not_trusted() -> None:
+def test_ranks_with_different_tokens_are_not_trusted() -> None:
     """Every process runs the same step; where their token ids differ the rows belong to something else."""
     other = np.array([0, 1, 9], dtype=np.int32).tobytes()
     merged = RankReplies().merge([PollReply(completed=(done(0),)), PollReply(completed=(done(0, other),))])
@@ -74,7 +74,7 @@ def test_ranks_that_were_fed_different_tokens_are_not_trusted() -> None:
 
 
 def test_errors_and_ends_are_those_of_all_ranks() -> None:
-    """Any rank's error ends the session; it is drained when all are; the longest wait and the most rows are told."""
+    """Any rank's error ends the session; it is drained when all are; the longest wait and most rows are reported."""
     merged = RankReplies().merge(
         [
             PollReply(drained=True, backpressure_seconds=1.0, rows=5),
@@ -173,7 +173,7 @@ def test_processes_together_write_what_one_writes(tmp_path: Path, case: str) -> 
 
 
 def write(session: CaptureSession, rows: dict[str, Any], layout: Any) -> None:
-    """All instructions in one step, settled, until everything is on disk."""
+    """Append and finish all instructions in one step, until everything is on disk."""
     segments = [
         RowRange(k, int(start), int(size), int(start), int(size), 0)
         for k, (start, size) in enumerate(zip(layout.token_start, layout.capacity, strict=True))
@@ -205,7 +205,7 @@ def commit(path: Path, layout: Any) -> None:
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
 def test_a_worker_writes_into_its_own_archive_alone(tmp_path: Path, fate: str) -> None:
     """It was given the run id; the folder goes before its first chunk: an error, and nothing where the folder was. A
-    worker that is told to write another run's archive refuses at once."""
+    worker that must write another run's archive refuses at once."""
     path = tmp_path / "a.zarr"
     run = new_archive(path)
     parts, instructions = archive_parts(path, run=run)
@@ -241,7 +241,7 @@ def new_archive(path: Path) -> str:
 
 
 def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
-    """A session that counts gives what the twin of the test archives holds: dense, routes, chosen and shared experts;
+    """A session that counts equals the count archive of the same data: dense, routes, chosen and shared experts;
     rows that come twice are counted once, and a row past the end is taken off."""
     truth = write_random_moe_archive(tmp_path / "masks.zarr", per_category=3, lengths=(12, 30))
     write_random_moe_archive(tmp_path / "truth.zarr", per_category=3, lengths=(12, 30), granularity="count")

@@ -77,8 +77,8 @@ def test_what_is_missing_is_named_as_the_checkpoint_names_it(left_out: str) -> N
     assert load(left_out) == ([] if left_out == "none" else [left_out])
 
 
-def test_without_a_sibling_names_come_from_experts_and_packing() -> None:
-    """A whole layer is missing but for what its own parts tell."""
+def test_without_a_sibling_names_come_from_packing() -> None:
+    """Siblings name an expert's tensors; where all layers lack them, the packing does, or the parameter itself."""
     assert load("m.0.experts.1") == ["m.0.experts.1.gate", "m.0.experts.1.up"]
     assert {name for name in load("m.") if "x.0" in name} == {"x.0.experts.w13", "x.0.gate.weight", "x.0.up.weight"}
 

@@ -23,14 +23,12 @@ class ByteRing:
     def take(self, size: int) -> int | None:
         """Return the start of a region of at least `size` bytes, or None while there is no room.
 
-        Raises:
-            ValueError: it is larger than the whole ring, so that waiting would never help.
+        ValueError if it is larger than the whole ring, so that waiting would never help.
         """
         size = aligned(size)
         if size > self.capacity:
             raise ValueError(f"a region must fit the ring of {self.capacity} bytes; {size} were asked for")
-        start = self._fit(size)
-        if start is not None:
+        if (start := self._fit(size)) is not None:
             self._regions[start] = (start + size, False)
         return start
 
@@ -47,5 +45,7 @@ class ByteRing:
     def give_back(self, start: int) -> None:
         """Mark the region that begins at `start` as unused."""
         self._regions[start] = (self._regions[start][0], True)
-        while self._regions and (first := next(iter(self._regions.items())))[1][1]:
-            del self._regions[first[0]]
+        for oldest, (_, unused) in list(self._regions.items()):
+            if not unused:
+                break
+            del self._regions[oldest]

@@ -1,4 +1,4 @@
-"""What leaves a device is what was there when it was sent, in order, however late the device runs."""
+"""A transfer holds the values at the time of sending, and transfers arrive in order, however late the device runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS, LAYERS, BYTES = 16, 3, 5
 
 
 class Sending:
-    """A transfer queue on a late device, the buffer that steps write to, and what was delivered."""
+    """A transfer queue on a late device, the buffer that steps write to, and the deliveries."""
 
     def __init__(self, seed: int, ring_steps: float = 2.0, keep: Callable[[], float] = lambda: 0.0) -> None:
         self.device = FakeDevice(seed)
@@ -34,7 +34,7 @@ class Sending:
         self.timers: list[threading.Timer] = []
 
     def step(self, number: int, rows: int) -> None:
-        """A forward pass that writes `number` everywhere, and the way out of its rows."""
+        """A forward pass that writes `number` everywhere, and the transfer of its rows."""
         self.device.launch(lambda: self._forward(number))
         self.queue.send(
             [self.masks[:rows], self.ids[:rows], self.writes], lambda arrays, done: self._receive(arrays, done, rows)
@@ -83,7 +83,7 @@ def sender() -> Iterator[Callable[..., Sending]]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_what_was_sent_arrives_in_order(seed: int, sender: Callable[..., Sending]) -> None:
+def test_transfers_arrive_in_order(seed: int, sender: Callable[..., Sending]) -> None:
     """Steps overwrite the buffer before it has left, rings are small, receivers are slow: every value is its step's."""
     choice = random.Random(seed)  # noqa: S311  (repeatable)
     sending = sender(seed, choice.choice([1.0, 1.3, 2.0, 5.0]), lambda: choice.choice([0.0, 0.0, 0.002]))
@@ -159,9 +159,9 @@ def test_a_receiver_that_breaks_is_raised_to_the_next_step(sender: Callable[...,
 
 def test_a_transfer_without_parts_keeps_its_place(sender: Callable[..., Sending]) -> None:
     """Calls to a session travel behind the rows that were sent before them."""
-    sending, heard = sender(1), []
+    sending, called = sender(1), []
     for number in range(1, 30):
         sending.step(number, 3)
-        sending.queue.send([], lambda _, done, number=number: (heard.append((number, len(sending.received))), done()))
+        sending.queue.send([], lambda _, done, number=number: (called.append((number, len(sending.received))), done()))
     sending.close()
-    assert heard == [(number, number) for number in range(1, 30)]
+    assert called == [(number, number) for number in range(1, 30)]

@@ -1,4 +1,4 @@
-"""The device's way through a real engine: late streams, delivery on another thread, words that keep their place."""
+"""Device transfers in a real engine: late streams, delivery on another thread, calls in the order of sending."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 def late_engine(
     start_engine: Callable[..., Any], tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Tiny Mistral whose worker thinks that it captures on a device."""
+    """Tiny Mistral; its worker captures as on a device."""
     monkeypatch.setattr(
         "sparcom_extractor.launch.start.worker_class",
         lambda _: "sparcom_verification.testing.rehearsal.RehearsalWorker",
