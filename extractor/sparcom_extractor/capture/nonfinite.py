@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.ops.buffers import LayerName
-from sparcom_extractor.writer.session import RowFault
-from sparcom_extractor.writer.sinks import RowRange
+from sparcom_extractor.writer.rows import RowFault, RowRange
 
 
 class NonfiniteRows:

@@ -28,8 +28,8 @@ from sparcom_extractor.capture.requests import NO_SLOT, RunningRequests, plan_of
 from sparcom_extractor.capture.rows import BatchRows, check_positions
 from sparcom_extractor.capture.transfer.outbox import Arrays, Done, Outbox
 from sparcom_extractor.protocol import FinishedRequest, PollReply
-from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
-from sparcom_extractor.writer.sinks import RowRange
+from sparcom_extractor.writer.rows import CountedRows, RowRange, StepRows
+from sparcom_extractor.writer.session import CaptureSession
 
 if TYPE_CHECKING:
     from sparcom_extractor.capture.counters import DeviceCounters  # its kernels need Triton
@@ -119,7 +119,7 @@ class StepCapture:
             return
         buffers = self.buffers
         parts = [batch.ids[first:stop], batch.positions[first:stop], buffers.writes, buffers.flags[first:stop]]
-        if self.counters is None or any(not share.session.counts for share in shares):
+        if self.counters is None or any(not share.session.stores_counts for share in shares):
             parts.extend(array[first:stop] for array in self._arrays)
         if self.counters is not None:
             self._count(captured)
@@ -223,7 +223,7 @@ class StepCapture:
             return
         lease, captured = _Lease(done, len(shares)), dict(zip(self._names, arrays[4:], strict=False))
         for share in shares:
-            segments, rows = share.segments(), {} if share.session.counts and self.counters else captured
+            segments, rows = share.segments(), {} if share.session.stores_counts and self.counters else captured
             faults = self._nonfinite.find(segments, share.prompts, flags, positions)
             share.session.append_rows(StepRows(segments, rows, ids, positions, lease.give_back, faults))
 
@@ -259,7 +259,7 @@ class StepCapture:
 
     def _counting(self, line: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the lines belong to an open session that counts."""
-        numbers = [self._requests.number(name) for name, session in self.sessions.items() if session.counts]
+        numbers = [self._requests.number(name) for name, session in self.sessions.items() if session.stores_counts]
         chosen: NDArray[np.bool_] = np.isin(self._requests.column("session")[line], numbers)
         return chosen
 

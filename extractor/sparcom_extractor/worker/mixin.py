@@ -32,7 +32,7 @@ from sparcom_extractor.capture.transfer.outbox import HostOutbox, Outbox
 from sparcom_extractor.launch.bootstrap import EngineNote
 from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
 from sparcom_extractor.writer.session import CaptureSession
-from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
+from sparcom_extractor.writer.targets import ArrayPart, RankPosition, archive_parts
 
 _log = logging.getLogger(__name__)
 
@@ -167,14 +167,14 @@ class CaptureMixin:
         self._capture.open(session, CaptureSession(parts, instructions, requests=requests))
         return None
 
-    def _place(self) -> Place:
+    def _place(self) -> RankPosition:
         """Which process of the engine this is."""
         parallel = self.vllm_config.parallel_config
         rank = int(parallel.rank) % int(parallel.tensor_parallel_size)
         if parallel.pipeline_parallel_size == 1:
-            return Place(rank)
+            return RankPosition(rank)
         dense, moe = ([item.layer_id for item in items] for items in (self._found.dense, self._found.moe))
-        return Place(rank, dense, moe)
+        return RankPosition(rank, dense, moe)
 
     def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
         """Settle instructions [index, row, capacity, length], say whether that is all, and hear what became durable."""

@@ -16,7 +16,7 @@ from sparcom_extractor.capture.rows import BatchRows
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.outbox import HostOutbox
 from sparcom_extractor.protocol import PLAN_KEY, Plan
-from sparcom_extractor.writer.session import StepRows
+from sparcom_extractor.writer.rows import StepRows
 
 LAYERS, NEURONS = 2, 11
 
@@ -24,7 +24,7 @@ LAYERS, NEURONS = 2, 11
 class Session:
     """Takes what a session takes."""
 
-    counts = False
+    stores_counts = False
 
     def close(self) -> None:
         """Nothing to end."""
@@ -51,7 +51,7 @@ class Session:
                 step.arrays["neuron/active"][item.source : item.source + item.rows, 0, 0].tolist(),
             )
             for step in self.steps
-            for item in step.segments
+            for item in step.ranges
         ]
 
 
