@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.writer.counting import add_rows
+from sparcom_extractor.writer.counting import count_rows
 from sparcom_verification.limits import WEIGHT_TOLERANCE_BETWEEN_RUNS
 
 T = TypeVar("T")
@@ -283,7 +283,7 @@ def count_differences(counted: Archive, masks: Archive) -> int:
         rows = span(masks, index)[1]
         for item in counted.captured:
             expected = np.zeros(item.row, dtype=np.uint32)
-            add_rows(item.name, rows, expected)
+            count_rows(item.name, rows, expected)
             differing += int((counted.read_rows(item.name, index, index + 1)[0] != expected).sum())
     return differing
 
