@@ -32,7 +32,7 @@ class MaskSink:
             writer.write_rows(rows.row + rows.offset, part.select_layer(arrays[part.name]))
 
     def append_counts(self, counted: CountedRows) -> None:
-        """Take counts that a device made, in place of earlier ones."""
+        """Take counts that a device made, in place of earlier ones; only `CountSink` can."""
         raise TypeError(f"an archive of masks takes rows; counts came for instruction {counted.index}")
 
     def complete_instruction(self, item: FinishedRequest, written: int) -> str | None:

@@ -1,6 +1,6 @@
-"""Counts are what one gets by counting the masks, whatever the scheduler does, on the host and on a late device.
+"""Counts equal the sums of the masks, whatever the scheduler does, on the host and on a device that lags behind.
 
-Each run writes the same rows twice: as an archive of masks and as one of counts, through real sessions and files.
+Each run writes the same rows twice, as masks and as counts, through real sessions and files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, StepBu
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue
-from sparcom_extractor.protocol import PLAN_KEY
+from sparcom_extractor.protocol import PLAN_KEY, FinishedRequest
 from sparcom_extractor.vllm_surface.runner import BatchRows
-from sparcom_extractor.writer.session import CaptureSession, FinishedRequest
+from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import archive_parts
 from sparcom_verification.testing.fake_device import FakeDevice
 
@@ -39,13 +39,13 @@ SECONDS = 20.0
 
 
 def bits_of(token: int, position: int) -> NDArray[np.uint8]:
-    """The truth: packed bits of a token, uint8 (layer, neuron_byte)."""
+    """Return the true mask of a token, packed uint8 (layer, neuron_byte)."""
     bits = np.random.default_rng((token, position)).random((LAYERS, NEURONS)) < 0.4
     return np.packbits(bits, axis=-1, bitorder="little")
 
 
 class Host:
-    """What runs on the host, at once."""
+    """Runs everything on the host, at once."""
 
     def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.queue: Any = HostTransferQueue()
@@ -60,8 +60,8 @@ class Host:
         return
 
 
-class Late:
-    """What runs on a device that is late."""
+class Lagging:
+    """Runs everything on a fake device that lags behind."""
 
     def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.device = FakeDevice(seed)
@@ -78,39 +78,41 @@ class Late:
 
 
 class Run:
-    """Requests of both archives through a scheduler that cuts prompts, mixes, preempts and runs past ends."""
+    """Runs requests of both archives through a scheduler that splits prompts, mixes, preempts and runs past ends."""
 
-    def __init__(self, folder: Path, seed: int, way: type[Host | Late], positions: str, told: bool) -> None:
+    def __init__(self, folder: Path, seed: int, case: type[Host | Lagging], positions: str, reported: bool) -> None:
         self.random = random.Random(seed)  # noqa: S311  (repeatable)
-        self.told = told
+        self.reported = reported
         buffers = StepBuffers(ROWS, Widths(LAYERS, NEURONS), torch.device("cpu"))
         self.buffer = buffers.dense
         assert self.buffer is not None
-        self.way = way(self.buffer, seed)
-        self.capture = StepCapture(buffers, self.way.queue, self.way.counters(self.buffer))
+        self.case = case(self.buffer, seed)
+        self.capture = StepCapture(buffers, self.case.queue, self.case.counters(self.buffer))
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.positions = torch.zeros(ROWS, dtype=torch.int64)
-        self.open = positions != "prompt"
+        self.length_unknown = positions != "prompt"
         self.prompts = [self.random.randrange(1, 40) for _ in range(30)]
-        self.most = 6 if self.open else 0
-        self.lengths = [p + (self.random.randrange(1, self.most + 1) if self.open else 1) - 1 for p in self.prompts]
-        self.layout: Layout = plan_layout(self.prompts, positions, self.most)  # type: ignore[arg-type]
+        self.max_tokens = 6 if self.length_unknown else 0
+        self.lengths = [
+            p + (self.random.randrange(1, self.max_tokens + 1) if self.length_unknown else 1) - 1 for p in self.prompts
+        ]
+        self.layout: Layout = plan_layout(self.prompts, positions, self.max_tokens)  # type: ignore[arg-type]
         self.paths = {"token": folder / "masks.zarr", "count": folder / "counts.zarr"}
         for granularity, path in self.paths.items():
-            attributes = random_attributes(LAYERS, NEURONS, positions=positions, max_tokens=self.most)  # type: ignore[arg-type]
+            attributes = random_attributes(LAYERS, NEURONS, positions=positions, max_tokens=self.max_tokens)  # type: ignore[arg-type]
             capture = attributes.capture.model_copy(update={"granularity": granularity})
             columns = InstructionColumns(*([f"{n}" for n in range(len(self.prompts))] for _ in range(4)), [""] * 30)
             create_archive(path, attributes.model_copy(update={"capture": capture}), columns, self.layout)
             self.capture.open(granularity, CaptureSession(*archive_parts(path)))
         self.waiting = [(g, n) for n in range(len(self.prompts)) for g in self.paths]
         self.computed: dict[tuple[str, int], int] = {}
-        self.answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.paths}
+        self.replies: dict[str, list[dict[str, Any]]] = {name: [] for name in self.paths}
 
     def token(self, index: int, position: int) -> int:
         return 100 * index + position
 
-    def whole(self) -> None:
-        """Until every request has run."""
+    def run_all(self) -> None:
+        """Step until every request has run and is on disk."""
         finished: set[str] = set()
         while self.waiting or self.computed:
             finished = self.step(finished)
@@ -126,31 +128,31 @@ class Run:
         for name in self.paths:
             self.capture.close(name)
         self.capture.shutdown()
-        self.way.close()
+        self.case.close()
 
     def poll(self, finish: bool) -> list[bool]:
         drained = []
         for name in self.paths:
             if finish:
                 self.capture.end_input(name)
-            answer = self.capture.poll(name)
-            assert answer.error is None, answer
-            self.answers[name].append(answer)
-            drained.append(answer.drained)
+            reply = self.capture.poll(name)
+            assert reply.error is None, reply
+            self.replies[name].append(reply)
+            drained.append(reply.drained)
         return drained
 
     def step(self, finished: set[str]) -> set[str]:
-        """One step; the requests that ended in it."""
+        """Run one step and return the requests that ended in it."""
         new, preempted = self.admit(), self.preempt()
         scheduler = SimpleNamespace(
             finished_req_ids=finished,
-            preempted_req_ids={name_of(key) for key in preempted} if self.told else None,
+            preempted_req_ids={name_of(key) for key in preempted} if self.reported else None,
             scheduled_new_reqs=[self.request(key) for key in new],
         )
         batch = self.batch()
         self.capture.before_step(scheduler)
         rows = [(key, first + row) for key, first, count in batch for row in range(count)]
-        self.way.launch(lambda: self.forward(rows))
+        self.case.launch(lambda: self.forward(rows))
         starts = np.cumsum([0, *(count for _, _, count in batch)]).astype(np.int64)
         self.capture.after_step(
             BatchRows(
@@ -171,7 +173,7 @@ class Run:
         return new
 
     def preempt(self) -> list[tuple[str, int]]:
-        """Sometimes a request starts over. Where it is not told, its rows simply begin at 0 again."""
+        """Sometimes a request starts over. If that is not reported, its rows simply begin at 0 again."""
         if self.random.random() > 0.2 or not self.computed:
             return []
         key = self.random.choice(list(self.computed))
@@ -191,8 +193,8 @@ class Run:
         return batch
 
     def end(self, key: tuple[str, int]) -> int:
-        """Rows that a request computes: its own, and sometimes one past its end where responses are open."""
-        return self.lengths[key[1]] + (self.open and key[1] % 2)
+        """Return the rows that a request computes: its own, and sometimes one more if its length is unknown."""
+        return self.lengths[key[1]] + (self.length_unknown and key[1] % 2)
 
     def forward(self, rows: list[tuple[tuple[str, int], int]]) -> None:
         self.buffer.masks.fill_(0xAA)
@@ -225,12 +227,12 @@ class Run:
             "row": int(self.layout.token_start[index]),
             "begin": begin,
             "end": begin + int(self.layout.capacity[index]),
-            "length_unknown": self.open,
+            "length_unknown": self.length_unknown,
         }
         return SimpleNamespace(req_id=name_of(key), sampling_params=SimpleNamespace(extra_args={PLAN_KEY: plan}))
 
     def completed(self, name: str) -> dict[int, tuple[bytes, bytes]]:
-        return {item.index: (item.ids, item.positions) for answer in self.answers[name] for item in answer.completed}
+        return {item.index: (item.ids, item.positions) for reply in self.replies[name] for item in reply.completed}
 
 
 def name_of(key: tuple[str, int]) -> str:
@@ -245,9 +247,9 @@ def test_counts_are_those_of_the_masks(tmp_path: Path, way: type[Host | Late], p
     for seed in range(3):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        run = Run(folder, seed, way, positions, told)
-        run.whole()
-        assert [answer.failed for name in run.paths for answer in run.answers[name] if answer.failed] == []
+        run = Run(folder, seed, case, positions, reported)
+        run.run_all()
+        assert [reply.failed for name in run.paths for reply in run.replies[name] if reply.failed] == []
         assert run.completed("token") == run.completed("count")
         assert sorted(run.completed("token")) == list(range(30))
         assert_same(run)

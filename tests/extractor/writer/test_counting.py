@@ -1,0 +1,28 @@
+"""Counts of packed masks equal the sums of their bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparcom_extractor.writer.counting import MANY_ROWS, count_expert_neurons, count_neurons
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 9, 700])
+@pytest.mark.parametrize("neurons", [5, 16, 21])
+def test_counts_are_sums_of_bits(rows: int, neurons: int) -> None:
+    """Dense and expert neurons, few and many rows per expert: each counter grows by the bits of its rows."""
+    layers, experts, top_k = 2, 6, 3
+    rng = np.random.default_rng(rows)
+    bits = rng.random((rows, layers, top_k, neurons)) < 0.4
+    topk_ids = rng.random((rows, layers, experts)).argsort(axis=-1)[..., :top_k].astype(np.uint16)
+    masks = np.packbits(bits, axis=-1, bitorder="little")
+    dense, chosen = np.ones((layers, neurons), np.uint32), np.ones((layers, experts, neurons), np.uint32)
+    expected = chosen.copy()
+    for row, layer, k in np.ndindex(rows, layers, top_k):
+        expected[layer, topk_ids[row, layer, k]] += bits[row, layer, k]
+    count_neurons(masks[:, :, 0], dense)
+    count_expert_neurons(masks, topk_ids, chosen)
+    np.testing.assert_array_equal(dense, 1 + bits[:, :, 0].sum(axis=0))
+    np.testing.assert_array_equal(chosen, expected)
+    assert (rows * top_k >= MANY_ROWS * experts) == (rows == 700), "both ways are tested"
