@@ -88,7 +88,7 @@ SILU = ActivationSpec("silu")
 
 
 def spec_of(module: torch.nn.Module) -> ActivationSpec | None:
-    """Return the spec of a gated activation of vLLM, or None for other modules; refuse one without a rule."""
+    """Return the spec of a gated activation of vLLM, or None for other modules. Refuse bad parameters."""
     name = type(module).__name__
     if name in REFUSED:
         raise UnsupportedModelError(f"{name} cannot be captured: {REFUSED[name]}. Use another model")

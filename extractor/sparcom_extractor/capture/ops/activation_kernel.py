@@ -173,7 +173,7 @@ def gated_activation(
 
 @functools.cache
 def constants(spec: ActivationSpec, numerics: Numerics | None) -> dict[str, Any]:
-    """Return what the kernel is compiled for. Reciprocals are those of float32, as in vLLM's kernels."""
+    """Return the kernel's constants. Reciprocals are those of float32, as in vLLM's kernels."""
     names = ("kind", "active_above", "threshold", "limit", "alpha", "beta")
     beta, linear = spec.beta, spec.linear_beta or 0.0
     return {name.upper(): getattr(spec, name) for name in names} | {

@@ -1,4 +1,4 @@
-"""Signs and activation output in NumPy and PyTorch: what the CPU runs, and the reference for `activation_kernel`.
+"""Signs and activation output in NumPy and PyTorch, for the CPU and as reference for `activation_kernel`.
 
 The output is rounded where the kernel rounds, so that tests can compare every bit. Both take e^x, erf and tanh from
 float64: NumPy and PyTorch differ in its last bit at most, which reaches float32 with a probability of about 2^-29.
@@ -18,7 +18,7 @@ from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
 
 
 class Numerics(StrEnum):
-    """What an activation output must equal bit for bit: that of vLLM's CUDA kernels, or of TorchInductor's code."""
+    """Reference that an activation output must equal bit for bit: vLLM's CUDA kernels, or TorchInductor's code."""
 
     VLLM_KERNEL = "vllm_kernel"
     INDUCTOR = "inductor"

@@ -31,7 +31,7 @@ Activation = Callable[..., Any]
 class LayerCapture:
     """One captured layer, index `layer` of the layer axis of `buffer`; `index` is the same as int64 on the device.
 
-    activation: what runs where the kernel does not. numerics: on CUDA, what the kernel's output must equal. None: signs
+    activation: runs where the kernel does not. numerics: on CUDA, the reference for the kernel's output. None: signs
     alone, beside `activation`, which is always right and reads the gate twice. All layers of a buffer must have one
     spec and numerics: on CUDA the op does not know its layer on the host and launches one kernel for all.
     """

@@ -43,7 +43,7 @@ def count_differences(activation: Output, spec: ActivationSpec, numerics: Numeri
         return out
 
     found = sum(differences(reference, own, spec, kind, device) for kind in {dtype, torch.float32})
-    torch.cuda.empty_cache()  # vLLM measures next what the model leaves free
+    torch.cuda.empty_cache()  # vLLM measures the free memory next
     return found
 
 

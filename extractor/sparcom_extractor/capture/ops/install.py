@@ -61,7 +61,7 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
 def ffn_numerics(
     ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, compare: Compare = count_differences
 ) -> Numerics | None:
-    """Return what the kernel's output must equal on CUDA, or None for signs alone. compiled: by TorchInductor."""
+    """Return the reference for the kernel's output on CUDA, or None for signs alone. compiled: by TorchInductor."""
     activation = getattr(ffn.parent, ffn.attribute)
     numerics = expected_numerics(activation, compiled=compiled)
     if numerics is None or not all(map(is_unquantized, linear_layers(ffn.parent))):
@@ -81,7 +81,7 @@ def expert_numerics(
 
 
 def expected_numerics(activation: torch.nn.Module, *, compiled: bool) -> Numerics | None:
-    """Return whose code would run `activation`, from the method that vLLM bound; None for eager code."""
+    """Return the code that would run `activation`, from the method that vLLM bound; None for eager code."""
     name, wrapped = bound_forward(activation)
     if name == "forward_cuda":
         return Numerics.VLLM_KERNEL

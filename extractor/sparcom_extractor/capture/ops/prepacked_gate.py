@@ -24,7 +24,7 @@ _BATCH = 64  # rows per expert that oneDNN chooses its layout for
 
 
 class PrepackedGate:
-    """The gates of one layer's experts; refuses weights that another version of vLLM packed in another way.
+    """Computes the gates of one layer's experts; refuses weights in an unknown layout.
 
     packed: both projections of all experts (experts, 2·padded, hidden), packed for `isa`. bias: (experts, 2·padded).
     """

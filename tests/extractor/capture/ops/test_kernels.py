@@ -52,7 +52,7 @@ def test_kernels_equal_their_cpu_references_on_random_cases() -> None:
     ],
 )
 def test_the_reference_is_the_activation(spec: ActivationSpec, function: Any, numerics: Any) -> None:
-    """The twin's float32 product is PyTorch's own but for numerics: kernel and twin are not both wrong."""
+    """The reference's float32 output is PyTorch's own but for rounding: kernel and reference are not both wrong."""
     gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
     gate, up = spec.split(gate_up)
     torch.testing.assert_close(activation_output(gate_up, spec, numerics), function(gate) * up, rtol=2e-6, atol=1e-5)
