@@ -24,7 +24,9 @@ from sparcom_data.schema.layout import plan_layout
 from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.extraction import POLL_SECONDS
-from sparcom_extractor.writer.session import THREADS, CaptureSession, Segment, Settlement, StepRows
+from sparcom_extractor.protocol import FinishedRequest
+from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.session import THREADS, CaptureSession
 from sparcom_extractor.writer.targets import archive_parts
 
 SHAPES = {"SmolLM2-135M": (30, 1536, 128), "LLaMA-2-7B": (32, 11008, 16)}  # layers, neurons, tokens per instruction
@@ -91,19 +93,19 @@ def _write_archive(path: Path, shape: str, step: Masks, steps: int) -> float:
     completed = finished = 0
     for number in range(steps):
         first = number * per_step
-        segments = [Segment(first + k, (first + k) * length, length, k * length, length, 0) for k in range(per_step)]
-        session.put(StepRows(segments, {"neuron/active": step}, ids, positions))
+        ranges = [RowRange(first + k, (first + k) * length, length, k * length, length, 0) for k in range(per_step)]
+        session.append_rows(StepRows(ranges, {"neuron/active": step}, ids, positions))
         if time.perf_counter() - polled >= POLL_SECONDS or number == steps - 1:  # as often as the engine does
             stop = first + per_step
-            session.settle([Settlement(k, k * length, length, length) for k in range(finished, stop)])
-            completed += len(session.poll()["completed"])
+            session.finish_requests([FinishedRequest(k, k * length, length, length) for k in range(finished, stop)])
+            completed += len(session.poll().completed)
             finished, polled = stop, time.perf_counter()
-    session.finish()
-    while not (reply := session.poll())["drained"]:
-        completed += len(reply["completed"])
+    session.end_input()
+    while not (reply := session.poll()).drained:
+        completed += len(reply.completed)
         time.sleep(0.001)
     seconds = time.perf_counter() - started
-    completed += len(reply["completed"]) + len(session.poll()["completed"])
+    completed += len(reply.completed) + len(session.poll().completed)
     session.close()
     assert completed == count, reply
     return seconds
