@@ -56,18 +56,14 @@ class ActivationConfigLike(Protocol):
 
 
 class ExpertsLike(Protocol):
-    """vllm.model_executor.layers.fused_moe.modular_kernel.FusedMoEExpertsModular and two of its subclasses.
-
-    TritonExperts: activation (kind, output, gate_up), quant_config, activation_config (before 0.32 gemm1_clamp_limit).
-    CPUUnquantizedExperts: isa, w1_bias (experts, 2·padded size), _use_zentorch.
-    """
+    """vllm.model_executor.layers.fused_moe.modular_kernel.FusedMoEExpertsModular and two of its subclasses."""
 
     apply: Callable[..., Any]
-    activation: Callable[..., Any]
+    activation: Callable[..., Any]  # TritonExperts: (kind, output, gate_up)
     quant_config: QuantConfigLike
     activation_config: ActivationConfigLike
-    gemm1_clamp_limit: float | None
-    isa: str
+    gemm1_clamp_limit: float | None  # TritonExperts before 0.32
+    isa: str  # CPUUnquantizedExperts, like what follows
     w1_bias: torch.Tensor | None
     _use_zentorch: bool
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import InvalidInputError, UnsupportedModelError
 from sparcom_data.schema.metadata import MoeInfo
-from sparcom_extractor.capture.discovery.ffn import layer_number
+from sparcom_extractor.capture.discovery.activations import layer_number
 from sparcom_verification.reference.moe import Follow, Routed, find_moe_blocks
 
 GATE_NAMES = ("gate_proj", "w1")

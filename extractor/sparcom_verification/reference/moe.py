@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.ffn import layer_number
+from sparcom_extractor.capture.discovery.activations import layer_number
 from sparcom_verification.reference.choice import Choice
 from sparcom_verification.reference.ranking import Ranking
 

@@ -17,9 +17,10 @@ import torch
 
 from sparcom_extractor.capture.discovery.activations import SILU
 from sparcom_extractor.capture.ops.activation_reference import Numerics, pack_signs
-from sparcom_extractor.capture.ops.captured_activation import LayerCapture, run_kernel
-from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
-from sparcom_verification.selftest.kernels import different_values, make_gate_up, vllm_activations
+from sparcom_extractor.capture.ops.captured_activation import LayerCapture
+from sparcom_extractor.capture.ops.step_buffers import RouteBuffer
+from sparcom_extractor.capture.ops.topk_reference import store_topk
+from sparcom_verification.selftest.kernels import different_values, make_gate_up, mask_buffer, vllm_activations
 from sparcom_verification.selftest.results import Check
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class _Case:
         self, device: torch.device, dtype: torch.dtype, rows: int, choices: int, neurons: int, draw: torch.Generator
     ) -> None:
         self._draw, self.rows = draw, rows
-        self.buffer = MaskBuffer(rows, 2, neurons, device, top_k=choices)
+        self.buffer = mask_buffer(rows, 2, neurons, device, choices)
         self.capture = LayerCapture(self.buffer, 1, torch.nn.Identity(), SILU, Numerics.VLLM_KERNEL)
         self.gate_up = torch.empty((rows * choices, 2 * neurons), dtype=dtype, device=device)
         self.product = torch.empty((rows * choices, neurons), dtype=dtype, device=device)
@@ -104,7 +105,7 @@ class _Case:
     def call(self) -> None:
         """As the experts call it."""
         if self.gate_up.device.type == "cuda":
-            run_kernel(self.capture, self.gate_up, self.capture.index, Numerics.VLLM_KERNEL, self.product)
+            self.capture.run_kernel(self.gate_up, self.capture.index, Numerics.VLLM_KERNEL, self.product)
         else:
             torch.ops.sparcom.capture_signs(self.gate_up, self.capture.index, self.buffer.number)
 
@@ -113,7 +114,7 @@ def _compare_signs(case: _Case, own: torch.nn.Module, bits: _Tally, values: _Tal
     device = case.gate_up.device
     for _ in _calls(device, case.call, case.refill):
         found = case.buffer.masks[:, 1].cpu().numpy().reshape(len(case.gate_up), -1)
-        expected = pack_signs(SILU.gate(case.gate_up).cpu())
+        expected = pack_signs(SILU.split(case.gate_up)[0].cpu())
         bits.add(case.product.numel(), int(np.bitwise_count(found ^ expected).sum()))
         if device.type == "cuda":
             values.add(case.product.numel(), different_values(case.product, own(case.gate_up.clone())))
@@ -132,7 +133,7 @@ def _compare_routes(
     device: torch.device, dtype: torch.dtype, kind: torch.dtype, rows: int, draw: torch.Generator, tally: _Tally
 ) -> None:
     choices = SHAPES[0][0]
-    found = RouteBuffer(rows, 2, choices, torch.zeros(2, dtype=torch.int64, device=device))
+    found = _routes(rows, choices, device)
     ids, weights = torch.empty((rows, choices), dtype=kind, device=device), torch.empty((rows, choices), device=device)
     weights = weights.to(dtype)
 
@@ -141,11 +142,16 @@ def _compare_routes(
         weights.copy_(torch.rand((rows, choices), generator=draw))
 
     refill()
-    for _ in _calls(device, lambda: found.store(1, ids, weights, SCALE), refill):
-        twin = RouteBuffer(rows, 2, choices, torch.zeros(2, dtype=torch.int64))
-        twin.store(1, ids.cpu(), weights.cpu(), SCALE)
+    for _ in _calls(device, lambda: store_topk(found, 1, ids, weights, SCALE), refill):
+        twin = _routes(rows, choices, torch.device("cpu"))
+        store_topk(twin, 1, ids.cpu(), weights.cpu(), SCALE)
         for one, other in ((found.experts, twin.experts), (found.weights, twin.weights)):
             tally.add(rows * choices, int((_numbers(one) != _numbers(other)).sum()))
+
+
+def _routes(rows: int, choices: int, device: torch.device) -> RouteBuffer:
+    counters = torch.zeros(2, dtype=torch.int64, device=device)
+    return RouteBuffer(choices, counters, torch.zeros((rows, 2), dtype=torch.uint8, device=device))
 
 
 def _numbers(stored: torch.Tensor) -> np.ndarray[Any, Any]:

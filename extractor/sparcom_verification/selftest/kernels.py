@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sparcom_extractor.capture.discovery.activations import spec_of
-from sparcom_extractor.capture.discovery.ffn import GatedFFN
+from sparcom_extractor.capture.discovery.activations import GatedFFN, spec_of
 from sparcom_extractor.capture.ops.activation_reference import Numerics, pack_signs
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.install import ffn_numerics
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_verification.selftest.results import Check, Fact, Measure, Row
@@ -110,14 +109,27 @@ def _installed_rounding(activation: torch.nn.Module, dtype: torch.dtype, way: Wa
     return ffn_numerics(ffn, dtype, compiled=way.compiled)
 
 
+def mask_buffer(max_tokens: int, layers: int, neurons: int, device: torch.device, top_k: int = 0) -> MaskBuffer:
+    counters = torch.zeros(layers, dtype=torch.int64, device=device)
+    return MaskBuffer(neurons, top_k, counters, torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device))
+
+
+def _captured(
+    activation: torch.nn.Module, buffer: MaskBuffer, layer: int, numerics: Numerics | None
+) -> CapturedActivation:
+    spec = spec_of(activation)
+    assert spec is not None  # noqa: S101  (vLLM's own gated activations)
+    return CapturedActivation(LayerCapture(buffer, layer, activation, spec, numerics))
+
+
 class _Tested:
     """A captured activation of one width, and what it is held against."""
 
     def __init__(
         self, activation: torch.nn.Module, width: int, device: str, rounding: Numerics | None, *, compiled: bool
     ) -> None:
-        self.buffer = MaskBuffer(max(ROWS[-1], 65536 // width + 1), 2, width, torch.device(device))
-        captured = CapturedActivation(activation, self.buffer, 1, rounding)
+        self.buffer = mask_buffer(max(ROWS[-1], 65536 // width + 1), 2, width, torch.device(device))
+        captured = _captured(activation, self.buffer, 1, rounding)
         torch._dynamo.reset()  # it would count the kinds before as recompilations of the same code, and refuse
         self.captured: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(captured, fullgraph=True, dynamic=True) if compiled else captured
@@ -214,8 +226,8 @@ def _time_rows(context: Context, activation: Any, rows: int) -> None:
     own = _tell_time(context, f"{rows} rows, vLLM's kernel", activation, inputs, bytes_each)
     _tell_time(context, f"{rows} rows, vLLM's compiled code", compiled, inputs, bytes_each)
     for name, rounding in CAPTURED.items():
-        buffer = MaskBuffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer, 0, rounding)
+        buffer = mask_buffer(rows, 1, TIMED_NEURONS, torch.device("cuda"))
+        captured = _captured(activation, buffer, 0, rounding)
         size = with_signs if rounding else with_signs + rows * TIMED_NEURONS * 2  # the gate is read twice
         ours = _tell_time(context, f"{rows} rows, captured, {name}", captured, inputs, size)
         context.tell(Measure(f"{rows} rows, vLLM's kernel / captured, {name}", own / ours, ""))

@@ -18,7 +18,7 @@ from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops import activation_kernel, captured_activation, topk_kernel
 from sparcom_extractor.capture.ops.activation_reference import Numerics
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.experts import install_experts
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
@@ -179,7 +179,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(activation_kernel, "_gated_activation_kernel", Launches("activation", noted))
     monkeypatch.setattr(topk_kernel, "_store_topk_kernel", Launches("routes", noted))
     # by the device of their arguments the ops would go to their fakes
-    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", captured_activation._capture_signs_cuda)
+    monkeypatch.setattr(torch.ops.sparcom, "capture_signs", captured_activation._capture_signs)
     return noted
 
 
@@ -194,7 +194,7 @@ def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype
         assert buffers.routes is not None
         assert buffers.experts is not None
         assert buffers.shared is not None
-        shared = CapturedActivation(SiluAndMul(), buffers.shared, 1, Numerics.VLLM_KERNEL)
+        shared = CapturedActivation(LayerCapture(buffers.shared, 1, SiluAndMul(), SILU, Numerics.VLLM_KERNEL))
         experts = TritonExperts()
         method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
         router = SimpleNamespace(select_experts=lambda **_: None)
@@ -206,7 +206,7 @@ def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype
             ids = torch.empty(rows, TOP_K, dtype=ids_dtype, device=CUDA)
             router.select_experts(hidden_states=None, router_logits=torch.empty(rows, EXPERTS, device=CUDA))
             experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, TOP_K, device=CUDA))
-            captured_activation._gated_activation_cuda(
+            captured_activation._gated_activation(
                 torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number
             )
             assert launched == ["routes", "activation", "activation"]

@@ -1,4 +1,4 @@
-"""The gated activations of vLLM that capture supports.
+"""The gated activations of vLLM that capture supports, and the FFNs that hold them.
 
 A gated activation maps the fused projection (rows, 2·neurons) to f(gate)·g(up), (rows, neurons). A neuron is active
 where f(gate) > 0 (equation 5 of the paper). For the activations below this holds where the gate is above 0, or above
@@ -28,14 +28,7 @@ from typing import Any, Literal
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.vllm_surface.activations import (
-    FatreluAndMulLike,
-    GeluAndMulLike,
-    SiluAndMulWithClampLike,
-    SituAndMulLike,
-    SwigluOAIAndMulLike,
-    SwigluStepAndMulLike,
-)
+from sparcom_extractor.vllm_surface import activations as vllm_activations
 
 Kind = Literal["silu", "gelu", "gelu_tanh", "fatrelu", "swiglu_clamp", "swiglu_oai", "swiglu_step", "situ"]
 GateLayout = Literal["first", "second", "interleaved"]
@@ -46,10 +39,7 @@ REFUSED = {"GeluAndMulSparse": "its threshold is a statistic of the row, not a f
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
-    """One gated activation.
-
-    kind: the archive's name for f. layout: where the gate lies in the fused projection. Others: parameters of f and g.
-    """
+    """kind: the archive's name for f. layout: position of the gate in the projection. Others: parameters of f and g."""
 
     kind: Kind
     layout: GateLayout = "first"
@@ -83,7 +73,7 @@ class ActivationSpec:
 
     @property
     def active_above(self) -> float:
-        """Largest gate of an inactive neuron. With a threshold below 0 f passes gates that make it negative."""
+        """Largest gate of an inactive neuron. Below a threshold of 0, f lets gates through that make it negative."""
         return max(self.threshold, 0.0)
 
     def split(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,20 +83,12 @@ class ActivationSpec:
         first, second = gate_up.chunk(2, dim=1)
         return (first, second) if self.layout == "first" else (second, first)
 
-    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Return a view of the gate in `gate_up` (rows, 2·neurons): (rows, neurons)."""
-        return self.split(gate_up)[0]
-
 
 SILU = ActivationSpec("silu")
 
 
 def spec_of(module: torch.nn.Module) -> ActivationSpec | None:
-    """Return the spec of a gated activation of vLLM, or None for any other module.
-
-    Raises:
-        UnsupportedModelError: activity of its neurons does not follow from the gate.
-    """
+    """Return the spec of a gated activation of vLLM, or None for other modules; refuse one without a rule."""
     name = type(module).__name__
     if name in REFUSED:
         raise UnsupportedModelError(f"{name} cannot be captured: {REFUSED[name]}. Use another model")
@@ -118,31 +100,31 @@ def spec_of(module: torch.nn.Module) -> ActivationSpec | None:
         raise UnsupportedModelError(f"{name} cannot be captured: {error}. Use another model") from error
 
 
-def _gelu(module: GeluAndMulLike) -> ActivationSpec:
+def _gelu(module: vllm_activations.GeluAndMulLike) -> ActivationSpec:
     kinds: dict[str, Kind] = {"none": "gelu", "tanh": "gelu_tanh"}
     if module.approximate not in kinds:
         raise ValueError(f"its approximation must be none or tanh; it is {module.approximate!r}")
     return ActivationSpec(kinds[module.approximate])
 
 
-def _fatrelu(module: FatreluAndMulLike) -> ActivationSpec:
+def _fatrelu(module: vllm_activations.FatreluAndMulLike) -> ActivationSpec:
     return ActivationSpec("fatrelu", threshold=float(module.threshold))
 
 
-def _swiglu_clamp(module: SiluAndMulWithClampLike) -> ActivationSpec:
+def _swiglu_clamp(module: vllm_activations.SiluAndMulWithClampLike) -> ActivationSpec:
     limit, alpha, beta = float(module.swiglu_limit), float(module.alpha), float(module.beta)
     return ActivationSpec("swiglu_clamp", limit=limit, alpha=alpha, beta=beta)
 
 
-def _swiglu_oai(module: SwigluOAIAndMulLike) -> ActivationSpec:
+def _swiglu_oai(module: vllm_activations.SwigluOAIAndMulLike) -> ActivationSpec:
     return ActivationSpec("swiglu_oai", "interleaved", limit=float(module.limit), alpha=float(module.alpha), beta=1.0)
 
 
-def _swiglu_step(module: SwigluStepAndMulLike) -> ActivationSpec:
+def _swiglu_step(module: vllm_activations.SwigluStepAndMulLike) -> ActivationSpec:
     return ActivationSpec("swiglu_step", limit=float(module.limit))
 
 
-def _situ(module: SituAndMulLike) -> ActivationSpec:
+def _situ(module: vllm_activations.SituAndMulLike) -> ActivationSpec:
     linear = None if module.linear_beta is None else float(module.linear_beta)
     return ActivationSpec("situ", beta=float(module.beta), linear_beta=linear)
 
@@ -158,3 +140,27 @@ _READERS: dict[str, Callable[[Any], ActivationSpec]] = {
     "SituAndMul": _situ,
 }
 GATED = frozenset(_READERS)  # names of the supported classes
+
+
+@dataclass(frozen=True, slots=True)
+class GatedFFN:
+    """A module `parent` that holds an activation as `attribute`. Sizes: of the layer, and of this rank's slice."""
+
+    layer_id: int
+    name: str
+    parent: torch.nn.Module
+    attribute: str
+    spec: ActivationSpec
+    intermediate_size: int
+    intermediate_size_per_partition: int
+
+
+def layer_number(name: str) -> int:
+    """Return the decoder layer of a module: the one number in its name."""
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    if len(numbers) != 1:
+        raise UnsupportedModelError(
+            f"the name of a layer's module holds one number, the layer's; {name!r} holds {len(numbers)}. "
+            "This model cannot be captured yet"
+        )
+    return numbers[0]

@@ -25,11 +25,7 @@ class LayerName:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Sizes of what one process captures; 0 for components that the model does not have.
-
-    layers: dense layers, each of `neurons`. moe_layers: each with top_k experts per token of `expert_neurons` and
-    `shared_neurons`. layer_ids, moe_layer_ids: numbers in the model, for errors; 0, 1, … if not given.
-    """
+    """Sizes that one process captures. layer_ids, moe_layer_ids: numbers in the model, for errors; default 0, 1, …"""
 
     layers: int = 0
     neurons: int = 0
@@ -84,11 +80,7 @@ def widths_here(found: Findings) -> Widths:
 
 
 def refuse_model(config: Any, found: Findings) -> None:
-    """Refuse findings that an engine of this configuration (vLLM's) cannot capture.
-
-    Raises:
-        UnsupportedModelError: experts in compiled code on a CPU; widths that ranks cannot share on byte borders.
-    """
+    """Refuse compiled experts on a CPU, and widths that ranks cannot share on byte borders. config: VllmConfig."""
     if found.moe and config.device_config.device_type == "cpu" and not config.model_config.enforce_eager:
         raise UnsupportedModelError(
             "experts of a compiled model cannot be captured on a CPU, where the compiler traces into them. Start the "

@@ -1,8 +1,7 @@
 """Find the gated FFN or the experts of every decoder layer by structure, or say why that fails.
 
 A gated FFN holds a gated activation, one linear layer that doubles the width (gate and up, fused) and one that takes
-the single width back (down). Names play no part, except for the layer's number, which vLLM writes into the module names
-of every model. Shared experts belong to their MoE layer; every other gated FFN is dense.
+the single width back (down). Of names only the layer's number counts, which vLLM writes into the names of all modules.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import GATED, ActivationSpec, spec_of
-from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
+from sparcom_extractor.capture.discovery.activations import GATED, ActivationSpec, GatedFFN, layer_number, spec_of
 from sparcom_extractor.capture.discovery.moe import MoeLayer, find_moe_layers
 from sparcom_extractor.vllm_surface.activations import linear_layers
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Dense FFNs and MoE layers of a model, in layer order."""
+    """What a model has to capture, in layer order."""
 
     dense: list[GatedFFN]
     moe: list[MoeLayer]
@@ -38,15 +36,9 @@ class Findings:
 
 
 def find_captured(model: torch.nn.Module, decoder_layers: int | range) -> Findings:
-    """Find all gated FFNs and MoE layers of a model.
+    """Find all gated FFNs and MoE layers of a loaded vLLM model; refuse one that cannot be captured.
 
-    Args:
-        model: a loaded vLLM model.
-        decoder_layers: number of decoder layers, or those on this pipeline stage. Each must have an FFN or experts.
-
-    Raises:
-        UnsupportedModelError: a layer has nothing to capture or several things, layers differ, or an activation is not
-            supported.
+    decoder_layers: number of decoder layers, or those on this pipeline stage.
     """
     ffns = [
         _describe(name, module, attribute, spec)
@@ -79,7 +71,6 @@ def _describe(name: str, module: torch.nn.Module, attribute: str, spec: Activati
 
 
 def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) -> None:
-    """Refuse a model if a decoder layer has nothing to capture or several things, or if another part has something."""
     missing, extra = sorted(set(expected) - set(layers)), sorted(set(layers) - set(expected))
     several, name = sorted({layer for layer in layers if layers.count(layer) > 1}), type(model).__name__
     if missing and (shared := _shared_module(model, missing)):
@@ -106,10 +97,7 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
 
 
 def _shared_module(model: torch.nn.Module, layers: Sequence[int]) -> str:
-    """Return the first module with a gate that is in one of these layers and in another one, or "".
-
-    An activation alone may be shared: capture gives each FFN its own.
-    """
+    """Return the first module with a gate that is also in another layer, or "". Activations alone may be shared."""
     first: dict[int, str] = {}
     numbers = {str(number) for number in layers}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -121,7 +109,6 @@ def _shared_module(model: torch.nn.Module, layers: Sequence[int]) -> str:
 
 
 def _check_alike(ffns: Sequence[GatedFFN]) -> None:
-    """Refuse layers that share an array and differ in width or activation."""
     if len(widths := {ffn.intermediate_size for ffn in ffns}) > 1:
         raise UnsupportedModelError(f"capture needs dense layers of one width; this model has widths {sorted(widths)}")
     if len(specs := sorted({str(ffn.spec) for ffn in ffns})) > 1:

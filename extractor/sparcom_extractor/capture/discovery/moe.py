@@ -1,7 +1,4 @@
-"""Find the MoE layers of a model and check that their routing and neurons can be captured.
-
-vLLM runs every MoE layer by a MoERunner. `ops/experts.py` checks the kernel that runs the experts.
-"""
+"""Find the MoE layers of a model and check their routing; `ops/experts.py` checks the kernel that runs the experts."""
 
 from __future__ import annotations
 
@@ -12,16 +9,8 @@ from typing import Any, cast
 import torch
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
-from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
-from sparcom_extractor.vllm_surface.moe import (
-    MOE_RUNNER,
-    OTHER_MOE,
-    MoeConfigLike,
-    MoeRunnerLike,
-    RouterLike,
-    shared_expert_module,
-)
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, GatedFFN, layer_number
+from sparcom_extractor.vllm_surface import moe as vllm_moe
 
 # By the value of vLLM's MoEActivation; in all of them the gate is the first half of the projection.
 _SPECS = {"silu": SILU, "gelu": ActivationSpec("gelu"), "gelu_tanh": ActivationSpec("gelu_tanh")}
@@ -29,15 +18,11 @@ _SPECS = {"silu": SILU, "gelu": ActivationSpec("gelu"), "gelu_tanh": ActivationS
 
 @dataclass(frozen=True, slots=True)
 class MoeLayer:
-    """One MoE layer.
-
-    spec: activation of every expert. intermediate_size: width of one expert, per_partition: of this rank's slice.
-    scale: the model multiplies the sum of the routed experts by it. shared: shared experts.
-    """
+    """spec, intermediate_size: of every expert. scale: the model multiplies the sum of the routed experts by it."""
 
     layer_id: int
     name: str
-    runner: MoeRunnerLike
+    runner: vllm_moe.MoeRunnerLike
     spec: ActivationSpec
     num_experts: int
     top_k: int
@@ -48,20 +33,16 @@ class MoeLayer:
 
 
 def find_moe_layers(model: torch.nn.Module, ffns: Sequence[GatedFFN]) -> list[MoeLayer]:
-    """Return the MoE layers of a vLLM model in layer order. ffns: all its gated FFNs, shared experts included.
-
-    Raises:
-        UnsupportedModelError: layers differ, or routing or neurons cannot be captured.
-    """
+    """Return the MoE layers of a vLLM model in layer order. ffns: all its gated FFNs, shared experts included."""
     found: list[MoeLayer] = []
     for name, module in model.named_modules():
         classes = {base.__name__ for base in type(module).__mro__}
-        if MOE_RUNNER in classes:
+        if vllm_moe.MOE_RUNNER in classes:
             try:
-                found.append(_describe(name, cast(MoeRunnerLike, module), ffns))
+                found.append(_describe(name, cast(vllm_moe.MoeRunnerLike, module), ffns))
             except AttributeError as error:
                 raise UnsupportedModelError(_unknown(name, module, f" ({error})")) from error
-        elif classes & OTHER_MOE and not any(name.startswith(f"{layer.name}.") for layer in found):
+        elif classes & vllm_moe.OTHER_MOE and not any(name.startswith(f"{layer.name}.") for layer in found):
             raise UnsupportedModelError(_unknown(name, module))
     found.sort(key=lambda layer: layer.layer_id)
     for layer in found[1:]:
@@ -85,7 +66,7 @@ def _facts(layer: MoeLayer) -> tuple[Any, ...]:
     return str(layer.spec), layer.num_experts, layer.top_k, layer.intermediate_size, shared
 
 
-def _describe(name: str, runner: MoeRunnerLike, ffns: Sequence[GatedFFN]) -> MoeLayer:
+def _describe(name: str, runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN]) -> MoeLayer:
     config = runner.moe_config
     _refuse_routing(name, config, runner.router)
     kind = getattr(runner.activation, "value", str(runner.activation))
@@ -108,29 +89,28 @@ def _describe(name: str, runner: MoeRunnerLike, ffns: Sequence[GatedFFN]) -> Moe
     )
 
 
-def _refuse_routing(name: str, config: MoeConfigLike, router: RouterLike) -> None:
+def _refuse_routing(name: str, config: vllm_moe.MoeConfigLike, router: vllm_moe.RouterLike) -> None:
     """Refuse a layer if its kernel gets other experts than the router chose for the tokens of the step."""
     parallel = config.moe_parallel_config
-    if parallel.use_ep or parallel.dp_size > 1 or getattr(config, "is_sequence_parallel", False):
-        raise UnsupportedModelError(
-            f"a process must see all tokens and its part of all experts; {name} runs under expert, data or sequence "
-            "parallelism. Use tensor parallelism alone: no enable_expert_parallel, data_parallel_size=1"
-        )
-    if router.eplb_state is not None:
-        raise UnsupportedModelError(
-            f"{name} renumbers its experts to balance their load. Start the engine without enable_eplb"
-        )
-    if getattr(router, "num_fused_shared_experts", 0):
-        raise UnsupportedModelError(
-            f"{name} runs its shared experts as further routed ones, which would count as chosen by the router. Start "
-            "vLLM without VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS"
-        )
-    if type(router).__name__ == "ZeroExpertRouter":
-        raise UnsupportedModelError(f"{name} routes to experts without neurons, which capture does not support yet")
+    refusals = {
+        f"a process must see all tokens and its part of all experts; {name} runs under expert, data or sequence "
+        "parallelism. Use tensor parallelism alone: no enable_expert_parallel, data_parallel_size=1": (
+            parallel.use_ep or parallel.dp_size > 1 or getattr(config, "is_sequence_parallel", False)
+        ),
+        f"{name} renumbers its experts to balance their load. Start the engine without enable_eplb": (
+            router.eplb_state is not None
+        ),
+        f"{name} runs its shared experts as further routed ones, which would count as chosen. Start vLLM without "
+        "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS": getattr(router, "num_fused_shared_experts", 0),
+        f"{name} routes to experts without neurons. Use another model": type(router).__name__ == "ZeroExpertRouter",
+    }
+    for refusal, applies in refusals.items():
+        if applies:
+            raise UnsupportedModelError(refusal)
 
 
-def _shared_of(runner: MoeRunnerLike, ffns: Sequence[GatedFFN]) -> GatedFFN | None:
-    module = shared_expert_module(runner)
+def _shared_of(runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN]) -> GatedFFN | None:
+    module = vllm_moe.shared_expert_module(runner)
     if module is None:
         return None
     parts = list(module.modules())

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from sparcom_extractor.capture.discovery.activations import ActivationSpec
 from sparcom_extractor.capture.ops.activation_reference import Numerics
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.vllm_surface.activations import CustomOpLike
 from sparcom_extractor.vllm_surface.moe import ExpertsLike
 
@@ -21,27 +23,34 @@ _NEURONS = 2048  # per row, so that 32 rows hold all gates of 16 bits
 _UPS = 64  # for each of them
 _FLOAT32_GATES = 2**22
 
-Output = Callable[[torch.Tensor], torch.Tensor]
+Output = Callable[[Tensor], Tensor]
 
 
-def count_differences(activation: torch.nn.Module, spec: ActivationSpec, numerics: Numerics, dtype: torch.dtype) -> int:
+def count_differences(activation: Output, spec: ActivationSpec, numerics: Numerics, dtype: torch.dtype) -> int:
     """Return in how many numbers the kernel's output differs from that of vLLM's module on the current CUDA device."""
-    if numerics == Numerics.VLLM_KERNEL:
-        return _count(activation, spec, numerics, dtype)
-    # fullgraph: PyTorch would otherwise run parts eagerly without a warning
-    native = cast(CustomOpLike, activation).forward_native
-    return _count(torch.compile(native, dynamic=True, fullgraph=True), spec, numerics, dtype)
+    from sparcom_extractor.capture.ops.activation_kernel import gated_activation  # needs Triton
 
+    reference, device = activation, torch.device("cuda", torch.cuda.current_device())
+    if numerics == Numerics.INDUCTOR:  # fullgraph: PyTorch would otherwise run parts eagerly without a warning
+        native = cast(CustomOpLike, activation).forward_native
+        reference = torch.compile(native, dynamic=True, fullgraph=True)
 
-def count_expert_differences(experts: ExpertsLike, kind: Any, spec: ActivationSpec, dtype: torch.dtype) -> int:
-    """Return the same for the activation of vLLM's Triton experts. kind: its MoEActivation."""
-    return _count(output_of_experts(experts, kind), spec, Numerics.VLLM_KERNEL, dtype)
+    def own(gate_up: Tensor) -> Tensor:
+        rows, counters = len(gate_up), torch.zeros(1, dtype=torch.int64, device=device)
+        buffer = MaskBuffer(_NEURONS, 0, counters, torch.zeros((rows, 1), dtype=torch.uint8, device=device))
+        out = gate_up.new_empty((rows, _NEURONS))
+        gated_activation(gate_up, torch.zeros_like(counters), buffer, spec, numerics, out)
+        return out
+
+    found = sum(differences(reference, own, spec, kind, device) for kind in {dtype, torch.float32})
+    torch.cuda.empty_cache()  # vLLM measures next what the model leaves free
+    return found
 
 
 def output_of_experts(experts: ExpertsLike, kind: Any) -> Output:
-    """Return the activation of vLLM's Triton experts as a function of `gate_up`."""
+    """Return the activation of vLLM's Triton experts as a function of `gate_up`. kind: its MoEActivation."""
 
-    def output(gate_up: torch.Tensor) -> torch.Tensor:
+    def output(gate_up: Tensor) -> Tensor:
         out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
         experts.activation(kind, out, gate_up)
         return out
@@ -49,22 +58,8 @@ def output_of_experts(experts: ExpertsLike, kind: Any) -> Output:
     return output
 
 
-def _count(reference: Output, spec: ActivationSpec, numerics: Numerics, dtype: torch.dtype) -> int:
-    device = torch.device("cuda", torch.cuda.current_device())
-
-    def own(gate_up: torch.Tensor) -> torch.Tensor:
-        return _kernel_output(gate_up, spec, numerics)
-
-    found = sum(differences(reference, own, spec, kind, device) for kind in {dtype, torch.float32})
-    torch.cuda.empty_cache()  # vLLM measures next what the model leaves free
-    return found
-
-
 def differences(one: Output, other: Output, spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> int:
-    """Return in how many numbers two outputs differ.
-
-    All NaN are equal, and so are zeros of either sign: a sum of products is the same with both.
-    """
+    """Return in how many numbers two outputs differ. All NaN are equal, and zeros: sums of products are the same."""
     found = 0
     for gate_up in samples(spec, dtype, device):
         a, b = one(gate_up), other(gate_up)
@@ -72,7 +67,7 @@ def differences(one: Output, other: Output, spec: ActivationSpec, dtype: torch.d
     return found
 
 
-def samples(spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> Iterator[torch.Tensor]:
+def samples(spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
     """Yield inputs (2048, 2·2048) of a dtype; see the module."""
     generator = torch.Generator(device).manual_seed(0)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32, device=device).to(torch.int16).reshape(-1, _NEURONS)
@@ -87,15 +82,3 @@ def samples(spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> I
         for part, values in zip(spec.split(gate_up), (gate, up), strict=True):
             part.copy_(values)
         yield gate_up
-
-
-def _kernel_output(gate_up: torch.Tensor, spec: ActivationSpec, numerics: Numerics) -> torch.Tensor:
-    from sparcom_extractor.capture.ops.activation_kernel import gated_activation
-
-    rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
-    masks = torch.empty((rows, 1, neurons // 8), dtype=torch.uint8, device=gate_up.device)
-    counters = torch.zeros(1, dtype=torch.int64, device=gate_up.device)
-    nonfinite = torch.zeros((rows, 1), dtype=torch.uint8, device=gate_up.device)
-    out = gate_up.new_empty((rows, neurons))
-    gated_activation(gate_up, counters.clone(), masks, counters, nonfinite, spec, numerics, out=out)
-    return out

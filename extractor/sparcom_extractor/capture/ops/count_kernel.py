@@ -2,13 +2,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
 """The Triton kernel that counts active neurons on the device, so that no mask leaves it, and its CPU reference.
 
-One program per tile of rows, layer and block of bytes:
-
-    1. spread the eight bits of a byte over the eight bytes of two words, each a counter, and add up to 128 rows so;
-    2. widen the counters to 32 bits and start again, until the tile is done;
-    3. add them to the slot's counters atomically, since tiles may share a slot. Integer sums do not depend on order.
-
-`writer/counting.py` counts on the host.
+A program per tile of rows, layer and block of bytes spreads the bits of a byte over eight counters of 8 bits. It adds
+up to 128 rows so, then adds these sums to the slot's counters atomically: tiles share slots.
 """
 
 from __future__ import annotations
@@ -25,14 +20,9 @@ _ROWS_8_BIT = 128  # rows that a counter of 8 bits can hold; a whole part of a t
 
 
 def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Split runs of rows into tiles of at most 256 rows.
+    """Split runs of rows into tiles of at most 256 rows: int32 (tiles, 3), first row, rows, slot.
 
-    Args:
-        first: (runs,), first row of each run in the masks. rows: (runs,), its number of rows. slot: (runs,), the
-            counters it is added to.
-
-    Returns:
-        int32 (tiles, 3): first row, rows, slot. Runs without rows have no tile.
+    first, rows, slot: int64 (runs,), first row of each run in the masks, its number of rows, and its counters.
     """
     tiles = -(-rows // MAX_TILE_ROWS)
     run = np.repeat(np.arange(len(rows)), tiles)
@@ -42,11 +32,7 @@ def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[
 
 
 def check_tiles(tiles: NDArray[np.int32], rows: int, slots: int) -> None:
-    """Check that tiles lie within `rows` rows and `slots` slots; a device would write elsewhere without an error.
-
-    Raises:
-        ValueError: one does not.
-    """
+    """Raise ValueError unless tiles lie within `rows` rows and `slots` slots: a device would write elsewhere."""
     first, count, slot = tiles.T
     wrong = (first < 0) | (count < 1) | (count > MAX_TILE_ROWS) | (first + count > rows) | (slot < 0) | (slot >= slots)
     if wrong.any():
@@ -95,10 +81,8 @@ def _add_counts_kernel(
 def add_counts(masks: torch.Tensor, tiles: torch.Tensor, counts: torch.Tensor) -> None:
     """Add the bits of tiles of rows to their counters, on the current stream and without waiting.
 
-    Args:
-        masks: uint8 (rows, layers, ⌈neurons / 8⌉), contiguous, on the device.
-        tiles: int32 (tiles, 3), contiguous, from `split_runs`; the host has called `check_tiles`.
-        counts: int32 (slots, layers, neurons), contiguous, added to in place.
+    masks: uint8 (rows, layers, ⌈neurons / 8⌉). tiles: see `split_runs`; the host has called `check_tiles`.
+    counts: int32 (slots, layers, neurons), added to in place. All contiguous.
     """
     if not len(tiles):
         return

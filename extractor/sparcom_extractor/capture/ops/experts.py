@@ -1,14 +1,11 @@
 """Capture routes and neurons of the chosen experts of one layer, at the kernel that runs its experts.
 
-    router.select_experts(logits) ─▶ (ids, weights)              are all logits finite?
-                 ─▶ experts.apply(x, ids, weights, …)            stores ids and weights
-                                  ├─ Triton: GEMM ─▶ experts.activation(kind, out, gate_up) ─▶ GEMM    stores signs
-                                  └─ CPU: one native call on prepacked weights; gates are computed beside it
+    router.select_experts(logits) ─▶ experts.apply(x, ids, weights)     stores ids and weights
+        ├─ Triton: GEMM ─▶ experts.activation(kind, out, gate_up) ─▶ GEMM        stores signs
+        └─ CPU: one native call on prepacked weights; gates are computed beside it
 
-vLLM calls these methods in every step, inside an operator that torch.compile does not trace into. So capture replaces
-the methods of these objects; classes and other engines stay as they are. Rows of Triton's gate_up are (token, choice)
-in the order of the ids. Under CUDA graphs the methods run once, at capture; the graph holds what they launch. If a step
-takes a path around them, its write counters show it. A kernel that shows no neurons is refused.
+vLLM calls these methods in an operator that torch.compile does not trace into. Capture replaces them on these objects
+alone. Rows of Triton's gate_up are (token, choice) in the order of the ids. CUDA graphs hold what the methods launch.
 """
 
 from __future__ import annotations
@@ -17,42 +14,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops.activation_reference import Numerics
-from sparcom_extractor.capture.ops.captured_activation import LayerCapture, run_kernel
+from sparcom_extractor.capture.ops.captured_activation import LayerCapture
 from sparcom_extractor.capture.ops.prepacked_gate import PrepackedGate
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
-from sparcom_extractor.vllm_surface.moe import (
-    CPU_EXPERTS,
-    TRITON_EXPERTS,
-    ExpertsLike,
-    RouterLike,
-    has_known_cpu_weights,
-)
+from sparcom_extractor.capture.ops.topk_reference import store_topk
+from sparcom_extractor.vllm_surface import moe as vllm_moe
 
 
 def install_experts(
     layer: MoeLayer, index: int, routes: RouteBuffer, masks: MaskBuffer, numerics: Numerics | None = None
 ) -> str:
-    """Replace the methods of a layer's experts and router.
+    """Replace the methods of a layer's experts and router; `index`: on the layer axis. Return how neurons are captured.
 
-    Args:
-        layer: of a loaded model. index: on the layer axis of the buffers.
-        numerics: for Triton experts, what the kernel's activation output must equal. None: signs beside vLLM's.
-
-    Returns:
-        How neurons are captured: "vllm_kernel" (signs with the output), "signs" (beside vLLM's activation) or "gate"
-        (gates are computed a second time).
-
-    Raises:
-        UnsupportedModelError: the kernel shows no neurons.
+    "vllm_kernel": signs with the activation output, which equals `numerics`. "signs": beside vLLM's activation. "gate":
+    gates are computed a second time.
     """
-    experts, apply = capturable_experts(layer), capturable_experts(layer).apply
+    experts = capturable_experts(layer)
+    apply = experts.apply
     logits = _keep_logits(layer.runner.router)
     gate: PrepackedGate | None = None
-    if type(experts).__name__ == TRITON_EXPERTS:
+    if type(experts).__name__ == vllm_moe.TRITON_EXPERTS:
         capture = LayerCapture(masks, index, experts.activation, layer.spec, numerics)
         experts.activation = _captured_activation(capture, layer.runner.activation)
     else:
@@ -64,30 +50,26 @@ def install_experts(
         if gate is not None:
             ids, weights = sort_by_weight_desc(ids, weights)
             masks.store_packed(index, *gate.masks(arguments["hidden_states"], ids))
-        routes.store(index, ids, weights, layer.scale, logits.pop() if logits else None)
+        store_topk(routes, index, ids, weights, layer.scale, logits.pop() if logits else None)
         return apply(**arguments)
 
     experts.apply = captured_apply
     return "gate" if gate is not None else numerics or "signs"
 
 
-def capturable_experts(layer: MoeLayer) -> ExpertsLike:
-    """Return the object that runs the experts of a layer.
-
-    Raises:
-        UnsupportedModelError: it shows no neurons; the message names the setting that helps.
-    """
+def capturable_experts(layer: MoeLayer) -> vllm_moe.ExpertsLike:
+    """Return the object that runs the experts of a layer; refuse one that shows no neurons, naming the remedy."""
     method = layer.runner.routed_experts.quant_method
     experts = None if method.moe_kernel is None else method.moe_kernel.fused_experts
     name = type(method if experts is None else experts).__name__
-    if experts is not None and name == TRITON_EXPERTS:
+    if experts is not None and name == vllm_moe.TRITON_EXPERTS:
         if experts.quant_config.block_shape is not None:
             raise UnsupportedModelError(
                 f"{layer.name} computes the activation and its block quantization in one kernel, which shows no "
                 "neurons. Use a checkpoint that is not quantized in blocks"
             )
         return experts
-    if experts is not None and name == CPU_EXPERTS and has_known_cpu_weights(experts):
+    if experts is not None and name == vllm_moe.CPU_EXPERTS and vllm_moe.has_known_cpu_weights(experts):
         return experts
     raise UnsupportedModelError(
         f"the experts of {layer.name} are run by {name}, which shows no neurons of the chosen experts. On a GPU start "
@@ -96,18 +78,15 @@ def capturable_experts(layer: MoeLayer) -> ExpertsLike:
     )
 
 
-def sort_by_weight_desc(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sort_by_weight_desc(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sort the choices of each row by descending weight. vLLM's CPU router leaves them unordered, others do not."""
     weights, order = weights.sort(dim=1, descending=True, stable=True)
     return ids.gather(1, order), weights
 
 
-def _keep_logits(router: RouterLike) -> list[torch.Tensor]:
-    """Replace `select_experts` by one that leaves its logits (rows, experts) in the returned list.
-
-    A router may give a finite weight for a logit that is not finite.
-    """
-    select, kept = router.select_experts, list[torch.Tensor]()
+def _keep_logits(router: vllm_moe.RouterLike) -> list[Tensor]:
+    """Let `select_experts` leave its logits (rows, experts) in a list: finite weights may hide nonfinite logits."""
+    select, kept = router.select_experts, list[Tensor]()
 
     def select_experts(*arguments: Any, **named: Any) -> Any:
         logits = named.get("router_logits", arguments[1] if len(arguments) > 1 else None)
@@ -121,11 +100,11 @@ def _keep_logits(router: RouterLike) -> list[torch.Tensor]:
 def _captured_activation(capture: LayerCapture, kind: Any) -> Callable[..., Any]:
     """Return a replacement of `activation` of Triton experts. kind: MoEActivation that the kernel was compared for."""
 
-    def activation(called: Any, output: torch.Tensor, input: torch.Tensor, **further: Any) -> Any:  # noqa: A002
+    def activation(called: Any, output: Tensor, input: Tensor, **further: Any) -> Any:  # noqa: A002
         shape = (input.shape[0], input.shape[1] // 2)
         fits = output.shape == shape and output.dtype == input.dtype and output.is_contiguous()
         if capture.numerics and called == kind and fits and not further and capture.buffer.fits(input):
-            run_kernel(capture, input, capture.index, capture.numerics, output)
+            capture.run_kernel(input, capture.index, capture.numerics, output)
             return None
         torch.ops.sparcom.capture_signs(input, capture.index, capture.buffer.number)
         return capture.activation(called, output, input, **further)

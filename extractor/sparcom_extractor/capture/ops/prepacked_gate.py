@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema import mask_bytes
@@ -23,26 +24,13 @@ _BATCH = 64  # rows per expert that oneDNN chooses its layout for
 
 
 class PrepackedGate:
-    """The gates of one layer's experts.
+    """The gates of one layer's experts; refuses weights that another version of vLLM packed in another way.
 
-    Args:
-        packed: both projections of all experts as vLLM packs them, (experts, 2·padded, hidden).
-        neurons: of one expert; those padded behind them have weights of 0.
-        isa: instruction set that they were packed for.
-        bias: (experts, 2·padded), or None.
-        active_above: a neuron is active where its gate is above this.
-
-    Raises:
-        UnsupportedModelError: this version of vLLM packs weights in another way.
+    packed: both projections of all experts (experts, 2·padded, hidden), packed for `isa`. bias: (experts, 2·padded).
     """
 
     def __init__(
-        self,
-        packed: torch.Tensor,
-        neurons: int,
-        isa: str,
-        bias: torch.Tensor | None = None,
-        active_above: float = 0.0,
+        self, packed: Tensor, neurons: int, isa: str, bias: Tensor | None = None, active_above: float = 0.0
     ) -> None:
         check_packing(packed, isa)
         _, double, hidden = packed.shape
@@ -53,15 +41,11 @@ class PrepackedGate:
         ]
         self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
 
-    def masks(self, rows: torch.Tensor, ids: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Compute which neurons of the chosen experts are active.
-
-        Args:
-            rows: input of the experts (rows, hidden). ids: chosen experts (rows, top_k).
+    def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Compute the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k).
 
         Returns:
-            uint8 (rows × top_k, neuron_bytes), little bit order, in the order of the ids; and bool (rows × top_k,),
-            True where a gate is NaN or infinite.
+            uint8 (rows × top_k, neuron_bytes) in the order of the ids, and which are not finite, bool (rows × top_k,).
         """
         chosen, top_k = ids.reshape(-1).numpy(), ids.shape[1]
         masks = np.empty((len(chosen), self._bytes), dtype=np.uint8)
@@ -78,15 +62,8 @@ class PrepackedGate:
         return masks, nonfinite
 
 
-def check_packing(packed: torch.Tensor, isa: str) -> None:
-    """Check that vLLM packs weights as this module unpacks them, with random numbers.
-
-    Args:
-        packed: weights of all experts (experts, 2·padded, hidden). isa: instruction set that they were packed for.
-
-    Raises:
-        UnsupportedModelError: it does not, or the gate ends within a panel.
-    """
+def check_packing(packed: Tensor, isa: str) -> None:
+    """Refuse weights (experts, 2·padded, hidden) that are not packed as expected, found by packing random numbers."""
     _, double, hidden = packed.shape
     numbers = torch.rand((1, 4 * PANEL, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
     expected = numbers.view(4, PANEL, hidden).mT

@@ -14,7 +14,7 @@ import torch
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.discovery.activations import GATED, SILU, ActivationSpec, spec_of
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 
 # vLLM's classes, arguments and the expected spec.
@@ -65,6 +65,10 @@ def every_gate(dtype: torch.dtype) -> torch.Tensor:
     return gate[gate.isfinite() & ((gate == 0) | (gate.abs() > 1e-30))].to(dtype)[None]
 
 
+def mask_buffer(neurons: int) -> MaskBuffer:
+    return MaskBuffer(neurons, 0, torch.zeros(1, dtype=torch.int64), torch.zeros((1, 1), dtype=torch.uint8))
+
+
 def joined(spec: ActivationSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """The fused projection that has these parts."""
     gate_up = torch.empty((gate.shape[0], 2 * gate.shape[1]), dtype=gate.dtype)
@@ -93,8 +97,8 @@ def test_active_neurons_have_a_positive_output_in_vllm(
     active = gate.float() > spec.active_above
     assert torch.equal(result > 0, active)
 
-    buffer = MaskBuffer(1, 1, gate.shape[1], torch.device("cpu"))
-    assert torch.equal(CapturedActivation(activation, buffer, 0)(gate_up), result)
+    buffer = mask_buffer(gate.shape[1])
+    assert torch.equal(CapturedActivation(LayerCapture(buffer, 0, activation, spec, None))(gate_up), result)
     bits = torch.from_numpy(buffer.masks[0, 0].numpy())[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
     assert torch.equal(bits.flatten()[: gate.shape[1]].bool(), active[0])
 
@@ -106,8 +110,9 @@ def test_a_threshold_is_compared_as_vllm_compares_it(
     """A threshold between two numbers of 16 bits parts them; rounded to that type first it would not (one number)."""
     activation = make("FatreluAndMul", {"threshold": 0.01})
     gate = every_gate(dtype)
-    buffer = MaskBuffer(1, 1, gate.shape[1], torch.device("cpu"))
-    result = CapturedActivation(activation, buffer, 0)(joined(SILU, gate, torch.ones_like(gate)))
+    buffer = mask_buffer(gate.shape[1])
+    captured = CapturedActivation(LayerCapture(buffer, 0, activation, CASES["FatreluAndMul"][2], None))
+    result = captured(joined(SILU, gate, torch.ones_like(gate)))
     assert int((result > 0).sum()) == int(np.bitwise_count(buffer.masks.numpy()).sum())
 
 

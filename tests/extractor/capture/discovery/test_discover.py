@@ -10,9 +10,8 @@ import pytest
 from torch import nn
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import GATED
+from sparcom_extractor.capture.discovery.activations import GATED, GatedFFN, layer_number
 from sparcom_extractor.capture.discovery.activations import REFUSED as REFUSED_ACTIVATIONS
-from sparcom_extractor.capture.discovery.ffn import GatedFFN, layer_number
 from sparcom_extractor.capture.discovery.findings import find_captured
 
 

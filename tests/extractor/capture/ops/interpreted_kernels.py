@@ -13,6 +13,7 @@ import math
 import os
 import random
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -24,11 +25,19 @@ import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
 from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
-from sparcom_extractor.capture.ops.activation_kernel import FUSED, gated_activation
-from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output, nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
+from sparcom_extractor.capture.ops.activation_kernel import gated_activation
+from sparcom_extractor.capture.ops.activation_reference import (
+    FUSED,
+    Numerics,
+    activation_output,
+    nonfinite_rows,
+    pack_signs,
+)
 from sparcom_extractor.capture.ops.count_kernel import add_counts, add_counts_reference, check_tiles, split_runs
-from sparcom_extractor.capture.ops.step_buffers import RouteBuffer
-from sparcom_extractor.capture.ops.topk_kernel import store_topk
+from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
+from sparcom_extractor.capture.ops.topk_kernel import launch_topk
+from sparcom_extractor.capture.ops.topk_reference import store_topk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (1, 7, 8, 9, 63, 64, 65, 176, 257, 1536)
@@ -68,13 +77,12 @@ def widen(x):  # type: ignore[no-untyped-def]
     return result.to(tl.float32)
 
 
-INTERPRETED = {
-    "EXP": through_float64(np.exp),
-    "ERF": through_float64(np.vectorize(math.erf, otypes=[np.float64])),
-    "TANH": through_float64(np.tanh),
-    "NARROW": narrow,
-    "WIDEN": widen,
-}
+activation_kernel.libdevice = SimpleNamespace(  # type: ignore[attr-defined]
+    exp=through_float64(np.exp),
+    erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
+    tanh=through_float64(np.tanh),
+)
+activation_kernel.narrow, activation_kernel.widen, topk_kernel.widen = narrow, widen, widen
 
 
 def random_spec(draw: random.Random) -> tuple[ActivationSpec, Numerics | None]:
@@ -142,16 +150,14 @@ def check_activation(draw: random.Random) -> str:
     gate_up = random_input(draw, dtype, rows, neurons)
     layers, layer, top_k = 3, draw.randrange(3), draw.choice([None, None, 1, 2, 3, 4, 6])
     before = draw.randrange(256)
-    shape = (rows + 2, layers, *([] if top_k is None else [top_k]), -(-neurons // 8))
-    masks = torch.full(shape, before, dtype=torch.uint8)
     counters = torch.tensor([4, 5, 6])
     nonfinite = torch.zeros((rows + 2, layers), dtype=torch.uint8)
+    buffer = MaskBuffer(neurons, top_k or 0, counters, nonfinite)
+    masks = buffer.masks.fill_(before)
     out = None if numerics is None or draw.random() < 0.5 else gate_up.new_full((rows, neurons), 7)
     case = f"{spec} as {numerics}, {dtype}, {rows} rows of {neurons}, strides {gate_up.stride()}, top_k {top_k}"
 
-    result = gated_activation(
-        gate_up, torch.tensor(layer), masks, counters, nonfinite, spec, numerics, INTERPRETED, out
-    )
+    result = gated_activation(gate_up, torch.tensor(layer), buffer, spec, numerics, out)
 
     expected = torch.full_like(masks, before)
     for row, packed in enumerate(pack_signs(spec.split(gate_up)[0], spec.active_above)):
@@ -163,10 +169,10 @@ def check_activation(draw: random.Random) -> str:
     write = (1 << 32) + rows // (top_k or 1)
     assert counters.tolist() == [start + write * (layer == at) for at, start in enumerate((4, 5, 6))], case
     wrong = torch.zeros_like(nonfinite)
-    own = ~torch.isfinite(spec.gate(gate_up).float()).all(dim=1)
+    own = ~torch.isfinite(spec.split(gate_up)[0].float()).all(dim=1)
     wrong[np.flatnonzero(own) // (top_k or 1), layer] = 1
     assert torch.equal(nonfinite, wrong), f"nonfinite differ: {case}"
-    assert np.array_equal(nonfinite_rows(spec.gate(gate_up)), own.numpy()), case
+    assert np.array_equal(nonfinite_rows(spec.split(gate_up)[0]), own.numpy()), case
     if numerics is None:
         assert result is None
     else:
@@ -214,14 +220,15 @@ def check_routes(draw: random.Random) -> str:
     ids = strided(draw, random_ids(draw, (rows, top_k), generator))
     weights = strided(draw, random_input(draw, dtype, rows, top_k)[:, :top_k])
     logits = draw.choice([None, strided(draw, random_input(draw, draw.choice(DTYPES), rows, draw.choice([4, 33])))])
-    found, reference = (RouteBuffer(rows + 2, layers, top_k, torch.tensor([4, 5, 6])) for _ in range(2))
+    found, reference = (
+        RouteBuffer(top_k, torch.tensor([4, 5, 6]), torch.zeros((rows + 2, layers), dtype=torch.uint8))
+        for _ in range(2)
+    )
     case = f"{ids.dtype} {ids.stride()}, {dtype} {weights.stride()}, ({rows}, {top_k}), times {scale}"
 
-    store_topk(
-        layer, ids, weights, scale, found.experts, found.weights, found.write_counters, found.nonfinite, logits, widen
-    )
+    launch_topk(found, layer, ids, weights, scale, logits)
 
-    reference.store(layer, ids, weights, scale, logits)
+    store_topk(reference, layer, ids, weights, scale, logits)
     wrong = ~torch.isfinite(weights.float() * scale).all(dim=1)
     if logits is not None:
         wrong |= ~torch.isfinite(logits).all(dim=1)

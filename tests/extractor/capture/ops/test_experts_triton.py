@@ -21,7 +21,6 @@ from sparcom_data.schema import NO_EXPERT
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.moe import MoeLayer
-from sparcom_extractor.capture.ops import experts as capture_experts
 from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
 from sparcom_extractor.capture.ops.captured_activation import LayerCapture
 from sparcom_extractor.capture.ops.experts import install_experts
@@ -172,7 +171,7 @@ def test_every_token_and_choice_has_its_own_routes_and_neurons(
 ) -> None:
     """For all numbers of rows and both ways to make the product: ids and weights as given, the signs of w1's first half
     for (token, choice), rows past the step untouched, and what the experts say is what they say without capture."""
-    monkeypatch.setattr(capture_experts, "run_kernel", run_reference)
+    monkeypatch.setattr(LayerCapture, "run_kernel", run_reference)
     model = Model(make_experts, triton_moe.MoEActivation.SILU, numerics)
     assert model.modes == [numerics or "signs"] * LAYERS
     for rows in (1, 2, 17, MOST, 5):
@@ -221,7 +220,7 @@ def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
     """Another activation than the layer's, further arguments, an output of another type or layout: signs beside it."""
     kinds = triton_moe.MoEActivation
     activation, ran = fused(make_experts, kinds.SILU)
-    monkeypatch.setattr(capture_experts, "run_kernel", lambda *_, **__: ran.append("kernel"))
+    monkeypatch.setattr(LayerCapture, "run_kernel", lambda *_, **__: ran.append("kernel"))
     gate_up, out = torch.randn(6, 2 * NEURONS), torch.empty(6, NEURONS)
     activation(kinds.SILU, out, gate_up)
     assert ran[-1] == "kernel"

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
-from sparcom_extractor.capture.discovery.ffn import GatedFFN
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, GatedFFN
+from sparcom_extractor.capture.discovery.describe import Widths
+from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
-from sparcom_extractor.capture.ops.install import expected_numerics, expert_numerics, ffn_numerics, install_ffns
-from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer
+from sparcom_extractor.capture.ops.install import expected_numerics, expert_numerics, ffn_numerics, install_all
+from sparcom_extractor.capture.ops.step_buffers import WRITE, StepBuffers
 from sparcom_extractor.vllm_surface.activations import is_compiled, is_unquantized, linear_layers
 
 
@@ -151,6 +152,10 @@ class TritonExperts:
     def __init__(self, limit: float | None = None) -> None:
         self.quant_config = SimpleNamespace(block_shape=None)
         self.activation_config = SimpleNamespace(clamp_limit=limit)
+        self.called: list[str] = []
+
+    def activation(self, kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:
+        self.called.append(kind)
 
 
 def moe_layers(*experts: TritonExperts, spec: ActivationSpec = SILU) -> list[MoeLayer]:
@@ -173,7 +178,12 @@ def test_experts_gate_by_the_kernel_where_it_was_found_equal() -> None:
 
     layers = moe_layers(first, second)
     assert expert_numerics(layers, torch.bfloat16, compare=compare) == Numerics.VLLM_KERNEL
-    assert compared == [(first, "silu", SILU, torch.bfloat16)]
+    (output, *others) = compared[0]
+    assert others == [SILU, Numerics.VLLM_KERNEL, torch.bfloat16]
+    output(torch.ones(2, 8))
+    assert first.called == ["silu"]
+    assert len(compared) == 1
+    assert not second.called
     assert expert_numerics(layers, torch.bfloat16, compare=lambda *_: 1) is None
 
 
@@ -199,11 +209,13 @@ def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
     """Installed on the CPU: each FFN has an activation of its own, and the product is the module's."""
     ffns = [ffn_of("native"), ffn_of("native")]
     own = [ffn.parent.act for ffn in ffns]
-    buffer = MaskBuffer(4, 2, 8, torch.device("cpu"))
-    assert install_ffns(ffns, buffer, torch.float32, compiled=False) == "module"
+    buffers = StepBuffers(4, Widths(2, 8), torch.device("cpu"))
+    assert buffers.dense is not None
+    mode = install_all(nn.Module(), Findings(ffns, []), buffers, torch.float32)
+    assert mode == f"module-{buffers.dense.number}"
     gate_up = torch.randn(3, 16)
     for ffn, module in zip(ffns, own, strict=True):
         assert isinstance(ffn.parent.act, CapturedActivation)
         assert ffn.parent.act.activation is module
         assert torch.equal(ffn.parent.act(gate_up), module(gate_up))
-    assert buffer.write_counters.tolist() == [WRITE + 3] * 2
+    assert buffers.write_counters.tolist() == [WRITE + 3] * 2

@@ -114,7 +114,6 @@ def compiled_for_a_gpu(
 
     constants = {
         **activation_kernel.constants(spec, numerics),
-        **activation_kernel.DEVICE,
         "BLOCK": 1024,
         "TOP_K": top_k,
         "column_stride": 2 if spec.layout == "interleaved" else 1,
@@ -149,7 +148,7 @@ KINDS = (
 def test_every_kind_compiles_for_a_gpu(spec: ActivationSpec) -> None:
     """Triton compiles each activation, for each numerics that it has and for all types, and the counting kernel."""
     from sparcom_extractor.capture.ops import count_kernel
-    from sparcom_extractor.capture.ops.activation_kernel import FUSED
+    from sparcom_extractor.capture.ops.activation_reference import FUSED
 
     for numerics, dtype in ((Numerics.VLLM_KERNEL, "bf16"), (Numerics.INDUCTOR, "fp16"), (None, "fp32")):
         if numerics is None or spec.kind in FUSED[numerics]:
@@ -204,7 +203,7 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
 def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
     """Every type of ids and weights compiles; a thread stores two 16-bit ids and two weights, flags only where a weight
     is not finite, and one thread the write counter. Logits are read in the same launch."""
-    from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
+    from sparcom_extractor.capture.ops import topk_kernel
 
     pointers = {
         "ids": f"*{ids}",
@@ -214,7 +213,7 @@ def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: st
         "write_counters": "*i64",
     }
     pointers |= {"nonfinite": "*u8", "logits": "*fp32"}
-    constants = {"TOP_K": 4, "WIDEN": activation_kernel.DEVICE["WIDEN"], "BLOCK": 256, "LOGITS": 0}
+    constants = {"TOP_K": 4, "BLOCK": 256, "LOGITS": 0}
     constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
     kernel = topk_kernel._store_topk_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)

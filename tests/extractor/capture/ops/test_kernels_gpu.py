@@ -13,9 +13,10 @@ import torch
 
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, spec_of
 from sparcom_extractor.capture.ops.activation_reference import Numerics, nonfinite_rows, pack_signs
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture, run_kernel
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
 from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, RouteBuffer
+from sparcom_extractor.capture.ops.topk_reference import store_topk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,6 +44,20 @@ def known_spec(activation: torch.nn.Module) -> ActivationSpec:
     spec = spec_of(activation)
     assert spec is not None
     return spec
+
+
+def mask_buffer(max_tokens: int, layers: int, neurons: int, device: str = "cuda", top_k: int = 0) -> MaskBuffer:
+    counters = torch.zeros(layers, dtype=torch.int64, device=device)
+    return MaskBuffer(neurons, top_k, counters, torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device))
+
+
+def route_buffer(max_tokens: int, layers: int, top_k: int, device: str = "cpu") -> RouteBuffer:
+    counters = torch.zeros(layers, dtype=torch.int64, device=device)
+    return RouteBuffer(top_k, counters, torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device))
+
+
+def captured_by(activation: torch.nn.Module, buffer: MaskBuffer, layer: int, numerics: Any) -> CapturedActivation:
+    return CapturedActivation(LayerCapture(buffer, layer, activation, known_spec(activation), numerics))
 
 
 @contextmanager
@@ -109,7 +124,7 @@ def every_number(dtype: torch.dtype, rows: int) -> torch.Tensor:
 
 def expected_masks(activation: torch.nn.Module, gate_up: torch.Tensor) -> torch.Tensor:
     spec = known_spec(activation)
-    return torch.from_numpy(pack_signs(spec.gate(gate_up).cpu(), spec.active_above)).cuda()
+    return torch.from_numpy(pack_signs(spec.split(gate_up)[0].cpu(), spec.active_above)).cuda()
 
 
 @pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
@@ -119,8 +134,8 @@ def test_masks_are_the_signs(name: str, dtype: torch.dtype, numerics: Any) -> No
     """For all bit patterns, NaN and subnormals among them, and whether the kernel makes the product or not."""
     with vllm_activations("all") as make:
         activation = make(name)
-        buffer = MaskBuffer(8, 2, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer, 1, numerics)
+        buffer = mask_buffer(8, 2, WIDTH)
+        captured = captured_by(activation, buffer, 1, numerics)
         gate_up = every_number(dtype, 7)
         result = captured(gate_up)
         own = activation(gate_up)
@@ -128,7 +143,7 @@ def test_masks_are_the_signs(name: str, dtype: torch.dtype, numerics: Any) -> No
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
     assert buffer.write_counters.tolist() == [0, WRITE + 7]
-    nonfinite = nonfinite_rows(captured.capture.spec.gate(gate_up).cpu()).tolist()
+    nonfinite = nonfinite_rows(captured.capture.spec.split(gate_up)[0].cpu()).tolist()
     assert buffer.nonfinite.tolist() == [[0, int(wrong)] for wrong in [*nonfinite, False]]
     assert bool(((result == own) | (result.isnan() & own.isnan())).all())
 
@@ -140,8 +155,8 @@ def test_views_have_the_masks_of_their_own_numbers() -> None:
         for neurons in (176, 177, 1536):
             wide = torch.randn(9, 4 * neurons + 3, device="cuda", dtype=torch.bfloat16)
             for gate_up in (wide[:, 3 : 3 + 2 * neurons], wide[:, : 4 * neurons : 2]):
-                buffer = MaskBuffer(9, 1, neurons, torch.device("cuda"))
-                result = CapturedActivation(activation, buffer, 0, Numerics.INDUCTOR)(gate_up)
+                buffer = mask_buffer(9, 1, neurons)
+                result = captured_by(activation, buffer, 0, Numerics.INDUCTOR)(gate_up)
                 assert torch.equal(buffer.masks[:, 0], expected_masks(activation, gate_up))
                 torch.testing.assert_close(result, activation(gate_up))
 
@@ -152,8 +167,8 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(numerics: Any) -> No
     """A CUDA graph captured once for each number of rows and replayed with other numbers: product, masks and writes."""
     with vllm_activations("all") as make:
         activation = make("silu")
-        buffer = MaskBuffer(8192, 2, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(activation, buffer, 1, numerics)
+        buffer = mask_buffer(8192, 2, WIDTH)
+        captured = captured_by(activation, buffer, 1, numerics)
         for rows in (1, 2, 7, 8, 64, 255, 1024, 8192):
             fed = torch.zeros(rows, 2 * WIDTH, device="cuda", dtype=torch.bfloat16)
             captured(fed)
@@ -176,14 +191,14 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
     """Four choices a token: masks (token, layer, choice), and the product in the tensor that was given."""
     with vllm_activations("all") as make:
         activation = make("silu")
-        buffer = MaskBuffer(9, 2, 1408, torch.device("cuda"), top_k=4)
+        buffer = mask_buffer(9, 2, 1408, top_k=4)
         capture = LayerCapture(buffer, 1, activation, SILU, Numerics.VLLM_KERNEL)
         gate_up = torch.randn(28, 2 * 1408, device="cuda", dtype=dtype)
         out = torch.full((28, 1408), 7, device="cuda", dtype=dtype)
-        result = run_kernel(capture, gate_up, capture.index, Numerics.VLLM_KERNEL, out)
+        result = capture.run_kernel(gate_up, capture.index, Numerics.VLLM_KERNEL, out)
         assert result is out
         assert torch.equal(out, activation(gate_up))
-    expected = torch.from_numpy(pack_signs(SILU.gate(gate_up).cpu())).cuda().reshape(7, 4, 176)
+    expected = torch.from_numpy(pack_signs(SILU.split(gate_up)[0].cpu())).cuda().reshape(7, 4, 176)
     assert torch.equal(buffer.masks[:7, 1], expected)
     assert not buffer.masks[7:].any()
     assert not buffer.masks[:, 0].any()
@@ -194,8 +209,8 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_routes_on_the_device_are_the_cpu_references(dtype: torch.dtype, kind: torch.dtype) -> None:
     """Ids and weights of any type, of all numbers of rows; one compilation serves every layer."""
-    found = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64, device="cuda"))
-    reference = RouteBuffer(300, 17, 4, torch.zeros(17, dtype=torch.int64))
+    found = route_buffer(300, 17, 4, "cuda")
+    reference = route_buffer(300, 17, 4)
     generator = torch.Generator().manual_seed(5)
     for layer, rows in ((0, 300), (1, 1), (16, 257), (16, 3), (5, 0)):
         ids = torch.randint(0, 65535, (rows, 4), generator=generator).to(kind)
@@ -203,8 +218,8 @@ def test_routes_on_the_device_are_the_cpu_references(dtype: torch.dtype, kind: t
         logits = torch.randn(rows, 60, generator=generator)
         logits[1::7, 59] = torch.nan
         weights[::5, 2] = torch.inf
-        found.store(layer, ids.cuda(), weights.cuda(), 1.5, logits.cuda())
-        reference.store(layer, ids, weights, 1.5, logits)
+        store_topk(found, layer, ids.cuda(), weights.cuda(), 1.5, logits.cuda())
+        store_topk(reference, layer, ids, weights, 1.5, logits)
     assert np.array_equal(found.experts.cpu().numpy(), reference.experts.numpy())
     assert np.array_equal(found.weights.cpu().numpy(), reference.weights.numpy(), equal_nan=True)
     assert found.write_counters.tolist() == reference.write_counters.tolist()
@@ -220,8 +235,8 @@ def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
         return len(activation_kernel._gated_activation_kernel.device_caches[torch.cuda.current_device()][0])
 
     with vllm_activations("none") as make:
-        buffer = MaskBuffer(8192, 1, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(make("silu"), buffer, 0, Numerics.INDUCTOR)
+        buffer = mask_buffer(8192, 1, WIDTH)
+        captured = captured_by(make("silu"), buffer, 0, Numerics.INDUCTOR)
         captured(torch.randn(2, 2 * WIDTH, device="cuda", dtype=torch.bfloat16))
         before = compiled()
         for rows in (1, 2, 3, 16, 17, 4096, 8192, 0):
@@ -234,8 +249,8 @@ def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
 def test_the_op_waits_for_nothing() -> None:
     """PyTorch's own guard against synchronisation sees none in the op."""
     with vllm_activations("none") as make:
-        buffer = MaskBuffer(64, 1, WIDTH, torch.device("cuda"))
-        captured = CapturedActivation(make("silu"), buffer, 0, Numerics.INDUCTOR)
+        buffer = mask_buffer(64, 1, WIDTH)
+        captured = captured_by(make("silu"), buffer, 0, Numerics.INDUCTOR)
         gate_up = torch.randn(64, 2 * WIDTH, device="cuda", dtype=torch.bfloat16)
         captured(gate_up)
         torch.cuda.set_sync_debug_mode("error")
@@ -248,7 +263,7 @@ def test_the_op_waits_for_nothing() -> None:
 def test_too_many_rows_are_refused_before_the_device_sees_them() -> None:
     """Rows past the buffer would be written past it: the host refuses by the shape alone."""
     with vllm_activations("none") as make:
-        captured = CapturedActivation(make("silu"), MaskBuffer(4, 1, 64, torch.device("cuda")), 0, Numerics.INDUCTOR)
+        captured = captured_by(make("silu"), mask_buffer(4, 1, 64), 0, Numerics.INDUCTOR)
         with pytest.raises(RuntimeError, match=r"may hold 4 tokens .* got 5"):
             captured(torch.zeros(5, 128, device="cuda"))
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import SILU
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, check_write_counters
 
 CPU = torch.device("cpu")
@@ -82,6 +82,17 @@ def test_odd_values_are_what_they_say(dtype: torch.dtype) -> None:
     assert pack_signs(gate).tolist() == [[0b10101000, 1]]
 
 
+def mask_buffer(
+    max_tokens: int, layers: int, neurons: int, device: torch.device = CPU, *, top_k: int = 0
+) -> MaskBuffer:
+    counters = torch.zeros(layers, dtype=torch.int64, device=device)
+    return MaskBuffer(neurons, top_k, counters, torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device))
+
+
+def captured(activation: torch.nn.Module, buffer: MaskBuffer, layer: int, spec: ActivationSpec = SILU) -> Any:
+    return CapturedActivation(LayerCapture(buffer, layer, activation, spec, None))
+
+
 class SiluAndMul(torch.nn.Module):
     """vLLM's rule: f(first half) · second half."""
 
@@ -107,7 +118,7 @@ class TwoLayers(torch.nn.Module):
         self.down = torch.nn.ParameterList(torch.randn(neurons, 6, generator=generator) for _ in range(2))
         shared = SiluAndMul()
         self.act = torch.nn.ModuleList(
-            shared if buffer is None else CapturedActivation(shared, buffer, layer) for layer in range(2)
+            shared if buffer is None else captured(shared, buffer, layer) for layer in range(2)
         )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -129,10 +140,10 @@ class TwoLayers(torch.nn.Module):
 @torch.inference_mode()
 def test_capture_stays_in_a_compiled_graph(backend: str | None, fused: bool) -> None:
     """A compiled graph writes every layer's own signs and gives the activation's result; recompiled for new sizes."""
-    buffer = MaskBuffer(16, 2, 11, CPU)
+    buffer = mask_buffer(16, 2, 11, CPU)
     model, plain = TwoLayers(buffer), TwoLayers(None)
-    for captured in model.act:
-        captured.fused = fused  # False: the op for signs alone beside the activation, as CUDA has it
+    for item in model.act:
+        item.fused = fused  # False: the op for signs alone beside the activation, as CUDA has it
     near = {"rtol": 1e-4, "atol": 1e-4} if backend == "inductor" else {"rtol": 0, "atol": 0}  # it contracts additions
     torch._dynamo.reset()
     run: Any = model if backend is None else torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
@@ -155,11 +166,11 @@ def test_the_layers_graphs_are_one() -> None:
         graphs.append(graph.code)
         return graph.forward
 
-    buffer = MaskBuffer(16, 3, 11, CPU)
+    buffer = mask_buffer(16, 3, 11, CPU)
     for layer in range(3):
         torch._dynamo.reset()
-        captured = CapturedActivation(SiluAndMul(), buffer, layer)
-        torch.compile(captured, backend=keep, fullgraph=True, dynamic=True)(torch.ones(4, 22))
+        module = captured(SiluAndMul(), buffer, layer)
+        torch.compile(module, backend=keep, fullgraph=True, dynamic=True)(torch.ones(4, 22))
     assert len(graphs) == 3
     assert len(set(graphs)) == 1, graphs
     assert "sparcom" in graphs[0]
@@ -169,41 +180,35 @@ def test_the_layers_graphs_are_one() -> None:
 @pytest.mark.parametrize("name", ["gated_activation", "capture_signs"])
 def test_the_op_keeps_the_rules_of_custom_ops(name: str) -> None:
     """PyTorch's own checks of schema, fake tensors and ahead-of-time graphs pass; the op has no derivative."""
-    buffer = MaskBuffer(16, 2, 11, CPU)
-    captured = CapturedActivation(SiluAndMul(), buffer, 1)
+    buffer = mask_buffer(16, 2, 11, CPU)
+    module = captured(SiluAndMul(), buffer, 1)
     overload = getattr(torch.ops.sparcom, name).default
-    found = torch.library.opcheck(overload, (torch.randn(3, 22), captured.layer, captured.number))
+    found = torch.library.opcheck(overload, (torch.randn(3, 22), module.layer, module.number))
     assert set(found.values()) == {"SUCCESS"}, found
-
-
-def test_an_activation_without_a_gate_is_refused() -> None:
-    """What is no gated activation of vLLM has no gate that capture could take signs of."""
-    with pytest.raises(UnsupportedModelError, match="ReLU is none of them"):
-        CapturedActivation(torch.nn.ReLU(), MaskBuffer(4, 1, 8, CPU), 0)
 
 
 def test_layers_with_different_specs_are_refused() -> None:
     """One buffer has one spec: a second layer with its gate elsewhere would get the first one's columns."""
-    buffer = MaskBuffer(4, 2, 8, CPU)
-    first = CapturedActivation(SiluAndMul(), buffer, 0)
+    buffer = mask_buffer(4, 2, 8, CPU)
+    first = captured(SiluAndMul(), buffer, 0)
     with pytest.raises(UnsupportedModelError, match=r"has silu, numerics None, and silu \(layout=second\)"):
-        CapturedActivation(type("MulAndSilu", (torch.nn.Module,), {})(), buffer, 1)
+        captured(SiluAndMul(), buffer, 1, ActivationSpec("silu", "second"))
     assert first.capture.layer == 0
 
 
 def test_a_layer_past_the_axis_is_refused() -> None:
     """A layer that the buffer does not have cannot be captured."""
     with pytest.raises(ValueError, match="2 layers; there is no layer 2"):
-        CapturedActivation(SiluAndMul(), MaskBuffer(4, 2, 8, CPU), 2)
+        captured(SiluAndMul(), mask_buffer(4, 2, 8, CPU), 2)
 
 
 def test_a_buffer_lives_as_long_as_its_model() -> None:
     """An activation keeps its buffer; when the model goes the memory goes, and a graph that is left says so."""
-    captured = CapturedActivation(SiluAndMul(), MaskBuffer(4, 1, 8, CPU), 0)
+    module = captured(SiluAndMul(), mask_buffer(4, 1, 8, CPU), 0)
     gc.collect()
-    assert captured(torch.ones(1, 16)).shape == (1, 8)
-    layer, number = captured.layer, captured.number
-    del captured
+    assert module(torch.ones(1, 16)).shape == (1, 8)
+    layer, number = module.layer, module.number
+    del module
     gc.collect()
     with pytest.raises(RuntimeError, match=rf"buffer {number} is gone"):
         torch.ops.sparcom.gated_activation(torch.ones(1, 16), layer, number)
@@ -243,7 +248,7 @@ def test_a_layer_writes_once_and_all_rows(calls: list[int], rows: list[int], pad
 
 def test_rows_of_a_longer_step_before_do_not_show() -> None:
     """A step writes its own rows alone; those past them are stale."""
-    buffer = MaskBuffer(4, 1, 8, CPU)
+    buffer = mask_buffer(4, 1, 8, CPU)
     buffer.store(0, torch.ones(4, 16), SILU)
     buffer.store(0, -torch.ones(2, 16), SILU)
     assert buffer.masks[:2].tolist() == [[[0]], [[0]]]
@@ -253,7 +258,7 @@ def test_rows_of_a_longer_step_before_do_not_show() -> None:
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
 def test_a_layer_that_did_not_write_once_is_found(layers: tuple[int, ...]) -> None:
     """A step in which a layer was bypassed or ran twice is an error, and so is one without any capture."""
-    buffer = MaskBuffer(4, 3, 8, CPU)
+    buffer = mask_buffer(4, 3, 8, CPU)
     for layer in layers:
         buffer.store(layer, torch.ones(2, 16), SILU)
     with pytest.raises(RuntimeError, match=f"layer {1 if layers else 0} wrote {2 if 1 in layers else 0} times"):
@@ -266,7 +271,7 @@ def test_a_layer_that_did_not_write_once_is_found(layers: tuple[int, ...]) -> No
 @pytest.mark.parametrize("shape", [(5, 16), (2, 14), (2, 18), (2, 3, 16)])
 def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
     """Too many rows, or another width, leave the write counter where it was and say why; the engine goes on."""
-    buffer = MaskBuffer(4, 1, 8, CPU)
+    buffer = mask_buffer(4, 1, 8, CPU)
     buffer.store(0, torch.ones(shape), SILU)
     assert buffer.write_counters.tolist() == [0]
     assert not buffer.masks.any()
@@ -277,9 +282,9 @@ def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
 @torch.inference_mode()
 def test_leading_dimensions_are_rows(fused: bool) -> None:
     """vLLM's Transformers backend hands over (1, rows, 2·neurons): the same masks, and a result of the same shape."""
-    flat, batched = MaskBuffer(6, 1, 11, CPU), MaskBuffer(6, 1, 11, CPU)
+    flat, batched = mask_buffer(6, 1, 11, CPU), mask_buffer(6, 1, 11, CPU)
     gate_up = torch.randn(6, 22, generator=torch.Generator().manual_seed(3))
-    modules = [CapturedActivation(SiluAndMul(), buffer, 0) for buffer in (flat, batched)]
+    modules = [captured(SiluAndMul(), buffer, 0) for buffer in (flat, batched)]
     for module in modules:
         module.fused = fused
     expected, result = modules[0](gate_up), modules[1](gate_up[None])
@@ -297,7 +302,7 @@ def test_leading_dimensions_are_rows(fused: bool) -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_gate_that_is_not_finite_flags_its_row(dtype: torch.dtype, wrong: float) -> None:
     """One NaN or infinity among 300 gates flags the row in the layer that has it; the up half does not matter."""
-    buffer = MaskBuffer(4, 2, 300, CPU)
+    buffer = mask_buffer(4, 2, 300, CPU)
     gate_up = torch.randn(3, 600, generator=torch.Generator().manual_seed(1)).to(dtype)
     gate_up[0, 450] = wrong
     gate_up[2, 299] = wrong
@@ -320,7 +325,7 @@ def test_finite_gates_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None
 
 def test_a_choice_that_is_not_finite_flags_its_token() -> None:
     """Row r of an expert layer is choice r % 2 of token r // 2."""
-    buffer = MaskBuffer(4, 1, 8, CPU, top_k=2)
+    buffer = mask_buffer(4, 1, 8, CPU, top_k=2)
     gate_up = torch.ones(6, 16)
     gate_up[3, 0] = math.nan
     buffer.store(0, gate_up, SILU)

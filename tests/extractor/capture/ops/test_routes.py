@@ -11,20 +11,22 @@ import torch
 from sparcom_data.schema import NO_EXPERT
 from sparcom_extractor.capture.ops.experts import sort_by_weight_desc
 from sparcom_extractor.capture.ops.step_buffers import WRITE, RouteBuffer
+from sparcom_extractor.capture.ops.topk_reference import store_topk
 
 
-def buffer(rows: int = 5, layers: int = 3, top_k: int = 2) -> RouteBuffer:
-    return RouteBuffer(rows, layers, top_k, torch.zeros(layers, dtype=torch.int64))
+def route_buffer(max_tokens: int = 5, layers: int = 3, top_k: int = 2, device: str = "cpu") -> RouteBuffer:
+    counters = torch.zeros(layers, dtype=torch.int64, device=device)
+    return RouteBuffer(top_k, counters, torch.zeros((max_tokens, layers), dtype=torch.uint8, device=device))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
     """Ids up to 65,534, the weights' own numbers in float32, and nothing in other layers or past the step's rows."""
-    found = buffer()
+    found = route_buffer()
     ids = torch.tensor([[0, 65534], [300, 7]]).to(dtype)
     weights = torch.tensor([[0.75, 0.1], [2.0, -0.0]]).to(weight_dtype)
-    found.store(1, ids, weights)
+    store_topk(found, 1, ids, weights)
     assert found.experts[:2, 1].tolist() == ids.tolist()
     assert torch.equal(found.weights[:2, 1], weights.float())
     assert found.write_counters.tolist() == [0, WRITE + 2, 0]
@@ -37,16 +39,16 @@ def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dty
 
 def test_the_models_factor_belongs_to_the_weights() -> None:
     """Where the sum of all experts is multiplied, so is each weight, in float32."""
-    found = buffer()
+    found = route_buffer()
     weights = torch.tensor([[0.3, 0.1]])
-    found.store(0, torch.tensor([[1, 2]]), weights, scale=2.5)
+    store_topk(found, 0, torch.tensor([[1, 2]]), weights, scale=2.5)
     assert torch.equal(found.weights[:1, 0], weights * 2.5)
 
 
 def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
     """-1, vLLM's number for an expert that is not here, becomes the archive's for no expert."""
-    found = buffer()
-    found.store(0, torch.tensor([[-1, 2]], dtype=torch.int32), torch.zeros(1, 2))
+    found = route_buffer()
+    store_topk(found, 0, torch.tensor([[-1, 2]], dtype=torch.int32), torch.zeros(1, 2))
     assert found.experts[0, 0].tolist() == [NO_EXPERT, 2]
 
 
@@ -57,8 +59,8 @@ def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
 def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any) -> None:
     """More rows than a step has, another number of choices, weights of another shape: by the shapes alone, on any
     device, for a kernel would write elsewhere unseen. The write counter stays, and the reason is kept."""
-    found = RouteBuffer(5, 3, 2, torch.zeros(3, dtype=torch.int64, device=device))
-    found.store(0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
+    found = route_buffer(5, 3, 2, device)
+    store_topk(found, 0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
     assert "5 tokens with top_k 2; the router of a captured layer gave" in (found.problem or "")
     if device == "cpu":
         assert found.write_counters.tolist() == [0, 0, 0]
@@ -67,12 +69,12 @@ def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any)
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> None:
     """A weight that is not finite, or a finite weight for a logit that is not finite."""
-    found = buffer()
+    found = route_buffer()
     weights, logits = torch.ones(4, 2), torch.zeros(4, 7)
     weights[1, 1], logits[3, 6] = wrong, wrong
-    found.store(2, torch.zeros(4, 2, dtype=torch.int32), weights, 1.5, logits)
+    store_topk(found, 2, torch.zeros(4, 2, dtype=torch.int32), weights, 1.5, logits)
     assert found.nonfinite.tolist() == [[0, 0, int(row in (1, 3))] for row in range(5)]
-    found.store(0, torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, 2), 1.5, logits[:3])
+    store_topk(found, 0, torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, 2), 1.5, logits[:3])
     assert found.write_counters.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
 
 
