@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.discovery.describe import LayerName
-from sparcom_extractor.writer.session import RowFault
-from sparcom_extractor.writer.sinks import RowRange
+from sparcom_extractor.writer.rows import RowFault, RowRange
 
 
 def find_faults(

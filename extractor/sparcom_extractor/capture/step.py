@@ -29,8 +29,8 @@ from sparcom_extractor.capture.rows import captured_runs, check_positions, expec
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
 from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutputLike
-from sparcom_extractor.writer.session import CaptureSession, CountedRows, StepRows
-from sparcom_extractor.writer.sinks import RowRange
+from sparcom_extractor.writer.rows import CountedRows, RowRange, StepRows
+from sparcom_extractor.writer.session import CaptureSession
 
 
 class StepCapture:
@@ -139,7 +139,7 @@ class StepCapture:
             self.close(name)
 
     def _counts_on_device(self, session: CaptureSession) -> bool:
-        return session.counts and self.counters is not None
+        return session.stores_counts and self.counters is not None
 
     def _deliver(
         self,
@@ -178,7 +178,7 @@ class StepCapture:
     def _count(self, runs: NDArray[Any], device: DeviceCounters) -> None:
         """Add the rows that were not added before to the counters of their requests."""
         table = self._requests.table
-        runs = runs[[session.counts for session in table["session"][runs["slot"]]]]
+        runs = runs[[session.stores_counts for session in table["session"][runs["slot"]]]]
         new = np.minimum(runs["position"] + runs["rows"] - table["counted"][runs["slot"]], runs["rows"])
         runs, new = runs[new > 0], new[new > 0]
         if not len(new):

@@ -33,7 +33,7 @@ from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, Worke
 from sparcom_extractor.vllm_surface.config import VllmConfigLike, max_rows_per_step, refuse_engine
 from sparcom_extractor.vllm_surface.runner import ModelRunnerLike, SchedulerOutputLike, batch_rows
 from sparcom_extractor.writer.session import CaptureSession
-from sparcom_extractor.writer.targets import ArrayPart, Place, archive_parts
+from sparcom_extractor.writer.targets import ArrayPart, RankPosition, archive_parts
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class CaptureMixin:
     def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
         """Begin to write the archive at `path`, which must have this run id; return an error or None."""
         try:
-            parts, instructions = archive_parts(Path(path), self._place(), run)
+            parts, instructions = archive_parts(Path(path), self._rank_position(), run)
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
         requests = self.vllm_config.scheduler_config.max_num_seqs
@@ -181,12 +181,12 @@ class CaptureMixin:
             )
         return None
 
-    def _place(self) -> Place:
+    def _rank_position(self) -> RankPosition:
         parallel, found = self.vllm_config.parallel_config, self.capture.found
         rank = parallel.rank % parallel.tensor_parallel_size
         if parallel.pipeline_parallel_size == 1:
-            return Place(rank)
-        return Place(rank, *([item.layer_id for item in layers] for layers in (found.dense, found.moe)))
+            return RankPosition(rank)
+        return RankPosition(rank, *([item.layer_id for item in layers] for layers in (found.dense, found.moe)))
 
     def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
         """Take the `FinishedRequest`s on the wire, and whether they are the last; return a `PollReply` on the wire."""

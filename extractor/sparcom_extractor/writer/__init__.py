@@ -1,1 +1,1 @@
-"""Inside the worker process: rows of steps in, chunks on disk out. NumPy only; it knows neither torch nor vLLM."""
+"""Turns per-step rows into chunks on disk, inside the worker process. Needs NumPy and zarr, neither torch nor vLLM."""

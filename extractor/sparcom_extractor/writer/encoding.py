@@ -1,16 +1,16 @@
-"""A chunk's values as the bytes of its file, and back, as Zarr's codecs do it.
+"""Encode chunks as zarr's codecs do. Tests compare the bytes with zarr-python's, whose pipeline is not needed here.
 
-    masks   bytes, crc32c           they hardly compress (DECISIONS.md)
-    counts  bytes, blosc, crc32c    zstd level 3 after a shuffle of the four bytes of each number
+Masks and routes: bytes, crc32c. Counts: bytes, blosc (zstd level 3 after a byte shuffle), crc32c.
 
-Written by hand because a writer thread needs no codec pipeline for this; tests hold it against zarr-python's. It does
-not know files.
+    bytes   https://zarr-specs.readthedocs.io/en/latest/v3/codecs/bytes/index.html    C order; here little-endian
+    blosc   https://zarr-specs.readthedocs.io/en/latest/v3/codecs/blosc/index.html    typesize: 4 for uint32
+    crc32c  https://zarr-specs.readthedocs.io/en/latest/v3/codecs/crc32c/index.html   4 bytes appended, little-endian
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numcodecs.blosc import Blosc  # type: ignore[import-untyped]  # no types are shipped
@@ -18,37 +18,27 @@ from numpy.typing import NDArray
 
 from sparcom_data.storage import crc32c_suffix, type_bytes
 
-Compressor = Literal["blosc"]
-
 CRC_BYTES = 4
-# The width of a number is taken from the array, so that typesize is 4 for uint32, as in the array's metadata.
-_BLOSC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+_BLOSC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)  # the typesize is the array's itemsize
 
 
-class EncodingError(ValueError):
-    """Bytes that are no chunk: cut, changed, or of another shape."""
-
-
-def encode(values: NDArray[Any], compressor: Compressor | None) -> list[type_bytes]:
-    """The parts of a chunk's file, one after the other. values: contiguous, little-endian."""
-    body: type_bytes = values.reshape(-1).data.cast("B") if compressor is None else _BLOSC.encode(values)
+def encode(values: NDArray[Any], compressed: bool) -> list[type_bytes]:
+    """Return the consecutive parts of a chunk's file. values: contiguous, little-endian."""
+    body: type_bytes = _BLOSC.encode(values) if compressed else values.reshape(-1).data.cast("B")
     return [body, crc32c_suffix(body)]
 
 
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], compressor: Compressor | None) -> NDArray[Any]:
-    """The values of a chunk's file, read-only.
+def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], compressed: bool) -> NDArray[Any]:
+    """Return the values of a chunk's file, read-only.
 
     Raises:
-        EncodingError: the checksum or the length is wrong.
+        ValueError, RuntimeError (by blosc): the bytes are truncated, altered, or of another shape or codec.
     """
     body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
     if crc32c_suffix(body) != checksum:
-        raise EncodingError("its checksum is wrong")
-    if compressor is not None:
-        try:
-            body = _BLOSC.decode(body)
-        except RuntimeError as error:
-            raise EncodingError(f"blosc cannot read it ({error})") from error
+        raise ValueError("its checksum is wrong")
+    if compressed:
+        body = _BLOSC.decode(body)
     if len(body) != math.prod(shape) * dtype.itemsize:
-        raise EncodingError(f"{len(body)} bytes are not a chunk of shape {shape} and type {dtype}")
+        raise ValueError(f"{len(body)} bytes are not a chunk of shape {shape} and type {dtype}")
     return np.frombuffer(body, dtype=dtype).reshape(shape)

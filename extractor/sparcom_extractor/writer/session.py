@@ -1,12 +1,10 @@
-"""One archive being written by one worker: rows of steps in, words about finished instructions out.
+"""Write one archive from one worker: takes per-step rows, reports finished instructions.
 
-    delivery                         assembler thread                          poll (step thread, between steps)
-    put(StepRows) ──bounded queue──▶ rows into the sink, ids into trackers
-    settle([...]) ──same queue─────▶ every row there? alignment right? ──▶ durable? ──▶ report once
+    append_rows, append_counts ─┬─ queue ──▶ assembler thread: rows to the sink, ids to a tracker
+    finish_requests, end_input ─┘            all rows written, none at fault? all chunks on disk? ──▶ poll, each once
 
-The queue is bounded in bytes: when storage is slower than the model, whoever delivers waits.
-Any error ends the session, not the engine: it is kept, later rows are dropped, and every poll reports it. It does not
-know whether masks or counts are written: its sink does.
+The queue is bounded in bytes: if storage is slower than the model, `append_…` waits. An error ends the session, not
+the engine: later rows are dropped, and every poll reports it.
 """
 
 from __future__ import annotations
@@ -15,26 +13,20 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.protocol import (
-    DurableInstruction,
-    FailedInstruction,
-    FinishedRequest,
-    PollReply,
-    SessionError,
-)
+from sparcom_extractor.protocol import DurableInstruction, FailedInstruction, FinishedRequest, PollReply, SessionError
 from sparcom_extractor.writer.chunks import buffers_for
-from sparcom_extractor.writer.sinks import RowRange, Sink, make_sink
-from sparcom_extractor.writer.targets import ArrayPart
+from sparcom_extractor.writer.rows import CountedRows, RowFault, RowRange, StepRows
+from sparcom_extractor.writer.sinks import CountSink, MaskSink
+from sparcom_extractor.writer.targets import ArrayPart, WriteFile
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 QUEUE_BYTES = 256 << 20
 BUFFER_BYTES = 256 << 20
@@ -42,79 +34,31 @@ MAX_BUFFERS = 64
 THREADS = 8
 IDLE_SECONDS = 0.02
 
-
-def _nothing() -> None:
-    """Arrays of the session's own need no giving back."""
+_Item = StepRows | CountedRows | list[FinishedRequest]
 
 
-@dataclass(frozen=True, slots=True)
-class RowFault:
-    """Why a row of an instruction cannot be trusted. offset: of the row within the instruction."""
-
-    offset: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """What one step captured.
-
-    arrays: (n, …) each, by the name of the archive's array on the token axis; none where they are counted elsewhere.
-    ids: int32 (n,); positions: int64 (n,). done: called once when the arrays are not used any more.
-    faults: the first fault of each instruction that has one in this step, by its index.
-    """
-
-    segments: Sequence[RowRange]
-    arrays: Mapping[str, NDArray[Any]]
-    ids: NDArray[np.int32]
-    positions: NDArray[np.int64]
-    done: Callable[[], None] = _nothing
-    faults: Mapping[int, RowFault] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that waiting in the queue costs."""
-        return sum(array.nbytes for array in self.arrays.values()) + self.ids.nbytes + self.positions.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class CountedRows:
-    """Counts that a device made over the first `rows` rows of an instruction: int32 (layer, neuron).
-
-    last: the mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`.
-    """
-
-    index: int
-    rows: int
-    counts: NDArray[np.int32]
-    last: NDArray[np.uint8]
-    done: Callable[[], None] = _nothing
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that waiting in the queue costs."""
-        return self.counts.nbytes + self.last.nbytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Tracker:
-    """The token ids and positions of one running instruction, int32 (capacity,); -1 where no step wrote."""
+    """Token ids and positions of a running instruction, int32 (capacity,), -1 where no step wrote; its first fault."""
 
-    ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
+    def __init__(self, capacity: int) -> None:
+        self.ids = np.full(capacity, -1, dtype=np.int32)
+        self.positions = self.ids.copy()
+        self.written = 0  # one past the last row that a step wrote
+        self.fault: RowFault | None = None
 
-    @classmethod
-    def empty(cls, capacity: int) -> _Tracker:
-        return cls(np.full(capacity, -1, dtype=np.int32), np.full(capacity, -1, dtype=np.int32))
+    def record_rows(self, rows: RowRange, step: StepRows) -> None:
+        own, source = slice(rows.offset, rows.offset + rows.rows), slice(rows.source, rows.source + rows.rows)
+        self.ids[own] = step.ids[source]
+        self.positions[own] = step.positions[source]
+        self.written = max(self.written, own.stop)
+        fault = step.faults.get(rows.index)
+        if fault is not None and (self.fault is None or fault.offset < self.fault.offset):
+            self.fault = fault
 
-    @property
-    def written(self) -> int:
-        """Row after the last that a step wrote."""
-        rows = np.flatnonzero(self.ids >= 0)
-        return int(rows[-1]) + 1 if len(rows) else 0
-
-    def missing(self, length: int) -> str | None:
-        """The reason why an instruction of `length` rows cannot be trusted, or None."""
+    def find_problem(self, length: int) -> str | None:
+        """Return why an instruction of `length` rows cannot be trusted, or None. Rows past its end do not matter."""
+        if self.fault is not None and self.fault.offset < length:
+            return self.fault.reason
         unwritten = np.flatnonzero(self.ids[:length] < 0)
         if not len(unwritten):
             return None
@@ -124,23 +68,18 @@ class _Tracker:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    """An instruction whose rows are all there and wait to be durable."""
-
-    item: FinishedRequest
-    ids: bytes
-    positions: bytes
-
-
-@dataclass(slots=True)
-class _Outcome:
-    completed: list[DurableInstruction] = field(default_factory=list)
-    failed: list[FailedInstruction] = field(default_factory=list)
-
-
 class CaptureSession:
-    """Writes one archive. `settle`, `finish` and `poll` are called between steps, `put` by whoever delivers rows."""
+    """Writes one archive.
+
+    Args:
+        parts: of each array. instructions: number of instructions in the archive. threads: number of writer threads.
+        requests: maximum number of running requests, each with open chunks of its own that grow by one row per step.
+        queue_bytes: bound of the queue. buffer_bytes: memory for chunks, exceeded if `requests` need more.
+        write: writes one file durably; `write_durably` if None.
+
+    stores_counts: whether the archive holds counts instead of masks.
+    queued_bytes: bytes in the queue. backpressure_seconds: total time that `append_…` waited.
+    """
 
     def __init__(
         self,
@@ -151,93 +90,62 @@ class CaptureSession:
         queue_bytes: int = QUEUE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
         threads: int = THREADS,
+        write: WriteFile | None = None,
     ) -> None:
-        """
-        Args:
-            parts: what is written of which arrays. instructions: how many the archive has.
-            requests: how many run at once, each with chunks of its own that grow a row a step.
-            queue_bytes: what may wait for the assembler; whoever delivers more waits.
-            buffer_bytes: memory for chunks, more where `requests` need it; touched only as it is needed.
-            threads: that write.
-        """
-        chunks = sum(part.target.chunk_bytes for part in parts)
-        buffers = max(4, min(MAX_BUFFERS, buffer_bytes // chunks))
+        buffers = max(4, min(MAX_BUFFERS, buffer_bytes // sum(part.target.chunk_bytes for part in parts)))
         if requests:
             buffers = max(buffers, buffers_for(requests, threads))
-        self.counts = any(part.target.dtype == "uint32" for part in parts)
-        """Whether counts are written, and not masks."""
-        self._sink: Sink = make_sink(parts, buffers=buffers, threads=threads)
-        self._queue: queue.SimpleQueue[StepRows | CountedRows | list[FinishedRequest] | None] = queue.SimpleQueue()
-        self._room = threading.Condition()
-        self._queued_bytes = 0
-        self._queue_bytes = queue_bytes
-        self._trackers: dict[int, _Tracker] = {}
-        self._settled = np.zeros(instructions, dtype=bool)
-        self._faults: dict[int, RowFault] = {}
-        self._finished: dict[int, _Finished] = {}
-        self._lock = threading.Lock()
-        self._outcome = _Outcome()
-        self._error: SessionError | None = None
-        self._finishing = False
-        self._drained = threading.Event()
+        self.stores_counts = any(part.target.dtype == np.uint32 for part in parts)
+        self.queued_bytes = 0
         self.backpressure_seconds = 0.0
+        sink_type = CountSink if self.stores_counts else MaskSink
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sparcom-write")
+        self._sink = sink_type(parts, self._pool, buffers=buffers, threads=threads, write=write)
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # None: no more input
+        self._queue_bytes = queue_bytes
+        self._room = threading.Condition()
         self._rows = 0
+        self._trackers: dict[int, _Tracker] = {}
+        self._ended = np.zeros(instructions, dtype=bool)
+        self._not_durable: dict[int, tuple[FinishedRequest, DurableInstruction]] = {}
+        self._completed: deque[DurableInstruction] = deque()
+        self._failed: deque[FailedInstruction] = deque()
+        self._error: SessionError | None = None
+        self._input_ended = self._drained = self._over = False
         self._thread = threading.Thread(target=self._run, name="sparcom-assemble", daemon=True)
         self._thread.start()
 
     def append_rows(self, step: StepRows) -> None:
-        """Hand a step's rows over; waits while more than the bound is queued. They must not change until `done`.
-
-        Rows that come after the end (an error, or `finish` and all is on disk) are dropped: nobody takes them any more.
-        """
-        if self._queue_up(step):
-            self._rows += sum(segment.rows for segment in step.segments)
+        """Queue the rows of a step; waits for room. The arrays must not change until `step.done` is called.
+        After an error, or when everything is on disk, rows are dropped."""
+        self._enqueue(step)
 
     def append_counts(self, counted: CountedRows) -> None:
-        """Hand counts over that a device has made; waits and drops as `put` does."""
-        self._queue_up(counted)
-
-    def _queue_up(self, item: StepRows | CountedRows) -> bool:
-        with self._room:
-            started = time.monotonic()
-            while self._queued_bytes and self._queued_bytes + item.nbytes > self._queue_bytes and not self._over:
-                self._room.wait(timeout=1.0)
-            self.backpressure_seconds += time.monotonic() - started
-            over = self._over
-            if not over:
-                self._queued_bytes += item.nbytes
-                self._queue.put(item)
-        if over:
-            item.done()
-        return not over
-
-    @property
-    def _over(self) -> bool:
-        return self._error is not None or self._drained.is_set()
+        """Queue counts that a device made; waits and drops as `append_rows` does."""
+        self._enqueue(counted)
 
     def finish_requests(self, finished: list[FinishedRequest]) -> None:
-        """Say that instructions have run. Their rows were put before."""
+        """Report that instructions have run. All their rows were appended before."""
         self._queue.put(finished)
 
     def end_input(self) -> None:
-        """Say that nothing more comes: what is open is written as it is."""
-        self._finishing = True
+        """Report that nothing more comes. Open chunks are written as they are."""
+        self._input_ended = True
         self._queue.put(None)
 
     def fail(self, reason: str, kind: str = "capture") -> None:
-        """End the session with a reason that every poll reports. kind: `capture`, or `storage` where writing failed."""
+        """End the session with an error that every poll reports; the first one stays. kind: see `SessionError`."""
         with self._room:
             self._error = self._error or SessionError(kind, reason)
+            self._over = True
             self._room.notify_all()
 
     def poll(self) -> PollReply:
         """Return what happened to instructions since the previous poll."""
-        drained, error = self._drained.is_set(), self._error  # before the outcome: it may grow until drained is set
-        with self._lock:
-            outcome, self._outcome = self._outcome, _Outcome()
+        drained, error = self._drained, self._error  # first: instructions may complete until the session is drained
         return PollReply(
-            completed=tuple(outcome.completed),
-            failed=tuple(outcome.failed),
+            completed=tuple(self._completed.popleft() for _ in range(len(self._completed))),
+            failed=tuple(self._failed.popleft() for _ in range(len(self._failed))),
             error=error,
             drained=drained,
             backpressure_seconds=self.backpressure_seconds,
@@ -245,117 +153,104 @@ class CaptureSession:
         )
 
     def close(self) -> None:
-        """End the threads. Where `finish` was not said, nobody commits what is open: it is dropped, not waited for."""
-        if not self._finishing:
+        """End the threads. Unless `end_input` was called, open chunks are dropped: nobody would commit them."""
+        if not self._input_ended:
             self.fail("the session was closed before it was finished")
         self._queue.put(None)
         self._thread.join()
+
+    def _enqueue(self, item: StepRows | CountedRows) -> None:
+        with self._room:
+            started = time.monotonic()
+            while not self._over and self.queued_bytes and self.queued_bytes + item.nbytes > self._queue_bytes:
+                self._room.wait(timeout=1.0)
+            self.backpressure_seconds += time.monotonic() - started
+            if not self._over:
+                self.queued_bytes += item.nbytes
+                self._queue.put(item)
+                return
+        item.done()
 
     def _run(self) -> None:
         try:
             self._assemble()
         except SparcomError as error:
             self.fail(str(error), "storage")
-        except Exception as error:  # noqa: BLE001  a thread's last words: reported by every poll, ends the job
-            _log.exception("the capture session broke")
+        except Exception as error:  # the thread ends: every poll reports it, which ends the job
+            logger.exception("the capture session broke")
             self.fail(f"writing the archive broke: {type(error).__name__}: {error}")
         finally:
-            self._sink.close()
+            self._pool.shutdown()  # after the writes that have begun
             with self._room:
-                self._drained.set()
+                self._drained = self._over = True
                 self._room.notify_all()
-            self._drop_the_rest()
+            while not self._queue.empty():  # nothing more is let in
+                self._release(self._queue.get())
 
     def _assemble(self) -> None:
         while (item := self._next_item()) is not None:
-            if isinstance(item, list):
+            try:
                 if not self._error:
-                    for finished in item:
-                        self._settle(finished)
-            else:
-                try:
-                    self._take(item)
-                finally:
-                    self._release(item)
+                    self._handle(item)
+            finally:
+                self._release(item)
             self._report_durable()
         if not self._error:
             self._sink.flush()
             self._report_durable()
 
-    def _next_item(self) -> StepRows | CountedRows | list[FinishedRequest] | None:
-        """The next item, reporting what became durable while there is none."""
-        while True:
-            try:
-                return self._queue.get(timeout=IDLE_SECONDS if self._finished else None)
-            except queue.Empty:
-                self._report_durable()
+    def _next_item(self) -> _Item | None:
+        try:
+            return self._queue.get(timeout=IDLE_SECONDS if self._not_durable else None)
+        except queue.Empty:
+            return []  # so that `_assemble` reports what became durable
 
-    def _release(self, item: StepRows | CountedRows) -> None:
-        item.done()
-        with self._room:
-            self._queued_bytes -= item.nbytes
-            self._room.notify_all()
+    def _release(self, item: _Item | None) -> None:
+        if isinstance(item, StepRows | CountedRows):
+            item.done()
+            with self._room:
+                self.queued_bytes -= item.nbytes
+                self._room.notify_all()
 
-    def _drop_the_rest(self) -> None:
-        """Give back what is still queued after the end; `put` lets nothing more in."""
-        while not self._queue.empty():
-            item = self._queue.get()
-            if isinstance(item, StepRows | CountedRows):
-                self._release(item)
-
-    def _take(self, item: StepRows | CountedRows) -> None:
-        if self._error:
-            return
+    def _handle(self, item: _Item) -> None:
         if isinstance(item, StepRows):
-            self._take_rows(item)
-        elif not self._settled[item.index]:
-            self._sink.take_counts(item.index, item.rows, item.counts, item.last)
+            for rows in item.ranges:
+                self._rows += rows.rows
+                if self._ended[rows.index]:  # the scheduler may run one step past a request's end
+                    continue
+                if rows.index not in self._trackers:
+                    self._trackers[rows.index] = _Tracker(rows.capacity)
+                self._trackers[rows.index].record_rows(rows, item)
+                if item.arrays:
+                    source = slice(rows.source, rows.source + rows.rows)
+                    self._sink.append_rows(rows, {name: array[source] for name, array in item.arrays.items()})
+        elif isinstance(item, CountedRows):
+            if not self._ended[item.index]:
+                self._sink.append_counts(item)
+        else:
+            for finished in item:
+                if not self._ended[finished.index]:
+                    self._finish_request(finished)
 
-    def _take_rows(self, step: StepRows) -> None:
-        for segment in step.segments:
-            if self._settled[segment.index]:
-                continue  # the scheduler may run one step past a request's end
-            tracker = self._trackers.get(segment.index)
-            if tracker is None:
-                tracker = self._trackers[segment.index] = _Tracker.empty(segment.capacity)
-            source = slice(segment.source, segment.source + segment.rows)
-            rows = slice(segment.offset, segment.offset + segment.rows)
-            tracker.ids[rows] = step.ids[source]
-            tracker.positions[rows] = step.positions[source]
-            fault, earlier = step.faults.get(segment.index), self._faults.get(segment.index)
-            if fault is not None and (earlier is None or fault.offset < earlier.offset):
-                self._faults[segment.index] = fault
-            if step.arrays:
-                self._sink.take(segment, {name: array[source] for name, array in step.arrays.items()})
-
-    def _settle(self, item: FinishedRequest) -> None:
-        if self._settled[item.index]:
-            return
-        tracker = self._trackers.pop(item.index, None) or _Tracker.empty(item.capacity)
-        fault = self._faults.pop(item.index, None)
-        self._settled[item.index] = True
+    def _finish_request(self, item: FinishedRequest) -> None:
+        self._ended[item.index] = True
+        tracker = self._trackers.pop(item.index, None) or _Tracker(item.capacity)
         if item.length < 0:
-            self._sink.forget(item)
+            self._sink.end_instruction(item)
             return
-        reason = tracker.missing(item.length)
-        if fault is not None and fault.offset < item.length:  # a row past the end is nobody's
-            reason = fault.reason
-        if reason is None:
-            reason = self._sink.finish(item, tracker.written)
+        if reason := tracker.find_problem(item.length):
+            self._sink.end_instruction(item)
         else:
-            self._sink.forget(item)
-        if reason is None:
-            rows = slice(0, item.length)
-            self._finished[item.index] = _Finished(item, tracker.ids[rows].tobytes(), tracker.positions[rows].tobytes())
-        else:
-            with self._lock:
-                self._outcome.failed.append(FailedInstruction(item.index, reason))
+            reason = self._sink.complete_instruction(item, tracker.written)
+        if reason:
+            self._failed.append(FailedInstruction(item.index, reason))
+            return
+        ids, positions = tracker.ids[: item.length].tobytes(), tracker.positions[: item.length].tobytes()
+        self._not_durable[item.index] = (item, DurableInstruction(item.index, ids, positions))
 
     def _report_durable(self) -> None:
-        if self._error:
-            return
-        durable = [(index, item) for index, item in self._finished.items() if self._sink.durable(item.item)]
-        with self._lock:
-            for index, item in durable:
-                del self._finished[index]
-                self._outcome.completed.append(DurableInstruction(index, item.ids, item.positions))
+        if not self._error:
+            for item, durable in list(self._not_durable.values()):
+                if self._sink.is_durable(item):
+                    del self._not_durable[item.index]
+                    self._completed.append(durable)

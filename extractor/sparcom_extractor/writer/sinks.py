@@ -1,149 +1,95 @@
-"""Where a session's rows end up: as they are, a row a token, or as counts, a row an instruction.
-
-Both put rows into the chunks of one or more arrays and say which instructions are durable; `session.py` does the rest.
-Used from the session's own thread.
-"""
+"""Store masks, one row per token, or counts, one row per instruction."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.protocol import FinishedRequest
-from sparcom_extractor.writer.chunks import ChunkWriter, write_pool
-from sparcom_extractor.writer.counting import add_rows
+from sparcom_extractor.writer.chunks import ChunkWriter
+from sparcom_extractor.writer.counting import count_rows
+from sparcom_extractor.writer.rows import CountedRows, RowRange
 from sparcom_extractor.writer.targets import ArrayPart
 
-Rows = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class RowRange:
-    """Consecutive rows of one instruction within a step's captured rows.
+class MaskSink:
+    """Stores masks and routes, one row per token. Used by the session's thread. options: see `ChunkWriter`."""
 
-    source: first row within the step's arrays. rows: how many. offset: first row within the instruction.
-    """
+    def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
+        self._writers = [(part, ChunkWriter(part.target, pool, **options)) for part in parts]
 
-    index: int
-    row: int
-    capacity: int
-    source: int
-    rows: int
-    offset: int
+    def append_rows(self, rows: RowRange, arrays: Arrays) -> None:
+        """Take rows of a running instruction. arrays: (rows, …) each, by the name of the archive's token array."""
+        for part, writer in self._writers:
+            writer.write_rows(rows.row + rows.offset, part.select_layer(arrays[part.name]))
 
+    def append_counts(self, counted: CountedRows) -> None:
+        """Take counts that a device made, in place of earlier ones."""
+        raise TypeError(f"an archive of masks takes rows; counts came for instruction {counted.index}")
 
-class Sink(Protocol):
-    """What a session needs of the place where rows end up."""
-
-    def take(self, segment: RowRange, rows: Rows) -> None:
-        """Rows of a running instruction: (rows, …) each, by the name of the archive's token array."""
-
-    def take_counts(self, index: int, rows: int, counts: NDArray[np.int32], last: NDArray[np.uint8]) -> None:
-        """Counts of dense layers over the first `rows` rows of an instruction, made elsewhere, and the mask of the last
-        of them."""
-
-    def finish(self, item: FinishedRequest, written: int) -> str | None:
-        """The instruction has run; rows [0, written) were taken. The reason why it cannot be trusted, or None."""
-
-    def forget(self, item: FinishedRequest) -> None:
-        """The instruction will not be complete."""
-
-    def durable(self, item: FinishedRequest) -> bool:
-        """Whether all of a finished instruction is on disk."""
-
-    def flush(self) -> None:
-        """Write what is open as it is."""
-
-    def close(self) -> None:
-        """Give the threads back."""
-
-
-class _ChunkSink:
-    """What both sinks do with their chunks."""
-
-    def __init__(self, parts: Sequence[ArrayPart], *, buffers: int, threads: int) -> None:
-        pool = write_pool(threads)
-        self._parts = [(part, ChunkWriter(part.target, buffers=buffers, threads=threads, pool=pool)) for part in parts]
-
-    def _settle(self, start: int, stop: int) -> None:
-        for _, writer in self._parts:
-            writer.settle(start, stop)
-
-    def _durable(self, start: int, stop: int) -> bool:
-        states = [writer.durable(start, stop) for _, writer in self._parts]  # of all: each hears of its failed writes
-        return all(states)
-
-    def flush(self) -> None:
-        """Write what is open as it is, and wait for it."""
-        for _, writer in self._parts:
-            writer.flush()
-
-    def close(self) -> None:
-        """Give the threads back; what is being written is finished first."""
-        for _, writer in self._parts:
-            writer.close()
-
-
-class MaskSink(_ChunkSink):
-    """Masks and routes, a row a token."""
-
-    def take(self, segment: RowRange, rows: Rows) -> None:
-        """Put the rows where the layout has them. Again is harmless."""
-        for part, writer in self._parts:
-            writer.put(segment.row + segment.offset, part.of(rows[part.name]))
-
-    def take_counts(self, index: int, rows: int, counts: NDArray[np.int32], last: NDArray[np.uint8]) -> None:
-        """Never: an archive of masks has no place for counts."""
-        raise TypeError(f"an archive of masks takes rows; counts came for instruction {index}")
-
-    def finish(self, item: FinishedRequest, written: int) -> str | None:
-        """Rows past the end that a step wrote all the same are emptied again, as reserved rows are."""
-        if written > item.length:
-            for _, writer in self._parts:
-                writer.put(item.row + item.length, writer.nothing(written - item.length))
-        self.forget(item)
+    def complete_instruction(self, item: FinishedRequest, written: int) -> str | None:
+        """Store an instruction of which rows [0, written) came. Return why it cannot be trusted, or None."""
+        if written > item.length:  # a step ran past the end, but reserved rows hold the fill value
+            for part, writer in self._writers:
+                writer.write_rows(item.row + item.length, part.target.fill_rows(written - item.length))
+        self.end_instruction(item)
         return None
 
-    def forget(self, item: FinishedRequest) -> None:
-        """No more rows of it will come."""
-        self._settle(item.row, item.row + item.capacity)
+    def end_instruction(self, item: FinishedRequest) -> None:
+        """Accept no more rows of an instruction, complete or not."""
+        for _, writer in self._writers:
+            writer.mark_final(*self._axis_range(item, item.capacity))
 
-    def durable(self, item: FinishedRequest) -> bool:
-        """Whether every chunk under the instruction's rows is on disk."""
-        return self._durable(item.row, item.row + item.length)
+    def is_durable(self, item: FinishedRequest) -> bool:
+        """Return whether everything of a completed instruction is on disk."""
+        states = [writer.is_durable(*self._axis_range(item, item.length)) for _, writer in self._writers]
+        return all(states)  # all were asked: each raises the errors of its writes
+
+    def flush(self) -> None:
+        """Write all open chunks as they are and wait."""
+        for _, writer in self._writers:
+            writer.flush_chunks()
+
+    def _axis_range(self, item: FinishedRequest, rows: int) -> tuple[int, int]:
+        """Return start and stop of an instruction's first `rows` rows on the arrays' first axis."""
+        return item.row, item.row + rows
 
 
 @dataclass(slots=True)
-class _Sum:
-    """Counts over the first `rows` rows of an instruction: uint32 (layer, …), by the name of the archive's array.
+class _RunningCount:
+    """Counts over the first `rows` rows of an instruction.
 
-    last: the last of these rows.
+    counts: uint32 (layer, …), by the name of the count array. last: the last of these rows, by token array.
     """
 
     counts: dict[str, NDArray[np.uint32]]
     rows: int = 0
-    last: dict[str, NDArray[Any]] = field(default_factory=dict)
+    last: Arrays = field(default_factory=dict)
 
-    def add(self, offset: int, rows: Rows) -> None:
-        """Add the rows that were not added before; rows after a gap are left out, and the number of rows tells."""
-        new = offset + len(next(iter(rows.values()))) - self.rows
+    def count_new_rows(self, offset: int, arrays: Arrays) -> None:
+        """Count rows that were not counted before. After a gap nothing is counted, so `rows` ends too low."""
+        new = offset + len(next(iter(arrays.values()))) - self.rows
         if new > 0 and offset <= self.rows:
-            fresh = {name: array[-new:] for name, array in rows.items()}
+            fresh = {name: array[-new:] for name, array in arrays.items()}
             for name, counts in self.counts.items():
-                add_rows(name, fresh, counts)
+                count_rows(name, fresh, counts)
             self.rows += new
             self.last = {name: np.array(array[-1:]) for name, array in fresh.items()}
 
-    def cut(self, length: int) -> str | None:
-        """Take off the row past the end, if there is one; the reason why the counts cannot be trusted, or None."""
+    def end_at(self, length: int) -> str | None:
+        """Subtract the row computed past the end, if any. Return why the counts cannot be trusted, or None."""
         if self.rows == length + 1:
             for name, counts in self.counts.items():
                 extra = np.zeros_like(counts)
-                add_rows(name, self.last, extra)
+                count_rows(name, self.last, extra)
                 np.subtract(counts, extra, out=counts)
             self.rows = length
         if self.rows == length:
@@ -151,49 +97,36 @@ class _Sum:
         return f"every one of its {length} rows must be counted once; {self.rows} were. Run the instruction again"
 
 
-class CountSink(_ChunkSink):
-    """Counts, a row an instruction: uint32 (layer, …). One sum is held for every running instruction."""
+class CountSink(MaskSink):
+    """Stores counts instead, one uint32 row (layer, …) per instruction; holds those of running ones in memory."""
 
-    def __init__(self, parts: Sequence[ArrayPart], *, buffers: int, threads: int) -> None:
-        super().__init__(parts, buffers=buffers, threads=threads)
+    def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
+        super().__init__(parts, pool, **options)
         self._shapes = {part.name: part.row for part in parts}
-        self._sums: dict[int, _Sum] = {}
+        self._running: defaultdict[int, _RunningCount] = defaultdict(self._no_rows)
 
-    def take(self, segment: RowRange, rows: Rows) -> None:
-        """Add the rows to the instruction's sum, each row once however often it comes."""
-        if segment.index not in self._sums:
-            self._sums[segment.index] = self._zeros()
-        self._sums[segment.index].add(segment.offset, rows)
+    def append_rows(self, rows: RowRange, arrays: Arrays) -> None:
+        self._running[rows.index].count_new_rows(rows.offset, arrays)
 
-    def take_counts(self, index: int, rows: int, counts: NDArray[np.int32], last: NDArray[np.uint8]) -> None:
-        """Keep what a device has summed."""
-        total = {"neuron/count": counts.astype(np.uint32)}
-        self._sums[index] = _Sum(total, rows, {"neuron/active": np.array(last[None])})
+    def append_counts(self, counted: CountedRows) -> None:
+        counts, last = {"neuron/count": counted.counts.astype(np.uint32)}, {"neuron/active": counted.last[None].copy()}
+        self._running[counted.index] = _RunningCount(counts, counted.rows, last)
 
-    def finish(self, item: FinishedRequest, written: int) -> str | None:
-        """Put the sum into its chunks, if it is over all rows and no other."""
-        total = self._sums.pop(item.index, None) or self._zeros()
-        reason = total.cut(item.length)
+    def complete_instruction(self, item: FinishedRequest, written: int) -> str | None:
+        running = self._running[item.index]
+        reason = running.end_at(item.length)
         if reason is None:
-            for part, writer in self._parts:
-                writer.put(item.index, part.of(total.counts[part.name][None]))
-        self._settle(item.index, item.index + 1)
+            for part, writer in self._writers:
+                writer.write_rows(item.index, part.select_layer(running.counts[part.name][None]))
+        self.end_instruction(item)
         return reason
 
-    def forget(self, item: FinishedRequest) -> None:
-        """Throw the sum away."""
-        self._sums.pop(item.index, None)
-        self._settle(item.index, item.index + 1)
+    def end_instruction(self, item: FinishedRequest) -> None:
+        self._running.pop(item.index, None)
+        super().end_instruction(item)
 
-    def durable(self, item: FinishedRequest) -> bool:
-        """Whether the chunks that hold the instruction are on disk."""
-        return self._durable(item.index, item.index + 1)
+    def _axis_range(self, item: FinishedRequest, rows: int) -> tuple[int, int]:
+        return item.index, item.index + 1
 
-    def _zeros(self) -> _Sum:
-        return _Sum({name: np.zeros(shape, dtype=np.uint32) for name, shape in self._shapes.items()})
-
-
-def make_sink(parts: Sequence[ArrayPart], **options: Any) -> MaskSink | CountSink:
-    """The sink for the arrays: counts where they hold uint32."""
-    counted = any(part.target.dtype == "uint32" for part in parts)
-    return CountSink(parts, **options) if counted else MaskSink(parts, **options)
+    def _no_rows(self) -> _RunningCount:
+        return _RunningCount({name: np.zeros(shape, dtype=np.uint32) for name, shape in self._shapes.items()})

@@ -1,33 +1,102 @@
-"""What one process writes of an archive: which arrays, which chunks of them, and which layers of its own rows.
+"""Targets of one process within an archive: its chunks of each array, and their files.
 
-    tensor-parallel rank    its slice of every neuron axis; the first rank also the router's rows
+    tensor-parallel rank    its slice of each neuron axis; rank 0 also the router's rows
     pipeline stage          its own layers, one chunk each
 
-So no two processes ever write one chunk. The archive's attributes say how many processes there are; which one this is
-comes from the engine.
+So no chunk has two writers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from sparcom_data.errors import DamagedArchiveError
 from sparcom_data.schema import CapturedArray, captured_arrays
-from sparcom_data.schema.metadata import ArchiveAttributes, ModelInfo, parse_attributes
+from sparcom_data.schema.metadata import ModelInfo, parse_attributes
+from sparcom_data.storage import make_folder, shown_path, type_bytes
 from sparcom_data.storage.identity import PinnedArchive
-from sparcom_extractor.writer.chunks import ChunkTarget, ChunkType
+from sparcom_extractor.writer.encoding import decode, encode
+
+WriteFile = Callable[[Path, Sequence[type_bytes]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTarget:
+    """Chunks along the first axis of one array, at one chunk index of its other axes.
+
+    folder: of the array. rows: length of the first axis. chunk_shape: (chunk rows, …).
+    dtype: uint8 for masks, uint16 and float32 for routes, uint32 for counts; little-endian.
+    compressed: by blosc, for counts; the array's metadata says the same.
+    separator: see https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/index.html
+    inner_index: chunk index along the other axes; empty means 0 for all.
+    fill: value of rows that were not written, as in the array's metadata.
+    archive: refuses writes after the archive was removed or replaced; None if `folder` is not in an archive.
+    """
+
+    folder: Path
+    rows: int
+    chunk_shape: tuple[int, ...]
+    dtype: np.dtype[Any] = field(default=np.dtype(np.uint8))
+    compressed: bool = False
+    separator: str = "."
+    inner_index: tuple[int, ...] = ()
+    fill: float = 0
+    archive: PinnedArchive | None = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Uncompressed bytes per chunk."""
+        return math.prod(self.chunk_shape) * self.dtype.itemsize
+
+    def fill_rows(self, count: int) -> NDArray[Any]:
+        """Return `count` rows of the fill value, (count, …)."""
+        return np.full((count, *self.chunk_shape[1:]), self.fill, self.dtype)
+
+    def path(self, chunk: int | str) -> Path:
+        """Return the path of a chunk's file; a pattern for chunk "*"."""
+        inner_index = self.inner_index or (0,) * (len(self.chunk_shape) - 1)
+        return self.folder / self.separator.join(["c", *map(str, (chunk, *inner_index))])
+
+    def stored_chunks(self) -> set[int]:
+        """List the folder and return the chunks that have a file."""
+        paths = self.folder.glob(self.path("*").relative_to(self.folder).as_posix())
+        keys = {path: path.relative_to(self.folder).as_posix().split(self.separator)[1] for path in paths}
+        return {int(key) for path, key in keys.items() if key.isdecimal() and path == self.path(int(key))}
+
+    def write_chunk(self, chunk: int, values: NDArray[Any], write: WriteFile) -> None:
+        """Write one chunk by `write`. Raises StorageError if that fails, or the archive is no longer at its path."""
+        path = self.path(chunk)
+        with self.archive.checked() if self.archive else nullcontext():
+            if path.parent != self.folder:
+                make_folder(path.parent, within=self.folder)
+            write(path, encode(values, self.compressed))
+
+    def read_chunk(self, chunk: int) -> NDArray[Any]:
+        """Read one chunk, (chunk rows, …). Raises DamagedArchiveError if its length or checksum is wrong."""
+        path = self.path(chunk)
+        try:
+            return decode(path.read_bytes(), self.chunk_shape, self.dtype, self.compressed)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedArchiveError(
+                f"chunk {shown_path(path)} must be as it was written; {error}. Remove the archive and run it again"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayPart:
-    """Chunks of one array. name: of the array. row: shape of one of the process's own rows.
+    """One process's chunks of one array.
 
-    layer: the one of the process's own layers that goes there; None: all.
+    name: of the array. row: shape of one of the process's rows, (layer, …).
+    layer: the one of the process's layers that these chunks hold; None means all.
     """
 
     name: str
@@ -35,78 +104,55 @@ class ArrayPart:
     row: tuple[int, ...]
     layer: int | None = None
 
-    def of(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """The part of rows (n, layer, …) that goes into these chunks."""
+    def select_layer(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the part of rows (n, layer, …) that belongs in these chunks."""
         return rows if self.layer is None else rows[:, self.layer : self.layer + 1]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which process of an engine this is.
-
-    rank: of tensor parallelism. layer_ids, moe_layer_ids: the layers it has; None where it has all of the model's.
-    """
+class RankPosition:
+    """Position of a process within its engine: its tensor-parallel rank, and its layers, where None means all."""
 
     rank: int = 0
     layer_ids: Sequence[int] | None = None
     moe_layer_ids: Sequence[int] | None = None
 
-    def layers_of(self, item: CapturedArray, model: ModelInfo) -> list[int]:
-        """Where the layers that it has lie on the array's layer axis."""
+    def layer_indices(self, item: CapturedArray, model: ModelInfo) -> list[int]:
+        """Return where the process's layers lie on the array's layer axis."""
         whole = model.layer_ids if item.component == "neuron" or model.moe is None else model.moe.layer_ids
         own = self.layer_ids if item.component == "neuron" else self.moe_layer_ids
         return [whole.index(layer) for layer in (whole if own is None else own)]
 
 
-def archive_parts(path: Path, place: Place = Place(), run: str | None = None) -> tuple[list[ArrayPart], int]:
-    """What is written of the archive at `path` by one process, and for how many instructions.
+def archive_parts(
+    path: Path, position: RankPosition = RankPosition(), run: str | None = None
+) -> tuple[list[ArrayPart], int]:
+    """Return what one process writes of the archive at `path`, and the archive's number of instructions.
 
-    Args:
-        run: the run id that the archive must have; None takes the archive that is there.
-
-    Raises:
-        StorageError: no archive is there, or that of another run.
+    Raises StorageError if no archive is there, or one with another run id than `run`; None accepts any.
     """
     archive = PinnedArchive(path, run)
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     attributes = parse_attributes(dict(group.attrs), str(path))
     parts = []
     for item in captured_arrays(attributes.model, attributes.capture.granularity):
-        if item.neurons or place.rank == 0:
-            parts.extend(_parts_of(archive, group, attributes, item, place))
-    instructions = group["instruction/state"]
-    assert isinstance(instructions, zarr.Array)  # noqa: S101  (written by create_archive)
-    return parts, instructions.shape[0]
-
-
-def _parts_of(
-    archive: PinnedArchive, group: zarr.Group, attributes: ArchiveAttributes, item: CapturedArray, place: Place
-) -> list[ArrayPart]:
-    array = group[item.name]
-    assert isinstance(array, zarr.Array)  # noqa: S101
-    chunks = tuple(array.chunks)
-    layers = place.layers_of(item, attributes.model)
-    own = (len(layers), *chunks[2:])
-    rank = place.rank if item.neurons else 0
-
-    def part(layer_place: int, chosen: int | None) -> ArrayPart:
-        places = [0] * (array.ndim - 1)
-        places[0] = layer_place
-        if chunks[-1] < item.row[-1]:  # cut among the ranks
-            places[-1] = rank
-        target = ChunkTarget(
-            archive.root / item.name,
-            array.shape[0],
-            chunks,
-            separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
-            dtype=cast(ChunkType, item.spec.dtype),
-            compressor="blosc" if attributes.capture.granularity == "count" else None,
-            place=tuple(places),
-            fill=float(item.spec.fill_value),
-            archive=archive,
-        )
-        return ArrayPart(item.name, target, own, chosen)
-
-    if chunks[1] == item.row[0] == len(layers):
-        return [part(0, None)]
-    return [part(layer, index) for index, layer in enumerate(layers)]
+        if not item.neurons and position.rank > 0:
+            continue
+        array = zarr.open_array(archive.root / item.name, mode="r")
+        split_by_rank = item.neurons and array.chunks[-1] < item.row[-1]
+        layers = position.layer_indices(item, attributes.model)
+        whole = array.chunks[1] == item.row[0] == len(layers)  # all layers in one chunk
+        for own, layer in enumerate([0] if whole else layers):
+            target = ChunkTarget(
+                archive.root / item.name,
+                array.shape[0],
+                tuple(array.chunks),
+                dtype=np.dtype(item.spec.dtype).newbyteorder("<"),
+                compressed=attributes.capture.granularity == "count",
+                separator=array.metadata.encode_chunk_key((0,) * array.ndim)[1],  # c.0.0.0
+                inner_index=(layer, *[0] * (array.ndim - 3), position.rank if split_by_rank else 0),
+                fill=float(item.spec.fill_value),
+                archive=archive,
+            )
+            parts.append(ArrayPart(item.name, target, (len(layers), *array.chunks[2:]), None if whole else own))
+    return parts, zarr.open_array(archive.root / "instruction/state", mode="r").shape[0]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.verify import verify_archive
-from sparcom_extractor.writer.counting import add_rows
+from sparcom_extractor.writer.counting import count_rows
 from sparcom_verification.selftest.results import Check
 
 # The share of bits that may fall on the other side of zero where two right computations round differently. float32:
@@ -144,7 +144,7 @@ def same_counts(counted: Path, masks: Path, name: str) -> Check:
         own = rows_of(rows, index)[1]
         for item in counts.captured:
             expected = np.zeros(item.row, dtype=np.uint32)
-            add_rows(item.name, own, expected)
+            count_rows(item.name, own, expected)
             found.add(counts.read_rows(item.name, index, index + 1)[0] != expected)
     compared = "granularity count against the counted masks"
     return Check(f"{name}, counts", compared, found.total, found.differing, "counts")

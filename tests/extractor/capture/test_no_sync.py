@@ -86,7 +86,7 @@ class Session:
     """Nothing ever reaches it."""
 
     def __init__(self, counts: bool) -> None:
-        self.counts = counts
+        self.stores_counts = counts
 
     def end_input(self) -> None:
         raise AssertionError("nothing is delivered here")

@@ -25,7 +25,7 @@ LAYERS, NEURONS = 2, 11
 class Session:
     """Records what a session is given."""
 
-    counts = False
+    stores_counts = False
 
     def close(self) -> None:
         """Nothing to end."""
@@ -52,7 +52,7 @@ class Session:
                 step.arrays["neuron/active"][item.source : item.source + item.rows, 0, 0].tolist(),
             )
             for step in self.steps
-            for item in step.segments
+            for item in step.ranges
         ]
 
 

@@ -16,7 +16,7 @@ from engine_checks import ALLOWED_SHARE, ALLOWED_WEIGHT, SETTINGS, assert_alike,
 from sparcom_data.archive import Archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.verify import verify_archive
-from sparcom_extractor.writer.counting import add_rows
+from sparcom_extractor.writer.counting import count_rows
 from sparcom_verification.reference.masks import Comparison, ReferenceModel, compare_with_reference
 
 pytestmark = pytest.mark.engine
@@ -82,7 +82,7 @@ def test_counts_are_those_of_the_rows(engine_of: Any, mixed_instructions: list[I
         rows = {item.name: masks.read_rows(item.name, start, stop) for item in masks.captured}
         for item in counts.captured:
             expected = np.zeros(item.row, dtype=np.uint32)
-            add_rows(item.name, rows, expected)
+            count_rows(item.name, rows, expected)
             differing += int((counts.read_rows(item.name, index, index + 1)[0] != expected).sum())
     assert differing <= 1, "the rows of two runs may differ in a bit"
 

@@ -28,10 +28,10 @@ from sparcom_extractor.protocol import (
     WorkerDescription,
 )
 from sparcom_extractor.ranks import RankReplies, merge_descriptions
-from sparcom_extractor.writer.counting import add_routes
-from sparcom_extractor.writer.session import CaptureSession, StepRows
-from sparcom_extractor.writer.sinks import RowRange
-from sparcom_extractor.writer.targets import Place, archive_parts
+from sparcom_extractor.writer.counting import count_experts
+from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.session import CaptureSession
+from sparcom_extractor.writer.targets import RankPosition, archive_parts
 
 IDS, POSITIONS = np.arange(3, dtype=np.int32).tobytes(), np.arange(3, dtype=np.int32).tobytes()
 
@@ -125,14 +125,14 @@ def attributes_of(tensor: int, pipeline: int) -> ArchiveAttributes:
 
 # what each process has: its rank, and the dense and MoE layers of its stage
 PLACES = {
-    "one process": (1, 1, [Place()]),
-    "two ranks": (2, 1, [Place(0), Place(1)]),
-    "two stages": (1, 2, [Place(0, [0, 1], [2]), Place(0, [], [3, 4])]),
-    "both": (2, 2, [Place(r, *layers) for layers in (([0], []), ([1], [2, 3, 4])) for r in (0, 1)]),
+    "one process": (1, 1, [RankPosition()]),
+    "two ranks": (2, 1, [RankPosition(0), RankPosition(1)]),
+    "two stages": (1, 2, [RankPosition(0, [0, 1], [2]), RankPosition(0, [], [3, 4])]),
+    "both": (2, 2, [RankPosition(r, *layers) for layers in (([0], []), ([1], [2, 3, 4])) for r in (0, 1)]),
 }
 
 
-def own(name: str, rows: np.ndarray[Any, Any], place: Place, ranks: int) -> np.ndarray[Any, Any]:
+def own(name: str, rows: np.ndarray[Any, Any], place: RankPosition, ranks: int) -> np.ndarray[Any, Any]:
     """What a process captures of rows (tokens, layer, …): its layers, and of masks its slice of the neurons."""
     layers, first = (place.layer_ids, 0) if name == "neuron/active" else (place.moe_layer_ids, 2)
     if layers is not None:
@@ -260,7 +260,7 @@ def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
 def test_an_expert_that_the_model_does_not_have_is_not_counted() -> None:
     """It would be counted for the next layer's."""
     with pytest.raises(ValueError, match="among 6 experts; a row says 6"):
-        add_routes(np.full((1, 2, 2), 6, dtype=np.uint16), np.zeros((2, 6), dtype=np.uint32))
+        count_experts(np.full((1, 2, 2), 6, dtype=np.uint16), np.zeros((2, 6), dtype=np.uint32))
 
 
 def count_again(path: Path, masks: Any, truth: MoeTruth) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
 from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
-from sparcom_extractor.writer.counting import add_counts_host
+from sparcom_extractor.writer.counting import count_neurons
 
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
@@ -255,14 +255,14 @@ def test_counting_on_the_host_is_the_plain_sum(rows: int, layers: int, neurons: 
     masks = wide[:, 1:]  # rows that are not contiguous
     counts = draw.integers(0, 1000, (layers, neurons), dtype=np.uint32)
     expected = counts + plain_counts(masks, neurons)
-    add_counts_host(masks, counts)
+    count_neurons(masks, counts)
     assert np.array_equal(counts, expected)
 
 
 def test_many_full_rows_do_not_overflow() -> None:
     """70,000 rows of ones are 70,000, past what 8 and 16 bits hold."""
     counts = np.zeros((1, 9), dtype=np.uint32)
-    add_counts_host(np.full((70_000, 1, 2), 255, dtype=np.uint8), counts)
+    count_neurons(np.full((70_000, 1, 2), 255, dtype=np.uint8), counts)
     assert counts.tolist() == [[70_000] * 9]
 
 

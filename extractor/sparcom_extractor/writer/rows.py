@@ -1,0 +1,73 @@
+"""Input of a capture session: the rows of one step, or counts that a device made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Consecutive rows of one instruction within one step.
+
+    index: of the instruction. row: its first row on the token axis. capacity: rows reserved there.
+    source: first row within the step's arrays. rows: number of rows. offset: first row within the instruction.
+    """
+
+    index: int
+    row: int
+    capacity: int
+    source: int
+    rows: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """Why a row of an instruction cannot be trusted. offset: of the row within the instruction."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRows:
+    """The captured rows of one step.
+
+    arrays: (n, …) each, by the name of the archive's token array; empty if a device counts them.
+    ids: int32 (n,). positions: int64 (n,). done: called once, when the arrays are no longer needed.
+    faults: first fault of each instruction in this step, by instruction index.
+    """
+
+    ranges: Sequence[RowRange]
+    arrays: Mapping[str, NDArray[Any]]
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    done: Callable[[], None] = lambda: None
+    faults: Mapping[int, RowFault] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in (*self.arrays.values(), self.ids, self.positions))
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRows:
+    """Counts that a device made over the first `rows` rows of an instruction: int32 (layer, neuron).
+
+    last: mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`.
+    """
+
+    index: int
+    rows: int
+    counts: NDArray[np.int32]
+    last: NDArray[np.uint8]
+    done: Callable[[], None] = lambda: None
+
+    @property
+    def nbytes(self) -> int:
+        return self.counts.nbytes + self.last.nbytes
