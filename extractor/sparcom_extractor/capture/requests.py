@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class RunningRequests:
 
     def slots(self, requests: Sequence[str]) -> NDArray[np.int64]:
         """Return the slot of each request, int64 (requests,); -1 for requests without a plan."""
-        return np.fromiter((self._slots.get(request, -1) for request in requests), np.int64, len(requests))
+        return np.fromiter(map(self._slots.get, requests, repeat(-1)), np.int64, len(requests))
 
     def planned(self, requests: Iterable[str]) -> list[tuple[str, int]]:
         """Return those of the requests that have a plan, each with its slot."""

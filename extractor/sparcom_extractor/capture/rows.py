@@ -18,11 +18,11 @@ RUN = np.dtype([(name, np.int64) for name in ("slot", "source", "rows", "positio
 def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
     """Return the rows of a step that are within a plan: `RUN` (runs,)."""
     slots = requests.slots(batch.request_ids)
-    plans, first = requests.table[slots], batch.first_position
+    begin, end, first = requests.table["begin"][slots], requests.table["end"][slots], batch.first_position
     runs = np.zeros(len(slots), dtype=RUN)
     runs["slot"] = slots
-    runs["position"] = np.maximum(first, plans["begin"])
-    runs["rows"] = np.minimum(first + np.diff(batch.start), plans["end"]) - runs["position"]
+    runs["position"] = np.maximum(first, begin)
+    runs["rows"] = np.minimum(first + np.diff(batch.start), end) - runs["position"]
     runs["source"] = batch.start[:-1] + runs["position"] - first
     return runs[(slots >= 0) & (runs["rows"] > 0)]
 
@@ -34,11 +34,11 @@ def split_by_session(
 
     first: row of the step from which `source` counts.
     """
-    plans = requests.table[runs["slot"]]
-    capacity, offset = plans["end"] - plans["begin"], runs["position"] - plans["begin"]
-    source, owner = runs["source"] - first, plans["session"]
-    columns = [plans["index"], plans["row"], capacity, source, runs["rows"], offset, plans["prompt"]]
-    return [(session, np.stack(columns, axis=1)[owner == session]) for session in dict.fromkeys(owner.tolist())]
+    names = ("session", "index", "row", "begin", "end", "prompt")
+    owner, index, row, begin, end, prompt = (requests.table[name][runs["slot"]] for name in names)
+    source, offset = runs["source"] - first, runs["position"] - begin
+    columns = np.stack([index, row, end - begin, source, runs["rows"], offset, prompt], axis=1)
+    return [(session, columns[owner == session]) for session in dict.fromkeys(owner.tolist())]
 
 
 def expected_positions(batch: BatchRows) -> NDArray[np.int64]:
