@@ -239,10 +239,12 @@ def name_of(key: tuple[str, int]) -> str:
     return f"{key[0]}-{key[1]}"
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+@pytest.mark.parametrize("reported", [True, False], ids=["reported", "unreported"])
 @pytest.mark.parametrize("positions", ["prompt", "all", "response"])
-@pytest.mark.parametrize("way", [Host, Late])
-def test_counts_are_those_of_the_masks(tmp_path: Path, way: type[Host | Late], positions: str, told: bool) -> None:
+@pytest.mark.parametrize("case", [Host, Lagging])
+def test_counts_are_those_of_the_masks(
+    tmp_path: Path, case: type[Host | Lagging], positions: str, reported: bool
+) -> None:
     """Cut prompts, mixed batches, preemptions, rows past an end: each count is the sum of the instruction's masks."""
     for seed in range(3):
         folder = tmp_path / str(seed)
