@@ -127,7 +127,7 @@ class Options:
             return
         if tuned is None:
             raise InvalidInputError(
-                ["instructions to show are compared with a tuned archive; there is none. Give --tuned, or none of them"]
+                "instructions to show are compared with a tuned archive; there is none. Give --tuned, or none of them"
             )
         complete = [{a.instructions.id[i] for i in a.instructions.complete.tolist()} for a in (base, tuned)]
         if problems := [

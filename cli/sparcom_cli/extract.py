@@ -59,7 +59,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     check_model(settings)
     check_formats(instructions, extraction)
     if extraction.prompt_format == "chat" and lacks_chat_template(model):
-        raise InvalidInputError([NO_TEMPLATE])
+        raise InvalidInputError(NO_TEMPLATE)
     name = default_dataset_name(source)
     progress = asyncio.run(_run(settings, lambda engine: engine.prepare(instructions, extraction, output, name)))
     click.echo(

@@ -28,7 +28,7 @@ def selftest(device: Literal["cuda", "cpu"], moe: bool, folder: Path | None) -> 
 
     _require_device(device)
     if folder and folder.exists() and any(folder.iterdir()):
-        raise InvalidInputError([f"folder must be new or empty; {folder} is not. Choose another or remove it"])
+        raise InvalidInputError(f"folder must be new or empty; {folder} is not. Choose another or remove it")
     with TemporaryDirectory(prefix="sparcom-selftest-") as temporary:
         work = (folder or Path(temporary)).absolute()  # not resolved: links are the user's choice
         work.mkdir(parents=True, exist_ok=True)
@@ -49,4 +49,4 @@ def _require_device(device: str) -> None:
         from vllm.platforms import current_platform
     if (found := current_platform.device_type) != device:
         problem = f"--device must be what vLLM runs on here, {found or 'nothing'}; it is {device}"
-        raise InvalidInputError([f"{problem}. Use --device {found}" if found else f"{problem}. Check the GPU's driver"])
+        raise InvalidInputError(f"{problem}. Use --device {found}" if found else f"{problem}. Check the GPU's driver")

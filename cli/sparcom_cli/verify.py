@@ -79,7 +79,7 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
     if expected != found:
         problem = f"the tokenizer must be the archive's, SHA-256 {expected[:12]}…; that of {model} is {found[:12]}…"
         remedy = "Give the right folder with --model, or leave the comparison out with --no-tokenizer"
-        raise InvalidInputError([f"{problem}. {remedy}"])
+        raise InvalidInputError(f"{problem}. {remedy}")
     capture = archive.attributes.capture
     special = capture.add_special_tokens and capture.prompt_format == "raw"
     return lambda texts: tokenizer(list(texts), add_special_tokens=special)["input_ids"]

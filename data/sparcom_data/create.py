@@ -91,7 +91,7 @@ class InstructionColumns:
         lengths = {len(getattr(self, name)) for name in ("id", "category", "source", "text", "error")}
         lengths |= set() if self.origin is None else {len(self.origin)}
         if len(lengths) != 1:
-            raise InvalidInputError([f"all instruction columns must have the same length; they have {sorted(lengths)}"])
+            raise InvalidInputError(f"all instruction columns must have the same length; they have {sorted(lengths)}")
 
 
 def create_archive(
@@ -264,7 +264,7 @@ def part_of_row(item: CapturedArray, engine: EngineInfo) -> tuple[int, ...]:
     ranks = engine.tensor_parallel_size
     if item.neurons and ranks > 1:
         if item.neurons % (8 * ranks):
-            raise InvalidInputError([split_problem(item.neurons, ranks, item.name)])
+            raise InvalidInputError(split_problem(item.neurons, ranks, item.name))
         part[-1] //= ranks
     if engine.pipeline_parallel_size > 1:
         part[0] = 1

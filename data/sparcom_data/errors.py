@@ -19,11 +19,12 @@ class InvalidInputError(SparcomError):
     """Input that breaks one or more rules. `problems` lists the first 100 and says how many more there are.
 
     Args:
-        problems: a sentence for each problem.
+        problems: one sentence per problem, or the only one.
         total: how many problems there are, where `problems` holds only the first of them.
     """
 
-    def __init__(self, problems: Sequence[str], total: int | None = None) -> None:
+    def __init__(self, problems: Sequence[str] | str, total: int | None = None) -> None:
+        problems = [problems] if isinstance(problems, str) else problems
         self.problems = list(problems[:MAX_PROBLEMS])
         more = max(total or 0, len(problems)) - len(self.problems)
         if more:

@@ -77,10 +77,8 @@ def prepare_extraction(
     limit = engine.max_model_len - max(1, options.max_tokens)
     if limit < 1:
         raise InvalidInputError(
-            [
-                f"options.max_tokens: must leave room for a prompt in the model's context of {engine.max_model_len} "
-                f"tokens; it is {options.max_tokens}. Lower it, or serve the model with a larger max_model_len"
-            ]
+            f"options.max_tokens: must leave room for a prompt in the model's context of {engine.max_model_len} "
+            f"tokens; it is {options.max_tokens}. Lower it, or serve the model with a larger max_model_len"
         )
     prompts = make_prompts(tokenizer, instructions, options, limit, engine.vocabulary)
     runnable = [not prompt.error for prompt in prompts]

@@ -203,7 +203,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            [f"the tokenizer of model {model!r} cannot be loaded: {str(error).splitlines()[0]}"]
+            f"the tokenizer of model {model!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -28,7 +28,7 @@ class ModelRegistry:
         self, starters: Mapping[str, EngineStarter], on_failure: Callable[[SparcomError], None] | None = None
     ) -> None:
         if not starters:
-            raise InvalidInputError(["a server needs at least one model: give --model PATH"])
+            raise InvalidInputError("a server needs at least one model: give --model PATH")
         self._starters = dict(starters)
         self._on_failure = on_failure
         self._engines: dict[str, ModelEngine] = {}
@@ -108,7 +108,7 @@ class ModelRegistry:
         """
         served = ", ".join(self._starters)
         if name is None and len(self._starters) > 1:
-            raise InvalidInputError([f"model: must be given where several are served; choose one of {served}"])
+            raise InvalidInputError(f"model: must be given where several are served; choose one of {served}")
         chosen = next(iter(self._starters)) if name is None else name
         if chosen not in self._starters:
             raise UnknownModelError(f"a model must be one that this server serves: {served}. It is {chosen!r}")

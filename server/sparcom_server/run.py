@@ -140,7 +140,7 @@ def listen(host: str, port: int) -> socket.socket:
             f"the server must be able to listen on port {port} of {host}; it is not: {error.strerror}. Choose another "
             "--port or --host, or stop the process that listens there"
         )
-        raise InvalidInputError([message]) from error
+        raise InvalidInputError(message) from error
     # Connections inherit it. asyncio sets it only for sockets that name their protocol, which create_server's do not:
     # each answer then waited 40 ms for the client's acknowledgement of its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -60,7 +60,7 @@ def component_chance(
         InvalidInputError: there is no shuffle to be made.
     """
     if shuffles < 1:
-        raise InvalidInputError([f"chance needs at least 1 shuffle; shuffles is {shuffles}. Choose {SHUFFLES}"])
+        raise InvalidInputError(f"chance needs at least 1 shuffle; shuffles is {shuffles}. Choose {SHUFFLES}")
     if found.reason:
         return None
     draws = Draws.of(members, found.needed, _possible(members, found))

@@ -31,7 +31,7 @@ def specific_experts(counts: NDArray[np.uint32], top: int = TOP) -> NDArray[np.b
         InvalidInputError: k is below 1.
     """
     if top < 1:
-        raise InvalidInputError([f"the most chosen experts of a layer must be at least 1; top is {top}. Choose {TOP}"])
+        raise InvalidInputError(f"the most chosen experts of a layer must be at least 1; top is {top}. Choose {TOP}")
     experts = counts.shape[1]
     rank = experts - min(top, experts)
     least = np.maximum(np.partition(counts, rank, axis=1)[:, rank : rank + 1], 1)

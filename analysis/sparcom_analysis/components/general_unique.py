@@ -127,7 +127,7 @@ def needed_instructions(share: float, instructions: NDArray[np.int64]) -> NDArra
     """
     if not 0 < share <= 1:
         raise InvalidInputError(
-            [f"the share of a category's instructions must be above 0 and at most 1; it is {share}. Choose 0.5"]
+            f"the share of a category's instructions must be above 0 and at most 1; it is {share}. Choose 0.5"
         )
     exact = Fraction(repr(float(share)))
     return np.array([math.ceil(exact * int(n)) for n in instructions], dtype=np.int64)

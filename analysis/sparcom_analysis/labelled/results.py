@@ -64,11 +64,9 @@ def to_xarray(result: object, **options: Any) -> xr.Dataset:  # noqa: ARG001  (f
     """
     known = ", ".join(sorted(kind.__name__ for kind in to_xarray.registry if kind not in (object, list)))
     raise InvalidInputError(
-        [
-            f"a result that can be labelled is one of {known}, or a list of InstructionVenn; "
-            f"{type(result).__name__} is none. Give intervals beside the measure that they are of: "
-            "to_xarray(measure, intervals=...)"
-        ]
+        f"a result that can be labelled is one of {known}, or a list of InstructionVenn; "
+        f"{type(result).__name__} is none. Give intervals beside the measure that they are of: "
+        "to_xarray(measure, intervals=...)"
     )
 
 

@@ -30,7 +30,7 @@ def pair_matrix(pairs: PairMatrix, *, ids: Sequence[str] | None = None) -> xr.Da
     """The value of every pair; instructions are numbered from 0 where their ids are not given."""
     if ids is not None and len(ids) != len(pairs):
         raise InvalidInputError(
-            [f"there must be an id for each of the {len(pairs)} instructions; there are {len(ids)}. Give neurons.ids"]
+            f"there must be an id for each of the {len(pairs)} instructions; there are {len(ids)}. Give neurons.ids"
         )
     names = [str(k) for k in range(len(pairs))] if ids is None else list(ids)
     coords = instruction_coords(names, pairs.categories)

@@ -55,10 +55,8 @@ def category_means(
     layers = len(layer_ids) if layer_ids is not None else None
     if means.mean.ndim > 2 or (means.mean.shape[1] if by_layer else None) != layers:
         raise InvalidInputError(
-            [
-                f"means of shape {means.mean.shape} need as many layer_ids as they have layers, and none without; "
-                f"there are {layers or 'none'}. Give layer_ids=neurons.layer_ids for values by layer"
-            ]
+            f"means of shape {means.mean.shape} need as many layer_ids as they have layers, and none without; "
+            f"there are {layers or 'none'}. Give layer_ids=neurons.layer_ids for values by layer"
         )
     dims = ("category", "layer") if by_layer else ("category",)
     by_category, overall = (None, None) if intervals is None else (intervals.by_category, intervals.overall)
@@ -95,7 +93,7 @@ def instruction_venns(shown: Sequence[object], *, layer_ids: Sequence[int]) -> x
     """Figure 6 of the instructions that `venn_by_layer` chose; `layer_ids` of the neurons that it is about."""
     venns = [one for one in shown if isinstance(one, InstructionVenn)]
     if not venns or len(venns) != len(shown):
-        raise InvalidInputError(["a list that can be labelled has one InstructionVenn or more, and nothing else"])
+        raise InvalidInputError("a list that can be labelled has one InstructionVenn or more, and nothing else")
     variables = {
         name: variable(BY_LAYER, np.array([getattr(one, name) for one in venns]), "neurons")
         for name in ("only_base", "both", "only_tuned")

@@ -47,7 +47,7 @@ def as_index_lists(
     layer_ids = found.population.layer_ids if isinstance(found, Lape) else found.layer_ids
     if layers <= max(layer_ids):
         raise InvalidInputError(
-            [f"a list needs an entry for layer {max(layer_ids)}; layers is {layers}. Give all layers of the model"]
+            f"a list needs an entry for layer {max(layer_ids)}; layers is {layers}. Give all layers of the model"
         )
     lists: IndexLists = []
     for code in range(len(found.categories)):

@@ -56,11 +56,11 @@ class Selection:
         values = {name: value for name, value in given.items() if value is not None}
         if len(values) != 1:
             raise InvalidInputError(
-                [f"exactly one of epsilon and threshold must be given; found {' and '.join(values) or 'none'}"]
+                f"exactly one of epsilon and threshold must be given; found {' and '.join(values) or 'none'}"
             )
         for name, value in values.items():
             if not 0 < value <= 1:
-                raise InvalidInputError([f"{name} must be above 0 and at most 1; it is {value}"])
+                raise InvalidInputError(f"{name} must be above 0 and at most 1; it is {value}")
 
     def wanted(self, neurons: int) -> int | None:
         """k of the epsilon rule, ⌈ε · N⌉ of `neurons`; None for the threshold rule.

@@ -32,7 +32,7 @@ def content_alone(archive: Archive, spans: RowSpans, counted_tokens: CountedToke
     """
     if counted_tokens not in get_args(CountedTokens):
         raise InvalidInputError(
-            [f"counted_tokens must be one of {', '.join(get_args(CountedTokens))}; it is {counted_tokens!r}"]
+            f"counted_tokens must be one of {', '.join(get_args(CountedTokens))}; it is {counted_tokens!r}"
         )
     if counted_tokens == "all":
         return spans

@@ -100,7 +100,7 @@ def choose_population(archive: Archive, component: Component | None = None) -> P
         DamagedArchiveError: the attributes and the array disagree.
     """
     if component is not None and component not in TITLES:
-        raise InvalidInputError([f"a component with neurons is one of {', '.join(TITLES)}; {component!r} is none"])
+        raise InvalidInputError(f"a component with neurons is one of {', '.join(TITLES)}; {component!r} is none")
     held = ", ".join(archive.attributes.capture.components) or "nothing"
     found = populations(archive)
     if not found:

@@ -39,15 +39,13 @@ def without_special(
     """
     if special_tokens not in get_args(SpecialTokens):
         raise InvalidInputError(
-            [f"special_tokens is one of {', '.join(get_args(SpecialTokens))}; {special_tokens!r} is none"]
+            f"special_tokens is one of {', '.join(get_args(SpecialTokens))}; {special_tokens!r} is none"
         )
     if special_tokens == "count":
         if special_token_ids is not None:
             raise InvalidInputError(
-                [
-                    "--special-token-id (special_token_ids) goes with --special-tokens leave-out "
-                    "(special_tokens='leave_out'); it is 'count'. Leave them out, or give no ids"
-                ]
+                "--special-token-id (special_token_ids) goes with --special-tokens leave-out "
+                "(special_tokens='leave_out'); it is 'count'. Leave them out, or give no ids"
             )
         return spans
     wanted = special_ids(archive, special_token_ids)
@@ -75,10 +73,8 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
     if given is not None:
         if not given or min(given) < 0 or max(given) > LARGEST_ID:
             raise InvalidInputError(
-                [
-                    f"--special-token-id (special_token_ids) must be one or more token ids, 0 to {LARGEST_ID}; they "
-                    f"are {list(given)}"
-                ]
+                f"--special-token-id (special_token_ids) must be one or more token ids, 0 to {LARGEST_ID}; they "
+                f"are {list(given)}"
             )
         return sorted({int(index) for index in given})
     known = archive.attributes.prompts

@@ -37,7 +37,7 @@ def check_output(folder: Path) -> None:
     whole = folder.resolve()
     if inside := next((place for place in (whole, *whole.parents) if (place / _ZARR).exists()), None):
         raise InvalidInputError(
-            [f"results must lie outside of archives; {folder} is in {inside}, a Zarr group. Choose another --output"]
+            f"results must lie outside of archives; {folder} is in {inside}, a Zarr group. Choose another --output"
         )
     trial = folder / _TRIAL
     write_file(trial, [b""])

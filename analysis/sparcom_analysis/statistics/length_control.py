@@ -150,11 +150,9 @@ def match_neurons(plain: InstructionNeurons, matched: InstructionNeurons, draws:
     _check_pair(plain, matched)
     if (plain.population, plain.selection) != (matched.population, matched.selection):
         raise InvalidInputError(
-            [
-                "plain and matched sets must be of one component and one rule; they are of "
-                f"{plain.population.component} by {plain.selection} and {matched.population.component} by "
-                f"{matched.selection}. Select both alike"
-            ]
+            "plain and matched sets must be of one component and one rule; they are of "
+            f"{plain.population.component} by {plain.selection} and {matched.population.component} by "
+            f"{matched.selection}. Select both alike"
         )
     names = _drawn_categories(plain, matched)
     pairs = None if draws is None else _Pairs(similarity_pairs(plain), similarity_pairs(matched))
@@ -200,11 +198,9 @@ def _check_pair(plain: Measured, matched: Measured) -> None:
     known = bool(np.isin(matched.instruction, plain.instruction).all())
     if facts.drawn is None or not alike or not known or len(matched) + facts.too_short != len(plain):
         raise InvalidInputError(
-            [
-                "what is compared must be of one archive with the same rows and special tokens, first without a draw, "
-                f"then with one; it is {plain.token_facts} of {len(plain)} instructions and {facts} of {len(matched)}. "
-                "Make both with the same options but `tokens`"
-            ]
+            "what is compared must be of one archive with the same rows and special tokens, first without a draw, "
+            f"then with one; it is {plain.token_facts} of {len(plain)} instructions and {facts} of {len(matched)}. "
+            "Make both with the same options but `tokens`"
         )
 
 

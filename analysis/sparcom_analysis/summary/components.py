@@ -139,11 +139,9 @@ def unique_overlap(found: Lape, other: Components) -> NDArray[np.float64]:
     """
     if list(found.categories) != list(other.categories) or found.population.component != other.component:
         raise InvalidInputError(
-            [
-                "LAPE is compared with components of the same archive and instructions; it has "
-                f"{found.population.component} of {list(found.categories)}, the other {other.component} of "
-                f"{list(other.categories)}. Compute both from one archive with the same rows"
-            ]
+            "LAPE is compared with components of the same archive and instructions; it has "
+            f"{found.population.component} of {list(found.categories)}, the other {other.component} of "
+            f"{list(other.categories)}. Compute both from one archive with the same rows"
         )
     overlap = np.full(len(found.categories), np.nan)
     for code in range(len(overlap)):

@@ -74,7 +74,7 @@ def demo(
     names = [model.absolute().name for pair in pairs for model in pair.archives.values()]
     if len(set(names)) < len(names):
         raise InvalidInputError(
-            [f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"]
+            f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"
         )
     _prepare_folder(output)
     instructions = output / "instructions.jsonl"
@@ -130,10 +130,10 @@ def _extract(pair: Pair, instructions: Path, output: Path) -> None:
 def _prepare_folder(output: Path) -> None:
     """Empty the folder of an earlier demo, or make one; refuse any other."""
     if output.exists() and not output.is_dir():
-        raise InvalidInputError([f"the demo writes into a folder of its own; {output} is a file. Name another"])
+        raise InvalidInputError(f"the demo writes into a folder of its own; {output} is a file. Name another")
     if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
         raise InvalidInputError(
-            [f"the demo writes into a folder of its own; {output} holds other files. Name another with --output"]
+            f"the demo writes into a folder of its own; {output} holds other files. Name another with --output"
         )
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)

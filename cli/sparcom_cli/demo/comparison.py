@@ -43,7 +43,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     dense, moe = (Metrics.model_validate_json((folder / "metrics.json").read_bytes()) for folder in folders)
     if dense.isn_alteration is None or moe.ise_alteration is None or moe.archive.moe is None:
         raise InvalidInputError(
-            ["the page compares a dense and an MoE model, each base and tuned; analyze both with --tuned first"]
+            "the page compares a dense and an MoE model, each base and tuned; analyze both with --tuned first"
         )
     columns = [(title, view, folders[at > 0], end) for at, (title, view, end) in enumerate(_populations(dense, moe))]
     environment = Environment(

@@ -159,7 +159,7 @@ def check_batch(instructions: Sequence[Instruction]) -> None:
         InvalidInputError: the batch is empty or two instructions share an id.
     """
     if not instructions:
-        raise InvalidInputError(["instructions must not be empty: give at least one instruction"])
+        raise InvalidInputError("instructions must not be empty: give at least one instruction")
     if problems := duplicate_id_problems(instruction.id for instruction in instructions):
         raise InvalidInputError(problems)
 
@@ -190,7 +190,7 @@ class ReadFile:
         if problems:
             raise InvalidInputError(problems)
         if not instructions:
-            raise InvalidInputError([f"{name} holds no instruction: give JSON lines, a JSON array or CSV"])
+            raise InvalidInputError(f"{name} holds no instruction: give JSON lines, a JSON array or CSV")
         return instructions
 
 
@@ -220,7 +220,7 @@ def read_jsonl(path: Path) -> list[Instruction]:
         with path.open("rb") as file:
             return validate_records(json_lines(path.name, file)).require_all(str(path))
     except OSError as error:
-        raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:

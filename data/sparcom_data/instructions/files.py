@@ -48,7 +48,7 @@ def read_file(path: Path) -> ReadFile:
     try:
         content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
     except OSError as error:
-        raise InvalidInputError([f"cannot read {path}: {error.strerror}"]) from error
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
     return validate_records(_records(display_name(path, short=True), path.suffix.lower(), content))
 
 

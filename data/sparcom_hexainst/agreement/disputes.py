@@ -34,7 +34,7 @@ def make_adjudication(data: DataSet, first: Answers, second: Answers, *, seed: i
     """
     asked = disputes(first, second)
     if not asked:
-        raise InvalidInputError(["the two agree on everything: there is nothing to adjudicate. Leave --adjudicate out"])
+        raise InvalidInputError("the two agree on everything: there is nothing to adjudicate. Leave --adjudicate out")
     order = sorted(asked, key=lambda id_: draw(seed, "adjudication", first.by_id[id_].sha256))
     items = [_disputed(data, id_, asked[id_], (first, second), seed) for id_ in order]
     used = {name for names in asked.values() for name in names}

@@ -75,10 +75,8 @@ def passed(result: AgreementReport) -> frozenset[str]:
     """
     if result.verdicts is None:
         raise InvalidInputError(
-            [
-                f"verdicts need a decision on everything; {len(result.disputes)} items are in question. Have them "
-                "decided with the form that --adjudicate writes, and give the decisions with --adjudicated"
-            ]
+            f"verdicts need a decision on everything; {len(result.disputes)} items are in question. Have them "
+            "decided with the form that --adjudicate writes, and give the decisions with --adjudicated"
         )
     return frozenset(verdict.id for verdict in result.verdicts if not verdict.faults)
 

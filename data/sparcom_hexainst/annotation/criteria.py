@@ -143,7 +143,7 @@ def criteria_for(categories: Sequence[str]) -> tuple[Criterion, ...]:
     """
     if NONE_OF_THESE in categories:
         raise InvalidInputError(
-            [f"no category may be called {NONE_OF_THESE!r}: it is the answer that none fits. Give it another name"]
+            f"no category may be called {NONE_OF_THESE!r}: it is the answer that none fits. Give it another name"
         )
     if not categories:
         return (GRAMMAR, REDUNDANCY, CLARITY)

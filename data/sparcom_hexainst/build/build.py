@@ -111,7 +111,7 @@ def matched(instructions: Sequence[Instruction], matching: Matching) -> list[Ins
         chosen += [positions[name][index] for name, indices in kept.items() for index in indices]
     if not chosen:
         raise InvalidInputError(
-            [f"no group of lengths within {matching.tolerance:.0%} exists in all categories: give a larger tolerance"]
+            f"no group of lengths within {matching.tolerance:.0%} exists in all categories: give a larger tolerance"
         )
     return [instructions[place] for place in sorted(chosen)]
 
@@ -137,7 +137,7 @@ def write_new(path: Path, content: bytes, overwrite: bool = False) -> bool:
         if path.exists() and not overwrite:
             if path.is_file() and path.read_bytes() == content:
                 return False
-            raise InvalidInputError([f"{path} holds something else already: choose another --output, or --overwrite"])
+            raise InvalidInputError(f"{path} holds something else already: choose another --output, or --overwrite")
         write_file(path, [content])
     except (OSError, StorageError) as error:
         reason = error.__cause__ or error

@@ -34,12 +34,12 @@ def count_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.int64]:
     path = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
     if not path.is_file():
         raise InvalidInputError(
-            [f"a tokenizer is a {TOKENIZER} or a model's folder with one; {tokenizer} has none. Name another."]
+            f"a tokenizer is a {TOKENIZER} or a model's folder with one; {tokenizer} has none. Name another."
         )
     try:
         loaded = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
-        raise InvalidInputError([f"{path} is no tokenizer that can be read: {error}"]) from error
+        raise InvalidInputError(f"{path} is no tokenizer that can be read: {error}") from error
     loaded.no_truncation()
     loaded.no_padding()
     encoded = loaded.encode_batch(list(texts), add_special_tokens=False)
@@ -60,9 +60,9 @@ def match_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float = 0.0) 
         InvalidInputError: no category, or a negative tolerance.
     """
     if not lengths:
-        raise InvalidInputError(["matching lengths needs at least one category; there is none"])
+        raise InvalidInputError("matching lengths needs at least one category; there is none")
     if not 0 <= tolerance < 1:
-        raise InvalidInputError([f"a tolerance of length must be at least 0 and below 1; got {tolerance}"])
+        raise InvalidInputError(f"a tolerance of length must be at least 0 and below 1; got {tolerance}")
     queues = {name: sorted(range(len(counts)), key=counts.__getitem__) for name, counts in lengths.items()}
     kept: dict[str, list[int]] = {name: [] for name in lengths}
     heads = dict.fromkeys(lengths, 0)

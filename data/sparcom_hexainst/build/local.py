@@ -52,7 +52,7 @@ def find_sources(folder: Path) -> list[Found]:
         InvalidInputError: the folder is none, or lacks a source; every one that it lacks is named.
     """
     if not folder.is_dir():
-        raise InvalidInputError([f"natural instructions are read from a folder; {folder} is none. Name another."])
+        raise InvalidInputError(f"natural instructions are read from a folder; {folder} is none. Name another.")
     found = [_find(folder, category) for category in CATEGORIES]
     problems = [
         f"{item.category}: {folder} has neither {item.category.lower()}.jsonl (prepared instructions) nor "

@@ -39,7 +39,7 @@ def read_records(path: Path) -> Iterator[Record]:
         for record in _records(path):
             yield record if "task" in record else {**record, "task": task}
     except _UNREADABLE as error:
-        raise InvalidInputError([f"{path} cannot be read ({error}): fetch it again, or remove it"]) from error
+        raise InvalidInputError(f"{path} cannot be read ({error}): fetch it again, or remove it") from error
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,6 @@ def synthetic_instructions(per_category: int = ITEMS, skip: int = 0) -> list[Ins
     if not (1 <= per_category <= ITEMS - skip and skip >= 0):
         behind = f" after its first {skip}" if skip else ""
         raise InvalidInputError(
-            [f"the synthetic half has 1 to {ITEMS - skip} instructions a category{behind}; got {per_category}"]
+            f"the synthetic half has 1 to {ITEMS - skip} instructions a category{behind}; got {per_category}"
         )
     return [item for path in synthetic_files() for item in read_jsonl(path)[skip : skip + per_category]]

@@ -36,19 +36,17 @@ def read_against(path: Path) -> tuple[list[Member], int]:
                 empty += 1
     if not members:
         raise InvalidInputError(
-            [
-                f"a set is held against texts (fields {', '.join(FIELDS)}, or messages) in files of "
-                f"{', '.join(ENDINGS)}; {path} has none. Name another file or folder"
-            ]
+            f"a set is held against texts (fields {', '.join(FIELDS)}, or messages) in files of "
+            f"{', '.join(ENDINGS)}; {path} has none. Name another file or folder"
         )
     return members, empty
 
 
 def _records(file: Path) -> Iterator[Record]:
     if not file.exists():
-        raise InvalidInputError([f"cannot read {file}: there is no such file or folder"])
+        raise InvalidInputError(f"cannot read {file}: there is no such file or folder")
     if not is_readable(file):
-        raise InvalidInputError([f"{file} is no file of {', '.join(ENDINGS)}: name one, or a folder of them"])
+        raise InvalidInputError(f"{file} is no file of {', '.join(ENDINGS)}: name one, or a folder of them")
     return read_records(file)
 
 

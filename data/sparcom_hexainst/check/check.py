@@ -50,7 +50,7 @@ def check_files(paths: Sequence[Path], options: CheckOptions | None = None) -> R
     members, findings = _read(paths)
     others, skipped = _read_against(options.against)
     if not members and not findings:
-        raise InvalidInputError([f"nothing to check: {', '.join(map(str, paths))} without any instruction"])
+        raise InvalidInputError(f"nothing to check: {', '.join(map(str, paths))} without any instruction")
     single, unchecked = _of_each(members, options)
     findings += single
     findings += _ids(members)

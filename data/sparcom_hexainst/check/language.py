@@ -25,7 +25,7 @@ def foreign(texts: Sequence[str], language: str = "en") -> dict[int, str]:
     identifier = _identifier()
     if language not in identifier.labels:
         raise InvalidInputError(
-            [f"a language is an ISO 639-1 code such as en, de or zh; {language!r} is not known. Give another."]
+            f"a language is an ISO 639-1 code such as en, de or zh; {language!r} is not known. Give another."
         )
     found = {}
     for position, text in enumerate(texts):

@@ -107,7 +107,7 @@ def _compare_instruction(
             f"{len(prompt)} can be had from its text. Leave out --no-tokenizer; prompts given as token ids and "
             "captured with positions 'response' cannot be compared"
         )
-        raise InvalidInputError([problem])
+        raise InvalidInputError(problem)
 
     def name(row: int, layer: int) -> str:
         return f"instruction {instruction!r}, token {first + row} (id {ids[row]}), layer {layer}"
@@ -157,7 +157,7 @@ def compare_counts(
                 f"counts are compared over the tokens that were counted; {table.id[index]!r} has {length} and "
                 f"{len(ids)} can be had from its text. Leave out --no-tokenizer, or give the right folder with --model"
             )
-            raise InvalidInputError([problem])
+            raise InvalidInputError(problem)
         counts = torch.from_numpy(archive.read_counts(index, index + 1)[0].astype(np.int64))
         for layer, count, gates in zip(layer_ids, counts, reference.run(ids).dense, strict=True):
             result.add_counts(count, gates, f"instruction {table.id[index]!r}, layer {layer}")
@@ -187,7 +187,7 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
     else:
         return found
     remedy = "To check the model and its settings, extract some instructions with granularity 'token' and compare those"
-    raise InvalidInputError([f"{problem}. {remedy}"])
+    raise InvalidInputError(f"{problem}. {remedy}")
 
 
 def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:

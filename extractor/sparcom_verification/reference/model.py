@@ -112,7 +112,7 @@ def _load(model: str, dtype: str, *, eager_experts: bool) -> Any:
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError) as error:
         problem = f"the reference model {model!r} cannot be loaded: {str(error).splitlines()[0]}"
-        raise InvalidInputError([f"{problem}. Give its folder with --model"]) from error
+        raise InvalidInputError(f"{problem}. Give its folder with --model") from error
     return loaded.eval()
 
 

@@ -56,7 +56,7 @@ def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionReques
     raw = _decode(body)
     body.clear()
     if not isinstance(raw, dict):
-        raise InvalidInputError([f"body: must be a JSON object with 'instructions'; it is a {type(raw).__name__}"])
+        raise InvalidInputError(f"body: must be a JSON object with 'instructions'; it is a {type(raw).__name__}")
     problems = _Problems()
     if isinstance(items := raw.get("instructions"), list):
         problems.check(ExtractionHead, {name: value for name, value in raw.items() if name != "instructions"})
@@ -69,7 +69,7 @@ def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionReques
 
 def _check_size(body: bytearray) -> None:
     if not body:
-        raise InvalidInputError(["body: must not be empty; give a JSON object with 'instructions'"])
+        raise InvalidInputError("body: must not be empty; give a JSON object with 'instructions'")
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     for found, limit, kind in (
         (values, MAX_VALUES, "numbers and strings"),
@@ -79,7 +79,7 @@ def _check_size(body: bytearray) -> None:
             message = (
                 f"body: may hold at most {limit:,} {kind}; it holds more. Send the instructions in several requests"
             )
-            raise InvalidInputError([message])
+            raise InvalidInputError(message)
 
 
 def _count_containers(body: bytearray) -> int:
@@ -96,7 +96,7 @@ def _decode(body: bytearray) -> Any:
         return from_json(body)
     except ValueError as error:
         if "recursion limit" in str(error):
-            raise InvalidInputError([f"body: JSON may be nested at most 200 deep; {error}"]) from None
+            raise InvalidInputError(f"body: JSON may be nested at most 200 deep; {error}") from None
         raise NotJsonError(f"the body must be JSON: {error}") from None
 
 
@@ -124,7 +124,7 @@ def _check_instructions(items: list[Any], limit: int, problems: _Problems) -> tu
             f"instructions: a request may have at most {limit:,}; it has {len(items):,}. Send them in several "
             "requests, or have the operator raise max_instructions"
         )
-        raise InvalidInputError([message])
+        raise InvalidInputError(message)
     # Duplicate ids are found even if other rules are broken, so that one answer names every problem.
     ids = [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
     duplicates = duplicate_id_problems(ids)
