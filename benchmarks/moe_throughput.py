@@ -17,6 +17,7 @@ from typing import Any
 from throughput import compare_capture
 from workload import Workload
 
+from gpu import QWEN_MOE
 from sparcom_extractor.settings import EngineSettings
 
 PER_CATEGORY = 8
@@ -35,16 +36,7 @@ COMMON = {
     "norm_topk_prob": False,
 }
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen": {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "model_type": "qwen2_moe",
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-        "intermediate_size": 5632,
-        "decoder_sparse_step": 1,
-    },
+    "qwen": QWEN_MOE,
     "olmoe": {
         "architectures": ["OlmoeForCausalLM"],
         "model_type": "olmoe",
@@ -77,7 +69,7 @@ def _write_model(workload: Workload, name: str) -> Path:
     """Write a model folder without weights, for load_format "dummy"."""
     path = workload.output / name
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(COMMON | SHAPES[name]))
+    (path / "config.json").write_text(json.dumps(SHAPES[name] | COMMON))
     for file in TOKENIZER:
         if (workload.model / file).exists():
             shutil.copyfile(workload.model / file, path / file)

@@ -6,7 +6,6 @@ changes with its neighbors. The processes of the engine that is not measured are
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import statistics
 import time
@@ -25,6 +24,7 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
 from sparcom_extractor.settings import EngineSettings
+from sparcom_verification.selftest import generate
 
 PER_CATEGORY = 25
 BATCH = 8
@@ -67,7 +67,7 @@ async def compare_capture(
                 if name == "capture":
                     took = await _extract(engines[name], instructions, workload.output / "round.zarr")
                 else:
-                    took = await generate(engines[name], ids)
+                    took = await _generate(engines[name], ids)
             if number:
                 seconds[name].append(took)
     for engine in engines.values():
@@ -107,24 +107,10 @@ async def _extract(engine: CaptureEngine, instructions: Sequence[Instruction], p
     return took
 
 
-async def generate(engine: CaptureEngine, prompts: Sequence[list[int]], max_tokens: int = 1) -> float:
-    """Return the seconds of greedy generation for all prompts; nothing is written."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    slots = asyncio.Semaphore(engine.max_in_flight)
-    parameters = SamplingParams(
-        max_tokens=max_tokens, temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-    )
-
-    async def one(number: int, ids: list[int]) -> None:
-        prompt = {"type": "token", "prompt_token_ids": ids}
-        async with slots:
-            async for _ in engine.llm.generate(prompt, parameters, request_id=f"{time.monotonic_ns()}-{number}"):
-                pass
-
+async def _generate(engine: CaptureEngine, ids: Sequence[list[int]]) -> float:
+    """Return the seconds for one greedy token per prompt; nothing is written."""
     started = time.perf_counter()
-    await asyncio.gather(*(one(number, ids) for number, ids in enumerate(prompts)))
+    await generate(engine, ids, 1, in_flight=engine.max_in_flight, logprobs=False)
     return time.perf_counter() - started
 
 

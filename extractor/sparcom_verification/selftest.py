@@ -127,7 +127,11 @@ async def generate(
 
     slots, kind = asyncio.Semaphore(in_flight), RequestOutputKind.FINAL_ONLY
     parameters = SamplingParams(
-        temperature=0.0, max_tokens=max_tokens, logprobs=0 if logprobs else None, output_kind=kind
+        temperature=0.0,
+        max_tokens=max_tokens,
+        logprobs=0 if logprobs else None,
+        detokenize=False,
+        output_kind=kind,
     )
 
     async def one(number: int, ids: list[int]) -> Any:
