@@ -12,7 +12,7 @@ import numpy as np
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.prompts import NO_TEMPLATE, make_prompts
+from sparcom_extractor.prompts import make_prompts
 from sparcom_models.tune.settings import TuneSettings
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
@@ -31,11 +31,6 @@ class Example:
         """Number of tokens whose loss counts; the first of a sequence is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
-    @property
-    def row(self) -> dict[str, list[int]]:
-        """The row of a Trainer's dataset."""
-        return {"input_ids": self.ids, "labels": self.labels}
-
 
 def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
     """Tokenize as an extraction does; of conversations that the assistant ends, only the assistant's tokens count.
@@ -43,25 +38,23 @@ def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings:
     Raises:
         InvalidInputError: naming every instruction that does not fit the prompt format or the tokenizer.
     """
-    chat = settings.prompt_format == "chat"
-    answered = [item for item in instructions if chat and item.messages and item.messages[-1].role == "assistant"]
-    if answered and not getattr(tokenizer, "chat_template", None):
-        raise InvalidInputError([NO_TEMPLATE])
-    examples = {item.id: _assistant_only(tokenizer, item) for item in answered}
-    others = [item for item in instructions if item.id not in examples]
+    others, answered = [], []
+    for item in instructions:
+        ends = settings.prompt_format == "chat" and item.messages and item.messages[-1].role == "assistant"
+        (answered if ends else others).append(item)
     prompts = make_prompts(tokenizer, others, ExtractionOptions(prompt_format=settings.prompt_format), limit=2**31)
     named = list(zip([item.id for item in others], prompts, strict=True))
     if problems := [f"instruction {name!r}: {prompt.error}" for name, prompt in named if prompt.error]:
         raise InvalidInputError(problems)
-    examples |= {name: Example(name, prompt.ids.tolist(), prompt.ids.tolist()) for name, prompt in named}
+    examples = {name: Example(name, prompt.ids.tolist(), prompt.ids.tolist()) for name, prompt in named}
+    examples |= {item.id: _assistant_only(tokenizer, item) for item in answered}
     return [examples[item.id] for item in instructions]
 
 
 def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
     """Label the assistant's turns alone, which few chat templates mark.
 
-    A turn is what the conversation up to and with it has more than the conversation before it with the words that open
-    an answer.
+    A turn is the difference between two renderings: up to and with it, and before it with the opening of an answer.
     """
     messages = [message.model_dump() for message in instruction.messages or ()]
 
@@ -96,18 +89,16 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TuneData:
-    """Training and held-out examples; how many were truncated, and how many had no token left to predict."""
+    """Training and held-out examples; how many were truncated, and how many had no token left to predict.
+
+    sample: training examples, evenly spread and at most as many as are held out, to measure the loss on.
+    """
 
     training: list[Example]
+    sample: list[Example]
     held_out: list[Example]
     truncated: int
     left_out: int
-
-    @property
-    def sample(self) -> list[Example]:
-        """Training examples, evenly spread and as many as are held out, whose loss is measured before and after."""
-        count = min(len(self.held_out), len(self.training))
-        return [self.training[number * len(self.training) // count] for number in range(count)]
 
 
 def split(examples: Sequence[Example], settings: TuneSettings) -> TuneData:
@@ -117,24 +108,26 @@ def split(examples: Sequence[Example], settings: TuneSettings) -> TuneData:
         InvalidInputError: every instruction is too long, or one of the two parts would be empty.
     """
     limit, lengths = settings.max_length, [len(example.ids) for example in examples]
+    truncated = [Example(example.id, example.ids[:limit], example.labels[:limit]) for example in examples]
+    usable = [example for example in truncated if example.predicted]
+    count = round(settings.held_out * len(usable))
+    problem = ""
     if min(lengths) > limit:
         problem = (
             f"max_length: at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the "
             f"shortest has {min(lengths)}. Give a larger --max-length or shorter instructions"
         )
-        raise InvalidInputError([problem])
-    truncated = (Example(example.id, example.ids[:limit], example.labels[:limit]) for example in examples)
-    usable = [example for example in truncated if example.predicted]
-    count = round(settings.held_out * len(usable))
-    if not 0 < count < len(usable):
+    elif not 0 < count < len(usable):
         problem = (
             f"held_out: at least one instruction is held out and one is trained on; {settings.held_out} of "
             f"{len(usable)} usable instructions leaves {count} and {len(usable) - count}. "
             "Give another --held-out or more instructions"
         )
+    if problem:
         raise InvalidInputError([problem])
     drawn = set(np.random.default_rng(settings.seed).permutation(len(usable))[:count].tolist())
-    parts: tuple[list[Example], list[Example]] = [], []
-    for number, example in enumerate(usable):
-        parts[number in drawn].append(example)
-    return TuneData(*parts, sum(length > limit for length in lengths), len(examples) - len(usable))
+    training = [example for number, example in enumerate(usable) if number not in drawn]
+    held_out = [usable[number] for number in sorted(drawn)]
+    size = min(count, len(training))
+    sample = [training[number * len(training) // size] for number in range(size)]
+    return TuneData(training, sample, held_out, sum(length > limit for length in lengths), len(examples) - len(usable))

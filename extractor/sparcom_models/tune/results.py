@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparcom_data.errors import TrainingFailedError
-from sparcom_models.base import load_model
 
-COLUMNS = ("step", "epoch", "tokens", "training_loss", "held_out_loss", "learning_rate")
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",
@@ -17,62 +15,53 @@ PROMPTS = (
 )
 
 
-def write_curve(points: list[dict[str, Any]], folder: Path, title: str) -> None:
+def write_curve(points: list[dict[str, Any]], folder: Path) -> None:
     """Write loss.csv, one row per point with empty cells for None, and loss.png, both losses against tokens."""
     from matplotlib.figure import Figure
 
     with (folder / "loss.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for point in points:
-            values = [point[name] for name in COLUMNS]
-            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in values])
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    # Colors of Okabe and Ito, which the color-blind can tell apart.
-    for name, style, label in (("training_loss", ".", "training, each step"), ("held_out_loss", "o--", "held out")):
+        writer = csv.DictWriter(file, points[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(points)
+    axes = Figure(layout="constrained").add_subplot(xlabel="tokens trained on", ylabel="cross entropy (nats per token)")
+    for name, style in (("training_loss", "."), ("held_out_loss", "o--")):
         measured = [(point["tokens"], point[name]) for point in points if point[name] is not None]
-        axes.plot(*zip(*measured, strict=True), style, color="#0072B2" if style == "." else "#D55E00", label=label)
-    axes.set(title=title.replace("$", r"\$"), xlabel="tokens trained on", ylabel="cross entropy (nats per token)")
+        axes.plot(*zip(*measured, strict=True), style, label=name.replace("_", " "))
     axes.legend()
-    figure.savefig(folder / "loss.png", dpi=160, metadata={"Software": None})  # the same bytes in any release
+    axes.figure.savefig(folder / "loss.png", metadata={"Software": None})  # the same bytes in any release
 
 
-def continuations(model: Any, tokenizer: Any, new_tokens: int = 20) -> list[str]:
-    """Return the greedy continuation of each of PROMPTS."""
+def continuations(model: Any, tokenizer: Any) -> list[str]:
+    """Return the greedy continuation of each of PROMPTS by 20 tokens."""
     texts = []
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
         length = inputs["input_ids"].shape[1]
+        made = [[]]
         if length:  # else the tokenizer knows none of these letters
-            made = model.generate(
-                **inputs,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id or 0,
-            )
-        texts.append(tokenizer.decode(made[0, length:], skip_special_tokens=True) if length else "")
+            options = {"do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id or 0}
+            made = model.generate(**inputs, max_new_tokens=20, **options)
+        texts.append(tokenizer.decode(made[0][length:], skip_special_tokens=True))
     return texts
 
 
-def compare_weights(base: Path, tuned: Path) -> dict[str, Any]:
-    """Compare two model folders of one architecture; raise `TrainingFailedError` where nothing differs.
+def compare_weights(base: Any, tuned: Any) -> dict[str, Any]:
+    """Return the share of weights that differ, the relative length of the difference, and unchanged tensors' names.
 
-    Returns the share of the numbers that differ, the distance (length of the difference over length of the base's
-    weights), and the names of unchanged tensors.
+    Raises:
+        TrainingFailedError: no weight differs.
     """
-    before, after = (dict(load_model(path).named_parameters()) for path in (base, tuned))
-    differing = {name: int((after[name] != tensor).sum()) for name, tensor in before.items()}
+    weights = {name: (before, tuned.get_parameter(name)) for name, before in base.named_parameters()}
+    differing = {name: int((before != after).sum()) for name, (before, after) in weights.items()}
     if not any(differing.values()):
         raise TrainingFailedError(
             "A tuned model differs from its base, and not one weight does after rounding to "
-            f"{next(iter(before.values())).dtype}: the steps were too small. Raise --learning-rate or --epochs."
+            f"{base.dtype}: the steps were too small. Raise --learning-rate or --epochs."
         )
-    squares = sum(float((after[name].double() - tensor.double()).square().sum()) for name, tensor in before.items())
-    length = sum(float(tensor.double().square().sum()) for tensor in before.values())
+    squares = sum(float((after.double() - before.double()).square().sum()) for before, after in weights.values())
+    length = sum(float(before.double().square().sum()) for before, _ in weights.values())
     return {
-        "share": sum(differing.values()) / sum(tensor.numel() for tensor in before.values()),
+        "share": sum(differing.values()) / sum(before.numel() for before, _ in weights.values()),
         "distance": (squares / length) ** 0.5,
         "unchanged": [name for name, count in differing.items() if not count],
     }

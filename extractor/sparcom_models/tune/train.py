@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sparcom_data.errors import TrainingFailedError
 from sparcom_models.folder import ProgressCallback
-from sparcom_models.tune.data import IGNORED, Example
+from sparcom_models.tune.data import Example, TuneData
 from sparcom_models.tune.settings import TuneSettings
 
 FIXED = {
@@ -23,7 +23,6 @@ FIXED = {
     "gradient_norm": 1.0,
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_PARTS = 3  # the held-out loss is measured after each third of the steps; the last on the finished model
 
 
 def supports_bfloat16() -> bool:
@@ -40,8 +39,8 @@ def supports_bfloat16() -> bool:
 def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
     """Return indices of each batch of one epoch, similar lengths together and the batches in random order.
 
-    The Trainer's own sampler pads 120 instructions to 14,100 tokens instead of 10,400, and goes from long to short in
-    each run of batches: short texts have the higher loss, so that the loss curve is a saw.
+    The Trainer's own sampler pads 120 instructions to 14,100 tokens instead of 10,400, and its grouping goes from long
+    to short texts, which have the higher loss, several times per epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     order = get_length_grouped_indices(lengths, size, mega_batch_mult=50, generator=generator)
@@ -49,44 +48,27 @@ def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]
     return [batches[number] for number in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-class Losses:
-    """Measures mean losses of a model, the same whatever the batches, unlike the Trainer's evaluation."""
+def mean_loss(model: Any, examples: Sequence[Example]) -> float:
+    """Return the mean cross entropy in nats over the counted tokens of all examples, in float32 and without dropout.
 
-    def __init__(self, tokenizer: Any, batch_size: int) -> None:
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token_id = 0  # padding is masked, so any token will do
-        tokenizer.padding_side = "right"
-        self.collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-        self._batch_size = batch_size
-
-    def mean(self, model: Any, examples: Sequence[Example]) -> float:
-        """Return the mean cross entropy in nats over the counted tokens of all examples, in float32."""
-        training, total = model.training, 0.0
-        cast = model.__dict__.pop("forward", None)  # accelerate's, which casts to bfloat16
-        model.eval()
-        ordered = sorted(examples, key=lambda example: len(example.ids))
-        for first in range(0, len(ordered), self._batch_size):
-            batch = self.collate([example.row for example in ordered[first : first + self._batch_size]])
-            labels = batch.pop("labels")[:, 1:].to(model.device)
-            with torch.no_grad():  # tensors cached in inference mode (positions) could not be trained through
-                logits = model(**batch.to(model.device), use_cache=False).logits[:, :-1]
-            counted = labels != IGNORED
-            total += float(torch.nn.functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum"))
-        model.train(training)
-        if cast:
-            model.forward = cast
-        return total / sum(example.predicted for example in examples)
+    Unlike the Trainer's evaluation it weighs every token alike and leaves out a router's auxiliary loss.
+    """
+    training, total = model.training, 0.0
+    model.eval()
+    with torch.no_grad():  # tensors cached in inference mode (positions) could not be trained through
+        for example in examples:
+            ids, labels = torch.tensor([example.ids, example.labels], device=model.device)
+            # The class's forward: during training accelerate gives the object one that casts to bfloat16.
+            logits = type(model).forward(model, ids[None], use_cache=False).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum"))
+    model.train(training)
+    return total / sum(example.predicted for example in examples)
 
 
 def train(
-    model: Any,
-    examples: Sequence[Example],
-    settings: TuneSettings,
-    losses: Losses,
-    held_out: Sequence[Example],
-    on_progress: ProgressCallback,
+    model: Any, tokenizer: Any, data: TuneData, settings: TuneSettings, on_progress: ProgressCallback
 ) -> list[dict[str, Any]]:
-    """Train a float32 model in place and leave it on the CPU in evaluation mode.
+    """Train a float32 model in place.
 
     Returns:
         For each step: step, epoch, tokens trained on so far, training_loss before the step (with a router's auxiliary
@@ -96,11 +78,16 @@ def train(
     Raises:
         TrainingFailedError: the loss or its gradient is no longer a number, or memory does not suffice.
     """
-    lengths, size = [len(example.ids) for example in examples], settings.batch_size
-    per_epoch = math.ceil(len(examples) / size)
-    epochs = (make_batches(lengths, size, settings.seed + epoch) for epoch in range(math.ceil(settings.epochs)))
+    lengths = [len(example.ids) for example in data.training]
+    epochs = [make_batches(lengths, settings.batch_size, settings.seed + n) for n in range(math.ceil(settings.epochs))]
+    per_epoch = len(epochs[0])
     batches = list(itertools.chain.from_iterable(epochs))[: math.ceil(settings.epochs * per_epoch)]
-    recorder = Recorder(per_epoch, lambda: losses.mean(model, held_out), on_progress)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = 0  # padding is masked, so any token will do
+    pad = DataCollatorForSeq2Seq(tokenizer)
+    recorder = Recorder(per_epoch, lambda: mean_loss(model, data.held_out), on_progress)
+    on_progress("training", 0, len(batches))
     with tempfile.TemporaryDirectory(prefix="sparcom-trainer-") as output:
         arguments = TrainingArguments(
             output_dir=output,
@@ -122,10 +109,9 @@ def train(
             disable_tqdm=True,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
-        rows = [[examples[number].row for number in batch] for batch in batches]
-        trainer = Trainer(
-            model, arguments, lambda items: losses.collate(items[0]), train_dataset=rows, callbacks=[recorder]
-        )
+        rows = [{"input_ids": example.ids, "labels": example.labels} for example in data.training]
+        dataset = [[rows[number] for number in batch] for batch in batches]
+        trainer = Trainer(model, arguments, lambda items: pad(items[0]), train_dataset=dataset, callbacks=[recorder])
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
@@ -134,9 +120,6 @@ def train(
                 "Training holds four float32 copies of the weights and a batch's activations, and memory does not "
                 f"suffice: {error}. Lower --batch-size or --max-length, or tune a smaller model."
             ) from error
-    model.__dict__.pop("forward", None)  # accelerate's
-    model.config.use_cache = True
-    model.to("cpu").eval()
     return recorder.points
 
 
@@ -147,9 +130,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.points: list[dict[str, Any]] = []
         self._per_epoch, self._held_out_loss, self._on_progress = per_epoch, held_out_loss, on_progress
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._on_progress("training", 0, state.max_steps)
-
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:  # the summary at the end
             return
@@ -159,9 +139,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"Loss and gradient must be numbers; at step {step} of {steps} the loss is {loss} and the length of "
                 f"the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
-        measured = step in {steps * part // _PARTS for part in range(1, _PARTS)}
         point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
-        held_out = self._held_out_loss() if measured else None
+        # Measured after each third of the steps; the last third is measured on the finished model.
+        held_out = self._held_out_loss() if step in {steps // 3, steps * 2 // 3} else None
         point |= {"training_loss": loss, "held_out_loss": held_out, "learning_rate": logs["learning_rate"]}
         self.points.append(point)
         self._on_progress("training", step, steps, note=f"loss {loss:.3f}")

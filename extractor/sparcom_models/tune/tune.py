@@ -9,7 +9,6 @@ machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from sparcom_models import folder
 from sparcom_models.fetch.fetch import MODELS_FOLDER
 from sparcom_models.quiet import deterministic, hide_messages
 from sparcom_models.tune import results
-from sparcom_models.tune.data import Example, make_examples, split
+from sparcom_models.tune.data import TuneData, make_examples, split
 from sparcom_models.tune.settings import TuneSettings
-from sparcom_models.tune.train import DEVICE, FIXED, Losses, supports_bfloat16, train
+from sparcom_models.tune.train import DEVICE, FIXED, mean_loss, supports_bfloat16, train
 
 
 def tune_model(
@@ -64,9 +63,10 @@ def tune_model(
             return finished
         on_progress("reading instructions")
         examples = make_examples(load_tokenizer(str(path)), instructions, settings)
-        _require_fit(config, settings, examples)
+        _require_fit(config, settings, max(max(example.ids, default=0) for example in examples))
+        parts = split(examples, settings)
         with folder.new_folder(target) as partial, deterministic():
-            facts = _tune(path, partial, examples, settings, on_progress)
+            facts = _tune(path, partial, parts, settings, on_progress)
             if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
                 raise TrainingFailedError(f"The files copied from {path} tokenize differently: its tokenizer has more.")
             licences = Counter(item.license or "not stated" for item in instructions)
@@ -74,46 +74,46 @@ def tune_model(
             return folder.MadeModel(target, True, folder.write_source(partial, recipe, facts))
 
 
-def _require_fit(config: Any, settings: TuneSettings, examples: Sequence[Example]) -> None:
+def _require_fit(config: Any, settings: TuneSettings, largest_id: int) -> None:
     context = getattr(config, "max_position_embeddings", None)
-    largest = max(max(example.ids, default=0) for example in examples)
     problems = []
     if context is not None and settings.max_length > context:
         problems.append(f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}")
-    if largest >= config.vocab_size:
-        problems.append(f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest}")
+    if largest_id >= config.vocab_size:
+        problems.append(
+            f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest_id}"
+        )
     if problems:
         raise InvalidInputError(problems)
 
 
 def _tune(
-    base: Path, target: Path, examples: Sequence[Example], settings: TuneSettings, on_progress: folder.ProgressCallback
+    base: Path, target: Path, data: TuneData, settings: TuneSettings, on_progress: folder.ProgressCallback
 ) -> dict[str, Any]:
     """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
-    data, tokenizer = split(examples, settings), load_tokenizer(str(base))
-    parts = {"training_sample": data.sample, "held_out": data.held_out}
-    losses = Losses(load_tokenizer(str(base)), settings.batch_size)
+    tokenizer = load_tokenizer(str(base))
+    measured = {"training_sample": data.sample, "held_out": data.held_out}
 
     def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
         on_progress(f"measuring the {name}")
         model.float().to(DEVICE).eval()
-        measured = {part: losses.mean(model, examples) for part, examples in parts.items()}
-        return measured, results.continuations(model, tokenizer)
+        losses = {part: mean_loss(model, examples) for part, examples in measured.items()}
+        return losses, results.continuations(model, tokenizer)
 
     on_progress("loading the base model")
     model = base_model.load_model(base)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    config = model.config
-    router_loss = config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else None
+    router_loss = model.config.router_aux_loss_coef if getattr(model.config, "output_router_logits", False) else None
     before, texts_before = measure(model, "base")
-    points = train(model, data.training, settings, losses, data.held_out, on_progress)
+    points = train(model, tokenizer, data, settings, on_progress)
     on_progress("writing the tuned model")
     base_model.save_model(model, dtypes, target)
     base_model.copy_files(base, target, base_model.SMALL_FILES)
-    del model  # two of these are loaded below
-    change = results.compare_weights(base, target)
-    after, texts_after = measure(base_model.load_model(target), "tuned model")
-    for part in parts:
+    del model  # two more are loaded
+    tuned = base_model.load_model(target)
+    change = results.compare_weights(base_model.load_model(base), tuned)
+    after, texts_after = measure(tuned, "tuned model")
+    for part in measured:
         if not after[part] < before[part]:
             raise TrainingFailedError(
                 f"A tuned model has a lower loss than its base, and on the {part} it went from {before[part]:.4f} to "
@@ -121,14 +121,13 @@ def _tune(
                 f"({settings.epochs:g})."
             )
     start = dict.fromkeys(points[0]) | {"step": 0, "epoch": 0.0, "tokens": 0, "held_out_loss": before["held_out"]}
-    points = [start, *points[:-1], points[-1] | {"held_out_loss": after["held_out"]}]
-    name = base_model.name_of(base)
-    results.write_curve(points, target, f"{name} tuned on {len(data.training):,} instructions")
+    points[-1]["held_out_loss"] = after["held_out"]
+    results.write_curve([start, *points], target)
     texts = zip(results.PROMPTS, texts_before, texts_after, strict=True)
     folder.write_json(target / "continuations.json", [{"prompt": p, "base": b, "tuned": t} for p, b, t in texts])
     folder.write_json(target / "held-out.json", [example.id for example in data.held_out])
-    counted = {"training": data.training} | parts
-    counts = {part: len(examples) for part, examples in counted.items()}
+    parts = {"training": data.training} | measured
+    counts = {part: len(examples) for part, examples in parts.items()}
     return {
         **base_model.provenance_of(base),
         "change": "all weights fine-tuned as a causal language model, with the Trainer of transformers",
@@ -136,9 +135,9 @@ def _tune(
         "router_auxiliary_loss": router_loss,
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
         "instructions": {**counts, "cut": data.truncated, "left_out": data.left_out},
-        "tokens": {part: sum(len(example.ids) for example in examples) for part, examples in counted.items()},
+        "tokens": {part: sum(len(example.ids) for example in examples) for part, examples in parts.items()},
         "steps": points[-1]["step"],
         "tokens_trained_on": points[-1]["tokens"],
-        "loss": {part: {"before": before[part], "after": after[part]} for part in parts},
+        "loss": {part: {"before": before[part], "after": after[part]} for part in measured},
         "weights_changed": change,
     }

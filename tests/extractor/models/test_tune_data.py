@@ -119,18 +119,20 @@ def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
     assert max(len(example.ids) for example in (*data.training, *data.held_out)) == 32
 
 
-def test_the_mean_loss_weighs_tokens_alike_in_any_batches(tmp_path: Path) -> None:
-    """A batch of everything, padded, and one at a time give the same mean; the model's mode stays as it was."""
-    from sparcom_models.tune.train import Losses
+def test_the_mean_loss_weighs_tokens_alike(tmp_path: Path) -> None:
+    """The mean over all examples is that of each one weighted by its counted tokens; the model's mode stays."""
+    from sparcom_models.tune.train import mean_loss
 
     made = make_tiny_model("qwen2-moe", tmp_path / "m", tokenizer=write_small_tokenizer(tmp_path))
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path).train()
     draw = np.random.default_rng(0)
     ids = [draw.integers(3, 60, length).tolist() for length in (2, 9, 30, 5)]
-    examples = [Example(str(number), row, [-100, *row[1:]]) for number, row in enumerate(ids)]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(made.path)
-    alone, together = (Losses(tokenizer, size).mean(model, examples) for size in (1, 4))
-    assert alone == pytest.approx(together, rel=1e-5)
+    examples = [Example(str(number), row, [-100, -100, *row[2:]]) for number, row in enumerate(ids)]
+    examples[0] = Example("0", ids[0], ids[0])
+    counted = [1, 7, 28, 3]
+    assert [example.predicted for example in examples] == counted
+    alone = [mean_loss(model, [example]) for example in examples]
+    assert mean_loss(model, examples) == pytest.approx(np.average(alone, weights=counted), rel=1e-5)
     assert model.training
 
 
