@@ -43,7 +43,7 @@ ALLOWED = {
 DATASET = {"huggingface_hub", "jinja2", "py3langid", "pyarrow", "sklearn", "tokenizers"}
 # What these two may need from outside: the archive is read, and analysed, in installs without torch, vLLM or a server.
 OUTSIDE = {
-    "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c", "huggingface_hub"},
+    "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c", "numcodecs", "huggingface_hub"},
     "sparcom_hexainst": {"numpy", "pydantic"} | DATASET,
     "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic", "xarray"},
 }

@@ -94,9 +94,7 @@ class CaptureEngine:
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:
         """Run one prompt greedily, its rows captured by `plan`. max_tokens: 0 keeps nothing that is generated.
 
-        Raises:
-            EngineError: the engine is dead.
-            ValueError: vLLM refuses the prompt.
+        Raises EngineError if the engine is dead, ValueError if vLLM refuses the prompt.
         """
         try:
             completion = await generate(self.llm, ids, max_tokens, {PLAN_KEY: to_wire(plan)}, request_id)
@@ -107,11 +105,7 @@ class CaptureEngine:
         return completion
 
     async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every worker process and return the answers in the order of ranks.
-
-        Raises:
-            EngineError: the engine is dead.
-        """
+        """Call a method of every worker process; return the answers by rank. EngineError if the engine is dead."""
         try:
             return await self._answers(method, arguments)
         except SparcomError:

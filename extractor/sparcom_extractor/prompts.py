@@ -85,11 +85,8 @@ def make_prompts(
 
 
 def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions, further: Sequence[str] = ()) -> None:
-    """Refuse instructions that do not go with the prompt format. Needs no tokenizer.
-
-    Raises:
-        InvalidInputError: names every such instruction, and lists `further` problems.
-    """
+    """Raise InvalidInputError that names every instruction that does not go with the prompt format, and `further`
+    problems. Needs no tokenizer."""
     chat, problems = options.prompt_format == "chat", []
     for number, item in enumerate(instructions):
         where = f"instructions.{number} (id {item.id!r})"
@@ -192,11 +189,8 @@ def _ids_problem(ids: NDArray[np.int32], limit: int, tokenizer: Any, vocabulary:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """Return the tokenizer of a model folder, or of a hub name at a branch, tag or commit.
-
-    Raises:
-        InvalidInputError: it cannot be loaded.
-    """
+    """Return the tokenizer of a model folder, or of a hub name at a branch, tag or commit; InvalidInputError if it
+    cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:

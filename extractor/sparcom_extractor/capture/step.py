@@ -219,7 +219,7 @@ class StepCapture:
 
 
 def _deliver_counts(session: CaptureSession, index: int, rows: int, arrays: Arrays, done: Done) -> None:
-    session.append_counts(CountedRows(index, rows, arrays[0], arrays[1], done))
+    session.append_rows(CountedRows(index, rows, arrays[0], arrays[1], done))
 
 
 def _after_calls(calls: int, done: Done) -> Done:

@@ -21,11 +21,7 @@ _GGUF = (
 
 
 def check_model(settings: EngineSettings) -> None:
-    """Refuse a model or quantization method that cannot load, as far as names and files show it.
-
-    Raises:
-        InvalidInputError: names every problem.
-    """
+    """Raise InvalidInputError with every problem of names and files that keeps a model from loading."""
     problems = _model_problems(settings)
     known, quantization = quantization_methods(), settings.quantization
     if quantization is not None and known and quantization not in known:

@@ -24,12 +24,8 @@ _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 
 
 def validate_cpu_ranks(settings: EngineSettings, cores: int) -> None:
-    """Refuse more ranks than cores, and pipeline stages: vLLM's CPU runner makes the tensors between stages in a
-    warm-up, which it leaves out in eager mode with a given size of the KV cache.
-
-    Raises:
-        InvalidInputError: names every problem.
-    """
+    """Raise InvalidInputError for more ranks than cores, and for pipeline stages: vLLM's CPU runner makes the tensors
+    between stages in a warm-up, which it leaves out in eager mode with a given size of the KV cache."""
     problems = []
     tensor, pipeline = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
     if tensor > cores:
@@ -47,11 +43,7 @@ def validate_cpu_ranks(settings: EngineSettings, cores: int) -> None:
 
 
 def check_processor(settings: EngineSettings) -> None:
-    """Refuse a model if this processor would run its experts without exposing their neurons.
-
-    Raises:
-        UnsupportedModelError: names the setting that helps.
-    """
+    """Raise UnsupportedModelError if this processor would run a model's experts without exposing their neurons."""
     import torch
 
     config = read_object(Path(settings.model) / "config.json")

@@ -50,10 +50,8 @@ async def generate(
 ) -> CompletionLike | None:
     """Run one prompt greedily and return its completion, or None if the engine ended without one.
 
-    max_tokens: 0 samples one token, without its text: the engine has to sample.
-
-    Raises:
-        ValueError: vLLM refuses the prompt. One of `engine_errors()`: the engine is dead.
+    max_tokens: 0 samples one token, without its text: the engine has to sample. Raises ValueError if vLLM refuses the
+    prompt, and one of `engine_errors()` if the engine is dead.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind

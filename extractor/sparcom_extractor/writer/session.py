@@ -1,9 +1,9 @@
 """Write one archive from one worker: takes per-step rows, reports finished instructions.
 
-    append_rows, append_counts ─┬─ queue ──▶ assembler thread: rows to the sink, ids to a tracker
+    append_rows                ─┬─ queue ──▶ assembler thread: rows to the sink, ids to a tracker
     finish_requests, end_input ─┘            all rows written, none at fault? all chunks on disk? ──▶ poll, each once
 
-The queue is bounded in bytes: if storage is slower than the model, `append_…` waits. An error ends the session, not
+The queue is bounded in bytes: if storage is slower than the model, `append_rows` waits. An error ends the session, not
 the engine: later rows are dropped, and every poll reports it.
 """
 
@@ -78,7 +78,7 @@ class CaptureSession:
         write: writes one file durably; `write_durably` if None.
 
     stores_counts: whether the archive holds counts instead of masks.
-    queued_bytes: bytes in the queue. backpressure_seconds: total time that `append_…` waited.
+    queued_bytes: bytes in the queue. backpressure_seconds: total time that `append_rows` waited.
     """
 
     def __init__(
@@ -115,14 +115,19 @@ class CaptureSession:
         self._thread = threading.Thread(target=self._run, name="sparcom-assemble", daemon=True)
         self._thread.start()
 
-    def append_rows(self, step: StepRows) -> None:
-        """Queue the rows of a step; waits for room. The arrays must not change until `step.done` is called.
-        After an error, or when everything is on disk, rows are dropped."""
-        self._enqueue(step)
-
-    def append_counts(self, counted: CountedRows) -> None:
-        """Queue counts that a device made; waits and drops as `append_rows` does."""
-        self._enqueue(counted)
+    def append_rows(self, item: StepRows | CountedRows) -> None:
+        """Queue the rows of a step, or counts that a device made; waits for room. The arrays must not change until
+        `item.done` is called. After an error, or when everything is on disk, rows are dropped."""
+        with self._room:
+            started = time.monotonic()
+            while not self._over and self.queued_bytes and self.queued_bytes + item.nbytes > self._queue_bytes:
+                self._room.wait(timeout=1.0)
+            self.backpressure_seconds += time.monotonic() - started
+            if not self._over:
+                self.queued_bytes += item.nbytes
+                self._queue.put(item)
+                return
+        item.done()
 
     def finish_requests(self, finished: list[FinishedRequest]) -> None:
         """Report that instructions have run. All their rows were appended before."""
@@ -158,18 +163,6 @@ class CaptureSession:
             self.fail("the session was closed before it was finished")
         self._queue.put(None)
         self._thread.join()
-
-    def _enqueue(self, item: StepRows | CountedRows) -> None:
-        with self._room:
-            started = time.monotonic()
-            while not self._over and self.queued_bytes and self.queued_bytes + item.nbytes > self._queue_bytes:
-                self._room.wait(timeout=1.0)
-            self.backpressure_seconds += time.monotonic() - started
-            if not self._over:
-                self.queued_bytes += item.nbytes
-                self._queue.put(item)
-                return
-        item.done()
 
     def _run(self) -> None:
         try:

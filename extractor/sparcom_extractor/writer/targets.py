@@ -23,8 +23,8 @@ from sparcom_data.errors import DamagedArchiveError
 from sparcom_data.schema import CapturedArray, captured_arrays
 from sparcom_data.schema.metadata import ModelInfo, parse_attributes
 from sparcom_data.storage import make_folder, shown_path, type_bytes
+from sparcom_data.storage.encoding import decode, encode
 from sparcom_data.storage.identity import PinnedArchive
-from sparcom_extractor.writer.encoding import decode, encode
 
 WriteFile = Callable[[Path, Sequence[type_bytes]], None]
 

@@ -196,7 +196,7 @@ class Engine(CaptureEngine):
 
 
 def open_sessions(engine: Engine) -> int:
-    return len(engine.llm.worker.open_sessions)
+    return len(engine.llm.worker.capture.steps.open_sessions)
 
 
 def instructions_of(*lengths: int) -> list[Instruction]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
 from sparcom_data.storage import write_durably
+from sparcom_data.storage.encoding import CRC_BYTES
 from sparcom_extractor.writer.chunks import IN_FLIGHT, ChunkWriter, buffers_for
-from sparcom_extractor.writer.encoding import CRC_BYTES
 from sparcom_extractor.writer.targets import ChunkTarget
 
 ROW = (2, 3)  # layers, bytes

@@ -14,7 +14,7 @@ from zarr.codecs import Crc32cCodec
 
 from sparcom_data.errors import DamagedArchiveError
 from sparcom_data.storage import write_durably
-from sparcom_extractor.writer.encoding import decode, encode
+from sparcom_data.storage.encoding import decode, encode
 from sparcom_extractor.writer.targets import ChunkTarget
 
 ROW = (2, 3)  # layers, bytes
