@@ -93,9 +93,7 @@ class CaptureEngine:
 
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:
         """Run one prompt greedily, its rows captured by `plan`. max_tokens: 0 keeps nothing that is generated.
-
-        Raises EngineError if the engine is dead, ValueError if vLLM refuses the prompt.
-        """
+        Raises EngineError if the engine is dead, ValueError if vLLM refuses the prompt."""
         try:
             completion = await generate(self.llm, ids, max_tokens, {PLAN_KEY: to_wire(plan)}, request_id)
         except engine_errors() as error:
@@ -107,22 +105,18 @@ class CaptureEngine:
     async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every worker process; return the answers by rank. EngineError if the engine is dead."""
         try:
-            return await self._answers(method, arguments)
+            call = asyncio.ensure_future(self.llm.collective_rpc(method, args=arguments))
+            try:
+                while not (await asyncio.wait({call}, timeout=HEALTH_SECONDS))[0]:
+                    if not self.healthy:  # vLLM never answers a call that was under way when its process died
+                        raise RuntimeError("its process ended")
+                return list(call.result())
+            finally:
+                call.cancel()
         except SparcomError:
             raise
         except Exception as error:
             raise self._dead(error) from error
-
-    async def _answers(self, method: str, arguments: Sequence[Any]) -> list[Any]:
-        """Watch the engine meanwhile: vLLM never answers a call that was under way when its process died."""
-        call = asyncio.ensure_future(self.llm.collective_rpc(method, args=arguments))
-        try:
-            while not (await asyncio.wait({call}, timeout=HEALTH_SECONDS))[0]:
-                if not self.healthy:
-                    raise RuntimeError("its process ended")
-            return list(call.result())
-        finally:
-            call.cancel()
 
     def _dead(self, error: BaseException) -> EngineError:
         return EngineError(

@@ -66,12 +66,8 @@ def prepare_extraction(
     dataset_name: str = "",
 ) -> Extraction:
     """Tokenize instructions, plan the layout and create the archive. Blocks: one second for thousands of instructions.
-
-    Raises:
-        InvalidInputError: a rule of the batch or of the prompt format is broken; nothing was created.
-        ArchiveExistsError: something is at `path`.
-        StorageError: the archive could not be created; nothing is left behind.
-    """
+    Raises InvalidInputError if a rule of the batch or of the prompt format is broken, ArchiveExistsError if something
+    is at `path`, and StorageError if the archive could not be created. An error leaves nothing new behind."""
     check_batch(instructions)
     tokenizer = engine.tokenizer
     limit = engine.max_model_len - max(1, options.max_tokens)
@@ -120,11 +116,8 @@ class Extraction:
     ) -> None:
         self.warnings = list(warnings)  # about prompts that run but may not be intended
         self.rows_captured = 0  # by the workers, with those computed again after a preemption
-        self._engine = engine
-        self._archive = archive
-        self._prompts = prompts
-        self._layout = layout
-        self._options = options
+        self._engine, self._archive, self._options = engine, archive, options
+        self._prompts, self._layout = prompts, layout
         self._session = uuid.uuid4().hex
         self._cancelled = False
         self._requests: asyncio.Task[None] | None = None
@@ -134,7 +127,7 @@ class Extraction:
         self._failures: dict[int, str] = {}
         self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
         self._unfinished = set(self._runnable)
-        self._settled_rows = 0  # rows planned for instructions that are complete or failed
+        self._finished_rows = 0  # rows planned for instructions that are complete or failed
         self._started = 0.0
         failed = len(prompts) - len(self._runnable)
         self.progress = Progress(instructions=len(prompts), failed=failed, tokens=layout.tokens)
@@ -152,12 +145,8 @@ class Extraction:
 
     async def run(self, report: Callable[[Progress], None] = lambda _: None) -> Progress:
         """Run until every instruction is complete, failed or cancelled. `report` gets every new snapshot.
-
-        Raises:
-            StorageError: writing failed, or the archive was removed or replaced.
-            EngineError: the engine died, or rows could not be trusted.
-            In both cases complete instructions stay complete; the others stay pending.
-        """
+        Raises StorageError if writing failed, or the archive was removed or replaced; EngineError if the engine died
+        or rows could not be trusted. In both cases complete instructions stay complete; the others stay pending."""
         try:
             return await self._run(report)
         finally:
@@ -273,7 +262,7 @@ class Extraction:
             await asyncio.to_thread(committer.complete, complete)
         if failures:
             await asyncio.to_thread(committer.fail, failures)
-        self._settled_rows += int(self._layout.capacity[[*(item.index for item in complete), *failures]].sum())
+        self._finished_rows += int(self._layout.capacity[[*(item.index for item in complete), *failures]].sum())
         self.progress = replace(self.progress, storage_wait_seconds=reply.backpressure_seconds)
         self._advance(complete=len(complete), failed=len(failures), tokens_done=sum(len(item.ids) for item in complete))
 
@@ -281,7 +270,7 @@ class Extraction:
         """Add counts to the progress and compute its times."""
         sums = {name: getattr(self.progress, name) + count for name, count in counts.items()}
         now = replace(self.progress, seconds=time.monotonic() - self._started, **sums)
-        share = self._settled_rows / now.tokens if now.tokens else 1.0
+        share = self._finished_rows / now.tokens if now.tokens else 1.0
         self.progress = replace(
             now,
             tokens_per_second=now.tokens_done / now.seconds if now.seconds else 0.0,
@@ -291,9 +280,7 @@ class Extraction:
 
 def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_position: int) -> str | None:
     """Return why the captured rows of an instruction are not its own, or None: rule 6 of the archive.
-
-    expected: int32 (rows,), the token ids that were sent and generated. first_position: of the first row.
-    """
+    expected: int32 (rows,), the token ids that were sent and generated. first_position: of the first row."""
     if not np.array_equal(item.ids, expected):
         shorter = min(len(item.ids), len(expected))
         row = next((k for k in range(shorter) if item.ids[k] != expected[k]), shorter)

@@ -31,9 +31,7 @@ def content_finder(
     render: Callable[[Sequence[dict[str, Any]]], str],
 ) -> Callable[[Sequence[dict[str, Any]], str], list[Span] | None]:
     """Return a function that finds message contents, as characters [start, stop), in a chat's text; None if not proved.
-
-    render: takes messages (dicts with role and content), returns the text of the chat.
-    """
+    render: takes messages (dicts with role and content), returns the text of the chat."""
     mark = f"sparcom{uuid4().hex}"
 
     @cache  # one rendering with marks serves all chats of the same roles
@@ -70,10 +68,8 @@ def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[S
 
 def raw_origin(ids: NDArray[np.int32], special_ids: Sequence[int] | None, added: Sequence[int]) -> NDArray[np.uint8]:
     """Return the origins of a prompt in raw format: uint8 (T,).
-
     ids: int32 (T,). special_ids: ids marked as special; None if the tokenizer does not say: then all are unknown.
-    added: bool (T,), whether the tokenizer added the token; empty if it does not say.
-    """
+    added: bool (T,), whether the tokenizer added the token; empty if it does not say."""
     if special_ids is None:
         return unknown_origin(ids)
     special = np.isin(ids, np.array(special_ids, dtype=np.int64))
@@ -86,9 +82,7 @@ def chat_origin(
     ids: NDArray[np.int32], offsets: Sequence[Span], spans: Sequence[Span], special_ids: Sequence[int] | None
 ) -> NDArray[np.uint8]:
     """Return the origins of a prompt in chat format: uint8 (T,). Special ids within a content are special.
-
-    ids: int32 (T,). offsets, spans: characters [start, stop) of the text that tokens and contents cover.
-    """
+    ids: int32 (T,). offsets, spans: characters [start, stop) of the text that tokens and contents cover."""
     start, stop = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     content = np.zeros(len(ids), dtype=np.bool_)
     for first, last in spans:
@@ -105,9 +99,7 @@ def prompt_warnings(
     names: Sequence[str], ids: Iterable[NDArray[np.int32]], origins: Iterable[NDArray[np.uint8]], bos: int | None
 ) -> list[str]:
     """Return sentences about prompts that run but may not be intended.
-
-    names: ids of the instructions. ids, origins: int32 and uint8 (T,) of each prompt. bos: id of the BOS token.
-    """
+    names: ids of the instructions. ids, origins: int32 and uint8 (T,) of each prompt. bos: id of the BOS token."""
     found = []
     if doubled := [name for name, tokens in zip(names, ids, strict=True) if tokens[:2].tolist() == [bos, bos]]:
         found.append(

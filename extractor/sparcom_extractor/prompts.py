@@ -51,14 +51,10 @@ def make_prompts(
 ) -> list[Prompt]:
     """Tokenize instructions. A prompt that cannot run has an error, so that the others can.
 
-    Args:
-        tokenizer: a transformers tokenizer.
-        limit: tokens of the longest prompt that fits the model's context beside the response. A text too large to be
-            tokenized is left out of its prompt.
-        vocabulary: rows of the model's embedding, which token ids must be below; None if not known.
-
-    Raises:
-        InvalidInputError: an instruction does not go with the prompt format, or the tokenizer has no chat template.
+    tokenizer: of transformers. limit: tokens of the longest prompt that fits the model's context beside the response; a
+    text too large to be tokenized is left out of its prompt. vocabulary: rows of the model's embedding, which token ids
+    must be below; None if not known. Raises InvalidInputError if an instruction does not go with the prompt format, or
+    the tokenizer has no chat template.
     """
     chat = options.prompt_format == "chat"
     check_formats(
@@ -151,9 +147,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> str:
 
 def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], Any | None]]:
     """Yield the token ids of each text, and its encoding if the tokenizer is a fast one.
-
-    Tokenizes in batches: a tokenizer returns far more than ids.
-    """
+    Tokenizes in batches: a tokenizer returns far more than ids."""
     first = 0
     while first < len(texts):
         last, size = first + 1, len(texts[first])
@@ -203,10 +197,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 
 def special_token_ids(tokenizer: Any) -> list[int] | None:
     """Return the ids that the tokenizer marks as special, ascending; None if it does not say.
-
     Joins tokens with a role (BOS, EOS, padding, unknown) and added tokens flagged as special. Neither is enough: the
-    turn marks of LLaMA 3's template have no role, and a plain token of the vocabulary may have one.
-    """
+    turn marks of LLaMA 3's template have no role, and a plain token of the vocabulary may have one."""
     with_role = getattr(tokenizer, "all_special_ids", None)
     if with_role is None:
         return None

@@ -26,10 +26,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Where the rows of one request go: position p, begin <= p < end, is row `row + p - begin` of the token axis.
-
     index: of the instruction in its archive. prompt: its number of tokens, for errors; -1 if unknown.
-    length_unknown: the request may end before `end`; the engine may compute one row past its end.
-    """
+    length_unknown: the request may end before `end`; the engine may compute one row past its end."""
 
     session: str
     index: int
@@ -47,9 +45,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """An instruction that has run, with `capacity` rows reserved from `row` on.
-
-    length: number of rows that count; -1 if the instruction failed and its rows are dropped.
-    """
+    length: number of rows that count; -1 if the instruction failed and its rows are dropped."""
 
     index: int
     row: int
@@ -85,10 +81,8 @@ class SessionError:
 @dataclass(frozen=True, slots=True)
 class PollReply:
     """What happened in a session since the previous poll, and totals.
-
     drained: everything is on disk, after the last request. rows: delivered, including rows computed again after a
-    preemption. backpressure_seconds: time that delivery waited for the writer.
-    """
+    preemption. backpressure_seconds: time that delivery waited for the writer."""
 
     completed: tuple[DurableInstruction, ...] = ()
     failed: tuple[FailedInstruction, ...] = ()

@@ -25,12 +25,12 @@ class DeviceCounters:
     """Counters of a dense model with the masks `buffer`, for `requests` that run at once.
 
     counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
+    add_counts: kernel that adds tiles of masks to counts; Triton's by default.
     """
 
     def __init__(
         self, buffer: MaskBuffer, queue: DeviceTransferQueue, requests: int, add_counts: AddCounts | None = None
     ) -> None:
-        """add_counts: kernel that adds tiles of masks to counts; Triton's by default."""
         from sparcom_extractor.capture.ops import count_kernel  # needs Triton
 
         self._buffer, self._queue, self._kernel = buffer, queue, count_kernel

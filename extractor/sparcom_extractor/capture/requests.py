@@ -28,10 +28,8 @@ def plan_of(request: NewRequestLike) -> Plan | None:
 
 class RunningRequests:
     """Requests with a plan, one slot each.
-
     table: structured (slots,), replaced when it grows: the `session`, the fields of `Plan`, and int64 `counted`: the
-    first position that is not yet added to a counter on the device, `counter`: its index, or NO_COUNTER.
-    """
+    first position that is not yet added to a counter on the device, `counter`: its index, or NO_COUNTER."""
 
     def __init__(self) -> None:
         self.table: NDArray[Any] = np.zeros(0, dtype=_SLOT)

@@ -1,14 +1,17 @@
-"""Which rows of a step belong to which request and session."""
+"""Find the request and session of each row of a step, and rows that cannot be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_extractor.capture.discovery.describe import LayerName
 from sparcom_extractor.capture.requests import RunningRequests
 from sparcom_extractor.vllm_surface.runner import BatchRows
+from sparcom_extractor.writer.rows import RowFault, RowRange
 from sparcom_extractor.writer.session import CaptureSession
 
 RUN = np.dtype([(name, np.int64) for name in ("slot", "source", "rows", "position")])
@@ -31,19 +34,12 @@ def split_by_session(
     runs: NDArray[Any], requests: RunningRequests, first: int
 ) -> list[tuple[CaptureSession, NDArray[np.int64]]]:
     """Return each session with its runs, int64 (runs, 7): fields of `RowRange`, and the tokens of the prompt.
-
-    first: row of the step from which `source` counts.
-    """
+    first: row of the step from which `source` counts."""
     names = ("session", "index", "row", "begin", "end", "prompt")
     owner, index, row, begin, end, prompt = (requests.table[name][runs["slot"]] for name in names)
     source, offset = runs["source"] - first, runs["position"] - begin
     columns = np.stack([index, row, end - begin, source, runs["rows"], offset, prompt], axis=1)
     return [(session, columns[owner == session]) for session in dict.fromkeys(owner.tolist())]
-
-
-def expected_positions(batch: BatchRows) -> NDArray[np.int64]:
-    """Return the positions that the layout of the batch implies, int64 (rows,)."""
-    return np.arange(batch.count) + np.repeat(batch.first_position - batch.start[:-1], np.diff(batch.start))
 
 
 def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None:
@@ -54,3 +50,41 @@ def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None
             f"row {row} of a step must be position {int(expected[row])} of its request; the model was fed position "
             f"{int(fed[row])}. The layout of vLLM's batch is not the one this release knows"
         )
+
+
+def find_faults(
+    names: Sequence[LayerName],
+    ranges: Sequence[RowRange],
+    prompts: NDArray[np.int64],
+    nonfinite: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+) -> dict[int, RowFault]:
+    """Return the first fault of each instruction with a gate or routing weight that is NaN or infinite, by its index.
+
+    Such a gate compares as inactive, or as active by an overflow: its neuron would count without having been computed.
+    ranges: rows of one session. prompts: int64 (ranges,), tokens of each one's prompt, -1 if unknown.
+    nonfinite: uint8 (rows, layers), flags of the layers `names`. positions: int64 (rows,), within the sequence.
+    """
+    if not nonfinite.any():
+        return {}
+    faults = {}
+    for item, prompt in zip(ranges, prompts.tolist(), strict=True):
+        own = nonfinite[item.source : item.source + item.rows]
+        if own.any():
+            row = int(own.any(axis=1).argmax())
+            found = sorted((names[layer] for layer in np.flatnonzero(own[row])), key=lambda name: name.number)
+            reason = _reason(found, int(positions[item.source + row]), prompt)
+            faults[item.index] = RowFault(item.offset + row, reason)
+    return faults
+
+
+def _reason(found: Sequence[LayerName], position: int, prompt: int) -> str:
+    values = "weights or logits" if found[0].component == "router" else "gates"
+    others = f", and {len(found) - 1} more of its layers have" if len(found) > 1 else ""
+    part = "" if prompt < 0 else " of the prompt" if position < prompt else " of the response"
+    number = position - prompt if 0 <= prompt <= position else position
+    return (
+        f"every gate and routing weight of a token must be a finite number; {found[0]} has {values} that are NaN or "
+        f"infinite at position {number}{part}{others}. Check the model's weights; where a model overflows in float16 "
+        "use dtype 'bfloat16' or 'float32'"
+    )

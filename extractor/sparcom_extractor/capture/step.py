@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.nonfinite import find_faults
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_counters
 from sparcom_extractor.capture.requests import NO_COUNTER, RunningRequests, plan_of
-from sparcom_extractor.capture.rows import captured_runs, check_positions, expected_positions, split_by_session
+from sparcom_extractor.capture.rows import captured_runs, check_positions, find_faults, split_by_session
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
 from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutputLike
@@ -35,16 +34,14 @@ from sparcom_extractor.writer.session import CaptureSession
 
 class StepCapture:
     """The plans of running requests, the sessions they write to, and the way there.
-
     buffers: written by the model during a step. queue: from the buffers to the sessions.
-    counters: on the device; None: sessions count the rows they get.
-    """
+    counters: on the device; None: sessions count the rows they get. layer_names: by write counter, for errors."""
 
     def __init__(self, buffers: StepBuffers, queue: TransferQueue, counters: DeviceCounters | None = None) -> None:
         self.buffers, self.queue, self.counters = buffers, queue, counters
         self._arrays = buffers.arrays()
         self._layers = buffers.widths.columns()
-        self._layer_names = [str(layer) for layer in self._layers]
+        self.layer_names = [str(layer) for layer in self._layers]
         self._padded = buffers.write_counters.device.type != "cpu"
         self._requests = RunningRequests()
         self._sessions: dict[str, CaptureSession] = {}
@@ -92,7 +89,7 @@ class StepCapture:
             parts.extend(array[first:stop] for array in self._arrays.values())
         if self.counters is not None:
             self._count(runs, self.counters)
-        expected = expected_positions(batch)[first:stop]
+        expected = batch.expected_positions()[first:stop]
         self.queue.send(parts, partial(self._deliver, shares, expected, batch.count))
 
     def open(self, name: str, session: CaptureSession) -> None:
@@ -152,7 +149,7 @@ class StepCapture:
         """Check the arrays of a step and pass them on. Rows that cannot be trusted end their sessions alone."""
         ids, positions, counters, nonfinite = arrays[:4]
         try:
-            check_write_counters(counters, count, self._layer_names, padded=self._padded)
+            check_write_counters(counters, count, self.layer_names, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
             problem = self.buffers.problem
@@ -201,9 +198,9 @@ class StepCapture:
         """Send the counts of a request, if it has a counter."""
         request = self._requests.table[slot]
         if self.counters is not None and request["counter"] != NO_COUNTER:
-            rows = int(request["counted"] - request["begin"])
-            deliver = partial(_deliver_counts, request["session"], int(request["index"]), rows)
-            self.counters.send(int(request["counter"]), deliver)
+            session, counter = request["session"], int(request["counter"])
+            counted = partial(CountedRows, int(request["index"]), int(request["counted"] - request["begin"]))
+            self.counters.send(counter, lambda arrays, done: session.append_rows(counted(arrays[0], arrays[1], done)))
         self._release_counter(slot)
 
     def _restart(self, slot: int) -> None:
@@ -216,10 +213,6 @@ class StepCapture:
         if self.counters is not None and request["counter"] != NO_COUNTER:
             self.counters.give_back(int(request["counter"]))
             request["counter"] = NO_COUNTER
-
-
-def _deliver_counts(session: CaptureSession, index: int, rows: int, arrays: Arrays, done: Done) -> None:
-    session.append_rows(CountedRows(index, rows, arrays[0], arrays[1], done))
 
 
 def _after_calls(calls: int, done: Done) -> Done:

@@ -107,9 +107,7 @@ def _kill_tree(pid: int | None) -> None:
 
 def shield_children_from_interrupts() -> None:
     """Block SIGINT in this thread and in the processes it starts, until they have left the process group.
-
     Otherwise Ctrl-C gives a traceback of a process that is still importing. The resource tracker must start first: it
-    unblocks the signal in the thread.
-    """
+    unblocks the signal in the thread."""
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

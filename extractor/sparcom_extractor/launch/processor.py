@@ -57,9 +57,7 @@ def check_processor(settings: EngineSettings) -> None:
 
 def expert_problem(config: Mapping[str, Any], dtype: str, *, amx: bool, ranks: int = 1) -> str | None:
     """Return why a model's experts would not expose their neurons on a CPU, or None.
-
-    config: the model's config.json. dtype: the engine's; "auto" is the checkpoint's. ranks: share an expert's width.
-    """
+    config: the model's config.json. dtype: the engine's; "auto" is the checkpoint's. ranks: share an expert's width."""
     text = config.get("text_config") or config
     if dtype == "auto":
         dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")

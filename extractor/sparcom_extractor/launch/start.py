@@ -10,12 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sparcom_data.errors import EngineError
+from sparcom_data.errors import EngineError, UnsupportedModelError
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap, shield_children_from_interrupts
 from sparcom_extractor.launch.processor import CPU_ATTENTION, CPU_DTYPE, check_processor, validate_cpu_ranks
 from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.vllm_surface.engine import AsyncLLMLike, platform, start_async_engine
-from sparcom_extractor.worker import worker_class
 
 SMALL_MACHINE_CORES = 4
 _CPU_DEFAULTS: dict[str, Any] = {
@@ -27,6 +26,10 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "attention_backend": CPU_ATTENTION,
 }
 _GPU_DEFAULTS: dict[str, Any] = {"dtype": "auto", "enforce_eager": False}
+_WORKERS = {
+    "cpu": "sparcom_extractor.worker.cpu.CaptureCPUWorker",
+    "cuda": "sparcom_extractor.worker.gpu.CaptureGPUWorker",
+}
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # INFO shows vLLM's log
     "VLLM_NO_USAGE_STATS": "1",
@@ -96,6 +99,13 @@ def engine_arguments(settings: EngineSettings, device_type: str, report: str = "
             arguments["moe_backend"] = "triton"  # the backend that exposes the neurons of selected experts
     del arguments["name"], arguments["capture"]
     return arguments
+
+
+def worker_class(device_type: str) -> str:
+    """Return the name of the worker class for a platform's device type; UnsupportedModelError for others."""
+    if device_type not in _WORKERS:
+        raise UnsupportedModelError(f"capture runs on the vLLM platforms cpu and cuda; this one is {device_type!r}")
+    return _WORKERS[device_type]
 
 
 def child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:

@@ -49,10 +49,8 @@ async def generate(
     engine: AsyncLLMLike, ids: list[int], max_tokens: int, extra_args: dict[str, Any], request_id: str
 ) -> CompletionLike | None:
     """Run one prompt greedily and return its completion, or None if the engine ended without one.
-
     max_tokens: 0 samples one token, without its text: the engine has to sample. Raises ValueError if vLLM refuses the
-    prompt, and one of `engine_errors()` if the engine is dead.
-    """
+    prompt, and one of `engine_errors()` if the engine is dead."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

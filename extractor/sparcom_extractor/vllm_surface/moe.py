@@ -105,11 +105,6 @@ class MoeRunnerLike(Protocol):
     routed_scaling_factor: float
 
 
-def shared_expert_module(runner: MoeRunnerLike) -> torch.nn.Module | None:
-    """Return the module of a layer's shared experts."""
-    return None if runner.shared_experts is None else runner.shared_experts._layer
-
-
 def has_known_cpu_weights(experts: ExpertsLike) -> bool:
     """Return whether CPU_EXPERTS run vLLM's portable kernel, which holds weights in a known layout."""
     return experts.isa == CPU_ISA and not experts._use_zentorch

@@ -109,6 +109,10 @@ class BatchRows:
         """Rows of the step."""
         return int(self.start[-1])
 
+    def expected_positions(self) -> NDArray[np.int64]:
+        """Return the positions that the layout implies, int64 (rows,)."""
+        return np.arange(self.count) + np.repeat(self.first_position - self.start[:-1], np.diff(self.start))
+
 
 def batch_rows(runner: ModelRunnerLike, scheduled: SchedulerOutputLike, *, v2: bool) -> BatchRows:
     """Return the rows of the step that `runner`, V1 or V2, has just executed. Reads nothing from a device."""

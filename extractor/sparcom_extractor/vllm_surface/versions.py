@@ -44,9 +44,7 @@ def check_vllm(found: str) -> None:
 @cache
 def quantization_methods() -> tuple[str, ...]:
     """Return the names in vLLM's `QuantizationMethods`, read from its source: importing vLLM takes seconds.
-
-    Empty if vLLM is not installed or keeps them elsewhere; then vLLM checks the name itself.
-    """
+    Empty if vLLM is not installed or keeps them elsewhere; then vLLM checks the name itself."""
     found = find_spec("vllm")
     for folder in (found.submodule_search_locations or []) if found else []:
         source = Path(folder) / "model_executor" / "layers" / "quantization" / "__init__.py"

@@ -6,8 +6,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, StepBuffers
-from sparcom_extractor.capture.transfer.device import DeviceTransferQueue, transfer_bytes
-from sparcom_extractor.capture.transfer.streams import CudaStreams, Streams
+from sparcom_extractor.capture.transfer.device import CudaStreams, DeviceTransferQueue, Streams, transfer_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
 RING_STEPS = 2  # one step leaves the device while the next is computed
@@ -26,9 +25,7 @@ class DeviceCaptureMixin(CaptureMixin):
 
     def _make_transfer(self, buffers: StepBuffers) -> tuple[DeviceTransferQueue, DeviceCounters | None]:
         """Allocate ring and pinned memory, before vLLM measures what is left for its KV cache.
-
-        Experts' rows are counted on the host: counters of one request would be as large as the experts' gates.
-        """
+        Experts' rows are counted on the host: counters of one request would be as large as the experts' gates."""
         dense, arrays = buffers.dense, [*buffers.arrays().values(), buffers.nonfinite]
         counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
         step = transfer_bytes(arrays, buffers.write_counters)

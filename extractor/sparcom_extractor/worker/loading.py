@@ -17,7 +17,7 @@ import torch
 
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
 from sparcom_extractor.vllm_surface.config import VllmConfigLike
-from sparcom_extractor.vllm_surface.loading import BaseLoader, LoadableModelLike, packed_modules, register_model_loader
+from sparcom_extractor.vllm_surface.loading import BaseLoader, LoadableModelLike, register_model_loader
 from sparcom_extractor.worker.writes import WriteWatch
 
 LOAD_FORMAT = "sparcom"
@@ -72,7 +72,8 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
                 f"the checkpoint's tensor {self._watch.source} does not fit the model that config.json describes: "
                 f"{reason}. Check that config.json and the weights belong together"
             )
-        missing = [] if self._unreadable else self._watch.missing(model.named_parameters(), packed_modules(model))
+        packed = getattr(model, "packed_modules_mapping", {})
+        missing = [] if self._unreadable else self._watch.missing(model.named_parameters(), packed)
         if missing:
             more = f" and {len(missing) - SHOWN_NAMES} more" if len(missing) > SHOWN_NAMES else ""
             return (

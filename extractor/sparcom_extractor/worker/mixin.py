@@ -132,17 +132,14 @@ class CaptureMixin:
 
     def _try_step(self) -> str | None:
         """Return why a step of one token that belongs to no request, as vLLM runs between steps, was not captured.
-
-        Layers that run several times per step, or in an unknown shape, are found here and not by the first request.
-        """
-        buffers = self.capture.steps.buffers
+        Layers that run several times per step, or in an unknown shape, are found here and not by the first request."""
+        buffers, names = self.capture.steps.buffers, self.capture.steps.layer_names
         buffers.clear()
         try:
             self.execute_dummy_batch()  # type: ignore[attr-defined]
         except Exception as error:  # noqa: BLE001  every step is checked all the same
             logger.warning("the trial step did not run: %s: %s", type(error).__name__, error)
             return None
-        names = [str(name) for name in buffers.widths.columns()]
         try:
             check_write_counters(buffers.write_counters.cpu().numpy(), 1, names, padded=True)
         except RuntimeError as error:

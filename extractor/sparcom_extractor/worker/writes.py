@@ -69,9 +69,7 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def missing(self, parameters: Iterable[tuple[str, torch.Tensor]], packed: Mapping[str, Sequence[str]]) -> list[str]:
         """Return the names of the checkpoint tensors that the parameters lack, in the order of the parameters.
-
-        parameters: as vLLM names them. packed: the checkpoint's modules of each fused module, see `packed_modules`.
-        """
+        parameters: as vLLM names them. packed: the checkpoint's modules of each fused module."""
         found = [
             _Parameter(name, tensor, address in self._empty, self._writes.get(address, []))
             for name, tensor in parameters
@@ -92,9 +90,7 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 class _Parameter:
     """A parameter. kind: equal for its siblings, the same parameter of other layers.
-
-    sources: checkpoint tensors that were written into it. missing: those that were written into siblings alone.
-    """
+    sources: checkpoint tensors that were written into it. missing: those that were written into siblings alone."""
 
     def __init__(self, name: str, tensor: torch.Tensor, random: bool, writes: Sequence[tuple[str, Spans]]) -> None:
         self.name = name

@@ -30,9 +30,7 @@ IN_FLIGHT = 2  # chunks per thread that are being written or are next; more only
 
 def buffers_for(requests: int, threads: int) -> int:
     """Return the buffers needed so that each request can fill a chunk of its own, one row per step.
-
-    With fewer, every row costs one chunk written and one read: 256 requests took 8.4 s per step with 43, not 5 ms.
-    """
+    With fewer, every row costs one chunk written and one read: 256 requests took 8.4 s per step with 43, not 5 ms."""
     return requests + IN_FLIGHT * threads + 1
 
 
@@ -67,10 +65,8 @@ class ChunkWriter:
 
     def write_rows(self, start: int, values: NDArray[Any]) -> None:
         """Write values (n, …) to rows [start, start + n). The same rows may come again with the same values.
-
         Raises TypeError or ValueError for another dtype or shape, which NumPy would convert silently, and the error of
-        an earlier write.
-        """
+        an earlier write."""
         target = self._target
         if values.dtype != target.dtype:
             raise TypeError(f"rows of {target.folder} must be {target.dtype}; got {values.dtype}. Cast them")

@@ -40,10 +40,8 @@ def count_experts(topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> N
 
 def count_expert_neurons(masks: NDArray[np.uint8], topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
     """Count active neurons of each picked expert.
-
     masks: (rows, layers, top_k, ⌈neurons / 8⌉). topk_ids: (rows, layers, top_k), distinct within a row and layer.
-    counts: (layers, experts, neurons).
-    """
+    counts: (layers, experts, neurons)."""
     if len(topk_ids) * topk_ids.shape[2] < MANY_ROWS * counts.shape[1]:
         layers = np.arange(len(counts))[:, None]
         for row, experts in zip(masks, topk_ids, strict=True):

@@ -58,9 +58,7 @@ class StepRows:
 @dataclass(frozen=True, slots=True)
 class CountedRows:
     """Counts that a device made over the first `rows` rows of an instruction: int32 (layer, neuron).
-
-    last: mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`.
-    """
+    last: mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`."""
 
     index: int
     rows: int

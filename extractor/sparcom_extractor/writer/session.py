@@ -71,12 +71,10 @@ class _Tracker:
 class CaptureSession:
     """Writes one archive.
 
-    Args:
-        parts: of each array. instructions: number of instructions in the archive. threads: number of writer threads.
-        requests: maximum number of running requests, each with open chunks of its own that grow by one row per step.
-        queue_bytes: bound of the queue. buffer_bytes: memory for chunks, exceeded if `requests` need more.
-        write: writes one file durably; `write_durably` if None.
-
+    parts: of each array. instructions: number of instructions in the archive. threads: number of writer threads.
+    requests: maximum number of running requests, each with open chunks of its own that grow by one row per step.
+    queue_bytes: bound of the queue. buffer_bytes: memory for chunks, exceeded if `requests` need more.
+    write: writes one file durably; `write_durably` if None.
     stores_counts: whether the archive holds counts instead of masks.
     queued_bytes: bytes in the queue. backpressure_seconds: total time that `append_rows` waited.
     """

@@ -66,9 +66,7 @@ class MaskSink:
 @dataclass(slots=True)
 class _RunningCount:
     """Counts over the first `rows` rows of an instruction.
-
-    counts: uint32 (layer, …), by the name of the count array. last: the last of these rows, by token array.
-    """
+    counts: uint32 (layer, …), by the name of the count array. last: the last of these rows, by token array."""
 
     counts: dict[str, NDArray[np.uint32]]
     rows: int = 0
@@ -102,8 +100,9 @@ class CountSink(MaskSink):
 
     def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
         super().__init__(parts, pool, **options)
-        self._shapes = {part.name: part.row for part in parts}
-        self._running: defaultdict[int, _RunningCount] = defaultdict(self._no_rows)
+        self._running: defaultdict[int, _RunningCount] = defaultdict(
+            lambda: _RunningCount({part.name: np.zeros(part.row, dtype=np.uint32) for part in parts})
+        )
 
     def append_rows(self, rows: RowRange, arrays: Arrays) -> None:
         self._running[rows.index].count_new_rows(rows.offset, arrays)
@@ -127,6 +126,3 @@ class CountSink(MaskSink):
 
     def _axis_range(self, item: FinishedRequest, rows: int) -> tuple[int, int]:
         return item.index, item.index + 1
-
-    def _no_rows(self) -> _RunningCount:
-        return _RunningCount({name: np.zeros(shape, dtype=np.uint32) for name, shape in self._shapes.items()})

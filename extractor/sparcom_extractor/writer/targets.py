@@ -128,9 +128,7 @@ def archive_parts(
     path: Path, position: RankPosition = RankPosition(), run: str | None = None
 ) -> tuple[list[ArrayPart], int]:
     """Return what one process writes of the archive at `path`, and the archive's number of instructions.
-
-    Raises StorageError if no archive is there, or one with another run id than `run`; None accepts any.
-    """
+    Raises StorageError if no archive is there, or one with another run id than `run`; None accepts any."""
     archive = PinnedArchive(path, run)
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     attributes = parse_attributes(dict(group.attrs), str(path))

@@ -33,7 +33,7 @@ class FakeEvent:
 
 
 class FakeDevice:
-    """Implements `capture.transfer.streams.Streams`."""
+    """Implements `capture.transfer.device.Streams`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.step_thread = threading.get_ident()

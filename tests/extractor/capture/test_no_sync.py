@@ -99,7 +99,8 @@ def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
     moe = getattr(request, "param", "dense") == "moe"
     NeverEnds.over.clear()
     with NoHostReads():
-        widths = Widths(2, NEURONS, 2, TOP_K, EXPERT_NEURONS, NEURONS) if moe else Widths(LAYERS, NEURONS)
+        widths = Widths(range(2), NEURONS, range(2), TOP_K, EXPERT_NEURONS, NEURONS)
+        widths = widths if moe else Widths(range(LAYERS), NEURONS)
         buffers = StepBuffers(ROWS, widths, CUDA)
         size = 1 << 20
         assert size > transfer_bytes([*buffers.arrays().values(), buffers.nonfinite], buffers.write_counters)
@@ -188,7 +189,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, numerics: Any) -> None:
     """Routes are one launch of a layer, the experts' gates another, shared experts' a third; no value is read, and
     without the kernel's output vLLM's own activation follows."""
-    widths = Widths(moe_layers=2, top_k=TOP_K, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
+    widths = Widths(moe_layer_ids=range(2), top_k=TOP_K, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
     with NoHostReads():
         buffers = StepBuffers(ROWS, widths, CUDA)
         assert buffers.routes is not None

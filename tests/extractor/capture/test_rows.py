@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.rows import check_positions, expected_positions
+from sparcom_extractor.capture.rows import check_positions
 from sparcom_extractor.vllm_surface.config import refuse_engine
 from sparcom_extractor.vllm_surface.runner import BatchRows, batch_rows
 
@@ -150,7 +150,7 @@ def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
 
 
 def check(rows: BatchRows) -> None:
-    check_positions(expected_positions(rows), rows.positions.numpy())
+    check_positions(rows.expected_positions(), rows.positions.numpy())
 
 
 def rows_of(**changed: Any) -> BatchRows:

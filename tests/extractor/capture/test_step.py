@@ -60,7 +60,7 @@ class Worker:
     """Drives a StepCapture as the worker does; row r of a step has the bits of r in its masks."""
 
     def __init__(self, *sessions: str) -> None:
-        buffers = StepBuffers(64, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        buffers = StepBuffers(64, Widths(range(LAYERS), NEURONS), torch.device("cpu"))
         assert buffers.dense is not None
         self.buffer = buffers.dense
         self.capture = StepCapture(buffers, HostTransferQueue())

@@ -90,7 +90,7 @@ class Worker(CaptureMixin, Model):
     )
 
     def __init__(self) -> None:
-        buffers = StepBuffers(PIECE, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        buffers = StepBuffers(PIECE, Widths(range(LAYERS), NEURONS), torch.device("cpu"))
         self._capture = WorkerCapture(Findings([], []), "module", StepCapture(buffers, HostTransferQueue()))
 
 

@@ -83,7 +83,7 @@ class Run:
     def __init__(self, folder: Path, seed: int, case: type[Host | Lagging], positions: str, reported: bool) -> None:
         self.random = random.Random(seed)  # noqa: S311  (repeatable)
         self.reported = reported
-        buffers = StepBuffers(ROWS, Widths(LAYERS, NEURONS), torch.device("cpu"))
+        buffers = StepBuffers(ROWS, Widths(range(LAYERS), NEURONS), torch.device("cpu"))
         self.buffer = buffers.dense
         assert self.buffer is not None
         self.case = case(self.buffer, seed)

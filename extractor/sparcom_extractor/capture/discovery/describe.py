@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,23 +26,20 @@ class LayerName:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Sizes that one process captures. layer_ids, moe_layer_ids: numbers in the model, for errors; default 0, 1, …"""
+    """Sizes that one process captures. layer_ids, moe_layer_ids: numbers of its layers in the model."""
 
-    layers: int = 0
+    layer_ids: Sequence[int] = ()
     neurons: int = 0
-    moe_layers: int = 0
+    moe_layer_ids: Sequence[int] = ()
     top_k: int = 0
     expert_neurons: int = 0
     shared_neurons: int = 0
-    layer_ids: tuple[int, ...] = ()
-    moe_layer_ids: tuple[int, ...] = ()
 
     def columns(self) -> list[LayerName]:
         """Return the layers of all components in the order of the write counters."""
-        dense = self.layer_ids or range(self.layers)
-        moe = self.moe_layer_ids or range(self.moe_layers)
         parts = ["router", "experts", *(["shared experts"] if self.shared_neurons else [])]
-        return [LayerName(number, "") for number in dense] + [LayerName(n, part) for part in parts for n in moe]
+        moe = [LayerName(number, part) for part in parts for number in self.moe_layer_ids]
+        return [*(LayerName(number, "") for number in self.layer_ids), *moe]
 
 
 def describe_found(found: Findings) -> WorkerDescription:
@@ -68,14 +66,12 @@ def widths_here(found: Findings) -> Widths:
     """Return the widths that this process captures: the slices of its tensor-parallel rank."""
     first = found.moe[0] if found.moe else None
     return Widths(
-        layers=len(found.dense),
+        layer_ids=[ffn.layer_id for ffn in found.dense],
         neurons=found.dense[0].intermediate_size_per_partition if found.dense else 0,
-        moe_layers=len(found.moe),
+        moe_layer_ids=[layer.layer_id for layer in found.moe],
         top_k=first.top_k if first else 0,
         expert_neurons=first.intermediate_size_per_partition if first else 0,
         shared_neurons=first.shared.intermediate_size_per_partition if first and first.shared else 0,
-        layer_ids=tuple(ffn.layer_id for ffn in found.dense),
-        moe_layer_ids=tuple(layer.layer_id for layer in found.moe),
     )
 
 

@@ -35,11 +35,9 @@ class Findings:
         return [layer.shared for layer in self.moe if layer.shared is not None]
 
 
-def find_captured(model: torch.nn.Module, decoder_layers: int | range) -> Findings:
+def find_captured(model: torch.nn.Module, decoder_layers: range) -> Findings:
     """Find all gated FFNs and MoE layers of a loaded vLLM model; refuse one that cannot be captured.
-
-    decoder_layers: number of decoder layers, or those on this pipeline stage.
-    """
+    decoder_layers: those on this pipeline stage."""
     ffns = [
         _describe(name, module, attribute, spec)
         for name, module in model.named_modules()
@@ -49,9 +47,8 @@ def find_captured(model: torch.nn.Module, decoder_layers: int | range) -> Findin
     moe = find_moe_layers(model, ffns)
     shared = {layer.shared.name for layer in moe if layer.shared is not None}
     dense = sorted((ffn for ffn in ffns if ffn.name not in shared), key=lambda ffn: ffn.layer_id)
-    expected = decoder_layers if isinstance(decoder_layers, range) else range(decoder_layers)
     found = Findings(dense, moe)
-    _check_layers(model, [layer.layer_id for layer in found.layers], expected)
+    _check_layers(model, [layer.layer_id for layer in found.layers], decoder_layers)
     _check_alike(dense)
     return found
 

@@ -110,9 +110,9 @@ def _refuse_routing(name: str, config: vllm_moe.MoeConfigLike, router: vllm_moe.
 
 
 def _shared_of(runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN]) -> GatedFFN | None:
-    module = vllm_moe.shared_expert_module(runner)
-    if module is None:
+    if runner.shared_experts is None:
         return None
+    module = runner.shared_experts._layer
     parts = list(module.modules())
     found = [ffn for ffn in ffns if any(ffn.parent is part for part in parts)]
     if len(found) != 1:

@@ -143,12 +143,8 @@ def gated_activation(
     out: Tensor | None = None,
 ) -> Tensor | None:
     """Run the kernel on the current stream for rows that fit. Return f(gate)·g(up), or None without numerics.
-
-    Args:
-        gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides.
-        index: the layer, int64, one number, on the device.
-        out: for the result, (rows, neurons), contiguous, in the dtype of `gate_up`; made if not given.
-    """
+    gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides. index: the layer, int64, one number, on the
+    device. out: for the result, (rows, neurons), contiguous, in the dtype of `gate_up`; made if not given."""
     masks, nonfinite = buffer.masks, buffer.nonfinite
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
     if out is None and numerics is not None:

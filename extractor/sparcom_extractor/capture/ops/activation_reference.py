@@ -34,10 +34,8 @@ _INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # NaN has more
 
 def pack_signs(gate: Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
     """Return the bits of gate > threshold for a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little order.
-
     NaN and -0.0 are not active. NumPy packs twice as fast as torch but has no bfloat16: 16-bit numbers are compared as
-    integers, which keeps their order above 0. A threshold is compared in float32, as in vLLM's activations.
-    """
+    integers, which keeps their order above 0. A threshold is compared in float32, as in vLLM's activations."""
     if threshold:
         active = gate.float().numpy() > np.float32(threshold)
     elif gate.dtype in _INFINITY_BITS:

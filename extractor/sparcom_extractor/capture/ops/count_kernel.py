@@ -21,9 +21,7 @@ _ROWS_8_BIT = 128  # rows that a counter of 8 bits can hold; a whole part of a t
 
 def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[np.int64]) -> NDArray[np.int32]:
     """Split runs of rows into tiles of at most 256 rows: int32 (tiles, 3), first row, rows, slot.
-
-    first, rows, slot: int64 (runs,), first row of each run in the masks, its number of rows, and its counters.
-    """
+    first, rows, slot: int64 (runs,), first row of each run in the masks, its number of rows, and its counters."""
     tiles = -(-rows // MAX_TILE_ROWS)
     run = np.repeat(np.arange(len(rows)), tiles)
     before = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * MAX_TILE_ROWS
@@ -80,10 +78,8 @@ def _add_counts_kernel(
 
 def add_counts(masks: torch.Tensor, tiles: torch.Tensor, counts: torch.Tensor) -> None:
     """Add the bits of tiles of rows to their counters, on the current stream and without waiting.
-
     masks: uint8 (rows, layers, ⌈neurons / 8⌉). tiles: see `split_runs`; the host has called `check_tiles`.
-    counts: int32 (slots, layers, neurons), added to in place. All contiguous.
-    """
+    counts: int32 (slots, layers, neurons), added to in place. All contiguous."""
     if not len(tiles):
         return
     layers, neurons = counts.shape[1:]

@@ -30,10 +30,8 @@ def install_experts(
     layer: MoeLayer, index: int, routes: RouteBuffer, masks: MaskBuffer, numerics: Numerics | None = None
 ) -> str:
     """Replace the methods of a layer's experts and router; `index`: on the layer axis. Return how neurons are captured.
-
     "vllm_kernel": signs with the activation output, which equals `numerics`. "signs": beside vLLM's activation. "gate":
-    gates are computed a second time.
-    """
+    gates are computed a second time."""
     experts = capturable_experts(layer)
     apply = experts.apply
     logits = _keep_logits(layer.runner.router)

@@ -34,10 +34,8 @@ Compare = Callable[[Output, ActivationSpec, Numerics, torch.dtype], int]
 
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
     """Install capture in a model before it is compiled; compiled graphs depend on the returned string.
-
     It says per component how outputs are made: "module" (on a CPU), "vllm_kernel" or "inductor" (by the op), "signs"
-    (beside the op) or "gate" (see `install_experts`). dtype: of the projections.
-    """
+    (beside the op) or "gate" (see `install_experts`). dtype: of the projections."""
     modes = []
     # vLLM runs shared experts within an operator that TorchInductor does not trace into.
     dense = ("", found.dense, buffers.dense, is_compiled(model))

@@ -25,9 +25,7 @@ _BATCH = 64  # rows per expert that oneDNN chooses its layout for
 
 class PrepackedGate:
     """Computes the gates of one layer's experts; refuses weights in an unknown layout.
-
-    packed: both projections of all experts (experts, 2·padded, hidden), packed for `isa`. bias: (experts, 2·padded).
-    """
+    packed: both projections of all experts (experts, 2·padded, hidden), packed for `isa`. bias: (experts, 2·padded)."""
 
     def __init__(
         self, packed: Tensor, neurons: int, isa: str, bias: Tensor | None = None, active_above: float = 0.0
@@ -42,11 +40,8 @@ class PrepackedGate:
         self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
 
     def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Compute the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k).
-
-        Returns:
-            uint8 (rows × top_k, neuron_bytes) in the order of the ids, and which are not finite, bool (rows × top_k,).
-        """
+        """Return the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k):
+        uint8 (rows × top_k, neuron_bytes) in the order of the ids, and which are not finite, bool (rows × top_k,)."""
         chosen, top_k = ids.reshape(-1).numpy(), ids.shape[1]
         masks = np.empty((len(chosen), self._bytes), dtype=np.uint8)
         nonfinite = np.empty(len(chosen), dtype=np.bool_)

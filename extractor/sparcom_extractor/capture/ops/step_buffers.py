@@ -32,10 +32,8 @@ WRITE = 1 << 32
 
 def check_write_counters(counters: NDArray[np.int64], rows: int, names: Sequence[str], *, padded: bool) -> None:
     """Raise RuntimeError unless every layer wrote once in a step, and all its rows; stale masks would be read as data.
-
     counters: int64 (layers,), 0 before the step. names: of the layers, for the error. padded: a layer may write more
-    rows than the step has, as CUDA graphs of fixed sizes do.
-    """
+    rows than the step has, as CUDA graphs of fixed sizes do."""
     calls, written = counters >> 32, counters & (WRITE - 1)
     wrong = (calls != 1) | (written < rows) | ((written > rows) & (not padded))
     if not wrong.any():
@@ -104,10 +102,8 @@ class MaskBuffer:
 
 class RouteBuffer:
     """Top-k experts as the experts get them: after normalization, times the layer's scale.
-
     experts: uint16 (max_tokens, layers, top_k). weights: float32, likewise. Others: see `MaskBuffer`; nonfinite is 1
-    where a weight or a router logit is not finite.
-    """
+    where a weight or a router logit is not finite."""
 
     def __init__(self, top_k: int, write_counters: Tensor, nonfinite: Tensor) -> None:
         shape, device = (*nonfinite.shape, top_k), nonfinite.device
@@ -124,14 +120,14 @@ class StepBuffers:
     """
 
     def __init__(self, max_tokens: int, widths: Widths, device: torch.device) -> None:
-        moe = widths.moe_layers
-        columns = [widths.layers, moe, moe, moe if widths.shared_neurons else 0]
+        moe = len(widths.moe_layer_ids)
+        columns = [len(widths.layer_ids), moe, moe, moe if widths.shared_neurons else 0]
         self.widths = widths
         self.write_counters = torch.zeros(sum(columns), dtype=torch.int64, device=device)
         self.nonfinite = torch.zeros((max_tokens, sum(columns)), dtype=torch.uint8, device=device)
         counters, flags = torch.split(self.write_counters, columns), torch.split(self.nonfinite, columns, dim=1)
         dense, routes, experts, shared = zip(counters, flags, strict=True)
-        self.dense = MaskBuffer(widths.neurons, 0, *dense) if widths.layers else None
+        self.dense = MaskBuffer(widths.neurons, 0, *dense) if widths.layer_ids else None
         self.routes = RouteBuffer(widths.top_k, *routes) if moe else None
         self.experts = MaskBuffer(widths.expert_neurons, widths.top_k, *experts) if moe else None
         self.shared = MaskBuffer(widths.shared_neurons, 0, *shared) if columns[3] else None

@@ -12,10 +12,8 @@ def store_topk(
     routes: RouteBuffer, layer: int, ids: Tensor, weights: Tensor, scale: float = 1.0, logits: Tensor | None = None
 ) -> None:
     """Store the top-k experts of rows [0, rows) of `layer`, without waiting. If they do not fit, set `problem` alone.
-
     ids: integers (rows, top_k). weights: floats, likewise. scale: the model multiplies the sum of the routed experts by
-    it. logits: of the router (rows, experts), if known; those of other rows are ignored.
-    """
+    it. logits: of the router (rows, experts), if known; those of other rows are ignored."""
     max_tokens, _, top_k = routes.experts.shape
     if logits is not None and len(logits) != len(ids):
         logits = None

@@ -19,16 +19,61 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
 from sparcom_extractor.capture.transfer.queue import Deliver
 from sparcom_extractor.capture.transfer.ring import ByteRing, aligned
-from sparcom_extractor.capture.transfer.streams import Event, Streams
 
 logger = logging.getLogger(__name__)
+
+
+class Event(Protocol):
+    """A point in a stream's work."""
+
+    def synchronize(self) -> None: ...  # blocks this thread until the point is reached; never called by the step's
+
+
+class Streams(Protocol):
+    """The step's stream and a side stream of one device. Only `Event.synchronize` may block."""
+
+    def memory(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the device
+    def pinned(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the host, page-locked
+    # Enqueues a copy on the step's stream.
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None: ...
+    # Enqueues a copy on the side stream, behind all that is now on the step's; returns the event at its end.
+    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event: ...
+    def launch(self, work: Callable[[], object]) -> None: ...  # enqueues on the step's stream what `work` launches
+
+
+class CudaStreams:
+    """Streams of a CUDA device. The step's stream is the current one of the calling thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def memory(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self._device)
+
+    def pinned(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event:
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            target.copy_(source, non_blocking=True)
+            # blocking: synchronize sleeps; spinning would take a core from the step
+            arrived: Event = self._side.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+        return arrived
+
+    def launch(self, work: Callable[[], object]) -> None:
+        work()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +90,8 @@ class _Transfer:
 
 class DeviceTransferQueue:
     """A `TransferQueue` for tensors on a device.
-
     ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
-    pinned_bytes: memory on the host, held from sending until the receiver is done.
-    """
+    pinned_bytes: memory on the host, held from sending until the receiver is done."""
 
     delivers_in_step = False
 

@@ -20,10 +20,8 @@ Deliver = Callable[[Arrays, Done], None]
 
 class TransferQueue(Protocol):
     """The way from the step's tensors to the sessions. Transfers are delivered in the order of sending.
-
     delivers_in_step: `send` delivers before it returns, so that a receiver that waits makes the step wait.
-    backpressure_seconds: total time that steps waited for room. sent_bytes: total.
-    """
+    backpressure_seconds: total time that steps waited for room. sent_bytes: total."""
 
     delivers_in_step: bool
     backpressure_seconds: float

@@ -22,9 +22,7 @@ class ByteRing:
 
     def take(self, size: int) -> int | None:
         """Return the start of a region of at least `size` bytes, or None while there is no room.
-
-        ValueError if it is larger than the whole ring, so that waiting would never help.
-        """
+        ValueError if it is larger than the whole ring, so that waiting would never help."""
         size = aligned(size)
         if size > self.capacity:
             raise ValueError(f"a region must fit the ring of {self.capacity} bytes; {size} were asked for")

@@ -16,7 +16,7 @@ from sparcom_extractor.capture.discovery.findings import find_captured
 
 
 def find_gated_ffns(model: nn.Module, layers: int) -> list[GatedFFN]:
-    return find_captured(model, layers).dense
+    return find_captured(model, range(layers)).dense
 
 
 class Linear(nn.Module):

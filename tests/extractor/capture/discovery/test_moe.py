@@ -114,7 +114,7 @@ def model_of(*ffns: nn.Module) -> nn.Module:
 
 
 def found_in(*ffns: nn.Module) -> Findings:
-    return find_captured(model_of(*ffns), len(ffns))
+    return find_captured(model_of(*ffns), range(len(ffns)))
 
 
 def test_dense_routed_and_shared_experts_are_told_apart() -> None:
@@ -129,7 +129,7 @@ def test_dense_routed_and_shared_experts_are_told_apart() -> None:
         activation="silu",
         moe=MoeInfo(layer_ids=[1, 3], experts=8, experts_per_token=2, neurons=48, shared_neurons=24),
     )
-    assert widths_here(found) == Widths(2, 40, 2, 2, 48, 24, (0, 2), (1, 3))
+    assert widths_here(found) == Widths([0, 2], 40, [1, 3], 2, 48, 24)
     assert [str(name) for name in widths_here(found).columns()] == [
         "layer 0", "layer 2", "layer 1 (router)", "layer 3 (router)", "layer 1 (experts)", "layer 3 (experts)",
         "layer 1 (shared experts)", "layer 3 (shared experts)",
@@ -251,7 +251,7 @@ def test_stored_routes_are_those_of_the_experts() -> None:
     kernel gets the same, and its answer goes on."""
     layer = found_in(moe_block(scale=2.5)).moe[0]
     kernel = layer.runner.routed_experts.quant_method.moe_kernel.fused_experts
-    buffers = StepBuffers(8, Widths(moe_layers=1, top_k=2, expert_neurons=48), CPU)
+    buffers = StepBuffers(8, Widths(moe_layer_ids=[0], top_k=2, expert_neurons=48), CPU)
     assert buffers.routes is not None
     assert buffers.experts is not None
     install_experts(layer, 0, buffers.routes, buffers.experts)

@@ -115,7 +115,7 @@ class Model:
         generator = torch.Generator().manual_seed(5)
         self.up = torch.randn(LAYERS, EXPERTS, 2 * NEURONS, HIDDEN, generator=generator)
         self.down = torch.randn(LAYERS, EXPERTS, HIDDEN, NEURONS, generator=generator)
-        widths = Widths(moe_layers=LAYERS, top_k=TOP_K, expert_neurons=NEURONS)
+        widths = Widths(moe_layer_ids=range(LAYERS), top_k=TOP_K, expert_neurons=NEURONS)
         self.buffers = StepBuffers(MOST, widths, torch.device("cpu"))
         self.experts, self.plain, self.kind = [make() for _ in range(LAYERS)], make(), kind
         assert self.buffers.routes is not None

@@ -209,7 +209,7 @@ def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
     """Installed on the CPU: each FFN has an activation of its own, and the product is the module's."""
     ffns = [ffn_of("native"), ffn_of("native")]
     own = [ffn.parent.act for ffn in ffns]
-    buffers = StepBuffers(4, Widths(2, 8), torch.device("cpu"))
+    buffers = StepBuffers(4, Widths(range(2), 8), torch.device("cpu"))
     assert buffers.dense is not None
     mode = install_all(nn.Module(), Findings(ffns, []), buffers, torch.float32)
     assert mode == f"module-{buffers.dense.number}"
