@@ -1,7 +1,6 @@
 """The base model of `moefy` and `tune`: find, check, load and hash it, and copy the files that stay the same.
 
-Refuses what could go wrong silently: a model with missing weights, which would be random, or of an unknown type. Runs
-no code from a model folder and asks no network.
+Refuses missing weights, which would be random, and unknown types. Runs no code from a model folder.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ def require_trainable(path: Path, config: Any) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if quantization := getattr(config, "quantization_config", None):
-        method = getattr(quantization, "quant_method", None) or dict(quantization).get("quant_method", "unnamed method")
         raise UnsupportedModelError(
-            f"Quantized weights cannot be trained as a whole, and those of {path} are ({method}). "
+            f"Quantized weights cannot be trained as a whole, and those of {path} are ({quantization}). "
             "Give the model in float32, float16 or bfloat16."
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -109,9 +107,8 @@ def weights_sha256(path: Path) -> str:
     """Return one SHA-256 over the SHA-256s of all safetensors files."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise ModelUnavailableError(
-            f"A base model has its weights in safetensors files; {path} has none. Give another --model."
-        )
+        rule = "A base model has its weights in safetensors files"
+        raise ModelUnavailableError(f"{rule}; {path} has none. Give another --model.")
     return hashlib.sha256(json.dumps([folder.sha256_of(file) for file in files]).encode()).hexdigest()
 
 

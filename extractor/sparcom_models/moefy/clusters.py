@@ -11,16 +11,11 @@ _MAX_ROUNDS = 20
 
 
 def balanced_clusters(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
-    """Return the cluster of each row, int64 (n,), each with n / clusters rows; the same seed gives the same clusters.
+    """Return the cluster of each row, int64 (n,), each of n / clusters rows, of rows float32 (n, width).
 
-    1. Rows are scaled to length 1; the first centers are drawn from them. 2. Pairs of row and center are visited by
-    ascending distance; a row joins the center if that has room left. 3. Centers become the means of their rows. Steps 2
-    and 3 repeat until nothing changes.
-
-    Args:
-        rows: float32 (n, width); n is divisible by `clusters`, or `InvalidInputError` is raised.
-        clusters: number of clusters.
-        seed: seed of the first centers.
+    1. Rows are scaled to length 1; the first centers are drawn from them by the seed. 2. Pairs of row and center are
+    visited by ascending distance; a row joins the center if that has room left. 3. Centers become the means of their
+    rows. Steps 2 and 3 repeat until nothing changes. Raises `InvalidInputError` unless n is divisible by `clusters`.
     """
     if clusters < 1 or len(rows) % clusters or not len(rows):
         raise InvalidInputError([f"clusters have equal sizes: {len(rows)} rows cannot be split into {clusters}"])

@@ -21,7 +21,7 @@ from sparcom_models.fetch.fetch import MODELS_FOLDER
 from sparcom_models.quiet import hide_progress_bars
 
 if TYPE_CHECKING:
-    from sparcom_models.moefy.ffn import MoeFfn, SplitSizes
+    from sparcom_models.moefy.ffn import SplitSizes
 
 SHARED = 2 / 3  # of the neurons, rounded so that experts have whole bytes
 _CHANGE = (
@@ -174,28 +174,21 @@ def _split_layers(
     for number, (dense, sparse) in enumerate(layers):
         on_progress("splitting layers", number, len(layers))
         hidden = [
-            state + dense.self_attn(dense.input_layernorm(state), position_embeddings=place, attention_mask=None)[0]
-            for state, place in zip(hidden, rotary, strict=True)
+            state + dense.self_attn(dense.input_layernorm(state), position_embeddings=angles, attention_mask=None)[0]
+            for state, angles in zip(hidden, rotary, strict=True)
         ]
         inputs = torch.cat([dense.post_attention_layernorm(state)[0] for state in hidden])
         ffn = Ffn(*(getattr(dense.mlp, name).weight for name in ("gate_proj", "up_proj", "down_proj")))
-        made = split_ffn(ffn, inputs, sizes)
-        _fill(sparse.mlp, made)
+        made, block = split_ffn(ffn, inputs, sizes), sparse.mlp
+        block.gate.weight.copy_(made.router)
+        for index, expert in enumerate(made.experts):
+            block.experts.gate_up_proj[index].copy_(torch.cat([expert.gate, expert.up]))
+            block.experts.down_proj[index].copy_(expert.down)
+        block.shared_expert.gate_proj.weight.copy_(made.shared.gate)
+        block.shared_expert.up_proj.weight.copy_(made.shared.up)
+        block.shared_expert.down_proj.weight.copy_(2 * made.shared.down)
+        block.shared_expert_gate.weight.zero_()
         outputs = torch.split(made.output, [state.shape[1] for state in hidden])
         hidden = [state + output for state, output in zip(hidden, outputs, strict=True)]
         errors.append(made.error)
     return errors
-
-
-def _fill(block: Any, made: MoeFfn) -> None:
-    """Copy an MoE layer into transformers' block."""
-    import torch
-
-    block.gate.weight.copy_(made.router)
-    for number, expert in enumerate(made.experts):
-        block.experts.gate_up_proj[number].copy_(torch.cat([expert.gate, expert.up]))
-        block.experts.down_proj[number].copy_(expert.down)
-    block.shared_expert.gate_proj.weight.copy_(made.shared.gate)
-    block.shared_expert.up_proj.weight.copy_(made.shared.up)
-    block.shared_expert.down_proj.weight.copy_(2 * made.shared.down)
-    block.shared_expert_gate.weight.zero_()

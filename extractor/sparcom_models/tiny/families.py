@@ -128,11 +128,7 @@ MOE_ARCHITECTURES: dict[str, Callable[[Sizes], Options]] = {
     ),
     # Weights normalized over the top-k experts; every second layer is an MoE layer, the first is dense.
     "qwen3-moe": lambda s: s.moe(
-        num_experts=16,
-        num_experts_per_tok=4,
-        head_dim=HEAD,
-        norm_topk_prob=True,
-        decoder_sparse_step=1 + s.one_if_deep,
+        num_experts=16, num_experts_per_tok=4, head_dim=HEAD, norm_topk_prob=True, decoder_sparse_step=1 + s.one_if_deep
     ),
     # Weights normalized over the top-k experts.
     "mixtral": lambda s: s.moe("intermediate_size", num_local_experts=8, num_experts_per_tok=2),

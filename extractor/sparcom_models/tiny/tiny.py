@@ -38,7 +38,17 @@ def make_tiny_model(
     if problems := [f"{name}: a model has at least 1, not {value}." for name, value in sizes.items() if value < 1]:
         raise InvalidInputError(problems)
     tokenizer = tokenizer or find_base(None, on_progress)
-    recipe = _recipe(architecture, seed, sizes, tokenizer / "tokenizer.json")
+    if not (tokenizer / "tokenizer.json").is_file():
+        needs = "A tiny model needs a folder with a tokenizer.json"
+        raise ModelUnavailableError(f"{needs}, and {tokenizer} has none. Give --tokenizer another.")
+    on_disk = {"intermediate_size": "neurons", "moe_intermediate_size": "expert_neurons"}
+    recipe = {
+        "name": f"tiny-{architecture}",
+        "architecture": architecture,
+        "seed": seed,
+        **{on_disk.get(name, name): size for name, size in sizes.items()},
+        "tokenizer_sha256": folder.sha256_of(tokenizer / "tokenizer.json"),
+    }
     if finished := folder.find_finished(output, recipe):
         return finished
     on_progress(f"making a tiny {architecture}")
@@ -47,22 +57,6 @@ def make_tiny_model(
         _save_random(architecture, partial, seed, sizes)
         source = folder.write_source(partial, recipe, {"licence": "random weights"})
     return folder.MadeModel(output, fresh=True, source=source)
-
-
-def _recipe(architecture: str, seed: int, sizes: dict[str, int], tokenizer: Path) -> dict[str, Any]:
-    if not tokenizer.is_file():
-        raise ModelUnavailableError(
-            f"A tiny model needs a folder with a tokenizer.json, and {tokenizer.parent} has none. Give --tokenizer "
-            "another."
-        )
-    on_disk = {"intermediate_size": "neurons", "moe_intermediate_size": "expert_neurons"}
-    return {
-        "name": f"tiny-{architecture}",
-        "architecture": architecture,
-        "seed": seed,
-        **{on_disk.get(name, name): size for name, size in sizes.items()},
-        "tokenizer_sha256": folder.sha256_of(tokenizer),
-    }
 
 
 def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, Any]) -> None:

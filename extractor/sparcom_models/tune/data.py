@@ -32,22 +32,25 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
+# Examples of "training", "held_out", and "training_sample": of the first, evenly spread, as many as are held out.
+Parts = dict[str, list[Example]]
+
+
 def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
     """Tokenize as an extraction does; of conversations that the assistant ends, only the assistant's tokens count.
 
     Raises:
         InvalidInputError: naming every instruction that does not fit the prompt format or the tokenizer.
     """
-    others, answered = [], []
-    for item in instructions:
-        ends = settings.prompt_format == "chat" and item.messages and item.messages[-1].role == "assistant"
-        (answered if ends else others).append(item)
+    chat = settings.prompt_format == "chat"
+    answered = {item.id for item in instructions if chat and item.messages and item.messages[-1].role == "assistant"}
+    others = [item for item in instructions if item.id not in answered]
     prompts = make_prompts(tokenizer, others, ExtractionOptions(prompt_format=settings.prompt_format), limit=2**31)
     named = list(zip([item.id for item in others], prompts, strict=True))
     if problems := [f"instruction {name!r}: {prompt.error}" for name, prompt in named if prompt.error]:
         raise InvalidInputError(problems)
     examples = {name: Example(name, prompt.ids.tolist(), prompt.ids.tolist()) for name, prompt in named}
-    examples |= {item.id: _assistant_only(tokenizer, item) for item in answered}
+    examples |= {item.id: _assistant_only(tokenizer, item) for item in instructions if item.id in answered}
     return [examples[item.id] for item in instructions]
 
 
@@ -56,30 +59,30 @@ def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
 
     A turn is the difference between two renderings: up to and with it, and before it with the opening of an answer.
     """
-    messages = [message.model_dump() for message in instruction.messages or ()]
+    messages, where = (
+        [message.model_dump() for message in instruction.messages or ()],
+        f"instruction {instruction.id!r}",
+    )
 
     def render(count: int, *, opened: bool) -> tuple[str, list[int]]:
         try:
             text = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=opened)
         except Exception as error:  # templates are programs of the model's authors and raise what they like
-            problem = f"instruction {instruction.id!r}: its messages do not fit the model's chat template: {error}"
-            raise InvalidInputError([problem]) from error
+            raise InvalidInputError([f"{where}: its messages do not fit the model's chat template: {error}"]) from error
         return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
     whole, ids = render(len(messages), opened=False)
     labels = [IGNORED] * len(ids)
-    for number, message in enumerate(messages):
-        if message["role"] == "assistant":
-            (before, ids_before), (after, ids_after) = render(number, opened=True), render(number + 1, opened=False)
-            if not (whole.startswith(after) and after.startswith(before)):
-                problem = (
-                    f"instruction {instruction.id!r}: a chat template must render the beginning of a conversation as "
-                    "it does within the whole, so that the assistant's tokens can be found; this model's rewrites it. "
-                    "Give conversations with one answer, or text"
-                )
-                raise InvalidInputError([problem])
-            turn = slice(_common_length(ids, ids_before), _common_length(ids, ids_after))
-            labels[turn] = ids[turn]
+    for number in (number for number, message in enumerate(messages) if message["role"] == "assistant"):
+        (before, ids_before), (after, ids_after) = render(number, opened=True), render(number + 1, opened=False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            problem = (
+                f"{where}: a chat template must render the beginning of a conversation as it does within the whole; "
+                "this model's rewrites it. Give conversations with one answer, or text"
+            )
+            raise InvalidInputError([problem])
+        turn = slice(_common_length(ids, ids_before), _common_length(ids, ids_after))
+        labels[turn] = ids[turn]
     return Example(instruction.id, ids, labels)
 
 
@@ -87,47 +90,25 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-@dataclass(frozen=True, slots=True)
-class TuneData:
-    """Training and held-out examples; how many were truncated, and how many had no token left to predict.
-
-    sample: training examples, evenly spread and at most as many as are held out, to measure the loss on.
-    """
-
-    training: list[Example]
-    sample: list[Example]
-    held_out: list[Example]
-    truncated: int
-    left_out: int
-
-
-def split(examples: Sequence[Example], settings: TuneSettings) -> TuneData:
+def split(examples: Sequence[Example], settings: TuneSettings) -> Parts:
     """Truncate, leave out what has no token to predict, and hold out a share drawn by the seed.
 
     Raises:
         InvalidInputError: every instruction is too long, or one of the two parts would be empty.
     """
-    limit, lengths = settings.max_length, [len(example.ids) for example in examples]
+    limit, shortest = settings.max_length, min(len(example.ids) for example in examples)
     truncated = [Example(example.id, example.ids[:limit], example.labels[:limit]) for example in examples]
     usable = [example for example in truncated if example.predicted]
     count = round(settings.held_out * len(usable))
-    problem = ""
-    if min(lengths) > limit:
-        problem = (
-            f"max_length: at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the "
-            f"shortest has {min(lengths)}. Give a larger --max-length or shorter instructions"
-        )
-    elif not 0 < count < len(usable):
-        problem = (
-            f"held_out: at least one instruction is held out and one is trained on; {settings.held_out} of "
-            f"{len(usable)} usable instructions leaves {count} and {len(usable) - count}. "
-            "Give another --held-out or more instructions"
-        )
-    if problem:
-        raise InvalidInputError([problem])
+    if shortest > limit:
+        problem = f"at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the shortest has"
+        raise InvalidInputError([f"max_length: {problem} {shortest}. Give a larger --max-length or shorter texts"])
+    if not 0 < count < len(usable):
+        problem = f"{settings.held_out} of {len(usable)} usable instructions leaves {count} and {len(usable) - count}"
+        remedy = "Give another --held-out or more instructions"
+        raise InvalidInputError([f"held_out: one instruction at least is held out and one is not; {problem}. {remedy}"])
     drawn = set(np.random.default_rng(settings.seed).permutation(len(usable))[:count].tolist())
     training = [example for number, example in enumerate(usable) if number not in drawn]
-    held_out = [usable[number] for number in sorted(drawn)]
     size = min(count, len(training))
     sample = [training[number * len(training) // size] for number in range(size)]
-    return TuneData(training, sample, held_out, sum(length > limit for length in lengths), len(examples) - len(usable))
+    return {"training": training, "training_sample": sample, "held_out": [usable[number] for number in sorted(drawn)]}

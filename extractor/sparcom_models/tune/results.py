@@ -1,7 +1,5 @@
 """Files beside a fine-tuned model: loss curve, continuations of fixed prompts, and the change of its weights."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any
@@ -23,45 +21,41 @@ def write_curve(points: list[dict[str, Any]], folder: Path) -> None:
         writer = csv.DictWriter(file, points[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(points)
-    axes = Figure(layout="constrained").add_subplot(xlabel="tokens trained on", ylabel="cross entropy (nats per token)")
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens trained on", ylabel="cross entropy (nats per token)")
     for name, style in (("training_loss", "."), ("held_out_loss", "o--")):
         measured = [(point["tokens"], point[name]) for point in points if point[name] is not None]
         axes.plot(*zip(*measured, strict=True), style, label=name.replace("_", " "))
     axes.legend()
-    axes.figure.savefig(folder / "loss.png", metadata={"Software": None})  # the same bytes in any release
+    figure.savefig(folder / "loss.png", metadata={"Software": None})  # the same bytes in any release
 
 
 def continuations(model: Any, tokenizer: Any) -> list[str]:
     """Return the greedy continuation of each of PROMPTS by 20 tokens."""
-    texts = []
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
-        length = inputs["input_ids"].shape[1]
-        made = [[]]
-        if length:  # else the tokenizer knows none of these letters
-            options = {"do_sample": False, "num_beams": 1, "pad_token_id": tokenizer.pad_token_id or 0}
-            made = model.generate(**inputs, max_new_tokens=20, **options)
-        texts.append(tokenizer.decode(made[0][length:], skip_special_tokens=True))
-    return texts
+    from transformers import pipeline
+
+    generate = pipeline("text-generation", model, tokenizer=tokenizer, device=model.device)
+    options = {"max_new_tokens": 20, "do_sample": False, "num_beams": 1, "return_full_text": False}
+    return [  # "" where the vocabulary lacks the prompt's letters
+        generate(prompt, **options)[0]["generated_text"] if tokenizer(prompt)["input_ids"] else "" for prompt in PROMPTS
+    ]
 
 
-def compare_weights(base: Any, tuned: Any) -> dict[str, Any]:
-    """Return the share of weights that differ, the relative length of the difference, and unchanged tensors' names.
+def compare_weights(base: Any, tuned: Any) -> dict[str, float]:
+    """Return the share of weights that differ, and the length of the difference over that of the base's weights.
 
     Raises:
         TrainingFailedError: no weight differs.
     """
-    weights = {name: (before, tuned.get_parameter(name)) for name, before in base.named_parameters()}
-    differing = {name: int((before != after).sum()) for name, (before, after) in weights.items()}
-    if not any(differing.values()):
+    differing, total, change, length = 0, 0, 0.0, 0.0
+    for before, after in zip(base.parameters(), tuned.parameters(), strict=True):
+        differing += int((before != after).sum())
+        total += before.numel()
+        change += float((after.double() - before.double()).square().sum())
+        length += float(before.double().square().sum())
+    if not differing:
         raise TrainingFailedError(
             "A tuned model differs from its base, and not one weight does after rounding to "
             f"{base.dtype}: the steps were too small. Raise --learning-rate or --epochs."
         )
-    squares = sum(float((after.double() - before.double()).square().sum()) for before, after in weights.values())
-    length = sum(float(before.double().square().sum()) for before, _ in weights.values())
-    return {
-        "share": sum(differing.values()) / sum(before.numel() for before, _ in weights.values()),
-        "distance": (squares / length) ** 0.5,
-        "unchanged": [name for name, count in differing.items() if not count],
-    }
+    return {"share": differing / total, "distance": (change / length) ** 0.5}

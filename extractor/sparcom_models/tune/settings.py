@@ -21,8 +21,7 @@ class TuneSettings:
     seed: int = 0  # of the held-out split, the order and dropout
     held_out: float = 0.05  # fraction of the instructions that is not trained on
     prompt_format: PromptFormat = "raw"
-    # Of matrix products in training; None takes bfloat16 where the processor supports it. Weights, optimizer and the
-    # losses before and after are float32.
+    # Of matrix products in training; None takes bfloat16 where the processor supports it. All else is float32.
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:

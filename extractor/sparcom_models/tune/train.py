@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from sparcom_data.errors import TrainingFailedError
 from sparcom_models.folder import ProgressCallback
-from sparcom_models.tune.data import Example, TuneData
+from sparcom_models.tune.data import Example, Parts
 from sparcom_models.tune.settings import TuneSettings
 
 FIXED = {
@@ -39,8 +39,8 @@ def supports_bfloat16() -> bool:
 def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
     """Return indices of each batch of one epoch, similar lengths together and the batches in random order.
 
-    The Trainer's own sampler pads 120 instructions to 14,100 tokens instead of 10,400, and its grouping goes from long
-    to short texts, which have the higher loss, several times per epoch.
+    Random batches pad 120 instructions to 21,800 tokens instead of 10,400. The Trainer's grouping goes from long to
+    short texts, which have the higher loss, several times per epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     order = get_length_grouped_indices(lengths, size, mega_batch_mult=50, generator=generator)
@@ -51,7 +51,7 @@ def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]
 def mean_loss(model: Any, examples: Sequence[Example]) -> float:
     """Return the mean cross entropy in nats over the counted tokens of all examples, in float32 and without dropout.
 
-    Unlike the Trainer's evaluation it weighs every token alike and leaves out a router's auxiliary loss.
+    Unlike the Trainer's evaluation, it weighs every token alike and leaves out a router's auxiliary loss.
     """
     training, total = model.training, 0.0
     model.eval()
@@ -66,60 +66,57 @@ def mean_loss(model: Any, examples: Sequence[Example]) -> float:
 
 
 def train(
-    model: Any, tokenizer: Any, data: TuneData, settings: TuneSettings, on_progress: ProgressCallback
+    model: Any, tokenizer: Any, parts: Parts, settings: TuneSettings, scratch: Path, on_progress: ProgressCallback
 ) -> list[dict[str, Any]]:
-    """Train a float32 model in place.
+    """Train a float32 model in place; the Trainer leaves nothing in `scratch`.
 
     Returns:
         For each step: step, epoch, tokens trained on so far, training_loss before the step (with a router's auxiliary
-        loss where the configuration asks for one), held_out_loss (None where not measured), both in nats per token,
-        and learning_rate.
+        loss where configured), held_out_loss (None where not measured), both in nats per token, and learning_rate.
 
     Raises:
         TrainingFailedError: the loss or its gradient is no longer a number, or memory does not suffice.
     """
-    lengths = [len(example.ids) for example in data.training]
+    lengths = [len(example.ids) for example in parts["training"]]
     epochs = [make_batches(lengths, settings.batch_size, settings.seed + n) for n in range(math.ceil(settings.epochs))]
     per_epoch = len(epochs[0])
     batches = list(itertools.chain.from_iterable(epochs))[: math.ceil(settings.epochs * per_epoch)]
+    rows = [{"input_ids": example.ids, "labels": example.labels} for example in parts["training"]]
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = 0  # padding is masked, so any token will do
     pad = DataCollatorForSeq2Seq(tokenizer)
-    recorder = Recorder(per_epoch, lambda: mean_loss(model, data.held_out), on_progress)
+    recorder = Recorder(per_epoch, lambda: mean_loss(model, parts["held_out"]), on_progress)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=1,  # the dataset has the batches of all epochs
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,  # of all steps
+        optim="adamw_torch_fused",  # 0.13 s per step of the demo model, the plain one 0.34 s
+        seed=settings.seed,
+        bf16=settings.precision == "bfloat16",
+        use_cpu=DEVICE == "cpu",
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
+    dataset = [[rows[number] for number in batch] for batch in batches]
+    trainer = Trainer(model, arguments, lambda items: pad(items[0]), train_dataset=dataset, callbacks=[recorder])
+    trainer.remove_callback(PrinterCallback)
     on_progress("training", 0, len(batches))
-    with tempfile.TemporaryDirectory(prefix="sparcom-trainer-") as output:
-        arguments = TrainingArguments(
-            output_dir=output,
-            num_train_epochs=1,  # the dataset has the batches of all epochs
-            train_sampling_strategy="sequential",
-            per_device_train_batch_size=1,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,  # of all steps
-            optim="adamw_torch_fused",  # 0.13 s per step of the demo model, the plain one 0.34 s
-            seed=settings.seed,
-            bf16=settings.precision == "bfloat16",
-            use_cpu=DEVICE == "cpu",
-            remove_unused_columns=False,
-            include_num_input_tokens_seen="non_padding",
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
-        rows = [{"input_ids": example.ids, "labels": example.labels} for example in data.training]
-        dataset = [[rows[number] for number in batch] for batch in batches]
-        trainer = Trainer(model, arguments, lambda items: pad(items[0]), train_dataset=dataset, callbacks=[recorder])
-        trainer.remove_callback(PrinterCallback)
-        try:
-            trainer.train()
-        except torch.OutOfMemoryError as error:
-            raise TrainingFailedError(
-                "Training holds four float32 copies of the weights and a batch's activations, and memory does not "
-                f"suffice: {error}. Lower --batch-size or --max-length, or tune a smaller model."
-            ) from error
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailedError(
+            f"Training needs four float32 copies of the weights and a batch's activations, more than fits: {error}. "
+            "Lower --batch-size or --max-length, or tune a smaller model."
+        ) from error
     return recorder.points
 
 
@@ -139,9 +136,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"Loss and gradient must be numbers; at step {step} of {steps} the loss is {loss} and the length of "
                 f"the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
-        point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
-        # Measured after each third of the steps; the last third is measured on the finished model.
+        # Measured after each third of the steps; at the end on the finished model.
         held_out = self._held_out_loss() if step in {steps // 3, steps * 2 // 3} else None
+        point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
         point |= {"training_loss": loss, "held_out_loss": held_out, "learning_rate": logs["learning_rate"]}
         self.points.append(point)
         self._on_progress("training", step, steps, note=f"loss {loss:.3f}")

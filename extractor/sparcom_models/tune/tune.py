@@ -8,6 +8,7 @@ machine.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from sparcom_models import base as base_model
 from sparcom_models import folder
 from sparcom_models.fetch.fetch import MODELS_FOLDER
 from sparcom_models.quiet import deterministic, hide_messages
-from sparcom_models.tune import results
-from sparcom_models.tune.data import TuneData, make_examples, split
+from sparcom_models.tune.data import Parts, make_examples, split
+from sparcom_models.tune.results import PROMPTS, compare_weights, continuations, write_curve
 from sparcom_models.tune.settings import TuneSettings
 from sparcom_models.tune.train import DEVICE, FIXED, mean_loss, supports_bfloat16, train
 
@@ -69,49 +70,47 @@ def tune_model(
             facts = _tune(path, partial, parts, settings, on_progress)
             if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
                 raise TrainingFailedError(f"The files copied from {path} tokenize differently: its tokenizer has more.")
+            facts["instructions"]["cut"] = sum(len(example.ids) > settings.max_length for example in examples)
+            facts["instructions"]["left_out"] = len(examples) - len(parts["training"]) - len(parts["held_out"])
             licences = Counter(item.license or "not stated" for item in instructions)
             facts["data_licences"] = dict(sorted(licences.items()))
             return folder.MadeModel(target, True, folder.write_source(partial, recipe, facts))
 
 
 def _require_fit(config: Any, settings: TuneSettings, largest_id: int) -> None:
-    context = getattr(config, "max_position_embeddings", None)
-    problems = []
+    context, problems = getattr(config, "max_position_embeddings", None), []
     if context is not None and settings.max_length > context:
         problems.append(f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}")
     if largest_id >= config.vocab_size:
-        problems.append(
-            f"token ids lie below the model's vocabulary of {config.vocab_size}; the largest is {largest_id}"
-        )
+        problems.append(f"token ids lie below the vocabulary's size {config.vocab_size}; the largest is {largest_id}")
     if problems:
         raise InvalidInputError(problems)
 
 
 def _tune(
-    base: Path, target: Path, data: TuneData, settings: TuneSettings, on_progress: folder.ProgressCallback
+    base: Path, target: Path, parts: Parts, settings: TuneSettings, on_progress: folder.ProgressCallback
 ) -> dict[str, Any]:
     """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
-    tokenizer = load_tokenizer(str(base))
-    measured = {"training_sample": data.sample, "held_out": data.held_out}
+    tokenizer, measured = load_tokenizer(str(base)), ("training_sample", "held_out")
 
     def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
         on_progress(f"measuring the {name}")
         model.float().to(DEVICE).eval()
-        losses = {part: mean_loss(model, examples) for part, examples in measured.items()}
-        return losses, results.continuations(model, tokenizer)
+        return {part: mean_loss(model, parts[part]) for part in measured}, continuations(model, tokenizer)
 
     on_progress("loading the base model")
     model = base_model.load_model(base)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     router_loss = model.config.router_aux_loss_coef if getattr(model.config, "output_router_logits", False) else None
     before, texts_before = measure(model, "base")
-    points = train(model, tokenizer, data, settings, on_progress)
+    points = train(model, tokenizer, parts, settings, target, on_progress)
     on_progress("writing the tuned model")
     base_model.save_model(model, dtypes, target)
     base_model.copy_files(base, target, base_model.SMALL_FILES)
     del model  # two more are loaded
+    gc.collect()  # accelerate's forward refers to the model, and the model to it
     tuned = base_model.load_model(target)
-    change = results.compare_weights(base_model.load_model(base), tuned)
+    change = compare_weights(base_model.load_model(base), tuned)
     after, texts_after = measure(tuned, "tuned model")
     for part in measured:
         if not after[part] < before[part]:
@@ -122,19 +121,17 @@ def _tune(
             )
     start = dict.fromkeys(points[0]) | {"step": 0, "epoch": 0.0, "tokens": 0, "held_out_loss": before["held_out"]}
     points[-1]["held_out_loss"] = after["held_out"]
-    results.write_curve([start, *points], target)
-    texts = zip(results.PROMPTS, texts_before, texts_after, strict=True)
+    write_curve([start, *points], target)
+    texts = zip(PROMPTS, texts_before, texts_after, strict=True)
     folder.write_json(target / "continuations.json", [{"prompt": p, "base": b, "tuned": t} for p, b, t in texts])
-    folder.write_json(target / "held-out.json", [example.id for example in data.held_out])
-    parts = {"training": data.training} | measured
-    counts = {part: len(examples) for part, examples in parts.items()}
+    folder.write_json(target / "held-out.json", [example.id for example in parts["held_out"]])
     return {
         **base_model.provenance_of(base),
         "change": "all weights fine-tuned as a causal language model, with the Trainer of transformers",
         "fixed": FIXED,
         "router_auxiliary_loss": router_loss,
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "instructions": {**counts, "cut": data.truncated, "left_out": data.left_out},
+        "instructions": {part: len(examples) for part, examples in parts.items()},
         "tokens": {part: sum(len(example.ids) for example in examples) for part, examples in parts.items()},
         "steps": points[-1]["step"],
         "tokens_trained_on": points[-1]["tokens"],

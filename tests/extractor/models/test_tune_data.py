@@ -104,7 +104,7 @@ def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
     assert (example.ids, example.labels, example.predicted) == ([9, 8, 7], [9, 8, 7], 2)
 
 
-def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
+def test_long_examples_are_cut_and_empty_ones_left_out() -> None:
     """Longer ones are cut; one whose answer was cut off, or that has a single token, has nothing to predict."""
     plain = [Example(f"p{number}", [1] * 10, [1] * 10) for number in range(10)]
     odd = [
@@ -112,11 +112,11 @@ def test_what_is_cut_and_what_is_left_out_is_counted() -> None:
         Example("answer far", [1] * 50, [-100] * 40 + [1] * 10),
         Example("single", [1], [1]),
     ]
-    data = split([*plain, *odd], TuneSettings(max_length=32, held_out=0.2))
-    assert (data.truncated, data.left_out) == (2, 2)
-    assert len(data.held_out) == 2
-    assert sorted(example.id for example in (*data.training, *data.held_out)) == ["long", *(f"p{n}" for n in range(10))]
-    assert max(len(example.ids) for example in (*data.training, *data.held_out)) == 32
+    parts = split([*plain, *odd], TuneSettings(max_length=32, held_out=0.2))
+    training, held_out = parts["training"], parts["held_out"]
+    assert len(held_out) == len(parts["training_sample"]) == 2
+    assert sorted(example.id for example in (*training, *held_out)) == ["long", *(f"p{n}" for n in range(10))]
+    assert max(len(example.ids) for example in (*training, *held_out)) == 32
 
 
 def test_the_mean_loss_weighs_tokens_alike(tmp_path: Path) -> None:
