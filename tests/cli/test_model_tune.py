@@ -1,4 +1,4 @@
-"""`sparcom model tune`: options reach the work, and what came of it is said."""
+"""`sparcom model tune` passes its options on and reports the result."""
 
 from __future__ import annotations
 
@@ -34,23 +34,25 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(model_command, ["tune", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_the_command_makes_a_twin_and_says_how_it_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, losses before and after, tokens, how much changed, what was cut, and what base and twin say; the second
-    time that there is nothing to do."""
+def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, losses before and after, tokens, how much changed, truncation, and texts of base and tuned model; the
+    second time that there is nothing to do."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it where it is not set, and for good
     base = make_tiny_model("llama", tmp_path / "base", tokenizer=write_small_tokenizer(tmp_path)).path
     lines = [{"id": str(n), "text": " ".join("ABCDEFGHIJKLMNOPQRSTUVWX"[n % 9 :])} for n in range(20)]
+    lines.append({"id": "one token", "text": "A"})
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
     options = {"learning-rate": 0.001, "epochs": 2, "batch-size": 6, "max-length": 20, "held-out": 0.2, "seed": 3}
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     arguments = ["--model", base, "--data", tmp_path / "in.jsonl", "--output", tmp_path / "m", *flags]
-    said = invoke(*arguments).stdout
-    assert said.startswith(f"Made {tmp_path / 'm'} (16 instructions, 6 steps; loss from ")
-    assert "on 4 held out)\n" in said
-    assert "tokens trained on; " in said
-    assert "of the weights differ from the base's" in said
-    assert "instructions were cut to --max-length" in said
-    assert "\nThe capital of France is\n  base:  " in said
+    printed = invoke(*arguments).stdout
+    assert printed.startswith(f"Made {tmp_path / 'm'} (16 instructions, 6 steps; loss from ")
+    assert "on 4 held out)\n" in printed
+    assert "tokens trained on; " in printed
+    assert "of the weights differ from the base's" in printed
+    assert "instructions were cut to --max-length" in printed
+    assert "1 instructions were left out: nothing in them can be predicted" in printed
+    assert "\nThe capital of France is\n  base:  " in printed
     source = json.loads((tmp_path / "m" / "SOURCE.json").read_text())
     assert {name.replace("-", "_"): value for name, value in options.items()}.items() <= source.items()
     assert invoke(*arguments).stdout.startswith(f"Nothing to do: {tmp_path / 'm'} (16 instructions")
@@ -63,7 +65,7 @@ def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_note_stands_behind_its_step() -> None:
-    """How many of how many, and what is told of it, in one line a step."""
+    """Count, total and note, in one line per step."""
     from rich.console import Console
     from rich.progress import Progress
 

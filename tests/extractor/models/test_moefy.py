@@ -1,4 +1,4 @@
-"""A dense model cut into a mixture of experts: its neurons are all there, and its output nearly is."""
+"""A dense model split into an MoE model keeps all neurons and nearly its output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_clusters_are_balanced_and_found() -> None:
 
 
 def test_clusters_stay_balanced_where_the_rows_are_not() -> None:
-    """Rows that all point one way are cut into equal parts all the same; a seed gives the same cut again."""
+    """Rows of one direction are split into equal clusters; the same seed gives the same clusters."""
     rows = np.ones((24, 3), np.float32)
     rows[:3] = 0
     labels = balanced_clusters(rows, 3, seed=0)
@@ -129,7 +129,7 @@ def make(base: Path, output: Path, **options: Any) -> folder.MadeModel:
     return make_moefied_model(output, base=base, texts=TEXTS, **({"experts": 4, "shared_neurons": 48} | options))
 
 
-def test_a_made_mixture_loads_and_is_what_it_says(base: Path, tmp_path: Path) -> None:
+def test_a_moe_model_loads_with_the_sizes_in_its_source(base: Path, tmp_path: Path) -> None:
     """transformers loads a Qwen2-MoE of the sizes asked for; SOURCE.json has recipe, licence, base and change."""
     made = make(base, tmp_path / "m")
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
@@ -147,8 +147,8 @@ def test_a_made_mixture_loads_and_is_what_it_says(base: Path, tmp_path: Path) ->
     assert set(made.source["files"]) == {path.name for path in made.path.iterdir()} - {folder.SOURCE}
 
 
-def test_what_is_loaded_is_what_was_cut(base: Path, tmp_path: Path) -> None:
-    """The loaded mixture loses on the texts what SOURCE.json says, against the dense FFNs on the same inputs."""
+def test_the_loaded_model_has_the_recorded_error(base: Path, tmp_path: Path) -> None:
+    """The loaded MoE model has the output error in SOURCE.json, against the dense FFNs on the same inputs."""
     dense = transformers.AutoModelForCausalLM.from_pretrained(base).model.layers
     made = make(base, tmp_path / "m")
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
@@ -173,7 +173,7 @@ def test_what_is_loaded_is_what_was_cut(base: Path, tmp_path: Path) -> None:
     assert np.mean(errors) == pytest.approx(made.source["mean_output_error"], abs=2e-4)
 
 
-def test_a_seed_fixes_every_byte_of_a_mixture(base: Path, tmp_path: Path) -> None:
+def test_a_seed_fixes_every_byte_of_a_moe_model(base: Path, tmp_path: Path) -> None:
     """The same numbers give the same files and the second time nothing is done; others in its place are refused."""
     first, second = make(base, tmp_path / "a"), make(base, tmp_path / "b")
     assert first.source == second.source
@@ -199,12 +199,12 @@ def test_experts_of_half_bytes_are_refused(options: dict[str, int], message: str
     assert not (tmp_path / "m").exists()
 
 
-def test_two_thirds_are_shared_where_nothing_is_said(base: Path, tmp_path: Path) -> None:
+def test_two_thirds_are_shared_by_default(base: Path, tmp_path: Path) -> None:
     """Rounded so that the experts fit: of 176 neurons 112, with experts of 16."""
     assert make(base, tmp_path / "m", shared_neurons=None).source["shared_neurons"] == 112
 
 
-def test_only_a_plain_llama_is_cut(base: Path, tmp_path: Path) -> None:
+def test_only_a_plain_llama_is_split(base: Path, tmp_path: Path) -> None:
     """Another architecture, or a folder without a model, is refused with the reason before anything is made."""
     other = make_tiny_model("gemma", tmp_path / "gemma", tokenizer=base).path
     with pytest.raises(UnsupportedModelError, match="'gemma'"):
@@ -214,8 +214,8 @@ def test_only_a_plain_llama_is_cut(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def test_the_command_makes_a_mixture(base: Path, tmp_path: Path) -> None:
-    """`sparcom model moefy` says where it is, its numbers and what is lost; on the demo's texts, which it reads."""
+def test_the_command_makes_a_moe_model(base: Path, tmp_path: Path) -> None:
+    """`sparcom model moefy` reports folder, sizes and output error on the demo's texts."""
     arguments = ["moefy", "--model", str(base), "--output", str(tmp_path / "m"), "--experts", "2", "--top-k", "1"]
     ran = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
     assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, 1 chosen, 112 shared neurons; ")

@@ -58,19 +58,19 @@ def texts_of(place: Path, ids: list[str]) -> list[str]:
 
 
 def test_the_loss_falls_on_both_parts(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """Of what is trained on and of what is held out."""
+    """On the training sample and on the held-out part."""
     for part in tuned[1].source["loss"].values():
         assert part["after"] < part["before"] - 0.1
 
 
 def test_the_losses_are_those_of_transformers(tuned: tuple[Path, folder.MadeModel], place: Path) -> None:
-    """What SOURCE.json says is what the models' own loss gives, text by text and without padding."""
+    """SOURCE.json has the models' own loss, text by text and without padding."""
     base, made = tuned
     texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
     assert len(texts) == made.source["instructions"]["held_out"] == 3
-    said = made.source["loss"]["held_out"]
-    assert said["before"] == pytest.approx(loss_by_transformers(base, texts, 24), rel=1e-5)
-    assert said["after"] == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
+    losses = made.source["loss"]["held_out"]
+    assert losses["before"] == pytest.approx(loss_by_transformers(base, texts, 24), rel=1e-5)
+    assert losses["after"] == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
 
 
 def test_every_ffn_has_other_weights(tuned: tuple[Path, folder.MadeModel]) -> None:
@@ -100,18 +100,18 @@ def test_all_but_the_weights_is_the_bases(tuned: tuple[Path, folder.MadeModel]) 
     assert names[0] == names[1]
 
 
-def test_the_folder_holds_what_is_promised_and_no_more(tuned: tuple[Path, folder.MadeModel]) -> None:
+def test_the_folder_holds_the_documented_files_only(tuned: tuple[Path, folder.MadeModel]) -> None:
     """Curve, picture, continuations and the held-out ids beside the model; the Trainer leaves nothing."""
     base, made = tuned
     extra = {"loss.csv", "loss.png", "continuations.json", "held-out.json"}
     assert {path.name for path in made.path.iterdir()} == {path.name for path in base.iterdir()} | extra
     assert (made.path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    said = json.loads((made.path / "continuations.json").read_text())
-    assert said[0]["prompt"] == "The capital of France is"
-    assert all(set(item) == {"prompt", "base", "tuned"} for item in said)
+    texts = json.loads((made.path / "continuations.json").read_text())
+    assert texts[0]["prompt"] == "The capital of France is"
+    assert all(set(item) == {"prompt", "base", "tuned"} for item in texts)
 
 
-def test_the_source_tells_how_it_was_made(tuned: tuple[Path, folder.MadeModel], place: Path) -> None:
+def test_the_source_records_the_recipe(tuned: tuple[Path, folder.MadeModel], place: Path) -> None:
     """Base, data, licences, settings, numbers of instructions and tokens."""
     base, made = tuned
     source = folder.read_source(made.path)
@@ -130,8 +130,8 @@ def test_the_source_tells_how_it_was_made(tuned: tuple[Path, folder.MadeModel], 
 
 
 def test_the_curve_has_every_step(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """A row a step after that of the base; held-out losses at the start, on the way and at the end; a rate that rises
-    and falls to 0."""
+    """One row per step after that of the base; held-out losses at the start, on the way and at the end; a rate that
+    rises and falls to 0."""
     source = tuned[1].source
     rows = list(csv.DictReader((tuned[1].path / "loss.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == list(range(15))
@@ -186,8 +186,8 @@ def test_the_callers_random_numbers_go_on(place: Path, tune: Tune, tmp_path: Pat
 
 
 def test_a_base_of_half_precision_keeps_its_dtype(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Trained in float32 and rounded at the end: the losses said are those of the rounded weights. A configuration that
-    an older transformers wrote stays as it is."""
+    """Trained in float32 and rounded at the end: the recorded losses are those of the rounded weights. An older
+    transformers' configuration stays as it is."""
     model = load(place / "llama").bfloat16()
     shutil.copytree(place / "llama", tmp_path / "half")
     model.save_pretrained(tmp_path / "half")
@@ -197,8 +197,8 @@ def test_a_base_of_half_precision_keeps_its_dtype(place: Path, tune: Tune, tmp_p
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert (made.path / "config.json").read_bytes() == (tmp_path / "half" / "config.json").read_bytes()
     texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
-    said = made.source["loss"]["held_out"]["after"]
-    assert said == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
+    after = made.source["loss"]["held_out"]["after"]
+    assert after == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
     with pytest.raises(TrainingFailedError, match=r"not one weight does after rounding to torch\.bfloat16"):
         tune(tmp_path / "n", tmp_path / "half", learning_rate=1e-12)
     assert not (tmp_path / "n").exists()
@@ -229,7 +229,7 @@ def test_a_routers_own_loss_counts_where_the_model_says_so(place: Path, tune: Tu
     assert first[0] > first[1] + 10
 
 
-def test_nothing_of_the_trainer_is_seen(
+def test_the_trainer_prints_nothing(
     place: Path, tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No line on the terminal and no file in the working folder."""
@@ -253,7 +253,7 @@ def test_an_interrupted_run_leaves_nothing(stopped: str, place: Path, tune: Tune
     assert not list(tmp_path.iterdir())
 
 
-def test_training_is_told_step_by_step(place: Path, tune: Tune, tmp_path: Path) -> None:
+def test_progress_reports_every_step(place: Path, tune: Tune, tmp_path: Path) -> None:
     """Each step with how many there are and its loss."""
     reports: list[tuple[int, int, str]] = []
 

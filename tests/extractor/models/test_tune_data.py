@@ -1,4 +1,4 @@
-"""What a model is tuned on, and how: settings, which tokens count, what is cut, and the batches."""
+"""Data of fine-tuning: settings, counted tokens, truncation, the split, mean losses and batches."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_conversation_that_the_user_ends_counts_whole(tokenizer: Any) -> None:
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the beginning of a conversation is written otherwise in the whole, no turn can be told from it."""
+    """If the whole conversation changes its beginning, turns cannot be found."""
     numbered = "{{ 'ABCD'[messages | length] }}" + TEMPLATE
     monkeypatch.setattr(tokenizer, "chat_template", numbered)
     with pytest.raises(InvalidInputError, match="this model's rewrites it"):
@@ -104,8 +104,8 @@ def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
     assert (example.ids, example.labels, example.predicted) == ([9, 8, 7], [9, 8, 7], 2)
 
 
-def test_long_examples_are_cut_and_empty_ones_left_out() -> None:
-    """Longer ones are cut; one whose answer was cut off, or that has a single token, has nothing to predict."""
+def test_long_examples_are_truncated_and_empty_ones_left_out() -> None:
+    """Left out: an answer beyond the limit, and a single token; neither has a token to predict."""
     plain = [Example(f"p{number}", [1] * 10, [1] * 10) for number in range(10)]
     odd = [
         Example("long", [1] * 50, [1] * 50),
