@@ -47,11 +47,10 @@ class PrepackedGate:
         Return uint8 (rows × top_k, neuron_bytes), in the order of the ids, and bool (rows × top_k,), True if nonfinite.
         """
         chosen = ids.reshape(-1).numpy()
-        masks = np.empty((len(chosen), self._bytes), dtype=np.uint8)
-        nonfinite = np.empty(len(chosen), dtype=np.bool_)
+        masks, nonfinite = np.empty((len(chosen), self._bytes), dtype=np.uint8), np.empty(len(chosen), dtype=np.bool_)
         order = np.argsort(chosen, kind="stable")
         inputs = rows.float()[torch.from_numpy(order // ids.shape[1])]
-        parts = inputs.split(np.bincount(chosen, minlength=len(self._weights)).tolist())
+        parts = torch.split(inputs, np.bincount(chosen, minlength=len(self._weights)).tolist())
         # One product per expert; everything else once, since each small parallel operation waits for all threads.
         products = [inputs.new_empty((0, self._width))]
         for part, weight, bias in zip(parts, self._weights, self._biases, strict=True):
