@@ -32,7 +32,7 @@ class PrepackedGate:
     ) -> None:
         check_packing(packed, isa)
         _, double, hidden = packed.shape
-        self._bytes, self._active_above = mask_bytes(neurons), active_above
+        self._width, self._bytes, self._active_above = double // 2, mask_bytes(neurons), active_above
         half = packed.detach()[:, : double // 2].view(len(packed), -1, hidden, PANEL)
         self._weights = [
             torch.ops.mkldnn._reorder_linear_weight(panels.mT.reshape(-1, hidden).float(), _BATCH) for panels in half
@@ -40,20 +40,23 @@ class PrepackedGate:
         self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
 
     def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Return the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k):
-        uint8 (rows × top_k, neuron_bytes) in the order of the ids, and which are not finite, bool (rows × top_k,)."""
-        chosen, top_k = ids.reshape(-1).numpy(), ids.shape[1]
-        masks = np.empty((len(chosen), self._bytes), dtype=np.uint8)
-        nonfinite = np.empty(len(chosen), dtype=np.bool_)
-        rows, order = rows.float(), np.argsort(chosen, kind="stable")
-        experts, first = np.unique(chosen[order], return_index=True)
-        for expert, own in zip(experts.tolist(), np.split(order, first[1:]), strict=False):  # no rows: no experts
-            inputs = rows[torch.from_numpy(own // top_k)]
-            gates = torch.ops.mkldnn._linear_pointwise(
-                inputs, self._weights[expert], self._biases[expert], "none", [], ""
-            )
-            masks[own] = pack_signs(gates, self._active_above)[:, : self._bytes]
-            nonfinite[own] = nonfinite_rows(gates)
+        """Compute the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k).
+
+        Return uint8 (rows × top_k, neuron_bytes), in the order of the ids, and bool (rows × top_k,), True if nonfinite.
+        """
+        chosen = ids.reshape(-1).numpy()
+        masks, nonfinite = np.empty((len(chosen), self._bytes), dtype=np.uint8), np.empty(len(chosen), dtype=np.bool_)
+        order = np.argsort(chosen, kind="stable")
+        inputs = rows.float()[torch.from_numpy(order // ids.shape[1])]
+        parts = torch.split(inputs, np.bincount(chosen, minlength=len(self._weights)).tolist())
+        # One product per expert; everything else once, since each small parallel operation waits for all threads.
+        products = [inputs.new_empty((0, self._width))]
+        for part, weight, bias in zip(parts, self._weights, self._biases, strict=True):
+            if len(part):
+                products.append(torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], ""))
+        gates = torch.cat(products)
+        masks[order] = pack_signs(gates, self._active_above)[:, : self._bytes]
+        nonfinite[order] = nonfinite_rows(gates)
         return masks, nonfinite
 
 
