@@ -52,7 +52,7 @@ class SwigluStepAndMulLike(Protocol):
 
 
 class SituAndMulLike(Protocol):
-    """vllm.model_executor.layers.activation.SituAndMul."""
+    """vllm.model_executor.layers.activation.SituAndMul, from 0.32.0."""
 
     beta: float
     linear_beta: float | None

@@ -27,7 +27,7 @@ class SchedulerConfigLike(Protocol):
 
 
 class ModelConfigLike(Protocol):
-    """vllm.config.model.ModelConfig, read in 0.32.0."""
+    """vllm.config.model.ModelConfig."""
 
     architectures: list[str]
     dtype: torch.dtype

@@ -56,7 +56,8 @@ class ActivationConfigLike(Protocol):
 
 
 class ExpertsLike(Protocol):
-    """vllm.model_executor.layers.fused_moe.modular_kernel.FusedMoEExpertsModular and two of its subclasses."""
+    """vllm.model_executor.layers.fused_moe.modular_kernel.FusedMoEExpertsModular and two of its subclasses.
+    Whole in 0.32.0 and 0.33.0; older versions lack activation_config and the attributes of the CPU's experts."""
 
     apply: Callable[..., Any]
     activation: Callable[..., Any]  # TritonExperts: (kind, output, gate_up)
