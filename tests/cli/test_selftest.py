@@ -10,7 +10,6 @@ import pytest
 
 from sparcom_cli.main import main
 from sparcom_data.verify import Check
-from sparcom_verification.reference.comparison import MaskComparison
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
@@ -33,6 +32,7 @@ def test_a_missing_device_is_refused_first(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("findings", "unexplained", "status", "last"),
     [([], 0, 0, "passed"), (["1 of 9 tokens differ"], 0, 1, "FAILED: 1 findings"), ([], 2, 1, "FAILED: 1 findings")],
@@ -47,6 +47,7 @@ def test_the_exit_status_is_that_of_the_checks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Different tokens and unexplained bits both make the exit status 1."""
+    from sparcom_verification.reference.comparison import MaskComparison  # needs torch
 
     async def selftest(folder: Path, *, moe: bool) -> Any:
         assert (folder, moe) == (tmp_path / "work", True)
@@ -65,6 +66,7 @@ def test_the_device_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "--device", "tpu") == 2
 
 
+@pytest.mark.torch
 def test_a_used_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
