@@ -40,9 +40,9 @@ def count_experts(topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> N
 
 def count_expert_neurons(masks: NDArray[np.uint8], topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
     """Count active neurons of each picked expert.
-    masks: (rows, layers, top_k, ⌈neurons / 8⌉). topk_ids: (rows, layers, top_k), distinct within a row and layer.
-    counts: (layers, experts, neurons)."""
-    if len(topk_ids) * topk_ids.shape[2] < MANY_ROWS * counts.shape[1]:
+    masks: (rows, layers, top_k, ⌈neurons / 8⌉). topk_ids: (rows, layers, top_k). counts: (layers, experts, neurons)."""
+    few = len(topk_ids) * topk_ids.shape[2] < MANY_ROWS * counts.shape[1]
+    if few and np.diff(np.sort(topk_ids, axis=-1)).all():  # NumPy adds once to an expert that comes twice in a row
         layers = np.arange(len(counts))[:, None]
         for row, experts in zip(masks, topk_ids, strict=True):
             counts[layers, experts] += np.unpackbits(row, axis=-1, bitorder="little", count=counts.shape[2])

@@ -26,3 +26,12 @@ def test_counts_are_sums_of_bits(rows: int, neurons: int) -> None:
     np.testing.assert_array_equal(dense, 1 + bits[:, :, 0].sum(axis=0))
     np.testing.assert_array_equal(chosen, expected)
     assert (rows * top_k >= MANY_ROWS * experts) == (rows == 700), "both ways are tested"
+
+
+def test_an_expert_picked_twice_for_a_token_is_counted_twice() -> None:
+    """Both of its masks count, also in a step of few rows."""
+    masks = np.full((1, 1, 2, 1), 0b101, dtype=np.uint8)
+    counts = np.zeros((1, 4, 3), dtype=np.uint32)
+    count_expert_neurons(masks, np.array([[[2, 2]]], dtype=np.uint16), counts)
+    np.testing.assert_array_equal(counts[0, 2], [2, 0, 2])
+    assert counts.sum() == 4
