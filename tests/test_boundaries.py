@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -47,6 +48,8 @@ OUTSIDE = {
     "sparcom_hexainst": {"numpy", "pydantic"} | DATASET,
     "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic", "xarray"},
 }
+NOUNS = "number|folder|seed of|device|experts|routed|neurons|instructions|precision|path|passes|peak"
+VALUES = re.compile(rf"(the|an?|as|of|with|{NOUNS})\b", re.IGNORECASE)
 HEAVY = ["torch", "vllm", "transformers", "numba", "matplotlib", "fastapi", "zarr", "numpy"]
 MIXED = random_attributes(
     1, 16, moe=MoeInfo(layer_ids=[1], experts=4, experts_per_token=2, neurons=8, shared_neurons=8)
@@ -167,6 +170,26 @@ def test_every_command_answers_help(name: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"Usage: sparcom {name}")
     assert len(result.output.splitlines()) > 4, "a usage line alone helps nobody"
+
+
+def every_option(command: click.Command) -> Iterator[click.Option]:
+    """The options of a command and of its subcommands."""
+    yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from every_option(below)
+
+
+def test_help_of_options_starts_with_a_verb() -> None:
+    """Every option says what it does: its help is a sentence that begins with none of the nouns that name a value."""
+    options = list(every_option(cli))
+    assert len(options) > 80
+    for option in options:
+        assert option.help, option.name
+        assert not VALUES.match(option.help), f"{option.name}: {option.help}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import click
 
 
 @click.command()
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), required=True, help="Device that the engines run on.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), required=True, help="Run the engines on this device.")
 @click.option("--moe", is_flag=True, help="Take an MoE model instead of a dense one.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep model and archive in this new folder.")
 def selftest(device: Literal["cuda", "cpu"], moe: bool, folder: Path | None) -> None:

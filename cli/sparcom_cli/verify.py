@@ -20,12 +20,14 @@ MAX_FINDINGS = 20  # printed per check
 @click.command()
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option(
-    "--reference", type=click.Choice(["transformers"]), help="Also compare bits, or counts, with this implementation."
+    "--reference", type=click.Choice(["transformers"]), help="Compare bits, or counts, with this implementation too."
 )
-@click.option("--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Instructions to compare.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--model", help="Folder of the model, if it is not where the archive says.")
-@click.option("--no-tokenizer", is_flag=True, help="Do not compare token ids with the tokenized text.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Compare this many instructions."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed the sample.")
+@click.option("--model", help="Take the model from this folder, not from where the archive says.")
+@click.option("--no-tokenizer", is_flag=True, help="Leave out the comparison of token ids with the tokenized text.")
 def verify(
     archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> None:

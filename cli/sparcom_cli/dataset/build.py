@@ -34,14 +34,14 @@ DEFAULT_TOLERANCE = 0.05
     help="Read a hub source (flan, humaneval, triviaqa, alpaca, math500) at this commit. Repeatable.",
 )
 @click.option("--match-length", is_flag=True, help="Keep the largest subset with equal token counts in all categories.")
-@optional("--tokenizer", PATH, None, "With --match-length: count tokens with the tokenizer in this folder.")
+@optional("--tokenizer", PATH, None, "Count tokens with the tokenizer in this folder, for --match-length.")
 @optional(
     "--length-tolerance",
     TOLERANCE,
     str(DEFAULT_TOLERANCE),
-    "With --match-length: let lengths of equal rank differ by this share.",
+    "Let lengths of equal rank differ by this share, for --match-length.",
 )
-@click.option("--within-halves", is_flag=True, help="With --match-length: match each half separately.")
+@click.option("--within-halves", is_flag=True, help="Match each half separately. Requires --match-length.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file with other content.")
 def build(
     output: Path,

