@@ -49,7 +49,7 @@ class IncompleteBodyError(errors.SparcomError):
 
 
 class BusyError(errors.SparcomError):
-    """The service has as many connections, request bodies or event streams as it may."""
+    """The service is at its limit of connections, request bodies or event streams."""
 
 
 class HostNotAllowedError(errors.SparcomError):

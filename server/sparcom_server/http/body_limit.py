@@ -82,5 +82,6 @@ class BodyLimit:
             raise HTTPException(413, self._too_large())
         if self._held > MAX_LARGEST_BODIES * self.limit:
             retry = {"Retry-After": str(RETRY_SECONDS[BusyError])}
-            raise HTTPException(503, "the service holds as many large requests as it may; try again soon", retry)
+            most = MAX_LARGEST_BODIES * self.limit
+            raise HTTPException(503, f"request bodies may take {most:,} bytes together, and do; try again soon", retry)
         return message

@@ -110,7 +110,7 @@ def _close_longest_silent(connections: Iterable[_Connection]) -> bool:
 
 
 def _busy_response() -> bytes:
-    response = error_response(BusyError("as many connections are open as may be; try again soon"))
+    response = error_response(BusyError("the limit of open connections is reached. Try again soon"))
     headers = [*response.raw_headers, (b"connection", b"close")]
     head = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in headers), b"", b""]
     return b"\r\n".join(head) + bytes(response.body)
