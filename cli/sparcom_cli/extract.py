@@ -71,8 +71,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
     if progress.failed:
         archive = open_archive(output)
         table = zip(archive.instructions.id, archive.instructions.state, archive.strings("error"), strict=True)
-        failures = [(instruction_id, error) for instruction_id, state, error in table if state == State.FAILED]
-        print_failures(failures, progress.failed)
+        print_failures(((name, error) for name, state, error in table if state == State.FAILED), progress.failed)
     raise SystemExit(1 if progress.failed or progress.cancelled else 0)
 
 

@@ -153,7 +153,7 @@ class CaptureMixin:
         except (OSError, ValueError, KeyError, SparcomError) as error:
             return f"the archive {path} cannot be opened for writing: {error}"
         requests = self.vllm_config.scheduler_config.max_num_seqs
-        if any(part.target.dtype == "uint32" for part in parts):
+        if any(part.holds_counts for part in parts):
             if refusal := self._refuse_counting(parts, requests):
                 return refusal
             requests = 0  # running requests hold no chunks: each writes one row at its end

@@ -93,7 +93,7 @@ class CaptureSession:
         buffers = max(4, min(MAX_BUFFERS, buffer_bytes // sum(part.target.chunk_bytes for part in parts)))
         if requests:
             buffers = max(buffers, buffers_for(requests, threads))
-        self.stores_counts = any(part.target.dtype == np.uint32 for part in parts)
+        self.stores_counts = any(part.holds_counts for part in parts)
         self.queued_bytes = 0
         self.backpressure_seconds = 0.0
         sink_type = CountSink if self.stores_counts else MaskSink

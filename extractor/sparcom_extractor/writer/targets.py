@@ -104,6 +104,11 @@ class ArrayPart:
     row: tuple[int, ...]
     layer: int | None = None
 
+    @property
+    def holds_counts(self) -> bool:
+        """Whether the array holds one count per instruction, not one mask or route per token."""
+        return self.target.dtype == np.uint32
+
     def select_layer(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the part of rows (n, layer, …) that belongs in these chunks."""
         return rows if self.layer is None else rows[:, self.layer : self.layer + 1]
