@@ -22,10 +22,10 @@ from workload import Workload, describe, median_ratio, peak_mib
 from zarr.storage import LocalStore
 
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
-from sparcom_analysis.measures.frequencies import iterate_counts
-from sparcom_analysis.reading.blocks import read_blocks
-from sparcom_analysis.reading.populations import choose_population
-from sparcom_analysis.reading.rows import row_spans
+from sparcom_analysis.frequencies import iterate_counts
+from sparcom_analysis.archive.blocks import read_blocks
+from sparcom_analysis.archive.populations import choose_population
+from sparcom_analysis.archive.rows import row_spans
 from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive

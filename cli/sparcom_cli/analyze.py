@@ -79,7 +79,7 @@ def _summary(metrics: Metrics) -> list[str]:
     """Return the settings in use, the similarity matrices as aligned tables, and the report's findings."""
     views = [("", metrics)]
     if metrics.components is not None:
-        from sparcom_analysis.reading.populations import TITLES
+        from sparcom_analysis.archive.populations import TITLES
 
         views = [(f" of {TITLES[one.component]}", metrics.of(one.component)) for one in metrics.components]
     sizes = [

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.neurons import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
+from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
 
 TILE_BYTES = 2048  # packed bytes of a row handled at once: their byte counters, 16 KiB, stay in the first-level cache
 TILE_WORDS = TILE_BYTES // 8  # 64 were slower by an eighth, 128 by a twelfth

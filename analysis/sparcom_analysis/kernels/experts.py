@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.neurons import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
+from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
 
 
 @compiled

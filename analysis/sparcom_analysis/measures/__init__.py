@@ -1,1 +1,8 @@
-"""The paper's measures of one model: equations 6 to 14, figures 3 to 5, table 6."""
+"""Every measure: one file each, listed here in the order of the report."""
+
+from __future__ import annotations
+
+from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.measures.neurons import similarity
+
+REGISTRY: tuple[Measure, ...] = (similarity.MEASURE,)

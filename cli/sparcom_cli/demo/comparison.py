@@ -89,7 +89,7 @@ def likeness(matrix: Sequence[Sequence[float | None]]) -> tuple[float | None, fl
 
 def _populations(dense: Metrics, moe: Metrics) -> list[tuple[str, Metrics, str]]:
     """Return (title, metrics, ending of its files) of each population of neurons, the dense model's first."""
-    from sparcom_analysis.reading.populations import TITLES
+    from sparcom_analysis.archive.populations import TITLES
     from sparcom_analysis.report.files import component_views
 
     parts = [(view.component, view, end) for end, view in component_views(moe).items()]

@@ -16,9 +16,9 @@ from sparcom_analysis import (
     instruction_specific_neurons,
 )
 from sparcom_analysis.measures.correlation import correlation_pairs
-from sparcom_analysis.measures.pairs import pair_blocks
+from sparcom_analysis.resampling.pair_means import pair_blocks
 from sparcom_analysis.measures.similarity import jaccard_blocks, similarity_pairs
-from sparcom_analysis.statistics.pair_matrix import (
+from sparcom_analysis.resampling.pairs import (
     MOST_INSTRUCTIONS,
     PairMatrix,
     check_kept,
@@ -77,7 +77,7 @@ def test_blocks_of_any_size_fill_both_triangles(count: int, side: int, seed: int
     """What is left of the diagonal comes from what is right of it, whatever the blocks hold there."""
     values = random_pairs(count, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparcom_analysis.measures.pairs.PAIRED", side)
+        patch.setattr("sparcom_analysis.resampling.pair_means.PAIRED", side)
         blocks = []
         for rows, columns in pair_blocks(count):
             block = values[rows, columns].copy()

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.measures.experts import InstructionExperts
-from sparcom_analysis.measures.selection import InstructionNeurons, Selection
-from sparcom_analysis.measures.sets import PackedSets
-from sparcom_analysis.reading.populations import Population
+from sparcom_analysis.ise import InstructionExperts
+from sparcom_analysis.isn import InstructionNeurons, Selection
+from sparcom_analysis.kernels.bitsets import PackedSets
+from sparcom_analysis.archive.populations import Population
 from sparcom_analysis.tuned.alteration import category_means, expert_alteration, neuron_alteration
 from sparcom_analysis.tuned.venn import venn_by_layer
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError

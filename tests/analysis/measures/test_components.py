@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
 from sparcom_analysis.components.experts import expert_components, specific_experts
-from sparcom_analysis.components.general_unique import (
+from sparcom_analysis.measures.general_unique.groups import (
     ONE_CATEGORY,
     Components,
     find_components,
     needed_instructions,
     neuron_components,
 )
-from sparcom_analysis.components.memberships import neuron_memberships
-from sparcom_analysis.measures.experts import InstructionExperts
-from sparcom_analysis.measures.selection import InstructionNeurons, Selection
-from sparcom_analysis.measures.sets import PackedSets
-from sparcom_analysis.reading.populations import Population
+from sparcom_analysis.measures.general_unique.members import neuron_memberships
+from sparcom_analysis.ise import InstructionExperts
+from sparcom_analysis.isn import InstructionNeurons, Selection
+from sparcom_analysis.kernels.bitsets import PackedSets
+from sparcom_analysis.archive.populations import Population
 from sparcom_data.errors import InvalidInputError
 
 SHARES = st.sampled_from([0.5, 1.0, 0.01, 0.3, 0.35, 2 / 3, 0.7])
@@ -197,8 +197,8 @@ def test_blocks_and_cores_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     expected = neuron_components(neurons_from(masks, categories))
     for block in (1, 10_000):
         for cores in (1, 2, 16):
-            monkeypatch.setattr("sparcom_analysis.components.memberships.BLOCK_BYTES", block)
-            monkeypatch.setattr("sparcom_analysis.kernels.neurons.cores", lambda cores=cores: cores)
+            monkeypatch.setattr("sparcom_analysis.measures.general_unique.members.BLOCK_BYTES", block)
+            monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
             found = neuron_components(neurons_from(masks, categories, memory_bytes=0), scratch=tmp_path)
             np.testing.assert_array_equal(found.everywhere, expected.everywhere)
             np.testing.assert_array_equal(found.sets.rows(0, 3), expected.sets.rows(0, 3))

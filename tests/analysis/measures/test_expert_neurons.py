@@ -135,7 +135,7 @@ def test_sets_in_a_file_are_those_in_memory(make_moe, monkeypatch: pytest.Monkey
     case = make_moe(per_category=9)
     (folder := tmp_path / "scratch").mkdir()
     expected = instruction_specific_neurons(case.archive)
-    monkeypatch.setattr("sparcom_analysis.measures.sets.MEMORY_BYTES", 0)
+    monkeypatch.setattr("sparcom_analysis.kernels.bitsets.MEMORY_BYTES", 0)
     found = instruction_specific_neurons(case.archive, scratch=folder)
     assert list(folder.iterdir()) == []
     assert all((found.mask(k) == expected.mask(k)).all() for k in range(len(expected)))

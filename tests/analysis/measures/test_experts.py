@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis import category_experts, expert_frequencies, instruction_experts, top_experts
-from sparcom_analysis.measures.experts import CategoryExperts
+from sparcom_analysis.ise import CategoryExperts
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
 
 

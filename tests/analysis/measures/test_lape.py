@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparcom_analysis import activation_counts
 from sparcom_analysis.components.lape import ONE_CATEGORY, Lape, LapeRates, lape
 from sparcom_analysis.components.pooled import PooledCounts, pooled_counts
-from sparcom_analysis.reading.populations import Population
+from sparcom_analysis.archive.populations import Population
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
 RATES = st.builds(

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.measures.sets import PackedSets
+from sparcom_analysis.kernels.bitsets import PackedSets
 from sparcom_data.errors import StorageError
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from sparcom_analysis import category_similarity, instruction_specific_neurons, isn_by_layer
-from sparcom_analysis.measures.selection import InstructionNeurons, Selection
-from sparcom_analysis.measures.sets import PackedSets
+from sparcom_analysis.isn import InstructionNeurons, Selection
+from sparcom_analysis.kernels.bitsets import PackedSets
 from sparcom_analysis.measures.similarity import jaccard_blocks
-from sparcom_analysis.reading.categories import category_codes, category_labels
-from sparcom_analysis.reading.populations import Population
+from sparcom_analysis.archive.categories import category_codes, category_labels
+from sparcom_analysis.archive.populations import Population
 
 
 def neurons_from(masks: np.ndarray, categories: list[str]) -> InstructionNeurons:
@@ -100,12 +100,12 @@ def test_block_size_of_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     neurons = neurons_from(masks, [str(k % 3) for k in range(300)])
     expected = category_similarity(neurons)
     for cores in (1, 2, 16):
-        monkeypatch.setattr("sparcom_analysis.kernels.neurons.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
         found = category_similarity(neurons)
         np.testing.assert_array_equal(found.matrix, expected.matrix)
         np.testing.assert_array_equal(found.without_self, expected.without_self)
     for paired in (1, 7, 299):
-        monkeypatch.setattr("sparcom_analysis.measures.pairs.PAIRED", paired)
+        monkeypatch.setattr("sparcom_analysis.resampling.pair_means.PAIRED", paired)
         found = category_similarity(neurons)
         np.testing.assert_allclose(found.matrix, expected.matrix, rtol=0, atol=1e-12)
         np.testing.assert_allclose(found.without_self, expected.without_self, rtol=0, atol=1e-12)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
-from sparcom_analysis.reading.rows import TokenFacts
-from sparcom_analysis.tuned.twins import check_models, match_twins
+from sparcom_analysis.archive.rows import TokenFacts
+from sparcom_analysis.matching import check_models, match_twins
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
 
 

@@ -34,7 +34,7 @@ from sparcom_analysis.tables.alteration import (
     venn_table,
 )
 from sparcom_analysis.tuned.alteration import NeuronAlteration, expert_alteration, neuron_alteration
-from sparcom_analysis.tuned.twins import match_twins
+from sparcom_analysis.matching import match_twins
 from sparcom_data.archive import Archive
 
 

@@ -12,24 +12,24 @@ import pytest
 
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
 from sparcom_analysis.components.experts import expert_components
-from sparcom_analysis.components.general_unique import Components, neuron_components
+from sparcom_analysis.measures.general_unique.groups import Components, neuron_components
 from sparcom_analysis.components.lape import Lape, LapeRates, lape
 from sparcom_analysis.components.pooled import pooled_counts
-from sparcom_analysis.lists.ids import (
+from sparcom_analysis.report.ids import (
     ComponentsFile,
     component_ids,
     json_schema,
     lape_ids,
     selection_rule,
 )
-from sparcom_analysis.lists.long_tensors import (
+from sparcom_analysis.report.long_tensors import (
     IndexLists,
     as_index_lists,
     index_arrays,
     read_index_arrays,
     save_long_tensors,
 )
-from sparcom_analysis.measures.selection import Selection
+from sparcom_analysis.isn import Selection
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.testing import write_random_moe_archive

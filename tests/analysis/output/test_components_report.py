@@ -12,9 +12,9 @@ import pytest
 from sparcom_analysis import instruction_experts, instruction_specific_neurons
 from sparcom_analysis.components.chance import component_chance
 from sparcom_analysis.components.experts import expert_components, expert_memberships
-from sparcom_analysis.components.general_unique import ONE_CATEGORY, neuron_components
+from sparcom_analysis.measures.general_unique.groups import ONE_CATEGORY, neuron_components
 from sparcom_analysis.components.lape import LapeRates, lape
-from sparcom_analysis.components.memberships import neuron_memberships
+from sparcom_analysis.measures.general_unique.members import neuron_memberships
 from sparcom_analysis.components.pooled import pooled_counts
 from sparcom_analysis.components.result import ComponentResult, component_result
 from sparcom_analysis.figures.components import component_figure, lape_figure

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.reading.blocks import _Memory, plan_reads, read_blocks
-from sparcom_analysis.reading.populations import choose_population
-from sparcom_analysis.reading.rows import RowSpans, row_spans
+from sparcom_analysis.archive.blocks import _Memory, plan_reads, read_blocks
+from sparcom_analysis.archive.populations import choose_population
+from sparcom_analysis.archive.rows import RowSpans, row_spans
 
 
 def spans_of(pieces: list[tuple[int, int]]) -> RowSpans:

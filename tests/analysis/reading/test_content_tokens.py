@@ -22,9 +22,9 @@ from sparcom_analysis import (
     instruction_specific_neurons,
     pooled_counts,
 )
-from sparcom_analysis.reading.rows import row_spans
-from sparcom_analysis.reading.token_rows import counted_rows
-from sparcom_analysis.tuned.twins import match_twins
+from sparcom_analysis.archive.rows import row_spans
+from sparcom_analysis.archive.counted_rows import counted_rows
+from sparcom_analysis.matching import match_twins
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError

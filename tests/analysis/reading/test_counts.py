@@ -22,7 +22,7 @@ from sparcom_analysis import (
     isn_by_layer,
 )
 from sparcom_analysis.reading import blocks
-from sparcom_analysis.reading.rows import choose_rows
+from sparcom_analysis.archive.rows import choose_rows
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcom_analysis import activation_counts, activation_frequencies, instruction_specific_neurons
-from sparcom_analysis.measures.frequencies import iterate_counts
-from sparcom_analysis.reading.populations import choose_population
-from sparcom_analysis.reading.rows import choose_rows, row_spans
+from sparcom_analysis.frequencies import iterate_counts
+from sparcom_analysis.archive.populations import choose_population
+from sparcom_analysis.archive.rows import choose_rows, row_spans
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import (
     DamagedArchiveError,

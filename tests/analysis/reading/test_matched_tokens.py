@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sparcom_analysis import category_similarity, expert_correlation, instruction_experts, instruction_specific_neurons
 from sparcom_analysis.kernels import neurons as kernels
-from sparcom_analysis.reading.matched_tokens import TokenDraw, drawn_places
-from sparcom_analysis.reading.populations import Component, choose_population
+from sparcom_analysis.archive.token_draw import TokenDraw, drawn_places
+from sparcom_analysis.archive.populations import Component, choose_population
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
 PINNED = [[0, 2, 3, 4, 8, 15], [4, 9, 12, 14, 17, 19], [0, 2, 6, 12, 16, 17]]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcom_analysis import instruction_specific_neurons
-from sparcom_analysis.measures.selection import Selection
+from sparcom_analysis.isn import Selection
 from sparcom_analysis.tables.neurons import instruction_table
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 

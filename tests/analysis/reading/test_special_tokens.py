@@ -20,11 +20,11 @@ from sparcom_analysis import (
     instruction_experts,
     instruction_specific_neurons,
 )
-from sparcom_analysis.measures.frequencies import iterate_counts
+from sparcom_analysis.frequencies import iterate_counts
 from sparcom_analysis.reading import token_columns
-from sparcom_analysis.reading.populations import Component, choose_population
-from sparcom_analysis.reading.rows import row_spans
-from sparcom_analysis.reading.token_rows import counted_rows
+from sparcom_analysis.archive.populations import Component, choose_population
+from sparcom_analysis.archive.rows import row_spans
+from sparcom_analysis.archive.counted_rows import counted_rows
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError, InvalidInputError, UnsupportedArchiveError
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from sparcom_analysis.statistics.bootstrap import Interval, draw_resamples, mean_intervals, pair_intervals, percentiles
-from sparcom_analysis.statistics.pair_matrix import PairMatrix
+from sparcom_analysis.resampling.bootstrap import Interval, draw_resamples, mean_intervals, pair_intervals, percentiles
+from sparcom_analysis.resampling.pairs import PairMatrix
 from sparcom_data.errors import InvalidInputError
 
 NAMES = st.lists(st.sampled_from(["CLS", "", "GEN"]), min_size=2, max_size=16)
@@ -111,7 +111,7 @@ def test_shapes_follow_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected.by_category.low.shape == (2, 3, 5)
     assert expected.overall.high.shape == (3, 5)
     assert mean_intervals(values[:, 0, 0], draws).overall.low == expected.overall.low[0, 0]
-    monkeypatch.setattr("sparcom_analysis.statistics.bootstrap.BLOCK_VALUES", 1)
+    monkeypatch.setattr("sparcom_analysis.resampling.bootstrap.BLOCK_VALUES", 1)
     found = mean_intervals(values, draws)
     np.testing.assert_array_equal(found.by_category.low, expected.by_category.low)
     np.testing.assert_array_equal(found.overall.high, expected.overall.high)

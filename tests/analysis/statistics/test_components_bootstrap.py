@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom
 
 from sparcom_analysis.components.bootstrap import ComponentIntervals, component_intervals
-from sparcom_analysis.components.draws import FIELDS, component_numbers, least_that_counts
-from sparcom_analysis.components.general_unique import Components, find_components
-from sparcom_analysis.components.memberships import Memberships
-from sparcom_analysis.measures.sets import PackedSets
+from sparcom_analysis.measures.general_unique.draws import FIELDS, component_numbers, least_that_counts
+from sparcom_analysis.measures.general_unique.groups import Components, find_components
+from sparcom_analysis.measures.general_unique.members import Memberships
+from sparcom_analysis.kernels.bitsets import PackedSets
 from sparcom_data.errors import InvalidInputError
 
 
@@ -142,7 +142,7 @@ def test_cores_and_runs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = component_intervals(members, found, resamples=9, progress=lambda *both: said.append(both))
     assert said == [(k, 9) for k in range(1, 10)]
     for cores in (1, 2, 16):
-        monkeypatch.setattr("sparcom_analysis.kernels.neurons.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
         again = component_intervals(members, found, resamples=9)
         assert all(getattr(again.low, name).tobytes() == getattr(expected.low, name).tobytes() for name in FIELDS)
     other = component_intervals(members, found, resamples=9, seed=1)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis.components.chance import ComponentChance, component_chance, holm
-from sparcom_analysis.components.general_unique import Components, find_components
-from sparcom_analysis.components.memberships import ComponentKind, Memberships
-from sparcom_analysis.measures.sets import PackedSets
+from sparcom_analysis.measures.general_unique.groups import Components, find_components
+from sparcom_analysis.measures.general_unique.members import ComponentKind, Memberships
+from sparcom_analysis.kernels.bitsets import PackedSets
 from sparcom_data.errors import InvalidInputError
 
 

@@ -87,7 +87,7 @@ def test_both_versions_equal_corrcoef_for_any_blocks(seed: int, side: int, sizes
     if varied := [data.frequencies(k).ravel() for k in range(flat, len(names))]:
         r[flat:, flat:] = np.corrcoef(varied)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparcom_analysis.measures.pairs.PAIRED", side)
+        patch.setattr("sparcom_analysis.resampling.pair_means.PAIRED", side)
         for result in (expert_correlation(data), expert_correlation(data, correlation_pairs(data))):
             np.testing.assert_allclose(result.matrix, means(r, data, result.categories), rtol=0, atol=1e-12)
             alone = np.where(np.eye(len(names), dtype=bool), np.nan, r)
@@ -138,7 +138,7 @@ def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     data = random_experts(50, 3, 8, 1)
     expected = instruction_correlations(data)
     for rows in (1, 7, 49):
-        monkeypatch.setattr("sparcom_analysis.measures.pairs.PAIRED", rows)
+        monkeypatch.setattr("sparcom_analysis.resampling.pair_means.PAIRED", rows)
         np.testing.assert_array_equal(instruction_correlations(data), expected)
     assert (np.abs(expected) <= 1).all()
     assert (np.diagonal(expected) == 1).all()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import sparcom_analysis as sa
 from sparcom_analysis.figures.alteration import layer_alteration_figure, layer_pair_figure
 from sparcom_analysis.figures.experts import all_figures
-from sparcom_analysis.statistics.bootstrap import draw_resamples
+from sparcom_analysis.resampling.bootstrap import draw_resamples
 from sparcom_analysis.summary.length import length_table
 from sparcom_analysis.tables.alteration import layer_alteration_table
 from sparcom_analysis.tables.experts import frequency_table, top_table
@@ -136,7 +136,7 @@ def test_moved_of_any_blocks(sizes: list[int], block: int, seed: int) -> None:
         )
     draws = draw_resamples(names, resamples=11, confidence=0.8, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparcom_analysis.statistics.bootstrap.BLOCK_VALUES", block)
+        patch.setattr("sparcom_analysis.resampling.bootstrap.BLOCK_VALUES", block)
         found = sa.moved_intervals(*sides, draws)
     shift = np.array([sides[1].frequencies(k) - sides[0].frequencies(k) for k in range(count)])
     for c, size in enumerate(sizes):

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from sparcom_analysis import category_similarity, expert_correlation, instruction_experts, instruction_specific_neurons
 from sparcom_analysis.figures.length import matched_figure, size_figure
 from sparcom_analysis.figures.neurons import to_png, to_svg
-from sparcom_analysis.reading.categories import category_labels
-from sparcom_analysis.reading.matched_tokens import TokenDraw
+from sparcom_analysis.archive.categories import category_labels
+from sparcom_analysis.archive.token_draw import TokenDraw
 from sparcom_analysis.schema.length import LengthMatched, MatchedMatrix
 from sparcom_analysis.statistics.length_control import length_control, match_experts, match_neurons
-from sparcom_analysis.statistics.ranks import rank_correlation
+from sparcom_analysis.resampling.ranks import rank_correlation
 from sparcom_analysis.summary.length import length_part, length_sentence, length_table, size_sentence
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from sparcom_analysis.statistics.matrix_pair import Change, MatrixPair
-from sparcom_analysis.statistics.ranks import doubled_ranks, rank_correlation
+from sparcom_analysis.resampling.ranks import doubled_ranks, rank_correlation
 
 few = st.integers(-3, 3).map(lambda value: value / 7)
 

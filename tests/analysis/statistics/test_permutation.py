@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
-from sparcom_analysis.statistics.pair_matrix import PairMatrix
-from sparcom_analysis.statistics.permutation import (
+from sparcom_analysis.resampling.pairs import PairMatrix
+from sparcom_analysis.resampling.permutation import (
     MOST_CATEGORIES,
     LabelTests,
     against_namings,
@@ -132,7 +132,7 @@ def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: 
     pairs = random_pairs(["a"] * count, seed)
     names = rng.integers(0, labels, (4, count)).astype(np.int16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparcom_analysis.statistics.permutation.cores", lambda: cores)
+        patch.setattr("sparcom_analysis.resampling.permutation.cores", lambda: cores)
         found = category_sums(pairs.values, names, labels, pairs.bits)
     whole = np.rint(np.ldexp(pairs.values, pairs.bits)).astype(np.int64)
     upper = np.triu(np.ones((count, count), dtype=bool), 1)
@@ -165,16 +165,16 @@ def test_batches_and_cores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     other = permutation_tests(pairs, permutations=200, seed=1)
     assert (other.pair_p != expected.pair_p).any()
     for size, most, cores in ((1, 9, 1), (5000, 100, 2), (1 << 30, 7, 7)):
-        monkeypatch.setattr("sparcom_analysis.statistics.permutation.BATCH_BYTES", size)
-        monkeypatch.setattr("sparcom_analysis.statistics.permutation.BATCH", most)
-        monkeypatch.setattr("sparcom_analysis.statistics.permutation.cores", lambda cores=cores: cores)
-        monkeypatch.setattr("sparcom_analysis.kernels.neurons.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("sparcom_analysis.resampling.permutation.BATCH_BYTES", size)
+        monkeypatch.setattr("sparcom_analysis.resampling.permutation.BATCH", most)
+        monkeypatch.setattr("sparcom_analysis.resampling.permutation.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
         same(permutation_tests(pairs, permutations=200), expected)
 
 
 def test_progress_ends_at_all_shuffles(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is called after each batch, with shuffles done and all of them."""
-    monkeypatch.setattr("sparcom_analysis.statistics.permutation.BATCH", 20)
+    monkeypatch.setattr("sparcom_analysis.resampling.permutation.BATCH", 20)
     calls: list[tuple[int, int]] = []
     permutation_tests(random_pairs(["a", "b"] * 3, 0), permutations=50, progress=lambda *call: calls.append(call))
     assert calls == [(20, 50), (40, 50), (50, 50)]
@@ -244,7 +244,7 @@ def test_the_same_value_everywhere_is_as_chance_has_it() -> None:
 
 def test_many_categories_are_not_paired_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond one limit pairs of categories have no p, beyond the other nothing is tested and the error says why."""
-    monkeypatch.setattr("sparcom_analysis.statistics.permutation.MOST_PAIRED", 2)
+    monkeypatch.setattr("sparcom_analysis.resampling.permutation.MOST_PAIRED", 2)
     found = permutation_tests(random_pairs(list("abc") * 3, 0), permutations=9)
     assert np.isnan(found.pair_p).all()
     assert np.isfinite(found.category_p_adjusted).all()

@@ -194,7 +194,7 @@ def test_files_do_not_depend_on_blocks_or_where_sets_lie(make_moe, undrawn, tmp_
     masks, counts = make_moe().archive, make_moe(granularity="count").archive
     found = []
     for archive, block_bytes, memory in ((masks, 1, 0), (masks, 97, 1 << 26), (counts, 500, 0)):
-        monkeypatch.setattr("sparcom_analysis.measures.sets.MEMORY_BYTES", memory)
+        monkeypatch.setattr("sparcom_analysis.kernels.bitsets.MEMORY_BYTES", memory)
         analyze(archive, tmp_path / "out", block_bytes=block_bytes, tuned=archive, match_tokens=False)
         files = {str(p.relative_to(tmp_path)): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
         found.append({name: data for name, data in files.items() if archive is masks or name.endswith(".csv")})

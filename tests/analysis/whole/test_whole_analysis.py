@@ -24,12 +24,12 @@ from sparcom_analysis import (
     lape,
     pooled_counts,
 )
-from sparcom_analysis.lists.ids import ComponentsFile
-from sparcom_analysis.lists.long_tensors import read_index_arrays
+from sparcom_analysis.report.ids import ComponentsFile
+from sparcom_analysis.report.long_tensors import read_index_arrays
 from sparcom_analysis.measures.similarity import similarity_pairs
 from sparcom_analysis.options import Options
-from sparcom_analysis.statistics.bootstrap import draw_resamples, mean_intervals, pair_intervals
-from sparcom_analysis.statistics.permutation import permutation_tests
+from sparcom_analysis.resampling.bootstrap import draw_resamples, mean_intervals, pair_intervals
+from sparcom_analysis.resampling.permutation import permutation_tests
 from sparcom_analysis.tuned.alteration import expert_alteration, neuron_alteration
 from sparcom_analysis.tuned.venn import venn_by_layer
 from sparcom_cli.analyze import analyze as command

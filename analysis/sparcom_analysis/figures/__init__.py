@@ -1,1 +1,0 @@
-"""Draws the results; numbers come in ready."""

@@ -1,0 +1,199 @@
+"""What all results per instruction share: which instructions, which of their tokens, in which groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import PurePath
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.archive.categories import NONE_LABEL, category_codes, category_labels
+from sparcom_analysis.archive.rows import RowSpans, TokenFacts
+from sparcom_analysis.options import Options
+from sparcom_data.archive import Archive
+from sparcom_data.errors import InvalidInputError
+from sparcom_data.schema.metadata import Positions
+
+RESAMPLING_OPTIONS = (
+    "self_pairs",
+    "n_resamples",
+    "confidence_level",
+    "n_permutations",
+    "seed",
+    "min_share",
+    "top_experts",
+    "lape_top",
+    "lape_filter",
+    "lape_bar",
+    "instructions",
+    "equal_length",
+    "equal_length_tokens",
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PerInstruction:
+    """Something of n instructions, in submission order.
+
+    Attributes:
+        archive: where it comes from. options: how it was counted and selected.
+        positions: tokens that were counted. token_facts: which of them were left out.
+        instruction: int64 (n,), index in the archive's instruction table.
+        ids, categories, sources: n strings; `categories` are the groups of `options.group_by`.
+        tokens: int64 (n,), T. without_rows: complete instructions left out because no token counted.
+    """
+
+    archive: Archive
+    options: Options
+    positions: Positions
+    token_facts: TokenFacts
+    instruction: NDArray[np.int64]
+    ids: Sequence[str]
+    categories: Sequence[str]
+    sources: Sequence[str]
+    tokens: NDArray[np.int64]
+    without_rows: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the c groups, in order of first appearance."""
+        return category_labels(self.categories)
+
+    @property
+    def codes(self) -> NDArray[np.intp]:
+        """Group of each instruction: intp (n,), an index into `labels`."""
+        return category_codes(self.categories)
+
+    @property
+    def names(self) -> list[str]:
+        """Group of each instruction: n names out of `labels`."""
+        labels = self.labels
+        return [labels[code] for code in self.codes]
+
+    @property
+    def model(self) -> str:
+        """Last part of the model id."""
+        return PurePath(self.archive.attributes.model.id).name
+
+    def place(self, instruction: str) -> int:
+        """Return the place of an id among these instructions.
+
+        Raises:
+            InvalidInputError: it is not among them.
+        """
+        if instruction in self.ids:
+            return list(self.ids).index(instruction)
+        raise InvalidInputError(
+            f"{instruction!r} is not among these {len(self):,} instructions; ids look like {list(self.ids[:3])}"
+        )
+
+    def sel(
+        self,
+        *,
+        category: str | Sequence[str] | None = None,
+        source: str | Sequence[str] | None = None,
+        instruction: str | Sequence[str] | None = None,
+    ) -> Self:
+        """Return the instructions of some categories, sources or ids.
+
+        Raises:
+            InvalidInputError: a name does not occur, or nothing is left.
+        """
+        kept = np.ones(len(self), dtype=np.bool_)
+        wanted = {
+            "category": (category, self.names),
+            "source": (source, self.sources),
+            "instruction": (instruction, self.ids),
+        }
+        for what, (names, held) in wanted.items():
+            if names is None:
+                continue
+            given = [names] if isinstance(names, str) else list(names)
+            if missing := [name for name in given if name not in held]:
+                known = ", ".join(map(repr, list(dict.fromkeys(held))[:8]))
+                raise InvalidInputError(f"there is no {what} {missing[0]!r} here; there are {known}")
+            kept &= np.isin(np.array(held, dtype=object), given)
+        if not kept.any():
+            raise InvalidInputError("no instruction has all of these: name fewer of category, source and instruction")
+        return self.take(np.flatnonzero(kept))
+
+    def take(self, places: NDArray[np.intp]) -> Self:
+        """Return the instructions at these places: intp (m,). Arrays with an entry per instruction follow."""
+        changed: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in ("ids", "categories", "sources"):
+                changed[one.name] = [value[k] for k in places]
+            elif isinstance(value, np.ndarray) and len(value) == len(self):
+                changed[one.name] = value[places]
+            elif hasattr(value, "take_rows"):
+                changed[one.name] = value.take_rows(places)
+        return replace(self, **changed)
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return the same with other options of resampling and display; groups and selection stay.
+
+        Raises:
+            InvalidInputError: an option would need the archive to be read again, or has no such value.
+        """
+        if fixed := [name for name in changes if name not in RESAMPLING_OPTIONS]:
+            raise InvalidInputError(
+                f"{fixed[0]} is fixed once instructions are counted; here you can change {', '.join(RESAMPLING_OPTIONS)}"
+            )
+        if not changes:
+            return self
+        changed = replace(self, options=Options.of(self.options, **changes))
+        if "pairs" in self.__dict__:
+            changed.__dict__["pairs"] = self.__dict__["pairs"]
+        return changed
+
+    def grouped(self, by: Sequence[str]) -> Self:
+        """Return the same in other groups: `("category",)`, `("source",)`, `("category", "source")`."""
+        options = Options.of(self.options, group_by=tuple(by))
+        return replace(self, options=options, categories=group_names(self.archive, self.instruction, options))
+
+    def _summary(self) -> Iterator[str]:
+        """Yield the parts of the repr."""
+        yield f"{len(self):,} instructions of {self.model}"
+        yield f"{len(self.labels)} {' × '.join(self.options.group_by)} groups"
+        yield f"{int(self.tokens.sum()):,} {self.positions} tokens"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {'; '.join(self._summary())}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        items = "".join(f"<li>{escape(part)}</li>" for part in self._summary())
+        return f"<b>{type(self).__name__}</b><ul style='margin:0'>{items}</ul>"
+
+
+def group_names(archive: Archive, instruction: NDArray[np.int64], options: Options) -> list[str]:
+    """Return the group of each instruction: its category, its source, or both as "CLS / natural"."""
+    columns = [getattr(archive.instructions, name) for name in options.group_by]
+    if len(columns) == 1:
+        return [columns[0][i] for i in instruction]
+    return [" / ".join(column[i] or NONE_LABEL for column in columns) for i in instruction]
+
+
+def shared_fields(archive: Archive, spans: RowSpans, options: Options) -> dict[str, Any]:
+    """Return the fields of `PerInstruction` for these rows."""
+    table = archive.instructions
+    return {
+        "archive": archive,
+        "options": options,
+        "positions": spans.positions,
+        "token_facts": spans.facts,
+        "instruction": spans.instruction,
+        "ids": [table.id[i] for i in spans.instruction],
+        "categories": group_names(archive, spans.instruction, options),
+        "sources": [table.source[i] for i in spans.instruction],
+        "tokens": spans.tokens,
+        "without_rows": spans.without_rows,
+    }

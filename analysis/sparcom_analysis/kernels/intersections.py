@@ -1,0 +1,45 @@
+"""Jaccard indices of all pairs of bitsets, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.kernels.bitsets import Bitsets
+from sparcom_analysis.kernels.compiled import intersection_sizes
+
+PAIRED = 128  # instructions per side of a block; fixed, since sums of floats depend on their order
+
+Blocks = Iterator[tuple[slice, slice, NDArray[np.float64]]]
+"""Rows, columns and float64 (rows, columns): every pair i ≤ j in one of the blocks."""
+
+
+def pair_blocks(count: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of blocks that hold every pair i ≤ j of `count` instructions in one of them."""
+    for first in range(0, count, PAIRED):
+        for begin in range(first, count, PAIRED):
+            yield slice(first, min(first + PAIRED, count)), slice(begin, min(begin + PAIRED, count))
+
+
+def jaccard(shared: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return |A ∩ B| / |A ∪ B| from sizes that broadcast; NaN for two empty sets, which have no Jaccard index."""
+    union = left + right - shared
+    found: NDArray[np.float64] = np.divide(shared, union, out=np.full(union.shape, np.nan), where=union > 0)
+    return found
+
+
+def jaccard_blocks(sets: Bitsets, sizes: NDArray[np.int64]) -> Blocks:
+    """Yield the Jaccard index of every two sets. In blocks on the diagonal only entries i ≤ j are filled in.
+
+    Args:
+        sizes: int64 (n,), elements of each set.
+    """
+    held, block = slice(0, 0), sets.rows(0, 0)
+    for rows, columns in pair_blocks(len(sets)):
+        if rows != held:
+            held, block = rows, sets.rows(rows.start, rows.stop)
+        others = block if rows == columns else sets.rows(columns.start, columns.stop)
+        shared = intersection_sizes(block, others, later_only=rows == columns)
+        yield rows, columns, jaccard(shared, sizes[rows, None], sizes[None, columns])

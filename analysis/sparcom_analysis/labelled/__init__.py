@@ -1,1 +1,0 @@
-"""Results as labelled arrays of xarray, for notebooks."""

@@ -1,1 +1,0 @@
-"""Lists of components by id, for other programs."""

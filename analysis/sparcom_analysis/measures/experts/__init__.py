@@ -1,0 +1,1 @@
+"""Measures of one MoE model's router."""

@@ -1,0 +1,1 @@
+"""Measures of a base model beside its fine-tuned version."""

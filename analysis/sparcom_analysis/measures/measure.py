@@ -1,0 +1,135 @@
+"""What a measure is: one file with a name, an equation, a computation, a drawing and words.
+
+A Dataset of a measure has these variables where they apply, over its own dimensions (category, category_2, layer, …):
+
+    value            the measure itself; its `units` and `long_name` are attributes of the variable
+    ci_low, ci_high  confidence interval
+    pvalue           of the permutation test, one-sided; pvalue_adjusted: corrected for all tests of the Dataset
+    null_mean        mean of the null distribution, or what chance alone gives
+
+`overall_value`, `overall_ci_low`, … are the same over all instructions, without the category axis; `layer_value`, …
+have a layer axis more, `instruction_value` one value per instruction. Variables along the dimension `member` list
+neurons or experts by id: they go into lists, not into metrics.json. Attributes say what was measured, how, and of which
+model (`facts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from sparcom_analysis.compare import ExpertComparison, IsnComparison
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.isn import IsnSets
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Subject = IsnSets | ExpertCounts | IsnComparison | ExpertComparison
+Needs = Literal["isn", "experts", "isn_comparison", "expert_comparison"]
+OURS = "ours"
+
+
+class NotComputableError(Exception):
+    """This measure cannot be had of these data. The message says why, in a sentence for the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One measure, as its file defines it in `MEASURE`.
+
+    Attributes:
+        name: of its node in the tree, of its files, and of its entry in metrics.json.
+        title: heading in the report.
+        equation: "SPARCOM, eq. 10" or "ours".
+        needs: what `compute` takes: ISN sets, expert counts, or a comparison of two models.
+        definition: what is measured, in a sentence or two, for the report and the docs.
+        compute: called with the subject and a progress callback or None.
+        sentences: what the Dataset says, the most important sentence first.
+        caption: of the figure.
+        plot: draws the Dataset into one axes, made if `ax` is None, and returns it; None if there is nothing to draw.
+        figure: draws several panels, if one axes is not enough.
+        tables: tidy DataFrames by name; without it every variable of the Dataset that shares the dimensions of `value`.
+        also_tuned: whether the measure is also computed of the tuned model alone.
+    """
+
+    name: str
+    title: str
+    equation: str
+    needs: Needs
+    definition: str
+    compute: Callable[[Any, Progress | None], xr.Dataset]
+    sentences: Callable[[xr.Dataset], list[str]]
+    caption: Callable[[xr.Dataset], str]
+    plot: Callable[..., Axes] | None = None
+    figure: Callable[[xr.Dataset], Figure] | None = None
+    tables: Callable[[xr.Dataset], Mapping[str, Any]] | None = None
+    also_tuned: bool = False
+
+
+Variable = tuple[Sequence[str], ArrayLike] | tuple[Sequence[str], ArrayLike, Mapping[str, Any]]
+
+
+def dataset(
+    subject: Subject, variables: Mapping[str, Variable], coords: Mapping[str, Any], **attributes: Any
+) -> xr.Dataset:
+    """Return a Dataset of these variables with the attributes of `facts` and further ones; None is left out."""
+    held = {name: value for name, value in (facts(subject) | attributes).items() if value is not None}
+    return xr.Dataset(dict(variables), coords=dict(coords), attrs=held)
+
+
+def bounds(prefix: str, dims: Sequence[str], interval: Any) -> dict[str, Variable]:
+    """Return `ci_low` and `ci_high` of an `Interval`, with a prefix such as "layer_"; nothing for None."""
+    if interval is None:
+        return {}
+    return {f"{prefix}ci_low": (dims, interval.low), f"{prefix}ci_high": (dims, interval.high)}
+
+
+def facts(subject: Subject) -> dict[str, Any]:
+    """Return the attributes that every Dataset has: model, population, instructions, tokens, rule, parameters."""
+    if isinstance(subject, (IsnComparison, ExpertComparison)):
+        matched, tuned = subject.matched, subject.tuned
+        return facts(subject.base) | {
+            "instructions": len(matched),
+            "tuned_model": tuned.model,
+            "tuned_archive": PurePath(tuned.archive.path).name,
+            "only_base": matched.only_base,
+            "only_tuned": matched.only_tuned,
+            "different_lengths": matched.different_lengths,
+            "different_categories": matched.different_categories,
+            **({} if matched.different_tokens is None else {"different_tokens": matched.different_tokens}),
+        }
+    options = subject.options
+    found: dict[str, Any] = {
+        "model": subject.model,
+        "archive": PurePath(subject.archive.path).name,
+        "instructions": len(subject),
+        "positions": subject.positions,
+        "group_by": list(options.group_by),
+        "seed": options.seed,
+    }
+    if subject.token_facts.drawn is not None:
+        found["drawn_tokens"] = subject.token_facts.drawn
+    if isinstance(subject, IsnSets):
+        found |= {"population": subject.population.name, "population_title": subject.population.title}
+        found |= {"rule": options.rule, "neurons": subject.population.total}
+        return found
+    return found | {"population": "expert", "population_title": "experts", "top_k": subject.top_k}
+
+
+def present(ds: xr.Dataset, *names: str) -> bool:
+    """Return whether a Dataset has these variables, with a value in each."""
+    return all(name in ds and bool(np.isfinite(ds[name]).any()) for name in names)
+
+
+def pairs_of(labels: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield every two of c groups, i < j, as indices."""
+    yield from ((i, j) for i in range(len(labels)) for j in range(i + 1, len(labels)))

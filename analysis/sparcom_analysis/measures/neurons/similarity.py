@@ -1,0 +1,60 @@
+"""Similarity of categories in their neurons (SPARCOM, eq. 10, fig. 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences, plot_pair_means
+from sparcom_analysis.measures.text import neurons_of
+
+
+def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return the mean Jaccard index of every two categories' ISN sets (SPARCOM, eq. 10).
+
+    Two empty sets have no Jaccard index: they are in no mean.
+
+    Args:
+        isn: the sets, as `find_isns` returns them.
+        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`: see `Options`.
+
+    Returns:
+        `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
+    """
+    return pair_mean_dataset(isn.with_options(**changes), progress, "mean Jaccard index")
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    return pair_mean_sentences(ds, "Mean Jaccard similarity", f"ISN sets ({neurons_of(ds)})")
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
+    marks = " Bold: above the permutation null after correction (p < 0.05)." if "pvalue_adjusted" in ds else ""
+    return (
+        f"Mean Jaccard index of the ISN sets of every two categories, {ds.attrs['model']}, {neurons_of(ds)} (SPARCOM, "
+        f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks}"
+    )
+
+
+MEASURE = Measure(
+    name="similarity",
+    title="Similarity of categories in their neurons",
+    equation="SPARCOM, eq. 10",
+    needs="isn",
+    definition=(
+        "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, and its mean over all pairs of an "
+        "instruction of one category and an instruction of another."
+    ),
+    compute=similarity,
+    sentences=sentences,
+    caption=caption,
+    plot=plot_pair_means,
+    also_tuned=True,
+)

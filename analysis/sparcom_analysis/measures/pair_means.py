@@ -1,0 +1,136 @@
+"""What equations 10 and 14 share: the mean over all pairs of instructions of every two categories.
+
+Within a category the equations count the pair of an instruction with itself, whose value is 1 whatever the model does.
+Both versions are computed; the dimension `self_pairs` tells them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.measure import bounds, dataset
+from sparcom_analysis.measures.text import SIGNIFICANT, decimal, interval, listed, p_value
+from sparcom_analysis.resampling.bootstrap import Interval, pair_intervals, resamples_for
+from sparcom_analysis.resampling.permutation import LabelTests, label_tests
+
+CELLS = ("self_pairs", "category", "category_2")
+SELF_PAIRS = [True, False]
+
+
+def pair_mean_dataset(
+    subject: IsnSets | ExpertCounts, progress: Progress | None, long_name: str, **attributes: Any
+) -> xr.Dataset:
+    """Return the mean of every two categories with intervals, and the tests against permuted labels.
+
+    Variables beside those of `measure`: `pvalue` and `pvalue_adjusted` (category, category_2) are those of the two
+    categories being more alike than two random groups, on the diagonal those of the category being more alike within
+    than with the others. `within`, `others` (category) and `overall_within`, `overall_between`, `overall_pvalue` are
+    means over pairs of two different instructions and the test of the whole matrix; `null_mean` is the mean over all
+    such pairs.
+    """
+    pairs, options = subject.pairs, subject.options
+    resamples = resamples_for(subject.categories, options)
+    found = pair_intervals(pairs, resamples) if resamples is not None else None
+    ends = None
+    if found is not None:
+        both = (found.with_self, found.without_self)
+        ends = Interval(np.stack([one.low for one in both]), np.stack([one.high for one in both]))
+    tests = label_tests(pairs, options, progress)
+    return dataset(
+        subject,
+        {
+            "value": (CELLS, np.stack(pairs.means()), {"long_name": long_name}),
+            **bounds("", CELLS, ends),
+            **({} if tests is None else _tested(tests)),
+        },
+        {"self_pairs": SELF_PAIRS, "category": pairs.labels, "category_2": pairs.labels},
+        self_pairs_shown=options.self_pairs,
+        undefined=int((~pairs.defined).sum()),
+        n_resamples=options.n_resamples or None,
+        confidence_level=options.confidence_level if options.n_resamples else None,
+        n_permutations=options.n_permutations if tests is not None else None,
+        **attributes,
+    )
+
+
+def _tested(tests: LabelTests) -> dict[str, Any]:
+    cells = ("category", "category_2")
+    plain, adjusted = tests.pair_p.copy(), tests.pair_p_adjusted.copy()
+    np.fill_diagonal(plain, tests.category_p)
+    np.fill_diagonal(adjusted, tests.category_p_adjusted)
+    return {
+        "pvalue": (cells, plain),
+        "pvalue_adjusted": (cells, adjusted),
+        "null_mean": ((), tests.expected),
+        "within": ("category", tests.category_within),
+        "others": ("category", tests.category_others),
+        "overall_within": ((), tests.within),
+        "overall_between": ((), tests.between),
+        "overall_pvalue": ((), tests.p),
+    }
+
+
+def shown(ds: xr.Dataset, self_pairs: bool | None = None) -> xr.Dataset:
+    """Return one version: with self pairs or without, by default the one that the options chose."""
+    return ds.sel(self_pairs=ds.attrs["self_pairs_shown"] if self_pairs is None else self_pairs)
+
+
+def plot_pair_means(ds: xr.Dataset, ax: Any = None, *, self_pairs: bool | None = None, **style: Any) -> Any:
+    """Draw the matrix as a heat map into `ax`; cells that differ from the permutation null are marked.
+
+    Args:
+        self_pairs: which version. style: `vmin`, `vmax`, `annot`, `title`; see `plotting.heatmap`.
+    """
+    one = shown(ds, self_pairs)
+    marks = ds["pvalue_adjusted"].values < SIGNIFICANT if "pvalue_adjusted" in ds else None
+    labels = [str(name) for name in ds["category"].values]
+    style = {"label": str(ds["value"].attrs["long_name"]), "title": ds.attrs["model"]} | style
+    return plotting.heatmap(one["value"].values, labels, labels, ax=ax, marks=marks, **style)
+
+
+def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
+    """Return what the matrix says: within against between, the closest two categories, which stand out.
+
+    Args:
+        index: "Mean Jaccard similarity". of: "ISN sets".
+    """
+    if "overall_pvalue" not in ds or np.isnan(ds["overall_within"]) or np.isnan(ds["overall_between"]):
+        return []
+    within, between = float(ds["overall_within"]), float(ds["overall_between"])
+    p = float(ds["overall_pvalue"])
+    found = [
+        f"{index} of {of} is {decimal(within)} within categories and {decimal(between)} between them "
+        f"(pairs of different instructions; permutation test, {p_value(p)})."
+    ]
+    own = ds["pvalue_adjusted"].values.diagonal()
+    out = [str(name) for name, value in zip(ds["category"].values, own, strict=True) if value < SIGNIFICANT]
+    tested = int(np.isfinite(own).sum())
+    if tested:
+        found.append(
+            f"{len(out)} of {tested} categories are more similar within than to the others after correction"
+            + (f": {listed(out)}." if out else ".")
+        )
+    if (pair := closest(ds)) is not None:
+        cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
+        found.append(
+            f"The closest two categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
+        )
+    return found
+
+
+def closest(ds: xr.Dataset) -> tuple[str, str] | None:
+    """Return the two different categories with the largest mean; None if there are not two with a value."""
+    values = ds["value"].sel(self_pairs=False).values.copy()
+    values[np.tril_indices(len(values))] = np.nan
+    if np.isnan(values).all():
+        return None
+    row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    labels = ds["category"].values
+    return str(labels[row]), str(labels[column])

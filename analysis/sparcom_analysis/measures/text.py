@@ -1,0 +1,62 @@
+"""Numbers in sentences: p-values, intervals, counts. One form each, for all measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+SIGNIFICANT = 0.05
+
+
+def p_value(value: float) -> str:
+    """Return "p = 0.012", or "p < 0.001"."""
+    return f"p < {0.001:g}" if value < 0.001 else f"p = {value:.2g}"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """Return a number with a true minus sign; "n/a" for NaN."""
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def count(value: float) -> str:
+    """Return a whole number with separators, or one decimal below 10 if it is none."""
+    return f"{value:,.1f}" if value < 10 and value != round(value) else f"{value:,.0f}"
+
+
+def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = "", digits: int = 3) -> str:
+    """Return " (95 % CI 0.856–0.866)" of one cell; empty if it has no interval.
+
+    Args:
+        where: labels of the cell. prefix: of the variables, such as "overall_".
+    """
+    if f"{prefix}ci_low" not in ds:
+        return ""
+    low, high = (float(ds[f"{prefix}{end}"].sel(where or {})) for end in ("ci_low", "ci_high"))
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f" ({100 * ds.attrs.get('confidence_level', 0.95):g} % CI {decimal(low, digits)}–{decimal(high, digits)})"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return "A, B and C", or the first few "and 3 more"."""
+    shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "none"
+
+
+def neurons_of(ds: xr.Dataset) -> str:
+    """Return "neurons of routed experts", or "neurons" for a model of dense layers alone."""
+    title = ds.attrs.get("population_title", "")
+    return "neurons" if title in ("", "dense layers") else f"neurons of {title}"
+
+
+def largest(values: xr.DataArray) -> dict[str, Any]:
+    """Return the labels of the largest value, NaN left out."""
+    place = np.unravel_index(int(np.nanargmax(values.values)), values.shape)
+    return {
+        str(dim): values[dim].values[at].item() if dim in values.coords else at
+        for dim, at in zip(values.dims, place, strict=True)
+    }

@@ -1,0 +1,59 @@
+"""Counts summed over the instructions of each group: at how many tokens of a category every neuron is active.
+
+Tokens are pooled, so an instruction weighs as much as it has tokens (in equation 6 each weighs the same). Sums are exact
+whole numbers: four bytes per neuron and category, eight past 2^32 tokens, for any number of instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.archive.categories import category_codes, category_labels
+from sparcom_analysis.archive.populations import Population
+
+MAX_BYTES = 512 << 20  # of all sums: 66 categories of 2.03 million neurons
+_MOST_32 = 2**32 - 1
+
+
+class PooledCounts:
+    """Sums of counts over the instructions of each category.
+
+    population: whose neurons. categories: c names, in order of first appearance. tokens: int64 (c,), T of each
+    category. counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
+    """
+
+    def __init__(self, population: Population, categories: Sequence[str], tokens: NDArray[np.int64]) -> None:
+        """
+        Args:
+            categories: of each instruction. tokens: int64 (n,), T of each.
+        """
+        self.population, self.categories = population, category_labels(categories)
+        self._codes = category_codes(categories)
+        self.tokens = np.zeros(len(self.categories), dtype=np.int64)
+        np.add.at(self.tokens, self._codes, tokens)
+        dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) <= _MOST_32 else np.uint64)
+        self.counts: NDArray[np.unsignedinteger[Any]] = np.zeros((len(self.categories), population.total), dtype)
+
+    def add(self, k: int, counts: NDArray[np.uint32]) -> None:
+        """Add instruction k, once; counts as `iterate_counts` gives them: uint32 (layer, expert × 8 × neuron_byte)."""
+        part = self.population
+        apart = counts.reshape(part.layers, part.experts, -1)[:, :, : part.neurons]
+        own = self.counts[self._codes[k]].reshape(apart.shape)
+        np.add(own, apart, out=own)
+
+
+def pool_for(
+    population: Population, categories: Sequence[str], tokens: NDArray[np.int64]
+) -> tuple[PooledCounts | None, str]:
+    """Return empty sums, or None and the reason if they would take more than `MAX_BYTES`."""
+    groups = len(set(categories))
+    if 4 * groups * population.total > MAX_BYTES:
+        return None, (
+            f"Sums per category are kept up to {MAX_BYTES >> 20} MiB; {groups:,} categories of {population.total:,} "
+            "neurons take more."
+        )
+    return PooledCounts(population, categories, tokens), ""

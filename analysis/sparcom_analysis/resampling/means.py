@@ -1,0 +1,62 @@
+"""Means per group of what each instruction has, with bootstrap intervals: the form of most measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.archive.categories import category_codes, category_labels
+from sparcom_analysis.resampling.bootstrap import Interval, Resamples, mean_intervals
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupMeans:
+    """Means of values (n, …), NaN where no instruction has one.
+
+    Attributes:
+        labels: c groups in order of first appearance. mean: float64 (c, …). overall: float64 (…), of all instructions.
+        counted, undefined: int64 (c, …), instructions with a value, and without.
+        interval, overall_interval: of `mean` and `overall`; None without resamples.
+    """
+
+    labels: list[str]
+    mean: NDArray[np.float64]
+    overall: NDArray[np.float64]
+    counted: NDArray[np.int64]
+    undefined: NDArray[np.int64]
+    interval: Interval | None = None
+    overall_interval: Interval | None = None
+
+
+def group_means(values: NDArray[Any], categories: Sequence[str], resamples: Resamples | None = None) -> GroupMeans:
+    """Return the mean of each group, and over all instructions; NaN is in no mean.
+
+    Args:
+        values: numbers (n, …), one entry per instruction.
+        resamples: drawn from the same categories, for intervals.
+    """
+    labels, codes = category_labels(categories), category_codes(categories)
+    known = ~np.isnan(values)
+    sums, counted = np.zeros((len(labels), *values.shape[1:])), np.zeros((len(labels), *values.shape[1:]), np.int64)
+    np.add.at(sums, codes, np.where(known, values, 0))
+    np.add.at(counted, codes, known)
+    members = np.bincount(codes, minlength=len(labels)).reshape(-1, *[1] * (values.ndim - 1))
+    ends = None if resamples is None else mean_intervals(values, resamples)
+    return GroupMeans(
+        labels,
+        _mean(sums, counted),
+        _mean(sums.sum(axis=0), counted.sum(axis=0)),
+        counted,
+        members - counted,
+        None if ends is None else ends.by_category,
+        None if ends is None else ends.overall,
+    )
+
+
+def _mean(sums: NDArray[np.float64], counted: NDArray[np.int64]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = np.divide(sums, counted, out=np.full(sums.shape, np.nan), where=counted > 0)
+    return mean

@@ -1,1 +1,0 @@
-"""The results as tables, each as CSV, Markdown and LaTeX."""
