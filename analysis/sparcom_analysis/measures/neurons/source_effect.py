@@ -7,7 +7,8 @@ differences of means against the pairs that share neither:
     category effect   same category, different source   minus   neither
     source effect     different category, same source   minus   neither
 
-A mean over a kind is the mean of its cells (group × group), each counting the same, so unequal groups do not matter.
+A mean over a kind is the mean of its cells (group × group), each counting the same, so unequal groups do not matter. In
+HexaInst, whose natural half has sources of its own per category, "source" is the half: synthetic or natural.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.instructions import group_names
+from sparcom_analysis.instructions import SYNTHETIC, group_names
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.measure import OURS, Measure, NotComputableError, bounds, dataset

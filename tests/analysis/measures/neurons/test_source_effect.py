@@ -96,3 +96,12 @@ def test_one_source_is_no_comparison(tmp_path: Path) -> None:
     """Without a second source nothing can be told apart, and the reason is said."""
     with pytest.raises(NotComputableError, match="too few sources"):
         source_effect(sp.find_isns(opened(tmp_path / "a.zarr", ["natural"])), **FEW)
+
+
+def test_halves_of_hexainst_are_the_sources(tmp_path: Path) -> None:
+    """With HexaInst's sources, one for the synthetic half and many for the natural one, the halves are compared."""
+    isn = sp.find_isns(opened(tmp_path / "a.zarr", ["hexainst", "flan:t0/x", "hexainst", "humaneval:1"]))
+    ds = source_effect(isn, n_resamples=0, n_permutations=0)
+    assert list(ds["group"].values[:2]) == ["CLS / synthetic", "CLS / natural"]
+    assert "effect_ci_low" not in ds
+    assert "effect_pvalue" not in ds
