@@ -55,11 +55,9 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
     """
     subject = subject.with_options(**changes)
     options = subject.options
-    both = _names(subject, FACTORS)
-    columns = {
-        name: group_names(subject.archive, subject.instruction, Options.of(options, group_by=(name,)))
-        for name in FACTORS
-    }
+    source = "half" if set(subject.sources) & set(SYNTHETIC) else "source"
+    both = _names(subject, ("category", source))
+    columns = {"category": _names(subject, ("category",)), "source": _names(subject, (source,))}
     pairs = subject.pairs.named(both)
     first = [both.index(label) for label in dict.fromkeys(both)]
     cells = _Cells(*(np.array([columns[name][k] for k in first], dtype=object) for name in FACTORS))
