@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.options import Options
@@ -274,6 +274,43 @@ def weighted_means(
     means = np.ldexp(_ratio(sums, drawn), -bits)
     means[:, few] = np.nan
     return means
+
+
+def centered_interval(
+    estimate: ArrayLike,
+    drawn: ArrayLike,
+    confidence_level: float,
+    lower: float = 0.0,
+    upper: float | None = None,
+) -> Interval:
+    """Return the estimate plus the percentiles of the draws' deviations from the draws' own mean.
+
+    For statistics that resampling shifts: counts above a threshold, sums of absolute values. The percentiles
+    themselves can lie beside the estimate; the spread of the draws is kept, their shift is not. The interval covers
+    what as many other instructions would give on average.
+
+    Args:
+        estimate: (…), numbers of all instructions. drawn: (resample, …), of each resample; NaN in any gives NaN.
+        lower, upper: limits that the interval does not leave.
+    """
+    results, middle = np.asarray(drawn, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+    below, above = percentiles(results - results.mean(axis=0), confidence_level)
+    low, high = middle + np.minimum(below, 0), middle + np.maximum(above, 0)
+    return Interval(np.maximum(low, lower), high if upper is None else np.minimum(high, upper))
+
+
+def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
+
+    For statistics that are no weighted means. `Resamples.weights` are other draws of the same kind.
+
+    Args:
+        codes: intp (n,), group of each instruction. seed: of PCG64.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+    for _ in range(n_resamples):
+        yield [rows[rng.integers(0, len(rows), len(rows))] for rows in members]
 
 
 def _fixed_columns(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intc]]:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.kernels.compiled import compiled, cores, parallel_for
@@ -250,6 +250,33 @@ def _add_tile(
             name = names[number, start + column]
             for category in range(held.shape[0]):
                 sums[number, name, category] += held[category, column]
+
+
+def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    """Yield, per permutation, all instructions dealt to c groups anew: c arrays, intp (n_c,), in the groups' sizes.
+
+    Args:
+        codes: intp (n,), group of each instruction. seed: of PCG64.
+    """
+    rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
+    for _ in range(n_permutations):
+        yield np.split(rng.permutation(len(codes)), borders)
+
+
+def pvalue(reached: ArrayLike, n_permutations: int) -> NDArray[np.float64]:
+    """Return p = (1 + reached) / (1 + n): of n permutations, `reached` have a statistic at least the observed one."""
+    return np.asarray((1 + np.asarray(reached)) / (1 + n_permutations), dtype=np.float64)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the p of m tests after Holm's correction for all of them; NaN is no test.
+
+    The k-th smallest times m − k + 1, at most 1, and never below that of a smaller p.
+    """
+    order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return corrected
 
 
 def _plain(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
