@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from sparcom_analysis.measures.experts import length_control as routing_length_control
 from sparcom_analysis.measures.measure import Measure
-from sparcom_analysis.measures.neurons import similarity
+from sparcom_analysis.measures.neurons import length_control, similarity
 
-REGISTRY: tuple[Measure, ...] = (similarity.MEASURE,)
+REGISTRY: tuple[Measure, ...] = (similarity.MEASURE, length_control.MEASURE, routing_length_control.MEASURE)

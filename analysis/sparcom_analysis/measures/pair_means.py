@@ -19,7 +19,7 @@ from sparcom_analysis.measures.measure import NotComputableError, bounds, datase
 from sparcom_analysis.measures.text import SIGNIFICANT, decimal, interval, listed, p_value
 from sparcom_analysis.resampling.bootstrap import pair_intervals, resamples_for
 from sparcom_analysis.resampling.pairs import category_means
-from sparcom_analysis.resampling.permutation import LabelTests, label_tests
+from sparcom_analysis.resampling.permutation import label_tests
 
 CELLS = ("self_pairs", "category", "category_2")
 SELF_PAIRS = [True, False]
@@ -56,7 +56,7 @@ def pair_mean_dataset(
         {
             "value": (CELLS, np.stack(means), {"long_name": long_name}),
             **variables,
-            **({} if tests is None else _tested(tests)),
+            **{name: (CELLS[1 : 1 + tested.ndim], tested) for name, tested in (tests or {}).items()},
         },
         {"self_pairs": SELF_PAIRS, "category": subject.labels, "category_2": subject.labels},
         self_pairs_shown=options.self_pairs,
@@ -67,23 +67,6 @@ def pair_mean_dataset(
         reason=reason or None,
         **attributes,
     )
-
-
-def _tested(tests: LabelTests) -> dict[str, Any]:
-    cells = ("category", "category_2")
-    plain, adjusted = tests.pair_pvalue.copy(), tests.pair_pvalue_adjusted.copy()
-    np.fill_diagonal(plain, tests.group_pvalue)
-    np.fill_diagonal(adjusted, tests.group_pvalue_adjusted)
-    return {
-        "pvalue": (cells, plain),
-        "pvalue_adjusted": (cells, adjusted),
-        "null_mean": ((), tests.null_mean),
-        "within": ("category", tests.group_within),
-        "others": ("category", tests.group_others),
-        "overall_within": ((), tests.within),
-        "overall_between": ((), tests.between),
-        "overall_pvalue": ((), tests.pvalue),
-    }
 
 
 def shown(ds: xr.Dataset, self_pairs: bool | None = None) -> xr.Dataset:

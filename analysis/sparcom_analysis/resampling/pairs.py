@@ -85,13 +85,13 @@ class PairMatrix:
 
     @property
     def complete(self) -> bool:
-        """Whether every pair of two defined instructions has a value."""
-        return not bool((self._unknown[self.defined] > (~self.defined).sum()).any())
+        """Whether every pair has a value."""
+        return not self._unknown.any()
 
     @property
     def itself(self) -> NDArray[np.float64]:
         """Value of each instruction with itself: float64 (n,)."""
-        return np.diagonal(self.values)
+        return self.values.diagonal()
 
     @property
     def bits(self) -> int:
@@ -154,7 +154,7 @@ def _storage(count: int) -> NDArray[np.float64]:
             f"the pairs of {count:,} instructions need a temporary file of {size / 2**30:,.1f} GiB: {error}. Make "
             "room, or set TMPDIR"
         ) from error
-    return np.frombuffer(mapped, dtype=np.float64).reshape(count, count)
+    return np.ndarray((count, count), dtype=np.float64, buffer=mapped)
 
 
 def fixed_bits(count: int) -> int:

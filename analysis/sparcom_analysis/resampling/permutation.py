@@ -21,7 +21,6 @@ of one instruction has no pair and no test of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -40,39 +39,19 @@ TILE_COLUMNS = 64  # instructions whose pairs are summed at once: 600 KiB of 1,2
 BATCH_BYTES = 32 << 20  # labels and sums of the permutations in hand
 BATCH = 2000  # permutations in hand at most: a second or less between two calls of `progress`
 
-Matrix = NDArray[np.float64]
+Labels = NDArray[np.int16]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelTests:
-    """Tests of permuted group labels; NaN where there is nothing to test.
-
-    Attributes:
-        instructions: those with values, whose labels are permuted. null_mean: mean over all pairs.
-        within, between: means over all pairs within a group and between two. pvalue: of their difference.
-        group_within, group_others: float64 (c,). group_pvalue, group_pvalue_adjusted: of their difference.
-        pair_pvalue, pair_pvalue_adjusted: float64 (c, c), symmetric, of every two groups. The diagonal is NaN, and
-            all of it with over `MAX_PAIRED` groups.
-    """
-
-    instructions: int
-    null_mean: float
-    within: float
-    between: float
-    pvalue: float
-    group_within: Matrix
-    group_others: Matrix
-    group_pvalue: Matrix
-    group_pvalue_adjusted: Matrix
-    pair_pvalue: Matrix
-    pair_pvalue_adjusted: Matrix
-
-
-def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None = None) -> LabelTests | None:
+def label_tests(
+    pairs: PairMatrix, options: Options, progress: Progress | None = None
+) -> dict[str, NDArray[np.float64]] | None:
     """Test whether groups are more alike within than between them, and which; None if `n_permutations` is 0.
 
     Args:
         progress: called with permutations done and in all.
+
+    Returns:
+        What `against_labels` returns.
 
     Raises:
         NotComputableError: there are more than `MAX_GROUPS` groups.
@@ -88,9 +67,7 @@ def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None =
     return against_labels(pairs, _reported(labels, options.n_permutations, progress))
 
 
-def _reported(
-    batches: Iterable[NDArray[np.int16]], total: int, progress: Progress | None
-) -> Iterator[NDArray[np.int16]]:
+def _reported(batches: Iterable[Labels], total: int, progress: Progress | None) -> Iterator[Labels]:
     """Yield the same batches; a batch is done once the next is asked for."""
     done = 0
     for labels in batches:
@@ -100,7 +77,7 @@ def _reported(
             progress(done, total)
 
 
-def permuted_labels(pairs: PairMatrix, n_permutations: int, seed: int) -> Iterator[NDArray[np.int16]]:
+def permuted_labels(pairs: PairMatrix, n_permutations: int, seed: int) -> Iterator[Labels]:
     """Yield batches of permuted groups of the m instructions with values: int16 (batch, m)."""
     labels = pairs.codes[pairs.defined].astype(np.int16)
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -110,89 +87,84 @@ def permuted_labels(pairs: PairMatrix, n_permutations: int, seed: int) -> Iterat
         yield rng.permuted(np.broadcast_to(labels, (count, len(labels))), axis=1)
 
 
-def against_labels(pairs: PairMatrix, permuted: Iterable[NDArray[np.int16]]) -> LabelTests:
-    """Return the tests against given labels of the instructions with values: int16 (batch, m) each."""
+def against_labels(pairs: PairMatrix, permuted: Iterable[Labels]) -> dict[str, NDArray[np.float64]]:
+    """Return the tests against given labels of the m instructions with values: int16 (batch, m) each.
+
+    Returns:
+        `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: of the whole matrix.
+        `within`, `others` (c,): of each group. `pvalue`, `pvalue_adjusted` (c, c): symmetric, of every two groups,
+        NaN with over `MAX_PAIRED`; on the diagonal those of each group. NaN where there is nothing to test.
+    """
     count, observed = len(pairs.labels), pairs.codes[pairs.defined].astype(np.int16)
     kept = pairs if pairs.defined.all() else pairs.take(np.flatnonzero(pairs.defined))
-    found = [_Means.of(kept, one, count) for one in chain([observed[None]], permuted)]
-    whole = np.concatenate([one.within - one.between for one in found])[:, None]
-    by_group = np.concatenate([one.group_within - one.group_others for one in found])
-    by_pair = np.concatenate([one.pairs for one in found])
-    first = found[0]
-    return LabelTests(
-        instructions=len(observed),
-        null_mean=float(first.overall[0]),
-        within=float(first.within[0]),
-        between=float(first.between[0]),
-        pvalue=float(pvalues(whole)[0]),
-        group_within=first.group_within[0],
-        group_others=first.group_others[0],
-        group_pvalue=pvalues(by_group),
-        group_pvalue_adjusted=step_down(by_group),
-        pair_pvalue=_square(pvalues(by_pair), count),
-        pair_pvalue_adjusted=_square(step_down(by_pair), count),
-    )
+    batches = [_pair_means(kept, labels, count) for labels in chain([observed[None]], permuted)]
+    overall, within, between, own, others, apart = (np.concatenate(part) for part in zip(*batches, strict=True))
+    found = {
+        "null_mean": overall[0],
+        "overall_within": within[0],
+        "overall_between": between[0],
+        "overall_pvalue": pvalues((within - between)[:, None])[0],
+        "within": own[0],
+        "others": others[0],
+    }
+    for name, tested in (("pvalue", pvalues), ("pvalue_adjusted", step_down)):
+        square = np.diag(tested(own - others))
+        above = np.triu_indices(count, 1)
+        square[above] = square.T[above] = tested(apart) if count <= MAX_PAIRED else np.nan
+        found[name] = square
+    return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Means:
-    """Means of b permutations; NaN where no pair has a value.
+def _pair_means(pairs: PairMatrix, labels: Labels, count: int) -> list[NDArray[np.float64]]:
+    """Return the means over pairs of two instructions that statistics are made of, per labeling; NaN without a pair.
 
-    overall, within, between: float64 (b,). group_within, group_others: float64 (b, c). pairs: float64
-    (b, c (c - 1) / 2), of every two groups; none with over `MAX_PAIRED`.
+    Returns:
+        Over all, within groups, between groups: float64 (b,); within each group, of each with the others: (b, c); of
+        every two groups: (b, c (c - 1) / 2), empty with over `MAX_PAIRED`.
     """
+    sums, numbers = _cells(pairs, labels, count)
+    first, second = np.triu_indices(count if count <= MAX_PAIRED else 0, 1)
 
-    overall: Matrix
-    within: Matrix
-    between: Matrix
-    group_within: Matrix
-    group_others: Matrix
-    pairs: Matrix
+    def parts(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        own, between = np.diagonal(cells, axis1=1, axis2=2), np.triu(cells, 1).sum(axis=(1, 2))
+        within = own.sum(axis=1)
+        return within + between, within, between, own, cells.sum(axis=2) - own, cells[:, first, second]
 
-    @classmethod
-    def of(cls, pairs: PairMatrix, labels: NDArray[np.int16], count: int) -> _Means:
-        """Return the means for labels of all instructions: int16 (b, n), groups below `count`."""
-        sums, numbers = _cells(pairs, labels, count)
-        parts = zip(_parts(sums), _parts(numbers), strict=True)
-        return cls(*(ratio(np.ldexp(part.astype(np.float64), -pairs.bits), number) for part, number in parts))
+    return [_mean(part, number, pairs.bits) for part, number in zip(parts(sums), parts(numbers), strict=True)]
 
 
-def _parts(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Return the sums over cells (b, c, c), symmetric, that the fields of `_Means` are made of."""
-    own, apart = np.diagonal(cells, axis1=1, axis2=2), np.triu(cells, 1).sum(axis=(1, 2))
-    first, second = np.triu_indices(cells.shape[1] if cells.shape[1] <= MAX_PAIRED else 0, 1)
-    within = own.sum(axis=1)
-    return within + apart, within, apart, own, cells.sum(axis=2) - own, cells[:, first, second]
+def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
+    return ratio(np.ldexp(sums.astype(np.float64), -bits), numbers)
 
 
-def cell_means(pairs: PairMatrix, labels: NDArray[np.int16], count: int) -> Matrix:
+def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> NDArray[np.float64]:
     """Return the mean over pairs of different instructions of every two groups, per labeling: float64 (b, c, c).
 
     Args:
         labels: int16 (b, n), group of each instruction, below `count`.
     """
     sums, numbers = _cells(pairs, labels, count)
-    return ratio(np.ldexp(sums.astype(np.float64), -pairs.bits), np.broadcast_to(numbers, sums.shape))
+    return _mean(sums, numbers, pairs.bits)
 
 
-def _cells(pairs: PairMatrix, labels: NDArray[np.int16], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric.
 
     The numbers are (1, c, c) if every pair has a value and all labelings have groups of the same sizes.
     """
-    sums = category_sums(pairs.values, labels, count, pairs.bits)
+    sums, complete = category_sums(pairs.values, labels, count, pairs.bits), pairs.complete
     sizes = np.stack([np.bincount(one, minlength=count) for one in labels])
-    if pairs.complete and pairs.defined.all() and (sizes == sizes[0]).all():
+    if complete and (sizes == sizes[0]).all():
         sizes = sizes[:1]
     numbers = sizes[:, :, None] * sizes[:, None]
     diagonal = np.arange(count)
     numbers[:, diagonal, diagonal] = sizes * (sizes - 1) // 2
-    if not (pairs.complete and pairs.defined.all()):
+    if not complete:
         numbers -= category_sums(pairs.values, labels, count, None)
     return sums, numbers
 
 
-def category_sums(values: Matrix, labels: NDArray[np.int16], count: int, bits: int | None) -> NDArray[np.int64]:
+def category_sums(values: NDArray[np.float64], labels: Labels, count: int, bits: int | None) -> NDArray[np.int64]:
     """Return sums over the pairs of two instructions by their groups, for each labeling.
 
     Args:
@@ -220,7 +192,7 @@ def category_sums(values: Matrix, labels: NDArray[np.int16], count: int, bits: i
 def _add_tile(
     tile: NDArray[np.int64],
     start: int,
-    labels: NDArray[np.int16],
+    labels: Labels,
     sums: NDArray[np.int64],
     first: int,
     last: int,
@@ -270,7 +242,7 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return corrected
 
 
-def pvalues(statistics: Matrix) -> Matrix:
+def pvalues(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return p of each statistic by itself: (1 + permutations, k), the observed ones first, to float64 (k,).
 
     NaN if the observed one is; a permutation without a value counts as one that reaches it.
@@ -279,7 +251,7 @@ def pvalues(statistics: Matrix) -> Matrix:
     return np.where(np.isnan(statistics[0]), np.nan, pvalue(reached, len(statistics) - 1))
 
 
-def step_down(statistics: Matrix) -> Matrix:
+def step_down(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return p of each statistic, adjusted for all of them by Westfall and Young's step-down maximum; as `pvalues`.
 
     Statistics are standardized by mean and deviation over the permutations and the observed labels. The observed ones
@@ -298,14 +270,7 @@ def step_down(statistics: Matrix) -> Matrix:
         np.maximum(largest, scores[1:, k], out=largest)
         exceeding.append(int((largest >= scores[0, k]).sum()))
     adjusted = np.full(statistics.shape[1], np.nan)
-    adjusted[order] = np.maximum.accumulate(pvalue(exceeding[::-1], len(scores) - 1)) if order else np.nan
-    return np.maximum(adjusted, pvalues(statistics))
-
-
-def _square(values: Matrix, count: int) -> Matrix:
-    """Return values of every two groups as a symmetric matrix with NaN on its diagonal; all NaN if there are none."""
-    matrix = np.full((count, count), np.nan)
-    if len(values):
-        first, second = np.triu_indices(count, 1)
-        matrix[first, second] = matrix[second, first] = values
-    return matrix
+    if order:
+        adjusted[order] = np.maximum.accumulate(pvalue(exceeding[::-1], len(scores) - 1))
+    found: NDArray[np.float64] = np.maximum(adjusted, pvalues(statistics))
+    return found
