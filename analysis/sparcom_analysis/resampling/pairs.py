@@ -164,8 +164,7 @@ def fixed_bits(count: int) -> int:
 
 def fixed(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
     """Return round(v · 2^bits) as float64, which holds it exactly; halves go to even."""
-    rounded: NDArray[np.float64] = np.rint(np.ldexp(values, bits))
-    return rounded
+    return np.asarray(np.rint(np.ldexp(values, bits)), dtype=np.float64)
 
 
 def category_means(
