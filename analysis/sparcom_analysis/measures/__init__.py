@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from sparcom_analysis.measures.experts import length_control as routing_length_control
 from sparcom_analysis.measures.measure import Measure
-from sparcom_analysis.measures.neurons import similarity, source_effect
+from sparcom_analysis.measures.neurons import length_control, similarity, source_effect
 
-REGISTRY: tuple[Measure, ...] = (similarity.MEASURE, source_effect.MEASURE, source_effect.ROUTING_MEASURE)
+REGISTRY: tuple[Measure, ...] = (
+    similarity.MEASURE,
+    source_effect.MEASURE,
+    source_effect.ROUTING_MEASURE,
+    length_control.MEASURE,
+    routing_length_control.MEASURE,
+)

@@ -25,6 +25,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
+from sparcom_analysis.errors import NotComputableError as NotComputableError  # noqa: PLC0414
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 Subject = IsnSets | ExpertCounts | IsnComparison | ExpertComparison
 Needs = Literal["isn", "experts", "isn_comparison", "expert_comparison"]
 OURS = "ours"
-
-
-class NotComputableError(Exception):
-    """This measure cannot be had of these data. The message says why, in a sentence for the report."""
 
 
 @dataclass(frozen=True, slots=True)
