@@ -108,7 +108,7 @@ class Table:
 
 
 def measure_tables(measure: Measure, ds: xr.Dataset) -> dict[str, Table]:
-    """Return the tidy tables of a measure by name; without its own, "" holds the variables with `value`'s dimensions."""
+    """Return the tidy tables of a measure by name; without its own, "" holds the variables shaped like `value`."""
     if measure.tables is not None:
         return {name: from_frame(frame) for name, frame in measure.tables(ds).items()}
     if "value" not in ds or not ds["value"].dims:

@@ -1,0 +1,202 @@
+"""Writes a run, or several side by side, into a folder: report.html, metrics.json, tables, figures, lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.measures import REGISTRY
+from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.report.export import json_schema, nodes, source_of, table_files, to_json
+from sparcom_analysis.report.folder import check_output, write_folder
+from sparcom_analysis.report.page import Item, Section, models, render_comparison, render_report
+from sparcom_analysis.report.tables import Table, with_interval
+
+Runs = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
+COLUMNS = 4  # panels side by side
+
+
+def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progress | None = None) -> Path:
+    """Write the files of a run, in place of those of an earlier report, and return the path of report.html.
+
+    Args:
+        run: what `analyze` or `read_metrics` returned; or several, as a sequence or by title. Each of several gets a
+            subfolder, and report.html shows them side by side.
+        path: a folder outside of archives; made if it does not exist.
+        progress: called with Datasets drawn and in all.
+
+    Raises:
+        InvalidInputError: the folder lies in an archive. StorageError: the operating system refused.
+    """
+    folder = Path(path)
+    check_output(folder)
+    runs = [run] if isinstance(run, xr.DataTree) else list(run.values() if isinstance(run, Mapping) else run)
+    step = _steps(progress, sum(1 for one in runs for _ in nodes(one)))
+    if isinstance(run, xr.DataTree):
+        files = run_files(run, step)
+    else:
+        titles = list(run) if isinstance(run, Mapping) else _distinct([models(one.attrs) for one in runs])
+        files = _several(dict(zip(titles, runs, strict=True)), step)
+    write_folder(folder, files)
+    return folder / "report.html"
+
+
+def run_files(run: xr.DataTree, step: Iterator[None]) -> dict[str, bytes]:
+    """Return every file of a run by its path in the folder, metrics.json last."""
+    files: dict[str, bytes] = {}
+    items: dict[str, Item] = {}
+    for path, measure, ds in nodes(run):
+        next(step)
+        if measure is None:
+            continue
+        name = path.replace("/", "-")
+        made, tables = table_files(path, measure, ds)
+        drawn = _figure_files(name, draw(measure, ds))
+        files |= made | drawn
+        population = ds.attrs.get("population_title", "")
+        items[path] = Item(
+            name=name,
+            heading=", ".join(filter(None, (str(ds.attrs["model"]), population))),
+            svg=drawn.get(f"figures/{name}.svg", b""),
+            caption=measure.caption(ds) if drawn else "",
+            sentences=measure.sentences(ds),
+            tables=tables,
+            note=str(ds.attrs.get("reason", "")),
+        )
+    return {
+        **files,
+        **_lists(run),
+        "report.html": render_report(run, items),
+        "metrics.schema.json": json_schema(),
+        "metrics.json": to_json(run),
+    }
+
+
+def draw(measure: Measure, ds: xr.Dataset) -> Figure | None:
+    """Return the figure of a measure; None if it has nothing to draw."""
+    if measure.figure is not None:
+        return measure.figure(ds)
+    drawn = None if measure.plot is None else measure.plot(ds)
+    return None if drawn is None else drawn.figure
+
+
+def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
+    if figure is None:
+        return {}
+    return {f"figures/{name}.{kind}": plotting.render(figure, kind) for kind in ("svg", "pdf")}
+
+
+def _lists(run: xr.DataTree) -> dict[str, bytes]:
+    try:
+        from sparcom_analysis.report.lists import lists_of
+    except ImportError:
+        return {}
+    return dict(lists_of(run))
+
+
+def _several(runs: Mapping[str, xr.DataTree], step: Iterator[None]) -> dict[str, bytes]:
+    """Return the files of each run in a folder of its own, and those that show all; report.html last."""
+    taken = ["figures", "tables"]
+    files: dict[str, bytes] = {}
+    for title, run in runs.items():
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run"
+        taken = _distinct([*taken, slug])
+        files |= {f"{taken[-1]}/{name}": data for name, data in run_files(run, step).items()}
+    sections = []
+    for measure in REGISTRY:
+        made, item = _side_by_side(measure, runs)
+        files |= made
+        if item is not None:
+            sections.append(Section(measure, [item]))
+    links = {title: f"{slug}/report.html" for title, slug in zip(runs, taken[2:], strict=True)}
+    facts = {title: run.attrs for title, run in runs.items()}
+    return files | {"report.html": render_comparison(links, facts, sections)}
+
+
+def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:
+    """Return files and item of a measure that several runs have.
+
+    Maps of categories and curves over layers are panels with one range, the tuned models above the base models as in
+    the paper's figure 5. Means per category are a table with a row per model, as the paper's tables 1 and 2.
+    """
+    rows = [_held(runs, f"{group}{measure.name}") for group in ("tuned/", "")]
+    rows = [row for row in rows if row]
+    held = rows[-1] if rows else {}
+    dims = {ds["value"].dims for ds in held.values() if "value" in ds}
+    if len(held) < 2 or len(dims) != 1:
+        return {}, None
+    axes = next(iter(dims))
+    if axes == ("category",):
+        tidy, table = _model_tables(held)
+        caption = f"{measure.title}, per model ({source_of(measure)})."
+        files = {
+            f"tables/{measure.name}.csv": tidy.csv(),
+            f"tables/{measure.name}.tex": table.latex(caption, measure.name),
+        }
+        return files, Item(measure.name, tables={measure.name: table})
+    if measure.plot is None or axes[-2:] not in (("category", "category_2"), ("category", "layer")):
+        return {}, None
+    figure = _panels(measure, [(title, ds) for row in rows for title, ds in row.items()], len(held))
+    files = _figure_files(measure.name, figure)
+    caption = f"{measure.caption(next(iter(held.values())))} One panel per model, one range for all."
+    return files, Item(measure.name, svg=files[f"figures/{measure.name}.svg"], caption=caption)
+
+
+def _held(runs: Mapping[str, xr.DataTree], path: str) -> dict[str, xr.Dataset]:
+    found = {title: run[path].to_dataset(inherit=False) for title, run in runs.items() if path in run}
+    return {title: ds for title, ds in found.items() if "value" in ds}
+
+
+def _panels(measure: Measure, datasets: list[tuple[str, xr.Dataset]], columns: int) -> Figure:
+    """Return a figure with an axes per Dataset and one range of values for all."""
+    assert measure.plot is not None  # noqa: S101  (the caller looked)
+    shown = [ds.sel(self_pairs=ds.attrs["self_pairs_shown"]) if "self_pairs" in ds.dims else ds for _, ds in datasets]
+    low, high = plotting.limits(shown)
+    style: dict[str, Any] = {"vmin": low, "vmax": high} if "category_2" in shown[0].dims else {"ymax": high}
+    figure, axes = plotting.panels(len(datasets), columns=min(columns, COLUMNS))
+    for (_, ds), ax in zip(datasets, axes, strict=True):
+        measure.plot(ds, ax=ax, title=str(ds.attrs["model"]), **style)
+    return figure
+
+
+def _model_tables(held: Mapping[str, xr.Dataset]) -> tuple[Table, Table]:
+    """Return means per model and category: tidy with intervals, and one row per model."""
+    tidy, rows = [], []
+    labels = list(dict.fromkeys(str(name) for ds in held.values() for name in ds["category"].values))
+    for title, ds in held.items():
+        cells = {str(name): _cell(ds.sel(category=name)) for name in ds["category"].values}
+        if "overall_value" in ds:
+            cells["all"] = _cell(ds, "overall_")
+        tidy += [[title, label, *cell] for label, cell in cells.items()]
+        rows.append([title, *(with_interval(*cells[name]) if name in cells else None for name in [*labels, "all"])])
+    return Table(["model", "category", "value", "ci_low", "ci_high"], tidy), Table(["model", *labels, "all"], rows)
+
+
+def _cell(ds: xr.Dataset, prefix: str = "") -> list[float]:
+    names = (f"{prefix}value", f"{prefix}ci_low", f"{prefix}ci_high")
+    return [float(ds[name]) if name in ds else float("nan") for name in names]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, those that occurred before with a number."""
+    found: list[str] = []
+    for name in names:
+        tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
+        found.append(next(one for one in tries if one not in found))
+    return found
+
+
+def _steps(progress: Progress | None, count: int) -> Iterator[None]:
+    for done in range(1, count + 1):
+        yield
+        if progress is not None:
+            progress(done, count)
+    while True:
+        yield
