@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import TITLES
 from sparcom_analysis.archive.rows import row_spans
+from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, describe_states
@@ -24,24 +26,32 @@ NAMED = 3  # instructions and layers that a sentence gives
 LIBRARIES = ("sparcom", "numpy", "numba", "zarr", "xarray")
 
 
-def run_facts(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]], options: Options) -> dict[str, Any]:
+def run_facts(
+    archives: Sequence[Archive],
+    isns: Mapping[Any, Sequence[IsnSets]],
+    options: Options,
+    comparison: IsnComparison | None = None,
+) -> dict[str, Any]:
     """Return the attributes of the root: JSON-able, without local paths.
 
     Args:
         archives: the base model's, then the tuned model's if there is one.
         isns: the ISN sets of both models by population, the population that the archive is about first.
-        options: those of the analysis.
+        options: those of the analysis. comparison: of both models, if there are two.
 
     Returns:
         `format_version`; `archive` and, with two models, `tuned`: which model and which extraction; `settings`: all
         options, with `rule` and the `positions` that were counted; `versions`; `instructions`: how many were used, by
         category, and why others were not; `categories` with a used instruction, in order of first appearance;
-        `populations` of neurons; `warnings`: sentences that a reader must know before the numbers.
+        `populations` of neurons; `comparison`: instructions matched, and notes on what differs besides the tuning;
+        `warnings`: sentences that a reader must know before the numbers.
     """
     first = next(iter(isns.values()))[0]
     found: dict[str, Any] = {"format_version": FORMAT_VERSION, "archive": archive_facts(archives[0])}
     if len(archives) > 1:
         found["tuned"] = archive_facts(archives[1])
+    if comparison is not None:
+        found["comparison"] = comparison_facts(comparison)
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
     return found | {
         "settings": settings | {"positions": first.positions, "rule": options.rule},
@@ -60,6 +70,14 @@ def run_facts(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]]
         ],
         "warnings": list(_warnings(archives, isns)),
     }
+
+
+def comparison_facts(comparison: IsnComparison) -> dict[str, Any]:
+    """Return how many instructions were matched, and what differs between the archives besides the tuning."""
+    matched = comparison.matched
+    counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
+    notes = getattr(import_module("sparcom_analysis.compare"), "matched_notes", lambda _comparison: [])
+    return {"matched": len(matched), **{name: getattr(matched, name) for name in counts}, "notes": notes(comparison)}
 
 
 def archive_facts(archive: Archive) -> dict[str, Any]:

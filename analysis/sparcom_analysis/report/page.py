@@ -27,6 +27,7 @@ ANSWERS = (
 MOST_SENTENCES, MOST_FIGURES = 5, 3
 MOST_ROWS = 200  # of a table that the page shows; the files hold all
 WIDEST_REM, REM_PER_POINT = 51.0, 0.09
+Facts = Mapping[Any, Any]
 POSITIONS = {"prompt": "prompt tokens", "response": "response tokens", "all": "prompt and response tokens"}
 
 
@@ -99,9 +100,7 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
     )
 
 
-def render_comparison(
-    links: Mapping[str, str], runs: Mapping[str, Mapping[str, Any]], sections: list[Section]
-) -> bytes:
+def render_comparison(links: Mapping[str, str], runs: Mapping[str, Facts], sections: list[Section]) -> bytes:
     """Return the bytes of the page over several runs.
 
     Args:
@@ -118,13 +117,13 @@ def render_comparison(
     )
 
 
-def models(facts: Mapping[str, Any]) -> str:
+def models(facts: Facts) -> str:
     """Return the names of the models of a run."""
     names = [str(facts[part]["model_name"]) for part in ("archive", "tuned") if part in facts]
     return " and ".join(dict.fromkeys(names))
 
 
-def notes(facts: Mapping[str, Any]) -> Iterator[str]:
+def notes(facts: Facts) -> Iterator[str]:
     """Yield what changes the reading: warnings, other positions than the paper's, differences of the two archives."""
     if (positions := facts["settings"]["positions"]) != "prompt":
         yield f"Frequencies are counted over {POSITIONS[positions]}. The paper counts prompt tokens."
@@ -159,7 +158,7 @@ def interval_caveat(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _tokens(facts: Mapping[str, Any]) -> str:
+def _tokens(facts: Facts) -> str:
     content = " of content" if facts["settings"]["counted_tokens"] == "content" else ""
     return POSITIONS[facts["settings"]["positions"]] + content
 
@@ -176,7 +175,7 @@ def _important(sections: Sequence[Section]) -> list[Section]:
     return sorted(sections, key=lambda section: rank.get(section.measure.name, len(rank)))
 
 
-def _missing(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _missing(facts: Facts) -> Iterator[tuple[str, str]]:
     """Yield each reason once, with the measures that could not be computed for it."""
     titles = {measure.name: measure.title for measure in REGISTRY}
     reasons: dict[str, list[str]] = {}
@@ -199,5 +198,6 @@ def _render(template: str, **context: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: "n/a" if value is None else rounded(value)
+    environment.filters["mean"] = lambda value: "n/a" if value is None else f"{value:,.1f}"
     environment.globals |= {"most_rows": MOST_ROWS, "source_of": source_of}
     return visible(environment.get_template(template).render(**context)).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from sparcom_analysis.report.page import Item, Section, models, render_compariso
 from sparcom_analysis.report.tables import Table, with_interval
 
 Runs = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
-COLUMNS = 4  # panels side by side
 
 
 def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progress | None = None) -> Path:
@@ -37,14 +37,15 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
     """
     folder = Path(path)
     check_output(folder)
-    runs = [run] if isinstance(run, xr.DataTree) else list(run.values() if isinstance(run, Mapping) else run)
-    step = _steps(progress, sum(1 for one in runs for _ in nodes(one)))
+    runs: Mapping[str, xr.DataTree]
     if isinstance(run, xr.DataTree):
-        files = run_files(run, step)
+        runs = {"": run}
+    elif isinstance(run, Mapping):
+        runs = run
     else:
-        titles = list(run) if isinstance(run, Mapping) else _distinct([models(one.attrs) for one in runs])
-        files = _several(dict(zip(titles, runs, strict=True)), step)
-    write_folder(folder, files)
+        runs = dict(zip(_distinct([models(one.attrs) for one in run]), run, strict=True))
+    step = _steps(progress, sum(len(list(nodes(one))) for one in runs.values()))
+    write_folder(folder, run_files(run, step) if isinstance(run, xr.DataTree) else _several(runs, step))
     return folder / "report.html"
 
 
@@ -84,7 +85,7 @@ def draw(measure: Measure, ds: xr.Dataset) -> Figure | None:
     if measure.figure is not None:
         return measure.figure(ds)
     drawn = None if measure.plot is None else measure.plot(ds)
-    return None if drawn is None else drawn.figure
+    return None if drawn is None else drawn.get_figure(root=True)
 
 
 def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
@@ -95,10 +96,11 @@ def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
 
 def _lists(run: xr.DataTree) -> dict[str, bytes]:
     try:
-        from sparcom_analysis.report.lists import lists_of
+        lists = import_module("sparcom_analysis.report.lists")
     except ImportError:
         return {}
-    return dict(lists_of(run))
+    files: dict[str, bytes] = lists.lists_of(run)
+    return files
 
 
 def _several(runs: Mapping[str, xr.DataTree], step: Iterator[None]) -> dict[str, bytes]:
@@ -135,34 +137,38 @@ def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[di
     axes = next(iter(dims))
     if axes == ("category",):
         tidy, table = _model_tables(held)
-        caption = f"{measure.title}, per model ({source_of(measure)})."
-        files = {
-            f"tables/{measure.name}.csv": tidy.csv(),
-            f"tables/{measure.name}.tex": table.latex(caption, measure.name),
-        }
+        tex = table.latex(f"{measure.title}, per model ({source_of(measure)}).", measure.name)
+        files = {f"tables/{measure.name}.csv": tidy.csv(), f"tables/{measure.name}.tex": tex}
         return files, Item(measure.name, tables={measure.name: table})
     if measure.plot is None or axes[-2:] not in (("category", "category_2"), ("category", "layer")):
         return {}, None
-    figure = _panels(measure, [(title, ds) for row in rows for title, ds in row.items()], len(held))
-    files = _figure_files(measure.name, figure)
-    caption = f"{measure.caption(next(iter(held.values())))} One panel per model, one range for all."
+    files = _figure_files(measure.name, _panels(measure, list(runs), rows))
+    above = " Fine-tuned models are above base models." if len(rows) > 1 else ""
+    caption = f"{measure.title} ({source_of(measure)}), one panel per model, one range for all panels.{above}"
     return files, Item(measure.name, svg=files[f"figures/{measure.name}.svg"], caption=caption)
 
 
 def _held(runs: Mapping[str, xr.DataTree], path: str) -> dict[str, xr.Dataset]:
-    found = {title: run[path].to_dataset(inherit=False) for title, run in runs.items() if path in run}
+    found = {title: ds for title, run in runs.items() for one, _, ds in nodes(run) if one == path}
     return {title: ds for title, ds in found.items() if "value" in ds}
 
 
-def _panels(measure: Measure, datasets: list[tuple[str, xr.Dataset]], columns: int) -> Figure:
-    """Return a figure with an axes per Dataset and one range of values for all."""
+def _panels(measure: Measure, titles: list[str], rows: list[dict[str, xr.Dataset]]) -> Figure:
+    """Return a figure with a row per kind of model, an axes per run, and one range of values for all."""
     assert measure.plot is not None  # noqa: S101  (the caller looked)
-    shown = [ds.sel(self_pairs=ds.attrs["self_pairs_shown"]) if "self_pairs" in ds.dims else ds for _, ds in datasets]
+    datasets = [ds for row in rows for ds in row.values()]
+    shown = [ds.sel(self_pairs=ds.attrs["self_pairs_shown"]) if "self_pairs" in ds.dims else ds for ds in datasets]
     low, high = plotting.limits(shown)
     style: dict[str, Any] = {"vmin": low, "vmax": high} if "category_2" in shown[0].dims else {"ymax": high}
-    figure, axes = plotting.panels(len(datasets), columns=min(columns, COLUMNS))
-    for (_, ds), ax in zip(datasets, axes, strict=True):
-        measure.plot(ds, ax=ax, title=str(ds.attrs["model"]), **style)
+    distinct = len({ds.attrs["model"] for ds in datasets}) == len(datasets)
+    figure, axes = plotting.panels(len(rows) * len(titles), columns=len(titles))
+    for at, ax in enumerate(axes):
+        row, title = rows[at // len(titles)], titles[at % len(titles)]
+        if title not in row:
+            ax.set_axis_off()
+            continue
+        tuned = ", fine-tuned" if row is not rows[-1] else ""
+        measure.plot(row[title], ax=ax, title=row[title].attrs["model"] if distinct else title + tuned, **style)
     return figure
 
 
