@@ -10,19 +10,50 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sparcom_analysis.measures import REGISTRY
 from sparcom_analysis.measures.measure import OURS, Measure
 from sparcom_analysis.report.facts import FORMAT_VERSION
-from sparcom_analysis.report.tables import Table, for_people, measure_tables
+from sparcom_analysis.report.tables import Table, csv_bytes, for_people, from_frame, measure_frames
 from sparcom_data.errors import InvalidInputError
 
 MEMBER = "member"
 MOST_LATEX_ROWS = 40
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Variable(_Part):
+    """A variable of a Dataset; NaN is null."""
+
+    dims: list[str]
+    dtype: str
+    attrs: dict[str, Any]
+    data: Any
+
+
+class MeasureData(_Part):
+    """A Dataset, as xarray.Dataset.to_dict gives it."""
+
+    dims: dict[str, int]
+    attrs: dict[str, Any]
+    coords: dict[str, Variable]
+    data_vars: dict[str, Variable]
+
+
+class MetricsFile(_Part):
+    """metrics.json: attributes of the run, and measures by path in the tree."""
+
+    format_version: Literal[3]
+    attributes: dict[str, Any]
+    measures: dict[str, MeasureData]
 
 
 def nodes(run: xr.DataTree) -> Iterator[tuple[str, Measure | None, xr.Dataset]]:
@@ -62,41 +93,38 @@ def read_metrics(source: str | Path | bytes) -> xr.DataTree:
     Raises:
         InvalidInputError: it is not a metrics.json of version 3.
     """
-    named = "these bytes"
-    if not isinstance(source, bytes):
-        path = Path(source)
+    named, held = "it", source
+    if not isinstance(held, bytes):
+        path = Path(held)
         path = path / "metrics.json" if path.is_dir() else path
-        named, source = str(path), path.read_bytes()
+        named, held = str(path), path.read_bytes()
     try:
-        held = json.loads(source)
-        found = held.get("format_version", held.get("schema_version")) if isinstance(held, dict) else None
-    except ValueError:
-        found = None
-    if found != FORMAT_VERSION:
+        file = MetricsFile.model_validate_json(held)
+    except ValidationError as error:
         raise InvalidInputError(
-            f"metrics.json must have format_version {FORMAT_VERSION}; {named} has {found}. Analyze the archives again"
-        )
-    tree = xr.DataTree.from_dict({"/": xr.Dataset(), **{p: _dataset(node) for p, node in held["measures"].items()}})
-    tree.attrs = {"format_version": FORMAT_VERSION, **held["attributes"]}
+            f"metrics.json must have format_version {FORMAT_VERSION} and the form of its schema; {named} has not "
+            f"({error.errors()[0]['msg']}). Analyze the archives again"
+        ) from error
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(), **{path: _dataset(node) for path, node in file.measures.items()}})
+    tree.attrs = {"format_version": FORMAT_VERSION, **file.attributes}
     return tree
 
 
-def _dataset(node: dict[str, Any]) -> xr.Dataset:
-    parts = {
-        part: {name: (held["dims"], _array(held), _attributes(held)) for name, held in node[part].items()}
-        for part in ("coords", "data_vars")
-    }
-    return xr.Dataset(parts["data_vars"], parts["coords"], _attributes(node))
+def _dataset(node: MeasureData) -> xr.Dataset:
+    variables, coords = (
+        {name: (held.dims, _array(held), _attributes(held)) for name, held in part.items()}
+        for part in (node.data_vars, node.coords)
+    )
+    return xr.Dataset(variables, coords, _attributes(node))
 
 
-def _array(held: dict[str, Any]) -> Any:
-    if held["dtype"].startswith("float"):  # None becomes NaN
-        return np.array(held["data"], dtype=object).astype(held["dtype"])
-    return np.array(held["data"], dtype=held["dtype"])
+def _array(held: Variable) -> Any:
+    kind = object if held.dtype.startswith("float") else held.dtype
+    return np.array(held.data, dtype=kind).astype(held.dtype)  # None becomes NaN
 
 
-def _attributes(held: dict[str, Any]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in held["attrs"].items()}
+def _attributes(held: Variable | MeasureData) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in held.attrs.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -112,57 +140,20 @@ def _plain(value: Any) -> Any:
 
 def json_schema() -> bytes:
     """Return the JSON Schema of metrics.json."""
-
-    def record(properties: dict[str, Any], optional: tuple[str, ...] = (), **further: Any) -> dict[str, Any]:
-        required = [name for name in properties if name not in optional]
-        return {"type": "object", "properties": properties, "required": required, **further}
-
-    text, anything, strings = {"type": "string"}, {"type": "object"}, {"type": "array", "items": {"type": "string"}}
-    variables = {"type": "object", "additionalProperties": {"$ref": "#/$defs/variable"}}
-    instructions = record({name: {"type": "integer"} for name in ("total", "used", "tokens")})
-    missing = record({"measure": text, "reason": text}, additionalProperties=False)
-    attributes = {
-        "archive": record({"name": text, "model": text, "model_name": text, "format_version": {"type": "integer"}}),
-        "tuned": anything,
-        "settings": record({"rule": text, "positions": {"enum": ["prompt", "response", "all"]}}),
-        "versions": {"type": "object", "additionalProperties": text},
-        "instructions": instructions,
-        "categories": strings,
-        "warnings": strings,
-        "not_computed": {"type": "array", "items": missing},
-    }
-    variable = {"dims": strings, "dtype": text, "attrs": anything, "data": True}
-    measure_attributes = record({"measure": text, "title": text, "equation": text, "model": text})
-    node = {"dims": anything, "attrs": measure_attributes, "coords": variables, "data_vars": variables}
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "metrics.json of SPARCOM",
-        "$defs": {
-            "variable": record(variable, description="NaN is null.", additionalProperties=False),
-            "measure": record(node, description="As xarray.Dataset.to_dict.", additionalProperties=False),
-        },
-        **record(
-            {
-                "format_version": {"const": FORMAT_VERSION},
-                "attributes": record(attributes, ("tuned",)),
-                "measures": {"type": "object", "additionalProperties": {"$ref": "#/$defs/measure"}},
-            },
-            additionalProperties=False,
-        ),
-    }
-    return f"{json.dumps(schema, indent=1)}\n".encode()
+    return f"{json.dumps(MetricsFile.model_json_schema(), indent=1)}\n".encode()
 
 
 def table_files(path: str, measure: Measure, ds: xr.Dataset) -> tuple[dict[str, bytes], dict[str, Table]]:
     """Return the CSV and LaTeX files of a measure's tables, and by name the tables as a person reads them."""
     files: dict[str, bytes] = {}
     shown: dict[str, Table] = {}
-    for name, table in measure_tables(measure, ds).items():
+    for name, frame in measure_frames(measure, ds).items():
         part = name.removeprefix(measure.name).strip("-_ ")
         stem = path.replace("/", "-") + (f"-{part}" if part else "")
-        plain = table if name else for_people(ds, table)
-        shown[stem] = table if name else for_people(ds, table, intervals=True)
-        files[f"tables/{stem}.csv"] = table.csv()
+        plain, shown[stem] = (
+            from_frame(frame) if name else for_people(ds, from_frame(frame), intervals) for intervals in (False, True)
+        )
+        files[f"tables/{stem}.csv"] = csv_bytes(frame)
         if len(plain.rows) <= MOST_LATEX_ROWS:
             caption = f"{measure.title}, {ds.attrs['model']} ({source_of(measure)})."
             files[f"tables/{stem}.tex"] = plain.latex(caption, stem)

@@ -51,7 +51,11 @@ def run_facts(
     if len(archives) > 1:
         found["tuned"] = archive_facts(archives[1])
     if comparison is not None:
-        found["comparison"] = comparison_facts(comparison)
+        matched = comparison.matched
+        notes: Any = getattr(import_module("sparcom_analysis.compare"), "matched_notes", lambda _comparison: [])
+        counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
+        found["comparison"] = {"matched": len(matched), "notes": notes(comparison)}
+        found["comparison"] |= {name: getattr(matched, name) for name in counts}
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
     return found | {
         "settings": settings | {"positions": first.positions, "rule": options.rule},
@@ -59,53 +63,25 @@ def run_facts(
         "instructions": instruction_facts(first),
         "categories": first.labels,
         "populations": [
-            {
-                "population": name,
-                "title": sides[0].population.title,
-                "layer_ids": [int(layer) for layer in sides[0].layer_ids],
-                "experts": sides[0].population.experts,
-                "neurons": sides[0].population.neurons,
-            }
-            for name, sides in isns.items()
+            {"population": part.name, "title": part.title, "layer_ids": list(map(int, part.layer_ids))}
+            | {"experts": part.experts, "neurons": part.neurons}
+            for part in (sides[0].population for sides in isns.values())
         ],
         "warnings": list(_warnings(archives, isns)),
     }
-
-
-def comparison_facts(comparison: IsnComparison) -> dict[str, Any]:
-    """Return how many instructions were matched, and what differs between the archives besides the tuning."""
-    matched = comparison.matched
-    counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
-    notes = getattr(import_module("sparcom_analysis.compare"), "matched_notes", lambda _comparison: [])
-    return {"matched": len(matched), **{name: getattr(matched, name) for name in counts}, "notes": notes(comparison)}
 
 
 def archive_facts(archive: Archive) -> dict[str, Any]:
     """Return what an archive says of its model and its extraction."""
     attributes = archive.attributes
     model, capture = attributes.model, attributes.capture
-    found = {
-        "name": PurePath(archive.path).name,
-        "format_version": attributes.format_version,
-        "created": attributes.created,
-        "state": attributes.state,
-        "model": model.id,
-        "model_name": PurePath(model.id).name,
-        "revision": model.revision,
-        "architecture": model.architecture,
-        "dtype": model.dtype,
-        "quantization": model.quantization,
-        "activation": model.activation,
-        "layers": len(model.layer_ids),
-        "neurons": archive.neurons,
-        "predicate": capture.predicate,
-        "granularity": capture.granularity,
-        "positions": capture.positions,
-        "prompt_format": capture.prompt_format,
-        "dataset": attributes.dataset.name,
-        "dataset_sha256": attributes.dataset.sha256,
-        "vllm": attributes.engine.vllm,
-    }
+    of_model = ("revision", "architecture", "dtype", "quantization", "activation")
+    of_capture = ("predicate", "granularity", "positions", "prompt_format")
+    found = {"name": PurePath(archive.path).name, "model": model.id, "model_name": PurePath(model.id).name}
+    found |= {name: getattr(attributes, name) for name in ("format_version", "created", "state")}
+    found |= {name: getattr(model, name) for name in of_model} | {name: getattr(capture, name) for name in of_capture}
+    found |= {"layers": len(model.layer_ids), "neurons": archive.neurons, "vllm": attributes.engine.vllm}
+    found |= {"dataset": attributes.dataset.name, "dataset_sha256": attributes.dataset.sha256}
     return found if model.moe is None else found | {"moe": model.moe.model_dump(mode="json")}
 
 

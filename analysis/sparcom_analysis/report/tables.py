@@ -7,8 +7,6 @@ dash instead. Whatever a name holds changes neither the table's form nor its col
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,17 +24,8 @@ _HIDDEN = re.compile(  # what XML cannot hold, and the controls of terminals: no
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]"
 )
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
-_MATHEMATICS = {
-    "ε": "varepsilon",
-    "Σ": "Sigma",
-    "×": "times",
-    "·": "cdot",
-    "∩": "cap",
-    "∪": "cup",
-    "≤": "leq",
-    "≥": "geq",
-    "→": "rightarrow",
-}
+_MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", "∩": "cap", "∪": "cup", "≤": "leq"}
+_MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -63,14 +52,6 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
-
-    def csv(self) -> bytes:
-        """Return header and rows; lines end in CR LF, floats are read back without loss."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(self.columns)
-        writer.writerows([None if _missing(cell) else cell for cell in row] for row in self.rows)
-        return text.getvalue().encode("utf-8", "replace")
 
     def latex(self, caption: str, label: str) -> bytes:
         """Return a `table` with caption, label `tab:LABEL` and booktabs rules."""
@@ -107,22 +88,34 @@ class Table:
         return [not any(isinstance(row[at], (str, bool)) for row in self.rows) for at in range(len(self.columns))]
 
 
-def measure_tables(measure: Measure, ds: xr.Dataset) -> dict[str, Table]:
-    """Return the tidy tables of a measure by name; without its own, "" holds the variables shaped like `value`."""
+def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
+    """Return the tidy DataFrames of a measure by name; without its own, "" holds the variables shaped like `value`."""
     if measure.tables is not None:
-        return {name: from_frame(frame) for name, frame in measure.tables(ds).items()}
-    if "value" not in ds or not ds["value"].dims:
-        return {}
-    dims = ds["value"].dims
-    names = [
-        str(name)
-        for name, held in ds.data_vars.items()
-        if held.dims == dims or (name in SHOWN and held.dims and set(held.dims) <= set(dims))
+        frames = dict(measure.tables(ds))
+    else:
+        dims = ds["value"].dims if "value" in ds else ()
+        names = [
+            str(name)
+            for name, held in ds.data_vars.items()
+            if held.dims == dims or (name in SHOWN and held.dims and set(held.dims) <= set(dims))
+        ]
+        frames = {"": ds[names].to_dataframe(dim_order=list(dims))} if dims else {}
+    named = {name: any(held is not None for held in frame.index.names) for name, frame in frames.items()}
+    return {name: frame.reset_index() if named[name] else frame for name, frame in frames.items()}
+
+
+def csv_bytes(frame: Any) -> bytes:
+    """Return a DataFrame as CSV with lines that end in CR LF; floats are read back without loss."""
+    text: str = frame.to_csv(index=False, lineterminator="\r\n")
+    return text.encode("utf-8", "replace")
+
+
+def from_frame(frame: Any) -> Table:
+    """Return the table of a DataFrame."""
+    rows = [
+        [cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in frame.itertuples(index=False)
     ]
-    columns = [one.transpose(*dims).values.ravel() for one in xr.broadcast(*(ds[name] for name in names))]
-    keys = product(*(ds[dim].values.tolist() if dim in ds.coords else range(ds.sizes[dim]) for dim in dims))
-    cells = zip(*(column.tolist() for column in columns), strict=True)
-    return {"": Table([*map(str, dims), *names], [[*key, *row] for key, row in zip(keys, cells, strict=True)])}
+    return Table([str(name) for name in frame.columns], rows)
 
 
 def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
@@ -146,13 +139,6 @@ def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
 def with_interval(value: float, low: float, high: float) -> str | float:
     """Return "0.512 (0.498–0.531)", or the value if it has no interval."""
     return value if math.isnan(low) else f"{rounded(value)} ({rounded(low)}–{rounded(high)})"
-
-
-def from_frame(frame: Any) -> Table:
-    """Return the table of a DataFrame; a named index becomes columns."""
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    return Table([str(name) for name in frame.columns], [_plain(row) for row in frame.itertuples(index=False)])
 
 
 def visible(text: str) -> str:
@@ -181,7 +167,3 @@ def rounded(cell: Any, column: str = "") -> str:
 
 def _missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
-
-
-def _plain(row: Sequence[Any]) -> list[Any]:
-    return [cell.item() if isinstance(cell, np.generic) else cell for cell in row]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,12 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
     """
     folder = Path(path)
     check_output(folder)
-    runs: Mapping[str, xr.DataTree]
     if isinstance(run, xr.DataTree):
-        runs = {"": run}
-    elif isinstance(run, Mapping):
-        runs = run
+        files = run_files(run, _steps(progress, [run]))
     else:
-        runs = dict(zip(_distinct([models(one.attrs) for one in run]), run, strict=True))
-    step = _steps(progress, sum(len(list(nodes(one))) for one in runs.values()))
-    write_folder(folder, run_files(run, step) if isinstance(run, xr.DataTree) else _several(runs, step))
+        titled = dict(run) if isinstance(run, Mapping) else _titled(run)
+        files = _several(titled, _steps(progress, titled.values()))
+    write_folder(folder, files)
     return folder / "report.html"
 
 
@@ -136,10 +134,9 @@ def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[di
         return {}, None
     axes = next(iter(dims))
     if axes == ("category",):
-        tidy, table = _model_tables(held)
+        table = _model_table(held)
         tex = table.latex(f"{measure.title}, per model ({source_of(measure)}).", measure.name)
-        files = {f"tables/{measure.name}.csv": tidy.csv(), f"tables/{measure.name}.tex": tex}
-        return files, Item(measure.name, tables={measure.name: table})
+        return {f"tables/{measure.name}.tex": tex}, Item(measure.name, tables={measure.name: table})
     if measure.plot is None or axes[-2:] not in (("category", "category_2"), ("category", "layer")):
         return {}, None
     files = _figure_files(measure.name, _panels(measure, list(runs), rows))
@@ -172,22 +169,19 @@ def _panels(measure: Measure, titles: list[str], rows: list[dict[str, xr.Dataset
     return figure
 
 
-def _model_tables(held: Mapping[str, xr.Dataset]) -> tuple[Table, Table]:
-    """Return means per model and category: tidy with intervals, and one row per model."""
-    tidy, rows = [], []
+def _model_table(held: Mapping[str, xr.Dataset]) -> Table:
+    """Return means with intervals, one row per model and a column per category, as the paper's tables 1 and 2."""
     labels = list(dict.fromkeys(str(name) for ds in held.values() for name in ds["category"].values))
+    rows = []
     for title, ds in held.items():
-        cells = {str(name): _cell(ds.sel(category=name)) for name in ds["category"].values}
-        if "overall_value" in ds:
-            cells["all"] = _cell(ds, "overall_")
-        tidy += [[title, label, *cell] for label, cell in cells.items()]
-        rows.append([title, *(with_interval(*cells[name]) if name in cells else None for name in [*labels, "all"])])
-    return Table(["model", "category", "value", "ci_low", "ci_high"], tidy), Table(["model", *labels, "all"], rows)
+        cells = {str(name): _cell(ds.sel(category=name), "") for name in ds["category"].values}
+        rows.append([title, *(cells.get(name) for name in labels), _cell(ds, "overall_")])
+    return Table(["model", *labels, "all"], rows)
 
 
-def _cell(ds: xr.Dataset, prefix: str = "") -> list[float]:
+def _cell(ds: xr.Dataset, prefix: str) -> str | float:
     names = (f"{prefix}value", f"{prefix}ci_low", f"{prefix}ci_high")
-    return [float(ds[name]) if name in ds else float("nan") for name in names]
+    return with_interval(*(float(ds[name]) if name in ds else math.nan for name in names))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -199,10 +193,17 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _steps(progress: Progress | None, count: int) -> Iterator[None]:
-    for done in range(1, count + 1):
-        yield
+def _titled(runs: Sequence[xr.DataTree]) -> dict[str, xr.DataTree]:
+    return dict(zip(_distinct([models(run.attrs) for run in runs]), runs, strict=True))
+
+
+def _steps(progress: Progress | None, runs: Iterable[xr.DataTree]) -> Iterator[None]:
+    """Report one Dataset more at each step."""
+    count = sum(len(list(nodes(run))) for run in runs)
+    for done in range(count):
         if progress is not None:
             progress(done, count)
-    while True:
         yield
+    if progress is not None:
+        progress(count, count)
+    yield
