@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from sparcom_analysis.measures.measure import Measure
@@ -112,10 +111,8 @@ def csv_bytes(frame: Any) -> bytes:
 
 def from_frame(frame: Any) -> Table:
     """Return the table of a DataFrame."""
-    rows = [
-        [cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in frame.itertuples(index=False)
-    ]
-    return Table([str(name) for name in frame.columns], rows)
+    columns = [frame[name].tolist() for name in frame.columns]
+    return Table([str(name) for name in frame.columns], list(zip(*columns, strict=True)))
 
 
 def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:

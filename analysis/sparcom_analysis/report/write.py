@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
         run: what `analyze` or `read_metrics` returned; or several, as a sequence or by title. Each of several gets a
             subfolder, and report.html shows them side by side.
         path: a folder outside of archives; made if it does not exist.
-        progress: called with Datasets drawn and in all.
+        progress: called with Datasets drawn and in all; of several runs with those written and in all.
 
     Raises:
         InvalidInputError: the folder lies in an archive. StorageError: the operating system refused.
@@ -39,22 +39,20 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
     folder = Path(path)
     check_output(folder)
     if isinstance(run, xr.DataTree):
-        files = run_files(run, _steps(progress, [run]))
+        files = run_files(run, progress)
     else:
-        titled = dict(run) if isinstance(run, Mapping) else _titled(run)
-        files = _several(titled, _steps(progress, titled.values()))
+        titled: dict[str, Any] = dict(run) if isinstance(run, Mapping) else _titled(run)
+        files = _several(titled, progress)
     write_folder(folder, files)
     return folder / "report.html"
 
 
-def run_files(run: xr.DataTree, step: Iterator[None]) -> dict[str, bytes]:
+def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, bytes]:
     """Return every file of a run by its path in the folder, metrics.json last."""
     files: dict[str, bytes] = {}
     items: dict[str, Item] = {}
-    for path, measure, ds in nodes(run):
-        next(step)
-        if measure is None:
-            continue
+    held = [(path, measure, ds) for path, measure, ds in nodes(run) if measure is not None]
+    for done, (path, measure, ds) in enumerate(held, 1):
         name = path.replace("/", "-")
         made, tables = table_files(path, measure, ds)
         drawn = _figure_files(name, draw(measure, ds))
@@ -69,6 +67,8 @@ def run_files(run: xr.DataTree, step: Iterator[None]) -> dict[str, bytes]:
             tables=tables,
             note=str(ds.attrs.get("reason", "")),
         )
+        if progress is not None:
+            progress(done, len(held))
     return {
         **files,
         **_lists(run),
@@ -101,14 +101,16 @@ def _lists(run: xr.DataTree) -> dict[str, bytes]:
     return files
 
 
-def _several(runs: Mapping[str, xr.DataTree], step: Iterator[None]) -> dict[str, bytes]:
+def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict[str, bytes]:
     """Return the files of each run in a folder of its own, and those that show all; report.html last."""
     taken = ["figures", "tables"]
     files: dict[str, bytes] = {}
-    for title, run in runs.items():
+    for done, (title, run) in enumerate(runs.items(), 1):
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run"
         taken = _distinct([*taken, slug])
-        files |= {f"{taken[-1]}/{name}": data for name, data in run_files(run, step).items()}
+        files |= {f"{taken[-1]}/{name}": data for name, data in run_files(run).items()}
+        if progress is not None:
+            progress(done, len(runs))
     sections = []
     for measure in REGISTRY:
         made, item = _side_by_side(measure, runs)
@@ -195,15 +197,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _titled(runs: Sequence[xr.DataTree]) -> dict[str, xr.DataTree]:
     return dict(zip(_distinct([models(run.attrs) for run in runs]), runs, strict=True))
-
-
-def _steps(progress: Progress | None, runs: Iterable[xr.DataTree]) -> Iterator[None]:
-    """Report one Dataset more at each step."""
-    count = sum(len(list(nodes(run))) for run in runs)
-    for done in range(count):
-        if progress is not None:
-            progress(done, count)
-        yield
-    if progress is not None:
-        progress(count, count)
-    yield
