@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from sparcom_analysis.measures.neurons import similarity
-from sparcom_analysis.measures.neurons import source_effect
-from sparcom_analysis.measures.neurons import length_control
-from sparcom_analysis.measures.neurons import lape
-from sparcom_analysis.measures.experts import routing_correlation
+from sparcom_analysis.measures.experts import expert_frequencies, routing_correlation, top_experts
 from sparcom_analysis.measures.experts import length_control as routing_length_control
-from sparcom_analysis.measures.experts import expert_frequencies
-from sparcom_analysis.measures.experts import top_experts
-from sparcom_analysis.measures.general_unique import experts as general_unique_experts
+from sparcom_analysis.measures.finetuning import correlation, jaccard, routing_shift, venn
+from sparcom_analysis.measures.finetuning import layers as finetuning_layers
 from sparcom_analysis.measures.finetuning import top_experts as finetuning_top_experts
+from sparcom_analysis.measures.general_unique import experts as general_unique_experts
 from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.measures.neurons import lape, layers, length_control, set_sizes, similarity, source_effect
 
 REGISTRY: tuple[Measure, ...] = (
     similarity.MEASURE,
+    layers.MEASURE,
+    set_sizes.MEASURE,
     source_effect.MEASURE,
     length_control.MEASURE,
     lape.MEASURE,
@@ -26,5 +25,10 @@ REGISTRY: tuple[Measure, ...] = (
     top_experts.MEASURE,
     general_unique_experts.MEASURE,
     general_unique_experts.MOST_USED,
+    jaccard.MEASURE,
+    finetuning_layers.MEASURE,
+    venn.MEASURE,
+    correlation.MEASURE,
+    routing_shift.MEASURE,
     finetuning_top_experts.MEASURE,
 )
