@@ -30,7 +30,8 @@ def general_unique(isn: IsnSets, progress: Progress | None = None, **changes: An
     """
     isn = isn.with_options(**changes)
     title = neurons_of(xr.Dataset(attrs=facts(isn)))
-    return member_dataset(isn, isn_membership(isn), progress, "ISNs of", title)
+    rule = {"top": isn.options.top, "min_frequency": isn.options.min_frequency}
+    return member_dataset(isn, isn_membership(isn), progress, "ISNs of", title, **rule)
 
 
 MEASURE = member_measure(

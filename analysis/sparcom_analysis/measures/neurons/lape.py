@@ -203,8 +203,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     return (
-        f"Neurons specific to each category per layer by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}: "
-        f"those of lowest entropy, {100 * ds.attrs['lape_top']:.4g} %. One that is specific to two counts in both."
+        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. "
+        f"Of all, {100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to two counts in both."
     )
 
 
