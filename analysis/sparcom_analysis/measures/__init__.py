@@ -8,6 +8,7 @@ from sparcom_analysis.measures.finetuning import correlation, jaccard, routing_s
 from sparcom_analysis.measures.finetuning import layers as finetuning_layers
 from sparcom_analysis.measures.finetuning import top_experts as finetuning_top_experts
 from sparcom_analysis.measures.general_unique import experts as general_unique_experts
+from sparcom_analysis.measures.general_unique import neurons as general_unique
 from sparcom_analysis.measures.measure import Measure
 from sparcom_analysis.measures.neurons import lape, layers, length_control, set_sizes, similarity, source_effect
 
@@ -17,6 +18,7 @@ REGISTRY: tuple[Measure, ...] = (
     set_sizes.MEASURE,
     source_effect.MEASURE,
     length_control.MEASURE,
+    general_unique.MEASURE,
     lape.MEASURE,
     routing_correlation.MEASURE,
     source_effect.ROUTING_MEASURE,
