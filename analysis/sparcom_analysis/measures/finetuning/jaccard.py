@@ -51,7 +51,7 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
     kinds, part = comparison.matched.categories, comparison.base.population
     base, tuned, name = comparison.base_counts, comparison.tuned_counts, {"long_name": "mean Jaccard similarity"}
     by_layer = group_means(comparison.layer_jaccard, kinds, resamples_for(kinds, comparison.options))
-    expected = base * tuned / (part.width)
+    expected = base * tuned / part.width
     null = group_means(_of_random(expected.sum(axis=1), base.sum(axis=1) + tuned.sum(axis=1)), kinds)
     layer_null = group_means(_of_random(expected, base + tuned), kinds)
     sizes = {"base_isn": group_means(base.sum(axis=1), kinds), "tuned_isn": group_means(tuned.sum(axis=1), kinds)}
@@ -110,7 +110,7 @@ def caption(ds: xr.Dataset) -> str:
 def plot_by_layer(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands; layers with few ISNs are grey."""
     null, label = ds["overall_layer_null_mean"].values, ds["value"].attrs["long_name"]
-    style = {"null": null, "ymax": 1.0, "label": label} | style
+    style = {"null": null, "label": label, "title": "by layer"} | style
     ax = plot_layers(ds, ax, values="layer_value", prefix="layer_", **style)
     for layer in ds["layer"].values[ds["layer_isn"].values < FEW]:
         ax.axvspan(layer - 0.5, layer + 0.5, color="0.5", alpha=0.15, linewidth=0)

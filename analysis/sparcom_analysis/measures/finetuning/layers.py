@@ -94,8 +94,8 @@ def figure(ds: xr.Dataset) -> Figure:
     drawn, axes = plotting.panels(3, columns=1)
     highest = float(np.nanmax(ds["ci_high" if present(ds, "ci_high") else "value"])) or 1.0
     for place, model in enumerate(reversed(MODELS)):
-        plot(ds, axes[place], model=model, ymin=0.0, ymax=1.05 * highest, legend=not place)
-    plot(ds, axes[2], legend=False)
+        plot(ds, axes[place], model=model, ymin=0.0, ymax=1.05 * highest, legend=False)
+    plot(ds, axes[2])
     return drawn
 
 
