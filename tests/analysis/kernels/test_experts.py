@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis.kernels import experts as expert_kernels
-from sparcom_analysis.kernels import neurons as kernels
+from sparcom_analysis.kernels import compiled as kernels
 
 
 def choices_of(rng: np.random.Generator, rows: int, layers: int, experts: int, choices: int) -> NDArray[np.uint16]:
