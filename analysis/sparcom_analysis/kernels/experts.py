@@ -41,7 +41,7 @@ def _add_expert_bits(
     for layer in range(first, last):
         for row in range(rows):
             for choice in range(top_k):
-                expert = np.int64(chosen[row, layer, choice])
+                expert = chosen[row, layer, choice]
                 if seen[expert] == 0:
                     lanes[expert, :] = 0
                 own, bits = lanes[expert], masks[row, layer, choice]
@@ -49,12 +49,13 @@ def _add_expert_bits(
                     own[i] += spread[bits[i]]
                 seen[expert] += 1
                 if seen[expert] == MAX_BYTE_COUNT:
-                    _widen(lanes[expert], counts[layer, expert * step : (expert + 1) * step])
+                    at = np.int64(expert) * step
+                    _widen(lanes[expert], counts[layer, at : at + step])
                     seen[expert] = 0
-        for expert in range(experts):
-            if seen[expert]:
-                _widen(lanes[expert], counts[layer, expert * step : (expert + 1) * step])
-                seen[expert] = 0
+        for left in range(experts):
+            if seen[left]:
+                _widen(lanes[left], counts[layer, left * step : (left + 1) * step])
+                seen[left] = 0
 
 
 def invalid_choice(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, int] | None:
@@ -71,8 +72,8 @@ def invalid_choice(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, 
             invalid[:, :, choice] |= chosen[:, :, choice] == chosen[:, :, before]
     if not invalid.any():
         return None
-    row, layer, choice = np.unravel_index(int(invalid.argmax()), invalid.shape)
-    return int(row), int(layer), int(choice)
+    row, layer, choice = np.argwhere(invalid)[0].tolist()
+    return row, layer, choice
 
 
 def add_choice_counts(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
