@@ -18,8 +18,8 @@ from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.metadata import Positions
 
-FIXED_OPTIONS = set("top min_frequency positions counted_tokens special_tokens special_token_ids group_by".split())
-"""Options that choose what is counted, selected or grouped; all others may change afterwards."""
+_COUNTING = ("positions", "counted_tokens", "special_tokens", "special_token_ids")
+FIXED_OPTIONS = (*_COUNTING, "top", "min_frequency", "group_by")  # all others may change after counting
 
 SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
 
@@ -165,8 +165,8 @@ class PerInstruction:
     def _summary(self) -> Iterator[str]:
         """Yield the parts of the repr."""
         groups = ", ".join(self.labels[:8]) + (", …" if len(self.labels) > 8 else "")
-        yield f"{len(self):,} instructions of {self.model}"
-        yield f"{len(self.labels)} groups by {' × '.join(self.options.group_by)} ({groups})"
+        yield f"{len(self):,} instruction{'' if len(self) == 1 else 's'} of {self.model}"
+        yield f"by {' × '.join(self.options.group_by)} ({groups})"
         drawn = "" if self.token_facts.drawn is None else f", {self.token_facts.drawn} drawn per instruction"
         what = "prompt and response" if self.positions == "all" else self.positions
         yield f"{int(self.tokens.sum()):,} {what} tokens{drawn}"

@@ -9,7 +9,8 @@ from sparcom_analysis.archive.excluded_tokens import content_alone, without_spec
 from sparcom_analysis.archive.rows import RowSpans, row_spans
 from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.options import Options
-from sparcom_data.archive import Archive, describe_states
+from sparcom_data.archive import Archive
+from sparcom_data.describe import describe_states
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 from sparcom_data.schema import State
 

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sparcom_analysis.measures.correlation import correlation_pairs
+from sparcom_analysis.measures.similarity import jaccard_blocks, similarity_pairs
+from sparcom_analysis.resampling.pair_means import pair_blocks
 
 from sparcom_analysis import (
     category_similarity,
@@ -15,9 +18,6 @@ from sparcom_analysis import (
     instruction_experts,
     instruction_specific_neurons,
 )
-from sparcom_analysis.measures.correlation import correlation_pairs
-from sparcom_analysis.resampling.pair_means import pair_blocks
-from sparcom_analysis.measures.similarity import jaccard_blocks, similarity_pairs
 from sparcom_analysis.resampling.pairs import (
     MOST_INSTRUCTIONS,
     PairMatrix,

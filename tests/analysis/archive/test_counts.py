@@ -1,4 +1,4 @@
-"""Archives of counts give the numbers that their twins of masks give, to the last digit."""
+"""Archives of counts give the numbers that the masks give, to the last digit."""
 
 from __future__ import annotations
 
@@ -7,50 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcom_analysis import (
-    Metrics,
     activation_counts,
     activation_frequencies,
     analyze,
-    category_similarity,
-    instruction_specific_neurons,
-    isn_by_layer,
+    find_isns,
 )
-from sparcom_analysis.reading import blocks
-from sparcom_analysis.archive.rows import choose_rows
-from sparcom_cli.analyze import analyze as command
+from sparcom_analysis.archive import blocks
+from sparcom_analysis.archive.rows import choose_positions
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
 from sparcom_data.storage import DurableStore
 
-OWN_FACTS = {"name", "granularity"}
-FIRST_FIELDS = (
-    "archive",
-    "settings",
-    "versions",
-    "instructions",
-    "isn_size",
-    "isn_similarity",
-    "isn_similarity_without_self",
-    "isn_by_layer",
-)
 
-
-def twins(make_case, *arguments, **options):  # type: ignore[no-untyped-def]
+def both(make_case, *arguments, **options):  # type: ignore[no-untyped-def]
     """An archive of masks and one of the counts of the same masks."""
     return [make_case(*arguments, **options, granularity=kind) for kind in ("token", "count")]
-
-
-def numbers(metrics: Metrics) -> dict[str, object]:
-    """All of metrics.json but for what the two archives must differ in."""
-    found = metrics.model_dump()
-    found["archive"] = {name: value for name, value in found["archive"].items() if name not in OWN_FACTS}
-    return found
 
 
 def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untyped-def]
@@ -67,7 +44,7 @@ def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untype
     chunk=st.integers(1, 9),
     block_bytes=st.integers(1, 3000),
     positions=st.sampled_from(["prompt", "response", "all"]),
-    rule=st.sampled_from([{"epsilon": 0.05}, {"epsilon": 0.3}, {"threshold": 0.4}, {"threshold": 1.0}]),
+    rule=st.sampled_from([{"top": 0.05}, {"top": 0.3}, {"min_frequency": 0.4}, {"min_frequency": 1.0}]),
     rates=st.sampled_from([(0.4,), (0.0, 0.3), (1.0, 0.05)]),
     seed=st.integers(0, 99),
     data=st.data(),
@@ -88,36 +65,28 @@ def test_counts_give_the_sets_of_masks(
         "responses": () if positions == "prompt" else data.draw(response),
         "failed": data.draw(st.sets(st.integers(0, count - 1), max_size=count - 2)),
     }
-    masks, counts = twins(make_case, lengths, ("ab" * count)[:count], **options)
-    one = instruction_specific_neurons(masks.archive, rows=positions, **rule)
-    other = instruction_specific_neurons(counts.archive, block_bytes=block_bytes, **rule)
-    assert (other.rows, list(other.ids), other.without_rows) == (positions, list(one.ids), one.without_rows)
+    masks, counts = both(make_case, lengths, ("ab" * count)[:count], **options)
+    one = find_isns(masks.archive, positions=positions, **rule)
+    other = find_isns(counts.archive, block_bytes=block_bytes, **rule)
+    assert (other.positions, list(other.ids), other.without_rows) == (positions, list(one.ids), one.without_rows)
     for name in ("instruction", "tokens", "minimum_count", "layer_counts"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     np.testing.assert_array_equal(one.sets.rows(0, len(one)), other.sets.rows(0, len(other)))
-    np.testing.assert_array_equal(category_similarity(one).matrix, category_similarity(other).matrix)
-    np.testing.assert_array_equal(isn_by_layer(one).mean_count, isn_by_layer(other).mean_count)
+    np.testing.assert_array_equal(one.pairs.values, other.pairs.values)
+    np.testing.assert_array_equal(one.dead_layers, other.dead_layers)
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("neurons", [16, 20])
-def test_metrics_and_files_are_those_of_masks(make_case, request, tmp_path: Path, seed: int, neurons: int) -> None:  # type: ignore[no-untyped-def]
-    """metrics.json differs in the archive's own facts alone; tables and figures are the same to the byte, but for
-    those with T matched, which counts cannot give."""
-    if seed:
-        request.getfixturevalue("undrawn")
-    cases = twins(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,), seed=seed, neurons=neurons)
+def test_the_analysis_of_counts_is_that_of_masks(make_case, neurons: int) -> None:  # type: ignore[no-untyped-def]
+    """Every number of every measure is the same; attributes differ in the archive's name alone."""
+    cases = both(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,), neurons=neurons)
     one, other = [
-        analyze(case.archive, tmp_path / kind, match_tokens=False) for case, kind in zip(cases, "mc", strict=True)
+        analyze(case.archive, n_resamples=20, n_permutations=19, equal_length=False).subtree for case in cases
     ]
-    assert numbers(one.metrics) == numbers(other.metrics)
-    assert (one.metrics.archive.granularity, other.metrics.archive.granularity) == ("token", "count")
-    for folder in ("tables", "figures"):
-        names = {path.name for path in (tmp_path / "m" / folder).iterdir()}
-        assert names == {path.name for path in (tmp_path / "c" / folder).iterdir()}
-        for name in names:
-            assert (tmp_path / "m" / folder / name).read_bytes() == (tmp_path / "c" / folder / name).read_bytes(), name
-    assert "counts over prompt positions" in (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+    for left, right in zip(one, other, strict=True):
+        xr.testing.assert_equal(left.dataset, right.dataset)
+        if left.path != "/":
+            assert left.attrs | {"archive": ""} == right.attrs | {"archive": ""}
 
 
 def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: ignore[no-untyped-def]
@@ -126,24 +95,22 @@ def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: 
     for index in (0, 2):
         assert (activation_counts(case.archive, index) == case.masks[index].sum(axis=0)).all()
         np.testing.assert_array_equal(activation_frequencies(case.archive, index), case.masks[index].mean(axis=0))
-    with pytest.raises(IncompleteArchiveError, match="instruction 1 of"):
+    with pytest.raises(IncompleteArchiveError, match=r"'i1' of .* is failed"):
         activation_counts(case.archive, 1)
 
 
-def test_counts_of_all_positions_are_counts_of_all(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """They cannot be parted: `all` is what is used and said, and prompt or response rows are refused with a remedy."""
-    masks, counts = twins(make_case, (5, 3, 4), "aab", positions="all", responses=(4, 6, 2))
-    assert (choose_rows(masks.archive, None), choose_rows(counts.archive, None)) == ("prompt", "all")
-    result = analyze(counts.archive, tmp_path, match_tokens=False)
-    assert result.metrics.settings.rows == "all"
-    whole = analyze(masks.archive, tmp_path / "m", rows="all", match_tokens=False)
-    assert numbers(result.metrics) == numbers(whole.metrics)
-    report = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "the archive holds counts over both, which cannot be parted" in report
-    for rows in ("prompt", "response"):
-        with pytest.raises(IncompleteArchiveError, match=rf"rows '{rows}' .*cannot be parted. Choose rows 'all', or"):
-            instruction_specific_neurons(counts.archive, rows=rows)
-    assert (activation_counts(counts.archive, 1, "all") == counts.masks[1].sum(axis=0)).all()
+def test_counts_of_all_positions_are_counts_of_all(make_case) -> None:  # type: ignore[no-untyped-def]
+    """They cannot be split: `all` is used, and prompt or response tokens are refused with a remedy."""
+    masks, counts = both(make_case, (5, 3, 4), "aab", positions="all", responses=(4, 6, 2))
+    assert (choose_positions(masks.archive, None), choose_positions(counts.archive, None)) == ("prompt", "all")
+    isn, whole = find_isns(counts.archive), find_isns(masks.archive, positions="all")
+    assert (isn.positions, whole.positions) == ("all", "all")
+    np.testing.assert_array_equal(isn.sets.rows(0, 3), whole.sets.rows(0, 3))
+    for positions in ("prompt", "response"):
+        message = rf"positions '{positions}' .*which cannot be split. Choose positions 'all', or"
+        with pytest.raises(IncompleteArchiveError, match=message):
+            find_isns(counts.archive, positions=positions)
+    assert (activation_counts(counts.archive, 1, positions="all") == counts.masks[1].sum(axis=0)).all()
 
 
 @pytest.mark.parametrize(("positions", "other"), [("prompt", "all"), ("prompt", "response"), ("response", "prompt")])
@@ -151,7 +118,7 @@ def test_rows_that_were_not_counted_are_refused(make_case, positions: str, other
     """Counts of one kind of rows are not those of another."""
     responses = (2, 2) if positions == "response" else ()
     case = make_case((5, 3), "ab", positions=positions, responses=responses, granularity="count")
-    message = rf"rows '{other}' .*positions='{positions}'.*Choose rows '{positions}'"
+    message = rf"positions '{other}' .*positions '{positions}'.*Choose positions '{positions}'"
     with pytest.raises(IncompleteArchiveError, match=message):
         activation_counts(case.archive, 0, other)  # type: ignore[arg-type]
 
@@ -159,8 +126,8 @@ def test_rows_that_were_not_counted_are_refused(make_case, positions: str, other
 def test_a_response_without_rows_is_left_out(make_case) -> None:  # type: ignore[no-untyped-def]
     """An instruction of which nothing was counted is reported, not compared."""
     case = make_case((5, 3, 4), "abb", positions="response", responses=(4, 6, 0), granularity="count")
-    neurons = instruction_specific_neurons(case.archive)
-    assert (neurons.rows, neurons.without_rows, list(neurons.ids)) == ("response", 1, ["i0", "i1"])
+    neurons = find_isns(case.archive)
+    assert (neurons.positions, neurons.without_rows, list(neurons.ids)) == ("response", 1, ["i0", "i1"])
 
 
 def test_only_chunks_with_complete_instructions_are_read(make_case) -> None:  # type: ignore[no-untyped-def]
@@ -168,7 +135,7 @@ def test_only_chunks_with_complete_instructions_are_read(make_case) -> None:  # 
     case = make_case((4,) * 9, "aaabbbccc", failed=(2, 3), unfinished=(8,), granularity="count")
     for chunk in (1, 4):
         assert not (Path(case.archive.path) / f"neuron/count/c.{chunk}.0.0").exists()
-    assert list(instruction_specific_neurons(case.archive).ids) == ["i0", "i1", "i4", "i5", "i6", "i7"]
+    assert list(find_isns(case.archive).ids) == ["i0", "i1", "i4", "i5", "i6", "i7"]
 
 
 def test_blocks_are_bounded(make_case, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -186,7 +153,7 @@ def test_blocks_are_bounded(make_case, monkeypatch: pytest.MonkeyPatch) -> None:
     for block_bytes, expected in ((1, [2] * 6), (4 * 3 * 20 * 4, [4] * 3), (1 << 20, [12])):
         sizes.clear()
         seen.clear()
-        instruction_specific_neurons(case.archive, block_bytes=block_bytes, progress=lambda *at: seen.append(at))
+        find_isns(case.archive, block_bytes=block_bytes, progress=lambda *at: seen.append(at))
         assert sizes == expected
         assert seen == [(rows, 48) for rows in np.cumsum(np.array(sizes) * 4).tolist()]
 
@@ -195,9 +162,9 @@ def test_a_count_above_its_rows_is_damage(make_case) -> None:  # type: ignore[no
     """It would change ranks, so it stops the analysis, naming the instruction."""
     case = make_case((5, 6, 7), "aab", granularity="count")
     overwrite(case.archive, "neuron/count", (1, 2, 19), 7)
-    for rule in ({"epsilon": 0.1}, {"threshold": 0.5}):
+    for rule in ({"top": 0.1}, {"min_frequency": 0.5}):
         with pytest.raises(DamagedArchiveError, match=r"at most the 6 rows .* one of 'i1' .* is 7"):
-            instruction_specific_neurons(open_archive(case.archive.path), **rule)  # type: ignore[arg-type]
+            find_isns(open_archive(case.archive.path), **rule)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
@@ -211,35 +178,3 @@ def test_sizes_that_contradict_the_attributes_are_damage(make_case) -> None:  # 
     zarr.consolidate_metadata(DurableStore(case.archive.path))
     with pytest.raises(DamagedArchiveError, match=r"must be \(instruction, 3, 24\) .* it is \(instruction, 3, 20\)"):
         activation_counts(open_archive(case.archive.path), 0)
-
-
-def test_the_command_takes_counts(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """`sparcom analyze` says the same of both, and refuses rows that were not captured in one line."""
-    masks, counts = twins(make_case, (5, 6, 7), "aab")
-    said = []
-    for case in (masks, counts):
-        result = CliRunner().invoke(
-            command, [case.archive.path, "--no-match-tokens", "--output", str(tmp_path / "out")]
-        )
-        assert result.exit_code == 0, result.output
-        said.append(result.stdout)
-    assert said[0] == said[1]
-    refused = CliRunner().invoke(command, [counts.archive.path, "--rows", "all", "--output", str(tmp_path / "no")])
-    assert isinstance(refused.exception, IncompleteArchiveError)
-
-
-def test_metrics_of_earlier_releases_are_read(make_case, undrawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """metrics.json written before there were counts has no granularity, and was made from masks; version 1 has no more
-    than the first measures."""
-    metrics = analyze(make_case((5, 6, 7), "aab").archive, tmp_path).metrics
-    raw = json.loads(metrics.model_dump_json())
-    del raw["archive"]["granularity"]
-    assert Metrics.model_validate(raw) == metrics
-    kept = {name: raw[name] for name in FIRST_FIELDS} | {"schema_version": 1}
-    del (
-        kept["settings"]["special_tokens"],
-        kept["instructions"]["special_token_ids"],
-        kept["instructions"]["special_rows"],
-    )
-    old = Metrics.model_validate(kept)
-    assert (old.schema_version, old.isn_similarity, old.tests) == (1, metrics.isn_similarity, None)
