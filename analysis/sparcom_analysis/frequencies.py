@@ -72,13 +72,12 @@ def _check_stored(archive: Archive, spans: RowSpans, k: int, counts: NDArray[np.
 
 def _add_masks(archive: Archive, part: Part, population: Population, counts: NDArray[np.uint32]) -> None:
     """Add those rows of the part that count."""
-    block = part.block
-    assert block.masks is not None  # noqa: S101  (read_blocks read them)
-    masks = part.counted(block.masks[part.rows])
-    if block.experts is None:
+    assert part.block.masks is not None  # noqa: S101  (read_blocks read them)
+    masks = part.counted(part.block.masks[part.rows])
+    if part.block.experts is None:
         add_bit_counts(masks, counts.reshape(-1))
         return
-    chosen = block.experts[part.rows]
+    chosen = part.block.experts[part.rows]
     check_choices(archive, part, chosen, population.experts, population.layer_ids)
     add_expert_bit_counts(masks, part.counted(chosen), counts)
 

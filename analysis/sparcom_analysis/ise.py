@@ -51,8 +51,7 @@ class ExpertCounts(PerInstruction):
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """f of equation 11: float64 (n, layer, expert), 0 to 1."""
-        frequencies: NDArray[np.float64] = self.counts / self.tokens[:, None, None].astype(np.float64)
-        return frequencies
+        return self.counts / self.tokens[:, None, None].astype(np.float64)
 
     def pair_blocks(self) -> Blocks:
         """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
@@ -72,8 +71,7 @@ class ExpertCounts(PerInstruction):
         """Return the k most used experts per layer and all that tie with the last: bool (n, layer, expert). Ours."""
         rank = self.experts - min(self.options.top_experts if k is None else k, self.experts)
         least = np.maximum(np.partition(self.counts, rank, axis=2)[:, :, rank : rank + 1], 1)
-        chosen: NDArray[np.bool_] = self.counts >= least
-        return chosen
+        return self.counts >= least
 
     def __getitem__(self, instruction: str) -> xr.DataArray:
         """Return f of one instruction, by its id: float64 DataArray (layer, expert)."""

@@ -102,14 +102,8 @@ class IsnSets(PerInstruction):
     def to_dataframe(self) -> Any:
         """Return one row per instruction: category, source, tokens, ISNs, and the least count and p among them."""
         least = np.where(self.sizes > 0, self.minimum_count, np.nan)
-        columns = {
-            "category": self.names,
-            "source": list(self.sources),
-            "tokens": self.tokens,
-            "isn_count": self.sizes,
-            "minimum_count": least,
-            "minimum_frequency": least / self.tokens,
-        }
+        columns = {"category": self.names, "source": list(self.sources), "tokens": self.tokens, "isn_count": self.sizes}
+        columns |= {"minimum_count": least, "minimum_frequency": least / self.tokens}
         held = {name: ("instruction", values) for name, values in columns.items()}
         return xr.Dataset(held, coords={"instruction": list(self.ids)}).to_dataframe()
 
@@ -175,7 +169,7 @@ def find_isns(
     )
     for k, counts in iterate_counts(archive, spans, chosen, progress=progress, block_bytes=block_bytes):
         occurrences = histogram(counts.reshape(-1), int(spans.tokens[k]))
-        bound = _least_in_set(occurrences, minimum_count(options, occurrences, chosen.total))
+        bound = minimum_count(options, occurrences, chosen.total)
         pack_at_least(counts, bound, packed, isn.layer_counts[k])
         isn.sets[k], isn.minimum_count[k] = words, bound
         without_isn = np.flatnonzero(isn.layer_counts[k] == 0)  # a layer with an ISN is not dead
@@ -186,7 +180,7 @@ def find_isns(
 
 
 def minimum_count(options: Options, occurrences: NDArray[np.int64], neurons: int) -> int:
-    """Return the least count of a neuron in the set, at least 1.
+    """Return the least count in the set, at least 1; for an empty set, the count needed to be in it.
 
     Args:
         occurrences: int64 (T + 1,), how often each count occurs; spare entries count as 0.
@@ -195,12 +189,9 @@ def minimum_count(options: Options, occurrences: NDArray[np.int64], neurons: int
     wanted = options.wanted(neurons)
     if wanted is None:
         assert options.min_frequency is not None  # noqa: S101  (Options has one of the two)
-        return math.ceil(exact(options.min_frequency) * (len(occurrences) - 1))
-    at_least = occurrences[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
-    return max(1, int(np.flatnonzero(at_least >= wanted)[-1]))
-
-
-def _least_in_set(occurrences: NDArray[np.int64], bound: int) -> int:
-    """Return the least count that occurs and is at least `bound`, or `bound`. It selects the same neurons."""
+        bound = math.ceil(exact(options.min_frequency) * (len(occurrences) - 1))
+    else:
+        at_least = occurrences[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
+        bound = max(1, int(np.flatnonzero(at_least >= wanted)[-1]))
     held = np.flatnonzero(occurrences[bound:])
     return bound + int(held[0]) if len(held) else bound

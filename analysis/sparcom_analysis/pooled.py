@@ -16,7 +16,6 @@ from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import Population
 
 MAX_BYTES = 512 << 20  # of all sums: 66 categories of 2.03 million neurons
-_MOST_32 = 2**32 - 1
 
 
 class PooledCounts:
@@ -36,7 +35,7 @@ class PooledCounts:
         self.codes = category_codes(categories)
         self.tokens = np.zeros(len(self.categories), dtype=np.int64)
         np.add.at(self.tokens, self.codes, tokens)
-        dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) <= _MOST_32 else np.uint64)
+        dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) < 1 << 32 else np.uint64)
         self.counts: NDArray[np.unsignedinteger[Any]] = np.zeros((len(self.categories), population.total), dtype)
 
     def add(self, k: int, counts: NDArray[np.uint32]) -> None:

@@ -18,7 +18,7 @@ ReadState = Callable[[], NDArray[np.uint8]]
 
 def described(path: str, attributes: ArchiveAttributes, read_state: ReadState) -> str:
     """Return the repr of an archive. It reads no more than `read_state` does, and never raises."""
-    return f"<Archive {_name(path)}: {', '.join(_facts(attributes, read_state))}>"
+    return f"<Archive {archive_name(path)}: {', '.join(_facts(attributes, read_state))}>"
 
 
 def described_html(path: str, attributes: ArchiveAttributes, read_state: ReadState) -> str:
@@ -27,7 +27,7 @@ def described_html(path: str, attributes: ArchiveAttributes, read_state: ReadSta
     return f"<b>Archive {escape(path)}</b><ul style='margin:0'>{items}</ul>"
 
 
-def _name(path: str) -> str:
+def archive_name(path: str) -> str:
     """Return the name of the folder, or of the archive on its server."""
     if "://" not in path:
         return Path(path).absolute().name

@@ -187,5 +187,5 @@ def test_kinds_that_come_later_are_refused_clearly(typical) -> None:  # type: ig
         activation_counts(open_archive(typical.archive.path), 0)
     with_capture(typical.archive, "capture", components=["neuron"])
     with_capture(typical.archive, "model", neurons=33)
-    with pytest.raises(DamagedArchiveError, match=r"must be \(token, 3, 5\) .* it is \(token, 3, 3\)"):
+    with pytest.raises(DamagedArchiveError, match=r"must have shape \(\d+, 3, 5\) .* it has \(\d+, 3, 3\)"):
         activation_counts(open_archive(typical.archive.path), 0)

@@ -1,5 +1,4 @@
-"""Chooses the rows that count: of the positions asked for, without template tokens, special tokens and tokens that were
-not drawn. In that order, so that tokens are drawn from those that count."""
+"""Chooses the rows that count: first by position, then by origin, then without special tokens, then by a draw."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ ordinary tokens and count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,6 @@ from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
 from sparcom_data.schema import TOKEN_ORIGIN, Origin
 
 READ_ROWS = 1 << 20  # rows per read, 4 MiB of token ids
-
-Judge = Callable[[int, int, NDArray[Any]], NDArray[np.uint8]]
-"""Takes an instruction's index, its first row and the values; returns one byte or bool per row."""
 
 
 def content_alone(archive: Archive, spans: RowSpans) -> RowSpans:
@@ -51,7 +48,7 @@ def content_alone(archive: Archive, spans: RowSpans) -> RowSpans:
             "counting content alone (--tokens content) needs the origin of each token; the archive "
             f"{archive.path} lacks {TOKEN_ORIGIN.name}. Use --tokens all, or extract again with this release"
         )
-    origin = judge_rows(archive, spans, TOKEN_ORIGIN.name, lambda _index, _start, values: values)
+    origin = read_column(archive, spans, TOKEN_ORIGIN.name)
     unknown = np.concatenate([np.zeros(1, np.int64), (origin == Origin.UNKNOWN).cumsum(dtype=np.int64)])
     known = unknown[spans.first + spans.lengths] == unknown[spans.first]
     origin = origin[np.repeat(known, spans.lengths)]
@@ -71,23 +68,21 @@ def without_special(archive: Archive, spans: RowSpans, given: Sequence[int] | No
         UnsupportedArchiveError: the archive holds counts, or does not list its special tokens.
         DamagedArchiveError: a row of a complete instruction has no token id.
     """
-    ids = special_ids(archive, given)
-    wanted = np.array(ids, dtype=np.int64)
-
-    def judge(index: int, start: int, values: NDArray[np.int32]) -> NDArray[np.uint8]:
-        if (unknown := np.flatnonzero(values < 0)).size:
-            raise DamagedArchiveError(
-                f"every row of a complete instruction must hold a token id; row {start + int(unknown[0])} of "
-                f"instruction {archive.instructions.id[index]!r} in {archive.path} holds {int(values[unknown[0]])}. "
-                "Run `sparcom verify`, then extract the archive again"
-            )
-        return np.isin(values, wanted).view(np.uint8)
-
-    special = judge_rows(archive, spans, "token/id", judge).view(np.bool_)
+    wanted = special_ids(archive, given)
+    ids = read_column(archive, spans, "token/id")
+    if (unknown := np.flatnonzero(ids < 0)).size:
+        k = int(np.searchsorted(spans.first, unknown[0], side="right")) - 1
+        raise DamagedArchiveError(
+            "every row of a complete instruction must hold a token id; row "
+            f"{spans.start[k] + unknown[0] - spans.first[k]} of instruction "
+            f"{archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} holds {ids[unknown[0]]}. "
+            "Run `sparcom verify`, then extract the archive again"
+        )
+    special = np.isin(ids, wanted)
     if spans.kept is not None:
         special &= spans.kept
     rows = int(special.sum())
-    facts = replace(spans.token_facts, special_tokens="leave_out", special_ids=tuple(ids), special_rows=rows)
+    facts = replace(spans.token_facts, special_tokens="leave_out", special_ids=tuple(wanted), special_rows=rows)
     return spans.counting(~special, facts)
 
 
@@ -113,25 +108,21 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
     return list(prompts.special_token_ids)
 
 
-def judge_rows(archive: Archive, spans: RowSpans, name: str, judge: Judge) -> NDArray[np.uint8]:
-    """Read a column of the token axis and return the verdict of `judge` on each row; each chunk is read once.
-
-    Args:
-        name: of the array, such as `token/id`.
-        judge: called with parts of instructions, by ascending row.
+def read_column(archive: Archive, spans: RowSpans, name: str) -> NDArray[Any]:
+    """Return the rows of the spans in a column of the token axis, such as `token/id`; each chunk is read once.
 
     Returns:
-        uint8 (row,), in the order of `RowSpans.kept`.
+        (row,), the rows of one instruction after the other, as in `RowSpans.kept`.
     """
-    verdicts = np.zeros(int(spans.lengths.sum()), dtype=np.uint8)
+    array = archive.array(name)
+    column = np.empty(int(spans.lengths.sum()), dtype=array.dtype)
     order = np.argsort(spans.start, kind="stable")
     starts, stops, first = spans.start[order], spans.stop[order], spans.first
-    for begin, end in plan_reads(spans.start, spans.stop, int(archive.array(name).chunks[0]), READ_ROWS):
+    for begin, end in plan_reads(spans.start, spans.stop, int(array.chunks[0]), READ_ROWS):
         values = archive.read_rows(name, begin, end)
         touched = slice(int(np.searchsorted(stops, begin, side="right")), int(np.searchsorted(starts, end)))
         for k in order[touched].tolist():
             start, stop = max(int(spans.start[k]), begin), min(int(spans.stop[k]), end)
             offset = int(first[k] - spans.start[k])
-            judged = judge(int(spans.instruction[k]), start, values[start - begin : stop - begin])
-            verdicts[offset + start : offset + stop] = judged
-    return verdicts
+            column[offset + start : offset + stop] = values[start - begin : stop - begin]
+    return column

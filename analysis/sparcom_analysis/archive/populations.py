@@ -108,8 +108,7 @@ def choose_population(archive: Archive, name: PopulationName | None = None) -> P
     if name is not None and name not in TITLES:
         raise InvalidInputError(f"population must be one of {', '.join(TITLES)}; it is {name!r}")
     held = ", ".join(archive.attributes.capture.components) or "nothing"
-    found = populations(archive)
-    if not found:
+    if not (found := populations(archive)):
         raise UnsupportedArchiveError(
             f"the analysis needs neurons of feed-forward layers or of experts; {archive.path} holds {held}. "
             "Extract again with a model whose neurons are captured"
@@ -130,16 +129,11 @@ def check_array(archive: Archive, name: str) -> None:
     Raises:
         DamagedArchiveError: rows have another shape, or an array of counts lacks instructions.
     """
-    axis = "instruction" if archive.granularity == "count" else "token"
     row = next(item.row for item in archive.captured if item.name == name)
     shape = archive.array(name).shape
-    if shape[1:] != row:
+    rows = len(archive.instructions) if archive.granularity == "count" else shape[0]
+    if shape != (rows, *row):
         raise DamagedArchiveError(
-            f"{name} must be ({axis}, {', '.join(map(str, row))}) by the attributes of {archive.path}; it is ({axis}, "
-            f"{', '.join(map(str, shape[1:]))}). Extract the archive again"
-        )
-    if archive.granularity == "count" and len(archive.instructions) != shape[0]:
-        raise DamagedArchiveError(
-            f"{name} must have one entry per instruction, {len(archive.instructions)} in {archive.path}; it has "
-            f"{shape[0]}. Extract the archive again"
+            f"{name} must have shape {(rows, *row)} by the attributes and the instruction table of {archive.path}; it "
+            f"has {shape}. Extract the archive again"
         )

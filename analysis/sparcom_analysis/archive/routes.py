@@ -47,10 +47,9 @@ def check_choices(
     Raises:
         DamagedArchiveError: one is invalid.
     """
-    found = invalid_choice(chosen, experts)
-    if found is None:
+    if (place := invalid_choice(chosen, experts)) is None:
         return
-    row, layer, choice = found
+    row, layer, choice = place
     expert = int(chosen[row, layer, choice])
     what = "holds no data (65535)" if expert == NO_EXPERT else f"is {expert}"
     if expert < experts:

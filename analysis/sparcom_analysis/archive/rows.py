@@ -23,12 +23,10 @@ class TokenFacts:
     """Which tokens of the chosen positions did not count.
 
     Attributes:
-        special_tokens, special_ids, special_rows: whether special tokens counted; otherwise their ids, and the rows
-            left out.
-        drawn, seed, too_short: m, tokens drawn per instruction (None: all count), the seed, and the instructions left
-            out because they have fewer.
-        counted_tokens, template_rows, unknown_origin: whether template tokens counted; otherwise the rows left out,
-            and the instructions left out because the origin of a token is unknown.
+        special_tokens, special_ids, special_rows: whether special tokens counted; else their ids and the rows left out.
+        drawn, seed, too_short: tokens drawn per instruction (None: all), the seed, instructions that have fewer.
+        counted_tokens, template_rows: whether template tokens counted; else the rows left out.
+        unknown_origin: instructions left out because the origin of a token is unknown.
     """
 
     special_tokens: SpecialTokens = "count"
@@ -170,16 +168,12 @@ def row_spans(archive: Archive, requested: Positions | None = None) -> RowSpans:
         position=position[some],
         without_rows=int((~some).sum()),
     )
-    _check_apart(archive, spans)
-    return spans
-
-
-def _check_apart(archive: Archive, spans: RowSpans) -> None:
     order = np.argsort(spans.start, kind="stable")
     overlap = np.flatnonzero(spans.start[order][1:] < spans.stop[order][:-1])
     if len(overlap):
-        pair = [archive.instructions.id[int(spans.instruction[order[overlap[0] + step]])] for step in (0, 1)]
+        pair = [table.id[int(spans.instruction[order[overlap[0] + step]])] for step in (0, 1)]
         raise DamagedArchiveError(
             f"rows of two instructions must not overlap; those of {pair[0]!r} and {pair[1]!r} in {archive.path} do. "
             "Run `sparcom verify`, then extract the archive again"
         )
+    return spans

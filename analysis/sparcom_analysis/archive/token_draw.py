@@ -8,9 +8,8 @@ instructions of similar length look alike. With m tokens each, p takes the same 
     the draw     a random 64-bit number per token that counts, in order, from PCG64 seeded by the seed and the SHA-256
                  of the instruction's id; the m tokens with the least numbers, in the order of their rows
 
-A draw depends on seed, id and T alone: not on blocks, cores, the population or other instructions. So a base and a
-tuned model are represented by the same tokens, and a draw of fewer tokens is part of a draw of more. The numbers are
-raw PCG64 output, whose stream NumPy promises to keep; that of `Generator.choice` it does not.
+A draw depends on seed, id and T alone. So a base and a tuned model are represented by the same tokens, and a draw of
+fewer tokens is part of a draw of more. NumPy promises to keep raw PCG64 output, unlike that of `Generator.choice`.
 """
 
 from __future__ import annotations
@@ -41,12 +40,9 @@ class TokenDraw:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.tokens is not None and self.tokens < 1:
-            problems.append(f"tokens to draw must be at least 1; it is {self.tokens}")
-        if self.seed < 0:
-            problems.append(f"seed must be at least 0; it is {self.seed}")
-        if problems:
+        few = self.tokens is not None and self.tokens < 1
+        problems = [f"tokens to draw must be at least 1; it is {self.tokens}"] if few else []
+        if problems := problems + ([f"seed must be at least 0; it is {self.seed}"] if self.seed < 0 else []):
             raise InvalidInputError(problems)
 
 

@@ -37,8 +37,20 @@ class Bitsets:
         if count * self._row_bytes <= (MEMORY_BYTES if memory_bytes is None else memory_bytes):
             self._held = np.zeros(self.shape, dtype=np.uint64)
             return
-        self._file = _open_file(folder, count * self._row_bytes)
-        weakref.finalize(self, os.close, self._file)
+        self._file = self._open_file(Path(tempfile.gettempdir()) if folder is None else folder)
+
+    def _open_file(self, where: Path) -> int:
+        """Return the descriptor of a file of zeros without a name, closed with this object."""
+        try:
+            file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR, or another output") from error
+        weakref.finalize(self, file.close)
+        try:
+            file.truncate(len(self) * self._row_bytes)
+        except OSError as error:
+            raise _no_room(error) from error
+        return file.fileno()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -98,22 +110,6 @@ class Bitsets:
                 )
             left, offset = left[count:], offset + count
         return rows
-
-
-def _open_file(folder: Path | None, size: int) -> int:
-    """Return the descriptor of an unlinked file of zeros."""
-    where = Path(tempfile.gettempdir()) if folder is None else folder
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=".sparcom-sets-", dir=where)
-    except OSError as error:
-        raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR, or another output") from error
-    Path(name).unlink()
-    try:
-        os.truncate(descriptor, size)
-    except OSError as error:
-        os.close(descriptor)
-        raise _no_room(error) from error
-    return descriptor
 
 
 def _no_room(error: OSError) -> StorageError:

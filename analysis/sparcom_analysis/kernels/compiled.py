@@ -33,13 +33,9 @@ def compiled(function: F) -> F:
         return njit(nogil=True)(function)  # type: ignore[no-any-return]
 
 
-def _spread_table() -> NDArray[np.uint64]:
-    """Return uint64 (256,): byte k of entry b is bit k of b. Adding entries adds eight counters at once."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return np.ascontiguousarray(bits).view(np.dtype("<u8"))[:, 0].astype(np.uint64)
-
-
-SPREAD = _spread_table()
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SPREAD: NDArray[np.uint64] = np.ascontiguousarray(_BITS).view(np.dtype("<u8"))[:, 0].astype(np.uint64)
+"""uint64 (256,): byte k of entry b is bit k of b. Adding entries adds eight counters at once."""
 
 
 @compiled

@@ -176,5 +176,5 @@ def test_sizes_that_contradict_the_attributes_are_damage(make_case) -> None:  # 
     section["model"]["neurons"] = 24
     root.attrs["sparcom"] = section
     zarr.consolidate_metadata(DurableStore(case.archive.path))
-    with pytest.raises(DamagedArchiveError, match=r"must be \(instruction, 3, 24\) .* it is \(instruction, 3, 20\)"):
+    with pytest.raises(DamagedArchiveError, match=r"must have shape \(3, 3, 24\) .* it has \(3, 3, 20\)"):
         activation_counts(open_archive(case.archive.path), 0)
