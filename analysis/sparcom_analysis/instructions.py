@@ -86,7 +86,7 @@ class PerInstruction:
         if instruction in self.ids:
             return list(self.ids).index(instruction)
         raise InvalidInputError(
-            f"{instruction!r} is not the id of one of these {len(self):,} instructions; ids: {', '.join(self.ids[:3])}, …"
+            f"{instruction!r} is not an id of these {len(self):,} instructions; ids: {', '.join(self.ids[:3])}, …"
         )
 
     def sel(

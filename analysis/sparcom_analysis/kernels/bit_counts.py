@@ -89,10 +89,10 @@ def _add_words(
                 octets = words[row, left:right].view(np.uint8)
                 for i in range(octets.shape[0]):
                     lanes[i] += spread[octets[i]]
-            own = counts[64 * left : 64 * right]
+            tile = counts[64 * left : 64 * right]
             for i in range(8 * width):
                 for bit in range(8):
-                    own[i * 8 + bit] += np.uint32((lanes[i] >> np.uint64(8 * bit)) & np.uint64(255))
+                    tile[i * 8 + bit] += np.uint32((lanes[i] >> np.uint64(8 * bit)) & np.uint64(255))
 
 
 def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:

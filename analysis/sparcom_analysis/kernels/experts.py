@@ -44,9 +44,9 @@ def _add_expert_bits(
                 expert = chosen[row, layer, choice]
                 if seen[expert] == 0:
                     lanes[expert, :] = 0
-                own, bits = lanes[expert], masks[row, layer, choice]
+                sums, bits = lanes[expert], masks[row, layer, choice]
                 for i in range(width):
-                    own[i] += spread[bits[i]]
+                    sums[i] += spread[bits[i]]
                 seen[expert] += 1
                 if seen[expert] == MAX_BYTE_COUNT:
                     at = np.int64(expert) * step

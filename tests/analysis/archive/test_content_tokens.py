@@ -121,7 +121,7 @@ def test_mixtures_give_what_numpy_gives_of_the_content(make_moe, population: Any
     assert pooled.tokens.sum() == found.tokens.sum()
 
 
-def test_the_same_tokens_with_other_origins_are_no_twins(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_tokens_with_other_origins_cannot_be_compared(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
     """Where content alone is counted, other tokens of the same prompt would be compared: refused, with the first id."""
     base, tuned = (make_moe(origins=True).archive for _ in range(2))
     row = int(tuned.instructions.token_start[4])
