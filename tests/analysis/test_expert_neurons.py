@@ -102,11 +102,11 @@ def test_epsilon_is_a_share_of_all_experts_neurons(make_moe, top: float) -> None
 
 
 def selected(
-    counts: NDArray[np.int64], tokens: int, top: float | None = None, threshold: float | None = None
+    counts: NDArray[np.int64], tokens: int, top: float | None = None, min_frequency: float | None = None
 ) -> NDArray[np.bool_]:
     """The ISNs of exact counts: those with p ≥ P, or the most frequent until ε of all are there, ties included."""
-    if threshold is not None:
-        return (counts > 0) & (counts >= Fraction(str(threshold)) * tokens)
+    if min_frequency is not None:
+        return (counts > 0) & (counts >= Fraction(str(min_frequency)) * tokens)
     ranked = np.sort(counts, axis=None)[::-1]
     wanted = -(-Fraction(str(top)) * counts.size // 1)
     return (counts > 0) & (counts >= ranked[int(wanted) - 1])

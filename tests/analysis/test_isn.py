@@ -94,7 +94,7 @@ def test_epsilon_is_taken_as_written(top: float, neurons: int, wanted: int) -> N
 @pytest.mark.parametrize(
     ("min_frequency", "tokens", "count"), [(0.3, 10, 3), (0.29, 100, 29), (0.301, 10, 4), (1.0, 7, 7)]
 )
-def test_threshold_is_compared_exactly(min_frequency: float, tokens: int, count: int) -> None:
+def test_min_frequency_is_compared_exactly(min_frequency: float, tokens: int, count: int) -> None:
     """p ≥ P means c ≥ P · T in whole numbers: 3 of 10 tokens reach 0.3, 3 of 10 do not reach 0.301."""
     assert minimum_count(Options(min_frequency=min_frequency), counted([0] * 8, tokens), 8) == count
 
