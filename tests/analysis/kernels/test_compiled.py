@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.kernels import neurons as kernels
+from sparcom_analysis.kernels import compiled as kernels
 
 
 @settings(deadline=None, max_examples=40)

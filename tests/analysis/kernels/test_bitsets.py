@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.kernels.bitsets import PackedSets
+from sparcom_analysis.kernels.bitsets import Bitsets
 from sparcom_data.errors import StorageError
 
 
@@ -27,7 +27,7 @@ from sparcom_data.errors import StorageError
 def test_rows_are_what_was_written(count: int, words: int, memory_bytes: int, data: st.DataObject) -> None:
     """In any order, in memory or in a file, what was not written is empty."""
     expected = np.zeros((count, words), dtype=np.uint64)
-    sets = PackedSets(count, words, memory_bytes=memory_bytes)
+    sets = Bitsets(count, words, memory_bytes=memory_bytes)
     rng = np.random.default_rng(0)
     for k in data.draw(st.lists(st.integers(0, count - 1))):
         sets[k] = expected[k] = rng.integers(0, 2**64, size=words, dtype=np.uint64)
@@ -45,7 +45,7 @@ def descriptors() -> set[str]:
 def test_the_file_has_no_name_and_is_closed(tmp_path: Path) -> None:
     """Nothing is left in the folder while the sets are in use, and no descriptor after them."""
     before = descriptors()
-    sets = PackedSets(3, 5, tmp_path, memory_bytes=0)
+    sets = Bitsets(3, 5, tmp_path, memory_bytes=0)
     sets[1] = np.full(5, 7, dtype=np.uint64)
     assert list(tmp_path.iterdir()) == []
     assert (sets.rows(0, 3).sum(), len(descriptors() - before)) == (35, 1)
@@ -56,7 +56,7 @@ def test_the_file_has_no_name_and_is_closed(tmp_path: Path) -> None:
 
 def test_wrong_places_are_refused(tmp_path: Path) -> None:
     """A set of another width, a set that is not there, rows past the end."""
-    sets = PackedSets(3, 5, tmp_path, memory_bytes=0)
+    sets = Bitsets(3, 5, tmp_path, memory_bytes=0)
     for k, width in ((0, 4), (3, 5), (-1, 5)):
         with pytest.raises(ValueError, match="must be uint64"):
             sets[k] = np.zeros(width, dtype=np.uint64)
@@ -68,7 +68,7 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     """A folder that is not there is named, with what to do."""
     with pytest.raises(StorageError, match=r"need a file in .*none.*Set TMPDIR"):
-        PackedSets(3, 5, tmp_path / "none", memory_bytes=0)
+        Bitsets(3, 5, tmp_path / "none", memory_bytes=0)
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
@@ -79,9 +79,9 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def filled(folder: Path, memory_bytes: int) -> PackedSets:
+def filled(folder: Path, memory_bytes: int) -> Bitsets:
     """Three sets of five words, the numbers 0 to 14."""
-    sets = PackedSets(3, 5, folder, memory_bytes)
+    sets = Bitsets(3, 5, folder, memory_bytes)
     for k in range(3):
         sets[k] = np.arange(5 * k, 5 * k + 5, dtype=np.uint64)
     return sets
@@ -102,7 +102,7 @@ def test_sets_in_memory_may_be_copied(tmp_path: Path, way: str) -> None:
     assert COPIES[way](filled(tmp_path, 1 << 20)).rows(0, 3).ravel().tolist() == list(range(15))
 
 
-def _send_rows(sets: PackedSets, pipe: Connection) -> None:
+def _send_rows(sets: Bitsets, pipe: Connection) -> None:
     pipe.send(sets.rows(0, 3).ravel().tolist())
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis import category_similarity, expert_correlation, instruction_experts, instruction_specific_neurons
-from sparcom_analysis.kernels import neurons as kernels
+from sparcom_analysis import find_ises, find_isns
+from sparcom_analysis.archive.populations import PopulationName, choose_population
 from sparcom_analysis.archive.token_draw import TokenDraw, drawn_places
-from sparcom_analysis.archive.populations import Component, choose_population
+from sparcom_analysis.kernels import compiled as kernels
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
 PINNED = [[0, 2, 3, 4, 8, 15], [4, 9, 12, 14, 17, 19], [0, 2, 6, 12, 16, 17]]
@@ -56,24 +56,24 @@ def drawn_rows(case: Any, index: int, m: int, seed: int) -> list[int]:
     ]
 
 
-def true_counts(case: Any, rows: list[int], component: str) -> dict[tuple[int, ...], int]:
+def true_counts(case: Any, rows: list[int], population: str) -> dict[tuple[int, ...], int]:
     """c of every neuron over these rows, by (layer, neuron) or (layer, expert, neuron)."""
     truth, counts = case.truth, Counter[tuple[int, ...]]()
     for row in rows:
-        if component == "expert_neuron":
+        if population == "expert_neuron":
             for layer, choice, neuron in np.argwhere(truth.expert_active[row]).tolist():
                 counts[layer, int(truth.expert[row, layer, choice]), neuron] += 1
         else:
-            masks = truth.masks if component == "neuron" else truth.shared_active
+            masks = truth.masks if population == "neuron" else truth.shared_active
             counts.update((layer, neuron) for layer, neuron in np.argwhere(masks[row]).tolist())
     return counts
 
 
-def most_frequent(counts: dict[tuple[int, ...], int], epsilon: str, total: int) -> set[tuple[int, ...]]:
+def most_frequent(counts: dict[tuple[int, ...], int], top: str, total: int) -> set[tuple[int, ...]]:
     """Equation 7 or 9: the ⌈ε · N⌉ most frequent and what ties with the last."""
     taken: set[tuple[int, ...]] = set()
     for level in sorted(set(counts.values()), reverse=True):
-        if len(taken) >= Fraction(epsilon) * total:
+        if len(taken) >= Fraction(top) * total:
             break
         taken |= {neuron for neuron, count in counts.items() if count == level}
     return taken
@@ -85,38 +85,38 @@ def most_frequent(counts: dict[tuple[int, ...], int], epsilon: str, total: int) 
     draw_seed=st.integers(0, 99),
     chunk=st.integers(1, 40),
     block_bytes=st.integers(1, 400),
-    component=st.sampled_from(["neuron", "expert_neuron", "shared_expert_neuron"]),
-    epsilon=st.sampled_from(["0.05", "0.3"]),
+    population=st.sampled_from(["neuron", "expert_neuron", "shared_expert_neuron"]),
+    top=st.sampled_from(["0.05", "0.3"]),
     seed=st.integers(0, 99),
     failed=st.sets(st.sampled_from([0, 3, 7])),
 )
 def test_measures_are_those_of_the_drawn_tokens(  # type: ignore[no-untyped-def]
-    make_moe, m, draw_seed, chunk, block_bytes, component: Component, epsilon: str, seed, failed
+    make_moe, m, draw_seed, chunk, block_bytes, population: PopulationName, top: str, seed, failed
 ) -> None:
     """Equations 6 to 14 over the drawn tokens, written out in sets and loops, whatever chunks, blocks and failures."""
     case = make_moe(chunk_tokens=chunk, seed=seed, failed=tuple(failed), lengths=(2, 14), per_category=5)
     draw = TokenDraw(tokens=m, seed=draw_seed)
     long_enough = [i for i in case.complete if case.rows(i).stop - case.rows(i).start >= m]
     if len(long_enough) < 2:
-        with pytest.raises(IncompleteArchiveError, match=f"at least {m} prompt rows"):
-            instruction_experts(case.archive, tokens=draw)
+        with pytest.raises(IncompleteArchiveError, match=f"at least {m} prompt tokens"):
+            find_ises(case.archive, draw=draw, least=2)
         return
-    options: Any = {"tokens": draw, "block_bytes": block_bytes}
-    neurons = instruction_specific_neurons(case.archive, epsilon=float(epsilon), component=component, **options)
-    experts = instruction_experts(case.archive, **options)
-    total, sets, shares = choose_population(case.archive, component).total, [], []
+    options: Any = {"draw": draw, "block_bytes": block_bytes}
+    neurons = find_isns(case.archive, top=float(top), population=population, **options)
+    experts = find_ises(case.archive, **options)
+    total, sets, shares = choose_population(case.archive, population).total, [], []
     assert neurons.instruction.tolist() == experts.instruction.tolist() == long_enough
     for k, index in enumerate(long_enough):
         rows = drawn_rows(case, index, m, draw_seed)
-        sets.append(most_frequent(true_counts(case, rows, component), epsilon, total))
+        sets.append(most_frequent(true_counts(case, rows, population), top, total))
         assert {tuple(where) for where in np.argwhere(neurons.mask(k)).tolist()} == sets[-1]
         shares.append((case.truth.expert[rows][..., None] == np.arange(6)).any(axis=2).mean(axis=0))
-        np.testing.assert_allclose(experts.frequencies(k), shares[-1], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(experts.frequencies[k], shares[-1], rtol=0, atol=1e-12)
     assert set(neurons.tokens.tolist()) == set(experts.tokens.tolist()) == {m}
     assert neurons.token_facts == experts.token_facts
     assert neurons.token_facts.too_short == len(case.complete) - len(long_enough)
     categories = [case.archive.instructions.category[i] for i in long_enough]
-    _check_means(categories, sets, shares, category_similarity(neurons), expert_correlation(experts))
+    _check_means(categories, sets, shares, neurons.pairs.means(), experts.pairs.means())
 
 
 def _check_means(categories, sets, shares, similarity, correlation) -> None:  # type: ignore[no-untyped-def]
@@ -128,31 +128,27 @@ def _check_means(categories, sets, shares, similarity, correlation) -> None:  # 
             for j in range(len(sets))
             if (categories[i], categories[j]) == (labels[a], labels[b])
         ]
-        jaccard = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) if sets[i] | sets[j] else 0.0 for i, j in pairs]
-        assert abs(similarity.matrix[a, b] - np.mean(jaccard)) < 1e-12
+        jaccard = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in pairs if sets[i] | sets[j]]
+        assert abs(similarity[0][a, b] - np.mean(jaccard)) < 1e-12 if jaccard else np.isnan(similarity[0][a, b])
         every = [np.corrcoef(shares[i].ravel(), shares[j].ravel())[0, 1] for i, j in pairs]
-        assert abs(correlation.matrix[a, b] - np.mean(every)) < 1e-12
-        r, found = [value for value, (i, j) in zip(every, pairs, strict=True) if i != j], correlation.without_self[a, b]
+        assert abs(correlation[0][a, b] - np.mean(every)) < 1e-12
+        r, found = [value for value, (i, j) in zip(every, pairs, strict=True) if i != j], correlation[1][a, b]
         assert abs(found - np.mean(r)) < 1e-12 if r else np.isnan(found)
 
 
 def test_all_tokens_of_each_are_the_plain_measures(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
     """With m = T for all, sets, sizes and frequencies are those without a draw, to the bit."""
     archive = make_case((9, 9, 9, 9), ("a", "a", "b", "b")).archive
-    plain = instruction_specific_neurons(archive)
-    matched = instruction_specific_neurons(archive, tokens=TokenDraw())
+    plain = find_isns(archive)
+    matched = find_isns(archive, draw=TokenDraw())
     assert matched.token_facts.drawn == 9
     np.testing.assert_array_equal(matched.sets.rows(0, 4), plain.sets.rows(0, 4))
     np.testing.assert_array_equal(matched.minimum_count, plain.minimum_count)
     moe = make_moe(lengths=(11, 11)).archive
-    for component in ("neuron", "expert_neuron", "shared_expert_neuron"):
-        pair = [
-            instruction_specific_neurons(moe, component=component, tokens=draw) for draw in (None, TokenDraw(11, 5))
-        ]
+    for population in ("neuron", "expert_neuron", "shared_expert_neuron"):
+        pair = [find_isns(moe, population=population, draw=draw) for draw in (None, TokenDraw(11, 5))]
         np.testing.assert_array_equal(pair[0].sets.rows(0, 10), pair[1].sets.rows(0, 10))
-    np.testing.assert_array_equal(
-        instruction_experts(moe, tokens=TokenDraw(11)).counts, instruction_experts(moe).counts
-    )
+    np.testing.assert_array_equal(find_ises(moe, draw=TokenDraw(11)).counts, find_ises(moe).counts)
 
 
 def test_the_draw_does_not_depend_on_cores(make_moe, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -162,7 +158,7 @@ def test_the_draw_does_not_depend_on_cores(make_moe, monkeypatch) -> None:  # ty
     for cores in (1, 7):
         monkeypatch.setattr(kernels, "cores", lambda cores=cores: cores)
         monkeypatch.setattr(kernels, "MIN_SPLIT_BYTES", 1)
-        neurons = instruction_specific_neurons(archive, component="expert_neuron", tokens=TokenDraw(seed=2))
+        neurons = find_isns(archive, population="expert_neuron", draw=TokenDraw(seed=2))
         found.append(neurons.sets.rows(0, len(neurons)).copy())
     np.testing.assert_array_equal(*found)
 
@@ -170,10 +166,10 @@ def test_the_draw_does_not_depend_on_cores(make_moe, monkeypatch) -> None:  # ty
 def test_without_a_number_the_shortest_of_at_least_eight_says_it(make_case) -> None:  # type: ignore[no-untyped-def]
     """m is T of the shortest instruction that has eight tokens; shorter ones are left out and counted."""
     archive = make_case((5, 12, 9, 7, 30), ("a", "a", "b", "b", "b")).archive
-    matched = instruction_specific_neurons(archive, tokens=TokenDraw())
+    matched = find_isns(archive, draw=TokenDraw())
     assert (matched.ids, matched.tokens.tolist()) == (["i1", "i2", "i4"], [9, 9, 9])
     assert (matched.token_facts.drawn, matched.token_facts.too_short) == (9, 2)
-    exact = instruction_specific_neurons(make_case((5, 12, 8), ("a", "a", "b")).archive, tokens=TokenDraw())
+    exact = find_isns(make_case((5, 12, 8), ("a", "a", "b")).archive, draw=TokenDraw())
     assert exact.token_facts.drawn == 8
 
 
@@ -182,9 +178,9 @@ def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # typ
     case = make_case((9, 10, 12), ("a", "a", "b"))
     archive = damage(case.archive, "token/id", slice(0, 31), np.r_[0, 0, np.full(7, 7), 0, np.full(21, 7)])
     left_out: Any = {"special_tokens": "leave_out", "special_token_ids": [0]}
-    matched = instruction_specific_neurons(archive, tokens=TokenDraw(), **left_out)
+    matched = find_isns(archive, draw=TokenDraw(), **left_out)
     assert (matched.ids, matched.token_facts.drawn, matched.token_facts.special_rows) == (["i1", "i2"], 9, 3)
-    plain = instruction_specific_neurons(archive, **left_out)
+    plain = find_isns(archive, **left_out)
     assert plain.tokens.tolist() == [7, 9, 12]
     np.testing.assert_array_equal(matched.mask(0), plain.mask(1))  # nine of its nine ordinary tokens
 
@@ -192,14 +188,14 @@ def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # typ
 @pytest.mark.parametrize(
     ("draw", "reason"),
     [
-        (TokenDraw(tokens=11), "at least 11 prompt rows; .* has 1 .* 7 have fewer. Draw fewer tokens"),
-        (TokenDraw(tokens=500), "at least 500 prompt rows; .* has 0"),
+        (TokenDraw(tokens=11), "at least 11 prompt tokens; .* has 1 .* 7 have fewer. Draw fewer tokens"),
+        (TokenDraw(tokens=500), "at least 500 prompt tokens; .* has 0"),
     ],
 )
 def test_more_tokens_than_instructions_have_are_refused(typical, draw: TokenDraw, reason: str) -> None:  # type: ignore[no-untyped-def]
     """Where fewer than two instructions are long enough the error says so and the remedy."""
     with pytest.raises(IncompleteArchiveError, match=reason):
-        instruction_specific_neurons(typical.archive, tokens=draw)
+        find_isns(typical.archive, draw=draw, least=2)
 
 
 def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
@@ -208,8 +204,8 @@ def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: 
         TokenDraw(tokens=0, seed=-1)
     short = make_case((3, 7, 4), ("a", "a", "b")).archive
     with pytest.raises(IncompleteArchiveError, match=r"at least 8; the longest of .* has 7\. Say how many"):
-        instruction_specific_neurons(short, tokens=TokenDraw())
+        find_isns(short, draw=TokenDraw())
     counts = make_moe(granularity="count").archive
-    for measure in (instruction_specific_neurons, instruction_experts):
-        with pytest.raises(UnsupportedArchiveError, match=r"of which none can be taken away\. Extract again"):
-            measure(counts, tokens=TokenDraw(tokens=2))
+    for measure in (find_isns, find_ises):
+        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens of an instruction\. Extract again"):
+            measure(counts, draw=TokenDraw(tokens=2))

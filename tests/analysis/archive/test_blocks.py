@@ -21,7 +21,7 @@ def spans_of(pieces: list[tuple[int, int]]) -> RowSpans:
         at += gap + length
         stops.append(at)
     start = np.array(starts, dtype=np.int64)
-    return RowSpans(np.arange(len(pieces)), start, np.array(stops, dtype=np.int64), np.zeros_like(start))
+    return RowSpans("prompt", np.arange(len(pieces)), start, np.array(stops, dtype=np.int64), np.zeros_like(start))
 
 
 @given(

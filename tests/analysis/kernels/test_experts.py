@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sparcom_analysis.kernels import compiled as kernels
 from sparcom_analysis.kernels import experts as expert_kernels
-from sparcom_analysis.kernels import neurons as kernels
 
 
 def choices_of(rng: np.random.Generator, rows: int, layers: int, experts: int, choices: int) -> NDArray[np.uint16]:
