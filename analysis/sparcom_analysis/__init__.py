@@ -10,6 +10,7 @@
 Needs neither torch nor vLLM. docs/python.md answers a researcher's questions in a line or two each.
 """
 
+from sparcom_analysis import plot
 from sparcom_analysis.compare import Comparison, compare
 from sparcom_analysis.frequencies import activation_counts, activation_frequencies, expert_frequencies
 from sparcom_analysis.ise import ExpertCounts, find_ises
@@ -33,5 +34,6 @@ __all__ = [
     "find_ises",
     "find_isns",
     "open_archive",
+    "plot",
     "similarity",
 ]
