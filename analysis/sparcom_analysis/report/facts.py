@@ -77,15 +77,12 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
     model, capture = attributes.model, attributes.capture
     of_model = ("revision", "architecture", "dtype", "quantization", "activation")
     of_capture = ("predicate", "granularity", "positions", "prompt_format")
-    found: dict[str, Any] = {
-        "name": PurePath(archive.path).name,
-        "model": model.id,
-        "model_name": PurePath(model.id).name,
-    }
+    found: dict[str, Any] = {"name": PurePath(archive.path).name, "model": model.id}
+    found |= {"model_name": PurePath(model.id).name, "layers": len(model.layer_ids), "neurons": archive.neurons}
     found |= {name: getattr(attributes, name) for name in ("format_version", "created", "state")}
     found |= {name: getattr(model, name) for name in of_model} | {name: getattr(capture, name) for name in of_capture}
-    found |= {"layers": len(model.layer_ids), "neurons": archive.neurons, "vllm": attributes.engine.vllm}
     found |= {"dataset": attributes.dataset.name, "dataset_sha256": attributes.dataset.sha256}
+    found |= {"vllm": attributes.engine.vllm}
     return found if model.moe is None else found | {"moe": model.moe.model_dump(mode="json")}
 
 
