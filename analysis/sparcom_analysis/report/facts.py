@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import TITLES
 from sparcom_analysis.archive.rows import row_spans
-from sparcom_analysis.compare import IsnComparison
+from sparcom_analysis.compare import IsnComparison, matched_notes
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, describe_states
@@ -52,9 +51,8 @@ def run_facts(
         found["tuned"] = archive_facts(archives[1])
     if comparison is not None:
         matched = comparison.matched
-        notes: Any = getattr(import_module("sparcom_analysis.compare"), "matched_notes", lambda _comparison: [])
         counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
-        found["comparison"] = {"matched": len(matched), "notes": notes(comparison)}
+        found["comparison"] = {"matched": len(matched), "notes": matched_notes(comparison)}
         found["comparison"] |= {name: getattr(matched, name) for name in counts}
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
     return found | {
