@@ -60,6 +60,15 @@ def test_stopped_anywhere_it_does_not_look_whole(writes: int, tmp_path: Path, mo
     assert held(tmp_path) == third
 
 
+def test_reports_of_subfolders_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at the first write, several runs leave no metrics.json and no report.html in any subfolder."""
+    write_folder(tmp_path, {f"{run}/{name}": b"1" for run in "ab" for name in ("metrics.json", "report.html", "c.csv")})
+    monkeypatch.setattr(folder, "write_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, {"report.html": b"2"})
+    assert set(held(tmp_path)) == {"a/c.csv", "b/c.csv"}
+
+
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     """A list of names that was tampered with removes nothing outside, and one that is none is no list."""
     inner, outside = tmp_path / "results", tmp_path / "outside"
