@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from sparcom_analysis.measures.experts import expert_frequencies, routing_correlation, top_experts
+from sparcom_analysis.measures.experts import length_control as routing_length_control
+from sparcom_analysis.measures.finetuning import correlation, jaccard, routing_shift, venn
+from sparcom_analysis.measures.finetuning import layers as finetuning_layers
+from sparcom_analysis.measures.finetuning import top_experts as finetuning_top_experts
 from sparcom_analysis.measures.general_unique import experts as unique_experts
 from sparcom_analysis.measures.general_unique import neurons as unique_neurons
 from sparcom_analysis.measures.measure import Measure
-from sparcom_analysis.measures.neurons import lape, similarity
+from sparcom_analysis.measures.neurons import lape, layers, length_control, set_sizes, similarity, source_effect
 
 REGISTRY: tuple[Measure, ...] = (
     similarity.MEASURE,
+    layers.MEASURE,
+    set_sizes.MEASURE,
+    source_effect.MEASURE,
+    length_control.MEASURE,
     unique_neurons.MEASURE,
+    lape.MEASURE,
+    routing_correlation.MEASURE,
+    source_effect.ROUTING_MEASURE,
+    routing_length_control.MEASURE,
+    expert_frequencies.MEASURE,
+    top_experts.MEASURE,
     unique_experts.MEASURE,
     unique_experts.MOST_USED,
-    lape.MEASURE,
+    jaccard.MEASURE,
+    finetuning_layers.MEASURE,
+    venn.MEASURE,
+    correlation.MEASURE,
+    routing_shift.MEASURE,
+    finetuning_top_experts.MEASURE,
 )
