@@ -35,7 +35,6 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
         InvalidInputError: an analysis lacks the fine-tuned model, or the second model has no experts.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from sparcom_analysis.findings import alteration, experts, neurons
     from sparcom_analysis.findings.short import in_short
     from sparcom_analysis.schema import Metrics
@@ -89,8 +88,9 @@ def likeness(matrix: Sequence[Sequence[float | None]]) -> tuple[float | None, fl
 
 def _populations(dense: Metrics, moe: Metrics) -> list[tuple[str, Metrics, str]]:
     """Return (title, metrics, ending of its files) of each population of neurons, the dense model's first."""
-    from sparcom_analysis.archive.populations import TITLES
     from sparcom_analysis.report.files import component_views
+
+    from sparcom_analysis.archive.populations import TITLES
 
     parts = [(view.component, view, end) for end, view in component_views(moe).items()]
     routed = [(f"MoE model: {TITLES[component]}", view, end) for component, view, end in parts if component is not None]
