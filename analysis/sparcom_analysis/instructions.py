@@ -34,6 +34,9 @@ RESAMPLING_OPTIONS = (
 )
 
 
+SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PerInstruction:
     """Something of n instructions, in submission order.
@@ -154,7 +157,7 @@ class PerInstruction:
         return changed
 
     def grouped(self, by: Sequence[str]) -> Self:
-        """Return the same in other groups: `("category",)`, `("source",)`, `("category", "source")`."""
+        """Return the same in other groups: `("category",)`, `("source",)`, `("category", "half")`."""
         options = Options.of(self.options, group_by=tuple(by))
         return replace(self, options=options, categories=group_names(self.archive, self.instruction, options))
 
@@ -175,11 +178,19 @@ class PerInstruction:
 
 
 def group_names(archive: Archive, instruction: NDArray[np.int64], options: Options) -> list[str]:
-    """Return the group of each instruction: its category, its source, or both as "CLS / natural"."""
-    columns = [getattr(archive.instructions, name) for name in options.group_by]
+    """Return the group of each instruction: its category, source or half, or several as "CLS / natural"."""
+    columns = [_column(archive, name) for name in options.group_by]
     if len(columns) == 1:
         return [columns[0][i] for i in instruction]
     return [" / ".join(column[i] or NONE_LABEL for column in columns) for i in instruction]
+
+
+def _column(archive: Archive, name: str) -> Sequence[str]:
+    table = archive.instructions
+    if name == "half":
+        return [("synthetic" if one in SYNTHETIC else "natural") if one else "" for one in table.source]
+    names: Sequence[str] = getattr(table, name)
+    return names
 
 
 def shared_fields(archive: Archive, spans: RowSpans, options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sparcom_data.schema.metadata import Positions
 
 SpecialTokens = Literal["count", "leave_out"]
 CountedTokens = Literal["all", "content"]
-Grouping = Literal["category", "source"]
+Grouping = Literal["category", "source", "half"]
 
 DEFAULT_TOP = 0.05
 LARGEST_TOKEN_ID = 2**31 - 1
@@ -32,7 +32,7 @@ class Options:
         counted_tokens: `content` leaves out tokens that a chat template or the tokenizer wrote.
         special_tokens, special_token_ids: whether special tokens (BOS, template markers) count, and their ids if not
             those that the archive lists.
-        group_by: what groups instructions: `category`, `source`, or both in either order.
+        group_by: what groups instructions: `category`, `source`, `half` (synthetic or natural, of HexaInst), or several.
         self_pairs: whether figures and sentences show means with the pair of an instruction with itself, as equations
             10 and 14 have it. Both versions are always computed.
         equal_length: repeat the measures with the same number of tokens per instruction. None: where that can be done.
@@ -111,7 +111,7 @@ class Options:
             ),
             "special_token_ids name tokens to leave out; add special_tokens='leave_out' "
             "(--special-tokens leave-out)": ids is not None and self.special_tokens == "count",
-            f"group_by must be category, source or both; it is {self.group_by!r}": (
+            f"group_by must be one or more of category, source and half; it is {self.group_by!r}": (
                 not self.group_by
                 or len(set(self.group_by)) < len(self.group_by)
                 or not set(self.group_by) <= set(get_args(Grouping))

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from sparcom_analysis.measures.measure import Measure
-from sparcom_analysis.measures.neurons import similarity
+from sparcom_analysis.measures.neurons import similarity, source_effect
 
-REGISTRY: tuple[Measure, ...] = (similarity.MEASURE,)
+REGISTRY: tuple[Measure, ...] = (similarity.MEASURE, source_effect.MEASURE, source_effect.ROUTING_MEASURE)

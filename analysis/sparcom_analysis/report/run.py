@@ -119,11 +119,10 @@ class _Run:
 
     def compute(self) -> xr.DataTree:
         """Read everything, then compute every measure that the archives allow."""
-        self.steps.count = len(self.archives) * (len(self.populations) + self.routed)
+        self.steps.count = len(self.archives) * (len(self.populations) + self.routed) + self._measures()
         isns = {name: [self._isn(archive, name) for archive in self.archives] for name in self.populations}
         experts = [self._experts(archive) for archive in self.archives] if self.routed else []
         jobs = list(self._jobs(isns, experts))
-        self.steps.count += len(jobs)
         nodes, missing = {}, []
         for path, measure, subject in jobs:
             try:
@@ -137,6 +136,17 @@ class _Run:
         tree.attrs = run_facts(self.archives, isns, self.options) | {"not_computed": missing}
         self.steps.finish()
         return tree
+
+    def _measures(self) -> int:
+        """Return how many nodes the tree will have."""
+        pair = len(self.archives) == 2
+        times = {
+            "isn": len(self.populations),
+            "experts": int(self.routed),
+            "isn_comparison": pair * len(self.populations),
+            "expert_comparison": int(pair and self.routed),
+        }
+        return sum(times[one.needs] * (1 + (pair and one.also_tuned)) for one in REGISTRY)
 
     def _isn(self, archive: Archive, name: Any) -> IsnSets:
         base = archive is self.archives[0]

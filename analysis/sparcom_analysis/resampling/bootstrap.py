@@ -139,7 +139,7 @@ def draw_resamples(
 def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> PairIntervals:
     """Intervals for every cell of equation 10 or of equation 14, of both versions."""
     found = _Ends(len(pairs.labels), resamples.confidence)
-    for a, b, means in _resampled_cells(pairs, resamples):
+    for a, b, means in resampled_cells(pairs, resamples):
         found.add(a, b, means)
     return found.intervals
 
@@ -152,7 +152,7 @@ def difference_intervals(
     That of the difference is not what the two others differ by: both measures rise and fall with the same draws.
     """
     ends = [_Ends(len(first.labels), resamples.confidence) for _ in range(3)]
-    cells = zip(_resampled_cells(first, resamples), _resampled_cells(second, resamples), strict=True)
+    cells = zip(resampled_cells(first, resamples), resampled_cells(second, resamples), strict=True)
     for (a, b, one), (_, _, other) in cells:
         ends[0].add(a, b, one)
         ends[1].add(a, b, other)
@@ -181,7 +181,7 @@ class _Ends:
             interval.high[[a, b], [b, a]] = high
 
 
-def _resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Both]]:
+def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Both]]:
     """Every two categories a ≤ b, and their means of all resamples; NaN where there are too few instructions."""
     resamples.check(pairs.categories)
     codes, defined = pairs.codes, pairs.defined
