@@ -85,7 +85,7 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
 @setting("--seed", "seed", COUNT, "Seed all draws and permutations.")
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
 @click.pass_context
-def analyze(ctx: click.Context, archives: Sequence[str], tuned: str | None, output: Path, **settings: Any) -> None:
+def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, output: Path, **settings: Any) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a server's address.
 
     ISNs are instruction-specific neurons: those most often active over the tokens of one instruction. Give several
