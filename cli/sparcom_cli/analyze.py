@@ -31,9 +31,9 @@ Pair = tuple[str, str | None]
 
 
 class _Grouping(click.ParamType[Any]):
-    """One or both of `category` and `source`, separated by a comma."""
+    """One or more of `category`, `source` and `half`, separated by commas."""
 
-    name = "category|source|category,source"
+    name = "category|source|half,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
@@ -63,7 +63,7 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
 @setting("--tokens", "counted_tokens", TOKENS, "Count all tokens, or only the instruction's own text.")
 @setting("--special-tokens", "special_tokens", SPECIAL, "Count BOS and chat template markers, or leave them out.")
 @setting("--special-token-id", "special_token_ids", COUNT, "Leave this token id out. Repeatable.", IDS, multiple=True)
-@setting("--group-by", "group_by", _Grouping(), "Group instructions by category, by source, or by both.")
+@setting("--group-by", "group_by", _Grouping(), "Group instructions by these, such as category,source.")
 @setting("--self-pairs/--exclude-self-pairs", "self_pairs", None, "Count pairs of an instruction with itself, or not.")
 @setting("--instruction", "instructions", str, "Show this instruction in figure 6. Repeatable.", VENN, multiple=True)
 @setting(EQUAL, "equal_length", None, "Repeat the measures with equally many tokens per instruction.", "if possible")
@@ -99,6 +99,7 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
     if settings["instructions"] and not any(other for _, other in pairs):
         raise click.UsageError("--instruction shows an instruction in both models: add --tuned")
     options = _options(ctx, settings)
+    from sparcom_analysis.report.page import notes
     from sparcom_analysis.report.write import write_report
 
     from sparcom_analysis.report.folder import check_output
@@ -111,8 +112,8 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
     }
     report = write_report(runs if len(runs) > 1 else next(iter(runs.values())), output)
     for run in runs.values():
-        for warning in run.attrs["warnings"]:
-            click.echo(visible(f"warning: {warning}"), err=True)
+        for note in notes(run.attrs):
+            click.echo(visible(f"warning: {note}"), err=True)
     click.echo(visible("\n".join(summary(runs, options))))
     click.echo(f"\nreport: {report}")
 

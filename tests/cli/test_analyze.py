@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 
-from sparcom_analysis import Options
+from sparcom_analysis import Options, read_metrics
+from sparcom_analysis.measures.neurons import similarity
 from sparcom_cli.analyze import analyze, split_pair, titles
-from sparcom_cli.shared.summary import summary
+from sparcom_cli.shared.summary import first_sentences, summary
 from sparcom_data.archive import open_archive
 from sparcom_data.testing import write_random_archive
 
@@ -59,9 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: str | Path) -> Any:
-    """Run the command in this process, with few resamples; warnings and progress are apart from the output."""
-    few = ["--resamples", "20", "--permutations", "20"]
-    return CliRunner().invoke(analyze, [*map(str, arguments), *few])
+    """Run the command in this process, with few resamples and without drawing."""
+    few = ["--resamples", "20", "--permutations", "20", "--no-match-tokens"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg/>")
+        return CliRunner().invoke(analyze, [*map(str, arguments), *few])
 
 
 @pytest.fixture
@@ -80,13 +82,12 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Options]]:
 def test_the_command_works_without_them(folder: Path, tmp_path: Path) -> None:
     """`sparcom analyze` runs to its end in an install without torch, vLLM and FastAPI, and prints the matrix."""
     code = "from sparcom_cli.main import main; main()"
-    few = ["--resamples", "20", "--permutations", "20"]
+    few = ["--resamples", "0", "--permutations", "0", "--no-equal-length"]
     result = run_without(code, "analyze", str(folder / "a.zarr"), "--output", str(tmp_path / "out"), *few)
     assert result.returncode == 0, result.stderr
-    assert "random: 5 of 6 instructions, 33 prompt tokens (left out: 1 failed)" in result.stdout
+    assert "random: 5 of 6 instructions, 34 prompt tokens (left out: 1 failed)" in result.stdout
     assert f"report: {tmp_path / 'out' / 'report.html'}" in result.stdout
-    ds = xr.Dataset.from_dict(json.loads((tmp_path / "out" / "metrics.json").read_text())["measures"]["similarity"])
-    matrix = ds["value"].sel(self_pairs=True).values
+    matrix = read_metrics(tmp_path / "out")["similarity"]["value"].sel(self_pairs=True).values
     assert f"CLS   {matrix[0][0]:.3f}  {matrix[0][1]:.3f}" in result.stdout
     assert "reading, resampling" in result.stderr
 
@@ -111,7 +112,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
         (["--lape-top", "0"], "0<x<=1"),
         (["--lape-bar", "1.1"], "0<x<=1"),
         (["--rows", "some"], "'some' is not one of"),
-        (["--group-by", "model"], "group_by must be category, source or both"),
+        (["--group-by", "model"], "group_by must be one or more of category, source and half"),
         (["--special-token-id", "1"], "add special_tokens='leave_out' (--special-tokens leave-out)"),
         (["--no-equal-length", "--equal-length-tokens", "9"], "needs equal lengths"),
         (["--instruction", "i1"], "add --tuned"),
@@ -232,19 +233,18 @@ def test_several_models_share_one_report(folder: Path, tmp_path: Path) -> None:
 
 def test_the_printed_settings_and_sentences_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
     """Frequency, positions and self pairs are printed as they were used; so is the first sentence of a measure."""
-    from sparcom_analysis.measures import REGISTRY
-
-    arguments = ["--threshold", "0.4", "--exclude-self-pairs", "--no-match-tokens"]
-    result = call(folder / "a.zarr", "--output", tmp_path, *arguments)
+    result = call(folder / "a.zarr", "--output", tmp_path, "--threshold", "0.4", "--exclude-self-pairs")
     assert result.exit_code == 0, result.output
     assert "settings: p ≥ 0.4, groups by category, 20 bootstrap resamples, 20 permutations, seed 0" in result.stdout
     assert "pairs of an instruction with itself left out" in result.stdout
-    measures = json.loads((tmp_path / "metrics.json").read_text())["measures"]
-    said = {
-        one.name: one.sentences(xr.Dataset.from_dict(measures[one.name])) for one in REGISTRY if one.name in measures
-    }
-    assert said["similarity"]
-    assert all(sentences[0] in result.stdout for sentences in said.values() if sentences)
+    assert "An interval of 95 % needs 40 resamples" in result.stdout
+    run = read_metrics(tmp_path)
+    assert similarity.MEASURE.sentences(run["similarity"].to_dataset())[0] in result.stdout
+    assert len(first_sentences(run)) > 2
+    assert all(sentence in result.stdout for sentence in first_sentences(run))
+
+
+SETTINGS = {"positions": "prompt", "counted_tokens": "all", "n_resamples": 0, "confidence_level": 0.95}
 
 
 def fake(names: Sequence[str], value: float, **attributes: Any) -> xr.DataTree:
@@ -257,7 +257,7 @@ def fake(names: Sequence[str], value: float, **attributes: Any) -> xr.DataTree:
     )
     tree = xr.DataTree.from_dict({"/similarity": ds})
     facts = {"used": 2, "total": 2, "tokens": 9, "left_out": {"failed": 0}}
-    tree.attrs = {"instructions": facts, "settings": {"counted_tokens": "all"}, "archive": {"state": "complete"},
+    tree.attrs = {"instructions": facts, "settings": SETTINGS, "archive": {"state": "complete"},
                   "not_computed": [], "warnings": []} | attributes  # fmt: skip
     return tree
 

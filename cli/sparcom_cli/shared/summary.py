@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from sparcom_cli.shared.text import MIN_CELL_WIDTH, format_table
 
 if TYPE_CHECKING:
-    from xarray import Dataset, DataTree
+    from xarray import DataTree
 
     from sparcom_analysis import Options
 
@@ -22,39 +22,27 @@ def visible(text: str) -> str:
 
 def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
     """Return the lines for one model, or a few per model for several."""
+    from sparcom_analysis.report.page import interval_caveat
+
     lines = [_settings(options)]
     for title, run in runs.items():
         lines += _facts(title, run)
-        if len(runs) == 1:
-            lines += ["", *_similarity(run), "", *first_sentences(run)]
-        else:
-            lines += ["", *first_sentences(run, paper=True), ""]
-        lines += [f"not computed: {reason}" for reason in dict.fromkeys(one["reason"] for one in _missing(run))]
-    return lines
+        lines += ["", *(_similarity(run) if len(runs) == 1 else []), *first_sentences(run), ""]
+        lines += [f"not computed: {one}" for one in dict.fromkeys(gap["reason"] for gap in run.attrs["not_computed"])]
+    caveat = interval_caveat(next(iter(runs.values())).attrs["settings"])
+    return [*lines, caveat] if caveat else lines
 
 
-def first_sentences(run: DataTree, *, paper: bool = False) -> list[str]:
-    """Return the first sentence of each measure of the whole model, in the order of the registry.
+def first_sentences(run: DataTree) -> list[str]:
+    """Return the first sentence of the measures that the report opens with, and of the length control."""
+    from sparcom_analysis.report.page import ANSWERS
 
-    Args:
-        paper: only measures with an equation of the paper.
-    """
-    return [
-        sentences[0]
-        for measure, ds in _measures(run)
-        if (sentences := measure.sentences(ds)) and (not paper or measure.equation.startswith("SPARCOM, eq."))
-    ]
-
-
-def _measures(run: DataTree) -> Iterator[tuple[Any, Dataset]]:
-    """Yield measure and Dataset of every node at the top of the tree."""
     from sparcom_analysis.measures import REGISTRY
 
-    yield from ((measure, run[measure.name].to_dataset()) for measure in REGISTRY if measure.name in run.children)
-
-
-def _missing(run: DataTree) -> list[dict[str, str]]:
-    return list(run.attrs["not_computed"])
+    measures = {measure.name: measure for measure in REGISTRY}
+    shown = [name for name in (*ANSWERS, "length_control") if name in run.children and name in measures]
+    found = [measures[name].sentences(run[name].to_dataset()) for name in shown]
+    return [sentences[0] for sentences in found if sentences]
 
 
 def _settings(options: Options) -> str:
@@ -68,18 +56,19 @@ def _settings(options: Options) -> str:
 def _facts(title: str, run: DataTree) -> list[str]:
     """Return what was read, whether the archive may still grow, and what it is compared with."""
     facts = run.attrs["instructions"]
-    first: dict[str, Any] = next((ds.attrs for _, ds in _measures(run)), {})
     reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["left_out"].items() if count)
-    positions = "prompt and response" if first.get("positions") == "all" else first.get("positions", "")
-    content = " of content" if run.attrs["settings"]["counted_tokens"] == "content" else ""
+    settings = run.attrs["settings"]
+    positions = "prompt and response" if settings["positions"] == "all" else settings["positions"]
+    content = " of content" if settings["counted_tokens"] == "content" else ""
     lines = [
         f"{title}: {facts['used']} of {facts['total']} instructions, {facts['tokens']:,} {positions} tokens{content}"
         + (f" (left out: {reasons})" if reasons else "")
     ]
     if run.attrs["archive"]["state"] == "open":
         lines.append("the extraction of this archive was still running; the numbers will change")
-    if (other := next((ds.attrs for _, ds in _measures(run) if "tuned_model" in ds.attrs), None)) is not None:
-        lines.append(f"compared with {other['tuned_model']} over {other['instructions']:,} matched instructions")
+    if "tuned" in run.attrs:
+        matched = run["finetuning_jaccard"].attrs["instructions"]
+        lines.append(f"compared with {run.attrs['tuned']['model_name']} over {matched:,} matched instructions")
     return lines
 
 
@@ -94,7 +83,7 @@ def _similarity(run: DataTree) -> list[str]:
         f"{'counted' if counted else 'left out'})"
     )
     values = ds["value"].sel(self_pairs=counted).values.tolist()
-    return [title, *_matrix([str(name) for name in ds["category"].values], values)]
+    return [title, *_matrix([str(name) for name in ds["category"].values], values), ""]
 
 
 def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> list[str]:

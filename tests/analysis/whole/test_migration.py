@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ ROW = re.compile(r"^\| `([^`]+)` \| (?:`([^`]+)`|dropped: (.+)) \|$")
 PLACE = re.compile(r"(?P<node>[\w/]*)(?P<kind>[.@])(?P<name>[\w.]+)(?:\[(?P<labels>[^]]*)\])?")
 TUNED = {"top": 0.2, "n_resamples": 60, "n_permutations": 99, "seed": 3}
 ALONE = {"top": 0.1, "n_resamples": 60, "n_permutations": 99, "min_share": 0.3, "self_pairs": False}
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "1 - ": lambda values: 1 - values,
+    "not ": lambda values: np.array([not value for value in values], dtype=object),
+    "sum of ": np.sum,
+    "diagonal of ": np.diagonal,
+    "off diagonal of ": lambda values: np.where(np.eye(len(values), dtype=bool), np.nan, values),
+    "": lambda values: values,
+}
 POPULATIONS = {"expert_neuron", "neuron", "shared_expert_neuron"}
 
 Leaves = dict[tuple[str, str], list[Any]]
@@ -93,17 +101,26 @@ def gather(old: dict[str, Any]) -> Leaves:
     return {key: [value for value in values if not isinstance(value, list)] for key, values in found.items()}
 
 
-def resolve(run: xr.DataTree, population: str, place: str) -> list[Any]:
-    """Return the values at a place, in the order of their dimensions."""
-    found = PLACE.fullmatch(place)
-    assert found, f"not a place: {place}"
+def resolve(run: xr.DataTree, population: str, text: str) -> list[Any]:
+    """Return the values at a place, or at several, in the order of their dimensions."""
+    found: list[Any] = []
+    for part in text.split(" and "):
+        how, place = next(((how, part.removeprefix(how)) for how in CHANGES if part.startswith(how)), ("", part))
+        found += CHANGES[how](read(run, population, place)).ravel().tolist()
+    return found
+
+
+def read(run: xr.DataTree, population: str, text: str) -> np.ndarray[Any, Any]:
+    """Return the array at a place: a variable at some labels, or an attribute."""
+    found = PLACE.fullmatch(text)
+    assert found, f"not a place: {text}"
     node = run[f"{population}/{found['node']}" if population else found["node"]] if found["node"] else run
     if found["kind"] == "@":
-        return list(entries(node.attrs, found["name"].split(".")))
+        return np.array([*entries(node.attrs, found["name"].split("."))], dtype=object)
     ds = node.to_dataset()
     labels = dict(label.split("=") for label in found["labels"].split(", ")) if found["labels"] else {}
     chosen = ds[found["name"]].sel({name: convert(ds[name].values, text) for name, text in labels.items()})
-    return list(np.asarray(chosen.values).ravel().tolist())
+    return np.asarray(chosen.values)
 
 
 def convert(values: Any, text: str) -> Any:
