@@ -16,7 +16,9 @@ from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.measures.neurons.similarity import similarity
 from sparcom_analysis.options import Options
+from sparcom_analysis.report.export import read_metrics
 from sparcom_analysis.report.run import analyze
+from sparcom_analysis.report.write import write_report
 from sparcom_data.archive import Archive, open_archive
 
 __all__ = [
@@ -33,5 +35,7 @@ __all__ = [
     "find_ises",
     "find_isns",
     "open_archive",
+    "read_metrics",
     "similarity",
+    "write_report",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +20,24 @@ from sparcom_analysis.matching import Matched, check_models, match_instructions
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.pairs import pearson
 from sparcom_data.archive import Archive
+from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
 
 if TYPE_CHECKING:
     import xarray as xr
 
+Side = TypeVar("Side", IsnSets, ExpertCounts)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IsnComparison:
-    """The ISN sets of m matched instructions in both models.
+class _Both(Generic[Side]):
+    """The m matched instructions of both models.
 
     Attributes:
-        base, tuned: the sets of each model. matched: which instructions both have.
+        base, tuned: results of each model. matched: which instructions both have.
     """
 
-    base: IsnSets
-    tuned: IsnSets
+    base: Side
+    tuned: Side
     matched: Matched
 
     def __len__(self) -> int:
@@ -41,17 +45,31 @@ class IsnComparison:
 
     @property
     def options(self) -> Options:
-        """How both were selected."""
+        """How both were counted and selected."""
         return self.base.options
+
+    @property
+    def archives(self) -> tuple[Archive, Archive]:
+        """Base and tuned."""
+        return self.base.archive, self.tuned.archive
+
+    def with_options(self, **changes: Any) -> Self:
+        """Return the same with other options of resampling and display: see `PerInstruction.with_options`."""
+        if not changes:
+            return self
+        return replace(self, base=self.base.with_options(**changes), tuned=self.tuned.with_options(**changes))
+
+
+class IsnComparison(_Both[IsnSets]):
+    """The ISN sets of m matched instructions in both models."""
 
     @cached_property
     def shared(self) -> NDArray[np.int64]:
         """ISNs of both models per instruction and layer: int64 (m, layer)."""
         part = self.base.population
         shared = np.empty((len(self), part.layers), dtype=np.int64)
-        places = zip(self.matched.base.tolist(), self.matched.tuned.tolist(), strict=True)
-        for row, (left, right) in enumerate(places):
-            both = self.base.sets.rows(left, left + 1)[0] & self.tuned.sets.rows(right, right + 1)[0]
+        for row, (i, j) in enumerate(zip(self.matched.base.tolist(), self.matched.tuned.tolist(), strict=True)):
+            both = self.base.sets.rows(i, i + 1)[0] & self.tuned.sets.rows(j, j + 1)[0]
             packed = both.view(np.uint8)[: part.layers * part.columns // 8].reshape(part.layers, -1)
             shared[row] = np.bitwise_count(packed).sum(axis=1, dtype=np.int64)
         return shared
@@ -77,40 +95,35 @@ class IsnComparison:
         return jaccard(self.shared, self.base_counts, self.tuned_counts)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpertComparison:
-    """The expert counts of m matched instructions in both models; attributes as of `IsnComparison`."""
-
-    base: ExpertCounts
-    tuned: ExpertCounts
-    matched: Matched
-
-    def __len__(self) -> int:
-        return len(self.matched)
-
-    @property
-    def options(self) -> Options:
-        """How both were counted."""
-        return self.base.options
+class ExpertComparison(_Both[ExpertCounts]):
+    """The expert counts of m matched instructions in both models."""
 
     @cached_property
     def sides(self) -> tuple[ExpertCounts, ExpertCounts]:
         """Both models' counts of the matched instructions alone, in the same order and the base's groups."""
-        from dataclasses import replace
-
         base = self.base.take(self.matched.base)
         return base, replace(self.tuned.take(self.matched.tuned), categories=base.categories)
 
     @cached_property
     def correlation(self) -> NDArray[np.float64]:
-        """r* of equation 16: float64 (m,), NaN if a model's frequencies have no variance."""
+        """r* of equation 16: float64 (m,), NaN if a model's frequencies have no variance.
+
+        Raises:
+            UnsupportedArchiveError: an instruction is too long for exact sums (a hundred million tokens).
+        """
         base, tuned = self.sides
+        longest, size = max(int(side.tokens.max()) for side in self.sides), int(base.counts[0].size)
+        if longest**2 * size >= 2**63:
+            raise UnsupportedArchiveError(
+                f"correlations are exact if T² times the {size} experts of all layers is below 2⁶³; an instruction has "
+                f"{longest:,} tokens. Leave such instructions out"
+            )
         return np.array([pearson(a.reshape(-1), b.reshape(-1)) for a, b in zip(base.counts, tuned.counts, strict=True)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """A base and a tuned model, as `compare` returns it.
+    """A base and a tuned model, as `compare` returns it. `**changes` of its methods are options of resampling.
 
     Attributes:
         isn: ISN sets of both. experts: expert counts of both; None for dense models.
@@ -119,17 +132,17 @@ class Comparison:
     isn: IsnComparison
     experts: ExpertComparison | None
 
-    def jaccard(self) -> xr.Dataset:
+    def jaccard(self, **changes: Any) -> xr.Dataset:
         """Return equation 15, table 1: see `measures.finetuning.jaccard`."""
-        from sparcom_analysis.measures.finetuning.jaccard import MEASURE
+        from sparcom_analysis.measures.finetuning.jaccard import finetuning_jaccard
 
-        return MEASURE.compute(self.isn, None)
+        return finetuning_jaccard(self.isn, **changes)
 
-    def layers(self) -> xr.Dataset:
+    def layers(self, **changes: Any) -> xr.Dataset:
         """Return figure 5 of both models and their difference: see `measures.finetuning.layers`."""
-        from sparcom_analysis.measures.finetuning.layers import MEASURE
+        from sparcom_analysis.measures.finetuning.layers import finetuning_layers
 
-        return MEASURE.compute(self.isn, None)
+        return finetuning_layers(self.isn, **changes)
 
     def venn(self, *instructions: str) -> xr.Dataset:
         """Return figure 6 of these instructions, or of the most typical one per category."""
@@ -137,42 +150,53 @@ class Comparison:
 
         return venn(self.isn, instructions or None)
 
-    def routing_correlation(self) -> xr.Dataset:
+    def routing_correlation(self, **changes: Any) -> xr.Dataset:
         """Return equation 16, table 2: see `measures.finetuning.correlation`.
 
         Raises:
             InvalidInputError: the models have no router.
         """
-        from sparcom_analysis.measures.finetuning.correlation import MEASURE
+        from sparcom_analysis.measures.finetuning.correlation import finetuning_correlation
 
-        return MEASURE.compute(self._routed(), None)
+        return finetuning_correlation(self._routed(), **changes)
 
-    def routing_shift(self) -> xr.Dataset:
-        """Return how tuning shifts expert frequencies: see `measures.finetuning.routing_shift`."""
-        from sparcom_analysis.measures.finetuning.routing_shift import MEASURE
+    def routing_shift(self, **changes: Any) -> xr.Dataset:
+        """Return how tuning shifts expert frequencies: see `measures.finetuning.routing_shift`.
 
-        return MEASURE.compute(self._routed(), None)
+        Raises:
+            InvalidInputError: the models have no router.
+        """
+        from sparcom_analysis.measures.finetuning.routing_shift import routing_shift
+
+        return routing_shift(self._routed(), **changes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs between the two archives besides the tuning: one sentence each."""
+        return matched_notes(self.isn)
 
     def _routed(self) -> ExpertComparison:
-        from sparcom_data.errors import InvalidInputError
-
         if self.experts is None:
-            raise InvalidInputError("experts are compared of MoE models; these have no router")
+            raise InvalidInputError("experts are compared for MoE models only; these models have no router")
         return self.experts
 
+    def _summary(self) -> Iterator[str]:
+        matched, found = self.isn.matched, self.isn.jaccard
+        known = found[~np.isnan(found)]
+        yield f"{self.isn.base.model} and {self.isn.tuned.model}"
+        yield f"{len(matched):,} matched instructions"
+        tokens = matched.different_tokens
+        yield "token ids not compared" if tokens is None else f"{tokens:,} with different tokens"
+        yield f"mean Jaccard {known.mean():.3f}" if known.size else "no ISNs"
+
     def __repr__(self) -> str:
-        one = self.isn
-        tokens = one.matched.different_tokens
-        said = "tokens not compared" if tokens is None else f"{tokens:,} read different tokens"
-        return (
-            f"<Comparison: {one.base.model} and {one.tuned.model}; {len(one):,} matched instructions, {said}; "
-            f"mean Jaccard {np.nanmean(one.jaccard):.3f}>"
-        )
+        return f"<Comparison: {'; '.join(self._summary())}>"
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return escape(repr(self))
+        items = "".join(f"<li>{escape(part)}</li>" for part in self._summary())
+        return f"<b>Comparison</b><ul style='margin:0'>{items}</ul>"
 
 
 def compare(
@@ -203,3 +227,41 @@ def compare(
         routed = [find_ises(one, options, progress=progress) for one in (first, second)]
         experts = ExpertComparison(routed[0], routed[1], match_instructions(routed[0], routed[1], isn.matched))
     return Comparison(isn, experts)
+
+
+def matched_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
+    """Return what differs between two archives besides the tuning: one sentence each; empty if nothing does."""
+    base, tuned = (archive.attributes for archive in comparison.archives)
+    tokenizers, table = (base.model.tokenizer_sha256, tuned.model.tokenizer_sha256), comparison.archives[1].instructions
+    complete = f"{len(table.complete):,} of its {len(table):,} instructions are complete"
+    architectures = f"{base.model.architecture} (base), {tuned.model.architecture} (tuned)"
+    formats = f"{base.capture.prompt_format} (base), {tuned.capture.prompt_format} (tuned)"
+    notes = {
+        f"The architectures differ: {architectures}.": base.model.architecture != tuned.model.architecture,
+        "The models have different tokenizers.": all(tokenizers) and tokenizers[0] != tokenizers[1],
+        f"The prompt formats differ: {formats}.": base.capture.prompt_format != tuned.capture.prompt_format,
+        "Special tokens were added to the prompts of one model only.": (
+            base.capture.add_special_tokens != tuned.capture.add_special_tokens
+        ),
+        f"The extraction of the tuned archive was still running: {complete}.": tuned.state == "open",
+        f"The tuned archive is incomplete: {complete}.": tuned.state != "open" and len(table.complete) < len(table),
+    }
+    return [note for note, holds in notes.items() if holds] + _instruction_notes(comparison)
+
+
+def _instruction_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
+    """Return what differs between the matched instructions."""
+    matched, of = comparison.matched, f"of the {len(comparison):,} matched instructions"
+    unknown, tokens = matched.different_tokens is None, matched.different_tokens or 0
+    counts = any(archive.granularity == "count" for archive in comparison.archives)
+    text = "part of the difference between the models is the text"
+    notes = {
+        f"Token ids were not compared{': archives of counts hold none' if counts else ''}.": unknown,
+        f"{tokens:,} {of} have different tokens in the two archives: {text}.": tokens > 0,
+        f"{matched.different_lengths:,} {of} have different numbers of tokens in the two archives: {text}.": (
+            unknown and matched.different_lengths > 0
+        ),
+        f"{matched.different_categories:,} {of} have another category in the tuned archive; the base archive's "
+        "categories are used.": matched.different_categories > 0,
+    }
+    return [note for note, holds in notes.items() if holds]

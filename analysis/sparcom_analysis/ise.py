@@ -22,6 +22,7 @@ from sparcom_analysis.archive.routes import iterate_expert_counts, require_route
 from sparcom_analysis.archive.token_draw import TokenDraw
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.instructions import PerInstruction, shared_fields
+from sparcom_analysis.kernels.intersections import Blocks
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.pairs import PairMatrix, correlation_blocks, keep_pairs
 from sparcom_data.archive import Archive
@@ -54,10 +55,14 @@ class ExpertCounts(PerInstruction):
         frequencies: NDArray[np.float64] = self.counts / self.tokens[:, None, None].astype(np.float64)
         return frequencies
 
+    def pair_blocks(self) -> Blocks:
+        """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
+        return correlation_blocks(self.counts, self.tokens)
+
     @cached_property
     def pairs(self) -> PairMatrix:
-        """Pearson correlation of every two instructions, equation 13; computed once, on first use."""
-        return keep_pairs(self.categories, correlation_blocks(self.counts, self.tokens))
+        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
+        return keep_pairs(self.categories, self.pair_blocks())
 
     @property
     def activated(self) -> NDArray[np.bool_]:

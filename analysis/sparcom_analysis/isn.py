@@ -29,7 +29,7 @@ from sparcom_analysis.frequencies import Progress, iterate_counts, opened
 from sparcom_analysis.instructions import PerInstruction, shared_fields
 from sparcom_analysis.kernels.bitsets import Bitsets
 from sparcom_analysis.kernels.compiled import histogram, pack_at_least
-from sparcom_analysis.kernels.intersections import jaccard_blocks
+from sparcom_analysis.kernels.intersections import Blocks, jaccard_blocks
 from sparcom_analysis.options import Options, exact
 from sparcom_analysis.pooled import PooledCounts, pool_for
 from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
@@ -71,10 +71,14 @@ class IsnSets(PerInstruction):
         sizes: NDArray[np.int64] = self.layer_counts.sum(axis=1)
         return sizes
 
+    def pair_blocks(self) -> Blocks:
+        """Yield the Jaccard index of every two instructions, equation 10 before the mean; NaN for two empty sets."""
+        return jaccard_blocks(self.sets, self.sizes)
+
     @cached_property
     def pairs(self) -> PairMatrix:
-        """Jaccard index of every two instructions, equation 10 before the mean; computed once, on first use."""
-        return keep_pairs(self.categories, jaccard_blocks(self.sets, self.sizes))
+        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
+        return keep_pairs(self.categories, self.pair_blocks())
 
     def mask(self, place: int) -> NDArray[np.bool_]:
         """Return the set of the instruction at a place: bool (layer, neuron), or (layer, expert, neuron)."""

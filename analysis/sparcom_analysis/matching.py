@@ -1,27 +1,24 @@
-"""Matches the instructions of a base and a fine-tuned model, and proves that they may be compared.
+"""Matches the instructions of a base and a fine-tuned model by id, and proves that they may be compared.
 
-1. What was measured must be the same on both sides: the same neurons or experts, selected by the same rule from the
-   same kind of rows. Anything else is refused, since a difference would be one of the rules, not of the tuning.
-2. Instructions are matched by id; those that one side alone has are counted.
-3. Of those matched, it is found which did not read the same tokens (another tokenizer, another prompt format): what
-   differs there is in part the text. They stay in, and are counted, as are those of another category. Archives of
-   counts hold no token ids, so with one of them only the number of tokens can be compared.
-4. Where content alone was counted, two that read the same tokens must have the same origins; otherwise other tokens of
-   them would be compared.
-
-Knows nothing of what is then compared.
+1. Neurons or experts, rule of selection and positions must be the same in both archives. Anything else is refused: a
+   difference between the models would be one of the rules, not of the tuning.
+2. Instructions that one archive lacks are counted, and so are matched ones that read different tokens (another
+   tokenizer or prompt format) or have another category; they stay in. Archives of counts hold no token ids.
+3. Where content alone was counted, two instructions of the same tokens must have the same origins.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import TITLES, populations
 from sparcom_analysis.archive.rows import RowSpans, TokenFacts, row_spans
 from sparcom_analysis.ise import ExpertCounts
@@ -33,10 +30,8 @@ from sparcom_data.schema.metadata import Positions
 
 Measured = TypeVar("Measured", IsnSets, ExpertCounts)
 
-_TOKEN_IDS = "token/id"  # noqa: S105  (the name of an array)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Matched:
     """The m instructions that both models have, in the order of the base.
 
@@ -62,8 +57,14 @@ class Matched:
         return len(self.ids)
 
     @property
+    def names(self) -> list[str]:
+        """Group of each instruction: m names, as of `category_labels`."""
+        labels = category_labels(self.categories)
+        return [labels[code] for code in category_codes(self.categories)]
+
+    @property
     def different_tokens(self) -> int | None:
-        """Of the m, those that did not read the same tokens; None if that cannot be known."""
+        """Of the m, those that read different tokens; None if that is unknown."""
         return None if self.same_tokens is None else int((~self.same_tokens).sum())
 
 
@@ -85,12 +86,7 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
     if not both:
         raise _none_in_both(len(base), len(tuned))
     left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
-    if known is not None and known.ids == both:
-        same_tokens = known.same_tokens
-    else:
-        same_tokens = _same_tokens(
-            (base.archive, tuned.archive), (base.instruction[left], tuned.instruction[right]), base
-        )
+    reuse = known is not None and known.ids == both
     return Matched(
         base=left,
         tuned=right,
@@ -100,7 +96,7 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
         only_tuned=len(tuned) - len(both),
         different_lengths=int((base.tokens[left] != tuned.tokens[right]).sum()),
         different_categories=sum(base.categories[i] != tuned.categories[j] for i, j in zip(left, right, strict=True)),
-        same_tokens=same_tokens,
+        same_tokens=known.same_tokens if known is not None and reuse else _same_tokens(base, tuned, left, right),
     )
 
 
@@ -114,22 +110,18 @@ def check_models(base: Archive, tuned: Archive) -> None:
 
 
 def check_instructions(base: Archive, tuned: Archive, spans: tuple[RowSpans, RowSpans]) -> None:
-    """Refuse two archives without the same kind of rows, or without an instruction in both, before any mask is read.
+    """Refuse two archives without the same positions or without a common instruction, before any mask is read.
 
     Args:
-        spans: what `counted_rows` found in each.
+        spans: what `counted_rows` returned for each.
 
     Raises:
-        UnsupportedArchiveError: the rows are not of the same kind.
+        UnsupportedArchiveError: the positions differ.
         IncompleteArchiveError: no instruction is in both.
     """
-    _refuse_different(
-        {"positions": spans[0].positions}, {"positions": spans[1].positions}, str(base.path), str(tuned.path)
-    )
-    left, right = (
-        {archive.instructions.id[k] for k in found.instruction.tolist()}
-        for archive, found in zip((base, tuned), spans, strict=True)
-    )
+    positions = [{"positions": one.positions} for one in spans]
+    _refuse_different(positions[0], positions[1], str(base.path), str(tuned.path))
+    left, right = ({a.instructions.id[k] for k in s.instruction} for a, s in zip((base, tuned), spans, strict=True))
     if not left & right:
         raise _none_in_both(len(left), len(right))
 
@@ -142,28 +134,25 @@ def _none_in_both(base: int, tuned: int) -> IncompleteArchiveError:
 
 
 def _rules(measured: IsnSets | ExpertCounts) -> dict[str, str]:
-    """What must be the same, in words."""
+    """Return what must be the same, in words."""
+    found = {"positions": measured.positions, "tokens": _counted(measured.token_facts)}
     if isinstance(measured, ExpertCounts):
         shape = f"{measured.experts} experts, {measured.top_k} per token, in layers {list(measured.layer_ids)}"
-        return {"experts": shape, "positions": measured.positions, "tokens": _counted(measured.token_facts)}
+        return {"experts": shape} | found
     part = measured.population
-    return {
-        "population": f"{part.title}, {part.experts} x {part.neurons} neurons in layers {list(part.layer_ids)}",
-        "positions": measured.positions,
-        "tokens": _counted(measured.token_facts),
-        "selection": measured.options.rule,
-    }
+    shape = f"{part.title}, {part.experts} x {part.neurons} neurons in layers {list(part.layer_ids)}"
+    return {"population": shape, "selection": measured.options.rule} | found
 
 
 def _counted(facts: TokenFacts) -> str:
-    """Which tokens of the rows counted. The ids that were special may differ: where that matters, T differs too."""
-    special = "special ones counted" if facts.special_tokens == "count" else "special ones left out"
+    """Return which tokens counted. Special ids may differ: where that matters, T differs too."""
+    special = f"special tokens {'counted' if facts.special_tokens == 'count' else 'left out'}"
     special = special if facts.counted_tokens == "all" else f"content alone, {special}"
     return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"
 
 
 def _facts(archive: Archive) -> dict[str, str]:
-    """What must be the same of two archives, in words; "none" where one lacks it."""
+    """Return what must be the same of two archives, in words; "none" where one lacks it."""
     capture, moe = archive.attributes.capture, archive.moe
     found = dict.fromkeys((*TITLES.values(), "router"), "none")
     for part in populations(archive):
@@ -175,74 +164,68 @@ def _facts(archive: Archive) -> dict[str, str]:
 
 def _refuse_different(left: Mapping[str, str], right: Mapping[str, str], one: str, other: str) -> None:
     if wrong := [name for name in left if left[name] != right[name]]:
-        said = "; ".join(f"{name}: {left[name]} in {one}, {right[name]} in {other}" for name in wrong)
+        differ = "; ".join(f"{name}: {left[name]} in {one}, {right[name]} in {other}" for name in wrong)
         raise UnsupportedArchiveError(
-            "a base and a tuned model are compared over the same neurons and experts, selected by the same rule from "
-            f"the same kind of rows; these differ ({said}). Give archives of a model and of its own tuned version and "
-            "the same settings for both"
+            "a base and a tuned model must have the same neurons and experts, selected by the same rule from the same "
+            f"positions; these differ ({differ}). Give archives of a model and of its own tuned version, and the same "
+            "settings for both"
         )
 
 
 def _places(measured: IsnSets | ExpertCounts, side: str) -> dict[str, int]:
-    """Where each instruction is, by its id."""
-    places = {name: k for k, name in enumerate(measured.ids)}
-    if len(places) < len(measured.ids):
+    """Return the place of each instruction by its id."""
+    if len(set(measured.ids)) < len(measured.ids):
         name, count = Counter(measured.ids).most_common(1)[0]
         raise DamagedArchiveError(
-            f"instruction ids of an archive must be distinct, for they say what belongs together; {name!r} occurs "
-            f"{count} times in {side}. Run `sparcom verify`, then extract the archive again"
+            f"instruction ids of an archive must be distinct; {name!r} occurs {count} times in {side}. Run `sparcom "
+            "verify`, then extract the archive again"
         )
-    return places
+    return {name: k for k, name in enumerate(measured.ids)}
 
 
 def _same_tokens(
-    archives: tuple[Archive, Archive],
-    instructions: tuple[NDArray[np.int64], NDArray[np.int64]],
-    base: IsnSets | ExpertCounts,
+    base: Measured, tuned: Measured, left: NDArray[np.intp], right: NDArray[np.intp]
 ) -> NDArray[np.bool_] | None:
-    """bool (m,): whether the token ids of each two instructions are the same. Of content alone their origins must be,
-    too."""
-    rows, content = base.positions, base.token_facts.counted_tokens == "content"
-    if any(archive.granularity == "count" for archive in archives):
+    """Return whether the token ids of every two instructions are the same: bool (m,). None for archives of counts.
+
+    Raises:
+        UnsupportedArchiveError: content alone is counted, and the same tokens have different origins.
+    """
+    if any(side.archive.granularity == "count" for side in (base, tuned)):
         return None
-    same = _equal(archives, instructions, rows, _TOKEN_IDS)
-    if content and (differ := np.flatnonzero(same & ~_equal(archives, instructions, rows, TOKEN_ORIGIN.name))).size:
-        name = archives[0].instructions.id[int(instructions[0][differ[0]])]
+    pairs = list(zip(base.instruction[left].tolist(), tuned.instruction[right].tolist(), strict=True))
+
+    def equal(name: str) -> NDArray[np.bool_]:
+        one, other = (_column(side.archive, base.positions, name) for side in (base, tuned))
+        return np.array([np.array_equal(one(i), other(j)) for i, j in pairs], dtype=np.bool_)
+
+    same = equal("token/id")
+    if (
+        base.token_facts.counted_tokens == "content"
+        and (differ := np.flatnonzero(same & ~equal(TOKEN_ORIGIN.name))).size
+    ):
         raise UnsupportedArchiveError(
             "where content alone is counted, tokens that are the same in both archives must have the same origin; "
-            f"those of {len(differ)} instructions differ, the first is {name!r}. Extract both archives with the same "
-            "prompt format, or use --tokens all"
+            f"those of {len(differ)} instructions differ, the first is {base.ids[left[differ[0]]]!r}. Extract both "
+            "archives with the same prompt format, or use counted_tokens='all' (--tokens all)"
         )
     return same
 
 
-def _equal(
-    archives: tuple[Archive, Archive],
-    instructions: tuple[NDArray[np.int64], NDArray[np.int64]],
-    rows: Positions,
-    name: str,
-) -> NDArray[np.bool_]:
-    """bool (m,): whether the rows of each two instructions hold the same values of a column."""
-    sides = [_Column(archive, rows, name) for archive in archives]
-    pairs = zip(*(chosen.tolist() for chosen in instructions), strict=True)
-    return np.array([np.array_equal(sides[0].of(one), sides[1].of(other)) for one, other in pairs], dtype=np.bool_)
+def _column(archive: Archive, positions: Positions, name: str) -> Callable[[int], NDArray[Any]]:
+    """Return a function that gives an instruction's values of a column: whole chunks are read, the last two kept."""
+    spans, size = row_spans(archive, positions), int(archive.array(name).chunks[0])
 
+    @lru_cache(maxsize=2)
+    def chunk(k: int) -> NDArray[Any]:
+        return archive.read_rows(name, k * size, min(archive.tokens, (k + 1) * size))
 
-class _Column:
-    """A column's rows of one instruction after the other, read by whole chunks of which the last are kept."""
+    def values(instruction: int) -> NDArray[Any]:
+        k = int(np.searchsorted(spans.instruction, instruction))
+        start, stop = int(spans.start[k]), int(spans.stop[k])
+        first = start // size
+        held = np.concatenate([chunk(one) for one in range(first, -(-stop // size))])
+        found: NDArray[Any] = held[start - first * size : stop - first * size]
+        return found
 
-    def __init__(self, archive: Archive, rows: Positions, name: str) -> None:
-        self._archive, self._spans, self._name = archive, row_spans(archive, rows), name
-        self._chunk = int(archive.array(name).chunks[0])
-        self._first = 0
-        self._held: NDArray[Any] = np.empty(0)
-
-    def of(self, instruction: int) -> NDArray[Any]:
-        """(T,): of one instruction, by its index in the table."""
-        k = int(np.searchsorted(self._spans.instruction, instruction))
-        start, stop = int(self._spans.start[k]), int(self._spans.stop[k])
-        if not self._first <= start <= stop <= self._first + len(self._held):
-            self._first = start - start % self._chunk
-            last = min(self._archive.tokens, -(-stop // self._chunk) * self._chunk)
-            self._held = self._archive.read_rows(self._name, self._first, last)
-        return self._held[start - self._first : stop - self._first]
+    return values

@@ -22,8 +22,8 @@ _MOST_32 = 2**32 - 1
 class PooledCounts:
     """Sums of counts over the instructions of each category.
 
-    population: whose neurons. categories: c names, in order of first appearance. tokens: int64 (c,), T of each
-    category. counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
+    population: whose neurons. categories: c names, in order of first appearance. codes: intp (n,), category of each
+    instruction. tokens: int64 (c,), T of each category. counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
     """
 
     def __init__(self, population: Population, categories: Sequence[str], tokens: NDArray[np.int64]) -> None:
@@ -32,9 +32,9 @@ class PooledCounts:
             categories: of each instruction. tokens: int64 (n,), T of each.
         """
         self.population, self.categories = population, category_labels(categories)
-        self._codes = category_codes(categories)
+        self.codes = category_codes(categories)
         self.tokens = np.zeros(len(self.categories), dtype=np.int64)
-        np.add.at(self.tokens, self._codes, tokens)
+        np.add.at(self.tokens, self.codes, tokens)
         dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) <= _MOST_32 else np.uint64)
         self.counts: NDArray[np.unsignedinteger[Any]] = np.zeros((len(self.categories), population.total), dtype)
 
@@ -42,7 +42,7 @@ class PooledCounts:
         """Add instruction k, once; counts as `iterate_counts` gives them: uint32 (layer, expert × 8 × neuron_byte)."""
         part = self.population
         apart = counts.reshape(part.layers, part.experts, -1)[:, :, : part.neurons]
-        own = self.counts[self._codes[k]].reshape(apart.shape)
+        own = self.counts[self.codes[k]].reshape(apart.shape)
         np.add(own, apart, out=own)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from sparcom_analysis.archive.rows import TokenFacts
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
@@ -146,6 +150,35 @@ def make_moe(tmp_path: Path) -> Callable[..., MoeCase]:
         return MoeCase(truth=write_random_moe_archive(path, **options), archive=open_archive(path))
 
     return make
+
+
+def expert_counts(
+    counts: NDArray[Any], tokens: Sequence[int], categories: Sequence[str], *, top_k: int = 1, **options: Any
+) -> ExpertCounts:
+    """Counts (n, layer, expert) of T tokens each as `find_ises` returns them, of an archive that is nowhere."""
+    count = len(counts)
+    model = SimpleNamespace(model=SimpleNamespace(id="lab/made-up"))
+    return ExpertCounts(
+        archive=SimpleNamespace(path="made-up.zarr", attributes=model),  # type: ignore[arg-type]
+        options=Options(**({"n_resamples": 0, "n_permutations": 0} | options)),
+        positions="prompt",
+        token_facts=TokenFacts(),
+        instruction=np.arange(count),
+        ids=[f"i{k}" for k in range(count)],
+        categories=list(categories),
+        sources=[""] * count,
+        tokens=np.array(tokens, dtype=np.int64),
+        without_rows=0,
+        counts=np.array(counts, dtype=np.uint32),
+        layer_ids=list(range(1, counts.shape[1] + 1)),
+        top_k=top_k,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_counts() -> Callable[..., ExpertCounts]:
+    """`expert_counts`."""
+    return expert_counts
 
 
 @pytest.fixture

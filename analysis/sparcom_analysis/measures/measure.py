@@ -25,9 +25,12 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
+from sparcom_analysis.errors import NotComputableError as NotComputableError  # noqa: PLC0414
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.options import Options
+from sparcom_analysis.resampling.means import GroupMeans
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +39,6 @@ if TYPE_CHECKING:
 Subject = IsnSets | ExpertCounts | IsnComparison | ExpertComparison
 Needs = Literal["isn", "experts", "isn_comparison", "expert_comparison"]
 OURS = "ours"
-
-
-class NotComputableError(Exception):
-    """This measure cannot be had of these data. The message says why, in a sentence for the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,24 @@ def bounds(prefix: str, dims: Sequence[str], interval: Any) -> dict[str, Variabl
     if interval is None:
         return {}
     return {f"{prefix}ci_low": (dims, interval.low), f"{prefix}ci_high": (dims, interval.high)}
+
+
+def means(
+    found: GroupMeans, dims: Sequence[str] = (), prefix: str = "", attrs: Mapping[str, Any] | None = None
+) -> dict[str, Variable]:
+    """Return means by category with intervals (category, *dims), and with `overall_` those over all instructions."""
+    return {
+        f"{prefix}value": (("category", *dims), found.mean, attrs or {}),
+        **bounds(prefix, ("category", *dims), found.interval),
+        f"overall_{prefix}value": (dims, found.overall, attrs or {}),
+        **bounds(f"overall_{prefix}", dims, found.overall_interval),
+    }
+
+
+def resampling_attrs(options: Options) -> dict[str, Any]:
+    """Return `n_resamples` and `confidence_level`, None without intervals."""
+    level = options.confidence_level if options.n_resamples else None
+    return {"n_resamples": options.n_resamples or None, "confidence_level": level}
 
 
 def facts(subject: Subject) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.measures.measure import bounds, dataset
+from sparcom_analysis.measures.measure import NotComputableError, bounds, dataset
 from sparcom_analysis.measures.text import SIGNIFICANT, decimal, interval, listed, p_value
-from sparcom_analysis.resampling.bootstrap import Interval, pair_intervals, resamples_for
-from sparcom_analysis.resampling.permutation import LabelTests, label_tests
+from sparcom_analysis.resampling.bootstrap import pair_intervals, resamples_for
+from sparcom_analysis.resampling.pairs import category_means
+from sparcom_analysis.resampling.permutation import label_tests
 
 CELLS = ("self_pairs", "category", "category_2")
 SELF_PAIRS = [True, False]
@@ -33,48 +34,39 @@ def pair_mean_dataset(
     categories being more alike than two random groups, on the diagonal those of the category being more alike within
     than with the others. `within`, `others` (category) and `overall_within`, `overall_between`, `overall_pvalue` are
     means over pairs of two different instructions and the test of the whole matrix; `null_mean` is the mean over all
-    such pairs.
+    such pairs. The attribute `undefined` counts instructions without a value with themselves (empty sets, experts
+    without variance); pairs without a value are in no mean. `reason` says why there are no intervals or tests.
     """
-    pairs, options = subject.pairs, subject.options
-    resamples = resamples_for(subject.categories, options)
-    found = pair_intervals(pairs, resamples) if resamples is not None else None
-    ends = None
-    if found is not None:
-        both = (found.with_self, found.without_self)
-        ends = Interval(np.stack([one.low for one in both]), np.stack([one.high for one in both]))
-    tests = label_tests(pairs, options, progress)
+    options, tests, reason = subject.options, None, ""
+    variables: dict[str, Any] = {}
+    try:
+        pairs = subject.pairs
+    except NotComputableError as error:
+        reason, (*means, itself) = str(error), category_means(subject.categories, subject.pair_blocks())
+    else:
+        means, itself = list(pairs.means()), pairs.itself
+        if (resamples := resamples_for(subject.categories, options)) is not None:
+            variables |= bounds("", CELLS, pair_intervals(pairs, resamples))
+        try:
+            tests = label_tests(pairs, options, progress)
+        except NotComputableError as error:
+            reason = str(error)
     return dataset(
         subject,
         {
-            "value": (CELLS, np.stack(pairs.means()), {"long_name": long_name}),
-            **bounds("", CELLS, ends),
-            **({} if tests is None else _tested(tests)),
+            "value": (CELLS, np.stack(means), {"long_name": long_name}),
+            **variables,
+            **{name: (CELLS[1 : 1 + tested.ndim], tested) for name, tested in (tests or {}).items()},
         },
-        {"self_pairs": SELF_PAIRS, "category": pairs.labels, "category_2": pairs.labels},
+        {"self_pairs": SELF_PAIRS, "category": subject.labels, "category_2": subject.labels},
         self_pairs_shown=options.self_pairs,
-        undefined=int((~pairs.defined).sum()),
-        n_resamples=options.n_resamples or None,
-        confidence_level=options.confidence_level if options.n_resamples else None,
+        undefined=int(np.isnan(itself).sum()),
+        n_resamples=options.n_resamples if variables else None,
+        confidence_level=options.confidence_level if variables else None,
         n_permutations=options.n_permutations if tests is not None else None,
+        reason=reason or None,
         **attributes,
     )
-
-
-def _tested(tests: LabelTests) -> dict[str, Any]:
-    cells = ("category", "category_2")
-    plain, adjusted = tests.pair_p.copy(), tests.pair_p_adjusted.copy()
-    np.fill_diagonal(plain, tests.category_p)
-    np.fill_diagonal(adjusted, tests.category_p_adjusted)
-    return {
-        "pvalue": (cells, plain),
-        "pvalue_adjusted": (cells, adjusted),
-        "null_mean": ((), tests.expected),
-        "within": ("category", tests.category_within),
-        "others": ("category", tests.category_others),
-        "overall_within": ((), tests.within),
-        "overall_between": ((), tests.between),
-        "overall_pvalue": ((), tests.p),
-    }
 
 
 def shown(ds: xr.Dataset, self_pairs: bool | None = None) -> xr.Dataset:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 SIGNIFICANT = 0.05
+TIE = 1e-12
 
 
 def p_value(value: float) -> str:
@@ -18,8 +19,8 @@ def p_value(value: float) -> str:
 
 
 def decimal(value: float, digits: int = 3) -> str:
-    """Return a number with a true minus sign; "n/a" for NaN."""
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+    """Return a number with separators and a true minus sign; "n/a" for NaN."""
+    return "n/a" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def count(value: float) -> str:
@@ -60,3 +61,24 @@ def largest(values: xr.DataArray) -> dict[str, Any]:
         str(dim): values[dim].values[at].item() if dim in values.coords else at
         for dim, at in zip(values.dims, place, strict=True)
     }
+
+
+def extremes(values: xr.DataArray, digits: int = 3) -> str:
+    """Return "lowest for A (0.120) and highest for B and C (0.310)", every tie named; empty for fewer than two values.
+
+    Args:
+        values: along one dimension; those along `layer` read "in layer 3". NaN is left out.
+    """
+    known = values[np.isfinite(values.values)]
+    low, high = (float(known.min()), float(known.max())) if known.size > 1 else (math.nan, math.nan)
+    if known.size < 2 or high - low <= TIE * max(1.0, abs(high)):
+        return "" if known.size < 2 else f"the same {_where(known)} ({decimal(low, digits)})"
+    ends = [known[np.abs(known.values - end) <= TIE * max(1.0, abs(end))] for end in (low, high)]
+    return f"lowest {_where(ends[0])} ({decimal(low, digits)}) and highest {_where(ends[1])} ({decimal(high, digits)})"
+
+
+def _where(values: xr.DataArray) -> str:
+    names = [str(name) for name in values[values.dims[0]].values]
+    if values.dims[0] == "layer":
+        return f"in layer{'s' if len(names) > 1 else ''} {listed(names)}"
+    return f"for {listed(names)}"

@@ -1,7 +1,7 @@
 """Puts the files of an analysis into a folder, so that the folder is of one analysis or says that it is unfinished.
 
-1. metrics.json and report.html of an earlier analysis go first: a folder without metrics.json is unfinished.
-2. `.sparcom-files` names the files of both analyses from here on; then each is written, whole, metrics.json last.
+1. metrics.json and report.html of an earlier analysis go first, those of subfolders too: without them it is unfinished.
+2. `.sparcom-files` names the files of both analyses from here on; then each is written, whole, in the order given.
 3. What the earlier one made and this one does not is removed. Files that no analysis made stay as they are.
 
 Stopped anywhere, the next analysis finds in `.sparcom-files` what the stopped one may have left. Knows nothing of what
@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from sparcom_data.errors import InvalidInputError, StorageError
 from sparcom_data.storage import PARTIAL_SUFFIX, storage_error, write_file
 
-LAST = "metrics.json"  # whoever finds it finds all the others as they were made with it
-FIRST_REMOVED = (LAST, "report.html")
+FIRST_REMOVED = ("metrics.json", "report.html")  # the last to be written: with them all the others are there
 NAMES = ".sparcom-files"
 _TRIAL = ".sparcom-trial"
 _ZARR = "zarr.json"
@@ -48,13 +47,13 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace the files of an earlier analysis by these.
 
     Args:
-        files: path below the folder and bytes, metrics.json last.
+        files: path below the folder and bytes, those that show that all are there last.
 
     Raises:
-        StorageError: the operating system refused; metrics.json is then not there.
+        StorageError: the operating system refused; the last file is then not there.
     """
     earlier = _earlier(folder)
-    for name in FIRST_REMOVED:
+    for name in (*FIRST_REMOVED, *(name for name in sorted(earlier) if PurePosixPath(name).name in FIRST_REMOVED)):
         _remove(folder / name)
     _write_names(folder, {*earlier, *files})
     for name in earlier - files.keys():

@@ -133,7 +133,8 @@ class _Run:
             ds.attrs = {"measure": measure.name, "title": measure.title, "equation": measure.equation} | ds.attrs
             nodes[path] = ds
         tree = xr.DataTree.from_dict({"/": xr.Dataset(), **nodes})
-        tree.attrs = run_facts(self.archives, isns, self.options) | {"not_computed": missing}
+        pair = next((subject for _, _, subject in jobs if isinstance(subject, IsnComparison)), None)
+        tree.attrs = run_facts(self.archives, isns, self.options, pair) | {"not_computed": missing}
         self.steps.finish()
         return tree
 

@@ -1,56 +1,52 @@
-"""How far category means could lie from what other instructions would give: bootstrap intervals.
+"""Bootstrap intervals: how far means of groups would vary with other instructions of the same groups.
 
-1. Within each category as many instructions as it has are drawn with replacement, `resamples` times; a resample is a
-   weight for each instruction, how often it was drawn. One set of draws serves all measures of the same instructions.
-2. Each measure is computed again under the weights, as products of matrices.
-3. Low and high are percentiles of the results, (1 ± confidence) / 2, interpolated between neighbours.
+1. Within each group as many instructions as it has are drawn with replacement, `n_resamples` times. A resample is one
+   weight per instruction, how often it was drawn. All measures of the same instructions use the same draws.
+2. Each measure is computed again under the weights.
+3. The ends are percentiles of the results, (1 ± confidence_level) / 2, interpolated linearly (`percentiles`); or, for
+   statistics that resampling shifts, the estimate plus percentiles of the deviations (`centered_interval`).
 
-An instruction drawn twice makes a pair of two draws whose similarity is 1 whatever the model does. Counted as a pair
-of two instructions it would pull every mean within a category up, by (1 - mean) / n. So such pairs are not counted:
-without self pairs, the mean within a category is Σ_{i≠j} w_i w_j m_ij / Σ_{i≠j} w_i w_j over distinct instructions i
-and j. With self pairs (equations 10 and 14) every draw is paired with itself once, as in the equation: with s draws
-and that mean u it is ((s - 1) u + Σ_i w_i m_ii / s) / s. Between categories there are none: Σ w_i w_j m_ij / Σ w_i w_j.
+Pairs: an instruction drawn twice makes a pair of two draws whose value is 1 whatever the model does. Counted as a pair
+of different instructions it would raise every mean within a group by (1 - mean) / n, so it is not counted. Without self
+pairs the mean within a group is u = Σ_{i<j} w_i w_j m_ij / Σ_{i<j} w_i w_j. With self pairs (SPARCOM, eq. 10 and 14)
+every draw is paired with itself once, and pairs of a draw with its like count as u. Pairs without a value are left out
+of numerators and denominators. A resample without any value for a cell is left out of that cell.
 
-A value that is not defined is in no mean. A resample without any value for a cell is left out of that cell. There is no
-interval (NaN) for a category of one instruction, nor, since there is only one pair, within a category of two.
-
-Draws come from PCG64. Sums are exact (see `pair_matrix`), so neither cores nor blocks change a digit. What is estimated
-is what other instructions of the same categories would give with the same model, not what other models would.
+There is no interval (NaN) for a group of one instruction, nor within a group of two, which has one pair only. Draws
+come from PCG64. Sums are exact (see `pairs`): neither cores nor blocks change a digit. An interval tells what other
+instructions of the same groups would give with the same model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix, fixed
-from sparcom_data.errors import InvalidInputError
+from sparcom_analysis.resampling.pairs import STRIP_ROWS, PairMatrix, fixed, ratio
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-SEED = 0
-LEAST = 2  # instructions with a value that a category must have
-LEAST_WITHIN = 3  # of two there is one pair, and every resample that has a pair has that one
+MIN_MEMBERS = 2  # instructions with a value that a group must have
+MIN_WITHIN = 3  # two have one pair, and every resample that has a pair has that one
 BLOCK_VALUES = 1 << 20  # values of all resamples that are sorted at once: 8 MiB
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Resamples:
-    """Draws of instructions within their categories.
+    """Draws of instructions within their groups.
 
-    categories: n names, one an instruction. weights: float64 (resample, n), how often each was drawn: whole numbers
-    that add up to the size of its category. confidence: share of the results between low and high. seed: of the draws.
+    Attributes:
+        categories: n strings. weights: float64 (resample, n), how often each was drawn; whole numbers that add up to
+            the size of the group. confidence_level: fraction of the results between the ends.
     """
 
     categories: Sequence[str]
     weights: NDArray[np.float64]
-    confidence: float
-    seed: int
+    confidence_level: float
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -61,245 +57,234 @@ class Resamples:
             raise ValueError("resamples must be drawn from the categories of the same instructions")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Interval:
-    """Where the middle of the resampled results lies.
-
-    low, high: float64, shaped as the measure; NaN for none.
-    """
+    """Ends of a confidence interval: float64, shaped as the measure; NaN for none."""
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class PairIntervals:
-    """Intervals of the means over pairs, (c, c).
-
-    with_self, without_self: pairs of an instruction with itself counted, and left out.
-    """
-
-    with_self: Interval
-    without_self: Interval
-
-
-@dataclass(frozen=True, slots=True)
-class MeanIntervals:
-    """Intervals of means of values of instructions.
-
-    by_category: (c, …). overall: (…), over all instructions.
-    """
-
-    by_category: Interval
-    overall: Interval
-
-
 def resamples_for(categories: Sequence[str], options: Options) -> Resamples | None:
-    """Return the draws that `options` ask for; None for no intervals."""
+    """Return the draws that `options` ask for (`n_resamples`, `confidence_level`, `seed`); None for no intervals."""
     if not options.n_resamples:
         return None
-    return draw_resamples(
-        categories, resamples=options.n_resamples, confidence=options.confidence_level, seed=options.seed
-    )
-
-
-def draw_resamples(
-    categories: Sequence[str], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = SEED
-) -> Resamples:
-    """Draw instructions with replacement within each category.
-
-    Args:
-        categories: n names, one an instruction.
-        resamples: how many times, at least 1. confidence: above 0 and below 1. seed: 0 or more.
-
-    Raises:
-        InvalidInputError: saying which of them is not so.
-    """
-    problems = []
-    if resamples < 1:
-        problems.append(f"resamples must be at least 1; they are {resamples}")
-    if not 0 < confidence < 1:
-        problems.append(f"confidence must be above 0 and below 1; it is {confidence}")
-    if seed < 0:
-        problems.append(f"the seed must be 0 or more; it is {seed}")
-    if problems:
-        raise InvalidInputError(problems)
-    rng = np.random.Generator(np.random.PCG64(seed))
+    rng = np.random.Generator(np.random.PCG64(options.seed))
     codes = category_codes(categories)
-    weights = np.zeros((resamples, len(codes)))
-    lines = np.arange(resamples)[:, None]
+    weights = np.zeros((options.n_resamples, len(codes)))
+    lines = np.arange(len(weights))[:, None]
     for code in range(len(category_labels(categories))):
         members = np.flatnonzero(codes == code)
-        drawn = rng.integers(len(members), size=(resamples, len(members)))
-        places = (lines * len(members) + drawn).ravel()
-        weights[:, members] = np.bincount(places, minlength=drawn.size).reshape(drawn.shape)
-    return Resamples(list(categories), weights, confidence, seed)
+        drawn = rng.integers(len(members), size=(len(weights), len(members)))
+        cells = (lines * len(members) + drawn).ravel()
+        weights[:, members] = np.bincount(cells, minlength=drawn.size).reshape(drawn.shape)
+    return Resamples(list(categories), weights, options.confidence_level)
 
 
-def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> PairIntervals:
-    """Intervals for every cell of equation 10 or of equation 14, of both versions."""
-    found = _Ends(len(pairs.labels), resamples.confidence)
-    for a, b, means in resampled_cells(pairs, resamples):
-        found.add(a, b, means)
-    return found.intervals
+def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
+
+    For statistics that are no weighted means. `Resamples.weights` are other draws of the same kind.
+
+    Args:
+        codes: intp (n,), group of each instruction. seed: of PCG64.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+    for _ in range(n_resamples):
+        yield [rows[rng.integers(0, len(rows), len(rows))] for rows in members]
+
+
+def centered_interval(
+    estimate: ArrayLike,
+    drawn: ArrayLike,
+    confidence_level: float,
+    lower: float = 0.0,
+    upper: float | None = None,
+) -> Interval:
+    """Return the estimate plus the percentiles of the draws' deviations from the draws' own mean.
+
+    For statistics that resampling shifts: counts above a threshold, sums of absolute values. The percentiles
+    themselves can lie beside the estimate; the spread of the draws is kept, their shift is not. The interval covers
+    what as many other instructions would give on average.
+
+    Args:
+        estimate: (…), numbers of all instructions. drawn: (resample, …), of each resample; NaN in any gives NaN.
+        lower, upper: limits that the interval does not leave.
+    """
+    results, middle = np.asarray(drawn, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+    below, above = percentiles(results - results.mean(axis=0), confidence_level)
+    low, high = middle + np.minimum(below, 0), middle + np.maximum(above, 0)
+    return Interval(np.maximum(low, lower), high if upper is None else np.minimum(high, upper))
+
+
+def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> Interval:
+    """Return intervals of `PairMatrix.means`: (2, c, c), self pairs counted and left out."""
+    return _pair_intervals(resamples, pairs)[0]
 
 
 def difference_intervals(
     first: PairMatrix, second: PairMatrix, resamples: Resamples
-) -> tuple[PairIntervals, PairIntervals, PairIntervals]:
-    """Intervals of two measures of the same instructions and of second minus first, from the same draws.
+) -> tuple[Interval, Interval, Interval]:
+    """Return intervals of two measures of the same instructions, and of second minus first, from the same draws.
 
-    That of the difference is not what the two others differ by: both measures rise and fall with the same draws.
+    Both measures rise and fall with the same draws, so their difference varies less than either.
     """
-    ends = [_Ends(len(first.labels), resamples.confidence) for _ in range(3)]
-    cells = zip(resampled_cells(first, resamples), resampled_cells(second, resamples), strict=True)
-    for (a, b, one), (_, _, other) in cells:
-        ends[0].add(a, b, one)
-        ends[1].add(a, b, other)
-        ends[2].add(a, b, (other[0] - one[0], other[1] - one[1]))
-    return ends[0].intervals, ends[1].intervals, ends[2].intervals
+    one, other, difference = _pair_intervals(resamples, first, second)
+    return one, other, difference
+
+
+def _pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
+    """Return `pair_intervals` of one matrix, or of two and of their difference."""
+    count = len(matrices[0].labels)
+    found = [Interval(*np.full((2, 2, count, count), np.nan)) for _ in range(2 * len(matrices) - 1)]
+    for cells in zip(*(resampled_cells(one, resamples) for one in matrices), strict=True):
+        a, b, _ = cells[0]
+        drawn = [np.stack(means, axis=1) for _, _, means in cells]
+        for interval, results in zip(found, [*drawn, *(drawn[1:] and [drawn[1] - drawn[0]])], strict=True):
+            low, high = percentiles(results, resamples.confidence_level)
+            interval.low[:, [a, b], [b, a]], interval.high[:, [a, b], [b, a]] = low[:, None], high[:, None]
+    return found
 
 
 Both = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Means of all resamples, self pairs counted and left out: float64 (resample,) each."""
 
 
-class _Ends:
-    """Ends of both versions of a matrix over c categories, filled in cell by cell."""
-
-    def __init__(self, count: int, confidence: float) -> None:
-        ends = [np.full((count, count), np.nan) for _ in range(4)]
-        self.intervals = PairIntervals(Interval(ends[0], ends[1]), Interval(ends[2], ends[3]))
-        self._confidence = confidence
-
-    def add(self, a: int, b: int, results: Both) -> None:
-        """The cell of categories a and b, and its mirror."""
-        both = (self.intervals.with_self, self.intervals.without_self)
-        for interval, means in zip(both, results, strict=True):
-            low, high = percentiles(means[:, None], self._confidence)
-            interval.low[[a, b], [b, a]] = low
-            interval.high[[a, b], [b, a]] = high
-
-
 def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Both]]:
-    """Every two categories a ≤ b, and their means of all resamples; NaN where there are too few instructions."""
+    """Yield every two groups a ≤ b and their means of all resamples; NaN for too few instructions."""
     resamples.check(pairs.categories)
-    codes, defined = pairs.codes, pairs.defined
+    codes, defined, itself = pairs.codes, pairs.defined, pairs.itself
     members = [np.flatnonzero((codes == code) & defined) for code in range(len(pairs.labels))]
-    weights = [resamples.weights[:, one] for one in members]
+    weights = [resamples.weights[:, rows] for rows in members]
     nothing = np.full(len(resamples), np.nan)
-    for a, b in zip(*(side.tolist() for side in np.triu_indices(len(members))), strict=True):
-        if min(len(members[a]), len(members[b])) < LEAST:
-            yield a, b, (nothing, nothing)
-            continue
-        block = pairs.values[np.ix_(members[a], members[b])]
-        if a == b:
-            yield a, b, _within(weights[a], block, pairs.bits)
-        else:
-            yield a, b, (_between(weights[a], weights[b], block, pairs.bits),) * 2
+    for a, rows in enumerate(members):
+        sums, missing = _pair_sums(pairs, weights[a:], members[a:])
+        drawn = [one.sum(axis=1) for one in weights[a:]]
+        for k in range(len(sums)):
+            if min(len(rows), len(members[a + k])) < (MIN_MEMBERS if k else MIN_WITHIN):
+                yield a, a + k, (nothing, nothing)
+            elif k:
+                yield a, a + k, (ratio(sums[k], drawn[0] * drawn[k] - missing[k]),) * 2
+            else:
+                known = (drawn[0] * drawn[0] - (weights[a] * weights[a]).sum(axis=1)) / 2 - missing[0]
+                apart = ratio(sums[0], known)
+                yield a, a, (_with_self(weights[a], apart, missing[0], itself[rows], pairs.bits), apart)
 
 
-def _within(weights: NDArray[np.float64], block: NDArray[np.float64], bits: int) -> Both:
-    """Means of all resamples within one category, self pairs counted and left out: float64 (resample,) each."""
-    drawn = weights.sum(axis=1)
-    if weights.shape[1] < LEAST_WITHIN:
-        nothing = np.full(len(weights), np.nan)
-        return nothing, nothing
-    upper = np.triu(fixed(block, bits), 1)
-    pairs = (drawn * drawn - (weights * weights).sum(axis=1)) / 2  # i < j
-    apart = _ratio(_bilinear(weights, upper, weights, bits), pairs)
-    itself = _ratio(np.ldexp(weights @ fixed(np.diagonal(block), bits), -bits), drawn)
-    together = _ratio((drawn - 1) * np.where(drawn == 1, 0.0, apart) + itself, drawn)
-    return together, apart
-
-
-def _between(
-    left: NDArray[np.float64], right: NDArray[np.float64], block: NDArray[np.float64], bits: int
+def _with_self(
+    weights: NDArray[np.float64],
+    apart: NDArray[np.float64],
+    missing: NDArray[np.float64],
+    itself: NDArray[np.float64],
+    bits: int,
 ) -> NDArray[np.float64]:
-    """Means of all resamples between two categories: float64 (resample,)."""
-    return _ratio(_bilinear(left, fixed(block, bits), right, bits), left.sum(axis=1) * right.sum(axis=1))
-
-
-def _bilinear(
-    left: NDArray[np.float64], block: NDArray[np.float64], right: NDArray[np.float64], bits: int
-) -> NDArray[np.float64]:
-    """Σ_ij left_i block_ij right_j of every resample, of a block in fixed point: float64 (resample,)."""
-    rows = (left @ block).astype(np.int64)
-    total: NDArray[np.int64] = np.einsum("rj,rj->r", rows, right.astype(np.int64))
-    return np.ldexp(total.astype(np.float64), -bits)
-
-
-def mean_intervals(values: NDArray[np.float64] | NDArray[np.int64], resamples: Resamples) -> MeanIntervals:
-    """Intervals of the means of what each instruction has: ISNs by layer, alteration, expert frequencies.
+    """Return the means within one group, self pairs counted: float64 (resample,).
 
     Args:
-        values: float64 or int64 (n, …); NaN where an instruction has no value, which is then in no mean.
-        resamples: drawn from the categories of the same n instructions.
+        apart: means without self pairs. missing: weights of pairs i < j without a value. itself: float64 (m,).
+    """
+    known, drawn = ~np.isnan(itself), weights.sum(axis=1)
+    like = weights[:, ~known]
+    different = drawn * (drawn - 1) - 2 * missing - (like * (like - 1)).sum(axis=1)
+    own = np.ldexp(weights[:, known] @ fixed(itself[known], bits), -bits)
+    return ratio(different * np.where(different == 0, 0.0, apart) + own, different + weights[:, known].sum(axis=1))
+
+
+def _pair_sums(
+    pairs: PairMatrix, weights: Sequence[NDArray[np.float64]], members: Sequence[NDArray[np.intp]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return Σ w_i w_j m_ij over the pairs of the first group with itself (i < j) and with each other group.
+
+    Returns:
+        Sums over pairs with a value, and Σ w_i w_j over those without: float64 (group, resample) each.
+    """
+    sums, missing = np.zeros((2, len(members), len(weights[0])), dtype=np.int64)
+    for first in range(0, len(members[0]), STRIP_ROWS):
+        strip, left = pairs.values[members[0][first : first + STRIP_ROWS]], weights[0][:, first : first + STRIP_ROWS]
+        for k, (columns, right) in enumerate(zip(members, weights, strict=True)):
+            block = strip[:, columns] if k else np.triu(strip[:, columns], 1 + first)
+            unknown = np.isnan(block)
+            if unknown.any():
+                missing[k] += _bilinear(left, unknown.astype(np.float64), right)
+                block = np.where(unknown, 0.0, block)
+            sums[k] += _bilinear(left, fixed(block, pairs.bits), right)
+    return np.ldexp(sums.astype(np.float64), -pairs.bits), missing.astype(np.float64)
+
+
+def _bilinear(left: NDArray[np.float64], block: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return Σ_ij left_i block_ij right_j of every resample, all whole numbers: int64 (resample,)."""
+    total: NDArray[np.int64] = np.einsum("rj,rj->r", (left @ block).astype(np.int64), right.astype(np.int64))
+    return total
+
+
+def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval, Interval]:
+    """Return intervals of the means of one number per instruction: by group (c, …), and over all instructions (…).
+
+    Args:
+        values: numbers (n, …); NaN where an instruction has none, which is then in no mean.
     """
     if len(values) != len(resamples.categories):
         raise ValueError(f"there must be values of {len(resamples.categories)} instructions; there are {len(values)}")
-    codes, labels = category_codes(resamples.categories), category_labels(resamples.categories)
+    codes, n_groups = category_codes(resamples.categories), len(category_labels(resamples.categories))
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-    shape = values.shape[1:]
-    low, high = np.full((2, len(labels) + 1, flat.shape[1]), np.nan)
-    step = max(1, BLOCK_VALUES // (len(resamples) * (len(labels) + 1)))
+    low, high = np.full((2, n_groups + 1, flat.shape[1]), np.nan)
+    step = max(1, BLOCK_VALUES // (len(resamples) * (n_groups + 1)))
     for first in range(0, flat.shape[1], step):
         part = slice(first, first + step)
-        results = weighted_means(flat[:, part], resamples.weights, codes, len(labels))
-        low[:, part], high[:, part] = percentiles(results, resamples.confidence)
-    low, high = low.reshape(-1, *shape), high.reshape(-1, *shape)
-    return MeanIntervals(Interval(low[:-1], high[:-1]), Interval(low[-1], high[-1]))
+        results = weighted_means(flat[:, part], resamples.weights, codes, n_groups)
+        low[:, part], high[:, part] = percentiles(results, resamples.confidence_level)
+    low, high = low.reshape(-1, *values.shape[1:]), high.reshape(-1, *values.shape[1:])
+    return Interval(low[:-1], high[:-1]), Interval(low[-1], high[-1])
 
 
 def weighted_means(
-    values: NDArray[np.float64], weights: NDArray[np.float64], codes: NDArray[np.intp], count: int
+    values: NDArray[np.float64], weights: NDArray[np.float64], codes: NDArray[np.intp], n_groups: int
 ) -> NDArray[np.float64]:
-    """Means of (n, k) values by category, and over all last: float64 (resample, count + 1, k).
+    """Return means of (n, k) values by group, and over all last: float64 (resample, n_groups + 1, k).
 
     Args:
-        values: NaN where an instruction has none. weights: float64 (resample, n). codes: intp (n,), categories by
-            index, below `count`.
+        values: NaN where an instruction has none. weights: float64 (resample, n), of `Resamples`.
+        codes: intp (n,), group of each instruction, below `n_groups`.
     """
     known = ~np.isnan(values)
     whole, bits = _fixed_columns(np.where(known, values, 0.0))
-    sums = np.zeros((len(weights), count + 1, values.shape[1]))
-    drawn, few = np.zeros_like(sums), np.zeros((count + 1, values.shape[1]), dtype=np.bool_)
-    for code in range(count):
+    sums = np.zeros((len(weights), n_groups + 1, values.shape[1]))
+    drawn, few = np.zeros_like(sums), np.zeros((n_groups + 1, values.shape[1]), dtype=np.bool_)
+    for code in range(n_groups):
         members = codes == code
         sums[:, code] = weights[:, members] @ whole[members]
         drawn[:, code] = weights[:, members] @ known[members].astype(np.float64)
-        few[code] = known[members].sum(axis=0) < LEAST
-    sums[:, count], drawn[:, count] = sums[:, :count].sum(axis=1), drawn[:, :count].sum(axis=1)
-    few[count] = known.sum(axis=0) < LEAST
-    means = np.ldexp(_ratio(sums, drawn), -bits)
+        few[code] = known[members].sum(axis=0) < MIN_MEMBERS
+    sums[:, n_groups], drawn[:, n_groups] = sums[:, :n_groups].sum(axis=1), drawn[:, :n_groups].sum(axis=1)
+    few[n_groups] = known.sum(axis=0) < MIN_MEMBERS
+    means = np.ldexp(ratio(sums, drawn), -bits)
     means[:, few] = np.nan
     return means
 
 
 def _fixed_columns(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intc]]:
-    """Values (n, k) as whole numbers, and the binary places of each column, so many that sums of n are exact."""
+    """Return values (n, k) as whole numbers, and the binary places of each column that keep sums of n exact."""
     _, exponent = np.frexp(np.abs(values).max(axis=0, initial=0.0))
     bits = (53 - len(values).bit_length() - exponent).astype(np.intc)
     return np.rint(np.ldexp(values, bits)), bits
 
 
-def _ratio(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+def percentiles(
+    results: NDArray[np.float64], confidence_level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the (1 ± confidence_level) / 2 quantiles over the first axis, NaN left out, as `numpy.quantile` does.
 
-
-def percentiles(results: NDArray[np.float64], confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The (1 ± confidence) / 2 quantiles over the first axis, NaN left out, as `numpy.quantile` interpolates them.
-
-    `numpy.nanquantile` goes column by column in Python: 1,000 × 8,640 results took it seconds.
+    `numpy.nanquantile` goes column by column in Python; 1,000 × 8,640 results took it seconds.
     """
     ordered = np.sort(results.reshape(len(results), -1).T, axis=1)  # NaN last
     last = np.maximum((~np.isnan(ordered)).sum(axis=1) - 1, 0)
     lines = np.arange(len(ordered))
 
     def at(share: float) -> NDArray[np.float64]:
-        place = last * share
-        below = np.floor(place).astype(np.intp)
+        exact = last * share
+        below = np.floor(exact).astype(np.intp)
         one, other = ordered[lines, below], ordered[lines, np.minimum(below + 1, last)]
-        return np.asarray(one + (other - one) * (place - below)).reshape(results.shape[1:])
+        return np.asarray(one + (other - one) * (exact - below)).reshape(results.shape[1:])
 
-    return at((1 - confidence) / 2), at((1 + confidence) / 2)
+    return at((1 - confidence_level) / 2), at((1 + confidence_level) / 2)

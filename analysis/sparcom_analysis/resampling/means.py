@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.resampling.bootstrap import Interval, Resamples, mean_intervals
+from sparcom_analysis.resampling.pairs import ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,18 +46,11 @@ def group_means(values: NDArray[Any], categories: Sequence[str], resamples: Resa
     np.add.at(sums, codes, np.where(known, values, 0))
     np.add.at(counted, codes, known)
     members = np.bincount(codes, minlength=len(labels)).reshape(-1, *[1] * (values.ndim - 1))
-    ends = None if resamples is None else mean_intervals(values, resamples)
     return GroupMeans(
         labels,
-        _mean(sums, counted),
-        _mean(sums.sum(axis=0), counted.sum(axis=0)),
+        ratio(sums, counted),
+        ratio(sums.sum(axis=0), counted.sum(axis=0)),
         counted,
         members - counted,
-        None if ends is None else ends.by_category,
-        None if ends is None else ends.overall,
+        *((None, None) if resamples is None else mean_intervals(values, resamples)),
     )
-
-
-def _mean(sums: NDArray[np.float64], counted: NDArray[np.int64]) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = np.divide(sums, counted, out=np.full(sums.shape, np.nan), where=counted > 0)
-    return mean

@@ -1,152 +1,181 @@
-"""The value of every pair of instructions, kept: what intervals and tests draw from again and again.
+"""The value of every pair of instructions: what means, intervals and permutation tests of categories are made of.
 
-Values are those of `jaccard_blocks` or `correlation_blocks`, filled in as they come, so that the sets are read once and
-category means taken from here have the same bits as those taken on the way. Knows neither sets nor experts.
+Values are kept once, in memory up to 128 MiB (4,096 instructions), beyond that in a temporary file without a name.
+They are read by contiguous rows. A pair without a value is NaN: two empty sets have no Jaccard index, and an expert
+vector without variance has no correlation. Such a pair is in no numerator and no denominator.
 
-What is drawn from it is summed in fixed point: a value v becomes the whole number round(v · 2^q), with q as large as
-lets every sum stay exact, of a row of n pairs in float64 (2^53), of all pairs in int64. Whole numbers add up to the
-same in any order, so neither blocks nor cores nor a BLAS change a digit of an interval or of a p. The rounding is at
-most 2^-(q + 1): 1.1e-13 for 1,200 instructions and 4.5e-13 for the most that are kept.
+Resampled sums are sums of whole numbers: a value v becomes round(v · 2^q), with q as large as keeps every sum exact,
+in float64 over one row (2^53) and in int64 over all pairs (2^63). So neither blocks nor cores nor a BLAS change a digit
+of an interval or of a p-value. A value is rounded by at most 2^-(q + 1): 1.1e-13 for 1,200 instructions, 4.5e-13 for
+4,096. Above that it exceeds 1e-12: 1.8e-12 for 8,000 instructions and 2.9e-11 for 32,768.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
+from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.kernels.intersections import Blocks, pair_blocks
-from sparcom_data.errors import UnsupportedArchiveError
+from sparcom_data.errors import StorageError, UnsupportedArchiveError
 
-MOST_INSTRUCTIONS = 4096  # 128 MiB of values; 1,200 instructions are 11 MiB. Beyond, fixed point rounds above 1e-12
-_EXACT_FLOAT = 2**53  # whole numbers up to here are exact as float64, in whichever order they are added
-_EXACT_INTEGER = 2**63
-_ROW_BITS = 53
+MAX_INSTRUCTIONS = 32_768  # 8 GiB of values
+MEMORY_BYTES = 128 << 20
+STRIP_ROWS = 256  # rows read at once
+_ROW_BITS = 53  # whole numbers up to 2^53 are exact as float64, in whichever order they are added
 _SUM_BITS = 63
-_CHECKED = 256  # rows checked at once: a comparison of all takes as much memory again
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class PairMatrix:
     """A value for every pair of n instructions.
 
-    categories: n names, one an instruction. values: float64 (n, n), symmetric, -1 to 1, on the diagonal that of an
-    instruction with itself. An instruction without values has a row and a column of NaN; there is no NaN elsewhere.
+    Attributes:
+        categories: n strings, the group of each instruction.
+        values: float64 (n, n), symmetric, -1 to 1; the diagonal is an instruction with itself; NaN for no value.
     """
 
     categories: Sequence[str]
     values: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        count = len(self.categories)
-        check_kept(count)
-        if self.values.shape != (count, count) or self.values.dtype != np.float64:
-            raise ValueError(f"values of {count} instructions must be float64 ({count}, {count}): {self.values.shape}")
-        defined = self.defined
-        for first in range(0, count, _CHECKED):
-            rows = slice(first, first + _CHECKED)
-            part, known = self.values[rows], defined[rows, None] & defined
-            if not np.array_equal(part, self.values[:, rows].T, equal_nan=True):
+        count, values = len(self.categories), self.values
+        if values.shape != (count, count) or values.dtype != np.float64:
+            raise ValueError(f"values of {count} instructions must be float64 ({count}, {count}); got {values.shape}")
+        for first in range(0, count if values.nbytes <= MEMORY_BYTES else 0, STRIP_ROWS):
+            rows = slice(first, first + STRIP_ROWS)
+            if not np.array_equal(values[rows], values[:, rows].T, equal_nan=True):
                 raise ValueError("values must be symmetric")
-            if (
-                not np.array_equal(~np.isnan(part), known)
-                or np.abs(part, where=known, out=np.zeros_like(part)).max() > 1
-            ):
-                raise ValueError("values must be from -1 to 1, and NaN for all pairs of an instruction or for none")
+            if np.fmax.reduce(np.abs(values[rows]), axis=None, initial=0) > 1:
+                raise ValueError("values must be from -1 to 1, or NaN for a pair without a value")
 
     def __len__(self) -> int:
         return len(self.categories)
 
     @property
     def labels(self) -> list[str]:
-        """c names of categories, in order of first appearance."""
+        """Names of the c groups, in order of first appearance."""
         return category_labels(self.categories)
 
     @property
     def codes(self) -> NDArray[np.intp]:
-        """intp (n,): each instruction's category, an index into `labels`."""
+        """Group of each instruction: intp (n,), an index into `labels`."""
         return category_codes(self.categories)
+
+    @cached_property
+    def _unknown(self) -> NDArray[np.int64]:
+        """Pairs without a value per instruction: int64 (n,)."""
+        strips = [np.isnan(self.values[k : k + STRIP_ROWS]).sum(axis=1) for k in range(0, len(self), STRIP_ROWS)]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *strips])
 
     @property
     def defined(self) -> NDArray[np.bool_]:
-        """bool (n,): instructions that have values."""
-        return ~np.isnan(np.diagonal(self.values))
+        """Instructions with a value in any pair: bool (n,). The others take no part in tests."""
+        return self._unknown < len(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every pair has a value."""
+        return not self._unknown.any()
+
+    @property
+    def itself(self) -> NDArray[np.float64]:
+        """Value of each instruction with itself: float64 (n,)."""
+        return self.values.diagonal()
 
     @property
     def bits(self) -> int:
-        """q: binary places of fixed point."""
+        """q, binary places of fixed point."""
         return fixed_bits(len(self))
-
-    def blocks(self) -> Blocks:
-        """Yield the values in the blocks and the order in which they were computed."""
-        for rows, columns in pair_blocks(len(self)):
-            yield rows, columns, self.values[rows, columns]
 
     def named(self, categories: Sequence[str]) -> PairMatrix:
         """Return the same values with other groups of instructions."""
         return PairMatrix(categories, self.values)
 
+    def take(self, places: NDArray[np.intp]) -> PairMatrix:
+        """Return the pairs of the instructions at these places: intp (m,)."""
+        values = _storage(len(places))
+        for first in range(0, len(places), STRIP_ROWS):
+            values[first : first + STRIP_ROWS] = self.values[places[first : first + STRIP_ROWS]][:, places]
+        return PairMatrix([self.categories[place] for place in places], values)
+
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the mean of every two groups, with the pair of an instruction with itself and without: float64 (c, c)
-        each, symmetric; NaN where there is no pair with a value."""
-        return category_means(self.categories, self.blocks(), np.diagonal(self.values))
+        each, symmetric; NaN where no pair has a value."""
+        blocks = ((rows, columns, self.values[rows, columns]) for rows, columns in pair_blocks(len(self)))
+        return category_means(self.categories, blocks)[:2]
 
 
 def keep_pairs(categories: Sequence[str], blocks: Blocks) -> PairMatrix:
     """Keep the values of all blocks.
 
     Raises:
-        UnsupportedArchiveError: there are more instructions than `MOST_INSTRUCTIONS`.
+        NotComputableError: there are more instructions than `MAX_INSTRUCTIONS`.
+        StorageError: the temporary file cannot be written.
     """
-    check_kept(len(categories))
-    values = np.empty((len(categories), len(categories)))
+    if (count := len(categories)) > MAX_INSTRUCTIONS:
+        raise NotComputableError(
+            f"Intervals and tests need the value of every pair of up to {MAX_INSTRUCTIONS:,} instructions; there are "
+            f"{count:,}. Analyze fewer instructions, by `sel` or in an archive of their own."
+        )
+    values = _storage(count)
     for rows, columns, block in blocks:
-        own = rows == columns  # what is left of the diagonal is not filled in
-        values[rows, columns] = np.triu(block) + np.triu(block, 1).T if own else block
-        if not own:
+        on_diagonal = rows == columns  # entries below the diagonal are not filled in
+        values[rows, columns] = np.triu(block) + np.triu(block, 1).T if on_diagonal else block
+        if not on_diagonal:
             values[columns, rows] = block.T
     return PairMatrix(categories, values)
 
 
-def check_kept(count: int) -> None:
-    """Refuse more instructions than pairs are kept of.
-
-    Raises:
-        UnsupportedArchiveError: naming the limit and what to do.
-    """
-    if count > MOST_INSTRUCTIONS:
-        raise UnsupportedArchiveError(
-            f"intervals and tests keep every pair of up to {MOST_INSTRUCTIONS} instructions; there are {count}. "
-            "Analyse an archive of fewer instructions a category, or without intervals and tests"
-        )
+def _storage(count: int) -> NDArray[np.float64]:
+    """Return float64 (count, count) to be filled in: an array, or a map of a temporary file."""
+    size = 8 * count * count
+    if size <= MEMORY_BYTES:
+        return np.empty((count, count))
+    try:
+        with tempfile.TemporaryFile(prefix=".sparcom-pairs-") as file:
+            # A map of a file without its blocks would end the process once the disk is full.
+            getattr(os, "posix_fallocate", lambda number, _first, length: os.truncate(number, length))(
+                file.fileno(), 0, size
+            )
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise StorageError(
+            f"the pairs of {count:,} instructions need a temporary file of {size / 2**30:,.1f} GiB: {error}. Make "
+            "room, or set TMPDIR"
+        ) from error
+    return np.ndarray((count, count), dtype=np.float64, buffer=mapped)
 
 
 def fixed_bits(count: int) -> int:
-    """q for sums over the pairs of `count` instructions."""
+    """Return q for sums over the pairs of `count` instructions."""
     return min(_ROW_BITS - count.bit_length(), _SUM_BITS - (count * (count - 1) // 2).bit_length())
 
 
 def fixed(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
-    """round(v · 2^bits), still as float64, which holds it exactly; halves to even."""
-    rounded: NDArray[np.float64] = np.rint(np.ldexp(values, bits))
-    return rounded
+    """Return round(v · 2^bits) as float64, which holds it exactly; halves go to even."""
+    return np.asarray(np.rint(np.ldexp(values, bits)), dtype=np.float64)
 
 
 def category_means(
-    categories: Sequence[str], blocks: Blocks, itself: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the means of `PairMatrix.means` without keeping the pairs.
-
-    Args:
-        itself: float64 (n,), the value of each instruction with itself.
-    """
+    categories: Sequence[str], blocks: Blocks
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return `PairMatrix.means` and `PairMatrix.itself` without keeping the pairs."""
     codes, count = category_codes(categories), len(category_labels(categories))
-    sums, pairs = np.zeros((count, count)), np.zeros((count, count))
+    sums, pairs, itself = np.zeros((count, count)), np.zeros((count, count)), np.empty(len(codes))
     for rows, columns, block in blocks:
+        if rows == columns:
+            itself[rows] = np.diagonal(block)
         later = np.arange(rows.start, rows.stop)[:, None] < np.arange(columns.start, columns.stop)
         later &= ~np.isnan(block)
         cell = (codes[rows, None] * count + codes[None, columns])[later]
@@ -156,10 +185,11 @@ def category_means(
     known = ~np.isnan(itself)
     own = np.diag(np.bincount(codes[known], weights=itself[known], minlength=count))
     members = np.diag(np.bincount(codes[known], minlength=count))
-    return _ratio(sums + own, pairs + members), _ratio(sums, pairs)
+    return ratio(sums + own, pairs + members), ratio(sums, pairs), itself
 
 
-def _ratio(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def ratio(sums: NDArray[np.float64], counts: NDArray[Any]) -> NDArray[np.float64]:
+    """Return sums / counts; NaN where the count is not above 0."""
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
@@ -178,7 +208,7 @@ def correlation_blocks(counts: NDArray[np.uint32], tokens: NDArray[np.int64]) ->
     vectors = counts.reshape(len(counts), -1)
     size, sums = vectors.shape[1], vectors.sum(axis=1, dtype=np.int64)
     largest = max((int(np.square(row, dtype=np.float64).sum()) for row in vectors), default=0)
-    if largest >= _EXACT_FLOAT or size * largest >= _EXACT_INTEGER or int(sums.max()) ** 2 >= _EXACT_INTEGER:
+    if largest >= 2**_ROW_BITS or size * largest >= 2**_SUM_BITS or int(sums.max()) ** 2 >= 2**_SUM_BITS:
         raise UnsupportedArchiveError(
             f"correlations are exact for instructions of up to about a million tokens; the longest here has "
             f"{int(tokens.max())}. Analyse it without such instructions"

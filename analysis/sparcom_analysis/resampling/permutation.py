@@ -1,225 +1,188 @@
-"""Whether categories are more alike than chance makes them: tests by permuting the categories of instructions.
+"""Permutation tests, one-sided: how far statistics exceed those of permuted group labels.
 
-The hypothesis is that categories are names without meaning: any instruction could carry any of them. Three statistics,
-each over pairs of two different instructions, large where it does not hold:
+The null hypothesis is that group labels are exchangeable: any instruction could carry any of them. `label_tests` has
+three kinds of statistics, each over pairs of two different instructions, large where it does not hold:
 
-- of the whole matrix: mean over all pairs within a category minus mean over all pairs between two;
-- of each category: mean over its pairs minus mean over the pairs of one of its instructions with one of another's;
-- of each two categories: the mean over their pairs. "Higher than chance" is higher than between two random groups of
-  their sizes, drawn from all instructions.
+- of the whole matrix: mean over all pairs within a group minus mean over all pairs between two;
+- of each group: mean over its pairs minus mean over the pairs of one of its instructions with one of another group;
+- of each two groups: the mean over their pairs, against two random groups of their sizes.
 
-1. The names are shuffled over the instructions, `permutations` times (PCG64); sizes of categories stay.
-2. Sums of pairs by category are taken again, as whole numbers in fixed point (see `pair_matrix`): ties are exact, and
-   neither cores nor blocks change a digit.
-3. p = (1 + shuffles whose statistic is at least the observed one) / (1 + permutations), one-sided.
-4. Of many statistics (categories; pairs of categories) p is corrected by Westfall and Young's step-down maximum: each
-   is standardised by mean and deviation over all shuffles and the observed naming; the observed ones are taken in
-   falling order, each compared with the largest of itself and those after it in every shuffle. `p_adjusted` is then
-   the risk that any statistic at all is so large where no category means anything.
+1. Labels are permuted over the instructions, `n_permutations` times (PCG64). Sizes of groups stay. Instructions without
+   any value take no part; single pairs without a value are left out of numerators and denominators.
+2. Sums of pairs by group are whole numbers (see `pairs`): ties are exact, and neither cores nor blocks change a digit.
+3. p = (1 + permutations whose statistic is at least the observed one) / (1 + n_permutations).
+4. p-values of several statistics are adjusted by Westfall and Young's step-down maximum (`step_down`), or by Holm's
+   method (`holm`).
 
-Tests presume that instructions are independent of each other. They know nothing of length or of other reasons why a
-category may be alike. A category of one instruction has no pair and no test of its own; instructions without values
-take no part.
+Tests presume that instructions are independent. They ignore length and other reasons why a group may be alike. A group
+of one instruction has no pair and no test of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.kernels.compiled import compiled, cores, parallel_for
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix, fixed
-from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
+from sparcom_analysis.resampling.pairs import PairMatrix, fixed, ratio
 
-PERMUTATIONS = 9999
-SEED = 0
-MOST_CATEGORIES = 256  # sums of a naming are half a MiB then
-MOST_PAIRED = 32  # categories of which every two are tested: 496 statistics of 10,000 namings are 38 MiB
+MAX_GROUPS = 256  # sums of one permutation are half a MiB then
+MAX_PAIRED = 32  # groups of which every two are tested: 496 statistics of 10,000 permutations are 38 MiB
 TILE_COLUMNS = 64  # instructions whose pairs are summed at once: 600 KiB of 1,200 rows stay in the second-level cache
-BATCH_BYTES = 32 << 20  # names and sums of the shuffles in hand
-BATCH = 2000  # shuffles in hand at most: a second or less between two calls of `progress`
+BATCH_BYTES = 32 << 20  # labels and sums of the permutations in hand
+BATCH = 2000  # permutations in hand at most: a second or less between two calls of `progress`
+
+Labels = NDArray[np.int16]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelTests:
-    """What permuting the categories of instructions says; NaN where there is nothing to test.
-
-    categories: c names. instructions: with values, whose names were shuffled. permutations, seed: how often, and from
-    where. within, between: means over all pairs within a category and between two. p: of their difference.
-    category_within, category_others: float64 (c,), the means of each category. category_p, category_p_adjusted: of
-    their difference, by itself and corrected for c tests.
-    expected: mean over all pairs, what chance gives each cell. pair_p, pair_p_adjusted: float64 (c, c), symmetric, of
-    every two categories, by itself and corrected for all of them; the diagonal is NaN, and all with over `MOST_PAIRED`.
-    """
-
-    categories: Sequence[str]
-    instructions: int
-    permutations: int
-    seed: int
-    within: float
-    between: float
-    p: float
-    category_within: NDArray[np.float64]
-    category_others: NDArray[np.float64]
-    category_p: NDArray[np.float64]
-    category_p_adjusted: NDArray[np.float64]
-    expected: float
-    pair_p: NDArray[np.float64]
-    pair_p_adjusted: NDArray[np.float64]
-
-
-def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None = None) -> LabelTests | None:
-    """Return the tests that `options` ask for; None if there are none or too many categories."""
-    if not options.n_permutations or len(pairs.labels) > MOST_CATEGORIES:
-        return None
-    return permutation_tests(pairs, permutations=options.n_permutations, seed=options.seed, progress=progress)
-
-
-def permutation_tests(
-    pairs: PairMatrix, *, permutations: int = PERMUTATIONS, seed: int = SEED, progress: Progress | None = None
-) -> LabelTests:
-    """Test whether categories are more alike within than between them, and which.
+def label_tests(
+    pairs: PairMatrix, options: Options, progress: Progress | None = None
+) -> dict[str, NDArray[np.float64]] | None:
+    """Test whether groups are more alike within than between them, and which; None if `n_permutations` is 0.
 
     Args:
-        pairs: values of all pairs. permutations: shuffles, at least 1. seed: of the shuffles, 0 or more.
-        progress: called with shuffles done and shuffles in all.
+        progress: called with permutations done and in all.
+
+    Returns:
+        What `against_labels` returns.
 
     Raises:
-        InvalidInputError: the number of shuffles or the seed is not so.
-        UnsupportedArchiveError: there are more than `MOST_CATEGORIES`.
+        NotComputableError: there are more than `MAX_GROUPS` groups.
     """
-    problems = []
-    if permutations < 1:
-        problems.append(f"permutations must be at least 1; they are {permutations}")
-    if seed < 0:
-        problems.append(f"the seed must be 0 or more; it is {seed}")
-    if problems:
-        raise InvalidInputError(problems)
-    if len(pairs.labels) > MOST_CATEGORIES:
-        raise UnsupportedArchiveError(
-            f"categories are tested against chance where there are up to {MOST_CATEGORIES}; there are "
-            f"{len(pairs.labels)}. Group the instructions into fewer categories"
+    if not options.n_permutations:
+        return None
+    if len(pairs.labels) > MAX_GROUPS:
+        raise NotComputableError(
+            f"Groups are tested against permuted labels where there are up to {MAX_GROUPS}; there are "
+            f"{len(pairs.labels)}. Group the instructions into fewer."
         )
-    shuffles = shuffled_names(pairs, permutations, seed)
-    return against_namings(pairs, _reported(shuffles, permutations, progress), permutations, seed)
+    labels = permuted_labels(pairs, options.n_permutations, options.seed)
+    return against_labels(pairs, _reported(labels, options.n_permutations, progress))
 
 
-def _reported(
-    shuffles: Iterable[NDArray[np.int16]], total: int, progress: Progress | None
-) -> Iterator[NDArray[np.int16]]:
-    """The same batches; once the next is asked for, the one before is done."""
+def _reported(batches: Iterable[Labels], total: int, progress: Progress | None) -> Iterator[Labels]:
+    """Yield the same batches; a batch is done once the next is asked for."""
     done = 0
-    for names in shuffles:
-        yield names
-        done += len(names)
+    for labels in batches:
+        yield labels
+        done += len(labels)
         if progress is not None:
             progress(done, total)
 
 
-def shuffled_names(pairs: PairMatrix, permutations: int, seed: int) -> Iterator[NDArray[np.int16]]:
-    """Shuffled names of the m instructions with values: int16 (batch, m), categories by index; so many in all."""
-    names = pairs.codes[pairs.defined].astype(np.int16)
+def permuted_labels(pairs: PairMatrix, n_permutations: int, seed: int) -> Iterator[Labels]:
+    """Yield batches of permuted groups of the m instructions with values: int16 (batch, m)."""
+    labels = pairs.codes[pairs.defined].astype(np.int16)
     rng = np.random.Generator(np.random.PCG64(seed))
-    batch = max(1, min(BATCH, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(names))))
-    for first in range(0, permutations, batch):
-        count = min(batch, permutations - first)
-        yield rng.permuted(np.broadcast_to(names, (count, len(names))), axis=1)
+    batch = max(1, min(BATCH, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(labels))))
+    for first in range(0, n_permutations, batch):
+        count = min(batch, n_permutations - first)
+        yield rng.permuted(np.broadcast_to(labels, (count, len(labels))), axis=1)
 
 
-def against_namings(
-    pairs: PairMatrix, shuffles: Iterable[NDArray[np.int16]], permutations: int, seed: int
-) -> LabelTests:
-    """The tests against given namings of the instructions with values, int16 (batch, m) each."""
-    defined, labels = pairs.defined, pairs.labels
-    values = pairs.values if defined.all() else pairs.values[np.ix_(defined, defined)]
-    names = pairs.codes[defined].astype(np.int16)
-    sizes = np.bincount(names, minlength=len(labels))
-    found = [
-        _Means.of(category_sums(values, one, len(labels), pairs.bits), sizes, pairs.bits)
-        for one in (names[None], *shuffles)
-    ]
-    whole = np.concatenate([one.within - one.between for one in found])[:, None]
-    by_category = np.concatenate([one.category_within - one.category_others for one in found])
-    by_pair = np.concatenate([one.pairs for one in found])
-    observed = found[0]
-    return LabelTests(
-        categories=labels,
-        instructions=len(names),
-        permutations=permutations,
-        seed=seed,
-        within=float(observed.within[0]),
-        between=float(observed.between[0]),
-        p=float(_plain(whole)[0]),
-        category_within=observed.category_within[0],
-        category_others=observed.category_others[0],
-        category_p=_plain(by_category),
-        category_p_adjusted=_corrected(by_category),
-        expected=observed.expected,
-        pair_p=_square(_plain(by_pair), len(labels)),
-        pair_p_adjusted=_square(_corrected(by_pair), len(labels)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Means:
-    """What the statistics are made of, for each of b namings; NaN where there is no pair.
-
-    within, between: float64 (b,). category_within, category_others: float64 (b, c). pairs: float64
-    (b, c (c - 1) / 2), of every two categories, row by row; none with over `MOST_PAIRED`. expected: over all pairs.
-    """
-
-    within: NDArray[np.float64]
-    between: NDArray[np.float64]
-    category_within: NDArray[np.float64]
-    category_others: NDArray[np.float64]
-    pairs: NDArray[np.float64]
-    expected: float
-
-    @classmethod
-    def of(cls, sums: NDArray[np.int64], sizes: NDArray[np.intp], bits: int) -> _Means:
-        """Means from sums in fixed point, int64 (b, c, c), symmetric, of categories of these sizes."""
-        own, total = np.diagonal(sums, axis1=1, axis2=2), np.triu(sums).sum(axis=(1, 2))
-        own_pairs, all_pairs = sizes * (sizes - 1) // 2, int(sizes.sum() * (sizes.sum() - 1) // 2)
-
-        def mean(part: NDArray[np.int64], pairs: NDArray[np.intp] | int) -> NDArray[np.float64]:
-            whole = np.ldexp(part.astype(np.float64), -bits)
-            means: NDArray[np.float64] = np.divide(
-                whole, pairs, out=np.full_like(whole, np.nan), where=np.greater(pairs, 0)
-            )
-            return means
-
-        first, second = np.triu_indices(len(sizes) if len(sizes) <= MOST_PAIRED else 0, 1)
-        return cls(
-            within=mean(own.sum(axis=1), int(own_pairs.sum())),
-            between=mean(total - own.sum(axis=1), all_pairs - int(own_pairs.sum())),
-            category_within=mean(own, own_pairs),
-            category_others=mean(sums.sum(axis=2) - own, sizes * (sizes.sum() - sizes)),
-            pairs=mean(sums[:, first, second], sizes[first] * sizes[second]),
-            expected=float(mean(total, all_pairs)[0]),
-        )
-
-
-def category_sums(values: NDArray[np.float64], names: NDArray[np.int16], count: int, bits: int) -> NDArray[np.int64]:
-    """Sums of the pairs of two instructions by their categories, in fixed point, for each naming.
-
-    Args:
-        values: float64 (m, m), symmetric, without NaN. names: int16 (b, m), categories by index, below `count`.
+def against_labels(pairs: PairMatrix, permuted: Iterable[Labels]) -> dict[str, NDArray[np.float64]]:
+    """Return the tests against given labels of the m instructions with values: int16 (batch, m) each.
 
     Returns:
-        int64 (b, count, count), symmetric; a pair of two categories is counted once in each of its two cells.
+        `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: of the whole matrix.
+        `within`, `others` (c,): of each group. `pvalue`, `pvalue_adjusted` (c, c): symmetric, of every two groups,
+        NaN with over `MAX_PAIRED`; on the diagonal those of each group. NaN where there is nothing to test.
     """
-    sums = np.zeros((len(names), count, count), dtype=np.int64)
+    count, observed = len(pairs.labels), pairs.codes[pairs.defined].astype(np.int16)
+    kept = pairs if pairs.defined.all() else pairs.take(np.flatnonzero(pairs.defined))
+    batches = [_pair_means(kept, labels, count) for labels in chain([observed[None]], permuted)]
+    overall, within, between, own, others, apart = (np.concatenate(part) for part in zip(*batches, strict=True))
+    found = {
+        "null_mean": overall[0],
+        "overall_within": within[0],
+        "overall_between": between[0],
+        "overall_pvalue": pvalues((within - between)[:, None])[0],
+        "within": own[0],
+        "others": others[0],
+    }
+    for name, tested in (("pvalue", pvalues), ("pvalue_adjusted", step_down)):
+        square = np.diag(tested(own - others))
+        above = np.triu_indices(count, 1)
+        square[above] = square.T[above] = tested(apart) if count <= MAX_PAIRED else np.nan
+        found[name] = square
+    return found
+
+
+def _pair_means(pairs: PairMatrix, labels: Labels, count: int) -> list[NDArray[np.float64]]:
+    """Return the means over pairs of two instructions that statistics are made of, per labeling; NaN without a pair.
+
+    Returns:
+        Over all, within groups, between groups: float64 (b,); within each group, of each with the others: (b, c); of
+        every two groups: (b, c (c - 1) / 2), empty with over `MAX_PAIRED`.
+    """
+    sums, numbers = _cells(pairs, labels, count)
+    first, second = np.triu_indices(count if count <= MAX_PAIRED else 0, 1)
+
+    def parts(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        own, between = np.diagonal(cells, axis1=1, axis2=2), np.triu(cells, 1).sum(axis=(1, 2))
+        within = own.sum(axis=1)
+        return within + between, within, between, own, cells.sum(axis=2) - own, cells[:, first, second]
+
+    return [_mean(part, number, pairs.bits) for part, number in zip(parts(sums), parts(numbers), strict=True)]
+
+
+def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
+    return ratio(np.ldexp(sums.astype(np.float64), -bits), numbers)
+
+
+def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> NDArray[np.float64]:
+    """Return the mean over pairs of different instructions of every two groups, per labeling: float64 (b, c, c).
+
+    Args:
+        labels: int16 (b, n), group of each instruction, below `count`.
+    """
+    sums, numbers = _cells(pairs, labels, count)
+    return _mean(sums, numbers, pairs.bits)
+
+
+def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric.
+
+    The numbers are (1, c, c) if every pair has a value and all labelings have groups of the same sizes.
+    """
+    sums, complete = category_sums(pairs.values, labels, count, pairs.bits), pairs.complete
+    sizes = np.stack([np.bincount(one, minlength=count) for one in labels])
+    if complete and (sizes == sizes[0]).all():
+        sizes = sizes[:1]
+    numbers = sizes[:, :, None] * sizes[:, None]
+    diagonal = np.arange(count)
+    numbers[:, diagonal, diagonal] = sizes * (sizes - 1) // 2
+    if not complete:
+        numbers -= category_sums(pairs.values, labels, count, None)
+    return sums, numbers
+
+
+def category_sums(values: NDArray[np.float64], labels: Labels, count: int, bits: int | None) -> NDArray[np.int64]:
+    """Return sums over the pairs of two instructions by their groups, for each labeling.
+
+    Args:
+        values: float64 (n, n), symmetric; NaN adds nothing. labels: int16 (b, n), groups below `count`.
+        bits: binary places of the sums, in fixed point. None: count the pairs without a value.
+
+    Returns:
+        int64 (b, count, count), symmetric; a pair of two groups is counted once in each of its two cells.
+    """
+    sums = np.zeros((len(labels), count, count), dtype=np.int64)
     for start in range(0, len(values), TILE_COLUMNS):
         stop = min(start + TILE_COLUMNS, len(values))
+        strip = values[start:stop, :stop]  # whole rows; as columns of the tile, by symmetry
+        unknown = np.isnan(strip)
+        whole = unknown if bits is None else fixed(np.where(unknown, 0.0, strip), bits)
         tile = np.zeros((stop, TILE_COLUMNS), dtype=np.int64)
-        tile[:, : stop - start] = np.triu(fixed(values[:stop, start:stop], bits), 1 - start)  # pairs i < j
-        parallel_for(partial(_add_tile, tile, start, names, sums), len(names), max(1, -(-len(names) // cores())))
+        tile[:, : stop - start] = np.triu(whole.T, 1 - start)  # pairs i < j
+        parallel_for(partial(_add_tile, tile, start, labels, sums), len(labels), max(1, -(-len(labels) // cores())))
     other = sums.transpose(0, 2, 1).copy()
     other[:, np.arange(count), np.arange(count)] = 0
     return sums + other
@@ -229,53 +192,85 @@ def category_sums(values: NDArray[np.float64], names: NDArray[np.int16], count: 
 def _add_tile(
     tile: NDArray[np.int64],
     start: int,
-    names: NDArray[np.int16],
+    labels: Labels,
     sums: NDArray[np.int64],
     first: int,
     last: int,
 ) -> None:
-    """Add the columns start.. of pairs to the sums of namings first..last, by the names of row and column.
+    """Add the pairs of columns start.. to the sums of permutations first..last, by the groups of row and column.
 
-    Rows are summed by category, whole vectors at a time; then the few sums of each column go where its name says.
+    Rows are summed by group, whole vectors at a time; then the few sums of each column go to the column's group.
     """
     held = np.empty((sums.shape[1], TILE_COLUMNS), dtype=np.int64)
-    width = min(TILE_COLUMNS, names.shape[1] - start)
+    width = min(TILE_COLUMNS, labels.shape[1] - start)
     for number in range(first, last):
         held[:] = 0
         for row in range(tile.shape[0]):
-            one, other = held[names[number, row]], tile[row]
+            one, other = held[labels[number, row]], tile[row]
             for column in range(TILE_COLUMNS):
                 one[column] += other[column]
         for column in range(width):
-            name = names[number, start + column]
+            label = labels[number, start + column]
             for category in range(held.shape[0]):
-                sums[number, name, category] += held[category, column]
+                sums[number, label, category] += held[category, column]
 
 
-def _plain(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p of each statistic by itself: (namings, k) with the observed one first to float64 (k,)."""
-    as_large = (statistics[1:] >= statistics[0]).sum(axis=0)
-    return np.where(np.isnan(statistics[0]), np.nan, (1 + as_large) / len(statistics))
+def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    """Yield, per permutation, all instructions dealt to c groups anew: c arrays, intp (n_c,), in the groups' sizes.
+
+    Args:
+        codes: intp (n,), group of each instruction. seed: of PCG64.
+    """
+    rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
+    for _ in range(n_permutations):
+        yield np.split(rng.permutation(len(codes)), borders)
 
 
-def _corrected(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p of each statistic, corrected for all of them by step-down maxima; as `_plain`."""
-    adjusted = np.full(statistics.shape[1], np.nan)
-    spread = statistics.std(axis=0)
-    scores = np.divide(statistics - statistics.mean(axis=0), spread, out=np.zeros_like(statistics), where=spread > 0)
-    order = [k for k in np.argsort(-scores[0], kind="stable").tolist() if not np.isnan(statistics[0, k])]
+def pvalue(reached: ArrayLike, n_permutations: int) -> NDArray[np.float64]:
+    """Return p = (1 + reached) / (1 + n): of n permutations, `reached` have a statistic at least the observed one."""
+    return np.asarray((1 + np.asarray(reached)) / (1 + n_permutations), dtype=np.float64)
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the p of m tests after Holm's correction for all of them; NaN is no test.
+
+    The k-th smallest times m − k + 1, at most 1, and never below that of a smaller p.
+    """
+    order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return corrected
+
+
+def pvalues(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p of each statistic by itself: (1 + permutations, k), the observed ones first, to float64 (k,).
+
+    NaN if the observed one is; a permutation without a value counts as one that reaches it.
+    """
+    reached = (~(statistics[1:] < statistics[0])).sum(axis=0)
+    return np.where(np.isnan(statistics[0]), np.nan, pvalue(reached, len(statistics) - 1))
+
+
+def step_down(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p of each statistic, adjusted for all of them by Westfall and Young's step-down maximum; as `pvalues`.
+
+    Statistics are standardized by mean and deviation over the permutations and the observed labels. The observed ones
+    are taken in descending order; each is compared with the largest of itself and those after it, per permutation. An
+    adjusted p is the probability that any statistic is so large under the null hypothesis.
+    """
+    known = ~np.isnan(statistics)
+    number = np.maximum(known.sum(axis=0), 1)
+    away = np.where(known, statistics - np.where(known, statistics, 0.0).sum(axis=0) / number, 0.0)
+    spread = np.sqrt((away * away).sum(axis=0) / number)
+    scores = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
+    scores[~known] = -np.inf
+    order = [k for k in np.argsort(-scores[0], kind="stable").tolist() if known[0, k]]
     largest, exceeding = np.full(len(scores) - 1, -np.inf), []
     for k in reversed(order):
         np.maximum(largest, scores[1:, k], out=largest)
         exceeding.append(int((largest >= scores[0, k]).sum()))
-    adjusted[order] = (1 + np.maximum.accumulate(exceeding[::-1])) / len(scores) if order else np.nan
-    return adjusted
-
-
-def _square(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Values of every two categories as a symmetric matrix, NaN on its diagonal, or everywhere where there are none."""
-    matrix = np.full((count, count), np.nan)
-    if len(values):
-        first, second = np.triu_indices(count, 1)
-        matrix[first, second] = matrix[second, first] = values
-    return matrix
+    adjusted = np.full(statistics.shape[1], np.nan)
+    if order:
+        adjusted[order] = np.maximum.accumulate(pvalue(exceeding[::-1], len(scores) - 1))
+    found: NDArray[np.float64] = np.maximum(adjusted, pvalues(statistics))
+    return found

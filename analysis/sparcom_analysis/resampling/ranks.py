@@ -1,6 +1,6 @@
-"""Spearman's rank correlation: Pearson's of ranks, ties at the mean of their ranks. Knows nothing of what is ranked.
+"""Spearman's rank correlation: Pearson's of ranks, ties at the mean of their ranks.
 
-Ranks are whole numbers when doubled, so that no sum of them is rounded and the result does not depend on their order.
+Doubled ranks are whole numbers, so no sum of them is rounded and the result does not depend on their order.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-TIE_DIGITS = 12  # values that agree to so many digits are ties: sums of floats differ in the sixteenth
+TIE_DIGITS = 12  # values equal to 1e-12 are ties
 
 
 def doubled_ranks(values: ArrayLike) -> NDArray[np.int64]:
-    """int64 (n,): twice the rank of each of n numbers, the least first, 2 for rank 1; ties have their mean."""
+    """Return twice the rank of each of n numbers: int64 (n,), 2 for the least; ties have the mean of their ranks."""
     rounded = np.asarray(values, dtype=np.float64).round(TIE_DIGITS)
     ordered = np.sort(rounded)
     below, not_above = ordered.searchsorted(rounded, side="left"), ordered.searchsorted(rounded, side="right")
@@ -22,13 +22,13 @@ def doubled_ranks(values: ArrayLike) -> NDArray[np.int64]:
     return ranks
 
 
-def rank_correlation(left: ArrayLike, right: ArrayLike) -> float | None:
-    """-1 to 1; None where one of the two has fewer than two different values."""
+def rank_correlation(left: ArrayLike, right: ArrayLike) -> float:
+    """Return Spearman's rank correlation, -1 to 1; NaN if one side has fewer than two different values."""
     one: list[int] = doubled_ranks(left).tolist()
     other: list[int] = doubled_ranks(right).tolist()
     count, total = len(one), sum(one)  # both add up to n (n + 1)
     spread = [count * sum(rank * rank for rank in ranks) - total * total for ranks in (one, other)]
     if not all(spread):
-        return None
+        return math.nan
     above = count * sum(a * b for a, b in zip(one, other, strict=True)) - total * total
     return max(-1.0, min(1.0, above / math.sqrt(spread[0] * spread[1])))

@@ -1,1 +1,1 @@
-"""General and unique neurons and experts, and LAPE: which components belong to which categories."""
+"""General and unique neurons and experts: members of all categories, of several, of one alone."""

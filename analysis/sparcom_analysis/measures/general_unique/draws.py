@@ -1,129 +1,159 @@
-"""Counts general and unique components many times over, for other choices of instructions: what intervals and the
-comparison with chance are made of.
+"""Counts members for other choices of instructions: intervals, and the null distribution of permuted labels.
 
-Most components are in so few instructions that no choice brings them to a category's threshold; they are left out once,
-and the rest is packed again, so that a draw reads a fraction of the sets. A component is left out where the chance that
-a draw would count it is below 10⁻¹² by Chernoff's bound, exp(−n · KL(needed/n ‖ p)), p the share of the instructions
-that have it, which holds for draws with and without replacement. What is not left out is counted exactly.
+Most neurons are in so few instructions that no draw makes them members (`Members.possible`). They are left out once,
+and the rest is packed again, so that a draw reads a fraction of the sets. What is not left out is counted exactly.
 
-Does not know how instructions are chosen.
+Intervals are centered (see `centered_interval`): a threshold decides who is a member, and draws with replacement carry
+more over it than they take away. A category of one instruction has no interval, nor have numbers it has a part in.
+The threshold also makes unique members out of nothing; hence the null distribution.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
 from sparcom_analysis.kernels.compiled import pack_at_least
-from sparcom_analysis.measures.general_unique.groups import Components, overlap
-from sparcom_analysis.measures.general_unique.members import Memberships
+from sparcom_analysis.measures.general_unique.members import Members, Membership
+from sparcom_analysis.options import Options
+from sparcom_analysis.resampling.bootstrap import Interval
 
-NEGLIGIBLE = 1e-12  # chance of a draw that would count a component left out
+Numbers = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class ComponentNumbers:
-    """Numbers of components; the last entry of the layer axis is that of all layers together.
+# Private until resampling/ has them.
+def centered_interval(estimate: Numbers, drawn: Numbers, confidence_level: float, upper: float = np.inf) -> Interval:
+    tail = (1 - confidence_level) / 2
+    below, above = np.quantile(drawn - drawn.mean(axis=0), [tail, 1 - tail], axis=0)
+    low, high = estimate + np.minimum(below, 0), estimate + np.maximum(above, 0)
+    return Interval(np.maximum(low, 0), np.minimum(high, upper))
 
-    belonging, unique: float64 (c, layer + 1). shared, general: float64 (layer + 1,).
-    general_share, unique_share: float64 (c,), shares of a category's components; NaN where it has none.
+
+def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+    for _ in range(n_resamples):
+        yield [rows[rng.integers(0, len(rows), len(rows))] for rows in members]
+
+
+def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
+    rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
+    for _ in range(n_permutations):
+        yield np.split(rng.permutation(len(codes)), borders)
+
+
+def pvalue(reached: NDArray[np.int64], n_permutations: int) -> Numbers:
+    return np.asarray((1 + reached) / (1 + n_permutations), dtype=np.float64)
+
+
+def holm(p: Numbers) -> Numbers:
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected
+
+
+def count_members(
+    membership: Membership, members: Members, options: Options, progress: Progress | None = None
+) -> dict[str, Numbers]:
+    """Return the numbers of members of c categories, and what resampling says of them.
+
+    Returns:
+        `value`, `ci_low`, `ci_high`, `null_mean`: float64 (2c + 2, layer + 1): members of each category, those unique
+        to each, general, common; the last layer is all layers together. With one category all but its members are NaN.
+        `fraction_value`, `fraction_ci_low`, `fraction_ci_high`: float64 (2, c), general and unique members over all
+        members of the category; NaN if it has none.
+        `pvalue`, `pvalue_adjusted`: float64 (c,), that as many are unique under permuted labels; Holm's correction.
     """
+    c, codes, seed = len(members.needed), membership.codes, options.seed
+    n_resamples, n_permutations = options.n_resamples, options.n_permutations if c > 1 else 0
+    draws = Draws.of(membership, members)
 
-    belonging: NDArray[np.float64]
-    unique: NDArray[np.float64]
-    shared: NDArray[np.float64]
-    general: NDArray[np.float64]
-    general_share: NDArray[np.float64]
-    unique_share: NDArray[np.float64]
+    def count(choices: Iterable[list[NDArray[np.intp]]], before: int) -> Numbers:
+        counts = []
+        for done, rows in enumerate(choices, before + 1):
+            counts.append(draws.counts(rows))
+            if progress is not None:
+                progress(done, n_resamples + n_permutations)
+        return np.array(counts)
 
-
-FIELDS = tuple(ComponentNumbers.__slots__)
-
-
-def component_numbers(found: Components) -> ComponentNumbers:
-    """What was found, counted."""
-    return _numbers(
-        *(_with_total(found.by_category(kind)) for kind in ("belonging", "unique")),
-        *(_with_total(found.counts(kind)) for kind in ("shared", "general")),
-    )
-
-
-def _with_total(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts by layer, and after the last layer their sum."""
-    total: NDArray[np.int64] = counts.sum(axis=-1, keepdims=True)
-    return np.concatenate([counts, total], axis=-1).astype(np.float64)
-
-
-def _numbers(
-    belonging: NDArray[np.float64],
-    unique: NDArray[np.float64],
-    shared: NDArray[np.float64],
-    general: NDArray[np.float64],
-) -> ComponentNumbers:
-    own = np.where(belonging[:, -1] > 0, belonging[:, -1], np.nan)
-    return ComponentNumbers(belonging, unique, shared, general, general[-1] / own, unique[:, -1] / own)
+    value = draws.counts(membership.rows)
+    if c == 1:
+        value[1:] = np.nan  # one category has no other to be told from
+    found = {"value": value, "fraction_value": _fractions(value)}
+    if n_resamples:
+        drawn, several = count(resampled_rows(codes, n_resamples, seed), 0), np.bincount(codes) > 1
+        ends = centered_interval(value, drawn, options.confidence_level)
+        parts = centered_interval(_fractions(value), _fractions(drawn), options.confidence_level, upper=1.0)
+        for end in ("low", "high"):
+            known = np.concatenate([several, np.full(c + 2, several.all())])[:, None]
+            found[f"ci_{end}"] = np.where(known, getattr(ends, end), np.nan)
+            found[f"fraction_ci_{end}"] = np.where(several.all(), getattr(parts, end), np.nan)
+    if n_permutations:
+        drawn = count(permuted_rows(codes, n_permutations, seed), n_resamples)
+        reached = (drawn[:, c : 2 * c, -1] >= value[c : 2 * c, -1]).sum(axis=0)
+        found |= {"null_mean": drawn.mean(axis=0), "pvalue": pvalue(reached, n_permutations)}
+        found["pvalue_adjusted"] = holm(found["pvalue"])
+    return found
 
 
-@dataclass(frozen=True, slots=True)
+def _fractions(value: Numbers) -> Numbers:
+    """Return general and unique members over all members: float64 (…, 2, c) of (…, 2c + 2, layer + 1)."""
+    totals, c = value[..., -1], value.shape[-2] // 2 - 1
+    general, unique = totals[..., 2 * c : 2 * c + 1], totals[..., c : 2 * c]
+    parts = np.stack([general + 0 * unique, unique], axis=-2)
+    return np.asarray(parts / np.where(totals > 0, totals, np.nan)[..., None, :c])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """The components that a draw may count, as bits: uint64 (n, word); those of layer j lie in words borders[j] to
-    borders[j + 1]. needed: int64 (c,), instructions of each category that a component must be in."""
+    """What a draw may count, as bits.
+
+    Attributes:
+        needed: int64 (c,), instructions of each category that a member must be in.
+        bits: uint64 (n, word). borders: int64 (layer + 1,), words of layer j are borders[j] to borders[j + 1].
+    """
 
     needed: NDArray[np.int64]
     bits: NDArray[np.uint64]
     borders: NDArray[np.int64]
 
     @classmethod
-    def of(cls, members: Memberships, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> Draws:
-        """Keep the components that are possible: bool (layer, column)."""
-        kept = possible.sum(axis=1)
+    def of(cls, membership: Membership, members: Members) -> Draws:
+        """Keep what is possible, each layer in whole words."""
+        size, (layer, column) = members.possible.size, np.nonzero(members.possible)
+        kept = np.bincount(layer, minlength=membership.layers)
         borders = np.concatenate([[0], (-(-kept // 64)).cumsum()]).astype(np.int64)
-        where = np.flatnonzero(possible)
-        place = np.concatenate([64 * first + np.arange(count) for first, count in zip(borders[:-1], kept, strict=True)])
-        bits = np.zeros((len(members.categories), int(borders[-1])), dtype=np.uint64)
+        place = np.arange(len(layer)) + (64 * borders[:-1] - kept.cumsum() + kept)[layer]
+        bits = np.zeros((len(membership.codes), int(borders[-1])), dtype=np.uint64)
         spread = np.zeros(64 * int(borders[-1]), dtype=np.uint8)
         for k in range(len(bits)):
-            own = members.sets.rows(k, k + 1)[0].view(np.uint8)[: possible.size // 8]
-            spread[place] = np.unpackbits(own, bitorder="little")[where]
+            held = membership.sets.rows(k, k + 1)[0].view(np.uint8)[: size // 8]
+            spread[place] = np.unpackbits(held, bitorder="little").reshape(members.possible.shape)[layer, column]
             bits[k] = np.packbits(spread, bitorder="little").view(np.uint64)
-        return cls(needed, bits, borders)
+        return cls(members.needed, bits, borders)
 
-    def numbers(self, rows: Sequence[NDArray[np.intp]]) -> ComponentNumbers:
-        """Numbers of components where each category has these instructions, one that comes twice counted twice."""
-        own = np.zeros((len(rows), self.bits.shape[1]), dtype=np.uint64)
+    def counts(self, rows: Sequence[NDArray[np.intp]]) -> Numbers:
+        """Return `value` of `count_members` if each category has these instructions; twice drawn counts twice."""
+        held = np.zeros((len(rows), self.bits.shape[1]), dtype=np.uint64)
         for code, some in enumerate(rows):
             counts = np.zeros(self.bits.shape[1] * 64, dtype=np.uint32)
             add_bit_counts(self.bits[some].view(np.uint8), counts)
-            pack_at_least(
-                counts[None], int(self.needed[code]), own[code : code + 1].view(np.uint8), np.zeros(1, np.int64)
-            )
-        general, several = overlap(own, own.shape[1])
-        unique = own & ~several if len(own) > 1 else np.zeros_like(own)
-        return _numbers(*(self._by_layer(which) for which in (own, unique, several & ~general, general)))
-
-    def _by_layer(self, words: NDArray[np.uint64]) -> NDArray[np.float64]:
-        """How many there are in each layer and in all: float64 (…, layer + 1) of uint64 (…, word)."""
-        before = np.zeros((*words.shape[:-1], words.shape[-1] + 1), dtype=np.int64)
-        np.cumsum(np.bitwise_count(words), axis=-1, out=before[..., 1:])
-        return _with_total(np.diff(before[..., self.borders], axis=-1))
-
-
-def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
-    """In how many of `instructions` a component must be, so that `needed` of as many as are `drawn` from them may have
-    it with a chance that is not negligible. At least 1: what none has is in no draw."""
-    bound = math.log(NEGLIGIBLE)
-    return next(k for k in range(1, instructions + 1) if _exponent(drawn, k / instructions, needed) >= bound)
-
-
-def _exponent(n: int, p: float, needed: int) -> float:
-    """Logarithm of Chernoff's bound of the chance that `needed` or more of n draws have what a share p has."""
-    q = needed / n
-    if p >= q:
-        return 0.0
-    rest = (1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0
-    return -n * (q * math.log(q / p) + rest)
+            packed = held[code : code + 1].view(np.uint8)
+            pack_at_least(counts[None], int(self.needed[code]), packed, np.zeros(1, np.int64))
+        once, several = np.zeros((2, held.shape[1]), dtype=np.uint64)
+        for words in held:
+            several |= once & words
+            once |= words
+        general = np.bitwise_and.reduce(held) & several
+        words = np.concatenate([held, held & ~several, [general], [several & ~general]])
+        before = np.zeros((len(words), words.shape[1] + 1), dtype=np.int64)
+        np.cumsum(np.bitwise_count(words), axis=1, out=before[:, 1:])
+        layers = np.diff(before[:, self.borders], axis=1)
+        totals: Numbers = np.concatenate([layers, layers.sum(axis=1, keepdims=True)], axis=1, dtype=np.float64)
+        return totals

@@ -1,60 +1,64 @@
-"""General and unique experts: `general_unique` for what the routers choose.
-
-An expert is specific to an instruction (an ISE) where it is among the k most chosen of its layer, k = 5 or all experts
-where a layer has fewer; those that tie with the k-th by count belong too, and an expert that is never chosen does not.
-(A rank of table 6 has room for one, so there the lower id decides.) It belongs to a category where it is an ISE of at
-least a share s of the category's instructions.
-
-Where a layer has no more than k experts, every expert that is ever chosen is an ISE.
-"""
+"""General and unique experts: those that instructions activate at all (ISEs), and those that they use most."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
+from typing import Any
 
-from sparcom_analysis.ise import TOP, InstructionExperts
-from sparcom_analysis.kernels.bitsets import PackedSets
-from sparcom_analysis.measures.general_unique.groups import DEFAULT_SHARE, Components, find_components
-from sparcom_analysis.measures.general_unique.members import Memberships
-from sparcom_data.errors import InvalidInputError
+import xarray as xr
+
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.general_unique.dataset import member_dataset, member_measure
+from sparcom_analysis.measures.general_unique.members import expert_membership
 
 
-def specific_experts(counts: NDArray[np.uint32], top: int = TOP) -> NDArray[np.bool_]:
-    """The ISEs of an instruction: bool (layer, expert).
+def general_unique_experts(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return which activated experts are members of all categories, of several, and of one alone (ours).
 
-    Args:
-        counts: uint32 (layer, expert), tokens that choose each expert.
-        top: k.
+    An expert is a member of a category if at least `min_share` of its instructions activate it: the paper's ISEs.
 
-    Raises:
-        InvalidInputError: k is below 1.
+    Args and Returns: as for `general_unique`, of counts as `find_ises` returns them.
     """
-    if top < 1:
-        raise InvalidInputError(f"the most chosen experts of a layer must be at least 1; top is {top}. Choose {TOP}")
-    experts = counts.shape[1]
-    rank = experts - min(top, experts)
-    least = np.maximum(np.partition(counts, rank, axis=1)[:, rank : rank + 1], 1)
-    chosen: NDArray[np.bool_] = counts >= least
-    return chosen
+    experts = experts.with_options(**changes)
+    return member_dataset(experts, expert_membership(experts, experts.activated), progress, "activated by", "experts")
 
 
-def expert_memberships(experts: InstructionExperts, top: int = TOP) -> Memberships:
-    """The ISEs of every instruction; arguments and errors of `specific_experts`."""
-    layers, row = len(experts.layer_ids), -(-experts.experts // 8)
-    sets = PackedSets(len(experts), -(-layers * row // 8))
-    words = np.zeros(sets.shape[1], dtype=np.uint64)
-    packed = words.view(np.uint8)[: layers * row].reshape(layers, row)
-    for k, counts in enumerate(experts.counts):
-        packed[:] = np.packbits(specific_experts(counts, top), axis=1, bitorder="little")
-        sets[k] = words
-    return Memberships("expert", experts.categories, experts.layer_ids, 1, experts.experts, sets)
+def general_unique_most_used_experts(
+    experts: ExpertCounts, progress: Progress | None = None, **changes: Any
+) -> xr.Dataset:
+    """Return the same for the `top_experts` most used experts per layer and all that tie with the last (ours).
 
-
-def expert_components(experts: InstructionExperts, share: float = DEFAULT_SHARE, top: int = TOP) -> Components:
-    """General and unique experts: those among the `top` most chosen in at least a share of a category's instructions.
-
-    Raises:
-        InvalidInputError: the share is outside (0, 1], or `top` below 1.
+    An expert that an instruction does not activate is never among them. If a layer has no more experts than
+    `top_experts`, they are the activated ones.
     """
-    return find_components(expert_memberships(experts, top), share)
+    experts = experts.with_options(**changes)
+    k = experts.options.top_experts
+    rule = f"among the {k} most used of their layer in"
+    what = {"population": "most_used_expert", "population_title": "most used experts", "top_experts": k}
+    membership = expert_membership(experts, experts.most_used())
+    return member_dataset(experts, membership, progress, rule, "most used experts", **what)
+
+
+_RULE = "General: a member of all categories. Unique: of one alone. Common: of several. The rule is ours."
+
+MEASURE = member_measure(
+    name="general_unique_experts",
+    title="General and unique experts",
+    needs="experts",
+    definition=(
+        "An expert is a member of a category if at least a share of the category's instructions activate it, by "
+        f"default half. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_RULE}"
+    ),
+    compute=general_unique_experts,
+)
+MOST_USED = replace(
+    MEASURE,
+    name="general_unique_most_used_experts",
+    title="General and unique among the most used experts",
+    definition=(
+        "An expert is a member of a category if it is among the k most used of its layer, by default 5, in at least a "
+        f"share of the category's instructions, by default half. {_RULE}"
+    ),
+    compute=general_unique_most_used_experts,
+)

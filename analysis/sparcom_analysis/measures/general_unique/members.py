@@ -1,74 +1,126 @@
-"""Which components each instruction has: what general and unique components are found from.
+"""Which neurons or experts are members of which category: those of at least a share s of its instructions.
 
-The sets of n instructions as bits on the axes (layer, expert, id), of neurons the ISN sets themselves. They may lie in
-a file and are counted in blocks. Does not know how they were selected.
+A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several. The paper
+uses these words (SPARCOM, section 5.1) without an equation; the rule is ours. It is compared exactly: count ≥ ⌈s · n⌉,
+s as the decimal number that was written. With one category no member is general or unique.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.categories import category_codes
-from sparcom_analysis.isn import InstructionNeurons
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
-from sparcom_analysis.kernels.bitsets import PackedSets
+from sparcom_analysis.kernels.bitsets import Bitsets
+from sparcom_analysis.options import ceil_of
 
-ComponentKind = Literal["neuron", "expert_neuron", "shared_expert_neuron", "expert"]
+KINDS = ("unique", "common", "general")
+NEGLIGIBLE = 1e-12  # chance that another draw of instructions makes a member of what is not `possible`
+AT_ONCE = 64  # sets counted at once; changes memory, never the result
 
-BLOCK_BYTES = 16 << 20  # sets counted at once; changes memory, never the result
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Membership:
+    """The neurons or experts of n instructions, as bits.
 
-@dataclass(frozen=True, slots=True)
-class Memberships:
-    """The components of n instructions.
-
-    component: whose, a component's name in the archive, or "expert". categories: n strings. layer_ids: the model's
-    number of each layer. experts: length of the expert axis, 1 where ids are of a layer. width: ids of a layer, or of
-    one expert of it. sets: uint64 (n, word), one bit a component; its bytes are (layer, expert, byte), then zeros.
+    Attributes:
+        codes: intp (n,), category of each instruction.
+        layers, experts, width: lengths of the axes of a set; there is one "expert" if ids are of a layer.
+        sets: n bitsets; the bytes of one are (layer, expert, byte), then zeros.
     """
 
-    component: ComponentKind
-    categories: Sequence[str]
-    layer_ids: Sequence[int]
+    codes: NDArray[np.intp]
+    layers: int
     experts: int
     width: int
-    sets: PackedSets
+    sets: Bitsets
 
     @property
-    def columns(self) -> int:
-        """Bits of a layer, spare ones included."""
-        return self.experts * -(-self.width // 8) * 8
-
-    def by_category(self) -> list[NDArray[np.intp]]:
-        """The instructions of each category: c times intp (n_c,)."""
-        codes = category_codes(self.categories)
-        return [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+    def rows(self) -> list[NDArray[np.intp]]:
+        """Instructions of each category: c times intp (n_c,)."""
+        return [np.flatnonzero(self.codes == code) for code in range(int(self.codes.max(initial=-1)) + 1)]
 
     def counts(self, chosen: NDArray[np.intp]) -> NDArray[np.uint32]:
-        """In how many of the chosen instructions each component is: uint32 (layer, column), spare columns 0."""
+        """Return in how many of these instructions each id is: uint32 (layer, expert × 8 × byte)."""
         counts = np.zeros(self.sets.shape[1] * 64, dtype=np.uint32)
-        for block in _gather(self.sets, chosen):
+        for first in range(0, len(chosen), AT_ONCE):
+            block = np.concatenate([self.sets.rows(k, k + 1) for k in chosen[first : first + AT_ONCE].tolist()])
             add_bit_counts(block.view(np.uint8), counts)
-        return counts[: len(self.layer_ids) * self.columns].reshape(-1, self.columns)
+        columns = self.experts * -(-self.width // 8) * 8
+        return counts[: self.layers * columns].reshape(self.layers, columns)
 
 
-def neuron_memberships(neurons: InstructionNeurons) -> Memberships:
-    """The ISN sets of each instruction."""
-    part = neurons.population
-    return Memberships(part.component, neurons.categories, part.layer_ids, part.experts, part.neurons, neurons.sets)
+def isn_membership(isn: IsnSets) -> Membership:
+    """Return the ISN sets as they are."""
+    part = isn.population
+    return Membership(isn.codes, part.layers, part.experts, part.neurons, isn.sets)
 
 
-def _gather(sets: PackedSets, chosen: NDArray[np.intp]) -> Iterator[NDArray[np.uint64]]:
-    """The chosen sets in blocks of at most `BLOCK_BYTES`, at least one set."""
-    at_once = max(1, min(len(chosen), BLOCK_BYTES // (8 * sets.shape[1])))
-    block = np.empty((at_once, sets.shape[1]), dtype=np.uint64)
-    for first in range(0, len(chosen), at_once):
-        some = chosen[first : first + at_once].tolist()
-        for place, k in enumerate(some):
-            block[place] = sets.rows(k, k + 1)[0]
-        yield block[: len(some)]
+def expert_membership(experts: ExpertCounts, chosen: NDArray[np.bool_]) -> Membership:
+    """Return chosen experts as bitsets: bool (n, layer, expert), such as `experts.activated`."""
+    packed = np.packbits(chosen, axis=2, bitorder="little").reshape(len(chosen), -1)
+    words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+    sets = Bitsets(*words.shape)
+    for k, row in enumerate(words):
+        sets[k] = row
+    return Membership(experts.codes, len(experts.layer_ids), 1, experts.experts, sets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Members:
+    """Members of c categories, one entry per category and member, in the order of category, layer and id.
+
+    Attributes:
+        needed: int64 (c,), ⌈s · n⌉ of each category's n instructions.
+        category, layer, expert, neuron: int64 (m,), index of each; without an expert axis `expert` is 0.
+        kind: intp (m,), index into `KINDS`, −1 with one category.
+        possible: bool (layer, expert × 8 × byte), what other draws of instructions may make a member.
+    """
+
+    needed: NDArray[np.int64]
+    category: NDArray[np.int64]
+    layer: NDArray[np.int64]
+    expert: NDArray[np.int64]
+    neuron: NDArray[np.int64]
+    kind: NDArray[np.intp]
+    possible: NDArray[np.bool_]
+
+
+def find_members(membership: Membership, min_share: float) -> Members:
+    """Return the members of each category: those of at least `min_share` of its instructions."""
+    rows, n = membership.rows, len(membership.codes)
+    needed = [ceil_of(min_share, len(some)) for some in rows]
+    possible: NDArray[np.bool_] = np.zeros(1, dtype=np.bool_)
+    total, found = np.zeros(1, dtype=np.uint32), []
+    for some, least in zip(rows, needed, strict=True):
+        counts = membership.counts(some)
+        total, possible = total + counts, possible | (counts >= least_that_counts(len(some), len(some), least))
+        found.append(np.flatnonzero(counts >= least))
+    possible |= total >= min(least_that_counts(n, len(some), least) for some, least in zip(rows, needed, strict=True))
+    flat = np.concatenate(found)
+    _, inverse, times = np.unique(flat, return_inverse=True, return_counts=True)
+    kind = np.select([times == 1, times < len(rows)], [0, 1], 2) if len(rows) > 1 else np.full(len(times), -1)
+    shape = (membership.layers, membership.experts, -(-membership.width // 8) * 8)
+    layer, expert, neuron = np.unravel_index(flat, shape)
+    category = np.repeat(np.arange(len(rows)), [len(own) for own in found])
+    return Members(np.array(needed), category, layer, expert, neuron, kind[inverse], possible)
+
+
+def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
+    """Return in how many of `instructions` an id must be for a draw of `drawn` of them to make it a member.
+
+    Of those drawn, `needed` must have it. Below the number returned the chance of that is under `NEGLIGIBLE` by
+    Chernoff's bound, exp(−n · KL(needed/n ‖ p)), which holds for draws with and without replacement. At least 1.
+    """
+
+    def exponent(p: float) -> float:
+        q = needed / drawn
+        rest = (1 - q) * math.log((1 - q) / (1 - p)) if p < q < 1 else 0.0
+        return -drawn * (q * math.log(q / p) + rest) if p < q else 0.0
+
+    return next(k for k in range(1, instructions + 1) if exponent(k / instructions) >= math.log(NEGLIGIBLE))

@@ -1,177 +1,156 @@
-"""Language activation probability entropy (LAPE, Tang et al. 2024, arXiv 2402.16438), over categories in place of
-languages: a second way of selecting, which compares categories where equation 7 ranks neurons within an instruction.
+"""Language activation probability entropy over categories (LAPE, Tang et al. 2024, arXiv 2402.16438).
 
-1. p_ic = share of all tokens of category c's instructions at which neuron i is active; tokens are pooled, so a long
-   instruction counts more than a short one.
-2. Of all N · C values p the filter is the k-th smallest, k = round(0.95 · N · C); a neuron whose largest p_ic is not
+A second way of selecting neurons: it compares categories, while equation 7 ranks neurons within an instruction.
+
+1. p_ic is the share of all tokens of category c's instructions at which neuron i is active. Tokens are pooled, so a
+   long instruction counts more than a short one.
+2. The filter is the k-th smallest of all N · C values p, k = round(0.95 · N · C). A neuron whose largest p_ic is not
    above it is dropped.
-3. Entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic: low where few categories use the neuron.
-4. The round(0.01 · N) neurons of lowest entropy are selected, fewer where fewer passed the filter.
-5. A selected neuron is specific to each category where p_ic is above the bar, the k-th smallest p by a second rate.
+3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron.
+4. The round(0.01 · N) neurons of lowest entropy are selected; fewer if fewer passed the filter.
+5. A selected neuron is specific to each category in which p_ic is above the bar, the k-th smallest p by a second rate.
 
-Rounded half to even and compared strictly, as the authors' code does. It differs from theirs where neurons are equal:
-here the lower index comes first, there it is whichever comes; entropies are rounded to twelve digits for it, since sums
-of floats differ in the sixteenth. And a neuron that was dropped is never selected, where theirs fill up with them.
-
-p as float64 decides nothing by rounding: two quotients of whole numbers below 2^26 differ as floats, or are equal.
-With one category every entropy is 0: nothing is selected, and `reason` says so.
+Rounding is half to even and comparison strict, as in the authors' code. It differs from theirs for equal neurons: here
+the lower index comes first. For this, entropies are rounded to twelve digits, since sums of floats differ in the
+sixteenth. And a dropped neuron is never selected; theirs fills up with them. p as float64 decides nothing by rounding:
+two quotients of whole numbers below 2^26 differ as floats, or are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.populations import Population
-from sparcom_analysis.components.pooled import PooledCounts
-from sparcom_data.errors import InvalidInputError
+from sparcom_analysis import plotting
+from sparcom_analysis.archive.counted_rows import counted_rows
+from sparcom_analysis.archive.token_draw import TokenDraw
+from sparcom_analysis.frequencies import Progress, iterate_counts
+from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.kernels.intersections import jaccard
+from sparcom_analysis.measures.general_unique.members import KINDS, find_members, isn_membership
+from sparcom_analysis.measures.measure import Measure, NotComputableError, dataset
+from sparcom_analysis.measures.text import count, decimal, listed, neurons_of
+from sparcom_analysis.options import exact
+from sparcom_analysis.pooled import PooledCounts, pool_for
 
 TIE_DIGITS = 12
 BLOCK_NEURONS = 1 << 16  # neurons whose p are held as floats at once
-ONE_CATEGORY = "over one category the entropy of every neuron is 0, which tells none from another"
 
 
-@dataclass(frozen=True, slots=True)
-class LapeRates:
-    """How much LAPE takes, each above 0 and at most 1.
-
-    top: share of all neurons that is selected. filter: percentile of all p that a neuron must pass in some category.
-    bar: percentile of all p above which a selected neuron is specific to a category.
-    """
-
-    top: float = 0.01
-    filter: float = 0.95
-    bar: float = 0.95
-
-    def __post_init__(self) -> None:
-        given = {"top": self.top, "filter": self.filter, "bar": self.bar}
-        problems = [
-            f"LAPE's {name} rate must be above 0 and at most 1; it is {value}. Leave it out for the authors' own"
-            for name, value in given.items()
-            if not 0 < value <= 1
-        ]
-        if problems:
-            raise InvalidInputError(problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Lape:
-    """The m neurons that LAPE selects, lowest entropy first, ties by lower index.
-
-    population: whose neurons. rates: how much was taken.
-    categories: c names. tokens: int64 (c,), T of each category. filter, bar: the values of p to be above; NaN with one
-    category. passed: neurons that passed the filter. wanted: round(top · N).
-    neuron: int64 (m,), index into (layer, expert, neuron) flattened. entropy: float64 (m,), in nats, to twelve digits.
-    frequency: float64 (c, m), p. specific: bool (c, m), whether the neuron is specific to the category.
-    """
-
-    population: Population
-    rates: LapeRates
-    categories: Sequence[str]
-    tokens: NDArray[np.int64]
-    filter: float
-    bar: float
-    passed: int
-    wanted: int
-    neuron: NDArray[np.int64]
-    entropy: NDArray[np.float64]
-    frequency: NDArray[np.float64]
-    specific: NDArray[np.bool_]
-
-    @property
-    def reason(self) -> str:
-        """Why nothing is selected; empty where categories can be compared."""
-        return "" if len(self.categories) > 1 else ONE_CATEGORY
-
-    def ids(self, category: int) -> list[NDArray[np.int64]]:
-        """Neurons specific to a category, ascending, of each layer: int64 (k,); of routed experts expert · width +
-        neuron."""
-        own, width = np.sort(self.neuron[self.specific[category]]), self.population.width
-        borders = np.searchsorted(own, np.arange(1, self.population.layers) * width)
-        return [part - layer * width for layer, part in enumerate(np.split(own, borders))]
-
-    def mask(self, category: int) -> NDArray[np.bool_]:
-        """The same as bool (layer, neuron), of routed experts (layer, expert, neuron)."""
-        part = self.population
-        mask = np.zeros(part.total, dtype=np.bool_)
-        mask[self.neuron[self.specific[category]]] = True
-        apart = mask.reshape(part.layers, part.experts, part.neurons)
-        return apart if part.routed else apart[:, 0]
-
-    def by_category(self) -> NDArray[np.int64]:
-        """int64 (c, layer): how many neurons of each layer are specific to each category."""
-        layer, part = self.neuron // self.population.width, self.population
-        return np.array([np.bincount(layer[own], minlength=part.layers) for own in self.specific], dtype=np.int64)
-
-
-def lape(pooled: PooledCounts, rates: LapeRates | None = None) -> Lape:
-    """Select the neurons whose activity is spread over the fewest categories, by entropy.
+def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return the neurons whose activity is spread over the fewest categories, by entropy (LAPE).
 
     Args:
-        pooled: counts of one component, at least one token a category.
-        rates: the authors' 0.01, 0.95 and 0.95 where none are given.
+        isn: the sets; with `find_isns(..., pool=True)` they hold the counts, otherwise the archive is read once more.
+        progress: called with tokens read and in all, if it is.
+        **changes: `lape_top`, `lape_filter`, `lape_bar`, `min_share`: see `Options`.
+
+    Returns:
+        value (category): selected neurons specific to the category; layer_value (category, layer).
+        jaccard_with_unique (category): Jaccard index with its unique neurons; NaN if there are none of both.
+        tokens (category): pooled tokens. Attributes `filter` and `bar`: the values of p to be above; `passed`, `wanted`
+        and `selected`: neurons that passed the filter, neurons to select, neurons selected.
+        member_layer, member_expert, member_neuron, entropy (member), frequency, specific (category, member): the
+        selected neurons, lowest entropy first. Entropy is in nats, frequency is p.
+
+    Raises:
+        NotComputableError: there is one category, or the counts do not fit into memory.
     """
-    rates = LapeRates() if rates is None else rates
-    part, several = pooled.population, len(pooled.categories) > 1
-    wanted = round(_decimal(rates.top) * part.total)
-    least, bar = (_kth_smallest(pooled, rate) if several else np.nan for rate in (rates.filter, rates.bar))
+    isn = isn.with_options(**changes)
+    part, options, labels = isn.population, isn.options, isn.labels
+    if len(labels) == 1:
+        raise NotComputableError("LAPE needs at least two categories: over one, the entropy of every neuron is 0.")
+    pooled = _pooled(isn, progress)
+    least, bar = (_kth_smallest(pooled, rate) for rate in (options.lape_filter, options.lape_bar))
     neuron, entropy = _entropies(pooled, least)
+    wanted, passed = round(exact(options.lape_top) * part.total), len(neuron)
     first = np.argsort(entropy, kind="stable")[:wanted]
-    frequency = _frequencies(pooled, neuron[first])
-    return Lape(
-        population=part,
-        rates=rates,
-        categories=list(pooled.categories),
-        tokens=pooled.tokens,
+    neuron, entropy = neuron[first], entropy[first]
+    frequency = _frequencies(pooled, neuron)
+    specific = frequency > bar
+    layer, within = np.divmod(neuron, part.width)
+    expert = {"member_expert": ("member", within // part.neurons)} if part.routed else {}
+    unit = {"long_name": "specific neurons", "units": "neurons"}
+    return dataset(
+        isn,
+        {
+            "value": ("category", specific.sum(axis=1), unit),
+            "layer_value": (
+                ("category", "layer"),
+                np.stack([np.bincount(layer[own], minlength=part.layers) for own in specific]),
+                unit,
+            ),
+            "jaccard_with_unique": ("category", _jaccard_with_unique(isn, neuron, specific)),
+            "tokens": ("category", pooled.tokens),
+            "member_layer": ("member", np.array(part.layer_ids)[layer]),
+            **expert,
+            "member_neuron": ("member", within % part.neurons),
+            "entropy": ("member", entropy, {"units": "nats"}),
+            "frequency": (("category", "member"), frequency),
+            "specific": (("category", "member"), specific),
+        },
+        {"category": labels, "layer": list(part.layer_ids)},
         filter=least,
         bar=bar,
-        passed=len(neuron),
+        passed=passed,
         wanted=wanted,
-        neuron=neuron[first],
-        entropy=entropy[first],
-        frequency=frequency,
-        specific=frequency > bar,
+        selected=len(neuron),
+        lape_top=options.lape_top,
+        lape_filter=options.lape_filter,
+        lape_bar=options.lape_bar,
+        min_share=options.min_share,
+        neurons_per_expert=part.neurons if part.routed else None,
+        model_layers=isn.archive.attributes.model.layers,
     )
 
 
-def _decimal(value: float) -> Fraction:
-    return Fraction(repr(float(value)))
+def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
+    """Return the counts per category that the sets hold, or read them if they are of other instructions or groups."""
+    pooled, labels = isn.pooled, isn.labels
+    if pooled is not None and pooled.categories == labels and np.array_equal(pooled.codes, isn.codes):
+        return pooled
+    pooled, reason = pool_for(isn.population, isn.categories, isn.tokens)
+    if pooled is None:
+        raise NotComputableError(reason)
+    drawn = isn.token_facts.drawn
+    spans = counted_rows(isn.archive, isn.options, None if drawn is None else TokenDraw(drawn, isn.token_facts.seed))
+    spans = spans.only(np.isin(spans.instruction, isn.instruction))
+    place = {index: k for k, index in enumerate(isn.instruction.tolist())}
+    for k, counts in iterate_counts(isn.archive, spans, isn.population, progress=progress):
+        pooled.add(place[int(spans.instruction[k])], counts)
+    return pooled
 
 
 def _kth_smallest(pooled: PooledCounts, rate: float) -> float:
-    """The k-th smallest of all p, k = round(rate · N · C), at least 1; each p that occurs, with how often it does."""
-    k = max(1, round(_decimal(rate) * pooled.counts.size))
-    values, times = [], []
-    for counts, tokens in zip(pooled.counts, pooled.tokens, strict=True):
-        found, often = np.unique(counts, return_counts=True)
-        values.append(found / np.float64(tokens))
-        times.append(often)
-    every = np.concatenate(values)
-    order = np.argsort(every, kind="stable")
-    reached = np.concatenate(times)[order].cumsum()
-    return float(every[order][np.searchsorted(reached, k)])
+    """Return the k-th smallest of all p, k = round(rate · N · C), at least 1, from the p that occur and how often."""
+    k = max(1, round(exact(rate) * pooled.counts.size))
+    each = [np.unique(counts, return_counts=True) for counts in pooled.counts]
+    values = np.concatenate([own / np.float64(t) for (own, _), t in zip(each, pooled.tokens, strict=True)])
+    order = np.argsort(values, kind="stable")
+    reached = np.concatenate([times for _, times in each])[order].cumsum()
+    return float(values[order][np.searchsorted(reached, k)])
 
 
 def _entropies(pooled: PooledCounts, least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Neurons with a p above `least`, ascending: int64 (m,), and their entropies: float64 (m,)."""
+    """Return the neurons with a p above `least`, ascending: int64 (m,), and their entropies: float64 (m,)."""
     neurons, entropies = [], []
     for first in range(0, pooled.population.total, BLOCK_NEURONS):
-        block = pooled.counts[:, first : first + BLOCK_NEURONS] / pooled.tokens[:, None].astype(np.float64)
+        block = _frequencies(pooled, slice(first, first + BLOCK_NEURONS))
         passed = np.flatnonzero((block > least).any(axis=0))
         neurons.append(passed + first)
         entropies.append(_entropy(block[:, passed]))
-    return np.concatenate(neurons).astype(np.int64), np.concatenate(entropies)
+    return np.concatenate(neurons), np.concatenate(entropies)
 
 
 def _entropy(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of each column of float64 (c, m), none of which is all 0: float64 (m,).
+    """Return the entropy of each column of float64 (c, m), none of which is all 0: float64 (m,).
 
-    Sorted first, so that the same p in other categories give the same digits; and added category by category: numpy's
-    own sum adds a lone column in another order than columns beside each other.
+    Columns are sorted, so that the same p in other categories give the same digits, and added category by category:
+    numpy adds a lone column in another order than columns beside each other.
     """
     ordered = np.sort(frequency, axis=0)
     total, entropy = np.zeros(frequency.shape[1]), np.zeros(frequency.shape[1])
@@ -183,7 +162,71 @@ def _entropy(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
     return entropy.round(TIE_DIGITS) + 0.0  # no −0
 
 
-def _frequencies(pooled: PooledCounts, neuron: NDArray[np.int64]) -> NDArray[np.float64]:
-    """p of these neurons: float64 (c, m)."""
-    frequency: NDArray[np.float64] = pooled.counts[:, neuron] / pooled.tokens[:, None].astype(np.float64)
-    return frequency
+def _frequencies(pooled: PooledCounts, neurons: Any) -> NDArray[np.float64]:
+    """Return p of these neurons: float64 (c, m)."""
+    return np.asarray(pooled.counts[:, neurons] / pooled.tokens[:, None].astype(np.float64))
+
+
+def _jaccard_with_unique(isn: IsnSets, neuron: NDArray[np.int64], specific: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the Jaccard index of each category's specific and unique neurons: float64 (c,)."""
+    part, members = isn.population, find_members(isn_membership(isn), isn.options.min_share)
+    flat = (members.layer * part.experts + members.expert) * part.neurons + members.neuron
+    unique = members.kind == KINDS.index("unique")
+    groups = [(neuron[own], flat[unique & (members.category == code)]) for code, own in enumerate(specific)]
+    sizes = [(len(np.intersect1d(left, right)), len(left), len(right)) for left, right in groups]
+    return jaccard(*np.array(sizes, dtype=np.int64).T)
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return how many neurons LAPE selects, for which category most, and how far they are its unique neurons."""
+    selected, passed, what = (ds.attrs[name] for name in ("selected", "passed", "wanted"))
+    values, title = ds["value"].values, neurons_of(ds)
+    if not selected:
+        return [f"LAPE selects no {title}: {count(passed)} pass the filter, {count(what)} are wanted."]
+    text = f"LAPE selects {count(selected)} of the {count(ds.attrs['neurons'])} {title} by entropy over categories"
+    most = [str(name) for name in ds["category"].values[values == values.max()]]
+    if not values.max():
+        return [f"{text}; none of them is specific to a category."]
+    each = f"{listed(most)} has the most specific neurons, {count(values.max())}"
+    if len(most) > 1:
+        each = f"{listed(most)} have the most specific neurons, {count(values.max())} each"
+    found = [f"{text}; {each}."]
+    if values.sum() > selected:
+        found.append("A neuron that is specific to several categories is counted in each of them.")
+    known = ds["jaccard_with_unique"].values
+    if np.isfinite(known).any():
+        mean = decimal(float(np.nanmean(known)))
+        found.append(f"The mean Jaccard index of a category's specific and unique neurons is {mean}.")
+    return found
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    return (
+        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. "
+        f"Of all, {100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to two counts in both."
+    )
+
+
+def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw stacked bars over the layers, one part per category, into `ax`; style: see `plotting.stacked`."""
+    parts = {str(name): ds["layer_value"].sel(category=name).values for name in ds["category"].values}
+    style = {"label": "specific neurons", "title": str(ds.attrs["model"])} | style
+    return plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
+
+
+MEASURE = Measure(
+    name="lape",
+    title="Neurons specific to a category by activation entropy (LAPE)",
+    equation="Tang et al. 2024 (LAPE)",
+    needs="isn",
+    definition=(
+        "The share of a category's tokens at which a neuron is active, normalized over categories, has an entropy that "
+        "is low if few categories use the neuron. Neurons of lowest entropy are selected among those that pass a "
+        "filter; one is specific to each category in which its share is above a bar."
+    ),
+    compute=lape,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+)

@@ -30,7 +30,7 @@ from sparcom_analysis.measures.text import decimal, interval, neurons_of, p_valu
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.bootstrap import Interval, percentiles, resampled_cells, resamples_for
 from sparcom_analysis.resampling.pairs import PairMatrix
-from sparcom_analysis.resampling.permutation import category_sums
+from sparcom_analysis.resampling.permutation import cell_means
 
 KINDS = ("same category, same source", "same category", "same source", "neither")
 FACTORS = ("category", "source")
@@ -141,7 +141,7 @@ def _pvalues(
         reached, done = 0, place * options.n_permutations
         strata = [np.flatnonzero([name == other for name in columns[held]]) for other in dict.fromkeys(columns[held])]
         for labels in _permuted(pairs.codes.astype(np.int16), strata, options):
-            means = _cell_means(pairs, labels)
+            means = cell_means(pairs, labels, len(pairs.labels))
             reached += int((cells.effects(means)[:, place] >= effects[place] - 1e-12).sum())
             done += len(labels)
             if progress is not None:
@@ -160,18 +160,6 @@ def _permuted(
         for members in strata:
             labels[:, members] = rng.permuted(labels[:, members], axis=1)
         yield labels
-
-
-def _cell_means(pairs: PairMatrix, labels: NDArray[np.int16]) -> NDArray[np.float64]:
-    """Return the mean over pairs of different instructions of every two groups: float64 (b, g, g)."""
-    count, defined = len(pairs.labels), pairs.defined
-    values = pairs.values if defined.all() else pairs.values[np.ix_(defined, defined)]
-    sums = np.ldexp(category_sums(values, labels[:, defined], count, pairs.bits).astype(np.float64), -pairs.bits)
-    sizes = np.stack([np.bincount(one, minlength=count) for one in labels[:, defined]])
-    number = sizes[:, :, None] * sizes[:, None].astype(np.float64)
-    number[:, np.arange(count), np.arange(count)] = sizes * (sizes - 1) / 2
-    means: NDArray[np.float64] = np.divide(sums, number, out=np.full_like(sums, np.nan), where=number > 0)
-    return means
 
 
 def _index(subject: IsnSets | ExpertCounts) -> str:

@@ -1,0 +1,130 @@
+"""How often each category activates each expert (SPARCOM, eq. 11)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.measure import Measure, bounds, dataset
+from sparcom_analysis.measures.text import decimal, interval, largest
+from sparcom_analysis.resampling.bootstrap import resamples_for
+from sparcom_analysis.resampling.means import group_means
+
+MAX_PANELS = 12
+TIE = 1e-12  # sums of the same floats in another order differ in the sixteenth digit
+CELLS = ("category", "layer", "expert")
+
+
+def mean_expert_frequencies(
+    experts: ExpertCounts,
+    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    **changes: Any,
+) -> xr.Dataset:
+    """Return the mean of f (SPARCOM, eq. 11) over the instructions of each category; the mean is ours.
+
+    Each instruction counts the same, whatever its length. `experts["id"]` is the vector of one (SPARCOM, eq. 12).
+
+    Args:
+        experts: the counts, as `find_ises` returns them.
+        **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+
+    Returns:
+        `value`, `ci_low`, `ci_high` (category, layer, expert), fractions of tokens; with prefix `overall_` (layer,
+        expert) over all instructions. `null_mean`: top_k / experts, the frequency under uniform routing.
+    """
+    experts = experts.with_options(**changes)
+    means = group_means(experts.frequencies, experts.categories, resamples_for(experts.categories, experts.options))
+    about = {"long_name": "mean expert frequency", "units": "fraction of tokens"}
+    return dataset(
+        experts,
+        {
+            "value": (CELLS, means.mean, about),
+            **bounds("", CELLS, means.interval),
+            "overall_value": (CELLS[1:], means.overall, about),
+            **bounds("overall_", CELLS[1:], means.overall_interval),
+            "null_mean": ((), experts.top_k / experts.experts),
+        },
+        {"category": means.labels, "layer": list(experts.layer_ids), "expert": range(experts.experts)},
+        n_resamples=experts.options.n_resamples or None,
+        confidence_level=experts.options.confidence_level if experts.options.n_resamples else None,
+    )
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says: the most used expert, over all and within a category, and those never used."""
+    null = f"under uniform routing it would be {decimal(float(ds['null_mean']))}"
+    said = [f"Mean expert frequency is largest for {_most_used(ds, 'overall_')}; {null}."]
+    if ds.sizes["category"] > 1:
+        said.append(f"Over a single category it is largest for {_most_used(ds, '')}.")
+    if never := int((ds["overall_value"] == 0).sum()):
+        said.append(f"{never:,} of {ds['overall_value'].size:,} experts are activated by no token.")
+    return said
+
+
+def _most_used(ds: xr.Dataset, prefix: str) -> str:
+    """Return which expert has the largest mean, and that mean; for ties how many cells have it."""
+    values = ds[f"{prefix}value"]
+    most = float(values.max())
+    if (ties := int((values > most - TIE).sum())) > 1:
+        return f"{ties:,} of {values.size:,} means alike: {decimal(most)}"
+    where = largest(values)
+    category = f", in {where['category']}" if "category" in where else ""
+    return f"expert {where['expert']} of layer {where['layer']}{category}: {decimal(most)}{interval(ds, where, prefix)}"
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    return (
+        f"Mean expert frequency by layer and expert, {ds.attrs['model']} (f: SPARCOM, eq. 11; the mean is ours). "
+        f"Colors diverge about the frequency under uniform routing, {decimal(float(ds['null_mean']))}."
+    )
+
+
+def plot(ds: xr.Dataset, ax: Axes | None = None, *, category: str | None = None, **style: Any) -> Axes:
+    """Draw the frequencies of one category, or over all instructions, as a heat map about uniform routing.
+
+    Args:
+        category: a label; None: all instructions. style: see `plotting.heatmap`. All categories share the color range.
+    """
+    one = ds["overall_value"] if category is None else ds["value"].sel(category=category)
+    low, high = plotting.limits([ds])
+    given = {"label": one.attrs["long_name"], "title": ds.attrs["model"] if category is None else category}
+    style = {"center": float(ds["null_mean"]), "vmin": low, "vmax": high} | given | style
+    ax = plotting.heatmap(
+        one.values, *([str(v) for v in ds[dim].values] for dim in ("layer", "expert")), ax=ax, **style
+    )
+    ax.set(xlabel="expert", ylabel="layer")
+    return ax
+
+
+def figure(ds: xr.Dataset) -> Figure:
+    """Draw one heat map per category, or one over all instructions if there are more than 12 categories."""
+    names = [str(name) for name in ds["category"].values]
+    shown = names if len(names) <= MAX_PANELS else [None]
+    drawn, axes = plotting.panels(len(shown), columns=3)
+    for ax, category in zip(axes, shown, strict=True):
+        plot(ds, ax, category=category)
+    return drawn
+
+
+MEASURE = Measure(
+    name="expert_frequencies",
+    title="Expert frequencies",
+    equation="SPARCOM, eq. 11",
+    needs="experts",
+    definition=(
+        "The fraction of an instruction's tokens that activate an expert (SPARCOM, eq. 11), and its mean over the "
+        "instructions of a category (ours). Over the experts of a layer frequencies add up to top_k."
+    ),
+    compute=mean_expert_frequencies,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    figure=figure,
+)

@@ -1,0 +1,51 @@
+"""Routing correlation of categories with the same number of tokens per instruction, beside the plain one (ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts, find_ises
+from sparcom_analysis.measures.measure import OURS, Measure
+from sparcom_analysis.measures.neurons.length_control import (
+    caption,
+    figure,
+    length_control_dataset,
+    length_control_sentences,
+    plot,
+)
+from sparcom_analysis.resampling.subsampling import subsampled
+
+
+def routing_length_control(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return the mean Pearson correlation of every two categories, plain and subsampled to equal length.
+
+    Args, variables and errors: as of `length_control`, without set sizes.
+    """
+    plain = experts.with_options(**changes)
+    equal = subsampled(plain, lambda draw: find_ises(plain.archive, plain.options, draw=draw, progress=progress))
+    return length_control_dataset(plain, equal, "mean Pearson correlation")
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    return length_control_sentences(ds, "mean Pearson correlation of expert frequencies")
+
+
+MEASURE = Measure(
+    name="routing_length_control",
+    title="Routing correlation with equally long instructions",
+    equation=OURS,
+    needs="experts",
+    definition=(
+        "Equation 14 with the same number of drawn tokens per instruction, beside the plain measure over the same "
+        "instructions. It shows which correlations come from the length of instructions."
+    ),
+    compute=routing_length_control,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    figure=figure,
+)

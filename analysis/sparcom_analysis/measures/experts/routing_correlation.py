@@ -1,0 +1,77 @@
+"""Similarity of categories in their experts (SPARCOM, eq. 13, 14, fig. 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.measure import Measure, NotComputableError
+from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences
+from sparcom_analysis.measures.pair_means import plot_pair_means as plot
+
+
+def routing_correlation(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return the mean Pearson correlation of every two categories' expert frequencies (SPARCOM, eq. 14).
+
+    An instruction that activates every expert equally often has no correlation: it is in no mean, and counted in the
+    attribute `undefined`.
+
+    Args:
+        experts: the counts, as `find_ises` returns them.
+        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`: see `Options`.
+
+    Returns:
+        `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
+
+    Raises:
+        NotComputableError: no instruction has a correlation.
+        UnsupportedArchiveError: an instruction is too long for exact sums (about a million tokens).
+    """
+    ds = pair_mean_dataset(experts.with_options(**changes), progress, "mean Pearson correlation")
+    if ds.attrs["undefined"] == len(experts):
+        raise NotComputableError(
+            f"Each of the {len(experts):,} instructions activates every expert equally often, so no Pearson "
+            "correlation of expert frequencies is defined."
+        )
+    return ds
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    said = pair_mean_sentences(ds, "Mean Pearson correlation", "expert frequencies")
+    if undefined := ds.attrs["undefined"]:
+        said.append(
+            f"{undefined:,} of {ds.attrs['instructions']:,} instructions activate every expert equally often. They "
+            "have no correlation and are in no mean."
+        )
+    return said
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
+    marks = " Bold: above the permutation null after correction (p < 0.05)." if "pvalue_adjusted" in ds else ""
+    return (
+        f"Mean Pearson correlation of the expert frequencies of every two categories, {ds.attrs['model']} (SPARCOM, "
+        f"eq. 14). Pairs of an instruction with itself are {pairs}.{marks}"
+    )
+
+
+MEASURE = Measure(
+    name="routing_correlation",
+    title="Similarity of categories in their experts",
+    equation="SPARCOM, eq. 13, 14",
+    needs="experts",
+    definition=(
+        "The Pearson correlation of two instructions' expert frequencies over all experts of all layers, and its mean "
+        "over all pairs of an instruction of one category and an instruction of another."
+    ),
+    compute=routing_correlation,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    also_tuned=True,
+)

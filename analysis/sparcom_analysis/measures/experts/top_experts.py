@@ -1,0 +1,196 @@
+"""The most used experts per category: of the whole model by count (SPARCOM, app. F, table 6), and per layer (ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.measure import Measure, Variable, bounds, dataset
+from sparcom_analysis.measures.text import count, decimal, interval
+from sparcom_analysis.resampling.bootstrap import Interval, resamples_for
+from sparcom_analysis.resampling.means import GroupMeans, group_means
+
+TIE_DIGITS = 12  # means that agree to so many digits are ties: sums of floats differ in the sixteenth
+RANKS = ("category", "layer", "rank")
+
+
+def most_frequent(frequency: NDArray[Any], k: int) -> NDArray[np.intp]:
+    """Return the indices of the k largest along the last axis, the largest first, ties by lower index."""
+    return np.argsort(-frequency.round(TIE_DIGITS), axis=-1, kind="stable")[..., :k]
+
+
+def counted_ranks(experts: ExpertCounts) -> dict[str, Variable]:
+    """Return table 6 of the paper: the experts with the most activations over a category's instructions.
+
+    `paper_layer`, `paper_expert`, `paper_count` (category, paper_rank) rank the experts of all layers, ties by lower
+    layer and id. `id_expert`, `id_count` (category, rank) rank ids, whose counts are added up over layers.
+    """
+    counts = np.zeros((len(experts.labels), *experts.counts.shape[1:]), np.int64)
+    np.add.at(counts, experts.codes, experts.counts)
+    whole, pooled = counts.reshape(len(counts), -1), counts.sum(axis=1)
+    top, ids = (most_frequent(values, experts.options.top_experts) for values in (whole, pooled))
+    layer, expert = np.divmod(top, experts.experts)
+    cells, of_ids = ("category", "paper_rank"), ("category", "rank")
+    return {
+        "paper_layer": (cells, np.array(experts.layer_ids)[layer]),
+        "paper_expert": (cells, expert),
+        "paper_count": (cells, np.take_along_axis(whole, top, axis=1), {"long_name": "activations of the expert"}),
+        "id_expert": (of_ids, ids),
+        "id_count": (of_ids, np.take_along_axis(pooled, ids, axis=1), {"long_name": "activations of the expert id"}),
+    }
+
+
+def layer_ranks(experts: ExpertCounts, means: GroupMeans) -> dict[str, Variable]:
+    """Return the most used experts of each layer by mean frequency, with prefix `overall_` over all instructions."""
+    about = {"long_name": "mean expert frequency", "units": "fraction of tokens"}
+    found: dict[str, Variable] = {}
+    for prefix, dims, mean, ends in (
+        ("", RANKS, means.mean, means.interval),
+        ("overall_", RANKS[1:], means.overall, means.overall_interval),
+    ):
+        top = most_frequent(mean, experts.options.top_experts)
+        kept = None if ends is None else Interval(*(np.take_along_axis(end, top, -1) for end in (ends.low, ends.high)))
+        found[f"{prefix}expert"] = (dims, top)
+        found |= {f"{prefix}value": (dims, np.take_along_axis(mean, top, -1), about), **bounds(prefix, dims, kept)}
+    return found
+
+
+def rank_coords(experts: ExpertCounts) -> dict[str, Any]:
+    """Return the coordinates of `counted_ranks` and `layer_ranks`."""
+    most = (min(experts.options.top_experts, size) for size in (experts.experts, experts.counts[0].size))
+    ranks = zip(("rank", "paper_rank"), most, strict=True)
+    return {"category": experts.labels, "layer": list(experts.layer_ids)} | {name: range(1, k + 1) for name, k in ranks}
+
+
+def top_experts(
+    experts: ExpertCounts,
+    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    **changes: Any,
+) -> xr.Dataset:
+    """Return the `top_experts` most used experts per category (SPARCOM, app. F, table 6), and those per layer (ours).
+
+    Args:
+        experts: the counts, as `find_ises` returns them.
+        **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`: see `Options`.
+
+    Returns:
+        The paper's ranks: see `counted_ranks`. Ours: `expert`, `value`, `ci_low`, `ci_high` (category, layer, rank),
+        mean frequencies; with prefix `overall_` (layer, rank) over all instructions. `fraction`, `fraction_ci_low`, …
+        (category, layer): fraction of expert assignments (top_k per token and layer) that goes to the category's
+        experts; `overall_fraction` (layer): mean over all instructions; `mean_fraction`: over layers as well.
+        Intervals are of these experts: resamples do not rank them again. `null_mean`, `fraction_null_mean`: under
+        uniform routing.
+    """
+    experts = experts.with_options(**changes)
+    resamples = resamples_for(experts.categories, experts.options)
+    ranks = layer_ranks(experts, group_means(experts.frequencies, experts.categories, resamples))
+    chosen = np.asarray(ranks["expert"][1])
+    taken = np.take_along_axis(experts.counts, chosen[experts.codes], axis=2).sum(axis=2)
+    fraction = taken / (experts.tokens[:, None] * np.float64(experts.top_k))
+    by_layer, whole = (group_means(v, experts.categories, resamples) for v in (fraction, fraction.mean(axis=1)))
+    about = {"long_name": "fraction of expert assignments", "units": "1"}
+    return dataset(
+        experts,
+        {
+            **counted_ranks(experts),
+            **ranks,
+            "null_mean": ((), experts.top_k / experts.experts),
+            "fraction": (RANKS[:2], by_layer.mean, about),
+            **bounds("fraction_", RANKS[:2], by_layer.interval),
+            "overall_fraction": ("layer", by_layer.overall, about),
+            **bounds("overall_fraction_", ["layer"], by_layer.overall_interval),
+            "mean_fraction": ((), whole.overall, about),
+            **bounds("mean_fraction_", (), whole.overall_interval),
+            "fraction_null_mean": ((), chosen.shape[-1] / experts.experts),
+        },
+        rank_coords(experts),
+        n_resamples=experts.options.n_resamples or None,
+        confidence_level=experts.options.confidence_level if experts.options.n_resamples else None,
+    )
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says: what the most used experts receive, and which experts rank first."""
+    k, c = ds.sizes["rank"], ds.sizes["category"]
+    first = ds.isel(paper_rank=0)
+    leaders = list(zip(first["paper_layer"].values.tolist(), first["paper_expert"].values.tolist(), strict=True))
+    layer, expert = max(leaders, key=leaders.count)
+    times = leaders.count((layer, expert))
+    alone = times == 1 and c > 1
+    who = "another expert" if alone else f"expert {expert} of layer {layer}"
+    return [
+        f"The {k} most used experts per layer and category receive a fraction of {decimal(float(ds['mean_fraction']))}"
+        f"{interval(ds, prefix='mean_fraction_')} of expert assignments; under uniform routing it would be "
+        f"{decimal(float(ds['fraction_null_mean']))}.",
+        f"By activations in the whole model, {who} ranks first in {'each' if alone else times} of the {c} "
+        f"categories (SPARCOM, table 6).",
+    ]
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    return (
+        f"Fraction of expert assignments that goes to the {ds.sizes['rank']} most used experts per layer and "
+        f"category, {ds.attrs['model']} (ours). Dashed: uniform routing, {decimal(float(ds['fraction_null_mean']))}."
+    )
+
+
+def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw `fraction` over the layers, one curve per category, with uniform routing; style: see `plotting.curves`."""
+    low, high = (ds[f"fraction_{end}"].values if f"fraction_{end}" in ds else None for end in ("ci_low", "ci_high"))
+    style = {"label": str(ds["fraction"].attrs["long_name"]), "title": ds.attrs["model"]} | style
+    names = [str(name) for name in ds["category"].values]
+    null = float(ds["fraction_null_mean"])
+    return plotting.curves(
+        ds["layer"].values.tolist(), ds["fraction"].values, names, ax=ax, low=low, high=high, null=null, **style
+    )
+
+
+def tables(ds: xr.Dataset) -> dict[str, Any]:
+    """Return table 6 of the paper, one row per category, and tidy tables of both forms."""
+    held = ["expert", "value", *(name for name in ("ci_low", "ci_high") if name in ds)]
+    return {
+        "top_experts_table_6": table_6(ds),
+        "top_experts": ds[["paper_layer", "paper_expert", "paper_count"]].to_dataframe(),
+        "top_experts_by_layer": ds[held].to_dataframe(),
+    }
+
+
+def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
+    """Return a DataFrame with one row per category and model, one column per rank: "layer 3, expert 12: 5,400 *".
+
+    Args:
+        marked: bool, shaped as `paper_count`: cells with an asterisk.
+    """
+    marks = xr.zeros_like(ds["paper_count"], dtype=bool) if marked is None else marked
+    held = (ds[name] for name in ("paper_layer", "paper_expert", "paper_count"))
+    return xr.apply_ufunc(_cell, *held, marks, vectorize=True).to_dataset("paper_rank").to_dataframe()
+
+
+def _cell(layer: int, expert: int, activations: int, marked: bool) -> str:
+    return f"layer {layer}, expert {expert}: {count(activations)}{' *' if marked else ''}"
+
+
+MEASURE = Measure(
+    name="top_experts",
+    title="Most used experts",
+    equation="SPARCOM, app. F, table 6",
+    needs="experts",
+    definition=(
+        "The experts of the whole model that the instructions of a category activate most often, by count (SPARCOM, "
+        "table 6). Ours: the experts of each layer with the largest mean frequency, and the fraction of expert "
+        "assignments (top_k per token and layer) that goes to them. Ties go to the lower layer and id."
+    ),
+    compute=top_experts,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    tables=tables,
+)

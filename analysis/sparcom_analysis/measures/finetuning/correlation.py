@@ -1,0 +1,68 @@
+"""Correlation of the same instruction's expert frequencies before and after fine-tuning (SPARCOM, eq. 16, table 2).
+
+r*(I) = Pearson correlation of F(I) of both models, over all experts of all layers (eq. 11 and 12); of a category the
+mean over its instructions. It is computed from whole numbers, exactly. Frequencies without variance have none: such
+instructions are in no mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.compare import ExpertComparison
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.measures.finetuning.before_after import (
+    before_after_dataset,
+    before_after_sentences,
+    plot_before_after,
+)
+from sparcom_analysis.measures.measure import Measure
+
+
+def finetuning_correlation(
+    comparison: ExpertComparison,
+    progress: Progress | None = None,  # noqa: ARG001
+    **changes: Any,
+) -> xr.Dataset:
+    """Return the mean correlation of the same instruction's expert frequencies in both models (SPARCOM, eq. 16).
+
+    Args:
+        comparison: expert counts of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+
+    Returns:
+        The variables of `before_after_dataset`; values from −1 to 1.
+    """
+    comparison = comparison.with_options(**changes)
+    return before_after_dataset(comparison, comparison.correlation, "mean Pearson correlation")
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    what = "The mean Pearson correlation of the same instruction's expert frequencies"
+    return before_after_sentences(ds, what, 4, "have frequencies without variance")
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    return (
+        f"Mean Pearson correlation of the same instruction's expert frequencies in {ds.attrs['model']} and "
+        f"{ds.attrs['tuned_model']} (SPARCOM, eq. 16), by category."
+    )
+
+
+MEASURE = Measure(
+    name="finetuning_correlation",
+    title="Correlation of expert frequencies before and after fine-tuning",
+    equation="SPARCOM, eq. 16, table 2",
+    needs="expert_comparison",
+    definition=(
+        "The Pearson correlation of an instruction's expert frequencies in the base and in the tuned model, and its "
+        "mean over the instructions of a category. The change is 1 − correlation (ours)."
+    ),
+    compute=finetuning_correlation,
+    sentences=sentences,
+    caption=caption,
+    plot=plot_before_after,
+)

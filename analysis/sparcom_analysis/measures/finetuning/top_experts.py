@@ -1,0 +1,164 @@
+"""Which of the most used experts stay so after fine-tuning (SPARCOM, app. F, table 6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sparcom_analysis import plotting
+from sparcom_analysis.compare import ExpertComparison
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.experts.top_experts import counted_ranks, layer_ranks, rank_coords, table_6
+from sparcom_analysis.measures.measure import Measure, Variable, dataset
+from sparcom_analysis.measures.text import decimal
+from sparcom_analysis.resampling.means import group_means
+
+
+def finetuning_top_experts(
+    comparison: ExpertComparison,
+    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    **changes: Any,
+) -> xr.Dataset:
+    """Return the most used experts of both models, and which of the base model's are also the tuned model's.
+
+    Args:
+        comparison: the matched instructions of both models; groups are those of the base model.
+        **changes: `top_experts`: see `Options`.
+
+    Returns:
+        Of both models (model, …) the ranks of `counted_ranks` and `layer_ranks`, the latter with `frequency` for
+        `value`. Whether the base model's expert of a rank stays, bool: `kept` (category, paper_rank), an expert being
+        a layer and an id; `kept_ids` (category, rank), the other reading of the paper; `layer_kept` (category, layer,
+        rank), `overall_layer_kept` (layer, rank). Fractions that stay: `value` (category), `overall_value`,
+        `layer_value` (category, layer), `overall_layer_value` (layer); `kept_count` (category) of `kept`. `null_mean`,
+        `layer_null_mean`: the fraction that k experts drawn at random would include.
+    """
+    if changes:
+        comparison = replace(comparison, base=comparison.base.with_options(**changes))
+    base, tuned = comparison.sides
+    tuned = replace(tuned, options=base.options)
+    before, after = (counted_ranks(side) | _frequencies(side) for side in (base, tuned))
+    ranked: dict[str, Any] = {
+        name: (("model", *dims), np.stack([first, after[name][1]]), *about)
+        for name, (dims, first, *about) in before.items()
+    }
+    place = ranked["paper_layer"][1] * base.experts + ranked["paper_expert"][1]
+    kept, ids, layers, overall = (
+        _among(*held) for held in (place, *(ranked[name][1] for name in ("id_expert", "expert", "overall_expert")))
+    )
+    about = {"long_name": "fraction of the most used experts that stay", "units": "1"}
+    return dataset(
+        comparison,
+        ranked
+        | {
+            "kept": (("category", "paper_rank"), kept),
+            "kept_ids": (("category", "rank"), ids),
+            "layer_kept": (("category", "layer", "rank"), layers),
+            "overall_layer_kept": (("layer", "rank"), overall),
+            "value": ("category", kept.mean(axis=-1), about),
+            "overall_value": ((), kept.mean(), about),
+            "layer_value": (("category", "layer"), layers.mean(axis=-1), about),
+            "overall_layer_value": ("layer", overall.mean(axis=-1), about),
+            "kept_count": ("category", kept.sum(axis=-1)),
+            "null_mean": ((), kept.shape[-1] / base.counts[0].size),
+            "layer_null_mean": ((), layers.shape[-1] / base.experts),
+        },
+        {"model": ["base", "tuned"], **rank_coords(base)},
+        experts=base.experts,
+    )
+
+
+def _frequencies(side: ExpertCounts) -> dict[str, Variable]:
+    """Return `layer_ranks` of one model; the frequencies are called so, since `value` is what stays."""
+    found = layer_ranks(side, group_means(side.frequencies, side.categories))
+    return {name.replace("value", "frequency"): variable for name, variable in found.items()}
+
+
+def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether each of `experts` (…, rank) is among the `others` of its line."""
+    found: NDArray[np.bool_] = (experts[..., :, None] == others[..., None, :]).any(axis=-1)
+    return found
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says, in both readings of table 6 where they differ, and per layer."""
+    k, kept, ids, layers = ds.sizes["paper_rank"], *(ds[name] for name in ("kept", "kept_ids", "layer_kept"))
+    said = [
+        f"{int(kept.sum())} of the {kept.size} most used experts ({k} per category, over all layers) are still among "
+        f"the {k} most used after fine-tuning (SPARCOM, table 6); a random choice would keep "
+        f"{decimal(kept.size * float(ds['null_mean']), 1)}."
+    ]
+    if (int(ids.sum()), ids.size) != (int(kept.sum()), kept.size):
+        said.append(
+            f"If an expert is its id alone, with counts added up over layers, {int(ids.sum())} of {ids.size} stay."
+        )
+    said.append(
+        f"Of the {ds.sizes['rank']} most used experts per layer and category, {int(layers.sum()):,} of {layers.size:,} "
+        f"stay; a random choice would keep {decimal(layers.size * float(ds['layer_null_mean']), 1)}."
+    )
+    return said
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    k, per_layer = ds.sizes["paper_rank"], ds.sizes["rank"]
+    return (
+        f"Fraction of the most used experts of {ds.attrs['model']} that stay so in {ds.attrs['tuned_model']}. Left: "
+        f"the {k} of the whole model by count (SPARCOM, table 6), with the expectation of a random choice. Right: the "
+        f"{per_layer} of each layer by mean frequency (ours); a random choice "
+        f"would keep {decimal(float(ds['layer_null_mean']))}."
+    )
+
+
+def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw `value` as one bar per category with its null; style: see `plotting.bars`."""
+    names = [str(name) for name in ds["category"].values]
+    style = {"label": str(ds["value"].attrs["long_name"]), "title": ds.attrs["model"]} | style
+    return plotting.bars(names, ds["value"].values, ax=ax, null=float(ds["null_mean"]), **style)
+
+
+def figure(ds: xr.Dataset) -> Figure:
+    """Draw the bars of `plot` beside a heat map of `layer_value`."""
+    drawn, (left, right) = plotting.panels(2)
+    plot(ds, left)
+    names, layers = ([str(one) for one in ds[dim].values] for dim in ("category", "layer"))
+    plotting.heatmap(ds["layer_value"].values, names, layers, ax=right, label="fraction that stays", vmin=0.0, vmax=1.0)
+    right.set(xlabel="layer", title="by layer")
+    return drawn
+
+
+def tables(ds: xr.Dataset) -> dict[str, Any]:
+    """Return table 6 of both models with an asterisk at experts that stay, and tidy tables of both forms."""
+    place = (ds["paper_layer"] * ds.attrs["experts"] + ds["paper_expert"]).transpose("model", ...).values
+    marked = ds["paper_count"].copy(data=np.stack([_among(*place), _among(*place[::-1])]))
+    return {
+        f"{MEASURE.name}_table_6": table_6(ds, marked),
+        MEASURE.name: ds[["paper_layer", "paper_expert", "paper_count"]].to_dataframe(),
+        f"{MEASURE.name}_by_layer": ds[["expert", "frequency"]].to_dataframe(),
+    }
+
+
+MEASURE = Measure(
+    name="finetuning_top_experts",
+    title="Most used experts before and after fine-tuning",
+    equation="SPARCOM, app. F, table 6",
+    needs="expert_comparison",
+    definition=(
+        "The experts of the whole model that the instructions of a category activate most often, in both models, and "
+        "how many of the base model's stay among the tuned model's (SPARCOM, table 6). The paper prints ids without "
+        "layers; here an expert is a layer and an id. The same per layer, by mean frequency, is ours."
+    ),
+    compute=finetuning_top_experts,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    figure=figure,
+    tables=tables,
+)

@@ -1,0 +1,215 @@
+"""Similarity of categories with the same number of tokens per instruction, beside the plain one (ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.isn import IsnSets, find_isns
+from sparcom_analysis.measures.measure import OURS, Measure, dataset
+from sparcom_analysis.measures.pair_means import SELF_PAIRS
+from sparcom_analysis.measures.text import decimal, interval, neurons_of
+from sparcom_analysis.resampling.bootstrap import difference_intervals, resamples_for
+from sparcom_analysis.resampling.ranks import rank_correlation
+from sparcom_analysis.resampling.subsampling import matrix_change, subsampled
+
+VERSIONS = ["plain", "equal_length", "difference"]
+CELLS = ("version", "self_pairs", "category", "category_2")
+SAME_ORDER, CHANGED_ORDER = 0.9, 0.5  # rank correlations
+
+
+def length_control(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
+    """Return the mean Jaccard index of every two categories, plain and subsampled to equal length.
+
+    Args:
+        isn: the plain sets; their archive is read once more.
+        **changes: `equal_length`, `equal_length_tokens`, `n_resamples`, `confidence_level`, `seed`: see `Options`.
+
+    Returns:
+        Variables of `length_control_dataset`, and `mean_size`, `length_correlation` (version): mean set size, and
+        Spearman's rank correlation of set size with the number of tokens before the draw; `instruction_tokens`
+        (instruction) and `instruction_size` (version, instruction).
+
+    Raises:
+        NotComputableError, UnsupportedArchiveError, IncompleteArchiveError: see `subsampled`.
+    """
+    plain = isn.with_options(**changes)
+    population = plain.population.name
+    equal = subsampled(
+        plain, lambda draw: find_isns(plain.archive, plain.options, population=population, draw=draw, progress=progress)
+    )
+    both = np.isin(plain.instruction, equal.instruction)
+    tokens, sizes = plain.tokens[both], np.stack([plain.sizes[both], equal.sizes])
+    sizes = np.concatenate([sizes, np.diff(sizes, axis=0)])
+    variables = {
+        "mean_size": ("version", sizes.mean(axis=1), {"long_name": "mean set size", "units": "neurons"}),
+        "length_correlation": ("version", [*(rank_correlation(tokens, size) for size in sizes[:2]), np.nan]),
+        "instruction_tokens": ("instruction", tokens),
+        "instruction_size": (("version", "instruction"), sizes),
+    }
+    return length_control_dataset(plain, equal, "mean Jaccard index", variables, {"instruction": list(equal.ids)})
+
+
+def length_control_dataset(
+    plain: IsnSets | ExpertCounts,
+    equal: IsnSets | ExpertCounts,
+    long_name: str,
+    variables: dict[str, Any] | None = None,
+    coords: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Return a measure over pairs, plain and subsampled, over the instructions of `equal`, and their difference.
+
+    Variables:
+        value, ci_low, ci_high (version, self_pairs, category, category_2): from the same draws of instructions.
+        rank_correlation, mean_change, largest_change, largest_change_category, largest_change_category_2,
+        compared_rows (self_pairs), diagonal_largest (version, self_pairs): see `MatrixChange`.
+        used, too_short (category): instructions that are long enough, and that are not.
+    """
+    options, both = equal.options, np.isin(plain.instruction, equal.instruction)
+    pairs = plain.pairs if both.all() else plain.pairs.take(np.flatnonzero(both)), equal.pairs
+    groups = list(dict.fromkeys(plain.categories))
+    kept = [groups.index(name) for name in dict.fromkeys(equal.categories)]
+
+    def aligned(matrices: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Put (version, self_pairs, c', c') under the labels of all categories."""
+        full = np.full((3, 2, len(groups), len(groups)), np.nan)
+        full[:, :, np.array(kept)[:, None], kept] = np.asarray(matrices)
+        return full
+
+    means = [np.stack(one.means()) for one in pairs]
+    value = aligned([*means, means[1] - means[0]])
+    found = {"value": (CELLS, value, {"long_name": long_name}), **(variables or {})}
+    resamples = resamples_for(equal.categories, options)
+    if resamples is not None:
+        ends = difference_intervals(*pairs, resamples)
+        found["ci_low"] = (CELLS, aligned([one.low for one in ends]))
+        found["ci_high"] = (CELLS, aligned([one.high for one in ends]))
+    changes = [matrix_change(value[0, k], value[1, k]) for k in range(2)]
+    labels = [*plain.labels, ""]  # -1 is no cell
+    for name in ("rank_correlation", "compared_rows"):
+        found[name] = ("self_pairs", [getattr(one, name) for one in changes])
+    members, used = (np.bincount(codes, minlength=len(groups)) for codes in (plain.codes, plain.codes[both]))
+    found |= {
+        "mean_change": ("self_pairs", [one.mean for one in changes]),
+        "largest_change": ("self_pairs", [one.largest for one in changes]),
+        "largest_change_category": ("self_pairs", [labels[one.cell[0]] for one in changes]),
+        "largest_change_category_2": ("self_pairs", [labels[one.cell[1]] for one in changes]),
+        "diagonal_largest": (
+            ("version", "self_pairs"),
+            np.array([*zip(*(one.diagonal_largest for one in changes), strict=True), (np.nan, np.nan)]),
+        ),
+        "used": ("category", used),
+        "too_short": ("category", members - used),
+    }
+    return dataset(
+        equal,
+        found,
+        {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels[:-1], "category_2": labels[:-1]}
+        | (coords or {}),
+        self_pairs_shown=options.self_pairs,
+        n_resamples=options.n_resamples or None,
+        confidence_level=options.confidence_level if options.n_resamples else None,
+    )
+
+
+def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
+    """Return whether the order of category pairs is kept, and how far values change; index: "mean Jaccard index"."""
+    one = ds.sel(self_pairs=ds.attrs["self_pairs_shown"])
+    rho, largest = float(one["rank_correlation"]), float(one["largest_change"])
+    tokens = f"Subsampled to equal length ({ds.attrs['drawn_tokens']:,} tokens per instruction)"
+    if np.isnan(largest):
+        return [f"{tokens}, no {index} of two categories can be compared."]
+    if np.isnan(rho):
+        found = [f"{tokens}, too few category pairs differ to compare their order by {index}."]
+    else:
+        kept = "is kept" if rho >= SAME_ORDER else "is partly kept" if rho >= CHANGED_ORDER else "is not kept"
+        found = [f"{tokens}, the order of category pairs by {index} {kept} (rank correlation {decimal(rho, 2)})."]
+    first, second = str(one["largest_change_category"].item()), str(one["largest_change_category_2"].item())
+    where = f"within {first}" if first == second else f"between {first} and {second}"
+    cell = one.sel(version="difference", category=first, category_2=second)
+    found.append(
+        f"The {index} changes by {signed(float(one['mean_change']))} on average, most {where} "
+        f"({signed(largest)}{interval(cell).replace(' (', '; ').removesuffix(')')})."
+        if largest
+        else f"No {index} changes."
+    )
+    apart = ds.sel(self_pairs=False)
+    if rows := int(apart["compared_rows"]):
+        equal, plain = (int(apart["diagonal_largest"].sel(version=version)) for version in ("equal_length", "plain"))
+        found.append(
+            f"{equal} of {rows} categories are more similar within than to any other; with all tokens {plain} are."
+        )
+    if short := int(ds["too_short"].sum()):
+        found.append(f"{short:,} {'instruction is' if short == 1 else 'instructions are'} too short and left out.")
+    return found
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    plain, equal = (float(ds["length_correlation"].sel(version=version)) for version in VERSIONS[:2])
+    size = (
+        "All instructions have the same length, or all sets the same size: size does not follow length."
+        if np.isnan(plain)
+        else f"Set size and number of tokens have a rank correlation of {signed(plain, 2)}; subsampled to equal "
+        f"length, {'all sets have the same size' if np.isnan(equal) else f'it is {signed(equal, 2)}'}."
+    )
+    return [*length_control_sentences(ds, f"mean Jaccard index of ISN sets ({neurons_of(ds)})"), size]
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign."""
+    return ("+" if value > 0 else "") + decimal(value, digits)
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    return (
+        f"{str(ds['value'].attrs['long_name']).capitalize()} of every two categories, {ds.attrs['model']}, with all "
+        f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
+        f"over the same {ds.attrs['instructions']:,} instructions. Bold: the interval of the difference excludes 0."
+    )
+
+
+def plot(ds: xr.Dataset, ax: Any = None, *, version: str = "equal_length", **style: Any) -> Any:
+    """Draw one version of the matrix as a heat map into `ax`: "plain", "equal_length" or "difference"."""
+    one = ds.sel(self_pairs=ds.attrs["self_pairs_shown"], version=version)
+    labels = [str(name) for name in ds["category"].values]
+    titles = {"plain": "all tokens", "equal_length": f"{ds.attrs['drawn_tokens']:,} tokens", "difference": "difference"}
+    style = {"label": str(ds["value"].attrs["long_name"]), "title": titles[version]} | style
+    if version == "difference":
+        style = {"center": 0.0} | style
+        if "ci_low" in one:
+            style["marks"] = (one["ci_low"].values > 0) | (one["ci_high"].values < 0)
+    return plotting.heatmap(one["value"].values, labels, labels, ax=ax, **style)
+
+
+def figure(ds: xr.Dataset) -> Any:
+    """Draw all three versions, both measures on one color scale."""
+    found, axes = plotting.panels(3)
+    shown = ds.sel(self_pairs=ds.attrs["self_pairs_shown"])
+    low, high = plotting.limits([shown.sel(version=version) for version in VERSIONS[:2]])
+    for version, ax in zip(VERSIONS, axes, strict=True):
+        plot(ds, ax, version=version, **({} if version == "difference" else {"vmin": low, "vmax": high}))
+    return found
+
+
+MEASURE = Measure(
+    name="length_control",
+    title="Similarity with equally long instructions",
+    equation=OURS,
+    needs="isn",
+    definition=(
+        "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
+        "instructions. It shows which similarities come from the length of instructions."
+    ),
+    compute=length_control,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    figure=figure,
+)

@@ -1,0 +1,110 @@
+"""Sizes of ISN sets (ours): how many neurons ties add to what was asked for, and whether size follows length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.measure import OURS, Measure, dataset, means, resampling_attrs
+from sparcom_analysis.measures.text import decimal, extremes, interval, neurons_of
+from sparcom_analysis.resampling.bootstrap import resamples_for
+from sparcom_analysis.resampling.means import group_means
+from sparcom_analysis.resampling.ranks import rank_correlation
+
+UNITS = {"long_name": "size of the ISN set", "units": "ISNs per instruction"}
+
+
+def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+    """Return the number of ISNs of each instruction, and its mean by category.
+
+    Args:
+        isn: the sets, as `find_isns` returns them. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+
+    Returns:
+        `instruction_value`, `instruction_tokens`, `instruction_category` (instruction); `value` with its interval and
+        `mean_tokens` (category); `overall_value`, `overall_min`, `overall_max`, `overall_empty` (sets without a neuron)
+        and `tokens_correlation`, Spearman's of size and T, NaN without variance. The attribute `wanted` is
+        k = ⌈top · N⌉, absent for `min_frequency`.
+    """
+    isn = isn.with_options(**changes)
+    sizes, tokens = isn.sizes, group_means(isn.tokens, isn.categories)
+    found = group_means(sizes, isn.categories, resamples_for(isn.categories, isn.options))
+    correlation = rank_correlation(sizes, isn.tokens)
+    variables = {
+        **means(found, attrs=UNITS),
+        "overall_min": ((), sizes.min()),
+        "overall_max": ((), sizes.max()),
+        "overall_empty": ((), (sizes == 0).sum()),
+        "tokens_correlation": ((), np.nan if correlation is None else correlation),
+        "mean_tokens": ("category", tokens.mean, {"units": "tokens per instruction"}),
+        "instruction_value": ("instruction", sizes, UNITS),
+        "instruction_tokens": ("instruction", isn.tokens, {"long_name": "T", "units": "tokens"}),
+        "instruction_category": ("instruction", isn.names),
+    }
+    coords = {"category": found.labels, "instruction": list(isn.ids)}
+    wanted = isn.options.wanted(isn.population.total)
+    return dataset(isn, variables, coords, wanted=wanted, **resampling_attrs(isn.options))
+
+
+def sentences(ds: xr.Dataset) -> list[str]:
+    """Return what the Dataset says."""
+    mean, wanted, total = float(ds["overall_value"]), ds.attrs.get("wanted"), ds.attrs["neurons"]
+    low, high, empty = (int(ds[f"overall_{name}"]) for name in ("min", "max", "empty"))
+    found = [
+        f"An ISN set of {ds.attrs['model']} has {decimal(mean, 1)} of {total:,} {neurons_of(ds)} on average"
+        f"{interval(ds, prefix='overall_', digits=1)}, from {low:,} to {high:,} ({ds.attrs['rule']})."
+    ]
+    if wanted:
+        found.append(f"The rule asks for {wanted:,}; ties make the sets {mean / wanted:.2f} times as large.")
+    if empty:
+        found.append(f"{empty:,} instruction{'s have' if empty > 1 else ' has'} no ISN at all.")
+    if not np.isnan(ds["tokens_correlation"]):
+        r = decimal(float(ds["tokens_correlation"]), 2)
+        found.append(f"Spearman's rank correlation of set size and number of tokens is {r}.")
+    if ends := extremes(ds["mean_tokens"], 1):
+        found.append(f"The mean number of tokens per instruction is {ends}.")
+    return found
+
+
+def caption(ds: xr.Dataset) -> str:
+    """Return the caption of the figure."""
+    line = f" Dashed: what the rule asks for, {ds.attrs['wanted']:,}." if "wanted" in ds.attrs else ""
+    return f"ISNs and tokens of each instruction, {ds.attrs['model']}, {neurons_of(ds)} ({ds.attrs['rule']}).{line}"
+
+
+def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    """Draw one point per instruction: tokens and ISNs, colored by category."""
+    ax = plotting.new_axes() if ax is None else ax
+    for place, name in enumerate(ds["category"].values):
+        one = ds.isel(instruction=np.flatnonzero(ds["instruction_category"].values == name))
+        color, marker = plotting.COLORS[place % 7], plotting.MARKERS[place % 7]
+        x, y = one["instruction_tokens"], one["instruction_value"]
+        ax.scatter(x, y, s=12, alpha=0.7, label=str(name), color=color, marker=marker)
+    if "wanted" in ds.attrs:
+        ax.axhline(ds.attrs["wanted"], color="0.4", linestyle="--", linewidth=1)
+    ax.set(xlabel="tokens", ylabel="ISNs", title=ds.attrs["model"] if title is None else title)
+    ax.legend(fontsize=7)
+    return ax
+
+
+MEASURE = Measure(
+    name="set_sizes",
+    title="Sizes of ISN sets",
+    equation=OURS,
+    needs="isn",
+    definition=(
+        "The number of ISNs per instruction. Neurons that tie with the last one selected are in the set, so a set can "
+        "be larger than the rule asks for."
+    ),
+    compute=set_sizes,
+    sentences=sentences,
+    caption=caption,
+    plot=plot,
+    also_tuned=True,
+)

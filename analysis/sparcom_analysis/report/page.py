@@ -1,0 +1,203 @@
+"""Renders report.html: one file that holds everything and loads nothing. A loop over the registry of measures."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.measures import REGISTRY
+from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.report.export import nodes, source_of
+from sparcom_analysis.report.tables import Table, rounded, visible
+
+ANSWERS = (
+    "similarity",
+    "finetuning_jaccard",
+    "routing_correlation",
+    "finetuning_correlation",
+    "layers",
+    "general_unique",
+)  # most important first; others follow in the order of the registry
+MOST_SENTENCES, MOST_FIGURES = 5, 3
+MOST_ROWS = 200  # of a table that the page shows; the files hold all
+WIDEST_REM, REM_PER_POINT = 51.0, 0.09
+Facts = Mapping[Any, Any]
+POSITIONS = {"prompt": "prompt tokens", "response": "response tokens", "all": "prompt and response tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One node of the run on the page, or one measure of several runs.
+
+    Attributes:
+        name: of its figure's file. heading: model and population, for a measure of several.
+        svg: the figure; empty without one. tables: as a person reads them, by file name.
+        note: what could not be computed of it.
+    """
+
+    name: str
+    heading: str = ""
+    svg: bytes = b""
+    caption: str = ""
+    sentences: Sequence[str] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def source(self) -> str:
+        """Address of the figure that holds the figure."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
+
+    @property
+    def width(self) -> float:
+        """Largest width of the figure in rem: by its own width, so that letters are as large in all."""
+        found = re.search(rb'width="([0-9.]+)pt"', self.svg[:1000])
+        return round(min(WIDEST_REM, REM_PER_POINT * float(found[1])), 1) if found else WIDEST_REM
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A measure on the page."""
+
+    measure: Measure
+    items: Sequence[Item]
+
+    @property
+    def lead(self) -> str:
+        """The first sentence."""
+        return next((item.sentences[0] for item in self.items if item.sentences), "")
+
+
+def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
+    """Return the bytes of report.html.
+
+    Args:
+        run: what `analyze` or `read_metrics` returned. items: what is shown of each node, by path.
+    """
+    facts = run.attrs
+    sections = [Section(measure, shown) for measure, shown in _by_measure(run, items)]
+    first = [section for section in _important(sections) if section.items[0].name == section.measure.name]
+    moe = "moe" in facts["archive"]
+    return _render(
+        "report.html.j2",
+        title=f"Instruction-specific neurons{' and experts' if moe else ''} of {models(facts)}",
+        facts=facts,
+        moe=moe,
+        notes=list(notes(facts)),
+        sections=sections,
+        answers=[section.lead for section in first if section.lead][:MOST_SENTENCES],
+        figures=[section.items[0] for section in first if section.items[0].svg][:MOST_FIGURES],
+        missing=list(_missing(facts)),
+        tokens=_tokens(facts),
+        length_sentence=length_sentence(facts["instructions"]["by_category"]),
+        caveat=interval_caveat(facts["settings"]),
+    )
+
+
+def render_comparison(links: Mapping[str, str], runs: Mapping[str, Facts], sections: list[Section]) -> bytes:
+    """Return the bytes of the page over several runs.
+
+    Args:
+        links: address of each run's own report, by title. runs: attributes of each root. sections: what is shown.
+    """
+    return _render(
+        "comparison.html.j2",
+        title="Instruction-specific neurons of " + ", ".join(links),
+        links=links,
+        runs=runs,
+        tokens={title: _tokens(facts) for title, facts in runs.items()},
+        sections=sections,
+        notes=[f"{title}: {note}" for title, facts in runs.items() for note in notes(facts)],
+    )
+
+
+def models(facts: Facts) -> str:
+    """Return the names of the models of a run."""
+    names = [str(facts[part]["model_name"]) for part in ("archive", "tuned") if part in facts]
+    return " and ".join(dict.fromkeys(names))
+
+
+def notes(facts: Facts) -> Iterator[str]:
+    """Yield what changes the reading: warnings, other positions than the paper's, differences of the two archives."""
+    if (positions := facts["settings"]["positions"]) != "prompt":
+        yield f"Frequencies are counted over {POSITIONS[positions]}. The paper counts prompt tokens."
+    yield from facts["warnings"]
+    yield from facts.get("comparison", {}).get("notes", ())
+
+
+def length_sentence(by_category: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far mean lengths differ between categories; empty for one category."""
+    lengths = {str(one["category"]): one["mean_tokens"] for one in by_category if one["mean_tokens"]}
+    if len(lengths) < 2:
+        return ""
+    low, high = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+    if lengths[low] == lengths[high]:
+        return f"Here the mean length is {lengths[low]:.1f} tokens in every category."
+    return (
+        f"Here the mean length goes from {lengths[low]:.1f} tokens ({low}) to {lengths[high]:.1f} ({high}), "
+        f"{lengths[high] / lengths[low]:.1f} times as many."
+    )
+
+
+def interval_caveat(settings: Mapping[str, Any]) -> str:
+    """Return that intervals end at the extremes of too few draws, and the remedy; empty if there are enough."""
+    n_resamples, level = settings["n_resamples"], settings["confidence_level"]
+    needed = math.ceil(round(2 / (1 - level), 6))  # one draw below the interval and one above
+    if not n_resamples or n_resamples >= needed:
+        return ""
+    return (
+        f"An interval of {100 * level:.10g} % needs {needed:,} resamples, so that some lie beyond its ends. Here are "
+        f"{n_resamples:,}, and the ends are about the lowest and the highest of them. Give more --resamples, or a "
+        "smaller --confidence."
+    )
+
+
+def _tokens(facts: Facts) -> str:
+    content = " of content" if facts["settings"]["counted_tokens"] == "content" else ""
+    return POSITIONS[facts["settings"]["positions"]] + content
+
+
+def _by_measure(run: xr.DataTree, items: Mapping[str, Item]) -> Iterator[tuple[Measure, list[Item]]]:
+    held = [(path, measure) for path, measure, _ in nodes(run) if path in items]
+    for measure in REGISTRY:
+        if shown := [items[path] for path, one in held if one is measure]:
+            yield measure, shown
+
+
+def _important(sections: Sequence[Section]) -> list[Section]:
+    rank = {name: place for place, name in enumerate(ANSWERS)}
+    return sorted(sections, key=lambda section: rank.get(section.measure.name, len(rank)))
+
+
+def _missing(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield each reason once, with the measures that could not be computed for it."""
+    titles = {measure.name: measure.title for measure in REGISTRY}
+    reasons: dict[str, list[str]] = {}
+    for one in facts.get("not_computed", ()):
+        group, _, name = one["measure"].rpartition("/")
+        title = titles.get(name, name) + (f" ({group})" if group else "")
+        reasons.setdefault(one["reason"], []).append(title)
+    for reason, names in reasons.items():
+        yield "; ".join(names), reason
+
+
+def _render(template: str, **context: Any) -> bytes:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("sparcom_analysis", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value: "n/a" if value is None else rounded(value)
+    environment.filters["mean"] = lambda value: "n/a" if value is None else f"{value:,.1f}"
+    environment.globals |= {"most_rows": MOST_ROWS, "source_of": source_of}
+    return visible(environment.get_template(template).render(**context)).encode()

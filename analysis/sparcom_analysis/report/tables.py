@@ -1,0 +1,166 @@
+r"""One table as CSV for programs, LaTeX for papers, and rounded cells for the report.
+
+CSV (RFC 4180) keeps every digit and leaves cells without a value empty. LaTeX (booktabs) shows rounded numbers and a
+dash instead. Whatever a name holds changes neither the table's form nor its columns. LaTeX needs
+`\usepackage{booktabs}`, and letters outside Latin need a Unicode engine (XeLaTeX, LuaLaTeX).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import xarray as xr
+
+from sparcom_analysis.measures.measure import Measure
+
+SHOWN = ("ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean")
+_HIDDEN = re.compile(  # what XML cannot hold, and the controls of terminals: no tab, no line break
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]"
+)
+_LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
+_MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", "∩": "cap", "∪": "cup", "≤": "leq"}
+_MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\char34{}",  # \textquotedbl needs another font encoding than the default
+    "[": "{[}",  # at the start of a row it would be an argument of the line break before it
+    "*": "{*}",  # likewise
+    "`": r"\textasciigrave{}",
+    "–": r"\textendash{}",
+    "—": r"\textemdash{}",
+    "…": r"\ldots{}",
+    "−": "$-$",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{letter: rf"$\{name}$" for letter, name in _MATHEMATICS.items()},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Named columns and rows of cells: text, numbers, booleans, or None (as NaN: no value)."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def latex(self, caption: str, label: str) -> bytes:
+        """Return a `table` with caption, label `tab:LABEL` and booktabs rules."""
+        rows = self.texts(latex_text, r"\textendash{}")
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(caption)}}}",
+            rf"\label{{tab:{label}}}",
+            rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in self.numeric)}}}",
+            r"\toprule",
+            " & ".join(map(latex_text, self.columns)) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return ("\n".join(lines) + "\n").encode()
+
+    def texts(self, escape: Callable[[str], str] = str, missing: str = "n/a") -> list[list[str]]:
+        """Return cells rounded for people and escaped, `missing` without a value."""
+        return [
+            [
+                missing if _missing(cell) else escape(rounded(cell, name))
+                for cell, name in zip(row, self.columns, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column whether no cell of it is text."""
+        return [not any(isinstance(row[at], (str, bool)) for row in self.rows) for at in range(len(self.columns))]
+
+
+def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
+    """Return the tidy DataFrames of a measure by name; without its own, "" holds the variables shaped like `value`."""
+    if measure.tables is not None:
+        frames = dict(measure.tables(ds))
+    else:
+        dims = ds["value"].dims if "value" in ds else ()
+        names = [
+            str(name)
+            for name, held in ds.data_vars.items()
+            if held.dims == dims or (name in SHOWN and held.dims and set(held.dims) <= set(dims))
+        ]
+        frames = {"": ds[names].to_dataframe(dim_order=list(dims))} if dims else {}
+    named = {name: any(held is not None for held in frame.index.names) for name, frame in frames.items()}
+    return {name: frame.reset_index() if named[name] else frame for name, frame in frames.items()}
+
+
+def csv_bytes(frame: Any) -> bytes:
+    """Return a DataFrame as CSV with lines that end in CR LF; floats are read back without loss."""
+    text: str = frame.to_csv(index=False, lineterminator="\r\n")
+    return text.encode("utf-8", "replace")
+
+
+def from_frame(frame: Any) -> Table:
+    """Return the table of a DataFrame."""
+    columns = [frame[name].tolist() for name in frame.columns]
+    return Table([str(name) for name in frame.columns], list(zip(*columns, strict=True)))
+
+
+def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
+    """Return the table that a person reads: a matrix of `value` if it has two category axes, else the tidy one.
+
+    Args:
+        intervals: write the confidence interval behind each value of the matrix.
+    """
+    if "value" not in ds or ds["value"].dims[-1:] != ("category_2",):
+        return table
+    dims, across = [str(dim) for dim in ds["value"].dims[:-1]], ds.sizes["category_2"]
+    cells: list[Any] = ds["value"].values.ravel().tolist()
+    if intervals and "ci_low" in ds:
+        ends = (ds[name].values.ravel().tolist() for name in ("ci_low", "ci_high"))
+        cells = [with_interval(*cell) for cell in zip(cells, *ends, strict=True)]
+    keys = product(*(ds[dim].values.tolist() for dim in dims))
+    rows = [[*key, *cells[at * across : (at + 1) * across]] for at, key in enumerate(keys)]
+    return Table([*dims, *map(str, ds["category_2"].values)], rows)
+
+
+def with_interval(value: float, low: float, high: float) -> str | float:
+    """Return "0.512 (0.498–0.531)", or the value if it has no interval."""
+    return value if math.isnan(low) else f"{rounded(value)} ({rounded(low)}–{rounded(high)})"
+
+
+def visible(text: str) -> str:
+    """Return a text for people: characters that no page, drawing or terminal may hold become U+FFFD."""
+    return _HIDDEN.sub("\ufffd", text)
+
+
+def latex_text(text: str) -> str:
+    """Return a text that LaTeX shows as it is."""
+    escaped = "".join(_LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
+    return _LIGATURE.sub(r"\1{}", escaped)
+
+
+def rounded(cell: Any, column: str = "") -> str:
+    """Return a number with three decimals, a whole one with separators, a p-value with two digits."""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, str):
+        return cell
+    form = "," if isinstance(cell, int) else ".2g" if "pvalue" in column else ",.3f"
+    text = format(cell, form)
+    if not text.strip("-0."):
+        text = text.removeprefix("-")  # what rounds to zero has no sign
+    return text.replace("-", "−")  # the minus sign, which no line break parts from its number
+
+
+def _missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))

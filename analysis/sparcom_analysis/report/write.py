@@ -1,0 +1,199 @@
+"""Writes a run, or several side by side, into a folder: report.html, metrics.json, tables, figures, lists."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from sparcom_analysis import plotting
+from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.measures import REGISTRY
+from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.report.export import json_schema, nodes, source_of, table_files, to_json
+from sparcom_analysis.report.folder import check_output, write_folder
+from sparcom_analysis.report.page import Item, Section, models, render_comparison, render_report
+from sparcom_analysis.report.tables import Table, with_interval
+
+Runs = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
+
+
+def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progress | None = None) -> Path:
+    """Write the files of a run, in place of those of an earlier report, and return the path of report.html.
+
+    Args:
+        run: what `analyze` or `read_metrics` returned; or several, as a sequence or by title. Each of several gets a
+            subfolder, and report.html shows them side by side.
+        path: a folder outside of archives; made if it does not exist.
+        progress: called with Datasets drawn and in all; of several runs with those written and in all.
+
+    Raises:
+        InvalidInputError: the folder lies in an archive. StorageError: the operating system refused.
+    """
+    folder = Path(path)
+    check_output(folder)
+    if isinstance(run, xr.DataTree):
+        files = run_files(run, progress)
+    else:
+        titled: dict[str, Any] = dict(run) if isinstance(run, Mapping) else _titled(run)
+        files = _several(titled, progress)
+    write_folder(folder, files)
+    return folder / "report.html"
+
+
+def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, bytes]:
+    """Return every file of a run by its path in the folder, metrics.json last."""
+    files: dict[str, bytes] = {}
+    items: dict[str, Item] = {}
+    held = [(path, measure, ds) for path, measure, ds in nodes(run) if measure is not None]
+    for done, (path, measure, ds) in enumerate(held, 1):
+        name = path.replace("/", "-")
+        made, tables = table_files(path, measure, ds)
+        drawn = _figure_files(name, draw(measure, ds))
+        files |= made | drawn
+        population = ds.attrs.get("population_title", "")
+        items[path] = Item(
+            name=name,
+            heading=", ".join(filter(None, (str(ds.attrs["model"]), population))),
+            svg=drawn.get(f"figures/{name}.svg", b""),
+            caption=measure.caption(ds) if drawn else "",
+            sentences=measure.sentences(ds),
+            tables=tables,
+            note=str(ds.attrs.get("reason", "")),
+        )
+        if progress is not None:
+            progress(done, len(held))
+    return {
+        **files,
+        **_lists(run),
+        "report.html": render_report(run, items),
+        "metrics.schema.json": json_schema(),
+        "metrics.json": to_json(run),
+    }
+
+
+def draw(measure: Measure, ds: xr.Dataset) -> Figure | None:
+    """Return the figure of a measure; None if it has nothing to draw."""
+    if measure.figure is not None:
+        return measure.figure(ds)
+    drawn = None if measure.plot is None else measure.plot(ds)
+    return None if drawn is None else drawn.get_figure(root=True)
+
+
+def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
+    if figure is None:
+        return {}
+    return {f"figures/{name}.{kind}": plotting.render(figure, kind) for kind in ("svg", "pdf")}
+
+
+def _lists(run: xr.DataTree) -> dict[str, bytes]:
+    try:
+        lists = import_module("sparcom_analysis.report.lists")
+    except ImportError:
+        return {}
+    files: dict[str, bytes] = lists.lists_of(run)
+    return files
+
+
+def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict[str, bytes]:
+    """Return the files of each run in a folder of its own, and those that show all; report.html last."""
+    taken = ["figures", "tables"]
+    files: dict[str, bytes] = {}
+    for done, (title, run) in enumerate(runs.items(), 1):
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run"
+        taken = _distinct([*taken, slug])
+        files |= {f"{taken[-1]}/{name}": data for name, data in run_files(run).items()}
+        if progress is not None:
+            progress(done, len(runs))
+    sections = []
+    for measure in REGISTRY:
+        made, item = _side_by_side(measure, runs)
+        files |= made
+        if item is not None:
+            sections.append(Section(measure, [item]))
+    links = {title: f"{slug}/report.html" for title, slug in zip(runs, taken[2:], strict=True)}
+    facts = {title: run.attrs for title, run in runs.items()}
+    return files | {"report.html": render_comparison(links, facts, sections)}
+
+
+def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:
+    """Return files and item of a measure that several runs have.
+
+    Maps of categories and curves over layers are panels with one range, the tuned models above the base models as in
+    the paper's figure 5. Means per category are a table with a row per model, as the paper's tables 1 and 2.
+    """
+    rows = [_held(runs, f"{group}{measure.name}") for group in ("tuned/", "")]
+    rows = [row for row in rows if row]
+    held = rows[-1] if rows else {}
+    dims = {ds["value"].dims for ds in held.values() if "value" in ds}
+    if len(held) < 2 or len(dims) != 1:
+        return {}, None
+    axes = next(iter(dims))
+    if axes == ("category",):
+        table = _model_table(held)
+        tex = table.latex(f"{measure.title}, per model ({source_of(measure)}).", measure.name)
+        return {f"tables/{measure.name}.tex": tex}, Item(measure.name, tables={measure.name: table})
+    if measure.plot is None or axes[-2:] not in (("category", "category_2"), ("category", "layer")):
+        return {}, None
+    files = _figure_files(measure.name, _panels(measure, list(runs), rows))
+    above = " Fine-tuned models are above base models." if len(rows) > 1 else ""
+    caption = f"{measure.title} ({source_of(measure)}), one panel per model, one range for all panels.{above}"
+    return files, Item(measure.name, svg=files[f"figures/{measure.name}.svg"], caption=caption)
+
+
+def _held(runs: Mapping[str, xr.DataTree], path: str) -> dict[str, xr.Dataset]:
+    found = {title: ds for title, run in runs.items() for one, _, ds in nodes(run) if one == path}
+    return {title: ds for title, ds in found.items() if "value" in ds}
+
+
+def _panels(measure: Measure, titles: list[str], rows: list[dict[str, xr.Dataset]]) -> Figure:
+    """Return a figure with a row per kind of model, an axes per run, and one range of values for all."""
+    assert measure.plot is not None  # noqa: S101  (the caller looked)
+    datasets = [ds for row in rows for ds in row.values()]
+    shown = [ds.sel(self_pairs=ds.attrs["self_pairs_shown"]) if "self_pairs" in ds.dims else ds for ds in datasets]
+    low, high = plotting.limits(shown)
+    style: dict[str, Any] = {"vmin": low, "vmax": high} if "category_2" in shown[0].dims else {"ymax": high}
+    distinct = len({ds.attrs["model"] for ds in datasets}) == len(datasets)
+    figure, axes = plotting.panels(len(rows) * len(titles), columns=len(titles))
+    for at, ax in enumerate(axes):
+        row, title = rows[at // len(titles)], titles[at % len(titles)]
+        if title not in row:
+            ax.set_axis_off()
+            continue
+        tuned = ", fine-tuned" if row is not rows[-1] else ""
+        measure.plot(row[title], ax=ax, title=row[title].attrs["model"] if distinct else title + tuned, **style)
+    return figure
+
+
+def _model_table(held: Mapping[str, xr.Dataset]) -> Table:
+    """Return means with intervals, one row per model and a column per category, as the paper's tables 1 and 2."""
+    labels = list(dict.fromkeys(str(name) for ds in held.values() for name in ds["category"].values))
+    rows = []
+    for title, ds in held.items():
+        cells = {str(name): _cell(ds.sel(category=name), "") for name in ds["category"].values}
+        rows.append([title, *(cells.get(name) for name in labels), _cell(ds, "overall_")])
+    return Table(["model", *labels, "all"], rows)
+
+
+def _cell(ds: xr.Dataset, prefix: str) -> str | float:
+    names = (f"{prefix}value", f"{prefix}ci_low", f"{prefix}ci_high")
+    return with_interval(*(float(ds[name]) if name in ds else math.nan for name in names))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, those that occurred before with a number."""
+    found: list[str] = []
+    for name in names:
+        tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
+        found.append(next(one for one in tries if one not in found))
+    return found
+
+
+def _titled(runs: Sequence[xr.DataTree]) -> dict[str, xr.DataTree]:
+    return dict(zip(_distinct([models(run.attrs) for run in runs]), runs, strict=True))

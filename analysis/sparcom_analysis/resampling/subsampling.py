@@ -1,0 +1,102 @@
+"""Length control: the same number of drawn tokens per instruction, so that activation frequencies are comparable.
+
+Activation frequencies of T tokens take T + 1 values. Short instructions have more ties and larger sets, and
+instructions of similar length look alike for that reason. Subsampled to equal length they do not. The plain measure is
+compared over the same instructions, so a difference comes from the tokens alone. The draw is one sample: another seed
+gives slightly different numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.archive.token_draw import LEAST_TOKENS, TokenDraw
+from sparcom_analysis.errors import NotComputableError
+from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.resampling.ranks import rank_correlation
+from sparcom_data.errors import IncompleteArchiveError, UnsupportedArchiveError
+
+S = TypeVar("S", IsnSets, ExpertCounts)
+
+MIN_CELLS = 3  # two cells are either in the same order or not
+
+
+def subsampled(subject: S, read: Callable[[TokenDraw], S]) -> S:
+    """Return the instructions of a subject that are long enough, counted over equally many drawn tokens.
+
+    Args:
+        read: counts the subject's archive again with a draw: `find_isns` or `find_ises`.
+
+    Raises:
+        NotComputableError: equal lengths are switched off, or the archive does not allow them.
+        UnsupportedArchiveError, IncompleteArchiveError: it does not, and the options demand them.
+    """
+    if subject.options.equal_length is False:
+        raise NotComputableError("Equal lengths are switched off (equal_length=False).")
+    try:
+        return _read(subject, read)
+    except (UnsupportedArchiveError, IncompleteArchiveError) as error:
+        if subject.options.must_match_lengths:
+            raise
+        raise NotComputableError(f"Instructions cannot be subsampled to equal length: {error}.") from error
+
+
+def _read(subject: S, read: Callable[[TokenDraw], S]) -> S:
+    long_enough = subject.tokens[subject.tokens >= LEAST_TOKENS]
+    tokens = subject.options.equal_length_tokens or (int(long_enough.min()) if len(long_enough) else None)
+    equal = read(TokenDraw(tokens, subject.options.seed))
+    kept = np.flatnonzero(np.isin(equal.instruction, subject.instruction))
+    if len(kept) < 2:
+        raise IncompleteArchiveError(
+            f"equal lengths need at least 2 instructions with {tokens} tokens; {len(kept)} have so many. Draw fewer"
+        )
+    return equal if len(kept) == len(equal) else equal.take(kept)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MatrixChange:
+    """How a symmetric matrix over groups changes. A cell that is NaN in either version is in no comparison.
+
+    Attributes:
+        rank_correlation: Spearman's, over cells of two different groups; NaN with fewer than three, or all alike.
+        mean: mean change of the cells on and above the diagonal. largest: of the cell that changes most, `cell`, the
+            first of equals; NaN and (-1, -1) if there is none.
+        compared_rows: rows with a value on the diagonal and one beside it.
+        diagonal_largest: rows of these whose diagonal exceeds every other value, before and after.
+    """
+
+    rank_correlation: float
+    mean: float
+    largest: float
+    cell: tuple[int, int]
+    compared_rows: int
+    diagonal_largest: tuple[int, int]
+
+
+def matrix_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> MatrixChange:
+    """Compare two symmetric matrices: float64 (c, c) each."""
+    difference = after - before
+    known = ~np.isnan(difference)
+    above, upper = np.triu(known, 1), np.triu(known)
+    changes, (rows, columns) = difference[upper], np.nonzero(upper)
+    most = int(np.abs(changes).argmax()) if len(changes) else -1
+    return MatrixChange(
+        rank_correlation=rank_correlation(before[above], after[above]) if above.sum() >= MIN_CELLS else np.nan,
+        mean=float(changes.mean()) if len(changes) else np.nan,
+        largest=float(changes[most]) if len(changes) else np.nan,
+        cell=(int(rows[most]), int(columns[most])) if len(changes) else (-1, -1),
+        compared_rows=int((known.diagonal() & (known.sum(axis=1) > 1)).sum()),
+        diagonal_largest=(_diagonal_largest(before, known), _diagonal_largest(after, known)),
+    )
+
+
+def _diagonal_largest(matrix: NDArray[np.float64], known: NDArray[np.bool_]) -> int:
+    """Count rows with a known value beside the diagonal whose diagonal is known and exceeds all others."""
+    others = np.where(known & ~np.eye(len(matrix), dtype=np.bool_), matrix, -np.inf).max(axis=1, initial=-np.inf)
+    return int((known.diagonal() & np.isfinite(others) & (matrix.diagonal() > others)).sum())

@@ -1,0 +1,121 @@
+"""Equation 11 and its means over categories, against sums written from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sparcom_analysis.ise import ExpertCounts, find_ises
+from sparcom_analysis.measures.experts.expert_frequencies import figure, mean_expert_frequencies, plot, sentences
+
+
+def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
+    """f of equation 11, token by token."""
+    chosen = case.truth.expert[case.rows(index)]
+    found = np.zeros((chosen.shape[1], case.archive.moe.experts))
+    for j, e in np.ndindex(found.shape):
+        found[j, e] = np.mean([e in chosen[t, j] for t in range(len(chosen))])
+    return found
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    experts=st.integers(1, 9),
+    chunk=st.integers(1, 40),
+    block_bytes=st.integers(1, 400),
+    dense=st.integers(0, 1),
+    granularity=st.sampled_from(["token", "count"]),
+    data=st.data(),
+)
+def test_means_are_those_of_fractions_of_tokens(make_moe, experts, chunk, block_bytes, dense, granularity, data):  # type: ignore[no-untyped-def]
+    """For any shape, chunks, blocks and failures, of masks or counts, f and its category means are the equation's."""
+    case = make_moe(
+        categories=("b", "a", ""),
+        per_category=3,
+        experts=experts,
+        choices=data.draw(st.integers(1, experts)),
+        dense_layers=dense,
+        chunk_tokens=chunk,
+        failed=data.draw(st.sets(st.sampled_from([0, 3, 4, 7, 8]))),
+        granularity=granularity,
+    )
+    found = find_ises(case.archive, block_bytes=block_bytes, n_resamples=0)
+    expected = {index: true_frequencies(case, index) for index in case.complete}
+    assert found.instruction.tolist() == case.complete
+    for k, index in enumerate(case.complete):
+        np.testing.assert_allclose(found.frequencies[k], expected[index], rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(found[found.ids[k]].values, found.frequencies[k])
+    np.testing.assert_allclose(found.frequencies.sum(axis=2), found.top_k, rtol=0, atol=1e-12)
+    ds = mean_expert_frequencies(found)
+    assert ds["category"].values.tolist() == ["b", "a", "(none)"]
+    for category in range(3):
+        members = [value for index, value in expected.items() if index // 3 == category]
+        np.testing.assert_allclose(ds["value"][category], np.mean(members, axis=0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ds["overall_value"], np.mean(list(expected.values()), axis=0), rtol=0, atol=1e-12)
+    assert float(ds["null_mean"]) == found.top_k / experts
+    assert ds["layer"].values.tolist() == [dense, dense + 1]
+
+
+def test_intervals_are_quantiles_of_resampled_means(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """Both ends are numpy's quantiles of the means of the same draws, by category and over all."""
+    experts = find_ises(make_moe().archive)
+    ds = mean_expert_frequencies(experts, n_resamples=30, seed=5, confidence_level=0.8)
+    draws = _weights(experts, 30, 5)
+    f, codes = experts.frequencies, experts.codes
+    for c in range(2):
+        drawn = np.array([np.average(f[codes == c], axis=0, weights=w[codes == c]) for w in draws])
+        for end, share in (("ci_low", 0.1), ("ci_high", 0.9)):
+            np.testing.assert_allclose(ds[end][c], np.quantile(drawn, share, axis=0), rtol=0, atol=1e-12)
+    whole = np.array([np.average(f, axis=0, weights=w) for w in draws])
+    np.testing.assert_allclose(ds["overall_ci_low"], np.quantile(whole, 0.1, axis=0), rtol=0, atol=1e-12)
+
+
+def _weights(experts: ExpertCounts, n_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each draw has each instruction: drawn category by category from one generator."""
+    rng, weights = np.random.Generator(np.random.PCG64(seed)), np.zeros((n_resamples, len(experts)))
+    for code in range(len(experts.labels)):
+        members = np.flatnonzero(experts.codes == code)
+        for row, drawn in enumerate(rng.integers(len(members), size=(n_resamples, len(members)))):
+            np.add.at(weights[row], members[drawn], 1)
+    return weights
+
+
+def test_sentences_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) -> None:
+    """The most used expert is named with its mean and the frequency under uniform routing; so are unused experts."""
+    counts = np.array([[[6, 4, 0, 0], [5, 2, 2, 1]], [[2, 8, 0, 0], [5, 2, 2, 1]]])
+    said = sentences(mean_expert_frequencies(make_counts(counts, [10, 10], ["a", "b"])))
+    assert said == [
+        "Mean expert frequency is largest for expert 1 of layer 1: 0.600; under uniform routing it would be 0.250.",
+        "Over a single category it is largest for expert 1 of layer 1, in b: 0.800.",
+        "2 of 8 experts are activated by no token.",
+    ]
+    counts[0, 0], counts[1, 0] = [4, 6, 0, 0], [1, 0, 0, 9]
+    assert "expert 0 of layer 2: 0.500;" in sentences(mean_expert_frequencies(make_counts(counts, [10, 10], "ab")))[0]
+    said = sentences(mean_expert_frequencies(make_counts(np.full((2, 1, 2), 5), [5, 5], "ab", top_k=2)))
+    assert said[0].startswith("Mean expert frequency is largest for 2 of 2 means alike: 1.000;")
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("groups", "layers", "experts"), [(1, 1, 1), (2, 24, 60), (12, 1, 8), (13, 4, 16)])
+def test_figures_take_any_size(
+    make_counts: Callable[..., ExpertCounts], groups: int, layers: int, experts: int
+) -> None:
+    """There is one heat map per category on one range about the null; past twelve categories one over all."""
+    counts = np.random.default_rng(0).integers(0, 9, (2 * groups, layers, experts))
+    data = make_counts(counts, [9] * 2 * groups, [f"c{k // 2}" for k in range(2 * groups)])
+    ds = mean_expert_frequencies(data, n_resamples=3)
+    axes = [ax for ax in figure(ds).axes if ax.get_xlabel() == "expert"]
+    assert len(axes) == (groups if groups <= 12 else 1)
+    wanted = ds["value"][0] if groups <= 12 else ds["overall_value"]
+    np.testing.assert_array_equal(axes[0].images[0].get_array(), wanted)
+    assert len({ax.images[0].get_clim() for ax in axes}) == 1
+    assert plot(ds, axes[0], category="c0", title="mine") is axes[0]
+    assert axes[0].get_title() == "mine"
+    xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)
