@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -47,11 +48,6 @@ class _Both(Generic[Side]):
     def options(self) -> Options:
         """How both were counted and selected."""
         return self.base.options
-
-    @property
-    def archives(self) -> tuple[Archive, Archive]:
-        """Base and tuned."""
-        return self.base.archive, self.tuned.archive
 
     def with_options(self, **changes: Any) -> Self:
         """Return the same with other options of resampling and display: see `PerInstruction.with_options`."""
@@ -125,6 +121,8 @@ class ExpertComparison(_Both[ExpertCounts]):
 class Comparison:
     """A base and a tuned model, as `compare` returns it. `**changes` of its methods are options of resampling.
 
+    Methods of experts raise `InvalidInputError` if the models have no router.
+
     Attributes:
         isn: ISN sets of both. experts: expert counts of both; None for dense models.
     """
@@ -134,41 +132,23 @@ class Comparison:
 
     def jaccard(self, **changes: Any) -> xr.Dataset:
         """Return equation 15, table 1: see `measures.finetuning.jaccard`."""
-        from sparcom_analysis.measures.finetuning.jaccard import finetuning_jaccard
-
-        return finetuning_jaccard(self.isn, **changes)
+        return _measure("jaccard.finetuning_jaccard")(self.isn, **changes)
 
     def layers(self, **changes: Any) -> xr.Dataset:
         """Return figure 5 of both models and their difference: see `measures.finetuning.layers`."""
-        from sparcom_analysis.measures.finetuning.layers import finetuning_layers
-
-        return finetuning_layers(self.isn, **changes)
+        return _measure("layers.finetuning_layers")(self.isn, **changes)
 
     def venn(self, *instructions: str) -> xr.Dataset:
         """Return figure 6 of these instructions, or of the most typical one per category."""
-        from sparcom_analysis.measures.finetuning.venn import venn
-
-        return venn(self.isn, instructions or None)
+        return _measure("venn.venn")(self.isn, instructions or None)
 
     def routing_correlation(self, **changes: Any) -> xr.Dataset:
-        """Return equation 16, table 2: see `measures.finetuning.correlation`.
-
-        Raises:
-            InvalidInputError: the models have no router.
-        """
-        from sparcom_analysis.measures.finetuning.correlation import finetuning_correlation
-
-        return finetuning_correlation(self._routed(), **changes)
+        """Return equation 16, table 2: see `measures.finetuning.correlation`."""
+        return _measure("correlation.finetuning_correlation")(self._routed(), **changes)
 
     def routing_shift(self, **changes: Any) -> xr.Dataset:
-        """Return how tuning shifts expert frequencies: see `measures.finetuning.routing_shift`.
-
-        Raises:
-            InvalidInputError: the models have no router.
-        """
-        from sparcom_analysis.measures.finetuning.routing_shift import routing_shift
-
-        return routing_shift(self._routed(), **changes)
+        """Return how tuning shifts expert frequencies: see `measures.finetuning.routing_shift`."""
+        return _measure("routing_shift.routing_shift")(self._routed(), **changes)
 
     @property
     def notes(self) -> list[str]:
@@ -180,23 +160,23 @@ class Comparison:
             raise InvalidInputError("experts are compared for MoE models only; these models have no router")
         return self.experts
 
-    def _summary(self) -> Iterator[str]:
-        matched, found = self.isn.matched, self.isn.jaccard
-        known = found[~np.isnan(found)]
-        yield f"{self.isn.base.model} and {self.isn.tuned.model}"
-        yield f"{len(matched):,} matched instructions"
-        tokens = matched.different_tokens
-        yield "token ids not compared" if tokens is None else f"{tokens:,} with different tokens"
-        yield f"mean Jaccard {known.mean():.3f}" if known.size else "no ISNs"
-
     def __repr__(self) -> str:
-        return f"<Comparison: {'; '.join(self._summary())}>"
+        matched, known = self.isn.matched, self.isn.jaccard[~np.isnan(self.isn.jaccard)]
+        tokens = matched.different_tokens
+        return (
+            f"<Comparison: {self.isn.base.model} and {self.isn.tuned.model}; {len(matched):,} matched instructions; "
+            f"{'token ids not compared' if tokens is None else f'{tokens:,} with different tokens'}; "
+            f"{f'mean Jaccard {known.mean():.3f}' if known.size else 'no ISNs'}>"
+        )
 
-    def _repr_html_(self) -> str:
-        from html import escape
 
-        items = "".join(f"<li>{escape(part)}</li>" for part in self._summary())
-        return f"<b>Comparison</b><ul style='margin:0'>{items}</ul>"
+def _measure(name: str) -> Callable[..., xr.Dataset]:
+    """Return "module.function" of `measures.finetuning`, which imports this module."""
+    module, function = name.split(".")
+    found: Callable[..., xr.Dataset] = getattr(
+        import_module(f"sparcom_analysis.measures.finetuning.{module}"), function
+    )
+    return found
 
 
 def compare(
@@ -231,8 +211,11 @@ def compare(
 
 def matched_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
     """Return what differs between two archives besides the tuning: one sentence each; empty if nothing does."""
-    base, tuned = (archive.attributes for archive in comparison.archives)
-    tokenizers, table = (base.model.tokenizer_sha256, tuned.model.tokenizer_sha256), comparison.archives[1].instructions
+    base, tuned = (side.archive.attributes for side in (comparison.base, comparison.tuned))
+    tokenizers, table = (
+        (base.model.tokenizer_sha256, tuned.model.tokenizer_sha256),
+        comparison.tuned.archive.instructions,
+    )
     complete = f"{len(table.complete):,} of its {len(table):,} instructions are complete"
     architectures = f"{base.model.architecture} (base), {tuned.model.architecture} (tuned)"
     formats = f"{base.capture.prompt_format} (base), {tuned.capture.prompt_format} (tuned)"
@@ -253,7 +236,7 @@ def _instruction_notes(comparison: IsnComparison | ExpertComparison) -> list[str
     """Return what differs between the matched instructions."""
     matched, of = comparison.matched, f"of the {len(comparison):,} matched instructions"
     unknown, tokens = matched.different_tokens is None, matched.different_tokens or 0
-    counts = any(archive.granularity == "count" for archive in comparison.archives)
+    counts = any(side.archive.granularity == "count" for side in (comparison.base, comparison.tuned))
     text = "part of the difference between the models is the text"
     notes = {
         f"Token ids were not compared{': archives of counts hold none' if counts else ''}.": unknown,

@@ -86,7 +86,6 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
     if not both:
         raise _none_in_both(len(base), len(tuned))
     left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
-    reuse = known is not None and known.ids == both
     return Matched(
         base=left,
         tuned=right,
@@ -96,7 +95,7 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
         only_tuned=len(tuned) - len(both),
         different_lengths=int((base.tokens[left] != tuned.tokens[right]).sum()),
         different_categories=sum(base.categories[i] != tuned.categories[j] for i, j in zip(left, right, strict=True)),
-        same_tokens=known.same_tokens if known is not None and reuse else _same_tokens(base, tuned, left, right),
+        same_tokens=known.same_tokens if known and known.ids == both else _same_tokens(base, tuned, left, right),
     )
 
 

@@ -119,3 +119,18 @@ def test_what_cannot_be_matched_is_refused(make_moe: Any) -> None:
         match_instructions(left, right)
     with pytest.raises(DamagedArchiveError, match="'i007' occurs 2 times in tuned"):
         match_instructions(left, replace(left, ids=["i005", "i007", "i007", "i008", "i009"]))
+
+
+def test_the_same_tokens_with_other_origins_are_refused(make_moe: Any, damage: Any) -> None:
+    """Where content alone is counted, other tokens of the same prompt would be compared; the error has the first id."""
+    base, tuned = (make_moe(origins=True).archive for _ in range(2))
+    row = int(tuned.instructions.token_start[4])
+    tuned = damage(tuned, "token/origin", slice(row, row + 1), 1)
+    sides = [find_isns(one, counted_tokens="content") for one in (base, tuned)]
+    with pytest.raises(UnsupportedArchiveError, match=r"of 1 instructions differ, the first is 'i004'.*--tokens all"):
+        match_instructions(*sides)
+    match_instructions(find_isns(base), find_isns(tuned))
+    with pytest.raises(
+        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special tokens counted in tun"
+    ):
+        match_instructions(sides[0], find_isns(tuned))

@@ -28,6 +28,7 @@ from sparcom_analysis.measures.finetuning.before_after import (
     plot_before_after,
 )
 from sparcom_analysis.measures.measure import Measure, means
+from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import decimal, extremes, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -50,7 +51,7 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
     kinds, part = comparison.matched.categories, comparison.base.population
     base, tuned, name = comparison.base_counts, comparison.tuned_counts, {"long_name": "mean Jaccard similarity"}
     by_layer = group_means(comparison.layer_jaccard, kinds, resamples_for(kinds, comparison.options))
-    expected = base * tuned / (part.total / part.layers)
+    expected = base * tuned / part.width
     null = group_means(_of_random(expected.sum(axis=1), base.sum(axis=1) + tuned.sum(axis=1)), kinds)
     layer_null = group_means(_of_random(expected, base + tuned), kinds)
     sizes = {"base_isn": group_means(base.sum(axis=1), kinds), "tuned_isn": group_means(tuned.sum(axis=1), kinds)}
@@ -108,10 +109,9 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot_by_layer(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands; layers with few ISNs are grey."""
-    held: dict[str, Any] = {end: ds[f"layer_ci_{end}"].values for end in ("low", "high") if f"layer_ci_{end}" in ds}
-    held |= {"null": ds["overall_layer_null_mean"].values, "ymax": 1.0, "label": ds["value"].attrs["long_name"]}
-    layers, names = ds["layer"].values.tolist(), [str(name) for name in ds["category"].values]
-    ax = plotting.curves(layers, ds["layer_value"].values, names, ax=ax, **(held | style))
+    null, label = ds["overall_layer_null_mean"].values, ds["value"].attrs["long_name"]
+    style = {"null": null, "label": label, "title": "by layer"} | style
+    ax = plot_layers(ds, ax, values="layer_value", prefix="layer_", **style)
     for layer in ds["layer"].values[ds["layer_isn"].values < FEW]:
         ax.axvspan(layer - 0.5, layer + 0.5, color="0.5", alpha=0.15, linewidth=0)
     return ax
@@ -127,9 +127,8 @@ def figure(ds: xr.Dataset) -> Figure:
 
 def tables(ds: xr.Dataset) -> Mapping[str, Any]:
     """Return table 1 and the same by layer."""
-    kinds = [name for name in ds if ds[name].dims == ("category",)]
-    layers = [name for name in ds if ds[name].dims == ("category", "layer")]
-    return {"finetuning_jaccard": ds[kinds].to_dataframe(), "finetuning_jaccard_by_layer": ds[layers].to_dataframe()}
+    dims = {"": ("category",), "by_layer": ("category", "layer")}
+    return {name: ds[[key for key in ds if ds[key].dims == shape]].to_dataframe() for name, shape in dims.items()}
 
 
 MEASURE = Measure(

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.measures.measure import Measure, bounds, dataset, present, resampling_attrs
+from sparcom_analysis.measures.measure import Measure, dataset, means, present, resampling_attrs
+from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import TIE, decimal, interval, listed, neurons_of
-from sparcom_analysis.resampling.bootstrap import Interval, resamples_for
+from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
-UNITS = {"units": "ISNs per instruction"}
+UNITS = {"long_name": "mean number of ISNs", "units": "ISNs per instruction"}
 MODELS = ["base", "tuned"]
 
 
@@ -34,21 +35,14 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
     """
     comparison = comparison.with_options(**changes)
     kinds, base, tuned = comparison.matched.categories, comparison.base_counts, comparison.tuned_counts
-    found = group_means(np.stack([base, tuned, tuned - base], axis=1), kinds, resamples_for(kinds, comparison.options))
-    variables: dict[str, Any] = {}
-    for prefix, dims, mean, ends in (
-        ("", ("category", "layer"), found.mean, found.interval),
-        ("overall_", ("layer",), found.overall, found.overall_interval),
-    ):
-        axis = len(dims) - 1  # of the three columns above
-        low_high = (np.moveaxis(part, axis, 0) for part in (ends.low, ends.high)) if ends else ()
-        columns, both = np.moveaxis(mean, axis, 0), list(low_high)
-        variables |= {f"{prefix}value": (("model", *dims), columns[:2], {"long_name": "mean number of ISNs"} | UNITS)}
-        variables |= {f"{prefix}difference": (dims, columns[2], {"long_name": "tuned − base"} | UNITS)}
-        if both:
-            variables |= bounds(prefix, ("model", *dims), Interval(both[0][:2], both[1][:2]))
-            variables |= bounds(f"{prefix}difference_", dims, Interval(both[0][2], both[1][2]))
-    coords = {"model": MODELS, "category": found.labels, "layer": list(comparison.base.layer_ids)}
+    draws = resamples_for(kinds, comparison.options)
+    found = [group_means(values, kinds, draws) for values in (base, tuned, tuned - base)]
+    sides = [xr.Dataset(means(one, ["layer"], attrs=UNITS)) for one in found[:2]]
+    change = xr.Dataset(means(found[2], ["layer"], "difference_", UNITS))
+    names = {f"{prefix}difference_value": f"{prefix}difference" for prefix in ("", "overall_")}
+    held = xr.concat(sides, "model").merge(change.rename(names))
+    variables: dict[str, Any] = {str(name): held[name].variable for name in held}
+    coords = {"model": MODELS, "category": found[0].labels, "layer": list(comparison.base.layer_ids)}
     return dataset(comparison, variables, coords, **resampling_attrs(comparison.options))
 
 
@@ -71,8 +65,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
         low, high = ds["overall_difference_ci_low"].values, ds["overall_difference_ci_high"].values
         more, fewer = int((low > 0).sum()), int((high < 0).sum())
         found.append(
-            f"The interval of the change excludes 0 in {more + fewer} of {len(low)} layers (more ISNs in {more}, fewer in "
-            f"{fewer})."
+            f"The interval of the change excludes 0 in {more + fewer} of {len(low)} layers (more ISNs in {more}, fewer "
+            f"in {fewer})."
         )
     return found
 
@@ -88,17 +82,11 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, model: str | None = None, **style: Any) -> Axes:
     """Draw one curve per category: of `model` "base" or "tuned", or the difference (None)."""
-    name = "difference_" if model is None else ""
-    values = ds["difference"] if model is None else ds["value"].sel(model=model)
-    held: dict[str, Any] = {"title": "tuned − base", "ymin": None, "null": 0.0}
-    if model is not None:
-        held = {"title": ds.attrs["model" if model == "base" else "tuned_model"]}
-    for end in ("low", "high"):
-        if (key := f"{name}ci_{end}") in ds:
-            held[end] = (ds[key] if model is None else ds[key].sel(model=model)).values
-    style = {"label": "ISNs per instruction"} | held | style
-    names = [str(one) for one in ds["category"].values]
-    return plotting.curves(ds["layer"].values.tolist(), values.values, names, ax=ax, **style)
+    if model is None:
+        held: dict[str, Any] = {"title": "tuned − base", "ymin": None, "null": 0.0}
+        return plot_layers(ds, ax, values="difference", prefix="difference_", **(held | style))
+    title = ds.attrs["model" if model == "base" else "tuned_model"]
+    return plot_layers(ds.sel(model=model), ax, **({"title": title} | style))
 
 
 def figure(ds: xr.Dataset) -> Figure:
@@ -106,16 +94,15 @@ def figure(ds: xr.Dataset) -> Figure:
     drawn, axes = plotting.panels(3, columns=1)
     highest = float(np.nanmax(ds["ci_high" if present(ds, "ci_high") else "value"])) or 1.0
     for place, model in enumerate(reversed(MODELS)):
-        plot(ds, axes[place], model=model, ymin=0.0, ymax=1.05 * highest, legend=not place)
-    plot(ds, axes[2], legend=False)
+        plot(ds, axes[place], model=model, ymin=0.0, ymax=1.05 * highest, legend=False)
+    plot(ds, axes[2])
     return drawn
 
 
 def tables(ds: xr.Dataset) -> Mapping[str, Any]:
     """Return the numbers of both models, and their difference."""
-    both = [name for name in ds if ds[name].dims == ("model", "category", "layer")]
-    difference = [name for name in ds if ds[name].dims == ("category", "layer")]
-    return {"finetuning_layers": ds[both].to_dataframe(), "finetuning_layers_change": ds[difference].to_dataframe()}
+    dims = {"": ("model", "category", "layer"), "difference": ("category", "layer")}
+    return {name: ds[[key for key in ds if ds[key].dims == shape]].to_dataframe() for name, shape in dims.items()}
 
 
 MEASURE = Measure(

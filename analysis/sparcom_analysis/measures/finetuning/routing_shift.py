@@ -19,10 +19,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sparcom_analysis import plotting
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.measure import OURS, Measure, dataset, resampling_attrs
+from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import SIGNIFICANT, TIE, decimal, interval, largest, p_value
 from sparcom_analysis.resampling.bootstrap import Interval, percentiles, resamples_for, weighted_means
 from sparcom_analysis.resampling.means import group_means
@@ -45,8 +45,7 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
     """
     comparison = comparison.with_options(**changes)
     options, (base, tuned) = comparison.options, comparison.sides
-    codes, labels = base.codes, base.labels
-    kinds, layers = len(labels), list(base.layer_ids)
+    codes, kinds = base.codes, len(base.labels)
     sides = [group_means(side.frequencies, base.categories) for side in (base, tuned)]
     frequencies = [np.concatenate([side.mean, side.overall[None]]) for side in sides]  # overall last
     shift, difference = frequencies[1] - frequencies[0], tuned.frequencies - base.frequencies
@@ -64,9 +63,8 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
         for name, part in (("base", frequencies[0]), ("tuned", frequencies[1]), ("shift", shift)):
             variables[f"{prefix}{name}"] = ([*kind, "layer", "expert"], part[rows])
         variables[f"{prefix}value"] = (*variables[f"{prefix}value"], UNITS)
-    coords = {"category": labels, "layer": layers, "expert": list(range(base.experts))}
-    more = resampling_attrs(options) | {"n_permutations": exchanges or None}
-    return dataset(comparison, variables, coords, **more)
+    coords = {"category": base.labels, "layer": list(base.layer_ids), "expert": list(range(base.experts))}
+    return dataset(comparison, variables, coords, n_permutations=exchanges or None, **resampling_attrs(options))
 
 
 def _centered(value: NDArray[np.float64], drawn: NDArray[np.float64], confidence_level: float) -> Interval:
@@ -136,12 +134,9 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands and the mean null of the categories."""
-    held = {end: ds[f"ci_{end}"].values for end in ("low", "high") if f"ci_{end}" in ds}
-    if "null_mean" in ds:
-        held["null"] = ds["null_mean"].mean("category").values
-    names = [str(name) for name in ds["category"].values]
-    style = {"label": UNITS["units"], "title": f"{ds.attrs['model']} → {ds.attrs['tuned_model']}"} | held | style
-    return plotting.curves(ds["layer"].values.tolist(), ds["value"].values, names, ax=ax, **style)
+    null = ds["null_mean"].mean("category").values if "null_mean" in ds else None
+    title = f"{ds.attrs['model']} → {ds.attrs['tuned_model']}"
+    return plot_layers(ds, ax, **({"null": null, "title": title} | style))
 
 
 MEASURE = Measure(

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
-from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.measure import Measure, dataset
 from sparcom_analysis.measures.text import decimal, neurons_of
 from sparcom_analysis.resampling.ranks import TIE_DIGITS
@@ -75,11 +74,6 @@ def typical_places(comparison: IsnComparison) -> list[int]:
     return places
 
 
-def compute(comparison: IsnComparison, progress: Progress | None = None) -> xr.Dataset:  # noqa: ARG001
-    """Return `venn` of the instructions that the options name."""
-    return venn(comparison, comparison.options.instructions)
-
-
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says."""
     total = float(ds["value"].sum())
@@ -130,7 +124,7 @@ MEASURE = Measure(
         "Of an instruction, by layer: ISNs of the base model only, of both models, of the tuned model only. The "
         "typical instruction of a category has the Jaccard similarity nearest the category's median (ours)."
     ),
-    compute=compute,
+    compute=lambda comparison, _progress: venn(comparison, comparison.options.instructions),
     sentences=sentences,
     caption=caption,
     plot=plot,

@@ -43,11 +43,10 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if not total:
         return [f"No instruction of {ds.attrs['model']} has an ISN in any layer with these settings."]
     cell = ds.sel(layer=largest(mean)["layer"])
-    top, even = float(cell["overall_value"]), float(cell["null_mean"])
+    top, even = (decimal(float(cell[name]), 1) for name in ("overall_value", "null_mean"))
     found = [
-        f"Layer {cell['layer'].item()} of {ds.attrs['model']} holds the most ISNs ({neurons_of(ds)}): {decimal(top, 1)} of "
-        f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; evenly spread it would hold "
-        f"{decimal(even, 1)}."
+        f"Layer {cell['layer'].item()} of {ds.attrs['model']} holds the most ISNs ({neurons_of(ds)}): {top} of "
+        f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; evenly spread it would hold {even}."
     ]
     if size >= 3:
         cuts = [0, size // 3, size - size // 3, size]
@@ -72,12 +71,23 @@ def caption(ds: xr.Dataset) -> str:
     )
 
 
+def plot_layers(
+    ds: xr.Dataset, ax: Axes | None = None, *, values: str = "value", prefix: str = "", **style: Any
+) -> Axes:
+    """Draw one curve per category over the layers, with bands.
+
+    Args:
+        values: variable (category, layer). prefix: of its interval. style: see `plotting.curves`.
+    """
+    held = {end: ds[f"{prefix}ci_{end}"].values for end in ("low", "high") if f"{prefix}ci_{end}" in ds}
+    label, names = ds[values].attrs.get("units", ""), [str(name) for name in ds["category"].values]
+    style = {"label": label, "title": ds.attrs["model"]} | held | style
+    return plotting.curves(ds["layer"].values.tolist(), ds[values].values, names, ax=ax, **style)
+
+
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands and the even spread."""
-    held: dict[str, Any] = {end: ds[f"ci_{end}"].values for end in ("low", "high") if f"ci_{end}" in ds}
-    held |= {"null": ds["null_mean"].values, "label": "ISNs per instruction", "title": ds.attrs["model"]}
-    names = [str(name) for name in ds["category"].values]
-    return plotting.curves(ds["layer"].values.tolist(), ds["value"].values, names, ax=ax, **(held | style))
+    return plot_layers(ds, ax, **({"null": ds["null_mean"].values} | style))
 
 
 MEASURE = Measure(

@@ -183,6 +183,6 @@ def test_figures_and_tables_show_the_numbers(arrays: Any) -> None:
     ds["layer_isn"].values[:] = [9.9, 10, 200]
     assert len(plot_by_layer(ds).patches) == 1
     both = tables(ds)
-    np.testing.assert_array_equal(both["finetuning_jaccard"]["value"], ds["value"])
-    np.testing.assert_array_equal(both["finetuning_jaccard_by_layer"]["layer_value"], ds["layer_value"].values.ravel())
+    np.testing.assert_array_equal(both[""]["value"], ds["value"])
+    np.testing.assert_array_equal(both["by_layer"]["layer_value"], ds["layer_value"].values.ravel())
     xr.testing.assert_identical(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

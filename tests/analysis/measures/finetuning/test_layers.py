@@ -81,5 +81,5 @@ def test_figure_has_the_tuned_model_above_the_base(comparison: Any) -> None:
     )
     assert "tuned (top), base (middle)" in caption(ds)
     both = tables(ds)
-    assert len(both["finetuning_layers"]) == 2 * 2 * 3
-    np.testing.assert_array_equal(both["finetuning_layers_change"]["difference"], ds["difference"].values.ravel())
+    assert len(both[""]) == 2 * 2 * 3
+    np.testing.assert_array_equal(both["difference"]["difference"], ds["difference"].values.ravel())

@@ -72,7 +72,7 @@ def paired(base: ExpertCounts, tuned: ExpertCounts) -> ExpertComparison:
 def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) -> None:
     """Both readings are said where they differ; experts that stay carry an asterisk in both models."""
     before = np.array([[[9, 1, 0, 0], [0, 0, 2, 8]]])
-    after = np.array([[[0, 8, 1, 1], [2, 0, 0, 8]]])
+    after = np.array([[[0, 8, 1, 1], [1, 0, 0, 9]]])
     sides = [make_counts(counts, [10], ["a"], top_experts=2) for counts in (before, after)]
     ds = finetuning_top_experts(paired(*sides))
     assert sentences(ds) == [
@@ -80,11 +80,14 @@ def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., Expe
         "fine-tuning (SPARCOM, table 6); a random choice would keep 0.5.",
         "Of the 2 most used experts per layer and category, 2 of 4 stay; a random choice would keep 2.0.",
     ]
-    pooled = ds.assign(kept_ids=~ds["kept_ids"] | True)
-    assert sentences(pooled)[1] == ("If an expert is its id alone, with counts added up over layers, 2 of 2 stay.")
+    crossed = make_counts(before[:, ::-1], [10], ["a"], top_experts=2)
+    assert [text.split(" of ")[0] for text in sentences(finetuning_top_experts(paired(sides[0], crossed)))[:2]] == [
+        "0",
+        "If an expert is its id alone, with counts added up over layers, 2",
+    ]
     wide = tables(ds)["finetuning_top_experts_table_6"]
     assert wide.loc[("base", "a")].tolist() == ["layer 1, expert 0: 9", "layer 2, expert 3: 8 *"]
-    assert wide.loc[("tuned", "a")].tolist() == ["layer 1, expert 1: 8", "layer 2, expert 3: 8 *"]
+    assert wide.loc[("tuned", "a")].tolist() == ["layer 2, expert 3: 9 *", "layer 1, expert 1: 8"]
     same = finetuning_top_experts(paired(sides[0], sides[0]))
     assert sentences(same)[0].startswith("2 of the 2 most used")
     assert float(same["overall_value"]) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.measures.finetuning.venn import MEASURE, caption, compute, plot, sentences, venn
+from sparcom_analysis.measures.finetuning.venn import MEASURE, caption, plot, sentences, venn
 from sparcom_data.errors import InvalidInputError
 
 
@@ -63,7 +63,7 @@ def test_instructions_to_show_must_be_in_both(arrays: Any) -> None:
         venn(comparison, ["i1", "nowhere", "i7"])
     assert len(caught.value.problems) == 2
     assert "'nowhere' is none of the 3" in str(caught.value)
-    ds = compute(comparison)
+    ds = MEASURE.compute(comparison, None)
     assert (ds["instruction"].values.tolist(), ds.attrs["typical"]) == (["i2", "i0"], False)
 
 
