@@ -108,13 +108,13 @@ if TYPE_CHECKING:
     import sparcom_data.archive as a
 def f():
     from sparcom_server.app import create_app
-    return importlib.import_module("sparcom_analysis.pipeline"), "sparcom_extractor.worker:Worker", "of sparcom_cli"
+    return importlib.import_module("sparcom_analysis.report.run"), "sparcom_extractor.worker:Worker", "of sparcom_cli"
 '''
     assert set(imported(source)) == {
         "sparcom_cli",
         "sparcom_data.archive",
         "sparcom_server.app",
-        "sparcom_analysis.pipeline",
+        "sparcom_analysis.report.run",
         "sparcom_extractor.worker:Worker",
     }
 
@@ -159,7 +159,7 @@ def test_the_writer_needs_numpy_alone() -> None:
 
 def test_the_analysis_needs_no_engine_and_no_server() -> None:
     """`import sparcom_analysis` and its pipeline bring in neither torch nor vLLM nor FastAPI."""
-    loaded = loaded_after("import sparcom_analysis, sparcom_analysis.pipeline, sparcom_data.verify")
+    loaded = loaded_after("import sparcom_analysis, sparcom_analysis.report.run, sparcom_data.verify")
     assert not loaded & {"torch", "vllm", "transformers", "fastapi", "sparcom_extractor", "sparcom_server"}
 
 

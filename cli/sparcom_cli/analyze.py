@@ -2,154 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, POSITIONS, SHARE, option, optional
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, POSITIONS, SHARE, Decorator, optional
 from sparcom_cli.shared.progress import progress_bar
-from sparcom_cli.shared.text import MIN_CELL_WIDTH, format_table
+from sparcom_cli.shared.summary import summary, visible
 
 if TYPE_CHECKING:
-    from sparcom_analysis.schema.metrics import Metrics
+    from xarray import DataTree
 
-MAX_TABLE_WIDTH = 110  # columns of a terminal
+    from sparcom_analysis import Options
+    from sparcom_data.archive import Archive
+
 COUNT = click.IntRange(0)
-SPECIAL_TOKENS = click.Choice(["count", "leave-out"])
+LEVEL = click.FloatRange(0, 1, min_open=True, max_open=True)
+TOKENS = click.Choice(["all", "content"])
+SPECIAL = click.Choice(["count", "leave-out"])
+EQUAL = "--equal-length/--no-equal-length, --match-tokens/--no-match-tokens"
+READ, IDS, VENN = "prompt, else response", "those the archive lists", "a typical one per category"
+EIGHT = "length of the shortest from 8 on"
+Pair = tuple[str, str | None]
+
+
+class _Grouping(click.ParamType[Any]):
+    """One or more of `category`, `source` and `half`, separated by commas."""
+
+    name = "category|source|half,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+class _Setting(click.Option):
+    """An option that sets the field of `Options` of its name, and takes its default from there."""
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        from sparcom_analysis import Options
+
+        return getattr(Options(), str(self.name))
+
+
+def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = None, **more: Any) -> Decorator:
+    """Return an option for a field of `Options`; older names follow the first flag. --help shows `shown` as default."""
+    more |= {} if shown is None else {"show_default": shown}
+    return click.option(*flags.split(", "), field, cls=_Setting, type=kind, help=text, **more)
 
 
 @click.command()
-@click.argument("archive")
-@optional("--epsilon", SHARE, "0.05 unless --threshold", "Select this share of all neurons as ISNs.")
-@optional("--threshold", SHARE, None, "Select neurons from this activation frequency instead of by --epsilon.")
-@optional("--rows", POSITIONS, "prompt, else response", "Count prompt tokens, response tokens or both.")
-@click.option("--exclude-self-pairs", is_flag=True, help="Leave pairs of an instruction with itself out.")
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE[:TUNED]...")
 @optional("--tuned", None, None, "Compare with this archive of the fine-tuned model.", metavar="ARCHIVE")
-@optional("--instruction", None, None, "Show this instruction in figure 6. Repeatable.", multiple=True, metavar="ID")
-@option("--tokens", click.Choice(["all", "content"]), "all", "Count all tokens, or only the instruction's own text.")
-@option("--special-tokens", SPECIAL_TOKENS, "count", "Count BOS and chat template markers, or leave them out.")
-@optional("--special-token-id", COUNT, "those the archive lists", "Leave this token id out. Repeatable.", multiple=True)
-@optional("--match-tokens/--no-match-tokens", None, "if possible", "Repeat the measures at equal length.", default=None)
-@optional("--matched-tokens", AT_LEAST_1, "shortest length from 8 on", "Subsample instructions to this many tokens.")
-@option("--share", SHARE, 0.5, "Assign a neuron or expert to a category if this share of its instructions has it.")
-@option("--lape-top", SHARE, 0.01, "Select this share of neurons by LAPE.")
-@option("--lape-filter", SHARE, 0.95, "Require this quantile of all activation probabilities in at least one category.")
-@option("--lape-bar", SHARE, 0.95, "Call a selected neuron specific to categories above this quantile.")
-@option("--resamples", COUNT, 1000, "Draw this many bootstrap resamples for intervals; 0 for none.")
-@option("--permutations", COUNT, 9999, "Shuffle labels this often for tests; 0 for none.")
-@option("--confidence", click.FloatRange(0, 1, min_open=True, max_open=True), 0.95, "Set the level of intervals.")
-@option("--seed", COUNT, 0, "Seed all draws and shuffles.")
+@setting("--top, --epsilon", "top", SHARE, "Select this fraction of all neurons as ISNs.")
+@setting("--min-frequency, --threshold", "min_frequency", SHARE, "Select all neurons from this frequency on instead.")
+@setting("--positions, --rows", "positions", POSITIONS, "Count prompt tokens, response tokens or both.", READ)
+@setting("--tokens", "counted_tokens", TOKENS, "Count all tokens, or only the instruction's own text.")
+@setting("--special-tokens", "special_tokens", SPECIAL, "Count BOS and chat template markers, or leave them out.")
+@setting("--special-token-id", "special_token_ids", COUNT, "Leave this token id out. Repeatable.", IDS, multiple=True)
+@setting("--group-by", "group_by", _Grouping(), "Group instructions by these, such as category,source.")
+@setting("--self-pairs/--exclude-self-pairs", "self_pairs", None, "Count pairs of an instruction with itself, or not.")
+@setting("--instruction", "instructions", str, "Show this instruction in figure 6. Repeatable.", VENN, multiple=True)
+@setting(EQUAL, "equal_length", None, "Repeat the measures with equally many tokens per instruction.", "if possible")
+@setting(
+    "--equal-length-tokens, --matched-tokens",
+    "equal_length_tokens",
+    AT_LEAST_1,
+    "Count this many tokens per instruction.",
+    EIGHT,
+)
+@setting("--share", "min_share", SHARE, "Assign a neuron to a category if this fraction of its instructions has it.")
+@setting("--top-experts", "top_experts", AT_LEAST_1, "List this many most used experts.")
+@setting("--lape-top", "lape_top", SHARE, "Select this fraction of neurons by LAPE.")
+@setting("--lape-filter", "lape_filter", SHARE, "Require this quantile of all frequencies in at least one category.")
+@setting("--lape-bar", "lape_bar", SHARE, "Call a selected neuron specific to categories above this quantile.")
+@setting("--resamples", "n_resamples", COUNT, "Draw this many bootstrap resamples for intervals; 0 for none.")
+@setting("--permutations", "n_permutations", COUNT, "Permute labels this often for tests; 0 for none.")
+@setting("--confidence", "confidence_level", LEVEL, "Set the level of confidence intervals.")
+@setting("--seed", "seed", COUNT, "Seed all draws and permutations.")
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
-def analyze(archive: str, output: Any, **options: Any) -> None:
+@click.pass_context
+def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, output: Path, **settings: Any) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a server's address.
 
-    ISNs are instruction-specific neurons: those most often active over the tokens of one instruction.
+    ISNs are instruction-specific neurons: those most often active over the tokens of one instruction. Give several
+    archives to compare models. BASE:TUNED is a model and its fine-tuned version, as is --tuned for a single archive.
     """
-    if options["epsilon"] is not None and options["threshold"] is not None:
-        raise click.UsageError("--epsilon and --threshold are two rules for the same thing: give one of them")
-    if options["special_token_id"] and options["special_tokens"] == "count":
-        raise click.UsageError("--special-token-id names tokens to leave out: add --special-tokens leave-out")
-    if options["instruction"] and options["tuned"] is None:
+    pairs = [split_pair(text) for text in archives]
+    if tuned is not None:
+        if len(pairs) > 1 or pairs[0][1] is not None:
+            raise click.UsageError("--tuned belongs to a single archive; write BASE:TUNED for each pair instead")
+        pairs = [(pairs[0][0], tuned)]
+    if settings["instructions"] and not any(other for _, other in pairs):
         raise click.UsageError("--instruction shows an instruction in both models: add --tuned")
-    from sparcom_analysis import LapeRates
-    from sparcom_analysis import analyze as run
-    from sparcom_analysis.tables.formats import visible
+    options = _options(ctx, settings)
+    from sparcom_analysis.report.page import notes
+    from sparcom_analysis.report.write import write_report
 
-    renamed = {
-        "special_tokens": options.pop("special_tokens").replace("-", "_"),
-        "counted_tokens": options.pop("tokens"),
-        "special_token_ids": list(options.pop("special_token_id")) or None,
-        "instructions": list(options.pop("instruction")) or None,
-        "lape_rates": LapeRates(**{name: options.pop(f"lape_{name}") for name in ("top", "filter", "bar")}),
+    from sparcom_analysis.report.folder import check_output
+    from sparcom_data.archive import open_archive
+
+    opened = [(open_archive(base), None if other is None else open_archive(other)) for base, other in pairs]
+    check_output(output)
+    runs = {
+        title: _run(*both, options) for title, both in zip(titles([base for base, _ in opened]), opened, strict=True)
     }
-    with progress_bar("reading, tokens and shuffles", time_left=True) as update:
-
-        def show(done: int, total: int) -> None:
-            update(done, total, f"{done:,}/{total:,}" + (" · figures, tables and report" if done == total else ""))
-
-        result = run(archive, output, progress=show, **options, **renamed)
-    for warning in result.metrics.warnings:
-        click.echo(visible(f"warning: {warning}"), err=True)
-    click.echo(visible("\n".join(_summary(result.metrics))))
-    click.echo(f"\nreport: {result.report}")
+    report = write_report(runs if len(runs) > 1 else next(iter(runs.values())), output)
+    for run in runs.values():
+        for note in notes(run.attrs):
+            click.echo(visible(f"warning: {note}"), err=True)
+    click.echo(visible("\n".join(summary(runs, options))))
+    click.echo(f"\nreport: {report}")
 
 
-def _summary(metrics: Metrics) -> list[str]:
-    """Return the settings in use, the similarity matrices as aligned tables, and the report's findings."""
-    views = [("", metrics)]
-    if metrics.components is not None:
-        from sparcom_analysis.archive.populations import TITLES
+def split_pair(text: str) -> Pair:
+    """Split BASE:TUNED; return the text and None if it names one archive.
 
-        views = [(f" of {TITLES[one.component]}", metrics.of(one.component)) for one in metrics.components]
-    sizes = [
-        f"instruction-specific neurons{name}: {view.settings.selection} "
-        f"{view.settings.epsilon or view.settings.threshold}, {view.isn_size.mean:,.1f} per instruction on average"
-        + ("; see the report for their similarity" if at else "")
-        for at, (name, view) in enumerate(views)
+    The last colon separates, except those within an address: after the scheme, in the host, after a drive letter. A
+    path that exists is never split.
+    """
+    if Path(text).exists():
+        return text, None
+    for found in reversed(list(re.finditer(":", text))):
+        base, tuned = text[: found.start()], text[found.end() :]
+        in_host = tuned.startswith("//") or re.search(r"://[^/]*$", base)
+        is_drive = re.search(r"(^|:)[A-Za-z]$", base) and tuned[:1] in ("/", "\\")
+        if base and tuned and not in_host and not is_drive:
+            return base, tuned
+    return text, None
+
+
+def titles(archives: Sequence[Archive]) -> list[str]:
+    """Return a distinct title per archive: its model's name, with the archive's name or a number if two are alike."""
+    from pathlib import PurePath
+
+    models = [PurePath(archive.attributes.model.id).name for archive in archives]
+    named = [f"{model} ({PurePath(archive.path).name})" for model, archive in zip(models, archives, strict=True)]
+    found = [model if models.count(model) == 1 else longer for model, longer in zip(models, named, strict=True)]
+    return [
+        title if found.count(title) == 1 else f"{title} {found[: place + 1].count(title)}"
+        for place, title in enumerate(found)
     ]
-    name, first = views[0]
-    where, part = f" in neurons{name}" if name else "", first.shown_similarity
-    title = f"similarity of categories{where} (mean Jaccard index, {_self_pairs(metrics)})"
-    similarity = _matrix(part.categories, part.matrix)
-    return [*_facts(metrics), *sizes, "", title, *similarity, *_experts(metrics), *_findings(metrics)]
 
 
-def _facts(metrics: Metrics) -> list[str]:
-    """Return what was read, whether the archive may still grow, and what it is compared with."""
-    facts, settings = metrics.instructions, metrics.settings
-    reasons = ", ".join(
-        f"{count} {name.replace('_', ' ')}" for name, count in facts.left_out.model_dump().items() if count
-    )
-    rows = "prompt and response" if settings.rows == "all" else settings.rows
-    lines = [
-        f"{metrics.archive.model_name}: {facts.used} of {facts.total} instructions, {facts.tokens:,} {rows} tokens"
-        + (" of content" if settings.counted_tokens == "content" else "")
-        + (f" (left out: {reasons})" if reasons else "")
-    ]
-    if metrics.archive.state == "open":
-        lines.append("the extraction of this archive was still running; the numbers will change")
-    if (part := metrics.isn_alteration) is not None:
-        lines.append(f"compared with {part.twin.model_name} over {part.twin.matched:,} instructions of both")
-        lines += part.twin.notes
-    return lines
+def _options(ctx: click.Context, settings: Mapping[str, Any]) -> Options:
+    """Return the options that were given; all others have the defaults of `Options`."""
+    from sparcom_analysis import Options
+    from sparcom_data.errors import InvalidInputError
+
+    given = {
+        name: value.replace("-", "_") if name == "special_tokens" else value
+        for name, value in settings.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    try:
+        return Options(**given)
+    except InvalidInputError as error:
+        raise click.UsageError(str(error)) from error
 
 
-def _self_pairs(metrics: Metrics) -> str:
-    """Return which version of equations 10 and 14 is printed."""
-    return "pairs of an instruction with itself " + ("left out" if metrics.settings.exclude_self_pairs else "counted")
+def _run(base: Archive, tuned: Archive | None, options: Options) -> DataTree:
+    """Analyze one model, or a model and its fine-tuned version, with a progress bar."""
+    from dataclasses import replace
 
+    from sparcom_analysis import analyze as run
 
-def _experts(metrics: Metrics) -> list[str]:
-    """Return the similarity of categories in their experts, and how tuning shifts routing; none for dense models."""
-    part = metrics.shown_correlation
-    if part is None:
-        return []
-    title = f"similarity of categories in their experts (mean Pearson correlation, {_self_pairs(metrics)})"
-    lines = ["", title, *_matrix(part.categories, part.matrix)]
-    if part.undefined_instructions:
-        lines.append(f"{part.undefined_instructions} instructions have no variance and are in no mean")
-    if metrics.expert_shift is not None:
-        from sparcom_analysis.findings.experts import shift_sentence
-
-        lines += ["", shift_sentence(metrics)]
-    return lines
-
-
-def _findings(metrics: Metrics) -> list[str]:
-    """Return the sentences at the top of the report, and what could not be computed."""
-    from sparcom_analysis.findings.intervals import interval_caveat
-    from sparcom_analysis.findings.short import in_short
-
-    sentences = [*in_short(metrics), *filter(None, [interval_caveat(metrics)])]
-    sentences += [f"not computed: {reason}" for reason in dict.fromkeys(item.reason for item in metrics.not_computed)]
-    return ["", *sentences] if sentences else []
-
-
-def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> list[str]:
-    """Return an aligned table; columns carry row numbers where their names would not fit a terminal."""
-    header = list(names)
-    if max(map(len, names)) + sum(2 + max(MIN_CELL_WIDTH, len(name)) for name in names) > MAX_TABLE_WIDTH:
-        header = [str(number) for number in range(1, len(names) + 1)]
-        names = [f"{number} {name}" for number, name in zip(header, names, strict=True)]
-    return format_table(header, zip(names, matrix, strict=True))
+    if tuned is None:
+        options = replace(options, instructions=None)
+    with progress_bar("reading, resampling and testing", time_left=True) as update:
+        return run(base, tuned, options, progress=lambda done, total: update(done, total, f"{100 * done // total} %"))

@@ -73,9 +73,10 @@ def write_random_archive(
     failed: Sequence[int] = (),
     granularity: Granularity = "token",
     origins: bool = False,
+    sources: Sequence[str] = ("random",),
 ) -> NDArray[Any]:
     """Write an archive of random masks and token ids; instructions in `failed` are stored as failed. `origins`: say
-    where each token comes from, at random.
+    where each token comes from, at random. `sources`: of the instructions, in turn.
 
     The same arguments with the other granularity give its twin: the counts of the same masks.
 
@@ -86,7 +87,7 @@ def write_random_archive(
     rng = np.random.default_rng(seed)
     attributes = random_attributes(layers, neurons, granularity=granularity)
     chunks = {"chunk_tokens": chunk_tokens, "chunk_instructions": chunk_instructions}
-    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins)
+    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins, sources)
     masks = rng.random((layout.tokens, layers, neurons)) < 0.4
     counts = count_masks(masks, layout)
     if granularity == "count":
@@ -132,6 +133,7 @@ def write_random_moe_archive(
     failed: Sequence[int] = (),
     granularity: Granularity = "token",
     origins: bool = False,
+    sources: Sequence[str] = ("random",),
 ) -> MoeTruth:
     """Write an archive of a model with dense layers, then mixture-of-experts layers; values are random, the experts'
     weights fall from choice to choice. The same arguments with the other granularity give its twin, the counts.
@@ -146,7 +148,7 @@ def write_random_moe_archive(
     )
     attributes = random_attributes(dense_layers, neurons if dense_layers else 0, moe=moe, granularity=granularity)
     chunks = {"chunk_tokens": chunk_tokens, "chunk_instructions": chunk_instructions}
-    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins)
+    layout = _create(path, attributes, categories, per_category, lengths, failed, rng, chunks, origins, sources)
     tokens = layout.tokens
     truth = MoeTruth(
         layout,
@@ -196,6 +198,7 @@ def _create(
     rng: np.random.Generator,
     chunks: dict[str, int],
     origins: bool,
+    sources: Sequence[str],
 ) -> Layout:
     count = len(categories) * per_category
     prompt = rng.integers(lengths[0], lengths[1] + 1, size=count)
@@ -204,7 +207,7 @@ def _create(
     columns = InstructionColumns(
         id=[f"i{index:03d}" for index in range(count)],
         category=[categories[index // per_category] for index in range(count)],
-        source=["random"] * count,
+        source=[sources[index % len(sources)] for index in range(count)],
         text=[f"text {index}" for index in range(count)],
         error=["" if ok else "failed on purpose" for ok in runnable],
         origin=_random_origins(prompt) if origins else None,

@@ -49,7 +49,7 @@ class Pair:
 @optional("--moe-model", PATH, None, "Use this MoE model instead of making one. Requires --moe.")
 @optional("--tuned-model", PATH, None, "Use this fine-tuned model instead of making one. Requires --moe.")
 @optional("--moe-tuned-model", PATH, None, "Use this fine-tuned MoE model instead of making one. Requires --moe.")
-@option("--epsilon", str, "0.05", "Select this share of neurons as instruction-specific.")
+@click.option("--top", "--epsilon", "top", help="Select this fraction of neurons as ISNs.", show_default="as analyze")
 def demo(
     output: Path,
     model: Path | None,
@@ -57,7 +57,7 @@ def demo(
     moe_model: Path | None,
     tuned_model: Path | None,
     moe_tuned_model: Path | None,
-    epsilon: str,
+    top: str | None,
 ) -> None:
     """Run 120 instructions of six categories through a small real model, verify the archive, and write a report."""
     given = (tuned_model, moe_tuned_model)
@@ -89,8 +89,8 @@ def demo(
     every = [path for paths in archives for path in paths]  # at once: importing transformers takes longest
     _sparcom("verify", *every, "--reference", "transformers", "--sample", "6")
     for pair, (path, *others) in zip(pairs, archives, strict=True):
-        options = [part for other in others for part in ("--tuned", other)]
-        _sparcom("analyze", path, *options, "--epsilon", epsilon, "--output", pair.report)
+        options = [part for other in others for part in ("--tuned", other)] + (["--top", top] if top else [])
+        _sparcom("analyze", path, *options, "--output", pair.report)
     page = pairs[0].report / "report.html"
     if moe:
         page, table = write_comparison(output, *(pair.report for pair in pairs), tuned_here=not any(given))

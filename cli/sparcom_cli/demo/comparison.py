@@ -1,4 +1,4 @@
-"""The page and table that compare a dense and an MoE model, each before and after tuning.
+"""The page and table that compare a dense and an MoE model, each before and after fine-tuning.
 
 Made of what `sparcom analyze --tuned` wrote; computes nothing but means of its matrices. The page is one file that
 loads nothing and links to both reports.
@@ -8,23 +8,60 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sparcom_cli.shared.summary import first_sentences
 from sparcom_cli.shared.text import format_table
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.storage import write_file
 
 if TYPE_CHECKING:
-    from sparcom_analysis.schema.metrics import Metrics
+    from numpy.typing import NDArray
+    from xarray import Dataset, DataTree
 
-CONTENTS = re.compile(r'<li><a href="#([^"]+)">([^<]+)</a>')  # of a report
+SECTION = re.compile(r'<details id="(measure-\w+)"><summary><h2>([^<]+)</h2>')  # of a report
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One population of neurons, or the experts, of one model: its measures, sentences and figures.
+
+    Attributes:
+        title: of its column. run: of the model. folder: of its report. group: of the measures in the tree, "" or
+            "neuron/".
+    """
+
+    title: str
+    run: DataTree
+    folder: Path
+    group: str = ""
+
+    def measure(self, name: str) -> Dataset:
+        """Return the Dataset of a measure."""
+        return self.run[self.group + name].to_dataset()
+
+    def sentence(self, name: str) -> str:
+        """Return the first sentence of a measure; empty if it says nothing."""
+        from sparcom_analysis.measures import REGISTRY
+
+        found = next(one for one in REGISTRY if one.name == name).sentences(self.measure(name))
+        return found[0] if found else ""
+
+    def figure(self, name: str) -> str:
+        """Return the figure of a measure as a data address."""
+        file = self.folder / "figures" / f"{self.group.replace('/', '-')}{name}.svg"
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Path, str]:
-    """Write output/index.html; return its path and the table of alterations as text.
+    """Write output/index.html; return its path and the similarities before and after fine-tuning as text.
 
     Args:
         output: folder that holds both results.
@@ -36,16 +73,15 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from sparcom_analysis.findings import alteration, experts, neurons
-    from sparcom_analysis.findings.short import in_short
-    from sparcom_analysis.schema import Metrics
+    from sparcom_analysis import read_metrics
 
-    dense, moe = (Metrics.model_validate_json((folder / "metrics.json").read_bytes()) for folder in folders)
-    if dense.isn_alteration is None or moe.ise_alteration is None or moe.archive.moe is None:
+    dense, moe = (read_metrics(folder) for folder in folders)
+    if "finetuning_jaccard" not in dense.children or "finetuning_correlation" not in moe.children:
         raise InvalidInputError(
             "the page compares a dense and an MoE model, each base and tuned; analyze both with --tuned first"
         )
-    columns = [(title, view, folders[at > 0], end) for at, (title, view, end) in enumerate(_populations(dense, moe))]
+    views = [View("Dense model", dense, folders[0]), *_populations(moe, folders[1])]
+    experts = View("MoE model, expert use", moe, folders[1])
     environment = Environment(
         loader=PackageLoader("sparcom_cli.demo"),
         autoescape=True,
@@ -53,64 +89,58 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    alterations = _alterations(dense, moe)
+    rows = [(f"{view.title}, neurons", view.measure("finetuning_jaccard")) for view in views]
+    rows.append((experts.title, experts.measure("finetuning_correlation")))
     page = environment.get_template("demo.html.j2").render(
-        dense=dense,
-        moe=moe,
-        config=moe.archive.moe,
+        dense=dense.attrs,
+        moe=moe.attrs,
+        config=moe.attrs["archive"]["moe"],
         tuned_here=tuned_here,
-        columns=columns,
+        views=views,
+        experts=experts,
+        top=experts.measure("finetuning_top_experts"),
         likeness=likeness,
-        alterations=alterations,
-        short={"Dense model": in_short(dense), "MoE model": in_short(moe)},
+        rows=rows,
+        short={"Dense model": first_sentences(dense), "MoE model": first_sentences(moe)},
         contents=_contents(*folders),
-        neuron_findings=neurons,
-        alteration_findings=alteration,
-        expert_findings=experts,
-        figure_data=lambda folder, name: base64.b64encode((folder / "figures" / f"{name}.svg").read_bytes()).decode(),
         folders=folders,
     )
     write_file(output / "index.html", [page.encode()])
-    return output / "index.html", _table(alterations)
+    return output / "index.html", _table(rows)
 
 
-def likeness(matrix: Sequence[Sequence[float | None]]) -> tuple[float | None, float | None, float | None]:
-    """Return the mean similarity within categories, between categories, and their ratio; None where undefined.
+def likeness(ds: Dataset) -> tuple[float, float, float]:
+    """Return the mean within categories, between categories, and their ratio; NaN where undefined.
 
-    Args:
-        matrix: similarities of categories without pairs of an instruction with itself.
+    Means are over categories, of a measure with the dimensions self_pairs, category and category_2, without the pair of
+    an instruction with itself.
     """
-    cells = [(value, i == j) for i, row in enumerate(matrix) for j, value in enumerate(row) if value is not None]
-    within, between = ([value for value, same in cells if same is kind] for kind in (True, False))
-    means = [sum(values) / len(values) if values else None for values in (within, between)]
-    ratio = means[0] / means[1] if means[0] is not None and means[1] is not None and means[1] > 0 else None
-    return means[0], means[1], ratio
+    matrix = ds["value"].sel(self_pairs=False).values
+    same = np.eye(len(matrix), dtype=np.bool_)
+    within, between = _mean(matrix[same]), _mean(matrix[~same])
+    return within, between, within / between if between > 0 else math.nan
 
 
-def _populations(dense: Metrics, moe: Metrics) -> list[tuple[str, Metrics, str]]:
-    """Return (title, metrics, ending of its files) of each population of neurons, the dense model's first."""
-    from sparcom_analysis.archive.populations import TITLES
-    from sparcom_analysis.report.files import component_views
-
-    parts = [(view.component, view, end) for end, view in component_views(moe).items()]
-    routed = [(f"MoE model: {TITLES[component]}", view, end) for component, view, end in parts if component is not None]
-    return [("Dense model", dense, ""), *routed]
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
-def _alterations(dense: Metrics, moe: Metrics) -> list[tuple[str, Any]]:
-    """Return (label, alteration) of each population's neurons and of expert use; only what was compared."""
-    rows: list[tuple[str, Any]] = [
-        (f"{name}, neurons", view.isn_alteration) for name, view, _ in _populations(dense, moe)
-    ]
-    return [(label, part) for label, part in [*rows, ("MoE model, expert use", moe.ise_alteration)] if part is not None]
+def _populations(run: DataTree, folder: Path) -> Iterator[View]:
+    """Yield the populations of neurons of the MoE model that were compared, routed experts first."""
+    for place, part in enumerate(run.attrs["populations"]):
+        group = f"{part['population']}/" if place else ""
+        yield View(f"MoE model: {part['title']}", run, folder, group)
 
 
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
+def _table(rows: list[tuple[str, Any]]) -> str:
     """Return aligned columns for a terminal; rows with other categories than the first are left out."""
-    names = list(rows[0][1].categories)
-    title = "alteration by tuning (0: the same; neurons: 1 - Jaccard index, experts: 1 - correlation)"
+    names = rows[0][1]["category"].values.tolist()
+    title = "similarity before and after fine-tuning (neurons: mean Jaccard index, experts: mean Pearson correlation)"
     shown = [
-        (label, [*part.alteration, part.overall.alteration]) for label, part in rows if list(part.categories) == names
+        (label, [None if math.isnan(value) else value for value in [*ds["value"].values, float(ds["overall_value"])]])
+        for label, ds in rows
+        if ds["category"].values.tolist() == names
     ]
     return "\n".join([title, *format_table([*names, "all"], shown)])
 
@@ -120,6 +150,6 @@ def _contents(dense: Path, moe: Path) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for name, folder in (("MoE model", moe), ("dense model", dense)):  # the MoE report has the longer list
         report = (folder / "report.html").read_text(encoding="utf-8")
-        for anchor, title in CONTENTS.findall(report):
+        for anchor, title in SECTION.findall(report):
             found.setdefault(html.unescape(title), []).insert(0, (name, f"{folder.name}/report.html#{anchor}"))
     return found

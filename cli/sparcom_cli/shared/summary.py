@@ -1,0 +1,96 @@
+"""What `sparcom analyze` prints: what was read, the similarity matrix, a sentence per measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sparcom_cli.shared.text import MIN_CELL_WIDTH, format_table
+
+if TYPE_CHECKING:
+    from xarray import DataTree
+
+    from sparcom_analysis import Options
+
+MAX_TABLE_WIDTH = 110  # columns of a terminal
+
+
+def visible(text: str) -> str:
+    """Return the text with characters that a terminal must not get replaced by U+FFFD; line ends stay."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
+
+
+def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
+    """Return the lines for one model, or a few per model for several."""
+    from sparcom_analysis.report.page import interval_caveat
+
+    lines = [_settings(options)]
+    for title, run in runs.items():
+        lines += _facts(title, run)
+        lines += ["", *(_similarity(run) if len(runs) == 1 else []), *first_sentences(run), ""]
+        lines += [f"not computed: {one}" for one in dict.fromkeys(gap["reason"] for gap in run.attrs["not_computed"])]
+    caveat = interval_caveat(next(iter(runs.values())).attrs["settings"])
+    return [*lines, caveat] if caveat else lines
+
+
+def first_sentences(run: DataTree) -> list[str]:
+    """Return the first sentence of the measures that the report opens with, and of the length control."""
+    from sparcom_analysis.report.page import ANSWERS
+
+    from sparcom_analysis.measures import REGISTRY
+
+    measures = {measure.name: measure for measure in REGISTRY}
+    shown = [name for name in (*ANSWERS, "length_control") if name in run.children and name in measures]
+    found = [measures[name].sentences(run[name].to_dataset()) for name in shown]
+    return [sentences[0] for sentences in found if sentences]
+
+
+def _settings(options: Options) -> str:
+    """Return the settings in use in one line."""
+    parts = [options.rule, f"groups by {' and '.join(options.group_by)}"]
+    parts.append(f"{options.n_resamples:,} bootstrap resamples" if options.n_resamples else "no intervals")
+    parts.append(f"{options.n_permutations:,} permutations" if options.n_permutations else "no tests")
+    return "settings: " + ", ".join([*parts, f"seed {options.seed}"])
+
+
+def _facts(title: str, run: DataTree) -> list[str]:
+    """Return what was read, whether the archive may still grow, and what it is compared with."""
+    facts = run.attrs["instructions"]
+    reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["left_out"].items() if count)
+    settings = run.attrs["settings"]
+    positions = "prompt and response" if settings["positions"] == "all" else settings["positions"]
+    content = " of content" if settings["counted_tokens"] == "content" else ""
+    lines = [
+        f"{title}: {facts['used']} of {facts['total']} instructions, {facts['tokens']:,} {positions} tokens{content}"
+        + (f" (left out: {reasons})" if reasons else "")
+    ]
+    if run.attrs["archive"]["state"] == "open":
+        lines.append("the extraction of this archive was still running; the numbers will change")
+    if "tuned" in run.attrs:
+        matched = run["finetuning_jaccard"].attrs["instructions"]
+        lines.append(f"compared with {run.attrs['tuned']['model_name']} over {matched:,} matched instructions")
+    return lines
+
+
+def _similarity(run: DataTree) -> list[str]:
+    """Return the matrix of equation 10 as an aligned table."""
+    if "similarity" not in run.children:
+        return []
+    ds = run["similarity"].to_dataset()
+    counted = bool(ds.attrs["self_pairs_shown"])
+    title = (
+        f"mean Jaccard similarity of categories ({ds.attrs['population_title']}; pairs of an instruction with itself "
+        f"{'counted' if counted else 'left out'})"
+    )
+    values = ds["value"].sel(self_pairs=counted).values.tolist()
+    return [title, *_matrix([str(name) for name in ds["category"].values], values), ""]
+
+
+def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> list[str]:
+    """Return an aligned table; columns carry row numbers where their names would not fit a terminal."""
+    header = list(names)
+    if max(map(len, names)) + sum(2 + max(MIN_CELL_WIDTH, len(name)) for name in names) > MAX_TABLE_WIDTH:
+        header = [str(number) for number in range(1, len(names) + 1)]
+        names = [f"{number} {name}" for number, name in zip(header, names, strict=True)]
+    rows = [[None if value != value else value for value in row] for row in matrix]  # NaN becomes None
+    return format_table(header, zip(names, rows, strict=True))
