@@ -130,9 +130,7 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
     apart = ds.sel(self_pairs=False)
     if rows := int(apart["compared_rows"]):
         equal, plain = (int(apart["diagonal_largest"].sel(version=version)) for version in ("equal_length", "plain"))
-        found.append(
-            f"{equal} of {rows} categories are more similar within than to any other; with all tokens {plain} are."
-        )
+        found.append(f"{equal} of {rows} categories are most similar to themselves; with all tokens {plain} of {rows}.")
     if short := int(ds["too_short"].sum()):
         found.append(f"{short:,} {'instruction is' if short == 1 else 'instructions are'} too short and left out.")
     return found
@@ -158,7 +156,7 @@ def signed(value: float, digits: int = 3) -> str:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     return (
-        f"{str(ds['value'].attrs['long_name']).capitalize()} of every two categories, {ds.attrs['model']}, with all "
+        f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
         f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
         f"over the same {ds.attrs['instructions']:,} instructions. Bold: the interval of the difference excludes 0."
     )

@@ -187,7 +187,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
         "Subsampled to equal length (10 tokens per instruction), the order of category pairs by "
         f"{index} is not kept (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300–−0.200).",
-        "1 of 3 categories are more similar within than to any other; with all tokens 2 are.",
+        "1 of 3 categories are most similar to themselves; with all tokens 2 of 3.",
         "2 instructions are too short and left out.",
         "Set size and number of tokens have a rank correlation of +0.50; subsampled to equal length, it is −0.12.",
     ]
@@ -209,5 +209,6 @@ def test_figures_show_all_three_versions(found: xr.Dataset) -> None:
         shown = found["value"].sel(self_pairs=True, version=version)
         np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), shown)
     assert plot(found, axes[2], version="difference") is axes[2]
+    assert caption(found).startswith("Mean Jaccard index of every two categories")
     assert "10 drawn tokens per instruction" in caption(found)
     assert (MEASURE.needs, ROUTING.needs) == ("isn", "experts")
