@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
-
-import sparcom_analysis
 from sparcom_analysis.schema import alteration as alteration_schema
 from sparcom_analysis.schema import chance as stats_schema
 from sparcom_analysis.schema import components as components_schema
@@ -15,6 +13,8 @@ from sparcom_analysis.schema import experts as expert_schema
 from sparcom_analysis.schema import intervals as interval_schema
 from sparcom_analysis.schema import length as length_schema
 from sparcom_analysis.schema import metrics as schema
+
+import sparcom_analysis
 from sparcom_cli.analyze import analyze
 
 MODULES = (
