@@ -92,7 +92,7 @@ def test_figures_fit_the_columns_of_a_paper() -> None:
             plotting.curves(range(30), np.ones((6, 30)), names(6, True)),
         )
     ]
-    assert [width for width, _ in sizes] == [plotting.COLUMN] * 3
+    assert [width for width, _ in sizes] == [fit.COLUMN] * 3
     assert sizes[1][1] < sizes[2][1]
 
 
