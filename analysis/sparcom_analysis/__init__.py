@@ -7,21 +7,21 @@
     ds = sp.similarity(isn)
     sp.plot.similarity(ds)
 
-Needs neither torch nor vLLM. docs/python.md answers a researcher's questions in a line or two each.
+Every measure returns an `xarray.Dataset`; `analyze` returns all of them as a tree. Needs neither torch nor vLLM.
+docs/python.md answers a researcher's questions in a line or two each.
 """
 
+from sparcom_analysis import plot
 from sparcom_analysis.compare import Comparison, compare
 from sparcom_analysis.frequencies import activation_counts, activation_frequencies, expert_frequencies
 from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import IsnSets, find_isns
-from sparcom_analysis.measures.experts.expert_frequencies import mean_expert_frequencies
 from sparcom_analysis.measures.experts.routing_correlation import routing_correlation
 from sparcom_analysis.measures.experts.top_experts import top_experts
 from sparcom_analysis.measures.general_unique.neurons import general_unique
 from sparcom_analysis.measures.neurons.lape import lape
 from sparcom_analysis.measures.neurons.layers import layers
 from sparcom_analysis.measures.neurons.length_control import length_control
-from sparcom_analysis.measures.neurons.set_sizes import set_sizes
 from sparcom_analysis.measures.neurons.similarity import similarity
 from sparcom_analysis.measures.neurons.source_effect import source_effect
 from sparcom_analysis.options import Options
@@ -47,11 +47,10 @@ __all__ = [
     "lape",
     "layers",
     "length_control",
-    "mean_expert_frequencies",
     "open_archive",
+    "plot",
     "read_metrics",
     "routing_correlation",
-    "set_sizes",
     "similarity",
     "source_effect",
     "top_experts",

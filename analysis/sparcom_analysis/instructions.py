@@ -1,9 +1,10 @@
-"""What all results per instruction share: which instructions, which of their tokens, in which groups."""
+"""What results per instruction have in common: which instructions, which of their tokens, in which groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from html import escape
 from pathlib import PurePath
 from typing import Any, Self
 
@@ -17,21 +18,10 @@ from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.metadata import Positions
 
-RESAMPLING_OPTIONS = (
-    "self_pairs",
-    "n_resamples",
-    "confidence_level",
-    "n_permutations",
-    "seed",
-    "min_share",
-    "top_experts",
-    "lape_top",
-    "lape_filter",
-    "lape_bar",
-    "instructions",
-    "equal_length",
-    "equal_length_tokens",
-)
+_COUNTING = ("positions", "counted_tokens", "special_tokens", "special_token_ids")
+FIXED_OPTIONS = (*_COUNTING, "top", "min_frequency", "group_by")  # all others may change after counting
+
+SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
 
 
 SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
@@ -39,14 +29,17 @@ SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every ot
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class PerInstruction:
-    """Something of n instructions, in submission order.
+    """Results of n instructions, in submission order. Iterate over it for the ids.
 
     Attributes:
-        archive: where it comes from. options: how it was counted and selected.
-        positions: tokens that were counted. token_facts: which of them were left out.
-        instruction: int64 (n,), index in the archive's instruction table.
-        ids, categories, sources: n strings; `categories` are the groups of `options.group_by`.
-        tokens: int64 (n,), T. without_rows: complete instructions left out because no token counted.
+        archive: which was read.
+        options: how it was counted and selected.
+        positions: tokens that were counted: prompt, response or all.
+        token_facts: which of them were left out.
+        instruction: int64 (n,), index in `archive.instructions`.
+        ids, categories, sources: n strings each; `categories` are the groups of `options.group_by`.
+        tokens: int64 (n,), T.
+        without_rows: complete instructions left out because no token counted.
     """
 
     archive: Archive
@@ -62,6 +55,9 @@ class PerInstruction:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
 
     @property
     def labels(self) -> list[str]:
@@ -85,7 +81,7 @@ class PerInstruction:
         return PurePath(self.archive.attributes.model.id).name
 
     def place(self, instruction: str) -> int:
-        """Return the place of an id among these instructions.
+        """Return the index of an id among these instructions.
 
         Raises:
             InvalidInputError: it is not among them.
@@ -93,7 +89,7 @@ class PerInstruction:
         if instruction in self.ids:
             return list(self.ids).index(instruction)
         raise InvalidInputError(
-            f"{instruction!r} is not among these {len(self):,} instructions; ids look like {list(self.ids[:3])}"
+            f"{instruction!r} is not an id of these {len(self):,} instructions; ids: {', '.join(self.ids[:3])}, …"
         )
 
     def sel(
@@ -103,32 +99,34 @@ class PerInstruction:
         source: str | Sequence[str] | None = None,
         instruction: str | Sequence[str] | None = None,
     ) -> Self:
-        """Return the instructions of some categories, sources or ids.
+        """Return the instructions of some categories, sources or ids; categories are the archive's, or group names.
 
         Raises:
             InvalidInputError: a name does not occur, or nothing is left.
         """
         kept = np.ones(len(self), dtype=np.bool_)
-        wanted = {
-            "category": (category, self.names),
-            "source": (source, self.sources),
-            "instruction": (instruction, self.ids),
+        plain = [self.archive.instructions.category[i] or NONE_LABEL for i in self.instruction]
+        columns: dict[str, tuple[str | Sequence[str] | None, list[Sequence[str]]]] = {
+            "category": (category, [plain, self.names]),
+            "source": (source, [self.sources]),
+            "instruction": (instruction, [self.ids]),
         }
-        for what, (names, held) in wanted.items():
-            if names is None:
+        for what, (given, held) in columns.items():
+            if given is None:
                 continue
-            given = [names] if isinstance(names, str) else list(names)
-            if missing := [name for name in given if name not in held]:
-                known = ", ".join(map(repr, list(dict.fromkeys(held))[:8]))
-                raise InvalidInputError(f"there is no {what} {missing[0]!r} here; there are {known}")
-            kept &= np.isin(np.array(held, dtype=object), given)
+            wanted = [given] if isinstance(given, str) else list(given)
+            known = list(dict.fromkeys(name for column in held for name in column))
+            if missing := [name for name in wanted if name not in known]:
+                listed = ", ".join(map(repr, known[:8])) + (", …" if len(known) > 8 else "")
+                raise InvalidInputError(f"there is no {what} {missing[0]!r} here; there are {listed}")
+            kept &= np.array([not set(wanted).isdisjoint(names) for names in zip(*held, strict=True)])
         if not kept.any():
             raise InvalidInputError("no instruction has all of these: name fewer of category, source and instruction")
         return self.take(np.flatnonzero(kept))
 
     def take(self, places: NDArray[np.intp]) -> Self:
-        """Return the instructions at these places: intp (m,). Arrays with an entry per instruction follow."""
-        changed: dict[str, Any] = {}
+        """Return the instructions at these indices: intp (m,). Arrays with one entry per instruction follow."""
+        places, changed = np.arange(len(self))[places], dict[str, Any]()
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name in ("ids", "categories", "sources"):
@@ -137,7 +135,7 @@ class PerInstruction:
                 changed[one.name] = value[places]
             elif hasattr(value, "take_rows"):
                 changed[one.name] = value.take_rows(places)
-        return replace(self, **changed)
+        return self._replaced(**changed)
 
     def with_options(self, **changes: Any) -> Self:
         """Return the same with other options of resampling and display; groups and selection stay.
@@ -145,9 +143,10 @@ class PerInstruction:
         Raises:
             InvalidInputError: an option would need the archive to be read again, or has no such value.
         """
-        if fixed := [name for name in changes if name not in RESAMPLING_OPTIONS]:
+        if fixed := [name for name in changes if name in FIXED_OPTIONS]:
             raise InvalidInputError(
-                f"{fixed[0]} is fixed once instructions are counted; here you can change {', '.join(RESAMPLING_OPTIONS)}"
+                f"{fixed[0]} is fixed once instructions are counted: count them again with another value"
+                + ("; grouped() changes the groups" if fixed[0] == "group_by" else "")
             )
         if not changes:
             return self
@@ -159,20 +158,25 @@ class PerInstruction:
     def grouped(self, by: Sequence[str]) -> Self:
         """Return the same in other groups: `("category",)`, `("source",)`, `("category", "half")`."""
         options = Options.of(self.options, group_by=tuple(by))
-        return replace(self, options=options, categories=group_names(self.archive, self.instruction, options))
+        return self._replaced(options=options, categories=group_names(self.archive, self.instruction, options))
+
+    def _replaced(self, **changes: Any) -> Self:
+        """Return a copy with other instructions or groups."""
+        return replace(self, **changes)
 
     def _summary(self) -> Iterator[str]:
         """Yield the parts of the repr."""
-        yield f"{len(self):,} instructions of {self.model}"
-        yield f"{len(self.labels)} {' × '.join(self.options.group_by)} groups"
-        yield f"{int(self.tokens.sum()):,} {self.positions} tokens"
+        groups = ", ".join(self.labels[:8]) + (", …" if len(self.labels) > 8 else "")
+        yield f"{len(self):,} instruction{'' if len(self) == 1 else 's'} of {self.model}"
+        yield f"by {' × '.join(self.options.group_by)} ({groups})"
+        drawn = "" if self.token_facts.drawn is None else f", {self.token_facts.drawn} drawn per instruction"
+        what = "prompt and response" if self.positions == "all" else self.positions
+        yield f"{int(self.tokens.sum()):,} {what} tokens{drawn}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {'; '.join(self._summary())}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         items = "".join(f"<li>{escape(part)}</li>" for part in self._summary())
         return f"<b>{type(self).__name__}</b><ul style='margin:0'>{items}</ul>"
 
@@ -194,13 +198,13 @@ def _column(archive: Archive, name: str) -> Sequence[str]:
 
 
 def shared_fields(archive: Archive, spans: RowSpans, options: Options) -> dict[str, Any]:
-    """Return the fields of `PerInstruction` for these rows."""
+    """Return the fields of `PerInstruction` for these spans."""
     table = archive.instructions
     return {
         "archive": archive,
         "options": options,
         "positions": spans.positions,
-        "token_facts": spans.facts,
+        "token_facts": spans.token_facts,
         "instruction": spans.instruction,
         "ids": [table.id[i] for i in spans.instruction],
         "categories": group_names(archive, spans.instruction, options),

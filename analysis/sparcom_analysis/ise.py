@@ -1,8 +1,8 @@
-"""How often the routers pick each expert (SPARCOM, eq. 11), and instruction-specific experts (ISEs).
+"""How often the routers choose each expert (SPARCOM, eq. 11), and instruction-specific experts (ISEs).
 
-f_ej(I) = c_ej(I) / T: c is the number of tokens of instruction I at which expert e of layer j is among the top-k, T is
-all its tokens; c is kept as a whole number. Over a layer f adds up to k. The paper calls every activated expert an ISE
-(c ≥ 1, section 3.1). "Most used experts", the few most frequent of a layer, are ours.
+f_ej(I) = c_ej(I) / T. The integer c is the number of tokens of instruction I at which expert e of layer j is among the
+top-k; T is all its tokens. Over a layer f adds up to k. The paper calls every activated expert an ISE (c ≥ 1, section
+3.1). "Most used experts", the few most frequent of a layer, are ours.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
@@ -27,16 +28,14 @@ from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.pairs import PairMatrix, correlation_blocks, keep_pairs
 from sparcom_data.archive import Archive
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ExpertCounts(PerInstruction):
     """How often n instructions use each expert; `counts["cls-s-0001"]` are the frequencies of one.
 
     Attributes:
-        counts: uint32 (n, layer, expert), T · f. layer_ids: the model's number of each MoE layer.
+        counts: uint32 (n, layer, expert), T · f.
+        layer_ids: the model's number of each MoE layer.
         top_k: experts per token and layer.
     """
 
@@ -52,8 +51,11 @@ class ExpertCounts(PerInstruction):
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """f of equation 11: float64 (n, layer, expert), 0 to 1."""
-        frequencies: NDArray[np.float64] = self.counts / self.tokens[:, None, None].astype(np.float64)
-        return frequencies
+        return self.counts / self.tokens[:, None, None].astype(np.float64)
+
+    def pair_blocks(self) -> Blocks:
+        """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
+        return correlation_blocks(self.counts, self.tokens)
 
     def pair_blocks(self) -> Blocks:
         """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
@@ -73,22 +75,17 @@ class ExpertCounts(PerInstruction):
         """Return the k most used experts per layer and all that tie with the last: bool (n, layer, expert). Ours."""
         rank = self.experts - min(self.options.top_experts if k is None else k, self.experts)
         least = np.maximum(np.partition(self.counts, rank, axis=2)[:, :, rank : rank + 1], 1)
-        chosen: NDArray[np.bool_] = self.counts >= least
-        return chosen
+        return self.counts >= least
 
     def __getitem__(self, instruction: str) -> xr.DataArray:
-        """Return f of one instruction by id: float64 DataArray (layer, expert)."""
-        import xarray as xr
-
+        """Return f of one instruction, by its id: float64 DataArray (layer, expert)."""
         place = self.place(instruction)
         coords = {"layer": list(self.layer_ids), "instruction": instruction, "category": self.names[place]}
         values = self.counts[place] / np.float64(self.tokens[place])
         return xr.DataArray(values, dims=("layer", "expert"), coords=coords, name="frequency")
 
     def to_dataframe(self) -> Any:
-        """Return one row per instruction, layer and expert: tokens that pick it, and the frequency."""
-        import xarray as xr
-
+        """Return one row per instruction, layer and expert: tokens that choose it, and the frequency."""
         dims = ("instruction", "layer", "expert")
         held = xr.Dataset(
             {"count": (dims, self.counts), "frequency": (dims, self.frequencies)},
@@ -99,7 +96,8 @@ class ExpertCounts(PerInstruction):
     def _summary(self) -> Iterator[str]:
         yield from super()._summary()
         yield f"{self.experts} experts, {self.top_k} per token, in {len(self.layer_ids)} layers"
-        yield f"{self.activated.sum(axis=(1, 2)).mean():,.0f} activated experts (ISEs) per instruction"
+        if len(self):
+            yield f"{self.activated.sum(axis=(1, 2)).mean():,.0f} activated experts (ISEs) per instruction"
 
 
 def find_ises(
@@ -112,9 +110,9 @@ def find_ises(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     **changes: Any,
 ) -> ExpertCounts:
-    """Count how often each complete instruction uses each expert, in one pass over the router's choices.
+    """Count how often each complete instruction uses each expert, in one pass over the router choices.
 
-    Args and errors: as for `find_isns`.
+    Arguments and further errors are those of `find_isns`.
 
     Raises:
         UnsupportedArchiveError: the archive holds no router choices.
@@ -124,8 +122,8 @@ def find_ises(
     moe = require_router(archive)
     spans = counted_rows(archive, options, draw, least)
     counts = np.zeros((len(spans), len(moe.layer_ids), moe.experts), dtype=np.uint32)
-    for k, found in iterate_expert_counts(archive, spans, moe, progress=progress, block_bytes=block_bytes):
-        counts[k] = found
+    for k, counted in iterate_expert_counts(archive, spans, moe, progress=progress, block_bytes=block_bytes):
+        counts[k] = counted
     return ExpertCounts(
         **shared_fields(archive, spans, options),
         counts=counts,

@@ -1,24 +1,25 @@
-"""Instruction-specific neurons (ISNs): the neurons that an instruction activates most often, equations 7 and 9.
+"""Instruction-specific neurons (ISNs): the neurons that an instruction activates most often (SPARCOM, eq. 7 and 9).
 
-Two rules, both on exact counts c = T · p, so that no rounding of p decides what belongs:
+Two rules select them by exact counts c = T · p, so that no rounding of p decides:
 
 - `top`: the k = ⌈top · N⌉ most frequent of all N neurons of the population, and all that tie with the last;
 - `min_frequency`: every neuron with p ≥ min_frequency, equation 7 to the letter.
 
-A population is ranked over all its layers: dense layers' neurons (equation 7), those of routed experts over (layer,
-expert, neuron) (equation 9), or those of shared experts. A neuron that is never active (p = 0) is in no set.
+A population is ranked over all its layers: neurons of dense layers (eq. 7), those of routed experts over (layer,
+expert, neuron) (eq. 9), or those of shared experts. A neuron that is never active (p = 0) is in no set.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
@@ -35,9 +36,6 @@ from sparcom_analysis.pooled import PooledCounts, pool_for
 from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.archive import Archive
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class IsnSets(PerInstruction):
@@ -45,11 +43,12 @@ class IsnSets(PerInstruction):
 
     Attributes:
         population: whose neurons.
-        minimum_count: int64 (n,), the least count in the set; of an empty set the count that would belong.
+        minimum_count: int64 (n,), the least count in the set; for an empty set, the count needed to be in it.
         sets: n bitsets; the bytes of one are (layer, expert, neuron_byte), then zeros.
         layer_counts: int64 (n, layer), ISNs per layer.
         dead_layers: bool (n, layer), whether no neuron of the layer is active at any token that counts.
-        pooled: counts summed per group, for LAPE; None if they were not kept. pooled_reason: why not.
+        pooled: counts summed per group, for LAPE; None if they were not kept.
+        pooled_reason: why they were not kept.
     """
 
     population: Population
@@ -81,7 +80,7 @@ class IsnSets(PerInstruction):
         return keep_pairs(self.categories, self.pair_blocks())
 
     def mask(self, place: int) -> NDArray[np.bool_]:
-        """Return the set of the instruction at a place: bool (layer, neuron), or (layer, expert, neuron)."""
+        """Return the set of the instruction at an index: bool (layer, neuron), or (layer, expert, neuron)."""
         part = self.population
         shape = (part.layers, part.experts, part.neuron_bytes)
         packed = self.sets.rows(place, place + 1)[0].view(np.uint8)[: math.prod(shape)].reshape(shape)
@@ -89,9 +88,7 @@ class IsnSets(PerInstruction):
         return mask if part.routed else mask[:, 0]
 
     def __getitem__(self, instruction: str) -> xr.DataArray:
-        """Return the set of one instruction by id: bool DataArray (layer, neuron), or (layer, expert, neuron)."""
-        import xarray as xr
-
+        """Return the set of one instruction, by its id: bool DataArray (layer, neuron), or (layer, expert, neuron)."""
         place, part = self.place(instruction), self.population
         dims = ("layer", "expert", "neuron") if part.routed else ("layer", "neuron")
         coords = {"layer": list(part.layer_ids), "instruction": instruction, "category": self.names[place]}
@@ -99,33 +96,27 @@ class IsnSets(PerInstruction):
 
     def by_layer(self) -> xr.DataArray:
         """Return ISNs per instruction and layer: int64 DataArray (instruction, layer)."""
-        import xarray as xr
-
         coords = {"instruction": list(self.ids), "layer": list(self.layer_ids), "category": ("instruction", self.names)}
         return xr.DataArray(self.layer_counts, dims=("instruction", "layer"), coords=coords, name="isn_count")
 
     def to_dataframe(self) -> Any:
-        """Return one row per instruction: id, category, source, tokens, ISNs, least count."""
-        import xarray as xr
-
-        columns = {
-            "category": self.names,
-            "source": list(self.sources),
-            "tokens": self.tokens,
-            "isn_count": self.sizes,
-            "minimum_count": self.minimum_count,
-        }
+        """Return one row per instruction: category, source, tokens, ISNs, and the least count and p among them."""
+        least = np.where(self.sizes > 0, self.minimum_count, np.nan)
+        columns = {"category": self.names, "source": list(self.sources), "tokens": self.tokens, "isn_count": self.sizes}
+        columns |= {"minimum_count": least, "minimum_frequency": least / self.tokens}
         held = {name: ("instruction", values) for name, values in columns.items()}
         return xr.Dataset(held, coords={"instruction": list(self.ids)}).to_dataframe()
+
+    def _replaced(self, **changes: Any) -> Self:
+        """Return a copy with other instructions or groups; sums over the present ones are not kept."""
+        return replace(self, pooled=None, pooled_reason="", **changes)
 
     def _summary(self) -> Iterator[str]:
         yield from super()._summary()
         wanted, sizes = self.options.wanted(self.population.total), self.sizes
-        of = f" = {wanted:,} of {self.population.total:,}" if wanted is not None else f" of {self.population.total:,}"
-        yield (
-            f"{self.options.rule}{of} neurons of {self.population.title}, mean size {sizes.mean():,.0f} "
-            f"({sizes.min():,} to {sizes.max():,})"
-        )
+        count = "" if wanted is None else f"{wanted:,} of "
+        size = f", mean size {sizes.mean():,.0f} ({sizes.min():,} to {sizes.max():,}, with ties)" if len(self) else ""
+        yield f"{self.options.rule}: {count}{self.population.total:,} neurons of {self.population.title}{size}"
 
 
 def find_isns(
@@ -160,66 +151,47 @@ def find_isns(
         DamagedArchiveError: rows of a complete instruction are not what they must be.
     """
     archive, options = opened(archive), Options.of(options, **changes)
-    part = choose_population(archive, population)
+    chosen = choose_population(archive, population)
     spans = counted_rows(archive, options, draw, least)
     shared = shared_fields(archive, spans, options)
-    found = _Found(part, len(spans), scratch)
-    pooled, reason = pool_for(part, shared["categories"], spans.tokens) if pool else (None, "")
-    for k, counts in iterate_counts(archive, spans, part, progress=progress, block_bytes=block_bytes):
-        occurrences = histogram(counts.reshape(-1), int(spans.tokens[k]))
-        found.add(k, counts, _least_in_set(occurrences, minimum_count(options, occurrences, part.total)))
-        if pooled is not None:
-            pooled.add(k, counts)
-    return IsnSets(
+    pooled, reason = pool_for(chosen, shared["categories"], spans.tokens) if pool else (None, "")
+    words = np.zeros(-(-chosen.layers * chosen.columns // 64), dtype=np.uint64)
+    packed = words.view(np.uint8)[: chosen.layers * chosen.columns // 8].reshape(chosen.layers, -1)
+    isn = IsnSets(
         **shared,
-        population=part,
-        minimum_count=found.minimum_count,
-        sets=found.sets,
-        layer_counts=found.layer_counts,
-        dead_layers=found.dead_layers,
+        population=chosen,
+        minimum_count=np.zeros(len(spans), dtype=np.int64),
+        sets=Bitsets(len(spans), len(words), scratch),
+        layer_counts=np.zeros((len(spans), chosen.layers), dtype=np.int64),
+        dead_layers=np.zeros((len(spans), chosen.layers), dtype=np.bool_),
         pooled=pooled,
         pooled_reason=reason,
     )
+    for k, counts in iterate_counts(archive, spans, chosen, progress=progress, block_bytes=block_bytes):
+        occurrences = histogram(counts.reshape(-1), int(spans.tokens[k]))
+        bound = minimum_count(options, occurrences, chosen.total)
+        pack_at_least(counts, bound, packed, isn.layer_counts[k])
+        isn.sets[k], isn.minimum_count[k] = words, bound
+        without_isn = np.flatnonzero(isn.layer_counts[k] == 0)  # a layer with an ISN is not dead
+        isn.dead_layers[k, without_isn] = ~counts[without_isn].any(axis=1)
+        if pooled is not None:
+            pooled.add(k, counts)
+    return isn
 
 
 def minimum_count(options: Options, occurrences: NDArray[np.int64], neurons: int) -> int:
-    """Return the count from which a neuron belongs, at least 1.
+    """Return the least count in the set, at least 1; for an empty set, the count needed to be in it.
 
     Args:
-        occurrences: int64 (T + 1,), how often each count occurs; entries that stand for no neuron are in entry 0.
+        occurrences: int64 (T + 1,), how often each count occurs; spare entries count as 0.
         neurons: N of the population.
     """
     wanted = options.wanted(neurons)
     if wanted is None:
         assert options.min_frequency is not None  # noqa: S101  (Options has one of the two)
-        return math.ceil(exact(options.min_frequency) * (len(occurrences) - 1))
-    at_least = occurrences[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
-    return max(1, int(np.flatnonzero(at_least >= wanted)[-1]))
-
-
-def _least_in_set(occurrences: NDArray[np.int64], bound: int) -> int:
-    """Return the least count that occurs and is at least `bound`, or `bound`. It selects the same neurons."""
+        bound = math.ceil(exact(options.min_frequency) * (len(occurrences) - 1))
+    else:
+        at_least = occurrences[::-1].cumsum()[::-1]  # entry c: neurons with count ≥ c
+        bound = max(1, int(np.flatnonzero(at_least >= wanted)[-1]))
     held = np.flatnonzero(occurrences[bound:])
     return bound + int(held[0]) if len(held) else bound
-
-
-class _Found:
-    """The arrays of `IsnSets` that the pass over the archive fills in."""
-
-    def __init__(self, part: Population, count: int, scratch: Path | None) -> None:
-        words = -(-part.layers * part.columns // 64)
-        self.sets = Bitsets(count, words, scratch)
-        self.layer_counts = np.zeros((count, part.layers), dtype=np.int64)
-        self.minimum_count = np.zeros(count, dtype=np.int64)
-        self.dead_layers = np.zeros((count, part.layers), dtype=np.bool_)
-        self._words = np.zeros(words, dtype=np.uint64)
-
-    def add(self, k: int, counts: NDArray[np.uint32], least: int) -> None:
-        """Select the neurons of instruction k with at least this count; counts: uint32 (layer, 8 × byte)."""
-        layers, columns = counts.shape
-        packed = self._words.view(np.uint8)[: layers * columns // 8].reshape(layers, -1)
-        pack_at_least(counts, least, packed, self.layer_counts[k])
-        self.sets[k] = self._words
-        self.minimum_count[k] = least
-        without_isn = np.flatnonzero(self.layer_counts[k] == 0)  # a layer with an ISN is not dead
-        self.dead_layers[k, without_isn] = ~counts[without_isn].any(axis=1)

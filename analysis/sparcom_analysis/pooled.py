@@ -1,7 +1,7 @@
-"""Counts summed over the instructions of each group: at how many tokens of a category every neuron is active.
+"""Counts summed over the instructions of each category: at how many of its tokens every neuron is active.
 
-Tokens are pooled, so an instruction weighs as much as it has tokens (in equation 6 each weighs the same). Sums are exact
-whole numbers: four bytes per neuron and category, eight past 2^32 tokens, for any number of instructions.
+Tokens are pooled: an instruction weighs as much as it has tokens, where in equation 6 all weigh the same. Sums are
+exact integers, four bytes per neuron and category, or eight past 2^32 tokens.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import Population
 
 MAX_BYTES = 512 << 20  # of all sums: 66 categories of 2.03 million neurons
-_MOST_32 = 2**32 - 1
 
 
 class PooledCounts:
     """Sums of counts over the instructions of each category.
 
-    population: whose neurons. categories: c names, in order of first appearance. codes: intp (n,), category of each
-    instruction. tokens: int64 (c,), T of each category. counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
+    Attributes:
+        population: whose neurons.
+        categories: c names, in order of first appearance.
+        codes: intp (n,), category of each instruction.
+        tokens: int64 (c,), T of each category.
+        counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
     """
 
     def __init__(self, population: Population, categories: Sequence[str], tokens: NDArray[np.int64]) -> None:
-        """
-        Args:
-            categories: of each instruction. tokens: int64 (n,), T of each.
-        """
+        """Start with zeros; `categories` and `tokens` (T) have one entry per instruction."""
         self.population, self.categories = population, category_labels(categories)
         self.codes = category_codes(categories)
         self.tokens = np.zeros(len(self.categories), dtype=np.int64)
         np.add.at(self.tokens, self.codes, tokens)
-        dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) <= _MOST_32 else np.uint64)
+        dtype = np.dtype(np.uint32 if int(self.tokens.max(initial=0)) < 1 << 32 else np.uint64)
         self.counts: NDArray[np.unsignedinteger[Any]] = np.zeros((len(self.categories), population.total), dtype)
 
     def add(self, k: int, counts: NDArray[np.uint32]) -> None:
-        """Add instruction k, once; counts as `iterate_counts` gives them: uint32 (layer, expert × 8 × neuron_byte)."""
+        """Add instruction k, once: uint32 (layer, expert × 8 × neuron_byte), as `iterate_counts` yields them."""
         part = self.population
         apart = counts.reshape(part.layers, part.experts, -1)[:, :, : part.neurons]
-        own = self.counts[self.codes[k]].reshape(apart.shape)
-        np.add(own, apart, out=own)
+        total = self.counts[self.codes[k]].reshape(apart.shape)
+        total += apart
 
 
 def pool_for(

@@ -7,7 +7,6 @@ array and the chunk. Plain zarr returns zeros for a missing chunk.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError, NodeTypeValidationError
 
+from sparcom_data.describe import described, described_html
 from sparcom_data.errors import (
     ArchiveError,
     ArchiveNotFoundError,
@@ -125,6 +125,12 @@ class Archive:
         self._identity = identity_of(group.attrs.get("sparcom"))
         self._next_check = 0.0
         self.attributes: ArchiveAttributes = parse_attributes(dict(group.attrs), path)
+
+    def __repr__(self) -> str:
+        return described(self.path, self.attributes, lambda: self.instructions.state)
+
+    def _repr_html_(self) -> str:
+        return described_html(self.path, self.attributes, lambda: self.instructions.state)
 
     @cached_property
     def instructions(self) -> InstructionTable:
@@ -392,9 +398,3 @@ def _require_fit(out: NDArray[Any], array: zarr.Array[Any], rows: int) -> None:
             f"memory for {rows} rows of {array.path} must be writable and C-contiguous, {array.dtype} {shape}; it is "
             f"{out.dtype} {out.shape}"
         )
-
-
-def describe_states(state: Sequence[int] | NDArray[np.uint8]) -> dict[str, int]:
-    """Return the number of instructions in each state, by the state's name in lower case."""
-    counts = np.bincount(np.asarray(state, dtype=np.int64), minlength=len(State))
-    return {item.name.lower(): int(counts[item]) for item in State}

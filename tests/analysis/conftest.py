@@ -56,7 +56,7 @@ def build_case(
 ) -> Case:
     """Write an archive: `lengths` prompt and `responses` response rows, of six reserved; density by instruction.
 
-    The other granularity with all else the same gives the twin: the counts of the same masks.
+    The other granularity with all else the same gives the counts of the same masks.
     """
     rng = np.random.default_rng(seed)
     count = len(lengths)

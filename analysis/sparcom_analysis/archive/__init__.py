@@ -1,1 +1,1 @@
-"""From an archive to rows and counts: which rows count, read in blocks, proved to be those of their instruction."""
+"""Reads archives: which rows count, in checked blocks of bounded size."""

@@ -1,4 +1,4 @@
-"""Groups instructions by category, in the order in which categories first appear."""
+"""Groups instructions by category, in order of first appearance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NONE_LABEL = "(none)"
 
 
 def category_labels(categories: Sequence[str]) -> list[str]:
-    """Distinct categories in order of first appearance; the empty one is called "(none)".
+    """Return the distinct categories in order of first appearance; an empty one is called "(none)".
 
-    Where a category of that very name exists as well, the empty one is called "(no category)": two must not merge.
+    If a category of that name exists as well, the empty one is called "(no category)", so that two never merge.
     """
     distinct = list(dict.fromkeys(categories))
     label = NONE_LABEL
@@ -23,6 +23,6 @@ def category_labels(categories: Sequence[str]) -> list[str]:
 
 
 def category_codes(categories: Sequence[str]) -> NDArray[np.intp]:
-    """intp (n,): for each instruction the index of its category in `category_labels`."""
+    """Return the index of each instruction's category in `category_labels`: intp (n,)."""
     index = {name: code for code, name in enumerate(dict.fromkeys(categories))}
     return np.array([index[name] for name in categories], dtype=np.intp)

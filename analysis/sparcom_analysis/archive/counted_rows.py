@@ -1,14 +1,15 @@
-"""Chooses the rows that count: those of the positions asked for, without template tokens, special tokens, and tokens
-that were not drawn. In that order, so that tokens are drawn from those that count."""
+"""Chooses the rows that count: first by position, then by origin, then without special tokens, then by a draw."""
 
 from __future__ import annotations
 
-from sparcom_analysis.archive.content_tokens import content_alone
+import operator
+
+from sparcom_analysis.archive.excluded_tokens import content_alone, without_special
 from sparcom_analysis.archive.rows import RowSpans, row_spans
-from sparcom_analysis.archive.special_tokens import without_special
 from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.options import Options
-from sparcom_data.archive import Archive, describe_states
+from sparcom_data.archive import Archive
+from sparcom_data.describe import describe_states
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 from sparcom_data.schema import State
 
@@ -23,7 +24,7 @@ def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = No
 
     Raises:
         IncompleteArchiveError: too few instructions, or positions that the archive does not hold.
-        UnsupportedArchiveError: single tokens of counts, or an archive that does not know the tokens to leave out.
+        UnsupportedArchiveError: the archive holds counts, or does not record which tokens to leave out.
         DamagedArchiveError: lengths or token ids contradict each other.
     """
     spans = _kept(archive, row_spans(archive, options.positions), options)
@@ -34,10 +35,11 @@ def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = No
 
 
 def instruction_rows(archive: Archive, instruction: str | int, options: Options) -> RowSpans:
-    """Return the rows of one complete instruction, named by its id or by its index in `archive.instructions`.
+    """Return the rows of one complete instruction, given its id or its index in `archive.instructions`.
 
     Raises:
-        InvalidInputError: there is no such instruction. IncompleteArchiveError: it has no rows that count.
+        InvalidInputError: there is no such instruction.
+        IncompleteArchiveError: it has no rows that count.
     """
     index = instruction_index(archive, instruction)
     spans = row_spans(archive, options.positions)
@@ -47,27 +49,35 @@ def instruction_rows(archive: Archive, instruction: str | int, options: Options)
     if not len(spans):
         state = State(int(archive.instructions.state[index])).name.lower()
         raise IncompleteArchiveError(
-            f"activation frequencies need a complete instruction with {spans.positions} tokens that count; "
+            f"frequencies need a complete instruction with {spans.positions} tokens that count; "
             f"{archive.instructions.id[index]!r} of {archive.path} is {state} and has none"
         )
     return spans
 
 
 def instruction_index(archive: Archive, instruction: str | int) -> int:
-    """Return the index of an instruction in `archive.instructions`, from its id or from the index itself."""
+    """Return the index of an instruction in `archive.instructions`, given its id or the index itself.
+
+    Raises:
+        InvalidInputError: there is no such instruction.
+    """
     ids = archive.instructions.id
     if isinstance(instruction, str):
         if instruction in ids:
             return ids.index(instruction)
         raise InvalidInputError(f"{archive.path} has no instruction {instruction!r}; ids look like {ids[:3]}")
-    if not 0 <= instruction < len(ids):
-        raise InvalidInputError(f"an index of an instruction must be 0 to {len(ids) - 1}; it is {instruction}")
-    return int(instruction)
+    index = operator.index(instruction)
+    if not 0 <= index < len(ids):
+        raise InvalidInputError(f"the index of an instruction must be 0 to {len(ids) - 1}; it is {index}")
+    return index
 
 
 def _kept(archive: Archive, spans: RowSpans, options: Options) -> RowSpans:
-    spans = content_alone(archive, spans, options.counted_tokens)
-    return without_special(archive, spans, options.special_tokens, options.special_token_ids)
+    if options.counted_tokens == "content":
+        spans = content_alone(archive, spans)
+    if options.special_tokens == "leave_out":
+        spans = without_special(archive, spans, options.special_token_ids)
+    return spans
 
 
 def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
@@ -76,15 +86,15 @@ def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
         return
     states = ", ".join(f"{count} {name}" for name, count in describe_states(archive.instructions.state).items())
     found, remedy = f"{len(spans)} ({states})", "Finish the extraction, or run the failed instructions again"
-    kind = f"{spans.positions} tokens"
-    if spans.facts.special_tokens == "leave_out":
-        kind += " beside special tokens"
-    if spans.facts.counted_tokens == "content":
-        kind += " of content"
-        found += f"; {spans.facts.unknown_origin} have tokens of unknown origin"
-    if (m := spans.facts.drawn) is not None:
+    kind, facts = f"{spans.positions} tokens", spans.token_facts
+    if facts.special_tokens == "leave_out":
+        kind = f"{kind} that are not special"
+    if facts.counted_tokens == "content":
+        kind = f"content {kind}"
+        found += f"; {facts.unknown_origin} have tokens of unknown origin"
+    if (m := facts.drawn) is not None:
         kind = f"at least {m} {kind}"
-        found, remedy = f"{found}; {spans.facts.too_short} have fewer", "Draw fewer tokens"
+        found, remedy = f"{found}; {facts.too_short} have fewer", "Draw fewer tokens"
     raise IncompleteArchiveError(
         f"an analysis needs at least {least} complete instructions with {kind}; {archive.path} has {found}. {remedy}"
     )

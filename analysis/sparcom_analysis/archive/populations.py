@@ -1,8 +1,8 @@
-"""Which neurons an analysis is about: the populations of an archive, one a component that has neurons.
+"""The populations of neurons of an archive: dense layers, routed experts, shared experts.
 
-A population is ranked by itself: equation 7 over dense layers' neurons, equation 9 over those of routed experts, and
-the same over those of shared experts. Its neurons lie on the axes (layer, expert, neuron); where there are no experts
-to choose from, the expert axis has length 1. Knows the attributes of an archive; reads no row.
+Each population is ranked by itself: equation 7 over the neurons of dense layers, equation 9 over those of routed
+experts, and the same over those of shared experts. Its axes are (layer, expert, neuron); without a router the expert
+axis has length 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, InvalidInputError, UnsupportedArchiveError
+from sparcom_data.schema import mask_bytes
 
 PopulationName = Literal["neuron", "expert_neuron", "shared_expert_neuron"]
 
@@ -25,11 +26,13 @@ TITLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The neurons of one component.
+    """One population of neurons.
 
-    name: of the component in the archive. layer_ids: the model's number of each of its layers. experts: experts of a
-    layer, 1 where there is no router. top_k: experts whose masks a token has, 1 likewise. neurons: of one layer, or of
-    one expert of it.
+    Attributes:
+        name: as the archive names the arrays.
+        layer_ids: the model's number of each layer.
+        experts, top_k: experts per layer, and masks per token and layer; 1 without a router.
+        neurons: per layer, or per expert of a layer.
     """
 
     name: PopulationName
@@ -50,17 +53,17 @@ class Population:
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one packed mask: of a layer, or of one expert of it."""
-        return -(-self.neurons // 8)
+        """Bytes of one packed mask: of a layer, or of one expert of a layer."""
+        return mask_bytes(self.neurons)
 
     @property
     def columns(self) -> int:
-        """Entries a layer has in counts, (expert, 8 × neuron_byte) flattened: spare ones included, those stay 0."""
+        """Entries per layer in counts, (expert, 8 × neuron_byte) flattened; spare entries are 0."""
         return self.experts * self.neuron_bytes * 8
 
     @property
     def width(self) -> int:
-        """Neurons of one layer, over all its experts."""
+        """Neurons per layer, over all its experts."""
         return self.experts * self.neurons
 
     @property
@@ -70,21 +73,19 @@ class Population:
 
     @property
     def routed(self) -> bool:
-        """Whether which mask belongs to which expert is for the router to say."""
+        """Whether the router decides to which expert a mask belongs."""
         return self.name == "expert_neuron"
 
-    def array(self, granularity: str) -> tuple[str, tuple[int, ...]]:
-        """Name of the archive's array, and the shape of one of its rows."""
-        if granularity == "count":
-            inner = (self.experts, self.neurons) if self.routed else (self.neurons,)
-            return f"{self.name}/count", (self.layers, *inner)
-        inner = (self.top_k, self.neuron_bytes) if self.routed else (self.neuron_bytes,)
-        return f"{self.name}/active", (self.layers, *inner)
+    def array(self, archive: Archive) -> str:
+        """Return the name of its array in the archive: masks or counts."""
+        return f"{self.name}/{'count' if archive.granularity == 'count' else 'active'}"
 
 
 def populations(archive: Archive) -> list[Population]:
-    """Every population that the archive holds, the one that an analysis is about first: the routed experts' neurons
-    of a mixture of experts, the dense layers' otherwise."""
+    """Return the populations that the archive holds; the first is that of the analysis.
+
+    It is the neurons of the routed experts of an MoE model, those of the dense layers otherwise.
+    """
     model, held = archive.attributes.model, archive.attributes.capture.components
     found: list[Population] = []
     if (moe := model.moe) is not None:
@@ -97,18 +98,17 @@ def populations(archive: Archive) -> list[Population]:
 
 
 def choose_population(archive: Archive, name: PopulationName | None = None) -> Population:
-    """The population of that component, or the one that an analysis is about; its array was looked at.
+    """Return the population of that name, or the first one, after a look at its array.
 
     Raises:
-        InvalidInputError: there is no component of that name with neurons.
+        InvalidInputError: there is no population of that name.
         UnsupportedArchiveError: the archive holds no neurons, or not those.
         DamagedArchiveError: the attributes and the array disagree.
     """
     if name is not None and name not in TITLES:
-        raise InvalidInputError(f"a population of neurons is one of {', '.join(TITLES)}; {name!r} is none")
+        raise InvalidInputError(f"population must be one of {', '.join(TITLES)}; it is {name!r}")
     held = ", ".join(archive.attributes.capture.components) or "nothing"
-    found = populations(archive)
-    if not found:
+    if not (found := populations(archive)):
         raise UnsupportedArchiveError(
             f"the analysis needs neurons of feed-forward layers or of experts; {archive.path} holds {held}. "
             "Extract again with a model whose neurons are captured"
@@ -119,25 +119,21 @@ def choose_population(archive: Archive, name: PopulationName | None = None) -> P
             f"population {name!r} needs an archive that holds it; {archive.path} holds {held}. "
             f"Choose {' or '.join(repr(item.name) for item in found)}"
         )
-    check_array(archive, *chosen[0].array(archive.granularity))
+    check_array(archive, chosen[0].array(archive))
     return chosen[0]
 
 
-def check_array(archive: Archive, name: str, row: tuple[int, ...]) -> None:
-    """Refuse an array whose rows are not of this shape, or one of counts that lacks instructions.
+def check_array(archive: Archive, name: str) -> None:
+    """Check the shape of a captured array against the attributes of the archive.
 
     Raises:
-        DamagedArchiveError: saying which shape it must have and which it has.
+        DamagedArchiveError: rows have another shape, or an array of counts lacks instructions.
     """
-    axis = "instruction" if archive.granularity == "count" else "token"
+    row = next(item.row for item in archive.captured if item.name == name)
     shape = archive.array(name).shape
-    if shape[1:] != row:
+    rows = len(archive.instructions) if archive.granularity == "count" else shape[0]
+    if shape != (rows, *row):
         raise DamagedArchiveError(
-            f"{name} must be ({axis}, {', '.join(map(str, row))}) for what the attributes of {archive.path} say of the "
-            f"model; it is ({axis}, {', '.join(map(str, shape[1:]))}). Extract the archive again"
-        )
-    if archive.granularity == "count" and len(archive.instructions) != shape[0]:
-        raise DamagedArchiveError(
-            f"{name} must have one entry for each of the {len(archive.instructions)} instructions of "
-            f"{archive.path}; it has {shape[0]}. Extract the archive again"
+            f"{name} must have shape {(rows, *row)} by the attributes and the instruction table of {archive.path}; it "
+            f"has {shape}. Extract the archive again"
         )

@@ -1,16 +1,15 @@
-"""Matches T: every instruction is represented by the same number m of its tokens, drawn without replacement.
+"""Draws the same number m of tokens from every instruction, without replacement.
 
-p of equations 6, 8 and 11 takes only T + 1 values, so short instructions tie more, get larger sets, and instructions of
-similar length look alike for that alone. With m tokens of each p takes the same m + 1 values for all.
+p of equations 6, 8 and 11 takes only T + 1 values. Short instructions therefore tie more and get larger sets, and
+instructions of similar length look alike. With m tokens each, p takes the same m + 1 values for all.
 
-    m            as given, otherwise T of the shortest instruction that has at least 8 tokens
-    left out     instructions with fewer than m tokens that count; how many is said
-    the draw     a random 64-bit number for each token that counts, in order, from PCG64 seeded by the seed and the
-                 SHA-256 of the instruction's id; the m tokens with the least numbers, in the order of their rows
+    m            as given, otherwise T of the shortest instruction with at least 8 tokens
+    left out     instructions with fewer than m tokens that count; `TokenFacts.too_short` is their number
+    the draw     a random 64-bit number per token that counts, in order, from PCG64 seeded by the seed and the SHA-256
+                 of the instruction's id; the m tokens with the least numbers, in the order of their rows
 
-So a draw depends on seed, id and T alone: not on blocks, cores, the component or the other instructions. A base model
-and its tuned twin are represented by the same tokens, and a draw of fewer tokens is a part of one of more. The numbers
-are the generator's raw ones, whose stream numpy promises to keep; that of `Generator.choice` it does not.
+A draw depends on seed, id and T alone. So a base and a tuned model are represented by the same tokens, and a draw of
+fewer tokens is part of a draw of more. NumPy promises to keep raw PCG64 output, unlike that of `Generator.choice`.
 """
 
 from __future__ import annotations
@@ -25,46 +24,51 @@ from sparcom_analysis.archive.rows import RowSpans
 from sparcom_data.archive import Archive
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
-LEAST_TOKENS = 8  # with fewer p takes too few values to tell neurons apart
+LEAST_TOKENS = 8  # with fewer, p takes too few values to tell neurons apart
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDraw:
-    """How many tokens of each instruction to draw.
+    """How many tokens to draw per instruction.
 
-    tokens: m, at least 1; None: T of the shortest instruction that has at least 8. seed: whole number, at least 0.
+    Attributes:
+        tokens: m, at least 1; None: T of the shortest instruction with at least 8.
+        seed: whole number, at least 0.
     """
 
     tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.tokens is not None and self.tokens < 1:
-            problems.append(f"tokens to draw must be at least 1; it is {self.tokens}")
-        if self.seed < 0:
-            problems.append(f"seed must be at least 0; it is {self.seed}")
-        if problems:
+        few = self.tokens is not None and self.tokens < 1
+        problems = [f"tokens to draw must be at least 1; it is {self.tokens}"] if few else []
+        if problems := problems + ([f"seed must be at least 0; it is {self.seed}"] if self.seed < 0 else []):
             raise InvalidInputError(problems)
 
 
 def draw_tokens(archive: Archive, spans: RowSpans, draw: TokenDraw) -> RowSpans:
-    """The spans where only m drawn rows of each instruction count; those with fewer are left out.
+    """Return the spans in which only m drawn rows per instruction count, without instructions that have fewer.
 
     Raises:
         UnsupportedArchiveError: the archive holds counts.
-        IncompleteArchiveError: m is left to be chosen, and no instruction has 8 tokens.
+        IncompleteArchiveError: m is not given, and no instruction has 8 tokens.
     """
     if archive.granularity == "count":
         raise UnsupportedArchiveError(
             f"drawing tokens needs masks of single tokens; {archive.path} holds counts over all tokens of an "
-            "instruction, of which none can be taken away. Extract again with granularity='token'"
+            "instruction. Extract again with granularity='token'"
         )
     tokens = spans.tokens
     m = draw.tokens if draw.tokens is not None else _shortest(archive, tokens)
     long_enough = tokens >= m
-    facts = replace(spans.facts, drawn=m, seed=draw.seed, too_short=int((~long_enough).sum()))
-    return replace(_draw(archive, spans.only(long_enough), m, draw.seed), facts=facts)
+    spans = spans.only(long_enough)
+    kept = np.zeros(int(spans.lengths.sum()), dtype=np.bool_)
+    for k, (first, length) in enumerate(zip(spans.first.tolist(), spans.lengths.tolist(), strict=True)):
+        counting = np.arange(length) if spans.kept is None else np.flatnonzero(spans.kept[first : first + length])
+        name = archive.instructions.id[int(spans.instruction[k])]
+        kept[first + counting[drawn_places(name, len(counting), m, draw.seed)]] = True
+    facts = replace(spans.token_facts, drawn=m, seed=draw.seed, too_short=int((~long_enough).sum()))
+    return replace(spans, kept=kept, token_facts=facts)
 
 
 def _shortest(archive: Archive, tokens: NDArray[np.int64]) -> int:
@@ -77,17 +81,8 @@ def _shortest(archive: Archive, tokens: NDArray[np.int64]) -> int:
     return int(enough.min())
 
 
-def _draw(archive: Archive, spans: RowSpans, m: int, seed: int) -> RowSpans:
-    kept = np.zeros(int(spans.lengths.sum()), dtype=np.bool_)
-    for k, (first, length) in enumerate(zip(spans.first.tolist(), spans.lengths.tolist(), strict=True)):
-        counting = np.arange(length) if spans.kept is None else np.flatnonzero(spans.kept[first : first + length])
-        name = archive.instructions.id[int(spans.instruction[k])]
-        kept[first + counting[drawn_places(name, len(counting), m, seed)]] = True
-    return replace(spans, kept=kept)
-
-
 def drawn_places(name: str, tokens: int, m: int, seed: int = 0) -> NDArray[np.intp]:
-    """Which m of the tokens 0 to `tokens` - 1 represent the instruction of that id: intp (m,), ascending."""
+    """Return which m of the tokens 0 to `tokens` - 1 represent the instruction of that id: intp (m,), ascending."""
     words = np.frombuffer(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest(), dtype="<u4")
     numbers = np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()])).random_raw(tokens)
     return np.sort(np.argsort(numbers, kind="stable")[:m])

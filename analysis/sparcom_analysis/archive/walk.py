@@ -1,7 +1,4 @@
-"""Takes blocks of rows apart by instruction, and proves that each row is the one that belongs there.
-
-Knows positions and spans; not what the rows hold.
-"""
+"""Splits blocks by instruction, and checks that each row holds the position that belongs there."""
 
 from __future__ import annotations
 
@@ -12,18 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.blocks import Block
+from sparcom_analysis.archive.blocks import Block, read_count_blocks
 from sparcom_analysis.archive.rows import RowSpans
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError
 
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """The rows of one instruction that lie in one block.
 
-    k: index into the spans. index: into the instruction table. rows: within the block. last: whether the instruction
-    ends here. kept: bool (row,), which of these rows count; None: all.
+    Attributes:
+        k, index: index in the spans, and in the instruction table.
+        rows: within the block.
+        last: whether the instruction ends here.
+        kept: bool (row,), which of these rows count; None: all.
     """
 
     k: int
@@ -39,7 +42,7 @@ class Part:
         return self.block.start + int(self.rows.start)
 
     def counted(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Those of the part's rows, (row, …), that count: a view where they follow one another, else a copy."""
+        """Return those of the part's rows, (row, …), that count: a view if they are contiguous, else a copy."""
         if self.kept is None:
             return rows
         where = np.flatnonzero(self.kept)
@@ -48,10 +51,8 @@ class Part:
         return rows[where[0] : where[-1] + 1] if len(where) else rows[:0]
 
 
-def parts(
-    archive: Archive, spans: RowSpans, blocks: Iterator[Block], progress: Callable[[int, int], None] | None
-) -> Iterator[Part]:
-    """The parts of every instruction, in the order of their rows; an instruction may lie in several blocks.
+def parts(archive: Archive, spans: RowSpans, blocks: Iterator[Block], progress: Progress | None) -> Iterator[Part]:
+    """Yield the parts of every instruction, by ascending row; an instruction may lie in several blocks.
 
     Raises:
         DamagedArchiveError: a row does not hold the position that belongs there.
@@ -65,8 +66,8 @@ def parts(
             k = order[at]
             start, stop = max(int(spans.start[k]), block.start), min(int(spans.stop[k]), block.stop)
             rows = slice(start - block.start, stop - block.start)
-            begin = int(first_kept[k] - spans.start[k])
-            kept = None if spans.kept is None else spans.kept[begin + start : begin + stop]
+            offset = int(first_kept[k] - spans.start[k])
+            kept = None if spans.kept is None else spans.kept[offset + start : offset + stop]
             part = Part(k, int(spans.instruction[k]), block, rows, bool(spans.stop[k] <= block.stop), kept)
             _check_positions(archive, part, int(spans.position[k]) + start - int(spans.start[k]))
             done += stop - start
@@ -79,12 +80,25 @@ def parts(
 
 
 def _check_positions(archive: Archive, part: Part, first: int) -> None:
-    found = part.block.positions[part.rows]
-    wrong = np.flatnonzero(found != np.arange(first, first + len(found)))
+    positions = part.block.positions[part.rows]
+    wrong = np.flatnonzero(positions != np.arange(first, first + len(positions)))
     if len(wrong):
         offset = int(wrong[0])
         raise DamagedArchiveError(
             f"row {part.start + offset} of instruction {archive.instructions.id[part.index]!r} must hold position "
-            f"{first + offset}; token/position of {archive.path} says {int(found[offset])}. "
+            f"{first + offset}; token/position of {archive.path} says {int(positions[offset])}. "
             "Run `sparcom verify`, then extract the archive again"
         )
+
+
+def stored_counts(
+    archive: Archive, spans: RowSpans, name: str, progress: Progress | None, block_bytes: int
+) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Yield k and the counts (layer, …) of each instruction, as an archive of counts holds them."""
+    at, total = 0, int(spans.tokens.sum())
+    for start, counts in read_count_blocks(archive, spans.instruction, name, block_bytes):
+        while at < len(spans) and spans.instruction[at] < start + len(counts):
+            yield at, counts[int(spans.instruction[at]) - start]
+            at += 1
+        if progress is not None:
+            progress(int(spans.tokens[:at].sum()), total)

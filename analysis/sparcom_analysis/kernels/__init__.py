@@ -1,1 +1,1 @@
-"""The compiled loops, by Numba: over bits, over router choices, over sparse sets."""
+"""Compiled loops (Numba) over bits, router choices and sets. They take raw arrays, not archives or categories."""

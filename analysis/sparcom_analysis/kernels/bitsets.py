@@ -1,10 +1,8 @@
-"""Where the packed sets of all instructions are kept: in memory, or past some size in a file without a name.
+"""Packed sets of all instructions, in memory or, past 16 MiB, in a temporary file without a name.
 
-2.03 million neurons of experts are 254 kB an instruction: in memory they would grow with the instructions. They are
-written once, in any order, and read in blocks of rows. The file is read and written by offsets, not mapped: pages of
-a map count as memory of the process as long as it does not give them back. It has no name from the start, so nothing is
-left behind however the process ends. No other process could find the file by its number, and a copy would outlive it:
-sets in a file refuse to be pickled and copied.
+2.03 million expert neurons are 254 kB per instruction. The file is read and written by offset, not mapped: mapped pages
+count as memory of the process. It is unlinked at once, so nothing is left behind however the process ends. A copy in
+another process could not find it; sets in a file refuse to be pickled or copied.
 """
 
 from __future__ import annotations
@@ -20,34 +18,45 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
 
-MEMORY_BYTES = 16 << 20  # sets that take no more are kept in memory
+MEMORY_BYTES = 16 << 20  # larger sets are kept in a file
 
 
 class Bitsets:
-    """n sets of equal width, uint64 (n, word), one bit an element; all empty at first. `sets[k] = words` writes one."""
+    """n sets of equal width, uint64 (n, word), one bit per element, all empty at first. `sets[k] = words` writes one.
+
+    Args:
+        folder: where the file lies; None: the system's temporary folder.
+        memory_bytes: larger sets are kept in a file; None: `MEMORY_BYTES`.
+    """
 
     def __init__(self, count: int, words: int, folder: Path | None = None, memory_bytes: int | None = None) -> None:
-        """
-        Args:
-            folder: where the file lies, if there is one; the system's folder for temporary files without it.
-            memory_bytes: sets that together take more lie in a file.
-        """
         self.shape = (count, words)
         self._folder = folder
         self._row_bytes = 8 * words
-        limit = MEMORY_BYTES if memory_bytes is None else memory_bytes
         self._held: NDArray[np.uint64] | None = None
-        if count * self._row_bytes <= limit:
+        if count * self._row_bytes <= (MEMORY_BYTES if memory_bytes is None else memory_bytes):
             self._held = np.zeros(self.shape, dtype=np.uint64)
             return
-        self._file = _open_file(folder, count * self._row_bytes)
-        weakref.finalize(self, os.close, self._file)
+        self._file = self._open_file(Path(tempfile.gettempdir()) if folder is None else folder)
+
+    def _open_file(self, where: Path) -> int:
+        """Return the descriptor of a file of zeros without a name, closed with this object."""
+        try:
+            file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR, or another output") from error
+        weakref.finalize(self, file.close)
+        try:
+            file.truncate(len(self) * self._row_bytes)
+        except OSError as error:
+            raise _no_room(error) from error
+        return file.fileno()
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle, copy and a spawned process take: everything, of sets in memory alone.
+        """Return what pickle, copy and a spawned process take.
 
         Raises:
             TypeError: the sets lie in a file.
@@ -67,23 +76,23 @@ class Bitsets:
         if self._held is not None:
             self._held[k] = words
             return
-        left, at = np.ascontiguousarray(words).data.cast("B"), k * self._row_bytes
+        left, offset = np.ascontiguousarray(words).data.cast("B"), k * self._row_bytes
         try:
             while left:
-                written = os.pwrite(self._file, left, at)
-                left, at = left[written:], at + written
+                written = os.pwrite(self._file, left, offset)
+                left, offset = left[written:], offset + written
         except OSError as error:
             raise _no_room(error) from error
 
-    def take_rows(self, places: NDArray[np.intp]) -> Bitsets:
-        """Return a copy of the sets at these places, in this order."""
-        taken = Bitsets(len(places), self.shape[1], self._folder)
-        for k, place in enumerate(places.tolist()):
-            taken[k] = self.rows(place, place + 1)[0]
+    def take_rows(self, indices: NDArray[np.intp]) -> Bitsets:
+        """Return a copy of the sets at these indices, in this order."""
+        taken = Bitsets(len(indices), self.shape[1], self._folder)
+        for k, index in enumerate(indices.tolist()):
+            taken[k] = self.rows(index, index + 1)[0]
         return taken
 
     def rows(self, first: int, last: int) -> NDArray[np.uint64]:
-        """Sets first..last: uint64 (last - first, word), a copy where they lie in a file."""
+        """Return sets first..last: uint64 (last - first, word), a view in memory, a copy from a file."""
         if not 0 <= first <= last <= len(self):
             raise IndexError(f"sets [{first}, {last}) are not within {len(self)}")
         if self._held is not None:
@@ -91,29 +100,16 @@ class Bitsets:
         rows = np.empty((last - first, self.shape[1]), dtype=np.uint64)
         if not rows.size:
             return rows
-        left, at = rows.reshape(-1).data.cast("B"), first * self._row_bytes
+        left, offset = rows.reshape(-1).data.cast("B"), first * self._row_bytes
         while left:
-            got = os.preadv(self._file, [left], at)
-            if not got:
-                raise StorageError(f"the file of packed sets ends after {at} bytes; something cut it. Run it again")
-            left, at = left[got:], at + got
+            count = os.preadv(self._file, [left], offset)
+            if not count:
+                raise StorageError(
+                    f"the temporary file of packed sets ends after {offset} bytes; another program truncated it. "
+                    "Run the analysis again"
+                )
+            left, offset = left[count:], offset + count
         return rows
-
-
-def _open_file(folder: Path | None, size: int) -> int:
-    """A file of zeros without a name; its descriptor."""
-    where = Path(tempfile.gettempdir()) if folder is None else folder
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=".sparcom-sets-", dir=where)
-    except OSError as error:
-        raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR, or another output") from error
-    Path(name).unlink()
-    try:
-        os.truncate(descriptor, size)
-    except OSError as error:
-        os.close(descriptor)
-        raise _no_room(error) from error
-    return descriptor
 
 
 def _no_room(error: OSError) -> StorageError:

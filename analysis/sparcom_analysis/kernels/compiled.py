@@ -1,8 +1,7 @@
-"""The loops that numpy is too slow for, compiled by Numba: ranking, selecting, intersecting; and what compiles them.
+"""Loops that NumPy is too slow for, compiled by Numba, and the decorator and threads that all of them use.
 
-They take raw arrays and know nothing of archives, instructions or categories. They release the interpreter lock and are
-spread over cores by plain threads (`parallel_for`), not by Numba's own parallelism: its default threading layer ends
-the process when two threads of a server enter it at once, and compiles five times as long.
+Compiled functions release the interpreter lock and run on plain threads (`parallel_for`). Numba's own parallelism is
+not used: its default threading layer ends the process when two threads enter it at once.
 """
 
 from __future__ import annotations
@@ -19,33 +18,29 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_BYTE_COUNT = 255  # what one byte lane of a block counter holds
-TILE_WORDS = 1024  # words of a set handled at once: 8 KiB a set
-PAIR_ROWS = 16  # sets of one side of a block of pairs: 128 KiB of tiles, in the second-level cache
-PAIR_COLUMNS = 32  # sets of the other side that one call compares them with
-MIN_SPLIT_BYTES = 4 << 20  # below this, starting threads costs more than it gains
+MAX_BYTE_COUNT = 255  # the largest sum that one byte of a counter holds
+TILE_WORDS = 1024  # words of a set per tile: 8 KiB per set
+PAIR_ROWS = 16  # left sets per block of pairs: 128 KiB of tiles, in the second-level cache
+PAIR_COLUMNS = 32  # right sets per block of pairs
+MIN_SPLIT_BYTES = 4 << 20  # for fewer bytes, starting threads costs more than it gains
 
 
 def compiled(function: F) -> F:
-    """Compile on first call and keep the machine code on disk where a folder can be written."""
+    """Compile a function on its first call; keep the machine code on disk if a folder can be written."""
     try:
         return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # Numba: "no locator available": read-only installation and no writable home
         return njit(nogil=True)(function)  # type: ignore[no-any-return]
 
 
-def _spread_table() -> NDArray[np.uint64]:
-    """uint64 (256,): byte k of entry b is bit k of b, so that adding entries adds eight counters at once."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return np.ascontiguousarray(bits).view(np.dtype("<u8"))[:, 0].astype(np.uint64)
-
-
-SPREAD = _spread_table()
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SPREAD: NDArray[np.uint64] = np.ascontiguousarray(_BITS).view(np.dtype("<u8"))[:, 0].astype(np.uint64)
+"""uint64 (256,): byte k of entry b is bit k of b. Adding entries adds eight counters at once."""
 
 
 @compiled
 def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
-    """Count each value; even and odd places apart, so that equal neighbours need not wait for each other."""
+    """Count each value. Even and odd indices have bins of their own: equal neighbors need not wait for each other."""
     half = len(bins) // 2
     for i in range(0, len(values) - 1, 2):
         bins[values[i]] += 1
@@ -56,7 +51,7 @@ def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001  (Numba's signature)
-    """Bits set in a uint64; LLVM turns it into vector instructions."""
+    """Return the number of bits set in a uint64; LLVM makes vector instructions of it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.ctpop(arguments[0])
@@ -72,9 +67,9 @@ def _intersect(
     columns: tuple[int, int],
     shared: NDArray[np.int64],
 ) -> None:
-    """shared[i, j] = bits in both of left[i] and right[j], for i and j in the given ranges.
+    """Write the bits common to left[i] and right[j] to shared[i, j], for i in rows and j in columns.
 
-    By tiles of words, so that a tile of the rows is read from cache for every j.
+    Words are handled in tiles, so that every j reads a tile of the rows from cache.
     """
     shared[rows[0] : rows[1], columns[0] : columns[1]] = 0
     for begin in range(0, left.shape[1], TILE_WORDS):
@@ -82,45 +77,22 @@ def _intersect(
         for j in range(columns[0], columns[1]):
             one = right[j, begin:end]
             for i in range(rows[0], rows[1]):
-                other = left[i, begin:end]  # a view of its own: indexed in two dimensions the loop is no vector loop
+                other = left[i, begin:end]  # a view per row: with two indices the loop is not vectorized
                 total = np.uint64(0)
                 for word in range(other.shape[0]):
                     total += _popcount(one[word] & other[word])
                 shared[i, j] += np.int64(total)
 
 
-@compiled
-def _pack(
-    counts: NDArray[np.uint32],
-    least: np.uint32,
-    packed: NDArray[np.uint8],
-    sizes: NDArray[np.int64],
-    first: int,
-    last: int,
-) -> None:
-    """Set the bit of every count of layers first..last that is at least `least`, and count the bits of each layer."""
-    for layer in range(first, last):
-        total = 0
-        values, bytes_ = counts[layer], packed[layer]
-        for column in range(bytes_.shape[0]):
-            byte = 0
-            for bit in range(8):
-                chosen = int(values[column * 8 + bit] >= least)
-                byte |= chosen << bit
-                total += chosen
-            bytes_[column] = byte
-        sizes[layer] = total
-
-
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> None:
     """Call function(first, last) on consecutive ranges of at most `step` that cover 0..stop, on every core.
 
-    The first exception is raised again; ranges must not write to the same place.
+    The first exception is raised again. Ranges must not write to the same memory.
     """
     ranges = [(first, min(first + step, stop)) for first in range(0, stop, step)]
     workers = min(cores(), len(ranges))
@@ -134,13 +106,10 @@ def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> 
 
 
 def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:
-    """How often each of 0..largest occurs.
+    """Return how often each of 0..largest occurs: int64 (largest + 1,). Twice as fast as `numpy.bincount`.
 
     Args:
         values: uint32 (n,), none above `largest`.
-
-    Returns:
-        int64 (largest + 1,).
     """
     if len(values) and int(values.max()) > largest:
         raise ValueError(f"values must be at most {largest}; one is {values.max()}")
@@ -152,33 +121,25 @@ def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:
 
 
 def pack_at_least(counts: NDArray[np.uint32], least: int, packed: NDArray[np.uint8], sizes: NDArray[np.int64]) -> None:
-    """Select what is counted often enough.
+    """Select the entries with a count of at least `least`.
 
     Args:
         counts: uint32 (layer, 8 × byte).
-        least: the count from which an entry belongs.
         packed: uint8 (layer, byte), written: bit k of byte b is entry 8·b + k, as in `numpy.packbits`, little order.
-        sizes: int64 (layer,), written: entries that belong.
+        sizes: int64 (layer,), written: selected entries per layer.
     """
-    layers, columns = packed.shape
-    if counts.shape != (layers, columns * 8) or counts.dtype != np.uint32 or sizes.shape != (layers,):
-        raise ValueError(f"counts must be uint32 ({layers}, {columns * 8}) for bytes {packed.shape}: {counts.shape}")
-    split = layers if counts.nbytes < MIN_SPLIT_BYTES else -(-layers // cores())
-    parallel_for(lambda a, b: _pack(counts, np.uint32(least), packed, sizes, a, b), layers, max(1, split))
+    packed[...] = np.packbits(counts >= least, axis=1, bitorder="little")
+    np.bitwise_count(packed).sum(axis=1, out=sizes)
 
 
 def intersection_sizes(
     left: NDArray[np.uint64], right: NDArray[np.uint64], *, later_only: bool = False
 ) -> NDArray[np.int64]:
-    """How many elements each set on the left shares with each on the right.
+    """Return the size of the intersection of every left and every right set: int64 (a, b).
 
     Args:
-        left: uint64 (a, word), right: uint64 (b, word), one bit an element.
-        later_only: right are the sets of left, and only pairs of a set with itself or a later one are wanted; what is
-            not is 0 or right.
-
-    Returns:
-        int64 (a, b).
+        left: uint64 (a, word), right: uint64 (b, word); one bit per element.
+        later_only: `right` holds the sets of `left`, and only pairs i ≤ j are needed; other entries may be 0.
     """
     shared = np.zeros((len(left), len(right)), dtype=np.int64)
     across = max(1, -(-len(right) // PAIR_COLUMNS))

@@ -1,8 +1,6 @@
-"""The compiled loops over router choices: which are no valid choice, how often each expert is chosen, how often each of
-its neurons is active.
+"""Loops over router choices: find invalid choices, count how often each expert is chosen and its neurons are active.
 
-They take raw arrays and know nothing of archives or instructions. Compiled code checks no bounds: whoever counts has
-looked for invalid choices first, with `invalid_choice`.
+Compiled code checks no bounds: call `invalid_choice` before anything is counted.
 """
 
 from __future__ import annotations
@@ -14,39 +12,13 @@ from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, S
 
 
 @compiled
-def _invalid(chosen: NDArray[np.uint16], experts: int) -> int:
-    """Flat index of the first choice that is no expert or one that the same token and layer chose before; -1: none."""
-    rows, layers, choices = chosen.shape
-    for row in range(rows):
-        for layer in range(layers):
-            for choice in range(choices):
-                expert = chosen[row, layer, choice]
-                if expert >= experts:
-                    return int((row * layers + layer) * choices + choice)
-                for before in range(choice):
-                    if chosen[row, layer, before] == expert:
-                        return int((row * layers + layer) * choices + choice)
-    return -1
-
-
-@compiled
-def _count_choices(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    rows, layers, choices = chosen.shape
-    for row in range(rows):
-        for layer in range(layers):
-            for choice in range(choices):
-                counts[layer, chosen[row, layer, choice]] += np.uint32(1)
-
-
-@compiled
-def _widen(lanes: NDArray[np.uint64], counts: NDArray[np.uint32], base: int) -> None:
-    """Add eight byte counters a column to `counts` from `base` on."""
+def _widen(lanes: NDArray[np.uint64], counts: NDArray[np.uint32]) -> None:
+    """Add lanes (byte,) of eight byte counters to counts (8 × byte,)."""
     for i in range(lanes.shape[0]):
         lane = lanes[i]
         if lane:
-            at = base + i * 8
             for bit in range(8):
-                counts[at + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
+                counts[i * 8 + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
 
 
 @compiled
@@ -60,43 +32,47 @@ def _add_expert_bits(
 ) -> None:
     """Add the bits of layers first..last to the counts of the expert that each mask belongs to.
 
-    As for dense layers, bits are summed in byte lanes; an expert's lanes are widened when it was chosen 255 times.
+    Bits are summed in byte counters. Those of an expert are widened after 255 masks.
     """
-    rows, choices, width = masks.shape[0], masks.shape[2], masks.shape[3]
-    experts = counts.shape[1] // (width * 8)
+    rows, top_k, width = masks.shape[0], masks.shape[2], masks.shape[3]
+    experts, step = counts.shape[1] // (width * 8), width * 8
     lanes = np.empty((experts, width), dtype=np.uint64)
     seen = np.zeros(experts, dtype=np.int64)
     for layer in range(first, last):
         for row in range(rows):
-            for choice in range(choices):
+            for choice in range(top_k):
                 expert = chosen[row, layer, choice]
                 if seen[expert] == 0:
                     lanes[expert, :] = 0
-                own, bits = lanes[expert], masks[row, layer, choice]
+                sums, bits = lanes[expert], masks[row, layer, choice]
                 for i in range(width):
-                    own[i] += spread[bits[i]]
+                    sums[i] += spread[bits[i]]
                 seen[expert] += 1
                 if seen[expert] == MAX_BYTE_COUNT:
-                    _widen(lanes[expert], counts[layer], expert * width * 8)
+                    at = np.int64(expert) * step
+                    _widen(lanes[expert], counts[layer, at : at + step])
                     seen[expert] = 0
-        for expert in range(experts):
-            if seen[expert]:
-                _widen(lanes[expert], counts[layer], expert * width * 8)
-                seen[expert] = 0
+        for left in range(experts):
+            if seen[left]:
+                _widen(lanes[left], counts[layer, left * step : (left + 1) * step])
+                seen[left] = 0
 
 
 def invalid_choice(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, int] | None:
-    """Row, layer and choice of the first entry that is none of 0..experts - 1, or that the same row and layer hold
-    twice; None where all are valid.
+    """Return row, layer and choice of the first invalid entry; None if all are valid.
+
+    An entry is invalid if it is none of 0..experts - 1, or occurs before in the same row and layer.
 
     Args:
         chosen: uint16 (row, layer, choice), expert ids.
     """
-    at = int(_invalid(chosen, experts))
-    if at < 0:
+    invalid = chosen >= experts
+    for choice in range(1, chosen.shape[2]):
+        for before in range(choice):
+            invalid[:, :, choice] |= chosen[:, :, choice] == chosen[:, :, before]
+    if not invalid.any():
         return None
-    row, rest = divmod(at, chosen.shape[1] * chosen.shape[2])
-    layer, choice = divmod(rest, chosen.shape[2])
+    row, layer, choice = np.argwhere(invalid)[0].tolist()
     return row, layer, choice
 
 
@@ -104,21 +80,23 @@ def add_choice_counts(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) ->
     """Add to counts at how many rows each expert is chosen.
 
     Args:
-        chosen: uint16 (row, layer, choice), valid expert ids, see `invalid_choice`.
+        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_choice`.
         counts: uint32 (layer, expert), changed in place.
     """
     if chosen.dtype != np.uint16 or counts.dtype != np.uint32 or counts.shape[0] != chosen.shape[1]:
         raise ValueError(f"counts must be uint32 ({chosen.shape[1]}, experts) for {chosen.shape}; got {counts.shape}")
-    _count_choices(chosen, counts)
+    layers, experts = counts.shape
+    entries = chosen + np.arange(layers, dtype=np.int64)[:, None] * experts
+    counts += np.bincount(entries.reshape(-1), minlength=counts.size).reshape(counts.shape).astype(np.uint32)
 
 
 def add_expert_bit_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    """Add to counts at how many rows an expert is chosen and its neuron active: the sum of equation 8.
+    """Add to counts at how many rows an expert is chosen and its neuron is active: the sum of equation 8.
 
     Args:
-        masks: uint8 (row, layer, choice, byte), bit-packed in little bit order, the neurons of the expert chosen there.
-        chosen: uint16 (row, layer, choice), valid expert ids, see `invalid_choice`.
-        counts: uint32 (layer, expert × byte × 8), changed in place; layers are spread over cores.
+        masks: uint8 (row, layer, choice, byte), bit-packed in little bit order: the neurons of the chosen expert.
+        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_choice`.
+        counts: uint32 (layer, expert × byte × 8), changed in place. Layers are spread over cores.
     """
     layers, step = masks.shape[1], masks.shape[3] * 8
     fits = masks.shape[:3] == chosen.shape and counts.shape[0] == layers and counts.shape[1] % step == 0

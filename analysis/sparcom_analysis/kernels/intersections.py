@@ -1,4 +1,4 @@
-"""Jaccard indices of all pairs of bitsets, block by block."""
+"""Jaccard indices of all pairs of sets, in blocks of pairs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sparcom_analysis.kernels.compiled import intersection_sizes
 PAIRED = 128  # instructions per side of a block; fixed, since sums of floats depend on their order
 
 Blocks = Iterator[tuple[slice, slice, NDArray[np.float64]]]
-"""Rows, columns and float64 (rows, columns): every pair i ≤ j in one of the blocks."""
+"""Rows, columns and float64 (rows, columns); every pair i ≤ j is in one block."""
 
 
 def pair_blocks(count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of blocks that hold every pair i ≤ j of `count` instructions in one of them."""
+    """Yield rows and columns of blocks; every pair i ≤ j of `count` instructions is in one of them."""
     for first in range(0, count, PAIRED):
         for begin in range(first, count, PAIRED):
             yield slice(first, min(first + PAIRED, count)), slice(begin, min(begin + PAIRED, count))
@@ -26,15 +26,15 @@ def pair_blocks(count: int) -> Iterator[tuple[slice, slice]]:
 def jaccard(shared: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return |A ∩ B| / |A ∪ B| from sizes that broadcast; NaN for two empty sets, which have no Jaccard index."""
     union = left + right - shared
-    found: NDArray[np.float64] = np.divide(shared, union, out=np.full(union.shape, np.nan), where=union > 0)
-    return found
+    index: NDArray[np.float64] = np.divide(shared, union, out=np.full(union.shape, np.nan), where=union > 0)
+    return index
 
 
 def jaccard_blocks(sets: Bitsets, sizes: NDArray[np.int64]) -> Blocks:
-    """Yield the Jaccard index of every two sets. In blocks on the diagonal only entries i ≤ j are filled in.
+    """Yield the Jaccard index of every two sets. Blocks on the diagonal hold only entries i ≤ j.
 
     Args:
-        sizes: int64 (n,), elements of each set.
+        sizes: int64 (n,), elements per set.
     """
     held, block = slice(0, 0), sets.rows(0, 0)
     for rows, columns in pair_blocks(len(sets)):

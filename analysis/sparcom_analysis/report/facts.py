@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import TITLES
 from sparcom_analysis.archive.rows import row_spans
-from sparcom_analysis.compare import IsnComparison
+from sparcom_analysis.compare import IsnComparison, matched_notes
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, describe_states
@@ -52,9 +51,8 @@ def run_facts(
         found["tuned"] = archive_facts(archives[1])
     if comparison is not None:
         matched = comparison.matched
-        notes: Any = getattr(import_module("sparcom_analysis.compare"), "matched_notes", lambda _comparison: [])
         counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
-        found["comparison"] = {"matched": len(matched), "notes": notes(comparison)}
+        found["comparison"] = {"matched": len(matched), "notes": matched_notes(comparison)}
         found["comparison"] |= {name: getattr(matched, name) for name in counts}
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
     return found | {
@@ -77,15 +75,12 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
     model, capture = attributes.model, attributes.capture
     of_model = ("revision", "architecture", "dtype", "quantization", "activation")
     of_capture = ("predicate", "granularity", "positions", "prompt_format")
-    found: dict[str, Any] = {
-        "name": PurePath(archive.path).name,
-        "model": model.id,
-        "model_name": PurePath(model.id).name,
-    }
+    found: dict[str, Any] = {"name": PurePath(archive.path).name, "model": model.id}
+    found |= {"model_name": PurePath(model.id).name, "layers": len(model.layer_ids), "neurons": archive.neurons}
     found |= {name: getattr(attributes, name) for name in ("format_version", "created", "state")}
     found |= {name: getattr(model, name) for name in of_model} | {name: getattr(capture, name) for name in of_capture}
-    found |= {"layers": len(model.layer_ids), "neurons": archive.neurons, "vllm": attributes.engine.vllm}
     found |= {"dataset": attributes.dataset.name, "dataset_sha256": attributes.dataset.sha256}
+    found |= {"vllm": attributes.engine.vllm}
     return found if model.moe is None else found | {"moe": model.moe.model_dump(mode="json")}
 
 

@@ -111,7 +111,7 @@ def csv_bytes(frame: Any) -> bytes:
 
 def from_frame(frame: Any) -> Table:
     """Return the table of a DataFrame."""
-    columns = [frame[name].tolist() for name in frame.columns]
+    columns = [frame.iloc[:, at].tolist() for at in range(len(frame.columns))]
     return Table([str(name) for name in frame.columns], list(zip(*columns, strict=True)))
 
 

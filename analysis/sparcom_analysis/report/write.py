@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sparcom_analysis.measures import REGISTRY
 from sparcom_analysis.measures.measure import Measure
 from sparcom_analysis.report.export import json_schema, nodes, source_of, table_files, to_json
 from sparcom_analysis.report.folder import check_output, write_folder
+from sparcom_analysis.report.lists import lists_of
 from sparcom_analysis.report.page import Item, Section, models, render_comparison, render_report
 from sparcom_analysis.report.tables import Table, with_interval
 
@@ -71,7 +71,7 @@ def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, b
             progress(done, len(held))
     return {
         **files,
-        **_lists(run),
+        **lists_of(run),
         "report.html": render_report(run, items),
         "metrics.schema.json": json_schema(),
         "metrics.json": to_json(run),
@@ -90,15 +90,6 @@ def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
     if figure is None:
         return {}
     return {f"figures/{name}.{kind}": plotting.render(figure, kind) for kind in ("svg", "pdf")}
-
-
-def _lists(run: xr.DataTree) -> dict[str, bytes]:
-    try:
-        lists = import_module("sparcom_analysis.report.lists")
-    except ImportError:
-        return {}
-    files: dict[str, bytes] = lists.lists_of(run)
-    return files
 
 
 def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict[str, bytes]:

@@ -20,7 +20,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_data.archive import Archive, describe_states
+from sparcom_data.archive import Archive
+from sparcom_data.describe import describe_states
 from sparcom_data.errors import ArchiveError
 from sparcom_data.schema import INSTRUCTION_ARRAYS, TOKEN_CHUNK, CapturedArray, State, array_specs
 from sparcom_data.verify.origins import check_origins

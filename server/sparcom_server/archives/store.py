@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from sparcom_data.archive import describe_states, open_archive
+from sparcom_data.archive import open_archive
+from sparcom_data.describe import describe_states
 from sparcom_data.errors import ArchiveExistsError, ArchiveNotFoundError, JobStateError, NotAnArchiveError
 from sparcom_data.schema.metadata import ArchiveAttributes, parse_attributes
 from sparcom_data.storage import PARTIAL_SUFFIX

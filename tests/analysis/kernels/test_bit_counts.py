@@ -48,18 +48,27 @@ def test_bit_counts_refuse_a_wrong_shape() -> None:
         bit_counts.add_bit_counts(np.zeros((2, 3), np.uint8), np.zeros(23, np.uint32))
 
 
-@pytest.mark.parametrize(("columns", "words"), [(slice(5, 20), False), (slice(8, 24), True), (slice(3, 19), False)])
-def test_rows_may_be_a_view_with_gaps(columns: slice, words: bool) -> None:
-    """Rows that do not lie one after the other in memory, or not on words, are counted as well."""
-    rows = np.random.default_rng(1).integers(0, 256, size=(40, 32), dtype=np.uint8)[::2, columns]
-    assert bit_counts._are_words(rows) == words
+@pytest.mark.parametrize(("columns", "view"), [(slice(5, 20), False), (slice(8, 24), False), (slice(None), True)])
+def test_rows_may_be_a_view_with_gaps(columns: slice, view: bool) -> None:
+    """Rows that are not contiguous, or not whole words, are copied and counted as well; whole words are not copied."""
+    rows = np.random.default_rng(1).integers(0, 256, size=(40, 32), dtype=np.uint8)
+    rows = rows[:20, columns] if view else rows[::2, columns]
+    assert np.shares_memory(bit_counts._as_words(rows), rows) == view
     counts = np.zeros(rows.shape[1] * 8, dtype=np.uint32)
     bit_counts.add_bit_counts(rows, counts)
     assert (counts == np.unpackbits(np.ascontiguousarray(rows), axis=1, bitorder="little").sum(axis=0)).all()
 
 
-def test_a_byte_at_odd_steps_is_counted() -> None:
-    """Every second byte of a row, and rows backwards, are counted byte by byte."""
+def test_rows_that_are_not_aligned_are_counted() -> None:
+    """Memory that does not start at a multiple of eight bytes is copied."""
+    rows = np.random.default_rng(2).integers(0, 256, size=20 * 64 + 3, dtype=np.uint8)[3:].reshape(20, 64)
+    counts = np.zeros(512, dtype=np.uint32)
+    bit_counts.add_bit_counts(rows, counts)
+    assert (counts == np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0)).all()
+
+
+def test_every_second_byte_of_reversed_rows_is_counted() -> None:
+    """Any strides are counted."""
     rows = np.random.default_rng(2).integers(0, 256, size=(20, 64), dtype=np.uint8)[::-1, ::2]
     counts = np.zeros(256, dtype=np.uint32)
     bit_counts.add_bit_counts(rows, counts)

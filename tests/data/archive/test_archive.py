@@ -13,7 +13,8 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcom_data.archive import Archive, describe_states, open_archive
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.describe import describe_states
 from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError, NewerFormatError, NotAnArchiveError
 from sparcom_data.schema import INSTRUCTION_ARRAYS
 

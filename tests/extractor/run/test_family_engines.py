@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from engine_checks import SETTINGS, assert_right, assert_same_rows
 
-from sparcom_analysis import category_similarity, instruction_specific_neurons
+from sparcom_analysis import find_isns, similarity
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_hexainst.categories import CATEGORIES
@@ -75,11 +75,12 @@ def natural() -> list[Instruction]:
 def test_categories_resemble_themselves_most_and_cls_resembles_sum(
     start_engine: Callable[..., Any], demo_model: Path, natural: list[Instruction], tmp_path: Path
 ) -> None:
-    """In equation 10 at ε = 0.05 each row's largest value is on the diagonal; outside it CLS and SUM are most alike."""
+    """In equation 10 (top 5 %) each row's largest value is on the diagonal; outside it CLS and SUM are most alike."""
     engine = start_engine(demo_model, max_model_len=1024)
     archive = engine.extract(natural, tmp_path / "natural.zarr")
-    found = category_similarity(instruction_specific_neurons(archive, epsilon=0.05))
-    assert (found.matrix.argmax(axis=1) == np.arange(len(CATEGORIES))).all()
-    apart = np.where(np.eye(len(CATEGORIES), dtype=bool), 0.0, found.matrix)
+    ds = similarity(find_isns(archive, top=0.05), n_resamples=0, n_permutations=0).sel(self_pairs=True)
+    matrix = ds["value"].values
+    assert (matrix.argmax(axis=1) == np.arange(len(CATEGORIES))).all()
+    apart = np.where(np.eye(len(CATEGORIES), dtype=bool), 0.0, matrix)
     pair = np.unravel_index(apart.argmax(), apart.shape)
-    assert {found.categories[index] for index in pair} == {"CLS", "SUM"}
+    assert {str(ds["category"].values[index]) for index in pair} == {"CLS", "SUM"}

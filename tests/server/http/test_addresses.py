@@ -75,12 +75,11 @@ def test_a_command_over_an_address_is_of_one_archive(
             assert running.http.delete("/v1/archives/m").status_code == 204
             (tmp_path / "other.zarr").rename(running.archives / "m.zarr")
 
-    address, results = f"{running.url}/v1/archives/m/zarr", tmp_path / "results"
+    address = f"{running.url}/v1/archives/m/zarr"
     run = {
         "verify": lambda: verify_archive(open_archive(address), None, replace),
-        "analyze": lambda: analyze(address, results, epsilon=0.5, resamples=0, permutations=0, progress=replace),
+        "analyze": lambda: analyze(address, top=0.5, n_resamples=0, n_permutations=0, progress=replace),
     }[command]
     with pytest.raises(DamagedArchiveError, match="another archive took the place"):
         run()
     assert not (tmp_path / "other.zarr").exists()
-    assert not (results / "metrics.json").exists()

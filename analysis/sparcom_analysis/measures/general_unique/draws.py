@@ -10,7 +10,7 @@ The threshold also makes unique members out of nothing; hence the null distribut
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,41 +21,10 @@ from sparcom_analysis.kernels.bit_counts import add_bit_counts
 from sparcom_analysis.kernels.compiled import pack_at_least
 from sparcom_analysis.measures.general_unique.members import Members, Membership
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.bootstrap import Interval
+from sparcom_analysis.resampling.bootstrap import centered_interval, resampled_rows
+from sparcom_analysis.resampling.permutation import holm, permuted_rows, pvalue
 
 Numbers = NDArray[np.float64]
-
-
-# Private until resampling/ has them.
-def centered_interval(estimate: Numbers, drawn: Numbers, confidence_level: float, upper: float = np.inf) -> Interval:
-    tail = (1 - confidence_level) / 2
-    below, above = np.quantile(drawn - drawn.mean(axis=0), [tail, 1 - tail], axis=0)
-    low, high = estimate + np.minimum(below, 0), estimate + np.maximum(above, 0)
-    return Interval(np.maximum(low, 0), np.minimum(high, upper))
-
-
-def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
-    for _ in range(n_resamples):
-        yield [rows[rng.integers(0, len(rows), len(rows))] for rows in members]
-
-
-def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
-    rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
-    for _ in range(n_permutations):
-        yield np.split(rng.permutation(len(codes)), borders)
-
-
-def pvalue(reached: NDArray[np.int64], n_permutations: int) -> Numbers:
-    return np.asarray((1 + reached) / (1 + n_permutations), dtype=np.float64)
-
-
-def holm(p: Numbers) -> Numbers:
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected
 
 
 def count_members(
@@ -72,9 +41,9 @@ def count_members(
     """
     c, codes, seed = len(members.needed), membership.codes, options.seed
     n_resamples, n_permutations = options.n_resamples, options.n_permutations if c > 1 else 0
-    draws = Draws.of(membership, members)
+    draws = Draws.of(membership, members.needed, members.possible[0])
 
-    def count(choices: Iterable[list[NDArray[np.intp]]], before: int) -> Numbers:
+    def count(draws: Draws, choices: Iterable[list[NDArray[np.intp]]], before: int) -> Numbers:
         counts = []
         for done, rows in enumerate(choices, before + 1):
             counts.append(draws.counts(rows))
@@ -87,7 +56,7 @@ def count_members(
         value[1:] = np.nan  # one category has no other to be told from
     found = {"value": value, "fraction_value": _fractions(value)}
     if n_resamples:
-        drawn, several = count(resampled_rows(codes, n_resamples, seed), 0), np.bincount(codes) > 1
+        drawn, several = count(draws, resampled_rows(codes, n_resamples, seed), 0), np.bincount(codes) > 1
         ends = centered_interval(value, drawn, options.confidence_level)
         parts = centered_interval(_fractions(value), _fractions(drawn), options.confidence_level, upper=1.0)
         for end in ("low", "high"):
@@ -95,7 +64,8 @@ def count_members(
             found[f"ci_{end}"] = np.where(known, getattr(ends, end), np.nan)
             found[f"fraction_ci_{end}"] = np.where(several.all(), getattr(parts, end), np.nan)
     if n_permutations:
-        drawn = count(permuted_rows(codes, n_permutations, seed), n_resamples)
+        draws = Draws.of(membership, members.needed, members.possible[1])
+        drawn = count(draws, permuted_rows(codes, n_permutations, seed), n_resamples)
         reached = (drawn[:, c : 2 * c, -1] >= value[c : 2 * c, -1]).sum(axis=0)
         found |= {"null_mean": drawn.mean(axis=0), "pvalue": pvalue(reached, n_permutations)}
         found["pvalue_adjusted"] = holm(found["pvalue"])
@@ -124,19 +94,20 @@ class Draws:
     borders: NDArray[np.int64]
 
     @classmethod
-    def of(cls, membership: Membership, members: Members) -> Draws:
+    def of(cls, membership: Membership, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> Draws:
         """Keep what is possible, each layer in whole words."""
-        size, (layer, column) = members.possible.size, np.nonzero(members.possible)
+        flat = np.flatnonzero(possible)
+        layer = flat // possible.shape[1]
         kept = np.bincount(layer, minlength=membership.layers)
         borders = np.concatenate([[0], (-(-kept // 64)).cumsum()]).astype(np.int64)
         place = np.arange(len(layer)) + (64 * borders[:-1] - kept.cumsum() + kept)[layer]
         bits = np.zeros((len(membership.codes), int(borders[-1])), dtype=np.uint64)
         spread = np.zeros(64 * int(borders[-1]), dtype=np.uint8)
         for k in range(len(bits)):
-            held = membership.sets.rows(k, k + 1)[0].view(np.uint8)[: size // 8]
-            spread[place] = np.unpackbits(held, bitorder="little").reshape(members.possible.shape)[layer, column]
+            held = membership.sets.rows(k, k + 1)[0].view(np.uint8)[: possible.size // 8]
+            spread[place] = np.unpackbits(held, bitorder="little")[flat]
             bits[k] = np.packbits(spread, bitorder="little").view(np.uint64)
-        return cls(members.needed, bits, borders)
+        return cls(needed, bits, borders)
 
     def counts(self, rows: Sequence[NDArray[np.intp]]) -> Numbers:
         """Return `value` of `count_members` if each category has these instructions; twice drawn counts twice."""

@@ -79,7 +79,7 @@ class Members:
         needed: int64 (c,), ⌈s · n⌉ of each category's n instructions.
         category, layer, expert, neuron: int64 (m,), index of each; without an expert axis `expert` is 0.
         kind: intp (m,), index into `KINDS`, −1 with one category.
-        possible: bool (layer, expert × 8 × byte), what other draws of instructions may make a member.
+        possible: bool (2, layer, expert × 8 × byte), what resamples and permutations may make members.
     """
 
     needed: NDArray[np.int64]
@@ -101,14 +101,14 @@ def find_members(membership: Membership, min_share: float) -> Members:
         counts = membership.counts(some)
         total, possible = total + counts, possible | (counts >= least_that_counts(len(some), len(some), least))
         found.append(np.flatnonzero(counts >= least))
-    possible |= total >= min(least_that_counts(n, len(some), least) for some, least in zip(rows, needed, strict=True))
+    permuted = total >= min(least_that_counts(n, len(some), least) for some, least in zip(rows, needed, strict=True))
     flat = np.concatenate(found)
     _, inverse, times = np.unique(flat, return_inverse=True, return_counts=True)
     kind = np.select([times == 1, times < len(rows)], [0, 1], 2) if len(rows) > 1 else np.full(len(times), -1)
     shape = (membership.layers, membership.experts, -(-membership.width // 8) * 8)
     layer, expert, neuron = np.unravel_index(flat, shape)
     category = np.repeat(np.arange(len(rows)), [len(own) for own in found])
-    return Members(np.array(needed), category, layer, expert, neuron, kind[inverse], possible)
+    return Members(np.array(needed), category, layer, expert, neuron, kind[inverse], np.stack([possible, permuted]))
 
 
 def least_that_counts(instructions: int, drawn: int, needed: int) -> int:

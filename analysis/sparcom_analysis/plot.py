@@ -1,0 +1,106 @@
+"""Drawings of measures: `sp.plot.NAME(ds, ax=None, **style)` for each measure that has one, several panels, files.
+
+    sp.plot.similarity(sp.similarity(isn), ax=ax, vmin=0.3, vmax=0.7, annot=True)
+
+`style` goes to the drawing in `plotting`: `heatmap` (vmin, vmax, center, annot), `curves` (ymin, ymax, legend), `bars`
+or `stacked`, and `title` and `label`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparcom_analysis import plotting
+from sparcom_analysis.measures import REGISTRY
+from sparcom_analysis.plotting import fitting as fit
+from sparcom_analysis.plotting import sharing
+from sparcom_data.errors import InvalidInputError
+
+KINDS = ("pdf", "svg", "png")
+
+
+def _drawings() -> dict[str, Callable[..., Axes]]:
+    return {measure.name: measure.plot for measure in REGISTRY if measure.plot is not None}
+
+
+def __getattr__(name: str) -> Callable[..., Axes]:
+    """Return the drawing of the measure of this name."""
+    if (drawing := _drawings().get(name)) is None:
+        raise AttributeError(f"there is no drawing {name!r}; there are {', '.join(_drawings())}")
+    return drawing
+
+
+def __dir__() -> list[str]:
+    return sorted([*_drawings(), "panels", "save"])
+
+
+def panels(
+    datasets: Sequence[xr.Dataset] | Sequence[Sequence[xr.Dataset]],
+    titles: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    share: bool | Literal["columns"] = True,
+    *,
+    measure: str | None = None,
+    width: float | None = None,
+    **style: Any,
+) -> Figure:
+    """Draw several models side by side, as the paper's figures 3, 4 and 5.
+
+    Args:
+        datasets: of one measure, for one row of panels, or a list of rows, such as tuned above base.
+        titles: of the panels, in the same form; by default those of the drawings.
+        share: one range of colors or values, and one color bar or legend, for all; "columns": a range per column.
+        measure: its name; by default that of the Datasets' attribute `measure`.
+        width: inches of the figure; by default two columns of a paper, or more for many categories.
+        **style: as for the drawing of the measure.
+
+    Raises:
+        InvalidInputError: no Datasets, or the measure is not known.
+    """
+    rows, names = _rows(datasets), None if titles is None else _rows(titles)
+    if not rows or not all(rows):
+        raise InvalidInputError("panels need at least one Dataset in each row; give [ds, …] or [[ds, …], [ds, …]]")
+    drawing = _drawings().get(measure or str(rows[0][0].attrs.get("measure")))
+    if drawing is None:
+        known = ", ".join(_drawings())
+        raise InvalidInputError(f"the measure of these Datasets is not known; give measure=NAME, one of {known}")
+    across = max(map(len, rows))
+    alone = fit.figure_of(drawing(rows[0][0], **style)).get_size_inches()  # what a single one takes
+    each = max(7.0 / across, 0.5 * alone[0]) if width is None else width / across
+    figure = fit.new_figure(each * across, len(rows) * alone[1] * min(1.0, max(0.75, each / alone[0])))
+    grid: list[list[Axes]] = []
+    for down, row in enumerate(rows):
+        places = [figure.add_subplot(len(rows), across, down * across + place + 1) for place in range(len(row))]
+        grid.append([drawing(ds, ax=ax, **style) for ds, ax in zip(row, places, strict=True)])
+        for ax, title in zip(grid[-1], names[down] if names else (), strict=False):
+            fit.set_title(ax, title)
+    if share:
+        sharing.share(grid, columns=share == "columns")
+    sharing.label_outer(grid)
+    if all(ax.get_aspect() == 1.0 for row in grid for ax in row):
+        fit.fit_height(grid[0][0])
+    return figure
+
+
+def _rows(items: Any) -> list[list[Any]]:
+    """Return a list of rows; a single row becomes a list of one."""
+    held = list(items)
+    return [held] if any(isinstance(item, (xr.Dataset, str)) for item in held) else [list(item) for item in held]
+
+
+def save(drawn: Figure | Axes, path: str | Path) -> None:
+    """Write a figure, or the one that these axes are in, as .pdf, .svg (text stays text in both) or .png.
+
+    Raises:
+        InvalidInputError: the name has another ending.
+    """
+    kind = Path(path).suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise InvalidInputError(f"figures are saved as {', '.join(KINDS)}; {str(path)!r} ends otherwise")
+    figure = drawn if isinstance(drawn, Figure) else fit.figure_of(drawn)
+    Path(path).write_bytes(plotting.render(figure, kind))

@@ -1,0 +1,187 @@
+"""The drawings that all figures are made of; each takes `ax` and returns it.
+
+Read in print and by the color-blind: cividis with numbers in the cells, Okabe-Ito colors that differ in marker and dash
+as well. Names are whole: they are wrapped, never cut. Sizes of text follow matplotlib's setting `font.size`. Without
+`ax` a figure is made, one column of a paper wide or as wide as its text needs. With `ax` only these axes are drawn into
+and their figure keeps its size. Matplotlib's object interface, no global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from sparcom_analysis.plotting import fitting as fit
+from sparcom_analysis.plotting.fitting import COLUMN, legend_below, new_axes
+from sparcom_analysis.plotting.maps import heatmap, limits
+from sparcom_analysis.plotting.sharing import share
+
+__all__ = ["bars", "curves", "heatmap", "legend_below", "limits", "new_axes", "panels", "render", "share", "stacked"]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito without yellow
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2)))
+HATCHES = ("", "////", "", "....", "\\\\\\\\", "", "xxxx")
+GREY = "#6e6e6e"
+MOST_BANDS = 3  # curves up to which intervals are filled; more bands would mix
+
+
+def curves(
+    layers: Sequence[int],
+    values: ArrayLike,
+    names: Sequence[str],
+    *,
+    ax: Axes | None = None,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    null: ArrayLike | float | None = None,
+    ymin: float | None = 0.0,
+    ymax: float | None = None,
+    label: str = "",
+    title: str = "",
+    legend: bool = True,
+) -> Axes:
+    """Draw one curve per name over the layers; more than seven names as a heat map.
+
+    Args:
+        layers: the model's numbers. values, low, high: (name, layer); intervals are bands, for more than three curves
+            thin lines. null: (layer,) or one number, drawn as a grey dashed line "null".
+        ymin, ymax: ends of the y axis; None: the values' own. 0 gives way to values below it.
+    """
+    layers, table, own = [*map(int, layers)], np.asarray(values, dtype=np.float64), ax is None
+    level = None if null is None else np.broadcast_to(np.asarray(null, dtype=np.float64), (len(layers),))
+    if len(names) > len(COLORS):
+        rows, names = (table, names) if level is None else (np.vstack([table, level]), [*names, "null"])
+        style: dict[str, Any] = {"vmin": ymin, "vmax": ymax, "label": label, "title": title, "annot": False}
+        ax = heatmap(rows, names, [*map(str, layers)], ax=ax, **style)
+        ax.set_xlabel("layer")
+        return ax
+    ax = new_axes() if ax is None else ax
+    marked = np.flatnonzero(np.isin(layers, layers if len(layers) <= 12 else fit.layer_ticks(layers))).tolist()
+    for index, (name, row) in enumerate(zip(names, table, strict=True)):
+        look: dict[str, Any] = {"color": COLORS[index], "linestyle": DASHES[index % 4], "linewidth": 1.2}
+        look |= {"marker": MARKERS[index], "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.4}
+        ax.plot(layers, row, label=fit.plain(name), markevery=marked, **look)
+        if low is not None and high is not None:
+            ends = np.array([np.asarray(low)[index], np.asarray(high)[index]], dtype=np.float64)
+            if len(names) <= MOST_BANDS:
+                ax.fill_between(layers, *ends, color=COLORS[index], alpha=0.22, linewidth=0)
+            else:
+                ax.plot(layers, ends.T, color=COLORS[index], alpha=0.7, linewidth=0.4, zorder=1.5)
+    if level is not None:
+        ax.plot(layers, level, color=GREY, dashes=(3, 2), linewidth=1.1, label="null", zorder=1.8)
+    ax.set_ylim(None if ymin == 0 and ax.dataLim.y0 < 0 else ymin, ymax)
+    return _layer_axes(ax, layers, label, title, legend, own)
+
+
+def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend: bool, own: bool) -> Axes:
+    """Layers below, a number with its unit at the left, pale lines behind, the legend below."""
+    ax.set_xticks(fit.layer_ticks([*map(int, layers)], max(2, int(fit.inches_of(ax)[0] / 0.28))))
+    ax.set_xlabel("layer", fontsize=fit.LABEL)
+    ax.set_ylabel(fit.plain(fit.wrapped(label, fit.LABEL, max(1.3, fit.inches_of(ax)[1]))), fontsize=fit.LABEL)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
+    ax.grid(axis="y", color="#dcdcdc", linewidth=0.6)
+    _plain_axes(ax, title)
+    if legend and len(ax.get_legend_handles_labels()[1]) > 1:
+        legend_below(ax)
+    if own:
+        fit.fit_height(ax, 1.75)
+    return ax
+
+
+def _plain_axes(ax: Axes, title: str) -> None:
+    ax.tick_params(labelsize=fit.TICK, length=2)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    fit.set_title(ax, title)
+
+
+def bars(
+    names: Sequence[str],
+    values: ArrayLike,
+    *,
+    ax: Axes | None = None,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    null: ArrayLike | float | None = None,
+    marks: ArrayLike | None = None,
+    label: str = "",
+    title: str = "",
+) -> Axes:
+    """Draw one horizontal bar per name with its interval and number.
+
+    Args:
+        values, low, high: (name,). null: (name,) or one number, drawn as a grey dashed line across each bar.
+        marks: bool (name,), numbers in bold with an asterisk.
+        label: of the x axis, with its unit. title: of the axes.
+    """
+    table, held, own = (
+        np.asarray(values, dtype=np.float64),
+        [fit.wrapped(str(n), fit.TICK, 1.4) for n in names],
+        ax is None,
+    )
+    ax, at = new_axes() if ax is None else ax, np.arange(len(held))
+    ends = np.array([table if end is None else end for end in (low, high)], dtype=np.float64)
+    ax.barh(at, table, height=0.68, color=COLORS[0], alpha=0.75)
+    ax.hlines(at, *ends, color="black", linewidth=1.0)
+    ax.plot(ends, [at, at], "|", color="black", markersize=0.0 if low is None else 4.0)
+    if null is not None:
+        level = np.broadcast_to(np.asarray(null, dtype=np.float64), table.shape)
+        ax.vlines(level, at - 0.5, at + 0.5, color=GREY, linestyle=(0, (2.4, 1.2)), linewidth=1.1)
+        ax.text(level[0], -0.55, "null", ha="center", va="bottom", color=GREY, fontsize=fit.TICK, clip_on=True)
+    marked = np.zeros(table.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
+    digits = 0 if np.nanmax(np.abs(table), initial=0.0) >= 100 else 3
+    for place, (value, end, mark) in enumerate(zip(table, np.fmax(table, ends[1]), marked, strict=True)):
+        style: dict[str, Any] = {"weight": "bold" if mark else "normal", "va": "center", "fontsize": fit.TICK}
+        where = (max(0.0, float(np.nan_to_num(end))), place)
+        ax.annotate(fit.number(value, digits) + "*" * bool(mark), where, (4, 0), textcoords="offset points", **style)
+    ax.set_yticks(at, [*map(fit.plain, held)], fontsize=fit.TICK)
+    ax.set_ylim(len(held) - 0.4, -0.6 if null is None else -1.2)
+    ax.set_xlabel(fit.plain(fit.wrapped(label, fit.LABEL, max(1.3, fit.inches_of(ax)[0]))), fontsize=fit.LABEL)
+    _plain_axes(ax, title)
+    if own:
+        fit.fit_height(ax, (0.1 + 0.12 * fit.most_lines(held)) * (len(held) + 0.5))
+    return ax
+
+
+def stacked(
+    layers: Sequence[int],
+    parts: Mapping[str, ArrayLike],
+    *,
+    ax: Axes | None = None,
+    label: str = "",
+    title: str = "",
+    legend: bool = True,
+) -> Axes:
+    """Draw stacked bars over the layers, one color and hatch per part: (layer,) each."""
+    own, bottom = ax is None, np.zeros(len(layers))
+    ax = new_axes() if ax is None else ax
+    for index, (name, values) in enumerate(parts.items()):
+        look: dict[str, Any] = {"facecolor": COLORS[index % 7], "hatch": HATCHES[index % 7], "edgecolor": "white"}
+        ax.bar(layers, np.asarray(values), 0.85, bottom, label=fit.plain(name), linewidth=0.3, **look)
+        bottom = bottom + np.asarray(values)
+    return _layer_axes(ax, layers, label, title, legend, own)
+
+
+def panels(
+    count: int, *, columns: int | None = None, width: float = COLUMN, height: float = 2.8
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure and so many axes side by side, of this size each, wrapped after `columns`."""
+    across = min(count, columns or count)
+    figure = fit.new_figure(width * across, height * (down := -(-count // across)))
+    return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """Return the figure as svg, pdf (text stays text in both) or png; the same figure gives the same bytes."""
+    buffer, metadata = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with mpl.rc_context({"svg.hashsalt": "sparcom", "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=220 if kind == "png" else "figure")
+    return buffer.getvalue()

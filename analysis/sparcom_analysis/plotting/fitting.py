@@ -1,0 +1,114 @@
+"""Fits text into figures: measures it before it is drawn, wraps it, and chooses sizes, ticks and legends."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.textpath import text_to_path
+from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
+
+COLUMN = 3.4  # inches: one column of a paper; two are 7
+LABEL, TICK = "small", "x-small"  # sizes of text
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")  # not in XML
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches whose layout keeps room for all text."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True))
+
+
+def new_axes(width: float = COLUMN, height: float = 2.8) -> Axes:
+    """Return the axes of a new figure of so many inches, outside of pyplot."""
+    return new_figure(width, height).add_subplot()
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Return the whole figure that axes are in."""
+    return ax.get_figure(root=True)  # type: ignore[return-value]
+
+
+def plain(text: str) -> str:
+    """Return a text that is drawn as it is: no mathematics between dollar signs; controls become U+FFFD."""
+    return _HIDDEN.sub("\ufffd", text).replace("$", r"\$")
+
+
+def text_width(text: str, size: float | str) -> float:
+    """Return the inches of the widest line."""
+    font, lines = FontProperties(size=size), _HIDDEN.sub("\ufffd", text).split("\n")
+    return max(float(text_to_path.get_text_width_height_descent(line or " ", font, False)[0]) for line in lines) / 72
+
+
+def wrapped(text: str, size: float | str, inches: float) -> str:
+    """Return the text with line breaks so that no line is wider than so many inches; words are split if need be."""
+    tries = (
+        "\n".join(textwrap.fill(line, letters) for line in text.split("\n")) for letters in range(len(text), 0, -1)
+    )
+    return (
+        text
+        if text_width(text, size) <= inches
+        else next((said for said in tries if text_width(said, size) <= inches), text)
+    )
+
+
+def set_title(ax: Axes, text: str) -> None:
+    """Put a title over the axes, wrapped to their width."""
+    ax.set_title(plain(wrapped(text, LABEL, max(1.1, inches_of(ax)[0]))), fontsize=LABEL)
+
+
+def fit_height(ax: Axes, inches: float | None = None) -> None:
+    """Give the figure the height at which the axes have so many inches; None: no empty height around square cells."""
+    figure = figure_of(ax)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    needed = figure.get_tightbbox().height + 0.1 if inches is None else height - inches_of(ax)[1] + inches
+    figure.set_size_inches(width, needed)
+
+
+def inches_of(ax: Axes) -> tuple[float, float]:
+    """Return width and height of the axes, before the layout an estimate."""
+    place, (width, height) = ax.get_position(), figure_of(ax).get_size_inches()
+    return place.width * width, place.height * height
+
+
+def number(value: float, digits: int) -> str:
+    """Return a number with separators and a true minus sign; "n/a" for NaN."""
+    return "n/a" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def most_lines(names: Sequence[str]) -> int:
+    return max(name.count("\n") + 1 for name in names)
+
+
+def layer_ticks(layers: Sequence[int], most: int = 8) -> list[int]:
+    """Return at most so many of the layers, at round numbers."""
+    steps = ([layer for layer in layers if layer % step == 0] for step in (1, 2, 5, 10, 20, 50, 100))
+    found = next((some for some in steps if len(some) <= max(2, most)), [])
+    return found if len(found) > 1 else sorted({layers[0], layers[-1]})
+
+
+def legend_below(ax: Axes, *, panels: bool = False) -> None:
+    """Put a legend below the axes, or below all panels of their figure; inside where no layout keeps room for it."""
+    handles, names = ax.get_legend_handles_labels()
+    figure = figure_of(ax)
+    alone = panels or figure.axes == [ax]
+    inches = figure.get_size_inches()[0] - 0.3 if alone else inches_of(ax)[0]
+    held = [wrapped(name, TICK, max(1.0, inches - 0.45)) for name in names]
+    fitting = int(inches / (max(text_width(name, TICK) for name in held) + 0.42))
+    style: dict[str, Any] = {"fontsize": TICK, "handlelength": 2.6, "columnspacing": 1.2, "labelspacing": 0.3}
+    style |= {"frameon": False, "borderpad": 0.2, "ncols": max(1, min(4, len(names), fitting))}
+    if panels:
+        figure.legend(handles, held, loc="outside lower center", **style)
+    elif figure.get_layout_engine() is None:
+        ax.legend(handles, held, **(style | {"loc": "best", "frameon": True, "framealpha": 0.8, "ncols": 1}))
+    else:
+        below: Transform = ax.transAxes + ScaledTranslation(0, -27 / 72, figure.dpi_scale_trans)
+        below = blended_transform_factory(figure.transFigure, below) if alone else below
+        ax.legend(handles, held, loc="upper center", bbox_to_anchor=(0.5, 0.0), bbox_transform=below, **style)

@@ -1,0 +1,168 @@
+"""Draws matrices as heat maps, with numbers in the cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+from numpy.typing import ArrayLike, NDArray
+
+from sparcom_analysis.plotting import fitting as fit
+
+MOST_NUMBERED = 24  # rows or columns up to which numbers can be read in the cells
+
+
+class _Cell(Text):
+    """The number of a cell, bold with an asterisk in the corner if marked; `letters`: the widest number's at size 1.
+
+    Size and color are chosen when it is drawn, by the layout and the color range of that moment. All numbers of a map
+    have one size; where they do not fit, marks stand alone.
+    """
+
+    def __init__(self, mesh: QuadMesh, cell: tuple[int, int], number: str, letters: float, mark: bool) -> None:
+        super().__init__(ha="center", va="center", weight="bold" if mark else "normal")
+        self._mesh, self._cell, self._number, self._letters, self._mark = mesh, cell, number, letters, mark
+        self.set_in_layout(False)
+
+    def draw(self, renderer: Any) -> None:
+        """Draw number and mark, black or white by the contrast with the cell (WCAG)."""
+        ends = self._mesh.axes.transData.transform([(0, 0), (1, 1)])  # type: ignore[union-attr]
+        width, height = np.abs(ends[1] - ends[0]) * 72 / fit.figure_of(self._mesh.axes).dpi  # type: ignore[arg-type]
+        size = min(
+            FontProperties(size=fit.TICK).get_size_in_points() + 0.5, 0.85 * width / self._letters, 0.62 * height
+        )
+        value = self._mesh.get_array()[self._cell]  # type: ignore[index]
+        shade = (1, 1, 1) if np.ma.is_masked(value) else self._mesh.cmap(self._mesh.norm(value))[:3]
+        linear = [part / 12.92 if part < 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in shade]
+        self.set_color("black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white")
+        (row, column), shown = self._cell, self._number if size >= 4.8 else ""
+        if self._mark:
+            x, y, va = (column + 0.4, row - 0.48, "top") if shown else (column, row, "center")
+            self.set(text="*", x=x, y=y, va=va, size=min(8.0, height * (0.5 if shown else 1.0)))
+            super().draw(renderer)
+        self.set(text=shown, x=column, y=row, va="center", size=size)
+        super().draw(renderer)
+
+
+def heatmap(
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    ax: Axes | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    center: float | None = None,
+    annot: bool | None = None,
+    marks: ArrayLike | None = None,
+    label: str = "",
+    title: str = "",
+) -> Axes:
+    """Draw a matrix; cells are square if rows and columns have the same names.
+
+    Args:
+        values: (row, column), NaN is hatched. rows, columns: names of the ticks; of more than 8 whole numbers some.
+        vmin, vmax: ends of the colors; without them the values' own, rounded outward to twentieths.
+        center: draw a diverging map about this value.
+        annot: write the numbers into the cells; None: if there are few. They are left out where they do not fit.
+        marks: bool (row, column), cells in bold with an asterisk.
+        label: of the color bar, with its unit. title: of the axes.
+    """
+    matrix = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))  # type: ignore[no-untyped-call]
+    square, own, large = list(rows) == list(columns), ax is None, max(matrix.shape) > MOST_NUMBERED
+    sides = [
+        [fit.wrapped(str(name), fit.TICK, 1.4 if len(side) <= 16 else 3.0) for name in side] for side in (rows, columns)
+    ]
+    cells = [  # inches
+        0.06
+        if _numeric(side)
+        else 0.31
+        if annot is not False and len(side) <= 16
+        else 0.03 + 0.11 * fit.most_lines(side)
+        for side in sides
+    ]
+    high = max(1.1, cells[0] * len(rows))
+    if ax is None:
+        beside, below = (max(fit.text_width(name, fit.TICK) for name in side) for side in sides)
+        width = max(fit.COLUMN, beside + 0.75 + cells[1] * len(columns))  # with the color bar
+        ax = fit.new_axes(width, min(0.7 * len(rows), width - beside - 0.75) + below + 0.5 if square else 1.3 * high)
+    norm = _norm(matrix.compressed(), vmin, vmax, center)
+    edges = [np.arange(count + 1) - 0.5 for count in matrix.shape[::-1]]
+    lines: dict[str, Any] = {"edgecolors": "face" if large else "white", "linewidth": 0.1 if large else 0.8}
+    mesh = ax.pcolormesh(*edges, matrix, cmap="cividis" if center is None else "PuOr_r", norm=norm, **lines)
+    ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[-1, 0]], aspect="equal" if square else "auto")
+    ax.patch.set(facecolor="#f0f0f0", edgecolor="#c4c4c4", hatch="/////")
+    _name_cells(ax, *sides)
+    fit.set_title(ax, title)
+    numbered = annot or (annot is None and not large and not _numeric(sides[1]))
+    marked = np.zeros(matrix.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
+    digits = 3 if norm.vmax - norm.vmin <= 0.1 else 2 if norm.vmax < 100 else 0  # type: ignore[operator]
+    texts = {at: fit.number(value, digits) if numbered else "" for at, value in np.ndenumerate(matrix.data)}
+    letters = 1.09 * max(fit.text_width(text, 72) for text in {*texts.values()})  # bold is wider
+    for cell in zip(*(at.tolist() for at in np.nonzero(marked | bool(numbered))), strict=True):
+        ax.add_artist(_Cell(mesh, cell, texts[cell], letters, bool(marked[cell])))
+    beyond = 2 * bool((matrix > norm.vmax).any()) + bool((matrix < norm.vmin).any())
+    ends = ("neither", "min", "max", "both")[beyond]
+    bar = fit.figure_of(ax).colorbar(mesh, cax=ax.inset_axes((1.03, 0, 0.045, 1)), extend=ends)
+    bar.set_label(fit.plain(fit.wrapped(label, fit.LABEL, max(1.4, fit.inches_of(ax)[1]))), fontsize=fit.LABEL)
+    bar.ax.tick_params(labelsize=fit.TICK, length=2)
+    bar.outline.set_visible(False)
+    if center is not None:
+        bar.ax.axhline(center, color="black", linewidth=0.8)
+    if own:
+        fit.fit_height(ax, None if square else high)
+    return ax
+
+
+def _numeric(names: Sequence[str]) -> bool:
+    return len(names) > 8 and all(name.isdigit() for name in names)
+
+
+def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Name the cells along both axes; names are turned if wider than a cell, and smaller if higher."""
+    size = FontProperties(size=fit.TICK).get_size_in_points()
+    for axis, names, room, each in zip(
+        (ax.xaxis, ax.yaxis), (columns, rows), fit.inches_of(ax), (0.3, 0.16), strict=True
+    ):
+        named = {*map(str, fit.layer_ticks([*map(int, names)], int(room / each)))} if _numeric(names) else {*names}
+        at = [place for place, name in enumerate(names) if name in named]
+        axis.set_ticks(at, [fit.plain(names[place]) for place in at])
+        axis.label.set_fontsize(fit.LABEL)
+        axis.set_tick_params(labelsize=size / max(1.0, 1.15 * len(at) * fit.most_lines(names) * size / 72 / room))
+    if max(fit.text_width(name, fit.TICK) for name in columns) > 0.85 * fit.inches_of(ax)[0] / len(ax.get_xticks()):
+        for text in ax.get_xticklabels():
+            text.set(rotation=45, ha="right", rotation_mode="anchor")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _norm(known: NDArray[np.float64], vmin: float | None, vmax: float | None, center: float | None) -> Normalize:
+    low, high = _rounded_range(known)
+    if center is not None:
+        reach = float(np.abs(known - center).max(initial=0.0)) or 1.0
+        low = center - reach if known.min(initial=0.0) < 0 else max(0.0, center - reach)  # no colors for the impossible
+        high = center + reach
+    low, high = (old if new is None else new for old, new in ((low, vmin), (high, vmax)))
+    return TwoSlopeNorm(center, low, high) if center is not None and low < center < high else Normalize(low, high)
+
+
+def _rounded_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    if not values.size:
+        return 0.0, 1.0
+    most = float(np.abs(values).max())
+    step = 0.05 if most <= 2 else 10.0 ** math.floor(math.log10(most)) / 2
+    low, high = math.floor(values.min() / step + 1e-9) * step, math.ceil(values.max() / step - 1e-9) * step
+    return (low, high) if high > low else (low - step, high + step)
+
+
+def limits(datasets: Sequence[Any], variable: str = "value") -> tuple[float, float]:
+    """Return a color or y range that several Datasets share, rounded outward (below 2 to twentieths)."""
+    values = np.concatenate([np.asarray(ds[variable], dtype=np.float64).ravel() for ds in datasets])
+    return _rounded_range(values[np.isfinite(values)])

@@ -1,0 +1,93 @@
+"""How the files of an analysis come into a folder: of one analysis, or without metrics.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparcom_analysis.report import folder
+from sparcom_analysis.report.folder import NAMES, check_output, write_folder
+from sparcom_data.errors import InvalidInputError, StorageError
+
+FIRST = {"tables/a.csv": b"a1", "tables/b.csv": b"b1", "report.html": b"r1", "metrics.json": b"m1"}
+SECOND = {"tables/a.csv": b"a2", "figures/c.svg": b"c2", "report.html": b"r2", "metrics.json": b"m2"}
+
+
+def held(where: Path) -> dict[str, bytes]:
+    """What lies in a folder, but the list of names."""
+    files = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
+    files.pop(NAMES, None)
+    return files
+
+
+def test_what_an_earlier_analysis_alone_made_goes(tmp_path: Path) -> None:
+    """After a second analysis there are its files, and those that no analysis made."""
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "mine.csv").write_bytes(b"mine")
+    write_folder(tmp_path, FIRST)
+    assert held(tmp_path) == FIRST | {"tables/mine.csv": b"mine"}
+    write_folder(tmp_path, SECOND)
+    assert held(tmp_path) == SECOND | {"tables/mine.csv": b"mine"}
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_stopped_anywhere_it_does_not_look_whole(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before any write, a second analysis leaves no metrics.json of either; the next one clears up."""
+    write_folder(tmp_path, FIRST)
+    write, done = folder.write_file, []
+
+    def stops(path: Path, parts: list[bytes]) -> None:
+        if len(done) == writes:
+            path.parent.mkdir(exist_ok=True)
+            path.with_name(f"{path.name}.0123.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        done.append(path)
+        write(path, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_file", stops)
+        if writes < len(SECOND) + 1:
+            with pytest.raises(KeyboardInterrupt):
+                write_folder(tmp_path, SECOND)
+            assert not {"metrics.json"} & held(tmp_path).keys()
+        else:
+            with pytest.raises(KeyboardInterrupt):  # only the list of names is not brought up to date
+                write_folder(tmp_path, SECOND)
+            assert held(tmp_path).items() >= SECOND.items()
+    third = {"tables/b.csv": b"b3", "metrics.json": b"m3"}
+    write_folder(tmp_path, third)
+    assert held(tmp_path) == third
+
+
+def test_reports_of_subfolders_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at the first write, several runs leave no metrics.json and no report.html in any subfolder."""
+    write_folder(tmp_path, {f"{run}/{name}": b"1" for run in "ab" for name in ("metrics.json", "report.html", "c.csv")})
+    monkeypatch.setattr(folder, "write_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, {"report.html": b"2"})
+    assert set(held(tmp_path)) == {"a/c.csv", "b/c.csv"}
+
+
+def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+    """A list of names that was tampered with removes nothing outside, and one that is none is no list."""
+    inner, outside = tmp_path / "results", tmp_path / "outside"
+    inner.mkdir()
+    outside.write_bytes(b"stays")
+    for text in (f'["../outside", "{outside}", 3, ""]', "{}", "7", "not JSON"):
+        (inner / NAMES).write_text(text)
+        write_folder(inner, FIRST)
+        assert held(inner) == FIRST
+    assert outside.read_bytes() == b"stays"
+
+
+def test_an_archive_is_no_place_for_results(tmp_path: Path) -> None:
+    """Results are refused in a Zarr group and below it, and where a file is; nothing is written."""
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_text("{}")
+    for place in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "report"):
+        with pytest.raises(InvalidInputError, match=r"results must lie outside of archives.*Choose another --output"):
+            check_output(place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.zarr", "zarr.json"]
+    with pytest.raises(StorageError, match="is a file"):
+        check_output(tmp_path / "a.zarr" / "zarr.json")
