@@ -16,10 +16,10 @@ from sparcom_analysis.archive.populations import PopulationName
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import IsnSets, find_isns
+from sparcom_analysis.kernels.correlations import pearson
 from sparcom_analysis.kernels.intersections import jaccard
 from sparcom_analysis.matching import Matched, check_models, match_instructions
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import pearson
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError, UnsupportedArchiveError
 

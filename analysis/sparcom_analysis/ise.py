@@ -23,9 +23,10 @@ from sparcom_analysis.archive.routes import iterate_expert_counts, require_route
 from sparcom_analysis.archive.token_draw import TokenDraw
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.instructions import PerInstruction, shared_fields
+from sparcom_analysis.kernels.correlations import correlation_blocks
 from sparcom_analysis.kernels.intersections import Blocks
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix, correlation_blocks, keep_pairs
+from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.archive import Archive
 
 

@@ -71,9 +71,7 @@ def drawings(count: int, layers: int, long: bool) -> Iterator[Axes]:
     yield plotting.stacked(range(layers), dict(zip(held[:7], curves, strict=False)), **style)
 
 
-@pytest.mark.parametrize(
-    ("count", "layers", "long"), [(2, 30, True), (6, 30, False), (7, 60, True), (12, 60, True), (30, 30, True)]
-)
+@pytest.mark.parametrize(("count", "layers", "long"), [(2, 30, True), (7, 60, True), (30, 30, False)])
 def test_no_text_is_cut(drawn: list[tuple[str, Text, Any]], count: int, layers: int, long: bool) -> None:
     """Titles, labels, legends and numbers lie inside of the figure, with two to thirty categories."""
     for ax in drawings(count, layers, long):
@@ -85,12 +83,17 @@ def test_no_text_is_cut(drawn: list[tuple[str, Text, Any]], count: int, layers: 
 
 def test_figures_fit_the_columns_of_a_paper() -> None:
     """Six categories take one column, and so do curves of any number of layers; the height follows the legend."""
-    for ax in drawings(6, 60, False):
-        assert fit.figure_of(ax).get_size_inches()[0] == plotting.COLUMN
-    short, long = (
-        [fit.figure_of(ax).get_size_inches()[1] for ax in drawings(6, 30, kind)][1] for kind in (False, True)
-    )
-    assert short < long
+    held = names(6, False)
+    sizes = [
+        fit.figure_of(ax).get_size_inches()
+        for ax in (
+            plotting.heatmap(np.eye(6), held, held),
+            plotting.curves(range(60), np.ones((6, 60)), held),
+            plotting.curves(range(30), np.ones((6, 30)), names(6, True)),
+        )
+    ]
+    assert [width for width, _ in sizes] == [plotting.COLUMN] * 3
+    assert sizes[1][1] < sizes[2][1]
 
 
 def test_text_is_wrapped_by_its_measured_width() -> None:
@@ -245,10 +248,10 @@ def test_limits_are_rounded_outward() -> None:
 @pytest.mark.parametrize("draw", DRAW)
 def test_files_are_the_same_and_their_text_is_text(draw: Callable[[Axes | None], Axes]) -> None:
     """Two drawings, and one drawing twice, give the same bytes; SVG and PDF hold text as text."""
-    figures = [fit.figure_of(draw(None)) for _ in range(2)]
-    for kind in ("svg", "pdf", "svg"):
-        assert len({plotting.render(figure, kind) for figure in (*figures, figures[0])}) == 1
-    svg, pdf = (plotting.render(figures[0], kind) for kind in ("svg", "pdf"))
+    first, second = (fit.figure_of(draw(None)) for _ in range(2))
+    svg, pdf, again = (plotting.render(first, kind) for kind in ("svg", "pdf", "svg"))
+    assert svg == again == plotting.render(second, "svg")
+    assert pdf == plotting.render(second, "pdf")
     assert b"<text" in svg
     assert b"/TrueType" in pdf or b"/CIDFontType2" in pdf
     assert b"/Type3" not in pdf

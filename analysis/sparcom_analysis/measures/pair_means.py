@@ -46,7 +46,7 @@ def pair_mean_dataset(
     else:
         means, itself = list(pairs.means()), pairs.itself
         if (resamples := resamples_for(subject.categories, options)) is not None:
-            variables |= bounds("", CELLS, pair_intervals(pairs, resamples))
+            variables |= bounds("", CELLS, pair_intervals(resamples, pairs)[0])
         try:
             tests = label_tests(pairs, options, progress)
         except NotComputableError as error:

@@ -96,11 +96,11 @@ def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend:
     return ax
 
 
-def _plain_axes(ax: Axes, title: str) -> None:
+def _plain_axes(ax: Axes, title: str, inches: float | None = None) -> None:
     ax.tick_params(labelsize=fit.TICK, length=2)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    fit.set_title(ax, title)
+    fit.set_title(ax, title, inches)
 
 
 def bars(
@@ -128,6 +128,9 @@ def bars(
         ax is None,
     )
     ax, at = new_axes() if ax is None else ax, np.arange(len(held))
+    room = max(
+        1.1, COLUMN - max(fit.text_width(name, fit.TICK) for name in held) - 0.4 if own else fit.inches_of(ax)[0]
+    )
     ends = np.array([table if end is None else end for end in (low, high)], dtype=np.float64)
     ax.barh(at, table, height=0.68, color=COLORS[0], alpha=0.75)
     ax.hlines(at, *ends, color="black", linewidth=1.0)
@@ -144,8 +147,8 @@ def bars(
         ax.annotate(fit.number(value, digits) + "*" * bool(mark), where, (4, 0), textcoords="offset points", **style)
     ax.set_yticks(at, [*map(fit.plain, held)], fontsize=fit.TICK)
     ax.set_ylim(len(held) - 0.4, -0.6 if null is None else -1.2)
-    ax.set_xlabel(fit.plain(fit.wrapped(label, fit.LABEL, max(1.3, fit.inches_of(ax)[0]))), fontsize=fit.LABEL)
-    _plain_axes(ax, title)
+    ax.set_xlabel(fit.plain(fit.wrapped(label, fit.LABEL, room)), fontsize=fit.LABEL)
+    _plain_axes(ax, title, room)
     if own:
         fit.fit_height(ax, (0.1 + 0.12 * fit.most_lines(held)) * (len(held) + 0.5))
     return ax
@@ -182,6 +185,9 @@ def panels(
 def render(figure: Figure, kind: str) -> bytes:
     """Return the figure as svg, pdf (text stays text in both) or png; the same figure gives the same bytes."""
     buffer, metadata = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    for ax in figure.axes:  # the layout then begins where it began the first time
+        if (place := ax.get_subplotspec()) is not None:
+            ax.set_subplotspec(place)
     with mpl.rc_context({"svg.hashsalt": "sparcom", "svg.fonttype": "none", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=220 if kind == "png" else "figure")
     return buffer.getvalue()

@@ -6,8 +6,10 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -42,8 +44,15 @@ def plain(text: str) -> str:
 
 def text_width(text: str, size: float | str) -> float:
     """Return the inches of the widest line."""
-    font, lines = FontProperties(size=size), _HIDDEN.sub("\ufffd", text).split("\n")
-    return max(float(text_to_path.get_text_width_height_descent(line or " ", font, False)[0]) for line in lines) / 72
+    points, family = FontProperties(size=size).get_size_in_points(), (*mpl.rcParams["font.family"],)
+    return points * max(sum(_advance(letter, family) for letter in line) for line in text.split("\n"))
+
+
+@lru_cache(maxsize=4096)
+def _advance(letter: str, family: tuple[str, ...]) -> float:
+    """Return the inches that a letter takes at one point."""
+    font, shown = FontProperties(family=family, size=100), _HIDDEN.sub("\ufffd", letter)
+    return float(text_to_path.get_text_width_height_descent(shown, font, False)[0]) / 7200
 
 
 def wrapped(text: str, size: float | str, inches: float) -> str:
@@ -58,15 +67,16 @@ def wrapped(text: str, size: float | str, inches: float) -> str:
     )
 
 
-def set_title(ax: Axes, text: str) -> None:
-    """Put a title over the axes, wrapped to their width."""
-    ax.set_title(plain(wrapped(text, LABEL, max(1.1, inches_of(ax)[0]))), fontsize=LABEL)
+def set_title(ax: Axes, text: str, inches: float | None = None) -> None:
+    """Put a title over the axes, wrapped to so many inches; None: to their width."""
+    ax.set_title(plain(wrapped(text, LABEL, inches or max(1.1, inches_of(ax)[0]))), fontsize=LABEL)
 
 
 def fit_height(ax: Axes, inches: float | None = None) -> None:
     """Give the figure the height at which the axes have so many inches; None: no empty height around square cells."""
     figure = figure_of(ax)
-    figure.draw_without_rendering()
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
     width, height = figure.get_size_inches()
     needed = figure.get_tightbbox().height + 0.1 if inches is None else height - inches_of(ax)[1] + inches
     figure.set_size_inches(width, needed)

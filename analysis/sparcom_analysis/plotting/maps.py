@@ -36,7 +36,7 @@ class _Cell(Text):
         ends = self._mesh.axes.transData.transform([(0, 0), (1, 1)])  # type: ignore[union-attr]
         width, height = np.abs(ends[1] - ends[0]) * 72 / fit.figure_of(self._mesh.axes).dpi  # type: ignore[arg-type]
         size = min(
-            FontProperties(size=fit.TICK).get_size_in_points() + 0.5, 0.85 * width / self._letters, 0.62 * height
+            FontProperties(size=fit.TICK).get_size_in_points() + 0.5, 0.85 * width / (self._letters or 1), 0.62 * height
         )
         value = self._mesh.get_array()[self._cell]  # type: ignore[index]
         shade = (1, 1, 1) if np.ma.is_masked(value) else self._mesh.cmap(self._mesh.norm(value))[:3]
@@ -88,11 +88,11 @@ def heatmap(
         else 0.03 + 0.11 * fit.most_lines(side)
         for side in sides
     ]
-    high = max(1.1, cells[0] * len(rows))
+    high, room = max(1.1, cells[0] * len(rows)), None
     if ax is None:
         beside, below = (max(fit.text_width(name, fit.TICK) for name in side) for side in sides)
-        width = max(fit.COLUMN, beside + 0.75 + cells[1] * len(columns))  # with the color bar
-        ax = fit.new_axes(width, min(0.7 * len(rows), width - beside - 0.75) + below + 0.5 if square else 1.3 * high)
+        room = max(fit.COLUMN - beside - 0.75, cells[1] * len(columns))  # 0.75: the color bar
+        ax = fit.new_axes(room + beside + 0.75, min(0.7 * len(rows), room) + below + 0.5 if square else 1.3 * high)
     norm = _norm(matrix.compressed(), vmin, vmax, center)
     edges = [np.arange(count + 1) - 0.5 for count in matrix.shape[::-1]]
     lines: dict[str, Any] = {"edgecolors": "face" if large else "white", "linewidth": 0.1 if large else 0.8}
@@ -100,7 +100,7 @@ def heatmap(
     ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[-1, 0]], aspect="equal" if square else "auto")
     ax.patch.set(facecolor="#f0f0f0", edgecolor="#c4c4c4", hatch="/////")
     _name_cells(ax, *sides)
-    fit.set_title(ax, title)
+    fit.set_title(ax, title, room)
     numbered = annot or (annot is None and not large and not _numeric(sides[1]))
     marked = np.zeros(matrix.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
     digits = 3 if norm.vmax - norm.vmin <= 0.1 else 2 if norm.vmax < 100 else 0  # type: ignore[operator]

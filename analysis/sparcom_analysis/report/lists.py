@@ -93,8 +93,24 @@ def lists_of(run: xr.DataTree) -> dict[str, bytes]:
         archive=facts["archive"],
         selection=SelectionRule.model_validate(rule),
         categories=[str(name) for name in groups[0]["category"].values],
-        components=[_member_ids(ds) for ds in groups],
-        lape=[_lape_ids(ds) for ds in selected],
+        components=[
+            MemberIds(
+                population=ds.attrs["population"],
+                reason=ds.attrs.get("reason"),
+                members=_by_category(ds, "members"),
+                unique=_by_category(ds, "unique"),
+                common=_by_layer(ds, "common"),
+                general=_by_layer(ds, "general"),
+            )
+            for ds in groups
+        ],
+        lape=[
+            LapeIds(
+                specific=_by_category(ds, "members"),
+                **{name: ds.attrs[name] for name in LapeIds.model_fields if name in ds.attrs},
+            )
+            for ds in selected
+        ],
     )
     schema = json.dumps(ComponentsFile.model_json_schema(), indent=2, ensure_ascii=False)
     files = {
@@ -198,19 +214,3 @@ def _by_layer(ds: xr.Dataset, kind: Kind, category: Any = None) -> dict[int, Any
 
 def _by_category(ds: xr.Dataset, kind: Kind) -> dict[str, dict[int, Any]]:
     return {str(name): _by_layer(ds, kind, name) for name in ds["category"].values}
-
-
-def _member_ids(ds: xr.Dataset) -> MemberIds:
-    return MemberIds(
-        population=ds.attrs["population"],
-        reason=ds.attrs.get("reason"),
-        members=_by_category(ds, "members"),
-        unique=_by_category(ds, "unique"),
-        common=_by_layer(ds, "common"),
-        general=_by_layer(ds, "general"),
-    )
-
-
-def _lape_ids(ds: xr.Dataset) -> LapeIds:
-    given = {name: ds.attrs[name] for name in ("population", "lape_top", "lape_filter", "lape_bar")}
-    return LapeIds(specific=_by_category(ds, "members"), **given)

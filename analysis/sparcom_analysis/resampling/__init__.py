@@ -1,1 +1,1 @@
-"""What chance and length explain: intervals, tests, the measures with T matched."""
+"""Intervals, permutation tests and length control: one of each for all measures."""

@@ -1,10 +1,9 @@
 """Bootstrap intervals: how far means of groups would vary with other instructions of the same groups.
 
-1. Within each group as many instructions as it has are drawn with replacement, `n_resamples` times. A resample is one
-   weight per instruction, how often it was drawn. All measures of the same instructions use the same draws.
-2. Each measure is computed again under the weights.
-3. The ends are percentiles of the results, (1 ± confidence_level) / 2, interpolated linearly (`percentiles`); or, for
-   statistics that resampling shifts, the estimate plus percentiles of the deviations (`centered_interval`).
+Within each group as many instructions as it has are drawn with replacement, `n_resamples` times. A resample is one
+weight per instruction, how often it was drawn; all measures of the same instructions use the same draws. Each measure
+is computed again under the weights. The ends are percentiles of the results, (1 ± confidence_level) / 2; or, for
+statistics that resampling shifts, the estimate plus percentiles of the deviations (`centered_interval`).
 
 Pairs: an instruction drawn twice makes a pair of two draws whose value is 1 whatever the model does. Counted as a pair
 of different instructions it would raise every mean within a group by (1 - mean) / n, so it is not counted. Without self
@@ -13,8 +12,7 @@ every draw is paired with itself once, and pairs of a draw with its like count a
 of numerators and denominators. A resample without any value for a cell is left out of that cell.
 
 There is no interval (NaN) for a group of one instruction, nor within a group of two, which has one pair only. Draws
-come from PCG64. Sums are exact (see `pairs`): neither cores nor blocks change a digit. An interval tells what other
-instructions of the same groups would give with the same model.
+come from PCG64. Sums are exact (see `pairs`): neither cores nor blocks change a digit.
 """
 
 from __future__ import annotations
@@ -51,11 +49,6 @@ class Resamples:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def check(self, categories: Sequence[str]) -> None:
-        """Refuse values of other instructions than were drawn from."""
-        if list(categories) != list(self.categories):
-            raise ValueError("resamples must be drawn from the categories of the same instructions")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interval:
@@ -72,19 +65,18 @@ def resamples_for(categories: Sequence[str], options: Options) -> Resamples | No
     rng = np.random.Generator(np.random.PCG64(options.seed))
     codes = category_codes(categories)
     weights = np.zeros((options.n_resamples, len(codes)))
-    lines = np.arange(len(weights))[:, None]
     for code in range(len(category_labels(categories))):
         members = np.flatnonzero(codes == code)
         drawn = rng.integers(len(members), size=(len(weights), len(members)))
-        cells = (lines * len(members) + drawn).ravel()
-        weights[:, members] = np.bincount(cells, minlength=drawn.size).reshape(drawn.shape)
+        cells = np.arange(len(weights))[:, None] * len(members) + drawn
+        weights[:, members] = np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)
     return Resamples(list(categories), weights, options.confidence_level)
 
 
 def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
     """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
 
-    For statistics that are no weighted means. `Resamples.weights` are other draws of the same kind.
+    For statistics that are no weighted means.
 
     Args:
         codes: intp (n,), group of each instruction. seed: of PCG64.
@@ -118,24 +110,12 @@ def centered_interval(
     return Interval(np.maximum(low, lower), high if upper is None else np.minimum(high, upper))
 
 
-def pair_intervals(pairs: PairMatrix, resamples: Resamples) -> Interval:
-    """Return intervals of `PairMatrix.means`: (2, c, c), self pairs counted and left out."""
-    return _pair_intervals(resamples, pairs)[0]
+def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
+    """Return intervals of `PairMatrix.means`: (2, c, c), self pairs counted and left out.
 
-
-def difference_intervals(
-    first: PairMatrix, second: PairMatrix, resamples: Resamples
-) -> tuple[Interval, Interval, Interval]:
-    """Return intervals of two measures of the same instructions, and of second minus first, from the same draws.
-
-    Both measures rise and fall with the same draws, so their difference varies less than either.
+    Of two matrices of the same instructions also that of second minus first, from the same draws: both rise and fall
+    with them, so their difference varies less than either.
     """
-    one, other, difference = _pair_intervals(resamples, first, second)
-    return one, other, difference
-
-
-def _pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
-    """Return `pair_intervals` of one matrix, or of two and of their difference."""
     count = len(matrices[0].labels)
     found = [Interval(*np.full((2, 2, count, count), np.nan)) for _ in range(2 * len(matrices) - 1)]
     for cells in zip(*(resampled_cells(one, resamples) for one in matrices), strict=True):
@@ -147,13 +127,13 @@ def _pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interva
     return found
 
 
-Both = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Means of all resamples, self pairs counted and left out: float64 (resample,) each."""
-
-
-def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Both]]:
-    """Yield every two groups a ≤ b and their means of all resamples; NaN for too few instructions."""
-    resamples.check(pairs.categories)
+def resampled_cells(
+    pairs: PairMatrix, resamples: Resamples
+) -> Iterator[tuple[int, int, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Yield every two groups a ≤ b and their means of all resamples, self pairs counted and left out: float64
+    (resample,) each; NaN for too few instructions."""
+    if list(pairs.categories) != list(resamples.categories):
+        raise ValueError("resamples must be drawn from the categories of the same instructions")
     codes, defined, itself = pairs.codes, pairs.defined, pairs.itself
     members = [np.flatnonzero((codes == code) & defined) for code in range(len(pairs.labels))]
     weights = [resamples.weights[:, rows] for rows in members]
@@ -179,11 +159,7 @@ def _with_self(
     itself: NDArray[np.float64],
     bits: int,
 ) -> NDArray[np.float64]:
-    """Return the means within one group, self pairs counted: float64 (resample,).
-
-    Args:
-        apart: means without self pairs. missing: weights of pairs i < j without a value. itself: float64 (m,).
-    """
+    """Return the means within one group, self pairs counted, from those without (`apart`): float64 (resample,)."""
     known, drawn = ~np.isnan(itself), weights.sum(axis=1)
     like = weights[:, ~known]
     different = drawn * (drawn - 1) - 2 * missing - (like * (like - 1)).sum(axis=1)
@@ -194,11 +170,8 @@ def _with_self(
 def _pair_sums(
     pairs: PairMatrix, weights: Sequence[NDArray[np.float64]], members: Sequence[NDArray[np.intp]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Σ w_i w_j m_ij over the pairs of the first group with itself (i < j) and with each other group.
-
-    Returns:
-        Sums over pairs with a value, and Σ w_i w_j over those without: float64 (group, resample) each.
-    """
+    """Return Σ w_i w_j m_ij over the pairs of the first group with itself (i < j) and with each other group that have
+    a value, and Σ w_i w_j over those without: float64 (group, resample) each."""
     sums, missing = np.zeros((2, len(members), len(weights[0])), dtype=np.int64)
     for first in range(0, len(members[0]), STRIP_ROWS):
         strip, left = pairs.values[members[0][first : first + STRIP_ROWS]], weights[0][:, first : first + STRIP_ROWS]
@@ -273,10 +246,7 @@ def _fixed_columns(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 def percentiles(
     results: NDArray[np.float64], confidence_level: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the (1 ± confidence_level) / 2 quantiles over the first axis, NaN left out, as `numpy.quantile` does.
-
-    `numpy.nanquantile` goes column by column in Python; 1,000 × 8,640 results took it seconds.
-    """
+    """Return the (1 ± confidence_level) / 2 quantiles over the first axis, NaN left out, as numpy interpolates them."""
     ordered = np.sort(results.reshape(len(results), -1).T, axis=1)  # NaN last
     last = np.maximum((~np.isnan(ordered)).sum(axis=1) - 1, 0)
     lines = np.arange(len(ordered))

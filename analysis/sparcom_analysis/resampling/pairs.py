@@ -1,18 +1,17 @@
 """The value of every pair of instructions: what means, intervals and permutation tests of categories are made of.
 
-Values are kept once, in memory up to 128 MiB (4,096 instructions), beyond that in a temporary file without a name.
-They are read by contiguous rows. A pair without a value is NaN: two empty sets have no Jaccard index, and an expert
-vector without variance has no correlation. Such a pair is in no numerator and no denominator.
+Values are kept in memory up to 128 MiB (4,096 instructions), beyond that in a temporary file without a name, and read
+by contiguous rows. A pair without a value is NaN: two empty sets have no Jaccard index, and expert counts without
+variance have no correlation. Such a pair is in no numerator and no denominator.
 
 Resampled sums are sums of whole numbers: a value v becomes round(v · 2^q), with q as large as keeps every sum exact,
 in float64 over one row (2^53) and in int64 over all pairs (2^63). So neither blocks nor cores nor a BLAS change a digit
 of an interval or of a p-value. A value is rounded by at most 2^-(q + 1): 1.1e-13 for 1,200 instructions, 4.5e-13 for
-4,096. Above that it exceeds 1e-12: 1.8e-12 for 8,000 instructions and 2.9e-11 for 32,768.
+4,096, above 1e-12 for more: 1.8e-12 for 8,000 and 2.9e-11 for 32,768.
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import tempfile
@@ -27,13 +26,11 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.kernels.intersections import Blocks, pair_blocks
-from sparcom_data.errors import StorageError, UnsupportedArchiveError
+from sparcom_data.errors import StorageError
 
 MAX_INSTRUCTIONS = 32_768  # 8 GiB of values
 MEMORY_BYTES = 128 << 20
 STRIP_ROWS = 256  # rows read at once
-_ROW_BITS = 53  # whole numbers up to 2^53 are exact as float64, in whichever order they are added
-_SUM_BITS = 63
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +156,7 @@ def _storage(count: int) -> NDArray[np.float64]:
 
 def fixed_bits(count: int) -> int:
     """Return q for sums over the pairs of `count` instructions."""
-    return min(_ROW_BITS - count.bit_length(), _SUM_BITS - (count * (count - 1) // 2).bit_length())
+    return min(53 - count.bit_length(), 63 - (count * (count - 1) // 2).bit_length())
 
 
 def fixed(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
@@ -190,44 +187,4 @@ def category_means(
 
 def ratio(sums: NDArray[np.float64], counts: NDArray[Any]) -> NDArray[np.float64]:
     """Return sums / counts; NaN where the count is not above 0."""
-    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-
-
-def correlation_blocks(counts: NDArray[np.uint32], tokens: NDArray[np.int64]) -> Blocks:
-    """Yield Pearson's r of every two instructions' expert counts, equation 13; NaN if one of them has no variance.
-
-    Counts c = T · f have the same r as frequencies: with N experts of all layers, r = (N Σ c c' − Σ c Σ c') /
-    √((N Σ c² − (Σ c)²) (N Σ c'² − (Σ c')²)). Sums and differences are exact.
-
-    Args:
-        counts: uint32 (n, layer, expert). tokens: int64 (n,), T, for the error alone.
-
-    Raises:
-        UnsupportedArchiveError: an instruction is so long that the sums would not be exact (millions of tokens).
-    """
-    vectors = counts.reshape(len(counts), -1)
-    size, sums = vectors.shape[1], vectors.sum(axis=1, dtype=np.int64)
-    largest = max((int(np.square(row, dtype=np.float64).sum()) for row in vectors), default=0)
-    if largest >= 2**_ROW_BITS or size * largest >= 2**_SUM_BITS or int(sums.max()) ** 2 >= 2**_SUM_BITS:
-        raise UnsupportedArchiveError(
-            f"correlations are exact for instructions of up to about a million tokens; the longest here has "
-            f"{int(tokens.max())}. Analyse it without such instructions"
-        )
-    spread = np.array([size * int(np.square(row, dtype=np.int64).sum()) for row in vectors]) - sums * sums
-    varied = np.where(spread > 0, spread, np.nan)
-    for rows, columns in pair_blocks(len(counts)):
-        shared = vectors[rows].astype(np.float64) @ vectors[columns].astype(np.float64).T
-        above = size * shared.astype(np.int64) - sums[rows, None] * sums[None, columns]
-        yield rows, columns, np.clip(above / np.sqrt(varied[rows, None] * varied[None, columns]), -1.0, 1.0)
-
-
-def pearson(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
-    """Return Pearson's r of two rows of counts; NaN if one has no variance."""
-    x, y, size = left.astype(np.int64), right.astype(np.int64), len(left)
-    sums = int(x.sum()), int(y.sum())
-    spread = [size * int(z @ z) - total * total for z, total in zip((x, y), sums, strict=True)]
-    if not all(spread):
-        return math.nan
-    above = size * int(x @ y) - sums[0] * sums[1]
-    squared = above * above / (spread[0] * spread[1])  # whole numbers, rounded once: exactly 1 of a row and itself
-    return math.copysign(math.sqrt(squared), above)
+    return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))

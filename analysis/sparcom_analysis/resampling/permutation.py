@@ -14,8 +14,7 @@ three kinds of statistics, each over pairs of two different instructions, large 
 4. p-values of several statistics are adjusted by Westfall and Young's step-down maximum (`step_down`), or by Holm's
    method (`holm`).
 
-Tests presume that instructions are independent. They ignore length and other reasons why a group may be alike. A group
-of one instruction has no pair and no test of its own.
+Tests presume that instructions are independent, and ignore length and other reasons why a group may be alike.
 """
 
 from __future__ import annotations
@@ -47,11 +46,7 @@ def label_tests(
 ) -> dict[str, NDArray[np.float64]] | None:
     """Test whether groups are more alike within than between them, and which; None if `n_permutations` is 0.
 
-    Args:
-        progress: called with permutations done and in all.
-
-    Returns:
-        What `against_labels` returns.
+    Returns what `against_labels` does.
 
     Raises:
         NotComputableError: there are more than `MAX_GROUPS` groups.
@@ -63,28 +58,24 @@ def label_tests(
             f"Groups are tested against permuted labels where there are up to {MAX_GROUPS}; there are "
             f"{len(pairs.labels)}. Group the instructions into fewer."
         )
-    labels = permuted_labels(pairs, options.n_permutations, options.seed)
-    return against_labels(pairs, _reported(labels, options.n_permutations, progress))
+    return against_labels(pairs, permuted_labels(pairs, options.n_permutations, options.seed, progress))
 
 
-def _reported(batches: Iterable[Labels], total: int, progress: Progress | None) -> Iterator[Labels]:
-    """Yield the same batches; a batch is done once the next is asked for."""
-    done = 0
-    for labels in batches:
-        yield labels
-        done += len(labels)
-        if progress is not None:
-            progress(done, total)
+def permuted_labels(
+    pairs: PairMatrix, n_permutations: int, seed: int, progress: Progress | None = None
+) -> Iterator[Labels]:
+    """Yield batches of permuted groups of the m instructions with values: int16 (batch, m).
 
-
-def permuted_labels(pairs: PairMatrix, n_permutations: int, seed: int) -> Iterator[Labels]:
-    """Yield batches of permuted groups of the m instructions with values: int16 (batch, m)."""
+    `progress` is called with permutations done and in all; a batch is done once the next is asked for.
+    """
     labels = pairs.codes[pairs.defined].astype(np.int16)
     rng = np.random.Generator(np.random.PCG64(seed))
     batch = max(1, min(BATCH, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(labels))))
     for first in range(0, n_permutations, batch):
         count = min(batch, n_permutations - first)
         yield rng.permuted(np.broadcast_to(labels, (count, len(labels))), axis=1)
+        if progress is not None:
+            progress(first + count, n_permutations)
 
 
 def against_labels(pairs: PairMatrix, permuted: Iterable[Labels]) -> dict[str, NDArray[np.float64]]:
@@ -118,9 +109,8 @@ def against_labels(pairs: PairMatrix, permuted: Iterable[Labels]) -> dict[str, N
 def _pair_means(pairs: PairMatrix, labels: Labels, count: int) -> list[NDArray[np.float64]]:
     """Return the means over pairs of two instructions that statistics are made of, per labeling; NaN without a pair.
 
-    Returns:
-        Over all, within groups, between groups: float64 (b,); within each group, of each with the others: (b, c); of
-        every two groups: (b, c (c - 1) / 2), empty with over `MAX_PAIRED`.
+    Over all, within groups, between groups: float64 (b,); within each group, of each with the others: (b, c); of every
+    two groups: (b, c (c - 1) / 2), empty with over `MAX_PAIRED`.
     """
     sums, numbers = _cells(pairs, labels, count)
     first, second = np.triu_indices(count if count <= MAX_PAIRED else 0, 1)
@@ -148,10 +138,8 @@ def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> NDArray[np.floa
 
 
 def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric.
-
-    The numbers are (1, c, c) if every pair has a value and all labelings have groups of the same sizes.
-    """
+    """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric; numbers
+    are (1, c, c) if every pair has a value and all labelings have groups of the same sizes."""
     sums, complete = category_sums(pairs.values, labels, count, pairs.bits), pairs.complete
     sizes = np.stack([np.bincount(one, minlength=count) for one in labels])
     if complete and (sizes == sizes[0]).all():
@@ -171,8 +159,7 @@ def category_sums(values: NDArray[np.float64], labels: Labels, count: int, bits:
         values: float64 (n, n), symmetric; NaN adds nothing. labels: int16 (b, n), groups below `count`.
         bits: binary places of the sums, in fixed point. None: count the pairs without a value.
 
-    Returns:
-        int64 (b, count, count), symmetric; a pair of two groups is counted once in each of its two cells.
+    Returns int64 (b, count, count), symmetric; a pair of two groups is counted once in each of its two cells.
     """
     sums = np.zeros((len(labels), count, count), dtype=np.int64)
     for start in range(0, len(values), TILE_COLUMNS):
@@ -197,10 +184,8 @@ def _add_tile(
     first: int,
     last: int,
 ) -> None:
-    """Add the pairs of columns start.. to the sums of permutations first..last, by the groups of row and column.
-
-    Rows are summed by group, whole vectors at a time; then the few sums of each column go to the column's group.
-    """
+    """Add the pairs of columns start.. to the sums of permutations first..last: rows by their groups, whole vectors at
+    a time, then the few sums of each column to the column's group."""
     held = np.empty((sums.shape[1], TILE_COLUMNS), dtype=np.int64)
     width = min(TILE_COLUMNS, labels.shape[1] - start)
     for number in range(first, last):

@@ -1,7 +1,4 @@
-"""Spearman's rank correlation: Pearson's of ranks, ties at the mean of their ranks.
-
-Doubled ranks are whole numbers, so no sum of them is rounded and the result does not depend on their order.
-"""
+"""Spearman's rank correlation, from doubled ranks: whole numbers, so no sum is rounded."""
 
 from __future__ import annotations
 

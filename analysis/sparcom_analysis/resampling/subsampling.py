@@ -1,16 +1,14 @@
-"""Length control: the same number of drawn tokens per instruction, so that activation frequencies are comparable.
+"""Length control: the same number of drawn tokens per instruction.
 
-Activation frequencies of T tokens take T + 1 values. Short instructions have more ties and larger sets, and
-instructions of similar length look alike for that reason. Subsampled to equal length they do not. The plain measure is
-compared over the same instructions, so a difference comes from the tokens alone. The draw is one sample: another seed
-gives slightly different numbers.
+Frequencies over T tokens take T + 1 values, so short instructions have more ties and larger sets, and instructions of
+similar length look alike. Subsampled to equal length they do not. The draw is one sample; another seed gives slightly
+different numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,6 @@ from sparcom_analysis.resampling.ranks import rank_correlation
 from sparcom_data.errors import IncompleteArchiveError, UnsupportedArchiveError
 
 S = TypeVar("S", IsnSets, ExpertCounts)
-
 MIN_CELLS = 3  # two cells are either in the same order or not
 
 
@@ -59,41 +56,29 @@ def _read(subject: S, read: Callable[[TokenDraw], S]) -> S:
     return equal if len(kept) == len(equal) else equal.take(kept)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MatrixChange:
-    """How a symmetric matrix over groups changes. A cell that is NaN in either version is in no comparison.
+def matrix_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> dict[str, Any]:
+    """Compare two symmetric matrices over groups, float64 (c, c). A cell that is NaN in one is in no comparison.
 
-    Attributes:
+    Returns:
         rank_correlation: Spearman's, over cells of two different groups; NaN with fewer than three, or all alike.
-        mean: mean change of the cells on and above the diagonal. largest: of the cell that changes most, `cell`, the
-            first of equals; NaN and (-1, -1) if there is none.
-        compared_rows: rows with a value on the diagonal and one beside it.
-        diagonal_largest: rows of these whose diagonal exceeds every other value, before and after.
+        mean_change: of the cells on and above the diagonal. largest_change: of the cell that changes most, `cell`, the
+        first of equals; NaN and (-1, -1) without any. compared_rows: rows with a value on the diagonal and one beside
+        it. diagonal_largest: rows of these whose diagonal exceeds every other value, before and after.
     """
-
-    rank_correlation: float
-    mean: float
-    largest: float
-    cell: tuple[int, int]
-    compared_rows: int
-    diagonal_largest: tuple[int, int]
-
-
-def matrix_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> MatrixChange:
-    """Compare two symmetric matrices: float64 (c, c) each."""
     difference = after - before
     known = ~np.isnan(difference)
     above, upper = np.triu(known, 1), np.triu(known)
-    changes, (rows, columns) = difference[upper], np.nonzero(upper)
-    most = int(np.abs(changes).argmax()) if len(changes) else -1
-    return MatrixChange(
-        rank_correlation=rank_correlation(before[above], after[above]) if above.sum() >= MIN_CELLS else np.nan,
-        mean=float(changes.mean()) if len(changes) else np.nan,
-        largest=float(changes[most]) if len(changes) else np.nan,
-        cell=(int(rows[most]), int(columns[most])) if len(changes) else (-1, -1),
-        compared_rows=int((known.diagonal() & (known.sum(axis=1) > 1)).sum()),
-        diagonal_largest=(_diagonal_largest(before, known), _diagonal_largest(after, known)),
-    )
+    cells = [*zip(*(side.tolist() for side in np.nonzero(upper)), strict=True), (-1, -1)]
+    changes = np.append(difference[upper], np.nan)
+    most = int(np.nanargmax(np.abs(changes))) if len(cells) > 1 else -1
+    return {
+        "rank_correlation": rank_correlation(before[above], after[above]) if above.sum() >= MIN_CELLS else np.nan,
+        "mean_change": float(changes[:-1].mean()) if len(cells) > 1 else np.nan,
+        "largest_change": float(changes[most]),
+        "cell": cells[most],
+        "compared_rows": int((known.diagonal() & (known.sum(axis=1) > 1)).sum()),
+        "diagonal_largest": (_diagonal_largest(before, known), _diagonal_largest(after, known)),
+    }
 
 
 def _diagonal_largest(matrix: NDArray[np.float64], known: NDArray[np.bool_]) -> int:

@@ -115,7 +115,7 @@ def test_a_file_changes_no_digit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     def results() -> list[Any]:
         pairs = keep_pairs(names, blocks_of(values))
-        tests, ends = label_tests(pairs, options), pair_intervals(pairs, resamples)
+        tests, ends = label_tests(pairs, options), pair_intervals(resamples, pairs)[0]
         assert tests is not None
         taken = pairs.take(np.array([5, 1, 9])).values
         return [*pairs.means(), ends.low, ends.high, *tests.values(), taken]

@@ -1,4 +1,4 @@
-"""Rank correlation against scipy, and what is said of two matrices against loops over their cells."""
+"""Rank correlation against scipy, changes of a matrix against loops over cells, and when subsampling is refused."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from sparcom_analysis.statistics.matrix_pair import Change, MatrixPair
+from sparcom_analysis import find_ises, find_isns
+from sparcom_analysis.errors import NotComputableError
+from sparcom_analysis.measures.experts.length_control import routing_length_control
+from sparcom_analysis.measures.neurons.length_control import length_control
 from sparcom_analysis.resampling.ranks import doubled_ranks, rank_correlation
+from sparcom_analysis.resampling.subsampling import matrix_change
+from sparcom_data.errors import IncompleteArchiveError, UnsupportedArchiveError
 
 few = st.integers(-3, 3).map(lambda value: value / 7)
 
 
 @given(st.lists(st.tuples(few, few), min_size=2, max_size=30))
 def test_rank_correlation_is_scipys(pairs: list[tuple[float, float]]) -> None:
-    """With any ties; where one side has a single value there is none."""
+    """With any ties; NaN if one side has a single value."""
     left, right = np.array(pairs).T
     np.testing.assert_array_equal(doubled_ranks(left), 2 * rankdata(left))
     found = rank_correlation(left, right)
     if len(set(left)) < 2 or len(set(right)) < 2:
-        assert found is None
+        assert np.isnan(found)
     else:
         assert found == pytest.approx(spearmanr(left, right).statistic, abs=1e-12)
 
@@ -42,41 +47,67 @@ def matrix(values: list[float | None], count: int) -> np.ndarray:
 
 
 @given(count=st.integers(1, 5), data=st.data())
-def test_what_is_said_of_two_matrices_is_so(count: int, data: st.DataObject) -> None:
-    """Order, largest change and largest diagonals are those of the cells that both matrices have."""
+def test_changes_are_those_of_loops(count: int, data: st.DataObject) -> None:
+    """Order, largest and mean change and largest diagonals are of the cells that both matrices have."""
     size = count * (count + 1) // 2
     cells = st.lists(st.one_of(st.none(), few), min_size=size, max_size=size)
-    left, right = data.draw(cells), data.draw(cells)
-    pair = MatrixPair([str(k) for k in range(count)], matrix(left, count), matrix(right, count))
+    before, after = matrix(data.draw(cells), count), matrix(data.draw(cells), count)
+    found = matrix_change(before, after)
     known = {
-        (i, j): (pair.plain[i, j], pair.matched[i, j])
+        (i, j): (before[i, j], after[i, j])
         for i in range(count)
         for j in range(count)
-        if not np.isnan(pair.plain[i, j]) and not np.isnan(pair.matched[i, j])
+        if not np.isnan(before[i, j]) and not np.isnan(after[i, j])
     }
     above = [both for (i, j), both in known.items() if i < j]
-    expected = rank_correlation(*zip(*above, strict=True)) if len(above) >= 3 else None
-    assert pair.rank_correlation == expected
-    moved = {(i, j): b - a for (i, j), (a, b) in known.items() if i <= j}
-    change = pair.largest_change
-    assert (change is None) == (not moved)
-    assert pair.mean_change == (pytest.approx(np.mean(list(moved.values())), abs=1e-12) if moved else None)
-    if change is not None:
-        assert abs(change.value) == max(map(abs, moved.values()))
-        assert moved[change.row, change.column] == change.value
+    expected = rank_correlation(*zip(*above, strict=True)) if len(above) >= 3 else np.nan
+    assert found["rank_correlation"] == pytest.approx(expected, nan_ok=True)
+    changes = {(i, j): b - a for (i, j), (a, b) in known.items() if i <= j}
+    if changes:
+        assert found["mean_change"] == pytest.approx(np.mean(list(changes.values())), abs=1e-12)
+        assert abs(found["largest_change"]) == max(map(abs, changes.values()))
+        assert changes[found["cell"]] == found["largest_change"]
+        assert found["cell"] == min(
+            cell for cell, change in changes.items() if abs(change) == abs(found["largest_change"])
+        )
+    else:
+        assert np.isnan([found["mean_change"], found["largest_change"]]).all()
+        assert found["cell"] == (-1, -1)
     rows = [k for k in range(count) if (k, k) in known and any((k, j) in known for j in range(count) if j != k)]
-    assert pair.compared_rows == len(rows)
-    for which, largest in enumerate(pair.diagonal_largest):
+    assert found["compared_rows"] == len(rows)
+    for which, count_largest in enumerate(found["diagonal_largest"]):
         wins = [
             k
             for k in rows
             if all(known[k, k][which] > known[k, j][which] for j in range(count) if (k, j) in known and j != k)
         ]
-        assert largest == len(wins)
+        assert count_largest == len(wins)
 
 
-def test_the_first_of_equal_changes_is_named() -> None:
-    """A cell is said once, with its row before its column."""
-    plain = matrix([0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 3)
-    pair = MatrixPair("abc", plain, matrix([0.0, -0.5, 0.1, 0.0, 0.5, 0.0], 3))
-    assert pair.largest_change == Change(0, 1, -0.5)
+def test_no_equal_length_says_why(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
+    """Switched off, of counts, or with too few long instructions there is no measure; asked for, there is an error."""
+    long = find_isns(make_case((9, 12, 10, 3), ("a", "b", "a", "b")).archive)
+    with pytest.raises(NotComputableError, match="switched off"):
+        length_control(long, equal_length=False)
+    for isn, error in (
+        (find_isns(make_case((9, 12), ("a", "b"), granularity="count").archive), UnsupportedArchiveError),
+        (find_isns(make_case((3, 4), ("a", "b")).archive), IncompleteArchiveError),
+        (long.sel(instruction=["i1", "i3"]), IncompleteArchiveError),
+    ):
+        with pytest.raises(NotComputableError, match=r"^Instructions cannot be subsampled to equal length: .*\.$"):
+            length_control(isn)
+        with pytest.raises(error):
+            length_control(isn, equal_length=True)
+    with pytest.raises(IncompleteArchiveError, match="at least 2 instructions with 11 tokens; 1 have"):
+        length_control(long, equal_length_tokens=11)
+    with pytest.raises(NotComputableError, match="switched off"):
+        routing_length_control(find_ises(make_moe().archive), equal_length=False)
+
+
+def test_a_selection_is_subsampled_to_its_own_shortest(make_case) -> None:  # type: ignore[no-untyped-def]
+    """Of selected instructions the shortest with at least 8 tokens sets the number, and others take no part."""
+    isn = find_isns(make_case((9, 12, 10, 3, 14), ("a", "b", "a", "b", "b")).archive)
+    found = length_control(isn.sel(instruction=["i1", "i2", "i3", "i4"]), n_resamples=0)
+    assert found.attrs["drawn_tokens"] == 10
+    assert (found.attrs["instructions"], int(found["used"].sum())) == (3, 3)
+    assert found["too_short"].sel(category="b") == 1

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import xarray as xr
 
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts, find_ises
-from sparcom_analysis.measures.measure import OURS, Measure
-from sparcom_analysis.measures.neurons.length_control import (
-    caption,
-    figure,
-    length_control_dataset,
-    length_control_sentences,
-    plot,
-)
+from sparcom_analysis.measures.neurons.length_control import MEASURE as NEURONS
+from sparcom_analysis.measures.neurons.length_control import length_control_dataset, length_control_sentences
 from sparcom_analysis.resampling.subsampling import subsampled
 
 
@@ -34,18 +29,12 @@ def sentences(ds: xr.Dataset) -> list[str]:
     return length_control_sentences(ds, "mean Pearson correlation of expert frequencies")
 
 
-MEASURE = Measure(
+MEASURE = replace(
+    NEURONS,
     name="routing_length_control",
     title="Routing correlation with equally long instructions",
-    equation=OURS,
     needs="experts",
-    definition=(
-        "Equation 14 with the same number of drawn tokens per instruction, beside the plain measure over the same "
-        "instructions. It shows which correlations come from the length of instructions."
-    ),
+    definition=NEURONS.definition.replace("Equation 10", "Equation 14").replace("similarities", "correlations"),
     compute=routing_length_control,
     sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
 )

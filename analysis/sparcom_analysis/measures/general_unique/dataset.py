@@ -23,9 +23,9 @@ MAX_RESAMPLES = 200  # a draw costs more here than weights of means do
 MAX_PERMUTATIONS = 500  # the least p of twelve categories is then 12 / 501 = 0.024
 ONE_CATEGORY = "There is only one category, so no member is general or unique."
 TITLES = {
-    "general": "general: members of all categories",
-    "common": "common to several categories",
-    "unique": "unique to one category",
+    "general": "general (all categories)",
+    "common": "common (several categories)",
+    "unique": "unique (one category)",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
@@ -14,7 +15,7 @@ from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.measures.measure import OURS, Measure, dataset
 from sparcom_analysis.measures.pair_means import SELF_PAIRS
 from sparcom_analysis.measures.text import decimal, interval, neurons_of
-from sparcom_analysis.resampling.bootstrap import difference_intervals, resamples_for
+from sparcom_analysis.resampling.bootstrap import pair_intervals, resamples_for
 from sparcom_analysis.resampling.ranks import rank_correlation
 from sparcom_analysis.resampling.subsampling import matrix_change, subsampled
 
@@ -32,8 +33,7 @@ def length_control(isn: IsnSets, progress: Progress | None = None, **changes: An
 
     Returns:
         Variables of `length_control_dataset`, and `mean_size`, `length_correlation` (version): mean set size, and
-        Spearman's rank correlation of set size with the number of tokens before the draw; `instruction_tokens`
-        (instruction) and `instruction_size` (version, instruction).
+        Spearman's rank correlation of set size with the number of tokens before the draw.
 
     Raises:
         NotComputableError, UnsupportedArchiveError, IncompleteArchiveError: see `subsampled`.
@@ -44,15 +44,13 @@ def length_control(isn: IsnSets, progress: Progress | None = None, **changes: An
         plain, lambda draw: find_isns(plain.archive, plain.options, population=population, draw=draw, progress=progress)
     )
     both = np.isin(plain.instruction, equal.instruction)
-    tokens, sizes = plain.tokens[both], np.stack([plain.sizes[both], equal.sizes])
-    sizes = np.concatenate([sizes, np.diff(sizes, axis=0)])
+    tokens, sizes = plain.tokens[both], (plain.sizes[both], equal.sizes)
+    means = [float(size.mean()) for size in sizes]
     variables = {
-        "mean_size": ("version", sizes.mean(axis=1), {"long_name": "mean set size", "units": "neurons"}),
-        "length_correlation": ("version", [*(rank_correlation(tokens, size) for size in sizes[:2]), np.nan]),
-        "instruction_tokens": ("instruction", tokens),
-        "instruction_size": (("version", "instruction"), sizes),
+        "mean_size": ("version", [*means, means[1] - means[0]], {"long_name": "mean set size", "units": "neurons"}),
+        "length_correlation": ("version", [*(rank_correlation(tokens, size) for size in sizes), np.nan]),
     }
-    return length_control_dataset(plain, equal, "mean Jaccard index", variables, {"instruction": list(equal.ids)})
+    return length_control_dataset(plain, equal, "mean Jaccard index", variables)
 
 
 def length_control_dataset(
@@ -60,14 +58,13 @@ def length_control_dataset(
     equal: IsnSets | ExpertCounts,
     long_name: str,
     variables: dict[str, Any] | None = None,
-    coords: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Return a measure over pairs, plain and subsampled, over the instructions of `equal`, and their difference.
 
     Variables:
         value, ci_low, ci_high (version, self_pairs, category, category_2): from the same draws of instructions.
         rank_correlation, mean_change, largest_change, largest_change_category, largest_change_category_2,
-        compared_rows (self_pairs), diagonal_largest (version, self_pairs): see `MatrixChange`.
+        compared_rows (self_pairs), diagonal_largest (self_pairs, version): see `matrix_change`.
         used, too_short (category): instructions that are long enough, and that are not.
     """
     options, both = equal.options, np.isin(plain.instruction, equal.instruction)
@@ -75,7 +72,7 @@ def length_control_dataset(
     groups = list(dict.fromkeys(plain.categories))
     kept = [groups.index(name) for name in dict.fromkeys(equal.categories)]
 
-    def aligned(matrices: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def aligned(matrices: Any) -> NDArray[np.float64]:
         """Put (version, self_pairs, c', c') under the labels of all categories."""
         full = np.full((3, 2, len(groups), len(groups)), np.nan)
         full[:, :, np.array(kept)[:, None], kept] = np.asarray(matrices)
@@ -86,31 +83,23 @@ def length_control_dataset(
     found = {"value": (CELLS, value, {"long_name": long_name}), **(variables or {})}
     resamples = resamples_for(equal.categories, options)
     if resamples is not None:
-        ends = difference_intervals(*pairs, resamples)
+        ends = pair_intervals(resamples, *pairs)
         found["ci_low"] = (CELLS, aligned([one.low for one in ends]))
         found["ci_high"] = (CELLS, aligned([one.high for one in ends]))
     changes = [matrix_change(value[0, k], value[1, k]) for k in range(2)]
+    for name in ("rank_correlation", "mean_change", "largest_change", "compared_rows"):
+        found[name] = ("self_pairs", [one[name] for one in changes])
     labels = [*plain.labels, ""]  # -1 is no cell
-    for name in ("rank_correlation", "compared_rows"):
-        found[name] = ("self_pairs", [getattr(one, name) for one in changes])
+    for k, name in enumerate(("largest_change_category", "largest_change_category_2")):
+        found[name] = ("self_pairs", [labels[one["cell"][k]] for one in changes])
+    diagonal = np.array([(*one["diagonal_largest"], np.nan) for one in changes])
     members, used = (np.bincount(codes, minlength=len(groups)) for codes in (plain.codes, plain.codes[both]))
-    found |= {
-        "mean_change": ("self_pairs", [one.mean for one in changes]),
-        "largest_change": ("self_pairs", [one.largest for one in changes]),
-        "largest_change_category": ("self_pairs", [labels[one.cell[0]] for one in changes]),
-        "largest_change_category_2": ("self_pairs", [labels[one.cell[1]] for one in changes]),
-        "diagonal_largest": (
-            ("version", "self_pairs"),
-            np.array([*zip(*(one.diagonal_largest for one in changes), strict=True), (np.nan, np.nan)]),
-        ),
-        "used": ("category", used),
-        "too_short": ("category", members - used),
-    }
+    found["diagonal_largest"] = (("self_pairs", "version"), diagonal)
+    found |= {"used": ("category", used), "too_short": ("category", members - used)}
     return dataset(
         equal,
         found,
-        {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels[:-1], "category_2": labels[:-1]}
-        | (coords or {}),
+        {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels[:-1], "category_2": labels[:-1]},
         self_pairs_shown=options.self_pairs,
         n_resamples=options.n_resamples or None,
         confidence_level=options.confidence_level if options.n_resamples else None,
@@ -141,9 +130,7 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
     apart = ds.sel(self_pairs=False)
     if rows := int(apart["compared_rows"]):
         equal, plain = (int(apart["diagonal_largest"].sel(version=version)) for version in ("equal_length", "plain"))
-        found.append(
-            f"{equal} of {rows} categories are more similar within than to any other; with all tokens {plain} are."
-        )
+        found.append(f"{equal} of {rows} categories are most similar to themselves; with all tokens {plain} of {rows}.")
     if short := int(ds["too_short"].sum()):
         found.append(f"{short:,} {'instruction is' if short == 1 else 'instructions are'} too short and left out.")
     return found
@@ -169,7 +156,7 @@ def signed(value: float, digits: int = 3) -> str:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     return (
-        f"{str(ds['value'].attrs['long_name']).capitalize()} of every two categories, {ds.attrs['model']}, with all "
+        f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
         f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
         f"over the same {ds.attrs['instructions']:,} instructions. Bold: the interval of the difference excludes 0."
     )
@@ -182,9 +169,8 @@ def plot(ds: xr.Dataset, ax: Any = None, *, version: str = "equal_length", **sty
     titles = {"plain": "all tokens", "equal_length": f"{ds.attrs['drawn_tokens']:,} tokens", "difference": "difference"}
     style = {"label": str(ds["value"].attrs["long_name"]), "title": titles[version]} | style
     if version == "difference":
-        style = {"center": 0.0} | style
-        if "ci_low" in one:
-            style["marks"] = (one["ci_low"].values > 0) | (one["ci_high"].values < 0)
+        marks = (one["ci_low"].values > 0) | (one["ci_high"].values < 0) if "ci_low" in one else None
+        style = {"center": 0.0, "marks": marks} | style
     return plotting.heatmap(one["value"].values, labels, labels, ax=ax, **style)
 
 
@@ -205,7 +191,7 @@ MEASURE = Measure(
     needs="isn",
     definition=(
         "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
-        "instructions. It shows which similarities come from the length of instructions."
+        "instructions: which similarities come from length?"
     ),
     compute=length_control,
     sentences=sentences,

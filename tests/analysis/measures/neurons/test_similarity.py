@@ -1,50 +1,36 @@
-"""Equation 10 and figure 5, against scipy, Python sets and loops."""
+"""Equation 10 against scipy, Python sets and loops, its sentences, and too many instructions."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from sparcom_analysis import category_similarity, instruction_specific_neurons, isn_by_layer
-from sparcom_analysis.isn import InstructionNeurons, Selection
-from sparcom_analysis.kernels.bitsets import PackedSets
-from sparcom_analysis.measures.similarity import jaccard_blocks
+from sparcom_analysis import find_isns
 from sparcom_analysis.archive.categories import category_codes, category_labels
-from sparcom_analysis.archive.populations import Population
+from sparcom_analysis.kernels.bitsets import Bitsets
+from sparcom_analysis.kernels.intersections import jaccard_blocks
+from sparcom_analysis.measures.neurons.similarity import MEASURE, caption, sentences, similarity
+from sparcom_analysis.measures.pair_means import closest, plot_pair_means, shown
+from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 
 
-def neurons_from(masks: np.ndarray, categories: list[str]) -> InstructionNeurons:
-    """Sets given as bool (n, layer, neuron)."""
-    n, layers, width = masks.shape
-    packed = np.packbits(masks, axis=2, bitorder="little").reshape(n, -1)
-    words = np.zeros((n, -(-packed.shape[1] // 8)), dtype=np.uint64)
+def jaccard_pairs(masks: NDArray[np.bool_], categories: list[str]) -> PairMatrix:
+    """The pairs of sets given as bool (n, layer, neuron)."""
+    packed = np.packbits(masks, axis=2, bitorder="little").reshape(len(masks), -1)
+    words = np.zeros((len(masks), -(-packed.shape[1] // 8)), dtype=np.uint64)
     words.view(np.uint8)[:, : packed.shape[1]] = packed
-    sets = PackedSets(*words.shape)
+    sets = Bitsets(*words.shape)
     for k, row in enumerate(words):
         sets[k] = row
-    return InstructionNeurons(
-        selection=Selection(threshold=0.5),
-        rows="prompt",
-        population=Population("neuron", list(range(layers)), 1, 1, width),
-        instruction=np.arange(n),
-        ids=[f"i{k}" for k in range(n)],
-        categories=categories,
-        tokens=np.ones(n, dtype=np.int64),
-        minimum_count=np.ones(n, dtype=np.int64),
-        sets=sets,
-        layer_counts=masks.sum(axis=2),
-        without_rows=0,
-    )
-
-
-def jaccard_matrix(neurons: InstructionNeurons) -> np.ndarray:
-    full = np.zeros((len(neurons), len(neurons)))
-    for rows, columns, block in jaccard_blocks(neurons):
-        full[rows, columns] = block
-    return np.triu(full) + np.triu(full, 1).T
+    return keep_pairs(categories, jaccard_blocks(sets, masks.sum(axis=(1, 2))))
 
 
 @settings(deadline=None, max_examples=30)
@@ -56,71 +42,56 @@ def jaccard_matrix(neurons: InstructionNeurons) -> np.ndarray:
     seed=st.integers(0, 999),
 )
 def test_pairs_equal_scipy(count: int, layers: int, width: int, rate: float, seed: int) -> None:
-    """The Jaccard index of every pair is 1 minus scipy's Jaccard distance, but for two empty sets, which are 0."""
+    """Every Jaccard index is 1 minus scipy's Jaccard distance; two empty sets have none."""
     masks = np.random.default_rng(seed).random((count, layers, width)) < rate
     flat = masks.reshape(count, -1)
     expected = 1 - cdist(flat, flat, "jaccard")
     empty = ~flat.any(axis=1)
-    expected[np.ix_(empty, empty)] = 0
-    np.testing.assert_allclose(jaccard_matrix(neurons_from(masks, ["c"] * count)), expected, rtol=0, atol=1e-12)
+    expected[np.ix_(empty, empty)] = np.nan
+    np.testing.assert_allclose(jaccard_pairs(masks, ["c"] * count).values, expected, rtol=0, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=30)
 @given(
-    categories=st.lists(st.sampled_from(["CLS", "", "GEN", "Übersetzen"]), min_size=2, max_size=80),
+    categories=st.lists(st.sampled_from(["CLS", "", "GEN", "Übersetzen"]), min_size=2, max_size=60),
     rate=st.sampled_from([0.01, 0.3, 0.9]),
     seed=st.integers(0, 999),
 )
 def test_categories_equal_loops_over_sets(categories: list[str], rate: float, seed: int) -> None:
-    """Both matrices are the plain means over pairs of Python sets, self pairs counted and left out."""
+    """Both matrices are means over pairs of Python sets, self pairs counted and left out, two empty sets in none."""
     masks = np.random.default_rng(seed).random((len(categories), 2, 23)) < rate
     sets = [{(int(j), int(i)) for j, i in zip(*np.nonzero(mask), strict=True)} for mask in masks]
-    result = category_similarity(neurons_from(masks, categories))
+    pairs = jaccard_pairs(masks, categories)
+    with_self, without = pairs.means()
     order = list(dict.fromkeys(categories))
-    assert list(result.categories) == [name or "(none)" for name in order]
+    assert pairs.labels == [name or "(none)" for name in order]
     for a, first in enumerate(order):
         for b, second in enumerate(order):
-            pairs = [
-                (x, y, len(sets[x] & sets[y]) / len(sets[x] | sets[y]) if sets[x] | sets[y] else 0.0)
+            found = [
+                (x, y, len(sets[x] & sets[y]) / len(sets[x] | sets[y]))
                 for x in range(len(sets))
                 for y in range(len(sets))
-                if categories[x] == first and categories[y] == second
+                if categories[x] == first and categories[y] == second and sets[x] | sets[y]
             ]
-            others = [value for x, y, value in pairs if x != y]
-            assert result.matrix[a, b] == pytest.approx(np.mean([value for *_, value in pairs]), abs=1e-12)
-            if others:
-                assert result.without_self[a, b] == pytest.approx(np.mean(others), abs=1e-12)
-            else:
-                assert np.isnan(result.without_self[a, b])
+            for matrix, values in (
+                (with_self, [value for *_, value in found]),
+                (without, [value for x, y, value in found if x != y]),
+            ):
+                expected = np.mean(values) if values else np.nan
+                assert matrix[a, b] == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_block_size_of_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On however many cores no digit of the means changes, and with other blocks no more than rounding does."""
-    masks = np.random.default_rng(3).random((300, 2, 40)) < 0.2
-    neurons = neurons_from(masks, [str(k % 3) for k in range(300)])
-    expected = category_similarity(neurons)
+    """Cores change no digit of the means; other blocks change no more than rounding does."""
+    masks = np.random.default_rng(3).random((140, 2, 40)) < 0.2
+    names = [str(k % 3) for k in range(140)]
+    expected = jaccard_pairs(masks, names).means()
     for cores in (1, 2, 16):
         monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
-        found = category_similarity(neurons)
-        np.testing.assert_array_equal(found.matrix, expected.matrix)
-        np.testing.assert_array_equal(found.without_self, expected.without_self)
-    for paired in (1, 7, 299):
-        monkeypatch.setattr("sparcom_analysis.resampling.pair_means.PAIRED", paired)
-        found = category_similarity(neurons)
-        np.testing.assert_allclose(found.matrix, expected.matrix, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(found.without_self, expected.without_self, rtol=0, atol=1e-12)
-
-
-def test_layer_counts_are_means_over_the_category(typical) -> None:  # type: ignore[no-untyped-def]
-    """Each cell is the mean over the category's complete instructions of their ISNs in that layer."""
-    neurons = instruction_specific_neurons(typical.archive, epsilon=0.2)
-    result = isn_by_layer(neurons)
-    assert list(result.categories) == ["QA", "CODE", "(none)"]
-    for row, name in enumerate(["QA", "CODE", ""]):
-        members = [k for k, category in enumerate(neurons.categories) if category == name]
-        for layer in range(3):
-            mean = sum(int(neurons.mask(k)[layer].sum()) for k in members) / len(members)
-            assert result.mean_count[row, layer] == pytest.approx(mean, abs=1e-12)
+        np.testing.assert_array_equal(jaccard_pairs(masks, names).means(), expected)
+    for paired in (5, 33, 139):
+        monkeypatch.setattr("sparcom_analysis.kernels.intersections.PAIRED", paired)
+        np.testing.assert_allclose(jaccard_pairs(masks, names).means(), expected, rtol=0, atol=1e-12)
 
 
 def test_the_label_of_no_category_never_merges_two() -> None:
@@ -130,3 +101,81 @@ def test_the_label_of_no_category_never_merges_two() -> None:
     assert labels[1:] == ["(none)", "a", "(no category)"]
     assert len(set(labels)) == 4
     assert category_codes(names).tolist() == [0, 1, 2, 0, 3]
+
+
+@pytest.fixture
+def found(make_case: Any) -> xr.Dataset:
+    """Equation 10 of twelve instructions with intervals and tests."""
+    case = make_case([6, 9, 7] * 4, ["QA", "CODE", ""] * 4, rates=(0.3, 0.5, 0.2))
+    return similarity(find_isns(case.archive, top=0.2), n_resamples=20, n_permutations=19)
+
+
+def test_the_dataset_is_whole_and_survives_json(found: xr.Dataset) -> None:
+    """Values, intervals and p-values stand in one Dataset that JSON keeps."""
+    assert found["value"].dims == ("self_pairs", "category", "category_2")
+    assert set(found) == {
+        *("value", "ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean", "within", "others"),
+        *("overall_within", "overall_between", "overall_pvalue"),
+    }
+    assert found["category"].values.tolist() == ["QA", "CODE", "(none)"]
+    inside = found.sel(self_pairs=False)
+    assert ((inside["ci_low"] <= inside["value"]) & (inside["value"] <= inside["ci_high"])).all()
+    again = xr.Dataset.from_dict(json.loads(json.dumps(found.to_dict())))
+    for name in found:
+        np.testing.assert_array_equal(again[name].values.astype(float), found[name].values)
+    assert again.attrs["undefined"] == 0
+
+
+def test_empty_sets_are_counted(make_case: Any) -> None:
+    """Instructions with an empty set are counted as undefined, and their pairs are in no mean."""
+    isn = find_isns(make_case([6, 9, 7, 8], ["a", "b"] * 2, rates=(0.5, 0.0, 0.4, 0.0)).archive, top=0.2)
+    found = similarity(isn, n_resamples=20, n_permutations=19)
+    assert found.attrs["undefined"] == 2
+    assert np.isnan(found["value"].sel(category="b", category_2="b")).all()
+    assert (found["value"].sel(category="a", category_2="b") == 0).all()
+
+
+def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit of pairs the same means come without intervals and tests, and the reason is given."""
+    isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
+    expected = similarity(isn, n_resamples=20, n_permutations=19)
+    monkeypatch.setattr("sparcom_analysis.resampling.pairs.MAX_INSTRUCTIONS", 5)
+    found = similarity(isn.take(np.arange(6)), n_resamples=20, n_permutations=19)
+    np.testing.assert_array_equal(found["value"], expected["value"])
+    assert list(found) == ["value"]
+    assert "up to 5 instructions; there are 6" in found.attrs["reason"]
+    assert not {"n_resamples", "n_permutations", "confidence_level"} & set(found.attrs)
+    assert "Pairs of an instruction with itself" in caption(found)
+    monkeypatch.undo()
+    monkeypatch.setattr("sparcom_analysis.resampling.permutation.MAX_GROUPS", 2)
+    assert "ci_low" in (untested := similarity(isn, n_resamples=20))
+    assert untested.attrs["reason"].startswith("Groups are tested against permuted labels where there are up to 2")
+
+
+def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
+    """Within and between, the categories that stand out, and the closest two are those of the Dataset."""
+    ds = found.copy(deep=True)
+    ds["overall_within"], ds["overall_between"], ds["overall_pvalue"] = 0.4321, 0.1234, 0.0004
+    ds["pvalue_adjusted"][:] = 0.5
+    ds["pvalue_adjusted"].loc["QA", "QA"] = 0.01
+    for cell in (("QA", "(none)"), ("(none)", "QA")):
+        for name, value in (("value", 0.777), ("ci_low", 0.7), ("ci_high", 0.8)):
+            ds[name].loc[False, cell[0], cell[1]] = value
+    assert closest(ds) == ("QA", "(none)")
+    first, second, third = sentences(ds)
+    assert first.startswith(
+        "Mean Jaccard similarity of ISN sets (neurons) is 0.432 within categories and 0.123 between"
+    )
+    assert "p < 0.001" in first
+    assert second == "1 of 3 categories are more similar within than to the others after correction: QA."
+    assert third == "The closest two categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
+    assert sentences(ds.drop_vars("overall_pvalue")) == []
+
+
+def test_the_figure_is_the_version_chosen(found: xr.Dataset) -> None:
+    """The heat map shows the version with self pairs or without, into the axes given."""
+    ax = plot_pair_means(found, self_pairs=False)
+    np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), shown(found, self_pairs=False)["value"])
+    assert plot_pair_means(found, ax) is ax
+    assert "eq. 10" in caption(found)
+    assert MEASURE.compute is similarity

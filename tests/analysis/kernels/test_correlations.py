@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr
 
 from sparcom_analysis import find_ises
-from sparcom_analysis.resampling.pairs import PairMatrix, correlation_blocks, keep_pairs, pearson
+from sparcom_analysis.kernels.correlations import correlation_blocks, pearson
+from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.errors import UnsupportedArchiveError
 
 
