@@ -17,7 +17,8 @@ from sparcom_analysis.archive.rows import row_spans
 from sparcom_analysis.compare import IsnComparison, matched_notes
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.options import Options
-from sparcom_data.archive import Archive, describe_states
+from sparcom_data.archive import Archive
+from sparcom_data.describe import describe_states
 
 FORMAT_VERSION = 3
 LARGE_SHARE = 1 / 5  # of counted tokens. Measured at 27 %: similarity between categories 0.59, of content alone 0.49
