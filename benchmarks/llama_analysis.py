@@ -69,9 +69,8 @@ def _analyze(path: Path, count: int) -> dict[str, Any]:
 
 def _analyze_here(path: Path, report: Path) -> dict[str, float]:
     """Run the whole analysis in this process, after a small one that compiles everything."""
-    from sparcom_analysis.report.write import write_report
-
     from sparcom_analysis import analyze
+    from sparcom_analysis.report.write import write_report
     from sparcom_data.testing import write_random_archive
 
     write_random_archive(report / "warm.zarr")

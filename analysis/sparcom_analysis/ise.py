@@ -58,10 +58,6 @@ class ExpertCounts(PerInstruction):
         """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
         return correlation_blocks(self.counts, self.tokens)
 
-    def pair_blocks(self) -> Blocks:
-        """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
-        return correlation_blocks(self.counts, self.tokens)
-
     @cached_property
     def pairs(self) -> PairMatrix:
         """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""

@@ -139,7 +139,7 @@ class Options:
             )
         if changes.get("min_frequency") is not None:
             changes = {"top": None} | changes
-        return replace(cls() if options is None else options, **changes)  # type: ignore[return-value, arg-type]
+        return replace(cls() if options is None else options, **changes)
 
     @property
     def must_match_lengths(self) -> bool:

@@ -99,10 +99,9 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
     if settings["instructions"] and not any(other for _, other in pairs):
         raise click.UsageError("--instruction shows an instruction in both models: add --tuned")
     options = _options(ctx, settings)
+    from sparcom_analysis.report.folder import check_output
     from sparcom_analysis.report.page import notes
     from sparcom_analysis.report.write import write_report
-
-    from sparcom_analysis.report.folder import check_output
     from sparcom_data.archive import open_archive
 
     opened = [(open_archive(base), None if other is None else open_archive(other)) for base, other in pairs]

@@ -187,4 +187,5 @@ def category_means(
 
 def ratio(sums: NDArray[np.float64], counts: NDArray[Any]) -> NDArray[np.float64]:
     """Return sums / counts; NaN where the count is not above 0."""
-    return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+    found: NDArray[np.float64] = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return found

@@ -35,9 +35,8 @@ def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
 
 def first_sentences(run: DataTree) -> list[str]:
     """Return the first sentence of the measures that the report opens with, and of the length control."""
-    from sparcom_analysis.report.page import ANSWERS
-
     from sparcom_analysis.measures import REGISTRY
+    from sparcom_analysis.report.page import ANSWERS
 
     measures = {measure.name: measure for measure in REGISTRY}
     shown = [name for name in (*ANSWERS, "length_control") if name in run.children and name in measures]

@@ -11,6 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from sparcom_analysis.figures.experts import all_figures, maps_figure, panels
+from sparcom_analysis.figures.neurons import to_svg
+from sparcom_analysis.findings.experts import correlation_sentence
+from sparcom_analysis.passes import Passes
+from sparcom_analysis.schema.metrics import COMPONENT_PARTS
+from sparcom_analysis.tables.experts import all_label
 
 from sparcom_analysis import (
     Analysis,
@@ -24,12 +30,6 @@ from sparcom_analysis import (
     isn_by_layer,
     top_experts,
 )
-from sparcom_analysis.figures.experts import all_figures, maps_figure, panels
-from sparcom_analysis.figures.neurons import to_svg
-from sparcom_analysis.findings.experts import correlation_sentence
-from sparcom_analysis.passes import Passes
-from sparcom_analysis.schema.metrics import COMPONENT_PARTS
-from sparcom_analysis.tables.experts import all_label
 from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError

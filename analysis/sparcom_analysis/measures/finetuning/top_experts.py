@@ -41,7 +41,7 @@ def finetuning_top_experts(
         `layer_null_mean`: the fraction that k experts drawn at random would include.
     """
     if changes:
-        comparison = replace(comparison, base=comparison.base.with_options(**changes))
+        comparison = comparison.with_options(**changes)
     base, tuned = comparison.sides
     tuned = replace(tuned, options=base.options)
     before, after = (counted_ranks(side) | _frequencies(side) for side in (base, tuned))
