@@ -130,4 +130,4 @@ def names_public_class(function: object) -> bool:
 
 
 if __name__ == "__main__":
-    NOTEBOOK.write_text(json.dumps(notebook(PAGE.read_text()), indent=1, ensure_ascii=False) + "\n")
+    NOTEBOOK.write_text(json.dumps(notebook(PAGE.read_text()), indent=1, ensure_ascii=False, sort_keys=True) + "\n")
