@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.metadata import Positions
@@ -32,7 +32,7 @@ class Options:
         counted_tokens: `content` leaves out tokens that a chat template or the tokenizer wrote.
         special_tokens, special_token_ids: whether special tokens (BOS, template markers) count, and their ids if not
             those that the archive lists.
-        group_by: what groups instructions: `category`, `source`, `half` (synthetic or natural, of HexaInst), or several.
+        group_by: what groups instructions: `category`, `source`, `half` (of HexaInst: synthetic or natural), or several.
         self_pairs: whether figures and sentences show means with the pair of an instruction with itself, as equations
             10 and 14 have it. Both versions are always computed.
         equal_length: repeat the measures with the same number of tokens per instruction. None: where that can be done.
@@ -125,7 +125,7 @@ class Options:
         }
 
     @classmethod
-    def of(cls, options: Options | None = None, **changes: Any) -> Self:
+    def of(cls, options: Options | None = None, **changes: Any) -> Options:
         """Return `options`, or the defaults, with some fields changed.
 
         Raises:

@@ -92,7 +92,7 @@ def test_figures_fit_the_columns_of_a_paper() -> None:
             plotting.curves(range(30), np.ones((6, 30)), names(6, True)),
         )
     ]
-    assert [width for width, _ in sizes] == [plotting.COLUMN] * 3
+    assert [width for width, _ in sizes] == [fit.COLUMN] * 3
     assert sizes[1][1] < sizes[2][1]
 
 
@@ -193,6 +193,8 @@ def test_ticks_are_layers_of_the_model(layers: Sequence[int]) -> None:
     assert {int(tick) for tick in ax.get_xticks()} <= set(layers)
     assert len(ax.get_xticks()) <= 10
     assert len({str(line.get_markevery()) for line in ax.lines}) == 1
+    assert fit.layer_ticks(range(30)) == [0, 5, 10, 15, 20, 25]
+    assert fit.layer_ticks([7, 9]) == [7, 9]
 
 
 def test_curves_show_intervals_and_null() -> None:

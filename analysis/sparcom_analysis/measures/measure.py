@@ -15,7 +15,7 @@ model (`facts`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,6 @@ from sparcom_analysis.errors import NotComputableError as NotComputableError  # 
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.means import GroupMeans
 
 if TYPE_CHECKING:
@@ -80,8 +79,14 @@ Variable = tuple[Sequence[str], ArrayLike] | tuple[Sequence[str], ArrayLike, Map
 def dataset(
     subject: Subject, variables: Mapping[str, Variable], coords: Mapping[str, Any], **attributes: Any
 ) -> xr.Dataset:
-    """Return a Dataset of these variables with the attributes of `facts` and further ones; None is left out."""
-    held = {name: value for name, value in (facts(subject) | attributes).items() if value is not None}
+    """Return a Dataset of these variables with the attributes of `facts` and further ones; None is left out.
+
+    With intervals, `n_resamples` and `confidence_level` of the options are among the attributes.
+    """
+    drawn = any(name.endswith("ci_low") for name in variables)
+    options = subject.options
+    level = {"n_resamples": options.n_resamples, "confidence_level": options.confidence_level} if drawn else {}
+    held = {name: value for name, value in (facts(subject) | level | attributes).items() if value is not None}
     return xr.Dataset(dict(variables), coords=dict(coords), attrs=held)
 
 
@@ -102,12 +107,6 @@ def means(
         f"overall_{prefix}value": (dims, found.overall, attrs or {}),
         **bounds(f"overall_{prefix}", dims, found.overall_interval),
     }
-
-
-def resampling_attrs(options: Options) -> dict[str, Any]:
-    """Return `n_resamples` and `confidence_level`, None without intervals."""
-    level = options.confidence_level if options.n_resamples else None
-    return {"n_resamples": options.n_resamples or None, "confidence_level": level}
 
 
 def facts(subject: Subject) -> dict[str, Any]:
@@ -145,8 +144,3 @@ def facts(subject: Subject) -> dict[str, Any]:
 def present(ds: xr.Dataset, *names: str) -> bool:
     """Return whether a Dataset has these variables, with a value in each."""
     return all(name in ds and bool(np.isfinite(ds[name]).any()) for name in names)
-
-
-def pairs_of(labels: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield every two of c groups, i < j, as indices."""
-    yield from ((i, j) for i in range(len(labels)) for j in range(i + 1, len(labels)))

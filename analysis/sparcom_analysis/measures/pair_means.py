@@ -61,8 +61,6 @@ def pair_mean_dataset(
         {"self_pairs": SELF_PAIRS, "category": subject.labels, "category_2": subject.labels},
         self_pairs_shown=options.self_pairs,
         undefined=int(np.isnan(itself).sum()),
-        n_resamples=options.n_resamples if variables else None,
-        confidence_level=options.confidence_level if variables else None,
         n_permutations=options.n_permutations if tests is not None else None,
         reason=reason or None,
         **attributes,

@@ -23,7 +23,7 @@ CELLS = ("category", "layer", "expert")
 
 def mean_expert_frequencies(
     experts: ExpertCounts,
-    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    progress: Progress | None = None,
     **changes: Any,
 ) -> xr.Dataset:
     """Return the mean of f (SPARCOM, eq. 11) over the instructions of each category; the mean is ours.
@@ -51,8 +51,6 @@ def mean_expert_frequencies(
             "null_mean": ((), experts.top_k / experts.experts),
         },
         {"category": means.labels, "layer": list(experts.layer_ids), "expert": range(experts.experts)},
-        n_resamples=experts.options.n_resamples or None,
-        confidence_level=experts.options.confidence_level if experts.options.n_resamples else None,
     )
 
 

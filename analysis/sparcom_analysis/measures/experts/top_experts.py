@@ -71,7 +71,7 @@ def rank_coords(experts: ExpertCounts) -> dict[str, Any]:
 
 def top_experts(
     experts: ExpertCounts,
-    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    progress: Progress | None = None,
     **changes: Any,
 ) -> xr.Dataset:
     """Return the `top_experts` most used experts per category (SPARCOM, app. F, table 6), and those per layer (ours).
@@ -111,8 +111,6 @@ def top_experts(
             "fraction_null_mean": ((), chosen.shape[-1] / experts.experts),
         },
         rank_coords(experts),
-        n_resamples=experts.options.n_resamples or None,
-        confidence_level=experts.options.confidence_level if experts.options.n_resamples else None,
     )
 
 

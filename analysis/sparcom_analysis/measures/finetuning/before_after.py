@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
-from sparcom_analysis.measures.measure import Variable, bounds, dataset, means, present, resampling_attrs
+from sparcom_analysis.measures.measure import Variable, bounds, dataset, means, present
 from sparcom_analysis.measures.text import decimal, extremes, interval
 from sparcom_analysis.resampling.bootstrap import Interval, resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -51,7 +51,6 @@ def before_after_dataset(
         comparison,
         {**means(found, attrs=name), **changed, **counts, **one, **(variables or {})},
         {"category": found.labels, "instruction": matched.ids, **(coords or {})},
-        **resampling_attrs(comparison.options),
     )
 
 

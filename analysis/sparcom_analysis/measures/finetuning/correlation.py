@@ -23,7 +23,7 @@ from sparcom_analysis.measures.measure import Measure
 
 def finetuning_correlation(
     comparison: ExpertComparison,
-    progress: Progress | None = None,  # noqa: ARG001
+    progress: Progress | None = None,
     **changes: Any,
 ) -> xr.Dataset:
     """Return the mean correlation of the same instruction's expert frequencies in both models (SPARCOM, eq. 16).

@@ -36,7 +36,7 @@ from sparcom_analysis.resampling.means import group_means
 FEW = 10.0  # ISNs per instruction below which the index of a layer jumps by a tenth with every neuron
 
 
-def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean Jaccard similarity of the same instruction's ISN sets in both models (SPARCOM, eq. 15).
 
     Args:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.measures.measure import Measure, dataset, means, present, resampling_attrs
+from sparcom_analysis.measures.measure import Measure, dataset, means, present
 from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import TIE, decimal, interval, listed, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
@@ -23,7 +23,7 @@ UNITS = {"long_name": "mean number of ISNs", "units": "ISNs per instruction"}
 MODELS = ["base", "tuned"]
 
 
-def finetuning_layers(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+def finetuning_layers(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean number of ISNs per instruction in each layer of both models (SPARCOM, fig. 5).
 
     Args:
@@ -43,7 +43,7 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
     held = xr.concat(sides, "model").merge(change.rename(names))
     variables: dict[str, Any] = {str(name): held[name].variable for name in held}
     coords = {"model": MODELS, "category": found[0].labels, "layer": list(comparison.base.layer_ids)}
-    return dataset(comparison, variables, coords, **resampling_attrs(comparison.options))
+    return dataset(comparison, variables, coords)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.measures.measure import OURS, Measure, dataset, resampling_attrs
+from sparcom_analysis.measures.measure import OURS, Measure, dataset
 from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import SIGNIFICANT, TIE, decimal, interval, largest, p_value
 from sparcom_analysis.resampling.bootstrap import Interval, percentiles, resamples_for, weighted_means
@@ -31,7 +31,7 @@ MOST_EXCHANGES = 999
 UNITS = {"long_name": "total variation of expert frequencies", "units": "top-k choices per token"}
 
 
-def routing_shift(comparison: ExpertComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+def routing_shift(comparison: ExpertComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the total variation between the mean expert frequencies of both models (ours).
 
     Args:
@@ -64,7 +64,7 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
             variables[f"{prefix}{name}"] = ([*kind, "layer", "expert"], part[rows])
         variables[f"{prefix}value"] = (*variables[f"{prefix}value"], UNITS)
     coords = {"category": base.labels, "layer": list(base.layer_ids), "expert": list(range(base.experts))}
-    return dataset(comparison, variables, coords, n_permutations=exchanges or None, **resampling_attrs(options))
+    return dataset(comparison, variables, coords, n_permutations=exchanges or None)
 
 
 def _centered(value: NDArray[np.float64], drawn: NDArray[np.float64], confidence_level: float) -> Interval:

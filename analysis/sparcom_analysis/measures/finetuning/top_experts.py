@@ -23,7 +23,7 @@ from sparcom_analysis.resampling.means import group_means
 
 def finetuning_top_experts(
     comparison: ExpertComparison,
-    progress: Progress | None = None,  # noqa: ARG001  (computed at once)
+    progress: Progress | None = None,
     **changes: Any,
 ) -> xr.Dataset:
     """Return the most used experts of both models, and which of the base model's are also the tuned model's.

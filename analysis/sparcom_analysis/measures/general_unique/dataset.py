@@ -100,8 +100,6 @@ def member_dataset(
         neurons_per_expert=membership.width if routed else None,
         model_layers=subject.archive.attributes.model.layers,
         reason=None if c > 1 else ONE_CATEGORY,
-        n_resamples=options.n_resamples or None,
-        confidence_level=options.confidence_level if options.n_resamples else None,
         n_permutations=options.n_permutations or None,
         **attributes,
     )

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.measures.measure import Measure, dataset, means, resampling_attrs
+from sparcom_analysis.measures.measure import Measure, dataset, means
 from sparcom_analysis.measures.text import decimal, extremes, interval, largest, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
 
-def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean number of ISNs per instruction in each layer, by category (SPARCOM, fig. 5).
 
     Args:
@@ -33,7 +33,7 @@ def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr
     variables = means(found, ["layer"], attrs={"long_name": "mean number of ISNs", "units": "ISNs per instruction"})
     variables["null_mean"] = ("layer", np.full_like(found.overall, found.overall.mean()))
     coords = {"category": found.labels, "layer": list(isn.layer_ids)}
-    return dataset(isn, variables, coords, **resampling_attrs(isn.options))
+    return dataset(isn, variables, coords)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:

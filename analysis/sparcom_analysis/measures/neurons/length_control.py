@@ -101,8 +101,6 @@ def length_control_dataset(
         found,
         {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels[:-1], "category_2": labels[:-1]},
         self_pairs_shown=options.self_pairs,
-        n_resamples=options.n_resamples or None,
-        confidence_level=options.confidence_level if options.n_resamples else None,
     )
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.measures.measure import OURS, Measure, dataset, means, resampling_attrs
+from sparcom_analysis.measures.measure import OURS, Measure, dataset, means
 from sparcom_analysis.measures.text import decimal, extremes, interval, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -20,7 +20,7 @@ from sparcom_analysis.resampling.ranks import rank_correlation
 UNITS = {"long_name": "size of the ISN set", "units": "ISNs per instruction"}
 
 
-def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:  # noqa: ARG001
+def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the number of ISNs of each instruction, and its mean by category.
 
     Args:
@@ -49,7 +49,7 @@ def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) ->
     }
     coords = {"category": found.labels, "instruction": list(isn.ids)}
     wanted = isn.options.wanted(isn.population.total)
-    return dataset(isn, variables, coords, wanted=wanted, **resampling_attrs(isn.options))
+    return dataset(isn, variables, coords, wanted=wanted)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:

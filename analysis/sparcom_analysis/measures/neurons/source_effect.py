@@ -94,8 +94,6 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
         subject,
         variables,
         {"group": pairs.labels, "group_2": pairs.labels, "kind": list(KINDS), "factor": list(FACTORS)},
-        n_resamples=options.n_resamples or None,
-        confidence_level=options.confidence_level if options.n_resamples else None,
         n_permutations=permutations or None,
     )
 
