@@ -119,7 +119,7 @@ class Options:
             f"equal_length_tokens must be at least 1; it is {self.equal_length_tokens}": (
                 self.equal_length_tokens is not None and self.equal_length_tokens < 1
             ),
-            "equal_length_tokens needs equal lengths; leave it out or drop equal_length=False (--no-match-tokens)": (
+            "equal_length_tokens needs equal lengths; leave it out or drop equal_length=False (--no-equal-length)": (
                 self.equal_length_tokens is not None and self.equal_length is False
             ),
         }

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sparcom_analysis import analyze
+from sparcom_analysis import analyze, compare, read_metrics
+from sparcom_analysis.measures.finetuning.venn import venn
+from sparcom_analysis.report.export import to_json
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 ROOT = Path(__file__).parents[3]
@@ -185,12 +187,22 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["dense-tuned", "dense-alone", "moe-tuned"])
 def test_every_old_number_is_where_the_table_says(name: str, rebuilt: Path) -> None:
-    """Each leaf of the old file has a row, and the new place holds the same value."""
+    """Each leaf of the old file has a row, and the new place holds the same value, in metrics.json too."""
     kind, how = name.split("-")
     base, tuned = (rebuilt / kind / f"{which}.zarr" for which in ("base", "tuned"))
     run = analyze(base, tuned, **TUNED) if how == "tuned" else analyze(base, **ALONE)
     old = json.loads((GOLDEN / f"{name}.json").read_text())
-    assert differences(old, run, read_table(PAGE.read_text())) == []
+    for path, part in typical(old).items():
+        isn = compare(base, tuned, population=part["component"], **TUNED).isn
+        run[path].ds = venn(isn, [one["id"] for one in part["instructions"]]).assign_attrs(run[path].attrs)
+    assert differences(old, read_metrics(to_json(run)), read_table(PAGE.read_text())) == []
+
+
+def typical(old: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figure 6 of each population, by path. Of two equally typical instructions either was shown; now the first is."""
+    parts = [old, *old.get("components", [])[1:]]
+    paths = ["venn", *(f"{part['component']}/venn" for part in parts[1:])]
+    return {path: part["isn_venn"] for path, part in zip(paths, parts, strict=True) if part["isn_venn"] is not None}
 
 
 def small() -> tuple[dict[str, Any], xr.DataTree, dict[str, str | None]]:
