@@ -32,7 +32,7 @@ class Options:
         counted_tokens: `content` leaves out tokens that a chat template or the tokenizer wrote.
         special_tokens, special_token_ids: whether special tokens (BOS, template markers) count, and their ids if not
             those that the archive lists.
-        group_by: what groups instructions: `category`, `source`, `half` (of HexaInst: synthetic or natural), or several.
+        group_by: what groups instructions: `category`, `source`, `half` (HexaInst: synthetic or natural), or several.
         self_pairs: whether figures and sentences show means with the pair of an instruction with itself, as equations
             10 and 14 have it. Both versions are always computed.
         equal_length: repeat the measures with the same number of tokens per instruction. None: where that can be done.

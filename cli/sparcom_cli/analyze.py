@@ -110,9 +110,9 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
         title: _run(*both, options) for title, both in zip(titles([base for base, _ in opened]), opened, strict=True)
     }
     report = write_report(runs if len(runs) > 1 else next(iter(runs.values())), output)
-    for run in runs.values():
+    for title, run in runs.items():
         for note in notes(run.attrs):
-            click.echo(visible(f"warning: {note}"), err=True)
+            click.echo(visible(f"warning: {title}: {note}" if len(runs) > 1 else f"warning: {note}"), err=True)
     click.echo(visible("\n".join(summary(runs, options))))
     click.echo(f"\nreport: {report}")
 

@@ -213,8 +213,8 @@ def _check(base: Archive, tuned: Archive | None, options: Options) -> None:
     if options.must_match_lengths and base.granularity == "count":
         raise UnsupportedArchiveError(
             f"equal lengths need masks of single tokens; {base.path} holds counts over all tokens of an instruction. "
-            "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract again with "
-            "granularity='token'"
+            "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract again "
+            "with granularity='token'"
         )
     _check_shown(archives, options)
     spans = [counted_rows(archive, options, least=2 if archive is base else 1) for archive in archives]

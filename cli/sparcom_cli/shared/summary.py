@@ -26,7 +26,7 @@ def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
 
     lines = [_settings(options)]
     for title, run in runs.items():
-        lines += _facts(title, run)
+        lines += [*([""] if len(runs) > 1 else []), *_facts(title, run)]
         lines += ["", *(_similarity(run) if len(runs) == 1 else []), *first_sentences(run), ""]
         lines += [f"not computed: {one}" for one in dict.fromkeys(gap["reason"] for gap in run.attrs["not_computed"])]
     caveat = interval_caveat(next(iter(runs.values())).attrs["settings"])
