@@ -13,21 +13,21 @@ from sparcom_analysis import plotting
 def layer_curves(
     ds: xr.Dataset, ax: Axes | None = None, *, variable: str = "value", prefix: str = "", **style: Any
 ) -> Axes:
-    """Draw a variable (category, layer) as one curve per category, with its intervals.
+    """Draw a variable (category, layer) as one curve per category, with its intervals and its null (layer).
 
     Args:
-        variable: its name. prefix: of its intervals, such as "layer_". style: see `plotting.curves`.
+        variable: its name. prefix: of its intervals and null, such as "layer_". style: see `plotting.curves`.
     """
-    held = _ends(ds, prefix) | {"label": _label(ds[variable]), "title": ds.attrs["model"]}
-    return plotting.curves(ds["layer"].values.tolist(), ds[variable].values, names(ds), ax=ax, **(held | style))
+    held = _style(ds, variable, prefix, "layer") | style
+    return plotting.curves(ds["layer"].values.tolist(), ds[variable].values, names(ds), ax=ax, **held)
 
 
 def category_bars(
     ds: xr.Dataset, ax: Axes | None = None, *, variable: str = "value", prefix: str = "", **style: Any
 ) -> Axes:
-    """Draw a variable (category) as one bar per category, with its intervals; arguments as for `layer_curves`."""
-    held = _ends(ds, prefix) | {"label": _label(ds[variable]), "title": ds.attrs["model"]}
-    return plotting.bars(names(ds), ds[variable].values, ax=ax, **(held | style))
+    """Draw a variable (category) as one bar per category, with its intervals and null; arguments as `layer_curves`."""
+    held = _style(ds, variable, prefix, "category") | style
+    return plotting.bars(names(ds), ds[variable].values, ax=ax, **held)
 
 
 def names(ds: xr.Dataset, coordinate: str = "category") -> list[str]:
@@ -35,11 +35,11 @@ def names(ds: xr.Dataset, coordinate: str = "category") -> list[str]:
     return [str(name) for name in ds[coordinate].values]
 
 
-def _ends(ds: xr.Dataset, prefix: str) -> dict[str, Any]:
-    return {end: ds[f"{prefix}ci_{end}"].values for end in ("low", "high") if f"{prefix}ci_{end}" in ds}
-
-
-def _label(values: xr.DataArray) -> str:
-    """Return "name (unit)"; without a unit, or with "1", the name."""
-    name, unit = str(values.attrs.get("long_name", "")), str(values.attrs.get("units", "1"))
-    return name if unit == "1" else f"{name} ({unit})"
+def _style(ds: xr.Dataset, variable: str, prefix: str, axis: str) -> dict[str, Any]:
+    """Return label "name (unit)", title "model" or "base → tuned", ends of the intervals, and the null along `axis`."""
+    name, unit = (str(ds[variable].attrs.get(key, default)) for key, default in (("long_name", ""), ("units", "1")))
+    models = [ds.attrs["model"], ds.attrs.get("tuned_model")]
+    held = {"label": name if unit == "1" else f"{name} ({unit})", "title": " → ".join(filter(None, models))}
+    shown = {"low": "ci_low", "high": "ci_high", "null": "null_mean"}
+    drawn = {key: ds[f"{prefix}{end}"] for key, end in shown.items() if f"{prefix}{end}" in ds}
+    return held | {key: one.values for key, one in drawn.items() if key != "null" or set(one.dims) <= {axis}}

@@ -110,7 +110,7 @@ def means(
 
 
 def facts(subject: Subject) -> dict[str, Any]:
-    """Return the attributes that every Dataset has: model, population, instructions, tokens, rule, parameters."""
+    """Return the attributes that every Dataset has: models, population, instructions, parameters; None is unknown."""
     if isinstance(subject, (IsnComparison, ExpertComparison)):
         matched, tuned = subject.matched, subject.tuned
         return facts(subject.base) | {
@@ -121,7 +121,7 @@ def facts(subject: Subject) -> dict[str, Any]:
             "only_tuned": matched.only_tuned,
             "different_lengths": matched.different_lengths,
             "different_categories": matched.different_categories,
-            **({} if matched.different_tokens is None else {"different_tokens": matched.different_tokens}),
+            "different_tokens": matched.different_tokens,
         }
     options = subject.options
     found: dict[str, Any] = {
@@ -131,14 +131,19 @@ def facts(subject: Subject) -> dict[str, Any]:
         "positions": subject.positions,
         "group_by": list(options.group_by),
         "seed": options.seed,
+        "drawn_tokens": subject.token_facts.drawn,
     }
-    if subject.token_facts.drawn is not None:
-        found["drawn_tokens"] = subject.token_facts.drawn
-    if isinstance(subject, IsnSets):
-        found |= {"population": subject.population.name, "population_title": subject.population.title}
-        found |= {"rule": options.rule, "neurons": subject.population.total}
-        return found
-    return found | {"population": "expert", "population_title": "experts", "top_k": subject.top_k}
+    if isinstance(subject, ExpertCounts):
+        return found | {"population": "expert", "population_title": "experts", "top_k": subject.top_k}
+    part = subject.population
+    titles = {"population": part.name, "population_title": part.title}
+    return found | titles | {"rule": options.rule, "neurons": part.total}
+
+
+def frames(ds: xr.Dataset, likes: Mapping[str, str]) -> dict[str, Any]:
+    """Return DataFrames by name, each of all variables with the dimensions of the one that `likes` names."""
+    alike = {name: [key for key in ds if ds[key].dims == ds[like].dims] for name, like in likes.items()}
+    return {name: ds[keys].to_dataframe() for name, keys in alike.items()}
 
 
 def present(ds: xr.Dataset, *names: str) -> bool:

@@ -7,51 +7,48 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sparcom_analysis import plotting
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
-from sparcom_analysis.measures.measure import Variable, bounds, dataset, means, present
+from sparcom_analysis.measures.measure import Variable, dataset, means, present
 from sparcom_analysis.measures.text import decimal, extremes, interval
-from sparcom_analysis.resampling.bootstrap import Interval, resamples_for
+from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
+
+MODELS = ["base", "tuned"]
 
 
 def before_after_dataset(
-    comparison: IsnComparison | ExpertComparison,
-    values: NDArray[np.float64],
-    long_name: str,
-    variables: Mapping[str, Variable] | None = None,
-    coords: Mapping[str, Any] | None = None,
+    comparison: IsnComparison | ExpertComparison, values: NDArray[np.float64], long_name: str, measure: str
 ) -> xr.Dataset:
     """Return the means of a similarity of m matched instructions, float64 (m,); NaN is in no mean.
 
     Variables: `value`, `ci_low`, `ci_high`, `counted`, `undefined` (category) and the same with `overall_`;
-    `instruction_value`, `instruction_category` (instruction); those given. `change` with its interval is 1 − similarity
-    (ours).
+    `instruction_value`, `instruction_category` (instruction). `change` with its interval is 1 − similarity (ours).
     """
     matched, name = comparison.matched, {"long_name": long_name}
     found = group_means(values, matched.categories, resamples_for(matched.categories, comparison.options))
-    changed: dict[str, Variable] = {}
-    for prefix, dims, mean, ends in (
-        ("", ("category",), found.mean, found.interval),
-        ("overall_", (), found.overall, found.overall_interval),
-    ):
-        flipped = None if ends is None else Interval(1 - ends.high, 1 - ends.low)
-        changed |= {f"{prefix}change": (dims, 1 - mean), **bounds(f"{prefix}change_", dims, flipped)}
-    counts: dict[str, Variable] = {}
-    for key, counted in (("counted", found.counted), ("undefined", found.undefined)):
-        counts |= {key: ("category", counted), f"overall_{key}": ((), counted.sum())}
-    one: dict[str, Variable] = {
+    variables: dict[str, Variable] = {
+        **means(found, attrs=name),
+        "counted": ("category", found.counted),
+        "undefined": ("category", found.undefined),
+        "overall_counted": ((), found.counted.sum()),
+        "overall_undefined": ((), found.undefined.sum()),
         "instruction_value": ("instruction", values, name),
         "instruction_category": ("instruction", matched.names),
     }
-    return dataset(
-        comparison,
-        {**means(found, attrs=name), **changed, **counts, **one, **(variables or {})},
-        {"category": found.labels, "instruction": matched.ids, **(coords or {})},
-    )
+    ds = dataset(comparison, variables, {"category": found.labels, "instruction": matched.ids}, measure=measure)
+    turned = {"value": "change", "ci_low": "change_ci_high", "ci_high": "change_ci_low"}
+    pairs = [(f"{prefix}{old}", f"{prefix}{new}") for prefix in ("", "overall_") for old, new in turned.items()]
+    return ds.assign({new: (ds[old].dims, 1 - ds[old].values) for old, new in pairs if old in ds})
+
+
+def both_models(base: Mapping[str, Variable], tuned: Mapping[str, Variable]) -> dict[str, Any]:
+    """Return the variables of both models along a first dimension `model`, base first."""
+    return {
+        name: (("model", *dims), np.stack([values, tuned[name][1]]), *attrs)
+        for name, (dims, values, *attrs) in base.items()
+    }
 
 
 def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: str) -> list[str]:
@@ -63,25 +60,13 @@ def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: st
     models = f"{ds.attrs['model']} and {ds.attrs['tuned_model']}"
     if not present(ds, "overall_value"):
         return [f"{what} in {models} is undefined: all {ds.attrs['instructions']:,} instructions {undefined}."]
-    value, change = (float(ds[f"overall_{name}"]) for name in ("value", "change"))
-    found = [
-        f"{what} in {models} is {decimal(value, digits)}{interval(ds, prefix='overall_', digits=digits)}, a change of "
-        f"{decimal(change, digits)}."
-    ]
+    value, change = (decimal(float(ds[f"overall_{name}"]), digits) for name in ("value", "change"))
+    found = [f"{what} in {models} is {value}{interval(ds, prefix='overall_', digits=digits)}, a change of {change}."]
     if ends := extremes(ds["value"], digits):
-        found.append(f"It is {ends}.")
-    if missing := int(ds["overall_undefined"]):
-        one = undefined.replace("have", "has", 1) if missing == 1 else undefined
-        found.append(
-            f"{missing:,} instruction{'s' * (missing > 1)} {one} and {'are' if missing > 1 else 'is'} left out."
-        )
+        found.append(f"By category, the mean is {ends}.")
+    missing = int(ds["overall_undefined"])
+    if missing == 1:
+        found.append(f"1 instruction {undefined.replace('have', 'has', 1)} and is left out.")
+    elif missing:
+        found.append(f"{missing:,} instructions {undefined} and are left out.")
     return found
-
-
-def plot_before_after(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw one bar per category with its interval, and the null where the Dataset has one."""
-    held = {key: ds[name].values for key, name in (("low", "ci_low"), ("high", "ci_high")) if name in ds}
-    held |= {"null": ds["null_mean"].values} if "null_mean" in ds else {}
-    title = f"{ds.attrs['model']} → {ds.attrs['tuned_model']}"
-    style = {"label": str(ds["value"].attrs["long_name"]), "title": title} | held | style
-    return plotting.bars([str(name) for name in ds["category"].values], ds["value"].values, ax=ax, **style)

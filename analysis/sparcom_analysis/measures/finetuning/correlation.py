@@ -1,9 +1,4 @@
-"""Correlation of the same instruction's expert frequencies before and after fine-tuning (SPARCOM, eq. 16, table 2).
-
-r*(I) = Pearson correlation of F(I) of both models, over all experts of all layers (eq. 11 and 12); of a category the
-mean over its instructions. It is computed from whole numbers, exactly. Frequencies without variance have none: such
-instructions are in no mean.
-"""
+"""Correlation of the same instruction's expert frequencies before and after fine-tuning (SPARCOM, eq. 16, table 2)."""
 
 from __future__ import annotations
 
@@ -13,20 +8,18 @@ import xarray as xr
 
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.measures.finetuning.before_after import (
-    before_after_dataset,
-    before_after_sentences,
-    plot_before_after,
-)
+from sparcom_analysis.measures.drawing import category_bars
+from sparcom_analysis.measures.finetuning.before_after import before_after_dataset, before_after_sentences
 from sparcom_analysis.measures.measure import Measure
 
 
 def finetuning_correlation(
-    comparison: ExpertComparison,
-    progress: Progress | None = None,
-    **changes: Any,
+    comparison: ExpertComparison, progress: Progress | None = None, **changes: Any
 ) -> xr.Dataset:
     """Return the mean correlation of the same instruction's expert frequencies in both models (SPARCOM, eq. 16).
+
+    r*(I) is the Pearson correlation of F(I) of both models, over all experts of all layers (eq. 11 and 12), computed
+    exactly from whole numbers. Instructions whose frequencies have no variance are in no mean.
 
     Args:
         comparison: expert counts of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
@@ -35,7 +28,7 @@ def finetuning_correlation(
         The variables of `before_after_dataset`; values from −1 to 1.
     """
     comparison = comparison.with_options(**changes)
-    return before_after_dataset(comparison, comparison.correlation, "mean Pearson correlation")
+    return before_after_dataset(comparison, comparison.correlation, "mean Pearson correlation", MEASURE.name)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -64,5 +57,5 @@ MEASURE = Measure(
     compute=finetuning_correlation,
     sentences=sentences,
     caption=caption,
-    plot=plot_before_after,
+    plot=category_bars,
 )

@@ -1,43 +1,35 @@
-"""Similarity of the same instruction's ISN sets before and after fine-tuning (SPARCOM, eq. 15, table 1).
-
-J*(I) = |S(I) ∩ S*(I)| / |S(I) ∪ S*(I)| with the ISN sets of instruction I in the base and the tuned model; of a
-category the mean over its instructions. By layer (ours) the same of the layer's neurons alone. Two empty sets have no
-Jaccard index: they are in no mean.
-
-The null (ours) are two random sets with as many ISNs in every layer: with E = Σ_layer a b / width common neurons the
-index is about E / (|S| + |S*| − E).
-"""
+"""Similarity of the same instruction's ISN sets before and after fine-tuning (SPARCOM, eq. 15, table 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.measures.finetuning.before_after import (
-    before_after_dataset,
-    before_after_sentences,
-    plot_before_after,
-)
-from sparcom_analysis.measures.measure import Measure, means
-from sparcom_analysis.measures.neurons.layers import plot_layers
+from sparcom_analysis.measures.drawing import category_bars, layer_curves
+from sparcom_analysis.measures.finetuning.before_after import before_after_dataset, before_after_sentences
+from sparcom_analysis.measures.measure import Measure, Variable, frames, means
 from sparcom_analysis.measures.text import decimal, extremes, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
+from sparcom_analysis.resampling.pairs import ratio
 
 FEW = 10.0  # ISNs per instruction below which the index of a layer jumps by a tenth with every neuron
 
 
 def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean Jaccard similarity of the same instruction's ISN sets in both models (SPARCOM, eq. 15).
+
+    J*(I) = |S(I) ∩ S*(I)| / |S(I) ∪ S*(I)| with the ISN sets of instruction I in the base and the tuned model; by layer
+    (ours) of the layer's neurons alone. Two empty sets have no Jaccard index: they are in no mean. The null (ours) are
+    two random sets with as many ISNs in every layer: with E = Σ_layer a b / width common neurons the index is about
+    E / (|S| + |S*| − E).
 
     Args:
         comparison: ISN sets of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
@@ -49,50 +41,44 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
     """
     comparison = comparison.with_options(**changes)
     kinds, part = comparison.matched.categories, comparison.base.population
-    base, tuned, name = comparison.base_counts, comparison.tuned_counts, {"long_name": "mean Jaccard similarity"}
+    base, tuned = comparison.base_counts, comparison.tuned_counts
+    expected, sizes = base * tuned / part.width, base + tuned
+    whole = expected.sum(axis=1)
+    null = group_means(ratio(whole, sizes.sum(axis=1) - whole), kinds)
+    layer_null = group_means(ratio(expected, sizes - expected), kinds)
+    ds = before_after_dataset(comparison, comparison.jaccard, "mean Jaccard similarity", MEASURE.name)
     by_layer = group_means(comparison.layer_jaccard, kinds, resamples_for(kinds, comparison.options))
-    expected = base * tuned / part.width
-    null = group_means(_of_random(expected.sum(axis=1), base.sum(axis=1) + tuned.sum(axis=1)), kinds)
-    layer_null = group_means(_of_random(expected, base + tuned), kinds)
-    sizes = {"base_isn": group_means(base.sum(axis=1), kinds), "tuned_isn": group_means(tuned.sum(axis=1), kinds)}
-    return before_after_dataset(
-        comparison,
-        comparison.jaccard,
-        name["long_name"],
-        {
-            "null_mean": ("category", null.mean),
-            "overall_null_mean": ((), null.overall),
-            **means(by_layer, ["layer"], "layer_", name),
-            "layer_null_mean": (("category", "layer"), layer_null.mean),
-            "overall_layer_null_mean": ("layer", layer_null.overall),
-            **{key: ("category", size.mean, {"units": "ISNs per instruction"}) for key, size in sizes.items()},
-            **{f"overall_{key}": ((), size.overall) for key, size in sizes.items()},
-            "layer_isn": ("layer", (base.mean(axis=0) + tuned.mean(axis=0)) / 2, {"units": "ISNs per instruction"}),
-        },
-        {"layer": list(part.layer_ids)},
-    )
-
-
-def _of_random(common: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the Jaccard index of sets with so many common neurons and so many together; NaN for empty sets."""
-    found: NDArray[np.float64] = np.divide(common, sizes - common, out=np.full(sizes.shape, np.nan), where=sizes > 0)
-    return found
+    units = {"units": "ISNs per instruction"}
+    variables: dict[str, Variable] = {
+        "null_mean": ("category", null.mean),
+        "overall_null_mean": ((), null.overall),
+        **means(by_layer, ["layer"], "layer_", ds["value"].attrs),
+        "layer_null_mean": (("category", "layer"), layer_null.mean),
+        "overall_layer_null_mean": ("layer", layer_null.overall),
+        "layer_isn": ("layer", (base.mean(axis=0) + tuned.mean(axis=0)) / 2, units),
+    }
+    for name, counts in (("base_isn", base), ("tuned_isn", tuned)):
+        size = group_means(counts.sum(axis=1), kinds)
+        variables |= {name: ("category", size.mean, units), f"overall_{name}": ((), size.overall)}
+    return ds.assign_coords(layer=list(part.layer_ids)).assign(variables)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says."""
     what = f"The mean Jaccard similarity of the same instruction's ISN sets ({neurons_of(ds)})"
-    found = before_after_sentences(ds, what, 3, "have no ISN in either model")
+    first, *others = before_after_sentences(ds, what, 3, "have no ISN in either model")
     if np.isnan(ds["overall_value"]):
-        return found
-    found.insert(
-        1,
-        f"Random sets with as many ISNs per layer would have about {decimal(float(ds['overall_null_mean']))}.",
-    )
+        return [first]
+    null = decimal(float(ds["overall_null_mean"]))
     sizes = [decimal(float(ds[f"overall_{side}_isn"]), 1) for side in ("base", "tuned")]
-    found.append(f"An instruction has {sizes[0]} ISNs in the base model and {sizes[1]} in the tuned model.")
+    found = [
+        first,
+        f"Random sets with as many ISNs per layer would have a mean of about {null}.",
+        *others,
+        f"An instruction has {sizes[0]} ISNs on average in the base model and {sizes[1]} in the tuned model.",
+    ]
     if ends := extremes(ds["overall_layer_value"]):
-        found.append(f"By layer, it is {ends}.")
+        found.append(f"By layer, the mean similarity is {ends}.")
     if none := int(np.isnan(ds["overall_layer_value"]).sum()):
         found.append(f"{none} layer{'s have' if none > 1 else ' has'} no ISN in either model.")
     return found
@@ -102,16 +88,15 @@ def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     return (
         f"Mean Jaccard similarity of the same instruction's ISN sets in {ds.attrs['model']} and "
-        f"{ds.attrs['tuned_model']}, {neurons_of(ds)} (SPARCOM, eq. 15), by category and by layer. Ticks and dashed "
-        f"line: random sets with as many ISNs per layer. Grey layers: fewer than {FEW:.0f} ISNs per instruction."
+        f"{ds.attrs['tuned_model']}, {neurons_of(ds)} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
+        f"with as many ISNs per layer. Grey layers: fewer than {FEW:.0f} ISNs per instruction."
     )
 
 
 def plot_by_layer(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands; layers with few ISNs are grey."""
-    null, label = ds["overall_layer_null_mean"].values, ds["value"].attrs["long_name"]
-    style = {"null": null, "label": label, "title": "by layer"} | style
-    ax = plot_layers(ds, ax, values="layer_value", prefix="layer_", **style)
+    held = {"null": ds["overall_layer_null_mean"].values, "title": "by layer"} | style
+    ax = layer_curves(ds, ax, variable="layer_value", prefix="layer_", **held)
     for layer in ds["layer"].values[ds["layer_isn"].values < FEW]:
         ax.axvspan(layer - 0.5, layer + 0.5, color="0.5", alpha=0.15, linewidth=0)
     return ax
@@ -120,15 +105,9 @@ def plot_by_layer(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
 def figure(ds: xr.Dataset) -> Figure:
     """Draw the categories beside the layers."""
     drawn, axes = plotting.panels(2)
-    plot_before_after(ds, axes[0])
+    category_bars(ds, axes[0])
     plot_by_layer(ds, axes[1])
     return drawn
-
-
-def tables(ds: xr.Dataset) -> Mapping[str, Any]:
-    """Return table 1 and the same by layer."""
-    dims = {"": ("category",), "by_layer": ("category", "layer")}
-    return {name: ds[[key for key in ds if ds[key].dims == shape]].to_dataframe() for name, shape in dims.items()}
 
 
 MEASURE = Measure(
@@ -143,7 +122,7 @@ MEASURE = Measure(
     compute=finetuning_jaccard,
     sentences=sentences,
     caption=caption,
-    plot=plot_before_after,
+    plot=category_bars,
     figure=figure,
-    tables=tables,
+    tables=lambda ds: frames(ds, {"": "value", "by_layer": "layer_value"}),
 )

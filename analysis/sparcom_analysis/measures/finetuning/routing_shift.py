@@ -2,12 +2,10 @@
 
     value = ½ Σ_e |mean_I (f_tuned(I) − f_base(I))|, by category and layer: top-k choices per token that go elsewhere
 
-The interval is centered: draw matched instructions with replacement within their categories, compute the value of each
-draw, and add the percentiles of the draws' deviations from their own mean to the value; the low end is at least 0. The
-draws' own percentiles would lie too high, since an absolute value only rises with noise. Noise is in the value itself
-too: with few instructions it is above 0 even if nothing shifts. The null shows how far above: base and tuned are
-exchanged at random per instruction (a sign per difference), and the value is computed again. p-values are corrected by
-the largest standardized value of all categories and layers in each exchange (single-step maximum).
+An absolute value only rises with noise, so the interval is centered (see `centered_interval`). With few instructions
+the value itself is above 0 even if nothing shifts. The null shows how far above: base and tuned are exchanged at random
+per instruction (a sign per difference), and the value is computed again. p-values are corrected by the largest
+standardized value of all categories and layers in each exchange (single-step maximum).
 """
 
 from __future__ import annotations
@@ -21,11 +19,12 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
+from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.measure import OURS, Measure, dataset
-from sparcom_analysis.measures.neurons.layers import plot_layers
 from sparcom_analysis.measures.text import SIGNIFICANT, TIE, decimal, interval, largest, p_value
-from sparcom_analysis.resampling.bootstrap import Interval, percentiles, resamples_for, weighted_means
+from sparcom_analysis.resampling.bootstrap import centered_interval, resamples_for, weighted_means
 from sparcom_analysis.resampling.means import group_means
+from sparcom_analysis.resampling.permutation import pvalue
 
 MOST_EXCHANGES = 999
 UNITS = {"long_name": "total variation of expert frequencies", "units": "top-k choices per token"}
@@ -47,52 +46,41 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
     options, (base, tuned) = comparison.options, comparison.sides
     codes, kinds = base.codes, len(base.labels)
     sides = [group_means(side.frequencies, base.categories) for side in (base, tuned)]
-    frequencies = [np.concatenate([side.mean, side.overall[None]]) for side in sides]  # overall last
-    shift, difference = frequencies[1] - frequencies[0], tuned.frequencies - base.frequencies
-    found = {"value": np.abs(shift).sum(axis=2) / 2}
+    before, after = (np.concatenate([side.mean, side.overall[None]]) for side in sides)  # overall last
+    difference, by_expert = tuned.frequencies - base.frequencies, {"base": before, "tuned": after}
+    by_expert["shift"] = after - before
+    found = {"value": np.abs(by_expert["shift"]).sum(axis=2) / 2}
     if (draws := resamples_for(base.categories, options)) is not None:
-        columns = [weighted_means(one, draws.weights, codes, kinds) for one in np.moveaxis(difference, 1, 0)]
-        drawn = np.stack([np.abs(one).sum(axis=2) / 2 for one in columns], axis=2)
-        ends = _centered(found["value"], drawn, options.confidence_level)
+        by_layer = (weighted_means(one, draws.weights, codes, kinds) for one in np.moveaxis(difference, 1, 0))
+        drawn = np.stack([np.abs(one).sum(axis=2) / 2 for one in by_layer], axis=2)
+        ends = centered_interval(found["value"], drawn, options.confidence_level)
         found |= {"ci_low": ends.low, "ci_high": ends.high}
     if exchanges := min(options.n_permutations, MOST_EXCHANGES):
         found |= _against_exchanges(found["value"], difference, codes, exchanges, options.seed)
     variables: dict[str, Any] = {}
-    for prefix, kind, rows in (("", ["category"], slice(kinds)), ("overall_", [], kinds)):
-        variables |= {f"{prefix}{name}": ([*kind, "layer"], part[rows]) for name, part in found.items()}
-        for name, part in (("base", frequencies[0]), ("tuned", frequencies[1]), ("shift", shift)):
-            variables[f"{prefix}{name}"] = ([*kind, "layer", "expert"], part[rows])
+    for prefix, dims, part in (("", ["category"], slice(kinds)), ("overall_", [], kinds)):
+        variables |= {f"{prefix}{name}": ([*dims, "layer"], held[part]) for name, held in found.items()}
+        variables |= {f"{prefix}{name}": ([*dims, "layer", "expert"], held[part]) for name, held in by_expert.items()}
         variables[f"{prefix}value"] = (*variables[f"{prefix}value"], UNITS)
     coords = {"category": base.labels, "layer": list(base.layer_ids), "expert": list(range(base.experts))}
-    return dataset(comparison, variables, coords, n_permutations=exchanges or None)
-
-
-def _centered(value: NDArray[np.float64], drawn: NDArray[np.float64], confidence_level: float) -> Interval:
-    """Return value + percentiles of the draws' deviations from their mean over draws (axis 0), at least 0."""
-    low, high = percentiles(drawn - drawn.mean(axis=0), confidence_level)
-    return Interval(np.maximum(value + np.minimum(low, 0), 0), value + np.maximum(high, 0))
+    return dataset(comparison, variables, coords, measure=MEASURE.name, n_permutations=exchanges or None)
 
 
 def _against_exchanges(
     value: NDArray[np.float64], difference: NDArray[np.float64], codes: NDArray[np.intp], exchanges: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean of the null and the p-values of values (category + 1, layer).
-
-    Args:
-        difference: float64 (m, layer, expert), tuned − base. codes: intp (m,), groups. exchanges: draws of signs.
-    """
+    """Return the mean of the null and the p-values of values (category + 1, layer), tuned − base (m, layer, expert)."""
     signs = np.random.Generator(np.random.PCG64(seed)).choice([-1.0, 1.0], size=(exchanges, len(codes)))
-    null = np.empty((exchanges, *value.shape))
-    for row in range(len(value)):
-        members = codes == row if row < len(value) - 1 else np.ones(len(codes), dtype=np.bool_)
-        for layer in range(value.shape[1]):
-            null[:, row, layer] = np.abs(signs[:, members] @ difference[members, layer]).sum(axis=1)
-        null[:, row] /= 2 * members.sum()
+    groups = [codes == kind for kind in range(len(value) - 1)] + [np.ones(len(codes), dtype=np.bool_)]
+    sums = (np.tensordot(signs[:, members], difference[members], 1) / (2 * members.sum()) for members in groups)
+    null = np.stack([np.abs(one).sum(axis=2) for one in sums], axis=1)
     mean, spread = null.mean(axis=0), null.std(axis=0)
     scores = (np.concatenate([value[None], null]) - mean) / np.where(spread > TIE, spread, np.inf)
-    reached = [null >= value - TIE, np.max(scores[1:], axis=(1, 2), keepdims=True) >= scores[0] - TIE]
-    pvalue, adjusted = ((1 + part.sum(axis=0)) / (1 + exchanges) for part in reached)
-    return {"null_mean": mean, "pvalue": pvalue, "pvalue_adjusted": adjusted}
+    largest_scores = scores[1:].max(axis=(1, 2), keepdims=True)
+    p, adjusted = (
+        pvalue(reached.sum(axis=0), exchanges) for reached in (null >= value - TIE, largest_scores >= scores[0] - TIE)
+    )
+    return {"null_mean": mean, "pvalue": p, "pvalue_adjusted": adjusted}
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -108,13 +96,12 @@ def sentences(ds: xr.Dataset) -> list[str]:
     ]
     if "pvalue_adjusted" in ds:
         null, p = float(cell["overall_null_mean"]), float(cell["overall_pvalue_adjusted"])
-        found.append(
-            f"With the models exchanged at random per instruction it is {decimal(null)} there (corrected {p_value(p)})."
-        )
-        out = int((ds["pvalue_adjusted"] < SIGNIFICANT).sum())
-        found.append(
-            f"It exceeds this null in {out} of {ds['value'].size} combinations of category and layer (p < 0.05)."
-        )
+        out, cells = int((ds["pvalue_adjusted"] < SIGNIFICANT).sum()), ds["value"].size
+        found += [
+            f"With the models exchanged at random per instruction it is {decimal(null)} on average there (corrected "
+            f"{p_value(p)}).",
+            f"It exceeds this null in {out} of {cells} combinations of category and layer (corrected p < 0.05).",
+        ]
     place = largest(ds["value"])
     found.append(
         f"Of the categories, {place['category']} shifts most, in layer {place['layer']}: "
@@ -135,8 +122,7 @@ def caption(ds: xr.Dataset) -> str:
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw one curve per category over the layers, with bands and the mean null of the categories."""
     null = ds["null_mean"].mean("category").values if "null_mean" in ds else None
-    title = f"{ds.attrs['model']} → {ds.attrs['tuned_model']}"
-    return plot_layers(ds, ax, **({"null": null, "title": title} | style))
+    return layer_curves(ds, ax, **({"null": null} | style))
 
 
 MEASURE = Measure(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,16 +13,16 @@ from sparcom_analysis import plotting
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
+from sparcom_analysis.measures.drawing import category_bars, names
 from sparcom_analysis.measures.experts.top_experts import counted_ranks, layer_ranks, rank_coords, table_6
+from sparcom_analysis.measures.finetuning.before_after import MODELS, both_models
 from sparcom_analysis.measures.measure import Measure, Variable, dataset
 from sparcom_analysis.measures.text import decimal
 from sparcom_analysis.resampling.means import group_means
 
 
 def finetuning_top_experts(
-    comparison: ExpertComparison,
-    progress: Progress | None = None,
-    **changes: Any,
+    comparison: ExpertComparison, progress: Progress | None = None, **changes: Any
 ) -> xr.Dataset:
     """Return the most used experts of both models, and which of the base model's are also the tuned model's.
 
@@ -40,39 +38,28 @@ def finetuning_top_experts(
         `layer_value` (category, layer), `overall_layer_value` (layer); `kept_count` (category) of `kept`. `null_mean`,
         `layer_null_mean`: the fraction that k experts drawn at random would include.
     """
-    if changes:
-        comparison = comparison.with_options(**changes)
-    base, tuned = comparison.sides
-    tuned = replace(tuned, options=base.options)
-    before, after = (counted_ranks(side) | _frequencies(side) for side in (base, tuned))
-    ranked: dict[str, Any] = {
-        name: (("model", *dims), np.stack([first, after[name][1]]), *about)
-        for name, (dims, first, *about) in before.items()
-    }
-    place = ranked["paper_layer"][1] * base.experts + ranked["paper_expert"][1]
-    kept, ids, layers, overall = (
-        _among(*held) for held in (place, *(ranked[name][1] for name in ("id_expert", "expert", "overall_expert")))
-    )
+    comparison = comparison.with_options(**changes)
+    base = comparison.sides[0]
+    ranked = both_models(*(counted_ranks(side) | _frequencies(side) for side in comparison.sides))
+    experts = {name: np.asarray(values) for name, (_, values, *_) in ranked.items()}
+    kept = _among(*(experts["paper_layer"] * base.experts + experts["paper_expert"]))
+    layers, overall = _among(*experts["expert"]), _among(*experts["overall_expert"])
     about = {"long_name": "fraction of the most used experts that stay", "units": "1"}
-    return dataset(
-        comparison,
-        ranked
-        | {
-            "kept": (("category", "paper_rank"), kept),
-            "kept_ids": (("category", "rank"), ids),
-            "layer_kept": (("category", "layer", "rank"), layers),
-            "overall_layer_kept": (("layer", "rank"), overall),
-            "value": ("category", kept.mean(axis=-1), about),
-            "overall_value": ((), kept.mean(), about),
-            "layer_value": (("category", "layer"), layers.mean(axis=-1), about),
-            "overall_layer_value": ("layer", overall.mean(axis=-1), about),
-            "kept_count": ("category", kept.sum(axis=-1)),
-            "null_mean": ((), kept.shape[-1] / base.counts[0].size),
-            "layer_null_mean": ((), layers.shape[-1] / base.experts),
-        },
-        {"model": ["base", "tuned"], **rank_coords(base)},
-        experts=base.experts,
-    )
+    found: dict[str, Variable] = {
+        "kept_ids": (("category", "rank"), _among(*experts["id_expert"])),
+        "overall_value": ((), kept.mean(), about),
+        "kept_count": ("category", kept.sum(axis=-1)),
+        "null_mean": ((), kept.shape[-1] / base.counts[0].size),
+        "layer_null_mean": ((), layers.shape[-1] / base.experts),
+    }
+    for prefix, dims, stay in (
+        ("", ("category", "paper_rank"), kept),
+        ("layer_", ("category", "layer", "rank"), layers),
+        ("overall_layer_", ("layer", "rank"), overall),
+    ):
+        found |= {f"{prefix}kept": (dims, stay), f"{prefix}value": (dims[:-1], stay.mean(axis=-1), about)}
+    coords = {"model": MODELS, **rank_coords(base)}
+    return dataset(comparison, ranked | found, coords, measure=MEASURE.name, experts=base.experts)
 
 
 def _frequencies(side: ExpertCounts) -> dict[str, Variable]:
@@ -90,17 +77,16 @@ def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says, in both readings of table 6 where they differ, and per layer."""
     k, kept, ids, layers = ds.sizes["paper_rank"], *(ds[name] for name in ("kept", "kept_ids", "layer_kept"))
+    stay, stay_ids, stay_layers = (int(one.sum()) for one in (kept, ids, layers))
     said = [
-        f"{int(kept.sum())} of the {kept.size} most used experts ({k} per category, over all layers) are still among "
-        f"the {k} most used after fine-tuning (SPARCOM, table 6); a random choice would keep "
-        f"{decimal(kept.size * float(ds['null_mean']), 1)}."
+        f"{stay} of the {kept.size} most used experts ({k} per category, over all layers) "
+        f"{'is' if stay == 1 else 'are'} still among the {k} most used after "
+        f"fine-tuning (SPARCOM, table 6); a random choice would keep {decimal(kept.size * float(ds['null_mean']), 1)}."
     ]
-    if (int(ids.sum()), ids.size) != (int(kept.sum()), kept.size):
-        said.append(
-            f"If an expert is its id alone, with counts added up over layers, {int(ids.sum())} of {ids.size} stay."
-        )
+    if (stay_ids, ids.size) != (stay, kept.size):
+        said.append(f"If an expert is its id alone, with counts added up over layers, {stay_ids} of {ids.size} stay.")
     said.append(
-        f"Of the {ds.sizes['rank']} most used experts per layer and category, {int(layers.sum()):,} of {layers.size:,} "
+        f"Of the {ds.sizes['rank']} most used experts per layer and category, {stay_layers:,} of {layers.size:,} "
         f"stay; a random choice would keep {decimal(layers.size * float(ds['layer_null_mean']), 1)}."
     )
     return said
@@ -108,29 +94,20 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
-    k, per_layer = ds.sizes["paper_rank"], ds.sizes["rank"]
     return (
         f"Fraction of the most used experts of {ds.attrs['model']} that stay so in {ds.attrs['tuned_model']}. Left: "
-        f"the {k} of the whole model by count (SPARCOM, table 6), with the expectation of a random choice. Right: the "
-        f"{per_layer} of each layer by mean frequency (ours); a random choice "
-        f"would keep {decimal(float(ds['layer_null_mean']))}."
+        f"the {ds.sizes['paper_rank']} of the whole model by count (SPARCOM, table 6); dashed: a random choice. Right: "
+        f"the {ds.sizes['rank']} of each layer by mean frequency (ours); a random choice would keep "
+        f"{decimal(float(ds['layer_null_mean']))}."
     )
 
 
-def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw `value` as one bar per category with its null; style: see `plotting.bars`."""
-    names = [str(name) for name in ds["category"].values]
-    style = {"label": str(ds["value"].attrs["long_name"]), "title": ds.attrs["model"]} | style
-    return plotting.bars(names, ds["value"].values, ax=ax, null=float(ds["null_mean"]), **style)
-
-
 def figure(ds: xr.Dataset) -> Figure:
-    """Draw the bars of `plot` beside a heat map of `layer_value`."""
+    """Draw the whole model beside a heat map of `layer_value`."""
     drawn, (left, right) = plotting.panels(2)
-    plot(ds, left)
-    names, layers = ([str(one) for one in ds[dim].values] for dim in ("category", "layer"))
-    plotting.heatmap(ds["layer_value"].values, names, layers, ax=right, label="fraction that stays", vmin=0.0, vmax=1.0)
-    right.set(xlabel="layer", title="by layer")
+    category_bars(ds, left)
+    style: dict[str, Any] = {"label": "fraction that stays", "title": "by layer", "vmin": 0.0, "vmax": 1.0}
+    plotting.heatmap(ds["layer_value"].values, names(ds), names(ds, "layer"), ax=right, **style).set_xlabel("layer")
     return drawn
 
 
@@ -158,7 +135,7 @@ MEASURE = Measure(
     compute=finetuning_top_experts,
     sentences=sentences,
     caption=caption,
-    plot=plot,
+    plot=category_bars,
     figure=figure,
     tables=tables,
 )

@@ -1,7 +1,4 @@
-"""ISNs of single instructions before and after fine-tuning, by layer (SPARCOM, fig. 6).
-
-A category's typical instruction (ours) has the Jaccard similarity nearest the category's median; ties by order.
-"""
+"""ISNs of single instructions before and after fine-tuning, by layer (SPARCOM, fig. 6)."""
 
 from __future__ import annotations
 
@@ -15,8 +12,9 @@ from matplotlib.figure import Figure
 
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
-from sparcom_analysis.measures.measure import Measure, dataset
+from sparcom_analysis.measures.measure import Measure, Variable, dataset
 from sparcom_analysis.measures.text import decimal, neurons_of
+from sparcom_analysis.plotting.sharing import label_outer
 from sparcom_analysis.resampling.ranks import TIE_DIGITS
 from sparcom_data.errors import InvalidInputError
 
@@ -28,7 +26,8 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
     """Return how many ISNs only the base, both and only the tuned model have, by layer (SPARCOM, fig. 6).
 
     Args:
-        comparison: ISN sets of both models. instructions: ids; None: the typical one of each category.
+        comparison: ISN sets of both models. instructions: ids; None: the typical one of each category (ours), whose
+            Jaccard similarity is nearest the category's median; ties by order.
 
     Returns:
         `value` (instruction, part, layer), ISNs; `jaccard` (instruction), NaN if both sets are empty; the coordinate
@@ -39,31 +38,27 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
     """
     ids, names = comparison.matched.ids, comparison.matched.names
     if missing := [name for name in instructions or () if name not in ids]:
-        raise InvalidInputError(
-            [
-                f"an instruction to show must be complete in both archives; {name!r} is none of the {len(ids):,}. "
-                "Give ids of instruction/id"
-                for name in missing
-            ]
-        )
-    places = typical_places(comparison) if instructions is None else [ids.index(name) for name in instructions]
-    both, base, tuned = comparison.shared, comparison.base_counts, comparison.tuned_counts
+        rule = "an instruction to show must be complete in both archives"
+        remedy = f"is none of the {len(ids):,}. Give ids of instruction/id"
+        raise InvalidInputError([f"{rule}; {name!r} {remedy}" for name in missing])
+    places = _typical(comparison) if instructions is None else [ids.index(name) for name in instructions]
+    both, jaccard = comparison.shared, comparison.jaccard[places]
+    parts = np.stack([comparison.base_counts - both, both, comparison.tuned_counts - both], axis=1)
+    variables: dict[str, Variable] = {
+        "value": (("instruction", "part", "layer"), parts[places], {"long_name": "ISNs", "units": "neurons"}),
+        "jaccard": ("instruction", jaccard),
+    }
     coords = {
         "instruction": [ids[k] for k in places],
         "category": ("instruction", [names[k] for k in places]),
         "part": PARTS,
         "layer": list(comparison.base.layer_ids),
     }
-    values = np.stack([base - both, both, tuned - both], axis=1)[places]
-    variables: dict[str, Any] = {
-        "value": (("instruction", "part", "layer"), values, {"long_name": "ISNs", "units": "neurons"}),
-        "jaccard": ("instruction", comparison.jaccard[places]),
-    }
-    return dataset(comparison, variables, coords, typical=instructions is None)
+    return dataset(comparison, variables, coords, measure=MEASURE.name, typical=instructions is None)
 
 
-def typical_places(comparison: IsnComparison) -> list[int]:
-    """Return the place of each category's instruction whose similarity is nearest the median of the category."""
+def _typical(comparison: IsnComparison) -> list[int]:
+    """Return the index of each category's instruction whose similarity is nearest the median of the category."""
     values, names = comparison.jaccard, np.array(comparison.matched.names, dtype=object)
     places = []
     for name in dict.fromkeys(names):
@@ -76,14 +71,14 @@ def typical_places(comparison: IsnComparison) -> list[int]:
 
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says."""
-    total = float(ds["value"].sum())
-    if not total:
+    counts = ds["value"].sum(["instruction", "layer"]).sel(part=PARTS).values
+    if not counts.sum():
         return ["No instruction has an ISN in either model with these settings."]
-    parts = [float(ds["value"].sel(part=part).sum()) / total for part in PARTS]
+    base, both, tuned = (f"{100 * part:.1f} %" for part in counts / counts.sum())
     which = "one typical instruction per category" if ds.attrs["typical"] else "the instructions shown"
     return [
-        f"Of the ISNs of {which} ({neurons_of(ds)}), {parts[1]:.1%} belong to both models, {parts[0]:.1%} to the base "
-        f"model only and {parts[2]:.1%} to the tuned model only."
+        f"Of the ISNs of {which} ({neurons_of(ds)}), {both} belong to both models, {base} to the base model only and "
+        f"{tuned} to the tuned model only."
     ]
 
 
@@ -98,7 +93,7 @@ def caption(ds: xr.Dataset) -> str:
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, instruction: str | None = None, **style: Any) -> Axes:
-    """Draw the stacked bars of one instruction by id, by default the first."""
+    """Draw the stacked bars of one instruction by id, by default the first; style: see `plotting.stacked`."""
     one = ds.isel(instruction=0) if instruction is None else ds.sel(instruction=instruction)
     parts = {part.replace("_", " "): one["value"].sel(part=part).values for part in PARTS}
     title = f"{one['category'].item()}: {one['instruction'].item()}, J = {decimal(float(one['jaccard']), 2)}"
@@ -109,9 +104,11 @@ def figure(ds: xr.Dataset) -> Figure:
     """Draw the first instructions side by side on the same scale."""
     ids = ds["instruction"].values[:MOST_PANELS].tolist()
     drawn, axes = plotting.panels(max(len(ids), 1), columns=3)
-    highest = float(ds["value"].sum("part").max()) if ids else 0.0
-    for place, name in enumerate(ids):
-        plot(ds, axes[place], instruction=name, legend=not place).set_ylim(0, 1.05 * highest or 1.0)
+    for ax, name in zip(axes, ids, strict=False):
+        plot(ds, ax, instruction=name)
+    rows = [axes[first : first + 3] for first in range(0, len(axes), 3)]
+    plotting.share(rows)
+    label_outer(rows)
     return drawn
 
 

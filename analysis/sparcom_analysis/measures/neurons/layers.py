@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 
-from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.measure import Measure, dataset, means
 from sparcom_analysis.measures.text import decimal, extremes, interval, largest, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
+
+ABOUT = {"long_name": "mean ISNs per instruction"}
 
 
 def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -30,10 +30,9 @@ def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr
     """
     isn = isn.with_options(**changes)
     found = group_means(isn.layer_counts, isn.categories, resamples_for(isn.categories, isn.options))
-    variables = means(found, ["layer"], attrs={"long_name": "mean number of ISNs", "units": "ISNs per instruction"})
-    variables["null_mean"] = ("layer", np.full_like(found.overall, found.overall.mean()))
-    coords = {"category": found.labels, "layer": list(isn.layer_ids)}
-    return dataset(isn, variables, coords)
+    even = np.full_like(found.overall, found.overall.mean())
+    variables = {**means(found, ["layer"], attrs=ABOUT), "null_mean": ("layer", even)}
+    return dataset(isn, variables, {"category": found.labels, "layer": list(isn.layer_ids)}, measure=MEASURE.name)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -49,17 +48,13 @@ def sentences(ds: xr.Dataset) -> list[str]:
         f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; evenly spread it would hold {even}."
     ]
     if size >= 3:
-        cuts = [0, size // 3, size - size // 3, size]
-        thirds = [f"{float(mean[a:b].sum()) / total:.0%}" for a, b in pairwise(cuts)]
-        found.append(f"The lower, middle and upper third of the layers hold {', '.join(thirds[:2])} and {thirds[2]}.")
-    if (ends := extremes(ds["value"].sel(layer=(apart := _widest(ds))), 1)) and "highest" in ends:
-        found.append(f"Categories differ most in layer {apart}, where the number is {ends}.")
+        thirds = np.split(mean.values, [size // 3, size - size // 3])
+        low, middle, high = (f"{100 * third.sum() / total:.0f} %" for third in thirds)
+        found.append(f"The lower, middle and upper third of the layers hold {low}, {middle} and {high} of the ISNs.")
+    widest = largest(ds["value"].max("category") - ds["value"].min("category"))["layer"]
+    if "highest" in (ends := extremes(ds["value"].sel(layer=widest), 1)):
+        found.append(f"Categories differ most in layer {widest}, where the mean number is {ends}.")
     return found
-
-
-def _widest(ds: xr.Dataset) -> int:
-    """Return the layer in which categories differ most."""
-    return int(largest(ds["value"].max("category") - ds["value"].min("category"))["layer"])
 
 
 def caption(ds: xr.Dataset) -> str:
@@ -71,25 +66,6 @@ def caption(ds: xr.Dataset) -> str:
     )
 
 
-def plot_layers(
-    ds: xr.Dataset, ax: Axes | None = None, *, values: str = "value", prefix: str = "", **style: Any
-) -> Axes:
-    """Draw one curve per category over the layers, with bands.
-
-    Args:
-        values: variable (category, layer). prefix: of its interval. style: see `plotting.curves`.
-    """
-    held = {end: ds[f"{prefix}ci_{end}"].values for end in ("low", "high") if f"{prefix}ci_{end}" in ds}
-    label, names = ds[values].attrs.get("units", ""), [str(name) for name in ds["category"].values]
-    style = {"label": label, "title": ds.attrs["model"]} | held | style
-    return plotting.curves(ds["layer"].values.tolist(), ds[values].values, names, ax=ax, **style)
-
-
-def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw one curve per category over the layers, with bands and the even spread."""
-    return plot_layers(ds, ax, **({"null": ds["null_mean"].values} | style))
-
-
 MEASURE = Measure(
     name="layers",
     title="ISNs by layer",
@@ -99,6 +75,6 @@ MEASURE = Measure(
     compute=layers,
     sentences=sentences,
     caption=caption,
-    plot=plot,
+    plot=layer_curves,
     also_tuned=True,
 )

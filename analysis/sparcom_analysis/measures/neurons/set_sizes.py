@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, Measure, dataset, means
 from sparcom_analysis.measures.text import decimal, extremes, interval, neurons_of
+from sparcom_analysis.plotting import fitting as fit
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 from sparcom_analysis.resampling.ranks import rank_correlation
@@ -35,21 +37,19 @@ def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) ->
     isn = isn.with_options(**changes)
     sizes, tokens = isn.sizes, group_means(isn.tokens, isn.categories)
     found = group_means(sizes, isn.categories, resamples_for(isn.categories, isn.options))
-    correlation = rank_correlation(sizes, isn.tokens)
     variables = {
         **means(found, attrs=UNITS),
         "overall_min": ((), sizes.min()),
         "overall_max": ((), sizes.max()),
         "overall_empty": ((), (sizes == 0).sum()),
-        "tokens_correlation": ((), np.nan if correlation is None else correlation),
+        "tokens_correlation": ((), rank_correlation(sizes, isn.tokens)),
         "mean_tokens": ("category", tokens.mean, {"units": "tokens per instruction"}),
         "instruction_value": ("instruction", sizes, UNITS),
         "instruction_tokens": ("instruction", isn.tokens, {"long_name": "T", "units": "tokens"}),
         "instruction_category": ("instruction", isn.names),
     }
     coords = {"category": found.labels, "instruction": list(isn.ids)}
-    wanted = isn.options.wanted(isn.population.total)
-    return dataset(isn, variables, coords, wanted=wanted)
+    return dataset(isn, variables, coords, measure=MEASURE.name, wanted=isn.options.wanted(isn.population.total))
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -78,18 +78,23 @@ def caption(ds: xr.Dataset) -> str:
     return f"ISNs and tokens of each instruction, {ds.attrs['model']}, {neurons_of(ds)} ({ds.attrs['rule']}).{line}"
 
 
-def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None, ymax: float | None = None) -> Axes:
     """Draw one point per instruction: tokens and ISNs, colored by category."""
     ax = plotting.new_axes() if ax is None else ax
-    for place, name in enumerate(ds["category"].values):
-        one = ds.isel(instruction=np.flatnonzero(ds["instruction_category"].values == name))
-        color, marker = plotting.COLORS[place % 7], plotting.MARKERS[place % 7]
-        x, y = one["instruction_tokens"], one["instruction_value"]
-        ax.scatter(x, y, s=12, alpha=0.7, label=str(name), color=color, marker=marker)
+    for place, name in enumerate(names(ds)):
+        one = ds.isel(instruction=ds["instruction_category"].values == name)
+        look: dict[str, Any] = {"color": plotting.COLORS[place % 7], "label": fit.plain(name), "alpha": 0.7}
+        look["marker"] = plotting.MARKERS[(place + place // 7) % 7]
+        ax.scatter(one["instruction_tokens"], one["instruction_value"], 12, **look)
     if "wanted" in ds.attrs:
-        ax.axhline(ds.attrs["wanted"], color="0.4", linestyle="--", linewidth=1)
-    ax.set(xlabel="tokens", ylabel="ISNs", title=ds.attrs["model"] if title is None else title)
-    ax.legend(fontsize=7)
+        ax.axhline(ds.attrs["wanted"], color=plotting.GREY, linestyle="--", linewidth=1.1)
+    ax.set_xlabel("tokens per instruction", fontsize=fit.LABEL)
+    ax.set_ylabel(UNITS["units"], fontsize=fit.LABEL)
+    ax.tick_params(labelsize=fit.TICK, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_ylim(top=ymax)
+    fit.set_title(ax, ds.attrs["model"] if title is None else title)
+    plotting.legend_below(ax)
     return ax
 
 

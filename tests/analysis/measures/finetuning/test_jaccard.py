@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcom_analysis import find_isns
-from sparcom_analysis.measures.finetuning.jaccard import MEASURE, finetuning_jaccard, plot_by_layer, sentences, tables
+from sparcom_analysis.measures.finetuning.jaccard import MEASURE, finetuning_jaccard, plot_by_layer, sentences
 from sparcom_analysis.resampling.bootstrap import resamples_for
 
 
@@ -162,11 +162,11 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     assert sentences(ds) == [
         "The mean Jaccard similarity of the same instruction's ISN sets (neurons) in base and tuned is 0.400 "
         "(95 % CI 0.350–0.451), a change of 0.600.",
-        "Random sets with as many ISNs per layer would have about 0.123.",
-        "It is lowest for a and c (0.200) and highest for b (0.400).",
+        "Random sets with as many ISNs per layer would have a mean of about 0.123.",
+        "By category, the mean is lowest for a and c (0.200) and highest for b (0.400).",
         "1 instruction has no ISN in either model and is left out.",
-        "An instruction has 1,234.6 ISNs in the base model and 27.0 in the tuned model.",
-        "By layer, it is lowest in layer 4 (0.500) and highest in layer 0 (0.900).",
+        "An instruction has 1,234.6 ISNs on average in the base model and 27.0 in the tuned model.",
+        "By layer, the mean similarity is lowest in layer 4 (0.500) and highest in layer 0 (0.900).",
         "1 layer has no ISN in either model.",
     ]
 
@@ -182,7 +182,8 @@ def test_figures_and_tables_show_the_numbers(arrays: Any) -> None:
     assert not right.patches[3:]
     ds["layer_isn"].values[:] = [9.9, 10, 200]
     assert len(plot_by_layer(ds).patches) == 1
-    both = tables(ds)
+    assert MEASURE.tables is not None
+    both = MEASURE.tables(ds)
     np.testing.assert_array_equal(both[""]["value"], ds["value"])
     np.testing.assert_array_equal(both["by_layer"]["layer_value"], ds["layer_value"].values.ravel())
     xr.testing.assert_identical(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

@@ -118,8 +118,8 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     assert sentences(ds) == [
         "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 top-k choices "
         "per token (95 % CI 0.200–0.400).",
-        "With the models exchanged at random per instruction it is 0.150 there (corrected p < 0.001).",
-        "It exceeds this null in 2 of 4 combinations of category and layer (p < 0.05).",
+        "With the models exchanged at random per instruction it is 0.150 on average there (corrected p < 0.001).",
+        "It exceeds this null in 2 of 4 combinations of category and layer (corrected p < 0.05).",
         "Of the categories, c1 shifts most, in layer 0: 0.600 (95 % CI 0.500–0.700).",
     ]
     assert MEASURE.plot is not None

@@ -76,7 +76,7 @@ def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., Expe
     sides = [make_counts(counts, [10], ["a"], top_experts=2) for counts in (before, after)]
     ds = finetuning_top_experts(paired(*sides))
     assert sentences(ds) == [
-        "1 of the 2 most used experts (2 per category, over all layers) are still among the 2 most used after "
+        "1 of the 2 most used experts (2 per category, over all layers) is still among the 2 most used after "
         "fine-tuning (SPARCOM, table 6); a random choice would keep 0.5.",
         "Of the 2 most used experts per layer and category, 2 of 4 stay; a random choice would keep 2.0.",
     ]
@@ -98,6 +98,6 @@ def test_figure_and_round_trip(compared: ExpertComparison) -> None:
     ds = finetuning_top_experts(compared)
     bars, layers = figure(ds).axes[:2]
     assert [bar.get_width() for bar in bars.patches][:2] == ds["value"].values.tolist()
-    np.testing.assert_array_equal(layers.images[0].get_array(), ds["layer_value"])
+    np.testing.assert_array_equal(layers.collections[0].get_array(), ds["layer_value"])
     assert "5 of the whole model" in caption(ds)
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

@@ -74,8 +74,8 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     assert sentences(ds) == ["No instruction has an ISN in either model with these settings."]
     ds["value"].values[0, :, 0] = [30, 50, 20]
     assert sentences(ds) == [
-        "Of the ISNs of one typical instruction per category (neurons), 50.0% belong to both models, 30.0% to the base "
-        "model only and 20.0% to the tuned model only."
+        "Of the ISNs of one typical instruction per category (neurons), 50.0 % belong to both models, 30.0 % to the "
+        "base model only and 20.0 % to the tuned model only."
     ]
     ds.attrs["typical"] = False
     assert "Of the ISNs of the instructions shown" in sentences(ds)[0]
@@ -93,5 +93,7 @@ def test_bars_add_up_to_the_counts(arrays: Any) -> None:
     assert "i3" in ax.get_title()
     assert MEASURE.figure is not None
     assert len([one for one in MEASURE.figure(ds).axes if one.patches]) == 12
+    assert len({one.get_ylim() for one in MEASURE.figure(ds).axes}) == 1
+    assert len(MEASURE.figure(ds).legends) == 1
     assert "The first 12 are shown" in caption(ds)
     assert MEASURE.figure(ds.isel(instruction=[])).axes

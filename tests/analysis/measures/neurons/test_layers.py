@@ -44,8 +44,8 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     assert sentences(ds) == [
         "Layer 6 of base holds the most ISNs (neurons): 40.0 of 30 per instruction (95 % CI 35.0–45.0); evenly spread "
         "it would hold 25.0.",
-        "The lower, middle and upper third of the layers hold 10%, 50% and 40%.",
-        "Categories differ most in layer 2, where the number is lowest for a (2.0) and highest for b (9.0).",
+        "The lower, middle and upper third of the layers hold 10 %, 50 % and 40 % of the ISNs.",
+        "Categories differ most in layer 2, where the mean number is lowest for a (2.0) and highest for b (9.0).",
     ]
     ds["value"].values[:] = 1
     assert not any("differ" in one for one in sentences(ds))
