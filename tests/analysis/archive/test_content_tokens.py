@@ -131,7 +131,7 @@ def test_the_same_tokens_with_other_origins_cannot_be_compared(make_moe, damage)
         match_instructions(*sides)
     match_instructions(*(find_isns(one) for one in (base, tuned)))
     with pytest.raises(
-        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special ones counted in tun"
+        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special tokens counted in tun"
     ):
         match_instructions(sides[0], find_isns(tuned))
 
@@ -164,7 +164,7 @@ def test_instructions_of_unknown_origin_are_left_out_and_counted(make_moe, damag
 
 @pytest.mark.parametrize(
     ("granularity", "origins", "said"),
-    [("count", True, "needs masks of single tokens.*granularity 'token'"), ("token", False, "lacks token/origin")],
+    [("count", True, "needs masks of single tokens.*granularity='token'"), ("token", False, "lacks token/origin")],
 )
 def test_what_does_not_know_is_refused_before_the_first_pass(
     tmp_path: Path, granularity: Any, origins: bool, said: str
