@@ -31,11 +31,7 @@ Side = TypeVar("Side", IsnSets, ExpertCounts)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Both(Generic[Side]):
-    """The m matched instructions of both models.
-
-    Attributes:
-        base, tuned: results of each model. matched: which instructions both have.
-    """
+    """Results of both models, and which m instructions both have."""
 
     base: Side
     tuned: Side
@@ -51,9 +47,8 @@ class _Both(Generic[Side]):
 
     def with_options(self, **changes: Any) -> Self:
         """Return the same with other options of resampling and display: see `PerInstruction.with_options`."""
-        if not changes:
-            return self
-        return replace(self, base=self.base.with_options(**changes), tuned=self.tuned.with_options(**changes))
+        sides = [side.with_options(**changes) for side in (self.base, self.tuned)]
+        return replace(self, base=sides[0], tuned=sides[1]) if changes else self
 
 
 class IsnComparison(_Both[IsnSets]):
@@ -172,10 +167,8 @@ class Comparison:
 
 def _measure(name: str) -> Callable[..., xr.Dataset]:
     """Return "module.function" of `measures.finetuning`, which imports this module."""
-    module, function = name.split(".")
-    found: Callable[..., xr.Dataset] = getattr(
-        import_module(f"sparcom_analysis.measures.finetuning.{module}"), function
-    )
+    module, function = f"sparcom_analysis.measures.finetuning.{name}".rsplit(".", 1)
+    found: Callable[..., xr.Dataset] = getattr(import_module(module), function)
     return found
 
 
@@ -212,33 +205,25 @@ def compare(
 def matched_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
     """Return what differs between two archives besides the tuning: one sentence each; empty if nothing does."""
     base, tuned = (side.archive.attributes for side in (comparison.base, comparison.tuned))
-    tokenizers, table = (
-        (base.model.tokenizer_sha256, tuned.model.tokenizer_sha256),
-        comparison.tuned.archive.instructions,
-    )
+    tokenizers = {base.model.tokenizer_sha256, tuned.model.tokenizer_sha256}
+    table, matched = comparison.tuned.archive.instructions, comparison.matched
     complete = f"{len(table.complete):,} of its {len(table):,} instructions are complete"
-    architectures = f"{base.model.architecture} (base), {tuned.model.architecture} (tuned)"
-    formats = f"{base.capture.prompt_format} (base), {tuned.capture.prompt_format} (tuned)"
+    counts = any(side.archive.granularity == "count" for side in (comparison.base, comparison.tuned))
+    unknown, tokens = matched.different_tokens is None, matched.different_tokens or 0
+    of, text = f"of the {len(matched):,} matched instructions", "part of the difference between the models is the text"
     notes = {
-        f"The architectures differ: {architectures}.": base.model.architecture != tuned.model.architecture,
-        "The models have different tokenizers.": all(tokenizers) and tokenizers[0] != tokenizers[1],
-        f"The prompt formats differ: {formats}.": base.capture.prompt_format != tuned.capture.prompt_format,
+        f"The architectures differ: {base.model.architecture} (base), {tuned.model.architecture} (tuned).": (
+            base.model.architecture != tuned.model.architecture
+        ),
+        "The models have different tokenizers.": all(tokenizers) and len(tokenizers) == 2,
+        f"The prompt formats differ: {base.capture.prompt_format} (base), {tuned.capture.prompt_format} (tuned).": (
+            base.capture.prompt_format != tuned.capture.prompt_format
+        ),
         "Special tokens were added to the prompts of one model only.": (
             base.capture.add_special_tokens != tuned.capture.add_special_tokens
         ),
         f"The extraction of the tuned archive was still running: {complete}.": tuned.state == "open",
         f"The tuned archive is incomplete: {complete}.": tuned.state != "open" and len(table.complete) < len(table),
-    }
-    return [note for note, holds in notes.items() if holds] + _instruction_notes(comparison)
-
-
-def _instruction_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
-    """Return what differs between the matched instructions."""
-    matched, of = comparison.matched, f"of the {len(comparison):,} matched instructions"
-    unknown, tokens = matched.different_tokens is None, matched.different_tokens or 0
-    counts = any(side.archive.granularity == "count" for side in (comparison.base, comparison.tuned))
-    text = "part of the difference between the models is the text"
-    notes = {
         f"Token ids were not compared{': archives of counts hold none' if counts else ''}.": unknown,
         f"{tokens:,} {of} have different tokens in the two archives: {text}.": tokens > 0,
         f"{matched.different_lengths:,} {of} have different numbers of tokens in the two archives: {text}.": (

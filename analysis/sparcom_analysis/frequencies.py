@@ -1,32 +1,41 @@
-"""How often each neuron is active over the tokens of an instruction (SPARCOM, eq. 6 and 8).
+"""How often each neuron is active (SPARCOM, eq. 6 and 8), and each expert chosen (eq. 11), over an instruction.
 
 Counts are exact integers: c_ij = Σ_t [A^t_ij > 0] for neurons of dense layers and of shared experts,
-c_eij = Σ_t [token t chooses expert e and its neuron i is active] for those of routed experts. Frequencies are
-p = c / T. T is all tokens of the instruction that count, for experts too, not only the tokens routed to them.
+c_eij = Σ_t [token t chooses expert e and its neuron i is active] for those of routed experts, and c_ej, the tokens that
+choose expert e. Frequencies are c / T. T is all tokens of the instruction that count, also for experts.
 
-Masks are counted here; an archive of counts holds the counts. The counts of one instruction are in memory at a time.
+Masks and router choices are counted here; an archive of counts holds the sums. An entry without data (65535), an
+unknown expert, or an expert that a token chose twice in one layer is damage: counted, it would give a wrong number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES, read_blocks
+from sparcom_analysis.archive.blocks import (
+    DEFAULT_BLOCK_BYTES,
+    ROUTES,
+    Part,
+    Progress,
+    parts,
+    read_blocks,
+    stored_counts,
+)
 from sparcom_analysis.archive.counted_rows import instruction_rows
-from sparcom_analysis.archive.populations import Population, PopulationName, choose_population
-from sparcom_analysis.archive.routes import check_choices, iterate_expert_counts, require_router
+from sparcom_analysis.archive.populations import Population, PopulationName, check_array, choose_population
 from sparcom_analysis.archive.rows import RowSpans
-from sparcom_analysis.archive.walk import Part, Progress, parts, stored_counts
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
-from sparcom_analysis.kernels.experts import add_expert_bit_counts
+from sparcom_analysis.kernels.experts import add_choice_counts, add_expert_bit_counts, invalid_choice
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, open_archive
-from sparcom_data.errors import DamagedArchiveError
+from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
+from sparcom_data.schema import NO_EXPERT
+from sparcom_data.schema.metadata import MoeInfo
 
 __all__ = ["Progress", "activation_counts", "activation_frequencies", "expert_frequencies", "iterate_counts", "opened"]
 
@@ -49,45 +58,106 @@ def iterate_counts(
     apart = counts.reshape(population.layers, population.experts, -1)
     if archive.granularity == "count":
         for k, stored in stored_counts(archive, spans, population.array(archive), progress, block_bytes):
-            _check_stored(archive, spans, k, stored)
+            if (largest := int(stored.max(initial=0))) > spans.tokens[k]:
+                raise _damage(
+                    f"a count must be at most the {int(spans.tokens[k])} rows of its instruction; one of "
+                    f"{archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} is {largest}"
+                )
             apart[:, :, : population.neurons] = stored.reshape(population.layers, population.experts, -1)
             yield k, counts
         return
     for part in parts(archive, spans, read_blocks(archive, spans, population, block_bytes), progress):
         _add_masks(archive, part, population, counts)
         if part.last:
-            _check_spare_bits(archive, population, apart)
+            if apart[:, :, population.neurons :].any():
+                raise _damage(
+                    f"bits past neuron {population.neurons - 1} of {population.array(archive)} must be 0; some in "
+                    f"{archive.path} are set"
+                )
             yield part.k, counts
             counts[:] = 0
-
-
-def _check_stored(archive: Archive, spans: RowSpans, k: int, counts: NDArray[np.uint32]) -> None:
-    if (largest := int(counts.max(initial=0))) > spans.tokens[k]:
-        raise DamagedArchiveError(
-            f"a count must be at most the {int(spans.tokens[k])} rows of its instruction; one of "
-            f"{archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} is {largest}. "
-            "Run `sparcom verify`, then extract the archive again"
-        )
 
 
 def _add_masks(archive: Archive, part: Part, population: Population, counts: NDArray[np.uint32]) -> None:
     """Add those rows of the part that count."""
     assert part.block.masks is not None  # noqa: S101  (read_blocks read them)
     masks = part.counted(part.block.masks[part.rows])
-    if part.block.experts is None:
+    if population.routed:
+        chosen = _checked_choices(archive, part, population.experts, population.layer_ids)
+        add_expert_bit_counts(masks, part.counted(chosen), counts)
+    else:
         add_bit_counts(masks, counts.reshape(-1))
+
+
+def iterate_expert_counts(
+    archive: Archive,
+    spans: RowSpans,
+    moe: MoeInfo,
+    *,
+    progress: Progress | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Yield k, an index in `spans`, and T · f, uint32 (moe_layer, expert), by ascending row.
+
+    Raises:
+        DamagedArchiveError: a choice is invalid, or counts do not add up.
+    """
+    if archive.granularity == "count":
+        for k, stored in stored_counts(archive, spans, "router/count", progress, block_bytes):
+            tokens, top_k = int(spans.tokens[k]), moe.experts_per_token
+            if (stored.sum(axis=1, dtype=np.int64) != tokens * top_k).any() or stored.max() > tokens:
+                raise _damage(
+                    f"router/count of {archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} must "
+                    f"add up to {top_k} choices at each of its {tokens} rows in every layer; it does not"
+                )
+            yield k, stored
         return
-    chosen = part.block.experts[part.rows]
-    check_choices(archive, part, chosen, population.experts, population.layer_ids)
-    add_expert_bit_counts(masks, part.counted(chosen), counts)
+    counts = np.zeros((len(moe.layer_ids), moe.experts), dtype=np.uint32)
+    for part in parts(archive, spans, read_blocks(archive, spans, None, block_bytes), progress):
+        chosen = _checked_choices(archive, part, moe.experts, moe.layer_ids)
+        add_choice_counts(part.counted(chosen), counts)
+        if part.last:
+            yield part.k, counts
+            counts = np.zeros_like(counts)
 
 
-def _check_spare_bits(archive: Archive, population: Population, apart: NDArray[np.uint32]) -> None:
-    if apart[:, :, population.neurons :].any():
-        raise DamagedArchiveError(
-            f"bits past neuron {population.neurons - 1} of {population.array(archive)} must be 0; some in "
-            f"{archive.path} are set. Run `sparcom verify`, then extract the archive again"
+def require_router(archive: Archive) -> MoeInfo:
+    """Return the MoE layers of an archive that holds router choices.
+
+    Raises:
+        UnsupportedArchiveError: there are none.
+        DamagedArchiveError: the attributes and the array disagree.
+    """
+    held, moe = archive.attributes.capture.components, archive.moe
+    if moe is None or "router" not in held:
+        raise UnsupportedArchiveError(
+            f"expert frequencies need the router choices of an MoE model; {archive.path} holds "
+            f"{', '.join(held) or 'nothing'}. Extract from a model with experts"
         )
+    check_array(archive, "router/count" if archive.granularity == "count" else ROUTES)
+    return moe
+
+
+def _checked_choices(archive: Archive, part: Part, experts: int, layer_ids: Sequence[int]) -> NDArray[np.uint16]:
+    """Return the router choices of a part of a complete instruction: uint16 (row, layer, choice)."""
+    assert part.block.experts is not None  # noqa: S101  (read_blocks read them)
+    chosen = part.block.experts[part.rows]
+    if (place := invalid_choice(chosen, experts)) is None:
+        return chosen
+    row, layer, choice = place
+    expert = int(chosen[place])
+    what = "holds no data (65535)" if expert == NO_EXPERT else f"is {expert}"
+    if expert < experts:
+        what += ", which that token chose there already"
+    raise _damage(
+        f"each choice of a complete instruction must be another of the experts 0 to {experts - 1}; choice {choice} at "
+        f"row {part.start + row}, layer {layer_ids[layer]}, of instruction {archive.instructions.id[part.index]!r} in "
+        f"{archive.path} {what}"
+    )
+
+
+def _damage(rule: str) -> DamagedArchiveError:
+    return DamagedArchiveError(f"{rule}. Run `sparcom verify`, then extract the archive again")
 
 
 def activation_counts(

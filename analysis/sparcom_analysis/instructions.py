@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from html import escape
 from pathlib import PurePath
 from typing import Any, Self
@@ -13,16 +14,15 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.archive.categories import NONE_LABEL, category_codes, category_labels
 from sparcom_analysis.archive.rows import RowSpans, TokenFacts
+from sparcom_analysis.kernels.intersections import Blocks
 from sparcom_analysis.options import Options
+from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.archive import Archive
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.metadata import Positions
 
 _COUNTING = ("positions", "counted_tokens", "special_tokens", "special_token_ids")
 FIXED_OPTIONS = (*_COUNTING, "top", "min_frequency", "group_by")  # all others may change after counting
-
-SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
-
 
 SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
 
@@ -80,12 +80,17 @@ class PerInstruction:
         """Last part of the model id."""
         return PurePath(self.archive.attributes.model.id).name
 
-    def place(self, instruction: str) -> int:
-        """Return the index of an id among these instructions.
+    def pair_blocks(self) -> Blocks:
+        """Yield the similarity of every two instructions, block by block."""
+        raise NotImplementedError
 
-        Raises:
-            InvalidInputError: it is not among them.
-        """
+    @cached_property
+    def pairs(self) -> PairMatrix:
+        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
+        return keep_pairs(self.categories, self.pair_blocks())
+
+    def place(self, instruction: str) -> int:
+        """Return the index of an id among these instructions, or raise InvalidInputError."""
         if instruction in self.ids:
             return list(self.ids).index(instruction)
         raise InvalidInputError(
@@ -183,18 +188,13 @@ class PerInstruction:
 
 def group_names(archive: Archive, instruction: NDArray[np.int64], options: Options) -> list[str]:
     """Return the group of each instruction: its category, source or half, or several as "CLS / natural"."""
-    columns = [_column(archive, name) for name in options.group_by]
+    table = archive.instructions
+    halves = ["synthetic" if source in SYNTHETIC else source and "natural" for source in table.source]
+    held = {"category": table.category, "source": table.source, "half": halves}
+    columns = [held[name] for name in options.group_by]
     if len(columns) == 1:
         return [columns[0][i] for i in instruction]
     return [" / ".join(column[i] or NONE_LABEL for column in columns) for i in instruction]
-
-
-def _column(archive: Archive, name: str) -> Sequence[str]:
-    table = archive.instructions
-    if name == "half":
-        return [("synthetic" if one in SYNTHETIC else "natural") if one else "" for one in table.source]
-    names: Sequence[str] = getattr(table, name)
-    return names
 
 
 def shared_fields(archive: Archive, spans: RowSpans, options: Options) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.archive.counted_rows import counted_rows
-from sparcom_analysis.archive.routes import iterate_expert_counts, require_router
-from sparcom_analysis.archive.token_draw import TokenDraw
-from sparcom_analysis.frequencies import Progress, opened
+from sparcom_analysis.archive.counted_rows import TokenDraw, counted_rows
+from sparcom_analysis.frequencies import Progress, iterate_expert_counts, opened, require_router
 from sparcom_analysis.instructions import PerInstruction, shared_fields
 from sparcom_analysis.kernels.correlations import correlation_blocks
 from sparcom_analysis.kernels.intersections import Blocks
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.archive import Archive
 
 
@@ -57,11 +53,6 @@ class ExpertCounts(PerInstruction):
     def pair_blocks(self) -> Blocks:
         """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
         return correlation_blocks(self.counts, self.tokens)
-
-    @cached_property
-    def pairs(self) -> PairMatrix:
-        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
-        return keep_pairs(self.categories, self.pair_blocks())
 
     @property
     def activated(self) -> NDArray[np.bool_]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,9 +22,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.archive.counted_rows import counted_rows
+from sparcom_analysis.archive.counted_rows import TokenDraw, counted_rows
 from sparcom_analysis.archive.populations import Population, PopulationName, choose_population
-from sparcom_analysis.archive.token_draw import TokenDraw
 from sparcom_analysis.frequencies import Progress, iterate_counts, opened
 from sparcom_analysis.instructions import PerInstruction, shared_fields
 from sparcom_analysis.kernels.bitsets import Bitsets
@@ -33,7 +31,6 @@ from sparcom_analysis.kernels.compiled import histogram, pack_at_least
 from sparcom_analysis.kernels.intersections import Blocks, jaccard_blocks
 from sparcom_analysis.options import Options, exact
 from sparcom_analysis.pooled import PooledCounts, pool_for
-from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 from sparcom_data.archive import Archive
 
 
@@ -73,11 +70,6 @@ class IsnSets(PerInstruction):
     def pair_blocks(self) -> Blocks:
         """Yield the Jaccard index of every two instructions, equation 10 before the mean; NaN for two empty sets."""
         return jaccard_blocks(self.sets, self.sizes)
-
-    @cached_property
-    def pairs(self) -> PairMatrix:
-        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
-        return keep_pairs(self.categories, self.pair_blocks())
 
     def mask(self, place: int) -> NDArray[np.bool_]:
         """Return the set of the instruction at an index: bool (layer, neuron), or (layer, expert, neuron)."""

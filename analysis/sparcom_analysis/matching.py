@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcom_analysis.archive.blocks import read_column
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import TITLES, populations
 from sparcom_analysis.archive.rows import RowSpans, TokenFacts, row_spans
@@ -26,7 +26,6 @@ from sparcom_analysis.isn import IsnSets
 from sparcom_data.archive import Archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, UnsupportedArchiveError
 from sparcom_data.schema import TOKEN_ORIGIN
-from sparcom_data.schema.metadata import Positions
 
 Measured = TypeVar("Measured", IsnSets, ExpertCounts)
 
@@ -82,9 +81,7 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
     """
     _refuse_different(_rules(base), _rules(tuned), "base", "tuned")
     place = [_places(base, "base"), _places(tuned, "tuned")]
-    both = [name for name in base.ids if name in place[1]]
-    if not both:
-        raise _none_in_both(len(base), len(tuned))
+    both = _in_both(base.ids, tuned.ids)
     left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
     return Matched(
         base=left,
@@ -120,15 +117,18 @@ def check_instructions(base: Archive, tuned: Archive, spans: tuple[RowSpans, Row
     """
     positions = [{"positions": one.positions} for one in spans]
     _refuse_different(positions[0], positions[1], str(base.path), str(tuned.path))
-    left, right = ({a.instructions.id[k] for k in s.instruction} for a, s in zip((base, tuned), spans, strict=True))
-    if not left & right:
-        raise _none_in_both(len(left), len(right))
+    left, right = ([a.instructions.id[k] for k in s.instruction] for a, s in zip((base, tuned), spans, strict=True))
+    _in_both(left, right)
 
 
-def _none_in_both(base: int, tuned: int) -> IncompleteArchiveError:
-    return IncompleteArchiveError(
+def _in_both(base: Sequence[str], tuned: Sequence[str]) -> list[str]:
+    """Return the ids that both have, in the order of the base."""
+    held = set(tuned)
+    if both := [name for name in base if name in held]:
+        return both
+    raise IncompleteArchiveError(
         "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
-        f"none (of {base} and {tuned}). Extract the same instructions with both models"
+        f"none (of {len(base)} and {len(tuned)}). Extract the same instructions with both models"
     )
 
 
@@ -192,17 +192,14 @@ def _same_tokens(
     """
     if any(side.archive.granularity == "count" for side in (base, tuned)):
         return None
-    pairs = list(zip(base.instruction[left].tolist(), tuned.instruction[right].tolist(), strict=True))
 
     def equal(name: str) -> NDArray[np.bool_]:
-        one, other = (_column(side.archive, base.positions, name) for side in (base, tuned))
-        return np.array([np.array_equal(one(i), other(j)) for i, j in pairs], dtype=np.bool_)
+        columns = _values(base, left, name), _values(tuned, right, name)
+        return np.array([np.array_equal(one, other) for one, other in zip(*columns, strict=True)], dtype=np.bool_)
 
     same = equal("token/id")
-    if (
-        base.token_facts.counted_tokens == "content"
-        and (differ := np.flatnonzero(same & ~equal(TOKEN_ORIGIN.name))).size
-    ):
+    content_alone = base.token_facts.counted_tokens == "content"
+    if content_alone and (differ := np.flatnonzero(same & ~equal(TOKEN_ORIGIN.name))).size:
         raise UnsupportedArchiveError(
             "where content alone is counted, tokens that are the same in both archives must have the same origin; "
             f"those of {len(differ)} instructions differ, the first is {base.ids[left[differ[0]]]!r}. Extract both "
@@ -211,20 +208,9 @@ def _same_tokens(
     return same
 
 
-def _column(archive: Archive, positions: Positions, name: str) -> Callable[[int], NDArray[Any]]:
-    """Return a function that gives an instruction's values of a column: whole chunks are read, the last two kept."""
-    spans, size = row_spans(archive, positions), int(archive.array(name).chunks[0])
-
-    @lru_cache(maxsize=2)
-    def chunk(k: int) -> NDArray[Any]:
-        return archive.read_rows(name, k * size, min(archive.tokens, (k + 1) * size))
-
-    def values(instruction: int) -> NDArray[Any]:
-        k = int(np.searchsorted(spans.instruction, instruction))
-        start, stop = int(spans.start[k]), int(spans.stop[k])
-        first = start // size
-        held = np.concatenate([chunk(one) for one in range(first, -(-stop // size))])
-        found: NDArray[Any] = held[start - first * size : stop - first * size]
-        return found
-
-    return values
+def _values(side: Measured, places: NDArray[np.intp], name: str) -> list[NDArray[Any]]:
+    """Return the values of a column of the token axis, one array for each instruction at these places."""
+    instruction, spans = side.instruction[places], row_spans(side.archive, side.positions)
+    spans = spans.only(np.isin(spans.instruction, instruction))
+    held = np.split(read_column(side.archive, spans, name), spans.first[1:])
+    return [held[k] for k in np.searchsorted(spans.instruction, instruction)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from sparcom_data.errors import InvalidInputError
@@ -32,7 +33,7 @@ class Options:
         counted_tokens: `content` leaves out tokens that a chat template or the tokenizer wrote.
         special_tokens, special_token_ids: whether special tokens (BOS, template markers) count, and their ids if not
             those that the archive lists.
-        group_by: what groups instructions: `category`, `source`, `half` (HexaInst: synthetic or natural), or several.
+        group_by: what groups instructions: `category`, `source`, `half` (of HexaInst: synthetic or natural), or more.
         self_pairs: whether figures and sentences show means with the pair of an instruction with itself, as equations
             10 and 14 have it. Both versions are always computed.
         equal_length: repeat the measures with the same number of tokens per instruction. None: where that can be done.
@@ -68,75 +69,62 @@ class Options:
     lape_top: float = 0.01
     lape_filter: float = 0.95
     lape_bar: float = 0.95
-    instructions: Sequence[str] | None = field(default=None)
+    instructions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.top is None and self.min_frequency is None:
             object.__setattr__(self, "top", DEFAULT_TOP)
-        if problems := [problem for problem, holds in self._problems().items() if holds]:
+        if problems := [*self._out_of_range(), *self._contradictions()]:
             raise InvalidInputError(problems)
 
-    def _problems(self) -> dict[str, bool]:
-        shares = ("top", "min_frequency", "min_share", "lape_top", "lape_filter", "lape_bar")
-        given = {name: getattr(self, name) for name in shares}
-        found = {
-            f"{name} must be above 0 and at most 1; it is {value}": value is not None and not 0 < value <= 1
-            for name, value in given.items()
-        }
-        ids = self.special_token_ids
-        return found | {
-            "top and min_frequency are two rules of selection; give one of them": (
-                self.top is not None and self.min_frequency is not None
-            ),
-            f"n_resamples must be 0 (no intervals) or at least 2; it is {self.n_resamples}": (
-                self.n_resamples < 2 and self.n_resamples != 0
-            ),
-            f"n_permutations must be 0 (no tests) or more; it is {self.n_permutations}": self.n_permutations < 0,
-            f"confidence_level must be above 0 and below 1; it is {self.confidence_level}": (
-                not 0 < self.confidence_level < 1
-            ),
-            f"seed must be 0 or more; it is {self.seed}": self.seed < 0,
-            f"top_experts must be at least 1; it is {self.top_experts}": self.top_experts < 1,
-            f"positions must be prompt, response or all; they are {self.positions!r}": (
-                self.positions is not None and self.positions not in get_args(Positions)
-            ),
-            f"counted_tokens must be all or content; it is {self.counted_tokens!r}": (
-                self.counted_tokens not in get_args(CountedTokens)
-            ),
-            f"special_tokens must be count or leave_out; it is {self.special_tokens!r}": (
-                self.special_tokens not in get_args(SpecialTokens)
-            ),
-            f"special_token_ids must be one or more token ids, 0 to {LARGEST_TOKEN_ID}; they are {ids}": (
-                ids is not None and (not len(ids) or min(ids) < 0 or max(ids) > LARGEST_TOKEN_ID)
-            ),
-            "special_token_ids name tokens to leave out; add special_tokens='leave_out' "
-            "(--special-tokens leave-out)": ids is not None and self.special_tokens == "count",
-            f"group_by must be one or more of category, source and half; it is {self.group_by!r}": (
-                not self.group_by
-                or len(set(self.group_by)) < len(self.group_by)
-                or not set(self.group_by) <= set(get_args(Grouping))
-            ),
-            f"equal_length_tokens must be at least 1; it is {self.equal_length_tokens}": (
-                self.equal_length_tokens is not None and self.equal_length_tokens < 1
-            ),
-            "equal_length_tokens needs equal lengths; leave it out or drop equal_length=False (--no-equal-length)": (
-                self.equal_length_tokens is not None and self.equal_length is False
-            ),
-        }
+    def _out_of_range(self) -> Iterator[str]:
+        for name in ("top", "min_frequency", "min_share", "lape_top", "lape_filter", "lape_bar"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                yield f"{name} must be above 0 and at most 1; it is {value}"
+        for name, least in {"n_permutations": 0, "seed": 0, "top_experts": 1, "equal_length_tokens": 1}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                yield f"{name} must be at least {least}; it is {value}"
+        for name, kind in {"counted_tokens": CountedTokens, "special_tokens": SpecialTokens}.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                yield f"{name} must be {' or '.join(get_args(kind))}; it is {value!r}"
+        if self.positions not in (None, *get_args(Positions)):
+            yield f"positions must be prompt, response or all; they are {self.positions!r}"
+        if self.n_resamples < 0 or self.n_resamples == 1:
+            yield f"n_resamples must be 0 (no intervals) or at least 2; it is {self.n_resamples}"
+        if not 0 < self.confidence_level < 1:
+            yield f"confidence_level must be above 0 and below 1; it is {self.confidence_level}"
+        ids, groups = self.special_token_ids, self.group_by
+        if ids is not None and (not len(ids) or min(ids) < 0 or max(ids) > LARGEST_TOKEN_ID):
+            yield f"special_token_ids must be one or more token ids, 0 to {LARGEST_TOKEN_ID}; they are {ids}"
+        if not groups or len(set(groups)) < len(groups) or not set(groups) <= set(get_args(Grouping)):
+            yield f"group_by must be one or more of category, source and half; it is {groups!r}"
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.top is not None and self.min_frequency is not None:
+            yield "top and min_frequency are two rules of selection; give one of them"
+        if self.special_token_ids is not None and self.special_tokens == "count":
+            yield "special_token_ids name tokens to omit; add special_tokens='leave_out' (--special-tokens leave-out)"
+        if self.equal_length_tokens is not None and self.equal_length is False:
+            yield "equal_length_tokens needs equal lengths; omit it or drop equal_length=False (--no-match-tokens)"
 
     @classmethod
     def of(cls, options: Options | None = None, **changes: Any) -> Options:
         """Return `options`, or the defaults, with some fields changed.
 
         Raises:
-            InvalidInputError: there is no option of that name, or a value is out of range.
+            InvalidInputError: `options` is no Options, there is no option of that name, or a value is out of range.
         """
-        known = [one.name for one in fields(cls)]
-        if unknown := [name for name in changes if name not in known]:
-            near = [f"; did you mean {close[0]}?" if (close := get_close_matches(n, known, 1)) else "" for n in unknown]
+        if not isinstance(options, (Options, NoneType)):
             raise InvalidInputError(
-                [f"there is no option {name!r}{hint}" for name, hint in zip(unknown, near, strict=True)]
+                f"options must be an Options object; it is {options!r}. Name single options: positions='all', top=0.05"
             )
+        known, unknown = [one.name for one in fields(cls)], []
+        for name in changes:
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                unknown.append(f"there is no option {name!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        if unknown:
+            raise InvalidInputError(unknown)
         if changes.get("min_frequency") is not None:
             changes = {"top": None} | changes
         return replace(cls() if options is None else options, **changes)

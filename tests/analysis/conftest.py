@@ -3,6 +3,7 @@ of mixtures of experts."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.rows import TokenFacts
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.options import Options
+from sparcom_data import create
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
@@ -76,8 +78,7 @@ def build_case(
             "neuron/count" if granularity == "count" else "neuron/active"
         ]
     assert isinstance(store, zarr.Array)
-    committer = ArchiveCommitter(path)
-    masks = []
+    masks, done = [], []
     for k in range(count):
         prompt = 0 if positions == "response" else lengths[k]
         rows = prompt + (responses[k] if responses else 0)
@@ -91,20 +92,47 @@ def build_case(
         else:
             store[start : start + rows] = np.packbits(mask, axis=-1, bitorder="little")
         place = np.arange(rows, dtype=np.int32) + layout.first_position[k]
-        committer.complete([CompletedInstruction(k, start, np.zeros(rows, np.int32), place)])
+        done.append(CompletedInstruction(k, start, np.zeros(rows, np.int32), place))
+    committer = ArchiveCommitter(path)
+    committer.complete(done)
     committer.close()
     return Case(open_archive(path), masks)
 
 
+class Copies:
+    """Archives that are written once per session and copied for each test: writing one takes half a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.truths: dict[str, tuple[Path, Any]] = {}
+
+    def copy(self, write: Callable[..., Any], path: Path, *arguments: Any, **options: Any) -> tuple[Archive, Any]:
+        """Copy what `write(folder, *arguments, **options)` writes to a path; return the archive and what `write` did."""
+        key = repr((write.__name__, create.TOKEN_CHUNK, arguments, sorted(options.items())))
+        if key not in self.truths:
+            source = self.folder / f"{len(self.truths)}.zarr"
+            self.truths[key] = source, write(source, *arguments, **options)
+        source, truth = self.truths[key]
+        shutil.copytree(source, path)
+        return open_archive(path), truth
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    """`Copies`."""
+    return Copies(tmp_path_factory.mktemp("archives"))
+
+
 @pytest.fixture
-def make_case(tmp_path: Path) -> MakeCase:
+def make_case(tmp_path: Path, copies: Copies) -> MakeCase:
     """`build_case` into a folder of its own; further arguments as there."""
     made = 0
 
     def make(lengths: Sequence[int], categories: Sequence[str], **options: object) -> Case:
         nonlocal made
         made += 1
-        return build_case(tmp_path / f"{made}.zarr", lengths, categories, **options)  # type: ignore[arg-type]
+        archive, case = copies.copy(build_case, tmp_path / f"{made}.zarr", lengths, categories, **options)
+        return Case(archive, [mask.copy() for mask in case.masks])
 
     return make
 
@@ -139,15 +167,14 @@ class MoeCase:
 
 
 @pytest.fixture
-def make_moe(tmp_path: Path) -> Callable[..., MoeCase]:
+def make_moe(tmp_path: Path, copies: Copies) -> Callable[..., MoeCase]:
     """`write_random_moe_archive` into a folder of its own; arguments as there."""
     made = 0
 
     def make(**options: Any) -> MoeCase:
         nonlocal made
         made += 1
-        path = tmp_path / f"moe{made}.zarr"
-        return MoeCase(truth=write_random_moe_archive(path, **options), archive=open_archive(path))
+        return MoeCase(*copies.copy(write_random_moe_archive, tmp_path / f"moe{made}.zarr", **options))
 
     return make
 
@@ -179,13 +206,6 @@ def expert_counts(
 def make_counts() -> Callable[..., ExpertCounts]:
     """`expert_counts`."""
     return expert_counts
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not turned into bytes, which takes most of the time."""
-    for name in ("to_png", "to_svg"):
-        monkeypatch.setattr(f"sparcom_analysis.figures.neurons.{name}", lambda _figure: b"")
 
 
 def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:

@@ -21,7 +21,7 @@ def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[n
     return found
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     experts=st.integers(1, 9),
     chunk=st.integers(1, 40),

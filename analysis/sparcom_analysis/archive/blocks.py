@@ -1,18 +1,20 @@
-"""Reads masks, router choices or counts in blocks of bounded size; a thread reads one block ahead.
+"""Reads masks, router choices or counts in blocks of bounded size, and splits them by instruction.
 
-spans ─▶ plan_reads         runs of whole chunks: no chunk is decoded twice, and none without a needed row is read
-                            (a chunk of failed instructions alone may not exist)
-      ─▶ read_blocks        masks and positions; for routed experts also which expert each mask belongs to
-         read_route_blocks  router choices and positions
-         read_count_blocks  of an archive of counts, whose rows are instructions
+spans ─▶ plan_reads    runs of whole chunks: no chunk is decoded twice, and none without a needed row is read (a chunk
+                       of failed instructions alone may not exist)
+      ─▶ read_blocks   masks or router choices, with positions; a thread reads one block ahead
+      ─▶ parts         the rows of each instruction, checked: each must hold the position that belongs there
+
+`stored_counts` does the same for an archive of counts, whose rows are instructions.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -23,12 +25,15 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.populations import Population
 from sparcom_analysis.archive.rows import RowSpans
 from sparcom_data.archive import Archive
+from sparcom_data.errors import DamagedArchiveError
 
 T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
 
 DEFAULT_BLOCK_BYTES = 32 << 20  # of masks or counts, as fast as 16 and 64 MiB; up to three blocks are held at a time
+COLUMN_ROWS = 1 << 20  # rows per read of a column, 4 MiB of token ids
 ROUTES = "router/expert"
-POSITIONS = "token/position"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,28 +50,51 @@ class Block:
 
     start: int
     positions: NDArray[np.int32]
-    masks: NDArray[np.uint8] | None = None
-    experts: NDArray[np.uint16] | None = None
-
-    @property
-    def stop(self) -> int:
-        """Row after the last."""
-        return self.start + len(self.positions)
+    masks: NDArray[np.uint8] | None
+    experts: NDArray[np.uint16] | None
 
 
-class RowWindow:
-    """Reads ascending rows of an array, and keeps the last chunks for the next read: none is decoded more than twice.
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The rows of one instruction that lie in one block.
 
-    For arrays whose chunks have more rows than those of masks.
+    Attributes:
+        k, index: index in the spans, and in the instruction table.
+        rows: within the block.
+        last: whether the instruction ends here.
+        kept: bool (row,), which of these rows count; None: all.
     """
 
+    k: int
+    index: int
+    block: Block
+    rows: slice
+    last: bool
+    kept: NDArray[np.bool_] | None
+
+    @property
+    def start(self) -> int:
+        """First row on the token axis."""
+        return self.block.start + int(self.rows.start)
+
+    def counted(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return those of the part's rows, (row, …), that count: a view if they are contiguous, else a copy."""
+        if self.kept is None:
+            return rows
+        where = np.flatnonzero(self.kept)
+        if len(where) and where[-1] - where[0] + 1 != len(where):
+            return rows[where]
+        return rows[where[0] : where[-1] + 1] if len(where) else rows[:0]
+
+
+class _RowWindow:
+    """Reads ascending rows of an array with long chunks, and keeps the last ones: none is decoded more than twice."""
+
     def __init__(self, archive: Archive, name: str) -> None:
-        self._archive, self._name = archive, name
-        self._start = 0
+        self._archive, self._name, self._start = archive, name, 0
         self._rows: NDArray[Any] = np.empty(0)
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows [start, stop)."""
         if start < self._start or stop > self._start + len(self._rows):
             array = self._archive.array(self._name)
             step = array.chunks[0]
@@ -124,41 +152,55 @@ def plan_reads(
 
 
 def read_blocks(
-    archive: Archive, spans: RowSpans, population: Population, block_bytes: int = DEFAULT_BLOCK_BYTES
+    archive: Archive, spans: RowSpans, population: Population | None, block_bytes: int = DEFAULT_BLOCK_BYTES
 ) -> Iterator[Block]:
-    """Yield masks in blocks that cover every span, by ascending row."""
-    name = population.array(archive)
-    row = archive.array(name).shape[1:]
-    positions = RowWindow(archive, POSITIONS)
-    routes = RowWindow(archive, ROUTES) if population.routed else None
-    memory = _Memory()
+    """Yield blocks that cover every span, by ascending row: masks of a population, or None: router choices alone."""
+    name = ROUTES if population is None else population.array(archive)
+    shape, routed = archive.array(name).shape[1:], population is None or population.routed
+    positions, routes, memory = _RowWindow(archive, "token/position"), _RowWindow(archive, ROUTES), _Memory()
 
     def read(start: int, stop: int) -> Block:
-        masks = archive.read_rows(name, start, stop, memory.take((stop - start, *row)))
-        if routes is not None:
-            return Block(start, positions.rows(start, stop), masks, routes.rows(start, stop))
-        return Block(start, positions.rows(start, stop), masks.reshape(stop - start, -1))
+        masks = None
+        if population is not None:
+            masks = archive.read_rows(name, start, stop, memory.take((stop - start, *shape)))
+            masks = masks if routed else masks.reshape(stop - start, -1)
+        return Block(start, positions.rows(start, stop), masks, routes.rows(start, stop) if routed else None)
 
     return _read_ahead(_plan(archive, name, spans.start, spans.stop, block_bytes), read)
 
 
-def read_route_blocks(archive: Archive, spans: RowSpans, block_bytes: int = DEFAULT_BLOCK_BYTES) -> Iterator[Block]:
-    """Yield router choices in blocks that cover every span, by ascending row."""
-    positions = RowWindow(archive, POSITIONS)
-
-    def read(start: int, stop: int) -> Block:
-        experts: NDArray[np.uint16] = archive.read_rows(ROUTES, start, stop)
-        return Block(start, positions.rows(start, stop), experts=experts)
-
-    return _read_ahead(_plan(archive, ROUTES, spans.start, spans.stop, block_bytes), read)
-
-
-def read_count_blocks(
-    archive: Archive, instructions: NDArray[np.int64], name: str, block_bytes: int = DEFAULT_BLOCK_BYTES
+def stored_counts(
+    archive: Archive, spans: RowSpans, name: str, progress: Progress | None, block_bytes: int
 ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield the first instruction and uint32 (instruction, layer, …) of blocks that cover these instructions."""
-    reads = _plan(archive, name, instructions, instructions + 1, block_bytes)
-    return _read_ahead(reads, lambda start, stop: (start, archive.read_rows(name, start, stop)))
+    """Yield k and the counts (layer, …) of each instruction, as an archive of counts holds them."""
+    reads = _plan(archive, name, spans.instruction, spans.instruction + 1, block_bytes)
+    at, total = 0, int(spans.tokens.sum())
+    for start, counts in _read_ahead(reads, lambda start, stop: (start, archive.read_rows(name, start, stop))):
+        while at < len(spans) and spans.instruction[at] < start + len(counts):
+            yield at, counts[int(spans.instruction[at]) - start]
+            at += 1
+        if progress is not None:
+            progress(int(spans.tokens[:at].sum()), total)
+
+
+def read_column(archive: Archive, spans: RowSpans, name: str) -> NDArray[Any]:
+    """Return the rows of the spans in a column of the token axis, such as `token/id`; each chunk is read once.
+
+    Returns:
+        (row,), the rows of one instruction after the other, as in `RowSpans.kept`.
+    """
+    array = archive.array(name)
+    column = np.empty(int(spans.lengths.sum()), dtype=array.dtype)
+    order = np.argsort(spans.start, kind="stable")
+    starts, stops, first = spans.start[order], spans.stop[order], spans.first
+    for begin, end in plan_reads(spans.start, spans.stop, int(array.chunks[0]), COLUMN_ROWS):
+        values = archive.read_rows(name, begin, end)
+        touched = slice(int(np.searchsorted(stops, begin, side="right")), int(np.searchsorted(starts, end)))
+        for k in order[touched].tolist():
+            start, stop = max(int(spans.start[k]), begin), min(int(spans.stop[k]), end)
+            offset = int(first[k] - spans.start[k])
+            column[offset + start : offset + stop] = values[start - begin : stop - begin]
+    return column
 
 
 def _plan(
@@ -171,12 +213,50 @@ def _plan(
 
 def _read_ahead(reads: list[tuple[int, int]], read: Callable[[int, int], T]) -> Iterator[T]:
     """Yield the result of `read` for each range, in order; a thread reads the next one meanwhile."""
+    ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="sparcom-read") as reader:
-        ahead = [reader.submit(read, *first) for first in reads[:1]]
-        for following in [*reads[1:], None]:
-            if not ahead:
-                return
-            block = ahead.pop().result()
-            if following is not None:
-                ahead.append(reader.submit(read, *following))
-            yield block
+        for place in reads:
+            ahead.append(reader.submit(read, *place))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        if ahead:
+            yield ahead.pop().result()
+
+
+def parts(archive: Archive, spans: RowSpans, blocks: Iterator[Block], progress: Progress | None) -> Iterator[Part]:
+    """Yield the parts of every instruction, by ascending row; an instruction may lie in several blocks.
+
+    Raises:
+        DamagedArchiveError: a row does not hold the position that belongs there.
+    """
+    order, first_kept = np.argsort(spans.start, kind="stable").tolist(), spans.first
+    at, done, total = 0, 0, int(spans.lengths.sum())
+    for block in blocks:
+        end = block.start + len(block.positions)
+        while at < len(order) and spans.start[order[at]] < end:
+            k = order[at]
+            start, stop = max(int(spans.start[k]), block.start), min(int(spans.stop[k]), end)
+            rows = slice(start - block.start, stop - block.start)
+            offset = int(first_kept[k] - spans.start[k])
+            kept = None if spans.kept is None else spans.kept[offset + start : offset + stop]
+            part = Part(k, int(spans.instruction[k]), block, rows, bool(spans.stop[k] <= end), kept)
+            _check_positions(archive, part, int(spans.position[k]) + start - int(spans.start[k]))
+            done += stop - start
+            yield part
+            if not part.last:
+                break
+            at += 1
+        if progress is not None:
+            progress(done, total)
+
+
+def _check_positions(archive: Archive, part: Part, first: int) -> None:
+    positions = part.block.positions[part.rows]
+    wrong = np.flatnonzero(positions != np.arange(first, first + len(positions)))
+    if len(wrong):
+        offset = int(wrong[0])
+        raise DamagedArchiveError(
+            f"row {part.start + offset} of instruction {archive.instructions.id[part.index]!r} must hold position "
+            f"{first + offset}; token/position of {archive.path} says {int(positions[offset])}. "
+            "Run `sparcom verify`, then extract the archive again"
+        )

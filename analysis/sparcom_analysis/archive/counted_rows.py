@@ -1,17 +1,52 @@
-"""Chooses the rows that count: first by position, then by origin, then without special tokens, then by a draw."""
+"""Chooses the rows that count: first by position, then by origin, then without special tokens, then by a draw.
+
+Tokens that a chat template or the tokenizer wrote are the same in every prompt. Of short instructions they are most of
+the tokens, and so most active neurons are common to all. `counted_tokens="content"` leaves them out by `token/origin`;
+response tokens stay in. The activations of a first token (BOS) are unlike those of any other.
+`special_tokens="leave_out"` leaves out the ids that the tokenizer marks as special, or others that the caller gives;
+words that a chat template writes between its markers are ordinary tokens and count.
+
+p of equations 6, 8 and 11 takes only T + 1 values. Short instructions therefore tie more and get larger sets, and
+instructions of similar length look alike. A draw of m tokens each, without replacement, gives all m + 1 values. It
+depends on seed, id and T alone: a base and a tuned model are represented by the same tokens, and a draw of fewer tokens
+is part of a draw of more.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from sparcom_analysis.archive.excluded_tokens import content_alone, without_special
+import numpy as np
+from numpy.typing import NDArray
+
+from sparcom_analysis.archive.blocks import read_column
 from sparcom_analysis.archive.rows import RowSpans, row_spans
-from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive
 from sparcom_data.describe import describe_states
-from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
-from sparcom_data.schema import State
+from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
+from sparcom_data.schema import TOKEN_ORIGIN, Origin, State
+
+LEAST_TOKENS = 8  # to draw: with fewer, p takes too few values to tell neurons apart
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDraw:
+    """How many tokens to draw per instruction.
+
+    Attributes:
+        tokens: m, at least 1; None: T of the shortest instruction with at least 8.
+        seed: whole number, at least 0.
+    """
+
+    tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Options(equal_length_tokens=self.tokens, seed=self.seed)  # raises InvalidInputError
 
 
 def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = None, least: int = 1) -> RowSpans:
@@ -56,11 +91,7 @@ def instruction_rows(archive: Archive, instruction: str | int, options: Options)
 
 
 def instruction_index(archive: Archive, instruction: str | int) -> int:
-    """Return the index of an instruction in `archive.instructions`, given its id or the index itself.
-
-    Raises:
-        InvalidInputError: there is no such instruction.
-    """
+    """Return the index of an instruction in `archive.instructions`, given its id or the index itself."""
     ids = archive.instructions.id
     if isinstance(instruction, str):
         if instruction in ids:
@@ -70,14 +101,6 @@ def instruction_index(archive: Archive, instruction: str | int) -> int:
     if not 0 <= index < len(ids):
         raise InvalidInputError(f"the index of an instruction must be 0 to {len(ids) - 1}; it is {index}")
     return index
-
-
-def _kept(archive: Archive, spans: RowSpans, options: Options) -> RowSpans:
-    if options.counted_tokens == "content":
-        spans = content_alone(archive, spans)
-    if options.special_tokens == "leave_out":
-        spans = without_special(archive, spans, options.special_token_ids)
-    return spans
 
 
 def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
@@ -98,3 +121,112 @@ def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
     raise IncompleteArchiveError(
         f"an analysis needs at least {least} complete instructions with {kind}; {archive.path} has {found}. {remedy}"
     )
+
+
+def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[int]:
+    """Return the ids of special tokens, ascending: those given, otherwise those that the archive lists.
+
+    Raises:
+        UnsupportedArchiveError: the archive holds counts, or lists none and none are given.
+    """
+    _require_masks(archive, "leaving special tokens out", "Count special tokens too")
+    if given is not None:
+        return sorted({int(index) for index in given})
+    if (prompts := archive.attributes.prompts) is None:
+        raise UnsupportedArchiveError(
+            f"leaving special tokens out needs their ids; {archive.path} does not list them (an older release wrote "
+            "it, or its tokenizer does not tell). Give --special-token-id (special_token_ids), count them, or extract "
+            "again"
+        )
+    return list(prompts.special_token_ids)
+
+
+def _require_masks(archive: Archive, purpose: str, remedy: str) -> None:
+    if archive.granularity == "count":
+        raise UnsupportedArchiveError(
+            f"{purpose} needs masks of single tokens; {archive.path} holds counts over all tokens. {remedy}, or "
+            "extract again with granularity='token'"
+        )
+
+
+def _kept(archive: Archive, spans: RowSpans, options: Options) -> RowSpans:
+    if options.counted_tokens == "content":
+        spans = _content_alone(archive, spans)
+    if options.special_tokens == "leave_out":
+        spans = _without_special(archive, spans, options.special_token_ids)
+    return spans
+
+
+def _content_alone(archive: Archive, spans: RowSpans) -> RowSpans:
+    """Return the spans, in which all rows still count, without template rows and instructions of unknown origin."""
+    _require_masks(archive, "counting content alone (--tokens content)", "Use --tokens all")
+    if not archive.knows_origins:
+        raise UnsupportedArchiveError(
+            "counting content alone (--tokens content) needs the origin of each token; the archive "
+            f"{archive.path} lacks {TOKEN_ORIGIN.name}. Use --tokens all, or extract again with this release"
+        )
+    origin = read_column(archive, spans, TOKEN_ORIGIN.name)
+    known = ~np.logical_or.reduceat(origin == Origin.UNKNOWN, spans.first)
+    origin = origin[np.repeat(known, spans.lengths)]
+    kept = (origin == Origin.CONTENT) | (origin == Origin.RESPONSE)
+    template, unsure = int((~kept).sum()), int((~known).sum())
+    facts = replace(spans.token_facts, counted_tokens="content", template_rows=template, unknown_origin=unsure)
+    return spans.only(known).counting(kept, facts)
+
+
+def _without_special(archive: Archive, spans: RowSpans, given: Sequence[int] | None) -> RowSpans:
+    """Return the spans without rows of special tokens; rows that do not count already stay out."""
+    wanted = special_ids(archive, given)
+    ids = read_column(archive, spans, "token/id")
+    if (unknown := np.flatnonzero(ids < 0)).size:
+        k = int(np.searchsorted(spans.first, unknown[0], side="right")) - 1
+        raise DamagedArchiveError(
+            "every row of a complete instruction must hold a token id; row "
+            f"{spans.start[k] + unknown[0] - spans.first[k]} of instruction "
+            f"{archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} holds {ids[unknown[0]]}. "
+            "Run `sparcom verify`, then extract the archive again"
+        )
+    special = np.isin(ids, wanted)
+    if spans.kept is not None:
+        special &= spans.kept
+    rows = int(special.sum())
+    facts = replace(spans.token_facts, special_tokens="leave_out", special_ids=tuple(wanted), special_rows=rows)
+    return spans.counting(~special, facts)
+
+
+def draw_tokens(archive: Archive, spans: RowSpans, draw: TokenDraw) -> RowSpans:
+    """Return the spans in which only m drawn rows per instruction count, without instructions that have fewer.
+
+    Raises:
+        UnsupportedArchiveError: the archive holds counts.
+        IncompleteArchiveError: m is not given, and no instruction has 8 tokens.
+    """
+    _require_masks(archive, "drawing tokens", "Leave equal lengths out")
+    tokens = spans.tokens
+    enough = tokens[tokens >= LEAST_TOKENS]
+    if draw.tokens is None and not len(enough):
+        raise IncompleteArchiveError(
+            f"drawing as many tokens as the shortest instruction has needs one with at least {LEAST_TOKENS}; the "
+            f"longest of {archive.path} has {int(tokens.max(initial=0))}. Say how many tokens to draw"
+        )
+    m = int(enough.min()) if draw.tokens is None else draw.tokens
+    long_enough = tokens >= m
+    spans = spans.only(long_enough)
+    kept = np.zeros(int(spans.lengths.sum()), dtype=np.bool_)
+    for k, (first, length) in enumerate(zip(spans.first.tolist(), spans.lengths.tolist(), strict=True)):
+        counting = np.arange(length) if spans.kept is None else np.flatnonzero(spans.kept[first : first + length])
+        name = archive.instructions.id[int(spans.instruction[k])]
+        kept[first + counting[drawn_places(name, len(counting), m, draw.seed)]] = True
+    facts = replace(spans.token_facts, drawn=m, seed=draw.seed, too_short=int((~long_enough).sum()))
+    return replace(spans, kept=kept, token_facts=facts)
+
+
+def drawn_places(name: str, tokens: int, m: int, seed: int = 0) -> NDArray[np.intp]:
+    """Return which m of the tokens 0 to `tokens` - 1 represent the instruction of that id: intp (m,), ascending.
+
+    Each token gets a random 64-bit number from PCG64, seeded by the seed and the SHA-256 of the id; those with the
+    least numbers are drawn. NumPy promises to keep raw PCG64 output, unlike that of `Generator.choice`.
+    """
+    words = np.frombuffer(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest(), dtype="<u4")
+    numbers = np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()])).random_raw(tokens)
+    return np.sort(np.argsort(numbers, kind="stable")[:m])

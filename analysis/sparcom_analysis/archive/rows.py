@@ -7,7 +7,7 @@ rows; there only their number matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,6 @@ class TokenFacts:
     unknown_origin: int = 0
 
 
-ALL_TOKENS = TokenFacts()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSpans:
     """Contiguous rows of n instructions, in submission order.
@@ -64,21 +61,20 @@ class RowSpans:
     position: NDArray[np.int64]
     without_rows: int = 0
     kept: NDArray[np.bool_] | None = None
-    token_facts: TokenFacts = ALL_TOKENS
+    token_facts: TokenFacts = field(default_factory=TokenFacts)
 
     def __len__(self) -> int:
         return len(self.instruction)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Rows per instruction, whether they count or not: int64 (n,)."""
+        """Rows per instruction, at least 1, whether they count or not: int64 (n,)."""
         return self.stop - self.start
 
     @property
     def first(self) -> NDArray[np.int64]:
         """Index in `kept` of each instruction's first row: int64 (n,)."""
-        lengths = self.lengths
-        first: NDArray[np.int64] = lengths.cumsum() - lengths
+        first: NDArray[np.int64] = self.lengths.cumsum() - self.lengths
         return first
 
     @property
@@ -86,8 +82,7 @@ class RowSpans:
         """T of equation 6, rows per instruction that count: int64 (n,)."""
         if self.kept is None:
             return self.lengths
-        before = np.concatenate([np.zeros(1, dtype=np.int64), self.kept.cumsum(dtype=np.int64)])
-        tokens: NDArray[np.int64] = before[self.first + self.lengths] - before[self.first]
+        tokens: NDArray[np.int64] = np.add.reduceat(self.kept, self.first, dtype=np.int64)
         return tokens
 
     def counting(self, kept: NDArray[np.bool_], facts: TokenFacts) -> RowSpans:
@@ -145,9 +140,9 @@ def row_spans(archive: Archive, requested: Positions | None = None) -> RowSpans:
     chosen = choose_positions(archive, requested)
     table, captured = archive.instructions, archive.attributes.capture.positions
     index = table.complete
-    begin = table.token_start[index].astype(np.int64)
-    length = table.token_length[index].astype(np.int64)
-    prompt = np.zeros_like(length) if captured == "response" else table.prompt_length[index].astype(np.int64)
+    columns = (table.token_start, table.token_length, table.prompt_length)
+    begin, length, before = (column[index].astype(np.int64) for column in columns)
+    prompt = np.zeros_like(length) if captured == "response" else before  # prompt rows that the archive holds
     bad = (prompt > length) if captured != "prompt" else (prompt != length)
     if bad.any():
         where = int(index[bad][0])
@@ -158,14 +153,13 @@ def row_spans(archive: Archive, requested: Positions | None = None) -> RowSpans:
         )
     first = prompt if chosen == "response" else np.zeros_like(prompt)
     last = prompt if chosen == "prompt" else length
-    position = first if captured != "response" else table.prompt_length[index].astype(np.int64)
     some = last > first
     spans = RowSpans(
         positions=chosen,
         instruction=index[some].astype(np.int64),
         start=(begin + first)[some],
         stop=(begin + last)[some],
-        position=position[some],
+        position=(before if captured == "response" else first)[some],
         without_rows=int((~some).sum()),
     )
     order = np.argsort(spans.start, kind="stable")

@@ -1,12 +1,9 @@
 """Counts how many rows have each bit set, with full adders over 64-bit words.
 
 A row of words is a plane of bits, each worth 1. A full adder takes three planes of equal worth and returns two: the sum
-bits, and the carries, worth twice as much. For each tile of columns and at most 248 rows:
-
-    eight rows ─▶ seven full adders into the planes worth 1, 2 and 4; carries go to those worth 8, 16, …
-    planes     ─▶ a table spreads each byte over eight one-byte counters, times the worth of the plane
-    rows left  ─▶ up to seven, spread over the same counters one by one
-    counters   ─▶ widened and added to the counts
+bits, and the carries, worth twice as much. For each tile of columns and at most 248 rows, seven full adders add eight
+rows at a time to the planes worth 1, 2 and 4; carries go to those worth 8, 16, … A table then spreads each byte of the
+planes, and of up to seven rows left, over eight one-byte counters, which are widened and added to the counts.
 
 A row costs a few instructions per word. Spreading every byte costs one look-up per byte, and is 2.5 times slower.
 """
@@ -16,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
+from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, SPREAD, compiled, parallel_for, per_core, widen
 
 TILE_WORDS = 256  # words of a row per tile; their byte counters, 16 KiB, stay in the first-level cache
 GROUP = 8  # rows per step of the full adders
@@ -89,10 +86,7 @@ def _add_words(
                 octets = words[row, left:right].view(np.uint8)
                 for i in range(octets.shape[0]):
                     lanes[i] += spread[octets[i]]
-            tile = counts[64 * left : 64 * right]
-            for i in range(8 * width):
-                for bit in range(8):
-                    tile[i * 8 + bit] += np.uint32((lanes[i] >> np.uint64(8 * bit)) & np.uint64(255))
+            widen(lanes[: 8 * width], counts[64 * left : 64 * right])
 
 
 def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
@@ -108,8 +102,7 @@ def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
     words = _as_words(rows)
     width = words.shape[1]
     total = counts if width * 8 == columns else np.zeros(width * 64, dtype=np.uint32)
-    split = width if rows.nbytes < MIN_SPLIT_BYTES else -(-width // cores())
-    step = -(-max(split, 1) // TILE_WORDS) * TILE_WORDS
+    step = -(-per_core(width, rows.nbytes) // TILE_WORDS) * TILE_WORDS
     parallel_for(lambda first, last: _add_words(words, total, SPREAD, first, last), width, step)
     if total is not counts:
         counts += total[: columns * 8]

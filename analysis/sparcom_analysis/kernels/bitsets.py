@@ -30,16 +30,14 @@ class Bitsets:
     """
 
     def __init__(self, count: int, words: int, folder: Path | None = None, memory_bytes: int | None = None) -> None:
-        self.shape = (count, words)
-        self._folder = folder
-        self._row_bytes = 8 * words
+        self.shape, self._folder, self._row_bytes = (count, words), folder, 8 * words
         self._held: NDArray[np.uint64] | None = None
         if count * self._row_bytes <= (MEMORY_BYTES if memory_bytes is None else memory_bytes):
             self._held = np.zeros(self.shape, dtype=np.uint64)
-            return
-        self._file = self._open_file(Path(tempfile.gettempdir()) if folder is None else folder)
+        else:
+            self._file = self._open_file(folder or tempfile.gettempdir())
 
-    def _open_file(self, where: Path) -> int:
+    def _open_file(self, where: Path | str) -> int:
         """Return the descriptor of a file of zeros without a name, closed with this object."""
         try:
             file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115
@@ -56,11 +54,7 @@ class Bitsets:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle, copy and a spawned process take.
-
-        Raises:
-            TypeError: the sets lie in a file.
-        """
+        """Return what pickle, copy and a spawned process take; TypeError if the sets lie in a file."""
         if self._held is None:
             raise TypeError(
                 f"packed sets can be pickled or copied only up to {MEMORY_BYTES >> 20} MiB; these take "
@@ -98,9 +92,7 @@ class Bitsets:
         if self._held is not None:
             return self._held[first:last]
         rows = np.empty((last - first, self.shape[1]), dtype=np.uint64)
-        if not rows.size:
-            return rows
-        left, offset = rows.reshape(-1).data.cast("B"), first * self._row_bytes
+        left, offset = rows.view(np.uint8).reshape(-1).data, first * self._row_bytes
         while left:
             count = os.preadv(self._file, [left], offset)
             if not count:

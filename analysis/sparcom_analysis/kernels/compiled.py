@@ -39,6 +39,16 @@ SPREAD: NDArray[np.uint64] = np.ascontiguousarray(_BITS).view(np.dtype("<u8"))[:
 
 
 @compiled
+def widen(lanes: NDArray[np.uint64], counts: NDArray[np.uint32]) -> None:
+    """Add lanes (byte,) of eight byte counters to counts (8 × byte,)."""
+    for i in range(lanes.shape[0]):
+        lane = lanes[i]
+        if lane:
+            for bit in range(8):
+                counts[i * 8 + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
+
+
+@compiled
 def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
     """Count each value. Even and odd indices have bins of their own: equal neighbors need not wait for each other."""
     half = len(bins) // 2
@@ -67,12 +77,9 @@ def _intersect(
     columns: tuple[int, int],
     shared: NDArray[np.int64],
 ) -> None:
-    """Write the bits common to left[i] and right[j] to shared[i, j], for i in rows and j in columns.
-
-    Words are handled in tiles, so that every j reads a tile of the rows from cache.
-    """
+    """Write the bits common to left[i] and right[j] to shared[i, j], for i in rows and j in columns."""
     shared[rows[0] : rows[1], columns[0] : columns[1]] = 0
-    for begin in range(0, left.shape[1], TILE_WORDS):
+    for begin in range(0, left.shape[1], TILE_WORDS):  # every j reads a tile of the rows from cache
         end = min(begin + TILE_WORDS, left.shape[1])
         for j in range(columns[0], columns[1]):
             one = right[j, begin:end]
@@ -87,6 +94,11 @@ def _intersect(
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def per_core(entries: int, size: int) -> int:
+    """Return how many of `entries` each core takes; all of them, if they are too few bytes to split."""
+    return max(1, entries if size < MIN_SPLIT_BYTES else -(-entries // cores()))
 
 
 def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> None:

@@ -8,17 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, MIN_SPLIT_BYTES, SPREAD, compiled, cores, parallel_for
-
-
-@compiled
-def _widen(lanes: NDArray[np.uint64], counts: NDArray[np.uint32]) -> None:
-    """Add lanes (byte,) of eight byte counters to counts (8 × byte,)."""
-    for i in range(lanes.shape[0]):
-        lane = lanes[i]
-        if lane:
-            for bit in range(8):
-                counts[i * 8 + bit] += np.uint32((lane >> np.uint64(8 * bit)) & np.uint64(255))
+from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, SPREAD, compiled, parallel_for, per_core, widen
 
 
 @compiled
@@ -30,10 +20,7 @@ def _add_expert_bits(
     first: int,
     last: int,
 ) -> None:
-    """Add the bits of layers first..last to the counts of the expert that each mask belongs to.
-
-    Bits are summed in byte counters. Those of an expert are widened after 255 masks.
-    """
+    """Add the bits of layers first..last to the counts of the expert that each mask belongs to."""
     rows, top_k, width = masks.shape[0], masks.shape[2], masks.shape[3]
     experts, step = counts.shape[1] // (width * 8), width * 8
     lanes = np.empty((experts, width), dtype=np.uint64)
@@ -50,11 +37,11 @@ def _add_expert_bits(
                 seen[expert] += 1
                 if seen[expert] == MAX_BYTE_COUNT:
                     at = np.int64(expert) * step
-                    _widen(lanes[expert], counts[layer, at : at + step])
+                    widen(lanes[expert], counts[layer, at : at + step])
                     seen[expert] = 0
         for left in range(experts):
             if seen[left]:
-                _widen(lanes[left], counts[layer, left * step : (left + 1) * step])
+                widen(lanes[left], counts[layer, left * step : (left + 1) * step])
                 seen[left] = 0
 
 
@@ -98,11 +85,11 @@ def add_expert_bit_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], 
         chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_choice`.
         counts: uint32 (layer, expert × byte × 8), changed in place. Layers are spread over cores.
     """
-    layers, step = masks.shape[1], masks.shape[3] * 8
-    fits = masks.shape[:3] == chosen.shape and counts.shape[0] == layers and counts.shape[1] % step == 0
+    layers, bits = masks.shape[1], masks.shape[3] * 8
+    fits = masks.shape[:3] == chosen.shape and counts.shape[0] == layers and counts.shape[1] % bits == 0
     if not fits or masks.dtype != np.uint8 or chosen.dtype != np.uint16 or counts.dtype != np.uint32:
         raise ValueError(
             f"masks uint8 {masks.shape}, choices uint16 {chosen.shape} and counts uint32 {counts.shape} must agree"
         )
-    split = layers if max(masks.nbytes, counts.nbytes) < MIN_SPLIT_BYTES else -(-layers // cores())
-    parallel_for(lambda a, b: _add_expert_bits(masks, chosen, counts, SPREAD, a, b), layers, max(1, split))
+    step = per_core(layers, max(masks.nbytes, counts.nbytes))
+    parallel_for(lambda first, last: _add_expert_bits(masks, chosen, counts, SPREAD, first, last), layers, step)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.resampling.means import GroupMeans
+from sparcom_data.describe import archive_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         return facts(subject.base) | {
             "instructions": len(matched),
             "tuned_model": tuned.model,
-            "tuned_archive": PurePath(tuned.archive.path).name,
+            "tuned_archive": archive_name(tuned.archive.path),
             "only_base": matched.only_base,
             "only_tuned": matched.only_tuned,
             "different_lengths": matched.different_lengths,
@@ -126,7 +126,7 @@ def facts(subject: Subject) -> dict[str, Any]:
     options = subject.options
     found: dict[str, Any] = {
         "model": subject.model,
-        "archive": PurePath(subject.archive.path).name,
+        "archive": archive_name(subject.archive.path),
         "instructions": len(subject),
         "positions": subject.positions,
         "group_by": list(options.group_by),

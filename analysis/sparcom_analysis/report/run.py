@@ -18,10 +18,8 @@ from typing import Any
 import xarray as xr
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.archive.counted_rows import check_enough, counted_rows
-from sparcom_analysis.archive.excluded_tokens import special_ids
+from sparcom_analysis.archive.counted_rows import TokenDraw, check_enough, counted_rows, draw_tokens, special_ids
 from sparcom_analysis.archive.populations import choose_population, populations
-from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.ise import ExpertCounts, find_ises

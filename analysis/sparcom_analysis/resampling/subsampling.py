@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.token_draw import LEAST_TOKENS, TokenDraw
+from sparcom_analysis.archive.counted_rows import LEAST_TOKENS, TokenDraw
 from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets

@@ -49,9 +49,9 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
     spans, population = row_spans(typical.archive, "prompt"), choose_population(typical.archive)
     for block_bytes in (1, 100, 10_000):
         blocks = list(read_blocks(typical.archive, spans, population, block_bytes))
-        assert all(a.stop <= b.start for a, b in itertools.pairwise(blocks))
+        assert all(a.start + len(a.positions) <= b.start for a, b in itertools.pairwise(blocks))
         for block in blocks:
-            expected = typical.archive.read_active(block.start, block.stop)
+            expected = typical.archive.read_active(block.start, block.start + len(block.positions))
             assert (block.masks == expected.reshape(len(block.masks), -1)).all()
 
 

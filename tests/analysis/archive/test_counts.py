@@ -36,7 +36,7 @@ def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untype
     array.with_config({"write_empty_chunks": True})[key] = value
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=3, max_size=8),
     layers=st.integers(1, 3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparcom_analysis.archive.populations import choose_population, populations
-from sparcom_analysis.archive.routes import require_router
+from sparcom_analysis.frequencies import require_router
 from sparcom_data.errors import DamagedArchiveError, InvalidInputError, UnsupportedArchiveError
 
 

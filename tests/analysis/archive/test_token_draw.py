@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcom_analysis import find_ises, find_isns
+from sparcom_analysis.archive.counted_rows import TokenDraw, drawn_places
 from sparcom_analysis.archive.populations import PopulationName, choose_population
-from sparcom_analysis.archive.token_draw import TokenDraw, drawn_places
 from sparcom_analysis.kernels import compiled as kernels
 from sparcom_data.errors import IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 
@@ -79,7 +79,7 @@ def most_frequent(counts: dict[tuple[int, ...], int], top: str, total: int) -> s
     return taken
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     m=st.integers(1, 8),
     draw_seed=st.integers(0, 99),
@@ -200,12 +200,14 @@ def test_more_tokens_than_instructions_have_are_refused(typical, draw: TokenDraw
 
 def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
     """Draws of nothing, of archives of short instructions without a number, and of counts."""
-    with pytest.raises(InvalidInputError, match=r"at least 1; it is 0.*\n?.*seed must be at least 0; it is -1"):
+    with pytest.raises(
+        InvalidInputError, match=r"seed must be at least 0; it is -1\n.*tokens must be at least 1; it is 0"
+    ):
         TokenDraw(tokens=0, seed=-1)
     short = make_case((3, 7, 4), ("a", "a", "b")).archive
     with pytest.raises(IncompleteArchiveError, match=r"at least 8; the longest of .* has 7\. Say how many"):
         find_isns(short, draw=TokenDraw())
     counts = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):
-        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens of an instruction\. Extract again"):
+        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens\. .* extract again"):
             measure(counts, draw=TokenDraw(tokens=2))

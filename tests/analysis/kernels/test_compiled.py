@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparcom_analysis.kernels import compiled as kernels
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     sets=st.sampled_from([1, 2, 15, 16, 17, 40]),
     words=st.sampled_from([1, 5, 1023, 1024, 1025, 2100]),

@@ -44,7 +44,7 @@ def means(values: NDArray[np.float64], names: list[str], own: bool) -> NDArray[n
     return np.reshape(cells, (len(labels), len(labels)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     count=st.integers(2, 16),
     layers=st.integers(1, 4),

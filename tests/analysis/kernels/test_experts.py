@@ -25,7 +25,7 @@ def expected_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], expert
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     rows=st.sampled_from([0, 1, 7, 255, 256, 600]),
     layers=st.integers(1, 4),
@@ -46,14 +46,13 @@ def test_expert_bits_equal_those_of_numpy(
     before = rng.integers(0, 2**31, size=(layers, experts * width * 8), dtype=np.uint32)
     counts = before.copy()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expert_kernels, "cores", lambda: cores)
         patch.setattr(kernels, "cores", lambda: cores)
-        patch.setattr(expert_kernels, "MIN_SPLIT_BYTES", 0)
+        patch.setattr(kernels, "MIN_SPLIT_BYTES", 0)
         expert_kernels.add_expert_bit_counts(masks, chosen, counts)
     assert (counts == before + expected_counts(masks, chosen, experts).reshape(layers, -1)).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(rows=st.integers(0, 50), layers=st.integers(1, 4), experts=st.integers(1, 9), data=st.data())
 def test_choice_counts_equal_those_of_numpy(rows: int, layers: int, experts: int, data: st.DataObject) -> None:
     """Each choice adds 1 to its layer's expert."""
@@ -85,7 +84,7 @@ def test_shapes_that_disagree_are_refused() -> None:
         expert_kernels.add_choice_counts(chosen, np.zeros((2, 4), np.uint32))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(layers=st.integers(1, 9), columns=st.integers(1, 40), least=st.integers(1, 9), seed=st.integers(0, 9))
 def test_selected_bits_equal_packbits(layers: int, columns: int, least: int, seed: int) -> None:
     """What is counted often enough is set as numpy.packbits sets it, and counted by layer, on any cores."""

@@ -26,8 +26,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
-from sparcom_analysis.archive.counted_rows import counted_rows
-from sparcom_analysis.archive.token_draw import TokenDraw
+from sparcom_analysis.archive.counted_rows import TokenDraw, counted_rows
 from sparcom_analysis.frequencies import Progress, iterate_counts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.kernels.intersections import jaccard

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from sparcom_analysis import find_ises, find_isns
 from sparcom_analysis.archive.categories import category_labels
-from sparcom_analysis.archive.token_draw import TokenDraw
+from sparcom_analysis.archive.counted_rows import TokenDraw
 from sparcom_analysis.measures.experts.length_control import MEASURE as ROUTING
 from sparcom_analysis.measures.experts.length_control import routing_length_control
 from sparcom_analysis.measures.neurons.length_control import MEASURE, caption, figure, length_control, plot, sentences
