@@ -139,7 +139,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
         verdict = "does not clearly depend more on category or on source"
     return [
         f"The {index} {verdict}: sharing the category adds {_effect(one)}, sharing the source adds {_effect(other)}.",
-        f"The difference of the two effects is {decimal(float(ds['difference']))}{interval(ds, prefix='difference_')}.",
+        f"The category effect minus the source effect is {decimal(float(ds['difference']))}"
+        f"{interval(ds, prefix='difference_')}.",
     ]
 
 
