@@ -105,7 +105,7 @@ class Options:
         if self.special_token_ids is not None and self.special_tokens == "count":
             yield "special_token_ids name tokens to omit; add special_tokens='leave_out' (--special-tokens leave-out)"
         if self.equal_length_tokens is not None and self.equal_length is False:
-            yield "equal_length_tokens needs equal lengths; omit it or drop equal_length=False (--no-match-tokens)"
+            yield "equal_length_tokens needs equal lengths; omit it or drop equal_length=False (--no-equal-length)"
 
     @classmethod
     def of(cls, options: Options | None = None, **changes: Any) -> Options:

@@ -15,19 +15,19 @@ from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.measures.measure import NotComputableError, bounds, dataset
+from sparcom_analysis.measures.drawing import names
+from sparcom_analysis.measures.measure import NotComputableError, bounds, dataset, present
 from sparcom_analysis.measures.text import SIGNIFICANT, decimal, interval, listed, p_value
 from sparcom_analysis.resampling.bootstrap import pair_intervals, resamples_for
 from sparcom_analysis.resampling.pairs import category_means
 from sparcom_analysis.resampling.permutation import label_tests
 
+PairSubject = IsnSets | ExpertCounts
 CELLS = ("self_pairs", "category", "category_2")
 SELF_PAIRS = [True, False]
 
 
-def pair_mean_dataset(
-    subject: IsnSets | ExpertCounts, progress: Progress | None, long_name: str, **attributes: Any
-) -> xr.Dataset:
+def pair_mean_dataset(subject: PairSubject, progress: Progress | None, long_name: str, **attributes: Any) -> xr.Dataset:
     """Return the mean of every two categories with intervals, and the tests against permuted labels.
 
     Variables beside those of `measure`: `pvalue` and `pvalue_adjusted` (category, category_2) are those of the two
@@ -37,32 +37,28 @@ def pair_mean_dataset(
     such pairs. The attribute `undefined` counts instructions without a value with themselves (empty sets, experts
     without variance); pairs without a value are in no mean. `reason` says why there are no intervals or tests.
     """
-    options, tests, reason = subject.options, None, ""
-    variables: dict[str, Any] = {}
+    options, variables, tests, reason = subject.options, dict[str, Any](), dict[str, Any](), None
     try:
         pairs = subject.pairs
     except NotComputableError as error:
         reason, (*means, itself) = str(error), category_means(subject.categories, subject.pair_blocks())
     else:
-        means, itself = list(pairs.means()), pairs.itself
+        means, itself = list(pairs.means()), pairs.values.diagonal()
         if (resamples := resamples_for(subject.categories, options)) is not None:
             variables |= bounds("", CELLS, pair_intervals(resamples, pairs)[0])
         try:
             tests = label_tests(pairs, options, progress)
         except NotComputableError as error:
             reason = str(error)
+    variables |= {name: (CELLS[1 : 1 + tested.ndim], tested) for name, tested in tests.items()}
     return dataset(
         subject,
-        {
-            "value": (CELLS, np.stack(means), {"long_name": long_name}),
-            **variables,
-            **{name: (CELLS[1 : 1 + tested.ndim], tested) for name, tested in (tests or {}).items()},
-        },
+        {"value": (CELLS, np.stack(means), {"long_name": long_name}), **variables},
         {"self_pairs": SELF_PAIRS, "category": subject.labels, "category_2": subject.labels},
         self_pairs_shown=options.self_pairs,
         undefined=int(np.isnan(itself).sum()),
-        n_permutations=options.n_permutations if tests is not None else None,
-        reason=reason or None,
+        n_permutations=options.n_permutations if "overall_pvalue" in tests else None,
+        reason=reason,
         **attributes,
     )
 
@@ -78,49 +74,42 @@ def plot_pair_means(ds: xr.Dataset, ax: Any = None, *, self_pairs: bool | None =
     Args:
         self_pairs: which version. style: `vmin`, `vmax`, `annot`, `title`; see `plotting.heatmap`.
     """
-    one = shown(ds, self_pairs)
-    marks = ds["pvalue_adjusted"].values < SIGNIFICANT if "pvalue_adjusted" in ds else None
-    labels = [str(name) for name in ds["category"].values]
-    style = {"label": str(ds["value"].attrs["long_name"]), "title": ds.attrs["model"]} | style
-    return plotting.heatmap(one["value"].values, labels, labels, ax=ax, marks=marks, **style)
+    held = {"label": ds["value"].attrs["long_name"], "title": ds.attrs["model"]}
+    held["marks"] = ds["pvalue_adjusted"].values < SIGNIFICANT if "pvalue_adjusted" in ds else None
+    return plotting.heatmap(shown(ds, self_pairs)["value"].values, names(ds), names(ds), ax=ax, **(held | style))
 
 
 def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
-    """Return what the matrix says: within against between, the closest two categories, which stand out.
+    """Return what the matrix says: within against between, which categories stand out, the closest two.
 
     Args:
         index: "Mean Jaccard similarity". of: "ISN sets".
     """
-    if "overall_pvalue" not in ds or np.isnan(ds["overall_within"]) or np.isnan(ds["overall_between"]):
-        return []
-    within, between = float(ds["overall_within"]), float(ds["overall_between"])
-    p = float(ds["overall_pvalue"])
-    found = [
-        f"{index} of {of} is {decimal(within)} within categories and {decimal(between)} between them "
-        f"(pairs of different instructions; permutation test, {p_value(p)})."
-    ]
-    own = ds["pvalue_adjusted"].values.diagonal()
-    out = [str(name) for name, value in zip(ds["category"].values, own, strict=True) if value < SIGNIFICANT]
-    tested = int(np.isfinite(own).sum())
-    if tested:
-        found.append(
+    said = []
+    if present(ds, "overall_within", "overall_between"):
+        within, between = (decimal(float(ds[name])) for name in ("overall_within", "overall_between"))
+        test = f"; permutation test, {p_value(float(ds['overall_pvalue']))}" if "overall_pvalue" in ds else ""
+        said.append(
+            f"{index} of {of} is {within} within categories and {between} between them (pairs of different "
+            f"instructions{test})."
+        )
+    if "pvalue_adjusted" in ds and (tested := int(np.isfinite(own := ds["pvalue_adjusted"].values.diagonal()).sum())):
+        out = [name for name, value in zip(names(ds), own, strict=True) if value < SIGNIFICANT]
+        said.append(
             f"{len(out)} of {tested} categories are more similar within than to the others after correction"
             + (f": {listed(out)}." if out else ".")
         )
     if (pair := closest(ds)) is not None:
         cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
-        found.append(
+        said.append(
             f"The closest two categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
         )
-    return found
+    return said
 
 
 def closest(ds: xr.Dataset) -> tuple[str, str] | None:
     """Return the two different categories with the largest mean; None if there are not two with a value."""
-    values = ds["value"].sel(self_pairs=False).values.copy()
-    values[np.tril_indices(len(values))] = np.nan
-    if np.isnan(values).all():
-        return None
-    row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
-    labels = ds["category"].values
-    return str(labels[row]), str(labels[column])
+    values = ds["value"].sel(self_pairs=False).values
+    above = np.where(np.tri(len(values), dtype=np.bool_) | np.isnan(values), -np.inf, values)
+    row, column = np.unravel_index(int(above.argmax()), above.shape)
+    return (names(ds)[row], names(ds)[column]) if np.isfinite(above[row, column]) else None

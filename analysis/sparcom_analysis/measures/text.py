@@ -15,7 +15,7 @@ TIE = 1e-12
 
 def p_value(value: float) -> str:
     """Return "p = 0.012", or "p < 0.001"."""
-    return f"p < {0.001:g}" if value < 0.001 else f"p = {value:.2g}"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def decimal(value: float, digits: int = 3) -> str:
@@ -29,7 +29,7 @@ def count(value: float) -> str:
 
 
 def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = "", digits: int = 3) -> str:
-    """Return " (95 % CI 0.856–0.866)" of one cell; empty if it has no interval.
+    """Return " (95 % CI 0.856–0.866)" or " (95 % CI −0.010 to 0.020)" of one cell; empty if it has no interval.
 
     Args:
         where: labels of the cell. prefix: of the variables, such as "overall_".
@@ -39,7 +39,8 @@ def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = 
     low, high = (float(ds[f"{prefix}{end}"].sel(where or {})) for end in ("ci_low", "ci_high"))
     if math.isnan(low) or math.isnan(high):
         return ""
-    return f" ({100 * ds.attrs.get('confidence_level', 0.95):g} % CI {decimal(low, digits)}–{decimal(high, digits)})"
+    level, to = f"{100 * ds.attrs.get('confidence_level', 0.95):g} % CI", " to " if low < 0 else "–"
+    return f" ({level} {decimal(low, digits)}{to}{decimal(high, digits)})"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

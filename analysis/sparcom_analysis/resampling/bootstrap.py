@@ -1,9 +1,8 @@
 """Bootstrap intervals: how far means of groups would vary with other instructions of the same groups.
 
-Within each group as many instructions as it has are drawn with replacement, `n_resamples` times. A resample is one
-weight per instruction, how often it was drawn; all measures of the same instructions use the same draws. Each measure
-is computed again under the weights. The ends are percentiles of the results, (1 ± confidence_level) / 2; or, for
-statistics that resampling shifts, the estimate plus percentiles of the deviations (`centered_interval`).
+Within each group as many instructions as it has are drawn with replacement, `n_resamples` times (PCG64). A resample is
+one weight per instruction, how often it was drawn; all measures of the same instructions use the same draws. The ends
+are percentiles of the measure under the weights; statistics that resampling shifts have `centered_interval`.
 
 Pairs: an instruction drawn twice makes a pair of two draws whose value is 1 whatever the model does. Counted as a pair
 of different instructions it would raise every mean within a group by (1 - mean) / n, so it is not counted. Without self
@@ -11,22 +10,23 @@ pairs the mean within a group is u = Σ_{i<j} w_i w_j m_ij / Σ_{i<j} w_i w_j. W
 every draw is paired with itself once, and pairs of a draw with its like count as u. Pairs without a value are left out
 of numerators and denominators. A resample without any value for a cell is left out of that cell.
 
-There is no interval (NaN) for a group of one instruction, nor within a group of two, which has one pair only. Draws
-come from PCG64. Sums are exact (see `pairs`): neither cores nor blocks change a digit.
+There is no interval (NaN) for a group of one instruction, nor within a group of two, which has one pair only. Sums are
+exact (see `pairs`): neither cores nor blocks change a digit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import STRIP_ROWS, PairMatrix, fixed, ratio
+from sparcom_analysis.resampling.pairs import STRIP_ROWS, Floats, PairMatrix, fixed, fixed_bits, ratio
 
 MIN_MEMBERS = 2  # instructions with a value that a group must have
 MIN_WITHIN = 3  # two have one pair, and every resample that has a pair has that one
@@ -43,19 +43,18 @@ class Resamples:
     """
 
     categories: Sequence[str]
-    weights: NDArray[np.float64]
+    weights: Floats
     confidence_level: float
 
     def __len__(self) -> int:
         return len(self.weights)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Interval:
+class Interval(NamedTuple):
     """Ends of a confidence interval: float64, shaped as the measure; NaN for none."""
 
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    low: Floats
+    high: Floats
 
 
 def resamples_for(categories: Sequence[str], options: Options) -> Resamples | None:
@@ -76,10 +75,7 @@ def resamples_for(categories: Sequence[str], options: Options) -> Resamples | No
 def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
     """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
 
-    For statistics that are no weighted means.
-
-    Args:
-        codes: intp (n,), group of each instruction. seed: of PCG64.
+    For statistics that are no weighted means; codes: intp (n,), group of each instruction.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
@@ -88,11 +84,7 @@ def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iter
 
 
 def centered_interval(
-    estimate: ArrayLike,
-    drawn: ArrayLike,
-    confidence_level: float,
-    lower: float = 0.0,
-    upper: float | None = None,
+    estimate: ArrayLike, drawn: ArrayLike, confidence_level: float, upper: float | None = None
 ) -> Interval:
     """Return the estimate plus the percentiles of the draws' deviations from the draws' own mean.
 
@@ -102,12 +94,12 @@ def centered_interval(
 
     Args:
         estimate: (…), numbers of all instructions. drawn: (resample, …), of each resample; NaN in any gives NaN.
-        lower, upper: limits that the interval does not leave.
+        upper: limit that the interval does not leave, nor 0.
     """
     results, middle = np.asarray(drawn, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     below, above = percentiles(results - results.mean(axis=0), confidence_level)
     low, high = middle + np.minimum(below, 0), middle + np.maximum(above, 0)
-    return Interval(np.maximum(low, lower), high if upper is None else np.minimum(high, upper))
+    return Interval(np.maximum(low, 0.0), high if upper is None else np.minimum(high, upper))
 
 
 def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
@@ -120,58 +112,54 @@ def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval
     found = [Interval(*np.full((2, 2, count, count), np.nan)) for _ in range(2 * len(matrices) - 1)]
     for cells in zip(*(resampled_cells(one, resamples) for one in matrices), strict=True):
         a, b, _ = cells[0]
-        drawn = [np.stack(means, axis=1) for _, _, means in cells]
-        for interval, results in zip(found, [*drawn, *(drawn[1:] and [drawn[1] - drawn[0]])], strict=True):
+        drawn = [means for _, _, means in cells]
+        drawn += [second - first for first, second in pairwise(drawn)]
+        for interval, results in zip(found, drawn, strict=True):
             low, high = percentiles(results, resamples.confidence_level)
             interval.low[:, [a, b], [b, a]], interval.high[:, [a, b], [b, a]] = low[:, None], high[:, None]
     return found
 
 
-def resampled_cells(
-    pairs: PairMatrix, resamples: Resamples
-) -> Iterator[tuple[int, int, tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Floats]]:
     """Yield every two groups a ≤ b and their means of all resamples, self pairs counted and left out: float64
-    (resample,) each; NaN for too few instructions."""
+    (resample, 2); NaN for too few instructions."""
     if list(pairs.categories) != list(resamples.categories):
         raise ValueError("resamples must be drawn from the categories of the same instructions")
-    codes, defined, itself = pairs.codes, pairs.defined, pairs.itself
-    members = [np.flatnonzero((codes == code) & defined) for code in range(len(pairs.labels))]
+    members = [np.flatnonzero((pairs.codes == code) & pairs.defined) for code in range(len(pairs.labels))]
     weights = [resamples.weights[:, rows] for rows in members]
-    nothing = np.full(len(resamples), np.nan)
     for a, rows in enumerate(members):
         sums, missing = _pair_sums(pairs, weights[a:], members[a:])
         drawn = [one.sum(axis=1) for one in weights[a:]]
-        for k in range(len(sums)):
-            if min(len(rows), len(members[a + k])) < (MIN_MEMBERS if k else MIN_WITHIN):
-                yield a, a + k, (nothing, nothing)
+        for k, others in enumerate(members[a:]):
+            if min(len(rows), len(others)) < (MIN_MEMBERS if k else MIN_WITHIN):
+                yield a, a + k, np.full((len(resamples), 2), np.nan)
             elif k:
-                yield a, a + k, (ratio(sums[k], drawn[0] * drawn[k] - missing[k]),) * 2
+                yield a, a + k, np.stack([ratio(sums[k], drawn[0] * drawn[k] - missing[k])] * 2, axis=1)
             else:
-                known = (drawn[0] * drawn[0] - (weights[a] * weights[a]).sum(axis=1)) / 2 - missing[0]
-                apart = ratio(sums[0], known)
-                yield a, a, (_with_self(weights[a], apart, missing[0], itself[rows], pairs.bits), apart)
+                yield (
+                    a,
+                    a,
+                    _within(sums[0], missing[0], weights[a], pairs.values.diagonal()[rows], fixed_bits(len(pairs))),
+                )
 
 
-def _with_self(
-    weights: NDArray[np.float64],
-    apart: NDArray[np.float64],
-    missing: NDArray[np.float64],
-    itself: NDArray[np.float64],
-    bits: int,
-) -> NDArray[np.float64]:
-    """Return the means within one group, self pairs counted, from those without (`apart`): float64 (resample,)."""
-    known, drawn = ~np.isnan(itself), weights.sum(axis=1)
+def _within(sums: Floats, missing: Floats, weights: Floats, itself: Floats, bits: int) -> Floats:
+    """Return the means within one group, self pairs counted and left out: float64 (resample, 2)."""
+    drawn, known = weights.sum(axis=1), ~np.isnan(itself)
+    apart = ratio(sums, (drawn * drawn - (weights * weights).sum(axis=1)) / 2 - missing)
     like = weights[:, ~known]
     different = drawn * (drawn - 1) - 2 * missing - (like * (like - 1)).sum(axis=1)
     own = np.ldexp(weights[:, known] @ fixed(itself[known], bits), -bits)
-    return ratio(different * np.where(different == 0, 0.0, apart) + own, different + weights[:, known].sum(axis=1))
+    total = different * np.where(different == 0, 0.0, apart) + own
+    return np.stack([ratio(total, different + weights[:, known].sum(axis=1)), apart], axis=1)
 
 
 def _pair_sums(
-    pairs: PairMatrix, weights: Sequence[NDArray[np.float64]], members: Sequence[NDArray[np.intp]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    pairs: PairMatrix, weights: Sequence[Floats], members: Sequence[NDArray[np.intp]]
+) -> tuple[Floats, Floats]:
     """Return Σ w_i w_j m_ij over the pairs of the first group with itself (i < j) and with each other group that have
     a value, and Σ w_i w_j over those without: float64 (group, resample) each."""
+    bits = fixed_bits(len(pairs))
     sums, missing = np.zeros((2, len(members), len(weights[0])), dtype=np.int64)
     for first in range(0, len(members[0]), STRIP_ROWS):
         strip, left = pairs.values[members[0][first : first + STRIP_ROWS]], weights[0][:, first : first + STRIP_ROWS]
@@ -181,11 +169,11 @@ def _pair_sums(
             if unknown.any():
                 missing[k] += _bilinear(left, unknown.astype(np.float64), right)
                 block = np.where(unknown, 0.0, block)
-            sums[k] += _bilinear(left, fixed(block, pairs.bits), right)
-    return np.ldexp(sums.astype(np.float64), -pairs.bits), missing.astype(np.float64)
+            sums[k] += _bilinear(left, fixed(block, bits), right)
+    return np.ldexp(sums.astype(np.float64), -bits), missing.astype(np.float64)
 
 
-def _bilinear(left: NDArray[np.float64], block: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.int64]:
+def _bilinear(left: Floats, block: Floats, right: Floats) -> NDArray[np.int64]:
     """Return Σ_ij left_i block_ij right_j of every resample, all whole numbers: int64 (resample,)."""
     total: NDArray[np.int64] = np.einsum("rj,rj->r", (left @ block).astype(np.int64), right.astype(np.int64))
     return total
@@ -201,19 +189,17 @@ def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval
         raise ValueError(f"there must be values of {len(resamples.categories)} instructions; there are {len(values)}")
     codes, n_groups = category_codes(resamples.categories), len(category_labels(resamples.categories))
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-    low, high = np.full((2, n_groups + 1, flat.shape[1]), np.nan)
+    ends = np.empty((2, n_groups + 1, flat.shape[1]))
     step = max(1, BLOCK_VALUES // (len(resamples) * (n_groups + 1)))
     for first in range(0, flat.shape[1], step):
         part = slice(first, first + step)
         results = weighted_means(flat[:, part], resamples.weights, codes, n_groups)
-        low[:, part], high[:, part] = percentiles(results, resamples.confidence_level)
-    low, high = low.reshape(-1, *values.shape[1:]), high.reshape(-1, *values.shape[1:])
+        ends[:, :, part] = percentiles(results, resamples.confidence_level)
+    low, high = ends.reshape(2, -1, *values.shape[1:])
     return Interval(low[:-1], high[:-1]), Interval(low[-1], high[-1])
 
 
-def weighted_means(
-    values: NDArray[np.float64], weights: NDArray[np.float64], codes: NDArray[np.intp], n_groups: int
-) -> NDArray[np.float64]:
+def weighted_means(values: Floats, weights: Floats, codes: NDArray[np.intp], n_groups: int) -> Floats:
     """Return means of (n, k) values by group, and over all last: float64 (resample, n_groups + 1, k).
 
     Args:
@@ -221,40 +207,31 @@ def weighted_means(
         codes: intp (n,), group of each instruction, below `n_groups`.
     """
     known = ~np.isnan(values)
-    whole, bits = _fixed_columns(np.where(known, values, 0.0))
-    sums = np.zeros((len(weights), n_groups + 1, values.shape[1]))
-    drawn, few = np.zeros_like(sums), np.zeros((n_groups + 1, values.shape[1]), dtype=np.bool_)
+    values = np.where(known, values, 0.0)
+    _, exponent = np.frexp(np.abs(values).max(axis=0, initial=0.0))
+    bits = (53 - len(values).bit_length() - exponent).astype(np.intc)  # of each column, so that sums of n are exact
+    whole = np.rint(np.ldexp(values, bits))
+    sums, drawn = np.zeros((2, len(weights), n_groups + 1, values.shape[1]))
     for code in range(n_groups):
         members = codes == code
         sums[:, code] = weights[:, members] @ whole[members]
         drawn[:, code] = weights[:, members] @ known[members].astype(np.float64)
-        few[code] = known[members].sum(axis=0) < MIN_MEMBERS
-    sums[:, n_groups], drawn[:, n_groups] = sums[:, :n_groups].sum(axis=1), drawn[:, :n_groups].sum(axis=1)
-    few[n_groups] = known.sum(axis=0) < MIN_MEMBERS
-    means = np.ldexp(ratio(sums, drawn), -bits)
-    means[:, few] = np.nan
+    sums[:, -1], drawn[:, -1] = sums[:, :-1].sum(axis=1), drawn[:, :-1].sum(axis=1)
+    held = np.array([*(known[codes == code].sum(axis=0) for code in range(n_groups)), known.sum(axis=0)])
+    means: Floats = np.where(held < MIN_MEMBERS, np.nan, np.ldexp(ratio(sums, drawn), -bits))
     return means
 
 
-def _fixed_columns(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intc]]:
-    """Return values (n, k) as whole numbers, and the binary places of each column that keep sums of n exact."""
-    _, exponent = np.frexp(np.abs(values).max(axis=0, initial=0.0))
-    bits = (53 - len(values).bit_length() - exponent).astype(np.intc)
-    return np.rint(np.ldexp(values, bits)), bits
-
-
-def percentiles(
-    results: NDArray[np.float64], confidence_level: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def percentiles(results: Floats, confidence_level: float) -> Interval:
     """Return the (1 ± confidence_level) / 2 quantiles over the first axis, NaN left out, as numpy interpolates them."""
     ordered = np.sort(results.reshape(len(results), -1).T, axis=1)  # NaN last
     last = np.maximum((~np.isnan(ordered)).sum(axis=1) - 1, 0)
     lines = np.arange(len(ordered))
 
-    def at(share: float) -> NDArray[np.float64]:
+    def at(share: float) -> Floats:
         exact = last * share
         below = np.floor(exact).astype(np.intp)
         one, other = ordered[lines, below], ordered[lines, np.minimum(below + 1, last)]
         return np.asarray(one + (other - one) * (exact - below)).reshape(results.shape[1:])
 
-    return at((1 - confidence_level) / 2), at((1 + confidence_level) / 2)
+    return Interval(at((1 - confidence_level) / 2), at((1 + confidence_level) / 2))

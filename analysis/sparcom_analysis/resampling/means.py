@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.resampling.bootstrap import Interval, Resamples, mean_intervals
-from sparcom_analysis.resampling.pairs import ratio
+from sparcom_analysis.resampling.pairs import Floats, ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,8 +25,8 @@ class GroupMeans:
     """
 
     labels: list[str]
-    mean: NDArray[np.float64]
-    overall: NDArray[np.float64]
+    mean: Floats
+    overall: Floats
     counted: NDArray[np.int64]
     undefined: NDArray[np.int64]
     interval: Interval | None = None
@@ -41,16 +41,10 @@ def group_means(values: NDArray[Any], categories: Sequence[str], resamples: Resa
         resamples: drawn from the same categories, for intervals.
     """
     labels, codes = category_labels(categories), category_codes(categories)
-    known = ~np.isnan(values)
-    sums, counted = np.zeros((len(labels), *values.shape[1:])), np.zeros((len(labels), *values.shape[1:]), np.int64)
-    np.add.at(sums, codes, np.where(known, values, 0))
-    np.add.at(counted, codes, known)
-    members = np.bincount(codes, minlength=len(labels)).reshape(-1, *[1] * (values.ndim - 1))
-    return GroupMeans(
-        labels,
-        ratio(sums, counted),
-        ratio(sums.sum(axis=0), counted.sum(axis=0)),
-        counted,
-        members - counted,
-        *((None, None) if resamples is None else mean_intervals(values, resamples)),
-    )
+    groups = [values[codes == code] for code in range(len(labels))]
+    sums = np.array([np.nansum(group, axis=0, dtype=np.float64) for group in groups])
+    undefined = np.array([np.isnan(group).sum(axis=0) for group in groups])
+    counted = np.array([len(group) for group in groups]).reshape(-1, *[1] * (values.ndim - 1)) - undefined
+    overall = ratio(sums.sum(axis=0), counted.sum(axis=0))
+    ends = (None, None) if resamples is None else mean_intervals(values, resamples)
+    return GroupMeans(labels, ratio(sums, counted), overall, counted, undefined, *ends)

@@ -1,8 +1,8 @@
 """The value of every pair of instructions: what means, intervals and permutation tests of categories are made of.
 
 Values are kept in memory up to 128 MiB (4,096 instructions), beyond that in a temporary file without a name, and read
-by contiguous rows. A pair without a value is NaN: two empty sets have no Jaccard index, and expert counts without
-variance have no correlation. Such a pair is in no numerator and no denominator.
+by contiguous rows. A pair without a value is NaN, in no numerator and no denominator: two empty sets have no Jaccard
+index, and expert counts without variance have no correlation.
 
 Resampled sums are sums of whole numbers: a value v becomes round(v · 2^q), with q as large as keeps every sum exact,
 in float64 over one row (2^53) and in int64 over all pairs (2^63). So neither blocks nor cores nor a BLAS change a digit
@@ -12,7 +12,6 @@ of an interval or of a p-value. A value is rounded by at most 2^-(q + 1): 1.1e-1
 
 from __future__ import annotations
 
-import mmap
 import os
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.kernels.intersections import Blocks, pair_blocks
 from sparcom_data.errors import StorageError
+
+Floats = NDArray[np.float64]
 
 MAX_INSTRUCTIONS = 32_768  # 8 GiB of values
 MEMORY_BYTES = 128 << 20
@@ -43,7 +44,7 @@ class PairMatrix:
     """
 
     categories: Sequence[str]
-    values: NDArray[np.float64]
+    values: Floats
 
     def __post_init__(self) -> None:
         count, values = len(self.categories), self.values
@@ -70,7 +71,7 @@ class PairMatrix:
         return category_codes(self.categories)
 
     @cached_property
-    def _unknown(self) -> NDArray[np.int64]:
+    def unknown(self) -> NDArray[np.int64]:
         """Pairs without a value per instruction: int64 (n,)."""
         strips = [np.isnan(self.values[k : k + STRIP_ROWS]).sum(axis=1) for k in range(0, len(self), STRIP_ROWS)]
         return np.concatenate([np.zeros(0, dtype=np.int64), *strips])
@@ -78,26 +79,11 @@ class PairMatrix:
     @property
     def defined(self) -> NDArray[np.bool_]:
         """Instructions with a value in any pair: bool (n,). The others take no part in tests."""
-        return self._unknown < len(self)
+        return self.unknown < len(self)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every pair has a value."""
-        return not self._unknown.any()
-
-    @property
-    def itself(self) -> NDArray[np.float64]:
-        """Value of each instruction with itself: float64 (n,)."""
-        return self.values.diagonal()
-
-    @property
-    def bits(self) -> int:
-        """q, binary places of fixed point."""
-        return fixed_bits(len(self))
-
-    def named(self, categories: Sequence[str]) -> PairMatrix:
-        """Return the same values with other groups of instructions."""
-        return PairMatrix(categories, self.values)
+    def with_values(self) -> PairMatrix:
+        """Return the pairs of the instructions that are `defined`."""
+        return self if self.defined.all() else self.take(np.flatnonzero(self.defined))
 
     def take(self, places: NDArray[np.intp]) -> PairMatrix:
         """Return the pairs of the instructions at these places: intp (m,)."""
@@ -106,7 +92,7 @@ class PairMatrix:
             values[first : first + STRIP_ROWS] = self.values[places[first : first + STRIP_ROWS]][:, places]
         return PairMatrix([self.categories[place] for place in places], values)
 
-    def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def means(self) -> tuple[Floats, Floats]:
         """Return the mean of every two groups, with the pair of an instruction with itself and without: float64 (c, c)
         each, symmetric; NaN where no pair has a value."""
         blocks = ((rows, columns, self.values[rows, columns]) for rows, columns in pair_blocks(len(self)))
@@ -127,14 +113,12 @@ def keep_pairs(categories: Sequence[str], blocks: Blocks) -> PairMatrix:
         )
     values = _storage(count)
     for rows, columns, block in blocks:
-        on_diagonal = rows == columns  # entries below the diagonal are not filled in
-        values[rows, columns] = np.triu(block) + np.triu(block, 1).T if on_diagonal else block
-        if not on_diagonal:
-            values[columns, rows] = block.T
+        values[columns, rows] = block.T
+        values[rows, columns] = np.triu(block) + np.triu(block, 1).T if rows == columns else block  # filled above only
     return PairMatrix(categories, values)
 
 
-def _storage(count: int) -> NDArray[np.float64]:
+def _storage(count: int) -> Floats:
     """Return float64 (count, count) to be filled in: an array, or a map of a temporary file."""
     size = 8 * count * count
     if size <= MEMORY_BYTES:
@@ -145,13 +129,12 @@ def _storage(count: int) -> NDArray[np.float64]:
             getattr(os, "posix_fallocate", lambda number, _first, length: os.truncate(number, length))(
                 file.fileno(), 0, size
             )
-            mapped = mmap.mmap(file.fileno(), size)
+            return np.asarray(np.memmap(file, np.float64, "r+", shape=(count, count)))
     except OSError as error:
         raise StorageError(
             f"the pairs of {count:,} instructions need a temporary file of {size / 2**30:,.1f} GiB: {error}. Make "
             "room, or set TMPDIR"
         ) from error
-    return np.ndarray((count, count), dtype=np.float64, buffer=mapped)
 
 
 def fixed_bits(count: int) -> int:
@@ -159,15 +142,13 @@ def fixed_bits(count: int) -> int:
     return min(53 - count.bit_length(), 63 - (count * (count - 1) // 2).bit_length())
 
 
-def fixed(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+def fixed(values: Floats, bits: int) -> Floats:
     """Return round(v · 2^bits) as float64, which holds it exactly; halves go to even."""
     return np.asarray(np.rint(np.ldexp(values, bits)), dtype=np.float64)
 
 
-def category_means(
-    categories: Sequence[str], blocks: Blocks
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return `PairMatrix.means` and `PairMatrix.itself` without keeping the pairs."""
+def category_means(categories: Sequence[str], blocks: Blocks) -> tuple[Floats, Floats, Floats]:
+    """Return `PairMatrix.means`, and the value of each instruction with itself (n,), without keeping the pairs."""
     codes, count = category_codes(categories), len(category_labels(categories))
     sums, pairs, itself = np.zeros((count, count)), np.zeros((count, count)), np.empty(len(codes))
     for rows, columns, block in blocks:
@@ -185,7 +166,7 @@ def category_means(
     return ratio(sums + own, pairs + members), ratio(sums, pairs), itself
 
 
-def ratio(sums: NDArray[np.float64], counts: NDArray[Any]) -> NDArray[np.float64]:
+def ratio(sums: Floats, counts: NDArray[Any]) -> Floats:
     """Return sums / counts; NaN where the count is not above 0."""
-    found: NDArray[np.float64] = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    found: Floats = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return found

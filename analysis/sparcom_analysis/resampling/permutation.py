@@ -7,21 +7,19 @@ three kinds of statistics, each over pairs of two different instructions, large 
 - of each group: mean over its pairs minus mean over the pairs of one of its instructions with one of another group;
 - of each two groups: the mean over their pairs, against two random groups of their sizes.
 
-1. Labels are permuted over the instructions, `n_permutations` times (PCG64). Sizes of groups stay. Instructions without
-   any value take no part; single pairs without a value are left out of numerators and denominators.
-2. Sums of pairs by group are whole numbers (see `pairs`): ties are exact, and neither cores nor blocks change a digit.
-3. p = (1 + permutations whose statistic is at least the observed one) / (1 + n_permutations).
-4. p-values of several statistics are adjusted by Westfall and Young's step-down maximum (`step_down`), or by Holm's
-   method (`holm`).
+Labels are permuted over the instructions (PCG64). Sizes of groups stay. Instructions without any value take no part;
+single pairs without one are left out of numerators and denominators. Sums of pairs by group are whole numbers (see
+`pairs`): ties are exact, and neither cores nor blocks change a digit.
 
 Tests presume that instructions are independent, and ignore length and other reasons why a group may be alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +28,7 @@ from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.kernels.compiled import compiled, cores, parallel_for
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix, fixed, ratio
+from sparcom_analysis.resampling.pairs import Floats, PairMatrix, fixed, fixed_bits, ratio
 
 MAX_GROUPS = 256  # sums of one permutation are half a MiB then
 MAX_PAIRED = 32  # groups of which every two are tested: 496 statistics of 10,000 permutations are 38 MiB
@@ -41,118 +39,100 @@ BATCH = 2000  # permutations in hand at most: a second or less between two calls
 Labels = NDArray[np.int16]
 
 
-def label_tests(
-    pairs: PairMatrix, options: Options, progress: Progress | None = None
-) -> dict[str, NDArray[np.float64]] | None:
-    """Test whether groups are more alike within than between them, and which; None if `n_permutations` is 0.
-
-    Returns what `against_labels` does.
-
-    Raises:
-        NotComputableError: there are more than `MAX_GROUPS` groups.
-    """
-    if not options.n_permutations:
-        return None
-    if len(pairs.labels) > MAX_GROUPS:
-        raise NotComputableError(
-            f"Groups are tested against permuted labels where there are up to {MAX_GROUPS}; there are "
-            f"{len(pairs.labels)}. Group the instructions into fewer."
-        )
-    return against_labels(pairs, permuted_labels(pairs, options.n_permutations, options.seed, progress))
-
-
-def permuted_labels(
-    pairs: PairMatrix, n_permutations: int, seed: int, progress: Progress | None = None
-) -> Iterator[Labels]:
-    """Yield batches of permuted groups of the m instructions with values: int16 (batch, m).
-
-    `progress` is called with permutations done and in all; a batch is done once the next is asked for.
-    """
-    labels = pairs.codes[pairs.defined].astype(np.int16)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    batch = max(1, min(BATCH, BATCH_BYTES // (8 * len(pairs.labels) ** 2 + 2 * len(labels))))
-    for first in range(0, n_permutations, batch):
-        count = min(batch, n_permutations - first)
-        yield rng.permuted(np.broadcast_to(labels, (count, len(labels))), axis=1)
-        if progress is not None:
-            progress(first + count, n_permutations)
-
-
-def against_labels(pairs: PairMatrix, permuted: Iterable[Labels]) -> dict[str, NDArray[np.float64]]:
-    """Return the tests against given labels of the m instructions with values: int16 (batch, m) each.
+def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None = None) -> dict[str, Floats]:
+    """Test whether groups are more alike within than between them, and which; means alone if `n_permutations` is 0.
 
     Returns:
         `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: of the whole matrix.
         `within`, `others` (c,): of each group. `pvalue`, `pvalue_adjusted` (c, c): symmetric, of every two groups,
         NaN with over `MAX_PAIRED`; on the diagonal those of each group. NaN where there is nothing to test.
+
+    Raises:
+        NotComputableError: there are more than `MAX_GROUPS` groups.
     """
-    count, observed = len(pairs.labels), pairs.codes[pairs.defined].astype(np.int16)
-    kept = pairs if pairs.defined.all() else pairs.take(np.flatnonzero(pairs.defined))
-    batches = [_pair_means(kept, labels, count) for labels in chain([observed[None]], permuted)]
-    overall, within, between, own, others, apart = (np.concatenate(part) for part in zip(*batches, strict=True))
-    found = {
-        "null_mean": overall[0],
-        "overall_within": within[0],
-        "overall_between": between[0],
-        "overall_pvalue": pvalues((within - between)[:, None])[0],
-        "within": own[0],
-        "others": others[0],
-    }
+    if (count := len(pairs.labels)) > MAX_GROUPS and options.n_permutations:
+        raise NotComputableError(
+            f"Groups are tested against permuted labels where there are up to {MAX_GROUPS}; there are {count}. Group "
+            "the instructions into fewer."
+        )
+    observed, kept = pairs.codes[pairs.defined].astype(np.int16), pairs.with_values()
+    batch = max(1, min(BATCH, BATCH_BYTES // (8 * count**2 + 2 * len(observed))))
+    permuted = permuted_labels(observed, options.n_permutations, options.seed, batch, progress)
+    batches = [_means(kept, labels, count) for labels in chain([observed[None]], permuted)]
+    means = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
+    apart, whole = means.pop("apart"), means["overall_within"] - means["overall_between"]
+    found = {name: values[0] for name, values in means.items()}
+    if not options.n_permutations:
+        return found
+    found["overall_pvalue"] = pvalues(whole[:, None])[0]
     for name, tested in (("pvalue", pvalues), ("pvalue_adjusted", step_down)):
-        square = np.diag(tested(own - others))
+        square = np.diag(tested(means["within"] - means["others"]))
         above = np.triu_indices(count, 1)
         square[above] = square.T[above] = tested(apart) if count <= MAX_PAIRED else np.nan
         found[name] = square
     return found
 
 
-def _pair_means(pairs: PairMatrix, labels: Labels, count: int) -> list[NDArray[np.float64]]:
-    """Return the means over pairs of two instructions that statistics are made of, per labeling; NaN without a pair.
+def permuted_labels(
+    labels: Labels, n_permutations: int, seed: int, batch: int, progress: Progress | None, strata: Sequence[Any] = ()
+) -> Iterator[Labels]:
+    """Yield batches of permutations of the labels of m instructions: int16 (batch, m).
 
-    Over all, within groups, between groups: float64 (b,); within each group, of each with the others: (b, c); of every
-    two groups: (b, c (c - 1) / 2), empty with over `MAX_PAIRED`.
+    Args:
+        progress: called with permutations done and in all; a batch is done once the next is asked for.
+        strata: indices of instructions that exchange labels with each other alone; by default all do with all.
     """
-    sums, numbers = _cells(pairs, labels, count)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for first in range(0, n_permutations, batch):
+        permuted = np.repeat(labels[None], min(batch, n_permutations - first), axis=0)
+        for members in strata or [slice(None)]:
+            permuted[:, members] = rng.permuted(permuted[:, members], axis=1)
+        yield permuted
+        if progress is not None:
+            progress(first + len(permuted), n_permutations)
+
+
+def _means(pairs: PairMatrix, labels: Labels, count: int) -> dict[str, Floats]:
+    """Return the means that statistics are made of: (b,), of each group (b, c), of every two, `apart` (b, pairs)."""
     first, second = np.triu_indices(count if count <= MAX_PAIRED else 0, 1)
+    own = partial(np.diagonal, axis1=1, axis2=2)
+    parts: dict[str, Callable[[NDArray[np.int64]], NDArray[np.int64]]] = {
+        "null_mean": lambda cells: np.triu(cells).sum(axis=(1, 2)),
+        "overall_within": lambda cells: own(cells).sum(axis=1),
+        "overall_between": lambda cells: np.triu(cells, 1).sum(axis=(1, 2)),
+        "within": own,
+        "others": lambda cells: cells.sum(axis=2) - own(cells),
+        "apart": lambda cells: cells[:, first, second],
+    }
+    sums, numbers = _cells(pairs, labels, count)
+    return {name: _mean(part(sums), part(numbers), pairs) for name, part in parts.items()}
 
-    def parts(cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-        own, between = np.diagonal(cells, axis1=1, axis2=2), np.triu(cells, 1).sum(axis=(1, 2))
-        within = own.sum(axis=1)
-        return within + between, within, between, own, cells.sum(axis=2) - own, cells[:, first, second]
 
-    return [_mean(part, number, pairs.bits) for part, number in zip(parts(sums), parts(numbers), strict=True)]
-
-
-def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
-    return ratio(np.ldexp(sums.astype(np.float64), -bits), numbers)
-
-
-def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> NDArray[np.float64]:
+def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> Floats:
     """Return the mean over pairs of different instructions of every two groups, per labeling: float64 (b, c, c).
 
     Args:
-        labels: int16 (b, n), group of each instruction, below `count`.
+        labels: int16 (b, n), group of each instruction, below `count`; permutations of one another.
     """
-    sums, numbers = _cells(pairs, labels, count)
-    return _mean(sums, numbers, pairs.bits)
+    return _mean(*_cells(pairs, labels, count), pairs)
+
+
+def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], pairs: PairMatrix) -> Floats:
+    return ratio(np.ldexp(sums.astype(np.float64), -fixed_bits(len(pairs))), numbers)
 
 
 def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric; numbers
-    are (1, c, c) if every pair has a value and all labelings have groups of the same sizes."""
-    sums, complete = category_sums(pairs.values, labels, count, pairs.bits), pairs.complete
-    sizes = np.stack([np.bincount(one, minlength=count) for one in labels])
-    if complete and (sizes == sizes[0]).all():
-        sizes = sizes[:1]
-    numbers = sizes[:, :, None] * sizes[:, None]
-    diagonal = np.arange(count)
-    numbers[:, diagonal, diagonal] = sizes * (sizes - 1) // 2
-    if not complete:
-        numbers -= category_sums(pairs.values, labels, count, None)
-    return sums, numbers
+    are (1, c, c) if every pair has a value."""
+    sizes = np.bincount(labels[0], minlength=count)
+    numbers = (np.outer(sizes, sizes) - np.diag(sizes * (sizes + 1) // 2))[None]
+    some = np.flatnonzero(pairs.unknown)
+    if len(some):  # the few that lack a value are counted among themselves
+        numbers = numbers - category_sums(pairs.take(some).values, labels[:, some], count, None)
+    return category_sums(pairs.values, labels, count, fixed_bits(len(pairs))), numbers
 
 
-def category_sums(values: NDArray[np.float64], labels: Labels, count: int, bits: int | None) -> NDArray[np.int64]:
+def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) -> NDArray[np.int64]:
     """Return sums over the pairs of two instructions by their groups, for each labeling.
 
     Args:
@@ -177,12 +157,7 @@ def category_sums(values: NDArray[np.float64], labels: Labels, count: int, bits:
 
 @compiled
 def _add_tile(
-    tile: NDArray[np.int64],
-    start: int,
-    labels: Labels,
-    sums: NDArray[np.int64],
-    first: int,
-    last: int,
+    tile: NDArray[np.int64], start: int, labels: Labels, sums: NDArray[np.int64], first: int, last: int
 ) -> None:
     """Add the pairs of columns start.. to the sums of permutations first..last: rows by their groups, whole vectors at
     a time, then the few sums of each column to the column's group."""
@@ -211,12 +186,12 @@ def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> It
         yield np.split(rng.permutation(len(codes)), borders)
 
 
-def pvalue(reached: ArrayLike, n_permutations: int) -> NDArray[np.float64]:
+def pvalue(reached: ArrayLike, n_permutations: int) -> Floats:
     """Return p = (1 + reached) / (1 + n): of n permutations, `reached` have a statistic at least the observed one."""
     return np.asarray((1 + np.asarray(reached)) / (1 + n_permutations), dtype=np.float64)
 
 
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+def holm(p: Floats) -> Floats:
     """Return the p of m tests after Holm's correction for all of them; NaN is no test.
 
     The k-th smallest times m − k + 1, at most 1, and never below that of a smaller p.
@@ -227,7 +202,7 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return corrected
 
 
-def pvalues(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+def pvalues(statistics: Floats) -> Floats:
     """Return p of each statistic by itself: (1 + permutations, k), the observed ones first, to float64 (k,).
 
     NaN if the observed one is; a permutation without a value counts as one that reaches it.
@@ -236,7 +211,7 @@ def pvalues(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isnan(statistics[0]), np.nan, pvalue(reached, len(statistics) - 1))
 
 
-def step_down(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+def step_down(statistics: Floats) -> Floats:
     """Return p of each statistic, adjusted for all of them by Westfall and Young's step-down maximum; as `pvalues`.
 
     Statistics are standardized by mean and deviation over the permutations and the observed labels. The observed ones
@@ -249,13 +224,8 @@ def step_down(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     spread = np.sqrt((away * away).sum(axis=0) / number)
     scores = np.divide(away, spread, out=np.zeros_like(away), where=spread > 0)
     scores[~known] = -np.inf
-    order = [k for k in np.argsort(-scores[0], kind="stable").tolist() if known[0, k]]
-    largest, exceeding = np.full(len(scores) - 1, -np.inf), []
-    for k in reversed(order):
-        np.maximum(largest, scores[1:, k], out=largest)
-        exceeding.append(int((largest >= scores[0, k]).sum()))
-    adjusted = np.full(statistics.shape[1], np.nan)
-    if order:
-        adjusted[order] = np.maximum.accumulate(pvalue(exceeding[::-1], len(scores) - 1))
-    found: NDArray[np.float64] = np.maximum(adjusted, pvalues(statistics))
-    return found
+    order = np.argsort(-scores[0], kind="stable")[: known[0].sum()]
+    largest = np.maximum.accumulate(scores[1:, order[::-1]], axis=1)[:, ::-1]
+    adjusted = np.full(len(known[0]), np.nan)
+    adjusted[order] = np.maximum.accumulate(pvalue((largest >= scores[0, order]).sum(axis=0), len(scores) - 1))
+    return np.asarray(np.maximum(adjusted, pvalues(statistics)))

@@ -14,15 +14,12 @@ def doubled_ranks(values: ArrayLike) -> NDArray[np.int64]:
     """Return twice the rank of each of n numbers: int64 (n,), 2 for the least; ties have the mean of their ranks."""
     rounded = np.asarray(values, dtype=np.float64).round(TIE_DIGITS)
     ordered = np.sort(rounded)
-    below, not_above = ordered.searchsorted(rounded, side="left"), ordered.searchsorted(rounded, side="right")
-    ranks: NDArray[np.int64] = (below + not_above + 1).astype(np.int64)
-    return ranks
+    return (ordered.searchsorted(rounded, "left") + ordered.searchsorted(rounded, "right") + 1).astype(np.int64)
 
 
 def rank_correlation(left: ArrayLike, right: ArrayLike) -> float:
     """Return Spearman's rank correlation, -1 to 1; NaN if one side has fewer than two different values."""
-    one: list[int] = doubled_ranks(left).tolist()
-    other: list[int] = doubled_ranks(right).tolist()
+    one, other = (list(map(int, doubled_ranks(side))) for side in (left, right))
     count, total = len(one), sum(one)  # both add up to n (n + 1)
     spread = [count * sum(rank * rank for rank in ranks) - total * total for ranks in (one, other)]
     if not all(spread):

@@ -36,23 +36,19 @@ def subsampled(subject: S, read: Callable[[TokenDraw], S]) -> S:
     """
     if subject.options.equal_length is False:
         raise NotComputableError("Equal lengths are switched off (equal_length=False).")
+    long_enough = subject.tokens[subject.tokens >= LEAST_TOKENS]
+    tokens = subject.options.equal_length_tokens or (int(long_enough.min()) if len(long_enough) else None)
     try:
-        return _read(subject, read)
+        equal = read(TokenDraw(tokens, subject.options.seed))
+        kept = np.flatnonzero(np.isin(equal.instruction, subject.instruction))
+        if len(kept) < 2:
+            raise IncompleteArchiveError(  # noqa: TRY301
+                f"equal lengths need at least 2 instructions with {tokens} tokens; {len(kept)} have so many. Draw fewer"
+            )
     except (UnsupportedArchiveError, IncompleteArchiveError) as error:
         if subject.options.must_match_lengths:
             raise
         raise NotComputableError(f"Instructions cannot be subsampled to equal length: {error}.") from error
-
-
-def _read(subject: S, read: Callable[[TokenDraw], S]) -> S:
-    long_enough = subject.tokens[subject.tokens >= LEAST_TOKENS]
-    tokens = subject.options.equal_length_tokens or (int(long_enough.min()) if len(long_enough) else None)
-    equal = read(TokenDraw(tokens, subject.options.seed))
-    kept = np.flatnonzero(np.isin(equal.instruction, subject.instruction))
-    if len(kept) < 2:
-        raise IncompleteArchiveError(
-            f"equal lengths need at least 2 instructions with {tokens} tokens; {len(kept)} have so many. Draw fewer"
-        )
     return equal if len(kept) == len(equal) else equal.take(kept)
 
 
@@ -67,21 +63,15 @@ def matrix_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> di
     """
     difference = after - before
     known = ~np.isnan(difference)
-    above, upper = np.triu(known, 1), np.triu(known)
-    cells = [*zip(*(side.tolist() for side in np.nonzero(upper)), strict=True), (-1, -1)]
-    changes = np.append(difference[upper], np.nan)
-    most = int(np.nanargmax(np.abs(changes))) if len(cells) > 1 else -1
+    above, upper, beside = np.triu(known, 1), np.triu(known), known & ~np.eye(len(known), dtype=np.bool_)
+    most = np.unravel_index(int(np.where(upper, np.abs(difference), -1.0).argmax()), known.shape)
+    compared = known.diagonal() & beside.any(axis=1)
+    exceeds = [one.diagonal() > np.where(beside, one, -np.inf).max(axis=1) for one in (before, after)]
     return {
         "rank_correlation": rank_correlation(before[above], after[above]) if above.sum() >= MIN_CELLS else np.nan,
-        "mean_change": float(changes[:-1].mean()) if len(cells) > 1 else np.nan,
-        "largest_change": float(changes[most]),
-        "cell": cells[most],
-        "compared_rows": int((known.diagonal() & (known.sum(axis=1) > 1)).sum()),
-        "diagonal_largest": (_diagonal_largest(before, known), _diagonal_largest(after, known)),
+        "mean_change": float(difference[upper].mean()) if upper.any() else np.nan,
+        "largest_change": float(difference[most]),
+        "cell": (int(most[0]), int(most[1])) if upper.any() else (-1, -1),
+        "compared_rows": int(compared.sum()),
+        "diagonal_largest": tuple(int((compared & larger).sum()) for larger in exceeds),
     }
-
-
-def _diagonal_largest(matrix: NDArray[np.float64], known: NDArray[np.bool_]) -> int:
-    """Count rows with a known value beside the diagonal whose diagonal is known and exceeds all others."""
-    others = np.where(known & ~np.eye(len(matrix), dtype=np.bool_), matrix, -np.inf).max(axis=1, initial=-np.inf)
-    return int((known.diagonal() & np.isfinite(others) & (matrix.diagonal() > others)).sum())

@@ -15,10 +15,9 @@ from scipy.stats import permutation_test
 
 from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.pairs import PairMatrix
+from sparcom_analysis.resampling.pairs import PairMatrix, fixed_bits
 from sparcom_analysis.resampling.permutation import (
     MAX_GROUPS,
-    against_labels,
     category_sums,
     cell_means,
     holm,
@@ -33,9 +32,7 @@ from sparcom_analysis.resampling.permutation import (
 
 def label_pvalues(pairs: PairMatrix, permutations: int = 9999, seed: int = 0, progress: Any = None) -> dict[str, Any]:
     """The tests of so many permutations."""
-    found = label_tests(pairs, Options(n_permutations=permutations, seed=seed), progress)
-    assert found is not None
-    return found
+    return label_tests(pairs, Options(n_permutations=permutations, seed=seed), progress)
 
 
 def random_pairs(categories: Sequence[str], seed: int, lift: float = 0.0, empty: Sequence[int] = ()) -> PairMatrix:
@@ -100,7 +97,8 @@ def test_everything_equals_loops(categories: list[str], lift: float, empty: set[
     """Means, p and adjusted p of every statistic are those of loops over the pairs of each labeling with a value."""
     pairs = random_pairs(categories, seed, lift, sorted(empty))
     found = label_pvalues(pairs, 19, seed)
-    names = [pairs.codes.tolist(), *np.concatenate(list(permuted_labels(pairs, 19, seed))).tolist()]
+    permuted = permuted_labels(pairs.codes.astype(np.int16), 19, seed, 19, None)
+    names = [pairs.codes.tolist(), *np.concatenate(list(permuted)).tolist()]
     count = len(pairs.labels)
     table = np.array([statistics(pairs.values, one, count) for one in names])
     p = (1 + (table[1:] >= table[0] - 1e-12).sum(axis=0)) / 20
@@ -123,12 +121,13 @@ def test_everything_equals_loops(categories: list[str], lift: float, empty: set[
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_p_of_all_namings_is_scipys(seed: int) -> None:
+def test_p_of_all_labelings_is_scipys(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Against every permutation of six instructions, p is that of scipy's exact permutation test."""
     pairs = random_pairs(list("aabacc"), seed, lift=0.05)
     names = pairs.codes
     every = np.array(list(permutations(names.tolist()))[1:], dtype=np.int16)
-    found = against_labels(pairs, [every])
+    monkeypatch.setattr("sparcom_analysis.resampling.permutation.permuted_labels", lambda *_: [every])
+    found = label_pvalues(pairs)
 
     def of(place: int) -> float:
         def statistic(shuffled: NDArray[np.intp]) -> float:
@@ -154,10 +153,10 @@ def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: 
     names = rng.integers(0, labels, (4, count)).astype(np.int16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparcom_analysis.resampling.permutation.cores", lambda: cores)
-        found = category_sums(pairs.values, names, labels, pairs.bits)
+        found = category_sums(pairs.values, names, labels, fixed_bits(count))
         missing = category_sums(pairs.values, names, labels, None)
     unknown = np.isnan(pairs.values)
-    whole = np.rint(np.ldexp(np.nan_to_num(pairs.values), pairs.bits)).astype(np.int64)
+    whole = np.rint(np.ldexp(np.nan_to_num(pairs.values), fixed_bits(count))).astype(np.int64)
     upper = np.triu(np.ones((count, count), dtype=bool), 1)
     for one, sums, numbers in zip(names, found, missing, strict=True):
         for a, b in product(range(labels), repeat=2):
@@ -169,7 +168,7 @@ def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: 
 def test_permutations_keep_the_sizes_of_categories() -> None:
     """Each permutation holds every label as often as the categories have instructions, in another order."""
     pairs = random_pairs(["a"] * 7 + ["b"] * 3 + ["c"], 0)
-    names = np.concatenate(list(permuted_labels(pairs, 50, 3)))
+    names = np.concatenate(list(permuted_labels(pairs.codes.astype(np.int16), 50, 3, 20, None)))
     assert names.shape == (50, 11)
     for one in names:
         assert np.bincount(one).tolist() == [7, 3, 1]
@@ -306,5 +305,9 @@ def test_permuted_rows_deal_all_instructions() -> None:
 
 
 def test_no_permutations_are_no_tests() -> None:
-    """With n_permutations=0 nothing is tested."""
-    assert label_tests(random_pairs(["a", "b"], 0), Options(n_permutations=0)) is None
+    """With n_permutations=0 the means are those of a test, and nothing is tested."""
+    pairs = random_pairs(["a", "b"] * 4, 0)
+    found, tested = label_tests(pairs, Options(n_permutations=0)), label_pvalues(pairs, 9)
+    assert set(tested) - set(found) == {"overall_pvalue", "pvalue", "pvalue_adjusted"}
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, tested[name])

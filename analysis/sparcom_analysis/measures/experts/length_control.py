@@ -21,7 +21,7 @@ def routing_length_control(experts: ExpertCounts, progress: Progress | None = No
     """
     plain = experts.with_options(**changes)
     equal = subsampled(plain, lambda draw: find_ises(plain.archive, plain.options, draw=draw, progress=progress))
-    return length_control_dataset(plain, equal, "mean Pearson correlation")
+    return length_control_dataset(plain, equal, "mean Pearson correlation", MEASURE.name, {})
 
 
 def sentences(ds: xr.Dataset) -> list[str]:

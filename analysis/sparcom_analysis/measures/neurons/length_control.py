@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets, find_isns
-from sparcom_analysis.measures.measure import OURS, Measure, dataset
-from sparcom_analysis.measures.pair_means import SELF_PAIRS
+from sparcom_analysis.measures.drawing import names
+from sparcom_analysis.measures.measure import OURS, Measure, bounds, dataset
+from sparcom_analysis.measures.pair_means import SELF_PAIRS, PairSubject, shown
 from sparcom_analysis.measures.text import decimal, interval, neurons_of
-from sparcom_analysis.resampling.bootstrap import pair_intervals, resamples_for
+from sparcom_analysis.resampling.bootstrap import Interval, pair_intervals, resamples_for
 from sparcom_analysis.resampling.ranks import rank_correlation
 from sparcom_analysis.resampling.subsampling import matrix_change, subsampled
 
@@ -50,14 +49,11 @@ def length_control(isn: IsnSets, progress: Progress | None = None, **changes: An
         "mean_size": ("version", [*means, means[1] - means[0]], {"long_name": "mean set size", "units": "neurons"}),
         "length_correlation": ("version", [*(rank_correlation(tokens, size) for size in sizes), np.nan]),
     }
-    return length_control_dataset(plain, equal, "mean Jaccard index", variables)
+    return length_control_dataset(plain, equal, "mean Jaccard index", MEASURE.name, variables)
 
 
 def length_control_dataset(
-    plain: IsnSets | ExpertCounts,
-    equal: IsnSets | ExpertCounts,
-    long_name: str,
-    variables: dict[str, Any] | None = None,
+    plain: PairSubject, equal: PairSubject, long_name: str, measure: str, variables: dict[str, Any]
 ) -> xr.Dataset:
     """Return a measure over pairs, plain and subsampled, over the instructions of `equal`, and their difference.
 
@@ -67,12 +63,12 @@ def length_control_dataset(
         compared_rows (self_pairs), diagonal_largest (self_pairs, version): see `matrix_change`.
         used, too_short (category): instructions that are long enough, and that are not.
     """
-    options, both = equal.options, np.isin(plain.instruction, equal.instruction)
+    both = np.isin(plain.instruction, equal.instruction)
     pairs = plain.pairs if both.all() else plain.pairs.take(np.flatnonzero(both)), equal.pairs
-    groups = list(dict.fromkeys(plain.categories))
+    groups, labels = list(dict.fromkeys(plain.categories)), plain.labels
     kept = [groups.index(name) for name in dict.fromkeys(equal.categories)]
 
-    def aligned(matrices: Any) -> NDArray[np.float64]:
+    def aligned(matrices: Any) -> Any:
         """Put (version, self_pairs, c', c') under the labels of all categories."""
         full = np.full((3, 2, len(groups), len(groups)), np.nan)
         full[:, :, np.array(kept)[:, None], kept] = np.asarray(matrices)
@@ -80,33 +76,26 @@ def length_control_dataset(
 
     means = [np.stack(one.means()) for one in pairs]
     value = aligned([*means, means[1] - means[0]])
-    found = {"value": (CELLS, value, {"long_name": long_name}), **(variables or {})}
-    resamples = resamples_for(equal.categories, options)
-    if resamples is not None:
-        ends = pair_intervals(resamples, *pairs)
-        found["ci_low"] = (CELLS, aligned([one.low for one in ends]))
-        found["ci_high"] = (CELLS, aligned([one.high for one in ends]))
-    changes = [matrix_change(value[0, k], value[1, k]) for k in range(2)]
+    found = {"value": (CELLS, value, {"long_name": long_name}), **variables}
+    if (resamples := resamples_for(equal.categories, equal.options)) is not None:
+        low, high = zip(*pair_intervals(resamples, *pairs), strict=True)
+        found |= bounds("", CELLS, Interval(aligned(low), aligned(high)))
+    changes = [matrix_change(*value[:2, k]) for k in range(2)]
     for name in ("rank_correlation", "mean_change", "largest_change", "compared_rows"):
         found[name] = ("self_pairs", [one[name] for one in changes])
-    labels = [*plain.labels, ""]  # -1 is no cell
     for k, name in enumerate(("largest_change_category", "largest_change_category_2")):
-        found[name] = ("self_pairs", [labels[one["cell"][k]] for one in changes])
+        found[name] = ("self_pairs", [[*labels, ""][one["cell"][k]] for one in changes])  # -1 is no cell
     diagonal = np.array([(*one["diagonal_largest"], np.nan) for one in changes])
     members, used = (np.bincount(codes, minlength=len(groups)) for codes in (plain.codes, plain.codes[both]))
-    found["diagonal_largest"] = (("self_pairs", "version"), diagonal)
     found |= {"used": ("category", used), "too_short": ("category", members - used)}
-    return dataset(
-        equal,
-        found,
-        {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels[:-1], "category_2": labels[:-1]},
-        self_pairs_shown=options.self_pairs,
-    )
+    found["diagonal_largest"] = (("self_pairs", "version"), diagonal)
+    coords = {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels, "category_2": labels}
+    return dataset(equal, found, coords, self_pairs_shown=equal.options.self_pairs, measure=measure)
 
 
 def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
     """Return whether the order of category pairs is kept, and how far values change; index: "mean Jaccard index"."""
-    one = ds.sel(self_pairs=ds.attrs["self_pairs_shown"])
+    one = shown(ds)
     rho, largest = float(one["rank_correlation"]), float(one["largest_change"])
     tokens = f"Subsampled to equal length ({ds.attrs['drawn_tokens']:,} tokens per instruction)"
     if np.isnan(largest):
@@ -156,29 +145,28 @@ def caption(ds: xr.Dataset) -> str:
     return (
         f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
         f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
-        f"over the same {ds.attrs['instructions']:,} instructions. Bold: the interval of the difference excludes 0."
+        f"over the same {ds.attrs['instructions']:,} instructions. Bold with an asterisk: "
+        "the interval of the difference excludes 0."
     )
 
 
 def plot(ds: xr.Dataset, ax: Any = None, *, version: str = "equal_length", **style: Any) -> Any:
     """Draw one version of the matrix as a heat map into `ax`: "plain", "equal_length" or "difference"."""
-    one = ds.sel(self_pairs=ds.attrs["self_pairs_shown"], version=version)
-    labels = [str(name) for name in ds["category"].values]
+    one = shown(ds).sel(version=version)
     titles = {"plain": "all tokens", "equal_length": f"{ds.attrs['drawn_tokens']:,} tokens", "difference": "difference"}
-    style = {"label": str(ds["value"].attrs["long_name"]), "title": titles[version]} | style
+    held = {"label": ds["value"].attrs["long_name"], "title": titles[version]}
     if version == "difference":
         marks = (one["ci_low"].values > 0) | (one["ci_high"].values < 0) if "ci_low" in one else None
-        style = {"center": 0.0, "marks": marks} | style
-    return plotting.heatmap(one["value"].values, labels, labels, ax=ax, **style)
+        held |= {"label": f"difference of {held['label']}", "center": 0.0, "marks": marks}
+    return plotting.heatmap(one["value"].values, names(ds), names(ds), ax=ax, **(held | style))
 
 
 def figure(ds: xr.Dataset) -> Any:
     """Draw all three versions, both measures on one color scale."""
     found, axes = plotting.panels(3)
-    shown = ds.sel(self_pairs=ds.attrs["self_pairs_shown"])
-    low, high = plotting.limits([shown.sel(version=version) for version in VERSIONS[:2]])
     for version, ax in zip(VERSIONS, axes, strict=True):
-        plot(ds, ax, version=version, **({} if version == "difference" else {"vmin": low, "vmax": high}))
+        plot(ds, ax, version=version)
+    plotting.share([axes[:2]])
     return found
 
 

@@ -25,7 +25,7 @@ def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -
     Returns:
         `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
     """
-    return pair_mean_dataset(isn.with_options(**changes), progress, "mean Jaccard index")
+    return pair_mean_dataset(isn.with_options(**changes), progress, "mean Jaccard index", measure=MEASURE.name)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -36,7 +36,11 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
-    marks = " Bold: above the permutation null after correction (p < 0.05)." if "pvalue_adjusted" in ds else ""
+    marks = (
+        " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
+        if "pvalue_adjusted" in ds
+        else ""
+    )
     return (
         f"Mean Jaccard index of the ISN sets of every two categories, {ds.attrs['model']}, {neurons_of(ds)} (SPARCOM, "
         f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks}"

@@ -13,7 +13,6 @@ HexaInst, whose natural half has sources of its own per category, "source" is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,15 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.instructions import SYNTHETIC, group_names
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, Measure, NotComputableError, bounds, dataset
-from sparcom_analysis.measures.text import decimal, interval, neurons_of, p_value
+from sparcom_analysis.measures.text import TIE, decimal, interval, neurons_of, p_value
 from sparcom_analysis.options import Options
-from sparcom_analysis.resampling.bootstrap import Interval, percentiles, resampled_cells, resamples_for
-from sparcom_analysis.resampling.pairs import PairMatrix
-from sparcom_analysis.resampling.permutation import cell_means
+from sparcom_analysis.resampling.bootstrap import percentiles, resampled_cells, resamples_for
+from sparcom_analysis.resampling.pairs import Floats, PairMatrix, ratio
+from sparcom_analysis.resampling.permutation import cell_means, permuted_labels, pvalue
 
+CELLS = ("group", "group_2")
 KINDS = ("same category, same source", "same category", "same source", "neither")
 FACTORS = ("category", "source")
 BATCH = 250  # permutations in hand
@@ -54,114 +55,77 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
         NotComputableError: there are no two categories and two sources that can be told apart.
     """
     subject = subject.with_options(**changes)
-    options = subject.options
+    options, index = subject.options, "Jaccard index" if isinstance(subject, IsnSets) else "Pearson correlation"
     source = "half" if set(subject.sources) & set(SYNTHETIC) else "source"
-    both = _names(subject, ("category", source))
-    columns = {"category": _names(subject, ("category",)), "source": _names(subject, (source,))}
-    pairs = subject.pairs.named(both)
+    both = _groups(subject, "category", source)
+    columns = [np.array(_groups(subject, name)) for name in ("category", source)]
+    pairs = PairMatrix(both, subject.pairs.values)
     first = [both.index(label) for label in dict.fromkeys(both)]
-    cells = _Cells(*(np.array([columns[name][k] for k in first], dtype=object) for name in FACTORS))
+    differ = [column[first, None] != column[first] for column in columns]
+    kind = 2 * differ[0] + differ[1]  # of each cell, an index into KINDS
     value = pairs.means()[1]
-    kinds, effects = cells.kinds(value), cells.effects(value)
+    kinds = _kind_means(value, kind)
+    effects = kinds[1:3] - kinds[3]
     if np.isnan(effects).any():
         raise NotComputableError(
             "Category and source are told apart where pairs exist that share one and not the other; the instructions "
             "have too few sources or categories for that."
         )
     variables: dict[str, Any] = {
-        "value": (("group", "group_2"), value, {"long_name": _index(subject)}),
+        "value": (CELLS, value, {"long_name": f"mean {index}"}),
         "kind_value": ("kind", kinds),
         "effect": ("factor", effects),
         "difference": ((), effects[0] - effects[1]),
     }
     if (resamples := resamples_for(both, options)) is not None:
-        drawn = np.full((len(resamples), *value.shape), np.nan)
+        cells = np.full((len(resamples), *value.shape), np.nan)
         for a, b, means in resampled_cells(pairs, resamples):
-            drawn[:, a, b] = drawn[:, b, a] = means[1]
+            cells[:, a, b] = cells[:, b, a] = means[:, 1]
+        drawn = _kind_means(cells, kind)
+        deltas = drawn[:, 1:3] - drawn[:, 3:]
         level = options.confidence_level
-        draws = cells.effects(drawn)
-        variables |= bounds("", ("group", "group_2"), Interval(*percentiles(drawn, level)))
-        variables |= bounds(
-            "kind_", ("kind",), Interval(*percentiles(np.array([cells.kinds(one) for one in drawn]), level))
-        )
-        variables |= bounds("effect_", ("factor",), Interval(*percentiles(draws, level)))
-        variables |= bounds("difference_", (), Interval(*percentiles(draws[:, 0] - draws[:, 1], level)))
-    permutations = min(options.n_permutations, MAX_PERMUTATIONS)
-    if permutations:
-        reduced = Options.of(options, n_permutations=permutations)
-        variables["effect_pvalue"] = ("factor", _pvalues(pairs, cells, effects, columns, reduced, progress))
+        variables |= bounds("", CELLS, percentiles(cells, level))
+        variables |= bounds("kind_", ("kind",), percentiles(drawn, level))
+        variables |= bounds("effect_", ("factor",), percentiles(deltas, level))
+        variables |= bounds("difference_", (), percentiles(deltas[:, 0] - deltas[:, 1], level))
+    if permutations := min(options.n_permutations, MAX_PERMUTATIONS):
+        tested = Options.of(options, n_permutations=permutations)
+        variables["effect_pvalue"] = ("factor", _pvalues(pairs, kind, effects, columns, tested, progress))
     return dataset(
         subject,
         variables,
         {"group": pairs.labels, "group_2": pairs.labels, "kind": list(KINDS), "factor": list(FACTORS)},
         n_permutations=permutations or None,
+        measure=(MEASURE if isinstance(subject, IsnSets) else ROUTING_MEASURE).name,
     )
 
 
-def _names(subject: IsnSets | ExpertCounts, by: tuple[str, ...]) -> list[str]:
+def _groups(subject: IsnSets | ExpertCounts, *by: str) -> list[str]:
     return group_names(subject.archive, subject.instruction, Options.of(subject.options, group_by=by))
 
 
-class _Cells:
-    """Which kind of pairs each cell of groups holds. category, source: of each of g groups."""
-
-    def __init__(self, category: NDArray[Any], source: NDArray[Any]) -> None:
-        same = category[:, None] == category[None], source[:, None] == source[None]
-        self.masks = [same[0] & same[1], same[0] & ~same[1], ~same[0] & same[1], ~same[0] & ~same[1]]
-
-    def kinds(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the mean of the cells of each kind, NaN left out: float64 (…, 4) of (…, g, g)."""
-        cells = [values[..., mask] for mask in self.masks]
-        known = [(~np.isnan(one)).sum(axis=-1) for one in cells]
-        sums = [np.nansum(one, axis=-1) for one in cells]
-        return np.stack(
-            [np.where(n > 0, one / np.maximum(n, 1), np.nan) for one, n in zip(sums, known, strict=True)], -1
-        )
-
-    def effects(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the category effect and the source effect: float64 (…, 2)."""
-        kinds = self.kinds(values)
-        effects: NDArray[np.float64] = kinds[..., 1:3] - kinds[..., 3:]
-        return effects
+def _kind_means(values: Floats, kind: NDArray[np.intp]) -> Floats:
+    """Return the mean of the cells of each kind, NaN left out: float64 (…, 4) of (…, g, g)."""
+    cells = [values[..., kind == one] for one in range(len(KINDS))]
+    means = [ratio(np.nansum(held, axis=-1), (~np.isnan(held)).sum(axis=-1)) for held in cells]
+    return np.stack(means, axis=-1)
 
 
 def _pvalues(
-    pairs: PairMatrix,
-    cells: _Cells,
-    effects: NDArray[np.float64],
-    columns: dict[str, list[str]],
-    options: Options,
-    progress: Progress | None,
+    pairs: PairMatrix, kind: NDArray[np.intp], effects: Floats, columns: Any, options: Options, progress: Any
 ) -> list[float]:
-    """Return p of each effect: one label permuted among the instructions that share the other."""
-    found, total = [], 2 * options.n_permutations
-    for place, held in enumerate(reversed(FACTORS)):
-        reached, done = 0, place * options.n_permutations
-        strata = [np.flatnonzero([name == other for name in columns[held]]) for other in dict.fromkeys(columns[held])]
-        for labels in _permuted(pairs.codes.astype(np.int16), strata, options):
-            means = cell_means(pairs, labels, len(pairs.labels))
-            reached += int((cells.effects(means)[:, place] >= effects[place] - 1e-12).sum())
-            done += len(labels)
-            if progress is not None:
-                progress(done, total)
-        found.append((1 + reached) / (1 + options.n_permutations))
+    """Return p of each effect: its label permuted among the instructions that share the other."""
+    observed, kept = pairs.codes[pairs.defined].astype(np.int16), pairs.with_values()
+    total, found = options.n_permutations, []
+    for place, held in enumerate(column[pairs.defined] for column in columns[::-1]):
+        strata = [np.flatnonzero(held == name) for name in dict.fromkeys(held.tolist())]
+        report = progress and (lambda done, _, before=place * total: progress(before + done, 2 * total))
+        reached = 0
+        for labels in permuted_labels(observed, total, options.seed, BATCH, report, strata):
+            means = _kind_means(cell_means(kept, labels, len(pairs.labels)), kind)
+            reached += int((~(means[:, 1 + place] - means[:, 3] < effects[place] - TIE)).sum())
+        found.append(float(pvalue(reached, total)))
     return found
-
-
-def _permuted(
-    codes: NDArray[np.int16], strata: list[NDArray[np.intp]], options: Options
-) -> Iterator[NDArray[np.int16]]:
-    """Yield group codes permuted within strata: int16 (batch, n)."""
-    rng = np.random.Generator(np.random.PCG64(options.seed))
-    for first in range(0, options.n_permutations, BATCH):
-        labels = np.repeat(codes[None], min(BATCH, options.n_permutations - first), axis=0)
-        for members in strata:
-            labels[:, members] = rng.permuted(labels[:, members], axis=1)
-        yield labels
-
-
-def _index(subject: IsnSets | ExpertCounts) -> str:
-    return "mean Jaccard index" if isinstance(subject, IsnSets) else "mean Pearson correlation"
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -170,13 +134,13 @@ def sentences(ds: xr.Dataset) -> list[str]:
     index = str(ds["value"].attrs["long_name"]).removeprefix("mean ")
     index += f" ({neurons_of(ds)})" if index.startswith("J") else ""
     more, less = FACTORS if float(ds["difference"]) >= 0 else FACTORS[::-1]
+    verdict = f"depends more on {more} than on {less}"
     if "difference_ci_low" in ds and float(ds["difference_ci_low"]) <= 0 <= float(ds["difference_ci_high"]):
-        verdict = f"Category and source explain similar amounts of the {index}"
-    else:
-        verdict = f"The {more} of an instruction explains more of the {index} than its {less}"
+        verdict = "does not clearly depend more on category or on source"
     return [
-        f"{verdict}: sharing the category adds {_effect(one)}, sharing the source adds {_effect(other)}.",
-        f"The difference of the two effects is {decimal(float(ds['difference']))}{interval(ds, prefix='difference_')}.",
+        f"The {index} {verdict}: sharing the category adds {_effect(one)}, sharing the source adds {_effect(other)}.",
+        f"The category effect minus the source effect is {decimal(float(ds['difference']))}"
+        f"{interval(ds, prefix='difference_')}.",
     ]
 
 
@@ -197,9 +161,8 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot(ds: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     """Draw the groups as a heat map into `ax`; style: see `plotting.heatmap`."""
-    labels = [str(name) for name in ds["group"].values]
-    style = {"label": str(ds["value"].attrs["long_name"]), "title": ds.attrs["model"]} | style
-    return plotting.heatmap(ds["value"].values, labels, labels, ax=ax, **style)
+    held = {"label": ds["value"].attrs["long_name"], "title": ds.attrs["model"]} | style
+    return plotting.heatmap(ds["value"].values, names(ds, "group"), names(ds, "group"), ax=ax, **held)
 
 
 def _measure(name: str, title: str, needs: Any) -> Measure:

@@ -55,7 +55,7 @@ def test_sentences_follow_the_numbers(comparison: Any) -> None:
     ds["overall_difference_ci_low"].values[:], ds["overall_difference_ci_high"].values[:] = [-1, -4, 1], [3, -1, 3]
     assert sentences(ds) == [
         "The number of ISNs per instruction (neurons) changes most in layer 2: from 1,234.5 to 1,232.0, by −2.5 "
-        "(95 % CI −4.0–−1.0).",
+        "(95 % CI −4.0 to −1.0).",
         "The interval of the change excludes 0 in 2 of 3 layers (more ISNs in 1, fewer in 1).",
     ]
     ds["overall_difference"].values[:] = [2.5, -2.5, 2.0]

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import QuadMesh
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -152,6 +153,18 @@ def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pyt
     assert untested.attrs["reason"].startswith("Groups are tested against permuted labels where there are up to 2")
 
 
+def test_means_are_said_without_permutations(make_case: Any) -> None:
+    """Without permutations there are the same means within and between, and the sentence without p."""
+    isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
+    ds, tested = (similarity(isn, n_resamples=0, n_permutations=number) for number in (0, 9))
+    for name in ("overall_within", "overall_between"):
+        assert float(ds[name]) == float(tested[name])
+    assert "n_permutations" not in ds.attrs
+    first = sentences(ds)[0]
+    assert f"is {float(ds['overall_within']):.3f} within categories" in first
+    assert first.endswith("between them (pairs of different instructions).")
+
+
 def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     """Within and between, the categories that stand out, and the closest two are those of the Dataset."""
     ds = found.copy(deep=True)
@@ -169,13 +182,18 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     assert "p < 0.001" in first
     assert second == "1 of 3 categories are more similar within than to the others after correction: QA."
     assert third == "The closest two categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
-    assert sentences(ds.drop_vars("overall_pvalue")) == []
+    untested = sentences(ds.drop_vars(["overall_pvalue", "pvalue", "pvalue_adjusted"]))
+    assert untested == [first.replace("; permutation test, p < 0.001", ""), third]
+    assert sentences(ds[["value"]]) == [third.removesuffix(" (95 % CI 0.700–0.800).") + "."]
 
 
 def test_the_figure_is_the_version_chosen(found: xr.Dataset) -> None:
     """The heat map shows the version with self pairs or without, into the axes given."""
     ax = plot_pair_means(found, self_pairs=False)
-    np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), shown(found, self_pairs=False)["value"])
-    assert plot_pair_means(found, ax) is ax
+    mesh = next(item for item in ax.collections if isinstance(item, QuadMesh))
+    np.testing.assert_allclose(np.asarray(mesh.get_array()), shown(found, self_pairs=False)["value"])
+    assert plot_pair_means(found, ax, title="mine", vmin=0.1, vmax=0.7) is ax
+    assert ax.get_title() == "mine"
     assert "eq. 10" in caption(found)
+    assert "Bold with an asterisk" in caption(found)
     assert MEASURE.compute is similarity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import pytest
 import sparcom_analysis as sp
 from sparcom_analysis.measures.measure import NotComputableError
 from sparcom_analysis.measures.neurons.source_effect import plot, sentences, source_effect
+from sparcom_analysis.resampling.pairs import PairMatrix
+from sparcom_analysis.resampling.permutation import permuted_labels
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 FEW: dict[str, Any] = {"n_resamples": 40, "n_permutations": 50}
@@ -31,7 +32,7 @@ def direct(subject: Any) -> tuple[dict[tuple[bool, bool], float], np.ndarray[Any
     """Mean over cells of each kind of pairs, (same category, same source), by loops over pairs."""
     values, groups = subject.pairs.values, list(zip(subject.names, subject.sources, strict=True))
     cells: dict[Any, list[float]] = {}
-    for i, j in combinations(range(len(groups)), 2):
+    for i, j in zip(*np.nonzero(np.triu(~np.isnan(values), 1)), strict=True):
         for key in {(groups[i], groups[j]), (groups[j], groups[i])}:
             cells.setdefault(key, []).append(values[i, j])
     kinds: dict[tuple[bool, bool], list[float]] = {}
@@ -76,7 +77,7 @@ def test_an_effect_that_is_there_is_found(tmp_path: Path) -> None:
     assert ds["effect_pvalue"].sel(factor="category").item() > 0.01
     first = sentences(ds)[0]
     assert first.startswith(
-        "The source of an instruction explains more of the Jaccard index (neurons) than its category"
+        "The Jaccard index (neurons) depends more on source than on category: sharing the category adds"
     )
     assert f"sharing the source adds {ds['effect'].sel(factor='source').item():.3f}" in first
 
@@ -85,11 +86,38 @@ def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
     """ "More" is said only where the interval of the difference excludes 0."""
     ds = source_effect(sp.find_isns(opened(tmp_path / "a.zarr", ["natural", "synthetic"])), **FEW)
     ds["difference"], ds["difference_ci_low"], ds["difference_ci_high"] = ((), 0.02), ((), -0.01), ((), 0.04)
-    assert sentences(ds)[0].startswith("Category and source explain similar amounts")
+    assert sentences(ds)[0].startswith("The Jaccard index (neurons) does not clearly depend more on")
     ds["difference_ci_low"] = ((), 0.01)
-    assert sentences(ds)[0].startswith("The category of an instruction explains more")
+    assert sentences(ds)[0].startswith("The Jaccard index (neurons) depends more on category than on")
     assert "0.020 (95 % CI 0.010–0.040)" in sentences(ds)[1]
     assert plot(ds).get_title() == "random"
+
+
+def test_pairs_without_a_value_are_left_out(tmp_path: Path) -> None:
+    """Single pairs without a value, and an instruction without any, are in no mean, and in no permuted one."""
+    isn = sp.find_isns(opened(tmp_path / "a.zarr", ["natural", "synthetic", "synthetic"]))
+    values = isn.pairs.values.copy()
+    empty = [0, 4, 5, 13]
+    values[np.ix_(empty, empty)] = values[9] = values[:, 9] = np.nan
+    isn.__dict__["pairs"] = PairMatrix(isn.categories, values)
+    ds = source_effect(isn, **FEW)
+    kinds, matrix = direct(isn)
+    np.testing.assert_allclose(ds["value"], matrix, atol=1e-12)
+    expected = [kinds[True, False] - kinds[False, False], kinds[False, True] - kinds[False, False]]
+    np.testing.assert_allclose(ds["effect"], expected, atol=1e-12)
+    known = np.flatnonzero(np.arange(len(isn)) != 9)
+    few, sources = isn.take(known), np.array(isn.sources)[known]
+    few.__dict__["pairs"] = PairMatrix(few.categories, values[np.ix_(known, known)])
+    np.testing.assert_array_equal(source_effect(few, **FEW)["effect_pvalue"], ds["effect_pvalue"])
+    strata = [np.flatnonzero(sources == source) for source in dict.fromkeys(sources.tolist())]
+    codes, reached = np.array([few.labels.index(name) for name in few.names], dtype=np.int16), 0
+    for labels in next(permuted_labels(codes, 50, 0, 50, None, strata)):
+        permuted = few.take(np.arange(len(few)))
+        permuted.__dict__["pairs"] = few.pairs
+        permuted.categories[:] = [few.labels[code] for code in labels]  # type: ignore[index]
+        kinds, _ = direct(permuted)
+        reached += kinds[True, False] - kinds[False, False] >= expected[0] - 1e-12
+    assert ds["effect_pvalue"].sel(factor="category").item() == (1 + reached) / 51
 
 
 def test_one_source_is_no_comparison(tmp_path: Path) -> None:
