@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -25,7 +26,7 @@ from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.schema.metadata import Positions
 from sparcom_data.storage import write_file
 
-Kind = Literal["members", "unique", "common", "general"]
+Kind = Literal["members", "unique"]
 IndexLists: TypeAlias = list[list[NDArray[np.int64]]]
 LayerIds = dict[int, list[int] | list[tuple[int, int]]]
 NAMES = "Whose ids: `neuron`, `expert_neuron`, `shared_expert_neuron`, `expert` (ISEs) or `most_used_expert`."
@@ -33,6 +34,11 @@ NAMES = "Whose ids: `neuron`, `expert_neuron`, `shared_expert_neuron`, `expert` 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the part with these values; None for what is not among them."""
+        return cls.model_validate({name: values.get(name) for name in cls.model_fields})
 
 
 class SelectionRule(_Part):
@@ -88,43 +94,29 @@ def lists_of(run: xr.DataTree) -> dict[str, bytes]:
     held = ComponentsFile(
         model=run.attrs["archive"]["model"],
         archive=facts["archive"],
-        selection=SelectionRule.model_validate({name: facts.get(name) for name in SelectionRule.model_fields}),
+        selection=SelectionRule.of(facts),
         categories=[str(name) for name in groups[0]["category"].values],
-        components=[
-            MemberIds(
-                population=ds.attrs["population"],
-                reason=ds.attrs.get("reason"),
-                members=_by_category(ds, "members"),
-                unique=_by_category(ds, "unique"),
-                common=_by_layer(ds, "common"),
-                general=_by_layer(ds, "general"),
-            )
-            for ds in groups
-        ],
-        lape=[
-            LapeIds(
-                specific=_by_category(ds, "members"),
-                **{name: ds.attrs[name] for name in LapeIds.model_fields if name in ds.attrs},
-            )
-            for ds in selected
-        ],
+        components=[MemberIds.of(ds.attrs | _member_ids(ds)) for ds in groups],
+        lape=[LapeIds.of(ds.attrs | {"specific": _by_category(ds, "")}) for ds in selected],
     )
     schema = json.dumps(ComponentsFile.model_json_schema(), indent=2, ensure_ascii=False)
-    files = {"components.json": f"{held.model_dump_json()}\n", "components.schema.json": f"{schema}\n"}
-    lists: dict[str, tuple[xr.Dataset, Kind]] = {f"lape-{ds.attrs['population']}": (ds, "unique") for ds in selected}
-    lists |= {f"members-{ds.attrs['population']}": (ds, "members") for ds in groups}
-    lists |= {f"unique-{ds.attrs['population']}": (ds, "unique") for ds in groups}
-    arrays = {
-        f"lists/{name}.npz": index_arrays(ds, as_index_lists(ds, kind=kind)) for name, (ds, kind) in lists.items()
+    files = {
+        "components.json": f"{held.model_dump_json()}\n".encode(),
+        "components.schema.json": f"{schema}\n".encode(),
     }
-    return {name: text.encode() for name, text in files.items()} | arrays
+    for ds in selected:
+        files[f"lists/lape-{ds.attrs['population']}.npz"] = index_arrays(ds, as_index_lists(ds))
+    for ds in groups:
+        for kind in get_args(Kind):
+            files[f"lists/{kind}-{ds.attrs['population']}.npz"] = index_arrays(ds, as_index_lists(ds, kind=kind))
+    return files
 
 
 def as_index_lists(ds: xr.Dataset, layers: int | None = None, kind: Kind = "unique") -> IndexLists:
     """Return ids per category and layer of the model: int64 (k,), ascending.
 
     Args:
-        ds: of `general_unique` and its kin, or of `lape`, whose specific neurons are returned whatever the kind.
+        ds: of `general_unique` or of `lape`, whose specific neurons are returned whatever the kind.
         layers: layers of the model; None: as the Dataset says.
 
     Raises:
@@ -143,8 +135,8 @@ def index_arrays(ds: xr.Dataset, lists: IndexLists) -> bytes:
     Characters of a category's name that cannot be printed are U+FFFD in a key: a zip file cuts a name at a NUL.
     """
     names = ["".join(c if c.isprintable() else "\ufffd" for c in str(name)) for name in ds["category"].values]
-    arrays = {f"{name}/{j}": ids for name, own in zip(names, lists, strict=True) for j, ids in enumerate(own)}
     buffer = io.BytesIO()
+    arrays = {f"{name}/{j}": ids for name, own in zip(names, lists, strict=True) for j, ids in enumerate(own)}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
@@ -159,7 +151,7 @@ def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
 
 
 def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
-    """Write List[List[LongTensor]], as the authors of LAPE publish, with torch; read it with `torch.load(path, weights_only=True)`.
+    """Write the List[List[LongTensor]] that LAPE's authors publish; `torch.load(path, weights_only=True)` reads it.
 
     Raises:
         MissingExtraError: torch is not installed. StorageError: the file cannot be written.
@@ -176,7 +168,7 @@ def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
     write_file(Path(path), [buffer.getbuffer()])
 
 
-def _ids(ds: xr.Dataset, kind: Kind, category: Any = None) -> NDArray[np.int64]:
+def _ids(ds: xr.Dataset, kind: str, category: Any = None) -> NDArray[np.int64]:
     """Return layer and id of the members of this kind and category, once each, ascending: int64 (2, k)."""
     if "specific" in ds:
         chosen = ds["specific"].sel(category=category).values.astype(np.bool_)
@@ -190,7 +182,7 @@ def _ids(ds: xr.Dataset, kind: Kind, category: Any = None) -> NDArray[np.int64]:
     return np.unique(np.stack([ds["member_layer"].values[chosen], ids]), axis=1)
 
 
-def _by_layer(ds: xr.Dataset, kind: Kind, category: Any = None) -> dict[int, Any]:
+def _by_layer(ds: xr.Dataset, kind: str, category: Any = None) -> dict[int, Any]:
     """Return the ids of each layer that has some; pairs of expert and neuron for routed experts."""
     layer, ids = _ids(ds, kind, category)
     if width := ds.attrs.get("neurons_per_expert"):
@@ -198,5 +190,10 @@ def _by_layer(ds: xr.Dataset, kind: Kind, category: Any = None) -> dict[int, Any
     return {own: ids[layer == own].tolist() for own in np.unique(layer).tolist()}
 
 
-def _by_category(ds: xr.Dataset, kind: Kind) -> dict[str, dict[int, Any]]:
+def _by_category(ds: xr.Dataset, kind: str) -> dict[str, dict[int, Any]]:
     return {str(name): _by_layer(ds, kind, name) for name in ds["category"].values}
+
+
+def _member_ids(ds: xr.Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = {kind: _by_category(ds, kind) for kind in get_args(Kind)}
+    return found | {kind: _by_layer(ds, kind) for kind in ("common", "general")}

@@ -26,8 +26,7 @@ def mean_expert_frequencies(experts: ExpertCounts, progress: Progress | None = N
     Each instruction counts the same, whatever its length. `experts["id"]` is the vector of one (SPARCOM, eq. 12).
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (category, layer, expert), fractions of tokens; with prefix `overall_` (layer,
@@ -79,10 +78,9 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, category: str | None = None,
         category: a label; None: all instructions. style: see `plotting.heatmap`. All categories share the color range.
     """
     one = ds["overall_value"] if category is None else ds["value"].sel(category=category)
-    low, high = plotting.limits([ds])
     given = {"label": one.attrs["long_name"], "title": ds.attrs["model"] if category is None else category}
-    style = {"center": float(ds["null_mean"]), "vmin": low, "vmax": high} | given | style
-    ax = plotting.heatmap(one.values, names(ds, "layer"), names(ds, "expert"), ax=ax, **style)
+    given |= dict(zip(("vmin", "vmax"), plotting.limits([ds]), strict=True)) | {"center": float(ds["null_mean"])}
+    ax = plotting.heatmap(one.values, names(ds, "layer"), names(ds, "expert"), ax=ax, **(given | style))
     ax.set(xlabel="expert", ylabel="layer")
     return ax
 

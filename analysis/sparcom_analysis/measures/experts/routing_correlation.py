@@ -20,8 +20,8 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
     attribute `undefined`.
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`: see `Options`.
+        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`,
+            `self_pairs`: see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
@@ -53,13 +53,11 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
-    text = (
+    marks = " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
+    return (
         f"Mean Pearson correlation of the expert frequencies of every two categories, {ds.attrs['model']} (SPARCOM, "
-        f"eq. 14). Pairs of an instruction with itself are {pairs}."
+        f"eq. 14). Pairs of an instruction with itself are {pairs}.{marks if 'pvalue_adjusted' in ds else ''}"
     )
-    if "pvalue_adjusted" in ds:
-        text += " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
-    return text
 
 
 MEASURE = Measure(

@@ -50,27 +50,26 @@ def counted_ranks(experts: ExpertCounts) -> dict[str, Variable]:
 def layer_ranks(experts: ExpertCounts, found: GroupMeans) -> dict[str, Variable]:
     """Return the most used experts of each layer by mean frequency, with prefix `overall_` over all instructions."""
     k, about = experts.options.top_experts, {"long_name": "mean expert frequency", "units": "fraction of tokens"}
-    category, overall = most_frequent(found.mean, k), most_frequent(found.overall, k)
-    ranks: dict[str, Any] = {"expert": (RANKS, category), "overall_expert": (RANKS[1:], overall)}
+    tops = {"": most_frequent(found.mean, k), "overall_": most_frequent(found.overall, k)}
+    ranks: dict[str, Any] = {"expert": (RANKS, tops[""]), "overall_expert": (RANKS[1:], tops["overall_"])}
     for name, (dims, values, *attrs) in means(found, RANKS[1:], attrs=about).items():
-        top = overall if name.startswith("overall_") else category
+        top = tops["overall_" if name.startswith("overall_") else ""]
         ranks[name] = (dims, np.take_along_axis(np.asarray(values), top, -1), *attrs)
     return ranks
 
 
 def rank_coords(experts: ExpertCounts) -> dict[str, Any]:
     """Return the coordinates of `counted_ranks` and `layer_ranks`."""
-    most = (min(experts.options.top_experts, size) for size in (experts.experts, experts.counts[0].size))
-    ranks = zip(("rank", "paper_rank"), most, strict=True)
-    return {"category": experts.labels, "layer": list(experts.layer_ids)} | {name: range(1, k + 1) for name, k in ranks}
+    k, per_layer = experts.options.top_experts, experts.experts
+    coords = {"rank": range(1, min(k, per_layer) + 1), "paper_rank": range(1, min(k, experts.counts[0].size) + 1)}
+    return {"category": experts.labels, "layer": list(experts.layer_ids), **coords}
 
 
 def top_experts(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the `top_experts` most used experts per category (SPARCOM, app. F, table 6), and those per layer (ours).
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        experts: what `find_ises` returns. **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`.
 
     Returns:
         The paper's ranks: see `counted_ranks`. Ours: `expert`, `value`, `ci_low`, `ci_high` (category, layer, rank),
@@ -104,13 +103,13 @@ def top_experts(experts: ExpertCounts, progress: Progress | None = None, **chang
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says: what the most used experts receive, and which experts rank first."""
     k, c = ds.sizes["rank"], ds.sizes["category"]
-    first = ds.isel(paper_rank=0)
-    leaders = list(zip(first["paper_layer"].values.tolist(), first["paper_expert"].values.tolist(), strict=True))
+    first = (ds[name].isel(paper_rank=0).values.tolist() for name in ("paper_layer", "paper_expert"))
+    leaders = list(zip(*first, strict=True))
     layer, expert = max(leaders, key=leaders.count)
     times = leaders.count((layer, expert))
     leads = f"expert {expert} of layer {layer} ranks first in {times} of"
     if times == 1 < c:
-        leads = "another expert ranks first in each of"
+        leads = "a different expert ranks first in each of"
     return [
         f"The {k} most used experts per layer and category receive a fraction of {decimal(float(ds['mean_fraction']))}"
         f"{interval(ds, prefix='mean_fraction_')} of expert assignments; under uniform routing it would be "
@@ -135,12 +134,12 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
     """Return table 6 of the paper, one row per category, and tidy tables of both forms."""
-    ranked = [name for name in ("expert", "value", "ci_low", "ci_high") if name in ds]
-    return {
-        "top_experts_table_6": table_6(ds),
-        "top_experts": ds[["paper_layer", "paper_expert", "paper_count"]].to_dataframe(),
-        "top_experts_by_layer": ds[ranked].to_dataframe(),
+    columns = {
+        "": ["paper_layer", "paper_expert", "paper_count"],
+        "_by_layer": ["expert", "value", "ci_low", "ci_high"],
     }
+    tidy = {f"top_experts{end}": ds[[*filter(ds.__contains__, held)]].to_dataframe() for end, held in columns.items()}
+    return {"top_experts_table_6": table_6(ds), **tidy}
 
 
 def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:

@@ -83,18 +83,15 @@ def general_unique(
             variables[f"overall_layer_{name}"] = (("overall_kind", "layer"), rest[:, :-1], unit)
     coords: dict[str, Any] = {"kind": ["members", "unique"], "overall_kind": ["general", "common"]}
     coords |= {"fraction_kind": ["general", "unique"], "category": labels, "layer": list(subject.layer_ids)}
-    return dataset(
-        subject,
-        variables,
-        coords,
-        min_share=options.min_share,
-        per_layer=membership.experts * membership.width,
-        neurons_per_expert=membership.width if routed else None,
-        model_layers=subject.archive.attributes.model.layers,
-        reason=None if c > 1 else ONE_CATEGORY,
-        n_permutations=options.n_permutations if "null_mean" in variables else None,
-        **rule,
-    )
+    found = {
+        "min_share": options.min_share,
+        "per_layer": membership.experts * membership.width,
+        "neurons_per_expert": membership.width if routed else None,
+        "model_layers": subject.archive.attributes.model.layers,
+        "reason": None if c > 1 else ONE_CATEGORY,
+        "n_permutations": options.n_permutations if "null_mean" in variables else None,
+    }
+    return dataset(subject, variables, coords, **(found | rule))
 
 
 def _rule(subject: IsnSets | ExpertCounts, most_used: bool) -> dict[str, Any]:
@@ -194,6 +191,7 @@ def figure(ds: xr.Dataset) -> Figure:
         null = one[f"{prefix}null_mean"].values.mean(axis=0) if "null_mean" in ds else None
         style = {"label": ds["value"].attrs["units"], "title": title, "legend": prefix == "layer_"}
         layer_curves(one, ax, variable=f"{prefix}value", prefix=prefix, null=null, **style)
+        ax.locator_params(axis="y", integer=True)
     return drawn
 
 

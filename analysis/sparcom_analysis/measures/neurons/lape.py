@@ -73,7 +73,7 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
     specific = (frequency := _frequencies(pooled, neuron)) > bar
     layer, within = np.divmod(neuron, part.width)
     by_layer = np.stack([np.bincount(layer[own], minlength=part.layers) for own in specific])
-    unit = {"long_name": "specific neurons", "units": "neurons"}
+    unit, entry = {"long_name": "specific neurons", "units": "neurons"}, ("category", "member")
     variables: dict[str, Any] = {
         "value": ("category", specific.sum(axis=1), unit),
         "layer_value": (("category", "layer"), by_layer, unit),
@@ -82,22 +82,16 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
         "member_layer": ("member", np.array(part.layer_ids)[layer]),
         "member_neuron": ("member", within % part.neurons),
         "entropy": ("member", entropy, {"units": "nats"}),
-        "frequency": (("category", "member"), frequency),
-        "specific": (("category", "member"), specific),
+        "frequency": (entry, frequency),
+        "specific": (entry, specific),
     }
     if part.routed:
         variables["member_expert"] = ("member", within // part.neurons)
-    found = {"filter": least, "bar": bar, "passed": passed, "wanted": wanted, "selected": len(neuron)}
+    found: dict[str, Any] = {"filter": least, "bar": bar, "passed": passed, "wanted": wanted, "selected": len(neuron)}
     found |= {name: getattr(options, name) for name in ("lape_top", "lape_filter", "lape_bar", "min_share")}
-    return dataset(
-        isn,
-        variables,
-        {"category": labels, "layer": list(part.layer_ids)},
-        measure=MEASURE.name,
-        neurons_per_expert=part.neurons if part.routed else None,
-        model_layers=isn.archive.attributes.model.layers,
-        **found,
-    )
+    found |= {"neurons_per_expert": part.neurons if part.routed else None}
+    found |= {"measure": MEASURE.name, "model_layers": isn.archive.attributes.model.layers}
+    return dataset(isn, variables, {"category": labels, "layer": list(part.layer_ids)}, **found)
 
 
 def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
@@ -190,7 +184,9 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw stacked bars over the layers, one part per category, into `ax`; style: see `plotting.stacked`."""
     parts = dict(zip(names(ds), ds["layer_value"].values, strict=True))
     style = {"label": "specific neurons", "title": str(ds.attrs["model"])} | style
-    return plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
+    ax = plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
+    ax.locator_params(axis="y", integer=True)
+    return ax
 
 
 MEASURE = Measure(
