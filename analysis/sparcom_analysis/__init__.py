@@ -18,7 +18,7 @@ from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.measures.experts.routing_correlation import routing_correlation
 from sparcom_analysis.measures.experts.top_experts import top_experts
-from sparcom_analysis.measures.general_unique.neurons import general_unique
+from sparcom_analysis.measures.general_unique.general_unique import general_unique
 from sparcom_analysis.measures.neurons.lape import lape
 from sparcom_analysis.measures.neurons.layers import layers
 from sparcom_analysis.measures.neurons.length_control import length_control

@@ -140,7 +140,8 @@ def bars(
         ax.vlines(level, at - 0.5, at + 0.5, color=GREY, linestyle=(0, (2.4, 1.2)), linewidth=1.1)
         ax.text(level[0], -0.55, "null", ha="center", va="bottom", color=GREY, fontsize=fit.TICK, clip_on=True)
     marked = np.zeros(table.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
-    digits = 0 if np.nanmax(np.abs(table), initial=0.0) >= 100 else 3
+    known = np.nan_to_num(table)
+    digits = 0 if np.abs(known).max(initial=0.0) >= 100 or (known == np.rint(known)).all() else 3
     for place, (value, end, mark) in enumerate(zip(table, np.fmax(table, ends[1]), marked, strict=True)):
         style: dict[str, Any] = {"weight": "bold" if mark else "normal", "va": "center", "fontsize": fit.TICK}
         where = (max(0.0, float(np.nan_to_num(end))), place)

@@ -5,8 +5,7 @@
     lists/unique-NAME.npz, lists/lape-NAME.npz
 
 In a list the position is the layer's number in the model; layers without the population are empty. One number names a
-neuron: for routed experts it is expert · neurons per expert + neuron. `save_long_tensors` makes of a list the
-`List[List[LongTensor]]` that the authors of LAPE publish; only this needs torch.
+neuron: for routed experts it is expert · neurons per expert + neuron.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from __future__ import annotations
 import importlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -26,7 +26,7 @@ from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.schema.metadata import Positions
 from sparcom_data.storage import write_file
 
-Kind = Literal["members", "unique", "common", "general"]
+Kind = Literal["members", "unique"]
 IndexLists: TypeAlias = list[list[NDArray[np.int64]]]
 LayerIds = dict[int, list[int] | list[tuple[int, int]]]
 NAMES = "Whose ids: `neuron`, `expert_neuron`, `shared_expert_neuron`, `expert` (ISEs) or `most_used_expert`."
@@ -34,6 +34,11 @@ NAMES = "Whose ids: `neuron`, `expert_neuron`, `shared_expert_neuron`, `expert` 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the part with these values; None for what is not among them."""
+        return cls.model_validate({name: values.get(name) for name in cls.model_fields})
 
 
 class SelectionRule(_Part):
@@ -71,7 +76,7 @@ class ComponentsFile(_Part):
     """components.json: sparse components of a model, by id."""
 
     schema_version: Literal[2] = Field(default=2, description="Version of this form.")
-    model: str = Field(description="Last part of the model id.")
+    model: str = Field(description="Model id.")
     archive: str = Field(description="Last part of the archive's path.")
     selection: SelectionRule = Field(description="How they were selected.")
     categories: list[str] = Field(description="Names of the categories, in order of first appearance.")
@@ -82,56 +87,36 @@ class ComponentsFile(_Part):
 def lists_of(run: xr.DataTree) -> dict[str, bytes]:
     """Return the files of a run: path below the folder and bytes; nothing without general and unique members."""
     found = [node.to_dataset() for node in run.subtree if not node.path.startswith("/tuned/")]
-    groups = [ds for ds in found if "member_kind" in ds]
-    selected = [ds for ds in found if "specific" in ds]
+    groups, selected = ([ds for ds in found if name in ds] for name in ("member_kind", "specific"))
     if not groups:
         return {}
     facts = {name: value for ds in groups for name, value in ds.attrs.items()}
-    rule = {name: facts.get(name) for name in SelectionRule.model_fields}
     held = ComponentsFile(
-        model=facts["model"],
+        model=run.attrs["archive"]["model"],
         archive=facts["archive"],
-        selection=SelectionRule.model_validate(rule),
+        selection=SelectionRule.of(facts),
         categories=[str(name) for name in groups[0]["category"].values],
-        components=[
-            MemberIds(
-                population=ds.attrs["population"],
-                reason=ds.attrs.get("reason"),
-                members=_by_category(ds, "members"),
-                unique=_by_category(ds, "unique"),
-                common=_by_layer(ds, "common"),
-                general=_by_layer(ds, "general"),
-            )
-            for ds in groups
-        ],
-        lape=[
-            LapeIds(
-                specific=_by_category(ds, "members"),
-                **{name: ds.attrs[name] for name in LapeIds.model_fields if name in ds.attrs},
-            )
-            for ds in selected
-        ],
+        components=[MemberIds.of(ds.attrs | _member_ids(ds)) for ds in groups],
+        lape=[LapeIds.of(ds.attrs | {"specific": _by_category(ds, "")}) for ds in selected],
     )
     schema = json.dumps(ComponentsFile.model_json_schema(), indent=2, ensure_ascii=False)
     files = {
         "components.json": f"{held.model_dump_json()}\n".encode(),
         "components.schema.json": f"{schema}\n".encode(),
     }
-    for ds in groups:
-        for kind in ("members", "unique"):
-            files[f"lists/{kind}-{ds.attrs['population']}.npz"] = index_arrays(ds, as_index_lists(ds, kind=kind))
     for ds in selected:
         files[f"lists/lape-{ds.attrs['population']}.npz"] = index_arrays(ds, as_index_lists(ds))
+    for ds in groups:
+        for kind in get_args(Kind):
+            files[f"lists/{kind}-{ds.attrs['population']}.npz"] = index_arrays(ds, as_index_lists(ds, kind=kind))
     return files
 
 
-def as_index_lists(
-    ds: xr.Dataset, layers: int | None = None, kind: Literal["members", "unique"] = "unique"
-) -> IndexLists:
+def as_index_lists(ds: xr.Dataset, layers: int | None = None, kind: Kind = "unique") -> IndexLists:
     """Return ids per category and layer of the model: int64 (k,), ascending.
 
     Args:
-        ds: of `general_unique` and its kin, or of `lape`, whose specific neurons are returned whatever the kind.
+        ds: of `general_unique` or of `lape`, whose specific neurons are returned whatever the kind.
         layers: layers of the model; None: as the Dataset says.
 
     Raises:
@@ -140,7 +125,7 @@ def as_index_lists(
     layers = int(ds.attrs["model_layers"]) if layers is None else layers
     if layers <= (last := int(ds["layer"].max())):
         raise InvalidInputError(f"a list needs an entry for layer {last}; layers is {layers}. Give all of the model")
-    each = [_layers_and_ids(ds, _chosen(ds, kind, name)) for name in ds["category"].values]
+    each = [_ids(ds, kind, name) for name in ds["category"].values]
     return [[ids[own == layer] for layer in range(layers)] for own, ids in each]
 
 
@@ -150,8 +135,8 @@ def index_arrays(ds: xr.Dataset, lists: IndexLists) -> bytes:
     Characters of a category's name that cannot be printed are U+FFFD in a key: a zip file cuts a name at a NUL.
     """
     names = ["".join(c if c.isprintable() else "\ufffd" for c in str(name)) for name in ds["category"].values]
-    arrays = {f"{name}/{j}": ids for name, own in zip(names, lists, strict=True) for j, ids in enumerate(own)}
     buffer = io.BytesIO()
+    arrays = {f"{name}/{j}": ids for name, own in zip(names, lists, strict=True) for j, ids in enumerate(own)}
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
@@ -166,7 +151,7 @@ def read_index_arrays(path: str | Path) -> tuple[list[str], IndexLists]:
 
 
 def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
-    """Write List[List[LongTensor]] with torch; read it with `torch.load(path, weights_only=True)`.
+    """Write the List[List[LongTensor]] that LAPE's authors publish; `torch.load(path, weights_only=True)` reads it.
 
     Raises:
         MissingExtraError: torch is not installed. StorageError: the file cannot be written.
@@ -183,34 +168,32 @@ def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
     write_file(Path(path), [buffer.getbuffer()])
 
 
-def _chosen(ds: xr.Dataset, kind: Kind, category: Any = None) -> NDArray[np.bool_]:
-    """Return which entries of `member` are of this kind and category: bool (member,)."""
+def _ids(ds: xr.Dataset, kind: str, category: Any = None) -> NDArray[np.int64]:
+    """Return layer and id of the members of this kind and category, once each, ascending: int64 (2, k)."""
     if "specific" in ds:
-        specific: NDArray[np.bool_] = ds["specific"].sel(category=category).values.astype(np.bool_)
-        return specific
-    chosen = np.ones(ds.sizes["member"], dtype=np.bool_) if kind == "members" else ds["member_kind"].values == kind
-    return chosen if category is None else chosen & (ds["member_category"].values == category)
+        chosen = ds["specific"].sel(category=category).values.astype(np.bool_)
+    else:
+        chosen = (ds["member_kind"].values == kind) | (kind == "members")
+        chosen &= category is None or ds["member_category"].values == category
+    ids = np.zeros(int(chosen.sum()), dtype=np.int64)
+    for name, width in (("member_expert", ds.attrs.get("neurons_per_expert", 1)), ("member_neuron", 1)):
+        if name in ds:
+            ids += ds[name].values[chosen] * width
+    return np.unique(np.stack([ds["member_layer"].values[chosen], ids]), axis=1)
 
 
-def _layers_and_ids(ds: xr.Dataset, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the layer and the id of each entry, once each, ascending: int64 (k,) both."""
-    parts = {"member_expert": int(ds.attrs.get("neurons_per_expert", 1)), "member_neuron": 1}
-    layer = ds["member_layer"].values[chosen].astype(np.int64)
-    ids = np.sum(
-        [ds[name].values[chosen] * width for name, width in parts.items() if name in ds], axis=0, dtype=np.int64
-    )
-    size = int(ids.max(initial=0)) + 1
-    flat = np.unique(layer * size + ids)
-    return flat // size, flat % size
-
-
-def _by_layer(ds: xr.Dataset, kind: Kind, category: Any = None) -> dict[int, Any]:
+def _by_layer(ds: xr.Dataset, kind: str, category: Any = None) -> dict[int, Any]:
     """Return the ids of each layer that has some; pairs of expert and neuron for routed experts."""
-    layer, ids = _layers_and_ids(ds, _chosen(ds, kind, category))
+    layer, ids = _ids(ds, kind, category)
     if width := ds.attrs.get("neurons_per_expert"):
         ids = np.stack(np.divmod(ids, width), axis=1)
     return {own: ids[layer == own].tolist() for own in np.unique(layer).tolist()}
 
 
-def _by_category(ds: xr.Dataset, kind: Kind) -> dict[str, dict[int, Any]]:
+def _by_category(ds: xr.Dataset, kind: str) -> dict[str, dict[int, Any]]:
     return {str(name): _by_layer(ds, kind, name) for name in ds["category"].values}
+
+
+def _member_ids(ds: xr.Dataset) -> dict[str, Any]:
+    found: dict[str, Any] = {kind: _by_category(ds, kind) for kind in get_args(Kind)}
+    return found | {kind: _by_layer(ds, kind) for kind in ("common", "general")}

@@ -183,6 +183,15 @@ def test_one_category_has_members_alone(tmp_path: Path) -> None:
 def test_the_schema_describes_every_field(files: dict[str, bytes]) -> None:
     """The JSON Schema names each part, and each field has a description."""
     schema = json.loads(files["components.schema.json"])
+    assert schema["properties"]["model"]["description"] == "Model id."
     fields = [field for part in [schema, *schema["$defs"].values()] for field in part["properties"].values()]
     assert len(fields) > 20
     assert all(field.get("description") for field in fields)
+
+
+def test_the_model_is_its_whole_id(run: xr.DataTree) -> None:
+    """An id with an organization stays whole; the archive's name is the last part of its path."""
+    other = run.copy()
+    other.attrs = run.attrs | {"archive": run.attrs["archive"] | {"model": "lab/Model-7B"}}
+    read = json.loads(lists_of(other)["components.json"])
+    assert (read["model"], read["archive"]) == ("lab/Model-7B", "A.zarr")

@@ -11,47 +11,34 @@ from matplotlib.figure import Figure
 from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
-from sparcom_analysis.measures.measure import Measure, bounds, dataset
-from sparcom_analysis.measures.text import decimal, interval, largest
+from sparcom_analysis.measures.drawing import names
+from sparcom_analysis.measures.measure import Measure, dataset, means
+from sparcom_analysis.measures.text import TIE, decimal, interval, largest
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
 MAX_PANELS = 12
-TIE = 1e-12  # sums of the same floats in another order differ in the sixteenth digit
-CELLS = ("category", "layer", "expert")
 
 
-def mean_expert_frequencies(
-    experts: ExpertCounts,
-    progress: Progress | None = None,
-    **changes: Any,
-) -> xr.Dataset:
+def mean_expert_frequencies(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean of f (SPARCOM, eq. 11) over the instructions of each category; the mean is ours.
 
     Each instruction counts the same, whatever its length. `experts["id"]` is the vector of one (SPARCOM, eq. 12).
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (category, layer, expert), fractions of tokens; with prefix `overall_` (layer,
         expert) over all instructions. `null_mean`: top_k / experts, the frequency under uniform routing.
     """
     experts = experts.with_options(**changes)
-    means = group_means(experts.frequencies, experts.categories, resamples_for(experts.categories, experts.options))
+    found = group_means(experts.frequencies, experts.categories, resamples_for(experts.categories, experts.options))
     about = {"long_name": "mean expert frequency", "units": "fraction of tokens"}
-    return dataset(
-        experts,
-        {
-            "value": (CELLS, means.mean, about),
-            **bounds("", CELLS, means.interval),
-            "overall_value": (CELLS[1:], means.overall, about),
-            **bounds("overall_", CELLS[1:], means.overall_interval),
-            "null_mean": ((), experts.top_k / experts.experts),
-        },
-        {"category": means.labels, "layer": list(experts.layer_ids), "expert": range(experts.experts)},
-    )
+    variables = means(found, ("layer", "expert"), attrs=about)
+    variables["null_mean"] = ((), experts.top_k / experts.experts)
+    coords = {"category": found.labels, "layer": list(experts.layer_ids), "expert": range(experts.experts)}
+    return dataset(experts, variables, coords, measure=MEASURE.name)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -61,7 +48,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if ds.sizes["category"] > 1:
         said.append(f"Over a single category it is largest for {_most_used(ds, '')}.")
     if never := int((ds["overall_value"] == 0).sum()):
-        said.append(f"{never:,} of {ds['overall_value'].size:,} experts are activated by no token.")
+        said.append(f"Experts that no token activates: {never:,} of {ds['overall_value'].size:,}.")
     return said
 
 
@@ -70,7 +57,7 @@ def _most_used(ds: xr.Dataset, prefix: str) -> str:
     values = ds[f"{prefix}value"]
     most = float(values.max())
     if (ties := int((values > most - TIE).sum())) > 1:
-        return f"{ties:,} of {values.size:,} means alike: {decimal(most)}"
+        return f"each of {ties:,} {'experts' if prefix else 'pairs of expert and category'}: {decimal(most)}"
     where = largest(values)
     category = f", in {where['category']}" if "category" in where else ""
     return f"expert {where['expert']} of layer {where['layer']}{category}: {decimal(most)}{interval(ds, where, prefix)}"
@@ -91,23 +78,20 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, category: str | None = None,
         category: a label; None: all instructions. style: see `plotting.heatmap`. All categories share the color range.
     """
     one = ds["overall_value"] if category is None else ds["value"].sel(category=category)
-    low, high = plotting.limits([ds])
     given = {"label": one.attrs["long_name"], "title": ds.attrs["model"] if category is None else category}
-    style = {"center": float(ds["null_mean"]), "vmin": low, "vmax": high} | given | style
-    ax = plotting.heatmap(
-        one.values, *([str(v) for v in ds[dim].values] for dim in ("layer", "expert")), ax=ax, **style
-    )
+    given |= dict(zip(("vmin", "vmax"), plotting.limits([ds]), strict=True)) | {"center": float(ds["null_mean"])}
+    ax = plotting.heatmap(one.values, names(ds, "layer"), names(ds, "expert"), ax=ax, **(given | style))
     ax.set(xlabel="expert", ylabel="layer")
     return ax
 
 
 def figure(ds: xr.Dataset) -> Figure:
     """Draw one heat map per category, or one over all instructions if there are more than 12 categories."""
-    names = [str(name) for name in ds["category"].values]
-    shown = names if len(names) <= MAX_PANELS else [None]
+    shown = names(ds) if ds.sizes["category"] <= MAX_PANELS else [None]
     drawn, axes = plotting.panels(len(shown), columns=3)
     for ax, category in zip(axes, shown, strict=True):
         plot(ds, ax, category=category)
+    plotting.share([axes[first : first + 3] for first in range(0, len(axes), 3)])
     return drawn
 
 

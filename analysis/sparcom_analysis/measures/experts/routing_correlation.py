@@ -20,8 +20,8 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
     attribute `undefined`.
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`: see `Options`.
+        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`,
+            `self_pairs`: see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
@@ -30,7 +30,7 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
         NotComputableError: no instruction has a correlation.
         UnsupportedArchiveError: an instruction is too long for exact sums (about a million tokens).
     """
-    ds = pair_mean_dataset(experts.with_options(**changes), progress, "mean Pearson correlation")
+    ds = pair_mean_dataset(experts.with_options(**changes), progress, "mean Pearson correlation", measure=MEASURE.name)
     if ds.attrs["undefined"] == len(experts):
         raise NotComputableError(
             f"Each of the {len(experts):,} instructions activates every expert equally often, so no Pearson "
@@ -44,8 +44,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
     said = pair_mean_sentences(ds, "Mean Pearson correlation", "expert frequencies")
     if undefined := ds.attrs["undefined"]:
         said.append(
-            f"{undefined:,} of {ds.attrs['instructions']:,} instructions activate every expert equally often. They "
-            "have no correlation and are in no mean."
+            "Instructions that activate every expert equally often have no correlation and are in no mean: "
+            f"{undefined:,} of {ds.attrs['instructions']:,}."
         )
     return said
 
@@ -53,10 +53,10 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
-    marks = " Bold: above the permutation null after correction (p < 0.05)." if "pvalue_adjusted" in ds else ""
+    marks = " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
     return (
         f"Mean Pearson correlation of the expert frequencies of every two categories, {ds.attrs['model']} (SPARCOM, "
-        f"eq. 14). Pairs of an instruction with itself are {pairs}.{marks}"
+        f"eq. 14). Pairs of an instruction with itself are {pairs}.{marks if 'pvalue_adjusted' in ds else ''}"
     )
 
 

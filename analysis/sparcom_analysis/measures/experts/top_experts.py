@@ -9,12 +9,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
-from sparcom_analysis.measures.measure import Measure, Variable, bounds, dataset
+from sparcom_analysis.measures.drawing import layer_curves
+from sparcom_analysis.measures.measure import Measure, Variable, bounds, dataset, means
 from sparcom_analysis.measures.text import count, decimal, interval
-from sparcom_analysis.resampling.bootstrap import Interval, resamples_for
+from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import GroupMeans, group_means
 
 TIE_DIGITS = 12  # means that agree to so many digits are ties: sums of floats differ in the sixteenth
@@ -47,38 +47,29 @@ def counted_ranks(experts: ExpertCounts) -> dict[str, Variable]:
     }
 
 
-def layer_ranks(experts: ExpertCounts, means: GroupMeans) -> dict[str, Variable]:
+def layer_ranks(experts: ExpertCounts, found: GroupMeans) -> dict[str, Variable]:
     """Return the most used experts of each layer by mean frequency, with prefix `overall_` over all instructions."""
-    about = {"long_name": "mean expert frequency", "units": "fraction of tokens"}
-    found: dict[str, Variable] = {}
-    for prefix, dims, mean, ends in (
-        ("", RANKS, means.mean, means.interval),
-        ("overall_", RANKS[1:], means.overall, means.overall_interval),
-    ):
-        top = most_frequent(mean, experts.options.top_experts)
-        kept = None if ends is None else Interval(*(np.take_along_axis(end, top, -1) for end in (ends.low, ends.high)))
-        found[f"{prefix}expert"] = (dims, top)
-        found |= {f"{prefix}value": (dims, np.take_along_axis(mean, top, -1), about), **bounds(prefix, dims, kept)}
-    return found
+    k, about = experts.options.top_experts, {"long_name": "mean expert frequency", "units": "fraction of tokens"}
+    tops = {"": most_frequent(found.mean, k), "overall_": most_frequent(found.overall, k)}
+    ranks: dict[str, Any] = {"expert": (RANKS, tops[""]), "overall_expert": (RANKS[1:], tops["overall_"])}
+    for name, (dims, values, *attrs) in means(found, RANKS[1:], attrs=about).items():
+        top = tops["overall_" if name.startswith("overall_") else ""]
+        ranks[name] = (dims, np.take_along_axis(np.asarray(values), top, -1), *attrs)
+    return ranks
 
 
 def rank_coords(experts: ExpertCounts) -> dict[str, Any]:
     """Return the coordinates of `counted_ranks` and `layer_ranks`."""
-    most = (min(experts.options.top_experts, size) for size in (experts.experts, experts.counts[0].size))
-    ranks = zip(("rank", "paper_rank"), most, strict=True)
-    return {"category": experts.labels, "layer": list(experts.layer_ids)} | {name: range(1, k + 1) for name, k in ranks}
+    k, per_layer = experts.options.top_experts, experts.experts
+    coords = {"rank": range(1, min(k, per_layer) + 1), "paper_rank": range(1, min(k, experts.counts[0].size) + 1)}
+    return {"category": experts.labels, "layer": list(experts.layer_ids), **coords}
 
 
-def top_experts(
-    experts: ExpertCounts,
-    progress: Progress | None = None,
-    **changes: Any,
-) -> xr.Dataset:
+def top_experts(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the `top_experts` most used experts per category (SPARCOM, app. F, table 6), and those per layer (ours).
 
     Args:
-        experts: the counts, as `find_ises` returns them.
-        **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        experts: what `find_ises` returns. **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`.
 
     Returns:
         The paper's ranks: see `counted_ranks`. Ours: `expert`, `value`, `ci_low`, `ci_high` (category, layer, rank),
@@ -96,39 +87,34 @@ def top_experts(
     fraction = taken / (experts.tokens[:, None] * np.float64(experts.top_k))
     by_layer, whole = (group_means(v, experts.categories, resamples) for v in (fraction, fraction.mean(axis=1)))
     about = {"long_name": "fraction of expert assignments", "units": "1"}
-    return dataset(
-        experts,
-        {
-            **counted_ranks(experts),
-            **ranks,
-            "null_mean": ((), experts.top_k / experts.experts),
-            "fraction": (RANKS[:2], by_layer.mean, about),
-            **bounds("fraction_", RANKS[:2], by_layer.interval),
-            "overall_fraction": ("layer", by_layer.overall, about),
-            **bounds("overall_fraction_", ["layer"], by_layer.overall_interval),
-            "mean_fraction": ((), whole.overall, about),
-            **bounds("mean_fraction_", (), whole.overall_interval),
-            "fraction_null_mean": ((), chosen.shape[-1] / experts.experts),
-        },
-        rank_coords(experts),
-    )
+    fractions = means(by_layer, ("layer",), "fraction_", about)
+    variables = {
+        **counted_ranks(experts),
+        **ranks,
+        "null_mean": ((), experts.top_k / experts.experts),
+        **{name.removesuffix("_value"): variable for name, variable in fractions.items()},
+        "mean_fraction": ((), whole.overall, about),
+        **bounds("mean_fraction_", (), whole.overall_interval),
+        "fraction_null_mean": ((), chosen.shape[-1] / experts.experts),
+    }
+    return dataset(experts, variables, rank_coords(experts), measure=MEASURE.name)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return what the Dataset says: what the most used experts receive, and which experts rank first."""
     k, c = ds.sizes["rank"], ds.sizes["category"]
-    first = ds.isel(paper_rank=0)
-    leaders = list(zip(first["paper_layer"].values.tolist(), first["paper_expert"].values.tolist(), strict=True))
+    first = (ds[name].isel(paper_rank=0).values.tolist() for name in ("paper_layer", "paper_expert"))
+    leaders = list(zip(*first, strict=True))
     layer, expert = max(leaders, key=leaders.count)
     times = leaders.count((layer, expert))
-    alone = times == 1 and c > 1
-    who = "another expert" if alone else f"expert {expert} of layer {layer}"
+    leads = f"expert {expert} of layer {layer} ranks first in {times} of"
+    if times == 1 < c:
+        leads = "a different expert ranks first in each of"
     return [
         f"The {k} most used experts per layer and category receive a fraction of {decimal(float(ds['mean_fraction']))}"
         f"{interval(ds, prefix='mean_fraction_')} of expert assignments; under uniform routing it would be "
         f"{decimal(float(ds['fraction_null_mean']))}.",
-        f"By activations in the whole model, {who} ranks first in {'each' if alone else times} of the {c} "
-        f"categories (SPARCOM, table 6).",
+        f"By activations in the whole model, {leads} the {c} categories (SPARCOM, table 6).",
     ]
 
 
@@ -142,23 +128,18 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw `fraction` over the layers, one curve per category, with uniform routing; style: see `plotting.curves`."""
-    low, high = (ds[f"fraction_{end}"].values if f"fraction_{end}" in ds else None for end in ("ci_low", "ci_high"))
-    style = {"label": str(ds["fraction"].attrs["long_name"]), "title": ds.attrs["model"]} | style
-    names = [str(name) for name in ds["category"].values]
     null = float(ds["fraction_null_mean"])
-    return plotting.curves(
-        ds["layer"].values.tolist(), ds["fraction"].values, names, ax=ax, low=low, high=high, null=null, **style
-    )
+    return layer_curves(ds, ax, variable="fraction", prefix="fraction_", **({"null": null} | style))
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
     """Return table 6 of the paper, one row per category, and tidy tables of both forms."""
-    held = ["expert", "value", *(name for name in ("ci_low", "ci_high") if name in ds)]
-    return {
-        "top_experts_table_6": table_6(ds),
-        "top_experts": ds[["paper_layer", "paper_expert", "paper_count"]].to_dataframe(),
-        "top_experts_by_layer": ds[held].to_dataframe(),
+    columns = {
+        "": ["paper_layer", "paper_expert", "paper_count"],
+        "_by_layer": ["expert", "value", "ci_low", "ci_high"],
     }
+    tidy = {f"top_experts{end}": ds[[*filter(ds.__contains__, held)]].to_dataframe() for end, held in columns.items()}
+    return {"top_experts_table_6": table_6(ds), **tidy}
 
 
 def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
@@ -169,11 +150,11 @@ def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
     """
     marks = xr.zeros_like(ds["paper_count"], dtype=bool) if marked is None else marked
     held = (ds[name] for name in ("paper_layer", "paper_expert", "paper_count"))
-    return xr.apply_ufunc(_cell, *held, marks, vectorize=True).to_dataset("paper_rank").to_dataframe()
 
+    def cell(layer: int, expert: int, activations: int, marked: bool) -> str:
+        return f"layer {layer}, expert {expert}: {count(activations)}{' *' if marked else ''}"
 
-def _cell(layer: int, expert: int, activations: int, marked: bool) -> str:
-    return f"layer {layer}, expert {expert}: {count(activations)}{' *' if marked else ''}"
+    return xr.apply_ufunc(cell, *held, marks, vectorize=True).to_dataset("paper_rank").to_dataframe()
 
 
 MEASURE = Measure(

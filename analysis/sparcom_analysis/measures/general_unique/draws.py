@@ -1,17 +1,14 @@
 """Counts members for other choices of instructions: intervals, and the null distribution of permuted labels.
 
 Most neurons are in so few instructions that no draw makes them members (`Members.possible`). They are left out once,
-and the rest is packed again, so that a draw reads a fraction of the sets. What is not left out is counted exactly.
-
-Intervals are centered (see `centered_interval`): a threshold decides who is a member, and draws with replacement carry
-more over it than they take away. A category of one instruction has no interval, nor have numbers it has a part in.
-The threshold also makes unique members out of nothing; hence the null distribution.
+and the rest is packed again and counted exactly. Intervals are centered (see `centered_interval`): draws with
+replacement carry more over the threshold than they take away. A category of one instruction has no interval, nor have
+numbers it has a part in. The threshold also makes unique members out of nothing; hence the null distribution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +36,16 @@ def count_members(
         members of the category; NaN if it has none.
         `pvalue`, `pvalue_adjusted`: float64 (c,), that as many are unique under permuted labels; Holm's correction.
     """
-    c, codes, seed = len(members.needed), membership.codes, options.seed
+    c, codes, level = len(members.needed), membership.codes, options.confidence_level
     n_resamples, n_permutations = options.n_resamples, options.n_permutations if c > 1 else 0
-    draws = Draws.of(membership, members.needed, members.possible[0])
+    draws = _Draws(membership, members.needed, members.possible[0])
 
-    def count(draws: Draws, choices: Iterable[list[NDArray[np.intp]]], before: int) -> Numbers:
+    def count(draws: _Draws, choices: Iterable[list[NDArray[np.intp]]], before: int) -> Numbers:
         counts = []
-        for done, rows in enumerate(choices, before + 1):
+        for rows in choices:
             counts.append(draws.counts(rows))
             if progress is not None:
-                progress(done, n_resamples + n_permutations)
+                progress(before + len(counts), n_resamples + n_permutations)
         return np.array(counts)
 
     value = draws.counts(membership.rows)
@@ -56,16 +53,16 @@ def count_members(
         value[1:] = np.nan  # one category has no other to be told from
     found = {"value": value, "fraction_value": _fractions(value)}
     if n_resamples:
-        drawn, several = count(draws, resampled_rows(codes, n_resamples, seed), 0), np.bincount(codes) > 1
-        ends = centered_interval(value, drawn, options.confidence_level)
-        parts = centered_interval(_fractions(value), _fractions(drawn), options.confidence_level, upper=1.0)
+        drawn, several = count(draws, resampled_rows(codes, n_resamples, options.seed), 0), np.bincount(codes) > 1
+        ends = centered_interval(value, drawn, level)
+        parts = centered_interval(_fractions(value), _fractions(drawn), level, upper=1.0)
+        known = np.append(several, [several.all()] * (c + 2))[:, None]
         for end in ("low", "high"):
-            known = np.concatenate([several, np.full(c + 2, several.all())])[:, None]
             found[f"ci_{end}"] = np.where(known, getattr(ends, end), np.nan)
             found[f"fraction_ci_{end}"] = np.where(several.all(), getattr(parts, end), np.nan)
     if n_permutations:
-        draws = Draws.of(membership, members.needed, members.possible[1])
-        drawn = count(draws, permuted_rows(codes, n_permutations, seed), n_resamples)
+        draws = _Draws(membership, members.needed, members.possible[1])
+        drawn = count(draws, permuted_rows(codes, n_permutations, options.seed), n_resamples)
         reached = (drawn[:, c : 2 * c, -1] >= value[c : 2 * c, -1]).sum(axis=0)
         found |= {"null_mean": drawn.mean(axis=0), "pvalue": pvalue(reached, n_permutations)}
         found["pvalue_adjusted"] = holm(found["pvalue"])
@@ -80,51 +77,36 @@ def _fractions(value: Numbers) -> Numbers:
     return np.asarray(parts / np.where(totals > 0, totals, np.nan)[..., None, :c])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
-    """What a draw may count, as bits.
+class _Draws:
+    """What a draw may count, as bits: uint64 (n, word), words of layer j from borders[j] to borders[j + 1]."""
 
-    Attributes:
-        needed: int64 (c,), instructions of each category that a member must be in.
-        bits: uint64 (n, word). borders: int64 (layer + 1,), words of layer j are borders[j] to borders[j + 1].
-    """
-
-    needed: NDArray[np.int64]
-    bits: NDArray[np.uint64]
-    borders: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, membership: Membership, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> Draws:
-        """Keep what is possible, each layer in whole words."""
+    def __init__(self, membership: Membership, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> None:
+        """Keep what is possible, each layer in whole words; needed: instructions that a member must be in."""
         flat = np.flatnonzero(possible)
         layer = flat // possible.shape[1]
         kept = np.bincount(layer, minlength=membership.layers)
-        borders = np.concatenate([[0], (-(-kept // 64)).cumsum()]).astype(np.int64)
-        place = np.arange(len(layer)) + (64 * borders[:-1] - kept.cumsum() + kept)[layer]
-        bits = np.zeros((len(membership.codes), int(borders[-1])), dtype=np.uint64)
-        spread = np.zeros(64 * int(borders[-1]), dtype=np.uint8)
-        for k in range(len(bits)):
+        self.needed, self.borders = needed, np.append(0, (-(-kept // 64)).cumsum())
+        place = np.arange(len(layer)) + (64 * self.borders[:-1] - kept.cumsum() + kept)[layer]
+        self.bits = np.zeros((len(membership.codes), int(self.borders[-1])), dtype=np.uint64)
+        spread = np.zeros(64 * self.bits.shape[1], dtype=np.uint8)
+        for k, packed in enumerate(self.bits):
             held = membership.sets.rows(k, k + 1)[0].view(np.uint8)[: possible.size // 8]
             spread[place] = np.unpackbits(held, bitorder="little")[flat]
-            bits[k] = np.packbits(spread, bitorder="little").view(np.uint64)
-        return cls(needed, bits, borders)
+            packed[:] = np.packbits(spread, bitorder="little").view(np.uint64)
 
     def counts(self, rows: Sequence[NDArray[np.intp]]) -> Numbers:
         """Return `value` of `count_members` if each category has these instructions; twice drawn counts twice."""
         held = np.zeros((len(rows), self.bits.shape[1]), dtype=np.uint64)
-        for code, some in enumerate(rows):
-            counts = np.zeros(self.bits.shape[1] * 64, dtype=np.uint32)
-            add_bit_counts(self.bits[some].view(np.uint8), counts)
-            packed = held[code : code + 1].view(np.uint8)
-            pack_at_least(counts[None], int(self.needed[code]), packed, np.zeros(1, np.int64))
+        for some, least, words in zip(rows, self.needed.tolist(), held, strict=True):
+            counts = np.zeros((1, 64 * len(words)), dtype=np.uint32)
+            add_bit_counts(self.bits[some].view(np.uint8), counts[0])
+            pack_at_least(counts, least, words.view(np.uint8)[None], np.zeros(1, np.int64))
         once, several = np.zeros((2, held.shape[1]), dtype=np.uint64)
         for words in held:
             several |= once & words
             once |= words
         general = np.bitwise_and.reduce(held) & several
-        words = np.concatenate([held, held & ~several, [general], [several & ~general]])
-        before = np.zeros((len(words), words.shape[1] + 1), dtype=np.int64)
-        np.cumsum(np.bitwise_count(words), axis=1, out=before[:, 1:])
+        bits = np.bitwise_count(np.concatenate([held, held & ~several, [general], [several & ~general]]))
+        before = np.pad(bits.cumsum(axis=1, dtype=np.int64), ((0, 0), (1, 0)))
         layers = np.diff(before[:, self.borders], axis=1)
-        totals: Numbers = np.concatenate([layers, layers.sum(axis=1, keepdims=True)], axis=1, dtype=np.float64)
-        return totals
+        return np.concatenate([layers, layers.sum(axis=1, keepdims=True)], axis=1, dtype=np.float64)

@@ -1,8 +1,8 @@
 """Which neurons or experts are members of which category: those of at least a share s of its instructions.
 
-A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several. The paper
-uses these words (SPARCOM, section 5.1) without an equation; the rule is ours. It is compared exactly: count ≥ ⌈s · n⌉,
-s as the decimal number that was written. With one category no member is general or unique.
+A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several; with one
+category it is none of them. SPARCOM, section 5.1, uses these words without an equation; the rule is ours. It is
+compared exactly: count ≥ ⌈s · n⌉, s as the decimal number that was written.
 """
 
 from __future__ import annotations
@@ -55,20 +55,18 @@ class Membership:
         return counts[: self.layers * columns].reshape(self.layers, columns)
 
 
-def isn_membership(isn: IsnSets) -> Membership:
-    """Return the ISN sets as they are."""
-    part = isn.population
-    return Membership(isn.codes, part.layers, part.experts, part.neurons, isn.sets)
-
-
-def expert_membership(experts: ExpertCounts, chosen: NDArray[np.bool_]) -> Membership:
-    """Return chosen experts as bitsets: bool (n, layer, expert), such as `experts.activated`."""
+def membership_of(subject: IsnSets | ExpertCounts, most_used: bool = False) -> Membership:
+    """Return the ISN sets as they are, or the activated experts; of those the most used ones if asked for."""
+    if isinstance(subject, IsnSets):
+        part = subject.population
+        return Membership(subject.codes, part.layers, part.experts, part.neurons, subject.sets)
+    chosen = subject.most_used() if most_used else subject.activated
     packed = np.packbits(chosen, axis=2, bitorder="little").reshape(len(chosen), -1)
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
     sets = Bitsets(*words.shape)
     for k, row in enumerate(words):
         sets[k] = row
-    return Membership(experts.codes, len(experts.layer_ids), 1, experts.experts, sets)
+    return Membership(subject.codes, len(subject.layer_ids), 1, subject.experts, sets)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +118,8 @@ def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
 
     def exponent(p: float) -> float:
         q = needed / drawn
-        rest = (1 - q) * math.log((1 - q) / (1 - p)) if p < q < 1 else 0.0
-        return -drawn * (q * math.log(q / p) + rest) if p < q else 0.0
+        if p >= q:
+            return 0.0
+        return -drawn * (q * math.log(q / p) + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0))
 
     return next(k for k in range(1, instructions + 1) if exponent(k / instructions) >= math.log(NEGLIGIBLE))

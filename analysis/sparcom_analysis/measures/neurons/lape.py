@@ -6,14 +6,13 @@ A second way of selecting neurons: it compares categories, while equation 7 rank
    long instruction counts more than a short one.
 2. The filter is the k-th smallest of all N · C values p, k = round(0.95 · N · C). A neuron whose largest p_ic is not
    above it is dropped.
-3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron.
-4. The round(0.01 · N) neurons of lowest entropy are selected; fewer if fewer passed the filter.
-5. A selected neuron is specific to each category in which p_ic is above the bar, the k-th smallest p by a second rate.
+3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron. The round(0.01 · N)
+   neurons of lowest entropy are selected; fewer if fewer passed the filter.
+4. A selected neuron is specific to each category in which p_ic is above the bar, the k-th smallest p by a second rate.
 
-Rounding is half to even and comparison strict, as in the authors' code. It differs from theirs for equal neurons: here
-the lower index comes first. For this, entropies are rounded to twelve digits, since sums of floats differ in the
-sixteenth. And a dropped neuron is never selected; theirs fills up with them. p as float64 decides nothing by rounding:
-two quotients of whole numbers below 2^26 differ as floats, or are equal.
+Rounding is half to even and comparison strict, as in the authors' code. Two things differ: of equal neurons (entropies
+are rounded to twelve digits) the lower index comes first, and a dropped neuron is never selected; theirs fills up with
+them. p as float64 decides nothing: quotients of whole numbers below 2^26 differ as floats, or are equal.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from sparcom_analysis.archive.counted_rows import TokenDraw, counted_rows
 from sparcom_analysis.frequencies import Progress, iterate_counts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.kernels.intersections import jaccard
-from sparcom_analysis.measures.general_unique.members import KINDS, find_members, isn_membership
+from sparcom_analysis.measures.drawing import names
+from sparcom_analysis.measures.general_unique.members import KINDS, find_members, membership_of
 from sparcom_analysis.measures.measure import Measure, NotComputableError, dataset
 from sparcom_analysis.measures.text import count, decimal, listed, neurons_of
 from sparcom_analysis.options import exact
@@ -51,8 +51,8 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
     Returns:
         value (category): selected neurons specific to the category; layer_value (category, layer).
         jaccard_with_unique (category): Jaccard index with its unique neurons; NaN if there are none of both.
-        tokens (category): pooled tokens. Attributes `filter` and `bar`: the values of p to be above; `passed`, `wanted`
-        and `selected`: neurons that passed the filter, neurons to select, neurons selected.
+        tokens (category): pooled tokens. Attributes `filter`, `bar`: the values of p to be above; `passed`, `wanted`,
+        `selected`: neurons that passed the filter, neurons to select, neurons selected.
         member_layer, member_expert, member_neuron, entropy (member), frequency, specific (category, member): the
         selected neurons, lowest entropy first. Entropy is in nats, frequency is p.
 
@@ -69,42 +69,28 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
     wanted, passed = round(exact(options.lape_top) * part.total), len(neuron)
     first = np.argsort(entropy, kind="stable")[:wanted]
     neuron, entropy = neuron[first], entropy[first]
-    frequency = _frequencies(pooled, neuron)
-    specific = frequency > bar
+    specific = (frequency := _frequencies(pooled, neuron)) > bar
     layer, within = np.divmod(neuron, part.width)
-    expert = {"member_expert": ("member", within // part.neurons)} if part.routed else {}
-    unit = {"long_name": "specific neurons", "units": "neurons"}
-    return dataset(
-        isn,
-        {
-            "value": ("category", specific.sum(axis=1), unit),
-            "layer_value": (
-                ("category", "layer"),
-                np.stack([np.bincount(layer[own], minlength=part.layers) for own in specific]),
-                unit,
-            ),
-            "jaccard_with_unique": ("category", _jaccard_with_unique(isn, neuron, specific)),
-            "tokens": ("category", pooled.tokens),
-            "member_layer": ("member", np.array(part.layer_ids)[layer]),
-            **expert,
-            "member_neuron": ("member", within % part.neurons),
-            "entropy": ("member", entropy, {"units": "nats"}),
-            "frequency": (("category", "member"), frequency),
-            "specific": (("category", "member"), specific),
-        },
-        {"category": labels, "layer": list(part.layer_ids)},
-        filter=least,
-        bar=bar,
-        passed=passed,
-        wanted=wanted,
-        selected=len(neuron),
-        lape_top=options.lape_top,
-        lape_filter=options.lape_filter,
-        lape_bar=options.lape_bar,
-        min_share=options.min_share,
-        neurons_per_expert=part.neurons if part.routed else None,
-        model_layers=isn.archive.attributes.model.layers,
-    )
+    by_layer = np.stack([np.bincount(layer[own], minlength=part.layers) for own in specific])
+    unit, entry = {"long_name": "specific neurons", "units": "neurons"}, ("category", "member")
+    variables: dict[str, Any] = {
+        "value": ("category", specific.sum(axis=1), unit),
+        "layer_value": (("category", "layer"), by_layer, unit),
+        "jaccard_with_unique": ("category", _jaccard_with_unique(isn, neuron, specific)),
+        "tokens": ("category", pooled.tokens),
+        "member_layer": ("member", np.array(part.layer_ids)[layer]),
+        "member_neuron": ("member", within % part.neurons),
+        "entropy": ("member", entropy, {"units": "nats"}),
+        "frequency": (entry, frequency),
+        "specific": (entry, specific),
+    }
+    if part.routed:
+        variables["member_expert"] = ("member", within // part.neurons)
+    found: dict[str, Any] = {"filter": least, "bar": bar, "passed": passed, "wanted": wanted, "selected": len(neuron)}
+    found |= {name: getattr(options, name) for name in ("lape_top", "lape_filter", "lape_bar", "min_share")}
+    found |= {"neurons_per_expert": part.neurons if part.routed else None}
+    found |= {"measure": MEASURE.name, "model_layers": isn.archive.attributes.model.layers}
+    return dataset(isn, variables, {"category": labels, "layer": list(part.layer_ids)}, **found)
 
 
 def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
@@ -115,8 +101,9 @@ def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
     pooled, reason = pool_for(isn.population, isn.categories, isn.tokens)
     if pooled is None:
         raise NotComputableError(reason)
-    drawn = isn.token_facts.drawn
-    spans = counted_rows(isn.archive, isn.options, None if drawn is None else TokenDraw(drawn, isn.token_facts.seed))
+    facts = isn.token_facts
+    draw = None if facts.drawn is None else TokenDraw(facts.drawn, facts.seed)
+    spans = counted_rows(isn.archive, isn.options, draw)
     spans = spans.only(np.isin(spans.instruction, isn.instruction))
     place = {index: k for k, index in enumerate(isn.instruction.tolist())}
     for k, counts in iterate_counts(isn.archive, spans, isn.population, progress=progress):
@@ -140,25 +127,14 @@ def _entropies(pooled: PooledCounts, least: float) -> tuple[NDArray[np.int64], N
     for first in range(0, pooled.population.total, BLOCK_NEURONS):
         block = _frequencies(pooled, slice(first, first + BLOCK_NEURONS))
         passed = np.flatnonzero((block > least).any(axis=0))
+        ordered = np.sort(block[:, passed], axis=0)  # the same p in other categories then give the same digits
+        total, entropy = sum(ordered), np.zeros(len(passed))  # row by row: numpy adds a lone column in another order
+        for row in ordered:
+            q = row / total
+            entropy -= q * np.log(q, out=np.zeros_like(q), where=q > 0)
         neurons.append(passed + first)
-        entropies.append(_entropy(block[:, passed]))
+        entropies.append(entropy.round(TIE_DIGITS) + 0.0)  # no −0
     return np.concatenate(neurons), np.concatenate(entropies)
-
-
-def _entropy(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy of each column of float64 (c, m), none of which is all 0: float64 (m,).
-
-    Columns are sorted, so that the same p in other categories give the same digits, and added category by category:
-    numpy adds a lone column in another order than columns beside each other.
-    """
-    ordered = np.sort(frequency, axis=0)
-    total, entropy = np.zeros(frequency.shape[1]), np.zeros(frequency.shape[1])
-    for row in ordered:
-        total += row
-    for row in ordered:
-        q = row / total
-        entropy -= q * np.log(q, out=np.zeros_like(q), where=q > 0)
-    return entropy.round(TIE_DIGITS) + 0.0  # no −0
 
 
 def _frequencies(pooled: PooledCounts, neurons: Any) -> NDArray[np.float64]:
@@ -168,7 +144,7 @@ def _frequencies(pooled: PooledCounts, neurons: Any) -> NDArray[np.float64]:
 
 def _jaccard_with_unique(isn: IsnSets, neuron: NDArray[np.int64], specific: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the Jaccard index of each category's specific and unique neurons: float64 (c,)."""
-    part, members = isn.population, find_members(isn_membership(isn), isn.options.min_share)
+    part, members = isn.population, find_members(membership_of(isn), isn.options.min_share)
     flat = (members.layer * part.experts + members.expert) * part.neurons + members.neuron
     unique = members.kind == KINDS.index("unique")
     groups = [(neuron[own], flat[unique & (members.category == code)]) for code, own in enumerate(specific)]
@@ -178,40 +154,38 @@ def _jaccard_with_unique(isn: IsnSets, neuron: NDArray[np.int64], specific: NDAr
 
 def sentences(ds: xr.Dataset) -> list[str]:
     """Return how many neurons LAPE selects, for which category most, and how far they are its unique neurons."""
-    selected, passed, what = (ds.attrs[name] for name in ("selected", "passed", "wanted"))
-    values, title = ds["value"].values, neurons_of(ds)
+    (selected, passed, wanted), title = (ds.attrs[name] for name in ("selected", "passed", "wanted")), neurons_of(ds)
+    values, jaccard = ds["value"], ds["jaccard_with_unique"]
     if not selected:
-        return [f"LAPE selects no {title}: {count(passed)} pass the filter, {count(what)} are wanted."]
+        return [f"LAPE selects no {title}: {count(passed)} pass the filter, {count(wanted)} are wanted."]
     text = f"LAPE selects {count(selected)} of the {count(ds.attrs['neurons'])} {title} by entropy over categories"
-    most = [str(name) for name in ds["category"].values[values == values.max()]]
-    if not values.max():
+    if not (largest := int(values.max())):
         return [f"{text}; none of them is specific to a category."]
-    each = f"{listed(most)} has the most specific neurons, {count(values.max())}"
-    if len(most) > 1:
-        each = f"{listed(most)} have the most specific neurons, {count(values.max())} each"
-    found = [f"{text}; {each}."]
+    most = names(ds.isel(category=np.flatnonzero(values == largest)))
+    has, each = ("has", "") if len(most) == 1 else ("have", " each")
+    found = [f"{text}; {listed(most)} {has} the most specific neurons, {count(largest)}{each}."]
     if values.sum() > selected:
         found.append("A neuron that is specific to several categories is counted in each of them.")
-    known = ds["jaccard_with_unique"].values
-    if np.isfinite(known).any():
-        mean = decimal(float(np.nanmean(known)))
-        found.append(f"The mean Jaccard index of a category's specific and unique neurons is {mean}.")
+    if not np.isnan(mean := float(jaccard.mean())):
+        found.append(f"The mean Jaccard index of a category's specific and unique neurons is {decimal(mean)}.")
     return found
 
 
 def caption(ds: xr.Dataset) -> str:
     """Return the caption of the figure."""
     return (
-        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. "
-        f"Of all, {100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to two counts in both."
+        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. Of all, "
+        f"{100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to several categories counts in each."
     )
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw stacked bars over the layers, one part per category, into `ax`; style: see `plotting.stacked`."""
-    parts = {str(name): ds["layer_value"].sel(category=name).values for name in ds["category"].values}
+    parts = dict(zip(names(ds), ds["layer_value"].values, strict=True))
     style = {"label": "specific neurons", "title": str(ds.attrs["model"])} | style
-    return plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
+    ax = plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
+    ax.locator_params(axis="y", integer=True)
+    return ax
 
 
 MEASURE = Measure(

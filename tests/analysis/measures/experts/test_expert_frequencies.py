@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -16,51 +16,29 @@ from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.measures.experts.expert_frequencies import figure, mean_expert_frequencies, plot, sentences
 
 
-def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
-    """f of equation 11, token by token."""
-    chosen = case.truth.expert[case.rows(index)]
-    found = np.zeros((chosen.shape[1], case.archive.moe.experts))
-    for j, e in np.ndindex(found.shape):
-        found[j, e] = np.mean([e in chosen[t, j] for t in range(len(chosen))])
-    return found
-
-
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(
+    categories=st.lists(st.sampled_from(["b", "a", ""]), min_size=1, max_size=12),
+    layers=st.integers(1, 3),
     experts=st.integers(1, 9),
-    chunk=st.integers(1, 40),
-    block_bytes=st.integers(1, 400),
-    dense=st.integers(0, 1),
-    granularity=st.sampled_from(["token", "count"]),
     data=st.data(),
 )
-def test_means_are_those_of_fractions_of_tokens(make_moe, experts, chunk, block_bytes, dense, granularity, data):  # type: ignore[no-untyped-def]
-    """For any shape, chunks, blocks and failures, of masks or counts, f and its category means are the equation's."""
-    case = make_moe(
-        categories=("b", "a", ""),
-        per_category=3,
-        experts=experts,
-        choices=data.draw(st.integers(1, experts)),
-        dense_layers=dense,
-        chunk_tokens=chunk,
-        failed=data.draw(st.sets(st.sampled_from([0, 3, 4, 7, 8]))),
-        granularity=granularity,
-    )
-    found = find_ises(case.archive, block_bytes=block_bytes, n_resamples=0)
-    expected = {index: true_frequencies(case, index) for index in case.complete}
-    assert found.instruction.tolist() == case.complete
-    for k, index in enumerate(case.complete):
-        np.testing.assert_allclose(found.frequencies[k], expected[index], rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(found[found.ids[k]].values, found.frequencies[k])
-    np.testing.assert_allclose(found.frequencies.sum(axis=2), found.top_k, rtol=0, atol=1e-12)
-    ds = mean_expert_frequencies(found)
-    assert ds["category"].values.tolist() == ["b", "a", "(none)"]
-    for category in range(3):
-        members = [value for index, value in expected.items() if index // 3 == category]
-        np.testing.assert_allclose(ds["value"][category], np.mean(members, axis=0), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(ds["overall_value"], np.mean(list(expected.values()), axis=0), rtol=0, atol=1e-12)
-    assert float(ds["null_mean"]) == found.top_k / experts
-    assert ds["layer"].values.tolist() == [dense, dense + 1]
+def test_means_are_those_of_fractions_of_tokens(make_counts, categories, layers, experts, data):  # type: ignore[no-untyped-def]
+    """For any shape, lengths and categories, means are those of c / T (equation 11), each instruction counting once."""
+    top_k, rng = data.draw(st.integers(1, experts)), np.random.default_rng(data.draw(st.integers(0, 999)))
+    tokens = rng.integers(1, 30, len(categories)).tolist()
+    chosen = [rng.random((t, layers, experts)).argsort(axis=2)[:, :, :top_k] for t in tokens]
+    counts = np.array([[np.bincount(one[:, j].ravel(), minlength=experts) for j in range(layers)] for one in chosen])
+    ds = mean_expert_frequencies(make_counts(counts, tokens, categories, top_k=top_k))
+    expected = [
+        [[np.mean([e in row for row in one[:, j]]) for e in range(experts)] for j in range(layers)] for one in chosen
+    ]
+    assert ds["category"].values.tolist() == [name or "(none)" for name in dict.fromkeys(categories)]
+    for place, category in enumerate(dict.fromkeys(categories)):
+        members = [f for f, name in zip(expected, categories, strict=True) if name == category]
+        np.testing.assert_allclose(ds["value"][place], np.mean(members, axis=0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ds["overall_value"], np.mean(expected, axis=0), rtol=0, atol=1e-12)
+    assert float(ds["null_mean"]) == top_k / experts
 
 
 def test_intervals_are_quantiles_of_resampled_means(make_moe) -> None:  # type: ignore[no-untyped-def]
@@ -94,12 +72,12 @@ def test_sentences_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) 
     assert said == [
         "Mean expert frequency is largest for expert 1 of layer 1: 0.600; under uniform routing it would be 0.250.",
         "Over a single category it is largest for expert 1 of layer 1, in b: 0.800.",
-        "2 of 8 experts are activated by no token.",
+        "Experts that no token activates: 2 of 8.",
     ]
     counts[0, 0], counts[1, 0] = [4, 6, 0, 0], [1, 0, 0, 9]
     assert "expert 0 of layer 2: 0.500;" in sentences(mean_expert_frequencies(make_counts(counts, [10, 10], "ab")))[0]
     said = sentences(mean_expert_frequencies(make_counts(np.full((2, 1, 2), 5), [5, 5], "ab", top_k=2)))
-    assert said[0].startswith("Mean expert frequency is largest for 2 of 2 means alike: 1.000;")
+    assert said[0].startswith("Mean expert frequency is largest for each of 2 experts: 1.000;")
     assert len(said) == 2
 
 
@@ -114,8 +92,8 @@ def test_figures_take_any_size(
     axes = [ax for ax in figure(ds).axes if ax.get_xlabel() == "expert"]
     assert len(axes) == (groups if groups <= 12 else 1)
     wanted = ds["value"][0] if groups <= 12 else ds["overall_value"]
-    np.testing.assert_array_equal(axes[0].images[0].get_array(), wanted)
-    assert len({ax.images[0].get_clim() for ax in axes}) == 1
+    np.testing.assert_array_equal(axes[0].collections[0].get_array(), wanted)
+    assert len({ax.collections[0].get_clim() for ax in axes}) == 1
     assert plot(ds, axes[0], category="c0", title="mine") is axes[0]
     assert axes[0].get_title() == "mine"
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

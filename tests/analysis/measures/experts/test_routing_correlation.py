@@ -42,7 +42,7 @@ def means(values: NDArray[np.float64], data: ExpertCounts, labels: Sequence[str]
     return np.reshape(cells, (len(labels), len(labels)))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     side=st.integers(1, 9),
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -104,7 +104,7 @@ def test_instructions_without_variance_are_in_no_mean(make_counts: MakeCounts) -
     others = routing_correlation(make_counts(counts[[0, 1, 3]], [3, 3, 9], ["a"] * 3))
     xr.testing.assert_equal(ds, others)
     assert (ds.attrs["undefined"], others.attrs["undefined"]) == (1, 0)
-    assert sentences(ds)[-1].startswith("1 of 4 instructions activate every expert equally often.")
+    assert sentences(ds)[-1].endswith("equally often have no correlation and are in no mean: 1 of 4.")
     assert sentences(others) == []
 
 
@@ -153,6 +153,6 @@ def test_sentences_caption_and_figure_follow_the_numbers(make_moe) -> None:  # t
     assert "with itself are counted" in caption(ds)
     ds.attrs["self_pairs_shown"] = False
     assert "with itself are left out" in caption(ds)
-    drawn = plot(ds).images[0].get_array()
+    drawn = plot(ds).collections[0].get_array()
     np.testing.assert_array_equal(drawn, ds["value"].sel(self_pairs=False))
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

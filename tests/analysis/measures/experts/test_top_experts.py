@@ -95,7 +95,7 @@ def test_sentences_follow_the_numbers(make_counts: MakeCounts) -> None:
     changed = ds.assign(mean_fraction=0.5, mean_fraction_ci_low=0.4, mean_fraction_ci_high=0.6)
     assert "a fraction of 0.500 (95 % CI 0.400–0.600) of" in sentences(changed)[0]
     other = top_experts(make_counts(counts[1:], [10, 10], "ab"))
-    assert "another expert ranks first in each of the 2 categories" in sentences(other)[1]
+    assert "a different expert ranks first in each of the 2 categories" in sentences(other)[1]
 
 
 def test_tables_and_figure_hold_the_numbers(make_moe) -> None:  # type: ignore[no-untyped-def]

@@ -77,7 +77,7 @@ def assert_direct(membership, masks: NDArray[np.bool_], codes, options: Options,
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-12, err_msg=name)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     codes=st.permutations(CODES),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 19)),

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from sparcom_analysis.archive.categories import category_codes
 from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import find_isns
-from sparcom_analysis.measures.general_unique.experts import general_unique_experts, general_unique_most_used_experts
-from sparcom_analysis.measures.general_unique.members import KINDS, Members, expert_membership, find_members
-from sparcom_analysis.measures.general_unique.neurons import general_unique
+from sparcom_analysis.measures.general_unique.general_unique import general_unique
+from sparcom_analysis.measures.general_unique.members import KINDS, Members, find_members, membership_of
 from sparcom_data.errors import InvalidInputError
 
 Ids = set[tuple[int, ...]]
@@ -89,8 +88,8 @@ def test_most_used_experts_equal_python_sets(categories, shape, largest, share, 
         for one in counts
     ]
     held = SimpleNamespace(counts=counts, experts=shape[1], layer_ids=range(shape[0]), codes=codes)
-    chosen = ExpertCounts.most_used(held, top)  # type: ignore[arg-type]
-    found = find_members(expert_membership(held, chosen), share)  # type: ignore[arg-type]
+    held.most_used = lambda: ExpertCounts.most_used(held, top)  # type: ignore[arg-type]
+    found = find_members(membership_of(held, most_used=True), share)  # type: ignore[arg-type]
     assert found_in(found) == expected(sets, codes.tolist(), share)
 
 
@@ -102,7 +101,7 @@ def ids_of(ds: xr.Dataset) -> list[tuple[int, tuple[int, ...], str]]:
     return [(labels.index(name), x, kind) for name, x, kind in zip(*columns, strict=True)]
 
 
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(granularity=st.sampled_from(["token", "count"]), block_bytes=st.integers(1, 400), seed=st.integers(0, 99))
 def test_archives_equal_python_sets(make_moe, granularity, block_bytes, seed):  # type: ignore[no-untyped-def]
     """From an archive, masks or counts, whatever the block: every population of neurons, and both kinds of experts."""
@@ -113,10 +112,9 @@ def test_archives_equal_python_sets(make_moe, granularity, block_bytes, seed):  
         sets = [{(isn.layer_ids[j], *rest) for j, *rest in np.argwhere(isn.mask(k)).tolist()} for k in range(len(isn))]
         assert ids_of(general_unique(isn)) == expected(sets, isn.codes.tolist(), 0.5)
     experts = find_ises(archive, **plain)
-    both = {general_unique_experts: experts.activated, general_unique_most_used_experts: experts.most_used(5)}
-    for measure, chosen in both.items():
+    for most_used, chosen in ((False, experts.activated), (True, experts.most_used(5))):
         sets = [{(experts.layer_ids[j], e) for j, e in np.argwhere(one).tolist()} for one in chosen]
-        assert ids_of(measure(experts)) == expected(sets, experts.codes.tolist(), 0.5)
+        assert ids_of(general_unique(experts, most_used=most_used)) == expected(sets, experts.codes.tolist(), 0.5)
 
 
 def test_the_share_is_the_decimal_that_was_written(membership) -> None:  # type: ignore[no-untyped-def]

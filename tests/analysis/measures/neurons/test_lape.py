@@ -113,7 +113,7 @@ def check(ds: xr.Dataset, part: Population, counts: Sequence[Sequence[int]], tok
         assert (ds["layer_value"].values[code].tolist(), int(ds["value"][code])) == (layers, len(mine))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     categories=st.integers(2, 4),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 12)),
@@ -130,7 +130,7 @@ def test_counts_equal_the_steps(categories, shape, rate, rates, seed):  # type: 
     check(lape(isn, **rates), isn.population, counts.tolist(), tokens, rates)
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     categories=st.lists(st.sampled_from(["a", "b", ""]), min_size=4, max_size=7).filter(
         lambda names: len(set(names)) > 1

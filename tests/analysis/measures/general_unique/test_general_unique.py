@@ -10,12 +10,16 @@ import xarray as xr
 
 from sparcom_analysis.ise import find_ises
 from sparcom_analysis.isn import find_isns
-from sparcom_analysis.measures.general_unique import experts, neurons
-from sparcom_analysis.measures.general_unique.dataset import ONE_CATEGORY
+from sparcom_analysis.measures.general_unique.general_unique import (
+    EXPERTS,
+    MEASURE,
+    MOST_USED,
+    ONE_CATEGORY,
+    general_unique,
+)
 from sparcom_data.archive import Archive, open_archive
+from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
-
-MEASURE = neurons.MEASURE
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +33,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 @pytest.fixture(scope="module")
 def ds(archive: Archive) -> xr.Dataset:
     """Of the routed experts' neurons."""
-    return neurons.general_unique(find_isns(archive, top=0.3, n_resamples=10, n_permutations=20))
+    return general_unique(find_isns(archive, top=0.3, n_resamples=10, n_permutations=20))
 
 
 def one_category(tmp_path) -> xr.Dataset:  # type: ignore[no-untyped-def]
     """Of an archive whose instructions are of one category."""
     write_random_archive(tmp_path / "A.zarr", categories=("a",))
-    return neurons.general_unique(find_isns(tmp_path / "A.zarr", n_resamples=10))
+    return general_unique(find_isns(tmp_path / "A.zarr", n_resamples=10))
 
 
 def test_counts_are_those_of_the_members(ds: xr.Dataset) -> None:
@@ -65,7 +69,7 @@ def test_facts_say_how_members_were_found(ds: xr.Dataset, archive: Archive) -> N
     """Rule, shares and numbers of draws are attributes; of draws there are at most 200 and 500."""
     held = {name: ds.attrs[name] for name in ("min_share", "n_resamples", "n_permutations", "per_layer", "top")}
     assert held == {"min_share": 0.5, "n_resamples": 10, "n_permutations": 20, "per_layer": 6 * 12, "top": 0.3}
-    many = neurons.general_unique(find_isns(archive, population="neuron", top=0.05))
+    many = general_unique(find_isns(archive, population="neuron", top=0.05))
     assert (many.attrs["n_resamples"], many.attrs["n_permutations"]) == (200, 500)
 
 
@@ -163,12 +167,17 @@ def test_tables_hold_every_number(ds: xr.Dataset) -> None:
 def test_experts_have_measures_of_their_own(archive: Archive) -> None:
     """Activated experts follow the paper's ISEs, most used ones take k from the options; both say so."""
     counts = find_ises(archive, n_resamples=0, n_permutations=0)
-    activated, used = (
-        experts.general_unique_experts(counts),
-        experts.general_unique_most_used_experts(counts, top_experts=2),
-    )
-    assert "activated by at least 50 %" in experts.MEASURE.sentences(activated)[0]
-    assert "among the 2 most used of their layer in at least 50 %" in experts.MOST_USED.sentences(used)[0]
+    activated, used = general_unique(counts), general_unique(counts, top_experts=2, most_used=True)
+    assert "activated by at least 50 %" in EXPERTS.sentences(activated)[0]
+    assert "among the 2 most used of their layer in at least 50 %" in MOST_USED.sentences(used)[0]
+    assert [one.attrs["measure"] for one in (activated, used)] == [EXPERTS.name, MOST_USED.name]
+    xr.testing.assert_identical(MOST_USED.compute(counts, None), general_unique(counts, most_used=True))
     assert (activated.attrs["population"], used.attrs["population"]) == ("expert", "most_used_expert")
     assert (used.attrs["top_experts"], activated["value"].attrs["units"]) == (2, "experts")
     assert used["value"].sel(kind="members").sum() < activated["value"].sel(kind="members").sum()
+
+
+def test_most_used_is_of_experts(archive: Archive) -> None:
+    """ISN sets know no most used experts: an error says what to give, before anything is drawn."""
+    with pytest.raises(InvalidInputError, match="most_used is for experts; give what find_ises returns"):
+        general_unique(find_isns(archive), most_used=True)
