@@ -41,7 +41,7 @@ def __dir__() -> list[str]:
 
 
 def panels(
-    datasets: Sequence[xr.Dataset] | Sequence[Sequence[xr.Dataset]],
+    datasets: Sequence[xr.Dataset | None] | Sequence[Sequence[xr.Dataset | None]],
     titles: Sequence[str] | Sequence[Sequence[str]] | None = None,
     share: bool | Literal["columns"] = True,
     *,
@@ -52,7 +52,7 @@ def panels(
     """Draw several models side by side, as the paper's figures 3, 4 and 5.
 
     Args:
-        datasets: of one measure, for one row of panels, or a list of rows, such as tuned above base.
+        datasets: of one measure, for one row of panels, or a list of rows, such as tuned above base; None: no panel.
         titles: of the panels, in the same form; by default those of the drawings.
         share: one range of colors or values, and one color bar or legend, for all; "columns": a range per column.
         measure: its name; by default that of the Datasets' attribute `measure`.
@@ -62,35 +62,30 @@ def panels(
     Raises:
         InvalidInputError: no Datasets, or the measure is not known.
     """
-    rows, names = _rows(datasets), None if titles is None else _rows(titles)
-    if not rows or not all(rows):
+    nested = not any(isinstance(item, xr.Dataset) for item in datasets)
+    rows: Sequence[Any] = datasets if nested else [datasets]
+    held = [(at, place, ds) for at, row in enumerate(rows) for place, ds in enumerate(row) if ds is not None]
+    if {at for at, *_ in held} != {*range(len(rows) or 1)}:
         raise InvalidInputError("panels need at least one Dataset in each row; give [ds, …] or [[ds, …], [ds, …]]")
-    drawing = _drawings().get(measure or str(rows[0][0].attrs.get("measure")))
+    drawing = _drawings().get(measure or str(held[0][2].attrs.get("measure")))
     if drawing is None:
         known = ", ".join(_drawings())
         raise InvalidInputError(f"the measure of these Datasets is not known; give measure=NAME, one of {known}")
     across = max(map(len, rows))
-    alone = fit.figure_of(drawing(rows[0][0], **style)).get_size_inches()  # what a single one takes
+    alone = fit.figure_of(drawing(held[0][2], **style)).get_size_inches()  # what a single one takes
     each = max(7.0 / across, 0.5 * alone[0]) if width is None else width / across
     figure = fit.new_figure(each * across, len(rows) * alone[1] * min(1.0, max(0.75, each / alone[0])))
-    grid: list[list[Axes]] = []
-    for down, row in enumerate(rows):
-        places = [figure.add_subplot(len(rows), across, down * across + place + 1) for place in range(len(row))]
-        grid.append([drawing(ds, ax=ax, **style) for ds, ax in zip(row, places, strict=True)])
-        for ax, title in zip(grid[-1], names[down] if names else (), strict=False):
-            fit.set_title(ax, title)
+    grid: list[list[Axes]] = [[] for _ in rows]
+    for at, place, ds in held:
+        grid[at].append(drawing(ds, ax=figure.add_subplot(len(rows), across, at * across + place + 1), **style))
+        if titles is not None:
+            fit.set_title(grid[at][-1], str(titles[at][place] if nested else titles[place]))
     if share:
         sharing.share(grid, columns=share == "columns")
     sharing.label_outer(grid)
     if all(ax.get_aspect() == 1.0 for row in grid for ax in row):
         fit.fit_height(grid[0][0])
     return figure
-
-
-def _rows(items: Any) -> list[list[Any]]:
-    """Return a list of rows; a single row becomes a list of one."""
-    held = list(items)
-    return [held] if any(isinstance(item, (xr.Dataset, str)) for item in held) else [list(item) for item in held]
 
 
 def save(drawn: Figure | Axes, path: str | Path) -> None:
@@ -103,4 +98,6 @@ def save(drawn: Figure | Axes, path: str | Path) -> None:
     if kind not in KINDS:
         raise InvalidInputError(f"figures are saved as {', '.join(KINDS)}; {str(path)!r} ends otherwise")
     figure = drawn if isinstance(drawn, Figure) else fit.figure_of(drawn)
+    engine = figure.get_layout_engine()
     Path(path).write_bytes(plotting.render(figure, kind))
+    figure.set_layout_engine(engine or "none")

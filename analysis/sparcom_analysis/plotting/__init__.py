@@ -30,6 +30,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2)))
 HATCHES = ("", "////", "", "....", "\\\\\\\\", "", "xxxx")
 GREY = "#6e6e6e"
+FILES: dict[Any, Any] = {"svg.hashsalt": "sparcom", "svg.fonttype": "none", "pdf.fonttype": 42, "savefig.bbox": None}
+FILES |= {"figure.autolayout": False, "figure.constrained_layout.use": False}
 MOST_BANDS = 3  # curves up to which intervals are filled; more bands would mix
 
 
@@ -85,7 +87,7 @@ def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend:
     """Layers below, a number with its unit at the left, pale lines behind, the legend below."""
     ax.set_xticks(fit.layer_ticks([*map(int, layers)], max(2, int(fit.inches_of(ax)[0] / 0.28))))
     ax.set_xlabel("layer", fontsize=fit.LABEL)
-    ax.set_ylabel(fit.plain(fit.wrapped(label, fit.LABEL, max(1.3, fit.inches_of(ax)[1]))), fontsize=fit.LABEL)
+    fit.set_label(ax.yaxis, label, max(1.3, fit.inches_of(ax)[1]))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
     ax.grid(axis="y", color="#dcdcdc", linewidth=0.6)
     _plain_axes(ax, title)
@@ -122,15 +124,11 @@ def bars(
         marks: bool (name,), numbers in bold with an asterisk.
         label: of the x axis, with its unit. title: of the axes.
     """
-    table, held, own = (
-        np.asarray(values, dtype=np.float64),
-        [fit.wrapped(str(n), fit.TICK, 1.4) for n in names],
-        ax is None,
-    )
+    table, own = np.asarray(values, dtype=np.float64), ax is None
+    held = [fit.wrapped(str(name), fit.TICK, 1.4) for name in names]
     ax, at = new_axes() if ax is None else ax, np.arange(len(held))
-    room = max(
-        1.1, COLUMN - max(fit.text_width(name, fit.TICK) for name in held) - 0.4 if own else fit.inches_of(ax)[0]
-    )
+    beside = max(fit.text_width(name, fit.TICK) for name in held)
+    room = max(1.1, COLUMN - beside - 0.4 if own else fit.inches_of(ax)[0])
     ends = np.array([table if end is None else end for end in (low, high)], dtype=np.float64)
     ax.barh(at, table, height=0.68, color=COLORS[0], alpha=0.75)
     ax.hlines(at, *ends, color="black", linewidth=1.0)
@@ -138,17 +136,20 @@ def bars(
     if null is not None:
         level = np.broadcast_to(np.asarray(null, dtype=np.float64), table.shape)
         ax.vlines(level, at - 0.5, at + 0.5, color=GREY, linestyle=(0, (2.4, 1.2)), linewidth=1.1)
-        ax.text(level[0], -0.55, "null", ha="center", va="bottom", color=GREY, fontsize=fit.TICK, clip_on=True)
+        style: dict[str, Any] = {"color": GREY, "fontsize": fit.TICK, "annotation_clip": True}
+        ax.annotate("null", (level[0], -0.55), ha="center", va="bottom", **style)
+    if ax.dataLim.x0 >= 0:
+        ax.set_xlim(0, None if ax.dataLim.x1 else 1)
+    known = table[np.isfinite(table)]
+    digits = 0 if np.abs(known).max(initial=0.0) >= 100 or (known == known.round()).all() else 3
     marked = np.zeros(table.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
-    known = np.nan_to_num(table)
-    digits = 0 if np.abs(known).max(initial=0.0) >= 100 or (known == np.rint(known)).all() else 3
     for place, (value, end, mark) in enumerate(zip(table, np.fmax(table, ends[1]), marked, strict=True)):
-        style: dict[str, Any] = {"weight": "bold" if mark else "normal", "va": "center", "fontsize": fit.TICK}
+        style = {"weight": "bold" if mark else "normal", "va": "center", "fontsize": fit.TICK}
         where = (max(0.0, float(np.nan_to_num(end))), place)
         ax.annotate(fit.number(value, digits) + "*" * bool(mark), where, (4, 0), textcoords="offset points", **style)
     ax.set_yticks(at, [*map(fit.plain, held)], fontsize=fit.TICK)
     ax.set_ylim(len(held) - 0.4, -0.6 if null is None else -1.2)
-    ax.set_xlabel(fit.plain(fit.wrapped(label, fit.LABEL, room)), fontsize=fit.LABEL)
+    fit.set_label(ax.xaxis, label, room)
     _plain_axes(ax, title, room)
     if own:
         fit.fit_height(ax, (0.1 + 0.12 * fit.most_lines(held)) * (len(held) + 0.5))
@@ -184,11 +185,12 @@ def panels(
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """Return the figure as svg, pdf (text stays text in both) or png; the same figure gives the same bytes."""
+    """Return the figure as svg, pdf (text stays text in both) or png; the same figure gives the same bytes.
+
+    The first call fixes the layout, which takes as long as the drawing; another engine can be set afterwards.
+    """
     buffer, metadata = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    for ax in figure.axes:  # the layout then begins where it began the first time
-        if (place := ax.get_subplotspec()) is not None:
-            ax.set_subplotspec(place)
-    with mpl.rc_context({"svg.hashsalt": "sparcom", "svg.fonttype": "none", "pdf.fonttype": 42}):
+    with mpl.rc_context(FILES):
+        fit.fix_layout(figure)
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=220 if kind == "png" else "figure")
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation, Transform, blended_transfor
 
 COLUMN = 3.4  # inches: one column of a paper; two are 7
 LABEL, TICK = "small", "x-small"  # sizes of text
-_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")  # not in XML
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -37,39 +38,52 @@ def figure_of(ax: Axes) -> Figure:
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
+def visible(text: str) -> str:
+    """Return a text for people: what XML cannot hold, and controls of terminals, become U+FFFD."""
+    return _HIDDEN.sub("\ufffd", text)
+
+
 def plain(text: str) -> str:
-    """Return a text that is drawn as it is: no mathematics between dollar signs; controls become U+FFFD."""
-    return _HIDDEN.sub("\ufffd", text).replace("$", r"\$")
+    """Return a visible text that is drawn as it is: no mathematics between dollar signs."""
+    return visible(text).replace("$", r"\$")
+
+
+def points(size: float | str) -> float:
+    """Return a size of text in points."""
+    return FontProperties(size=size).get_size_in_points()
 
 
 def text_width(text: str, size: float | str) -> float:
     """Return the inches of the widest line."""
-    points, family = FontProperties(size=size).get_size_in_points(), (*mpl.rcParams["font.family"],)
-    return points * max(sum(_advance(letter, family) for letter in line) for line in text.split("\n"))
+    family = (*mpl.rcParams["font.family"],)
+    return points(size) * max(sum(_advance(letter, family) for letter in line) for line in text.split("\n"))
 
 
 @lru_cache(maxsize=4096)
 def _advance(letter: str, family: tuple[str, ...]) -> float:
     """Return the inches that a letter takes at one point."""
-    font, shown = FontProperties(family=family, size=100), _HIDDEN.sub("\ufffd", letter)
-    return float(text_to_path.get_text_width_height_descent(shown, font, False)[0]) / 7200
+    font = FontProperties(family=family, size=100)
+    return float(text_to_path.get_text_width_height_descent(visible(letter), font, False)[0]) / 7200
 
 
 def wrapped(text: str, size: float | str, inches: float) -> str:
     """Return the text with line breaks so that no line is wider than so many inches; words are split if need be."""
-    tries = (
-        "\n".join(textwrap.fill(line, letters) for line in text.split("\n")) for letters in range(len(text), 0, -1)
-    )
-    return (
-        text
-        if text_width(text, size) <= inches
-        else next((said for said in tries if text_width(said, size) <= inches), text)
-    )
+    shown, letters = text, len(text)
+    while letters and text_width(shown, size) > inches:
+        shown = "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
+        letters -= 1
+    return shown
+
+
+def set_label(axis: Axis, text: str, inches: float) -> None:
+    """Name an axis, wrapped to so many inches."""
+    axis.set_label_text(plain(wrapped(text, LABEL, inches)), fontsize=LABEL)
 
 
 def set_title(ax: Axes, text: str, inches: float | None = None) -> None:
     """Put a title over the axes, wrapped to so many inches; None: to their width."""
-    ax.set_title(plain(wrapped(text, LABEL, inches or max(1.1, inches_of(ax)[0]))), fontsize=LABEL)
+    shown = plain(wrapped(text, LABEL, inches or max(1.1, inches_of(ax)[0])))
+    ax.set_title(shown, fontsize=LABEL, y=1.0)  # without y, each drawing measures all ticks for it
 
 
 def fit_height(ax: Axes, inches: float | None = None) -> None:
@@ -80,6 +94,16 @@ def fit_height(ax: Axes, inches: float | None = None) -> None:
     width, height = figure.get_size_inches()
     needed = figure.get_tightbbox().height + 0.1 if inches is None else height - inches_of(ax)[1] + inches
     figure.set_size_inches(width, needed)
+
+
+def fix_layout(figure: Figure) -> None:
+    """Lay the figure out, from where it began the first time, and keep this layout."""
+    if (engine := figure.get_layout_engine()) is not None:
+        for ax in figure.axes:
+            if (place := ax.get_subplotspec()) is not None:
+                ax.set_subplotspec(place)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def inches_of(ax: Axes) -> tuple[float, float]:
@@ -111,9 +135,9 @@ def legend_below(ax: Axes, *, panels: bool = False) -> None:
     alone = panels or figure.axes == [ax]
     inches = figure.get_size_inches()[0] - 0.3 if alone else inches_of(ax)[0]
     held = [wrapped(name, TICK, max(1.0, inches - 0.45)) for name in names]
-    fitting = int(inches / (max(text_width(name, TICK) for name in held) + 0.42))
+    fitting = max(1, min(4, int(inches / (max(text_width(name, TICK) for name in held) + 0.42))))
     style: dict[str, Any] = {"fontsize": TICK, "handlelength": 2.6, "columnspacing": 1.2, "labelspacing": 0.3}
-    style |= {"frameon": False, "borderpad": 0.2, "ncols": max(1, min(4, len(names), fitting))}
+    style |= {"frameon": False, "borderpad": 0.2, "ncols": -(-len(names) // -(-len(names) // fitting))}
     if panels:
         figure.legend(handles, held, loc="outside lower center", **style)
     elif figure.get_layout_engine() is None:

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,8 +21,7 @@ MOST_NUMBERED = 24  # rows or columns up to which numbers can be read in the cel
 class _Cell(Text):
     """The number of a cell, bold with an asterisk in the corner if marked; `letters`: the widest number's at size 1.
 
-    Size and color are chosen when it is drawn, by the layout and the color range of that moment. All numbers of a map
-    have one size; where they do not fit, marks stand alone.
+    Drawn in the size and color that fit the layout and the color range of that moment; too small, marks stand alone.
     """
 
     def __init__(self, mesh: QuadMesh, cell: tuple[int, int], number: str, letters: float, mark: bool) -> None:
@@ -33,11 +31,9 @@ class _Cell(Text):
 
     def draw(self, renderer: Any) -> None:
         """Draw number and mark, black or white by the contrast with the cell (WCAG)."""
-        ends = self._mesh.axes.transData.transform([(0, 0), (1, 1)])  # type: ignore[union-attr]
-        width, height = np.abs(ends[1] - ends[0]) * 72 / fit.figure_of(self._mesh.axes).dpi  # type: ignore[arg-type]
-        size = min(
-            FontProperties(size=fit.TICK).get_size_in_points() + 0.5, 0.85 * width / (self._letters or 1), 0.62 * height
-        )
+        (low, high), dpi = self._mesh.axes.transData.transform([(0, 0), (1, 1)]), self.figure.dpi  # type: ignore[union-attr]
+        width, height = np.abs(high - low) * 72 / dpi
+        size = min(fit.points(fit.TICK) + 0.5, 0.85 * width / (self._letters or 1), 0.62 * height)
         value = self._mesh.get_array()[self._cell]  # type: ignore[index]
         shade = (1, 1, 1) if np.ma.is_masked(value) else self._mesh.cmap(self._mesh.norm(value))[:3]
         linear = [part / 12.92 if part < 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in shade]
@@ -77,23 +73,15 @@ def heatmap(
     """
     matrix = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))  # type: ignore[no-untyped-call]
     square, own, large = list(rows) == list(columns), ax is None, max(matrix.shape) > MOST_NUMBERED
-    sides = [
-        [fit.wrapped(str(name), fit.TICK, 1.4 if len(side) <= 16 else 3.0) for name in side] for side in (rows, columns)
-    ]
-    cells = [  # inches
-        0.06
-        if _numeric(side)
-        else 0.31
-        if annot is not False and len(side) <= 16
-        else 0.03 + 0.11 * fit.most_lines(side)
-        for side in sides
-    ]
+    sides = [_wrapped(rows), _wrapped(columns)]
+    cells = [_cell_inches(side, annot is not False) for side in sides]
     high, room = max(1.1, cells[0] * len(rows)), None
     if ax is None:
         beside, below = (max(fit.text_width(name, fit.TICK) for name in side) for side in sides)
         room = max(fit.COLUMN - beside - 0.75, cells[1] * len(columns))  # 0.75: the color bar
         ax = fit.new_axes(room + beside + 0.75, min(0.7 * len(rows), room) + below + 0.5 if square else 1.3 * high)
     norm = _norm(matrix.compressed(), vmin, vmax, center)
+    beyond = 2 * bool((matrix > norm.vmax).any()) + bool((matrix < norm.vmin).any())
     edges = [np.arange(count + 1) - 0.5 for count in matrix.shape[::-1]]
     lines: dict[str, Any] = {"edgecolors": "face" if large else "white", "linewidth": 0.1 if large else 0.8}
     mesh = ax.pcolormesh(*edges, matrix, cmap="cividis" if center is None else "PuOr_r", norm=norm, **lines)
@@ -108,10 +96,9 @@ def heatmap(
     letters = 1.09 * max(fit.text_width(text, 72) for text in {*texts.values()})  # bold is wider
     for cell in zip(*(at.tolist() for at in np.nonzero(marked | bool(numbered))), strict=True):
         ax.add_artist(_Cell(mesh, cell, texts[cell], letters, bool(marked[cell])))
-    beyond = 2 * bool((matrix > norm.vmax).any()) + bool((matrix < norm.vmin).any())
-    ends = ("neither", "min", "max", "both")[beyond]
-    bar = fit.figure_of(ax).colorbar(mesh, cax=ax.inset_axes((1.03, 0, 0.045, 1)), extend=ends)
-    bar.set_label(fit.plain(fit.wrapped(label, fit.LABEL, max(1.4, fit.inches_of(ax)[1]))), fontsize=fit.LABEL)
+    extend = ("neither", "min", "max", "both")[beyond]
+    bar = fit.figure_of(ax).colorbar(mesh, cax=ax.inset_axes((1.03, 0, 0.045, 1)), extend=extend)
+    fit.set_label(bar.ax.yaxis, label, max(1.4, fit.inches_of(ax)[1]))
     bar.ax.tick_params(labelsize=fit.TICK, length=2)
     bar.outline.set_visible(False)
     if center is not None:
@@ -121,13 +108,23 @@ def heatmap(
     return ax
 
 
+def _wrapped(names: Sequence[str]) -> list[str]:
+    return [fit.wrapped(str(name), fit.TICK, 1.4 if len(names) <= 16 else 3.0) for name in names]
+
+
+def _cell_inches(names: Sequence[str], numbered: bool) -> float:
+    if _numeric(names):
+        return 0.06
+    return 0.31 if numbered and len(names) <= 16 else 0.03 + 0.11 * fit.most_lines(names)
+
+
 def _numeric(names: Sequence[str]) -> bool:
     return len(names) > 8 and all(name.isdigit() for name in names)
 
 
 def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     """Name the cells along both axes; names are turned if wider than a cell, and smaller if higher."""
-    size = FontProperties(size=fit.TICK).get_size_in_points()
+    size = fit.points(fit.TICK)
     for axis, names, room, each in zip(
         (ax.xaxis, ax.yaxis), (columns, rows), fit.inches_of(ax), (0.3, 0.16), strict=True
     ):

@@ -12,8 +12,10 @@ from matplotlib.text import Text
 
 from sparcom_analysis.plotting.fitting import legend_below
 
+Grid = Sequence[Sequence[Axes]]
 
-def share(grid: Sequence[Sequence[Axes]], *, columns: bool = False) -> None:
+
+def share(grid: Grid, *, columns: bool = False) -> None:
     """Give panels one range of values or colors, and one legend, or one color bar per row.
 
     Maps about different centers, and legends with different names, stay as they are.
@@ -23,8 +25,8 @@ def share(grid: Sequence[Sequence[Axes]], *, columns: bool = False) -> None:
     """
     axes = [ax for row in grid for ax in row]
     if columns:
-        for place in range(max(map(len, grid))):
-            _share_range([row[place] for row in grid if place < len(row)])
+        for column in _columns(grid):
+            _share_range(column)
     elif _share_range(axes):
         for ax in (ax for row in grid for ax in row[:-1]):
             _mesh(ax).colorbar.remove()  # type: ignore[union-attr]
@@ -33,6 +35,24 @@ def share(grid: Sequence[Sequence[Axes]], *, columns: bool = False) -> None:
         for legend in legends:
             legend.remove()
         legend_below(axes[0], panels=True)
+
+
+def label_outer(grid: Grid) -> None:
+    """Take away labels that the panels at the left or below have as well."""
+    for lines, side, name, inner in ((grid, "y", "labelleft", 1), (_columns(grid), "x", "labelbottom", 0)):
+        for line in lines:
+            axes = [getattr(ax, f"{side}axis") for ax in line]
+            ticks = {str([*axis.get_view_interval(), *map(Text.get_text, axis.get_ticklabels())]) for axis in axes}
+            labels = {axis.get_label_text() for axis in axes}
+            for axis in axes[inner : len(axes) - 1 + inner]:
+                axis.set_label_text("" if len(labels) == 1 else axis.get_label_text())
+                if len(ticks) == 1:
+                    axis.set_tick_params(**{name: False})
+
+
+def _columns(grid: Grid) -> list[list[Axes]]:
+    places = [(ax.get_subplotspec().colspan.start, ax) for row in grid for ax in row]  # type: ignore[union-attr]
+    return [[ax for at, ax in places if at == column] for column in sorted({at for at, _ in places})]
 
 
 def _mesh(ax: Axes) -> QuadMesh | None:
@@ -53,17 +73,3 @@ def _share_range(axes: Sequence[Axes]) -> bool:
     for ax in axes:
         (ax.set_xlim if flat else ax.set_ylim)(spans.min(), spans.max())
     return False
-
-
-def label_outer(grid: Sequence[Sequence[Axes]]) -> None:
-    """Take away labels that the panels at the left or below have as well."""
-    columns = [[row[place] for row in grid if place < len(row)] for place in range(max(map(len, grid)))]
-    for lines, side, name, inner in ((grid, "y", "labelleft", 1), (columns, "x", "labelbottom", 0)):
-        for line in lines:
-            axes = [getattr(ax, f"{side}axis") for ax in line]
-            ticks = {str([*axis.get_view_interval(), *map(Text.get_text, axis.get_ticklabels())]) for axis in axes}
-            labels = {axis.get_label_text() for axis in axes}
-            for axis in axes[inner : len(axes) - 1 + inner]:
-                axis.set_label_text("" if len(labels) == 1 else axis.get_label_text())
-                if len(ticks) == 1:
-                    axis.set_tick_params(**{name: False})
