@@ -7,6 +7,7 @@ from sparcom_analysis.measures.experts import length_control as routing_length_c
 from sparcom_analysis.measures.finetuning import correlation, jaccard, routing_shift, venn
 from sparcom_analysis.measures.finetuning import layers as finetuning_layers
 from sparcom_analysis.measures.finetuning import top_experts as finetuning_top_experts
+from sparcom_analysis.measures.general_unique import general_unique as unique_members
 from sparcom_analysis.measures.measure import Measure
 from sparcom_analysis.measures.neurons import lape, layers, length_control, set_sizes, similarity, source_effect
 
@@ -16,12 +17,15 @@ REGISTRY: tuple[Measure, ...] = (
     set_sizes.MEASURE,
     source_effect.MEASURE,
     length_control.MEASURE,
+    unique_members.MEASURE,
     lape.MEASURE,
     routing_correlation.MEASURE,
     source_effect.ROUTING_MEASURE,
     routing_length_control.MEASURE,
     expert_frequencies.MEASURE,
     top_experts.MEASURE,
+    unique_members.EXPERTS,
+    unique_members.MOST_USED,
     jaccard.MEASURE,
     finetuning_layers.MEASURE,
     venn.MEASURE,
