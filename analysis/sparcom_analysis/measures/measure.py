@@ -15,6 +15,7 @@ model (`facts`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +72,21 @@ class Measure:
     figure: Callable[[xr.Dataset], Figure] | None = None
     tables: Callable[[xr.Dataset], Mapping[str, Any]] | None = None
     also_tuned: bool = False
+
+
+def measure(
+    compute: Callable[..., xr.Dataset], title: str, equation: str, needs: Needs, definition: str, **others: Any
+) -> Measure:
+    """Return the `Measure` of a module: named like `compute`, with the other parts by the names they have in `Measure`.
+
+    Args:
+        others: fields of `Measure` that the module has under another name, or not at all.
+    """
+    held = sys.modules[compute.__module__]
+    parts = ("sentences", "caption", "plot", "figure", "tables")
+    own = {name: getattr(held, name) for name in parts if hasattr(held, name)}
+    fields = {"name": compute.__name__, "compute": compute, **own, **others}
+    return Measure(title=title, equation=equation, needs=needs, definition=definition, **fields)
 
 
 Variable = tuple[Sequence[str], ArrayLike] | tuple[Sequence[str], ArrayLike, Mapping[str, Any]]

@@ -12,7 +12,7 @@ from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.measures.drawing import names
-from sparcom_analysis.measures.measure import Measure, dataset, means
+from sparcom_analysis.measures.measure import dataset, means, measure
 from sparcom_analysis.measures.text import TIE, decimal, interval, largest
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -42,7 +42,6 @@ def mean_expert_frequencies(experts: ExpertCounts, progress: Progress | None = N
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says: the most used expert, over all and within a category, and those never used."""
     null = f"under uniform routing it would be {decimal(float(ds['null_mean']))}"
     said = [f"Mean expert frequency is largest for {_most_used(ds, 'overall_')}; {null}."]
     if ds.sizes["category"] > 1:
@@ -64,7 +63,6 @@ def _most_used(ds: xr.Dataset, prefix: str) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Mean expert frequency by layer and expert, {ds.attrs['model']} (f: SPARCOM, eq. 11; the mean is ours). "
         f"Colors diverge about the frequency under uniform routing, {decimal(float(ds['null_mean']))}."
@@ -95,18 +93,14 @@ def figure(ds: xr.Dataset) -> Figure:
     return drawn
 
 
-MEASURE = Measure(
-    name="expert_frequencies",
-    title="Expert frequencies",
-    equation="SPARCOM, eq. 11",
-    needs="experts",
-    definition=(
+MEASURE = measure(
+    mean_expert_frequencies,
+    "Expert frequencies",
+    "SPARCOM, eq. 11",
+    "experts",
+    (
         "The fraction of an instruction's tokens that activate an expert (SPARCOM, eq. 11), and its mean over the "
         "instructions of a category (ours). Over the experts of a layer frequencies add up to top_k."
     ),
-    compute=mean_expert_frequencies,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
+    name="expert_frequencies",
 )

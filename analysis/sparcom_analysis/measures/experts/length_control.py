@@ -25,7 +25,6 @@ def routing_length_control(experts: ExpertCounts, progress: Progress | None = No
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     return length_control_sentences(ds, "mean Pearson correlation of expert frequencies")
 
 

@@ -8,9 +8,8 @@ import xarray as xr
 
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
-from sparcom_analysis.measures.measure import Measure, NotComputableError
+from sparcom_analysis.measures.measure import NotComputableError, measure
 from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences
-from sparcom_analysis.measures.pair_means import plot_pair_means as plot
 
 
 def routing_correlation(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -40,7 +39,6 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     said = pair_mean_sentences(ds, "Mean Pearson correlation", "expert frequencies")
     if undefined := ds.attrs["undefined"]:
         said.append(
@@ -51,7 +49,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
     marks = " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
     return (
@@ -60,18 +57,14 @@ def caption(ds: xr.Dataset) -> str:
     )
 
 
-MEASURE = Measure(
-    name="routing_correlation",
-    title="Similarity of categories in their experts",
-    equation="SPARCOM, eq. 13, 14",
-    needs="experts",
-    definition=(
+MEASURE = measure(
+    routing_correlation,
+    "Similarity of categories in their experts",
+    "SPARCOM, eq. 13, 14",
+    "experts",
+    (
         "The Pearson correlation of two instructions' expert frequencies over all experts of all layers, and its mean "
         "over all pairs of an instruction of one category and an instruction of another."
     ),
-    compute=routing_correlation,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
     also_tuned=True,
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.measures.drawing import layer_curves
-from sparcom_analysis.measures.measure import Measure, Variable, bounds, dataset, means
+from sparcom_analysis.measures.measure import Variable, bounds, dataset, means, measure
 from sparcom_analysis.measures.text import count, decimal, interval
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import GroupMeans, group_means
@@ -101,7 +101,6 @@ def top_experts(experts: ExpertCounts, progress: Progress | None = None, **chang
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says: what the most used experts receive, and which experts rank first."""
     k, c = ds.sizes["rank"], ds.sizes["category"]
     first = (ds[name].isel(paper_rank=0).values.tolist() for name in ("paper_layer", "paper_expert"))
     leaders = list(zip(*first, strict=True))
@@ -119,7 +118,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Fraction of expert assignments that goes to the {ds.sizes['rank']} most used experts per layer and "
         f"category, {ds.attrs['model']} (ours). Dashed: uniform routing, {decimal(float(ds['fraction_null_mean']))}."
@@ -157,19 +155,14 @@ def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
     return xr.apply_ufunc(cell, *held, marks, vectorize=True).to_dataset("paper_rank").to_dataframe()
 
 
-MEASURE = Measure(
-    name="top_experts",
-    title="Most used experts",
-    equation="SPARCOM, app. F, table 6",
-    needs="experts",
-    definition=(
+MEASURE = measure(
+    top_experts,
+    "Most used experts",
+    "SPARCOM, app. F, table 6",
+    "experts",
+    (
         "The experts of the whole model that the instructions of a category activate most often, by count (SPARCOM, "
         "table 6). Ours: the experts of each layer with the largest mean frequency, and the fraction of expert "
         "assignments (top_k per token and layer) that goes to them. Ties go to the lower layer and id."
     ),
-    compute=top_experts,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    tables=tables,
 )

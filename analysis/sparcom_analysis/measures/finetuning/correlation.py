@@ -10,7 +10,7 @@ from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.drawing import category_bars
 from sparcom_analysis.measures.finetuning.before_after import before_after_dataset, before_after_sentences
-from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.measures.measure import measure
 
 
 def finetuning_correlation(
@@ -32,30 +32,25 @@ def finetuning_correlation(
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     what = "The mean Pearson correlation of the same instruction's expert frequencies"
     return before_after_sentences(ds, what, 4, "have frequencies without variance")
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Mean Pearson correlation of the same instruction's expert frequencies in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']} (SPARCOM, eq. 16), by category."
     )
 
 
-MEASURE = Measure(
-    name="finetuning_correlation",
-    title="Correlation of expert frequencies before and after fine-tuning",
-    equation="SPARCOM, eq. 16, table 2",
-    needs="expert_comparison",
-    definition=(
+MEASURE = measure(
+    finetuning_correlation,
+    "Correlation of expert frequencies before and after fine-tuning",
+    "SPARCOM, eq. 16, table 2",
+    "expert_comparison",
+    (
         "The Pearson correlation of an instruction's expert frequencies in the base and in the tuned model, and its "
         "mean over the instructions of a category. The change is 1 − correlation (ours)."
     ),
-    compute=finetuning_correlation,
-    sentences=sentences,
-    caption=caption,
     plot=category_bars,
 )

@@ -14,7 +14,7 @@ from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.drawing import category_bars, layer_curves
 from sparcom_analysis.measures.finetuning.before_after import before_after_dataset, before_after_sentences
-from sparcom_analysis.measures.measure import Measure, Variable, frames, means
+from sparcom_analysis.measures.measure import Variable, frames, means, measure
 from sparcom_analysis.measures.text import decimal, extremes, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -64,7 +64,6 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     what = f"The mean Jaccard similarity of the same instruction's ISN sets ({neurons_of(ds)})"
     first, *others = before_after_sentences(ds, what, 3, "have no ISN in either model")
     if np.isnan(ds["overall_value"]):
@@ -85,7 +84,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Mean Jaccard similarity of the same instruction's ISN sets in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']}, {neurons_of(ds)} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
@@ -110,19 +108,15 @@ def figure(ds: xr.Dataset) -> Figure:
     return drawn
 
 
-MEASURE = Measure(
-    name="finetuning_jaccard",
-    title="Similarity of ISN sets before and after fine-tuning",
-    equation="SPARCOM, eq. 15, table 1",
-    needs="isn_comparison",
-    definition=(
+MEASURE = measure(
+    finetuning_jaccard,
+    "Similarity of ISN sets before and after fine-tuning",
+    "SPARCOM, eq. 15, table 1",
+    "isn_comparison",
+    (
         "The Jaccard index |A ∩ B| / |A ∪ B| of an instruction's ISN sets in the base and in the tuned model, and its "
         "mean over the instructions of a category. The change is 1 − similarity (ours)."
     ),
-    compute=finetuning_jaccard,
-    sentences=sentences,
-    caption=caption,
     plot=category_bars,
-    figure=figure,
     tables=lambda ds: frames(ds, {"": "value", "by_layer": "layer_value"}),
 )

@@ -14,7 +14,7 @@ from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.finetuning.before_after import MODELS, both_models
-from sparcom_analysis.measures.measure import Measure, dataset, frames, means, present
+from sparcom_analysis.measures.measure import dataset, frames, means, measure, present
 from sparcom_analysis.measures.neurons.layers import ABOUT
 from sparcom_analysis.measures.text import TIE, decimal, interval, listed, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
@@ -45,7 +45,6 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     sizes = np.abs(ds["overall_difference"].values)
     layers = ds["layer"].values[sizes >= sizes.max() - TIE].tolist()
     start = f"The number of ISNs per instruction ({neurons_of(ds)})"
@@ -70,7 +69,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     bands = " Bands: confidence intervals over instructions." if "ci_low" in ds else ""
     return (
         f"Mean number of ISNs per instruction in each layer, {neurons_of(ds)}: {ds.attrs['tuned_model']} (top), "
@@ -97,19 +95,14 @@ def figure(ds: xr.Dataset) -> Figure:
     return drawn
 
 
-MEASURE = Measure(
-    name="finetuning_layers",
-    title="Layers of ISNs before and after fine-tuning",
-    equation="SPARCOM, fig. 5",
-    needs="isn_comparison",
-    definition=(
+MEASURE = measure(
+    finetuning_layers,
+    "Layers of ISNs before and after fine-tuning",
+    "SPARCOM, fig. 5",
+    "isn_comparison",
+    (
         "The number of ISNs per instruction in each layer of the base and of the tuned model, mean over the "
         "instructions of a category, and the difference tuned − base (ours)."
     ),
-    compute=finetuning_layers,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
     tables=lambda ds: frames(ds, {"": "value", "difference": "difference"}),
 )

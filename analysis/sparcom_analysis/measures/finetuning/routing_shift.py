@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.drawing import layer_curves
-from sparcom_analysis.measures.measure import OURS, Measure, dataset
+from sparcom_analysis.measures.measure import OURS, dataset, measure
 from sparcom_analysis.measures.text import SIGNIFICANT, TIE, decimal, interval, largest, p_value
 from sparcom_analysis.resampling.bootstrap import centered_interval, resamples_for, weighted_means
 from sparcom_analysis.resampling.means import group_means
@@ -84,7 +84,6 @@ def _against_exchanges(
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     values, models = ds["overall_value"], f"{ds.attrs['model']} and {ds.attrs['tuned_model']}"
     if float(values.max()) <= TIE:
         return [f"Mean expert frequencies are the same in {models}."]
@@ -111,7 +110,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     null = " Dashed: the models exchanged at random per instruction." if "null_mean" in ds else ""
     return (
         f"Total variation of mean expert frequencies between {ds.attrs['model']} and {ds.attrs['tuned_model']}, in "
@@ -125,17 +123,13 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     return layer_curves(ds, ax, **({"null": null} | style))
 
 
-MEASURE = Measure(
-    name="routing_shift",
-    title="Shift of routing after fine-tuning",
-    equation=OURS,
-    needs="expert_comparison",
-    definition=(
+MEASURE = measure(
+    routing_shift,
+    "Shift of routing after fine-tuning",
+    OURS,
+    "expert_comparison",
+    (
         "Half the sum over experts of the absolute change in mean frequency: how many of a token's top-k choices go to "
         "other experts after fine-tuning, by category and layer."
     ),
-    compute=routing_shift,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
 )

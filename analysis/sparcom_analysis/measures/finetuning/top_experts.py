@@ -16,7 +16,7 @@ from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.measures.drawing import category_bars, names
 from sparcom_analysis.measures.experts.top_experts import counted_ranks, layer_ranks, rank_coords, table_6
 from sparcom_analysis.measures.finetuning.before_after import MODELS, both_models
-from sparcom_analysis.measures.measure import Measure, Variable, dataset
+from sparcom_analysis.measures.measure import Variable, dataset, measure
 from sparcom_analysis.measures.text import decimal
 from sparcom_analysis.resampling.means import group_means
 
@@ -75,7 +75,6 @@ def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says, in both readings of table 6 where they differ, and per layer."""
     k, kept, ids, layers = ds.sizes["paper_rank"], *(ds[name] for name in ("kept", "kept_ids", "layer_kept"))
     stay, stay_ids, stay_layers = (int(one.sum()) for one in (kept, ids, layers))
     said = [
@@ -93,7 +92,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Fraction of the most used experts of {ds.attrs['model']} that stay so in {ds.attrs['tuned_model']}. Left: "
         f"the {ds.sizes['paper_rank']} of the whole model by count (SPARCOM, table 6); dashed: a random choice. Right: "
@@ -122,20 +120,15 @@ def tables(ds: xr.Dataset) -> dict[str, Any]:
     }
 
 
-MEASURE = Measure(
-    name="finetuning_top_experts",
-    title="Most used experts before and after fine-tuning",
-    equation="SPARCOM, app. F, table 6",
-    needs="expert_comparison",
-    definition=(
+MEASURE = measure(
+    finetuning_top_experts,
+    "Most used experts before and after fine-tuning",
+    "SPARCOM, app. F, table 6",
+    "expert_comparison",
+    (
         "The experts of the whole model that the instructions of a category activate most often, in both models, and "
         "how many of the base model's stay among the tuned model's (SPARCOM, table 6). The paper prints ids without "
         "layers; here an expert is a layer and an id. The same per layer, by mean frequency, is ours."
     ),
-    compute=finetuning_top_experts,
-    sentences=sentences,
-    caption=caption,
     plot=category_bars,
-    figure=figure,
-    tables=tables,
 )

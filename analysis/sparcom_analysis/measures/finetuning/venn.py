@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
-from sparcom_analysis.measures.measure import Measure, Variable, dataset
+from sparcom_analysis.measures.measure import Variable, dataset, measure
 from sparcom_analysis.measures.text import decimal, neurons_of
 from sparcom_analysis.plotting.sharing import label_outer
 from sparcom_analysis.resampling.ranks import TIE_DIGITS
@@ -70,7 +70,6 @@ def _typical(comparison: IsnComparison) -> list[int]:
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     counts = ds["value"].sum(["instruction", "layer"]).sel(part=PARTS).values
     if not counts.sum():
         return ["No instruction has an ISN in either model with these settings."]
@@ -83,7 +82,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     which = "the typical instruction of each category" if ds.attrs["typical"] else "single instructions"
     more = f" The first {MOST_PANELS} are shown." if ds.sizes["instruction"] > MOST_PANELS else ""
     return (
@@ -112,18 +110,14 @@ def figure(ds: xr.Dataset) -> Figure:
     return drawn
 
 
-MEASURE = Measure(
-    name="venn",
-    title="ISNs of single instructions before and after fine-tuning",
-    equation="SPARCOM, fig. 6",
-    needs="isn_comparison",
-    definition=(
+MEASURE = measure(
+    lambda comparison, _progress: venn(comparison, comparison.options.instructions),
+    "ISNs of single instructions before and after fine-tuning",
+    "SPARCOM, fig. 6",
+    "isn_comparison",
+    (
         "Of an instruction, by layer: ISNs of the base model only, of both models, of the tuned model only. The "
         "typical instruction of a category has the Jaccard similarity nearest the category's median (ours)."
     ),
-    compute=lambda comparison, _progress: venn(comparison, comparison.options.instructions),
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
+    name="venn",
 )

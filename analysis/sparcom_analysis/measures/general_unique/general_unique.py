@@ -18,7 +18,7 @@ from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import category_bars, layer_curves, names
 from sparcom_analysis.measures.general_unique.draws import count_members
 from sparcom_analysis.measures.general_unique.members import KINDS, find_members, membership_of
-from sparcom_analysis.measures.measure import OURS, Measure, dataset
+from sparcom_analysis.measures.measure import OURS, dataset, measure
 from sparcom_analysis.measures.text import SIGNIFICANT, count, listed, neurons_of
 from sparcom_data.errors import InvalidInputError
 
@@ -112,7 +112,6 @@ def _rule(subject: IsnSets | ExpertCounts, most_used: bool) -> dict[str, Any]:
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return how many members are general and unique, which category has most, and which have more than the null."""
     title, units = ds.attrs["member_title"], ds["value"].attrs["units"]
     of, c = f"{title} that are members of a category ({ds.attrs['member_rule']})", ds.sizes["category"]
     if "reason" in ds.attrs:
@@ -152,7 +151,6 @@ def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours)."
     shown = "" if "reason" in ds.attrs else " Members unique to each category, and members per layer."
     text += f"{shown} Members of a category: {ds.attrs['member_rule']}."
@@ -203,22 +201,16 @@ def tables(ds: xr.Dataset) -> dict[str, Any]:
     return {dims: ds[variables].to_dataframe() for dims, variables in same.items()}
 
 
-MEASURE = Measure(
-    name="general_unique",
-    title="General and unique neurons",
-    equation=OURS,
-    needs="isn",
-    definition=(
+MEASURE = measure(
+    general_unique,
+    "General and unique neurons",
+    OURS,
+    "isn",
+    (
         "A neuron is a member of a category if it is an ISN of at least a share of the category's instructions, by "
         "default half. It is general if it is a member of all categories, unique if of one alone, common otherwise. "
         "SPARCOM, section 5.1, uses these words without an equation; the rule is ours."
     ),
-    compute=general_unique,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
-    tables=tables,
 )
 _WORDS = "General: a member of all categories. Unique: of one alone. Common: of several. The rule is ours."
 EXPERTS = replace(

@@ -31,7 +31,7 @@ from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.kernels.intersections import jaccard
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.general_unique.members import KINDS, find_members, membership_of
-from sparcom_analysis.measures.measure import Measure, NotComputableError, dataset
+from sparcom_analysis.measures.measure import NotComputableError, dataset, measure
 from sparcom_analysis.measures.text import count, decimal, listed, neurons_of
 from sparcom_analysis.options import exact
 from sparcom_analysis.pooled import PooledCounts, pool_for
@@ -153,7 +153,6 @@ def _jaccard_with_unique(isn: IsnSets, neuron: NDArray[np.int64], specific: NDAr
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return how many neurons LAPE selects, for which category most, and how far they are its unique neurons."""
     (selected, passed, wanted), title = (ds.attrs[name] for name in ("selected", "passed", "wanted")), neurons_of(ds)
     values, jaccard = ds["value"], ds["jaccard_with_unique"]
     if not selected:
@@ -172,7 +171,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. Of all, "
         f"{100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to several categories counts in each."
@@ -188,18 +186,14 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     return ax
 
 
-MEASURE = Measure(
-    name="lape",
-    title="Neurons specific to a category by activation entropy (LAPE)",
-    equation="Tang et al. 2024 (LAPE)",
-    needs="isn",
-    definition=(
+MEASURE = measure(
+    lape,
+    "Neurons specific to a category by activation entropy (LAPE)",
+    "Tang et al. 2024 (LAPE)",
+    "isn",
+    (
         "The share of a category's tokens at which a neuron is active, normalized over categories, has an entropy that "
         "is low if few categories use the neuron. Neurons of lowest entropy are selected among those that pass a "
         "filter; one is specific to each category in which its share is above a bar."
     ),
-    compute=lape,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
 )

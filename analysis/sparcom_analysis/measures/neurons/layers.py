@@ -10,7 +10,7 @@ import xarray as xr
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import layer_curves
-from sparcom_analysis.measures.measure import Measure, dataset, means
+from sparcom_analysis.measures.measure import dataset, means, measure
 from sparcom_analysis.measures.text import decimal, extremes, interval, largest, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -36,7 +36,6 @@ def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     mean, width = ds["overall_value"], ds.attrs["neurons"] // ds.sizes["layer"]
     total, size = float(mean.sum()), len(mean)
     if not total:
@@ -58,7 +57,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     bands = " Bands: confidence intervals over instructions." if "ci_low" in ds else ""
     return (
         f"Mean number of ISNs per instruction in each layer, by category, {ds.attrs['model']}, {neurons_of(ds)} "
@@ -66,15 +64,12 @@ def caption(ds: xr.Dataset) -> str:
     )
 
 
-MEASURE = Measure(
-    name="layers",
-    title="ISNs by layer",
-    equation="SPARCOM, fig. 5",
-    needs="isn",
-    definition="The number of ISNs per instruction in each layer, mean over the instructions of a category.",
-    compute=layers,
-    sentences=sentences,
-    caption=caption,
+MEASURE = measure(
+    layers,
+    "ISNs by layer",
+    "SPARCOM, fig. 5",
+    "isn",
+    "The number of ISNs per instruction in each layer, mean over the instructions of a category.",
     plot=layer_curves,
     also_tuned=True,
 )

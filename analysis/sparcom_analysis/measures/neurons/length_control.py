@@ -11,7 +11,7 @@ from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.measures.drawing import names
-from sparcom_analysis.measures.measure import OURS, Measure, bounds, dataset
+from sparcom_analysis.measures.measure import OURS, bounds, dataset, measure
 from sparcom_analysis.measures.pair_means import SELF_PAIRS, PairSubject, shown
 from sparcom_analysis.measures.text import decimal, interval, neurons_of
 from sparcom_analysis.resampling.bootstrap import Interval, pair_intervals, resamples_for
@@ -124,7 +124,6 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     plain, equal = (float(ds["length_correlation"].sel(version=version)) for version in VERSIONS[:2])
     size = (
         "All instructions have the same length, or all sets the same size: size does not follow length."
@@ -141,7 +140,6 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     return (
         f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
         f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
@@ -170,18 +168,13 @@ def figure(ds: xr.Dataset) -> Any:
     return found
 
 
-MEASURE = Measure(
-    name="length_control",
-    title="Similarity with equally long instructions",
-    equation=OURS,
-    needs="isn",
-    definition=(
+MEASURE = measure(
+    length_control,
+    "Similarity with equally long instructions",
+    OURS,
+    "isn",
+    (
         "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
         "instructions: which similarities come from length?"
     ),
-    compute=length_control,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
-    figure=figure,
 )

@@ -12,7 +12,7 @@ from sparcom_analysis import plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import names
-from sparcom_analysis.measures.measure import OURS, Measure, dataset, means
+from sparcom_analysis.measures.measure import OURS, dataset, means, measure
 from sparcom_analysis.measures.text import decimal, extremes, interval, neurons_of
 from sparcom_analysis.plotting import fitting as fit
 from sparcom_analysis.resampling.bootstrap import resamples_for
@@ -53,7 +53,6 @@ def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) ->
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     mean, wanted, total = float(ds["overall_value"]), ds.attrs.get("wanted"), ds.attrs["neurons"]
     low, high, empty = (int(ds[f"overall_{name}"]) for name in ("min", "max", "empty"))
     found = [
@@ -73,7 +72,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     line = f" Dashed: what the rule asks for, {ds.attrs['wanted']:,}." if "wanted" in ds.attrs else ""
     return f"ISNs and tokens of each instruction, {ds.attrs['model']}, {neurons_of(ds)} ({ds.attrs['rule']}).{line}"
 
@@ -98,18 +96,14 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None, ym
     return ax
 
 
-MEASURE = Measure(
-    name="set_sizes",
-    title="Sizes of ISN sets",
-    equation=OURS,
-    needs="isn",
-    definition=(
+MEASURE = measure(
+    set_sizes,
+    "Sizes of ISN sets",
+    OURS,
+    "isn",
+    (
         "The number of ISNs per instruction. Neurons that tie with the last one selected are in the set, so a set can "
         "be larger than the rule asks for."
     ),
-    compute=set_sizes,
-    sentences=sentences,
-    caption=caption,
-    plot=plot,
     also_tuned=True,
 )

@@ -8,7 +8,7 @@ import xarray as xr
 
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
-from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.measures.measure import measure
 from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences, plot_pair_means
 from sparcom_analysis.measures.text import neurons_of
 
@@ -29,12 +29,10 @@ def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return what the Dataset says."""
     return pair_mean_sentences(ds, "Mean Jaccard similarity", f"ISN sets ({neurons_of(ds)})")
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
     marks = (
         " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
@@ -47,18 +45,15 @@ def caption(ds: xr.Dataset) -> str:
     )
 
 
-MEASURE = Measure(
-    name="similarity",
-    title="Similarity of categories in their neurons",
-    equation="SPARCOM, eq. 10",
-    needs="isn",
-    definition=(
+MEASURE = measure(
+    similarity,
+    "Similarity of categories in their neurons",
+    "SPARCOM, eq. 10",
+    "isn",
+    (
         "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, and its mean over all pairs of an "
         "instruction of one category and an instruction of another."
     ),
-    compute=similarity,
-    sentences=sentences,
-    caption=caption,
     plot=plot_pair_means,
     also_tuned=True,
 )

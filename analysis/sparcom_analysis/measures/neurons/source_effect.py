@@ -129,7 +129,6 @@ def _pvalues(
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    """Return which of the two explains more, and both effects."""
     one, other = (ds.sel(factor=name) for name in FACTORS)
     index = str(ds["value"].attrs["long_name"]).removeprefix("mean ")
     index += f" ({neurons_of(ds)})" if index.startswith("J") else ""
@@ -151,7 +150,6 @@ def _effect(one: xr.Dataset) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    """Return the caption of the figure."""
     name = str(ds["value"].attrs["long_name"])
     return (
         f"{name[0].upper()}{name[1:]} of every two groups of category and source, {ds.attrs['model']} (ours). Pairs of "
