@@ -46,9 +46,6 @@ class Resamples:
     weights: Floats
     confidence_level: float
 
-    def __len__(self) -> int:
-        return len(self.weights)
-
 
 class Interval(NamedTuple):
     """Ends of a confidence interval: float64, shaped as the measure; NaN for none."""
@@ -75,7 +72,7 @@ def resamples_for(categories: Sequence[str], options: Options) -> Resamples | No
 def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
     """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
 
-    For statistics that are no weighted means; codes: intp (n,), group of each instruction.
+    For statistics that are no weighted means. codes: intp (n,), group of each instruction. seed: of PCG64.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
@@ -84,7 +81,7 @@ def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iter
 
 
 def centered_interval(
-    estimate: ArrayLike, drawn: ArrayLike, confidence_level: float, upper: float | None = None
+    estimate: ArrayLike, drawn: ArrayLike, confidence_level: float, upper: float = np.inf
 ) -> Interval:
     """Return the estimate plus the percentiles of the draws' deviations from the draws' own mean.
 
@@ -99,7 +96,7 @@ def centered_interval(
     results, middle = np.asarray(drawn, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     below, above = percentiles(results - results.mean(axis=0), confidence_level)
     low, high = middle + np.minimum(below, 0), middle + np.maximum(above, 0)
-    return Interval(np.maximum(low, 0.0), high if upper is None else np.minimum(high, upper))
+    return Interval(np.maximum(low, 0.0), np.minimum(high, upper))
 
 
 def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
@@ -132,19 +129,17 @@ def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[i
         drawn = [one.sum(axis=1) for one in weights[a:]]
         for k, others in enumerate(members[a:]):
             if min(len(rows), len(others)) < (MIN_MEMBERS if k else MIN_WITHIN):
-                yield a, a + k, np.full((len(resamples), 2), np.nan)
+                means = np.full((len(resamples.weights), 2), np.nan)
             elif k:
-                yield a, a + k, np.stack([ratio(sums[k], drawn[0] * drawn[k] - missing[k])] * 2, axis=1)
+                means = np.stack([ratio(sums[k], drawn[0] * drawn[k] - missing[k])] * 2, axis=1)
             else:
-                yield (
-                    a,
-                    a,
-                    _within(sums[0], missing[0], weights[a], pairs.values.diagonal()[rows], fixed_bits(len(pairs))),
-                )
+                means = _within(pairs, rows, weights[a], sums[0], missing[0])
+            yield a, a + k, means
 
 
-def _within(sums: Floats, missing: Floats, weights: Floats, itself: Floats, bits: int) -> Floats:
+def _within(pairs: PairMatrix, rows: NDArray[np.intp], weights: Floats, sums: Floats, missing: Floats) -> Floats:
     """Return the means within one group, self pairs counted and left out: float64 (resample, 2)."""
+    itself, bits = pairs.values.diagonal()[rows], fixed_bits(len(pairs))
     drawn, known = weights.sum(axis=1), ~np.isnan(itself)
     apart = ratio(sums, (drawn * drawn - (weights * weights).sum(axis=1)) / 2 - missing)
     like = weights[:, ~known]
@@ -175,8 +170,7 @@ def _pair_sums(
 
 def _bilinear(left: Floats, block: Floats, right: Floats) -> NDArray[np.int64]:
     """Return Σ_ij left_i block_ij right_j of every resample, all whole numbers: int64 (resample,)."""
-    total: NDArray[np.int64] = np.einsum("rj,rj->r", (left @ block).astype(np.int64), right.astype(np.int64))
-    return total
+    return np.asarray(np.einsum("rj,rj->r", (left @ block).astype(np.int64), right.astype(np.int64)))
 
 
 def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval, Interval]:
@@ -190,7 +184,7 @@ def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval
     codes, n_groups = category_codes(resamples.categories), len(category_labels(resamples.categories))
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     ends = np.empty((2, n_groups + 1, flat.shape[1]))
-    step = max(1, BLOCK_VALUES // (len(resamples) * (n_groups + 1)))
+    step = max(1, BLOCK_VALUES // (len(resamples.weights) * (n_groups + 1)))
     for first in range(0, flat.shape[1], step):
         part = slice(first, first + step)
         results = weighted_means(flat[:, part], resamples.weights, codes, n_groups)
@@ -218,8 +212,7 @@ def weighted_means(values: Floats, weights: Floats, codes: NDArray[np.intp], n_g
         drawn[:, code] = weights[:, members] @ known[members].astype(np.float64)
     sums[:, -1], drawn[:, -1] = sums[:, :-1].sum(axis=1), drawn[:, :-1].sum(axis=1)
     held = np.array([*(known[codes == code].sum(axis=0) for code in range(n_groups)), known.sum(axis=0)])
-    means: Floats = np.where(held < MIN_MEMBERS, np.nan, np.ldexp(ratio(sums, drawn), -bits))
-    return means
+    return np.asarray(np.where(held < MIN_MEMBERS, np.nan, np.ldexp(ratio(sums, drawn), -bits)))
 
 
 def percentiles(results: Floats, confidence_level: float) -> Interval:

@@ -148,7 +148,8 @@ def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) 
         unknown = np.isnan(strip)
         whole = unknown if bits is None else fixed(np.where(unknown, 0.0, strip), bits)
         tile = np.zeros((stop, TILE_COLUMNS), dtype=np.int64)
-        tile[:, : stop - start] = np.triu(whole.T, 1 - start)  # pairs i < j
+        tile[:, : stop - start] = whole.T
+        tile[start:] = np.triu(tile[start:], 1)  # pairs i < j
         parallel_for(partial(_add_tile, tile, start, labels, sums), len(labels), max(1, -(-len(labels) // cores())))
     other = sums.transpose(0, 2, 1).copy()
     other[:, np.arange(count), np.arange(count)] = 0
@@ -178,8 +179,7 @@ def _add_tile(
 def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
     """Yield, per permutation, all instructions dealt to c groups anew: c arrays, intp (n_c,), in the groups' sizes.
 
-    Args:
-        codes: intp (n,), group of each instruction. seed: of PCG64.
+    codes: intp (n,), group of each instruction. seed: of PCG64.
     """
     rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
     for _ in range(n_permutations):

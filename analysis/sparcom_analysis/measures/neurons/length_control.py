@@ -140,18 +140,20 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
+    pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
     return (
         f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
         f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
-        f"over the same {ds.attrs['instructions']:,} instructions. Bold with an asterisk: "
-        "the interval of the difference excludes 0."
+        f"over the same {ds.attrs['instructions']:,} instructions. Pairs of an instruction with itself are {pairs}. "
+        "Bold with an asterisk: the interval of the difference excludes 0."
     )
 
 
 def plot(ds: xr.Dataset, ax: Any = None, *, version: str = "equal_length", **style: Any) -> Any:
     """Draw one version of the matrix as a heat map into `ax`: "plain", "equal_length" or "difference"."""
     one = shown(ds).sel(version=version)
-    titles = {"plain": "all tokens", "equal_length": f"{ds.attrs['drawn_tokens']:,} tokens", "difference": "difference"}
+    drawn = f"{ds.attrs['drawn_tokens']:,} tokens"
+    titles = {"plain": "all tokens", "equal_length": drawn, "difference": f"{drawn} − all tokens"}
     held = {"label": ds["value"].attrs["long_name"], "title": titles[version]}
     if version == "difference":
         marks = (one["ci_low"].values > 0) | (one["ci_high"].values < 0) if "ci_low" in one else None

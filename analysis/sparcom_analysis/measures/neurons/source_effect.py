@@ -78,7 +78,7 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
         "difference": ((), effects[0] - effects[1]),
     }
     if (resamples := resamples_for(both, options)) is not None:
-        cells = np.full((len(resamples), *value.shape), np.nan)
+        cells = np.full((len(resamples.weights), *value.shape), np.nan)
         for a, b, means in resampled_cells(pairs, resamples):
             cells[:, a, b] = cells[:, b, a] = means[:, 1]
         drawn = _kind_means(cells, kind)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import pearsonr
 
 from sparcom_analysis.ise import ExpertCounts, find_ises
-from sparcom_analysis.measures.experts.routing_correlation import MEASURE, caption, plot, routing_correlation, sentences
+from sparcom_analysis.measures.experts.routing_correlation import MEASURE, caption, routing_correlation, sentences
 from sparcom_analysis.measures.measure import NotComputableError
+from sparcom_analysis.measures.pair_means import plot_pair_means
 from sparcom_data.errors import UnsupportedArchiveError
 
 MakeCounts = Callable[..., ExpertCounts]
@@ -153,6 +154,6 @@ def test_sentences_caption_and_figure_follow_the_numbers(make_moe) -> None:  # t
     assert "with itself are counted" in caption(ds)
     ds.attrs["self_pairs_shown"] = False
     assert "with itself are left out" in caption(ds)
-    drawn = plot(ds).collections[0].get_array()
+    drawn = plot_pair_means(ds).collections[0].get_array()
     np.testing.assert_array_equal(drawn, ds["value"].sel(self_pairs=False))
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)
