@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparcom_analysis.measures import REGISTRY
 from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.plotting.fitting import visible
 from sparcom_analysis.report.export import nodes, source_of
-from sparcom_analysis.report.tables import Table, rounded, visible
+from sparcom_analysis.report.tables import Table, rounded
 
 ANSWERS = (
     "similarity",
@@ -51,7 +53,7 @@ class Item:
 
     @property
     def source(self) -> str:
-        """Address of the figure that holds the figure."""
+        """Address that holds the figure: an image of its own, so that no two share ids."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
 
     @property
@@ -81,11 +83,16 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
         run: what `analyze` or `read_metrics` returned. items: what is shown of each node, by path.
     """
     facts = run.attrs
-    sections = [Section(measure, shown) for measure, shown in _by_measure(run, items)]
-    first = [section for section in _important(sections) if section.items[0].name == section.measure.name]
+    shown: dict[str, list[Item]] = {}
+    for path, measure, _ in nodes(run):
+        if measure is not None:
+            shown.setdefault(measure.name, []).append(items[path])
+    sections = [Section(measure, shown[measure.name]) for measure in REGISTRY if measure.name in shown]
+    rank = {name: place for place, name in enumerate(ANSWERS)}
+    first = [section for section in sections if section.items[0].name == section.measure.name]
+    first.sort(key=lambda section: rank.get(section.measure.name, len(rank)))
     moe = "moe" in facts["archive"]
     return _render(
-        "report.html.j2",
         title=f"Instruction-specific neurons{' and experts' if moe else ''} of {models(facts)}",
         facts=facts,
         moe=moe,
@@ -93,7 +100,7 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
         sections=sections,
         answers=[section.lead for section in first if section.lead][:MOST_SENTENCES],
         figures=[section.items[0] for section in first if section.items[0].svg][:MOST_FIGURES],
-        missing=list(_missing(facts)),
+        missing=_missing(facts),
         tokens=_tokens(facts),
         length_sentence=length_sentence(facts["instructions"]["by_category"]),
         caveat=interval_caveat(facts["settings"]),
@@ -107,7 +114,6 @@ def render_comparison(links: Mapping[str, str], runs: Mapping[str, Facts], secti
         links: address of each run's own report, by title. runs: attributes of each root. sections: what is shown.
     """
     return _render(
-        "comparison.html.j2",
         title="Instruction-specific neurons of " + ", ".join(links),
         links=links,
         runs=runs,
@@ -163,41 +169,22 @@ def _tokens(facts: Facts) -> str:
     return POSITIONS[facts["settings"]["positions"]] + content
 
 
-def _by_measure(run: xr.DataTree, items: Mapping[str, Item]) -> Iterator[tuple[Measure, list[Item]]]:
-    held = [(path, measure) for path, measure, _ in nodes(run) if path in items]
-    for measure in REGISTRY:
-        if shown := [items[path] for path, one in held if one is measure]:
-            yield measure, shown
-
-
-def _important(sections: Sequence[Section]) -> list[Section]:
-    rank = {name: place for place, name in enumerate(ANSWERS)}
-    return sorted(sections, key=lambda section: rank.get(section.measure.name, len(rank)))
-
-
-def _missing(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Yield each reason once, with the measures that could not be computed for it."""
+def _missing(facts: Facts) -> dict[str, str]:
+    """Return the titles of the measures that could not be computed, by reason."""
     titles = {measure.name: measure.title for measure in REGISTRY}
     reasons: dict[str, list[str]] = {}
     for one in facts.get("not_computed", ()):
         group, _, name = one["measure"].rpartition("/")
-        title = titles.get(name, name) + (f" ({group})" if group else "")
-        reasons.setdefault(one["reason"], []).append(title)
-    for reason, names in reasons.items():
-        yield "; ".join(names), reason
+        reasons.setdefault(one["reason"], []).append(titles.get(name, name) + (f" ({group})" if group else ""))
+    return {reason: "; ".join(names) for reason, names in reasons.items()}
 
 
-def _render(template: str, **context: Any) -> bytes:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def _render(**context: Any) -> bytes:
+    loader = PackageLoader("sparcom_analysis", "report/templates")
     environment = Environment(
-        loader=PackageLoader("sparcom_analysis", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = lambda value: "n/a" if value is None else rounded(value)
     environment.filters["mean"] = lambda value: "n/a" if value is None else f"{value:,.1f}"
-    environment.globals |= {"most_rows": MOST_ROWS, "source_of": source_of}
-    return visible(environment.get_template(template).render(**context)).encode()
+    template = environment.get_template("page.html.j2")
+    return visible(template.render(most_rows=MOST_ROWS, source_of=source_of, **context)).encode()

@@ -11,22 +11,23 @@ the top; others are in a group of their name; those of the tuned model alone are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.archive.counted_rows import TokenDraw, check_enough, counted_rows, draw_tokens, special_ids
+from sparcom_analysis.archive.counted_rows import check_enough, counted_rows
+from sparcom_analysis.archive.excluded_tokens import special_ids
 from sparcom_analysis.archive.populations import choose_population, populations
+from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.matching import check_instructions, check_models, match_instructions
 from sparcom_analysis.measures import REGISTRY
-from sparcom_analysis.measures.measure import Measure, NotComputableError, Subject
+from sparcom_analysis.measures.measure import NotComputableError, Subject
 from sparcom_analysis.options import Options
 from sparcom_analysis.report.facts import run_facts
 from sparcom_data.archive import Archive
@@ -60,12 +61,46 @@ def analyze(
         UnsupportedArchiveError: the archives are not of a model and its tuned version, or lack what was asked for.
         IncompleteArchiveError, DamagedArchiveError, StorageError: as reading says.
     """
-    first, second = opened(base), None if tuned is None else opened(tuned)
-    options = Options.of(options, **changes)
-    _check(first, second, options)
-    run = _Run(first, second, options, _Steps(progress), block_bytes, scratch)
-    tree = run.compute()
-    for archive in filter(None, (first, second)):
+    archives = [opened(archive) for archive in (base, tuned) if archive is not None]
+    options, steps = Options.of(options, **changes), _Steps(progress)
+    _check(archives, options)
+    first, pair = archives[0], len(archives) == 2
+    names = [item.name for item in populations(first)] or [choose_population(first).name]
+    routed = first.moe is not None and "router" in first.attributes.capture.components
+    times = {"isn": len(names), "experts": int(routed), "isn_comparison": pair * len(names)}
+    times["expert_comparison"] = pair * routed
+    steps.count = len(archives) * (len(names) + routed)
+    steps.count += sum(times[measure.needs] * (1 + pair * measure.also_tuned) for measure in REGISTRY)
+    isns: dict[Any, list[IsnSets]] = {name: [] for name in names}
+    for name, found in isns.items():
+        for archive in archives:
+            how: dict[str, Any] = {"population": name, "scratch": scratch, "block_bytes": block_bytes}
+            how |= {"pool": archive is first, "least": 2 if archive is first else 1}
+            found.append(find_isns(archive, options, progress=steps.next(), **how))
+    experts = [
+        find_ises(archive, options, least=2 if archive is first else 1, progress=steps.next(), block_bytes=block_bytes)
+        for archive in archives
+        if routed
+    ]
+    subjects = _subjects(isns, experts)
+    nodes, missing = {}, []
+    for measure in REGISTRY:
+        for group, needs, subject in subjects:
+            if needs != measure.needs or (group.startswith("tuned/") and not measure.also_tuned):
+                continue
+            path = f"{group}{measure.name}"
+            try:
+                ds = measure.compute(subject, steps.next())
+            except NotComputableError as error:
+                missing.append({"measure": path, "reason": str(error)})
+                continue
+            ds.attrs = {"measure": measure.name, "title": measure.title, "equation": measure.equation} | ds.attrs
+            nodes[path] = ds
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(), **nodes})
+    comparison = next((subject for *_, subject in subjects if isinstance(subject, IsnComparison)), None)
+    tree.attrs = run_facts(archives, isns, options, comparison) | {"not_computed": missing}
+    steps.finish()
+    for archive in archives:
         archive.require_same()  # over HTTP the passes look only every few seconds
     return tree
 
@@ -97,84 +132,6 @@ class _Steps:
             self._progress(self.count * self.UNIT, self.count * self.UNIT)
 
 
-class _Run:
-    """The subjects of one analysis, each read once, and the loop over the measures."""
-
-    def __init__(
-        self,
-        base: Archive,
-        tuned: Archive | None,
-        options: Options,
-        steps: _Steps,
-        block_bytes: int,
-        scratch: Path | None,
-    ) -> None:
-        self.archives = [base] if tuned is None else [base, tuned]
-        self.options, self.steps = options, steps
-        self.block_bytes, self.scratch = block_bytes, scratch
-        self.populations = [item.name for item in populations(base)] or [choose_population(base).name]
-        self.routed = base.moe is not None and "router" in base.attributes.capture.components
-
-    def compute(self) -> xr.DataTree:
-        """Read everything, then compute every measure that the archives allow."""
-        self.steps.count = len(self.archives) * (len(self.populations) + self.routed) + self._measures()
-        isns = {name: [self._isn(archive, name) for archive in self.archives] for name in self.populations}
-        experts = [self._experts(archive) for archive in self.archives] if self.routed else []
-        jobs = list(self._jobs(isns, experts))
-        nodes, missing = {}, []
-        for path, measure, subject in jobs:
-            try:
-                ds = measure.compute(subject, self.steps.next())
-            except NotComputableError as error:
-                missing.append({"measure": path, "reason": str(error)})
-                continue
-            ds.attrs = {"measure": measure.name, "title": measure.title, "equation": measure.equation} | ds.attrs
-            nodes[path] = ds
-        tree = xr.DataTree.from_dict({"/": xr.Dataset(), **nodes})
-        pair = next((subject for _, _, subject in jobs if isinstance(subject, IsnComparison)), None)
-        tree.attrs = run_facts(self.archives, isns, self.options, pair) | {"not_computed": missing}
-        self.steps.finish()
-        return tree
-
-    def _measures(self) -> int:
-        """Return how many nodes the tree will have."""
-        pair = len(self.archives) == 2
-        times = {
-            "isn": len(self.populations),
-            "experts": int(self.routed),
-            "isn_comparison": pair * len(self.populations),
-            "expert_comparison": int(pair and self.routed),
-        }
-        return sum(times[one.needs] * (1 + (pair and one.also_tuned)) for one in REGISTRY)
-
-    def _isn(self, archive: Archive, name: Any) -> IsnSets:
-        base = archive is self.archives[0]
-        return find_isns(
-            archive,
-            self.options,
-            population=name,
-            pool=base,
-            least=2 if base else 1,
-            progress=self.steps.next(),
-            block_bytes=self.block_bytes,
-            scratch=self.scratch,
-        )
-
-    def _experts(self, archive: Archive) -> ExpertCounts:
-        least = 2 if archive is self.archives[0] else 1
-        return find_ises(archive, self.options, least=least, progress=self.steps.next(), block_bytes=self.block_bytes)
-
-    def _jobs(
-        self, isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]
-    ) -> Iterator[tuple[str, Measure, Subject]]:
-        """Yield path, measure and subject of every node, in the order of the registry."""
-        subjects = _subjects(isns, experts)
-        for measure in REGISTRY:
-            for group, needs, subject in subjects:
-                if needs == measure.needs and (measure.also_tuned or not group.startswith("tuned/")):
-                    yield f"{group}{measure.name}", measure, subject
-
-
 def _subjects(isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]) -> list[tuple[str, str, Subject]]:
     """Return group, kind and subject of everything that was read, and the comparisons of both models."""
     found: list[tuple[str, str, Subject]] = []
@@ -183,44 +140,38 @@ def _subjects(isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]) -> li
         group = "" if place == 0 else f"{name}/"
         found.append((group, "isn", sides[0]))
         if len(sides) == 2:
-            known = match_instructions(sides[0], sides[1], known)
-            found.append((group, "isn_comparison", IsnComparison(sides[0], sides[1], known)))
-            found.append((f"tuned/{group}", "isn", sides[1]))
-    if experts:
-        found.append(("", "experts", experts[0]))
-        if len(experts) == 2:
-            found.append(
-                (
-                    "",
-                    "expert_comparison",
-                    ExpertComparison(experts[0], experts[1], match_instructions(experts[0], experts[1], known)),
-                )
-            )
-            found.append(("tuned/", "experts", experts[1]))
+            base, tuned = sides
+            known = match_instructions(base, tuned, known)
+            found.append((group, "isn_comparison", IsnComparison(base, tuned, known)))
+            found.append((f"tuned/{group}", "isn", tuned))
+    found += [(group, "experts", counts) for group, counts in zip(("", "tuned/"), experts, strict=False)]
+    if len(experts) == 2:
+        both = match_instructions(experts[0], experts[1], known)
+        found.append(("", "expert_comparison", ExpertComparison(experts[0], experts[1], both)))
     return found
 
 
-def _check(base: Archive, tuned: Archive | None, options: Options) -> None:
+def _check(archives: list[Archive], options: Options) -> None:
     """Refuse what these archives cannot give, before the first mask is read."""
-    archives = [base] if tuned is None else [base, tuned]
-    if tuned is not None:
-        check_models(base, tuned)
+    base = archives[0]
+    if len(archives) == 2:
+        check_models(base, archives[1])
     if options.special_tokens == "leave_out":
         for archive in archives:
             special_ids(archive, options.special_token_ids)
     if options.must_match_lengths and base.granularity == "count":
         raise UnsupportedArchiveError(
             f"equal lengths need masks of single tokens; {base.path} holds counts over all tokens of an instruction. "
-            "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract again "
-            "with granularity='token'"
+            "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract "
+            "granularity='token'"
         )
     _check_shown(archives, options)
     spans = [counted_rows(archive, options, least=2 if archive is base else 1) for archive in archives]
     if options.must_match_lengths:
         drawn = draw_tokens(base, spans[0], TokenDraw(options.equal_length_tokens, options.seed))
         check_enough(base, drawn)
-    if tuned is not None:
-        check_instructions(base, tuned, (spans[0], spans[1]))
+    if len(archives) == 2:
+        check_instructions(base, archives[1], (spans[0], spans[1]))
 
 
 def _check_shown(archives: list[Archive], options: Options) -> None:

@@ -17,11 +17,9 @@ from typing import Any
 import xarray as xr
 
 from sparcom_analysis.measures.measure import Measure
+from sparcom_analysis.plotting.fitting import visible
 
 SHOWN = ("ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean")
-_HIDDEN = re.compile(  # what XML cannot hold, and the controls of terminals: no tab, no line break
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]"
-)
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
 _MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", "∩": "cap", "∪": "cup", "≤": "leq"}
 _MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
@@ -136,11 +134,6 @@ def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
 def with_interval(value: float, low: float, high: float) -> str | float:
     """Return "0.512 (0.498–0.531)", or the value if it has no interval."""
     return value if math.isnan(low) else f"{rounded(value)} ({rounded(low)}–{rounded(high)})"
-
-
-def visible(text: str) -> str:
-    """Return a text for people: characters that no page, drawing or terminal may hold become U+FFFD."""
-    return _HIDDEN.sub("\ufffd", text)
 
 
 def latex_text(text: str) -> str:

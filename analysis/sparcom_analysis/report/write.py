@@ -11,7 +11,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
-from sparcom_analysis import plotting
+from sparcom_analysis import plot, plotting
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures import REGISTRY
 from sparcom_analysis.measures.measure import Measure
@@ -119,10 +119,11 @@ def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[di
     Maps of categories and curves over layers are panels with one range, the tuned models above the base models as in
     the paper's figure 5. Means per category are a table with a row per model, as the paper's tables 1 and 2.
     """
-    rows = [_held(runs, f"{group}{measure.name}") for group in ("tuned/", "")]
-    rows = [row for row in rows if row]
-    held = rows[-1] if rows else {}
-    dims = {ds["value"].dims for ds in held.values() if "value" in ds}
+    found = {title: {path: ds for path, _, ds in nodes(run) if "value" in ds} for title, run in runs.items()}
+    rows = [[found[title].get(group + measure.name) for title in runs] for group in ("tuned/", "")]
+    rows = [row for row in rows if any(ds is not None for ds in row)]
+    held = {title: ds for title, ds in zip(runs, rows[-1] if rows else (), strict=False) if ds is not None}
+    dims = {ds["value"].dims for ds in held.values()}
     if len(held) < 2 or len(dims) != 1:
         return {}, None
     axes = next(iter(dims))
@@ -132,34 +133,11 @@ def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[di
         return {f"tables/{measure.name}.tex": tex}, Item(measure.name, tables={measure.name: table})
     if measure.plot is None or axes[-2:] not in (("category", "category_2"), ("category", "layer")):
         return {}, None
-    files = _figure_files(measure.name, _panels(measure, list(runs), rows))
+    names = [[title + ", fine-tuned" * (row is not rows[-1]) for title in runs] for row in rows]
+    files = _figure_files(measure.name, plot.panels(rows, names, measure=measure.name))
     above = " Fine-tuned models are above base models." if len(rows) > 1 else ""
     caption = f"{measure.title} ({source_of(measure)}), one panel per model, one range for all panels.{above}"
     return files, Item(measure.name, svg=files[f"figures/{measure.name}.svg"], caption=caption)
-
-
-def _held(runs: Mapping[str, xr.DataTree], path: str) -> dict[str, xr.Dataset]:
-    found = {title: ds for title, run in runs.items() for one, _, ds in nodes(run) if one == path}
-    return {title: ds for title, ds in found.items() if "value" in ds}
-
-
-def _panels(measure: Measure, titles: list[str], rows: list[dict[str, xr.Dataset]]) -> Figure:
-    """Return a figure with a row per kind of model, an axes per run, and one range of values for all."""
-    assert measure.plot is not None  # noqa: S101  (the caller looked)
-    datasets = [ds for row in rows for ds in row.values()]
-    shown = [ds.sel(self_pairs=ds.attrs["self_pairs_shown"]) if "self_pairs" in ds.dims else ds for ds in datasets]
-    low, high = plotting.limits(shown)
-    style: dict[str, Any] = {"vmin": low, "vmax": high} if "category_2" in shown[0].dims else {"ymax": high}
-    distinct = len({ds.attrs["model"] for ds in datasets}) == len(datasets)
-    figure, axes = plotting.panels(len(rows) * len(titles), columns=len(titles))
-    for at, ax in enumerate(axes):
-        row, title = rows[at // len(titles)], titles[at % len(titles)]
-        if title not in row:
-            ax.set_axis_off()
-            continue
-        tuned = ", fine-tuned" if row is not rows[-1] else ""
-        measure.plot(row[title], ax=ax, title=row[title].attrs["model"] if distinct else title + tuned, **style)
-    return figure
 
 
 def _model_table(held: Mapping[str, xr.Dataset]) -> Table:

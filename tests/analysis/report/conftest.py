@@ -106,8 +106,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def patch_registry(patch: pytest.MonkeyPatch) -> None:
     """Replace the registry wherever it is used."""
-    for module in ("run", "export", "page", "write"):
-        patch.setattr(f"sparcom_analysis.report.{module}.REGISTRY", (SIMILARITY, *MADE_UP))
+    for module in ("report.run", "report.export", "report.page", "report.write", "plot"):
+        patch.setattr(f"sparcom_analysis.{module}.REGISTRY", (SIMILARITY, *MADE_UP))
 
 
 def draw_nothing(_figure: object, kind: str) -> bytes:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcom_analysis.measures.neurons import similarity
-from sparcom_analysis.report.tables import Table, csv_bytes, for_people, from_frame, measure_frames, rounded, visible
+from sparcom_analysis.plotting.fitting import visible
+from sparcom_analysis.report.tables import Table, csv_bytes, for_people, from_frame, measure_frames, rounded
 
 LETTERS = st.text(st.sampled_from("ab|\\*_`[]<>&$%#{}~^\"'-,;\n\r \té中"), max_size=8)
 FLOATS = st.floats(allow_infinity=False)
