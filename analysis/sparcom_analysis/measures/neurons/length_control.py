@@ -85,10 +85,9 @@ def length_control_dataset(
         found[name] = ("self_pairs", [one[name] for one in changes])
     for k, name in enumerate(("largest_change_category", "largest_change_category_2")):
         found[name] = ("self_pairs", [[*labels, ""][one["cell"][k]] for one in changes])  # -1 is no cell
-    diagonal = np.array([(*one["diagonal_largest"], np.nan) for one in changes])
     members, used = (np.bincount(codes, minlength=len(groups)) for codes in (plain.codes, plain.codes[both]))
     found |= {"used": ("category", used), "too_short": ("category", members - used)}
-    found["diagonal_largest"] = (("self_pairs", "version"), diagonal)
+    found["diagonal_largest"] = (("self_pairs", "version"), [(*one["diagonal_largest"], np.nan) for one in changes])
     coords = {"version": VERSIONS, "self_pairs": SELF_PAIRS, "category": labels, "category_2": labels}
     return dataset(equal, found, coords, self_pairs_shown=equal.options.self_pairs, measure=measure)
 

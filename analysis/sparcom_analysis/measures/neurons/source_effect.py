@@ -81,9 +81,8 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
         cells = np.full((len(resamples.weights), *value.shape), np.nan)
         for a, b, means in resampled_cells(pairs, resamples):
             cells[:, a, b] = cells[:, b, a] = means[:, 1]
-        drawn = _kind_means(cells, kind)
+        drawn, level = _kind_means(cells, kind), options.confidence_level
         deltas = drawn[:, 1:3] - drawn[:, 3:]
-        level = options.confidence_level
         variables |= bounds("", CELLS, percentiles(cells, level))
         variables |= bounds("kind_", ("kind",), percentiles(drawn, level))
         variables |= bounds("effect_", ("factor",), percentiles(deltas, level))
