@@ -17,10 +17,8 @@ from typing import Any
 import xarray as xr
 
 from sparcom_analysis.archive.blocks import DEFAULT_BLOCK_BYTES
-from sparcom_analysis.archive.counted_rows import check_enough, counted_rows
-from sparcom_analysis.archive.excluded_tokens import special_ids
+from sparcom_analysis.archive.counted_rows import TokenDraw, check_enough, counted_rows, draw_tokens, special_ids
 from sparcom_analysis.archive.populations import choose_population, populations
-from sparcom_analysis.archive.token_draw import TokenDraw, draw_tokens
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
 from sparcom_analysis.frequencies import Progress, opened
 from sparcom_analysis.ise import ExpertCounts, find_ises
@@ -163,7 +161,7 @@ def _check(archives: list[Archive], options: Options) -> None:
         raise UnsupportedArchiveError(
             f"equal lengths need masks of single tokens; {base.path} holds counts over all tokens of an instruction. "
             "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract "
-            "granularity='token'"
+            "again with granularity='token'"
         )
     _check_shown(archives, options)
     spans = [counted_rows(archive, options, least=2 if archive is base else 1) for archive in archives]
