@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from sparcom_analysis.report.lists import (
-    ComponentsFile,
-    IndexLists,
-    as_index_lists,
-    index_arrays,
-    lists_of,
-    read_index_arrays,
-    save_long_tensors,
-)
+from sparcom_analysis.report.lists import IndexLists, as_index_lists, lists_of, save_long_tensors
 from sparcom_analysis.report.run import analyze
 from sparcom_data.errors import InvalidInputError, MissingExtraError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
@@ -67,12 +59,26 @@ def equal(left: IndexLists, right: IndexLists) -> bool:
     )
 
 
-def test_there_is_a_file_per_population(files: dict[str, bytes]) -> None:
-    """Members and unique members of each, LAPE's neurons, components.json and its schema; nothing of a tuned model."""
-    expected = {f"lists/{kind}-{name}.npz" for kind in ("members", "unique") for name in NODES}
-    lape = {f"lists/lape-{name}.npz" for name in ("expert_neuron", "neuron", "shared_expert_neuron")}
-    assert set(files) == expected | lape | {"components.json", "components.schema.json"}
+def test_there_is_a_table_per_measure_with_members(files: dict[str, bytes]) -> None:
+    """General and unique members of every population, and LAPE's neurons; nothing of a tuned model."""
+    lape = {"lape", "neuron/lape", "shared_expert_neuron/lape"}
+    assert set(files) == {f"lists/{node.replace('/', '-')}.csv" for node in {*NODES.values(), *lape}}
     assert lists_of(xr.DataTree()) == {}
+
+
+@pytest.mark.parametrize("name", [*NODES.values(), "lape"])
+def test_tables_hold_the_ids_of_the_datasets(run: xr.DataTree, files: dict[str, bytes], name: str) -> None:
+    """A row per category and member, with its layer, its expert if there is one, and its kind."""
+    ds = run[name].to_dataset()
+    rows = list(csv.DictReader(io.StringIO(files[f"lists/{name.replace('/', '-')}.csv"].decode())))
+    columns = [column for column in ("layer", "expert", "neuron") if column in rows[0]]
+    for category in ds["category"].values:
+        said = [tuple(int(row[column]) for column in columns) for row in rows if row["category"] == category]
+        assert sorted(said) == members(ds, category, "members")
+        if "kind" in rows[0]:
+            own = [row for row in rows if row["category"] == category and row["kind"] == "unique"]
+            assert len(own) == len(members(ds, category, "unique"))
+    assert ("frequency" in rows[0]) == ("entropy" in rows[0]) == (name == "lape")
 
 
 @pytest.mark.parametrize("name", [*NODES.values(), "lape"])
@@ -90,27 +96,6 @@ def test_a_list_has_one_entry_for_every_layer_of_the_model(run: xr.DataTree, nam
     assert len(as_index_lists(ds)[0]) == 3
 
 
-def test_arrays_read_back_equal(run: xr.DataTree, files: dict[str, bytes], tmp_path: Path) -> None:
-    """Of every population; the same lists give the same bytes."""
-    for name, node in NODES.items():
-        ds = run[node].to_dataset()
-        lists = as_index_lists(ds)
-        assert files[f"lists/unique-{name}.npz"] == index_arrays(ds, lists)
-        (tmp_path / f"{name}.npz").write_bytes(files[f"lists/unique-{name}.npz"])
-        categories, read = read_index_arrays(tmp_path / f"{name}.npz")
-        assert categories == ["b/1", "(none)", "a"]
-        assert equal(read, lists)
-    with np.load(tmp_path / "expert.npz") as arrays:
-        assert {"b/1/0", "b/1/1", "b/1/2", "(none)/2"} <= set(arrays.files)
-
-
-def test_names_that_cannot_be_printed_are_written_visibly(run: xr.DataTree) -> None:
-    """A zip file cuts a name at a NUL; U+FFFD stands for it."""
-    ds = run["general_unique"].to_dataset().assign_coords(category=["a\0b", "", "a"])
-    with np.load(io.BytesIO(index_arrays(ds, as_index_lists(ds)))) as arrays:
-        assert "a\ufffdb/0" in arrays.files
-
-
 @pytest.mark.torch
 def test_long_tensors_read_back_equal(run: xr.DataTree, tmp_path: Path) -> None:
     """List[List[LongTensor]], loaded without running code from the file."""
@@ -125,7 +110,7 @@ def test_long_tensors_read_back_equal(run: xr.DataTree, tmp_path: Path) -> None:
 def test_without_torch_the_remedy_is_named(run: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If torch is absent nothing is written, and the message says what to install or to use instead."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"pip install torch; the \.npz files"):
+    with pytest.raises(MissingExtraError, match=r"pip install torch; the files in lists/"):
         save_long_tensors(tmp_path / "lape.pth", as_index_lists(run["lape"].to_dataset()))
     assert list(tmp_path.iterdir()) == []
 
@@ -136,62 +121,11 @@ def test_too_few_layers_are_refused(run: xr.DataTree) -> None:
         as_index_lists(run["general_unique_experts"].to_dataset(), 2)
 
 
-def test_the_json_file_reads_back_equal(run: xr.DataTree, files: dict[str, bytes]) -> None:
-    """Ids per category and layer are the Datasets'; routed experts' are pairs; empty layers are left out."""
-    read = json.loads(files["components.json"])
-    assert ComponentsFile.model_validate_json(files["components.json"]).model_dump(mode="json") == read
-    assert read["selection"] == {
-        "positions": "prompt",
-        "top": 0.3,
-        "min_frequency": None,
-        "min_share": 0.5,
-        "top_experts": 2,
-    }
-    assert (read["model"], read["archive"], read["categories"]) == ("random", "A.zarr", ["b/1", "(none)", "a"])
-    for part in read["components"]:
-        ds = run[NODES[part["population"]]].to_dataset()
-        for kind in ("members", "unique"):
-            for category, layers in part[kind].items():
-                assert flat(layers) == members(ds, category, kind)
-        for kind in ("common", "general"):
-            ids = {x for category in ds["category"].values for x in members(ds, category, kind)}
-            assert flat(part[kind]) == sorted(ids)
-    assert [part["population"] for part in read["lape"]] == ["expert_neuron", "neuron", "shared_expert_neuron"]
-    for category, layers in read["lape"][0]["specific"].items():
-        assert flat(layers) == members(run["lape"].to_dataset(), category, "")
-
-
-def flat(layers: dict[str, list[int] | list[list[int]]]) -> list[tuple[int, ...]]:
-    """Layer and ids; no layer is empty."""
-    assert all(layers.values())
-    return [(int(j), *(x if isinstance(x, list) else [x])) for j, ids in layers.items() for x in ids]
-
-
 def test_one_category_has_members_alone(tmp_path: Path) -> None:
-    """The reason is said; nothing is unique, common or general; LAPE is not computed."""
+    """Members are listed, none of them unique, common or general; LAPE is not computed."""
     write_random_archive(tmp_path / "A.zarr", categories=("a",))
     run = analyze(tmp_path / "A.zarr", n_resamples=0, n_permutations=0, equal_length=False)
-    read = json.loads(lists_of(run)["components.json"])
-    (part,) = read["components"]
-    assert part["reason"].startswith("There is only one category")
-    assert part["members"]["a"]
-    assert (part["unique"], part["common"], part["general"]) == ({"a": {}}, {}, {})
-    assert read["lape"] == []
+    (table,) = lists_of(run).values()
+    rows = list(csv.DictReader(io.StringIO(table.decode())))
+    assert {row["kind"] for row in rows} == {"member"}
     assert "lape" in [one["measure"] for one in run.attrs["not_computed"]]
-
-
-def test_the_schema_describes_every_field(files: dict[str, bytes]) -> None:
-    """The JSON Schema names each part, and each field has a description."""
-    schema = json.loads(files["components.schema.json"])
-    assert schema["properties"]["model"]["description"] == "Model id."
-    fields = [field for part in [schema, *schema["$defs"].values()] for field in part["properties"].values()]
-    assert len(fields) > 20
-    assert all(field.get("description") for field in fields)
-
-
-def test_the_model_is_its_whole_id(run: xr.DataTree) -> None:
-    """An id with an organization stays whole; the archive's name is the last part of its path."""
-    other = run.copy()
-    other.attrs = run.attrs | {"archive": run.attrs["archive"] | {"model": "lab/Model-7B"}}
-    read = json.loads(lists_of(other)["components.json"])
-    assert (read["model"], read["archive"]) == ("lab/Model-7B", "A.zarr")
