@@ -107,7 +107,7 @@ class Copies:
         self.truths: dict[str, tuple[Path, Any]] = {}
 
     def copy(self, write: Callable[..., Any], path: Path, *arguments: Any, **options: Any) -> tuple[Archive, Any]:
-        """Copy what `write(folder, *arguments, **options)` writes to a path; return the archive and what `write` did."""
+        """Copy what `write(folder, *arguments, **options)` writes to a path; return it and what `write` did."""
         key = repr((write.__name__, create.TOKEN_CHUNK, arguments, sorted(options.items())))
         if key not in self.truths:
             source = self.folder / f"{len(self.truths)}.zarr"
