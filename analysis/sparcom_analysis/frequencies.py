@@ -97,11 +97,7 @@ def iterate_expert_counts(
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield k, an index in `spans`, and T · f, uint32 (moe_layer, expert), by ascending row.
-
-    Raises:
-        DamagedArchiveError: a choice is invalid, or counts do not add up.
-    """
+    """Yield k, an index in `spans`, and T · f, uint32 (moe_layer, expert), by ascending row."""
     if archive.granularity == "count":
         for k, stored in stored_counts(archive, spans, "router/count", progress, block_bytes):
             tokens, top_k = int(spans.tokens[k]), moe.experts_per_token
@@ -122,12 +118,7 @@ def iterate_expert_counts(
 
 
 def require_router(archive: Archive) -> MoeInfo:
-    """Return the MoE layers of an archive that holds router choices.
-
-    Raises:
-        UnsupportedArchiveError: there are none.
-        DamagedArchiveError: the attributes and the array disagree.
-    """
+    """Return the MoE layers of an archive, which must hold router choices."""
     held, moe = archive.attributes.capture.components, archive.moe
     if moe is None or "router" not in held:
         raise UnsupportedArchiveError(
@@ -185,7 +176,11 @@ def activation_counts(
         InvalidInputError: there is no such instruction, option or population.
         IncompleteArchiveError: the instruction is not complete, or has no tokens that count.
     """
-    return _counts_and_tokens(archive, instruction, Options.of(options, **changes), population)[0]
+    archive, options = opened(archive), Options.of(options, **changes)
+    chosen = choose_population(archive, population)
+    _, counts = next(iterate_counts(archive, instruction_rows(archive, instruction, options), chosen))
+    apart = counts.reshape(chosen.layers, chosen.experts, -1)[:, :, : chosen.neurons].copy()
+    return apart if chosen.routed else apart[:, 0]
 
 
 def activation_frequencies(
@@ -203,8 +198,9 @@ def activation_frequencies(
     Returns:
         float64 (layer, neuron), or (layer, expert, neuron) of routed experts.
     """
-    counts, tokens = _counts_and_tokens(archive, instruction, Options.of(options, **changes), population)
-    return counts / np.float64(tokens)
+    archive, options = opened(archive), Options.of(options, **changes)
+    counts = activation_counts(archive, instruction, options, population=population)
+    return counts / np.float64(instruction_rows(archive, instruction, options).tokens[0])
 
 
 def expert_frequencies(
@@ -221,15 +217,3 @@ def expert_frequencies(
 def opened(archive: Archive | str | Path) -> Archive:
     """Return the archive; open it if it is a path or an address."""
     return archive if isinstance(archive, Archive) else open_archive(archive)
-
-
-def _counts_and_tokens(
-    source: Archive | str | Path, instruction: str | int, options: Options, name: PopulationName | None
-) -> tuple[NDArray[np.uint32], int]:
-    """Return the counts of one instruction without spare columns, and its T."""
-    archive = opened(source)
-    population = choose_population(archive, name)
-    spans = instruction_rows(archive, instruction, options)
-    _, counts = next(iterate_counts(archive, spans, population))
-    apart = counts.reshape(population.layers, population.experts, -1)[:, :, : population.neurons].copy()
-    return apart if population.routed else apart[:, 0], int(spans.tokens[0])

@@ -111,12 +111,12 @@ class PerInstruction:
         """
         kept = np.ones(len(self), dtype=np.bool_)
         plain = [self.archive.instructions.category[i] or NONE_LABEL for i in self.instruction]
-        columns: dict[str, tuple[str | Sequence[str] | None, list[Sequence[str]]]] = {
-            "category": (category, [plain, self.names]),
-            "source": (source, [self.sources]),
-            "instruction": (instruction, [self.ids]),
+        columns: dict[str, list[Sequence[str]]] = {
+            "category": [plain, self.names],
+            "source": [self.sources],
+            "instruction": [self.ids],
         }
-        for what, (given, held) in columns.items():
+        for (what, held), given in zip(columns.items(), (category, source, instruction), strict=True):
             if given is None:
                 continue
             wanted = [given] if isinstance(given, str) else list(given)

@@ -5,8 +5,8 @@ Two rules select them by exact counts c = T · p, so that no rounding of p decid
 - `top`: the k = ⌈top · N⌉ most frequent of all N neurons of the population, and all that tie with the last;
 - `min_frequency`: every neuron with p ≥ min_frequency, equation 7 to the letter.
 
-A population is ranked over all its layers: neurons of dense layers (eq. 7), those of routed experts over (layer,
-expert, neuron) (eq. 9), or those of shared experts. A neuron that is never active (p = 0) is in no set.
+A population is ranked over all its layers: neurons of dense layers (eq. 7), of routed experts (eq. 9), or of shared
+experts. A neuron that is never active (p = 0) is in no set.
 """
 
 from __future__ import annotations

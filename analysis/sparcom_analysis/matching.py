@@ -82,7 +82,7 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
     _refuse_different(_rules(base), _rules(tuned), "base", "tuned")
     place = [_places(base, "base"), _places(tuned, "tuned")]
     both = _in_both(base.ids, tuned.ids)
-    left, right = (np.array([side[name] for name in both], dtype=np.intp) for side in place)
+    left, right = (np.array([side[name] for name in both]) for side in place)
     return Matched(
         base=left,
         tuned=right,
@@ -97,24 +97,12 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
 
 
 def check_models(base: Archive, tuned: Archive) -> None:
-    """Refuse two archives that cannot be of a model before and after tuning, before any row is read.
-
-    Raises:
-        UnsupportedArchiveError: layers, neurons, experts, what was captured or when a neuron counts as active differ.
-    """
+    """Refuse two archives of other layers, neurons, experts or rules of activity, before any row is read."""
     _refuse_different(_facts(base), _facts(tuned), str(base.path), str(tuned.path))
 
 
 def check_instructions(base: Archive, tuned: Archive, spans: tuple[RowSpans, RowSpans]) -> None:
-    """Refuse two archives without the same positions or without a common instruction, before any mask is read.
-
-    Args:
-        spans: what `counted_rows` returned for each.
-
-    Raises:
-        UnsupportedArchiveError: the positions differ.
-        IncompleteArchiveError: no instruction is in both.
-    """
+    """Refuse archives without the same positions or a common instruction; `spans` are their counted rows."""
     positions = [{"positions": one.positions} for one in spans]
     _refuse_different(positions[0], positions[1], str(base.path), str(tuned.path))
     left, right = ([a.instructions.id[k] for k in s.instruction] for a, s in zip((base, tuned), spans, strict=True))
@@ -185,11 +173,7 @@ def _places(measured: IsnSets | ExpertCounts, side: str) -> dict[str, int]:
 def _same_tokens(
     base: Measured, tuned: Measured, left: NDArray[np.intp], right: NDArray[np.intp]
 ) -> NDArray[np.bool_] | None:
-    """Return whether the token ids of every two instructions are the same: bool (m,). None for archives of counts.
-
-    Raises:
-        UnsupportedArchiveError: content alone is counted, and the same tokens have different origins.
-    """
+    """Return whether the token ids of every two instructions are the same: bool (m,). None for archives of counts."""
     if any(side.archive.granularity == "count" for side in (base, tuned)):
         return None
 

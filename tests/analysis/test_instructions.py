@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 
-from sparcom_analysis import find_ises, find_isns
+from sparcom_analysis import Options, activation_counts, find_ises, find_isns
 from sparcom_analysis.instructions import FIXED_OPTIONS
 from sparcom_analysis.isn import IsnSets
+from sparcom_analysis.measures.measure import facts
 from sparcom_data.errors import InvalidInputError
 
 
@@ -165,3 +169,22 @@ def test_results_can_be_compared_and_hashed(isn: IsnSets, typical) -> None:  # t
     assert isn == isn
     assert isn != other
     assert len({isn, other}) == 2
+
+
+@pytest.mark.parametrize("wrong", ["all", 0.05, {"top": 0.05}, ["prompt"]])
+def test_other_objects_in_place_of_options_are_refused(typical: Any, wrong: Any) -> None:
+    """The third argument was once the positions: whatever is no Options is named, with how single options are given."""
+    measures = (Options.of, partial(find_isns, typical.archive), partial(activation_counts, typical.archive, 0))
+    for measure in measures:
+        with pytest.raises(InvalidInputError, match=r"must be an Options object; it is .*\. Name single options"):
+            measure(wrong)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/data/base.zarr", "base.zarr"), ("http://host:8000/v1/archives/base/zarr", "base")]
+)
+def test_an_address_gives_the_name_of_its_archive(make_counts: Any, path: str, name: str) -> None:
+    """The attribute `archive` of a Dataset is the folder's name, or the archive's on its server."""
+    experts = make_counts(np.array([[[1, 2]], [[2, 1]]]), [3, 3], "ab")
+    experts.archive.path = path
+    assert facts(experts)["archive"] == name

@@ -224,11 +224,7 @@ def _read_ahead(reads: list[tuple[int, int]], read: Callable[[int, int], T]) -> 
 
 
 def parts(archive: Archive, spans: RowSpans, blocks: Iterator[Block], progress: Progress | None) -> Iterator[Part]:
-    """Yield the parts of every instruction, by ascending row; an instruction may lie in several blocks.
-
-    Raises:
-        DamagedArchiveError: a row does not hold the position that belongs there.
-    """
+    """Yield the parts of every instruction, by ascending row; an instruction may lie in several blocks."""
     order, first_kept = np.argsort(spans.start, kind="stable").tolist(), spans.first
     at, done, total = 0, 0, int(spans.lengths.sum())
     for block in blocks:

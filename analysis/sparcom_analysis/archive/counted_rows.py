@@ -50,17 +50,12 @@ class TokenDraw:
 
 
 def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = None, least: int = 1) -> RowSpans:
-    """Return the rows of every complete instruction, and which of them count.
+    """Return the rows of every complete instruction, and which of them count. Errors are those of `find_isns`.
 
     Args:
         options: `positions`, `counted_tokens`, `special_tokens`, `special_token_ids`.
         draw: count this many drawn tokens per instruction.
         least: the fewest instructions to accept.
-
-    Raises:
-        IncompleteArchiveError: too few instructions, or positions that the archive does not hold.
-        UnsupportedArchiveError: the archive holds counts, or does not record which tokens to leave out.
-        DamagedArchiveError: lengths or token ids contradict each other.
     """
     spans = _kept(archive, row_spans(archive, options.positions), options)
     if draw is not None:
@@ -70,12 +65,7 @@ def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = No
 
 
 def instruction_rows(archive: Archive, instruction: str | int, options: Options) -> RowSpans:
-    """Return the rows of one complete instruction, given its id or its index in `archive.instructions`.
-
-    Raises:
-        InvalidInputError: there is no such instruction.
-        IncompleteArchiveError: it has no rows that count.
-    """
+    """Return the rows of one complete instruction, which must have some that count, given its id or its index."""
     index = instruction_index(archive, instruction)
     spans = row_spans(archive, options.positions)
     spans = spans.only(spans.instruction == index)
@@ -124,11 +114,7 @@ def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
 
 
 def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[int]:
-    """Return the ids of special tokens, ascending: those given, otherwise those that the archive lists.
-
-    Raises:
-        UnsupportedArchiveError: the archive holds counts, or lists none and none are given.
-    """
+    """Return the ids of special tokens, ascending: those given, otherwise those that the archive must list."""
     _require_masks(archive, "leaving special tokens out", "Count special tokens too")
     if given is not None:
         return sorted({int(index) for index in given})
@@ -195,12 +181,7 @@ def _without_special(archive: Archive, spans: RowSpans, given: Sequence[int] | N
 
 
 def draw_tokens(archive: Archive, spans: RowSpans, draw: TokenDraw) -> RowSpans:
-    """Return the spans in which only m drawn rows per instruction count, without instructions that have fewer.
-
-    Raises:
-        UnsupportedArchiveError: the archive holds counts.
-        IncompleteArchiveError: m is not given, and no instruction has 8 tokens.
-    """
+    """Return the spans in which only m drawn rows per instruction count, without instructions that have fewer."""
     _require_masks(archive, "drawing tokens", "Leave equal lengths out")
     tokens = spans.tokens
     enough = tokens[tokens >= LEAST_TOKENS]

@@ -1,8 +1,6 @@
 """The populations of neurons of an archive: dense layers, routed experts, shared experts.
 
-Each population is ranked by itself: equation 7 over the neurons of dense layers, equation 9 over those of routed
-experts, and the same over those of shared experts. Its axes are (layer, expert, neuron); without a router the expert
-axis has length 1.
+Each population is ranked by itself. Its axes are (layer, expert, neuron); without a router there is one expert.
 """
 
 from __future__ import annotations
@@ -82,10 +80,7 @@ class Population:
 
 
 def populations(archive: Archive) -> list[Population]:
-    """Return the populations that the archive holds; the first is that of the analysis.
-
-    It is the neurons of the routed experts of an MoE model, those of the dense layers otherwise.
-    """
+    """Return the populations that the archive holds: first routed experts, if there are any, then dense layers."""
     model, held = archive.attributes.model, archive.attributes.capture.components
     found: list[Population] = []
     if (moe := model.moe) is not None:
@@ -98,13 +93,7 @@ def populations(archive: Archive) -> list[Population]:
 
 
 def choose_population(archive: Archive, name: PopulationName | None = None) -> Population:
-    """Return the population of that name, or the first one, after a look at its array.
-
-    Raises:
-        InvalidInputError: there is no population of that name.
-        UnsupportedArchiveError: the archive holds no neurons, or not those.
-        DamagedArchiveError: the attributes and the array disagree.
-    """
+    """Return the population of that name, or the first one, which the archive must hold, after a look at its array."""
     if name is not None and name not in TITLES:
         raise InvalidInputError(f"population must be one of {', '.join(TITLES)}; it is {name!r}")
     held = ", ".join(archive.attributes.capture.components) or "nothing"
@@ -124,11 +113,7 @@ def choose_population(archive: Archive, name: PopulationName | None = None) -> P
 
 
 def check_array(archive: Archive, name: str) -> None:
-    """Check the shape of a captured array against the attributes of the archive.
-
-    Raises:
-        DamagedArchiveError: rows have another shape, or an array of counts lacks instructions.
-    """
+    """Raise DamagedArchiveError if a captured array has not the shape that the attributes give."""
     row = next(item.row for item in archive.captured if item.name == name)
     shape = archive.array(name).shape
     rows = len(archive.instructions) if archive.granularity == "count" else shape[0]

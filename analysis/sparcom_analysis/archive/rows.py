@@ -1,8 +1,7 @@
 """Which rows of the token axis belong to which instruction, and which of them count.
 
-An instruction is used if its state is complete and it has at least one row of the positions asked for. Some of these
-rows may not count (special tokens, tokens that were not drawn): see `RowSpans.kept`. An archive of counts holds no
-rows; there only their number matters.
+An instruction is used if its state is complete and it has at least one row of the positions asked for. An archive of
+counts holds no rows; there only their number matters.
 """
 
 from __future__ import annotations
@@ -110,9 +109,6 @@ def choose_positions(archive: Archive, requested: Positions | None) -> Positions
     """Return the positions requested, by default the prompt's (equation 6) or else all that the archive holds.
 
     Counts are sums over what was captured and cannot be split: an archive of counts has one choice.
-
-    Raises:
-        IncompleteArchiveError: the archive does not hold the positions requested.
     """
     captured = archive.attributes.capture.positions
     counted = archive.granularity == "count"
@@ -131,12 +127,7 @@ def choose_positions(archive: Archive, requested: Positions | None) -> Positions
 
 
 def row_spans(archive: Archive, requested: Positions | None = None) -> RowSpans:
-    """Return the rows of every complete instruction.
-
-    Raises:
-        IncompleteArchiveError: the archive does not hold the positions requested.
-        DamagedArchiveError: an instruction's lengths contradict what was captured, or two instructions overlap.
-    """
+    """Return the rows of every complete instruction; none may overlap, or lack some of its prompt."""
     chosen = choose_positions(archive, requested)
     table, captured = archive.instructions, archive.attributes.capture.positions
     index = table.complete

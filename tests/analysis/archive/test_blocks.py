@@ -55,7 +55,7 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
             assert (block.masks == expected.reshape(len(block.masks), -1)).all()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), max_size=30))
 def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever is dropped in between, no two arrays that live share memory, held as they are or as part of a view."""

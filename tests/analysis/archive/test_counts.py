@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +18,11 @@ from sparcom_analysis import (
     activation_frequencies,
     analyze,
     find_isns,
+    write_report,
 )
 from sparcom_analysis.archive import blocks
 from sparcom_analysis.archive.rows import choose_positions
+from sparcom_cli.analyze import analyze as command
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError
 from sparcom_data.storage import DurableStore
@@ -81,13 +84,40 @@ def test_counts_give_the_sets_of_masks(
 def test_the_analysis_of_counts_is_that_of_masks(make_case, neurons: int) -> None:  # type: ignore[no-untyped-def]
     """Every number of every measure is the same; attributes differ in the archive's name alone."""
     cases = both(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,), neurons=neurons)
-    one, other = [
-        analyze(case.archive, n_resamples=20, n_permutations=19, equal_length=False).subtree for case in cases
-    ]
-    for left, right in zip(one, other, strict=True):
+    runs = [analyze(case.archive, n_resamples=20, n_permutations=19, equal_length=False) for case in cases]
+    for left, right in zip(runs[0].subtree, runs[1].subtree, strict=True):
         xr.testing.assert_equal(left.dataset, right.dataset)
         if left.path != "/":
             assert left.attrs | {"archive": ""} == right.attrs | {"archive": ""}
+
+
+def test_tables_and_lists_of_counts_are_those_of_masks(make_case, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Every table is the same to the byte; the report says that the archive holds counts."""
+    monkeypatch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg></svg>")
+    tables = []
+    for case in both(make_case, (5, 6, 7, 4), "aabb"):
+        run = analyze(case.archive, n_resamples=20, n_permutations=19, equal_length=False)
+        text = write_report(run, tmp_path / case.archive.granularity).read_text(encoding="utf-8")
+        assert ("counts over prompt positions" in text) == (case.archive.granularity == "count")
+        files = {path.name: path.read_bytes() for path in (tmp_path / case.archive.granularity).rglob("*.csv")}
+        tables.append(files)
+    assert tables[0]
+    assert tables[0] == tables[1]
+
+
+def test_the_command_takes_counts(make_case, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """`sparcom analyze` says the same of both, and refuses positions that were not captured in one line."""
+    monkeypatch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg></svg>")
+    masks, counts = both(make_case, (5, 6, 7), "aab")
+    few = ["--no-match-tokens", "--resamples", "20", "--permutations", "19", "--output", str(tmp_path / "out")]
+    said = []
+    for case in (masks, counts):
+        result = CliRunner().invoke(command, [case.archive.path, *few])
+        assert result.exit_code == 0, result.output
+        said.append(result.stdout)
+    assert said[0] == said[1]
+    refused = CliRunner().invoke(command, [counts.archive.path, "--positions", "all", "--output", str(tmp_path / "no")])
+    assert isinstance(refused.exception, IncompleteArchiveError)
 
 
 def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: ignore[no-untyped-def]

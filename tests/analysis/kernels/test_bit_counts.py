@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sparcom_analysis.kernels import bit_counts
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.sampled_from([0, 1, 7, 8, 9, 57, 127, 128, 247, 248, 249, 255, 256, 700]),
     columns=st.sampled_from([1, 3, 8, 9, 24, 2047, 2048, 2049, 2056, 4104, 5000]),
