@@ -1,7 +1,6 @@
 """A run as files for programs: metrics.json and its JSON Schema, tables; and back again.
 
-metrics.json holds every number of a run but the lists of neurons and experts (dimension `member`). Each measure is a
-Dataset as `xarray.Dataset.to_dict` gives it, with the dtype of each variable; NaN is null.
+metrics.json holds every number of a run but the lists of neurons and experts (dimension `member`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sparcom_analysis.measures import REGISTRY
 from sparcom_analysis.measures.measure import OURS, Measure
@@ -26,11 +25,7 @@ MEMBER = "member"
 MOST_LATEX_ROWS = 40
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Variable(_Part):
+class Variable(BaseModel, extra="forbid"):
     """A variable of a Dataset; NaN is null."""
 
     dims: list[str]
@@ -39,8 +34,8 @@ class Variable(_Part):
     data: Any
 
 
-class MeasureData(_Part):
-    """A Dataset, as xarray.Dataset.to_dict gives it."""
+class MeasureData(BaseModel, extra="forbid"):
+    """A Dataset, as xarray.Dataset.to_dict gives it, with the dtype of each variable."""
 
     dims: dict[str, int]
     attrs: dict[str, Any]
@@ -48,7 +43,7 @@ class MeasureData(_Part):
     data_vars: dict[str, Variable]
 
 
-class MetricsFile(_Part):
+class MetricsFile(BaseModel, extra="forbid"):
     """metrics.json: attributes of the run, and measures by path in the tree."""
 
     format_version: Literal[3]
@@ -58,11 +53,10 @@ class MetricsFile(_Part):
 
 def nodes(run: xr.DataTree) -> Iterator[tuple[str, Measure | None, xr.Dataset]]:
     """Yield path, measure and Dataset of every node, in the order of the registry; unknown measures last, as None."""
-    known = {measure.name: place for place, measure in enumerate(REGISTRY)}
-    held = [node for node in run.subtree if "measure" in node.attrs]
-    for node in sorted(held, key=lambda node: known.get(node.attrs["measure"], len(known))):
-        place = known.get(node.attrs["measure"])
-        yield node.path.strip("/"), None if place is None else REGISTRY[place], node.to_dataset(inherit=False)
+    held = {node.path.strip("/"): node for node in run.subtree if "measure" in node.attrs}
+    for measure in (*REGISTRY, None):
+        for path in [path for path, node in held.items() if measure is None or node.attrs["measure"] == measure.name]:
+            yield path, measure, held.pop(path).to_dataset(inherit=False)
 
 
 def metrics(run: xr.DataTree) -> dict[str, Any]:
@@ -70,13 +64,11 @@ def metrics(run: xr.DataTree) -> dict[str, Any]:
     measures = {}
     for path, _, ds in nodes(run):
         kept = ds.drop_vars([name for name, held in ds.variables.items() if MEMBER in held.dims])
-        found = kept.to_dict()
-        for part in ("coords", "data_vars"):
-            for name, held in found[part].items():
-                held["dtype"] = "str" if kept[name].dtype.kind == "U" else str(kept[name].dtype)
-        measures[path] = _plain(found)
+        measures[path] = found = kept.to_dict()
+        for name, held in (found["coords"] | found["data_vars"]).items():
+            held["dtype"] = "str" if kept[name].dtype.kind == "U" else str(kept[name].dtype)
     attributes = {name: value for name, value in run.attrs.items() if name != "format_version"}
-    return {"format_version": FORMAT_VERSION, "attributes": _plain(attributes), "measures": measures}
+    return {"format_version": FORMAT_VERSION, "attributes": _plain(attributes), "measures": _plain(measures)}
 
 
 def to_json(run: xr.DataTree) -> bytes:
@@ -93,13 +85,12 @@ def read_metrics(source: str | Path | bytes) -> xr.DataTree:
     Raises:
         InvalidInputError: it is not a metrics.json of version 3.
     """
-    named, held = "it", source
-    if not isinstance(held, bytes):
-        path = Path(held)
-        path = path / "metrics.json" if path.is_dir() else path
-        named, held = str(path), path.read_bytes()
+    named, data = "it", source
+    if not isinstance(data, bytes):
+        path = Path(data) / "metrics.json" if Path(data).is_dir() else Path(data)
+        named, data = str(path), path.read_bytes()
     try:
-        file = MetricsFile.model_validate_json(held)
+        file = MetricsFile.model_validate_json(data)
     except ValidationError as error:
         raise InvalidInputError(
             f"metrics.json must have format_version {FORMAT_VERSION} and the form of its schema; {named} has not "
@@ -111,20 +102,14 @@ def read_metrics(source: str | Path | bytes) -> xr.DataTree:
 
 
 def _dataset(node: MeasureData) -> xr.Dataset:
-    variables, coords = (
-        {name: (held.dims, _array(held), _attributes(held)) for name, held in part.items()}
-        for part in (node.data_vars, node.coords)
-    )
-    return xr.Dataset(variables, coords, _attributes(node))
-
-
-def _array(held: Variable) -> Any:
-    kind = object if held.dtype.startswith("float") else held.dtype
-    return np.array(held.data, dtype=kind).astype(held.dtype)  # None becomes NaN
-
-
-def _attributes(held: Variable | MeasureData) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in held.attrs.items()}
+    held = node.model_dump()
+    variables = [*held["coords"].values(), *held["data_vars"].values()]
+    for one in variables:
+        kind = object if one["dtype"].startswith("float") else one["dtype"]
+        one["data"] = np.array(one["data"], dtype=kind).astype(one["dtype"])  # None becomes NaN
+    for one in (held, *variables):
+        one["attrs"] = {name: math.nan if value is None else value for name, value in one["attrs"].items()}
+    return xr.Dataset.from_dict(held)
 
 
 def _plain(value: Any) -> Any:

@@ -47,15 +47,14 @@ def run_facts(
         `warnings`: sentences that a reader must know before the numbers.
     """
     first = next(iter(isns.values()))[0]
-    found: dict[str, Any] = {"format_version": FORMAT_VERSION, "archive": archive_facts(archives[0])}
-    if len(archives) > 1:
-        found["tuned"] = archive_facts(archives[1])
+    found: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    found |= {name: archive_facts(archive) for name, archive in zip(("archive", "tuned"), archives, strict=False)}
     if comparison is not None:
-        matched = comparison.matched
         counts = ("only_base", "only_tuned", "different_lengths", "different_tokens", "different_categories")
-        found["comparison"] = {"matched": len(matched), "notes": matched_notes(comparison)}
-        found["comparison"] |= {name: getattr(matched, name) for name in counts}
+        found["comparison"] = {"matched": len(comparison.matched), "notes": matched_notes(comparison)}
+        found["comparison"] |= {name: getattr(comparison.matched, name) for name in counts}
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+    parts = [sides[0].population for sides in isns.values()]
     return found | {
         "settings": settings | {"positions": first.positions, "rule": options.rule},
         "versions": {name: version(name) for name in LIBRARIES},
@@ -64,7 +63,7 @@ def run_facts(
         "populations": [
             {"population": part.name, "title": part.title, "layer_ids": list(map(int, part.layer_ids))}
             | {"experts": part.experts, "neurons": part.neurons}
-            for part in (sides[0].population for sides in isns.values())
+            for part in parts
         ],
         "warnings": list(_warnings(archives, isns)),
     }
@@ -73,15 +72,14 @@ def run_facts(
 def archive_facts(archive: Archive) -> dict[str, Any]:
     """Return what an archive says of its model and its extraction."""
     attributes = archive.attributes
-    model, capture = attributes.model, attributes.capture
+    model, dataset = attributes.model, attributes.dataset
     of_model = ("revision", "architecture", "dtype", "quantization", "activation")
     of_capture = ("predicate", "granularity", "positions", "prompt_format")
+    named = (attributes, ("format_version", "created", "state")), (model, of_model), (attributes.capture, of_capture)
     found: dict[str, Any] = {"name": PurePath(archive.path).name, "model": model.id}
     found |= {"model_name": PurePath(model.id).name, "layers": len(model.layer_ids), "neurons": archive.neurons}
-    found |= {name: getattr(attributes, name) for name in ("format_version", "created", "state")}
-    found |= {name: getattr(model, name) for name in of_model} | {name: getattr(capture, name) for name in of_capture}
-    found |= {"dataset": attributes.dataset.name, "dataset_sha256": attributes.dataset.sha256}
-    found |= {"vllm": attributes.engine.vllm}
+    found |= {name: getattr(part, name) for part, names in named for name in names}
+    found |= {"dataset": dataset.name, "dataset_sha256": dataset.sha256, "vllm": attributes.engine.vllm}
     return found if model.moe is None else found | {"moe": model.moe.model_dump(mode="json")}
 
 
@@ -129,40 +127,32 @@ def prompt_origins(archive: Archive, instructions: NDArray[np.int64]) -> dict[st
     """
     if not archive.knows_origins:
         return None
-    template, special = (archive.column(f"{name}_length")[instructions] for name in ("template", "special"))
-    known = (template >= 0) & (special >= 0)
+    lengths = [archive.column(f"{name}_length")[instructions].astype(np.int64) for name in ("template", "special")]
+    known = (lengths[0] >= 0) & (lengths[1] >= 0)
     prompt = int(archive.instructions.prompt_length[instructions][known].sum(dtype=np.int64))
-    if not prompt:
-        return None
-    both = [int(lengths[known].sum(dtype=np.int64)) for lengths in (template, special)]
-    return {"prompt": prompt, "template": both[0], "special": both[1], "share": sum(both) / prompt}
+    template, special = (int(held[known].sum()) for held in lengths)
+    share = (template + special) / max(prompt, 1)
+    return {"prompt": prompt, "template": template, "special": special, "share": share} if prompt else None
 
 
 def _warnings(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]]) -> Iterator[str]:
     """Yield the sentences that a reader must know before the numbers, those of the base archive first."""
     base = next(iter(isns.values()))[0]
-    names = ("base", "tuned") if len(archives) > 1 else ("",)
-    for archive, name in zip(archives, names, strict=True):
-        title = f"{name} archive".strip()
+    facts = base.token_facts
+    titles = ("base archive", "tuned archive") if len(archives) > 1 else ("archive",)
+    for archive, title in zip(archives, titles, strict=True):
         yield from (f"The extraction of the {title} warned: {text}." for text in archive.attributes.warnings)
-        if base.token_facts.counted_tokens == "all" and base.positions != "response":
-            yield from _template(archive, title, base, base.token_facts.special_rows if archive is archives[0] else 0)
-    if base.token_facts.unknown_origin:
-        yield (
-            f"{base.token_facts.unknown_origin:,} instructions are left out because the origin of their tokens is "
-            "unknown."
-        )
-    for side, name in enumerate(names):
+        if facts.counted_tokens == "all" and base.positions != "response":
+            yield from _template(archive, title, base, facts.special_rows if archive is archives[0] else 0)
+    if facts.unknown_origin:
+        yield f"{facts.unknown_origin:,} instructions are left out because the origin of their tokens is unknown."
+    for side, title in enumerate(titles):
         for sides in isns.values():
-            yield from _dead(sides[side], f"{name} archive".strip())
+            yield from _dead(sides[side], title)
 
 
 def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) -> Iterator[str]:
-    """Yield a sentence if the template and the tokenizer wrote much of what counts.
-
-    Args:
-        special_rows: special tokens that were left out.
-    """
+    """Yield a sentence if the template and the tokenizer wrote much of what counts; special tokens may be left out."""
     spans = row_spans(archive, base.positions)
     origins = prompt_origins(archive, spans.instruction)
     if origins is None:
@@ -177,26 +167,25 @@ def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) ->
     if written - special_rows > LARGE_SHARE * counted:
         again = "Extract again with granularity 'token', and use" if archive.granularity == "count" else "Use"
         yield (
-            f"The chat template or the tokenizer wrote {origins['share']:.0%} of the prompt tokens of the {title} "
-            f"({written:,} of {origins['prompt']:,}). These tokens are nearly the same in every prompt and make "
-            f"categories more similar. {again} --tokens content to leave them out."
+            f"The chat template or the tokenizer wrote {100 * origins['share']:.0f} % of the prompt tokens of the "
+            f"{title} ({written:,} of {origins['prompt']:,}). These tokens are nearly the same in every prompt and "
+            f"make categories more similar. {again} --tokens content to leave them out."
         )
 
 
 def _dead(isn: IsnSets, title: str) -> Iterator[str]:
     """Yield a sentence if an instruction has a layer without any active neuron."""
-    dead = [(isn.ids[k], np.flatnonzero(isn.dead_layers[k])) for k in np.flatnonzero(isn.dead_layers.any(axis=1))]
-    if not dead:
+    dead = np.flatnonzero(isn.dead_layers.any(axis=1))
+    if not dead.size:
         return
-    layers = [[str(isn.layer_ids[j]) for j in places] for _, places in dead]
-    named = [
-        f"{name!r} (layer {', '.join(held[:NAMED])}{', …' if len(held) > NAMED else ''})"
-        for (name, _), held in zip(dead, layers, strict=True)
-    ]
-    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-    have = "instruction has" if len(named) == 1 else "instructions have"
+    named = []
+    for k in dead[:NAMED]:
+        layers = [str(isn.layer_ids[j]) for j in np.flatnonzero(isn.dead_layers[k])]
+        named.append(f"{isn.ids[k]!r} (layer {', '.join(layers[:NAMED])}{', …' if len(layers) > NAMED else ''})")
+    more = f" and {dead.size - NAMED:,} more" if dead.size > NAMED else ""
+    have = "instruction has" if dead.size == 1 else "instructions have"
     yield (
-        f"{len(named):,} {have} a layer without any active neuron in the {title}, {TITLES[isn.population.name]}: "
-        f"{', '.join(named[:NAMED])}{more}. Gates that are not finite look like this. Run `sparcom verify`, and "
-        "extract again with another dtype if the model overflows."
+        f"{dead.size:,} {have} a layer without any active neuron in the {title}, {TITLES[isn.population.name]}: "
+        f"{', '.join(named)}{more}. Gates that are not finite look like this. Run `sparcom verify`, and extract again "
+        "with another dtype if the model overflows."
     )

@@ -3,9 +3,6 @@
 1. metrics.json and report.html of an earlier analysis go first, those of subfolders too: without them it is unfinished.
 2. `.sparcom-files` names the files of both analyses from here on; then each is written, whole, in the order given.
 3. What the earlier one made and this one does not is removed. Files that no analysis made stay as they are.
-
-Stopped anywhere, the next analysis finds in `.sparcom-files` what the stopped one may have left. Knows nothing of what
-is in the files.
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ from sparcom_data.storage import PARTIAL_SUFFIX, storage_error, write_file
 
 FIRST_REMOVED = ("metrics.json", "report.html")  # the last to be written: with them all the others are there
 NAMES = ".sparcom-files"
-_TRIAL = ".sparcom-trial"
-_ZARR = "zarr.json"
 
 
 def check_output(folder: Path) -> None:
@@ -34,11 +29,11 @@ def check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"the output must be a folder; {folder} is a file. Choose another --output")
     whole = folder.resolve()
-    if inside := next((place for place in (whole, *whole.parents) if (place / _ZARR).exists()), None):
+    if inside := next((place for place in (whole, *whole.parents) if (place / "zarr.json").exists()), None):
         raise InvalidInputError(
             f"results must lie outside of archives; {folder} is in {inside}, a Zarr group. Choose another --output"
         )
-    trial = folder / _TRIAL
+    trial = folder / ".sparcom-trial"
     write_file(trial, [b""])
     trial.unlink(missing_ok=True)
 
@@ -53,41 +48,32 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         StorageError: the operating system refused; the last file is then not there.
     """
     earlier = _earlier(folder)
-    for name in (*FIRST_REMOVED, *(name for name in sorted(earlier) if PurePosixPath(name).name in FIRST_REMOVED)):
-        _remove(folder / name)
+    for name in (*FIRST_REMOVED, *sorted(earlier)):
+        if PurePosixPath(name).name in FIRST_REMOVED:
+            _remove(folder / name)
     _write_names(folder, {*earlier, *files})
     for name in earlier - files.keys():
         _remove(folder / name)
-    _remove_partial(folder, {*earlier, NAMES})
+    for begun in (folder / name for name in (*earlier, NAMES)):  # by an analysis that was killed
+        for left in begun.parent.glob(f"{glob.escape(begun.name)}.*{PARTIAL_SUFFIX}"):
+            _remove(left)
     for name, data in files.items():
         write_file(folder / name, [data])
     _write_names(folder, files)
 
 
 def _earlier(folder: Path) -> set[str]:
-    """Names of the files that analyses made here; names that lead out of the folder are none of ours."""
+    """Return the files that analyses made here; names that lead out of the folder are none of ours."""
     try:
-        names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+        held = json.loads((folder / NAMES).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return set()
-    held = names if isinstance(names, list) else []
-    return {name for name in held if isinstance(name, str) and _is_below(PurePosixPath(name))}
-
-
-def _is_below(name: PurePosixPath) -> bool:
-    return not name.is_absolute() and ".." not in name.parts and bool(name.parts)
+    paths = [PurePosixPath(name) for name in (held if isinstance(held, list) else ()) if isinstance(name, str)]
+    return {str(path) for path in paths if path.parts and ".." not in path.parts and not path.is_absolute()}
 
 
 def _write_names(folder: Path, names: Iterable[str]) -> None:
     write_file(folder / NAMES, [(json.dumps(sorted(names), indent=0) + "\n").encode()])
-
-
-def _remove_partial(folder: Path, names: Iterable[str]) -> None:
-    """Files that a killed analysis had begun."""
-    for name in names:
-        begun = folder / name
-        for left in begun.parent.glob(f"{glob.escape(begun.name)}.*{PARTIAL_SUFFIX}"):
-            _remove(left)
 
 
 def _remove(path: Path) -> None:

@@ -1,8 +1,7 @@
-r"""One table as CSV for programs, LaTeX for papers, and rounded cells for the report.
+r"""One table as CSV for programs, LaTeX (booktabs) for papers, and rounded cells for the report.
 
-CSV (RFC 4180) keeps every digit and leaves cells without a value empty. LaTeX (booktabs) shows rounded numbers and a
-dash instead. Whatever a name holds changes neither the table's form nor its columns. LaTeX needs
-`\usepackage{booktabs}`, and letters outside Latin need a Unicode engine (XeLaTeX, LuaLaTeX).
+CSV (RFC 4180) keeps every digit and leaves cells without a value empty. LaTeX rounds, and shows a dash instead. Letters
+outside Latin need a Unicode engine (XeLaTeX, LuaLaTeX).
 """
 
 from __future__ import annotations
@@ -21,24 +20,18 @@ from sparcom_analysis.plotting.fitting import visible
 
 SHOWN = ("ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean")
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_NAMED |= {"`": "asciigrave", "–": "endash", "—": "emdash"}
 _MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", "∩": "cap", "∪": "cup", "≤": "leq"}
 _MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
     '"': r"\char34{}",  # \textquotedbl needs another font encoding than the default
     "[": "{[}",  # at the start of a row it would be an argument of the line break before it
     "*": "{*}",  # likewise
-    "`": r"\textasciigrave{}",
-    "–": r"\textendash{}",
-    "—": r"\textemdash{}",
     "…": r"\ldots{}",
     "−": "$-$",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()},
     **{letter: rf"$\{name}$" for letter, name in _MATHEMATICS.items()},
 }
 
@@ -71,13 +64,8 @@ class Table:
 
     def texts(self, escape: Callable[[str], str] = str, missing: str = "n/a") -> list[list[str]]:
         """Return cells rounded for people and escaped, `missing` without a value."""
-        return [
-            [
-                missing if _missing(cell) else escape(rounded(cell, name))
-                for cell, name in zip(row, self.columns, strict=True)
-            ]
-            for row in self.rows
-        ]
+        named = [list(zip(row, self.columns, strict=True)) for row in self.rows]
+        return [[missing if _missing(cell) else escape(rounded(cell, name)) for cell, name in row] for row in named]
 
     @property
     def numeric(self) -> list[bool]:
@@ -97,8 +85,10 @@ def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
             if held.dims == dims or (name in SHOWN and held.dims and set(held.dims) <= set(dims))
         ]
         frames = {"": ds[names].to_dataframe(dim_order=list(dims))} if dims else {}
-    named = {name: any(held is not None for held in frame.index.names) for name, frame in frames.items()}
-    return {name: frame.reset_index() if named[name] else frame for name, frame in frames.items()}
+    return {
+        name: frame.reset_index() if any(held is not None for held in frame.index.names) else frame
+        for name, frame in frames.items()
+    }
 
 
 def csv_bytes(frame: Any) -> bytes:

@@ -108,7 +108,7 @@ def test_a_large_share_of_template_tokens_is_said(make_case: Callable[..., Any],
         origins = {"prompt": 20, "template": written - 1, "special": 1, "share": written / 20}
         monkeypatch.setattr(facts, "prompt_origins", lambda *_, origins=origins: origins)
         warnings = facts_of(archive)["warnings"]
-        assert any("25% of the prompt tokens of the archive (5 of 20)" in text for text in warnings) == said
+        assert any("25 % of the prompt tokens of the archive (5 of 20)" in text for text in warnings) == said
         assert len(warnings) == said
 
 
