@@ -123,16 +123,16 @@ def sentences(ds: xr.Dataset) -> list[str]:
         f"Of {count(total)} {of}, {_counted(ds, 'overall_', overall_kind='general')} {'is' if general == 1 else 'are'} "
         f"general (members of all {c} categories) and {count(alone)} {'is' if alone == 1 else 'are'} unique to one"
     )
-    if "null_mean" in ds:
-        null = float(ds["overall_null_mean"].sel(overall_kind="general"))
-        null_alone = float(ds["null_mean"].sel(kind="unique").sum())
-        text += f"; permuted labels give {count(null)} and {count(null_alone)} on average"
-    found = [f"{text}."]
-    if "pvalue_adjusted" in ds:
-        out = [str(name) for name in ds["category"].values[ds["pvalue_adjusted"].values < SIGNIFICANT]]
-        more = f"more unique {ds['value'].attrs['units']} than under permuted labels after correction"
-        found.append(f"Categories with {more}: {len(out)} of {c}" + (f" ({listed(out)})." if out else "."))
-    return found
+    if "null_mean" not in ds:
+        return [f"{text}."]
+    null = float(ds["overall_null_mean"].sel(overall_kind="general"))
+    null_alone = float(ds["null_mean"].sel(kind="unique").sum())
+    out = names(ds.isel(category=np.flatnonzero(ds["pvalue_adjusted"] < SIGNIFICANT)))
+    more = f"more unique {ds['value'].attrs['units']} than under permuted labels after correction"
+    return [
+        f"{text}; permuted labels give {count(null)} and {count(null_alone)} on average.",
+        f"Categories with {more}: {len(out)} of {c}{f' ({listed(out)})' if out else ''}.",
+    ]
 
 
 def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
@@ -143,14 +143,12 @@ def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours)."
-    text += f" Members of a category: {ds.attrs['member_rule']}."
-    if "null_mean" in ds:
-        text += (
-            " Dashed: mean over permuted labels; per layer the mean of all categories. Bold with an asterisk: more "
-            "than under permuted labels after correction (p < 0.05)."
-        )
-    return f"{text} {ds.attrs.get('reason', '')}".rstrip()
+    marks = (
+        "Dashed: mean over permuted labels; per layer the mean of all categories. Bold with an asterisk: more than "
+        "under permuted labels after correction (p < 0.05)."
+    )
+    text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours). Members of a category:"
+    return f"{text} {ds.attrs['member_rule']}. {marks if 'null_mean' in ds else ds.attrs.get('reason', '')}".rstrip()
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
