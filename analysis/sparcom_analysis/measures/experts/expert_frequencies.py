@@ -42,24 +42,17 @@ def mean_expert_frequencies(experts: ExpertCounts, progress: Progress | None = N
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    null = f"under uniform routing it would be {decimal(float(ds['null_mean']))}"
-    said = [f"Mean expert frequency is largest for {_most_used(ds, 'overall_')}; {null}."]
-    if ds.sizes["category"] > 1:
-        said.append(f"Over a single category it is largest for {_most_used(ds, '')}.")
-    if never := int((ds["overall_value"] == 0).sum()):
-        said.append(f"Experts that no token activates: {never:,} of {ds['overall_value'].size:,}.")
-    return said
-
-
-def _most_used(ds: xr.Dataset, prefix: str) -> str:
-    """Return which expert has the largest mean, and that mean; for ties how many cells have it."""
-    values = ds[f"{prefix}value"]
-    most = float(values.max())
+    values, null = ds["overall_value"], decimal(float(ds["null_mean"]))
+    where, most = largest(values), float(values.max())
+    expert, ci = f"expert {where['expert']} of layer {where['layer']}", interval(ds, where, "overall_")
     if (ties := int((values > most - TIE).sum())) > 1:
-        return f"each of {ties:,} {'experts' if prefix else 'pairs of expert and category'}: {decimal(most)}"
-    where = largest(values)
-    category = f", in {where['category']}" if "category" in where else ""
-    return f"expert {where['expert']} of layer {where['layer']}{category}: {decimal(most)}{interval(ds, where, prefix)}"
+        expert, ci = f"each of {ties:,} experts", ""
+    said = [
+        f"Mean expert frequency is largest for {expert}: {decimal(most)}{ci}; under uniform routing it would be {null}."
+    ]
+    if never := int((values == 0).sum()):
+        said.append(f"Experts that no token activates: {never:,} of {values.size:,}.")
+    return said
 
 
 def caption(ds: xr.Dataset) -> str:
@@ -72,8 +65,7 @@ def caption(ds: xr.Dataset) -> str:
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, category: str | None = None, **style: Any) -> Axes:
     """Draw the frequencies of one category, or over all instructions, as a heat map about uniform routing.
 
-    Args:
-        category: a label; None: all instructions. style: see `plotting.heatmap`. All categories share the color range.
+    category: a label; None: all instructions. All share the color range. style: see `plotting.heatmap`.
     """
     one = ds["overall_value"] if category is None else ds["value"].sel(category=category)
     given = {"label": one.attrs["long_name"], "title": ds.attrs["model"] if category is None else category}
@@ -98,9 +90,7 @@ MEASURE = measure(
     "Expert frequencies",
     "SPARCOM, eq. 11",
     "experts",
-    (
-        "The fraction of an instruction's tokens that activate an expert (SPARCOM, eq. 11), and its mean over the "
-        "instructions of a category (ours). Over the experts of a layer frequencies add up to top_k."
-    ),
+    "The fraction of an instruction's tokens that activate an expert (SPARCOM, eq. 11), and its mean over the "
+    "instructions of a category (ours). Over the experts of a layer frequencies add up to top_k.",
     name="expert_frequencies",
 )

@@ -15,10 +15,7 @@ from sparcom_analysis.resampling.subsampling import subsampled
 
 
 def routing_length_control(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the mean Pearson correlation of every two categories, plain and subsampled to equal length.
-
-    Args, variables and errors: as of `length_control`, without set sizes.
-    """
+    """Return what `length_control` does, without set sizes, of the mean Pearson correlation of every two categories."""
     plain = experts.with_options(**changes)
     equal = subsampled(plain, lambda draw: find_ises(plain.archive, plain.options, draw=draw, progress=progress))
     return length_control_dataset(plain, equal, "mean Pearson correlation", MEASURE.name, {})

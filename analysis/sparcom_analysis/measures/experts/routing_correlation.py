@@ -19,8 +19,7 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
     attribute `undefined`.
 
     Args:
-        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`,
-            `self_pairs`: see `Options`.
+        experts: of `find_ises`. **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
@@ -62,9 +61,7 @@ MEASURE = measure(
     "Similarity of categories in their experts",
     "SPARCOM, eq. 13, 14",
     "experts",
-    (
-        "The Pearson correlation of two instructions' expert frequencies over all experts of all layers, and its mean "
-        "over all pairs of an instruction of one category and an instruction of another."
-    ),
+    "The Pearson correlation of two instructions' expert frequencies over all experts of all layers, and its mean over "
+    "all pairs of an instruction of one category and an instruction of another.",
     also_tuned=True,
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.measures.drawing import layer_curves
-from sparcom_analysis.measures.measure import Variable, bounds, dataset, means, measure
+from sparcom_analysis.measures.measure import Variable, bounds, dataset, frames, means, measure
 from sparcom_analysis.measures.text import count, decimal, interval
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import GroupMeans, group_means
@@ -106,9 +106,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
     leaders = list(zip(*first, strict=True))
     layer, expert = max(leaders, key=leaders.count)
     times = leaders.count((layer, expert))
-    leads = f"expert {expert} of layer {layer} ranks first in {times} of"
-    if times == 1 < c:
-        leads = "a different expert ranks first in each of"
+    first_in = f"expert {expert} of layer {layer} ranks first in {times} of"
+    leads = "a different expert ranks first in each of" if times == 1 < c else first_in
     return [
         f"The {k} most used experts per layer and category receive a fraction of {decimal(float(ds['mean_fraction']))}"
         f"{interval(ds, prefix='mean_fraction_')} of expert assignments; under uniform routing it would be "
@@ -126,26 +125,17 @@ def caption(ds: xr.Dataset) -> str:
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw `fraction` over the layers, one curve per category, with uniform routing; style: see `plotting.curves`."""
-    null = float(ds["fraction_null_mean"])
-    return layer_curves(ds, ax, variable="fraction", prefix="fraction_", **({"null": null} | style))
+    return layer_curves(ds, ax, variable="fraction", prefix="fraction_", **style)
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
     """Return table 6 of the paper, one row per category, and tidy tables of both forms."""
-    columns = {
-        "": ["paper_layer", "paper_expert", "paper_count"],
-        "_by_layer": ["expert", "value", "ci_low", "ci_high"],
-    }
-    tidy = {f"top_experts{end}": ds[[*filter(ds.__contains__, held)]].to_dataframe() for end, held in columns.items()}
+    tidy = frames(ds, {"top_experts": "paper_count", "top_experts_by_layer": "value"})
     return {"top_experts_table_6": table_6(ds), **tidy}
 
 
 def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
-    """Return a DataFrame with one row per category and model, one column per rank: "layer 3, expert 12: 5,400 *".
-
-    Args:
-        marked: bool, shaped as `paper_count`: cells with an asterisk.
-    """
+    """Return a DataFrame by category, model and rank: "layer 3, expert 12: 5,400 *", an asterisk where `marked`."""
     marks = xr.zeros_like(ds["paper_count"], dtype=bool) if marked is None else marked
     held = (ds[name] for name in ("paper_layer", "paper_expert", "paper_count"))
 
@@ -160,9 +150,7 @@ MEASURE = measure(
     "Most used experts",
     "SPARCOM, app. F, table 6",
     "experts",
-    (
-        "The experts of the whole model that the instructions of a category activate most often, by count (SPARCOM, "
-        "table 6). Ours: the experts of each layer with the largest mean frequency, and the fraction of expert "
-        "assignments (top_k per token and layer) that goes to them. Ties go to the lower layer and id."
-    ),
+    "The experts of the whole model that the instructions of a category activate most often, by count (SPARCOM, "
+    "table 6). Ours: the experts of each layer with the largest mean frequency, and the fraction of expert "
+    "assignments (top_k per token and layer) that goes to them. Ties go to the lower layer and id.",
 )

@@ -1,9 +1,8 @@
 """Counts members for other choices of instructions: intervals, and the null distribution of permuted labels.
 
-Most neurons are in so few instructions that no draw makes them members (`Members.possible`). They are left out once,
-and the rest is packed again and counted exactly. Intervals are centered (see `centered_interval`): draws with
-replacement carry more over the threshold than they take away. A category of one instruction has no interval, nor have
-numbers it has a part in. The threshold also makes unique members out of nothing; hence the null distribution.
+Neurons that no draw makes members (`Members.possible`) are left out; the rest is packed again and counted exactly.
+Intervals are centered: draws with replacement carry more over the threshold than they take away. A category of one
+instruction has no interval, nor have numbers it has a part in.
 """
 
 from __future__ import annotations

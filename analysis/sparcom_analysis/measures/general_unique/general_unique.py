@@ -18,7 +18,7 @@ from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import category_bars, layer_curves, names
 from sparcom_analysis.measures.general_unique.draws import count_members
 from sparcom_analysis.measures.general_unique.members import KINDS, find_members, membership_of
-from sparcom_analysis.measures.measure import OURS, dataset, measure
+from sparcom_analysis.measures.measure import OURS, dataset, frames, measure
 from sparcom_analysis.measures.text import SIGNIFICANT, count, listed, neurons_of
 from sparcom_data.errors import InvalidInputError
 
@@ -36,9 +36,7 @@ def general_unique(
 
     Args:
         subject: ISN sets for neurons, or expert counts for experts: what `find_isns` or `find_ises` returns.
-        progress: called with draws done and in all.
-        most_used: of experts, count the `top_experts` most used per layer and all that tie with the last (ours) instead
-            of all activated ones. An expert that an instruction does not activate is never among them.
+        most_used: of activated experts, count the `top_experts` most used per layer, and ties with the last, alone.
         **changes: `min_share`, `top_experts`, `n_resamples` (at most 200 are drawn), `confidence_level`,
             `n_permutations` (at most 500), `seed`: see `Options`.
 
@@ -101,46 +99,40 @@ def _rule(subject: IsnSets | ExpertCounts, most_used: bool) -> dict[str, Any]:
         if most_used:
             raise InvalidInputError("most_used is for experts; give what find_ises returns, or leave it out")
         title = neurons_of(xr.Dataset(attrs={"population_title": subject.population.title}))
-        rule: dict[str, Any] = {"measure": MEASURE.name, "member_title": title, "member_rule": f"ISNs of {share}"}
-        return rule | {"top": options.top, "min_frequency": options.min_frequency}
+        held = {"measure": MEASURE.name, "member_title": title, "member_rule": f"ISNs of {share}"}
+        return {**held, "top": options.top, "min_frequency": options.min_frequency}
     if not most_used:
         return {"measure": EXPERTS.name, "member_title": "experts", "member_rule": f"activated by {share}"}
     k, title = options.top_experts, "most used experts"
-    rule = {"measure": MOST_USED.name, "member_title": title, "top_experts": k}
-    rule |= {"population": "most_used_expert", "population_title": title}
-    return rule | {"member_rule": f"among the {k} most used of their layer in {share}"}
+    held = {"measure": MOST_USED.name, "member_title": title, "population": "most_used_expert"}
+    member_rule = f"among the {k} most used of their layer in {share}"
+    return {**held, "population_title": title, "top_experts": k, "member_rule": member_rule}
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    title, units = ds.attrs["member_title"], ds["value"].attrs["units"]
+    title = ds.attrs["member_title"]
     of, c = f"{title} that are members of a category ({ds.attrs['member_rule']})", ds.sizes["category"]
     if "reason" in ds.attrs:
         number = _counted(ds, kind="members", category=names(ds)[0])
         return [f"Members of {names(ds)[0]} among {title}: {number}. {ds.attrs['reason']}"]
-    unique = ds["value"].sel(kind="unique")
-    general, alone = float(ds["overall_value"].sel(overall_kind="general")), float(unique.sum())
+    general = float(ds["overall_value"].sel(overall_kind="general"))
+    alone = float(ds["value"].sel(kind="unique").sum())
     if not (total := alone + float(ds["overall_value"].sum())):
         return [f"There are no {of}."]
     text = (
         f"Of {count(total)} {of}, {_counted(ds, 'overall_', overall_kind='general')} {'is' if general == 1 else 'are'} "
         f"general (members of all {c} categories) and {count(alone)} {'is' if alone == 1 else 'are'} unique to one"
     )
-    if "null_mean" in ds:
-        null = float(ds["overall_null_mean"].sel(overall_kind="general"))
-        null_alone = float(ds["null_mean"].sel(kind="unique").sum())
-        text += f"; permuted labels give {count(null)} and {count(null_alone)} on average"
-    found = [f"{text}."]
-    if alone:
-        most = [str(name) for name in ds["category"].values[unique.values == unique.values.max()]]
-        number, has, each = count(float(unique.max())), "have", " each"
-        if len(most) == 1:
-            number, has, each = _counted(ds, kind="unique", category=most[0]), "has", ""
-        found.append(f"{listed(most)} {has} the most unique {units}: {number}{each}.")
-    if "pvalue_adjusted" in ds:
-        out = [str(name) for name in ds["category"].values[ds["pvalue_adjusted"].values < SIGNIFICANT]]
-        more = f"{'has' if len(out) == 1 else 'have'} more unique {units} than under permuted labels after correction"
-        found.append(f"{len(out)} of {c} categories {more}" + (f": {listed(out)}." if out else "."))
-    return found
+    if "null_mean" not in ds:
+        return [f"{text}."]
+    null = float(ds["overall_null_mean"].sel(overall_kind="general"))
+    null_alone = float(ds["null_mean"].sel(kind="unique").sum())
+    out = names(ds.isel(category=np.flatnonzero(ds["pvalue_adjusted"] < SIGNIFICANT)))
+    more = f"more unique {ds['value'].attrs['units']} than under permuted labels after correction"
+    return [
+        f"{text}; permuted labels give {count(null)} and {count(null_alone)} on average.",
+        f"Categories with {more}: {len(out)} of {c}{f' ({listed(out)})' if out else ''}.",
+    ]
 
 
 def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
@@ -151,23 +143,16 @@ def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours)."
-    shown = "" if "reason" in ds.attrs else " Members unique to each category, and members per layer."
-    text += f"{shown} Members of a category: {ds.attrs['member_rule']}."
-    if "null_mean" in ds:
-        text += (
-            " Dashed: mean over permuted labels; per layer the mean of all categories. Bold with an asterisk: more "
-            "than under permuted labels after correction (p < 0.05)."
-        )
-    return " ".join(filter(None, (text, ds.attrs.get("reason"))))
+    marks = (
+        "Dashed: mean over permuted labels; per layer the mean of all categories. Bold with an asterisk: more than "
+        "under permuted labels after correction (p < 0.05)."
+    )
+    text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours). Members of a category:"
+    return f"{text} {ds.attrs['member_rule']}. {marks if 'null_mean' in ds else ds.attrs.get('reason', '')}".rstrip()
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw the unique members of each category as bars, with intervals, null and significance, into `ax`.
-
-    Args:
-        style: `label`, `title`, …; see `plotting.bars`. With one category the bar is of its members.
-    """
+    """Draw each category's unique members as bars into `ax`, or all members of a single one; see `plotting.bars`."""
     one, unit = ds.sel(kind="members" if "reason" in ds.attrs else "unique"), ds["value"].attrs["units"]
     style = {"label": unit if "reason" in ds.attrs else f"unique {unit}"} | style
     if "null_mean" in ds:
@@ -195,10 +180,8 @@ def figure(ds: xr.Dataset) -> Figure:
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
     """Return one tidy DataFrame per set of dimensions, named after them, such as "kind_category"."""
-    same: dict[str, list[Any]] = {}
-    for name, held in ds.drop_dims("member").data_vars.items():
-        same.setdefault("_".join(map(str, held.dims)), []).append(name)
-    return {dims: ds[variables].to_dataframe() for dims, variables in same.items()}
+    kept = ds.drop_dims("member").data_vars.items()
+    return frames(ds, {"_".join(map(str, held.dims)): str(name) for name, held in kept})
 
 
 MEASURE = measure(
@@ -206,11 +189,9 @@ MEASURE = measure(
     "General and unique neurons",
     OURS,
     "isn",
-    (
-        "A neuron is a member of a category if it is an ISN of at least a share of the category's instructions, by "
-        "default half. It is general if it is a member of all categories, unique if of one alone, common otherwise. "
-        "SPARCOM, section 5.1, uses these words without an equation; the rule is ours."
-    ),
+    "A neuron is a member of a category if it is an ISN of at least a share of the category's instructions, by "
+    "default half. It is general if it is a member of all categories, unique if of one alone, common otherwise. "
+    "SPARCOM, section 5.1, uses these words without an equation; the rule is ours.",
 )
 _WORDS = "General: a member of all categories. Unique: of one alone. Common: of several. The rule is ours."
 EXPERTS = replace(
@@ -218,18 +199,14 @@ EXPERTS = replace(
     name="general_unique_experts",
     title="General and unique experts",
     needs="experts",
-    definition=(
-        "An expert is a member of a category if at least a share of the category's instructions activate it, by "
-        f"default half. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS}"
-    ),
+    definition="An expert is a member of a category if at least a share of the category's instructions activate it, by "
+    f"default half. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS}",
 )
 MOST_USED = replace(
     EXPERTS,
     name="general_unique_most_used_experts",
     title="General and unique among the most used experts",
-    definition=(
-        "An expert is a member of a category if it is among the k most used of its layer, by default 5, in at least a "
-        f"share of the category's instructions, by default half. {_WORDS}"
-    ),
+    definition="An expert is a member of a category if it is among the k most used of its layer, by default 5, in at "
+    f"least a share of the category's instructions, by default half. {_WORDS}",
     compute=partial(general_unique, most_used=True),
 )

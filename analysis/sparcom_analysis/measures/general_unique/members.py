@@ -1,8 +1,7 @@
 """Which neurons or experts are members of which category: those of at least a share s of its instructions.
 
-A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several; with one
-category it is none of them. SPARCOM, section 5.1, uses these words without an equation; the rule is ours. It is
-compared exactly: count ≥ ⌈s · n⌉, s as the decimal number that was written.
+A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several. The rule
+(ours) is compared exactly: count ≥ ⌈s · n⌉, s as the decimal number that was written.
 """
 
 from __future__ import annotations

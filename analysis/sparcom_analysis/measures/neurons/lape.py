@@ -2,8 +2,7 @@
 
 A second way of selecting neurons: it compares categories, while equation 7 ranks neurons within an instruction.
 
-1. p_ic is the share of all tokens of category c's instructions at which neuron i is active. Tokens are pooled, so a
-   long instruction counts more than a short one.
+1. p_ic is the share of all pooled tokens of category c's instructions at which neuron i is active.
 2. The filter is the k-th smallest of all N · C values p, k = round(0.95 · N · C). A neuron whose largest p_ic is not
    above it is dropped.
 3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron. The round(0.01 · N)
@@ -45,7 +44,6 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
 
     Args:
         isn: the sets; with `find_isns(..., pool=True)` they hold the counts, otherwise the archive is read once more.
-        progress: called with tokens read and in all, if it is.
         **changes: `lape_top`, `lape_filter`, `lape_bar`, `min_share`: see `Options`.
 
     Returns:
@@ -88,8 +86,8 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
         variables["member_expert"] = ("member", within // part.neurons)
     found: dict[str, Any] = {"filter": least, "bar": bar, "passed": passed, "wanted": wanted, "selected": len(neuron)}
     found |= {name: getattr(options, name) for name in ("lape_top", "lape_filter", "lape_bar", "min_share")}
-    found |= {"neurons_per_expert": part.neurons if part.routed else None}
-    found |= {"measure": MEASURE.name, "model_layers": isn.archive.attributes.model.layers}
+    found |= {"neurons_per_expert": part.neurons if part.routed else None, "measure": MEASURE.name}
+    found["model_layers"] = isn.archive.attributes.model.layers
     return dataset(isn, variables, {"category": labels, "layer": list(part.layer_ids)}, **found)
 
 
@@ -163,8 +161,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
     most = names(ds.isel(category=np.flatnonzero(values == largest)))
     has, each = ("has", "") if len(most) == 1 else ("have", " each")
     found = [f"{text}; {listed(most)} {has} the most specific neurons, {count(largest)}{each}."]
-    if values.sum() > selected:
-        found.append("A neuron that is specific to several categories is counted in each of them.")
     if not np.isnan(mean := float(jaccard.mean())):
         found.append(f"The mean Jaccard index of a category's specific and unique neurons is {decimal(mean)}.")
     return found
@@ -180,7 +176,7 @@ def caption(ds: xr.Dataset) -> str:
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw stacked bars over the layers, one part per category, into `ax`; style: see `plotting.stacked`."""
     parts = dict(zip(names(ds), ds["layer_value"].values, strict=True))
-    style = {"label": "specific neurons", "title": str(ds.attrs["model"])} | style
+    style = {"label": "specific neurons", "title": ds.attrs["model"]} | style
     ax = plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
     ax.locator_params(axis="y", integer=True)
     return ax
@@ -191,9 +187,7 @@ MEASURE = measure(
     "Neurons specific to a category by activation entropy (LAPE)",
     "Tang et al. 2024 (LAPE)",
     "isn",
-    (
-        "The share of a category's tokens at which a neuron is active, normalized over categories, has an entropy that "
-        "is low if few categories use the neuron. Neurons of lowest entropy are selected among those that pass a "
-        "filter; one is specific to each category in which its share is above a bar."
-    ),
+    "The share of a category's tokens at which a neuron is active, normalized over categories, has an entropy that is "
+    "low if few categories use the neuron. Neurons of lowest entropy are selected among those that pass a filter; one "
+    "is specific to each category in which its share is above a bar.",
 )

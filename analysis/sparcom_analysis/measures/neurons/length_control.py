@@ -38,10 +38,8 @@ def length_control(isn: IsnSets, progress: Progress | None = None, **changes: An
         NotComputableError, UnsupportedArchiveError, IncompleteArchiveError: see `subsampled`.
     """
     plain = isn.with_options(**changes)
-    population = plain.population.name
-    equal = subsampled(
-        plain, lambda draw: find_isns(plain.archive, plain.options, population=population, draw=draw, progress=progress)
-    )
+    given: dict[str, Any] = {"population": plain.population.name, "progress": progress}
+    equal = subsampled(plain, lambda draw: find_isns(plain.archive, plain.options, draw=draw, **given))
     both = np.isin(plain.instruction, equal.instruction)
     tokens, sizes = plain.tokens[both], (plain.sizes[both], equal.sizes)
     means = [float(size.mean()) for size in sizes]
@@ -99,12 +97,11 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
     tokens = f"Subsampled to equal length ({ds.attrs['drawn_tokens']:,} tokens per instruction)"
     if np.isnan(largest):
         return [f"{tokens}, no {index} of two categories can be compared."]
-    if np.isnan(rho):
-        found = [f"{tokens}, too few category pairs differ to compare their order by {index}."]
-    else:
-        kept = "is kept" if rho >= SAME_ORDER else "is partly kept" if rho >= CHANGED_ORDER else "is not kept"
-        found = [f"{tokens}, the order of category pairs by {index} {kept} (rank correlation {decimal(rho, 2)})."]
-    first, second = str(one["largest_change_category"].item()), str(one["largest_change_category_2"].item())
+    kept = "is kept" if rho >= SAME_ORDER else "is partly kept" if rho >= CHANGED_ORDER else "is not kept"
+    order = f"the order of category pairs by {index} {kept} (rank correlation {decimal(rho, 2)})"
+    few = f"too few category pairs differ to compare their order by {index}"
+    found = [f"{tokens}, {few if np.isnan(rho) else order}."]
+    first, second = (one[f"largest_change_category{end}"].item() for end in ("", "_2"))
     where = f"within {first}" if first == second else f"between {first} and {second}"
     cell = one.sel(version="difference", category=first, category_2=second)
     found.append(
@@ -113,10 +110,6 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
         if largest
         else f"No {index} changes."
     )
-    apart = ds.sel(self_pairs=False)
-    if rows := int(apart["compared_rows"]):
-        equal, plain = (int(apart["diagonal_largest"].sel(version=version)) for version in ("equal_length", "plain"))
-        found.append(f"{equal} of {rows} categories are most similar to themselves; with all tokens {plain} of {rows}.")
     if short := int(ds["too_short"].sum()):
         found.append(f"{short:,} {'instruction is' if short == 1 else 'instructions are'} too short and left out.")
     return found
@@ -174,8 +167,6 @@ MEASURE = measure(
     "Similarity with equally long instructions",
     OURS,
     "isn",
-    (
-        "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
-        "instructions: which similarities come from length?"
-    ),
+    "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
+    "instructions: which similarities come from length?",
 )

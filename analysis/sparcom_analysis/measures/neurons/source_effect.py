@@ -1,18 +1,13 @@
 """Whether category or source explains more of the similarity of instructions: the control that the paper's design has.
 
-The paper draws each category half from synthetic and half from natural instructions and reports no comparison. Pairs of
-two different instructions are of four kinds: same or different category, same or different source. Effects are
-differences of means against the pairs that share neither:
-
-    category effect   same category, different source   minus   neither
-    source effect     different category, same source   minus   neither
-
-A mean over a kind is the mean of its cells (group × group), each counting the same, so unequal groups do not matter. In
-HexaInst, whose natural half has sources of its own per category, "source" is the half: synthetic or natural.
+Pairs of two different instructions share the category, the source, both or neither. The effect of one is the mean of
+the pairs that share it alone minus the mean of those that share neither; each group × group counts the same, so unequal
+groups do not matter. In HexaInst, whose natural half has sources of its own per category, "source" is the half.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +20,7 @@ from sparcom_analysis.instructions import SYNTHETIC, group_names
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import names
-from sparcom_analysis.measures.measure import OURS, Measure, NotComputableError, bounds, dataset
+from sparcom_analysis.measures.measure import OURS, NotComputableError, bounds, dataset, measure
 from sparcom_analysis.measures.text import TIE, decimal, interval, neurons_of, p_value
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.bootstrap import percentiles, resampled_cells, resamples_for
@@ -149,10 +144,9 @@ def _effect(one: xr.Dataset) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    name = str(ds["value"].attrs["long_name"])
     return (
-        f"{name[0].upper()}{name[1:]} of every two groups of category and source, {ds.attrs['model']} (ours). Pairs of "
-        "an instruction with itself are left out."
+        f"M{ds['value'].attrs['long_name'][1:]} of every two groups of category and source, {ds.attrs['model']} "
+        "(ours). Pairs of an instruction with itself are left out."
     )
 
 
@@ -162,22 +156,12 @@ def plot(ds: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     return plotting.heatmap(ds["value"].values, names(ds, "group"), names(ds, "group"), ax=ax, **held)
 
 
-def _measure(name: str, title: str, needs: Any) -> Measure:
-    return Measure(
-        name=name,
-        title=title,
-        equation=OURS,
-        needs=needs,
-        definition=(
-            "How much more similar two instructions are when they share the category but not the source, or the source "
-            "but not the category, than when they share neither."
-        ),
-        compute=source_effect,
-        sentences=sentences,
-        caption=caption,
-        plot=plot,
-    )
-
-
-MEASURE = _measure("source_effect", "Category or source: neurons", "isn")
-ROUTING_MEASURE = _measure("routing_source_effect", "Category or source: experts", "experts")
+MEASURE = measure(
+    source_effect,
+    "Category or source: neurons",
+    OURS,
+    "isn",
+    "How much more similar two instructions are when they share the category but not the source, or the source but not "
+    "the category, than when they share neither.",
+)
+ROUTING_MEASURE = replace(MEASURE, name="routing_source_effect", title="Category or source: experts", needs="experts")
