@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Subject = IsnSets | ExpertCounts | IsnComparison | ExpertComparison
 Needs = Literal["isn", "experts", "isn_comparison", "expert_comparison"]
 OURS = "ours"
+MATCHED = ("only_base", "only_tuned", "different_lengths", "different_categories", "different_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,11 @@ class Measure:
 def measure(
     compute: Callable[..., xr.Dataset], title: str, equation: str, needs: Needs, definition: str, **others: Any
 ) -> Measure:
-    """Return the `Measure` of a module: named like `compute`, with the other parts by the names they have in `Measure`.
-
-    Args:
-        others: fields of `Measure` that the module has under another name, or not at all.
-    """
-    held = sys.modules[compute.__module__]
-    parts = ("sentences", "caption", "plot", "figure", "tables")
-    own = {name: getattr(held, name) for name in parts if hasattr(held, name)}
-    fields = {"name": compute.__name__, "compute": compute, **own, **others}
-    return Measure(title=title, equation=equation, needs=needs, definition=definition, **fields)
+    """Return the `Measure` of a module: its functions named like fields of `Measure` are these fields, unless given."""
+    module = vars(sys.modules[compute.__module__])
+    own = {part: module[part] for part in ("sentences", "caption", "plot", "figure", "tables") if part in module}
+    fields = {"name": compute.__name__, **own, **others}
+    return Measure(title=title, equation=equation, needs=needs, definition=definition, compute=compute, **fields)
 
 
 Variable = tuple[Sequence[str], ArrayLike] | tuple[Sequence[str], ArrayLike, Mapping[str, Any]]
@@ -133,11 +129,7 @@ def facts(subject: Subject) -> dict[str, Any]:
             "instructions": len(matched),
             "tuned_model": tuned.model,
             "tuned_archive": archive_name(tuned.archive.path),
-            "only_base": matched.only_base,
-            "only_tuned": matched.only_tuned,
-            "different_lengths": matched.different_lengths,
-            "different_categories": matched.different_categories,
-            "different_tokens": matched.different_tokens,
+            **{name: getattr(matched, name) for name in MATCHED},
         }
     options = subject.options
     found: dict[str, Any] = {
@@ -152,14 +144,14 @@ def facts(subject: Subject) -> dict[str, Any]:
     if isinstance(subject, ExpertCounts):
         return found | {"population": "expert", "population_title": "experts", "top_k": subject.top_k}
     part = subject.population
-    titles = {"population": part.name, "population_title": part.title}
-    return found | titles | {"rule": options.rule, "neurons": part.total}
+    size = {"rule": options.rule, "neurons": part.total}
+    return found | {"population": part.name, "population_title": part.title} | size
 
 
 def frames(ds: xr.Dataset, likes: Mapping[str, str]) -> dict[str, Any]:
     """Return DataFrames by name, each of all variables with the dimensions of the one that `likes` names."""
-    alike = {name: [key for key in ds if ds[key].dims == ds[like].dims] for name, like in likes.items()}
-    return {name: ds[keys].to_dataframe() for name, keys in alike.items()}
+    dims = {name: ds[like].dims for name, like in likes.items()}
+    return {name: ds[[key for key in ds if ds[key].dims == of]].to_dataframe() for name, of in dims.items()}
 
 
 def present(ds: xr.Dataset, *names: str) -> bool:

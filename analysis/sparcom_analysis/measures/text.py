@@ -37,10 +37,8 @@ def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = 
     if f"{prefix}ci_low" not in ds:
         return ""
     low, high = (float(ds[f"{prefix}{end}"].sel(where or {})) for end in ("ci_low", "ci_high"))
-    if math.isnan(low) or math.isnan(high):
-        return ""
-    level, to = f"{100 * ds.attrs.get('confidence_level', 0.95):g} % CI", " to " if low < 0 else "–"
-    return f" ({level} {decimal(low, digits)}{to}{decimal(high, digits)})"
+    level, to = f"{100 * ds.attrs['confidence_level']:g} % CI", " to " if low < 0 else "–"
+    return "" if math.isnan(low + high) else f" ({level} {decimal(low, digits)}{to}{decimal(high, digits)})"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
@@ -58,10 +56,7 @@ def neurons_of(ds: xr.Dataset) -> str:
 def largest(values: xr.DataArray) -> dict[str, Any]:
     """Return the labels of the largest value, NaN left out."""
     place = np.unravel_index(int(np.nanargmax(values.values)), values.shape)
-    return {
-        str(dim): values[dim].values[at].item() if dim in values.coords else at
-        for dim, at in zip(values.dims, place, strict=True)
-    }
+    return {str(dim): values[dim].values[at].item() for dim, at in zip(values.dims, place, strict=True)}
 
 
 def extremes(values: xr.DataArray, digits: int = 3) -> str:
@@ -80,6 +75,5 @@ def extremes(values: xr.DataArray, digits: int = 3) -> str:
 
 def _where(values: xr.DataArray) -> str:
     names = [str(name) for name in values[values.dims[0]].values]
-    if values.dims[0] == "layer":
-        return f"in layer{'s' if len(names) > 1 else ''} {listed(names)}"
-    return f"for {listed(names)}"
+    layers = "in layers" if len(names) > 1 else "in layer"
+    return f"{layers if values.dims[0] == 'layer' else 'for'} {listed(names)}"

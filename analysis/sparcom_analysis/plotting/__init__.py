@@ -90,7 +90,7 @@ def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend:
     fit.set_label(ax.yaxis, label, max(1.3, fit.inches_of(ax)[1]))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
     ax.grid(axis="y", color="#dcdcdc", linewidth=0.6)
-    _plain_axes(ax, title)
+    plain_axes(ax, title)
     if legend and len(ax.get_legend_handles_labels()[1]) > 1:
         legend_below(ax)
     if own:
@@ -98,7 +98,8 @@ def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend:
     return ax
 
 
-def _plain_axes(ax: Axes, title: str, inches: float | None = None) -> None:
+def plain_axes(ax: Axes, title: str, inches: float | None = None) -> None:
+    """Small ticks, no frame at the top and right, the title."""
     ax.tick_params(labelsize=fit.TICK, length=2)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -150,7 +151,7 @@ def bars(
     ax.set_yticks(at, [*map(fit.plain, held)], fontsize=fit.TICK)
     ax.set_ylim(len(held) - 0.4, -0.6 if null is None else -1.2)
     fit.set_label(ax.xaxis, label, room)
-    _plain_axes(ax, title, room)
+    plain_axes(ax, title, room)
     if own:
         fit.fit_height(ax, (0.1 + 0.12 * fit.most_lines(held)) * (len(held) + 0.5))
     return ax

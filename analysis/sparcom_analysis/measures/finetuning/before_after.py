@@ -64,9 +64,6 @@ def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: st
     found = [f"{what} in {models} is {value}{interval(ds, prefix='overall_', digits=digits)}, a change of {change}."]
     if ends := extremes(ds["value"], digits):
         found.append(f"By category, the mean is {ends}.")
-    missing = int(ds["overall_undefined"])
-    if missing == 1:
-        found.append(f"1 instruction {undefined.replace('have', 'has', 1)} and is left out.")
-    elif missing:
-        found.append(f"{missing:,} instructions {undefined} and are left out.")
+    if missing := int(ds["overall_undefined"]):
+        found.append(f"Left out because they {undefined}: {missing:,} of {ds.attrs['instructions']:,} instructions.")
     return found

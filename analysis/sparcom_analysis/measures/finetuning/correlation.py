@@ -48,9 +48,7 @@ MEASURE = measure(
     "Correlation of expert frequencies before and after fine-tuning",
     "SPARCOM, eq. 16, table 2",
     "expert_comparison",
-    (
-        "The Pearson correlation of an instruction's expert frequencies in the base and in the tuned model, and its "
-        "mean over the instructions of a category. The change is 1 − correlation (ours)."
-    ),
+    definition="The Pearson correlation of an instruction's expert frequencies in the base and in the tuned model, "
+    "and its mean over the instructions of a category. The change is 1 − correlation (ours).",
     plot=category_bars,
 )

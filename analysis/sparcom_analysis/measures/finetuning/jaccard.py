@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparcom_analysis import plotting
@@ -19,8 +18,6 @@ from sparcom_analysis.measures.text import decimal, extremes, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 from sparcom_analysis.resampling.pairs import ratio
-
-FEW = 10.0  # ISNs per instruction below which the index of a layer jumps by a tenth with every neuron
 
 
 def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -65,21 +62,12 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
 
 def sentences(ds: xr.Dataset) -> list[str]:
     what = f"The mean Jaccard similarity of the same instruction's ISN sets ({neurons_of(ds)})"
-    first, *others = before_after_sentences(ds, what, 3, "have no ISN in either model")
-    if np.isnan(ds["overall_value"]):
-        return [first]
-    null = decimal(float(ds["overall_null_mean"]))
-    sizes = [decimal(float(ds[f"overall_{side}_isn"]), 1) for side in ("base", "tuned")]
-    found = [
-        first,
-        f"Random sets with as many ISNs per layer would have a mean of about {null}.",
-        *others,
-        f"An instruction has {sizes[0]} ISNs on average in the base model and {sizes[1]} in the tuned model.",
-    ]
+    found = before_after_sentences(ds, what, 3, "have no ISN in either model")
+    if not np.isnan(ds["overall_value"]):
+        null = decimal(float(ds["overall_null_mean"]))
+        found.insert(1, f"Random sets with as many ISNs per layer would have a mean of about {null}.")
     if ends := extremes(ds["overall_layer_value"]):
         found.append(f"By layer, the mean similarity is {ends}.")
-    if none := int(np.isnan(ds["overall_layer_value"]).sum()):
-        found.append(f"{none} layer{'s have' if none > 1 else ' has'} no ISN in either model.")
     return found
 
 
@@ -87,24 +75,16 @@ def caption(ds: xr.Dataset) -> str:
     return (
         f"Mean Jaccard similarity of the same instruction's ISN sets in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']}, {neurons_of(ds)} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
-        f"with as many ISNs per layer. Grey layers: fewer than {FEW:.0f} ISNs per instruction."
+        "with as many ISNs per layer."
     )
-
-
-def plot_by_layer(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw one curve per category over the layers, with bands; layers with few ISNs are grey."""
-    held = {"null": ds["overall_layer_null_mean"].values, "title": "by layer"} | style
-    ax = layer_curves(ds, ax, variable="layer_value", prefix="layer_", **held)
-    for layer in ds["layer"].values[ds["layer_isn"].values < FEW]:
-        ax.axvspan(layer - 0.5, layer + 0.5, color="0.5", alpha=0.15, linewidth=0)
-    return ax
 
 
 def figure(ds: xr.Dataset) -> Figure:
     """Draw the categories beside the layers."""
     drawn, axes = plotting.panels(2)
     category_bars(ds, axes[0])
-    plot_by_layer(ds, axes[1])
+    null = ds["overall_layer_null_mean"].values
+    layer_curves(ds, axes[1], variable="layer_value", prefix="layer_", null=null, title="by layer")
     return drawn
 
 
@@ -113,10 +93,8 @@ MEASURE = measure(
     "Similarity of ISN sets before and after fine-tuning",
     "SPARCOM, eq. 15, table 1",
     "isn_comparison",
-    (
-        "The Jaccard index |A ∩ B| / |A ∪ B| of an instruction's ISN sets in the base and in the tuned model, and its "
-        "mean over the instructions of a category. The change is 1 − similarity (ours)."
-    ),
+    definition="The Jaccard index |A ∩ B| / |A ∪ B| of an instruction's ISN sets in the base and in the tuned model,"
+    " and its mean over the instructions of a category. The change is 1 − similarity (ours).",
     plot=category_bars,
     tables=lambda ds: frames(ds, {"": "value", "by_layer": "layer_value"}),
 )

@@ -36,12 +36,10 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
     draws = resamples_for(kinds, comparison.options)
     before, after, change = (group_means(counts, kinds, draws) for counts in (base, tuned, tuned - base))
     sides = both_models(*(means(side, ["layer"], attrs=ABOUT) for side in (before, after)))
-    differences = {
-        name.replace("difference_value", "difference"): variable
-        for name, variable in means(change, ["layer"], "difference_", ABOUT).items()
-    }
+    sides |= means(change, ["layer"], "difference_", ABOUT)
     coords = {"model": MODELS, "category": before.labels, "layer": list(comparison.base.layer_ids)}
-    return dataset(comparison, sides | differences, coords, measure=MEASURE.name)
+    renamed = {f"{prefix}difference_value": f"{prefix}difference" for prefix in ("", "overall_")}
+    return dataset(comparison, sides, coords, measure=MEASURE.name).rename(renamed)
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -51,20 +49,17 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if sizes.max() <= TIE:
         return [f"{start} is the same in every layer of {ds.attrs['model']} and {ds.attrs['tuned_model']}."]
     if len(layers) > 1:
-        where = f"layers {listed([str(layer) for layer in layers])}"
-        return [f"{start} changes most in {where} after fine-tuning, each by {decimal(float(sizes.max()), 1)}."]
+        where = listed([str(layer) for layer in layers])
+        return [f"{start} changes most in layers {where} after fine-tuning, each by {decimal(float(sizes.max()), 1)}."]
     cell = ds.sel(layer=layers[0])
     before, after = (decimal(float(cell["overall_value"].sel(model=model)), 1) for model in MODELS)
     by = interval(cell, prefix="overall_difference_", digits=1)
     signed = ("+" if cell["overall_difference"] > 0 else "") + decimal(float(cell["overall_difference"]), 1)
     found = [f"{start} changes most in layer {layers[0]}: from {before} to {after}, by {signed}{by}."]
     if present(ds, "overall_difference_ci_low"):
-        more = int((ds["overall_difference_ci_low"] > 0).sum())
-        fewer = int((ds["overall_difference_ci_high"] < 0).sum())
-        found.append(
-            f"The interval of the change excludes 0 in {more + fewer} of {len(sizes)} layers (more ISNs in {more}, "
-            f"fewer in {fewer})."
-        )
+        more, fewer = (ds["overall_difference_ci_low"] > 0).sum(), (ds["overall_difference_ci_high"] < 0).sum()
+        out = f"The interval of the change excludes 0 in {int(more + fewer)} of {len(sizes)} layers"
+        found.append(f"{out} (more ISNs in {int(more)}, fewer in {int(fewer)}).")
     return found
 
 
@@ -100,9 +95,7 @@ MEASURE = measure(
     "Layers of ISNs before and after fine-tuning",
     "SPARCOM, fig. 5",
     "isn_comparison",
-    (
-        "The number of ISNs per instruction in each layer of the base and of the tuned model, mean over the "
-        "instructions of a category, and the difference tuned − base (ours)."
-    ),
+    definition="The number of ISNs per instruction in each layer of the base and of the tuned model, mean over the "
+    "instructions of a category, and the difference tuned − base (ours).",
     tables=lambda ds: frames(ds, {"": "value", "difference": "difference"}),
 )

@@ -88,25 +88,19 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if float(values.max()) <= TIE:
         return [f"Mean expert frequencies are the same in {models}."]
     cell = ds.sel(layer=largest(values)["layer"])
-    found = [
+    first = (
         f"Total variation of expert frequencies between {models} is largest in layer {cell['layer'].item()}: "
         f"{decimal(float(cell['overall_value']))} of {ds.attrs['top_k']} top-k choices per token"
-        f"{interval(cell, prefix='overall_')}."
-    ]
-    if "pvalue_adjusted" in ds:
-        null, p = float(cell["overall_null_mean"]), float(cell["overall_pvalue_adjusted"])
-        out, cells = int((ds["pvalue_adjusted"] < SIGNIFICANT).sum()), ds["value"].size
-        found += [
-            f"With the models exchanged at random per instruction it is {decimal(null)} on average there (corrected "
-            f"{p_value(p)}).",
-            f"It exceeds this null in {out} of {cells} combinations of category and layer (corrected p < 0.05).",
-        ]
-    place = largest(ds["value"])
-    found.append(
-        f"Of the categories, {place['category']} shifts most, in layer {place['layer']}: "
-        f"{decimal(float(ds['value'].sel(place)))}{interval(ds, place)}."
+        f"{interval(cell, prefix='overall_')}"
     )
-    return found
+    if "pvalue_adjusted" not in ds:
+        return [f"{first}."]
+    null, p = decimal(float(cell["overall_null_mean"])), p_value(float(cell["overall_pvalue_adjusted"]))
+    out, cells = int((ds["pvalue_adjusted"] < SIGNIFICANT).sum()), ds["value"].size
+    return [
+        f"{first}; with the models exchanged at random per instruction it is {null} on average (corrected {p}).",
+        f"It exceeds this null in {out} of {cells} combinations of category and layer (corrected p < 0.05).",
+    ]
 
 
 def caption(ds: xr.Dataset) -> str:
@@ -128,8 +122,6 @@ MEASURE = measure(
     "Shift of routing after fine-tuning",
     OURS,
     "expert_comparison",
-    (
-        "Half the sum over experts of the absolute change in mean frequency: how many of a token's top-k choices go to "
-        "other experts after fine-tuning, by category and layer."
-    ),
+    definition="Half the sum over experts of the absolute change in mean frequency: how many of a token's top-k "
+    "choices go to other experts after fine-tuning, by category and layer.",
 )

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sparcom_analysis import plotting
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.frequencies import Progress
-from sparcom_analysis.ise import ExpertCounts
-from sparcom_analysis.measures.drawing import category_bars, names
+from sparcom_analysis.measures.drawing import category_bars
 from sparcom_analysis.measures.experts.top_experts import counted_ranks, layer_ranks, rank_coords, table_6
 from sparcom_analysis.measures.finetuning.before_after import MODELS, both_models
 from sparcom_analysis.measures.measure import Variable, dataset, measure
@@ -40,7 +37,9 @@ def finetuning_top_experts(
     """
     comparison = comparison.with_options(**changes)
     base = comparison.sides[0]
-    ranked = both_models(*(counted_ranks(side) | _frequencies(side) for side in comparison.sides))
+    means = [group_means(side.frequencies, side.categories) for side in comparison.sides]
+    ranks = (counted_ranks(side) | layer_ranks(side, mean) for side, mean in zip(comparison.sides, means, strict=True))
+    ranked = {name.replace("value", "frequency"): held for name, held in both_models(*ranks).items()}
     experts = {name: np.asarray(values) for name, (_, values, *_) in ranked.items()}
     kept = _among(*(experts["paper_layer"] * base.experts + experts["paper_expert"]))
     layers, overall = _among(*experts["expert"]), _among(*experts["overall_expert"])
@@ -62,12 +61,6 @@ def finetuning_top_experts(
     return dataset(comparison, ranked | found, coords, measure=MEASURE.name, experts=base.experts)
 
 
-def _frequencies(side: ExpertCounts) -> dict[str, Variable]:
-    """Return `layer_ranks` of one model; the frequencies are called so, since `value` is what stays."""
-    found = layer_ranks(side, group_means(side.frequencies, side.categories))
-    return {name.replace("value", "frequency"): variable for name, variable in found.items()}
-
-
 def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
     """Return whether each of `experts` (…, rank) is among the `others` of its line."""
     found: NDArray[np.bool_] = (experts[..., :, None] == others[..., None, :]).any(axis=-1)
@@ -77,36 +70,21 @@ def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
 def sentences(ds: xr.Dataset) -> list[str]:
     k, kept, ids, layers = ds.sizes["paper_rank"], *(ds[name] for name in ("kept", "kept_ids", "layer_kept"))
     stay, stay_ids, stay_layers = (int(one.sum()) for one in (kept, ids, layers))
-    said = [
-        f"{stay} of the {kept.size} most used experts ({k} per category, over all layers) "
-        f"{'is' if stay == 1 else 'are'} still among the {k} most used after "
-        f"fine-tuning (SPARCOM, table 6); a random choice would keep {decimal(kept.size * float(ds['null_mean']), 1)}."
-    ]
-    if (stay_ids, ids.size) != (stay, kept.size):
-        said.append(f"If an expert is its id alone, with counts added up over layers, {stay_ids} of {ids.size} stay.")
-    said.append(
+    null, layer_null = decimal(kept.size * float(ds["null_mean"]), 1), layers.size * float(ds["layer_null_mean"])
+    return [
+        f"Of the {k} most used experts per category, over all layers, {stay} of {kept.size} are still among the {k} "
+        f"most used after fine-tuning (SPARCOM, table 6); a random choice would keep {null}.",
+        f"If an expert is its id alone, with counts added up over layers, {stay_ids} of {ids.size} stay.",
         f"Of the {ds.sizes['rank']} most used experts per layer and category, {stay_layers:,} of {layers.size:,} "
-        f"stay; a random choice would keep {decimal(layers.size * float(ds['layer_null_mean']), 1)}."
-    )
-    return said
+        f"stay; a random choice would keep {decimal(layer_null, 1)}.",
+    ]
 
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Fraction of the most used experts of {ds.attrs['model']} that stay so in {ds.attrs['tuned_model']}. Left: "
-        f"the {ds.sizes['paper_rank']} of the whole model by count (SPARCOM, table 6); dashed: a random choice. Right: "
-        f"the {ds.sizes['rank']} of each layer by mean frequency (ours); a random choice would keep "
-        f"{decimal(float(ds['layer_null_mean']))}."
+        f"Fraction of the {ds.sizes['paper_rank']} most used experts of {ds.attrs['model']}, by count over the whole "
+        f"model, that stay so in {ds.attrs['tuned_model']} (SPARCOM, table 6). Dashed: a random choice."
     )
-
-
-def figure(ds: xr.Dataset) -> Figure:
-    """Draw the whole model beside a heat map of `layer_value`."""
-    drawn, (left, right) = plotting.panels(2)
-    category_bars(ds, left)
-    style: dict[str, Any] = {"label": "fraction that stays", "title": "by layer", "vmin": 0.0, "vmax": 1.0}
-    plotting.heatmap(ds["layer_value"].values, names(ds), names(ds, "layer"), ax=right, **style).set_xlabel("layer")
-    return drawn
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
@@ -125,10 +103,8 @@ MEASURE = measure(
     "Most used experts before and after fine-tuning",
     "SPARCOM, app. F, table 6",
     "expert_comparison",
-    (
-        "The experts of the whole model that the instructions of a category activate most often, in both models, and "
-        "how many of the base model's stay among the tuned model's (SPARCOM, table 6). The paper prints ids without "
-        "layers; here an expert is a layer and an id. The same per layer, by mean frequency, is ours."
-    ),
+    definition="The experts of the whole model that the instructions of a category activate most often, in both "
+    "models, and how many of the base model's stay among the tuned model's (SPARCOM, table 6). The paper prints ids "
+    "without layers; here an expert is a layer and an id. The same per layer, by mean frequency, is ours.",
     plot=category_bars,
 )

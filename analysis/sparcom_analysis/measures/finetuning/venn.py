@@ -38,15 +38,14 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
     """
     ids, names = comparison.matched.ids, comparison.matched.names
     if missing := [name for name in instructions or () if name not in ids]:
-        rule = "an instruction to show must be complete in both archives"
-        remedy = f"is none of the {len(ids):,}. Give ids of instruction/id"
-        raise InvalidInputError([f"{rule}; {name!r} {remedy}" for name in missing])
+        rule, count = "an instruction to show must be complete in both archives", f"{len(ids):,}"
+        raise InvalidInputError([f"{rule}; {n!r} is none of the {count}. Give ids of instruction/id" for n in missing])
     places = _typical(comparison) if instructions is None else [ids.index(name) for name in instructions]
-    both, jaccard = comparison.shared, comparison.jaccard[places]
+    both = comparison.shared
     parts = np.stack([comparison.base_counts - both, both, comparison.tuned_counts - both], axis=1)
     variables: dict[str, Variable] = {
         "value": (("instruction", "part", "layer"), parts[places], {"long_name": "ISNs", "units": "neurons"}),
-        "jaccard": ("instruction", jaccard),
+        "jaccard": ("instruction", comparison.jaccard[places]),
     }
     coords = {
         "instruction": [ids[k] for k in places],
@@ -60,13 +59,9 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
 def _typical(comparison: IsnComparison) -> list[int]:
     """Return the index of each category's instruction whose similarity is nearest the median of the category."""
     values, names = comparison.jaccard, np.array(comparison.matched.names, dtype=object)
-    places = []
-    for name in dict.fromkeys(names):
-        members = np.flatnonzero((names == name) & ~np.isnan(values))
-        if len(members):
-            distance = np.abs(values[members] - np.median(values[members])).round(TIE_DIGITS)
-            places.append(int(members[distance.argmin()]))
-    return places
+    groups = (np.flatnonzero((names == name) & ~np.isnan(values)) for name in dict.fromkeys(names))
+    known = [(members, values[members]) for members in groups if len(members)]
+    return [int(members[np.abs(one - np.median(one)).round(TIE_DIGITS).argmin()]) for members, one in known]
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
@@ -115,9 +110,7 @@ MEASURE = measure(
     "ISNs of single instructions before and after fine-tuning",
     "SPARCOM, fig. 6",
     "isn_comparison",
-    (
-        "Of an instruction, by layer: ISNs of the base model only, of both models, of the tuned model only. The "
-        "typical instruction of a category has the Jaccard similarity nearest the category's median (ours)."
-    ),
+    definition="Of an instruction, by layer: ISNs of the base model only, of both models, of the tuned model only. "
+    "The typical instruction of a category has the Jaccard similarity nearest the category's median (ours).",
     name="venn",
 )

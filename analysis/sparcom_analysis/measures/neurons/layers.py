@@ -11,7 +11,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.measure import dataset, means, measure
-from sparcom_analysis.measures.text import decimal, extremes, interval, largest, neurons_of
+from sparcom_analysis.measures.text import decimal, interval, largest, neurons_of
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
@@ -50,9 +50,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
         thirds = np.split(mean.values, [size // 3, size - size // 3])
         low, middle, high = (f"{100 * third.sum() / total:.0f} %" for third in thirds)
         found.append(f"The lower, middle and upper third of the layers hold {low}, {middle} and {high} of the ISNs.")
-    widest = largest(ds["value"].max("category") - ds["value"].min("category"))["layer"]
-    if "highest" in (ends := extremes(ds["value"].sel(layer=widest), 1)):
-        found.append(f"Categories differ most in layer {widest}, where the mean number is {ends}.")
     return found
 
 

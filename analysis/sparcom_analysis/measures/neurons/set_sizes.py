@@ -13,7 +13,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, dataset, means, measure
-from sparcom_analysis.measures.text import decimal, extremes, interval, neurons_of
+from sparcom_analysis.measures.text import decimal, interval, neurons_of
 from sparcom_analysis.plotting import fitting as fit
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -66,8 +66,6 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if not np.isnan(ds["tokens_correlation"]):
         r = decimal(float(ds["tokens_correlation"]), 2)
         found.append(f"Spearman's rank correlation of set size and number of tokens is {r}.")
-    if ends := extremes(ds["mean_tokens"], 1):
-        found.append(f"The mean number of tokens per instruction is {ends}.")
     return found
 
 
@@ -81,17 +79,15 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None, ym
     ax = plotting.new_axes() if ax is None else ax
     for place, name in enumerate(names(ds)):
         one = ds.isel(instruction=ds["instruction_category"].values == name)
-        look: dict[str, Any] = {"color": plotting.COLORS[place % 7], "label": fit.plain(name), "alpha": 0.7}
-        look["marker"] = plotting.MARKERS[(place + place // 7) % 7]
-        ax.scatter(one["instruction_tokens"], one["instruction_value"], 12, **look)
+        color, marker = plotting.COLORS[place % 7], plotting.MARKERS[(place + place // 7) % 7]
+        points = one["instruction_tokens"], one["instruction_value"]
+        ax.scatter(*points, 12, color=color, marker=marker, label=fit.plain(name), alpha=0.7)
     if "wanted" in ds.attrs:
         ax.axhline(ds.attrs["wanted"], color=plotting.GREY, linestyle="--", linewidth=1.1)
     ax.set_xlabel("tokens per instruction", fontsize=fit.LABEL)
     ax.set_ylabel(UNITS["units"], fontsize=fit.LABEL)
-    ax.tick_params(labelsize=fit.TICK, length=2)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.set_ylim(top=ymax)
-    fit.set_title(ax, ds.attrs["model"] if title is None else title)
+    plotting.plain_axes(ax, ds.attrs["model"] if title is None else title)
     plotting.legend_below(ax)
     return ax
 
@@ -101,9 +97,7 @@ MEASURE = measure(
     "Sizes of ISN sets",
     OURS,
     "isn",
-    (
-        "The number of ISNs per instruction. Neurons that tie with the last one selected are in the set, so a set can "
-        "be larger than the rule asks for."
-    ),
+    definition="The number of ISNs per instruction. Neurons that tie with the last one selected are in the set, so a"
+    " set can be larger than the rule asks for.",
     also_tuned=True,
 )

@@ -80,7 +80,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
         "The mean Pearson correlation of the same instruction's expert frequencies in base and tuned is −0.5000 "
         "(95 % CI −0.6000 to 0.2500), a change of 1.5000.",
         "By category, the mean is lowest for b (0.1000) and highest for a (0.5000).",
-        "2 instructions have frequencies without variance and are left out.",
+        "Left out because they have frequencies without variance: 2 of 6 instructions.",
     ]
     flat = arrays.experts(np.ones((2, 1, 3)), ["a", "a"])
     (said,) = sentences(finetuning_correlation(arrays.compare(flat, flat)))

@@ -12,7 +12,7 @@ import xarray as xr
 from sparcom_analysis.compare import ExpertComparison
 from sparcom_analysis.ise import ExpertCounts, find_ises
 from sparcom_analysis.matching import Matched, match_instructions
-from sparcom_analysis.measures.finetuning.top_experts import caption, figure, finetuning_top_experts, sentences, tables
+from sparcom_analysis.measures.finetuning.top_experts import MEASURE, caption, finetuning_top_experts, sentences, tables
 
 
 @pytest.fixture
@@ -70,34 +70,33 @@ def paired(base: ExpertCounts, tuned: ExpertCounts) -> ExpertComparison:
 
 
 def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) -> None:
-    """Both readings are said where they differ; experts that stay carry an asterisk in both models."""
+    """Both readings are said; experts that stay carry an asterisk in both models."""
     before = np.array([[[9, 1, 0, 0], [0, 0, 2, 8]]])
     after = np.array([[[0, 8, 1, 1], [1, 0, 0, 9]]])
     sides = [make_counts(counts, [10], ["a"], top_experts=2) for counts in (before, after)]
     ds = finetuning_top_experts(paired(*sides))
     assert sentences(ds) == [
-        "1 of the 2 most used experts (2 per category, over all layers) is still among the 2 most used after "
+        "Of the 2 most used experts per category, over all layers, 1 of 2 are still among the 2 most used after "
         "fine-tuning (SPARCOM, table 6); a random choice would keep 0.5.",
+        "If an expert is its id alone, with counts added up over layers, 1 of 2 stay.",
         "Of the 2 most used experts per layer and category, 2 of 4 stay; a random choice would keep 2.0.",
     ]
     crossed = make_counts(before[:, ::-1], [10], ["a"], top_experts=2)
-    assert [text.split(" of ")[0] for text in sentences(finetuning_top_experts(paired(sides[0], crossed)))[:2]] == [
-        "0",
-        "If an expert is its id alone, with counts added up over layers, 2",
-    ]
+    first, second, _ = sentences(finetuning_top_experts(paired(sides[0], crossed)))
+    assert ", 0 of 2 are still among" in first
+    assert "over layers, 2 of 2 stay" in second
     wide = tables(ds)["finetuning_top_experts_table_6"]
     assert wide.loc[("base", "a")].tolist() == ["layer 1, expert 0: 9", "layer 2, expert 3: 8 *"]
     assert wide.loc[("tuned", "a")].tolist() == ["layer 2, expert 3: 9 *", "layer 1, expert 1: 8"]
     same = finetuning_top_experts(paired(sides[0], sides[0]))
-    assert sentences(same)[0].startswith("2 of the 2 most used")
+    assert ", 2 of 2 are still among" in sentences(same)[0]
     assert float(same["overall_value"]) == 1
 
 
 def test_figure_and_round_trip(compared: ExpertComparison) -> None:
-    """The bars are the paper's reading, the map the fractions per layer; the Dataset survives JSON."""
+    """The bars are the paper's reading; the Dataset survives JSON."""
     ds = finetuning_top_experts(compared)
-    bars, layers = figure(ds).axes[:2]
-    assert [bar.get_width() for bar in bars.patches][:2] == ds["value"].values.tolist()
-    np.testing.assert_array_equal(layers.collections[0].get_array(), ds["layer_value"])
-    assert "5 of the whole model" in caption(ds)
+    assert MEASURE.plot is not None
+    assert [bar.get_width() for bar in MEASURE.plot(ds).patches][:2] == ds["value"].values.tolist()
+    assert "the 5 most used experts" in caption(ds)
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)
