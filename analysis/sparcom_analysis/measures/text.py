@@ -47,6 +47,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "none"
 
 
+def among(ds: xr.Dataset, before: str = " (") -> str:
+    """Return " (neurons of routed experts)", or with ", " before it; nothing for a model of dense layers alone."""
+    name = neurons_of(ds)
+    return "" if name == "neurons" else f"{before}{name}{')' * before.endswith('(')}"
+
+
 def neurons_of(ds: xr.Dataset) -> str:
     """Return "neurons of routed experts", or "neurons" for a model of dense layers alone."""
     title = ds.attrs.get("population_title", "")

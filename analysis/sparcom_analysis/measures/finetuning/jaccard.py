@@ -14,7 +14,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.measures.drawing import category_bars, layer_curves
 from sparcom_analysis.measures.finetuning.before_after import before_after_dataset, before_after_sentences
 from sparcom_analysis.measures.measure import Variable, frames, means, measure
-from sparcom_analysis.measures.text import decimal, extremes, neurons_of
+from sparcom_analysis.measures.text import among, decimal, extremes
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 from sparcom_analysis.resampling.pairs import ratio
@@ -61,7 +61,7 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    what = f"The mean Jaccard similarity of the same instruction's ISN sets ({neurons_of(ds)})"
+    what = f"The mean Jaccard similarity of the same instruction's ISN sets{among(ds)}"
     found = before_after_sentences(ds, what, 3, "have no ISN in either model")
     if not np.isnan(ds["overall_value"]):
         null = decimal(float(ds["overall_null_mean"]))
@@ -74,7 +74,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     return (
         f"Mean Jaccard similarity of the same instruction's ISN sets in {ds.attrs['model']} and "
-        f"{ds.attrs['tuned_model']}, {neurons_of(ds)} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
+        f"{ds.attrs['tuned_model']}{among(ds, ', ')} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
         "with as many ISNs per layer."
     )
 

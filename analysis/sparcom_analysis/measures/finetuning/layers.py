@@ -16,7 +16,7 @@ from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.finetuning.before_after import MODELS, both_models
 from sparcom_analysis.measures.measure import dataset, frames, means, measure, present
 from sparcom_analysis.measures.neurons.layers import ABOUT
-from sparcom_analysis.measures.text import TIE, decimal, interval, listed, neurons_of
+from sparcom_analysis.measures.text import TIE, among, decimal, interval, listed
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
@@ -45,7 +45,7 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
 def sentences(ds: xr.Dataset) -> list[str]:
     sizes = np.abs(ds["overall_difference"].values)
     layers = ds["layer"].values[sizes >= sizes.max() - TIE].tolist()
-    start = f"The number of ISNs per instruction ({neurons_of(ds)})"
+    start = f"The number of ISNs per instruction{among(ds)}"
     if sizes.max() <= TIE:
         return [f"{start} is the same in every layer of {ds.attrs['model']} and {ds.attrs['tuned_model']}."]
     if len(layers) > 1:
@@ -66,7 +66,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     bands = " Bands: confidence intervals over instructions." if "ci_low" in ds else ""
     return (
-        f"Mean number of ISNs per instruction in each layer, {neurons_of(ds)}: {ds.attrs['tuned_model']} (top), "
+        f"Mean number of ISNs per instruction in each layer{among(ds, ', ')}: {ds.attrs['tuned_model']} (top), "
         f"{ds.attrs['model']} (middle), and the difference (bottom) (SPARCOM, fig. 5; the difference is ours).{bands}"
     )
 

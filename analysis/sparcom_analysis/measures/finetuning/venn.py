@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sparcom_analysis import plotting
 from sparcom_analysis.compare import IsnComparison
 from sparcom_analysis.measures.measure import Variable, dataset, measure
-from sparcom_analysis.measures.text import decimal, neurons_of
+from sparcom_analysis.measures.text import among, decimal
 from sparcom_analysis.plotting.sharing import label_outer
 from sparcom_analysis.resampling.ranks import TIE_DIGITS
 from sparcom_data.errors import InvalidInputError
@@ -71,7 +71,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     base, both, tuned = (f"{100 * part:.1f} %" for part in counts / counts.sum())
     which = "one typical instruction per category" if ds.attrs["typical"] else "the instructions shown"
     return [
-        f"Of the ISNs of {which} ({neurons_of(ds)}), {both} belong to both models, {base} to the base model only and "
+        f"Of the ISNs of {which}{among(ds)}, {both} belong to both models, {base} to the base model only and "
         f"{tuned} to the tuned model only."
     ]
 
@@ -80,7 +80,7 @@ def caption(ds: xr.Dataset) -> str:
     which = "the typical instruction of each category" if ds.attrs["typical"] else "single instructions"
     more = f" The first {MOST_PANELS} are shown." if ds.sizes["instruction"] > MOST_PANELS else ""
     return (
-        f"ISNs of {which} by layer, {neurons_of(ds)}: only in {ds.attrs['model']}, in both models, only in "
+        f"ISNs of {which} by layer{among(ds, ', ')}: only in {ds.attrs['model']}, in both models, only in "
         f"{ds.attrs['tuned_model']} (SPARCOM, fig. 6). J: Jaccard similarity of the two sets.{more}"
     )
 

@@ -31,7 +31,7 @@ from sparcom_analysis.kernels.intersections import jaccard
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.general_unique.members import KINDS, find_members, membership_of
 from sparcom_analysis.measures.measure import NotComputableError, dataset, measure
-from sparcom_analysis.measures.text import count, decimal, listed, neurons_of
+from sparcom_analysis.measures.text import among, count, decimal, listed, neurons_of
 from sparcom_analysis.options import exact
 from sparcom_analysis.pooled import PooledCounts, pool_for
 
@@ -168,7 +168,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}, {neurons_of(ds)}. Of all, "
+        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}{among(ds, ', ')}. Of all, "
         f"{100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to several categories counts in each."
     )
 

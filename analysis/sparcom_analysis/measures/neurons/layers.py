@@ -11,7 +11,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import layer_curves
 from sparcom_analysis.measures.measure import dataset, means, measure
-from sparcom_analysis.measures.text import decimal, interval, largest, neurons_of
+from sparcom_analysis.measures.text import among, decimal, interval, largest
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
 
@@ -43,7 +43,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     cell = ds.sel(layer=largest(mean)["layer"])
     top, even = (decimal(float(cell[name]), 1) for name in ("overall_value", "null_mean"))
     found = [
-        f"Layer {cell['layer'].item()} of {ds.attrs['model']} holds the most ISNs ({neurons_of(ds)}): {top} of "
+        f"Layer {cell['layer'].item()} of {ds.attrs['model']} holds the most ISNs{among(ds)}: {top} of "
         f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; evenly spread it would hold {even}."
     ]
     if size >= 3:
@@ -56,7 +56,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     bands = " Bands: confidence intervals over instructions." if "ci_low" in ds else ""
     return (
-        f"Mean number of ISNs per instruction in each layer, by category, {ds.attrs['model']}, {neurons_of(ds)} "
+        f"Mean number of ISNs per instruction in each layer, by category, {ds.attrs['model']}{among(ds, ', ')} "
         f"(SPARCOM, fig. 5).{bands} Dashed: the same ISNs spread evenly over the layers."
     )
 

@@ -13,7 +13,7 @@ from sparcom_analysis.isn import IsnSets, find_isns
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, bounds, dataset, measure
 from sparcom_analysis.measures.pair_means import SELF_PAIRS, PairSubject, shown
-from sparcom_analysis.measures.text import decimal, interval, neurons_of
+from sparcom_analysis.measures.text import among, decimal, interval
 from sparcom_analysis.resampling.bootstrap import Interval, pair_intervals, resamples_for
 from sparcom_analysis.resampling.ranks import rank_correlation
 from sparcom_analysis.resampling.subsampling import matrix_change, subsampled
@@ -123,7 +123,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
         else f"Set size and number of tokens have a rank correlation of {signed(plain, 2)}; subsampled to equal "
         f"length, {'all sets have the same size' if np.isnan(equal) else f'it is {signed(equal, 2)}'}."
     )
-    return [*length_control_sentences(ds, f"mean Jaccard index of ISN sets ({neurons_of(ds)})"), size]
+    return [*length_control_sentences(ds, f"mean Jaccard index of ISN sets{among(ds)}"), size]
 
 
 def signed(value: float, digits: int = 3) -> str:

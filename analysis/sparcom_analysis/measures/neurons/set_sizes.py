@@ -13,7 +13,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, dataset, means, measure
-from sparcom_analysis.measures.text import decimal, interval, neurons_of
+from sparcom_analysis.measures.text import among, decimal, interval, neurons_of
 from sparcom_analysis.plotting import fitting as fit
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import group_means
@@ -71,7 +71,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     line = f" Dashed: what the rule asks for, {ds.attrs['wanted']:,}." if "wanted" in ds.attrs else ""
-    return f"ISNs and tokens of each instruction, {ds.attrs['model']}, {neurons_of(ds)} ({ds.attrs['rule']}).{line}"
+    return f"ISNs and tokens of each instruction, {ds.attrs['model']}{among(ds, ', ')} ({ds.attrs['rule']}).{line}"
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, title: str | None = None, ymax: float | None = None) -> Axes:

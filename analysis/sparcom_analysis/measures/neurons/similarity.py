@@ -10,7 +10,7 @@ from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.measure import measure
 from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences, plot_pair_means
-from sparcom_analysis.measures.text import neurons_of
+from sparcom_analysis.measures.text import among
 
 
 def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -29,7 +29,7 @@ def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    return pair_mean_sentences(ds, "Mean Jaccard similarity", f"ISN sets ({neurons_of(ds)})")
+    return pair_mean_sentences(ds, "Mean Jaccard similarity", f"ISN sets{among(ds)}")
 
 
 def caption(ds: xr.Dataset) -> str:
@@ -40,7 +40,7 @@ def caption(ds: xr.Dataset) -> str:
         else ""
     )
     return (
-        f"Mean Jaccard index of the ISN sets of every two categories, {ds.attrs['model']}, {neurons_of(ds)} (SPARCOM, "
+        f"Mean Jaccard index of the ISN sets of every two categories, {ds.attrs['model']}{among(ds, ', ')} (SPARCOM, "
         f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks}"
     )
 

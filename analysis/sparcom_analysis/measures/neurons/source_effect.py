@@ -21,7 +21,7 @@ from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.drawing import names
 from sparcom_analysis.measures.measure import OURS, NotComputableError, bounds, dataset, measure
-from sparcom_analysis.measures.text import TIE, decimal, interval, neurons_of, p_value
+from sparcom_analysis.measures.text import TIE, among, decimal, interval, p_value
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.bootstrap import percentiles, resampled_cells, resamples_for
 from sparcom_analysis.resampling.pairs import Floats, PairMatrix, ratio
@@ -125,7 +125,7 @@ def _pvalues(
 def sentences(ds: xr.Dataset) -> list[str]:
     one, other = (ds.sel(factor=name) for name in FACTORS)
     index = str(ds["value"].attrs["long_name"]).removeprefix("mean ")
-    index += f" ({neurons_of(ds)})" if index.startswith("J") else ""
+    index += f"{among(ds)}" if index.startswith("J") else ""
     more, less = FACTORS if float(ds["difference"]) >= 0 else FACTORS[::-1]
     verdict = f"depends more on {more} than on {less}"
     if "difference_ci_low" in ds and float(ds["difference_ci_low"]) <= 0 <= float(ds["difference_ci_high"]):

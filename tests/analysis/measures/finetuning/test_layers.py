@@ -54,16 +54,14 @@ def test_sentences_follow_the_numbers(comparison: Any) -> None:
     ds["overall_value"].values[:, 1] = [1234.5, 1232.0]
     ds["overall_difference_ci_low"].values[:], ds["overall_difference_ci_high"].values[:] = [-1, -4, 1], [3, -1, 3]
     assert sentences(ds) == [
-        "The number of ISNs per instruction (neurons) changes most in layer 2: from 1,234.5 to 1,232.0, by −2.5 "
+        "The number of ISNs per instruction changes most in layer 2: from 1,234.5 to 1,232.0, by −2.5 "
         "(95 % CI −4.0 to −1.0).",
         "The interval of the change excludes 0 in 2 of 3 layers (more ISNs in 1, fewer in 1).",
     ]
     ds["overall_difference"].values[:] = [2.5, -2.5, 2.0]
     assert "changes most in layers 0 and 2 after fine-tuning, each by 2.5" in sentences(ds)[0]
     ds["overall_difference"].values[:] = 0
-    assert sentences(ds) == [
-        "The number of ISNs per instruction (neurons) is the same in every layer of base and tuned."
-    ]
+    assert sentences(ds) == ["The number of ISNs per instruction is the same in every layer of base and tuned."]
 
 
 def test_figure_has_the_tuned_model_above_the_base(comparison: Any) -> None:

@@ -74,7 +74,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     assert sentences(ds) == ["No instruction has an ISN in either model with these settings."]
     ds["value"].values[0, :, 0] = [30, 50, 20]
     assert sentences(ds) == [
-        "Of the ISNs of one typical instruction per category (neurons), 50.0 % belong to both models, 30.0 % to the "
+        "Of the ISNs of one typical instruction per category, 50.0 % belong to both models, 30.0 % to the "
         "base model only and 20.0 % to the tuned model only."
     ]
     ds.attrs["typical"] = False

@@ -176,9 +176,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
             ds[name].loc[False, cell[0], cell[1]] = value
     assert closest(ds) == ("QA", "(none)")
     first, second, third = sentences(ds)
-    assert first.startswith(
-        "Mean Jaccard similarity of ISN sets (neurons) is 0.432 within categories and 0.123 between"
-    )
+    assert first.startswith("Mean Jaccard similarity of ISN sets is 0.432 within categories and 0.123 between")
     assert "p < 0.001" in first
     assert second == "1 of 3 categories are more similar within than to the others after correction: QA."
     assert third == "The closest two categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
