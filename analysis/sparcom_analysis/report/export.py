@@ -85,10 +85,7 @@ def to_json(run: xr.DataTree) -> bytes:
 
 
 def read_metrics(source: str | Path | bytes) -> xr.DataTree:
-    """Read a metrics.json back into the tree that `analyze` returned, without variables along `member`.
-
-    Args:
-        source: the file, its folder, or its bytes.
+    """Read a metrics.json, its folder or its bytes into the tree that `analyze` returned, without lists of members.
 
     Raises:
         InvalidInputError: it is not a metrics.json of version 3.
@@ -111,11 +108,8 @@ def read_metrics(source: str | Path | bytes) -> xr.DataTree:
 
 
 def _dataset(node: MeasureData) -> xr.Dataset:
-    variables, coords = (
-        {name: (held.dims, _array(held), _attributes(held)) for name, held in part.items()}
-        for part in (node.data_vars, node.coords)
-    )
-    return xr.Dataset(variables, coords, _attributes(node))
+    held = {name: (own.dims, _array(own), _attributes(own)) for name, own in (node.data_vars | node.coords).items()}
+    return xr.Dataset(held, attrs=_attributes(node)).set_coords([*node.coords])
 
 
 def _array(held: Variable) -> Any:
@@ -150,9 +144,8 @@ def table_files(path: str, measure: Measure, ds: xr.Dataset) -> tuple[dict[str, 
     for name, frame in measure_frames(measure, ds).items():
         part = name.removeprefix(measure.name).strip("-_ ")
         stem = path.replace("/", "-") + (f"-{part}" if part else "")
-        plain, shown[stem] = (
-            from_frame(frame) if name else for_people(ds, from_frame(frame), intervals) for intervals in (False, True)
-        )
+        table = from_frame(frame)
+        plain, shown[stem] = (table if name else for_people(ds, table, intervals) for intervals in (False, True))
         files[f"tables/{stem}.csv"] = csv_bytes(frame)
         if len(plain.rows) <= MOST_LATEX_ROWS:
             caption = f"{measure.title}, {ds.attrs['model']} ({source_of(measure)})."

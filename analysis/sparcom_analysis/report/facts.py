@@ -40,11 +40,10 @@ def run_facts(
         options: those of the analysis. comparison: of both models, if there are two.
 
     Returns:
-        `format_version`; `archive` and, with two models, `tuned`: which model and which extraction; `settings`: all
-        options, with `rule` and the `positions` that were counted; `versions`; `instructions`: how many were used, by
-        category, and why others were not; `categories` with a used instruction, in order of first appearance;
-        `populations` of neurons; `comparison`: instructions matched, and notes on what differs besides the tuning;
-        `warnings`: sentences that a reader must know before the numbers.
+        `archive` and, with two models, `tuned`: which model and which extraction; `settings`: all options, `rule` and
+        counted `positions`; `instructions`: those used, by category, and why others were not; `categories` with a used
+        instruction, in order of first appearance; `populations`; `comparison`: instructions matched, and notes on what
+        differs besides the tuning; `warnings` that a reader must know first; `versions`; `format_version`.
     """
     first = next(iter(isns.values()))[0]
     found: dict[str, Any] = {"format_version": FORMAT_VERSION, "archive": archive_facts(archives[0])}
@@ -89,15 +88,13 @@ def instruction_facts(isn: IsnSets) -> dict[str, Any]:
     """Return which instructions of the archive were used, by category, and why the others were not."""
     table, tokens = isn.archive.instructions, isn.token_facts
     states = describe_states(table.state)
+    left_out = {state: states[state] for state in ("pending", "failed", "cancelled")}
+    left_out |= {"without_rows": isn.without_rows, "unknown_origin": tokens.unknown_origin}
     return {
         "total": len(table),
         "used": len(isn),
         "tokens": int(isn.tokens.sum()),
-        "left_out": {
-            **{state: states[state] for state in ("pending", "failed", "cancelled")},
-            "without_rows": isn.without_rows,
-            "unknown_origin": tokens.unknown_origin,
-        },
+        "left_out": left_out,
         "special_token_ids": list(tokens.special_ids),
         "special_rows": tokens.special_rows,
         "template_rows": tokens.template_rows,
@@ -123,10 +120,7 @@ def _by_category(categories: Sequence[str], isn: IsnSets) -> Iterator[dict[str, 
 
 
 def prompt_origins(archive: Archive, instructions: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Return how many prompt tokens of these instructions, int64 (n,), a template or the tokenizer wrote.
-
-    Instructions of unknown origin are left out; None if nothing is known of any.
-    """
+    """Return how many prompt tokens of these instructions a template or the tokenizer wrote; None if it is unknown."""
     if not archive.knows_origins:
         return None
     template, special = (archive.column(f"{name}_length")[instructions] for name in ("template", "special"))
@@ -141,28 +135,20 @@ def prompt_origins(archive: Archive, instructions: NDArray[np.int64]) -> dict[st
 def _warnings(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]]) -> Iterator[str]:
     """Yield the sentences that a reader must know before the numbers, those of the base archive first."""
     base = next(iter(isns.values()))[0]
-    names = ("base", "tuned") if len(archives) > 1 else ("",)
-    for archive, name in zip(archives, names, strict=True):
-        title = f"{name} archive".strip()
+    titles = ("base archive", "tuned archive") if len(archives) > 1 else ("archive",)
+    for archive, title in zip(archives, titles, strict=True):
         yield from (f"The extraction of the {title} warned: {text}." for text in archive.attributes.warnings)
         if base.token_facts.counted_tokens == "all" and base.positions != "response":
             yield from _template(archive, title, base, base.token_facts.special_rows if archive is archives[0] else 0)
-    if base.token_facts.unknown_origin:
-        yield (
-            f"{base.token_facts.unknown_origin:,} instructions are left out because the origin of their tokens is "
-            "unknown."
-        )
-    for side, name in enumerate(names):
+    if unknown := base.token_facts.unknown_origin:
+        yield f"{unknown:,} instructions are left out because the origin of their tokens is unknown."
+    for side, title in enumerate(titles):
         for sides in isns.values():
-            yield from _dead(sides[side], f"{name} archive".strip())
+            yield from _dead(sides[side], title)
 
 
 def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) -> Iterator[str]:
-    """Yield a sentence if the template and the tokenizer wrote much of what counts.
-
-    Args:
-        special_rows: special tokens that were left out.
-    """
+    """Yield a sentence if template and tokenizer wrote much of what counts; `special_rows` tokens were left out."""
     spans = row_spans(archive, base.positions)
     origins = prompt_origins(archive, spans.instruction)
     if origins is None:
@@ -185,14 +171,12 @@ def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) ->
 
 def _dead(isn: IsnSets, title: str) -> Iterator[str]:
     """Yield a sentence if an instruction has a layer without any active neuron."""
-    dead = [(isn.ids[k], np.flatnonzero(isn.dead_layers[k])) for k in np.flatnonzero(isn.dead_layers.any(axis=1))]
-    if not dead:
+    named = []
+    for k in np.flatnonzero(isn.dead_layers.any(axis=1)):
+        layers = [str(isn.layer_ids[j]) for j in np.flatnonzero(isn.dead_layers[k])]
+        named.append(f"{isn.ids[k]!r} (layer {', '.join(layers[:NAMED])}{', …' if len(layers) > NAMED else ''})")
+    if not named:
         return
-    layers = [[str(isn.layer_ids[j]) for j in places] for _, places in dead]
-    named = [
-        f"{name!r} (layer {', '.join(held[:NAMED])}{', …' if len(held) > NAMED else ''})"
-        for (name, _), held in zip(dead, layers, strict=True)
-    ]
     more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
     have = "instruction has" if len(named) == 1 else "instructions have"
     yield (

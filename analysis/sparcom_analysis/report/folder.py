@@ -4,8 +4,7 @@
 2. `.sparcom-files` names the files of both analyses from here on; then each is written, whole, in the order given.
 3. What the earlier one made and this one does not is removed. Files that no analysis made stay as they are.
 
-Stopped anywhere, the next analysis finds in `.sparcom-files` what the stopped one may have left. Knows nothing of what
-is in the files.
+Stopped anywhere, the next analysis finds in `.sparcom-files` what the stopped one may have left.
 """
 
 from __future__ import annotations
@@ -44,10 +43,7 @@ def check_output(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace the files of an earlier analysis by these.
-
-    Args:
-        files: path below the folder and bytes, those that show that all are there last.
+    """Replace the files of an earlier analysis by these: bytes by path, those that show that all are there last.
 
     Raises:
         StorageError: the operating system refused; the last file is then not there.
@@ -58,7 +54,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     _write_names(folder, {*earlier, *files})
     for name in earlier - files.keys():
         _remove(folder / name)
-    _remove_partial(folder, {*earlier, NAMES})
+    for begun in (folder / name for name in {*earlier, NAMES}):  # by an analysis that was killed
+        for left in begun.parent.glob(f"{glob.escape(begun.name)}.*{PARTIAL_SUFFIX}"):
+            _remove(left)
     for name, data in files.items():
         write_file(folder / name, [data])
     _write_names(folder, files)
@@ -70,24 +68,12 @@ def _earlier(folder: Path) -> set[str]:
         names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return set()
-    held = names if isinstance(names, list) else []
-    return {name for name in held if isinstance(name, str) and _is_below(PurePosixPath(name))}
-
-
-def _is_below(name: PurePosixPath) -> bool:
-    return not name.is_absolute() and ".." not in name.parts and bool(name.parts)
+    held = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return {name for name in held if (parts := PurePosixPath(name).parts) and not {"/", "//", ".."} & {*parts}}
 
 
 def _write_names(folder: Path, names: Iterable[str]) -> None:
     write_file(folder / NAMES, [(json.dumps(sorted(names), indent=0) + "\n").encode()])
-
-
-def _remove_partial(folder: Path, names: Iterable[str]) -> None:
-    """Files that a killed analysis had begun."""
-    for name in names:
-        begun = folder / name
-        for left in begun.parent.glob(f"{glob.escape(begun.name)}.*{PARTIAL_SUFFIX}"):
-            _remove(left)
 
 
 def _remove(path: Path) -> None:

@@ -23,22 +23,16 @@ SHOWN = ("ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean")
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
 _MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", "∩": "cap", "∪": "cup", "≤": "leq"}
 _MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
+_TEXT = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_TEXT |= {"`": "asciigrave", "–": "endash", "—": "emdash"}
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
     '"': r"\char34{}",  # \textquotedbl needs another font encoding than the default
     "[": "{[}",  # at the start of a row it would be an argument of the line break before it
     "*": "{*}",  # likewise
-    "`": r"\textasciigrave{}",
-    "–": r"\textendash{}",
-    "—": r"\textemdash{}",
     "…": r"\ldots{}",
     "−": "$-$",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{letter: rf"\text{name}{{}}" for letter, name in _TEXT.items()},
     **{letter: rf"$\{name}$" for letter, name in _MATHEMATICS.items()},
 }
 
@@ -73,7 +67,9 @@ class Table:
         """Return cells rounded for people and escaped, `missing` without a value."""
         return [
             [
-                missing if _missing(cell) else escape(rounded(cell, name))
+                missing
+                if cell is None or (isinstance(cell, float) and math.isnan(cell))
+                else escape(rounded(cell, name))
                 for cell, name in zip(row, self.columns, strict=True)
             ]
             for row in self.rows
@@ -114,11 +110,7 @@ def from_frame(frame: Any) -> Table:
 
 
 def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
-    """Return the table that a person reads: a matrix of `value` if it has two category axes, else the tidy one.
-
-    Args:
-        intervals: write the confidence interval behind each value of the matrix.
-    """
+    """Return what a person reads: a matrix of `value`, with intervals, if it has two category axes, or the table."""
     if "value" not in ds or ds["value"].dims[-1:] != ("category_2",):
         return table
     dims, across = [str(dim) for dim in ds["value"].dims[:-1]], ds.sizes["category_2"]
@@ -153,7 +145,3 @@ def rounded(cell: Any, column: str = "") -> str:
     if not text.strip("-0."):
         text = text.removeprefix("-")  # what rounds to zero has no sign
     return text.replace("-", "−")  # the minus sign, which no line break parts from its number
-
-
-def _missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
