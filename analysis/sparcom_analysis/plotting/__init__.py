@@ -1,9 +1,8 @@
 """The drawings that all figures are made of; each takes `ax` and returns it.
 
 Read in print and by the color-blind: cividis with numbers in the cells, Okabe-Ito colors that differ in marker and dash
-as well. Names are whole: they are wrapped, never cut. Sizes of text follow matplotlib's setting `font.size`. Without
-`ax` a figure is made, one column of a paper wide or as wide as its text needs. With `ax` only these axes are drawn into
-and their figure keeps its size. Matplotlib's object interface, no global state.
+as well. Names are wrapped, never cut. Sizes of text follow matplotlib's setting `font.size`. Without `ax` a figure is
+made, one column of a paper wide or as wide as its text needs; with it, its figure keeps its size.
 """
 
 from __future__ import annotations
@@ -122,8 +121,7 @@ def bars(
 
     Args:
         values, low, high: (name,). null: (name,) or one number, drawn as a grey dashed line across each bar.
-        marks: bool (name,), numbers in bold with an asterisk.
-        label: of the x axis, with its unit. title: of the axes.
+        marks: bool (name,), numbers in bold with an asterisk. label: of the x axis, with its unit.
     """
     table, own = np.asarray(values, dtype=np.float64), ax is None
     held = [fit.wrapped(str(name), fit.TICK, 1.4) for name in names]
@@ -186,10 +184,7 @@ def panels(
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """Return the figure as svg, pdf (text stays text in both) or png; the same figure gives the same bytes.
-
-    The first call fixes the layout, which takes as long as the drawing; another engine can be set afterwards.
-    """
+    """Return the bytes of a figure as svg, pdf (text stays text in both) or png; the first call fixes its layout."""
     buffer, metadata = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(FILES):
         fit.fix_layout(figure)

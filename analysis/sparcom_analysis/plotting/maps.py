@@ -19,10 +19,7 @@ MOST_NUMBERED = 24  # rows or columns up to which numbers can be read in the cel
 
 
 class _Cell(Text):
-    """The number of a cell, bold with an asterisk in the corner if marked; `letters`: the widest number's at size 1.
-
-    Drawn in the size and color that fit the layout and the color range of that moment; too small, marks stand alone.
-    """
+    """The number of a cell in the size and color that fit when it is drawn; `letters`: the widest number's at size 1."""
 
     def __init__(self, mesh: QuadMesh, cell: tuple[int, int], number: str, letters: float, mark: bool) -> None:
         super().__init__(ha="center", va="center", weight="bold" if mark else "normal")
@@ -61,7 +58,7 @@ def heatmap(
     label: str = "",
     title: str = "",
 ) -> Axes:
-    """Draw a matrix; cells are square if rows and columns have the same names.
+    """Draw a matrix, with a color bar named `label`; cells are square if rows and columns have the same names.
 
     Args:
         values: (row, column), NaN is hatched. rows, columns: names of the ticks; of more than 8 whole numbers some.
@@ -69,7 +66,6 @@ def heatmap(
         center: draw a diverging map about this value.
         annot: write the numbers into the cells; None: if there are few. They are left out where they do not fit.
         marks: bool (row, column), cells in bold with an asterisk.
-        label: of the color bar, with its unit. title: of the axes.
     """
     matrix = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))  # type: ignore[no-untyped-call]
     square, own, large = list(rows) == list(columns), ax is None, max(matrix.shape) > MOST_NUMBERED
@@ -125,15 +121,14 @@ def _numeric(names: Sequence[str]) -> bool:
 def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     """Name the cells along both axes; names are turned if wider than a cell, and smaller if higher."""
     size = fit.points(fit.TICK)
-    for axis, names, room, each in zip(
-        (ax.xaxis, ax.yaxis), (columns, rows), fit.inches_of(ax), (0.3, 0.16), strict=True
-    ):
+    across, down = fit.inches_of(ax)
+    for axis, names, room, each in ((ax.xaxis, columns, across, 0.3), (ax.yaxis, rows, down, 0.16)):
         named = {*map(str, fit.layer_ticks([*map(int, names)], int(room / each)))} if _numeric(names) else {*names}
         at = [place for place, name in enumerate(names) if name in named]
         axis.set_ticks(at, [fit.plain(names[place]) for place in at])
         axis.label.set_fontsize(fit.LABEL)
         axis.set_tick_params(labelsize=size / max(1.0, 1.15 * len(at) * fit.most_lines(names) * size / 72 / room))
-    if max(fit.text_width(name, fit.TICK) for name in columns) > 0.85 * fit.inches_of(ax)[0] / len(ax.get_xticks()):
+    if max(fit.text_width(name, fit.TICK) for name in columns) > 0.85 * across / len(ax.get_xticks()):
         for text in ax.get_xticklabels():
             text.set(rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)

@@ -16,12 +16,9 @@ Grid = Sequence[Sequence[Axes]]
 
 
 def share(grid: Grid, *, columns: bool = False) -> None:
-    """Give panels one range of values or colors, and one legend, or one color bar per row.
+    """Give panels, in rows, one range of values or colors, and one legend, or one color bar per row.
 
-    Maps about different centers, and legends with different names, stay as they are.
-
-    Args:
-        grid: rows of panels. columns: a range per column, not one for all; then all color bars stay.
+    Maps about different centers, and legends with different names, stay. `columns`: a range per column, all color bars.
     """
     axes = [ax for row in grid for ax in row]
     if columns:

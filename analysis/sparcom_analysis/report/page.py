@@ -18,14 +18,8 @@ from sparcom_analysis.plotting.fitting import visible
 from sparcom_analysis.report.export import nodes, source_of
 from sparcom_analysis.report.tables import Table, rounded
 
-ANSWERS = (
-    "similarity",
-    "finetuning_jaccard",
-    "routing_correlation",
-    "finetuning_correlation",
-    "layers",
-    "general_unique",
-)  # most important first; others follow in the order of the registry
+# Most important first; others follow in the order of the registry.
+LEAD = ("similarity", "finetuning_jaccard", "routing_correlation", "finetuning_correlation", "layers", "general_unique")
 MOST_SENTENCES, MOST_FIGURES = 5, 3
 MOST_ROWS = 200  # of a table that the page shows; the files hold all
 WIDEST_REM, REM_PER_POINT = 51.0, 0.09
@@ -77,25 +71,20 @@ class Section:
 
 
 def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
-    """Return the bytes of report.html.
-
-    Args:
-        run: what `analyze` or `read_metrics` returned. items: what is shown of each node, by path.
-    """
+    """Return the bytes of report.html; `items`: what is shown of each node of the run, by path."""
     facts = run.attrs
     shown: dict[str, list[Item]] = {}
     for path, measure, _ in nodes(run):
         if measure is not None:
             shown.setdefault(measure.name, []).append(items[path])
     sections = [Section(measure, shown[measure.name]) for measure in REGISTRY if measure.name in shown]
-    rank = {name: place for place, name in enumerate(ANSWERS)}
+    rank = {name: place for place, name in enumerate(LEAD)}
     first = [section for section in sections if section.items[0].name == section.measure.name]
     first.sort(key=lambda section: rank.get(section.measure.name, len(rank)))
-    moe = "moe" in facts["archive"]
     return _render(
-        title=f"Instruction-specific neurons{' and experts' if moe else ''} of {models(facts)}",
+        title=f"Instruction-specific neurons{' and experts' * ('moe' in facts['archive'])} of {models(facts)}",
         facts=facts,
-        moe=moe,
+        moe="moe" in facts["archive"],
         notes=list(notes(facts)),
         sections=sections,
         answers=[section.lead for section in first if section.lead][:MOST_SENTENCES],
@@ -108,11 +97,7 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
 
 
 def render_comparison(links: Mapping[str, str], runs: Mapping[str, Facts], sections: list[Section]) -> bytes:
-    """Return the bytes of the page over several runs.
-
-    Args:
-        links: address of each run's own report, by title. runs: attributes of each root. sections: what is shown.
-    """
+    """Return the bytes of the page over several runs: addresses of their reports and attributes, by title."""
     return _render(
         title="Instruction-specific neurons of " + ", ".join(links),
         links=links,
@@ -180,10 +165,8 @@ def _missing(facts: Facts) -> dict[str, str]:
 
 
 def _render(**context: Any) -> bytes:
-    loader = PackageLoader("sparcom_analysis", "report/templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader, undefined = PackageLoader("sparcom_analysis", "report/templates"), StrictUndefined
+    environment = Environment(loader=loader, undefined=undefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = lambda value: "n/a" if value is None else rounded(value)
     environment.filters["mean"] = lambda value: "n/a" if value is None else f"{value:,.1f}"
     template = environment.get_template("page.html.j2")

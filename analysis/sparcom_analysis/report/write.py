@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
@@ -40,9 +39,11 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
     check_output(folder)
     if isinstance(run, xr.DataTree):
         files = run_files(run, progress)
+    elif isinstance(run, Sequence):
+        titles = _distinct([models(one.attrs) for one in run])
+        files = _several(dict(zip(titles, run, strict=True)), progress)
     else:
-        titled: dict[str, Any] = dict(run) if isinstance(run, Mapping) else _titled(run)
-        files = _several(titled, progress)
+        files = _several(run, progress)
     write_folder(folder, files)
     return folder / "report.html"
 
@@ -57,10 +58,9 @@ def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, b
         made, tables = table_files(path, measure, ds)
         drawn = _figure_files(name, draw(measure, ds))
         files |= made | drawn
-        population = ds.attrs.get("population_title", "")
         items[path] = Item(
             name=name,
-            heading=", ".join(filter(None, (str(ds.attrs["model"]), population))),
+            heading=", ".join(ds.attrs[key] for key in ("model", "population_title") if ds.attrs.get(key)),
             svg=drawn.get(f"figures/{name}.svg", b""),
             caption=measure.caption(ds) if drawn else "",
             sentences=measure.sentences(ds),
@@ -69,13 +69,8 @@ def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, b
         )
         if progress is not None:
             progress(done, len(held))
-    return {
-        **files,
-        **lists_of(run),
-        "report.html": render_report(run, items),
-        "metrics.schema.json": json_schema(),
-        "metrics.json": to_json(run),
-    }
+    files |= {**lists_of(run), "report.html": render_report(run, items)}
+    return files | {"metrics.schema.json": json_schema(), "metrics.json": to_json(run)}
 
 
 def draw(measure: Measure, ds: xr.Dataset) -> Figure | None:
@@ -114,11 +109,7 @@ def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict
 
 
 def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:
-    """Return files and item of a measure that several runs have.
-
-    Maps of categories and curves over layers are panels with one range, the tuned models above the base models as in
-    the paper's figure 5. Means per category are a table with a row per model, as the paper's tables 1 and 2.
-    """
+    """Return files and item of a measure that several runs have: panels with one range (tuned above base), or a table."""
     found = {title: {path: ds for path, _, ds in nodes(run) if "value" in ds} for title, run in runs.items()}
     rows = [[found[title].get(group + measure.name) for title in runs] for group in ("tuned/", "")]
     rows = [row for row in rows if any(ds is not None for ds in row)]
@@ -162,7 +153,3 @@ def _distinct(names: Sequence[str]) -> list[str]:
         tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))
         found.append(next(one for one in tries if one not in found))
     return found
-
-
-def _titled(runs: Sequence[xr.DataTree]) -> dict[str, xr.DataTree]:
-    return dict(zip(_distinct([models(run.attrs) for run in runs]), runs, strict=True))
