@@ -80,8 +80,9 @@ def measure(
 ) -> Measure:
     """Return the `Measure` of a module: its functions named like fields of `Measure` are these fields, unless given."""
     module = vars(sys.modules[compute.__module__])
-    own = {part: module[part] for part in ("sentences", "caption", "plot", "figure", "tables") if part in module}
-    fields: dict[str, Any] = {"name": compute.__name__, **own, **others}
+    parts = ("sentences", "caption", "plot", "figure", "tables")
+    own: dict[str, Any] = {part: module[part] for part in parts if part in module}
+    fields = {"name": compute.__name__} | own | others
     return Measure(title=title, equation=equation, needs=needs, definition=definition, compute=compute, **fields)
 
 

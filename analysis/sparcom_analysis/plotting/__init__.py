@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from sparcom_analysis.plotting import fitting as fit
@@ -58,9 +59,10 @@ def curves(
     """
     layers, table, own = [*map(int, layers)], np.asarray(values, dtype=np.float64), ax is None
     level = None if null is None else np.broadcast_to(np.asarray(null, dtype=np.float64), (len(layers),))
+    style: dict[str, Any]
     if len(names) > len(COLORS):
         rows, names = (table, names) if level is None else (np.vstack([table, level]), [*names, "null"])
-        style: dict[str, Any] = {"vmin": ymin, "vmax": ymax, "label": label, "title": title, "annot": False}
+        style = {"vmin": ymin, "vmax": ymax, "label": label, "title": title, "annot": False}
         ax = heatmap(rows, names, [*map(str, layers)], ax=ax, **style)
         ax.set_xlabel("layer")
         return ax
@@ -72,12 +74,15 @@ def curves(
         ax.plot(layers, row, label=fit.plain(name), markevery=marked, **look)
         if low is not None and high is not None:
             ends = np.array([np.asarray(low)[index], np.asarray(high)[index]], dtype=np.float64)
-            if len(names) <= MOST_BANDS:
+            if len(layers) == 1:
+                ax.vlines(layers, *ends, color=COLORS[index], linewidth=1.0)
+            elif len(names) <= MOST_BANDS:
                 ax.fill_between(layers, *ends, color=COLORS[index], alpha=0.22, linewidth=0)
             else:
                 ax.plot(layers, ends.T, color=COLORS[index], alpha=0.7, linewidth=0.4, zorder=1.5)
     if level is not None:
-        ax.plot(layers, level, color=GREY, dashes=(3, 2), linewidth=1.1, label="null", zorder=1.8)
+        style = {"color": GREY, "dashes": (3, 2), "linewidth": 1.1, "marker": "_" if len(layers) == 1 else ""}
+        ax.plot(layers, level, label="null", zorder=1.8, markersize=16, **style)
     ax.set_ylim(None if ymin == 0 and ax.dataLim.y0 < 0 else ymin, ymax)
     return _layer_axes(ax, layers, label, title, legend, own)
 
@@ -140,12 +145,12 @@ def bars(
     if ax.dataLim.x0 >= 0:
         ax.set_xlim(0, None if ax.dataLim.x1 else 1)
     known = table[np.isfinite(table)]
-    digits = 0 if np.abs(known).max(initial=0.0) >= 100 or (known == known.round()).all() else 3
+    form = ",.0f" if np.abs(known).max(initial=0.0) >= 100 or (known == known.round()).all() else ",.3f"
     marked = np.zeros(table.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
     for place, (value, end, mark) in enumerate(zip(table, np.fmax(table, ends[1]), marked, strict=True)):
         style = {"weight": "bold" if mark else "normal", "va": "center", "fontsize": fit.TICK}
         where = (max(0.0, float(np.nan_to_num(end))), place)
-        ax.annotate(fit.number(value, digits) + "*" * bool(mark), where, (4, 0), textcoords="offset points", **style)
+        ax.annotate(fit.number(value, form) + "*" * bool(mark), where, (4, 0), textcoords="offset points", **style)
     ax.set_yticks(at, [*map(fit.plain, held)], fontsize=fit.TICK)
     ax.set_ylim(len(held) - 0.4, -0.6 if null is None else -1.2)
     fit.set_label(ax.xaxis, label, room)
@@ -171,6 +176,7 @@ def stacked(
         look: dict[str, Any] = {"facecolor": COLORS[index % 7], "hatch": HATCHES[index % 7], "edgecolor": "white"}
         ax.bar(layers, np.asarray(values), 0.85, bottom, label=fit.plain(name), linewidth=0.3, **look)
         bottom = bottom + np.asarray(values)
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return _layer_axes(ax, layers, label, title, legend, own)
 
 

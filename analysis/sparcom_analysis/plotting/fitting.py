@@ -112,9 +112,10 @@ def inches_of(ax: Axes) -> tuple[float, float]:
     return place.width * width, place.height * height
 
 
-def number(value: float, digits: int) -> str:
-    """Return a number with separators and a true minus sign; "n/a" for NaN."""
-    return "n/a" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+def number(value: float, form: str) -> str:
+    """Return a number with a true minus sign, and none if it rounds to zero; "n/a" for NaN."""
+    text = "n/a" if math.isnan(value) else format(value, form)
+    return text.replace("-", "−" if text.strip("-0.") else "")
 
 
 def most_lines(names: Sequence[str]) -> int:

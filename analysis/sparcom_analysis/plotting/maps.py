@@ -19,7 +19,7 @@ MOST_NUMBERED = 24  # rows or columns up to which numbers can be read in the cel
 
 
 class _Cell(Text):
-    """The number of a cell in the size and color that fit when it is drawn; `letters`: the widest number's at size 1."""
+    """The number of a cell in the size and color that fit when drawn; `letters`: the widest number's at size 1."""
 
     def __init__(self, mesh: QuadMesh, cell: tuple[int, int], number: str, letters: float, mark: bool) -> None:
         super().__init__(ha="center", va="center", weight="bold" if mark else "normal")
@@ -88,7 +88,7 @@ def heatmap(
     numbered = annot or (annot is None and not large and not _numeric(sides[1]))
     marked = np.zeros(matrix.shape, bool) if marks is None else np.asarray(marks, dtype=bool)
     digits = 3 if norm.vmax - norm.vmin <= 0.1 else 2 if norm.vmax < 100 else 0  # type: ignore[operator]
-    texts = {at: fit.number(value, digits) if numbered else "" for at, value in np.ndenumerate(matrix.data)}
+    texts = {at: fit.number(value, f",.{digits}f") if numbered else "" for at, value in np.ndenumerate(matrix.data)}
     letters = 1.09 * max(fit.text_width(text, 72) for text in {*texts.values()})  # bold is wider
     for cell in zip(*(at.tolist() for at in np.nonzero(marked | bool(numbered))), strict=True):
         ax.add_artist(_Cell(mesh, cell, texts[cell], letters, bool(marked[cell])))

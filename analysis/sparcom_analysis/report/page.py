@@ -22,7 +22,7 @@ from sparcom_analysis.report.tables import Table, rounded
 LEAD = ("similarity", "finetuning_jaccard", "routing_correlation", "finetuning_correlation", "layers", "general_unique")
 MOST_SENTENCES, MOST_FIGURES = 5, 3
 MOST_ROWS = 200  # of a table that the page shows; the files hold all
-WIDEST_REM, REM_PER_POINT = 51.0, 0.09
+REM_PER_POINT, TWO_COLUMNS_REM, WIDEST_REM = 0.09, 40.0, 51.0  # widths of figures
 Facts = Mapping[Any, Any]
 POSITIONS = {"prompt": "prompt tokens", "response": "response tokens", "all": "prompt and response tokens"}
 
@@ -88,7 +88,7 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
         notes=list(notes(facts)),
         sections=sections,
         answers=[section.lead for section in first if section.lead][:MOST_SENTENCES],
-        figures=[section.items[0] for section in first if section.items[0].svg][:MOST_FIGURES],
+        figures=[section.items[0] for section in first if section.items[0].width < TWO_COLUMNS_REM][:MOST_FIGURES],
         missing=_missing(facts),
         tokens=_tokens(facts),
         length_sentence=length_sentence(facts["instructions"]["by_category"]),
@@ -156,11 +156,12 @@ def _tokens(facts: Facts) -> str:
 
 def _missing(facts: Facts) -> dict[str, str]:
     """Return the titles of the measures that could not be computed, by reason."""
-    titles = {measure.name: measure.title for measure in REGISTRY}
+    titles = {measure.name: measure.title for measure in REGISTRY} | {"tuned": "fine-tuned"}
+    titles |= {part["population"]: part["title"] for part in facts["populations"]}
     reasons: dict[str, list[str]] = {}
     for one in facts.get("not_computed", ()):
-        group, _, name = one["measure"].rpartition("/")
-        reasons.setdefault(one["reason"], []).append(titles.get(name, name) + (f" ({group})" if group else ""))
+        *group, name = (titles.get(part, part) for part in one["measure"].split("/"))
+        reasons.setdefault(one["reason"], []).append(f"{name} ({', '.join(group)})" if group else name)
     return {reason: "; ".join(names) for reason, names in reasons.items()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from sparcom_analysis.measures.measure import Measure
-from sparcom_analysis.plotting.fitting import visible
+from sparcom_analysis.plotting.fitting import number, visible
 
 SHOWN = ("ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean")
 _LIGATURE = re.compile(r"([-'])(?=\1)")  # TeX joins -- to a dash and '' to a quotation mark
@@ -138,11 +138,7 @@ def rounded(cell: Any, column: str = "") -> str:
         return "yes" if cell else "no"
     if isinstance(cell, str):
         return cell
-    form = "," if isinstance(cell, int) else ".2g" if "pvalue" in column else ",.3f"
-    text = format(cell, form)
-    if not text.strip("-0."):
-        text = text.removeprefix("-")  # what rounds to zero has no sign
-    return text.replace("-", "−")  # the minus sign, which no line break parts from its number
+    return number(cell, "," if isinstance(cell, int) else ".2g" if "pvalue" in column else ",.3f")
 
 
 def _missing(cell: Any) -> bool:

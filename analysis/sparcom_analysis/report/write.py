@@ -58,9 +58,10 @@ def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, b
         made, tables = table_files(path, measure, ds)
         drawn = _figure_files(name, draw(measure, ds))
         files |= made | drawn
+        tuned = "fine-tuned" * path.startswith("tuned/")
         items[path] = Item(
             name=name,
-            heading=", ".join(ds.attrs[key] for key in ("model", "population_title") if ds.attrs.get(key)),
+            heading=", ".join(filter(None, (ds.attrs["model"], tuned, ds.attrs.get("population_title")))),
             svg=drawn.get(f"figures/{name}.svg", b""),
             caption=measure.caption(ds) if drawn else "",
             sentences=measure.sentences(ds),
@@ -109,7 +110,7 @@ def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict
 
 
 def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:
-    """Return files and item of a measure that several runs have: panels with one range (tuned above base), or a table."""
+    """Return files and item of a measure of several runs: panels with one range (tuned above base), or a table."""
     found = {title: {path: ds for path, _, ds in nodes(run) if "value" in ds} for title, run in runs.items()}
     rows = [[found[title].get(group + measure.name) for title in runs] for group in ("tuned/", "")]
     rows = [row for row in rows if any(ds is not None for ds in row)]

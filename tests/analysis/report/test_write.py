@@ -154,7 +154,7 @@ def test_the_answer_comes_first(folder: Path) -> None:
     assert [sentence.split()[0] for sentence in sentences] == ["Mean", "finetuning_jaccard", "curves"]
     assert top.count("<img") == 2
     assert text.count("Such a thing needs &lt;other&gt; data.") == 1
-    assert "Made-up impossible; Made-up impossible (neuron); Made-up impossible (shared_expert_neuron)" in text
+    assert "Made-up impossible; Made-up impossible (dense layers); Made-up impossible (shared experts)" in text
     assert text.count("null hypothesis") == 1
     assert "What curves is." in text
 
