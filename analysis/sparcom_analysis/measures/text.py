@@ -37,7 +37,7 @@ def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = 
     if f"{prefix}ci_low" not in ds:
         return ""
     low, high = (float(ds[f"{prefix}{end}"].sel(where or {})) for end in ("ci_low", "ci_high"))
-    level, to = f"{100 * ds.attrs['confidence_level']:g} % CI", " to " if low < 0 else "–"
+    level, to = f"{100 * ds.attrs.get('confidence_level', 0.95):g} % CI", " to " if low < 0 else "–"
     return "" if math.isnan(low + high) else f" ({level} {decimal(low, digits)}{to}{decimal(high, digits)})"
 
 
