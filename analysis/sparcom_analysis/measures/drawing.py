@@ -22,12 +22,9 @@ def layer_curves(
     return plotting.curves(ds["layer"].values.tolist(), ds[variable].values, names(ds), ax=ax, **held)
 
 
-def category_bars(
-    ds: xr.Dataset, ax: Axes | None = None, *, variable: str = "value", prefix: str = "", **style: Any
-) -> Axes:
-    """Draw a variable (category) as one bar per category, with its intervals and null; arguments as `layer_curves`."""
-    held = _style(ds, variable, prefix, "category") | style
-    return plotting.bars(names(ds), ds[variable].values, ax=ax, **held)
+def category_bars(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw `value` (category) as one bar per category, with its intervals and null; style: see `plotting.bars`."""
+    return plotting.bars(names(ds), ds["value"].values, ax=ax, **(_style(ds, "value", "", "category") | style))
 
 
 def names(ds: xr.Dataset, coordinate: str = "category") -> list[str]:

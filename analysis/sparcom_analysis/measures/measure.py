@@ -18,10 +18,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from sparcom_analysis.compare import ExpertComparison, IsnComparison
@@ -31,10 +33,6 @@ from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.resampling.means import GroupMeans
 from sparcom_data.describe import archive_name
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Subject = IsnSets | ExpertCounts | IsnComparison | ExpertComparison
 Needs = Literal["isn", "experts", "isn_comparison", "expert_comparison"]
@@ -47,14 +45,11 @@ class Measure:
     """One measure, as its file defines it in `MEASURE`.
 
     Attributes:
-        name: of its node in the tree, of its files, and of its entry in metrics.json.
-        title: heading in the report.
-        equation: "SPARCOM, eq. 10" or "ours".
-        needs: what `compute` takes: ISN sets, expert counts, or a comparison of two models.
+        name: of its node in the tree, of its files, and of its entry in metrics.json. title: heading in the report.
+        equation: "SPARCOM, eq. 10" or "ours". needs: ISN sets, expert counts, or a comparison of two models.
         definition: what is measured, in a sentence or two, for the report and the docs.
         compute: called with the subject and a progress callback or None.
-        sentences: what the Dataset says, the most important sentence first.
-        caption: of the figure.
+        sentences: what the Dataset says, the most important sentence first. caption: of the figure.
         plot: draws the Dataset into one axes, made if `ax` is None, and returns it; None if there is nothing to draw.
         figure: draws several panels, if one axes is not enough.
         tables: tidy DataFrames by name; without it every variable of the Dataset that shares the dimensions of `value`.
@@ -82,7 +77,11 @@ def measure(
     module = vars(sys.modules[compute.__module__])
     parts = ("sentences", "caption", "plot", "figure", "tables")
     own: dict[str, Any] = {part: module[part] for part in parts if part in module}
+<<<<<<< HEAD
     fields = {"name": compute.__name__} | own | others
+=======
+    fields = {"name": compute.__name__, **own, **others}
+>>>>>>> h14-3
     return Measure(title=title, equation=equation, needs=needs, definition=definition, compute=compute, **fields)
 
 
@@ -145,8 +144,8 @@ def facts(subject: Subject) -> dict[str, Any]:
     if isinstance(subject, ExpertCounts):
         return found | {"population": "expert", "population_title": "experts", "top_k": subject.top_k}
     part = subject.population
-    size = {"rule": options.rule, "neurons": part.total}
-    return found | {"population": part.name, "population_title": part.title} | size
+    own = {"population": part.name, "population_title": part.title, "rule": options.rule, "neurons": part.total}
+    return found | own
 
 
 def frames(ds: xr.Dataset, likes: Mapping[str, str]) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
 def first_sentences(run: DataTree) -> list[str]:
     """Return the first sentence of the measures that the report opens with, and of the length control."""
     from sparcom_analysis.measures import REGISTRY
-    from sparcom_analysis.report.page import ANSWERS
+    from sparcom_analysis.report.page import LEAD
 
     measures = {measure.name: measure for measure in REGISTRY}
-    shown = [name for name in (*ANSWERS, "length_control") if name in run.children and name in measures]
+    shown = [name for name in (*LEAD, "length_control") if name in run.children and name in measures]
     found = [measures[name].sentences(run[name].to_dataset()) for name in shown]
     return [sentences[0] for sentences in found if sentences]
 

@@ -47,9 +47,8 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
     codes, kinds = base.codes, len(base.labels)
     sides = [group_means(side.frequencies, base.categories) for side in (base, tuned)]
     before, after = (np.concatenate([side.mean, side.overall[None]]) for side in sides)  # overall last
-    difference, by_expert = tuned.frequencies - base.frequencies, {"base": before, "tuned": after}
-    by_expert["shift"] = after - before
-    found = {"value": np.abs(by_expert["shift"]).sum(axis=2) / 2}
+    difference, shift = tuned.frequencies - base.frequencies, after - before
+    found = {"value": np.abs(shift).sum(axis=2) / 2, "base": before, "tuned": after, "shift": shift}
     if (draws := resamples_for(base.categories, options)) is not None:
         by_layer = (weighted_means(one, draws.weights, codes, kinds) for one in np.moveaxis(difference, 1, 0))
         drawn = np.stack([np.abs(one).sum(axis=2) / 2 for one in by_layer], axis=2)
@@ -57,11 +56,11 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
         found |= {"ci_low": ends.low, "ci_high": ends.high}
     if exchanges := min(options.n_permutations, MOST_EXCHANGES):
         found |= _against_exchanges(found["value"], difference, codes, exchanges, options.seed)
-    variables: dict[str, Any] = {}
-    for prefix, dims, part in (("", ["category"], slice(kinds)), ("overall_", [], kinds)):
-        variables |= {f"{prefix}{name}": ([*dims, "layer"], held[part]) for name, held in found.items()}
-        variables |= {f"{prefix}{name}": ([*dims, "layer", "expert"], held[part]) for name, held in by_expert.items()}
-        variables[f"{prefix}value"] = (*variables[f"{prefix}value"], UNITS)
+    dims = ["category", "layer", "expert"]
+    variables: dict[str, Any] = {name: (dims[: held.ndim], held[:kinds]) for name, held in found.items()}
+    variables |= {f"overall_{name}": (dims[1 : held.ndim], held[kinds]) for name, held in found.items()}
+    for name in ("value", "overall_value"):
+        variables[name] = (*variables[name], UNITS)
     coords = {"category": base.labels, "layer": list(base.layer_ids), "expert": list(range(base.experts))}
     return dataset(comparison, variables, coords, measure=MEASURE.name, n_permutations=exchanges or None)
 

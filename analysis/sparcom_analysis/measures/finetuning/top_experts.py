@@ -28,12 +28,11 @@ def finetuning_top_experts(
         **changes: `top_experts`: see `Options`.
 
     Returns:
-        Of both models (model, …) the ranks of `counted_ranks` and `layer_ranks`, the latter with `frequency` for
-        `value`. Whether the base model's expert of a rank stays, bool: `kept` (category, paper_rank), an expert being
-        a layer and an id; `kept_ids` (category, rank), the other reading of the paper; `layer_kept` (category, layer,
-        rank), `overall_layer_kept` (layer, rank). Fractions that stay: `value` (category), `overall_value`,
-        `layer_value` (category, layer), `overall_layer_value` (layer); `kept_count` (category) of `kept`. `null_mean`,
-        `layer_null_mean`: the fraction that k experts drawn at random would include.
+        Of both models (model, …) the ranks of `counted_ranks` and `layer_ranks`, with `frequency` for `value`. Whether
+        the base model's expert of a rank stays, bool: `kept` (category, paper_rank), an expert being a layer and an id;
+        `kept_ids` (category, rank): ids alone. `layer_kept` (category, layer, rank), `overall_layer_kept` (layer,
+        rank). Fractions that stay: `value`, `overall_value`, `layer_value`, `overall_layer_value`; `kept_count` of
+        `kept`. `null_mean`, `layer_null_mean`: the fraction that k experts drawn at random would include.
     """
     comparison = comparison.with_options(**changes)
     base = comparison.sides[0]
@@ -51,11 +50,8 @@ def finetuning_top_experts(
         "null_mean": ((), kept.shape[-1] / base.counts[0].size),
         "layer_null_mean": ((), layers.shape[-1] / base.experts),
     }
-    for prefix, dims, stay in (
-        ("", ("category", "paper_rank"), kept),
-        ("layer_", ("category", "layer", "rank"), layers),
-        ("overall_layer_", ("layer", "rank"), overall),
-    ):
+    stays = {"": (("category", "paper_rank"), kept), "layer_": (("category", "layer", "rank"), layers)}
+    for prefix, (dims, stay) in (stays | {"overall_layer_": (("layer", "rank"), overall)}).items():
         found |= {f"{prefix}kept": (dims, stay), f"{prefix}value": (dims[:-1], stay.mean(axis=-1), about)}
     coords = {"model": MODELS, **rank_coords(base)}
     return dataset(comparison, ranked | found, coords, measure=MEASURE.name, experts=base.experts)
@@ -68,7 +64,7 @@ def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    k, kept, ids, layers = ds.sizes["paper_rank"], *(ds[name] for name in ("kept", "kept_ids", "layer_kept"))
+    k, kept, ids, layers = ds.sizes["paper_rank"], ds["kept"], ds["kept_ids"], ds["layer_kept"]
     stay, stay_ids, stay_layers = (int(one.sum()) for one in (kept, ids, layers))
     null, layer_null = decimal(kept.size * float(ds["null_mean"]), 1), layers.size * float(ds["layer_null_mean"])
     return [
