@@ -50,7 +50,7 @@ def test_frequencies_are_shares_of_all_tokens(make_moe, population: str) -> None
     assert activation_counts(case.archive, 0).shape == (2, 6, 12)
 
 
-@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     experts=st.integers(1, 7),
     expert_neurons=st.integers(1, 20),

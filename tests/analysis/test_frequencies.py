@@ -37,7 +37,7 @@ def test_frequencies_are_means_over_prompt_tokens(typical) -> None:  # type: ign
             assert (activation_counts(typical.archive, k) == mask.sum(axis=0)).all()
 
 
-@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=2, max_size=8),
     layers=st.integers(1, 4),

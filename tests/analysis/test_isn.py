@@ -39,7 +39,7 @@ def found_set(neurons, k: int) -> set[tuple[int, int]]:  # type: ignore[no-untyp
     return {(int(j), int(i)) for j, i in zip(*np.nonzero(neurons.mask(k)), strict=True)}
 
 
-@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=2, max_size=5),
     layers=st.integers(1, 3),
