@@ -77,11 +77,7 @@ def measure(
     module = vars(sys.modules[compute.__module__])
     parts = ("sentences", "caption", "plot", "figure", "tables")
     own: dict[str, Any] = {part: module[part] for part in parts if part in module}
-<<<<<<< HEAD
     fields = {"name": compute.__name__} | own | others
-=======
-    fields = {"name": compute.__name__, **own, **others}
->>>>>>> h14-3
     return Measure(title=title, equation=equation, needs=needs, definition=definition, compute=compute, **fields)
 
 
