@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparcom_analysis.measures.experts import expert_frequencies, routing_correlation, top_experts
+from sparcom_analysis.measures.experts import expert_frequencies, routing_correlation, routing_entropy, top_experts
 from sparcom_analysis.measures.experts import length_control as routing_length_control
 from sparcom_analysis.measures.finetuning import correlation, jaccard, routing_shift, venn
 from sparcom_analysis.measures.finetuning import layers as finetuning_layers
@@ -24,6 +24,7 @@ REGISTRY: tuple[Measure, ...] = (
     routing_length_control.MEASURE,
     expert_frequencies.MEASURE,
     top_experts.MEASURE,
+    routing_entropy.MEASURE,
     unique_members.EXPERTS,
     unique_members.MOST_USED,
     jaccard.MEASURE,
