@@ -37,6 +37,14 @@ def test_every_measure_has_its_node_or_a_reason(make_moe: Make) -> None:
     assert {"neuron/similarity", "shared_expert_neuron/similarity"} <= held.keys()
 
 
+@pytest.mark.parametrize("measure", REGISTRY, ids=lambda one: one.name)
+def test_every_measure_is_whole(measure: Any) -> None:
+    """Each can be computed, drawn, said and captioned, and `sp.plot` has it; the words are sentences."""
+    assert all((measure.compute, measure.plot, measure.sentences, measure.caption, measure.title, measure.equation))
+    assert measure.definition.endswith((".", ")"))
+    assert callable(getattr(sp.plot, measure.name))
+
+
 def test_nothing_depends_on_blocks_or_where_sets_lie(make_moe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every number is the same for any block size, in memory or in a file, and of counts as of masks."""
     masks, counts = make_moe().archive, make_moe(granularity="count").archive

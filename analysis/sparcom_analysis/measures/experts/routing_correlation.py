@@ -9,7 +9,7 @@ import xarray as xr
 from sparcom_analysis.frequencies import Progress
 from sparcom_analysis.ise import ExpertCounts
 from sparcom_analysis.measures.measure import NotComputableError, measure
-from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences
+from sparcom_analysis.measures.pair_means import pair_mean_dataset, pair_mean_sentences, plot_pair_means
 
 
 def routing_correlation(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -63,5 +63,6 @@ MEASURE = measure(
     "experts",
     "The Pearson correlation of two instructions' expert frequencies over all experts of all layers, and its mean over "
     "all pairs of an instruction of one category and an instruction of another.",
+    plot=plot_pair_means,
     also_tuned=True,
 )
