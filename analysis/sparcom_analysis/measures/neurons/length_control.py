@@ -168,5 +168,5 @@ MEASURE = measure(
     OURS,
     "isn",
     "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
-    "instructions: which similarities come from length?",
+    "instructions. It shows which similarities come from length.",
 )
