@@ -95,6 +95,14 @@ def test_rows_of_panels_share_values_and_a_legend() -> None:
     assert [ax.get_ylabel() for ax in figure.axes] == ["n", "", "n", ""]
 
 
+def test_a_place_of_panels_can_be_empty() -> None:
+    """None leaves a place empty; ranges and labels go by the column that a panel stands in."""
+    figure = sp.plot.panels([[None, layered(4)], [layered(2), layered(3)]], [["", "B"], ["A", "C"]], share="columns")
+    assert [ax.get_title() for ax in figure.axes] == ["B", "A", "C"]
+    assert figure.axes[0].get_ylim() == figure.axes[2].get_ylim() != figure.axes[1].get_ylim()
+    assert [ax.get_xlabel() for ax in figure.axes] == ["", "layer", "layer"]
+
+
 def test_columns_of_panels_can_share_values() -> None:
     """Models of unlike size have a range per column, and their own ticks."""
     figure = sp.plot.panels([[layered(1), layered(400)], [layered(2), layered(300)]], share="columns")
@@ -131,6 +139,7 @@ def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: byt
     first, second = ((tmp_path / f"{name}.{kind}").read_bytes() for name in "ab")
     assert first == second
     assert first.startswith(begin)
+    assert ax.get_figure().get_layout_engine() is not None  # type: ignore[union-attr]
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:

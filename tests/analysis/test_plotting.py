@@ -213,6 +213,22 @@ def test_curves_show_intervals_and_null() -> None:
     np.testing.assert_array_equal(thin.lines[2].get_ydata(), many[0] + 2)
 
 
+def test_one_layer_has_its_interval_and_null() -> None:
+    """A band and a line over one layer have no area: the interval is a bar then, the null a dash."""
+    ax = plotting.curves([0], [[2.0]], "A", low=[[1.0]], high=[[4.0]], null=3.0)
+    (interval,) = ax.collections
+    np.testing.assert_allclose(interval.get_segments()[0], [[0, 1], [0, 4]])  # type: ignore[attr-defined]
+    assert ax.lines[-1].get_marker() == "_"
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"), [(-0.004, ",.2f", "0.00"), (-1234.5, ",.1f", "−1,234.5"), (np.nan, ",.1f", "n/a")]
+)
+def test_numbers_have_a_true_minus_sign(value: float, form: str, text: str) -> None:
+    """What rounds to zero has none."""
+    assert fit.number(value, form) == text
+
+
 def test_many_curves_are_a_map() -> None:
     """Eight names are drawn as a heat map over the layers, with the null as its last row."""
     ax = plotting.curves(range(30), np.ones((8, 30)), names(8, False), null=0.5)
@@ -225,6 +241,8 @@ def test_bars_show_interval_null_and_mark(drawn: list[tuple[str, Text, Any]]) ->
     ax = plotting.bars("AB", [0.5, np.nan], low=[0.4, np.nan], high=[0.7, np.nan], null=0.3, marks=[True, False])
     redraw(fit.figure_of(ax), drawn)
     assert {"0.500*", "n/a", "null"} <= {said for said, *_ in drawn}
+    assert ax.get_xlim()[0] == 0
+    assert [text.get_text() for text in plotting.bars("AB", [3.0, 0.0], null=0.0).texts] == ["null", "3", "0"]
     interval, null = (item.get_segments() for item in ax.collections)  # type: ignore[attr-defined]
     np.testing.assert_allclose(interval[0], [[0.4, 0.0], [0.7, 0.0]])
     np.testing.assert_allclose(null[1][:, 0], 0.3)

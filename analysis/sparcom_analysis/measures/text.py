@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from sparcom_analysis.plotting.fitting import number
+
 SIGNIFICANT = 0.05
 TIE = 1e-12
 
@@ -20,7 +22,7 @@ def p_value(value: float) -> str:
 
 def decimal(value: float, digits: int = 3) -> str:
     """Return a number with separators and a true minus sign; "n/a" for NaN."""
-    return "n/a" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+    return number(value, f",.{digits}f")
 
 
 def count(value: float) -> str:

@@ -1,8 +1,8 @@
 """The drawings that all figures are made of; each takes `ax` and returns it.
 
-Read in print and by the color-blind: cividis with numbers in the cells, Okabe-Ito colors that differ in marker and dash
-as well. Names are wrapped, never cut. Sizes of text follow matplotlib's setting `font.size`. Without `ax` a figure is
-made, one column of a paper wide or as wide as its text needs; with it, its figure keeps its size.
+For print and the color-blind: cividis with numbers in the cells, Okabe-Ito colors that differ in marker and dash too.
+Names are wrapped, never cut. Without `ax` a figure is made, one column of a paper wide or as wide as its text needs.
+Sizes of text follow matplotlib's `font.size`. Matplotlib's object interface, no global state.
 """
 
 from __future__ import annotations

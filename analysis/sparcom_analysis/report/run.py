@@ -97,7 +97,8 @@ def analyze(
     tree = xr.DataTree.from_dict({"/": xr.Dataset(), **nodes})
     comparison = next((subject for *_, subject in subjects if isinstance(subject, IsnComparison)), None)
     tree.attrs = run_facts(archives, isns, options, comparison) | {"not_computed": missing}
-    steps.finish()
+    if progress is not None:
+        progress(steps.count * steps.UNIT, steps.count * steps.UNIT)
     for archive in archives:
         archive.require_same()  # over HTTP the passes look only every few seconds
     return tree
@@ -123,11 +124,6 @@ class _Steps:
 
         advance(0, 1)
         return advance
-
-    def finish(self) -> None:
-        """Report that all is done."""
-        if self._progress is not None:
-            self._progress(self.count * self.UNIT, self.count * self.UNIT)
 
 
 def _subjects(isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]) -> list[tuple[str, str, Subject]]:

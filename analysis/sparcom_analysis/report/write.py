@@ -90,21 +90,19 @@ def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
 
 def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict[str, bytes]:
     """Return the files of each run in a folder of its own, and those that show all; report.html last."""
-    taken = ["figures", "tables"]
+    slugs = [re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run" for title in runs]
+    slugs = _distinct(["figures", "tables", *slugs])[2:]
     files: dict[str, bytes] = {}
-    for done, (title, run) in enumerate(runs.items(), 1):
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run"
-        taken = _distinct([*taken, slug])
-        files |= {f"{taken[-1]}/{name}": data for name, data in run_files(run).items()}
+    for done, (slug, run) in enumerate(zip(slugs, runs.values(), strict=True), 1):
+        files |= {f"{slug}/{name}": data for name, data in run_files(run).items()}
         if progress is not None:
             progress(done, len(runs))
     sections = []
     for measure in REGISTRY:
         made, item = _side_by_side(measure, runs)
         files |= made
-        if item is not None:
-            sections.append(Section(measure, [item]))
-    links = {title: f"{slug}/report.html" for title, slug in zip(runs, taken[2:], strict=True)}
+        sections += [] if item is None else [Section(measure, [item])]
+    links = {title: f"{slug}/report.html" for title, slug in zip(runs, slugs, strict=True)}
     facts = {title: run.attrs for title, run in runs.items()}
     return files | {"report.html": render_comparison(links, facts, sections)}
 
@@ -138,13 +136,12 @@ def _model_table(held: Mapping[str, xr.Dataset]) -> Table:
     rows = []
     for title, ds in held.items():
         cells = {str(name): _cell(ds.sel(category=name), "") for name in ds["category"].values}
-        rows.append([title, *(cells.get(name) for name in labels), _cell(ds, "overall_")])
+        rows.append([title, *map(cells.get, labels), _cell(ds, "overall_")])
     return Table(["model", *labels, "all"], rows)
 
 
 def _cell(ds: xr.Dataset, prefix: str) -> str | float:
-    names = (f"{prefix}value", f"{prefix}ci_low", f"{prefix}ci_high")
-    return with_interval(*(float(ds[name]) if name in ds else math.nan for name in names))
+    return with_interval(*(float(ds.get(f"{prefix}{name}", math.nan)) for name in ("value", "ci_low", "ci_high")))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -157,6 +157,7 @@ def test_the_answer_comes_first(folder: Path) -> None:
     assert "Made-up impossible; Made-up impossible (dense layers); Made-up impossible (shared experts)" in text
     assert text.count("null hypothesis") == 1
     assert "What curves is." in text
+    assert "<h3>random, fine-tuned, shared experts</h3>" in text
 
 
 @undrawn
