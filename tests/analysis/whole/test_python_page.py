@@ -29,14 +29,15 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 ARRAY = re.compile(r"\b(?:float64|int64|uint64|uint32|intp|bool)\b")
 
 
-def run_blocks(text: str) -> Iterator[tuple[str, str, str]]:
-    """Each block of code, what it printed (no spaces at ends of lines) and what is shown, in one namespace."""
+def run_cells(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """Each cell of code, what it printed (no spaces at ends of lines) and what is shown, in one namespace."""
     names: dict[str, object] = {}
-    for number, found in enumerate(BLOCK.finditer(text)):
-        code, shown = found[1], found[2] or ""
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code, f"docs/python.md, block {number}", "exec"), names)  # noqa: S102
-        yield code, "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines()), shown
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            code, shown = "".join(cell["source"]), "".join(line for one in cell["outputs"] for line in one["text"])
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(code, f"analysis.ipynb, cell {number}", "exec"), names)  # noqa: S102
+            yield code, "".join(f"{line.rstrip()}\n" for line in printed.getvalue().splitlines()), shown
 
 
 def notebook(page: str) -> dict[str, Any]:
@@ -80,11 +81,11 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_page_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block runs after those before it, on archives that the first one writes, and prints what stands below."""
+def test_the_notebook_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs after those before it, on archives that the first one writes, and prints what stands below."""
     monkeypatch.chdir(tmp_path)
     blocks = 0
-    for code, printed, shown in run_blocks(PAGE.read_text()):
+    for code, printed, shown in run_cells(json.loads(NOTEBOOK.read_text())["cells"]):
         assert printed == shown, code
         blocks += 1
     assert blocks > 10
@@ -98,7 +99,7 @@ def test_the_page_answers_ten_questions() -> None:
 
 
 def test_the_notebook_is_the_page() -> None:
-    """The notebook has the code, the text and the output of the page, so a test of the page is one of the notebook."""
+    """The notebook has the code, the text and the output of the page, so running the notebook runs the page."""
     assert json.loads(NOTEBOOK.read_text()) == notebook(PAGE.read_text())
 
 
