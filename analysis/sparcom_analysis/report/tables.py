@@ -133,12 +133,13 @@ def latex_text(text: str) -> str:
 
 
 def rounded(cell: Any, column: str = "") -> str:
-    """Return a number with three decimals, a whole one with separators, a p-value with two digits."""
+    """Return a number with three decimals (one from 10 on, none from 1,000 on), a p-value with two digits."""
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, str):
         return cell
-    return number(cell, "," if isinstance(cell, int) else ".2g" if "pvalue" in column else ",.3f")
+    digits = 0 if isinstance(cell, int) or abs(cell) >= 1000 else 1 if abs(cell) >= 10 else 3
+    return number(cell, ".2g" if "pvalue" in column else f",.{digits}f")
 
 
 def _missing(cell: Any) -> bool:
