@@ -62,7 +62,7 @@ def test_a_thousand_bad_ranges_leave_no_descriptor(process: Start) -> None:
     before = running.descriptors()
     for number in range(1000):
         assert running.http.get(url, headers=BAD_HEADERS[number % len(BAD_HEADERS)]).status_code < 500
-    assert running.descriptors() <= before
+    running.wait_for(lambda: running.descriptors() <= before)  # a connection closes a moment after its client left
     assert running.http.get(url).content == whole
 
 
