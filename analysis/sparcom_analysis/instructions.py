@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.categories import NONE_LABEL, category_codes, category_labels
+from sparcom_analysis.archive.categories import NONE_LABEL, Grouped
 from sparcom_analysis.archive.rows import RowSpans, TokenFacts
 from sparcom_analysis.kernels.intersections import Blocks
 from sparcom_analysis.options import Options
@@ -28,7 +28,7 @@ SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every ot
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PerInstruction:
+class PerInstruction(Grouped):
     """Results of n instructions, in submission order. Iterate over it for the ids.
 
     Attributes:
@@ -58,16 +58,6 @@ class PerInstruction:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the c groups, in order of first appearance."""
-        return category_labels(self.categories)
-
-    @property
-    def codes(self) -> NDArray[np.intp]:
-        """Group of each instruction: intp (n,), an index into `labels`."""
-        return category_codes(self.categories)
 
     @property
     def names(self) -> list[str]:

@@ -18,6 +18,18 @@ CountedTokens = Literal["all", "content"]
 Grouping = Literal["category", "source", "half"]
 
 DEFAULT_TOP = 0.05
+RENAMED = {  # names of earlier releases
+    "epsilon": "top",
+    "threshold": "min_frequency",
+    "rows": "positions",
+    "exclude_self_pairs": "self_pairs",
+    "match_tokens": "equal_length",
+    "matched_tokens": "equal_length_tokens",
+    "resamples": "n_resamples",
+    "permutations": "n_permutations",
+    "confidence": "confidence_level",
+    "share": "min_share",
+}
 LARGEST_TOKEN_ID = 2**31 - 1
 
 
@@ -121,12 +133,13 @@ class Options:
         known, unknown = [one.name for one in fields(cls)], []
         for name in changes:
             if name not in known:
-                close = get_close_matches(name, known, 1)
+                close = [RENAMED[name]] if name in RENAMED else get_close_matches(name, known, 1)
                 unknown.append(f"there is no option {name!r}" + (f"; did you mean {close[0]}?" if close else ""))
         if unknown:
             raise InvalidInputError(unknown)
-        if changes.get("min_frequency") is not None:
-            changes = {"top": None} | changes
+        for rule, other in (("min_frequency", "top"), ("top", "min_frequency")):
+            if changes.get(rule) is not None:
+                changes = {other: None} | changes
         return replace(cls() if options is None else options, **changes)
 
     @property

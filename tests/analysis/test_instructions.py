@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from sparcom_analysis import Options, activation_counts, find_ises, find_isns
 from sparcom_analysis.instructions import FIXED_OPTIONS
 from sparcom_analysis.isn import IsnSets
 from sparcom_analysis.measures.measure import facts
+from sparcom_analysis.options import RENAMED
 from sparcom_data.errors import InvalidInputError
 
 
@@ -120,6 +122,23 @@ def test_options_of_resampling_may_change(isn: IsnSets) -> None:
         isn.with_options(n_resamples=1)
     with pytest.raises(InvalidInputError, match="there is no option 'resamples'; did you mean n_resamples"):
         isn.with_options(resamples=5)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_names_of_options_lead_to_the_new(old: str, new: str) -> None:
+    """A name of an earlier release is an error that gives the name of today."""
+    assert new in {one.name for one in fields(Options)}
+    with pytest.raises(InvalidInputError, match=f"there is no option '{old}'; did you mean {new}"):
+        Options.of(**{old: 0.5})
+
+
+def test_one_rule_of_selection_replaces_the_other() -> None:
+    """A changed rule takes the place of the one that was set; both at once are refused."""
+    both = Options.of(Options.of(min_frequency=0.9), top=0.1)
+    assert (both.top, both.min_frequency) == (0.1, None)
+    assert Options.of(both, min_frequency=0.5).top is None
+    with pytest.raises(InvalidInputError, match="give one of them"):
+        Options.of(top=0.1, min_frequency=0.5)
 
 
 def test_options_of_counting_are_fixed(isn: IsnSets) -> None:

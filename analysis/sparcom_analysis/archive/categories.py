@@ -26,3 +26,19 @@ def category_codes(categories: Sequence[str]) -> NDArray[np.intp]:
     """Return the index of each instruction's category in `category_labels`: intp (n,)."""
     index = {name: code for code, name in enumerate(dict.fromkeys(categories))}
     return np.array([index[name] for name in categories], dtype=np.intp)
+
+
+class Grouped:
+    """Gives the labels and codes of its `categories`, one string per instruction."""
+
+    categories: Sequence[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the c groups, in order of first appearance."""
+        return category_labels(self.categories)
+
+    @property
+    def codes(self) -> NDArray[np.intp]:
+        """Group of each instruction: intp (n,), an index into `labels`."""
+        return category_codes(self.categories)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcom_analysis.archive.categories import category_codes, category_labels
+from sparcom_analysis.archive.categories import Grouped, category_codes, category_labels
 from sparcom_analysis.errors import NotComputableError
 from sparcom_analysis.kernels.intersections import Blocks, pair_blocks
 from sparcom_data.errors import StorageError
@@ -35,7 +35,7 @@ STRIP_ROWS = 256  # rows read at once
 
 
 @dataclass(frozen=True, eq=False)
-class PairMatrix:
+class PairMatrix(Grouped):
     """A value for every pair of n instructions.
 
     Attributes:
@@ -59,16 +59,6 @@ class PairMatrix:
 
     def __len__(self) -> int:
         return len(self.categories)
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the c groups, in order of first appearance."""
-        return category_labels(self.categories)
-
-    @property
-    def codes(self) -> NDArray[np.intp]:
-        """Group of each instruction: intp (n,), an index into `labels`."""
-        return category_codes(self.categories)
 
     @cached_property
     def unknown(self) -> NDArray[np.int64]:
