@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from sparcom_analysis import Options, read_metrics
 from sparcom_analysis.measures.neurons import similarity
+from sparcom_analysis.report.page import lead_sentences
 from sparcom_cli.analyze import analyze, split_pair, titles
-from sparcom_cli.shared.summary import first_sentences, summary
+from sparcom_cli.shared.summary import summary
 from sparcom_data.archive import open_archive
 from sparcom_data.testing import write_random_archive
 
@@ -240,8 +241,9 @@ def test_the_printed_settings_and_sentences_are_those_of_the_run(folder: Path, t
     assert "An interval of 95 % needs 40 resamples" in result.stdout
     run = read_metrics(tmp_path)
     assert similarity.MEASURE.sentences(run["similarity"].to_dataset())[0] in result.stdout
-    assert len(first_sentences(run)) > 2
-    assert all(sentence in result.stdout for sentence in first_sentences(run))
+    said = list(lead_sentences(run, "length_control"))
+    assert len(said) > 2
+    assert all(sentence in result.stdout for sentence in said)
 
 
 SETTINGS = {"positions": "prompt", "counted_tokens": "all", "n_resamples": 0, "confidence_level": 0.95}

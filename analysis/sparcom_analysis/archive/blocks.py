@@ -11,6 +11,7 @@ spans ─▶ plan_reads    runs of whole chunks: no chunk is decoded twice, and 
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
 
-DEFAULT_BLOCK_BYTES = 32 << 20  # of masks or counts, as fast as 16 and 64 MiB; up to three blocks are held at a time
+DEFAULT_BLOCK_BYTES = 8 << 20  # of masks or counts, as fast as 16 and 32 MiB; up to three blocks are held at a time
 COLUMN_ROWS = 1 << 20  # rows per read of a column, 4 MiB of token ids
 ROUTES = "router/expert"
 
@@ -118,7 +119,7 @@ class _Memory:
         fitting = next((index for index, held in enumerate(self._free) if len(held) >= size), None)
         if fitting is None:
             self._free.clear()  # otherwise each larger read would leave a smaller one behind
-            memory = np.empty(size, dtype=np.uint8).data
+            memory = memoryview(mmap.mmap(-1, max(size, 1)))  # outside the arenas that malloc keeps per thread
         else:
             memory = self._free.pop(fitting)
         flat = np.frombuffer(memory[:size], dtype=np.uint8)

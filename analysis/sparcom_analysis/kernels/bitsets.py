@@ -1,4 +1,4 @@
-"""Packed sets of all instructions, in memory or, past 16 MiB, in a temporary file without a name.
+"""Packed sets of all instructions, in memory or, past 8 MiB, in a temporary file without a name.
 
 2.03 million expert neurons are 254 kB per instruction. The file is read and written by offset, not mapped: mapped pages
 count as memory of the process. It is unlinked at once, so nothing is left behind however the process ends. A copy in
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
 
-MEMORY_BYTES = 16 << 20  # larger sets are kept in a file
+MEMORY_BYTES = 8 << 20  # larger sets are kept in a file
 
 
 class Bitsets:

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import xarray as xr
@@ -96,16 +97,28 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
     )
 
 
-def render_comparison(links: Mapping[str, str], runs: Mapping[str, Facts], sections: list[Section]) -> bytes:
-    """Return the bytes of the page over several runs: addresses of their reports and attributes, by title."""
+def render_comparison(links: Mapping[str, str], runs: Mapping[str, xr.DataTree], sections: list[Section]) -> bytes:
+    """Return the bytes of the page over several runs: addresses of their reports, and the runs, by title."""
+    facts = {title: run.attrs for title, run in runs.items()}
+    leads = zip_longest(*(lead_sentences(run) for run in runs.values()))
+    answers = [f"{title}: {said}" for row in leads for title, said in zip(runs, row, strict=True) if said]
     return _render(
         title="Instruction-specific neurons of " + ", ".join(links),
         links=links,
-        runs=runs,
-        tokens={title: _tokens(facts) for title, facts in runs.items()},
+        runs=facts,
+        tokens={title: _tokens(own) for title, own in facts.items()},
         sections=sections,
-        notes=[f"{title}: {note}" for title, facts in runs.items() for note in notes(facts)],
+        answers=answers[:MOST_SENTENCES],
+        notes=[f"{title}: {note}" for title, own in facts.items() for note in notes(own)],
     )
+
+
+def lead_sentences(run: xr.DataTree, *more: str) -> Iterator[str]:
+    """Yield the first sentence of each measure that a page opens with, then of further ones, in order of importance."""
+    measures = {measure.name: measure for measure in REGISTRY}
+    for name in (*LEAD, *more):
+        if name in run.children and name in measures:
+            yield from measures[name].sentences(run[name].to_dataset())[:1]
 
 
 def models(facts: Facts) -> str:

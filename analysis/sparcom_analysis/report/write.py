@@ -103,8 +103,7 @@ def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict
         files |= made
         sections += [] if item is None else [Section(measure, [item])]
     links = {title: f"{slug}/report.html" for title, slug in zip(runs, slugs, strict=True)}
-    facts = {title: run.attrs for title, run in runs.items()}
-    return files | {"report.html": render_comparison(links, facts, sections)}
+    return files | {"report.html": render_comparison(links, runs, sections)}
 
 
 def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:

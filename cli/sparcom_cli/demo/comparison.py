@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparcom_cli.shared.summary import first_sentences
 from sparcom_cli.shared.text import format_table
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.storage import write_file
@@ -74,6 +73,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from sparcom_analysis import read_metrics
+    from sparcom_analysis.report.page import lead_sentences
 
     dense, moe = (read_metrics(folder) for folder in folders)
     if "finetuning_jaccard" not in dense.children or "finetuning_correlation" not in moe.children:
@@ -101,7 +101,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
         top=experts.measure("finetuning_top_experts"),
         likeness=likeness,
         rows=rows,
-        short={"Dense model": first_sentences(dense), "MoE model": first_sentences(moe)},
+        short={"Dense model": list(lead_sentences(dense)), "MoE model": list(lead_sentences(moe))},
         contents=_contents(*folders),
         folders=folders,
     )

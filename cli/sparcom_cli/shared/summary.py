@@ -22,26 +22,15 @@ def visible(text: str) -> str:
 
 def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
     """Return the lines for one model, or a few per model for several."""
-    from sparcom_analysis.report.page import interval_caveat
+    from sparcom_analysis.report.page import interval_caveat, lead_sentences
 
     lines = [_settings(options)]
     for title, run in runs.items():
         lines += [*([""] if len(runs) > 1 else []), *_facts(title, run)]
-        lines += ["", *(_similarity(run) if len(runs) == 1 else []), *first_sentences(run), ""]
+        lines += ["", *(_similarity(run) if len(runs) == 1 else []), *lead_sentences(run, "length_control"), ""]
         lines += [f"not computed: {one}" for one in dict.fromkeys(gap["reason"] for gap in run.attrs["not_computed"])]
     caveat = interval_caveat(next(iter(runs.values())).attrs["settings"])
     return [*lines, caveat] if caveat else lines
-
-
-def first_sentences(run: DataTree) -> list[str]:
-    """Return the first sentence of the measures that the report opens with, and of the length control."""
-    from sparcom_analysis.measures import REGISTRY
-    from sparcom_analysis.report.page import LEAD
-
-    measures = {measure.name: measure for measure in REGISTRY}
-    shown = [name for name in (*LEAD, "length_control") if name in run.children and name in measures]
-    found = [measures[name].sentences(run[name].to_dataset()) for name in shown]
-    return [sentences[0] for sentences in found if sentences]
 
 
 def _settings(options: Options) -> str:

@@ -91,7 +91,7 @@ def filled(folder: Path, memory_bytes: int) -> Bitsets:
 def test_sets_in_a_file_refuse_copies_and_name_the_remedy(tmp_path: Path, way: str) -> None:
     """A copy would hold the number of a descriptor, which is another file once the sets are gone."""
     sets = filled(tmp_path, 0)
-    with pytest.raises(TypeError, match=r"pickled or copied only up to 16 MiB; .* rows\(first, last\)"):
+    with pytest.raises(TypeError, match=r"pickled or copied only up to 8 MiB; .* rows\(first, last\)"):
         COPIES[way](sets)
     assert sets.rows(0, 3).ravel().tolist() == list(range(15))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import json
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import xarray as xr
 
 from sparcom_analysis import analyze, read_metrics, write_report
+from sparcom_analysis.report.page import MOST_SENTENCES, lead_sentences
 from sparcom_analysis.report.write import run_files
 from sparcom_data.errors import InvalidInputError, StorageError
 
@@ -262,6 +264,9 @@ def test_several_runs_stand_side_by_side(runs: dict[str, xr.DataTree], tmp_path:
         f"{name}.{kind}" for name in ("similarity", "curves") for kind in ("svg", "pdf")
     }
     assert "One &amp; only" in text
+    first = next(lead_sentences(runs["dense"]))
+    assert f"<li>{html.escape('One & only: ' + first, quote=False)}</li>" in text
+    assert 2 <= text.split('class="answers">')[1].split("</ul>")[0].count("<li>") <= MOST_SENTENCES
     assert page.cells[-12:-6] == ["model", "a|<b>", "$x_&", "all", "One & only", "0.500 (0.400–0.600)"]
     table = (tmp_path / "tables/finetuning_jaccard.tex").read_text("utf-8")
     assert r"figures & 0.500 (0.400\textendash{}0.600)" in table

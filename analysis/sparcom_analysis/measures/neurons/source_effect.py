@@ -63,8 +63,8 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
     effects = kinds[1:3] - kinds[3]
     if np.isnan(effects).any():
         raise NotComputableError(
-            "Category and source are told apart where pairs exist that share one and not the other; the instructions "
-            "have too few sources or categories for that."
+            "The effects of category and source cannot be told apart: these instructions have too few sources or "
+            "categories."
         )
     variables: dict[str, Any] = {
         "value": (CELLS, value, {"long_name": f"mean {index}"}),
