@@ -32,7 +32,7 @@ from sparcom_data.errors import StorageError
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_NAME = re.compile(r".+\.[0-9a-f]{32}\.partial")
 FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instructions' text: the owner may share them, we do not
-DIRECT_FROM = 1 << 20  # bytes; at that size both ways took equally long, above it direct is faster (DECISIONS.md)
+DIRECT_FROM = 1 << 20  # bytes; at that size both ways took equally long, above it direct is faster (decision 0027)
 DIRECT_BLOCK = 4096  # what address, offset and length of a direct write must be multiples of, on any usual disk
 
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's <fcntl.h> and <stdio.h>
