@@ -64,7 +64,7 @@ class _Storage:
 
 _COLUMNS = _Storage((ZstdCodec(level=3), Crc32cCodec()), "/")
 # Masks hardly compress, so they are stored as they are. One folder of files instead of two folders a file halves what
-# writing costs. Both measured: docs/decisions/archive/0027-chunks-of-8-mib.md.
+# writing costs. Both measured: docs/decisions/0027-chunks-of-8-mib.md.
 _MASKS = _Storage((Crc32cCodec(),), MASK_KEY_SEPARATOR)
 # Counts are small numbers in four bytes: shuffled, three of the four planes are nearly empty.
 _COUNTS = _Storage(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sparcom_data.schema.metadata import Positions
 
-TARGET_CHUNK_BYTES = 8 << 20  # measured: docs/decisions/archive/0027-chunks-of-8-mib.md
+TARGET_CHUNK_BYTES = 8 << 20  # measured: docs/decisions/0027-chunks-of-8-mib.md
 MAX_CHUNK_TOKENS = 4096
 COUNT_CHUNK_BYTES = 4 << 20  # uncompressed; instructions of a chunk are committed together, so larger ones commit later
 

@@ -1,7 +1,7 @@
 """The gates of chosen experts on a CPU, where vLLM runs all experts of a layer in one native call.
 
 That call shows no gates, so oneDNN computes them a second time, from a float32 copy of the gate's weights in its own
-layout. The copy is a third of the experts' weights (docs/decisions/capture/0019-cpu-gates-onednn.md).
+layout. The copy is a third of the experts' weights (docs/decisions/0019-cpu-gates-onednn.md).
 
 vLLM has packed each expert's fused projection, (2·padded, hidden), into (2·padded / 16, hidden, 16), with the gate in
 the first half. The layout is checked when a model is loaded, by packing random numbers with vLLM's own function.
