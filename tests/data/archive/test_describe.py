@@ -24,7 +24,7 @@ def test_an_moe_archive_names_its_populations(tmp_path: Path) -> None:
     text = repr(open_archive(tmp_path / "moe.zarr"))
     assert "1 layer × " in text
     assert "2 MoE layers × 6 experts × 12 neurons (top 2), 2 MoE layers × 20 neurons of shared experts" in text
-    assert text.endswith("router choices, counts of prompt tokens>")
+    assert text.endswith("top-k experts, counts of prompt tokens>")
 
 
 def test_a_notebook_gets_escaped_html(tmp_path: Path) -> None:
