@@ -135,7 +135,7 @@ def _read_file(path: Path, size: int, offset: int, parts: list[NDArray[np.uint8]
 
 
 def _fill(descriptor: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:
-    """Read until every part is full; return False if the file ends first. One call may return fewer bytes than asked."""
+    """Read until every part is full; return False if the file ends first. One call may return less than asked."""
     left = [part.data for part in parts if len(part)]
     while left:
         got = os.preadv(descriptor, left, offset)

@@ -103,7 +103,7 @@ def lost_column(archive: Path) -> None:
         (damage_chunk, "chunk c.1.0.0 of array neuron/active"),
         (lose_chunk, "chunk c.0.0.0 of array neuron/active"),
         (unwritten_row, "1 of its"),
-        (moved_position, "positions do not run from 0 on"),
+        (moved_position, "positions must be consecutive from 0"),
         (spare_bit, "spare bits past neuron 19 must be 0"),
         (lost_column, "of array instruction/state"),
     ],
@@ -125,7 +125,7 @@ def test_a_damaged_archive_is_1_and_told(
     [
         ([1] * 10, True, 0, "nothing wrong was found"),
         ([1] * 4 + [3] * 6, True, 0, "nothing wrong was found; 4 of 10 instructions are complete, 6 cancelled; only"),
-        ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only what is complete"),
+        ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only complete instructions"),
         ([0] * 10, False, 3, "not verified; 10 of 10 instructions are pending: nothing was checked"),
         ([1] * 4 + [0] * 6, False, 3, "not verified; 4 of 10 instructions are complete, 6 pending; only what is"),
         ([1] * 10, False, 3, "not verified; 10 of 10 instructions are complete, and the archive is still open; only"),

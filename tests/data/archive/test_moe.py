@@ -184,15 +184,15 @@ DAMAGES: dict[str, tuple[Callable[[Path, Any], None], str, str]] = {
     "no expert": (
         set_first("router/expert", 65_535),
         "routes",
-        "router/expert: 1 experts were never written, the first at instruction 'i000', token 0 .*, layer 1: ",
+        "router/expert: 1 expert ids were never written, the first at instruction 'i000', token 0 .*, layer 1: ",
     ),
     "unknown expert": (
         set_first("router/expert", 6),
         "routes",
-        "1 experts are none of the model's 6, the first at instruction 'i000'",
+        "1 expert ids are not below 6, the first at instruction 'i000'",
     ),
-    "expert twice": (same_twice, "routes", "1 times an expert occurs twice for one token"),
-    "no weight": (set_first("router/weight", np.nan), "routes", "router/weight.*1 weights are no numbers"),
+    "expert twice": (same_twice, "routes", "1 times an expert occurs twice at one token"),
+    "no weight": (set_first("router/weight", np.nan), "routes", "router/weight.*1 weights are not finite"),
     "spare bit": (
         lambda path, put: put(path, "expert_neuron/active", (0, 0, 0, 1), 255),
         "masks",
@@ -248,6 +248,6 @@ def test_counts_of_experts_are_read_and_checked(tmp_path: Path, put: Any) -> Non
     put(tmp_path / "a.zarr", "expert_neuron/count", (5, 1, 0, 0), 99)
     found = findings(verify_archive(open_archive(tmp_path / "a.zarr"), None))["counts"]
     assert [re.sub(r"\d+", "N", text)[:83] for text in found] == [
-        "instruction 'iN': its experts must be chosen N times in every layer, N for each row",
+        "instruction 'iN': expert counts of a layer must sum to N, N per row",
         "instruction 'iN', expert_neuron/count, layer N, expert N, neuron N: a count of N is",
     ]

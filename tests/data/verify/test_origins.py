@@ -66,7 +66,7 @@ def test_a_sound_archive_passes(tmp_path: Path, granularity: str, positions: str
         ("token/origin", 1, 7, "'a': token/origin must hold [2, 0] template and special tokens"),
         ("token/origin", 6, 0, ""),
         ("token/origin", slice(6, 9), 0, "'c': token/origin must hold [-1, -1] template"),
-        ("instruction/template_length", 0, 5, "'a': template_length 5 and special_length 0 cannot be those of 4"),
+        ("instruction/template_length", 0, 5, "'a': template_length 5 and special_length 0 do not fit 4"),
         ("instruction/special_length", 2, 0, "'c': template_length -1 and special_length 0 cannot be"),
     ],
 )

@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "chunk of masks missing": (
         remove("neuron/active/c.4.0.0"),
         "masks",
-        "chunk c.4.0.0 of array neuron/active .* It holds something of the instructions 'i00",
+        "chunk c.4.0.0 of array neuron/active .* It holds data of the instructions 'i00",
     ),
     "spare bit set": (
         spare_bit,
@@ -122,7 +122,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "bit flipped in token ids": (flip("token/id/c/0"), "rows", "chunk c/0 of array token/id"),
     "positions missing": (remove("token/position/c/0"), "rows", "chunk c/0 of array token/position"),
     "row never written": (change("token/id", 11, -1), "rows", "1 of its .* rows were never written"),
-    "wrong position": (change("token/position", 11, 77), "rows", "positions do not run from 0 on"),
+    "wrong position": (change("token/position", 11, 77), "rows", "positions must be consecutive from 0"),
     "row missing": (change("instruction/token_length", 9, 2), "rows", "2 rows cannot hold its .* prompt tokens"),
     "wrong token id": (
         change("token/id", 11, 1001),
@@ -221,7 +221,7 @@ def test_responses_start_at_the_end_of_the_prompt(tmp_path: Path, columns: Any, 
     assert findings(verify_archive(open_archive(path), lambda _: pytest.fail("no prompt row to compare"))) == {}
     put(path, "token/position", slice(0, 2), [0, 1])
     assert findings(verify_archive(open_archive(path), None)) == {
-        "rows": ["instruction 'i0': positions do not run from 3 on; that of token 3 is 0"]
+        "rows": ["instruction 'i0': positions must be consecutive from 3; that of token 3 is 0"]
     }
 
 

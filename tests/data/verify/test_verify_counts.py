@@ -84,7 +84,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "count above the rows": (
         too_many,
         "counts",
-        "'i005', neuron/count, layer 1, neuron 7: a count of 13 is more than its .* rows",
+        "'i005', neuron/count, layer 1, neuron 7: a count of 13 exceeds its .* rows",
     ),
     "rows missing": (change("instruction/token_length", 9, 2), "rows", "'i009': 2 rows cannot hold its"),
     "rows invented": (change("instruction/token_length", 9, 10**6), "rows", "'i009': 1000000 rows cannot hold its"),

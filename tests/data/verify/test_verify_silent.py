@@ -15,7 +15,7 @@ from sparcom_data.testing import fill_array, write_random_archive, write_random_
 from sparcom_data.verify import values as verify_values
 from sparcom_data.verify import verify_archive
 
-REMEDY = "Gates that are no numbers look so"
+REMEDY = "Gates that are not finite look like this"
 
 
 def found(path: Path) -> list[str]:
@@ -86,7 +86,7 @@ def test_a_token_with_something_active_begins_the_silence_anew(
     write_masks(path, masks)
     (path / f"neuron/active/c.{(stop - 4) // 2}.0.0").unlink()
     damage, silence = found(path)
-    assert "It holds something of the instructions 'i004'" in damage
+    assert "It holds data of the instructions 'i004'" in damage
     assert "from token 10 to its last, 11" in silence
 
 
