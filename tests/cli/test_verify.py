@@ -127,7 +127,7 @@ def test_a_damaged_archive_is_1_and_told(
         ([1] * 4 + [3] * 6, True, 0, "nothing wrong was found; 4 of 10 instructions are complete, 6 cancelled; only"),
         ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only complete instructions"),
         ([0] * 10, False, 3, "not verified; 10 of 10 instructions are pending: nothing was checked"),
-        ([1] * 4 + [0] * 6, False, 3, "not verified; 4 of 10 instructions are complete, 6 pending; only what is"),
+        ([1] * 4 + [0] * 6, False, 3, "not verified; 4 of 10 instructions are complete, 6 pending; only complete"),
         ([1] * 10, False, 3, "not verified; 10 of 10 instructions are complete, and the archive is still open; only"),
         ([3] * 10, True, 3, "not verified; 10 of 10 instructions are cancelled: nothing was checked"),
         ([2] * 3 + [3] * 7, True, 3, "not verified; 3 of 10 instructions are failed, 7 cancelled: nothing was checked"),

@@ -139,7 +139,7 @@ def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
     first, second = err.splitlines()
     assert first.startswith(f"error: QA: {prepared} has neither qa.jsonl (prepared instructions) nor TriviaQA")
     assert second.startswith(f"SUM: {prepared} has neither sum.jsonl (prepared instructions) nor FLAN Collection")
-    assert all("Put it there, or leave --natural out" in line for line in (first, second))
+    assert all("Put it there, or omit --natural" in line for line in (first, second))
     assert not Path("hexainst.jsonl").exists()
 
 

@@ -160,7 +160,7 @@ def test_verdicts_say_what_to_mend_and_why(data: DataSet, pair: Pair) -> None:
     """Agreed values stand, the third person decides the rest, and every fault names what it should have been."""
     open_report = report(pair, data)
     assert open_report.verdicts is None
-    with pytest.raises(InvalidInputError, match="2 items are in question"):
+    with pytest.raises(InvalidInputError, match="2 items are disputed"):
         passed(open_report)
     found = report(pair, data, decide(data, pair, grammar="faulty", category="QA"))
     assert found.verdicts is not None

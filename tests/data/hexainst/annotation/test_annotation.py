@@ -75,7 +75,7 @@ def test_a_sample_is_drawn_of_each_category(data: DataSet) -> None:
     assert {item.id for item in small.items} < {item.id for item in large.items}
     assert [item.number for item in small.items] == [1, 2, 3, 4]
     (problem,) = problems(lambda: make_form(data, sample=5))
-    assert problem == "5 of each category were asked for, and 'CLS' has 4: ask for 4 or fewer"
+    assert problem == "each category must have 5 instructions; 'CLS' has 4: sample 4 or fewer"
 
 
 def test_the_form_is_blind(form: Form) -> None:
@@ -104,7 +104,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     found = problems(lambda: read_data([one, two]))
     assert found == [
         "a.jsonl, id 'y': people cannot read token_ids; give text or messages instead",
-        "id must be unique within a batch: 'x' occurs 2 times; take one of them out",
+        "id must be unique within a batch: 'x' occurs 2 times; remove all but one",
     ]
     reserved = read_data([write(tmp_path / "c.jsonl", {"id": "z", "text": "a", "category": "none of these"})])
     assert "no category may be called 'none of these'" in problems(lambda: make_form(reserved))[0]
@@ -201,7 +201,7 @@ def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: 
     found = problems(lambda: read_pair(*paths, read_data([data.paths[0], changed])))
     assert len(found) == 4
     assert "Ada.json: dataset: these answers are about another data set" in found[0]
-    assert "(cls-3): sha256 is another than the data's" in found[1]
+    assert "(cls-3): sha256 differs from the data's" in found[1]
     found = problems(lambda: read_pair(*paths, read_data([data.paths[0]])))
     assert sum("is in none of the data's files" in problem for problem in found) == 8
     recategorised = write(tmp_path / "d.jsonl", *[line | {"category": "QA"} for line in items("CLS", 4)])

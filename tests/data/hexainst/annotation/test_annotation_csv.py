@@ -17,7 +17,7 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_hexainst.annotation.make import make_form, read_data
 from sparcom_hexainst.annotation.read import read_answers
 from sparcom_hexainst.annotation.schema import Answers, Form
-from sparcom_hexainst.annotation.table import neutralise, render_table, restore
+from sparcom_hexainst.annotation.table import neutralize, render_table, restore
 
 Rows = list[list[str]]
 ITEMS: list[dict[str, Any]] = [
@@ -147,14 +147,14 @@ def lost_column(rows: Rows) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (sort_texts_alone, "the text is not the one that the key in its row belongs to"),
+        (sort_texts_alone, "text and key of its row do not belong together"),
         (drop_name, "annotator must not be empty"),
-        (drop_form, "the form's own line is missing"),
-        (damage_form, "line 4: the form's own line was changed"),
+        (drop_form, "the line that starts with “form” is missing"),
+        (damage_form, "line 4: the line that starts with “form” was changed"),
         (damage_key, "number or key was changed"),
         (wrong_value, "grammar: must be one of correct, faulty; it is 'good'"),
         (no_value, "grammar must be answered"),
-        (new_column, "column 'notes' is not one of the form's"),
+        (new_column, "column 'notes' does not belong to the form"),
         (lost_column, "column 'grammar' is missing"),
     ],
 )
@@ -173,14 +173,14 @@ def test_other_encodings_and_files_are_told(form: Form, tmp_path: Path) -> None:
     for encoding in ("latin-1", "utf-16"):
         assert "CSV UTF-8" in problems(save(tmp_path / "ada.csv", rows, encoding=encoding))[0]
     (tmp_path / "ada.csv").write_text("a,b\n1,2\n")
-    assert "first line must hold the names of the columns" in problems(tmp_path / "ada.csv")[0]
+    assert "first line must hold the column names" in problems(tmp_path / "ada.csv")[0]
 
 
 def test_a_text_that_a_cell_cannot_hold_is_refused(tmp_path: Path) -> None:
     """Excel would cut it without a word; the page has no such limit."""
     path = tmp_path / "i.jsonl"
     path.write_text(json.dumps({"id": "long", "text": "a" * 40_000}) + "\n")
-    with pytest.raises(InvalidInputError, match=r"'long' has 40,000 characters .* write the form as HTML"):
+    with pytest.raises(InvalidInputError, match=r"'long' has 40,000: write the form as HTML"):
         render_table(make_form(read_data([path])))
 
 
@@ -190,7 +190,7 @@ def test_a_text_that_a_cell_cannot_hold_is_refused(tmp_path: Path) -> None:
 @example("＝1")
 def test_no_text_becomes_a_formula(text: str) -> None:
     """What goes into a cell starts no formula, and comes back as it was."""
-    cell = neutralise(text)
+    cell = neutralize(text)
     assert cell.lstrip()[:1] not in set("=+-@＝＋－＠") - {""}
     assert cell[:1] not in {"\t", "\r", "\n"}
     assert restore(cell) == text

@@ -196,13 +196,13 @@ def test_another_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     """Other content, and a folder of that name, are refused and left as they are; overwriting has to be asked for."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"mine\n")
-    with pytest.raises(InvalidInputError, match=r"a\.jsonl holds something else already: .*--overwrite"):
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl already exists with other contents; .*--overwrite"):
         write_new(path, b"other\n")
     assert listing(tmp_path) == {"a.jsonl": b"mine\n"}
     assert write_new(path, b"other\n", overwrite=True)
     assert listing(tmp_path) == {"a.jsonl": b"other\n"}
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InvalidInputError, match="holds something else"):
+    with pytest.raises(InvalidInputError, match="already exists with other contents"):
         write_new(tmp_path / "folder", b"x")
 
 

@@ -237,8 +237,8 @@ def test_a_data_set_that_is_gone_is_named(
     status, _, err = build("a.jsonl")
     assert status == 1
     (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert f"could not be had from the hub's data set {DATASETS[name]} (" in said
-    assert "Try again, or get it by other means into a folder" in said
+    assert f"could not be fetched from the hub's data set {DATASETS[name]} (" in said
+    assert "Try again, or put it into a folder yourself" in said
     assert "--natural; --synthetic-only builds without the natural half" in said
     assert not (tmp_path / "a.jsonl").exists()
 

@@ -135,4 +135,4 @@ def test_what_is_no_tokenizer_is_told(content: str | None, tmp_path: Path) -> No
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InvalidInputError, match=str(tmp_path)) as caught:
         count_tokens(["a"], tmp_path)
-    assert ("Name another" if content is None else "no tokenizer that can be read") in str(caught.value)
+    assert ("Give another path" if content is None else "cannot be read as a tokenizer") in str(caught.value)

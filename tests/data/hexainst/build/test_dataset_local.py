@@ -176,7 +176,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
         assert f"{tmp_path} has neither {category.lower()}.jsonl" in problems[category]
         assert f"begins with {name}" in problems[category]
         assert (
-            ".jsonl, .json, .jsonl.gz, .json.gz, .parquet). Put it there, or leave --natural out" in problems[category]
+            ".jsonl, .json, .jsonl.gz, .json.gz, .parquet). Put it there, or omit --natural" in problems[category]
         )
         assert f"({dataset})" in problems[category]
 
@@ -185,7 +185,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 def test_what_is_no_folder_is_told(name: str, tmp_path: Path) -> None:
     """A missing folder and a file are refused with the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Name another"):
+    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Give another path"):
         find_sources(tmp_path / name)
 
 
@@ -206,6 +206,6 @@ def test_faults_of_a_prepared_file_are_told_together(tmp_path: Path) -> None:
         ["cls.jsonl", name] for name in ("tokens", "other", "ours", "cut")
     ]
     for problem, part in zip(
-        caught.value.problems, ["give `text`", "'MATH'", "'synthetic'", "changed or cut"], strict=True
+        caught.value.problems, ["must have `text`", "'MATH'", "'synthetic'", "changed or cut"], strict=True
     ):
         assert part in problem

@@ -87,7 +87,7 @@ def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> Non
 def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that is missing or ends badly is an error with the remedy, never a text without findings."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/false")
-    with pytest.raises(MissingExtraError, match=r"typos failed .*install it anew"):
+    with pytest.raises(MissingExtraError, match=r"typos failed .*reinstall it"):
         misspellings(["recieve"])
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(MissingExtraError, match=r"not installed: pip install .*\[dataset\]"):
