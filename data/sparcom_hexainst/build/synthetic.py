@@ -26,7 +26,7 @@ def synthetic_instructions(per_category: int = ITEMS, skip: int = 0) -> list[Ins
         InvalidInputError: a category has fewer instructions.
     """
     if not (1 <= per_category <= ITEMS - skip and skip >= 0):
-        after = f" after its first {skip}" if skip else ""
+        after = f" after the first {skip}" if skip else ""
         raise InvalidInputError(
             f"instructions per category{after} must be 1 to {ITEMS - skip} in the synthetic half; got {per_category}"
         )

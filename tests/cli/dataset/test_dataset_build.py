@@ -75,7 +75,7 @@ def test_what_is_skipped_is_the_rest(build: Run) -> None:
     assert sorted(first + rest) == sorted(item.id for item in synthetic_instructions())
     status, _, err = build("--synthetic-only", "--skip", 30, "--output", "more")
     assert status == 1
-    assert "has 1 to 70 instructions a category after its first 30; got 100" in err
+    assert "instructions per category after the first 30 must be 1 to 70 in the synthetic half; got 100" in err
     assert not Path("more").exists()
 
 

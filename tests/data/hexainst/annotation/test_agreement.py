@@ -112,7 +112,7 @@ def test_undefined_is_said_and_is_no_number() -> None:
     assert "one and the same value throughout" in found.note
     found = agreement("grammar", *spread([[59, 0], [0, 1]]), ["0", "1"])
     assert (found.kappa, found.interval) == (1.0, None)
-    assert re.fullmatch(r"no interval: 3\d% of the resamples hold one value alone and have no kappa", found.note)
+    assert re.fullmatch(r"no interval: kappa is undefined in 3\d% of the resamples, which hold only one value", found.note)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_annotators_are_compared_with_the_data(data: DataSet, pair: Pair) -> Non
         (lambda file: file["items"].pop(), "must be decided"),
         (lambda file: file["items"][0].update(id="new"), "(new): id is unknown"),
         (lambda file: file["items"][0].update(sha256="0" * 64), "another text was judged"),
-        (lambda file: file["items"][0]["answers"].update(redundancy="none"), "redundancy is not in question"),
+        (lambda file: file["items"][0]["answers"].update(redundancy="none"), "redundancy is not disputed"),
     ],
 )
 def test_decisions_must_belong_to_the_disputes(

@@ -121,7 +121,7 @@ def test_a_prepared_text_may_stand_once(folder: Path) -> None:
     """A draw passes a repeated text over; in a file that somebody chose it is told by id."""
     lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", lines)
-    with pytest.raises(InvalidInputError, match=r"m8 .*the text of m7"):
+    with pytest.raises(InvalidInputError, match=r"m8 .*same text as m7"):
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
 
 
@@ -133,7 +133,7 @@ def test_too_few_are_told_for_every_category(folder: Path) -> None:
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=12)
     qa, math = caught.value.problems
     assert qa == f"QA: 12 natural instructions are needed; there are 4 in {folder / 'qa.jsonl'}. Add more"
-    assert math.startswith("MATH: 12 natural instructions are needed; there are 1 that suit and differ in 1 files of")
+    assert math.startswith("MATH: 12 natural instructions are needed; there are 1 suitable distinct ones in 1 files of")
 
 
 def test_ids_that_two_prepared_files_share_are_told(folder: Path) -> None:

@@ -250,7 +250,7 @@ def test_all_that_is_wrong_is_told_at_once(hub: FakeHub) -> None:
     with pytest.raises(InvalidInputError) as caught:
         fetch_sources({"alpaca": "2" * 40})
     assert [problem.split(": ")[0] for problem in caught.value.problems] == ["QA", "GEN", "MATH"]
-    assert "none of its files is named like test.jsonl" in caught.value.problems[2]
+    assert "none of its files matches test.jsonl" in caught.value.problems[2]
 
 
 def test_an_error_without_words_is_told_by_its_kind(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

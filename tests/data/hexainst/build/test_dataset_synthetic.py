@@ -143,7 +143,7 @@ def test_the_first_so_many_are_read() -> None:
     assert [item.id for item in items] == [f"{name.lower()}-s-000{n}" for name in CATEGORIES for n in (1, 2)]
     assert len(synthetic_instructions()) == 600
     for wrong in (0, 101):
-        with pytest.raises(InvalidInputError, match=f"1 to 100 instructions a category; got {wrong}"):
+        with pytest.raises(InvalidInputError, match=f"per category must be 1 to 100 .*; got {wrong}"):
             synthetic_instructions(wrong)
 
 

@@ -244,7 +244,7 @@ def test_token_ids_are_counted_and_said_to_be_unchecked(checked: Callable[..., R
     tokens = [{"id": f"t{i}", "token_ids": [1, 2, 3], "category": "QA", "sha256": "00"} for i in range(2)]
     report = checked(tokens)
     assert report.findings == []
-    assert report.skipped == ["2 instructions given as token ids: nothing that concerns text was checked of them"]
+    assert report.skipped == ["2 instructions given as token ids: checks of texts do not apply to them"]
     (group,) = report.groups
     assert (group.instructions, group.words, group.tokens, group.openings) == (2, None, None, 0)
 
@@ -309,7 +309,7 @@ def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Re
         ("overlap", frozenset({"CLS-3", "o1"})),
     }
     (overlap,) = report.of("overlap")
-    assert "has 13 words of o1 (other.jsonl, line 2): 'the keeper of the old" in overlap.message
+    assert "shares 13 words with o1 (other.jsonl, line 2): 'the keeper of the old" in overlap.message
     assert report.instructions == 20
     assert report.skipped == []
 

@@ -15,8 +15,8 @@ SLIPS = {
     "Two  spaces stand here.": "two spaces within a sentence at character 4",
     "A space , then a comma.": "a space before a comma or semicolon at character 7",
     "A bell\x07 rings.": "a control character at character 7",
-    "It\u00e2\u20ac\u2122s wrong.": "a sign of text decoded wrongly at character 3",
-    "Lost \ufffd sign.": "a sign of text decoded wrongly at character 6",
+    "It\u00e2\u20ac\u2122s wrong.": "a sign of a decoding error at character 3",
+    "Lost \ufffd sign.": "a sign of a decoding error at character 6",
     " Begins late.": "white space at an end at character 1",
     "Ends late.\n": "white space at an end at character 11",
 }
