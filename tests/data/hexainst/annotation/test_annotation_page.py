@@ -105,7 +105,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     for change, said in [
         ({"form": "0" * 64}, "belongs to another form"),
         ({"items": file["items"][1:]}, "is missing in this file"),
-        ({"items": [file["items"][0] | {"answers": {"grammar": "fine"}}, *file["items"][1:]]}, "fine is no answer"),
+        ({"items": [file["items"][0] | {"answers": {"grammar": "fine"}}, *file["items"][1:]]}, "fine is not a valid answer"),
         ({"version": 2}, "another version"),
     ]:
         bad.write_text(json.dumps(file | change))
@@ -119,7 +119,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     tab.click("[name=clarity][value=unclear]")
     tab.give("#load", good)  # what would be lost is asked about
     wait_until(lambda: tab.see("document.querySelector('[name=clarity][value=clear]').checked"))
-    assert browser.dialogs == ["One item differs from what this browser keeps for Grace. Replace it by the file?"]
+    assert browser.dialogs == ["One item differs from the answers that this browser keeps for Grace. Replace them with the file?"]
 
 
 def test_what_an_instruction_says_stays_text(browser: Browser, data: DataSet, tmp_path: Path) -> None:
