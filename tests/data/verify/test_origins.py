@@ -1,4 +1,4 @@
-"""Origins of tokens in archives: what is written, what `verify` finds wrong with it, and archives without it."""
+"""Origins of tokens: writing, verifying, and archives without them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORIGINS = ([1, 0, 0, 1], [2, 0], [255, 255, 255])
 
 
 def write(path: Path, granularity: Any = "token", positions: Any = "prompt") -> None:
-    """Three complete instructions with these origins; of the last they are unknown."""
+    """Three complete instructions with these origins; those of the last are unknown."""
     reserved = 0 if positions == "prompt" else 2
     layout = plan_layout([len(origin) for origin in ORIGINS], positions, reserved)
     names = ["a", "b", "c"]
@@ -40,7 +40,7 @@ def write(path: Path, granularity: Any = "token", positions: Any = "prompt") -> 
 
 
 def wrong(path: Path) -> list[str]:
-    """What the check of origins finds."""
+    """Return the findings of the check of origins."""
     return [
         said for check in verify_archive(open_archive(path), None) if check.name == "origins" for said in check.findings
     ]
@@ -49,7 +49,7 @@ def wrong(path: Path) -> list[str]:
 @pytest.mark.parametrize("granularity", ["token", "count"])
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])
 def test_a_sound_archive_passes(tmp_path: Path, granularity: str, positions: str) -> None:
-    """Lengths by origin are columns; -1 where a token is unknown."""
+    """Lengths by origin are columns, -1 if any origin of the prompt is unknown."""
     write(tmp_path / "a.zarr", granularity, positions)
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert group["instruction/template_length"][:].tolist() == [2, 0, -1]
@@ -71,7 +71,7 @@ def test_a_sound_archive_passes(tmp_path: Path, granularity: str, positions: str
     ],
 )
 def test_damage_is_found(tmp_path: Path, name: str, place: Any, value: int, said: str) -> None:
-    """Origins that are none, that a prompt cannot have, or that do not add up."""
+    """Invalid origins, origins impossible in a prompt, and wrong sums are found."""
     write(tmp_path / "a.zarr")
     array = zarr.open_group(DurableStore(tmp_path / "a.zarr"), mode="r+", use_consolidated=False)[name]
     array[place] = value  # type: ignore[index]
@@ -80,14 +80,14 @@ def test_damage_is_found(tmp_path: Path, name: str, place: Any, value: int, said
 
 
 def test_columns_of_other_lengths_are_refused() -> None:
-    """An origin for each instruction, or none at all."""
+    """The origins of all instructions must be given, or of none."""
     with pytest.raises(InvalidInputError, match="same length"):
         InstructionColumns(["a"], [""], [""], [""], [""], [])
     assert InstructionColumns(["a"], [""], [""], [""], [""]).origin is None
 
 
 def test_an_archive_of_before_knows_no_origins() -> None:
-    """The golden archives lack the arrays; they are read and verified as before."""
+    """The golden archives lack the arrays and are still read and verified."""
     for name in ("v1", "v1-count"):
         archive = open_archive(Path(__file__).parents[1] / "golden" / f"{name}.zarr")
         assert not archive.knows_origins

@@ -1,4 +1,4 @@
-"""Forms and answers: what goes out, and what is let in again."""
+"""Forms, and the checks on answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def problems(call: Callable[[], object]) -> list[str]:
 
 
 def test_a_form_does_not_depend_on_the_order_of_files(data: DataSet) -> None:
-    """The same seed gives the same form byte for byte; another seed another order of the same items."""
+    """The same seed gives a byte-identical form; another seed gives another order of the same items."""
     turned = read_data(list(reversed(data.paths)))
     assert render_page(make_form(data, seed=4)) == render_page(make_form(turned, seed=4))
     other = make_form(data, seed=5)
@@ -69,7 +69,7 @@ def test_a_form_does_not_depend_on_the_order_of_files(data: DataSet) -> None:
 
 
 def test_a_sample_is_drawn_of_each_category(data: DataSet) -> None:
-    """--sample takes as many of each, a smaller one is part of a larger one, and too many are refused by name."""
+    """--sample draws equally many per category; a smaller sample is part of a larger one; too many are refused."""
     small, large = make_form(data, sample=2, seed=1), make_form(data, sample=4, seed=1)
     assert Counter(item.id.split("-")[0] for item in small.items) == {"qa": 2, "cls": 2}
     assert {item.id for item in small.items} < {item.id for item in large.items}
@@ -79,7 +79,7 @@ def test_a_sample_is_drawn_of_each_category(data: DataSet) -> None:
 
 
 def test_the_form_is_blind(form: Form) -> None:
-    """Neither category nor source of an item is in the page; the categories to choose from are."""
+    """The page contains neither category nor source of an item, only the categories to choose from."""
     content = json.loads(page_json(form))
     assert set(content["items"][0]) == {"number", "id", "sha256", "text", "ask", "said"}
     assert "hidden" not in page_json(form)
@@ -87,7 +87,7 @@ def test_the_form_is_blind(form: Form) -> None:
 
 
 def test_the_page_holds_everything(form: Form) -> None:
-    """The page names no address, and its policy allows but its own script and style."""
+    """The page references no address, and its policy allows only its own script and style."""
     page = render_page(form)
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w+:", page)
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -98,7 +98,7 @@ def test_the_page_holds_everything(form: Form) -> None:
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
-    """Token ids, ids in two files and a category with a reserved name are told, all at once, with a remedy."""
+    """Token ids, ids in two files and a reserved category name are reported at once, with a remedy."""
     one = write(tmp_path / "a.jsonl", {"id": "x", "text": "a"}, {"id": "y", "token_ids": [1]})
     two = write(tmp_path / "b.jsonl", {"id": "x", "text": "b"})
     found = problems(lambda: read_data([one, two]))
@@ -111,7 +111,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_categories_none_is_asked(tmp_path: Path) -> None:
-    """Instructions of no category are judged by the other three criteria."""
+    """Instructions without categories are judged by the other three criteria."""
     form = make_form(read_data([write(tmp_path / "a.jsonl", {"id": "x", "text": "a"})]))
     assert form.items[0].ask == ("grammar", "redundancy", "clarity")
     path = save(tmp_path / "ada.json", as_json(form))
@@ -151,7 +151,7 @@ def set_answer(file: dict[str, Any], **answers: object) -> None:
 def test_answers_that_break_a_rule_are_refused(
     change: Callable[[dict[str, Any]], object], said: str, form: Form, tmp_path: Path
 ) -> None:
-    """Each rule of a file of answers has a sentence with file, item, field and remedy."""
+    """Each rule for answers has a sentence with file, item, field and remedy."""
     file = as_json(form)
     change(file)
     found = problems(lambda: read_answers(save(tmp_path / "ada.json", file), "annotation"))
@@ -160,7 +160,7 @@ def test_answers_that_break_a_rule_are_refused(
 
 
 def test_all_problems_of_both_files_are_told(form: Form, tmp_path: Path) -> None:
-    """Two items without an answer, a wrong value in the other file, and one that is no JSON: nothing hides the rest."""
+    """Two missing answers, a wrong value in the other file, and a file that is not JSON are all reported."""
     one, other = as_json(form), as_json(form, "Ben")
     set_answer(one, grammar=None, clarity=None)
     one["items"][2]["answers"]["redundancy"] = None
@@ -194,7 +194,7 @@ def test_a_pair_is_two_people_and_one_form(
 
 
 def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:
-    """Other files, a text that was changed since, and an unknown id are told; a mended category is another data set."""
+    """Other files, a changed text and an unknown id are reported; a changed category makes another data set."""
     paths = [save(tmp_path / f"{name}.json", as_json(form, name)) for name in ("Ada", "Ben")]
     assert read_pair(*paths, data).first.annotator == "Ada"
     changed = write(tmp_path / "c.jsonl", *items("CLS", 4)[:3], items("CLS", 4)[3] | {"text": "Do it."})
@@ -210,7 +210,7 @@ def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: 
 
 
 def test_the_guide_has_what_the_form_says() -> None:
-    """docs/annotation.md names every criterion, value and example of the form, two examples for each criterion."""
+    """docs/annotation.md has every criterion, value and example of the form, two examples per criterion."""
     guide = GUIDE.read_text()
     for criterion in criteria_for(["CLS", "CODE"]):
         assert f"### {criterion.title}" in guide

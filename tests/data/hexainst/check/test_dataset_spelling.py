@@ -1,4 +1,4 @@
-"""Slips, misspellings and foreign languages: what is told, and what looks like it and is left alone."""
+"""Typing slips, misspellings and foreign languages, and valid texts that resemble them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NOT_FOREIGN = [
 
 @pytest.mark.parametrize("text", SLIPS)
 def test_a_slip_is_named_with_its_place(text: str) -> None:
-    """Each kind of slip is told with the character at which it stands."""
+    """Each kind of slip is named with the position of its character."""
     assert slips(text) == [SLIPS[text]]
 
 
@@ -62,12 +62,12 @@ def test_a_slip_is_told_once_however_often_it_occurs() -> None:
 
 @pytest.mark.parametrize("text", NO_SLIPS)
 def test_what_looks_like_a_slip_is_none(text: str) -> None:
-    """Words that may stand twice, indentation, lists of numbers and accents are left alone."""
+    """Words that may be doubled, indentation, lists of numbers and accents are no slips."""
     assert slips(text) == []
 
 
 def test_a_misspelling_is_given_to_its_own_text() -> None:
-    """Whatever breaks a line for some program, 10,000 words and a null do not shift the place of what follows."""
+    """Unusual line breaks, 10,000 words and a null do not shift the positions of later texts."""
     texts = [f"one{end}two{end}three" for end in BREAKS] + ["tide and rock " * 3334, "\x00", ""]
     found = misspellings([*texts, "They recieve it.\r\nWe recieve teh rest.", "Nothing here.", "A mesage."])
     last = len(texts)
@@ -75,7 +75,7 @@ def test_a_misspelling_is_given_to_its_own_text() -> None:
 
 
 def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> None:
-    """Code, names, British and American forms do not alarm."""
+    """Code, names, and British and American spelling are no misspellings."""
     texts = [
         "colour color harbour harbor organise organize",
         "def recv_msg(buf): return buf[::-1]",
@@ -85,7 +85,7 @@ def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> Non
 
 
 def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is missing or ends badly is an error with the remedy, never a text without findings."""
+    """A missing or failing program is an error with the remedy, never a text without findings."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/false")
     with pytest.raises(MissingExtraError, match=r"typos failed .*reinstall it"):
         misspellings(["recieve"])
@@ -95,13 +95,13 @@ def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_foreign_language_is_told_by_its_code() -> None:
-    """A sentence in another language is found; formulae, code, names and fragments are not taken for one."""
+    """A sentence in another language is found; formulae, code, names and fragments are not misidentified."""
     texts = [*NOT_FOREIGN, *FOREIGN.values()]
     assert foreign(texts) == dict(enumerate(FOREIGN, start=len(NOT_FOREIGN)))
     assert foreign([FOREIGN["de"], "Why does the dough rise before the bread is baked?"], "de") == {1: "en"}
 
 
 def test_an_unknown_language_is_refused() -> None:
-    """A code that the identifier does not know is an error with the rule."""
+    """An unknown language code is an error that states the rule."""
     with pytest.raises(InvalidInputError, match="'klingon' is not known"):
         foreign([], "klingon")
