@@ -22,7 +22,7 @@ RESPONSES = ["", "", "", "はい", "", ""]
 
 
 def make_golden(path: Path, granularity: Granularity) -> None:
-    """Write six instructions in two categories, number 4 failed; two layers of 11 neurons; chunks of 8 rows or 4 counts."""
+    """Write six instructions in two categories, number 4 failed: two layers, 11 neurons; chunks of 8 rows, 4 counts."""
     write_random_archive(
         path, per_category=3, layers=2, neurons=11, seed=20260101, failed=(4,), granularity=granularity
     )

@@ -123,7 +123,7 @@ def _wrong_experts(topk_ids: NDArray[np.uint16], experts: int) -> tuple[str, NDA
         return f"{int(beyond.sum())} expert ids are not below {experts}", np.asarray(beyond.any(axis=-1))
     ordered = np.sort(topk_ids, axis=-1)
     twice = np.asarray((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
-    return f"{int(twice.sum())} times an expert occurs twice at one token", twice
+    return f"{int(twice.sum())} top-k lists repeat an expert", twice
 
 
 def _wrong_weights(weights: NDArray[np.float32]) -> tuple[str, NDArray[np.bool_]]:

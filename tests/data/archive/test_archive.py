@@ -27,7 +27,7 @@ def change_root(path: Path, change: Any) -> None:
     file.write_text(json.dumps(root))
 
 
-def test_an_archive_tells_its_sizes(sample: Any) -> None:
+def test_sizes_of_an_archive(sample: Any) -> None:
     """Sizes, attributes and columns equal those written."""
     archive = open_archive(sample.path)
     tokens, layers, neurons = sample.truth.shape
@@ -45,7 +45,7 @@ def test_an_archive_tells_its_sizes(sample: Any) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(st.integers(0, 80), st.integers(0, 80))
-def test_any_rows_are_the_ones_that_were_written(sample: Any, one: int, other: int) -> None:
+def test_any_rows_equal_the_written_ones(sample: Any, one: int, other: int) -> None:
     """Rows [start, stop), across chunk boundaries or empty, equal the truth and plain zarr's reads."""
     archive = open_archive(sample.path)
     start, stop = sorted(min(place, archive.tokens) for place in (one, other))
@@ -135,7 +135,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_archive(tmp_path / "none.zarr")
 
 
-def test_a_file_or_a_folder_that_is_no_archive(tmp_path: Path) -> None:
+def test_files_and_folders_that_are_not_archives(tmp_path: Path) -> None:
     """A file, an empty folder, an array and a foreign group are not taken for archives."""
     (tmp_path / "file.zarr").write_bytes(b"PK")
     (tmp_path / "empty.zarr").mkdir()
@@ -148,14 +148,14 @@ def test_a_file_or_a_folder_that_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"\xff\xfe", b'{"zarr_format": 9}'])
-def test_damaged_root_metadata_is_no_archive(sample: Any, content: bytes) -> None:
+def test_damaged_root_metadata_is_refused(sample: Any, content: bytes) -> None:
     """Whatever replaces the root's metadata, the error is one sentence without a traceback of zarr."""
     (sample.path / "zarr.json").write_bytes(content)
     with pytest.raises(NotAnArchiveError, match=r"sample\.zarr"):
         open_archive(sample.path)
 
 
-def test_a_newer_archive_is_told_to_upgrade(sample: Any) -> None:
+def test_a_newer_archive_suggests_an_upgrade(sample: Any) -> None:
     """An archive of a later version is refused before any of it is read."""
     change_root(sample.path, lambda root: root["attributes"]["sparcom"].update(format_version=2))
     with pytest.raises(NewerFormatError, match="has format 2"):
@@ -163,7 +163,7 @@ def test_a_newer_archive_is_told_to_upgrade(sample: Any) -> None:
 
 
 @pytest.mark.parametrize("what", ["removed", "group"])
-def test_an_array_that_is_not_there_is_named(sample: Any, what: str) -> None:
+def test_a_missing_array_is_named(sample: Any, what: str) -> None:
     """The error names an array that is missing or replaced by a group."""
     shutil.rmtree(sample.path / "token/id")
     change_root(sample.path, lambda root: root.pop("consolidated_metadata"))

@@ -105,7 +105,7 @@ def test_a_commit_that_fails_anywhere_promises_nothing_false(
     assert 10 < step < 60, "every write was made to fail once"
 
 
-def test_a_chunk_that_outlives_a_failed_commit_does_not_come_after_the_next(
+def test_late_chunks_of_a_failed_commit_do_not_overwrite_the_next(
     tmp_path: Path, columns: Columns, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One chunk of a block fails while another is slow; then the block is committed again with other values."""
@@ -209,7 +209,7 @@ def test_failed_and_cancelled_keep_their_reasons(tmp_path: Path, columns: Column
     np.testing.assert_array_equal(read(tmp_path / "a.zarr", "instruction/token_length"), [0, 0, 2, 0, 0, 0])
 
 
-def test_closing_changes_the_state_of_the_archive_alone(tmp_path: Path, columns: Columns) -> None:
+def test_closing_changes_only_the_state(tmp_path: Path, columns: Columns) -> None:
     """Closing changes only `state` in the root's metadata; readers that cannot list still find every array."""
     make(tmp_path / "a.zarr", columns(2), [2, 3])
     before = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
@@ -223,7 +223,7 @@ def test_closing_changes_the_state_of_the_archive_alone(tmp_path: Path, columns:
     zarr.open_consolidated(tmp_path / "a.zarr")
 
 
-def test_a_failing_close_is_told(tmp_path: Path, columns: Columns, writes: Any) -> None:
+def test_a_failing_close_is_an_error(tmp_path: Path, columns: Columns, writes: Any) -> None:
     """If the archive's state cannot be written, the archive stays open and the caller gets the error."""
     make(tmp_path / "a.zarr", columns(1), [2])
     committer = ArchiveCommitter(tmp_path / "a.zarr")

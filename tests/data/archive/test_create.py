@@ -38,7 +38,7 @@ def create(path: Path, columns: InstructionColumns, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])
-def test_what_exists_is_left_alone(tmp_path: Path, columns: Columns, tree: Tree, kind: str) -> None:
+def test_existing_names_are_refused(tmp_path: Path, columns: Columns, tree: Tree, kind: str) -> None:
     """If anything has the name already, creation is refused and leaves it untouched."""
     path = tmp_path / "a.zarr"
     if kind == "file":
@@ -196,7 +196,7 @@ def test_columns_of_different_length_are_refused() -> None:
         InstructionColumns(["a", "b"], ["", ""], ["", ""], ["", ""], [""])
 
 
-def test_chunks_are_as_asked_or_as_chosen(tmp_path: Path, columns: Columns) -> None:
+def test_chunks_follow_the_request_or_the_default(tmp_path: Path, columns: Columns) -> None:
     """Chunks have the requested rows, limited to the axis, and all layers and neurons."""
     for asked, expected in ((4, 4), (1000, 6), (None, 6)):
         path = tmp_path / f"{asked}.zarr"

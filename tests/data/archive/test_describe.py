@@ -12,7 +12,7 @@ from sparcom_data.describe import described
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 
-def test_a_dense_archive_says_model_instructions_and_contents(sample: Any) -> None:
+def test_the_repr_of_a_dense_archive(sample: Any) -> None:
     """The repr shows name, model, complete instructions, layers, neurons and the stored values."""
     facts = "random, 9/10 instructions complete, 3 layers × 20 neurons, masks of prompt tokens"
     assert repr(open_archive(sample.path)) == f"<Archive {sample.path.name}: {facts}>"

@@ -99,7 +99,7 @@ class Fate:
 
 
 @pytest.mark.parametrize("fate", FATES)
-def test_whenever_its_archive_goes_a_job_fails_and_harms_none(
+def test_a_job_fails_safely_whenever_its_archive_changes(
     fate: str, tmp_path: Path, columns: Columns, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the archive changes before any write of a job, the job reports it and leaves the path unchanged."""
@@ -149,7 +149,7 @@ def test_a_job_that_waited_finds_its_archive_gone(fate: str, tmp_path: Path, col
     assert tree(tmp_path) == before
 
 
-def test_a_folder_inside_that_is_gone_is_not_made_again(tmp_path: Path, columns: Columns) -> None:
+def test_removed_folders_are_not_recreated(tmp_path: Path, columns: Columns) -> None:
     """During an unfinished `rm -r`, the job fails and removed folders stay removed."""
     pinned, layout = make(tmp_path / "a.zarr", columns)
     committer = ArchiveCommitter(pinned)
@@ -253,7 +253,7 @@ def open_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def test_only_the_owner_may_read_what_is_written(tmp_path: Path, columns: Columns, open_umask: None) -> None:
+def test_only_the_owner_may_read_an_archive(tmp_path: Path, columns: Columns, open_umask: None) -> None:
     """Under any umask, files have mode 0600 and folders 0700, from creation to the end of a job, parents included."""
     path = tmp_path / "data" / "archives" / "a.zarr"
     pinned, layout = make(path, columns)
@@ -266,7 +266,7 @@ def test_only_the_owner_may_read_what_is_written(tmp_path: Path, columns: Column
 
 @pytest.mark.parametrize("kind", ["archive", "folder", "empty folder", "file", "dangling link"])
 @pytest.mark.parametrize("kernel", [True, False])
-def test_a_name_that_is_taken_meanwhile_is_left_alone(
+def test_a_name_taken_during_creation_is_kept(
     kind: str, kernel: bool, tmp_path: Path, columns: Columns, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the name is taken while the archive is built, creation raises ArchiveExistsError, never StorageError.

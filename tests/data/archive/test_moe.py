@@ -42,7 +42,7 @@ def findings(checks: list[Check]) -> dict[str, list[str]]:
     return {check.name: check.findings for check in checks if check.findings}
 
 
-def test_one_token_of_qwen_takes_what_the_format_says(tmp_path: Path, columns: Columns) -> None:
+def test_one_token_of_qwen_has_the_documented_size(tmp_path: Path, columns: Columns) -> None:
     """Bytes before compression: masks of four experts and the shared ones in 24 layers, six bytes per top-k expert."""
     attributes = random_attributes(0, 0, moe=QWEN)
     create_archive(tmp_path / "a.zarr", attributes, columns(1), plan_layout([1], "prompt", 0))
@@ -59,7 +59,7 @@ def test_one_token_of_qwen_takes_what_the_format_says(tmp_path: Path, columns: C
 
 
 @pytest.mark.parametrize(("dense", "shared"), [(1, 20), (0, 0)])
-def test_which_arrays_there_are_depends_on_the_model(tmp_path: Path, dense: int, shared: int) -> None:
+def test_arrays_depend_on_the_model(tmp_path: Path, dense: int, shared: int) -> None:
     """Only components of the model have arrays, and the attributes list them."""
     write_random_moe_archive(tmp_path / "a.zarr", dense_layers=dense, shared_neurons=shared, per_category=2)
     archive = open_archive(tmp_path / "a.zarr")
@@ -76,7 +76,7 @@ def test_which_arrays_there_are_depends_on_the_model(tmp_path: Path, dense: int,
             archive.read_active(0, 1)
 
 
-def test_our_reader_gives_what_was_written(moe: tuple[Path, MoeTruth]) -> None:
+def test_our_reader_returns_the_written_values(moe: tuple[Path, MoeTruth]) -> None:
     """Reads return the written routes and masks of routed experts, shared experts and dense layers."""
     path, truth = moe
     archive = open_archive(path)
@@ -103,7 +103,7 @@ def test_xarray_reads_it_by_dimension_names(moe: tuple[Path, MoeTruth]) -> None:
         np.testing.assert_array_equal(data["router/weight"].values, truth.weight)
 
 
-def test_what_was_never_written_is_no_expert(tmp_path: Path, columns: Columns) -> None:
+def test_unwritten_routes_have_fill_values(tmp_path: Path, columns: Columns) -> None:
     """Plain zarr returns 65535 and NaN for unwritten routes, never expert 0 with weight 0."""
     attributes = random_attributes(0, 0, moe=QWEN)
     create_archive(tmp_path / "a.zarr", attributes, columns(1), plan_layout([2], "prompt", 0))
@@ -153,7 +153,7 @@ def test_a_width_that_ranks_cannot_share_is_refused(tmp_path: Path, columns: Col
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sound_archive_passes_every_check(moe: tuple[Path, MoeTruth]) -> None:
+def test_a_valid_archive_passes_every_check(moe: tuple[Path, MoeTruth]) -> None:
     """A valid archive has no findings, routes have their own check, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(moe[0]), None, progress.append)
@@ -191,7 +191,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Any], None], str, str]] = {
         "routes",
         "1 expert ids are not below 6, the first at instruction 'i000'",
     ),
-    "expert twice": (same_twice, "routes", "1 times an expert occurs twice at one token"),
+    "expert twice": (same_twice, "routes", "1 top-k lists repeat an expert"),
     "no weight": (set_first("router/weight", np.nan), "routes", "router/weight.*1 weights are not finite"),
     "spare bit": (
         lambda path, put: put(path, "expert_neuron/active", (0, 0, 0, 1), 255),
@@ -221,7 +221,7 @@ def test_each_damage_is_found(damaged: tuple[Path, MoeTruth], put: Any, case: st
     assert re.search(message, found[name][0]), found
 
 
-def test_routes_of_a_failed_instruction_are_not_looked_at(damaged: tuple[Path, MoeTruth], put: Any) -> None:
+def test_routes_of_a_failed_instruction_are_not_checked(damaged: tuple[Path, MoeTruth], put: Any) -> None:
     """Rows of failed instructions are not checked."""
     path, truth = damaged
     row = int(truth.layout.token_start[2] + truth.layout.capacity[2] - 1)

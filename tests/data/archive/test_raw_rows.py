@@ -113,7 +113,7 @@ def damages() -> dict[str, Callable[[Path], None]]:
 
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("way", damages())
-def test_a_chunk_that_is_not_whole_is_never_read(tmp_path: Path, way: str, checksum: bool) -> None:
+def test_a_damaged_chunk_is_never_read(tmp_path: Path, way: str, checksum: bool) -> None:
     """Whatever replaces a chunk, with or without a checksum, none of its rows is returned; other rows are."""
     array = make(tmp_path / "a", (20, 3), (8, 3), compressors=[Crc32cCodec()] if checksum else None)
     raw = known(array)
@@ -125,7 +125,7 @@ def test_a_chunk_that_is_not_whole_is_never_read(tmp_path: Path, way: str, check
 
 
 @pytest.mark.parametrize("way", damages())
-def test_an_archive_says_of_damage_what_it_said_before(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_errors_do_not_depend_on_the_fast_path(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """The error of a damaged chunk is the same with and without the fast path."""
     damages()[way](sample.path / CHUNK)
     said = []
@@ -146,7 +146,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> zarr.Array[Any]:
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_any_flipped_bit_is_seen(whole: zarr.Array[Any], data: st.DataObject) -> None:
+def test_any_flipped_bit_is_detected(whole: zarr.Array[Any], data: st.DataObject) -> None:
     """The checksum covers a whole chunk, whichever rows are read, including rows past the end of the array."""
     number = data.draw(st.integers(0, 1))
     raw = known(whole)
@@ -167,7 +167,7 @@ def test_any_flipped_bit_is_seen(whole: zarr.Array[Any], data: st.DataObject) ->
 
 @settings(deadline=None)
 @given(most=st.integers(1, 60), start=st.integers(0, 5), length=st.integers(0, 8))
-def test_a_read_that_gives_less_goes_on(whole: zarr.Array[Any], most: int, start: int, length: int) -> None:
+def test_short_reads_are_continued(whole: zarr.Array[Any], most: int, start: int, length: int) -> None:
     """If the system returns fewer bytes than requested, reading continues from where it stopped."""
     preadv = os.preadv
 
@@ -254,7 +254,7 @@ def test_a_chunk_that_is_a_link_is_read(sample: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, "token/id"])
-def test_rows_go_where_the_caller_wants_them(sample: Any, name: str) -> None:
+def test_rows_are_read_into_the_callers_memory(sample: Any, name: str) -> None:
     """Both the fast path and zarr fill and return the caller's memory."""
     archive = open_archive(sample.path)
     expected = archive.read_rows(name, 3, 21)

@@ -54,7 +54,7 @@ def test_arrays_are_written_as_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [None, b"the old content"])
-def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path, tree: Tree, existing: bytes | None) -> None:
+def test_a_file_that_does_not_fit_keeps_the_old_one(tmp_path: Path, tree: Tree, existing: bytes | None) -> None:
     """If the system stops a write half-way, the old contents stay, nothing new is left, and the error says why."""
     if existing is not None:
         (tmp_path / "file").write_bytes(existing)
@@ -144,7 +144,7 @@ def takes_direct_writes(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("size", [DIRECT_FROM, DIRECT_FROM + 1, DIRECT_FROM + 4095, 3 * DIRECT_FROM + 4096])
-def test_large_aligned_parts_go_past_the_page_cache(tmp_path: Path, direct: list[int], size: int) -> None:
+def test_large_aligned_parts_use_direct_io(tmp_path: Path, direct: list[int], size: int) -> None:
     """Whole blocks are written directly in one call; the rest and the next part go through the page cache."""
     memory = random_memory(size)
     write_durably(tmp_path / "file", [memory, b"tail"])
@@ -152,7 +152,7 @@ def test_large_aligned_parts_go_past_the_page_cache(tmp_path: Path, direct: list
     assert direct == ([size - size % 4096] if takes_direct_writes(tmp_path) else [])
 
 
-def test_what_cannot_go_past_the_page_cache_goes_through_it(tmp_path: Path, direct: list[int]) -> None:
+def test_small_or_misaligned_parts_use_the_page_cache(tmp_path: Path, direct: list[int]) -> None:
     """Small parts, and parts misaligned in memory or in the file, are not written directly."""
     memory = random_memory(2 * DIRECT_FROM)
     for name, parts in {
@@ -189,7 +189,7 @@ def test_a_file_system_without_direct_writes_gets_buffered_ones(
     assert (tmp_path / "file").read_bytes() == bytes(memory)
 
 
-def test_a_direct_write_that_fails_is_told(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_direct_write_is_an_error(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any other error is not retried through the cache; nothing is left behind."""
     real_flag, real_write = fcntl.fcntl, os.write
     flags: dict[int, int] = {}  # kept here, so that the file system need not support direct writes
@@ -245,7 +245,7 @@ def test_the_checksum_is_the_published_one() -> None:
 
 
 @given(st.binary(min_size=1, max_size=500))
-def test_a_chunk_is_what_zarr_writes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_a_chunk_equals_zarrs(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """Bytes and our suffix equal the chunk that zarr's own codecs write."""
     array = zarr.create_array(
         tmp_path_factory.getbasetemp() / "crc.zarr",
@@ -275,7 +275,7 @@ def test_zarr_writes_nothing_past_the_store(tmp_path: Path, writes: Any) -> None
     assert writes.paths == [tmp_path / "a.zarr" / "key"]
 
 
-def test_a_store_tells_why_it_could_not_write(tmp_path: Path) -> None:
+def test_a_failing_store_gives_the_reason(tmp_path: Path) -> None:
     """If the system refuses a write of zarr, the caller gets a StorageError instead of losing a chunk."""
     array = zarr.create_array(DurableStore(tmp_path / "a.zarr"), shape=(50_000,), dtype="u1", compressors=None)
     with largest_file(20_000), pytest.raises(StorageError, match="File too large"):

@@ -56,7 +56,7 @@ def problems(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_says_the_same(tmp_path: Path, form: str, mark: bytes) -> None:
+def test_every_format_gives_the_same_instructions(tmp_path: Path, form: str, mark: bytes) -> None:
     """Each format gives the same instructions in order, under any name and with a byte-order mark."""
     name, content = FORMS[form]
     (tmp_path / name).write_bytes(mark + content)
@@ -141,12 +141,12 @@ def test_every_problem_is_placed(tmp_path: Path, case: str) -> None:
         assert problem.startswith(beginning.replace("{path}", str(path)))
 
 
-# What a cell can hold and csv.writer writes so that it can be read again.
+# Text of cells that csv.writer can write so that it can be read again.
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1).filter(str.strip)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, unique_by=lambda pair: pair[0]), st.sampled_from(",;\t"))
-def test_whatever_csv_can_say_is_read_back(
+def test_any_text_survives_csv(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], delimiter: str
 ) -> None:
     """Any text, with any quotes, delimiters and Unicode line ends, is read as written."""

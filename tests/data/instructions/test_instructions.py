@@ -93,7 +93,7 @@ def test_other_names_of_text_are_understood(tmp_path: Path, name: str) -> None:
     assert found.startswith(f"in.jsonl, line 1: {name}: unknown field; did you mean 'text'?")
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     """The byte-order mark of Windows editors is ignored."""
     file = tmp_path / "in.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD)
@@ -117,7 +117,7 @@ def test_a_file_without_instructions_is_refused(tmp_path: Path, content: bytes) 
     assert "holds no instruction" in problems(file)[0]
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_path_is_named(tmp_path: Path) -> None:
     """A missing file and a folder are errors that name the path and the reason."""
     assert problems(tmp_path / "none.jsonl") == [f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"]
     assert problems(tmp_path) == [f"cannot read {tmp_path}: Is a directory"]
@@ -144,7 +144,7 @@ LINES = st.builds(
 
 
 @given(st.lists(LINES, min_size=1, unique_by=lambda line: line["id"]), st.sampled_from(["\n", "\r\n", "\n\n"]))
-def test_whatever_json_can_say_is_read_back(
+def test_any_instruction_survives_json_lines(
     tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]], end: str
 ) -> None:
     """Any instruction, with any Unicode and line ends, is read as written, in order."""

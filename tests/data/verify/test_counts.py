@@ -99,7 +99,7 @@ def test_the_instruction_table_is_that_of_the_masks(sample: Any, counted: Any, t
     assert starts[-1] > 0
 
 
-def test_an_archive_of_counts_tells_its_sizes(sample: Any, counted: Any) -> None:
+def test_sizes_of_an_archive_of_counts(sample: Any, counted: Any) -> None:
     """Sizes equal those of the archive of masks; counts equal the sums over each instruction's rows."""
     archive, masks = open_archive(counted.path), open_archive(sample.path)
     assert (archive.granularity, masks.granularity) == ("count", "token")
@@ -176,14 +176,14 @@ def test_a_cut_chunk_is_damage(counted: Any, content: bytes) -> None:
         lambda archive: archive.chunk_tokens,
     ],
 )
-def test_counts_are_no_masks(counted: Any, ask: Callable[[Any], object]) -> None:
+def test_rows_cannot_be_read_from_counts(counted: Any, ask: Callable[[Any], object]) -> None:
     """An archive of counts refuses to read rows; the error states its contents and the remedy."""
     with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'token'; .* has 'count': it holds one count"):
         ask(open_archive(counted.path))
 
 
 @pytest.mark.parametrize("ask", [lambda archive: archive.read_counts(0, 1), lambda archive: archive.chunk_instructions])
-def test_masks_are_no_counts(sample: Any, ask: Callable[[Any], object]) -> None:
+def test_counts_cannot_be_read_from_masks(sample: Any, ask: Callable[[Any], object]) -> None:
     """An archive of masks refuses to read counts; the error states its contents and the remedy."""
     with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'count'; .* has 'token': it holds one mask"):
         ask(open_archive(sample.path))

@@ -48,7 +48,7 @@ def wrong(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])
-def test_a_sound_archive_passes(tmp_path: Path, granularity: str, positions: str) -> None:
+def test_a_valid_archive_passes(tmp_path: Path, granularity: str, positions: str) -> None:
     """Lengths by origin are columns, -1 if any origin of the prompt is unknown."""
     write(tmp_path / "a.zarr", granularity, positions)
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")

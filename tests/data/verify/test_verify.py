@@ -159,7 +159,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 }
 
 
-def test_a_sound_archive_passes_every_check(sample: Any) -> None:
+def test_a_valid_archive_passes_every_check(sample: Any) -> None:
     """A valid archive has no findings, every check states its scope, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(sample.path), tokenizer_of(sample.path), progress.append)
@@ -201,7 +201,7 @@ def test_damage_in_one_place_is_not_blamed_on_another(sample: Any, put: Put, nam
         assert all(owner in text for text in texts)
 
 
-def test_unfinished_work_is_no_damage(tmp_path: Path, columns: Any) -> None:
+def test_pending_instructions_are_not_damage(tmp_path: Path, columns: Any) -> None:
     """An open archive may have pending instructions without rows on disk."""
     layout = plan_layout([3, 4], "prompt", 0)
     create_archive(tmp_path / "a.zarr", random_attributes(2, 8), columns(2), layout)
@@ -257,7 +257,7 @@ def test_the_test_factory_returns_the_truth(
 
 
 @pytest.mark.parametrize("lengths", [(10, 65_000, 65_000, 600, 70_000), (5, 65_531, 65_536)])
-def test_chunks_that_were_rightly_never_written_are_no_damage(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+def test_chunks_without_complete_rows_may_be_missing(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     """If the last instruction of a large archive was cancelled, only token chunks of the others must exist."""
     path = tmp_path / "a.zarr"
     ran = range(len(lengths) - 1)
@@ -275,7 +275,7 @@ def test_chunks_that_were_rightly_never_written_are_no_damage(tmp_path: Path, le
     assert findings(verify_archive(open_archive(path), None)) == {}
 
 
-def test_a_response_without_rows_is_no_damage(tmp_path: Path) -> None:
+def test_a_response_without_rows_is_not_damage(tmp_path: Path) -> None:
     """A response of one token is complete without a row, and needs no token chunk."""
     path = tmp_path / "a.zarr"
     blank = [""] * 2

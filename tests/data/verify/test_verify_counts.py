@@ -99,7 +99,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 }
 
 
-def test_a_sound_archive_passes_every_check(counted: Any) -> None:
+def test_a_valid_archive_passes_every_check(counted: Any) -> None:
     """A valid archive has no findings, every check states its scope, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(counted.path), tokenizer_of(counted.path), progress.append)
@@ -123,7 +123,7 @@ def test_each_damage_is_found(counted: Any, put: Put, case: str) -> None:
     assert any(re.search(message, text) for text in found[name]), found
 
 
-def test_what_is_not_complete_is_not_looked_at(counted: Any, put: Put) -> None:
+def test_incomplete_instructions_are_not_checked(counted: Any, put: Put) -> None:
     """Counts of a failed instruction are ignored; others in the same chunk are still checked."""
     put(counted.path, "neuron/count", 3, np.full((3, 20), 99))
     assert findings(verify_archive(open_archive(counted.path), None)) == {}
@@ -157,7 +157,7 @@ def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monk
         ("prompt", 0, 4, "cannot hold its 3 prompt tokens"),
     ],
 )
-def test_lengths_are_what_was_captured(
+def test_lengths_must_fit_the_captured_positions(
     tmp_path: Path, positions: Positions, most: int, rows: int, message: str
 ) -> None:
     """Prompts are counted whole, responses up to their reserved length; a response without rows has counts of 0."""

@@ -59,7 +59,7 @@ def test_a_layer_that_falls_silent_is_found(
     )
 
 
-def test_zeros_before_the_last_token_and_few_zeros_are_no_finding(masks: NDArray[np.bool_], tmp_path: Path) -> None:
+def test_zeros_before_the_last_token_and_few_zeros_are_ignored(masks: NDArray[np.bool_], tmp_path: Path) -> None:
     """Only silence up to the last token counts, and 600 zeros may be a sparse row."""
     start, stop = span(tmp_path / "a.zarr", 4)
     masks[start : stop - 1, 1] = False
@@ -69,9 +69,7 @@ def test_zeros_before_the_last_token_and_few_zeros_are_no_finding(masks: NDArray
 
 
 @pytest.mark.parametrize("block", [1, verify_values.BLOCK_BYTES])
-def test_a_token_with_something_active_begins_the_silence_anew(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_active_token_ends_a_silence(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row with an active neuron ends a run of zeros, across blocks; unreadable blocks do not extend it."""
     monkeypatch.setattr(verify_values, "BLOCK_BYTES", block)
     path = tmp_path / "a.zarr"
@@ -90,7 +88,7 @@ def test_a_token_with_something_active_begins_the_silence_anew(
     assert "from token 10 to its last, 11" in silence
 
 
-def test_rows_of_other_instructions_are_left_alone(tmp_path: Path) -> None:
+def test_failed_instructions_and_small_layers_are_ignored(tmp_path: Path) -> None:
     """Failed instructions and small layers are not checked."""
     path = tmp_path / "a.zarr"
     masks = write_random_archive(path, neurons=600, lengths=(6, 12), failed=(4,))

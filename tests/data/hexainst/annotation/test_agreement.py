@@ -105,7 +105,7 @@ def test_many_values_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(whole, bootstrap(table, seed=3, resamples=1000), equal_nan=True)
 
 
-def test_undefined_is_said_and_is_no_number() -> None:
+def test_undefined_kappa_is_reported_without_a_number() -> None:
     """Constant values have no kappa; if resamples often hold only one value, there is no interval."""
     found = agreement("clarity", ["clear"] * 9, ["clear"] * 9, ["clear", "unclear"])
     assert (found.kappa, found.interval, found.raw_agreement) == (None, None, 1.0)
@@ -134,7 +134,7 @@ def decide(data: DataSet, pair: Pair, **values: str) -> Answers:
     return filled(make_adjudication(data, pair.first, pair.second), "Cleo", **({"category": "CLS"} | values))
 
 
-def test_only_what_is_in_question_is_adjudicated(data: DataSet, pair: Pair) -> None:
+def test_only_disputes_are_adjudicated(data: DataSet, pair: Pair) -> None:
     """The adjudicator's form asks only disputed criteria; the order of the answers is drawn and unnamed."""
     asked = disputes(pair.first, pair.second)
     assert asked == {"qa-1": ("grammar",), "cls-1": ("category", "clarity")}
@@ -156,7 +156,7 @@ def test_items_can_be_looked_up_where_redundancy_is_in_question(data: DataSet, p
     assert {entry.text for entry in form.reference} == {"Twö?", "Three?", "Four?"}
 
 
-def test_verdicts_say_what_to_mend_and_why(data: DataSet, pair: Pair) -> None:
+def test_verdicts_name_faults_and_reasons(data: DataSet, pair: Pair) -> None:
     """Agreed values stand, the third person decides the rest, and every fault names the expected value."""
     open_report = report(pair, data)
     assert open_report.verdicts is None
@@ -177,7 +177,7 @@ def test_verdicts_say_what_to_mend_and_why(data: DataSet, pair: Pair) -> None:
     assert passed(found) == {"qa-2", "cls-2"}
 
 
-def test_what_both_find_faulty_needs_no_adjudicator(data: DataSet) -> None:
+def test_agreed_faults_need_no_adjudicator(data: DataSet) -> None:
     """Full agreement needs no adjudicator; a category that both see differently from the file is a fault."""
     form = make_form(data)
     people = [filled(form, name, category="QA", by_id={"qa-2": {"redundancy": "padded"}}) for name in ("A", "B")]
@@ -185,7 +185,7 @@ def test_what_both_find_faulty_needs_no_adjudicator(data: DataSet) -> None:
     assert passed(report(Pair(*people))) == {"qa-1", "cls-1", "cls-2"}, "without the data no category can differ"
 
 
-def test_accepted_lines_stand_as_they_stood(data: DataSet) -> None:
+def test_accepted_lines_are_byte_identical(data: DataSet) -> None:
     """Accepted lines are byte-identical, with spaces, escapes and line ends; only a missing last line end is added."""
     assert list(accepted_lines(data, {"qa-1", "cls-2"})) == [LINES[0], LINES[4] + b"\n"]
     assert b"".join(accepted_lines(data, set(data.by_id))) == b"".join([*LINES[:1], *LINES[2:]]) + b"\n"

@@ -97,7 +97,7 @@ def test_the_page_holds_everything(form: Form) -> None:
     assert page.count("</script>") == 2
 
 
-def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+def test_unreadable_instructions_are_refused(tmp_path: Path) -> None:
     """Token ids, ids in two files and a reserved category name are reported at once, with a remedy."""
     one = write(tmp_path / "a.jsonl", {"id": "x", "text": "a"}, {"id": "y", "token_ids": [1]})
     two = write(tmp_path / "b.jsonl", {"id": "x", "text": "b"})
@@ -159,7 +159,7 @@ def test_answers_that_break_a_rule_are_refused(
     assert found[0].startswith("ada.json: ")
 
 
-def test_all_problems_of_both_files_are_told(form: Form, tmp_path: Path) -> None:
+def test_all_problems_of_both_files_are_reported(form: Form, tmp_path: Path) -> None:
     """Two missing answers, a wrong value in the other file, and a file that is not JSON are all reported."""
     one, other = as_json(form), as_json(form, "Ben")
     set_answer(one, grammar=None, clarity=None)
@@ -193,7 +193,7 @@ def test_a_pair_is_two_people_and_one_form(
     assert any(said in problem for problem in problems(lambda: read_pair(*paths)))
 
 
-def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:
+def test_answers_are_checked_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:
     """Other files, a changed text and an unknown id are reported; a changed category makes another data set."""
     paths = [save(tmp_path / f"{name}.json", as_json(form, name)) for name in ("Ada", "Ben")]
     assert read_pair(*paths, data).first.annotator == "Ada"
@@ -209,7 +209,7 @@ def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: 
     assert [problem.split(": ")[1] for problem in found] == ["dataset", "dataset"]
 
 
-def test_the_guide_has_what_the_form_says() -> None:
+def test_the_guide_repeats_the_form() -> None:
     """docs/annotation.md has every criterion, value and example of the form, two examples per criterion."""
     guide = GUIDE.read_text()
     for criterion in criteria_for(["CLS", "CODE"]):

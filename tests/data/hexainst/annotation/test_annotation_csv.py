@@ -165,7 +165,7 @@ def test_a_damaged_table_is_refused(damage: Callable[[Rows], None], said: str, f
     assert said in problems(save(tmp_path / "ada.csv", rows))[0]
 
 
-def test_other_encodings_and_files_are_told(form: Form, tmp_path: Path) -> None:
+def test_other_encodings_and_files_are_refused(form: Form, tmp_path: Path) -> None:
     """A table in Latin-1 or UTF-16, and a file that is no table, give a remedy."""
     rows = fill(cells(form))
     for row in rows:

@@ -124,7 +124,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     ]
 
 
-def test_what_an_instruction_says_stays_text(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+def test_instructions_are_shown_as_text(browser: Browser, data: DataSet, tmp_path: Path) -> None:
     """Markup in an instruction is shown and never run; nothing is fetched; category, source and ids are hidden."""
     form = make_form(data)
     browser.requests.clear()
@@ -199,7 +199,7 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     assert [item.answers for item in found.items] == [{"grammar": "faulty"}] * 3
 
 
-def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+def test_damaged_browser_storage_is_not_used(browser: Browser, data: DataSet, tmp_path: Path) -> None:
     """Invalid answers in the browser are not used: the form starts anew, and a file restores them."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))
@@ -214,7 +214,7 @@ def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, 
     wait_until(lambda: tab.text("#answered") == "3 answered")
 
 
-def test_a_browser_that_keeps_nothing_says_so(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+def test_full_browser_storage_is_reported(browser: Browser, data: DataSet, tmp_path: Path) -> None:
     """If storage is full or forbidden, the page keeps warning, and a saved file still has every answer."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))

@@ -53,7 +53,7 @@ def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_item_says_where_it_comes_from(folder: Path) -> None:
+def test_every_item_records_its_source(folder: Path) -> None:
     """Items have ids by category and number, half, source, licence and text hash, in the requested number."""
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
     assert [item.id for item in items] == [f"{name.lower()}-n-{n:04}" for name in CATEGORIES for n in range(1, 11)]
@@ -66,7 +66,7 @@ def test_every_item_says_where_it_comes_from(folder: Path) -> None:
         assert item.metadata is None
 
 
-def test_lines_hold_what_was_built(folder: Path, tmp_path: Path) -> None:
+def test_built_lines_are_read_back(folder: Path, tmp_path: Path) -> None:
     """Written lines hold every field in the order of the published files, one JSON object per line."""
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
     (tmp_path / "a.jsonl").write_bytes(as_lines(items))
@@ -75,7 +75,7 @@ def test_lines_hold_what_was_built(folder: Path, tmp_path: Path) -> None:
     assert list(first) == ["id", "category", "half", "source", "license", "sha256", "text"]
 
 
-def test_no_field_of_an_instruction_is_left_out() -> None:
+def test_lines_keep_every_field() -> None:
     """Lines keep every field of an instruction: metadata, conversations, token ids, text in any script."""
     items = [
         Instruction(id="a", text="请\u2028Grüße\n\x00", category="QA", metadata={"revision": "r", "page": [1, None]}),
@@ -101,7 +101,7 @@ def test_nothing_near_the_synthetic_half_is_drawn(folder: Path) -> None:
     assert asked("QA", 3) not in {item.text for item in items}
 
 
-def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
+def test_prepared_items_keep_their_metadata(folder: Path) -> None:
     """Prepared lines keep id, source, licence and metadata, plus the commit if any.
 
     A line that repeats a text of the synthetic half is refused.
@@ -119,7 +119,7 @@ def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
     assert items[10].metadata is None
 
 
-def test_a_prepared_text_may_stand_once(folder: Path) -> None:
+def test_a_prepared_text_may_occur_once(folder: Path) -> None:
     """A draw skips a repeated text; in a prepared file, it is reported by id."""
     lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", lines)
@@ -127,7 +127,7 @@ def test_a_prepared_text_may_stand_once(folder: Path) -> None:
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
 
 
-def test_too_few_are_told_for_every_category(folder: Path) -> None:
+def test_every_category_with_too_few_items_is_reported(folder: Path) -> None:
     """Each source with too few items is reported with their number; no shorter set is built."""
     write(folder / "qa.jsonl", [{"id": f"m{n}", "text": asked("QA", n)} for n in range(4)])
     write(folder / "math500.jsonl", [{"problem": f"Find {asked('MATH', 0)} {n}"} for n in range(50)])
@@ -138,7 +138,7 @@ def test_too_few_are_told_for_every_category(folder: Path) -> None:
     assert math.startswith("MATH: 12 natural instructions are needed; there are 1 suitable distinct ones in 1 files of")
 
 
-def test_ids_that_two_prepared_files_share_are_told(folder: Path) -> None:
+def test_ids_shared_by_prepared_files_are_reported(folder: Path) -> None:
     """Prepared files of two categories may not share an id."""
     for name in ("qa", "gen"):
         write(folder / f"{name}.jsonl", [{"id": f"m{n}", "text": asked(name.upper(), n)} for n in range(2)])
@@ -172,7 +172,7 @@ def test_a_length_matched_view_has_the_same_lengths_everywhere(tmp_path: Path) -
     assert wide == items
 
 
-def test_lengths_that_nothing_has_in_common_are_told(tmp_path: Path) -> None:
+def test_disjoint_lengths_are_an_error(tmp_path: Path) -> None:
     """If a category shares no length with others, an error gives the remedy, and no empty file is written."""
     items = [item for name in CATEGORIES for item in of_lengths(name, 50 if name == "SUM" else 5)]
     with pytest.raises(InvalidInputError, match="within 10% exists in all categories: give a larger tolerance"):
@@ -220,7 +220,7 @@ class Failure:
     "failure", [Failure(OSError, StorageError), Failure(KeyboardInterrupt, KeyboardInterrupt)], ids=["disk", "stop"]
 )
 @pytest.mark.parametrize("before", [None, b"mine\n"])
-def test_an_interrupted_write_leaves_what_was_there(
+def test_an_interrupted_write_keeps_the_old_file(
     failure: Failure, before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk or Ctrl-C during a write leaves the old file or none, and nothing beside it."""
@@ -236,14 +236,14 @@ def test_an_interrupted_write_leaves_what_was_there(
     assert listing(tmp_path) == ({} if before is None else {"a.jsonl": before})
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
     """A file in place of a folder is an error with path and reason."""
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file/a\.jsonl could not be written .*(Not a directory|File exists)"):
         write_new(tmp_path / "file" / "a.jsonl", b"x")
 
 
-def test_found_says_where_each_category_is_from(folder: Path) -> None:
+def test_prepared_files_take_precedence_over_sources(folder: Path) -> None:
     """The six categories come in order; prepared files take precedence over sources."""
     write(folder / "math.jsonl", [{"id": "m", "text": "1+1?"}])
     found: list[Found] = find_sources(folder)

@@ -66,7 +66,7 @@ def plain_draw(candidates: list[Candidate], items: int, seed: int, apart: list[s
 @given(
     CANDIDATES, st.integers(1, 8), st.integers(0, 3), st.lists(st.sampled_from(["a b c d", "e e e e e"])), st.randoms()
 )
-def test_a_draw_is_the_rule_whatever_the_order(
+def test_a_draw_does_not_depend_on_the_input_order(
     candidates: list[Candidate], items: int, seed: int, apart: list[str], order: random.Random
 ) -> None:
     """The draw equals the reference draw, in any order of candidates."""
@@ -97,7 +97,7 @@ def test_parts_of_a_source_take_turns() -> None:
     assert Counter(one.stratum for one in draw(candidates, 60, 0)) == {"large": 37, "small": 20, "tiny": 3}
 
 
-def test_what_is_drawn_has_no_near_duplicates() -> None:
+def test_a_draw_has_no_near_duplicates() -> None:
     """Only one filling of a template is drawn, and no text near one in `apart`."""
     templates = [Candidate("QA", "s", "", f"Say in one short line what the word w{n} means.") for n in range(50)]
     drawn = draw([*templates, *different(10)], 30, 0, apart=["Why 3 is3 so3 old3? Tell me.", "Why 4 is4 so4 old4?"])
@@ -121,7 +121,7 @@ def test_a_source_larger_than_memory_draws_the_same(monkeypatch: pytest.MonkeyPa
     assert len(held) > 10
 
 
-def test_a_sample_keeps_the_order_of_what_was_chosen() -> None:
+def test_a_sample_keeps_the_order_of_the_file() -> None:
     """A sample of a prepared file keeps its order and may include any item; of a short file, it takes all."""
     candidates = different(50)
     taken = sample(candidates, 20, 3)

@@ -243,7 +243,7 @@ def test_a_data_set_that_is_gone_is_named(
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_all_that_is_wrong_is_told_at_once(hub: FakeHub) -> None:
+def test_all_problems_are_reported_at_once(hub: FakeHub) -> None:
     """Renamed files, a forbidden file and a missing commit each give one problem."""
     hub.commits[NEW][DATASETS["math500"]] = {"problems.csv": b""}
     hub.closed = "trivia_qa/resolve"
@@ -253,7 +253,7 @@ def test_all_that_is_wrong_is_told_at_once(hub: FakeHub) -> None:
     assert "none of its files matches test.jsonl" in caught.value.problems[2]
 
 
-def test_an_error_without_words_is_told_by_its_kind(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_message_is_reported_by_type(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """If an error has no message, its type is reported."""
 
     def time_out(*_: object, **__: object) -> None:
@@ -271,7 +271,7 @@ def closed_address() -> str:
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_way_to_the_hub_the_synthetic_half_is_built_and_that_is_said(
+def test_without_the_hub_only_the_synthetic_half_is_built(
     offline: bool,
     hub: FakeHub,
     build: Callable[..., tuple[Any, str, str]],
@@ -302,7 +302,7 @@ def test_a_commit_that_is_asked_for_needs_the_hub(
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_hub_that_forbids_is_no_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_forbids_counts_as_unreachable(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that answers 403 in place of the hub counts as unreachable, and the reason is reported."""
 
     class Proxy(http.server.BaseHTTPRequestHandler):

@@ -86,7 +86,7 @@ def test_without_tolerance_the_lengths_are_the_same(lengths: list[list[int]]) ->
     ("lengths", "tolerance", "message"),
     [({}, 0.0, "at least one category"), ({"a": [1]}, -0.1, "at least 0 and below 1"), ({"a": [1]}, 1.0, "got 1.0")],
 )
-def test_what_cannot_be_matched_is_refused(lengths: dict[str, list[int]], tolerance: float, message: str) -> None:
+def test_impossible_matchings_are_refused(lengths: dict[str, list[int]], tolerance: float, message: str) -> None:
     """A missing category and a tolerance out of range are errors."""
     with pytest.raises(InvalidInputError, match=message):
         match_lengths(lengths, tolerance)
@@ -131,7 +131,7 @@ def test_a_tokenizer_that_cuts_and_pads_counts_whole_texts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", json.dumps({"model": {"type": "Unheard"}})])
-def test_what_is_no_tokenizer_is_told(content: str | None, tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_refused(content: str | None, tmp_path: Path) -> None:
     """A folder without the file, and an invalid file, are errors that name it."""
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)

@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_named_with_what_to_do(case: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_with_a_remedy(case: str, tmp_path: Path) -> None:
     """Any fault within a file is one error with its path and the remedy."""
     name, write = BROKEN[case]
     write(tmp_path / name)
@@ -180,14 +180,14 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
-def test_what_is_no_folder_is_told(name: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     """A missing folder and a file are refused with the path."""
     (tmp_path / "file").touch()
     with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Give another path"):
         find_sources(tmp_path / name)
 
 
-def test_faults_of_a_prepared_file_are_told_together(tmp_path: Path) -> None:
+def test_faults_of_a_prepared_file_are_reported_together(tmp_path: Path) -> None:
     """Token ids, another category, another half and another text's hash give one sentence each, with file and id."""
     fill(tmp_path)
     lines = [

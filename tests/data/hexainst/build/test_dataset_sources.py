@@ -120,14 +120,14 @@ NOT_WRITING = {
 
 
 @pytest.mark.parametrize("text", WRITING)
-def test_alpaca_gives_what_asks_for_writing(text: str) -> None:
+def test_alpaca_gives_requests_for_writing(text: str) -> None:
     """Instructions without input that ask for a new text are taken; an empty or null input counts as none."""
     for empty in ("", "  ", None):
         assert taken(alpaca({**ALPACA, "instruction": text, "input": empty})) == ("GEN", "alpaca:no-input", text, "")
 
 
 @pytest.mark.parametrize("case", NOT_WRITING)
-def test_alpaca_keeps_what_is_of_another_category(case: str) -> None:
+def test_alpaca_excludes_other_categories(case: str) -> None:
     """Code, arithmetic, work on a given text and questions are excluded, and so are instructions with input."""
     assert alpaca(without(ALPACA, instruction=NOT_WRITING[case])) is None
     assert alpaca(without(ALPACA, input="Rain, rain.")) is None
@@ -205,7 +205,7 @@ def test_flan_templates_that_ask_for_a_summary(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ASKS_TEXT)
-def test_flan_templates_that_run_the_other_way_are_left_out(text: str) -> None:
+def test_reversed_flan_templates_are_excluded(text: str) -> None:
     """Templates that ask for the text of a summary, and texts without a request, are excluded."""
     assert flan({"inputs": text, "task": "xsum"}) is None
 
@@ -221,7 +221,7 @@ UNFIT = [None, "", " \n", "Write", 7, ["Write a poem"], {"text": "Write a poem"}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_every_source_leaves_out_what_cannot_be_an_instruction(source: Any) -> None:
+def test_every_source_excludes_invalid_texts(source: Any) -> None:
     """No text, one word, more than 250 words, another type or a lone surrogate: no candidate and no error."""
     record, field = EXTRACTORS[source.name]
     assert source.extract(record).category in source.categories

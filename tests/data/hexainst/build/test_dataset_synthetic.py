@@ -53,7 +53,7 @@ def test_the_check_finds_no_error(report: Report) -> None:
     assert report.skipped == []
 
 
-def test_what_the_spelling_checker_finds_are_names(report: Report) -> None:
+def test_the_spelling_checker_flags_only_names(report: Report) -> None:
     """Every reported misspelling is a name: it begins with a capital."""
     for finding in report.of("spelling"):
         told = re.findall(r"(?:^|, )(\w+) \(", finding.message)
@@ -68,7 +68,7 @@ def test_every_category_has_a_hundred(half: dict[str, list[Instruction]]) -> Non
         assert [item.id for item in items] == [f"{name.lower()}-s-{n:04}" for n in range(1, ITEMS + 1)]
 
 
-def test_every_item_says_what_it_is(half: dict[str, list[Instruction]]) -> None:
+def test_every_item_has_its_metadata(half: dict[str, list[Instruction]]) -> None:
     """Each item records category, half, source, an open licence and the hash of its text."""
     for name, items in half.items():
         for item in items:
@@ -77,7 +77,7 @@ def test_every_item_says_what_it_is(half: dict[str, list[Instruction]]) -> None:
 
 
 def test_texts_are_plain(half: dict[str, list[Instruction]]) -> None:
-    """Texts have no white space at their ends, carriage returns, tabs, non-ASCII quotation marks or hidden characters."""
+    """Texts have no outer white space, carriage returns, tabs, non-ASCII quotation marks or hidden characters."""
     for item in (item for items in half.values() for item in items):
         text = item.text or ""
         assert text == text.strip(), item.id
@@ -197,7 +197,7 @@ def test_hugging_face_reads_the_same(
     assert set(loaded[0]) == {"id", "category", "half", "source", "license", "sha256", "metadata", "text"}
 
 
-def test_the_card_says_what_is_true() -> None:
+def test_the_data_card_matches_the_files() -> None:
     """The card's licence, language and size equal those of the files."""
     head = card()
     assert head["license"] == "cc0-1.0"

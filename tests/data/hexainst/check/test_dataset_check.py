@@ -176,7 +176,7 @@ KEEPS: dict[str, Callable[[list[Any]], object]] = {
 
 
 @pytest.mark.parametrize("case", BREAKS)
-def test_a_rule_that_is_broken_is_told(case: str, checked: Callable[..., Report]) -> None:
+def test_a_broken_rule_is_reported(case: str, checked: Callable[..., Report]) -> None:
     """One change to a valid set breaks exactly the expected rules."""
     edit, rules = BREAKS[case]
     lines: list[Any] = sound()
@@ -187,7 +187,7 @@ def test_a_rule_that_is_broken_is_told(case: str, checked: Callable[..., Report]
 
 
 @pytest.mark.parametrize("case", KEEPS)
-def test_what_keeps_the_rules_has_no_finding(case: str, checked: Callable[..., Report]) -> None:
+def test_valid_sets_have_no_findings(case: str, checked: Callable[..., Report]) -> None:
     """Changes within the rules are not reported."""
     lines: list[Any] = sound()
     KEEPS[case](lines)
@@ -197,12 +197,12 @@ def test_what_keeps_the_rules_has_no_finding(case: str, checked: Callable[..., R
     assert report.instructions == 20
 
 
-def test_every_rule_is_held_to_a_case() -> None:
+def test_every_rule_has_a_case() -> None:
     """Every rule has a case that breaks it."""
     assert set.union(*(rules for _, rules in BREAKS.values())) == set(RULES)
 
 
-def test_a_damaged_file_is_told_by_line_and_field_and_the_rest_is_checked(checked: Callable[..., Report]) -> None:
+def test_damaged_lines_are_reported_and_the_rest_is_checked(checked: Callable[..., Report]) -> None:
     """Six unreadable lines are six findings; a misspelling, a copy and the groups of the others are still reported."""
     broken = [
         b'{"id": "a", "text": ',
@@ -239,7 +239,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         check_files([tmp_path / "gone.jsonl"])
 
 
-def test_token_ids_are_counted_and_said_to_be_unchecked(checked: Callable[..., Report]) -> None:
+def test_token_ids_are_counted_and_reported_as_unchecked(checked: Callable[..., Report]) -> None:
     """Instructions without text match nothing; the report states how many were not checked."""
     tokens = [{"id": f"t{i}", "token_ids": [1, 2, 3], "category": "QA", "sha256": "00"} for i in range(2)]
     report = checked(tokens)
@@ -249,7 +249,7 @@ def test_token_ids_are_counted_and_said_to_be_unchecked(checked: Callable[..., R
     assert (group.instructions, group.words, group.tokens, group.openings) == (2, None, None, 0)
 
 
-def test_conversations_are_checked_by_what_is_said_in_them(checked: Callable[..., Report]) -> None:
+def test_conversations_are_checked_by_their_turns(checked: Callable[..., Report]) -> None:
     """The turns of a conversation are its text: hash, copies and misspellings refer to it."""
     turns = ["Please be brief.", "Where does a ship recieve its name?"]
     messages = [{"role": role, "content": text} for role, text in zip(("system", "user"), turns, strict=True)]
@@ -298,7 +298,7 @@ def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
     assert [named_pairs(report) for report in reports] == [expected] * 4
 
 
-def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Report]) -> None:
+def test_files_are_compared_with_others(tmp_path: Path, checked: Callable[..., Report]) -> None:
     """A copy of a text of the other file, and 13 shared words, are reported with both locations."""
     lines = sound()
     reworded(3, LONG[1].format(LONG[0]))(lines)
@@ -314,7 +314,7 @@ def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Re
     assert report.skipped == []
 
 
-def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
+def test_a_raw_data_set_is_compared_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
     """Records of benchmarks are read as published, from one file or a folder, with their own field names."""
     (tmp_path / "raw").mkdir()
     write(tmp_path / "raw" / "qa.jsonl", [{"question": QA[0], "answer": "Michelangelo"}])
@@ -323,7 +323,7 @@ def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..
     assert {finding.id for finding in report.of("contamination")} == {"QA-0", "QA-1"}
 
 
-def test_what_cannot_be_held_against_the_set_is_said(tmp_path: Path, checked: Callable[..., Report]) -> None:
+def test_records_without_text_are_reported(tmp_path: Path, checked: Callable[..., Report]) -> None:
     """A file without any text is an error, not a silent pass; single records without text are reported."""
     raw = write(tmp_path / "raw.jsonl", [{"id": "t", "token_ids": [1]}])
     with pytest.raises(InvalidInputError, match=r"fields text, prompt, .*raw\.jsonl has none"):
@@ -337,7 +337,7 @@ def test_what_cannot_be_held_against_the_set_is_said(tmp_path: Path, checked: Ca
     assert said.startswith(f"2 records without a text in {mixed}")
 
 
-def test_without_the_spelling_checker_the_report_says_so(
+def test_a_missing_spelling_checker_is_reported(
     checked: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the spelling checker, the report gives the remedy, and language is still checked."""

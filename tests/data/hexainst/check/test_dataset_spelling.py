@@ -55,18 +55,18 @@ def test_a_slip_is_named_with_its_place(text: str) -> None:
     assert slips(text) == [SLIPS[text]]
 
 
-def test_a_slip_is_told_once_however_often_it_occurs() -> None:
+def test_a_repeated_slip_is_reported_once() -> None:
     """A line of 10,000 equal words is one finding, not 5,000."""
     assert slips("word " * 10_000 + "end") == ["'word' twice in a row"]
 
 
 @pytest.mark.parametrize("text", NO_SLIPS)
-def test_what_looks_like_a_slip_is_none(text: str) -> None:
+def test_lookalikes_of_slips_are_ignored(text: str) -> None:
     """Words that may be doubled, indentation, lists of numbers and accents are no slips."""
     assert slips(text) == []
 
 
-def test_a_misspelling_is_given_to_its_own_text() -> None:
+def test_a_misspelling_is_assigned_to_its_text() -> None:
     """Unusual line breaks, 10,000 words and a null do not shift the positions of later texts."""
     texts = [f"one{end}two{end}three" for end in BREAKS] + ["tide and rock " * 3334, "\x00", ""]
     found = misspellings([*texts, "They recieve it.\r\nWe recieve teh rest.", "Nothing here.", "A mesage."])
@@ -74,7 +74,7 @@ def test_a_misspelling_is_given_to_its_own_text() -> None:
     assert found == {last: ["recieve (receive)", "recieve (receive)", "teh (the)"], last + 2: ["mesage (message)"]}
 
 
-def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> None:
+def test_identifiers_and_both_spellings_are_accepted() -> None:
     """Code, names, and British and American spelling are no misspellings."""
     texts = [
         "colour color harbour harbor organise organize",
@@ -84,7 +84,7 @@ def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> Non
     assert misspellings(texts) == {}
 
 
-def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_checker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing or failing program is an error with the remedy, never a text without findings."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/false")
     with pytest.raises(MissingExtraError, match=r"typos failed .*reinstall it"):
@@ -94,7 +94,7 @@ def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         misspellings(["recieve"])
 
 
-def test_a_foreign_language_is_told_by_its_code() -> None:
+def test_a_foreign_language_is_reported_by_its_code() -> None:
     """A sentence in another language is found; formulae, code, names and fragments are not misidentified."""
     texts = [*NOT_FOREIGN, *FOREIGN.values()]
     assert foreign(texts) == dict(enumerate(FOREIGN, start=len(NOT_FOREIGN)))
