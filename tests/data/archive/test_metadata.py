@@ -84,5 +84,5 @@ def test_special_tokens_may_be_unknown() -> None:
     assert known is not None
     assert known.special_token_ids == [0, 2, 17]
     for ids in ([2, 0], [2, 2], [-1, 2]):
-        with pytest.raises(NotAnArchiveError, match=r"form of format 1: prompts\.special_token_ids"):
+        with pytest.raises(NotAnArchiveError, match=r"these fields do not: prompts\.special_token_ids"):
             parse_attributes(section(prompts={"special_token_ids": ids}), "here")
