@@ -76,8 +76,8 @@ _COUNTS = _Storage(
 class InstructionColumns:
     """Columns of `instruction/` that are known at submission, one entry per instruction.
 
-    `error` is "" for an instruction that can run; any other is stored as failed, with this reason. `origin`: uint8 (T,)
-    per prompt, see `Origin`; None omits the arrays of token origins.
+    A non-empty `error` stores the instruction as failed, with this reason. `origin`: uint8 (T,) per prompt, see
+    `Origin`; None omits the arrays of token origins.
     """
 
     id: Sequence[str]

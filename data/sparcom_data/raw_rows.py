@@ -7,7 +7,7 @@
 
 The fast path never diagnoses. If a chunk is missing, is no regular file, has another size or fails its checksum, it
 returns False. The caller then reads through zarr, which raises the error. So the fast path accepts nothing that zarr
-refuses, and one place words all errors.
+refuses, and all errors come from one function.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class WriteLog:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> WriteLog:
-    """Record all writes; a failing write fails in the system call, after the file was opened."""
+    """Log of all writes; a failing write fails in the system call, after the file was opened."""
     log, real_write, real_bytes = WriteLog(), storage.write_durably, storage._write_all
     here = threading.local()  # zarr writes on several threads
 

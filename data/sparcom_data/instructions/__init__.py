@@ -134,10 +134,10 @@ def describe_validation_error(error: ValidationError, where: str) -> list[str]:
     return lines
 
 
-def _unknown_field(place: tuple[int | str, ...]) -> str:
+def _unknown_field(location: tuple[int | str, ...]) -> str:
     """Describe an unknown field, in a line of a file or in one of the `instructions` of a request."""
-    of_instruction = len(place) == 1 or (len(place) == 3 and place[0] == "instructions")
-    meant = suggest_field(str(place[-1])) if of_instruction else None
+    of_instruction = len(location) == 1 or (len(location) == 3 and location[0] == "instructions")
+    meant = suggest_field(str(location[-1])) if of_instruction else None
     if meant:
         return f"unknown field; did you mean {meant!r}? Facts of your own go under metadata"
     return "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"

@@ -82,7 +82,7 @@ class Coverage:
         return bool(self.complete) and not self.pending and not self.open
 
     def sentence(self) -> str:
-        """Return a sentence on the instructions that were not checked, empty if all are complete and the archive is."""
+        """Return a sentence on the unchecked instructions, empty if the archive and all instructions are complete."""
         others = {"pending": self.pending, "failed": self.failed, "cancelled": self.cancelled}
         rest = [f"{count:,} {state}" for state, count in others.items() if count]
         if not self.complete:

@@ -79,10 +79,10 @@ def _check_masks(archive: Archive, progress: _Progress) -> Check:
         spare, silent = _spare_bits(item.neurons), SilentRows(archive, item, names)
         for start, _, block in _read_blocks(archive, item, check, progress, names):
             if spare and (wrong := block[..., -1] & spare).any():
-                row, place = np.argwhere(wrong)[0, :2]
+                row, layer = np.argwhere(wrong)[0, :2]
                 check.findings.append(
                     f"{item.name}: spare bits past neuron {item.neurons - 1} must be 0; {int((wrong > 0).sum())} masks "
-                    f"have some, the first at {names.row(start + row)}, layer {names.layers(item.component)[place]}"
+                    f"have some, the first at {names.row(start + row)}, layer {names.layers(item.component)[layer]}"
                 )
             check.findings.extend(silent.add(start, block))
             size += block.nbytes
@@ -104,10 +104,10 @@ def _check_routes(archive: Archive, progress: _Progress) -> Check:
             weights = item.spec.dtype == "float32"
             what, wrong = _wrong_weights(block[own]) if weights else _wrong_experts(block[own], archive.moe.experts)
             if wrong.any():
-                row, place = np.argwhere(wrong)[0]
+                row, layer = np.argwhere(wrong)[0]
                 check.findings.append(
                     f"{item.name}: {what}, the first at {names.row(start + own[row])}, layer "
-                    f"{archive.moe.layer_ids[place]}: {block[own[row], place].tolist()}"
+                    f"{archive.moe.layer_ids[layer]}: {block[own[row], layer].tolist()}"
                 )
     check.looked_at = f"{rows // 2:,} rows of {len(archive.moe.layer_ids)} routers"
     return check
@@ -149,13 +149,13 @@ def _check_counts(archive: Archive, progress: _Progress) -> Check:
     for item in archive.captured:
         for start, stop, counts in _read_blocks(archive, item, check, progress, names):
             largest = counts.reshape(*counts.shape[:2], -1).max(axis=2, initial=0)  # (instructions, layer)
-            for place in np.flatnonzero(table.state[start:stop] == State.COMPLETE):
-                index = int(start + place)
-                check.findings.extend(_too_many(archive, item, index, counts[place], largest[place], names))
+            for offset in np.flatnonzero(table.state[start:stop] == State.COMPLETE):
+                index = int(start + offset)
+                check.findings.extend(_too_many(archive, item, index, counts[offset], largest[offset], names))
                 if item.component == "router":
-                    check.findings.extend(_wrong_sums(archive, counts[place], index))
+                    check.findings.extend(_wrong_sums(archive, counts[offset], index))
                 else:
-                    check.findings.extend(silent_counts(archive, item, index, largest[place], names))
+                    check.findings.extend(silent_counts(archive, item, index, largest[offset], names))
             size += counts.nbytes
     check.looked_at = f"{size / 1e6:,.1f} MB of counts, checksums included"
     return check
@@ -173,16 +173,16 @@ def _too_many(
     rows = int(archive.instructions.token_length[index])
     if not (largest > rows).any():
         return
-    place = int(largest.argmax())
+    layer = int(largest.argmax())
     at = ", ".join(
         f"{axis.removesuffix('_byte')} {number}"
         for axis, number in zip(
-            item.spec.dimensions[2:], np.unravel_index(counts[place].argmax(), counts[place].shape), strict=True
+            item.spec.dimensions[2:], np.unravel_index(counts[layer].argmax(), counts[layer].shape), strict=True
         )
     )
     yield (
-        f"instruction {archive.instructions.id[index]!r}, {item.name}, layer {names.layers(item.component)[place]}, "
-        f"{at}: a count of {largest[place]} exceeds its {rows} rows"
+        f"instruction {archive.instructions.id[index]!r}, {item.name}, layer {names.layers(item.component)[layer]}, "
+        f"{at}: a count of {largest[layer]} exceeds its {rows} rows"
     )
 
 

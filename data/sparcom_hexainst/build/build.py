@@ -103,17 +103,21 @@ def matched(instructions: Sequence[Instruction], matching: Matching) -> list[Ins
     chosen: list[int] = []
     for side in dict.fromkeys(sides):
         positions = {
-            name: [place for place, item in enumerate(instructions) if (item.category, sides[place]) == (name, side)]
+            name: [
+                position
+                for position, item in enumerate(instructions)
+                if (item.category, sides[position]) == (name, side)
+            ]
             for name in CATEGORIES
         }
-        lengths = {name: [counts[place] for place in found] for name, found in positions.items()}
+        lengths = {name: [counts[position] for position in found] for name, found in positions.items()}
         kept = match_lengths(lengths, matching.tolerance)
         chosen += [positions[name][index] for name, indices in kept.items() for index in indices]
     if not chosen:
         raise InvalidInputError(
             f"lengths within {matching.tolerance:.0%} must exist in all categories; none do: give a larger tolerance"
         )
-    return [instructions[place] for place in sorted(chosen)]
+    return [instructions[position] for position in sorted(chosen)]
 
 
 def as_lines(instructions: Sequence[Instruction]) -> bytes:

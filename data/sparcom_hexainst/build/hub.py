@@ -62,14 +62,15 @@ def fetch_sources(revisions: Mapping[str, str] | None = None, endpoint: str | No
 def _fetch(source: Source, revision: str | None, base: str) -> tuple[str, tuple[Path, ...]]:
     from huggingface_hub import HfApi, hf_hub_download
 
-    place = source.hub
-    info: Any = HfApi(endpoint=base).dataset_info(place.dataset, revision=revision, timeout=REACH_SECONDS)
+    location = source.hub
+    info: Any = HfApi(endpoint=base).dataset_info(location.dataset, revision=revision, timeout=REACH_SECONDS)
     names = sorted(item.rfilename for item in info.siblings or [])
-    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in place.patterns)]
+    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in location.patterns)]
     if not wanted:
-        raise ValueError(f"none of its files matches {' or '.join(place.patterns[:3])}")
+        raise ValueError(f"none of its files matches {' or '.join(location.patterns[:3])}")
     paths = [
-        hf_hub_download(place.dataset, name, repo_type="dataset", revision=info.sha, endpoint=base) for name in wanted
+        hf_hub_download(location.dataset, name, repo_type="dataset", revision=info.sha, endpoint=base)
+        for name in wanted
     ]
     return str(info.sha), tuple(Path(path) for path in paths)
 

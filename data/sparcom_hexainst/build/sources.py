@@ -34,7 +34,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class HubPlace:
+class HubDataset:
     """Location of a source on the hub: the data set and the patterns of its files."""
 
     dataset: str
@@ -48,7 +48,7 @@ class Source:
     name: str
     title: str
     categories: tuple[str, ...]
-    hub: HubPlace
+    hub: HubDataset
     local: tuple[str, ...]  # prefixes of file or folder names, in lower case
     extract: Callable[[Record], Candidate | None]
 
@@ -149,12 +149,12 @@ _FLAN_FILES = tuple(
 )  # fmt: skip
 
 SOURCES = (
-    Source("flan", "FLAN Collection", ("CLS", "SUM"), HubPlace("Muennighoff/flan", _FLAN_FILES), ("flan",), flan),
+    Source("flan", "FLAN Collection", ("CLS", "SUM"), HubDataset("Muennighoff/flan", _FLAN_FILES), ("flan",), flan),
     Source(
         "humaneval",
         "HumanEval",
         ("CODE",),
-        HubPlace("openai/openai_humaneval", ("openai_humaneval/test-*.parquet",)),
+        HubDataset("openai/openai_humaneval", ("openai_humaneval/test-*.parquet",)),
         ("humaneval", "openai_humaneval"),
         human_eval,
     ),
@@ -162,7 +162,7 @@ SOURCES = (
         "triviaqa",
         "TriviaQA",
         ("QA",),
-        HubPlace("mandarjoshi/trivia_qa", ("rc.wikipedia.nocontext/validation-*.parquet",)),
+        HubDataset("mandarjoshi/trivia_qa", ("rc.wikipedia.nocontext/validation-*.parquet",)),
         ("triviaqa", "trivia_qa", "wikipedia-dev"),
         trivia_qa,
     ),
@@ -170,7 +170,7 @@ SOURCES = (
         "alpaca",
         "Alpaca",
         ("GEN",),
-        HubPlace("tatsu-lab/alpaca", ("data/train-*.parquet",)),
+        HubDataset("tatsu-lab/alpaca", ("data/train-*.parquet",)),
         ("alpaca",),
         alpaca,
     ),
@@ -178,7 +178,7 @@ SOURCES = (
         "math500",
         "MATH-500",
         ("MATH",),
-        HubPlace("HuggingFaceH4/MATH-500", ("test.jsonl",)),
+        HubDataset("HuggingFaceH4/MATH-500", ("test.jsonl",)),
         ("math500", "math-500", "math_500"),
         math_500,
     ),

@@ -72,10 +72,10 @@ def _read(paths: Sequence[Path]) -> tuple[list[Member], list[Finding]]:
     findings: list[Finding] = []
     for path in paths:
         found = read_file(path)
-        members += [Member(place, item) for place, item in found.instructions.items()]
+        members += [Member(where, item) for where, item in found.instructions.items()]
         for problem in found.problems:
-            place, _, message = problem.partition(": ")
-            findings.append(Finding(rule="line", where=place, message=message))
+            where, _, message = problem.partition(": ")
+            findings.append(Finding(rule="line", where=where, message=message))
     return members, findings
 
 
