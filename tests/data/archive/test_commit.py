@@ -98,11 +98,11 @@ def test_a_commit_that_fails_anywhere_promises_nothing_false(
         if not failed:
             np.testing.assert_array_equal(read(path, "instruction/state"), [1, 1, 1, 1, 0, 1])
             break
-        assert (read(path, "instruction/state") == 1).sum() < 5, "the failure was told"
+        assert (read(path, "instruction/state") == 1).sum() < 5, "the commit raised an error"
         ArchiveCommitter(path).complete(batch)
         check_promises(path, layout)
         np.testing.assert_array_equal(read(path, "instruction/state"), [1, 1, 1, 1, 0, 1])
-    assert 10 < step < 60, "every write was made to fail once"
+    assert 10 < step < 60, "every write fails once"
 
 
 def test_late_chunks_of_a_failed_commit_do_not_overwrite_the_next(

@@ -118,7 +118,7 @@ def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
         assert stored["fill_value"] == spec.fill_value
         assert array.attrs["description"] == spec.description
         assert array.attrs.get("unit") == spec.unit
-        assert stored["codecs"][-1]["name"] == "crc32c", "the checksum covers what is on disk"
+        assert stored["codecs"][-1]["name"] == "crc32c", "the checksum covers the stored bytes"
     masks = arrays["neuron/active"]
     assert isinstance(masks, zarr.Array)
     assert (masks.shape, masks.attrs["size"]) == ((6, 2, 2), 11)
@@ -157,7 +157,7 @@ def test_the_start_of_an_archive(tmp_path: Path, columns: Columns) -> None:
     np.testing.assert_array_equal(group["instruction/token_start"][:], [0, 1, 1])
     np.testing.assert_array_equal(group["instruction/token_length"][:], [0, 0, 0])
     assert list(group["instruction/error"][:]) == ["", "too long", ""]
-    assert not list((tmp_path / "a.zarr" / "neuron").rglob("c")), "no mask is on disk before one was computed"
+    assert not list((tmp_path / "a.zarr" / "neuron").rglob("c")), "no mask exists before it is computed"
 
 
 @settings(max_examples=12, deadline=None)

@@ -114,10 +114,10 @@ def test_a_job_fails_safely_whenever_its_archive_changes(
 
         with monkeypatch.context() as patch:
             Fate(patch, step, happen)
-            told = failure_of(lambda: write_all(ArchiveCommitter(pinned), layout))  # noqa: B023
-        if not told:
+            message = failure_of(lambda: write_all(ArchiveCommitter(pinned), layout))  # noqa: B023
+        if not message:
             break
-        assert words in told, step
+        assert words in message, step
         assert path.exists() == fate.startswith("replaced")
         if fate != "replaced within":  # the folder is the same, so writes in flight still arrive
             assert tree(path) == after
@@ -205,7 +205,7 @@ def test_a_reader_of_an_archive_without_a_run_id_does_not_mix_either(tmp_path: P
     archive = open_archive(tmp_path / "a.zarr")
     shutil.rmtree(tmp_path / "a.zarr")
     shutil.copytree(GOLDEN, tmp_path / "a.zarr")
-    assert archive.read_active(0, 8).any(), "a copy of the same archive is the same archive"
+    assert archive.read_active(0, 8).any(), "a copy has the same identity"
     metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     metadata["attributes"]["sparcom"]["model"]["id"] = "tuned"
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
@@ -303,4 +303,4 @@ def test_a_name_taken_during_creation_is_kept(
     with pytest.raises(ArchiveExistsError, match=r"a\.zarr exists"):
         make(path, columns)
     assert [(tree(path), identity())] == before
-    assert [item.name for item in tmp_path.iterdir()] == ["a.zarr"], "nothing is left of the one that was refused"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.zarr"], "the refused archive leaves nothing"

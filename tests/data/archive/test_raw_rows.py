@@ -128,14 +128,14 @@ def test_a_damaged_chunk_is_never_read(tmp_path: Path, way: str, checksum: bool)
 def test_errors_do_not_depend_on_the_fast_path(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """The error of a damaged chunk is the same with and without the fast path."""
     damages()[way](sample.path / CHUNK)
-    said = []
+    messages = []
     for fast in (True, False):
         if not fast:
             monkeypatch.setattr(archive_module, "raw_rows", lambda _: None)
         with pytest.raises(DamagedArchiveError, match=r"chunk c\.2\.0\.0 of array neuron/active") as error:
             open_archive(sample.path).read_rows(NAME, 3, 30)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ def test_zarr_writes_nothing_past_the_store(tmp_path: Path, writes: Any) -> None
     zarr.core.sync.sync(
         store.set_if_not_exists("zarr.json", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b""))
     )
-    assert not writes.paths, "what exists is not written again"
+    assert not writes.paths, "existing files are not rewritten"
     store.set_sync("key", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"v"))
     assert writes.paths == [tmp_path / "a.zarr" / "key"]
 

@@ -34,15 +34,18 @@ def write(path: Path, granularity: Any = "token", positions: Any = "prompt") -> 
     fill_array(path, array, np.zeros(zarr.open_group(path, mode="r")[array].shape, dtype=np.uint8))  # type: ignore[union-attr]
     committer = ArchiveCommitter(path)
     for k in range(3):
-        place = layout.first_position[k] + np.arange(layout.capacity[k], dtype=np.int32)
-        committer.complete([CompletedInstruction(k, int(layout.token_start[k]), np.ones_like(place), place)])
+        own = layout.first_position[k] + np.arange(layout.capacity[k], dtype=np.int32)
+        committer.complete([CompletedInstruction(k, int(layout.token_start[k]), np.ones_like(own), own)])
     committer.close()
 
 
 def wrong(path: Path) -> list[str]:
     """Return the findings of the check of origins."""
     return [
-        said for check in verify_archive(open_archive(path), None) if check.name == "origins" for said in check.findings
+        finding
+        for check in verify_archive(open_archive(path), None)
+        if check.name == "origins"
+        for finding in check.findings
     ]
 
 
@@ -59,7 +62,7 @@ def test_a_valid_archive_passes(tmp_path: Path, granularity: str, positions: str
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "said"),
+    ("name", "index", "value", "message"),
     [
         ("token/origin", 1, 1, "'a': token/origin must hold [2, 0] template and special tokens"),
         ("token/origin", 1, 3, "'a': token/origin must hold [2, 0] template and special tokens"),
@@ -70,13 +73,13 @@ def test_a_valid_archive_passes(tmp_path: Path, granularity: str, positions: str
         ("instruction/special_length", 2, 0, "'c': template_length -1 and special_length 0 cannot be"),
     ],
 )
-def test_damage_is_found(tmp_path: Path, name: str, place: Any, value: int, said: str) -> None:
+def test_damage_is_found(tmp_path: Path, name: str, index: Any, value: int, message: str) -> None:
     """Invalid origins, origins impossible in a prompt, and wrong sums are found."""
     write(tmp_path / "a.zarr")
     array = zarr.open_group(DurableStore(tmp_path / "a.zarr"), mode="r+", use_consolidated=False)[name]
-    array[place] = value  # type: ignore[index]
+    array[index] = value  # type: ignore[index]
     found = wrong(tmp_path / "a.zarr")
-    assert any(said in one for one in found) if said else found == []
+    assert any(message in one for one in found) if message else found == []
 
 
 def test_columns_of_other_lengths_are_refused() -> None:

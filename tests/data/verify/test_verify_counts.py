@@ -142,7 +142,7 @@ def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monk
         (check,) = [c for c in verify_archive(open_archive(tmp_path / "a.zarr"), None) if c.name == "counts"]
         results.append((check.findings, check.looked_at))
     assert results[0] == results[1] == results[2]
-    assert len(results[0][0]) == 1, "the chunk that is missing lies under failed instructions alone"
+    assert len(results[0][0]) == 1, "the missing chunk holds only failed instructions"
 
 
 @pytest.mark.parametrize(

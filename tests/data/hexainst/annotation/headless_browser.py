@@ -89,7 +89,7 @@ class Browser:
             ready, _, _ = select.select([self._read], [], [], PATIENCE)
             assert ready, "the browser does not answer"
             data = os.read(self._read, 1 << 16)
-            assert data, "the browser ended"
+            assert data, "the browser exited"
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
@@ -197,5 +197,5 @@ def wait_until(condition: Callable[[], Any]) -> None:
     """Return once a condition holds; fail if it never does."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "the page never got there"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.02)

@@ -142,9 +142,9 @@ def test_only_disputes_are_adjudicated(data: DataSet, pair: Pair) -> None:
     assert {item.id: item.ask for item in form.items} == asked
     assert [criterion.name for criterion in form.criteria] == ["grammar", "category", "clarity"]
     assert not form.reference
-    assert form == make_adjudication(data, pair.second, pair.first), "the order of the files favours nobody"
+    assert form == make_adjudication(data, pair.second, pair.first), "the order of the files does not matter"
     firsts = [make_adjudication(data, pair.first, pair.second, seed=seed).items[0].said[0] for seed in range(30)]
-    assert 5 < sum(said.comment == "a comma" for said in firsts) < 25
+    assert 5 < sum(answers.comment == "a comma" for answers in firsts) < 25
     with pytest.raises(InvalidInputError, match="agree on everything"):
         make_adjudication(data, pair.first, pair.first)
 
@@ -182,7 +182,7 @@ def test_agreed_faults_need_no_adjudicator(data: DataSet) -> None:
     form = make_form(data)
     people = [filled(form, name, category="QA", by_id={"qa-2": {"redundancy": "padded"}}) for name in ("A", "B")]
     assert passed(report(Pair(*people), data)) == {"qa-1"}
-    assert passed(report(Pair(*people))) == {"qa-1", "cls-1", "cls-2"}, "without the data no category can differ"
+    assert passed(report(Pair(*people))) == {"qa-1", "cls-1", "cls-2"}, "without data, no category can differ"
 
 
 def test_accepted_lines_are_byte_identical(data: DataSet) -> None:
@@ -201,7 +201,7 @@ def test_annotators_are_compared_with_the_data(data: DataSet, pair: Pair) -> Non
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file: file.update(annotator="ben"), "is one of the two who disagree"),
         (lambda file: file.update(dataset="0" * 64), "another data set"),
@@ -212,7 +212,7 @@ def test_annotators_are_compared_with_the_data(data: DataSet, pair: Pair) -> Non
     ],
 )
 def test_decisions_must_belong_to_the_disputes(
-    change: Callable[[dict[str, Any]], object], said: str, data: DataSet, pair: Pair, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, data: DataSet, pair: Pair, tmp_path: Path
 ) -> None:
     """A third person must give exactly one decision per dispute."""
     path, file = tmp_path / "cleo.json", decide(data, pair).model_dump(mode="json")
@@ -222,7 +222,7 @@ def test_decisions_must_belong_to_the_disputes(
     path.write_text(json.dumps(file))
     with pytest.raises(InvalidInputError) as caught:
         read_adjudication(path, pair)
-    assert any(said in problem for problem in caught.value.problems)
+    assert any(message in problem for problem in caught.value.problems)
 
 
 def test_the_report_is_documented() -> None:

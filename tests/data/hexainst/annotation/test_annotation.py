@@ -127,7 +127,7 @@ def set_answer(file: dict[str, Any], **answers: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file: file.update(format="other"), "format must be 'sparcom-annotation'"),
         (lambda file: file.update(version=2), "version must be 1 and is 2"),
@@ -149,13 +149,13 @@ def set_answer(file: dict[str, Any], **answers: object) -> None:
     ],
 )
 def test_answers_that_break_a_rule_are_refused(
-    change: Callable[[dict[str, Any]], object], said: str, form: Form, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, form: Form, tmp_path: Path
 ) -> None:
     """Each rule for answers has a sentence with file, item, field and remedy."""
     file = as_json(form)
     change(file)
     found = problems(lambda: read_answers(save(tmp_path / "ada.json", file), "annotation"))
-    assert said.replace("ID", form.items[0].id) in found[0]
+    assert message.replace("ID", form.items[0].id) in found[0]
     assert found[0].startswith("ada.json: ")
 
 
@@ -174,7 +174,7 @@ def test_all_problems_of_both_files_are_reported(form: Form, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file: file.update(annotator="  ADA "), "annotator: both are by 'Ada'"),
         (lambda file: file.update(dataset="0" * 64), "dataset: they are about two data sets"),
@@ -184,13 +184,13 @@ def test_all_problems_of_both_files_are_reported(form: Form, tmp_path: Path) -> 
     ],
 )
 def test_a_pair_is_two_people_and_one_form(
-    change: Callable[[dict[str, Any]], object], said: str, form: Form, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, form: Form, tmp_path: Path
 ) -> None:
     """Answers that do not belong together are not compared."""
     other = as_json(form, "Ben")
     change(other)
     paths = [save(tmp_path / "a.json", as_json(form)), save(tmp_path / "b.json", other)]
-    assert any(said in problem for problem in problems(lambda: read_pair(*paths)))
+    assert any(message in problem for problem in problems(lambda: read_pair(*paths)))
 
 
 def test_answers_are_checked_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:

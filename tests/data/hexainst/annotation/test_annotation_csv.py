@@ -145,7 +145,7 @@ def lost_column(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (sort_texts_alone, "text and key of its row do not belong together"),
         (drop_name, "annotator must not be empty"),
@@ -158,11 +158,11 @@ def lost_column(rows: Rows) -> None:
         (lost_column, "column 'grammar' is missing"),
     ],
 )
-def test_a_damaged_table_is_refused(damage: Callable[[Rows], None], said: str, form: Form, tmp_path: Path) -> None:
+def test_a_damaged_table_is_refused(damage: Callable[[Rows], None], message: str, form: Form, tmp_path: Path) -> None:
     """Damage that would lose answers or attach them to another text is reported with its line."""
     rows = fill(cells(form))
     damage(rows)
-    assert said in problems(save(tmp_path / "ada.csv", rows))[0]
+    assert message in problems(save(tmp_path / "ada.csv", rows))[0]
 
 
 def test_other_encodings_and_files_are_refused(form: Form, tmp_path: Path) -> None:

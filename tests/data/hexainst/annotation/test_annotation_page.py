@@ -102,7 +102,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     tab = browser.open(write(form, tmp_path))
     file = filled(form, "Grace").model_dump(mode="json")
     bad = tmp_path / "bad.json"
-    for change, said in [
+    for change, message in [
         ({"form": "0" * 64}, "belongs to another form"),
         ({"items": file["items"][1:]}, "is missing in this file"),
         ({"items": [file["items"][0] | {"answers": {"grammar": "fine"}}, *file["items"][1:]]}, "not a valid answer"),
@@ -110,7 +110,7 @@ def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_p
     ]:
         bad.write_text(json.dumps(file | change))
         tab.give("#load-start", bad)
-        wait_until(lambda said=said: said in tab.text("#start-status"))
+        wait_until(lambda message=message: message in tab.text("#start-status"))
     good = tmp_path / "good.json"
     good.write_text(json.dumps(file))
     tab.give("#load-start", good)
@@ -188,8 +188,8 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     assert "Ben" not in page_json(disputed)
     tab.begin("Cleo")
     assert tab.see("document.querySelectorAll('fieldset').length") == 1
-    said = tab.text("fieldset .said")
-    assert said in ("One annotator: Correct. The other: Faulty.", "One annotator: Faulty. The other: Correct.")
+    shown = tab.text("fieldset .said")
+    assert shown in ("One annotator: Correct. The other: Faulty.", "One annotator: Faulty. The other: Correct.")
     assert "remarked: a comma" in tab.text("#questions")
     for _ in range(3):
         tab.key("2")

@@ -177,8 +177,8 @@ def build(
         monkeypatch.setattr(sys, "argv", ["sparcom", "dataset", "build", "--output", str(tmp_path / name), *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
 
     return build
 
@@ -187,10 +187,10 @@ def test_the_natural_half_comes_from_five_data_sets(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
     """Only needed files are fetched; each of 600 items records its source, licence and commit."""
-    status, said, _ = build("a.jsonl")
+    status, output, _ = build("a.jsonl")
     assert status == 0
-    assert said.endswith("1200 instructions in 6 categories, 600 synthetic and 600 natural\n")
-    assert all(f"{name} was read at commit {NEW}\n" in said for name in DATASETS)
+    assert output.endswith("1200 instructions in 6 categories, 600 synthetic and 600 natural\n")
+    assert all(f"{name} was read at commit {NEW}\n" in output for name in DATASETS)
     assert sorted(set(hub.fetched)) == sorted(
         f"{NEW}/{file}"
         for files in hub.commits[NEW].values()
@@ -219,10 +219,10 @@ def test_a_commit_that_is_asked_for_is_read(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
     """--revision reads one source at that commit and the others at the newest; the lines record both."""
-    status, said, _ = build("a.jsonl", "--revision", f"alpaca={OLD}")
+    status, output, _ = build("a.jsonl", "--revision", f"alpaca={OLD}")
     assert status == 0
-    assert f"alpaca was read at commit {OLD}\n" in said
-    assert f"flan was read at commit {NEW}\n" in said
+    assert f"alpaca was read at commit {OLD}\n" in output
+    assert f"flan was read at commit {NEW}\n" in output
     natural = [item for item in read_jsonl(tmp_path / "a.jsonl") if item.half == "natural"]
     read = {(item.category, (item.metadata or {})["revision"], "old" in item.readable) for item in natural}
     assert read == {(name, NEW, False) for name in ("CLS", "CODE", "QA", "MATH", "SUM")} | {("GEN", OLD, True)}
@@ -236,10 +236,10 @@ def test_a_data_set_that_is_gone_is_named(
     del hub.commits[NEW][DATASETS[name]]
     status, _, err = build("a.jsonl")
     assert status == 1
-    (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert f"could not be fetched from the hub's data set {DATASETS[name]} (" in said
-    assert "Try again, or put it into a folder yourself" in said
-    assert "--natural; --synthetic-only builds without the natural half" in said
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert f"could not be fetched from the hub's data set {DATASETS[name]} (" in error
+    assert "Try again, or put it into a folder yourself" in error
+    assert "--natural; --synthetic-only builds without the natural half" in error
     assert not (tmp_path / "a.jsonl").exists()
 
 
@@ -282,11 +282,11 @@ def test_without_the_hub_only_the_synthetic_half_is_built(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     if not offline:
         monkeypatch.setattr(constants, "ENDPOINT", closed_address())
-    status, said, err = build("a.jsonl")
+    status, output, err = build("a.jsonl")
     assert status == 0
     assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached: [Errno 111]") in err
     assert "Only the synthetic half is built. For the natural half too, run this where" in err
-    assert said.endswith("600 instructions in 6 categories, 600 synthetic\n")
+    assert output.endswith("600 instructions in 6 categories, 600 synthetic\n")
     assert {item.half for item in read_jsonl(tmp_path / "a.jsonl")} == {"synthetic"}
     assert hub.fetched == []
 

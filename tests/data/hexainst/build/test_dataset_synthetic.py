@@ -56,9 +56,9 @@ def test_the_check_finds_no_error(report: Report) -> None:
 def test_the_spelling_checker_flags_only_names(report: Report) -> None:
     """Every reported misspelling is a name: it begins with a capital."""
     for finding in report.of("spelling"):
-        told = re.findall(r"(?:^|, )(\w+) \(", finding.message)
-        assert told, finding
-        assert all(word[0].isupper() for word in told), finding
+        flagged = re.findall(r"(?:^|, )(\w+) \(", finding.message)
+        assert flagged, finding
+        assert all(word[0].isupper() for word in flagged), finding
 
 
 def test_every_category_has_a_hundred(half: dict[str, list[Instruction]]) -> None:

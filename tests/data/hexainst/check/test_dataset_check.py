@@ -133,7 +133,7 @@ BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
     "the same text": (reworded(4, "  DECIDE whether seven  is odd\nor even."), {"duplicate", "slip"}),
     "half of the runs": (reworded(4, NEARLY), {"near-duplicate"}),
     "half of the runs, one half": (halves(lambda _: False, reworded(4, NEARLY)), {"near-duplicate"}),
-    "a half that is none": (lambda lines: [line.update(half="natral") for line in lines], {"half"}),
+    "an unknown half": (lambda lines: [line.update(half="natral") for line in lines], {"half"}),
     "a source's template": (halves(lambda _: True, reworded(4, NEARLY)), {"template"}),
     "half of the runs, two halves": (halves(lambda number: number % 2 == 0, reworded(4, NEARLY)), {"contamination"}),
     "the same text, two halves": (
@@ -152,7 +152,7 @@ BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
         {"balance"},
     ),
     "lengths": (only_short, {"length"}),
-    "beginnings": (many_alike, {"openings"}),
+    "openings": (many_alike, {"openings"}),
     "a language": (reworded(12, "Warum geht der Teig auf, bevor das Brot gebacken wird?"), {"language"}),
     "a misspelling": (reworded(12, "Where does a ship recieve its name?"), {"spelling"}),
     "a slip": (reworded(12, "Where does a ship get get its name?"), {"slip"}),
@@ -333,8 +333,8 @@ def test_records_without_text_are_reported(tmp_path: Path, checked: Callable[...
     mixed = write(tmp_path / "mixed.jsonl", [item("o", QA[0]), {"answer": "t"}, {"id": "t", "token_ids": [1]}])
     report = checked(sound(), against=(mixed,))
     assert named_pairs(report) == {("contamination", frozenset({"QA-0", "o"}))}
-    (said,) = report.skipped
-    assert said.startswith(f"2 records without a text in {mixed}")
+    (message,) = report.skipped
+    assert message.startswith(f"2 records without a text in {mixed}")
 
 
 def test_a_missing_spelling_checker_is_reported(
@@ -346,8 +346,8 @@ def test_a_missing_spelling_checker_is_reported(
     reworded(12, "Warum geht der Teig auf, bevor das Brot gebacken wird?")(lines)
     report = checked(lines)
     assert [finding.rule for finding in report.findings] == ["language"]
-    (said,) = report.skipped
-    assert f"typos, which is not installed: {install_command('dataset')}" in said
+    (message,) = report.skipped
+    assert f"typos, which is not installed: {install_command('dataset')}" in message
 
 
 def test_lengths_are_given_in_tokens_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
