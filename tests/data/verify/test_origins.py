@@ -70,7 +70,7 @@ def test_a_valid_archive_passes(tmp_path: Path, granularity: str, positions: str
         ("token/origin", 6, 0, ""),
         ("token/origin", slice(6, 9), 0, "'c': token/origin must hold [-1, -1] template"),
         ("instruction/template_length", 0, 5, "'a': template_length 5 and special_length 0 do not fit 4"),
-        ("instruction/special_length", 2, 0, "'c': template_length -1 and special_length 0 cannot be"),
+        ("instruction/special_length", 2, 0, "'c': template_length -1 and special_length 0 do not fit"),
     ],
 )
 def test_damage_is_found(tmp_path: Path, name: str, index: Any, value: int, message: str) -> None:

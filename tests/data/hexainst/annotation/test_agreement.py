@@ -206,7 +206,7 @@ def test_annotators_are_compared_with_the_data(data: DataSet, pair: Pair) -> Non
         (lambda file: file.update(annotator="ben"), "is one of the two who disagree"),
         (lambda file: file.update(dataset="0" * 64), "another data set"),
         (lambda file: file["items"].pop(), "must be decided"),
-        (lambda file: file["items"][0].update(id="new"), "(new): id is unknown"),
+        (lambda file: file["items"][0].update(id="new"), "(new): id is not in"),
         (lambda file: file["items"][0].update(sha256="0" * 64), "another text was judged"),
         (lambda file: file["items"][0]["answers"].update(redundancy="none"), "redundancy is not disputed"),
     ],

@@ -176,11 +176,11 @@ def test_all_problems_of_both_files_are_reported(form: Form, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda file: file.update(annotator="  ADA "), "annotator: both are by 'Ada'"),
+        (lambda file: file.update(annotator="  ADA "), "both files are by 'Ada'"),
         (lambda file: file.update(dataset="0" * 64), "dataset: they are about two data sets"),
         (lambda file: file.update(form="0" * 64), "form: they answer two forms"),
         (lambda file: file["items"].pop(0), "only the first has it"),
-        (lambda file: file["items"][0].update(sha256="0" * 64), "sha256 differs: they read two texts"),
+        (lambda file: file["items"][0].update(sha256="0" * 64), "sha256 differs: the two read different texts"),
     ],
 )
 def test_a_pair_is_two_people_and_one_form(

@@ -175,7 +175,9 @@ def test_a_length_matched_view_has_the_same_lengths_everywhere(tmp_path: Path) -
 def test_disjoint_lengths_are_an_error(tmp_path: Path) -> None:
     """If a category shares no length with others, an error gives the remedy, and no empty file is written."""
     items = [item for name in CATEGORIES for item in of_lengths(name, 50 if name == "SUM" else 5)]
-    with pytest.raises(InvalidInputError, match="within 10% exists in all categories: give a larger tolerance"):
+    with pytest.raises(
+        InvalidInputError, match="within 10% must exist in all categories; none do: give a larger tolerance"
+    ):
         matched(items, Matching(word_tokenizer(tmp_path), 0.1))
 
 
