@@ -122,7 +122,7 @@ def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
     Path("a.jsonl").write_text("mine\n")
     status, _, err = build("--synthetic-only", "--output", "a.jsonl")
     assert status == 1
-    assert err == "error: a.jsonl holds something else already: choose another --output, or --overwrite\n"
+    assert err == "error: a.jsonl already exists with other contents; choose another --output or --overwrite\n"
     assert Path("a.jsonl").read_text() == "mine\n"
     status, said, _ = build("--synthetic-only", "--output", "a.jsonl", "--overwrite")
     assert status == 0
@@ -208,8 +208,8 @@ def test_options_that_do_not_go_together_are_wrong_usage(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--natural", "gone"), "gone is none. Name another"),
-        (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Name another"),
+        (("--natural", "gone"), "gone is none. Give another path"),
+        (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Give another path"),
     ],
 )
 def test_what_is_not_there_is_one_line(arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path) -> None:
