@@ -125,7 +125,7 @@ def test_a_damaged_archive_is_1_and_told(
     [
         ([1] * 10, True, 0, "nothing wrong was found"),
         ([1] * 4 + [3] * 6, True, 0, "nothing wrong was found; 4 of 10 instructions are complete, 6 cancelled; only"),
-        ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only complete instructions"),
+        ([1] * 8 + [2, 3], True, 0, "8 of 10 instructions are complete, 1 failed, 1 cancelled; only complete"),
         ([0] * 10, False, 3, "not verified; 10 of 10 instructions are pending: nothing was checked"),
         ([1] * 4 + [0] * 6, False, 3, "not verified; 4 of 10 instructions are complete, 6 pending; only complete"),
         ([1] * 10, False, 3, "not verified; 10 of 10 instructions are complete, and the archive is still open; only"),

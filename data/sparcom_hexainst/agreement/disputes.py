@@ -1,7 +1,7 @@
 """Disputes between two annotators: find them, make the adjudicator's form, and read its decisions.
 
-The form asks only disputed criteria and shows both answers without names. Their order is drawn per item from seed, item
-and name, so that neither the order of the files nor a habit of the adjudicator favours one person.
+The form asks only disputed criteria and shows both answers without names. Seed, item and name determine their order per
+item. So neither the order of the files nor a habit of the adjudicator favours one person.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Public sources of the natural half, and the extraction of an instruction from a record of each.
 
-Each source has a location on the Hugging Face hub, name prefixes of local copies, and a function that maps a record to
-a `Candidate`, or to None if the record is unsuitable. These functions hold the patterns and filters. Nothing here reads
-files or draws samples.
+Each source has a location on the Hugging Face hub, name prefixes of local copies, and an extraction function. The
+function maps a record to a `Candidate`, or to None if the record is unsuitable; it holds the patterns and filters.
+Nothing here reads files or draws samples.
 """
 
 from __future__ import annotations

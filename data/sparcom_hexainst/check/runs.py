@@ -1,8 +1,8 @@
 """Word runs (n-grams): the overlap of two texts.
 
 A run is n consecutive words, ignoring case and punctuation. Two texts are near-duplicates if they share at least half
-of the 4-word runs of the shorter one. `RunIndex` finds every such pair without comparing all pairs: a text that shares
-`m` of its `r` runs with another must share one of any `r - m + 1` of them, so only its rarest runs are looked up.
+of the 4-word runs of the shorter one. `RunIndex` finds every such pair without comparing all pairs. A text that shares
+`m` of its `r` runs with another must share one of any `r - m + 1` of them. So only its rarest runs are looked up.
 """
 
 from __future__ import annotations
