@@ -1,7 +1,7 @@
 """Draw instructions by seed: the same candidates give the same instructions, in any order of input.
 
 Candidates are sorted by SHA-256(seed, text), which no library update can change. They are taken from the strata (the
-tasks of a collection) in turn, so that no task dominates. Near-duplicates of an earlier draw or of a text in `apart` are
+tasks of a collection) in turn, so that no task dominates. Near-duplicates of an earlier item or a text in `apart` are
 skipped. Each stratum holds only as many candidates as a draw can need, so that a source may be larger than memory.
 """
 
