@@ -1,4 +1,4 @@
-"""Instruction sets and the archive format: what goes into SPARCOM and what comes out.
+"""Instruction files, the input of SPARCOM, and Zarr archives, its output.
 
-Needs numpy, zarr and pydantic only. It knows neither the engine that fills archives nor the analysis that reads them.
+Depends on numpy, zarr and pydantic only. Imports neither the engine that fills archives nor the analysis.
 """

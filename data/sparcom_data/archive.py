@@ -1,7 +1,7 @@
-"""Reads an archive: local folder or HTTP address, any codec that zarr knows.
+"""Read archives from a local folder or an HTTP address, with any codec that zarr supports.
 
-Every read of rows is checked: a chunk that is missing or whose CRC32C does not match raises an error that names the
-array and the chunk. Plain zarr returns zeros for a missing chunk.
+Every read of rows is checked: a chunk that is missing or fails its CRC32C raises an error that names the array and the
+chunk. Plain zarr returns zeros for a missing chunk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sparcom_data.schema.metadata import ArchiveAttributes, Component, Granulari
 from sparcom_data.storage.beneath import NoLinkStore
 from sparcom_data.storage.identity import ArchiveWatch, RemoteWatch, identity_of
 
-REMOTE_CHECK_SECONDS = 5.0  # between two looks at zarr.json over HTTP
+REMOTE_CHECK_SECONDS = 5.0  # between two checks of zarr.json over HTTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,15 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
     Raises:
         ArchiveNotFoundError: nothing is there.
         NotAnArchiveError: something else is there.
-        NewerFormatError: a later format version.
-        StorageError: no server answers, or the operating system refused.
+        NewerFormatError: the archive has a later format version.
+        StorageError: no server answers, or the operating system refused the read.
     """
     where = str(path)
     remote = "://" in where
     if not remote and not Path(where).exists():
         raise ArchiveNotFoundError(f"there is no archive at {where}: check the path")
     try:
-        # Before the archive is opened: one that takes its place from here on is noticed.
+        # Made before the archive is opened, so that any later replacement is noticed.
         watch = None if remote else ArchiveWatch(Path(where))
         group = zarr.open_group(where if follow_links else NoLinkStore(where), mode="r")
     except (
@@ -100,7 +100,7 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
     except NotADirectoryError as error:
         raise NotAnArchiveError(f"a SPARCOM archive is a folder; {where} is a file") from error
     except OSError as error:
-        remedy = "Check that the server runs, and the address" if remote else "Check who may read it"
+        remedy = "Check the address, and that the server runs" if remote else "Check its permissions"
         raise StorageError(f"{where} cannot be read ({error}). {remedy}") from error
     return Archive(where, group, watch or RemoteWatch(where, group))
 
@@ -108,14 +108,14 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
 def _address_remedy(where: str) -> str:
     if where.rstrip("/").endswith("/zarr"):
         return "check the address"
-    return f"a server gives the address of an archive's store with /zarr at its end. Try {where.rstrip('/')}/zarr"
+    return f"the address of an archive's store ends in /zarr. Try {where.rstrip('/')}/zarr"
 
 
 class Archive:
-    """An opened archive of masks or of counts. It is read in blocks, which are not kept.
+    """An open archive of masks or of counts. Blocks are read on demand and not cached.
 
-    Members of one of the two kinds (`tokens`, `read_active`, `read_counts`, …) raise UnsupportedArchiveError for the
-    other. An archive that is removed or replaced while it is read is an error: see `require_same`.
+    Members that apply to one kind (`tokens`, `read_active`, `read_counts`, …) raise UnsupportedArchiveError for the
+    other. Reads raise an error if the archive was removed or replaced: see `require_same`.
     """
 
     def __init__(self, path: str, group: zarr.Group, watch: ArchiveWatch | RemoteWatch) -> None:
@@ -135,7 +135,7 @@ class Archive:
     @cached_property
     def instructions(self) -> InstructionTable:
         """The instruction table, read once."""
-        state = self.column("state")  # first: a job that writes the archive sets a state of 1 last
+        state = self.column("state")  # read first: a running job sets state 1 last
         return InstructionTable(
             id=self.strings("id"),
             category=self.strings("category"),
@@ -147,9 +147,9 @@ class Archive:
         )
 
     def require_same(self) -> None:
-        """Check that the archive that was opened is still the one at its path or address.
+        """Check that the opened archive is still the one at its path or address.
 
-        Each read of rows does this: locally every time, over HTTP every few seconds. So call it after a pass over HTTP.
+        Each read of rows checks this: locally every time, over HTTP every few seconds. Call it after a pass over HTTP.
 
         Raises:
             ArchiveNotFoundError: it was removed. DamagedArchiveError: another archive took its place.
@@ -161,23 +161,23 @@ class Archive:
             raise StorageError(f"{self.path} cannot be read ({error}). Check that it can be reached") from error
 
     def strings(self, name: str) -> list[str]:
-        """A string column of `instruction/`: id, category, source, text, response or error."""
+        """Return a string column of `instruction/`: id, category, source, text, response or error."""
         return [str(value) for value in self.column(name)]
 
     @property
     def granularity(self) -> Granularity:
-        """`token` if the archive holds one mask per token, `count` if it holds the sums of each instruction."""
+        """`token` if the archive holds one mask per token, `count` if it holds sums per instruction."""
         return self.attributes.capture.granularity
 
     @property
     def tokens(self) -> int:
-        """Length of the token axis, reserved rows included; of masks only."""
+        """Length of the token axis, reserved rows included; archives of masks only."""
         self._require("token")
         return int(self.array("token/id").shape[0])
 
     @property
     def knows_origins(self) -> bool:
-        """Whether it records the origin of prompt tokens: as `token/origin`, or as lengths if it holds counts."""
+        """Whether the origin of prompt tokens is recorded: as `token/origin`, or as lengths in archives of counts."""
         return SPECIAL_LENGTH.name in self.group
 
     @property
@@ -202,23 +202,23 @@ class Archive:
 
     @property
     def neurons(self) -> int:
-        """Neurons of one dense layer; the bits of a mask after the last are 0."""
+        """Neurons per dense layer; mask bits past the last neuron are 0."""
         return self.attributes.model.neurons
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one dense layer's mask, or of the mask that its counts were computed from."""
+        """Bytes of one dense layer's mask; for counts, of the mask that they were computed from."""
         return mask_bytes(self.neurons)
 
     @property
     def chunk_tokens(self) -> int:
-        """Rows per chunk of the largest masks: read blocks of a multiple of it."""
+        """Rows per chunk of the largest mask array; read blocks in multiples of it."""
         self._require("token")
         return self._largest_chunk
 
     @property
     def chunk_instructions(self) -> int:
-        """Instructions per chunk of the largest counts: read blocks of a multiple of it."""
+        """Instructions per chunk of the largest count array; read blocks in multiples of it."""
         self._require("count")
         return self._largest_chunk
 
@@ -239,23 +239,23 @@ class Archive:
 
     def read_routes(self, start: int, stop: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
         """Top-k experts of rows [start, stop) and their combine weights: uint16 and float32 (rows, moe_layer, choice).
-        Raises as `read_active`; the model must have MoE layers."""
+        Raises the errors of `read_active`; the model must have MoE layers."""
         experts = self._read_captured("token", "router", "expert", start, stop)
         return experts, self._read_captured("token", "router", "weight", start, stop)
 
     def read_expert_active(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Packed masks of the top-k experts, rows [start, stop): uint8 (rows, moe_layer, choice, neuron_byte). Raises
-        as `read_active`; the model must have MoE layers."""
+        the errors of `read_active`; the model must have MoE layers."""
         return self._read_captured("token", "expert_neuron", "active", start, stop)
 
     def read_shared_active(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Packed masks of the shared experts, rows [start, stop): uint8 (rows, moe_layer, neuron_byte). Raises as
-        `read_active`; the model must have shared experts."""
+        """Packed masks of the shared experts, rows [start, stop): uint8 (rows, moe_layer, neuron_byte). Raises the
+        errors of `read_active`; the model must have shared experts."""
         return self._read_captured("token", "shared_expert_neuron", "active", start, stop)
 
     def read_counts(self, start: int, stop: int, component: Component = "neuron") -> NDArray[np.uint32]:
-        """Numbers of tokens of instructions [start, stop) at which each neuron is active: uint32 (instructions, layer,
-        neuron); of other components (instructions, moe_layer, …), see `schema`.
+        """Counts of instructions [start, stop): the tokens at which each neuron is active, uint32 (instructions, layer,
+        neuron). Other components have the shape (instructions, moe_layer, …), see `schema`.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum.
@@ -275,12 +275,12 @@ class Archive:
         return self.read_rows(f"{component}/{what}", start, stop)
 
     def read_tokens(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Token ids and positions of rows [start, stop), int32 (rows,) each; -1 was never written. Of masks only."""
+        """Token ids and positions of rows [start, stop), int32 (rows,) each; -1: never written. Masks only."""
         self._require("token")
         return self.read_rows("token/id", start, stop), self.read_rows("token/position", start, stop)
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """The Zarr array of that name.
+        """Return the Zarr array `name`.
 
         Raises:
             NotAnArchiveError: the archive lacks it.
@@ -294,11 +294,11 @@ class Archive:
         return node
 
     def missing_chunks(self, name: str, start: int, stop: int) -> list[str]:
-        """Keys of the chunks of rows [start, stop) that are not in the store."""
+        """Return the keys of the chunks of rows [start, stop) that are missing from the store."""
         return [key for key in self._chunk_keys(self.array(name), start, stop) if not self._exists(name, key)]
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of `instruction/`, one entry per instruction."""
+        """Return a column of `instruction/`, one entry per instruction."""
         full = f"instruction/{name}"
         return self.read_rows(full, 0, int(self.array(full).shape[0]))
 
@@ -318,8 +318,8 @@ class Archive:
         """Return rows [start, stop) of an array, checked.
 
         Args:
-            out: memory to read into and return, C-contiguous, of the array's dtype and the shape of these rows; after
-                an error its contents are undefined.
+            out: memory to read into and return: C-contiguous, with the array's dtype and the shape of these rows.
+                After an error its contents are undefined.
 
         Raises:
             DamagedArchiveError: a chunk is missing or fails its checksum, or another archive took this one's place.
@@ -328,7 +328,7 @@ class Archive:
         try:
             rows = self._read_rows(name, start, stop, out)
         except ArchiveError:
-            self.require_same()  # its error says more if the archive is gone
+            self.require_same()  # raises the clearer error if the archive is gone
             raise
         if isinstance(self._watch, ArchiveWatch) or time.monotonic() >= self._next_check:
             self.require_same()
@@ -361,7 +361,7 @@ class Archive:
             raise DamagedArchiveError(self._explain(array, start, stop, error)) from error
 
     def _explain(self, array: zarr.Array[Any], start: int, stop: int, error: Exception) -> str:
-        """Find the chunk that cannot be read, one at a time."""
+        """Name the first chunk that cannot be read."""
         step = array.chunks[0]
         for first in range(start - start % step, stop, step):
             try:
@@ -391,7 +391,7 @@ class Archive:
 
 
 def _require_fit(out: NDArray[Any], array: zarr.Array[Any], rows: int) -> None:
-    """Raise ValueError if these rows cannot be read into `out` as they are."""
+    """Raise ValueError if `out` does not fit these rows."""
     shape = (rows, *array.shape[1:])
     if out.shape != shape or out.dtype != array.dtype or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(

@@ -1,10 +1,9 @@
-"""The submitting side's part of an archive: token ids, responses and, last, the states.
+"""Commit instructions to an archive: token ids, positions and responses first, states last.
 
-Where the archive holds counts there is no `token/`: the caller has compared ids and positions, and they are not kept.
+An archive of counts has no `token/`: the caller has compared ids and positions, and they are not stored.
 
-One process owns `instruction/` and `token/` of an archive, so every write here is a plain read-modify-write with no
-lock. The order within a commit is what makes `state` trustworthy: everything that a state of 1 promises is on disk
-before it is set.
+One process owns `instruction/` and `token/` of an archive, so each write is a plain read-modify-write without a lock.
+The order within a commit makes `state` trustworthy: everything that state 1 promises is on disk before it is set.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from sparcom_data.storage.identity import PinnedArchive
 class CompletedInstruction:
     """An instruction whose masks or counts are durable.
 
-    ids, positions: int32 (rows,), from the worker, rows being what was captured or counted. row: its first row on the
-    token axis, of no use where the archive holds counts.
+    ids, positions: int32 (rows,), reported by the worker, one per captured or counted token. row: first row on the
+    token axis, unused if the archive holds counts.
     """
 
     index: int
@@ -42,13 +41,12 @@ class CompletedInstruction:
 
 
 class ArchiveCommitter:
-    """Writes what the submitting side owns.
+    """Writes the arrays that the submitting process owns.
 
-    Every method raises StorageError where the archive was removed or replaced meanwhile, and changes nothing in the
-    folder that took its place.
+    Every method raises StorageError if the archive was removed or replaced, and leaves the new folder unchanged.
 
     Args:
-        archive: what `create_archive` returned, or where an archive lies, which is then held open.
+        archive: the result of `create_archive`, or the path of an archive, which is then held open.
     """
 
     def __init__(self, archive: PinnedArchive | Path) -> None:
@@ -59,7 +57,7 @@ class ArchiveCommitter:
         self._has_token_rows = attributes.capture.granularity == "token"
 
     def complete(self, batch: Sequence[CompletedInstruction]) -> None:
-        """Make instructions complete: their token ids, positions, responses and lengths, then their states."""
+        """Mark instructions complete: write their token ids, positions, responses and lengths, then their states."""
         if not batch:
             return
         with self._archive.checked():
@@ -68,25 +66,25 @@ class ArchiveCommitter:
                 self._write_rows("token/position", [(item.row, item.positions) for item in batch])
             self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
             self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
-            self._archive.check()  # before the promise: what the worker wrote lies in this archive too
+            self._archive.check()  # before state 1 is set: the worker's rows must lie in this archive too
             self._write_items("instruction/state", {item.index: int(State.COMPLETE) for item in batch})
 
     def fail(self, reasons: Mapping[int, str]) -> None:
-        """Make instructions failed, each with its reason."""
+        """Mark instructions failed, each with its reason."""
         with self._archive.checked():
             self._write_items("instruction/error", reasons)
             self._write_items("instruction/state", dict.fromkeys(reasons, int(State.FAILED)))
 
     def cancel(self, indices: Sequence[int]) -> None:
-        """Make instructions cancelled."""
+        """Mark instructions cancelled."""
         with self._archive.checked():
             self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
 
     def close(self) -> None:
-        """Mark the archive as one that nobody writes any more."""
+        """Mark the archive complete: nothing writes to it any more."""
         section = dict(self._root.attrs["sparcom"]) | {"state": "complete"}  # type: ignore[arg-type]
         with self._archive.checked():
-            # with the consolidated metadata, to keep it
+            # Opened with its consolidated metadata, so that the update keeps it.
             root = zarr.open_group(FixedStore(self._archive.root), mode="r+")
             try:
                 root.update_attributes({"sparcom": section})
@@ -104,7 +102,7 @@ class ArchiveCommitter:
         return array.with_config({"write_empty_chunks": True})
 
     def _write_rows(self, name: str, runs: Sequence[tuple[int, NDArray[np.int32]]]) -> None:
-        """Put runs of rows in with one read and one write: a batch lies close together on the token axis."""
+        """Write runs of rows with one read and one write: a batch lies close together on the token axis."""
         start = min(row for row, _ in runs)
         stop = max(row + len(values) for row, values in runs)
         array = self._array(name)
@@ -127,9 +125,9 @@ class ArchiveCommitter:
         try:
             array[start : start + len(block)] = block
         except (OSError, StorageError) as error:
-            # Other chunks of this block may still be on their way, and must not come after what is written next.
+            # Other chunks of this block may still be in flight; they must not land after the next write.
             self._store.close()
-            with contextlib.suppress(OSError):  # of an archive that is gone: the closed store then refuses what follows
+            with contextlib.suppress(OSError):  # if the archive is gone, the closed store refuses later writes
                 self._open()
             if isinstance(error, StorageError):
                 raise

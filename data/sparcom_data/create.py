@@ -1,7 +1,7 @@
-"""Make an archive: all arrays, their attributes, and the instructions' own columns, before the first token runs.
+"""Create an archive with all arrays, attributes and instruction columns, before the first token runs.
 
-The archive is built beside its final name and renamed into place, so a failure leaves nothing half-written. It does
-not write masks or counts: they come later, from the worker that computed them.
+The archive is built beside its final name and renamed into place, so a failure leaves nothing half-written. Masks and
+counts come later, from the worker that computes them.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ from sparcom_data.storage.identity import PinnedArchive, PinnedFolder
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """How an array lies on disk: what its chunks go through after their raw bytes, and how chunk files are named."""
+    """Storage of one array: the codecs after the raw bytes, and the separator in names of chunk files."""
 
     codecs: tuple[BytesBytesCodec, ...]
     separator: str
 
 
 _COLUMNS = _Storage((ZstdCodec(level=3), Crc32cCodec()), "/")
-# Masks hardly compress, so they are stored as they are. One folder of files instead of two folders a file halves what
-# writing costs. Both measured: docs/decisions/0027-chunks-of-8-mib.md.
+# Masks hardly compress, so they are stored uncompressed. One folder for all files, instead of two folders per file,
+# halves the cost of writing. Both measured: docs/decisions/0027-chunks-of-8-mib.md.
 _MASKS = _Storage((Crc32cCodec(),), MASK_KEY_SEPARATOR)
-# Counts are small numbers in four bytes: shuffled, three of the four planes are nearly empty.
+# Counts are small numbers in four bytes: after the byte shuffle, three of four planes are nearly empty.
 _COUNTS = _Storage(
     (BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()), MASK_KEY_SEPARATOR
 )
@@ -74,10 +74,10 @@ _COUNTS = _Storage(
 
 @dataclass(frozen=True, slots=True)
 class InstructionColumns:
-    """The columns of `instruction/` that are known at submission; each has one entry an instruction.
+    """Columns of `instruction/` that are known at submission, one entry per instruction.
 
-    `error` is "" for an instruction that can run; otherwise it is stored as failed with that reason. `origin`: uint8
-    (T,) of each instruction's prompt, see `Origin`; None leaves out the arrays that say where tokens come from.
+    A non-empty `error` stores the instruction as failed, with this reason. `origin`: uint8 (T,) per prompt, see
+    `Origin`; None omits the arrays of token origins.
     """
 
     id: Sequence[str]
@@ -108,19 +108,19 @@ def create_archive(
     Only the owner may read it.
 
     Args:
-        path: where the archive goes; its parent folder is made.
-        attributes: the root attribute `sparcom`; it is given a new run id.
-        columns: what is known of each instruction.
-        layout: where the rows go; where only counts are kept, where they would go.
-        chunk_tokens: rows in one chunk of the masks; chosen by size where not given.
-        chunk_instructions: instructions in one chunk of the counts; chosen by size where not given.
+        path: where to create the archive; missing parent folders are created.
+        attributes: the root attribute `sparcom`; it gets a new run id.
+        columns: the columns of `instruction/` known so far.
+        layout: rows of each instruction; in archives of counts, the rows that it would have.
+        chunk_tokens: rows per mask chunk; by default chosen from their size.
+        chunk_instructions: instructions per count chunk; by default chosen from their size.
 
     Returns:
-        The archive, held open and locked: nobody removes it in good faith while a job may write it.
+        The archive, held open under an advisory lock, so that nothing removes it while a job may write to it.
 
     Raises:
-        InvalidInputError: the ranks of the engine cannot share the model's widths; see `part_of_row`.
-        ArchiveExistsError: something is at `path`; it is left as it is.
+        InvalidInputError: tensor-parallel ranks cannot split the model's widths; see `part_of_row`.
+        ArchiveExistsError: something is at `path`; it is left unchanged.
         StorageError: the file system refused; nothing is left behind.
     """
     require_new_name(path)
@@ -140,35 +140,35 @@ def create_archive(
         raise StorageError(str(error).replace(building.name, path.name)) from error
     finally:
         if store is not None:
-            store.close()  # before the removal: a write that is still on its way would make a folder again
+            store.close()  # before the removal: a write in flight would recreate a folder
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _new_folder(path: Path) -> PinnedFolder:
-    """A new folder, locked, so that a service that starts now does not sweep it away."""
+    """Create and lock a folder, so that a service that starts now does not remove it as a leftover."""
     path.mkdir(FOLDER_MODE)
     folder = PinnedFolder(path)
     if not folder.lock() or not folder.is_at(path):
-        raise StorageError(f"{path} was removed by another process as it was made; try again")
+        raise StorageError(f"{path} was removed by another process during its creation; try again")
     return folder
 
 
 def _take_name(building: Path, path: Path) -> None:
     try:
         rename_new(building, path)
-    except FileExistsError as error:  # another process was faster
+    except FileExistsError as error:  # another process took the name first
         raise _exists(path) from error
     sync_path(path.parent)
 
 
 def require_new_name(path: Path) -> None:
-    """Raise ArchiveExistsError where something is at `path`, a dangling link included."""
+    """Raise ArchiveExistsError if something is at `path`, even a dangling link."""
     if os.path.lexists(path):
         raise _exists(path)
 
 
 def _exists(path: Path) -> ArchiveExistsError:
-    return ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another or remove it first")
+    return ArchiveExistsError(f"an archive must have a new name: {path} exists. Choose another name or remove it first")
 
 
 def _build(
@@ -210,17 +210,17 @@ def _create_columns(root: zarr.Group, columns: InstructionColumns, layout: Layou
 
 
 def _length_of(origin: Origin, one: NDArray[np.uint8]) -> int:
-    """How many tokens of a prompt are of that origin; -1 where any is unknown."""
+    """Return how many tokens of a prompt have this origin; -1 if any origin is unknown."""
     return -1 if (one == Origin.UNKNOWN).any() else int((one == origin).sum())
 
 
 def _origin_rows(origins: Sequence[NDArray[np.uint8]], layout: Layout) -> NDArray[np.uint8]:
-    """`token/origin`, uint8 (token,): each prompt's, then the rows that are reserved for its response."""
+    """Return `token/origin`, uint8 (token,): per instruction, the prompt's origins, then the reserved response rows."""
     rows = np.full(layout.tokens, Origin.RESPONSE, dtype=np.uint8)
     for origin, start, room, first in zip(
         origins, layout.token_start.tolist(), layout.capacity.tolist(), layout.first_position.tolist(), strict=True
     ):
-        if room and not first:  # it can run, and its prompt has rows
+        if room and not first:  # it can run, and its prompt is captured
             rows[start : start + len(origin)] = origin
     return rows
 
@@ -231,12 +231,12 @@ def _create_captured(
     rows: int,
     chunk_rows: int | None,
 ) -> None:
-    """What the worker writes: `rows` tokens, or instructions where counts are kept."""
+    """Create the arrays that the worker fills. `rows` counts tokens, or instructions in archives of counts."""
     counts = attributes.capture.granularity == "count"
     choose = choose_chunk_instructions if counts else choose_chunk_tokens
     items = captured_arrays(attributes.model, attributes.capture.granularity)
     largest = max((_bytes_of_process(item, attributes.engine) for item in items), default=1)
-    # One number of rows for all arrays: an instruction is durable when its chunks of every array are.
+    # All arrays share one chunk length: an instruction is durable once its chunks of every array are.
     chunk_rows = chunk_rows or choose(largest, rows)
     for item in items:
         chunks = (chunk_rows, *part_of_row(item, attributes.engine))
@@ -245,20 +245,20 @@ def _create_captured(
 
 
 def _bytes_of_process(item: CapturedArray, engine: EngineInfo) -> int:
-    """Bytes of a row that one process of the engine writes, all its layers together."""
+    """Return the bytes of a row that one engine process writes, over all its layers."""
     part = list(part_of_row(item, engine))
     part[0] = -(-item.row[0] // engine.pipeline_parallel_size)
     return item.row_bytes * math.prod(part) // max(1, math.prod(item.row))
 
 
 def part_of_row(item: CapturedArray, engine: EngineInfo) -> tuple[int, ...]:
-    """The part of a row that one process of the engine writes, which is what a chunk holds of it.
+    """Return the part of a row that one engine process writes; a chunk holds this part.
 
-    A tensor-parallel rank has a slice of the neuron axis, the last one; the router's rows are written by the first.
-    Pipeline stages have layers, not all as many, so that a chunk holds one layer.
+    A tensor-parallel rank writes a slice of the neuron axis (the last one); the first rank writes the router's rows.
+    Pipeline stages may differ in their number of layers, so a chunk then holds one layer.
 
     Raises:
-        InvalidInputError: the neuron axis cannot be cut into equal parts on byte borders.
+        InvalidInputError: the neuron axis cannot be split into equal parts on byte boundaries.
     """
     part = list(item.row)
     ranks = engine.tensor_parallel_size
@@ -272,7 +272,7 @@ def part_of_row(item: CapturedArray, engine: EngineInfo) -> tuple[int, ...]:
 
 
 def split_problem(neurons: int, ranks: int, what: str) -> str:
-    """The sentence for a width that tensor-parallel ranks cannot share."""
+    """Return the error message for a width that tensor-parallel ranks cannot split."""
     return (
         f"each tensor-parallel rank writes whole bytes of a mask, so a width must be a multiple of 8 × ranks; {what} "
         f"has {neurons} neurons for {ranks} ranks. Use a smaller tensor_parallel_size"
@@ -310,8 +310,8 @@ def _create_array(
     attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     unit = {"unit": spec.unit} if spec.unit else {}
-    if storage.separator == "/":  # no chunk that comes later needs a folder
-        assert isinstance(root.store, DurableStore)  # noqa: S101  (create_archive gives one)
+    if storage.separator == "/":  # made now, so that no later chunk needs a new folder
+        assert isinstance(root.store, DurableStore)  # noqa: S101  (create_archive passes one)
         make_folder(root.store.root / spec.name / "c", within=root.store.root)
     return root.create_array(
         spec.name,

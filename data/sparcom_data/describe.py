@@ -1,4 +1,4 @@
-"""Describes archives in words: the repr of an archive, and the states of its instructions."""
+"""Text descriptions of archives: their repr, and the number of instructions per state."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ ReadState = Callable[[], NDArray[np.uint8]]
 
 
 def described(path: str, attributes: ArchiveAttributes, read_state: ReadState) -> str:
-    """Return the repr of an archive. It reads no more than `read_state` does, and never raises."""
+    """Return the repr of an archive. Reads only what `read_state` reads, and never raises."""
     return f"<Archive {archive_name(path)}: {', '.join(_facts(attributes, read_state))}>"
 
 
 def described_html(path: str, attributes: ArchiveAttributes, read_state: ReadState) -> str:
-    """Return the repr of an archive for a notebook; otherwise as `described`."""
+    """Return the HTML repr of an archive for notebooks; otherwise as `described`."""
     items = "".join(f"<li>{escape(fact)}</li>" for fact in _facts(attributes, read_state))
     return f"<b>Archive {escape(path)}</b><ul style='margin:0'>{items}</ul>"
 
 
 def archive_name(path: str) -> str:
-    """Return the name of the folder, or of the archive on its server."""
+    """Return the name of the archive's folder, or its name on the server."""
     if "://" not in path:
         return Path(path).absolute().name
     return PurePath(path.removesuffix("/").removesuffix("/zarr")).name
 
 
 def _facts(attributes: ArchiveAttributes, read_state: ReadState) -> Iterator[str]:
-    """Yield the model, the instructions and what was captured, in words."""
+    """Yield phrases on the model, the instructions and the captured arrays."""
     model, capture = attributes.model, attributes.capture
     yield model.id.rstrip("/").rpartition("/")[2]
     try:
         state = read_state()
         yield f"{int((state == State.COMPLETE).sum()):,}/{len(state):,} instructions complete"
-    except Exception:  # noqa: BLE001  (an archive that is damaged, removed or out of reach still has a name)
+    except Exception:  # noqa: BLE001  (a damaged, removed or unreachable archive still has a name)
         yield "instructions unreadable"
     if "neuron" in capture.components:
         yield f"{_count(len(model.layer_ids), 'layer')} × {model.neurons:,} neurons"
@@ -52,7 +52,7 @@ def _facts(attributes: ArchiveAttributes, read_state: ReadState) -> Iterator[str
         if "shared_expert_neuron" in capture.components:
             yield f"{layers} × {moe.shared_neurons:,} neurons of shared experts"
         if "router" in capture.components:
-            yield "router choices"
+            yield "top-k experts"
     what = "masks" if capture.granularity == "token" else "counts"
     yield f"{what} of {'prompt and response' if capture.positions == 'all' else capture.positions} tokens"
 
@@ -62,6 +62,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def describe_states(state: Sequence[int] | NDArray[np.uint8]) -> dict[str, int]:
-    """Return the number of instructions in each state, by the state's name in lower case."""
+    """Return the number of instructions per state, keyed by the state's name in lower case."""
     counts = np.bincount(np.asarray(state, dtype=np.int64), minlength=len(State))
     return {item.name.lower(): int(counts[item]) for item in State}

@@ -1,7 +1,7 @@
-"""Every error that the project raises on purpose.
+"""All errors that the project raises on purpose.
 
-A message says the rule, the value that broke it and the remedy, in that order. The classes exist so that callers can
-tell kinds of failure apart (the server maps each to an HTTP status in one table); they carry no other logic.
+Each message states the rule, the value that broke it and the remedy, in that order. The classes let callers tell
+failures apart; one table in the server maps each to an HTTP status. They carry no other logic.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ MAX_PROBLEMS = 100
 
 
 class SparcomError(Exception):
-    """Base of all errors whose message is meant for the user, without a traceback."""
+    """Base class of errors whose message is shown to the user without a traceback."""
 
 
 class InvalidInputError(SparcomError):
-    """Input that breaks one or more rules. `problems` lists the first 100 and says how many more there are.
+    """The input breaks one or more rules. `problems` lists the first 100, then the number of those left out.
 
     Args:
-        problems: one sentence per problem, or the only one.
-        total: how many problems there are, where `problems` holds only the first of them.
+        problems: one sentence per problem, or a single sentence.
+        total: number of all problems, if `problems` holds only the first of them.
     """
 
     def __init__(self, problems: Sequence[str] | str, total: int | None = None) -> None:
@@ -33,19 +33,19 @@ class InvalidInputError(SparcomError):
 
 
 class UnknownModelError(SparcomError):
-    """A model that the operator did not list."""
+    """The operator did not list this model."""
 
 
 class ModelUnavailableError(SparcomError):
-    """A model could not be fetched, converted or made."""
+    """A model could not be fetched, converted or created."""
 
 
 class TrainingFailedError(SparcomError):
-    """Training ran but made no usable model: the loss did not fall or is not a number, or memory did not suffice."""
+    """Training gave no usable model: the loss did not fall or is not a number, or memory ran out."""
 
 
 class UnsupportedModelError(SparcomError):
-    """A model, engine version or parallel layout whose neurons cannot be captured."""
+    """Neurons cannot be captured with this model, engine version or parallel layout."""
 
 
 class EngineError(SparcomError):
@@ -61,23 +61,23 @@ class JobStateError(SparcomError):
 
 
 class ArchiveError(SparcomError):
-    """Base of what can be wrong with an archive."""
+    """Base class of archive errors."""
 
 
 class ArchiveNotFoundError(ArchiveError):
-    """Nothing is at the archive's address."""
+    """No archive exists at this path or address."""
 
 
 class ArchiveExistsError(ArchiveError):
-    """An archive of that name exists already."""
+    """An archive of this name already exists."""
 
 
 class NotAnArchiveError(ArchiveError):
-    """Something is there, but it is no SPARCOM archive."""
+    """The path or address holds something other than a SPARCOM archive."""
 
 
 class NewerFormatError(ArchiveError):
-    """The archive was written by a later version of the format."""
+    """The archive has a later format version than this release reads."""
 
 
 class DamagedArchiveError(ArchiveError):
@@ -85,11 +85,11 @@ class DamagedArchiveError(ArchiveError):
 
 
 class IncompleteArchiveError(ArchiveError):
-    """The archive holds too few complete instructions for what was asked."""
+    """The archive holds too few complete instructions for the request."""
 
 
 class UnsupportedArchiveError(ArchiveError):
-    """The archive is sound, but of a kind that this release cannot use for what was asked."""
+    """The archive is valid, but its kind does not support the request."""
 
 
 class StorageError(SparcomError):

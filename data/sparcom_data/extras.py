@@ -1,4 +1,4 @@
-"""Says how to install an optional part (an extra) of SPARCOM, from where this installation came."""
+"""The pip command that installs an extra of SPARCOM from the origin of this installation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 
 def install_command(extra: str) -> str:
-    """Return the pip command that adds `extra`, or several, separated by commas.
+    """Return the pip command that installs `extra`: one name, or several separated by commas.
 
-    PEP 610 records where the installation came from. SPARCOM is on no package index: `pip install sparcom[analysis]`
+    PEP 610 records the origin of an installation. SPARCOM is on no package index, so `pip install sparcom[analysis]`
     would find nothing.
     """
     origin = _origin()
@@ -27,7 +27,7 @@ def install_command(extra: str) -> str:
 
 
 def _origin() -> dict[str, Any]:
-    """Return the parsed direct_url.json of the installation; empty where there is none."""
+    """Return the parsed direct_url.json of the installation, empty if there is none."""
     try:
         found: dict[str, Any] = json.loads(distribution("sparcom").read_text("direct_url.json") or "{}")
     except PackageNotFoundError:

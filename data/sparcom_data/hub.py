@@ -1,4 +1,4 @@
-"""Is the Hugging Face hub there? Asked once before anything is fetched from it, models and instructions alike.
+"""Check that the Hugging Face hub can be reached, once, before models or instructions are fetched from it.
 
 Honours HF_HUB_OFFLINE and HF_ENDPOINT as huggingface_hub reads them. Fetches nothing.
 """
@@ -10,35 +10,35 @@ import urllib.error
 import urllib.request
 
 REACH_SECONDS = 5.0
-_ANSWERED = (401, 404, 410)  # what a hub that is there says of a thing that it lacks; 403 is what proxies say of hubs
+_ANSWERED = (401, 404, 410)  # a reachable hub's answers for a missing item; 403 comes from proxies that block the hub
 
 
 def hub_endpoint(endpoint: str | None = None) -> str:
-    """The hub's address: the given one, else what huggingface_hub is set to."""
+    """Return the hub's address: `endpoint` if given, else the one that huggingface_hub is configured with."""
     from huggingface_hub import constants
 
     return (endpoint or constants.ENDPOINT).rstrip("/")
 
 
 def why_unreachable(url: str, base: str) -> str:
-    """Why the hub at `base` cannot be asked for `url`, in a sentence, within five seconds; empty where it can be."""
+    """Return one sentence on why the hub at `base` cannot serve `url`, empty if it can. Takes at most five seconds."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, so the Hugging Face hub is not asked."
+        return "HF_HUB_OFFLINE is set, so the Hugging Face hub is not contacted."
     problem = _problem(url)
     return f"The Hugging Face hub ({base}) cannot be reached: {problem}." if problem else ""
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What a broken download raises: OSError, or the base error of whichever HTTP client the hub's package uses."""
+    """Return the errors that a broken download raises: OSError and the base error of huggingface_hub's HTTP client."""
     from huggingface_hub import errors
 
     return (OSError, *(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"))
 
 
 def _problem(url: str) -> str:
-    """Why the request fails, or nothing. Runs beside us: a name look-up has no time-out of its own."""
+    """Return why the request fails, or "". Asks in a thread: a name look-up has no time-out of its own."""
     outcome = [f"no answer within {REACH_SECONDS:.0f} seconds"]
     asking = threading.Thread(target=_ask, args=(url, outcome), daemon=True)
     asking.start()

@@ -1,4 +1,4 @@
-"""How far an extraction is: a snapshot that the extractor makes and that clients see."""
+"""Progress of an extraction: a snapshot that the extractor takes and clients see."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Counts of instructions and prompt or response rows; a row is one token.
+    """Counts of instructions and of rows; a row is one prompt or response token.
 
-    `complete` counts what is durable on disk. `tokens` is the number of rows planned, `tokens_done` the rows of
-    complete instructions. `seconds_left` is None until there is a rate to go by, and once the extraction has ended.
-    `storage_wait_seconds` is how long the engine stood still because storage was slower than the model.
+    `complete` counts instructions that are durable on disk. `tokens` counts the planned rows, `tokens_done` the rows of
+    complete instructions. `seconds_left` is None until a rate is known and after the extraction has ended.
+    `storage_wait_seconds` is the time that the engine waited because storage was slower than the model.
     """
 
     instructions: int = 0
@@ -27,5 +27,5 @@ class Progress:
 
     @property
     def settled(self) -> int:
-        """Instructions that are in a final state."""
+        """Number of instructions in a final state."""
         return self.complete + self.failed + self.cancelled

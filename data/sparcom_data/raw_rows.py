@@ -1,13 +1,13 @@
-"""Rows of a local array whose chunks are raw bytes, read straight into the caller's memory.
+"""Fast reads of local arrays with raw-byte chunks, straight into the caller's memory.
 
-    1. raw_rows    from the metadata alone: is every step from file to memory known? Chunks of whole rows, in files of a
-                   local folder, that hold the numbers as memory does, with or without a CRC32C behind them
-    2. read_into   for each chunk one `preadv`: rows that are wanted into the caller's memory, those around them, which
-                   the checksum covers too, into memory of their own; then the checksum is compared
+    1. raw_rows    decides from the metadata alone whether the fast path applies: chunks of whole rows, in files of a
+                   local folder, in native byte order, with or without a CRC32C at their end
+    2. read_into   calls `preadv` once per chunk: requested rows go into the caller's memory; the rows around them,
+                   which the checksum covers too, go into scratch memory; then it compares the checksum
 
-It knows success alone. Whatever is not as it must be (a file that is missing, is none, has another size, or does not
-match its checksum) it does not judge: it says no, and who asked reads through zarr, which finds the words. So it can
-never take what zarr refuses, and what is wrong with a chunk is said in one place. It knows nothing of archives.
+The fast path never diagnoses. If a chunk is missing, is no regular file, has another size or fails its checksum, it
+returns False. The caller then reads through zarr, which raises the error. So the fast path accepts nothing that zarr
+refuses, and all errors come from one function.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 CRC_BYTES = 4
-RAW_KINDS = "iuf"  # of dtypes whose memory is their bytes, any of which stands for a number
+RAW_KINDS = "iuf"  # dtypes whose memory is their file bytes, every pattern of which is a number
 _KNOWN_STEPS = (["bytes"], ["bytes", "crc32c"])
 
 
 @dataclass(frozen=True, slots=True)
 class RawRows:
-    """How such an array lies on disk. key: the name below `folder` of the chunk with these indices."""
+    """Disk layout of such an array. key: maps chunk indices to the file's name below `folder`."""
 
     folder: Path
     key: Callable[[tuple[int, ...]], str]
@@ -52,10 +52,10 @@ class RawRows:
         """Read rows [start, start + len(out)), which must be within the array.
 
         Args:
-            out: this dtype (rows, *row), C-contiguous; holds anything where the answer is no.
+            out: this dtype (rows, *row), C-contiguous; undefined contents if the result is False.
 
         Returns:
-            Whether every chunk was there with its right size and its right checksum.
+            True if every chunk was present with the right size and checksum.
         """
         wanted = out.reshape(-1).view(np.uint8)
         if not len(out):
@@ -71,7 +71,7 @@ class RawRows:
         return True
 
     def _read_chunk(self, number: int, offset: int, part: NDArray[np.uint8]) -> bool:
-        """Bytes [offset, offset + len(part)) of a chunk's rows."""
+        """Read bytes [offset, offset + len(part)) of a chunk's rows."""
         size = self.chunk_rows * self.row_bytes
         path = self.folder / self.key((number, *(0 for _ in self.row)))
         if not self.checked:
@@ -82,7 +82,7 @@ class RawRows:
 
 
 def raw_rows(array: zarr.Array[Any]) -> RawRows | None:
-    """How to read an array past zarr; None where anything about it is unknown here."""
+    """Return how to read an array without zarr; None if any of its properties is unknown here."""
     if type(array.store) is not LocalStore or array.metadata.zarr_format != 3 or not hasattr(os, "preadv"):
         return None
     facts, dtype = array.metadata.to_dict(), array.dtype
@@ -106,12 +106,12 @@ def raw_rows(array: zarr.Array[Any]) -> RawRows | None:
 
 
 def _whole_rows(array: zarr.Array[Any]) -> bool:
-    """Whether a chunk has rows as the array has them, and a row has bytes."""
+    """Return whether chunks hold whole rows, and rows have at least one byte."""
     return array.ndim > 0 and array.chunks[1:] == array.shape[1:] and math.prod(array.chunks) > 0
 
 
 def _crc32c(parts: list[NDArray[np.uint8]]) -> bytes:
-    """The checksum of the parts one after the other, as Zarr's `crc32c` codec stores it."""
+    """Return the checksum of the concatenated parts, as Zarr's `crc32c` codec stores it."""
     checksum = 0
     for part in parts:
         checksum = google_crc32c.extend(checksum, part)
@@ -119,9 +119,9 @@ def _crc32c(parts: list[NDArray[np.uint8]]) -> bytes:
 
 
 def _read_file(path: Path, size: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:
-    """Fill the parts from the offset on; False where there is no plain file of that size, or it does not give them."""
+    """Fill the parts from the offset on; return False if no regular file of that size exists or the read fails."""
     try:
-        # O_NONBLOCK: opening a pipe that stands in a chunk's place would wait for a writer
+        # O_NONBLOCK: opening a pipe in a chunk's place would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
@@ -135,7 +135,7 @@ def _read_file(path: Path, size: int, offset: int, parts: list[NDArray[np.uint8]
 
 
 def _fill(descriptor: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:
-    """Read until every part is full; False where the file ends before. One call may give less than was asked for."""
+    """Read until every part is full; return False if the file ends first. One call may return less than asked."""
     left = [part.data for part in parts if len(part)]
     while left:
         got = os.preadv(descriptor, left, offset)

@@ -1,4 +1,4 @@
-"""Small valid archives of random masks or counts, for the tests of this project and of code that reads archives."""
+"""Small valid archives of random masks or counts, for tests of this project and of other readers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def random_attributes(
     granularity: Granularity = "token",
     moe: MoeInfo | None = None,
 ) -> ArchiveAttributes:
-    """Attributes of an archive that no engine wrote: so many dense layers, then those of `moe`."""
+    """Return attributes for an archive written without an engine: `layers` dense layers, then those of `moe`."""
     model = ModelInfo(
         id="random",
         architecture="RandomForTests",
@@ -75,14 +75,14 @@ def write_random_archive(
     origins: bool = False,
     sources: Sequence[str] = ("random",),
 ) -> NDArray[Any]:
-    """Write an archive of random masks and token ids; instructions in `failed` are stored as failed. `origins`: say
-    where each token comes from, at random. `sources`: of the instructions, in turn.
+    """Write an archive of random masks and token ids; instructions in `failed` are stored as failed. `origins`: store
+    random token origins. `sources`: assigned to the instructions in turn.
 
-    The same arguments with the other granularity give its twin: the counts of the same masks.
+    The same arguments with granularity `count` give the counts of the same masks.
 
     Returns:
-        bool (tokens, layer, neuron): the masks that were written; or, for granularity `count`, uint32
-        (instruction, layer, neuron): the counts, 0 for what failed.
+        The written masks, bool (tokens, layer, neuron); for granularity `count` the counts, uint32
+        (instruction, layer, neuron), 0 for failed instructions.
     """
     rng = np.random.default_rng(seed)
     attributes = random_attributes(layers, neurons, granularity=granularity)
@@ -100,7 +100,7 @@ def write_random_archive(
 
 @dataclass(frozen=True, slots=True)
 class MoeTruth:
-    """What was written to an archive of a mixture of experts.
+    """Values written to an archive of an MoE model.
 
     masks: bool (tokens, layer, neuron). expert: uint16, weight: float32 (tokens, moe_layer, choice). expert_active:
     bool (tokens, moe_layer, choice, neuron). shared_active: bool (tokens, moe_layer, neuron).
@@ -135,8 +135,8 @@ def write_random_moe_archive(
     origins: bool = False,
     sources: Sequence[str] = ("random",),
 ) -> MoeTruth:
-    """Write an archive of a model with dense layers, then mixture-of-experts layers; values are random, the experts'
-    weights fall from choice to choice. The same arguments with the other granularity give its twin, the counts.
+    """Write an archive of a model with dense layers, then MoE layers. Values are random; the top-k experts are ordered
+    by descending weight. The same arguments with granularity `count` give the counts of the same masks.
     """
     rng = np.random.default_rng(seed)
     moe = MoeInfo(
@@ -217,7 +217,7 @@ def _create(
 
 
 def _random_origins(lengths: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Content, template and special tokens; the first token of each prompt is content."""
+    """Return random origins: content, template and special tokens; the first token of each prompt is content."""
     rng = np.random.default_rng(1)
     found = [rng.choice(3, size=length, p=(0.5, 0.3, 0.2)).astype(np.uint8) for length in lengths.tolist()]
     for one in found:
@@ -243,14 +243,14 @@ def _commit(path: Path, layout: Layout, failed: Sequence[int], rng: np.random.Ge
 
 
 def count_masks(masks: NDArray[np.bool_], layout: Layout) -> NDArray[np.uint32]:
-    """The counts of masks, bool (tokens, layer, neuron): uint32 (instruction, layer, neuron), over all rows of each."""
+    """Sum masks, bool (tokens, layer, neuron), over each instruction's rows: uint32 (instruction, layer, neuron)."""
     stops = layout.token_start + layout.capacity
     sums = [masks[start:stop].sum(axis=0) for start, stop in zip(layout.token_start, stops, strict=True)]
     return np.array(sums, dtype=np.uint32).reshape(len(sums), *masks.shape[1:])
 
 
 def fill_array(path: Path, name: str, values: NDArray[Any]) -> None:
-    """Write all values of an array with plain zarr, chunks of zeros included: zarr leaves those out by itself."""
+    """Write all values of an array with plain zarr, including chunks of zeros, which zarr omits by default."""
     array = zarr.open_group(DurableStore(path), mode="r+")[name]
     assert isinstance(array, zarr.Array)  # noqa: S101
     array.with_config({"write_empty_chunks": True})[:] = values

@@ -1,4 +1,4 @@
-"""HexaInst: the instruction set of the paper's six categories, how it is built, checked, and judged by people.
+"""HexaInst, the instruction set of the paper's six categories: build it, check it, and have people judge it.
 
-categories ─▶ synthetic (ours) + sources ─▶ natural (drawn) ─▶ build ─▶ JSON lines ─▶ check, annotate ─▶ agreement
+synthetic half (shipped) + natural half (drawn from sources) ─▶ build ─▶ JSON Lines ─▶ check, annotate ─▶ agreement
 """

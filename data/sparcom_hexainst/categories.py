@@ -1,4 +1,4 @@
-"""The six categories of HexaInst: their short names, in the order of every table, and what an item of each asks for."""
+"""The six categories of HexaInst: short names, in the order of every table, and the task of each."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ CATEGORIES = {
     "SUM": "summarisation: condense a text that the instruction brings",
 }
 HALVES = ("synthetic", "natural")
-ITEMS = 100  # of one category in one half
+ITEMS = 100  # per category and half

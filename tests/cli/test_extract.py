@@ -110,9 +110,9 @@ def test_an_output_that_exists_is_left_alone(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-tokens", "5"], "max_tokens must be 0 where positions is 'prompt'; it is 5"),
-        (["--positions", "all"], "max_tokens must be at least 1 where positions is 'all'"),
-        (["--positions", "response"], "max_tokens must be at least 1 where positions is 'response'"),
+        (["--max-tokens", "5"], "max_tokens must be 0 if positions is 'prompt'; it is 5"),
+        (["--positions", "all"], "max_tokens must be at least 1 if positions is 'all'"),
+        (["--positions", "response"], "max_tokens must be at least 1 if positions is 'response'"),
         (["--positions", "all", "--max-tokens", "-1"], "max_tokens"),
         (["--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16; it is 'int8'"),
     ],

@@ -1,4 +1,4 @@
-"""Archives of random masks with their truth, and a way to damage them that knows nothing of our own code."""
+"""Archives of random masks with their ground truth, and tools to damage them with plain zarr only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparcom_data.testing import write_random_archive
 
 @dataclass(frozen=True)
 class Sample:
-    """An archive on disk and what was written: masks, bool (tokens, layer, neuron), or counts, uint32
+    """An archive on disk and the written values: masks, bool (tokens, layer, neuron), or counts, uint32
     (instruction, layer, neuron)."""
 
     path: Path
@@ -30,35 +30,35 @@ class Sample:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Ten instructions, number 3 failed, three layers of 20 neurons, chunks of 8 rows. Not to be changed."""
+    """Ten instructions, number 3 failed; three layers of 20 neurons; chunks of 8 rows. Read-only for tests."""
     path = tmp_path_factory.mktemp("pristine") / "sample.zarr"
     return Sample(path, write_random_archive(path, failed=(3,)))
 
 
 @pytest.fixture
 def sample(pristine: Sample, tmp_path: Path) -> Sample:
-    """A copy of that archive: syncing every file of a new one for each test takes longer than the tests."""
+    """Copy of `pristine`: syncing every file of a new archive per test would take longer than the tests."""
     shutil.copytree(pristine.path, tmp_path / "sample.zarr")
     return Sample(tmp_path / "sample.zarr", pristine.truth)
 
 
 @pytest.fixture(scope="session")
 def pristine_counts(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """The twin of `pristine` that holds counts, in chunks of four instructions. Not to be changed."""
+    """Like `pristine`, but with counts, in chunks of four instructions. Read-only for tests."""
     path = tmp_path_factory.mktemp("counts") / "sample.zarr"
     return Sample(path, write_random_archive(path, failed=(3,), granularity="count"))
 
 
 @pytest.fixture
 def counted(pristine_counts: Sample, tmp_path: Path) -> Sample:
-    """A copy of that archive."""
+    """Copy of `pristine_counts`."""
     shutil.copytree(pristine_counts.path, tmp_path / "counted.zarr")
     return Sample(tmp_path / "counted.zarr", pristine_counts.truth)
 
 
 @pytest.fixture
 def put() -> Callable[..., None]:
-    """`put(path, array, index, value)`: change values of an archive with plain zarr."""
+    """Return `put(path, array, index, value)`, which changes values of an archive with plain zarr."""
 
     def put(path: Path, name: str, index: Any, value: object) -> None:
         array = zarr.open_array(path / name, mode="r+")
@@ -69,7 +69,7 @@ def put() -> Callable[..., None]:
 
 @pytest.fixture
 def tree() -> Callable[[Path], dict[str, bytes]]:
-    """`tree(folder)`: every file below a folder with its bytes."""
+    """Return `tree(folder)`, which maps every file below a folder to its bytes."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -79,7 +79,7 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture
 def columns() -> Callable[..., InstructionColumns]:
-    """`columns(n)`: the columns of n instructions i0, i1, …; further columns as given."""
+    """Return `columns(n)`, which gives columns of n instructions i0, i1, …; keywords override columns."""
 
     def make(count: int, **given: list[str]) -> InstructionColumns:
         values = {name: [""] * count for name in ("category", "source", "text", "error")}
@@ -89,20 +89,20 @@ def columns() -> Callable[..., InstructionColumns]:
 
 
 class WriteLog:
-    """Every durable write, in order; from write number `fail_at` on (counted from 0) the disk is full."""
+    """Log of durable writes, in order; from write number `fail_at` on (counted from 0) the disk is full."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []
         self.fail_at: int | None = None
 
     def restart(self, fail_at: int | None = None) -> None:
-        """Count from 0 again."""
+        """Clear the log and count from 0 again."""
         self.paths, self.fail_at = [], fail_at
 
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> WriteLog:
-    """The log of writes; a write that must fail fails in the operating system's call, after the file was opened."""
+    """Log of all writes; a failing write fails in the system call, after the file was opened."""
     log, real_write, real_bytes = WriteLog(), storage.write_durably, storage._write_all
     here = threading.local()  # zarr writes on several threads
 

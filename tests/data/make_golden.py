@@ -1,7 +1,7 @@
-"""Writes tests/data/golden/v1.zarr and its twin of counts, the archives that every later release must still read.
+"""Write tests/data/golden/v1.zarr and v1-count.zarr, the archives that every later release must still read.
 
-Run once for a format version: `python tests/data/make_golden.py`. It refuses to replace what is there: an archive that
-this release wrote itself proves nothing about old ones. The constants of test_golden.py belong to the committed files.
+Run once per format version: `python tests/data/make_golden.py`. It never replaces existing archives: one written by
+this release proves nothing about old ones. The constants of test_golden.py belong to the committed files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESPONSES = ["", "", "", "はい", "", ""]
 
 
 def make_golden(path: Path, granularity: Granularity) -> None:
-    """Six instructions of two categories, number 4 failed; two layers of 11 neurons; chunks of 8 rows, 4 counts."""
+    """Write six instructions in two categories, number 4 failed: two layers, 11 neurons; chunks of 8 rows, 4 counts."""
     write_random_archive(
         path, per_category=3, layers=2, neurons=11, seed=20260101, failed=(4,), granularity=granularity
     )
@@ -35,6 +35,6 @@ def make_golden(path: Path, granularity: Granularity) -> None:
 if __name__ == "__main__":
     missing = {path: granularity for path, granularity in GOLDEN.items() if not path.exists()}
     if not missing:
-        raise SystemExit(f"{', '.join(map(str, GOLDEN))} exist and are kept")
+        raise SystemExit(f"{', '.join(map(str, GOLDEN))} already exist and are never replaced")
     for path, granularity in missing.items():
         make_golden(path, granularity)

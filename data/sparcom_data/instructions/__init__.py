@@ -1,8 +1,8 @@
-"""Instructions: one line of a file of JSON lines, one item of a REST batch. `instruction_files` reads other files.
+"""Instructions: one line of a JSON Lines file, or one item of a REST batch. `files` reads other formats.
 
-Three ways to say what the model reads: `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
-Validation reports every problem of a batch at once, each with the place, the field, the rule and the value.
-It does not know tokenizers or models: a prompt that is too long is found later, where the context length is known.
+The model's input is given as `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
+Validation reports every problem of a batch at once, each with its location, field, rule and value.
+It uses no tokenizer or model: prompts that are too long are found later, once the context length is known.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.strict import StrictModel
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
-MAX_METADATA_DEPTH = 100  # pydantic cannot write what is nested 255 deep
+MAX_METADATA_DEPTH = 100  # pydantic cannot serialize objects nested 255 deep
 
 
 def _encodable(value: str) -> str:
-    """JSON can spell half of a surrogate pair (\\ud800); archives are UTF-8, which cannot."""
+    """Refuse lone surrogates: JSON can spell half of a surrogate pair (\\ud800), UTF-8 in archives cannot."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -49,7 +49,7 @@ def _encodable_metadata(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inner(value: Any) -> list[Any]:
-    """The objects and lists directly inside one."""
+    """Return the objects and lists directly inside `value`."""
     values = value.values() if isinstance(value, dict) else value
     return [inner for inner in values if isinstance(inner, dict | list)]
 
@@ -68,16 +68,16 @@ class Message(StrictModel):
 
 
 class Instruction(StrictModel):
-    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given and none may be empty.
+    """One instruction. Exactly one of `text`, `messages` and `token_ids` is given, and it may not be empty.
 
-    `license`, `half` and `sha256` are what data sets say of their items; they are accepted and not stored in archives.
-    Anything else belongs under `metadata`: an unknown field is refused, since it may be a known one misspelt.
+    Data sets record `license`, `half` and `sha256` of their items; they are accepted but not stored in archives. Other
+    facts belong under `metadata`. An unknown field is refused, since it may be a misspelt known one.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=512), UNICODE]
     text: Text | None = None
     messages: Annotated[tuple[Message, ...] | None, FailFast()] = None
-    token_ids: Annotated[tuple[_TokenId, ...] | None, FailFast()] = None  # one of a million bad ids is named
+    token_ids: Annotated[tuple[_TokenId, ...] | None, FailFast()] = None  # of a million bad ids, one is named
     category: Text = ""
     source: Text = ""
     metadata: Metadata | None = None
@@ -98,18 +98,18 @@ class Instruction(StrictModel):
 
     @property
     def readable(self) -> str:
-        """What a person would read: the text, or the turns of a conversation; empty for token ids."""
+        """Human-readable content: the text, or the turns of a conversation; empty for token ids."""
         if self.messages is not None:
             return "\n\n".join(message.content for message in self.messages)
         return self.text or ""
 
 
 def text_sha256(text: str) -> str:
-    """SHA-256 of a text's UTF-8 bytes, in hexadecimal: the `sha256` of an instruction."""
+    """Return the SHA-256 of a text's UTF-8 bytes, in hexadecimal: the `sha256` of an instruction."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Names that other data sets give to what is `text` here.
+# Other data sets' names for the field `text`.
 _NAMES_OF_TEXT = frozenset({"prompt", "instruction", "question", "content", "input", "query", "sentence", "user"})
 
 
@@ -121,7 +121,7 @@ def suggest_field(name: str) -> str | None:
 
 
 def describe_validation_error(error: ValidationError, where: str) -> list[str]:
-    """One sentence for each problem pydantic found: place, field, rule, and the value where it is short."""
+    """Return one sentence per problem that pydantic found: location, field, rule, and the value if it is short."""
     lines = []
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"])
@@ -134,17 +134,17 @@ def describe_validation_error(error: ValidationError, where: str) -> list[str]:
     return lines
 
 
-def _unknown_field(place: tuple[int | str, ...]) -> str:
-    """Describe a field that does not exist, in a line of a file or in one of the `instructions` of a request."""
-    of_instruction = len(place) == 1 or (len(place) == 3 and place[0] == "instructions")
-    meant = suggest_field(str(place[-1])) if of_instruction else None
+def _unknown_field(location: tuple[int | str, ...]) -> str:
+    """Describe an unknown field, in a line of a file or in one of the `instructions` of a request."""
+    of_instruction = len(location) == 1 or (len(location) == 3 and location[0] == "instructions")
+    meant = suggest_field(str(location[-1])) if of_instruction else None
     if meant:
         return f"unknown field; did you mean {meant!r}? Facts of your own go under metadata"
     return "unknown field; check its spelling, or remove it (an instruction's own facts go under metadata)"
 
 
 def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
-    """A sentence for each id that occurs more than once."""
+    """Return one sentence per id that occurs more than once."""
     return [
         f"id must be unique within a batch: {id_!r} occurs {count} times"
         for id_, count in Counter(ids).items()
@@ -153,7 +153,7 @@ def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
 
 
 def check_batch(instructions: Sequence[Instruction]) -> None:
-    """Rules that concern the batch as a whole.
+    """Check the rules that concern the batch as a whole.
 
     Raises:
         InvalidInputError: the batch is empty or two instructions share an id.
@@ -165,7 +165,7 @@ def check_batch(instructions: Sequence[Instruction]) -> None:
 
 
 def dataset_sha256(instructions: Iterable[Instruction]) -> str:
-    """SHA-256 over the canonical JSON lines of a batch: fields in order, defaults left out."""
+    """Return the SHA-256 over the canonical JSON lines of a batch: fields in order, defaults omitted."""
     digest = hashlib.sha256()
     for instruction in instructions:
         digest.update(instruction.model_dump_json(exclude_defaults=True).encode() + b"\n")
@@ -174,7 +174,7 @@ def dataset_sha256(instructions: Iterable[Instruction]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadFile:
-    """A file of instructions: the valid ones by their place ("in.jsonl, line 3"), and a sentence for each problem."""
+    """Contents of a file: valid instructions, keyed by location ("in.jsonl, line 3"), and one sentence per problem."""
 
     instructions: dict[str, Instruction]
     problems: list[str]
@@ -183,7 +183,7 @@ class ReadFile:
         """Return the instructions of the file `name`.
 
         Raises:
-            InvalidInputError: naming every problem, every id that occurs twice, or that there is no instruction.
+            InvalidInputError: the file has problems, ids that occur twice, or no instruction; lists every problem.
         """
         instructions = list(self.instructions.values())
         problems = [*self.problems, *duplicate_id_problems(instruction.id for instruction in instructions)]
@@ -195,7 +195,7 @@ class ReadFile:
 
 
 def validate_records(records: Iterable[tuple[str, Any]]) -> ReadFile:
-    """Validate the records of a file. A record is its place and its fields, or the ValueError that reading it gave."""
+    """Validate the records of a file: pairs of a location and either fields or the ValueError raised in reading."""
     problems: list[str] = []
     instructions: dict[str, Instruction] = {}
     for where, record in records:
@@ -211,10 +211,10 @@ def validate_records(records: Iterable[tuple[str, Any]]) -> ReadFile:
 
 
 def read_jsonl(path: Path) -> list[Instruction]:
-    """Read an instruction file of JSON lines; blank lines are skipped.
+    """Read a JSON Lines file of instructions; skip blank lines.
 
     Raises:
-        InvalidInputError: naming every line and field that breaks a rule, or the file that cannot be read.
+        InvalidInputError: the file cannot be read, or breaks rules; lists every line and field that does.
     """
     try:
         with path.open("rb") as file:
@@ -224,7 +224,7 @@ def read_jsonl(path: Path) -> list[Instruction]:
 
 
 def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the value, or the error, of each line that is not blank."""
+    """Yield the location and the value, or the error, of each line that is not blank."""
     for number, raw in enumerate(lines, start=1):
         line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         if line.strip():
@@ -232,7 +232,7 @@ def json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def parse_json(text: bytes) -> Any:
-    """Return the value, or a ValueError that says what is wrong."""
+    """Return the value, or a ValueError that describes the problem."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""Reads a file of instructions: JSON lines, one JSON array, or CSV; `-` is standard input.
+"""Read a file of instructions: JSON Lines, one JSON array, or CSV; `-` is standard input.
 
-The name's ending says which (.jsonl, .ndjson, .csv); where it does not, the first character does: `{` begins JSON
-lines, `[` an array, anything else CSV. Every problem is reported at once, with its line, item or row.
+The suffix decides the format (.jsonl, .ndjson, .csv), otherwise the first character: `{` begins JSON Lines, `[` an
+array, anything else CSV. Every problem is reported at once, with its line, item or row.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def read_instructions(path: Path) -> list[Instruction]:
     """Read the instructions of a file.
 
     Raises:
-        InvalidInputError: naming every place and field that breaks a rule, or the file that cannot be read.
+        InvalidInputError: the file cannot be read, or breaks rules; lists every location and field that does.
     """
     return read_file(path).require_all(display_name(path))
 
 
 def read_file(path: Path) -> ReadFile:
-    """Read what a file holds, good or bad.
+    """Read the valid instructions and the problems of a file.
 
     Raises:
         InvalidInputError: the file cannot be read.
@@ -53,12 +53,12 @@ def read_file(path: Path) -> ReadFile:
 
 
 def display_name(path: Path, *, short: bool = False) -> str:
-    """Return what messages call the file."""
+    """Return the file's name for messages."""
     return "standard input" if path == STDIN else path.name if short else str(path)
 
 
 def default_dataset_name(path: Path) -> str:
-    """Return the name of a data set that the user did not name."""
+    """Return the default name of a data set."""
     return "stdin" if path == STDIN else path.stem
 
 
@@ -76,7 +76,7 @@ def _records(name: str, suffix: str, content: bytes) -> Iterator[tuple[str, Any]
 
 
 def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a JSON array, counted from 1."""
+    """Yield the items of a JSON array, numbered from 1."""
     if isinstance(value, ValueError):
         yield name, value
     else:
@@ -84,14 +84,14 @@ def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of CSV, counted as a spreadsheet does: the header is row 1. Empty rows are skipped."""
+    """Yield the rows of CSV, numbered as in a spreadsheet: the header is row 1. Empty rows are skipped."""
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         yield name, ValueError(f"not UTF-8 text: byte {error.start + 1} cannot be decoded")
         return
     lines = io.StringIO(text, newline="").readlines()
-    # Spreadsheets of some countries separate by semicolons.
+    # Spreadsheets in some locales separate cells by semicolons.
     delimiter = max(",;\t", key=lines[0].count) if lines else ","
     header: list[str] = []
     for number, row in _numbered(csv.reader(lines, delimiter=delimiter, strict=True)):
@@ -115,7 +115,7 @@ def _numbered(rows: Iterable[list[str]]) -> Iterator[tuple[int, list[str] | Valu
     try:
         for number, row in enumerate(rows, start=1):
             yield number, row
-    except csv.Error as error:  # what follows cannot be told apart
+    except csv.Error as error:  # later rows cannot be separated
         yield number + 1, ValueError(f"not CSV: {error}. Put cells that hold quotes or line ends in double quotes")
 
 
@@ -139,7 +139,7 @@ def _with_suggestion(column: str) -> str:
 
 
 def _fields(header: Sequence[str], row: Sequence[str]) -> Any:
-    """Return the fields of a row; an empty cell is a field that is not given."""
+    """Return the fields of a row; an empty cell is an omitted field."""
     if len(row) != len(header):
         return ValueError(f"a row has one cell for each of the {len(header)} columns; this one has {len(row)}")
     fields: dict[str, Any] = {}

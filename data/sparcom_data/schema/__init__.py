@@ -1,9 +1,9 @@
-"""The arrays of an archive: name, dtype, dimensions, fill value, description. One place, read by writer and checks.
+"""Arrays of an archive: name, dtype, dimensions, fill value and description. Writer and checks share them.
 
-Which arrays an archive has depends on its granularity and on its model. `token` has the token axis and masks on it,
-`count` has the sums over each instruction's rows in their place. Dense FFN layers, routers, the experts they choose and
-shared experts are components with arrays of their own; `captured_arrays` lists those of a model. Fill values are chosen
-so that what was never written is told from data: token ids and positions are -1, experts 65535, weights NaN.
+Granularity and model decide which arrays an archive has. `token` archives have a token axis with masks on it; `count`
+archives have sums over each instruction's rows instead. Dense FFN layers, routers, routed experts and shared experts
+are components with arrays of their own; `captured_arrays` lists those of a model. Fill values distinguish unwritten
+entries from data: token ids and positions are -1, experts 65535, weights NaN.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 from sparcom_data.schema.metadata import Component, Granularity, ModelInfo
 
-NO_EXPERT = 65_535  # in router/expert: nothing was written
+NO_EXPERT = 65_535  # fill value of router/expert
 
 
 class State(IntEnum):
-    """`instruction/state`."""
+    """Values of `instruction/state`."""
 
     PENDING = 0
     COMPLETE = 1
@@ -29,7 +29,7 @@ class State(IntEnum):
 
 
 class Origin(IntEnum):
-    """`token/origin`: who wrote a token of the prompt. UNKNOWN: nobody could prove it."""
+    """Values of `token/origin`: where a token comes from. UNKNOWN if it could not be proved."""
 
     CONTENT = 0
     TEMPLATE = 1
@@ -55,22 +55,22 @@ _TOKEN = ("token",)
 
 INSTRUCTION_ARRAYS = (
     ArraySpec("instruction/id", "string", _INSTRUCTION, "", "Unique name of the instruction."),
-    ArraySpec("instruction/category", "string", _INSTRUCTION, "", "Category, empty where none was given."),
+    ArraySpec("instruction/category", "string", _INSTRUCTION, "", "Category; empty if none was given."),
     ArraySpec("instruction/source", "string", _INSTRUCTION, "", "Where the instruction comes from."),
     ArraySpec(
         "instruction/text",
         "string",
         _INSTRUCTION,
         "",
-        "Exactly what was tokenised, after the prompt format was applied; empty where token ids were given.",
+        "Exact text that was tokenised, after the prompt format was applied; empty if token ids were given.",
     ),
-    ArraySpec("instruction/response", "string", _INSTRUCTION, "", "Generated text, empty where nothing was asked."),
+    ArraySpec("instruction/response", "string", _INSTRUCTION, "", "Generated text; empty if none was requested."),
     ArraySpec(
         "instruction/token_start",
         "int64",
         _INSTRUCTION,
         0,
-        "First row of the instruction on the token axis; where counts are kept instead of rows, the row it would have.",
+        "First row of the instruction on the token axis; in archives of counts, the row that it would have.",
         "row",
     ),
     ArraySpec("instruction/prompt_length", "int32", _INSTRUCTION, 0, "T of the paper: prompt tokens.", "token"),
@@ -79,7 +79,7 @@ INSTRUCTION_ARRAYS = (
         "int32",
         _INSTRUCTION,
         0,
-        "Rows that hold data, from token_start on, or that were counted; 0 until the instruction is complete.",
+        "Number of rows with data from token_start on, or of rows counted; 0 until the instruction is complete.",
         "token",
     ),
     ArraySpec(
@@ -87,19 +87,19 @@ INSTRUCTION_ARRAYS = (
         "uint8",
         _INSTRUCTION,
         0,
-        "0 pending, 1 complete, 2 failed, 3 cancelled. 1 is the commit.",
+        "0 pending, 1 complete, 2 failed, 3 cancelled. State 1 commits the instruction.",
     ),
-    ArraySpec("instruction/error", "string", _INSTRUCTION, "", "Why the instruction failed, for state 2."),
+    ArraySpec("instruction/error", "string", _INSTRUCTION, "", "Reason of the failure, for state 2."),
 )
 
 TOKEN_ARRAYS = (
-    ArraySpec("token/id", "int32", _TOKEN, -1, "Token id that the worker fed to the model; -1 was never written."),
+    ArraySpec("token/id", "int32", _TOKEN, -1, "Token id that the worker fed to the model; -1: never written."),
     ArraySpec(
         "token/position",
         "int32",
         _TOKEN,
         -1,
-        "0-based position in the sequence, from the worker; -1 never written.",
+        "0-based position in the sequence, reported by the worker; -1: never written.",
     ),
 )
 
@@ -108,7 +108,7 @@ TOKEN_ORIGIN = ArraySpec(
     "uint8",
     _TOKEN,
     int(Origin.UNKNOWN),
-    "Where the token comes from: 0 content of the instruction, 1 chat template, 2 special token outside of a template, "
+    "Origin of the token: 0 content of the instruction, 1 chat template, 2 special token outside of a template, "
     "3 response; 255 unknown.",
 )
 TEMPLATE_LENGTH = ArraySpec(
@@ -145,22 +145,21 @@ ROUTER_EXPERT = ArraySpec(
     "uint16",
     ("token", "moe_layer", "choice"),
     NO_EXPERT,
-    f"The experts that the router chooses, as it lists them, on a CPU in falling weight; {NO_EXPERT} is no data. "
-    f"{_TRUST_ROWS}",
+    f"Top-k experts in the order of the router, on CPU by descending weight; {NO_EXPERT}: no data. {_TRUST_ROWS}",
 )
 ROUTER_WEIGHT = ArraySpec(
     "router/weight",
     "float32",
     ("token", "moe_layer", "choice"),
     math.nan,
-    f"The weights with which the model combines the chosen experts; NaN is no data. {_TRUST_ROWS}",
+    f"Weights with which the model combines the top-k experts; NaN: no data. {_TRUST_ROWS}",
 )
 EXPERT_NEURON_ACTIVE = ArraySpec(
     "expert_neuron/active",
     "uint8",
     ("token", "moe_layer", "choice", "neuron_byte"),
     0,
-    f"Which neurons of the expert in that choice are active. {_PACKED}{_TRUST_ROWS}",
+    f"Which neurons of each top-k expert are active. {_PACKED}{_TRUST_ROWS}",
     "bit mask",
 )
 SHARED_EXPERT_NEURON_ACTIVE = ArraySpec(
@@ -177,7 +176,7 @@ NEURON_COUNT = ArraySpec(
     "uint32",
     ("instruction", "layer", "neuron"),
     0,
-    f"At how many of the instruction's token_length rows each neuron of the dense FFN layers is active. "
+    "Number of the instruction's token_length rows at which each neuron of the dense FFN layers is active. "
     f"{_TRUST_COUNTS}",
     "token",
 )
@@ -186,7 +185,7 @@ ROUTER_COUNT = ArraySpec(
     "uint32",
     ("instruction", "moe_layer", "expert"),
     0,
-    f"At how many of the instruction's token_length rows the router chooses each expert. {_TRUST_COUNTS}",
+    f"Number of the instruction's token_length rows whose top-k experts include each expert. {_TRUST_COUNTS}",
     "token",
 )
 EXPERT_NEURON_COUNT = ArraySpec(
@@ -194,7 +193,7 @@ EXPERT_NEURON_COUNT = ArraySpec(
     "uint32",
     ("instruction", "moe_layer", "expert", "neuron"),
     0,
-    "At how many of the instruction's token_length rows each expert is chosen and the neuron in it active. "
+    "Number of the instruction's token_length rows at which each expert is in the top k and its neuron is active. "
     f"{_TRUST_COUNTS}",
     "token",
 )
@@ -203,16 +202,17 @@ SHARED_EXPERT_NEURON_COUNT = ArraySpec(
     "uint32",
     ("instruction", "moe_layer", "neuron"),
     0,
-    f"At how many of the instruction's token_length rows each neuron of the shared experts is active. {_TRUST_COUNTS}",
+    f"Number of the instruction's token_length rows at which each neuron of the shared experts is active. "
+    f"{_TRUST_COUNTS}",
     "token",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedArray:
-    """An array that the worker writes: one row a token, or one an instruction where counts are kept.
+    """An array that the worker writes: one row per token, or one row per instruction in archives of counts.
 
-    row: shape of one row. neurons: neurons of the last axis, packed or not; 0 where it has none.
+    row: shape of one row. neurons: number of neurons on the last axis, packed or not; 0 if that axis has none.
     """
 
     component: Component
@@ -232,12 +232,12 @@ class CapturedArray:
 
     @property
     def packed(self) -> bool:
-        """Whether it holds bit masks."""
+        """Whether the array holds bit masks."""
         return self.spec.dimensions[-1] == "neuron_byte"
 
 
 def captured_arrays(model: ModelInfo, granularity: Granularity) -> tuple[CapturedArray, ...]:
-    """What the worker writes of a model, in a fixed order."""
+    """Return the arrays that the worker writes for a model, in a fixed order."""
     return _count_arrays(model) if granularity == "count" else _token_arrays(model)
 
 
@@ -248,10 +248,10 @@ def _token_arrays(model: ModelInfo) -> tuple[CapturedArray, ...]:
         found.append(CapturedArray("neuron", NEURON_ACTIVE, row, model.neurons))
     if model.moe is not None:
         moe = model.moe
-        choices = (len(moe.layer_ids), moe.experts_per_token)
-        found.append(CapturedArray("router", ROUTER_EXPERT, choices))
-        found.append(CapturedArray("router", ROUTER_WEIGHT, choices))
-        experts = (*choices, mask_bytes(moe.neurons))
+        topk = (len(moe.layer_ids), moe.experts_per_token)
+        found.append(CapturedArray("router", ROUTER_EXPERT, topk))
+        found.append(CapturedArray("router", ROUTER_WEIGHT, topk))
+        experts = (*topk, mask_bytes(moe.neurons))
         found.append(CapturedArray("expert_neuron", EXPERT_NEURON_ACTIVE, experts, moe.neurons))
         if moe.shared_neurons:
             row = (len(moe.layer_ids), mask_bytes(moe.shared_neurons))
@@ -277,18 +277,18 @@ def _count_arrays(model: ModelInfo) -> tuple[CapturedArray, ...]:
 
 
 def mask_bytes(neurons: int) -> int:
-    """Bytes of a packed mask of so many neurons."""
+    """Return the number of bytes of a packed mask of `neurons` neurons."""
     return -(-neurons // 8)
 
 
 def array_specs(model: ModelInfo, granularity: Granularity) -> tuple[ArraySpec, ...]:
-    """Every array that an archive of that model and granularity must have; see also `origin_specs`."""
+    """Return all arrays that an archive of this model and granularity must have; see also `origin_specs`."""
     tokens = TOKEN_ARRAYS if granularity == "token" else ()
     return (*INSTRUCTION_ARRAYS, *tokens, *(item.spec for item in captured_arrays(model, granularity)))
 
 
 def origin_specs(granularity: Granularity) -> tuple[ArraySpec, ...]:
-    """Arrays that say where tokens come from. Archives that were made before there were such lack all of them."""
+    """Return the arrays of token origins. Archives of early releases lack all of them."""
     lengths = (TEMPLATE_LENGTH, SPECIAL_LENGTH)
     return (*lengths, TOKEN_ORIGIN) if granularity == "token" else lengths
 

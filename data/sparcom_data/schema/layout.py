@@ -1,6 +1,6 @@
-"""Where every instruction's rows go on the token axis, decided before the first token runs.
+"""Plan of the token axis: the rows of each instruction, decided before the first token runs.
 
-Rule 1 of the archive: `token_start` depends on the prompts' lengths and the options alone, never on scheduling.
+Rule 1 of the archive: `token_start` depends only on prompt lengths and options, never on scheduling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sparcom_data.schema.metadata import Positions
 
 TARGET_CHUNK_BYTES = 8 << 20  # measured: docs/decisions/0027-chunks-of-8-mib.md
 MAX_CHUNK_TOKENS = 4096
-COUNT_CHUNK_BYTES = 4 << 20  # uncompressed; instructions of a chunk are committed together, so larger ones commit later
+COUNT_CHUNK_BYTES = 4 << 20  # uncompressed; instructions of a chunk commit together, so larger chunks commit later
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Layout:
     """Rows of n instructions.
 
     prompt_length: int32 (n,), T of the paper. token_start: int64 (n,). capacity: int32 (n,), rows reserved.
-    first_position: int32 (n,), the position within the sequence that goes to an instruction's first row.
+    first_position: int32 (n,), the sequence position that the instruction's first row holds.
     """
 
     prompt_length: NDArray[np.int32]
@@ -43,10 +43,10 @@ def plan_layout(
     max_tokens: int,
     runnable: Sequence[bool] | None = None,
 ) -> Layout:
-    """Lay instructions out one after the other.
+    """Place instructions one after the other on the token axis.
 
-    Prompt rows come first, then `max_tokens` reserved response rows where responses are captured. An instruction that
-    cannot run (`runnable` false: its prompt does not fit the model) gets no rows.
+    Prompt rows come first, then `max_tokens` reserved response rows if responses are captured. An instruction that
+    cannot run (`runnable` false: its prompt exceeds the context length) gets no rows.
     """
     prompt = np.asarray(prompt_lengths, dtype=np.int32)
     reserved = 0 if positions == "prompt" else max_tokens
@@ -60,11 +60,11 @@ def plan_layout(
 
 
 def choose_chunk_tokens(row_bytes: int, tokens: int) -> int:
-    """Rows a mask chunk holds: the largest power of two whose chunk stays within `TARGET_CHUNK_BYTES`.
+    """Return the rows per mask chunk: the largest power of two whose chunk stays within `TARGET_CHUNK_BYTES`.
 
     Args:
-        row_bytes: bytes of one token's masks as one writer has them, layers × neuron bytes.
-        tokens: length of the token axis, the most that is useful.
+        row_bytes: mask bytes per token that one writer holds: layers × neuron bytes.
+        tokens: length of the token axis, an upper bound.
     """
     rows = max(1, min(TARGET_CHUNK_BYTES // max(1, row_bytes), MAX_CHUNK_TOKENS))
     rows = 1 << (rows.bit_length() - 1)
@@ -72,11 +72,11 @@ def choose_chunk_tokens(row_bytes: int, tokens: int) -> int:
 
 
 def choose_chunk_instructions(count_bytes: int, instructions: int) -> int:
-    """Instructions a chunk of counts holds: the largest power of two within `COUNT_CHUNK_BYTES`, at least 1.
+    """Return the instructions per count chunk: the largest power of two within `COUNT_CHUNK_BYTES`, at least 1.
 
     Args:
-        count_bytes: uncompressed bytes of one instruction's counts as one writer has them, layers × neurons × 4.
-        instructions: length of the instruction axis, the most that is useful.
+        count_bytes: uncompressed count bytes per instruction that one writer holds: layers × neurons × 4.
+        instructions: length of the instruction axis, an upper bound.
     """
     fit = max(1, COUNT_CHUNK_BYTES // max(1, count_bytes))
     return max(1, min(1 << (fit.bit_length() - 1), instructions))

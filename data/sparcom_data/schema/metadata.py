@@ -1,7 +1,7 @@
-"""The attribute `sparcom` of an archive's root group, as types.
+"""Types of the attribute `sparcom` on an archive's root group.
 
-Written once when the archive is created; only `state` changes afterwards. Unknown keys are kept out of version 1 on
-purpose: a reader that meets one was given a newer or a foreign file.
+The attribute is written when the archive is created; only `state` changes afterwards. Version 1 refuses unknown keys on
+purpose: they mean a newer or a foreign file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class _Section(BaseModel):
 
 
 class MoeInfo(_Section):
-    """The mixture-of-experts layers of a model; null in the attributes of a dense one.
+    """MoE layers of a model; null in the attributes of a dense model.
 
-    `layer_ids` are in the order of the moe_layer axis; `experts_per_token` is the k of the top-k router; `neurons` is
-    the width of one routed expert, `shared_neurons` that of the shared experts together (0 where there are none).
+    `layer_ids` are in the order of the moe_layer axis. `experts_per_token` is the k of the top-k router. `neurons` is
+    the width of one routed expert; `shared_neurons` is the total width of the shared experts, 0 if there are none.
     """
 
     layer_ids: list[int] = Field(min_length=1)
@@ -40,8 +40,8 @@ class MoeInfo(_Section):
 
 
 class ModelInfo(_Section):
-    """What was captured from. `layers` counts the decoder layers; `layer_ids` are those with a dense FFN,
-    in the order of the layer axis; `neurons` is the width of each (0 where there is none)."""
+    """The captured model. `layers` counts the decoder layers; `layer_ids` are those with a dense FFN, in the order of
+    the layer axis; `neurons` is the width of each, 0 if there are none."""
 
     id: str
     revision: str = ""
@@ -57,7 +57,7 @@ class ModelInfo(_Section):
 
     @property
     def components(self) -> list[Component]:
-        """What can be captured of it."""
+        """Components of the model that can be captured."""
         found: list[Component] = ["neuron"] if self.layer_ids else []
         if self.moe is not None:
             found += ["router", "expert_neuron"]
@@ -67,7 +67,7 @@ class ModelInfo(_Section):
 
 
 class EngineInfo(BaseModel):
-    """What ran the model. Further facts that an engine reports are kept as they are."""
+    """The engine that ran the model. Extra keys that an engine reports are kept unchanged."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -80,7 +80,7 @@ class EngineInfo(BaseModel):
 
 
 class CaptureInfo(_Section):
-    """What was captured, and by which rule."""
+    """Capture options of the archive, and the predicate by which a neuron counts as active."""
 
     granularity: Granularity = "token"
     positions: Positions = "prompt"
@@ -92,8 +92,8 @@ class CaptureInfo(_Section):
 
 
 class PromptInfo(_Section):
-    """What the prompts' tokens are. `special_token_ids`: ids, ascending, that the tokenizer marks as special (BOS, the
-    marks of a chat template), whether or not a prompt has them; words that a template writes between them are not."""
+    """Special tokens of the tokenizer. `special_token_ids`: ascending ids that it marks as special (BOS, the markers of
+    a chat template), whether or not a prompt has them. Ordinary words that a template writes are not included."""
 
     special_token_ids: list[int]
 
@@ -106,17 +106,18 @@ class PromptInfo(_Section):
 
 
 class DatasetInfo(_Section):
-    """Where the instructions came from. `sha256` is over their canonical JSON lines."""
+    """The data set of the instructions. `sha256` is over their canonical JSON lines."""
 
     name: str = ""
     sha256: str = ""
 
 
 class ArchiveAttributes(_Section):
-    """The whole attribute. `prompts` is null where the tokenizer does not say which tokens are special, and absent from
-    archives of releases that did not ask it. `warnings`: sentences about the prompts, from the submission.
+    """The whole attribute.
 
-    run: the run id, 32 hexadecimal digits that no other archive has; null in archives of earlier releases.
+    prompts: null if the tokenizer does not list its special tokens; absent from archives of early releases.
+    warnings: sentences about the prompts, from the submission.
+    run: unique run id, 32 hexadecimal digits; null in archives of early releases.
     """
 
     format_version: Literal[1] = 1
@@ -132,11 +133,11 @@ class ArchiveAttributes(_Section):
 
 
 def parse_attributes(raw: dict[str, Any], where: str) -> ArchiveAttributes:
-    """Attributes of a root group as types.
+    """Validate the attributes of a root group.
 
     Raises:
-        NotAnArchiveError: there is no `sparcom` attribute, or it does not have the form of version 1.
-        NewerFormatError: its `format_version` is one that this release does not know.
+        NotAnArchiveError: the attribute `sparcom` is missing or does not fit format version 1.
+        NewerFormatError: its `format_version` is later than this release knows.
     """
     section = raw.get("sparcom")
     if not isinstance(section, dict):
@@ -154,6 +155,6 @@ def parse_attributes(raw: dict[str, Any], where: str) -> ArchiveAttributes:
     except ValidationError as error:
         fields = ", ".join(".".join(str(part) for part in item["loc"]) for item in error.errors())
         raise NotAnArchiveError(
-            f"the attribute 'sparcom' of {where} does not have the form of format {FORMAT_VERSION}: {fields}. "
-            "The archive is damaged or was written by another program"
+            f"the attribute 'sparcom' of {where} must fit archive format {FORMAT_VERSION}; these fields do not: "
+            f"{fields}. The archive is damaged, or another program wrote it"
         ) from error

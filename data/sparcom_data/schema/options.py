@@ -1,4 +1,4 @@
-"""What a client may choose about one extraction."""
+"""Options of an extraction that clients may set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparcom_data.schema.strict import StrictModel
 class ExtractionOptions(StrictModel):
     """Options of one extraction.
 
-    granularity: `token` keeps a mask a token; `count` keeps, for each neuron, at how many of an instruction's captured
-        tokens it was active, which is all that the measures of frequency need and megabytes where masks are terabytes.
-    positions: whose rows are captured: the prompt's tokens, the generated response's, or all.
-    prompt_format: `raw` tokenises the text as it is, `chat` applies the model's chat template first.
-    max_tokens: the most response tokens that are generated, greedily (temperature 0); 0 to capture only the prompt.
+    granularity: `token` stores one mask per token. `count` stores, per instruction and neuron, the number of captured
+        tokens at which the neuron was active. Frequency measures need no more: megabytes instead of terabytes.
+    positions: tokens to capture: of the prompt, of the generated response, or all.
+    prompt_format: `raw` tokenises the text unchanged; `chat` applies the model's chat template first.
+    max_tokens: maximum number of response tokens, generated greedily (temperature 0); 0 captures the prompt only.
     add_special_tokens: whether the tokenizer adds its own (such as BOS) in raw format; a chat template brings its own.
     """
 
@@ -29,9 +29,9 @@ class ExtractionOptions(StrictModel):
     def _max_tokens_fits_positions(self) -> ExtractionOptions:
         if self.positions == "prompt" and self.max_tokens:
             raise ValueError(
-                f"max_tokens must be 0 where positions is 'prompt'; it is {self.max_tokens}. "
+                f"max_tokens must be 0 if positions is 'prompt'; it is {self.max_tokens}. "
                 "Choose positions 'all' or 'response' to capture generated tokens"
             )
         if self.positions != "prompt" and not self.max_tokens:
-            raise ValueError(f"max_tokens must be at least 1 where positions is {self.positions!r}")
+            raise ValueError(f"max_tokens must be at least 1 if positions is {self.positions!r}; it is 0")
         return self

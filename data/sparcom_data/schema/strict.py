@@ -1,4 +1,4 @@
-"""Base of what users write: frozen, unknown fields refused, and no more fields than a person would write."""
+"""Base class of user input: frozen, refuses unknown fields, and limits the number of fields."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MAX_FIELDS = 100
 
 
 class StrictModel(BaseModel):
-    """A model that refuses unknown fields, each by name, and an object of more than 100 fields as a whole."""
+    """A model that refuses unknown fields by name, and any object with more than 100 fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _has_few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:  # otherwise each of a million is a problem of its own
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:  # else each of a million is reported
             raise ValueError(f"an object may have at most {MAX_FIELDS} fields; this one has {len(value):,}")
         return value

@@ -1,9 +1,9 @@
-"""Bytes that stay: write to a temporary name, sync, rename.
+"""Durable writes: write to a temporary name, sync, rename.
 
-Rule 3 of the archive. Used by zarr-python through `DurableStore` for the small arrays, and directly for mask chunks,
-whose encoding (raw bytes and their CRC32C) needs no codec pipeline.
+Rule 3 of the archive. zarr-python writes the small arrays through `DurableStore`. Mask chunks are written directly:
+their encoding (raw bytes and a CRC32C) needs no codec pipeline.
 
-    open a temporary name ─▶ whole blocks of large aligned parts past the page cache, the rest through it
+    open a temporary name ─▶ write whole blocks of large aligned parts by direct I/O, the rest through the page cache
                           ─▶ fdatasync ─▶ rename ─▶ fsync of the folder
 """
 
@@ -31,9 +31,9 @@ from sparcom_data.errors import StorageError
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL_NAME = re.compile(r".+\.[0-9a-f]{32}\.partial")
-FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instructions' text: the owner may share them, we do not
-DIRECT_FROM = 1 << 20  # bytes; at that size both ways took equally long, above it direct is faster (decision 0027)
-DIRECT_BLOCK = 4096  # what address, offset and length of a direct write must be multiples of, on any usual disk
+FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instruction texts: only the owner may decide to share them
+DIRECT_FROM = 1 << 20  # bytes; at this size both ways take equally long, above it direct I/O is faster (decision 0027)
+DIRECT_BLOCK = 4096  # alignment of address, offset and length of a direct write, on any usual disk
 
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's <fcntl.h> and <stdio.h>
 
@@ -41,7 +41,7 @@ type_bytes = bytes | bytearray | memoryview
 
 
 def shown_path(path: Path) -> Path:
-    """The path to show for one that leads through a descriptor: where the descriptor's folder lies now."""
+    """Return the path to show to users: one that leads through a descriptor is resolved to its folder's path."""
     parts = path.parts
     if parts[:4] != ("/", "proc", "self", "fd"):
         return path
@@ -49,33 +49,33 @@ def shown_path(path: Path) -> Path:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """The sentence for a failed write."""
+    """Return the error for a failed write."""
     return StorageError(
         f"writing {shown_path(path)} failed: {error.strerror or error} (errno {error.errno}). What was complete stays "
-        "complete; free space or mend the storage, then run the rest again"
+        "complete; free space or repair the storage, then run the rest again"
     )
 
 
 def aligned_memory(size: int) -> memoryview:
-    """Writable zeroed memory of `size` bytes, which `write_durably` can write past the page cache.
+    """Return `size` bytes of writable zeroed memory, aligned so that `write_durably` can use direct I/O.
 
-    It takes room only where it is touched.
+    Pages take memory only once they are touched.
     """
     return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]
 
 
 def partial_name(path: Path) -> Path:
-    """A new name beside `path` for what is not whole yet, or is being removed."""
+    """Return a new name beside `path` for an item that is incomplete or being removed."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
 def write_durably(path: Path, parts: Sequence[type_bytes], mode: int = FILE_MODE) -> None:
-    """Write the parts one after the other to `path` so that it holds all of them or is not there at all.
+    """Write the concatenated parts to `path` atomically: the file holds all of them or does not exist.
 
-    Its folder must exist: one that was removed while a job ran is not made again.
+    Its folder must exist: a folder removed during a job is not recreated.
 
     Args:
-        mode: who may read the file; by default the owner alone.
+        mode: permissions of the file; by default only the owner may read it.
 
     Raises:
         StorageError: the operating system refused; nothing is left behind.
@@ -94,9 +94,9 @@ def write_durably(path: Path, parts: Sequence[type_bytes], mode: int = FILE_MODE
 
 
 def write_file(path: Path, parts: Sequence[type_bytes]) -> None:
-    """Write a result, a data set or a form as `write_durably` does, and make its folder.
+    """Write a result, a data set or a form as `write_durably` does, and create its folder.
 
-    These are made to be handed on, so who may read them follows the umask; archives are their owner's alone.
+    Such files are meant to be shared, so their permissions follow the umask; archives are private to their owner.
     """
     try:
         make_folder(path.parent, mode=0o777)
@@ -122,9 +122,9 @@ def _write_all(descriptor: int, view: memoryview) -> None:
 
 
 def _write_blocks(descriptor: int, view: memoryview) -> memoryview:
-    """Write the whole blocks of a large aligned view past the page cache; what is left to be written.
+    """Write the whole blocks of a large aligned view by direct I/O; return the rest.
 
-    Four bytes of CRC32C make the length of every chunk odd, so what is left is never nothing: one page.
+    The four bytes of CRC32C leave every chunk unaligned, so its last block always goes through the page cache.
     """
     if not _can_be_direct(descriptor, view):
         return view
@@ -134,7 +134,7 @@ def _write_blocks(descriptor: int, view: memoryview) -> memoryview:
         while len(view) >= DIRECT_BLOCK:
             view = view[os.write(descriptor, view[: len(view) - len(view) % DIRECT_BLOCK]) :]
     except OSError as error:
-        # EINVAL: this file system writes only through the cache, or it took a part that ends on no block's border
+        # EINVAL: this file system refuses direct I/O, or a partial write ended inside a block
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -150,10 +150,10 @@ def _can_be_direct(descriptor: int, view: memoryview) -> bool:
 
 
 def make_folder(path: Path, within: Path | None = None, mode: int = FOLDER_MODE) -> None:
-    """Make a folder and those above it, durably; by default only the owner may read them.
+    """Create a folder and its parents durably; by default only the owner may read them.
 
     Args:
-        within: a folder that must exist; those below it alone are made.
+        within: a folder that must exist; only folders below it are created.
     """
     if path.is_dir():
         return
@@ -165,10 +165,10 @@ def make_folder(path: Path, within: Path | None = None, mode: int = FOLDER_MODE)
 
 
 def rename_new(old: Path, new: Path) -> None:
-    """Rename a folder to a name that must be free; plain rename would replace an empty folder without a word.
+    """Rename a folder to a name that must be free; a plain rename would silently replace an empty folder.
 
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: the name is taken.
     """
     if _rename_no_replace(old, new):
         return
@@ -182,7 +182,7 @@ def rename_new(old: Path, new: Path) -> None:
 
 
 def _rename_no_replace(old: Path, new: Path) -> bool:
-    """Linux's renameat2; False where this system or file system does not have it."""
+    """Call Linux's renameat2; return False if this system or file system lacks it."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
@@ -195,7 +195,7 @@ def _rename_no_replace(old: Path, new: Path) -> bool:
 
 
 def sync_path(path: Path) -> None:
-    """Make a file, or the names within a folder, durable."""
+    """Make a file, or the entries of a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -204,17 +204,17 @@ def sync_path(path: Path) -> None:
 
 
 def crc32c_suffix(data: type_bytes) -> bytes:
-    """The four bytes that Zarr's `crc32c` codec appends: little-endian CRC32C of what precedes them."""
+    """Return the four bytes that Zarr's `crc32c` codec appends: the CRC32C of `data`, little-endian."""
     return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8))).to_bytes(4, "little")
 
 
 class DurableStore(LocalStore):
-    """A local Zarr store whose writes are synced before they are renamed into place.
+    """A local Zarr store that syncs each write before renaming it into place.
 
-    It makes the folders below its root that a write needs, and never the root.
+    Creates missing folders below its root, but never the root itself.
 
-    zarr writes several chunks at a time, and reports the first that fails while the others still run or have yet to
-    start. Who wants to remove, or write again, what the store held closes it first.
+    zarr writes several chunks concurrently and raises the first failure while other writes run or wait to start. Close
+    the store before removing or rewriting its contents.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
@@ -224,11 +224,11 @@ class DurableStore(LocalStore):
         self._change = threading.Condition()
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write one value; raises StorageError where zarr's own store would leave an unsynced file."""
+        """Write one value, synced; raises StorageError if that fails."""
         await asyncio.to_thread(self.set_sync, key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one value where there is none; there is one writer, so nothing comes in between."""
+        """Write one value if the key is missing; check and write cannot race, as there is only one writer."""
         if not await self.exists(key):
             await self.set(key, value)
 
@@ -246,7 +246,7 @@ class DurableStore(LocalStore):
             raise storage_error(path, error) from error
 
     def close(self) -> None:
-        """Refuse further writes and wait for those that run: after it nothing in the folder changes."""
+        """Refuse further writes and wait for running ones; then nothing in the folder changes any more."""
         super().close()
         with self._change:
             self._closed = True
@@ -256,7 +256,7 @@ class DurableStore(LocalStore):
     def _write(self, path: Path) -> Iterator[None]:
         with self._change:
             if self._closed:
-                raise StorageError(f"writing {path} was given up: a write before it had failed")
+                raise StorageError(f"writing {path} was cancelled because an earlier write failed")
             self._writing += 1
         try:
             yield
@@ -267,9 +267,9 @@ class DurableStore(LocalStore):
 
 
 class FixedStore(DurableStore):
-    """The store of an archive that a job writes: every folder was made when the archive was created.
+    """The store of an archive that a job writes to; all folders exist since the archive was created.
 
-    A write into a folder that was removed meanwhile is a StorageError.
+    A write into a removed folder raises StorageError.
     """
 
     def _make_folder(self, path: Path) -> None:

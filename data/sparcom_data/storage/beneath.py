@@ -1,4 +1,4 @@
-"""Access to files below a folder that follows no link: nothing that somebody put into an archive leads out of it."""
+"""Access to files below a folder without following links: no link in an archive can lead out of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.E
 
 
 def open_beneath(folder: Path, parts: Sequence[str]) -> int | None:
-    """Open a regular file, each part of its name relative to the one before.
+    """Open a regular file, resolving each part of its name relative to the one before.
 
     Returns:
-        A descriptor for the caller to close; None where there is no such file, or a part is a link.
+        A descriptor, which the caller closes; None if there is no such file or a part is a link.
     """
     if not parts or any(part in {"", ".", ".."} or "\0" in part for part in parts):
         return None
@@ -48,7 +48,7 @@ def open_beneath(folder: Path, parts: Sequence[str]) -> int | None:
 
 
 class NoLinkStore(LocalStore):
-    """A local Zarr store, read-only, in which a link is a key that does not exist. The root itself may be no link."""
+    """A read-only local Zarr store that treats links as missing keys. The root may not be a link either."""
 
     def __init__(self, root: Path | str, *, read_only: bool = True) -> None:
         super().__init__(root, read_only=True)
@@ -56,7 +56,7 @@ class NoLinkStore(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read one value, or a part of it; None where there is none."""
+        """Read one value, or a part of it; None if the key is missing."""
         return self.get_sync(key, prototype=prototype, byte_range=byte_range)
 
     def get_sync(
@@ -77,7 +77,7 @@ class NoLinkStore(LocalStore):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether there is a value."""
+        """Return whether the key exists."""
         descriptor = self._open_key(key)
         if descriptor is not None:
             os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Encode chunks as zarr's codecs do. Tests compare the bytes with zarr-python's, whose pipeline is not needed here.
+"""Encode chunks as zarr's codecs do, without zarr-python's pipeline. Tests compare the bytes with zarr-python's.
 
-Masks and routes: bytes, crc32c. Counts: bytes, blosc (zstd level 3 after a byte shuffle), crc32c.
+Masks and top-k experts: bytes, crc32c. Counts: bytes, blosc (zstd level 3 after a byte shuffle), crc32c.
 
     bytes   https://zarr-specs.readthedocs.io/en/latest/v3/codecs/bytes/index.html    C order; here little-endian
     blosc   https://zarr-specs.readthedocs.io/en/latest/v3/codecs/blosc/index.html    typesize: 4 for uint32
@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numcodecs.blosc import Blosc  # type: ignore[import-untyped]  # no types are shipped
+from numcodecs.blosc import Blosc  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
 
 from sparcom_data.storage import crc32c_suffix, type_bytes
@@ -32,7 +32,7 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], compressed
     """Return the values of a chunk's file, read-only.
 
     Raises:
-        ValueError, RuntimeError (by blosc): the bytes are truncated, altered, or of another shape or codec.
+        ValueError, RuntimeError (from blosc): the bytes are truncated or altered, or have another shape or codec.
     """
     body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
     if crc32c_suffix(body) != checksum:

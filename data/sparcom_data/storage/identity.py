@@ -1,10 +1,10 @@
-"""Which archive lies at a path, so that another archive in its place is noticed and never mixed with it.
+"""Identity of an archive, so that readers and writers notice if another archive takes its place.
 
-    writer   PinnedArchive   holds the folder open and writes through the descriptor, wherever the path leads by then
-    reader   ArchiveWatch    looks at the folder again after each read
+    writer   PinnedArchive   holds the folder open and writes through the descriptor, wherever the path leads
+    reader   ArchiveWatch    checks the folder again after each read
 
-An archive is told from another by its attributes, of which the run id is unique; only `state` may change. Reading
-zarr.json for every chunk would be slow, so both compare five numbers of the folder and of zarr.json first.
+The attributes identify an archive: the run id is unique, and only `state` may change. Reading zarr.json for every chunk
+would be slow, so both first compare five numbers from `stat` of the folder and of zarr.json.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _Marks = tuple[int, int, int, int, int]
 
 
 def _marks(path: Path) -> _Marks:
-    """Numbers that change when another archive takes the place: of the folder, and of its zarr.json."""
+    """Return numbers from `stat` of the folder and of its zarr.json that change if another archive takes the place."""
     folder, file = path.stat(), (path / ROOT_METADATA).stat()
     return folder.st_dev, folder.st_ino, file.st_ino, file.st_mtime_ns, file.st_size
 
 
 def identity_of(section: object) -> dict[str, Any]:
-    """What tells an archive from another: the attribute `sparcom` without `state`; empty where it is no object."""
+    """Return the identity of an archive: its attribute `sparcom` without `state`; empty if that is no object."""
     return {key: value for key, value in section.items() if key != "state"} if isinstance(section, dict) else {}
 
 
 def _read_identity(metadata: bytes) -> dict[str, Any]:
-    """The identity in the content of a root's zarr.json."""
+    """Return the identity in the contents of a root's zarr.json."""
     try:
         return identity_of(json.loads(metadata)["attributes"]["sparcom"])
     except (ValueError, KeyError, TypeError):
@@ -56,9 +56,9 @@ def _identity_at(folder: Path) -> dict[str, Any]:
 
 
 class ArchiveWatch:
-    """Notices that the archive in a folder was removed or replaced. For readers.
+    """Notices if the archive in a folder was removed or replaced. For readers.
 
-    Make it before the archive is opened: what takes its place from then on is noticed.
+    Create it before opening the archive: it notices any later replacement.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,14 +66,14 @@ class ArchiveWatch:
         self._marks = _marks(path)
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Look at the folder again: two calls of `stat` where nothing has changed.
+        """Check the folder again; takes two calls of `stat` if nothing changed.
 
         Args:
-            identity: of the archive that was opened, see `identity_of`.
+            identity: identity of the opened archive, see `identity_of`.
 
         Raises:
-            ArchiveNotFoundError: nothing is there any more.
-            DamagedArchiveError: another archive is there.
+            ArchiveNotFoundError: the archive was removed.
+            DamagedArchiveError: another archive took its place.
         """
         try:
             marks = _marks(self._path)
@@ -88,13 +88,13 @@ class ArchiveWatch:
 
 
 class RemoteWatch:
-    """The same for an archive behind an address, opened as `group`."""
+    """Notices if the archive at an HTTP address, opened as `group`, was removed or replaced."""
 
     def __init__(self, address: str, group: zarr.Group) -> None:
         self._address, self._group = address, group
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Ask the server for zarr.json again; arguments and errors are those of `ArchiveWatch.check`."""
+        """Fetch zarr.json again; arguments and errors as in `ArchiveWatch.check`."""
         key = f"{self._group.path}/{ROOT_METADATA}".lstrip("/")
         found = sync(self._group.store.get(key, default_buffer_prototype()))
         if found is None:
@@ -104,25 +104,25 @@ class RemoteWatch:
 
 
 def _gone_while_read(where: str) -> ArchiveNotFoundError:
-    """The error for an archive that was removed under a reader."""
+    """Return the error for an archive that was removed during reading."""
     return ArchiveNotFoundError(
         f"an archive must stay in place while it is read; {where} was removed. Restore it and start again"
     )
 
 
 def _replaced_while_read(where: str) -> DamagedArchiveError:
-    """The error for an archive that was replaced under a reader."""
+    """Return the error for an archive that was replaced during reading."""
     return DamagedArchiveError(
-        f"an archive must stay in place while it is read; another archive took the place of {where}. Start again, to "
-        "read the new one alone"
+        f"an archive must stay in place while it is read; another archive took the place of {where}. Start again "
+        "to read only the new one"
     )
 
 
 class PinnedFolder:
-    """A folder held open by a descriptor, which is closed when nobody refers to this object any more.
+    """A folder held open by a descriptor, which is closed when this object is garbage-collected.
 
-    root: the folder through the descriptor. It leads to this folder after it was renamed, and nowhere after it was
-    removed. Names below it never lead into a folder that took its place.
+    root: path of the folder through the descriptor. It follows renames and leads nowhere after a removal. Names below
+    it never lead into a replacement folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,19 +131,19 @@ class PinnedFolder:
         self.root = Path(f"/proc/self/fd/{self._descriptor}")
 
     def lock(self) -> bool:
-        """Say that a live process writes here, until `unlock` or the end of the process.
+        """Mark the folder as in use by a live process, until `unlock` or the end of the process.
 
         Returns:
-            False where another process is removing the folder.
+            False if another process is removing the folder.
         """
         return try_lock(self._descriptor, fcntl.LOCK_SH) is not False
 
     def unlock(self) -> None:
-        """Take back what `lock` said."""
+        """Release the lock."""
         try_lock(self._descriptor, fcntl.LOCK_UN)
 
     def is_at(self, path: Path) -> bool:
-        """Whether the folder lies at this path."""
+        """Return whether the folder is at this path."""
         try:
             return os.path.samestat(path.stat(), os.fstat(self._descriptor))
         except OSError:
@@ -154,7 +154,7 @@ def try_lock(descriptor: int, kind: int) -> bool | None:
     """Lock a folder without waiting; `kind` is one of fcntl.LOCK_….
 
     Returns:
-        False where another holds it; None where the file system has no such locks.
+        False if another process holds the lock; None if the file system supports no such locks.
     """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -166,12 +166,12 @@ def try_lock(descriptor: int, kind: int) -> bool | None:
 
 
 class PinnedArchive:
-    """The archive that one job writes. All writes go through `root`, so none can reach another archive.
+    """The archive that one job writes to. All writes go through `root`, so none can reach another archive.
 
     Args:
-        path: where it lies.
-        run: the run id that it must have; None takes what is there.
-        folder: the folder at `path`, where the caller holds it open already.
+        path: path of the archive.
+        run: required run id; None accepts any.
+        folder: the folder at `path`, if the caller already holds it open.
 
     Raises:
         StorageError: nothing is at `path`, or the archive of another run.
@@ -191,7 +191,7 @@ class PinnedArchive:
 
     @property
     def root(self) -> Path:
-        """The folder, whatever `path` leads to."""
+        """The folder of this archive, wherever `path` leads."""
         return self.folder.root
 
     @property
@@ -200,7 +200,7 @@ class PinnedArchive:
         return self._identity.get("run")
 
     def check(self) -> None:
-        """Raise StorageError where the archive is no longer at its path: some microseconds."""
+        """Raise StorageError if the archive is no longer at its path. Takes some microseconds."""
         try:
             marks = _marks(self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -213,7 +213,7 @@ class PinnedArchive:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Check before and after a write; a write that fails because the archive is gone says that."""
+        """Check before and after a write; a write that fails because the archive is gone reports that cause."""
         self.check()
         try:
             yield

@@ -1,14 +1,13 @@
-"""Check an archive against itself: format, checksums, states, token ids, and rows that nobody wrote.
+"""Check that an archive is consistent: format, checksums, states, token ids and unwritten rows.
 
-    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ origins ─▶ masks  ─▶ routes, where the model has a router
+    masks    format ─▶ states ─▶ rows ─▶ token ids ─▶ origins ─▶ masks  ─▶ routes, if the model has a router
     counts   format ─▶ states ─▶ rows ─▶ lengths   ─▶ origins ─▶ counts
 
-Only complete instructions are checked; `coverage` says how many those are.
+Only complete instructions are checked; `coverage` reports their number. `values` checks masks, routes and counts.
 
-The last ones are in verify_values.py. Where counts are held no token id is kept, so of the text the length of its
-tokenisation alone can be compared. The instruction columns are held, values are read in blocks. It knows no model: the
-tokenizer is a function that the caller gives, and a comparison with a reference implementation is another check
-(sparcom_extractor).
+Archives of counts store no token ids, so only the length of a text's tokenisation can be compared. The instruction
+columns are held in memory; values are read in blocks. No model is needed: the caller passes the tokenizer as a
+function. `sparcom_verification` compares archives with a reference implementation.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ def verify_archive(
 
     Args:
         archive: the archive.
-        tokenize: texts to token ids, as the archive's model does it; None leaves that comparison out.
-        report: called with the share of the work that is done, 0 to 1.
+        tokenize: maps texts to token ids as the archive's model does; None skips that comparison.
+        report: called with the completed fraction of the work, 0 to 1.
 
     Raises:
         ArchiveError, StorageError: the archive was removed or replaced meanwhile; see `Archive.require_same`.
     """
     checks = [_check_format(archive)]
     if not checks[0].passed:
-        return checks  # nothing else can be trusted to run
+        return checks  # the other checks rely on the format
     checks.append(_check_states(archive))
     counted = archive.granularity == "count"
     checks.append(_check_lengths(archive) if counted else _check_tokens(archive))
@@ -58,13 +57,13 @@ def verify_archive(
     if archive.knows_origins:
         checks.append(check_origins(archive))
     checks += check_values(archive, report)
-    archive.require_same()  # over HTTP reads look only every few seconds
+    archive.require_same()  # over HTTP, reads check this only every few seconds
     return checks
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of an archive there was to check: instructions by state, and whether its writer has finished it."""
+    """Coverage of the checks: instructions per state, and whether the archive is still open."""
 
     complete: int
     pending: int
@@ -74,16 +73,16 @@ class Coverage:
 
     @property
     def total(self) -> int:
-        """All instructions."""
+        """Number of all instructions."""
         return self.complete + self.pending + self.failed + self.cancelled
 
     @property
     def finished(self) -> bool:
-        """Whether something is complete and nothing is still to come."""
+        """Whether some instructions are complete and none are outstanding."""
         return bool(self.complete) and not self.pending and not self.open
 
     def sentence(self) -> str:
-        """Say what was checked and what was not; empty where all instructions are complete and the archive is too."""
+        """Return a sentence on the unchecked instructions, empty if the archive and all instructions are complete."""
         others = {"pending": self.pending, "failed": self.failed, "cancelled": self.cancelled}
         rest = [f"{count:,} {state}" for state, count in others.items() if count]
         if not self.complete:
@@ -96,17 +95,17 @@ class Coverage:
         if not rest:
             return ""
         shown = ", ".join([f"{self.complete:,} of {self.total:,} instructions are complete", *rest])
-        return f"{shown}; only what is complete was checked"
+        return f"{shown}; only complete instructions were checked"
 
 
 def coverage(archive: Archive) -> Coverage:
-    """Return how much of an archive `verify_archive` checks."""
+    """Return the coverage of `verify_archive` on an archive."""
     states = describe_states(archive.instructions.state)
     return Coverage(**states, open=archive.attributes.state == "open")
 
 
 def _check_format(archive: Archive) -> Check:
-    """Every array of the format is there with its dtype, dimensions and sizes; the instruction columns can be read."""
+    """Check that every array exists with its dtype, dimensions and sizes, and that instruction columns can be read."""
     check = Check("format")
     specs = array_specs(archive.attributes.model, archive.granularity)
     for spec in specs:
@@ -157,7 +156,7 @@ def _column_problems(archive: Archive) -> Iterator[str]:
 
 
 def _check_states(archive: Archive) -> Check:
-    """States are known ones, rows of complete instructions lie within the axis, where there is one, and apart."""
+    """Check that states are valid, and that rows of complete instructions do not overlap or exceed the token axis."""
     check = Check("states")
     table = archive.instructions
     errors = archive.strings("error")
@@ -186,7 +185,7 @@ def _check_states(archive: Archive) -> Check:
 
 
 def _check_tokens(archive: Archive) -> Check:
-    """Every row of a complete instruction was written, none is missing, and its positions run on."""
+    """Check that every row of a complete instruction exists and was written, and that positions are consecutive."""
     check = Check("rows")
     table = archive.instructions
     captured = archive.attributes.capture.positions
@@ -204,14 +203,14 @@ def _check_tokens(archive: Archive) -> Check:
         first = int(table.prompt_length[index]) if captured == "response" else 0
         if (unwritten := np.flatnonzero(ids < 0)).size:
             check.findings.append(
-                f"instruction {table.id[index]!r}: {len(unwritten)} of its {length} rows were never written, the first "
+                f"instruction {table.id[index]!r}: {len(unwritten)} of its {length} rows were never written; the first "
                 f"is token {first + unwritten[0]}"
             )
         if len(positions) != length:
-            check.findings.append(f"instruction {table.id[index]!r}: {len(positions)} of its {length} rows are there")
+            check.findings.append(f"instruction {table.id[index]!r}: only {len(positions)} of its {length} rows exist")
         elif (wrong := np.flatnonzero(positions != first + np.arange(length))).size:
             check.findings.append(
-                f"instruction {table.id[index]!r}: positions do not run from {first} on; that of token "
+                f"instruction {table.id[index]!r}: positions must be consecutive from {first}; that of token "
                 f"{first + wrong[0]} is {positions[wrong[0]]}"
             )
     check.looked_at = f"{rows:,} rows of {len(table.complete)} complete instructions"
@@ -219,7 +218,7 @@ def _check_tokens(archive: Archive) -> Check:
 
 
 def _length_problems(archive: Archive, index: int) -> Iterator[str]:
-    """Why an instruction cannot have as many rows as it says, from its prompt and what was reserved."""
+    """Yield a finding if `token_length` does not fit the prompt and the reserved rows."""
     table, capture = archive.instructions, archive.attributes.capture
     length, prompt = int(table.token_length[index]), int(table.prompt_length[index])
     least = 0 if capture.positions == "response" else prompt
@@ -230,7 +229,7 @@ def _length_problems(archive: Archive, index: int) -> Iterator[str]:
 
 
 def _check_lengths(archive: Archive) -> Check:
-    """Every complete instruction counted as many rows as it can have; which tokens they were is not kept."""
+    """Check that each complete instruction counted a possible number of rows; token ids are not stored."""
     check = Check("rows")
     complete = archive.instructions.complete
     for index in complete:
@@ -241,7 +240,7 @@ def _check_lengths(archive: Archive) -> Check:
 
 
 class _TokenWindow:
-    """Token rows read a window at a time, for readers that ask for one instruction after the other."""
+    """Reads token rows one window at a time, for callers that read one instruction after the other."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -249,11 +248,11 @@ class _TokenWindow:
         self._ids = self._positions = np.zeros(0, dtype=np.int32)
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Token ids and positions of rows [start, stop)."""
+        """Return the token ids and positions of rows [start, stop)."""
         if start == stop:  # no rows: their chunk need not exist
             return self._ids[:0], self._positions[:0]
         if not self._start <= start <= stop <= self._stop:
-            border = -(-stop // TOKEN_CHUNK) * TOKEN_CHUNK  # chunks past it need not exist either
+            border = -(-stop // TOKEN_CHUNK) * TOKEN_CHUNK  # later chunks need not exist
             self._start, self._stop = start, min(border, self._archive.tokens)
             self._ids, self._positions = self._archive.read_tokens(self._start, self._stop)
         rows = slice(start - self._start, stop - self._start)
@@ -261,14 +260,14 @@ class _TokenWindow:
 
 
 def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
-    """Captured token ids of prompts are the tokenisation of `text`."""
+    """Check that captured token ids of prompts equal the tokenisation of `text`."""
     check = Check("token ids")
     table = archive.instructions
     if archive.attributes.capture.positions == "response":
         check.looked_at = "no prompt rows in this archive"
         return check
     window = _TokenWindow(archive)
-    for index, expected in _tokenised(archive, tokenize, check):
+    for index, expected in _tokenized(archive, tokenize, check):
         start, length = int(table.token_start[index]), int(table.prompt_length[index])
         try:
             ids, _ = window.read(start, start + length)
@@ -284,7 +283,7 @@ def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
 
 
 def _first_difference(captured: list[int], expected: list[int]) -> str:
-    """Say where two lists of token ids differ first; empty where they do not."""
+    """Describe the first difference between two lists of token ids; empty if they are equal."""
     if captured == expected:
         return ""
     shorter = min(len(captured), len(expected))
@@ -295,10 +294,10 @@ def _first_difference(captured: list[int], expected: list[int]) -> str:
 
 
 def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
-    """Prompts are as long as the tokenisation of `text`: what can still be compared where no token id is kept."""
+    """Check that prompts are as long as the tokenisation of `text`, the only comparison without token ids."""
     check = Check("lengths")
     table = archive.instructions
-    for index, expected in _tokenised(archive, tokenize, check):
+    for index, expected in _tokenized(archive, tokenize, check):
         if len(expected) != (length := int(table.prompt_length[index])):
             check.findings.append(
                 f"instruction {table.id[index]!r}: its prompt has {length} tokens and its text {len(expected)}"
@@ -306,8 +305,8 @@ def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
     return check
 
 
-def _tokenised(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[tuple[int, Sequence[int]]]:
-    """Complete instructions that have a text, with its tokenisation; the check is told how many were looked at."""
+def _tokenized(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yield complete instructions that have a text, with its tokenisation; record their number in the check."""
     texts, complete = archive.strings("text"), archive.instructions.complete
     with_text = [int(index) for index in complete if texts[index]]
     for first in range(0, len(with_text), TEXTS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Name rows and layers of an archive in findings as a user knows them: instruction ids, tokens, the model's layers."""
+"""Names of rows and layers in findings, as users know them: instruction ids, tokens, the model's layer numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparcom_data.archive import Archive
 from sparcom_data.errors import ArchiveError
 from sparcom_data.schema.metadata import Component
 
-MOST_NAMES = 3
+MAX_NAMES = 3
 
 
 class Names:
@@ -34,18 +34,18 @@ class Names:
         return model.moe.layer_ids
 
     def overlapping(self, start: int, stop: int) -> list[int]:
-        """Return the complete instructions with something in rows [start, stop) of the first axis, in row order."""
+        """Return the complete instructions that overlap rows [start, stop) of the first axis, in row order."""
         if self._counted:
             return [int(index) for index in self._table.complete if start <= index < stop]
         return [int(index) for index in self._order[(self._starts < stop) & (self._stops > start)]]
 
     def instructions(self, indices: Iterable[int]) -> str:
-        """Return the ids of instructions, the first few where there are many."""
+        """Return the ids of instructions, or the first few and the number of the rest."""
         ids = [repr(self._table.id[index]) for index in indices]
-        return ", ".join(ids[:MOST_NAMES]) + (f" and {len(ids) - MOST_NAMES} more" if len(ids) > MOST_NAMES else "")
+        return ", ".join(ids[:MAX_NAMES]) + (f" and {len(ids) - MAX_NAMES} more" if len(ids) > MAX_NAMES else "")
 
     def position(self, index: int, row: int) -> int:
-        """Return the position that a row of the token axis has in its instruction."""
+        """Return the position of a row of the token axis within its instruction."""
         captured = self._archive.attributes.capture.positions
         first = int(self._table.prompt_length[index]) if captured == "response" else 0
         return first + row - int(self._table.token_start[index])
@@ -54,7 +54,7 @@ class Names:
         """Name a row of the token axis: its instruction, and the position and id of its token."""
         owners = self.overlapping(row, row + 1)
         if not owners:
-            return f"row {row}, which is of no complete instruction"
+            return f"row {row}, which belongs to no complete instruction"
         try:
             token = f" (id {int(self._archive.read_tokens(row, row + 1)[0][0])})"
         except ArchiveError:

@@ -1,4 +1,4 @@
-"""Check what an archive says of where its prompt tokens come from: `token/origin` and the two lengths that count it."""
+"""Check the recorded origins of prompt tokens: `token/origin` and the two lengths that count its values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK_ROWS = 1 << 20  # read at once, 1 MiB
 
 
 def check_origins(archive: Archive) -> Check:
-    """Lengths by origin fit the prompts, and are what `token/origin` adds up to, where there is a token axis."""
+    """Check that lengths by origin fit the prompts and, in archives of masks, equal the sums over `token/origin`."""
     check = Check("origins")
     try:
         check.findings.extend(_length_problems(archive))
@@ -38,7 +38,7 @@ def _length_problems(archive: Archive) -> Iterator[str]:
         unknown = template == special == -1
         if not unknown and (min(template, special) < 0 or template + special > prompt):
             yield (
-                f"instruction {name!r}: template_length {template} and special_length {special} cannot be those of "
+                f"instruction {name!r}: template_length {template} and special_length {special} do not fit "
                 f"{prompt} prompt tokens"
             )
 
@@ -55,9 +55,9 @@ def _row_problems(archive: Archive) -> Iterator[str]:
         found = [int((rows == origin).sum()) for origin in (Origin.TEMPLATE, Origin.SPECIAL)]
         if (rows == Origin.UNKNOWN).any():
             found = [-1, -1]
-        said = [column[index] for column in lengths]
-        if found != said or not np.isin(rows, [*Origin]).all() or (rows == Origin.RESPONSE).any():
+        expected = [column[index] for column in lengths]
+        if found != expected or not np.isin(rows, [*Origin]).all() or (rows == Origin.RESPONSE).any():
             yield (
-                f"instruction {table.id[index]!r}: token/origin must hold {said} template and special tokens of the "
-                f"prompt, -1 for unknown; it holds {found}"
+                f"instruction {table.id[index]!r}: token/origin must hold {expected} template and special tokens of "
+                f"the prompt, -1 for unknown; it holds {found}"
             )

@@ -1,10 +1,10 @@
 """Find layers in which no neuron is active at the last tokens of an instruction.
 
-Gates that are no numbers, from a damaged weight or an overflow, count as inactive, and attention carries them to every
-later token and layer. So a layer of which nothing is active from some token of an instruction to its last is a finding.
-A few zeros may be chance: runs of fewer than MIN_BITS bits are left alone.
+Gates that are not finite, from a damaged weight or an overflow, count as inactive, and attention carries them to every
+later token and layer. So a layer with no active neuron from some token of an instruction to its last is a finding. A
+few zeros may occur by chance: runs of fewer than MIN_BITS bits are ignored.
 
-Only the last row of each instruction is looked at; the others are where that row is all zero.
+Only the last row of each instruction is checked first; the others are checked only if that row is all zero.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _KINDS = {
 
 
 class SilentRows:
-    """Looks at the blocks of one array of masks, in row order."""
+    """Scans the blocks of one mask array, in row order."""
 
     def __init__(self, archive: Archive, item: CapturedArray, names: Names) -> None:
         self._table, self._item, self._names = archive.instructions, item, names
         self._layers = np.array(names.layers(item.component))
         self._least = -(-MIN_BITS // (item.neurons * int(np.prod(item.row[1:-1], dtype=np.int64))))
-        # The rows that end a block in the midst of an instruction: the row after them, and their runs of zeros.
+        # Carried over a block that ends inside an instruction: the next row, and the run of zero rows before it.
         self._carried: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def add(self, start: int, block: NDArray[np.uint8]) -> Iterator[str]:
-        """Look at rows from `start` on, uint8 (rows, layer, …, neuron_byte); yield what is found."""
+        """Scan rows from `start` on, uint8 (rows, layer, …, neuron_byte); yield findings."""
         stop = start + len(block)
         owners = self._names.overlapping(start, stop)
         if not owners:
@@ -58,11 +58,11 @@ class SilentRows:
         return int(self._table.token_start[index]) + int(self._table.token_length[index])
 
     def _alive(self, rows: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return whether anything is active: (rows, layer)."""
+        """Return whether any neuron is active: bool (rows, layer)."""
         return np.asarray(rows.reshape(len(rows), len(self._layers), -1).any(axis=2))
 
     def _run(self, first: int, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Return how many rows, up to the last of these, are all zero, with those right before `first`: (layer,)."""
+        """Return the number of all-zero rows up to the last of `rows`, carried rows included: (layer,)."""
         alive = self._alive(rows)
         run = np.where(alive.any(axis=0), alive[::-1].argmax(axis=0), len(rows))
         before, carried = self._carried
@@ -82,11 +82,11 @@ class SilentRows:
 def silent_counts(
     archive: Archive, item: CapturedArray, index: int, largest: NDArray[np.uint32], names: Names
 ) -> Iterator[str]:
-    """Yield a finding where all counts of a layer are 0.
+    """Yield a finding if all counts of a layer are 0.
 
     Args:
-        index: the instruction.
-        largest: the largest count of each layer of `item`, (layer,).
+        index: index of the instruction.
+        largest: largest count per layer of `item`, (layer,).
     """
     rows = int(archive.instructions.token_length[index])
     picked = archive.moe.experts_per_token if item.component == "expert_neuron" and archive.moe else 1
@@ -97,9 +97,9 @@ def silent_counts(
 
 
 def silence(instruction: str, item: CapturedArray, layers: list[int], when: str) -> str:
-    """Return the finding."""
+    """Return the finding for silent layers."""
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers}"
     return (
-        f"instruction {instruction!r}, {where}: no {_KINDS[item.component]} is active {when}. Gates that are no "
-        "numbers look so: check the model's weights, and its dtype for overflow, then run the instruction again"
+        f"instruction {instruction!r}, {where}: no {_KINDS[item.component]} is active {when}. Gates that are not "
+        "finite look like this: check the model's weights, and its dtype for overflow, then run the instruction again"
     )

@@ -1,8 +1,7 @@
-"""The part of an archive's check that reads the values: are masks, routes and counts there, whole and possible?
+"""Check the values of an archive: masks, routes and counts exist, are undamaged and are possible.
 
-Values are read once, in blocks of chunks that hold something of a complete instruction, whatever the archive's size. A
-block that cannot be read is read chunk by chunk, so that every damaged chunk is found and the others are still checked.
-It does not know texts; `verify.py` does.
+Values are read once, in blocks of chunks that overlap complete instructions, so memory does not grow with the archive.
+A block that cannot be read is read chunk by chunk, so that every damaged chunk is found and the others are checked.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Report = Callable[[float], None]
 
 @dataclass(slots=True)
 class Check:
-    """One check: what it looked at and what it found wrong; nothing found is a pass. notes: what explains findings."""
+    """Result of one check, passed if it has no findings. looked_at: scope of the check. notes: explain findings."""
 
     name: str
     looked_at: str = ""
@@ -36,12 +35,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found."""
+        """Whether the check has no findings."""
         return not self.findings
 
 
 class _Progress:
-    """The share of all bytes that is done."""
+    """Reports the fraction of all bytes that were checked."""
 
     def __init__(self, archive: Archive, report: Report) -> None:
         rows = {item.name: archive.array(item.name).shape[0] for item in archive.captured}
@@ -54,11 +53,11 @@ class _Progress:
 
 
 def check_values(archive: Archive, report: Report) -> list[Check]:
-    """All checks that read values.
+    """Run all checks that read values.
 
     Args:
-        archive: one whose format and states are right.
-        report: called with the share of the work that is done, 0 to 1.
+        archive: an archive with valid format and states.
+        report: called with the completed fraction of the work, 0 to 1.
     """
     progress = _Progress(archive, report)
     if archive.granularity == "count":
@@ -72,7 +71,7 @@ def check_values(archive: Archive, report: Report) -> list[Check]:
 
 
 def _check_masks(archive: Archive, progress: _Progress) -> Check:
-    """Every chunk under complete instructions is there and whole; spare bits are 0; no layer falls silent."""
+    """Check that chunks of complete instructions exist undamaged, spare bits are 0, and no layer falls silent."""
     check, size, names = Check("masks"), 0, Names(archive)
     for item in archive.captured:
         if not item.packed:
@@ -80,10 +79,10 @@ def _check_masks(archive: Archive, progress: _Progress) -> Check:
         spare, silent = _spare_bits(item.neurons), SilentRows(archive, item, names)
         for start, _, block in _read_blocks(archive, item, check, progress, names):
             if spare and (wrong := block[..., -1] & spare).any():
-                row, place = np.argwhere(wrong)[0, :2]
+                row, layer = np.argwhere(wrong)[0, :2]
                 check.findings.append(
                     f"{item.name}: spare bits past neuron {item.neurons - 1} must be 0; {int((wrong > 0).sum())} masks "
-                    f"have some, the first at {names.row(start + row)}, layer {names.layers(item.component)[place]}"
+                    f"have some, the first at {names.row(start + row)}, layer {names.layers(item.component)[layer]}"
                 )
             check.findings.extend(silent.add(start, block))
             size += block.nbytes
@@ -92,7 +91,7 @@ def _check_masks(archive: Archive, progress: _Progress) -> Check:
 
 
 def _check_routes(archive: Archive, progress: _Progress) -> Check:
-    """Every row of a complete instruction has k different experts of the model, and a number as weight of each."""
+    """Check that every row of a complete instruction has k distinct experts of the model with finite weights."""
     check, names = Check("routes"), Names(archive)
     assert archive.moe is not None  # noqa: S101  (the caller's condition)
     trusted, rows = _trusted_rows(archive), 0
@@ -105,36 +104,36 @@ def _check_routes(archive: Archive, progress: _Progress) -> Check:
             weights = item.spec.dtype == "float32"
             what, wrong = _wrong_weights(block[own]) if weights else _wrong_experts(block[own], archive.moe.experts)
             if wrong.any():
-                row, place = np.argwhere(wrong)[0]
+                row, layer = np.argwhere(wrong)[0]
                 check.findings.append(
                     f"{item.name}: {what}, the first at {names.row(start + own[row])}, layer "
-                    f"{archive.moe.layer_ids[place]}: {block[own[row], place].tolist()}"
+                    f"{archive.moe.layer_ids[layer]}: {block[own[row], layer].tolist()}"
                 )
     check.looked_at = f"{rows // 2:,} rows of {len(archive.moe.layer_ids)} routers"
     return check
 
 
 def _wrong_experts(topk_ids: NDArray[np.uint16], experts: int) -> tuple[str, NDArray[np.bool_]]:
-    """Return what is wrong with top-k ids, uint16 (rows, moe_layer, choice), and where: bool (rows, moe_layer)."""
+    """Return the problem of top-k ids, uint16 (rows, moe_layer, choice), and its location: bool (rows, moe_layer)."""
     beyond = topk_ids >= experts
     unwritten = topk_ids == NO_EXPERT
     if unwritten.any():
-        return f"{int(unwritten.sum())} experts were never written", np.asarray(unwritten.any(axis=-1))
+        return f"{int(unwritten.sum())} expert ids were never written", np.asarray(unwritten.any(axis=-1))
     if beyond.any():
-        return f"{int(beyond.sum())} experts are none of the model's {experts}", np.asarray(beyond.any(axis=-1))
+        return f"{int(beyond.sum())} expert ids are not below {experts}", np.asarray(beyond.any(axis=-1))
     ordered = np.sort(topk_ids, axis=-1)
     twice = np.asarray((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
-    return f"{int(twice.sum())} times an expert occurs twice for one token", twice
+    return f"{int(twice.sum())} top-k lists repeat an expert", twice
 
 
 def _wrong_weights(weights: NDArray[np.float32]) -> tuple[str, NDArray[np.bool_]]:
-    """Return what is wrong with combine weights, float32 (rows, moe_layer, choice), and where."""
+    """Return the problem of combine weights, float32 (rows, moe_layer, choice), and its location."""
     bad = ~np.isfinite(weights)
-    return f"{int(bad.sum())} weights are no numbers", np.asarray(bad.any(axis=-1))
+    return f"{int(bad.sum())} weights are not finite", np.asarray(bad.any(axis=-1))
 
 
 def _trusted_rows(archive: Archive) -> NDArray[np.bool_]:
-    """Which rows of the token axis belong to complete instructions."""
+    """Return which rows of the token axis belong to complete instructions: bool (token,)."""
     table, trusted = archive.instructions, np.zeros(archive.tokens, dtype=bool)
     for index in table.complete:
         start = int(table.token_start[index])
@@ -143,20 +142,20 @@ def _trusted_rows(archive: Archive) -> NDArray[np.bool_]:
 
 
 def _check_counts(archive: Archive, progress: _Progress) -> Check:
-    """Every chunk under complete instructions is there and whole; no count is above the instruction's rows, no layer is
-    silent, and the experts of a router are picked as often as its k experts at each row."""
+    """Check that chunks of complete instructions exist undamaged, no count exceeds the instruction's rows, no layer is
+    silent, and the counts of a router's experts sum to k per row."""
     check, size, names = Check("counts"), 0, Names(archive)
     table = archive.instructions
     for item in archive.captured:
         for start, stop, counts in _read_blocks(archive, item, check, progress, names):
             largest = counts.reshape(*counts.shape[:2], -1).max(axis=2, initial=0)  # (instructions, layer)
-            for place in np.flatnonzero(table.state[start:stop] == State.COMPLETE):
-                index = int(start + place)
-                check.findings.extend(_too_many(archive, item, index, counts[place], largest[place], names))
+            for offset in np.flatnonzero(table.state[start:stop] == State.COMPLETE):
+                index = int(start + offset)
+                check.findings.extend(_too_many(archive, item, index, counts[offset], largest[offset], names))
                 if item.component == "router":
-                    check.findings.extend(_wrong_sums(archive, counts[place], index))
+                    check.findings.extend(_wrong_sums(archive, counts[offset], index))
                 else:
-                    check.findings.extend(silent_counts(archive, item, index, largest[place], names))
+                    check.findings.extend(silent_counts(archive, item, index, largest[offset], names))
             size += counts.nbytes
     check.looked_at = f"{size / 1e6:,.1f} MB of counts, checksums included"
     return check
@@ -170,25 +169,25 @@ def _too_many(
     largest: NDArray[np.uint32],
     names: Names,
 ) -> Iterator[str]:
-    """Yield a finding where a count of an instruction, (layer, …), is more than its rows."""
+    """Yield a finding if a count of an instruction, (layer, …), exceeds its rows."""
     rows = int(archive.instructions.token_length[index])
     if not (largest > rows).any():
         return
-    place = int(largest.argmax())
+    layer = int(largest.argmax())
     at = ", ".join(
         f"{axis.removesuffix('_byte')} {number}"
         for axis, number in zip(
-            item.spec.dimensions[2:], np.unravel_index(counts[place].argmax(), counts[place].shape), strict=True
+            item.spec.dimensions[2:], np.unravel_index(counts[layer].argmax(), counts[layer].shape), strict=True
         )
     )
     yield (
-        f"instruction {archive.instructions.id[index]!r}, {item.name}, layer {names.layers(item.component)[place]}, "
-        f"{at}: a count of {largest[place]} is more than its {rows} rows"
+        f"instruction {archive.instructions.id[index]!r}, {item.name}, layer {names.layers(item.component)[layer]}, "
+        f"{at}: a count of {largest[layer]} exceeds its {rows} rows"
     )
 
 
 def _wrong_sums(archive: Archive, counts: NDArray[np.uint32], index: int) -> Iterator[str]:
-    """Yield a finding where the experts of an instruction, counts (moe_layer, expert), are not k for each row."""
+    """Yield a finding if expert counts of an instruction, (moe_layer, expert), do not sum to k per row."""
     assert archive.moe is not None  # noqa: S101  (there is a router)
     table, topk = archive.instructions, archive.moe.experts_per_token
     expected = int(table.token_length[index]) * topk
@@ -196,16 +195,16 @@ def _wrong_sums(archive: Archive, counts: NDArray[np.uint32], index: int) -> Ite
     if wrong.any():
         layers = np.array(archive.moe.layer_ids)[wrong].tolist()
         yield (
-            f"instruction {table.id[index]!r}: its experts must be chosen {expected} times in every layer, {topk} for "
-            f"each row; they are not in layers {layers}"
+            f"instruction {table.id[index]!r}: expert counts of a layer must sum to {expected}, {topk} per row; those "
+            f"of layers {layers} do not"
         )
 
 
 def _read_blocks(
     archive: Archive, item: CapturedArray, check: Check, progress: _Progress, names: Names
 ) -> Iterator[tuple[int, int, NDArray[Any]]]:
-    """Yield the blocks of an array that hold something of a complete instruction: (start, stop, values). A chunk that
-    cannot be read becomes a finding."""
+    """Yield the blocks of an array that overlap a complete instruction: (start, stop, values). A chunk that cannot be
+    read becomes a finding."""
     for start, stop in _complete_blocks(archive, item):
         try:
             blocks = [(start, stop, archive.read_rows(item.name, start, stop))]
@@ -225,11 +224,11 @@ def _read_chunks(
             yield first, last, archive.read_rows(item.name, first, last)
         except ArchiveError as error:
             held = names.instructions(names.overlapping(first, last))
-            check.findings.append(f"{error}. It holds something of the instructions {held}")
+            check.findings.append(f"{error}. It holds data of the instructions {held}")
 
 
 def _complete_blocks(archive: Archive, item: CapturedArray) -> Iterator[tuple[int, int]]:
-    """Chunk-aligned blocks of rows that hold at least one complete instruction's row."""
+    """Yield chunk-aligned blocks of rows that hold at least one row of a complete instruction."""
     table, array = archive.instructions, archive.array(item.name)
     length, step = int(array.shape[0]), int(array.chunks[0])
     needed: NDArray[np.bool_] = np.zeros(-(-length // step), dtype=bool)
@@ -244,12 +243,12 @@ def _complete_blocks(archive: Archive, item: CapturedArray) -> Iterator[tuple[in
 
 
 def _spare_bits(neurons: int) -> np.uint8:
-    """The bits of the last byte that stand for no neuron."""
+    """Return the bits of the last byte that stand for no neuron."""
     return np.uint8((0xFF << (neurons % 8)) & 0xFF if neurons % 8 else 0)
 
 
 def _blocks(needed: NDArray[np.bool_], step: int, chunk_bytes: int, length: int) -> Iterator[tuple[int, int]]:
-    """Runs of needed chunks of `step` rows, cut to `BLOCK_BYTES` and to the axis: (start, stop)."""
+    """Yield runs of needed chunks of `step` rows, limited to `BLOCK_BYTES` and to the axis: (start, stop)."""
     at_once = max(1, BLOCK_BYTES // max(1, chunk_bytes))
     chunk = 0
     while chunk < len(needed):

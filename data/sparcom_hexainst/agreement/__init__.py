@@ -1,1 +1,1 @@
-"""Measures agreement between annotators and settles disputes."""
+"""Measure agreement between annotators and resolve disputes."""

@@ -1,7 +1,7 @@
-"""What two annotators disagree on, the form by which a third person decides it, and the reading of those decisions.
+"""Disputes between two annotators: find them, make the adjudicator's form, and read its decisions.
 
-The form asks only what is in question, and shows both answers without names: which comes first is drawn for each item
-by seed, item and name, so that neither the order of the files nor a habit of the adjudicator favours one person.
+The form asks only disputed criteria and shows both answers without names. Seed, item and name determine their order per
+item. So neither the order of the files nor a habit of the adjudicator favours one person.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_hexainst.annotation.criteria import criteria_for
 from sparcom_hexainst.annotation.make import DataSet, draw, form_item
 from sparcom_hexainst.annotation.read import Pair, read_answers, same_person
-from sparcom_hexainst.annotation.schema import Answers, Form, FormItem, Reference, Said, shown_text
+from sparcom_hexainst.annotation.schema import Answers, Form, FormItem, PriorAnswers, Reference, shown_text
 
 
 def disputes(first: Answers, second: Answers) -> dict[str, tuple[str, ...]]:
-    """The criteria in question by the id of each item that has any, in the order of the form."""
+    """Return the disputed criteria of each disputed item, keyed by id, in the order of the form."""
     found = {}
     for item in sorted(first.items, key=lambda item: item.number):
         other = second.by_id[item.id].answers
@@ -27,14 +27,14 @@ def disputes(first: Answers, second: Answers) -> dict[str, tuple[str, ...]]:
 
 
 def make_adjudication(data: DataSet, first: Answers, second: Answers, *, seed: int = 0) -> Form:
-    """The form for an adjudicator; items keep the numbers that the annotators saw, which their comments may name.
+    """Make the adjudicator's form. Items keep the numbers that the annotators saw, since comments may cite them.
 
     Raises:
-        InvalidInputError: they agree on everything.
+        InvalidInputError: the two agree on everything.
     """
     asked = disputes(first, second)
     if not asked:
-        raise InvalidInputError("the two agree on everything: there is nothing to adjudicate. Leave --adjudicate out")
+        raise InvalidInputError("the two agree on everything: there is nothing to adjudicate. Omit --adjudicate")
     order = sorted(asked, key=lambda id_: draw(seed, "adjudication", first.by_id[id_].sha256))
     items = [_disputed(data, id_, asked[id_], (first, second), seed) for id_ in order]
     used = {name for names in asked.values() for name in names}
@@ -50,26 +50,26 @@ def make_adjudication(data: DataSet, first: Answers, second: Answers, *, seed: i
 def _disputed(data: DataSet, id_: str, asked: tuple[str, ...], people: tuple[Answers, Answers], seed: int) -> FormItem:
     item = form_item(people[0].by_id[id_].number, data.by_id[id_], asked)
     shuffled = sorted(people, key=lambda person: draw(seed, f"said {person.annotator}", item.sha256))
-    return item.model_copy(update={"said": tuple(_said(person, id_, asked) for person in shuffled)})
+    return item.model_copy(update={"said": tuple(_prior_answers(person, id_, asked) for person in shuffled)})
 
 
-def _said(person: Answers, id_: str, asked: tuple[str, ...]) -> Said:
+def _prior_answers(person: Answers, id_: str, asked: tuple[str, ...]) -> PriorAnswers:
     item = person.by_id[id_]
-    return Said(answers={name: item.answers[name] or "" for name in asked}, comment=item.comment)
+    return PriorAnswers(answers={name: item.answers[name] or "" for name in asked}, comment=item.comment)
 
 
 def _reference(data: DataSet, answers: Answers, asked: dict[str, tuple[str, ...]]) -> Iterator[Reference]:
-    """The other items: whether one asks the same as another cannot be judged without that other."""
+    """Yield the other items: redundancy cannot be judged without them."""
     for item in sorted(answers.items, key=lambda item: item.number):
         if item.id not in asked:
             yield Reference(number=item.number, text=shown_text(data.by_id[item.id]))
 
 
 def read_adjudication(path: Path, pair: Pair) -> Answers:
-    """The adjudicator's decisions: one for each criterion in question, and no other.
+    """Read the adjudicator's decisions: exactly one per disputed criterion.
 
     Raises:
-        InvalidInputError: naming every rule that the file breaks.
+        InvalidInputError: lists every rule that the file breaks.
     """
     answers = read_answers(path, "adjudication")
     problems = [f"{path.name}: {problem}" for problem in _problems(answers, pair)]
@@ -79,12 +79,12 @@ def read_adjudication(path: Path, pair: Pair) -> Answers:
 
 
 def _problems(answers: Answers, pair: Pair) -> Iterator[str]:
-    again = "write the adjudicator's form anew with --adjudicate"
+    again = "write a new form with --adjudicate"
     if answers.dataset != pair.first.dataset:
-        yield "dataset: these decisions are about another data set than the annotators' answers. Give those that belong"
+        yield "dataset: these decisions are about another data set than the annotators' answers. Give matching files"
     for person in (pair.first, pair.second):
         if same_person(answers.annotator, person.annotator):
-            yield f"annotator: {answers.annotator!r} is one of the two who disagree. A third person must decide"
+            yield f"annotator: a third person must decide; {answers.annotator!r} is one of the two who disagree"
     asked = disputes(pair.first, pair.second)
     numbers = {item.id: item.number for item in pair.first.items}
     for id_, names in asked.items():
@@ -94,8 +94,8 @@ def _problems(answers: Answers, pair: Pair) -> Iterator[str]:
     for item in answers.items:
         where = f"item {item.number} ({item.id})"
         if item.id not in numbers:
-            yield f"{where}: id is unknown to the annotators' answers. Give the decisions that belong to them"
+            yield f"{where}: id is not in the annotators' answers. Give matching decisions"
         elif item.sha256 != pair.first.by_id[item.id].sha256:
             yield f"{where}: sha256 differs: another text was judged; {again}"
         elif more := [name for name in item.answers if name not in asked.get(item.id, ())]:
-            yield f"{where}: {' and '.join(more)} is not in question between these two; {again}"
+            yield f"{where}: {' and '.join(more)} is not disputed between these two; {again}"

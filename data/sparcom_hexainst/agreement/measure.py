@@ -1,9 +1,9 @@
-"""How far two people agree: raw agreement, Cohen's kappa, a bootstrap interval, and the table behind them.
+"""Agreement of two annotators: raw agreement, Cohen's kappa with a bootstrap interval, and the confusion matrix.
 
-kappa = (p_o − p_e) / (1 − p_e): p_o is the share of items on which both say the same, p_e the share that two people
-would agree on by chance who each use the values as often as they did (Cohen 1960). The estimate is
-scikit-learn's; those of resamples are computed from tables all at once, and a test holds the two together. Where both
-gave one and the same value throughout, p_e is 1 and kappa is not defined. Knows nothing of files or verdicts.
+kappa = (p_o − p_e) / (1 − p_e) (Cohen 1960): p_o is the observed proportion of agreement, p_e the proportion expected
+by chance from the two annotators' marginal frequencies. The estimate is scikit-learn's. Kappas of resamples are
+computed from all matrices at once; a test compares the two. If both annotators gave one and the same value throughout,
+p_e is 1 and kappa is undefined.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 LEVEL = (2.5, 97.5)  # percentiles: 95 %
-# Resamples without a kappa are left out; where they are many, those that are left are no sample of anything.
+# Resamples with undefined kappa are dropped; if too many are, the rest gives no valid interval.
 LEAST_DEFINED = 0.95
-_CELLS = 4_000_000  # of the tables that are in memory at a time
+_CELLS = 4_000_000  # cells of the matrices in memory at a time
 
 
 def agree(pair: Pair, *, seed: int = 0) -> tuple[CriterionAgreement, ...]:
-    """The agreement of two annotators on each criterion, in the order of the form."""
+    """Return the agreement of two annotators per criterion, in the order of the form."""
     results = []
     for criterion in criteria_for(pair.first.categories):
         first = [item.answers[criterion.name] or "" for item in pair.first.items]
@@ -41,7 +41,7 @@ def agree(pair: Pair, *, seed: int = 0) -> tuple[CriterionAgreement, ...]:
 
 
 def agree_with_data(pair: Pair, data: DataSet, *, seed: int = 0) -> tuple[AgainstData, ...]:
-    """The agreement of each annotator with the data's categories; items that have none there are left out."""
+    """Return the agreement of each annotator with the data's categories; items without a category are left out."""
     if not data.categories:
         return ()
     return tuple(_with_data(answers, data, seed) for answers in (pair.first, pair.second))
@@ -59,7 +59,7 @@ def _with_data(answers: Answers, data: DataSet, seed: int) -> AgainstData:
 def agreement(
     criterion: str, first: Sequence[str], second: Sequence[str], values: Sequence[str], *, seed: int = 0
 ) -> CriterionAgreement:
-    """Agreement of two sequences of values, item by item; `values` orders the table, which has those that occur."""
+    """Return the agreement of two sequences of values; `values` orders the matrix, which holds those that occur."""
     used = [value for value in values if value in first or value in second]
     table = confusion(first, second, used)
     kappa, interval, note = _kappa(first, second, table, seed)
@@ -78,7 +78,7 @@ def agreement(
 
 
 def confusion(first: Sequence[str], second: Sequence[str], values: Sequence[str]) -> NDArray[np.int64]:
-    """Counts of items, (values of the first, values of the second), int64."""
+    """Return the confusion matrix, int64 (values of the first, values of the second)."""
     index = {value: number for number, value in enumerate(values)}
     table = np.zeros((len(values), len(values)), dtype=np.int64)
     np.add.at(table, ([index[value] for value in first], [index[value] for value in second]), 1)
@@ -88,12 +88,12 @@ def confusion(first: Sequence[str], second: Sequence[str], values: Sequence[str]
 def _kappa(
     first: Sequence[str], second: Sequence[str], table: NDArray[np.int64], seed: int
 ) -> tuple[float | None, tuple[float, float] | None, str]:
-    """The estimate, its interval, and why one of them is missing."""
+    """Return the estimate, its interval, and the reason if one of them is missing."""
     if len(table) == 1:
         return (
             None,
             None,
-            "both gave one and the same value throughout: chance alone agrees, kappa is undefined",
+            "both gave one and the same value throughout: expected agreement is 1, kappa is undefined",
         )
     from sklearn.metrics import cohen_kappa_score
 
@@ -102,13 +102,13 @@ def _kappa(
     defined = resampled[~np.isnan(resampled)]
     if len(defined) < LEAST_DEFINED * len(resampled):
         left = 1 - len(defined) / len(resampled)
-        return kappa, None, f"no interval: {left:.0%} of the resamples hold one value alone and have no kappa"
+        return kappa, None, f"no interval: kappa is undefined in {left:.0%} of the resamples, which hold only one value"
     low, high = np.percentile(defined, LEVEL)
     return kappa, (float(low), float(high)), ""
 
 
 def bootstrap(table: NDArray[np.int64], *, seed: int, resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Kappas of as many items drawn with replacement, (resamples,) float64; NaN where one is not defined."""
+    """Return kappas of resamples of the items with replacement, float64 (resamples,); NaN where undefined."""
     items, size = int(table.sum()), len(table)
     generator = np.random.default_rng(seed)
     block = max(1, _CELLS // table.size)
@@ -121,7 +121,7 @@ def bootstrap(table: NDArray[np.int64], *, seed: int, resamples: int = RESAMPLES
 
 
 def kappas(tables: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Cohen's kappa of each of (count, values, values) tables, (count,) float64; NaN where it is not defined."""
+    """Return Cohen's kappa per matrix of (count, values, values), float64 (count,); NaN where undefined."""
     items = tables.sum(axis=(1, 2))
     same = np.trace(tables, axis1=1, axis2=2) * items
     chance = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1)

@@ -1,7 +1,4 @@
-"""What `sparcom dataset agreement --output` writes, as types; docs/annotation.md describes every field.
-
-Knows nothing of how a figure is computed.
-"""
+"""Types of the file that `sparcom dataset agreement --output` writes; docs/annotation.md describes every field."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ class _Frozen(BaseModel):
 
 
 class CriterionAgreement(_Frozen):
-    """How far two agree on one criterion. `table[i][j]` counts items that got values[i] from one, [j] from the other.
+    """Agreement on one criterion. `table[i][j]` counts items with values[i] from one and values[j] from the other.
 
-    `kappa` and `interval` are None where they are not defined; `note` then says why.
+    `kappa` and `interval` are None if undefined; `note` then gives the reason.
     """
 
     criterion: str
@@ -32,14 +29,14 @@ class CriterionAgreement(_Frozen):
 
 
 class AgainstData(_Frozen):
-    """How far one annotator agrees with the categories of the data's files, in whose rows these stand."""
+    """Agreement of one annotator with the categories of the data's files, which are the rows of the table."""
 
     annotator: str
     agreement: CriterionAgreement
 
 
 class Dispute(_Frozen):
-    """An item on which the two disagree, and on what."""
+    """A disputed item and its disputed criteria."""
 
     number: int
     id: str
@@ -47,7 +44,7 @@ class Dispute(_Frozen):
 
 
 class Fault(_Frozen):
-    """Why an item is to be mended or dropped: the verdict on a criterion, and what it should have been."""
+    """Reason to correct or drop an item: the verdict on a criterion, and the expected value."""
 
     criterion: str
     verdict: str
@@ -55,7 +52,7 @@ class Fault(_Frozen):
 
 
 class Verdict(_Frozen):
-    """The final values of an item; `adjudicated` are the criteria on which a third person decided."""
+    """Final values of an item; `adjudicated` lists the criteria that a third person decided."""
 
     number: int
     id: str
@@ -66,7 +63,7 @@ class Verdict(_Frozen):
 
 
 class AgreementReport(_Frozen):
-    """Everything that is known of a study; `verdicts` is None while anything is in question."""
+    """All results of a study; `verdicts` is None while disputes are open."""
 
     format: Literal["sparcom-agreement"] = "sparcom-agreement"
     version: Literal[1] = 1

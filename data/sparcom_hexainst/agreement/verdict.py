@@ -1,7 +1,7 @@
-"""The outcome of a study: final values of every item, what is to be mended or dropped and why, the lines that passed.
+"""Outcome of a study: final values of every item, faults to correct, and the lines that passed.
 
-A value on which both annotators agree is final; on the others the adjudicator decides. An item passes where its grammar
-is correct, its redundancy none, its clarity clear, and its category the one that the data's file says.
+A value on which both annotators agree is final; the adjudicator decides the others. An item passes if its grammar is
+correct, its redundancy none, its clarity clear, and its category that of the data's file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from sparcom_hexainst.annotation.schema import Answers, ItemAnswers
 
 
 def report(pair: Pair, data: DataSet | None = None, third: Answers | None = None, *, seed: int = 0) -> AgreementReport:
-    """Agreement, disputes and, where nothing is in question any more, verdicts."""
+    """Return agreement, disputes and, once no dispute is open, verdicts."""
     asked = disputes(pair.first, pair.second)
-    settled = third is not None or not asked
+    resolved = third is not None or not asked
     return AgreementReport(
         dataset=pair.first.dataset,
         form=pair.first.form,
@@ -36,7 +36,7 @@ def report(pair: Pair, data: DataSet | None = None, third: Answers | None = None
         disputes=tuple(
             Dispute(number=pair.first.by_id[id_].number, id=id_, criteria=criteria) for id_, criteria in asked.items()
         ),
-        verdicts=tuple(_verdicts(pair, data, third)) if settled else None,
+        verdicts=tuple(_verdicts(pair, data, third)) if resolved else None,
     )
 
 
@@ -56,7 +56,7 @@ def _verdicts(pair: Pair, data: DataSet | None, third: Answers | None) -> Iterat
 
 
 def _faults(values: dict[str, str], category: str) -> Iterator[Fault]:
-    """Why an item does not pass; where no category is known there is none to differ from."""
+    """Yield the faults of an item; without a known category, any category passes."""
     expected = SOUND | ({CATEGORY: category} if category else {})
     for name, value in values.items():
         if value != expected.get(name, value):
@@ -68,21 +68,21 @@ def _comments(judged: list[ItemAnswers]) -> Iterator[str]:
 
 
 def passed(result: AgreementReport) -> frozenset[str]:
-    """The ids of the items without a fault.
+    """Return the ids of the items without faults.
 
     Raises:
-        InvalidInputError: something is still in question.
+        InvalidInputError: disputes are still open.
     """
     if result.verdicts is None:
         raise InvalidInputError(
-            f"verdicts need a decision on everything; {len(result.disputes)} items are in question. Have them "
-            "decided with the form that --adjudicate writes, and give the decisions with --adjudicated"
+            f"verdicts need all disputes decided; {len(result.disputes)} items are disputed. Have them decided with "
+            "the form that --adjudicate writes, and give the decisions with --adjudicated"
         )
     return frozenset(verdict.id for verdict in result.verdicts if not verdict.faults)
 
 
 def accepted_lines(data: DataSet, ids: Collection[str]) -> Iterator[bytes]:
-    """The lines of the data's files whose id is among these, byte for byte; one that lacks its end of line gets one."""
+    """Yield the lines of the data's files with these ids, byte for byte; add a missing line end."""
     for path in data.paths:
         with path.open("rb") as file:
             for line in file:

@@ -1,1 +1,1 @@
-"""Forms for human annotators, and reading their answers."""
+"""Write forms for human annotators and read their answers."""

@@ -1,7 +1,6 @@
-"""What people judge of an instruction: the paper's criteria of post-validation, their values, and examples of each.
+"""Criteria by which people judge an instruction, from the paper's post-validation, with their values and examples.
 
-The form shows these words, docs/annotation.md repeats the examples, and the readers of answers know no other values.
-It does not know instructions, files or the form's look.
+The form shows these texts, docs/annotation.md repeats the examples, and readers of answers accept only these values.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ CATEGORY = "category"
 
 
 class Option(BaseModel):
-    """One value: as files have it, as people read it, and what it covers."""
+    """One value of a criterion: `value` in files, `label` in the form, and a hint on its meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +27,7 @@ class Option(BaseModel):
 
 
 class Example(BaseModel):
-    """An instruction, the value that it should get, and why."""
+    """An example instruction, its correct value, and the reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +37,7 @@ class Example(BaseModel):
 
 
 class Criterion(BaseModel):
-    """One question that is asked of every instruction."""
+    """One question that the form asks about every instruction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,14 +49,14 @@ class Criterion(BaseModel):
 
     @property
     def values(self) -> tuple[str, ...]:
-        """What may be answered, in the order of the form."""
+        """Allowed answers, in the order of the form."""
         return tuple(option.value for option in self.options)
 
 
 GRAMMAR = Criterion(
     name="grammar",
     title="Grammar",
-    question="Is the instruction written in correct language? Faults in material that it quotes on purpose are none.",
+    question="Is the instruction written in correct language? Faults in material that it quotes do not count.",
     options=(
         Option(value="correct", label="Correct"),
         Option(value="faulty", label="Faulty", hint="grammar, spelling or punctuation is wrong; say where"),
@@ -78,8 +77,8 @@ GRAMMAR = Criterion(
 REDUNDANCY = Criterion(
     name="redundancy",
     title="Redundancy",
-    question="Does it say anything twice, or ask what another item asks? Of two that ask the same, mark only the one "
-    "with the higher number.",
+    question="Does it repeat itself, or ask the same as another item? Of two items that ask the same, mark only the "
+    "one with the higher number.",
     options=(
         Option(value="none", label="None"),
         Option(value="padded", label="Padded", hint="needlessly repeated, or words that add nothing"),
@@ -101,7 +100,7 @@ REDUNDANCY = Criterion(
 CLARITY = Criterion(
     name="clarity",
     title="Clarity",
-    question="Could someone who knows the subject start at once, knowing what is wanted, from these words alone?",
+    question="From these words alone, could someone who knows the subject understand the task and start at once?",
     options=(
         Option(value="clear", label="Clear"),
         Option(value="unclear", label="Unclear", hint="something is missing, or it can be read in two ways; say what"),
@@ -136,14 +135,14 @@ SOUND = {"grammar": "correct", "redundancy": "none", "clarity": "clear"}
 
 
 def criteria_for(categories: Sequence[str]) -> tuple[Criterion, ...]:
-    """The criteria of a form over instructions of these categories; without any, category is not asked.
+    """Return the criteria of a form for instructions of these categories; without categories, it does not ask for one.
 
     Raises:
-        InvalidInputError: a category is called as the answer that none fits.
+        InvalidInputError: a category has the name of the answer "none of these".
     """
     if NONE_OF_THESE in categories:
         raise InvalidInputError(
-            f"no category may be called {NONE_OF_THESE!r}: it is the answer that none fits. Give it another name"
+            f"no category may be called {NONE_OF_THESE!r}: the form reserves this answer. Rename the category"
         )
     if not categories:
         return (GRAMMAR, REDUNDANCY, CLARITY)

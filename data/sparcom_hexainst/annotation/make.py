@@ -1,8 +1,8 @@
-"""Makes the form that annotators fill in, from files of instructions.
+"""Make the form that annotators fill in, from files of instructions.
 
-1. Read the files; what cannot be shown to people is refused. 2. Where asked, draw a sample of each category.
-3. Shuffle. Both draws sort by a hash of seed and item, so that they depend neither on the order of the files nor on a
-library's random numbers, and a smaller sample is part of a larger one. Knows nothing of how a form looks.
+1. Read the files; refuse instructions that people cannot read. 2. Draw a sample of each category, if requested.
+3. Shuffle. Both draws sort by a hash of seed and item. They depend neither on the order of the files nor on a random
+number generator, and a smaller sample is part of a larger one.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from sparcom_hexainst.categories import CATEGORIES
 
 @dataclass(frozen=True)
 class DataSet:
-    """The instructions of some files, in their order."""
+    """Instructions of one or more files, in their order."""
 
     paths: tuple[Path, ...]
     instructions: tuple[Instruction, ...]
 
     @cached_property
     def sha256(self) -> str:
-        """Of the instructions in the order of their ids: the same whatever order the files come in."""
+        """SHA-256 of the instructions, sorted by id, so independent of the order of the files."""
         return dataset_sha256(sorted(self.instructions, key=lambda instruction: instruction.id))
 
     @cached_property
     def by_id(self) -> dict[str, Instruction]:
-        """The instructions by their ids."""
+        """Instructions keyed by id."""
         return {instruction.id: instruction for instruction in self.instructions}
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Those that occur: the known ones in their order, then others by name, whatever order the files come in."""
+        """Categories that occur: known ones in their order, then others by name, independent of the order of files."""
         found = {item.category for item in self.instructions if item.category}
         return (*(name for name in CATEGORIES if name in found), *sorted(found - set(CATEGORIES)))
 
 
 def read_data(paths: Sequence[Path]) -> DataSet:
-    """Read files of instructions that people can read.
+    """Read files of human-readable instructions.
 
     Raises:
-        InvalidInputError: naming every line that breaks a rule, every id that occurs twice, and every instruction that
-            is given as token ids.
+        InvalidInputError: lists every line that breaks a rule, every repeated id, and every instruction given as token
+            ids.
     """
     problems: list[str] = []
     instructions: list[Instruction] = []
@@ -66,22 +66,22 @@ def read_data(paths: Sequence[Path]) -> DataSet:
             if item.token_ids is not None
         ]
         instructions += found
-    problems += [f"{problem}; take one of them out" for problem in _repeated(paths, instructions)]
+    problems += [f"{problem}; remove all but one" for problem in _repeated(paths, instructions)]
     if problems:
         raise InvalidInputError(problems)
     return DataSet(tuple(paths), tuple(instructions))
 
 
 def _repeated(paths: Sequence[Path], instructions: Iterable[Instruction]) -> list[str]:
-    """Ids that several files share; within a file, its reading has told them."""
+    """Return a problem per id that several files share; reading reports repeats within one file."""
     return duplicate_id_problems(instruction.id for instruction in instructions) if len(paths) > 1 else []
 
 
 def make_form(data: DataSet, *, sample: int | None = None, seed: int = 0) -> Form:
-    """A form over all instructions, or over `sample` of each category, in an order shuffled by `seed`.
+    """Make a form of all instructions, or of `sample` per category, in an order shuffled by `seed`.
 
     Raises:
-        InvalidInputError: a category has fewer instructions than are to be drawn of it.
+        InvalidInputError: a category has fewer than `sample` instructions.
     """
     chosen = data.instructions if sample is None else _sample(data.instructions, sample, seed)
     order = sorted(chosen, key=lambda instruction: draw(seed, "order", item_sha256(instruction)))
@@ -92,7 +92,7 @@ def make_form(data: DataSet, *, sample: int | None = None, seed: int = 0) -> For
 
 
 def form_item(number: int, instruction: Instruction, ask: tuple[str, ...]) -> FormItem:
-    """An instruction as a form carries it: without category, source and licence."""
+    """Return an instruction as a form item, without category, source and licence."""
     return FormItem(
         number=number,
         id=instruction.id,
@@ -104,14 +104,14 @@ def form_item(number: int, instruction: Instruction, ask: tuple[str, ...]) -> Fo
 
 
 def draw(seed: int, purpose: str, name: str) -> bytes:
-    """A random key to sort by: of `name`, by `seed`, another one for each purpose."""
+    """Return a pseudo-random sort key of `name`, which depends on `seed` and `purpose`."""
     return hashlib.sha256(f"{seed}:{purpose}:{name}".encode()).digest()
 
 
 def _sample(instructions: Sequence[Instruction], size: int, seed: int) -> list[Instruction]:
     counts = Counter(instruction.category for instruction in instructions)
     if problems := [
-        f"{size} of each category were asked for, and {name or 'no category'!r} has {count}: ask for {count} or fewer"
+        f"each category must have {size} instructions; {name or 'no category'!r} has {count}: sample {count} or fewer"
         for name, count in counts.items()
         if count < size
     ]:

@@ -1,7 +1,7 @@
-"""Renders a form as one HTML page that holds everything, loads nothing, and runs no script but its own.
+"""Render a form as one self-contained HTML page that loads nothing and runs only its own script.
 
-The instructions lie in the page as JSON, where no text of theirs can end the element that holds it; the page's script
-shows them as text. Script and style are allowed by their hashes alone, so that even a slip in that would run nothing.
+The page embeds the instructions as JSON, escaped so that no text can close the enclosing element. The script shows
+them as text. A content security policy allows script and style by hash only, so an escaping error could run nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from importlib.resources import files
 from sparcom_hexainst.annotation.schema import Form
 
 TITLES = {"annotation": "Annotation of instructions", "adjudication": "Adjudication of instructions"}
-# What could end the element, open a comment in it, or end a line in old readers of JavaScript.
+# Characters that could close the element, open a comment in it, or end a line in old JavaScript engines.
 ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def render_page(form: Form) -> str:
-    """The form as HTML text."""
+    """Return the form as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -41,7 +41,7 @@ def render_page(form: Form) -> str:
 
 
 def page_json(form: Form) -> str:
-    """The form and its hash as JSON that may stand in an HTML element of any kind."""
+    """Return the form and its hash as JSON that is safe inside any HTML element."""
     content = {**form.model_dump(mode="json", exclude_none=True), "sha256": form.sha256}
     content["categories"] = list(form.categories)
     return json.dumps(content, ensure_ascii=False).translate(ESCAPES)
@@ -52,5 +52,5 @@ def _asset(name: str) -> str:
 
 
 def _source(text: str) -> str:
-    """A text's hash, as a content security policy names what may run."""
+    """Return the hash of a text as a source expression of a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,8 +1,8 @@
-"""Reads answers back and lets through none that break a rule; every problem of every file is told at once.
+"""Read answers and refuse files that break a rule; report every problem of every file at once.
 
-1. A file by itself: JSON from the page, or a filled table; the types, then values, missing answers, repeated items.
-2. Two files beside each other: one form, the same items, two people. 3. Against the data, where it is given.
-Each problem says file, item, field, rule and remedy. Knows nothing of what the answers mean.
+1. Each file alone, JSON from the page or a filled table: types, then values, missing answers and repeated items.
+2. Two files together: one form, the same items, two people. 3. Against the data, if given.
+Each problem names the file, item, field, rule and remedy.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Pair:
 
 
 def read_answers(path: Path, kind: Kind) -> Answers:
-    """One person's complete answers, from JSON or, where the name ends in .csv, from a table.
+    """Read one person's complete answers from JSON or, if the name ends in .csv, from a table.
 
     Raises:
-        InvalidInputError: naming every rule that the file breaks.
+        InvalidInputError: lists every rule that the file breaks.
     """
     content, problems = _load(path)
     try:
@@ -55,10 +55,10 @@ def read_answers(path: Path, kind: Kind) -> Answers:
 
 
 def read_pair(first: Path, second: Path, data: DataSet | None = None) -> Pair:
-    """Two annotators' complete answers to one form, about the data where that is given.
+    """Read two annotators' complete answers to one form, and check them against the data, if given.
 
     Raises:
-        InvalidInputError: naming every rule that either file, or the two together, break.
+        InvalidInputError: lists every rule that the files break, alone or together.
     """
     one, other = collect([lambda: read_answers(first, "annotation"), lambda: read_answers(second, "annotation")])
     problems = [f"{first.name} and {second.name}: {problem}" for problem in _apart(one, other)]
@@ -71,7 +71,7 @@ def read_pair(first: Path, second: Path, data: DataSet | None = None) -> Pair:
 
 
 def collect(readers: list[Callable[[], Answers]]) -> list[Answers]:
-    """What the readers return; where any fails, the problems of all."""
+    """Call all readers and return their answers; if any fails, raise the problems of all."""
     found, problems = [], []
     for reader in readers:
         try:
@@ -84,30 +84,30 @@ def collect(readers: list[Callable[[], Answers]]) -> list[Answers]:
 
 
 def same_person(one: str, other: str) -> bool:
-    """Whether two names are one, whatever capitals and spaces."""
+    """Return whether two names are equal, ignoring case and spaces."""
     return one.split() == other.split() or one.casefold().split() == other.casefold().split()
 
 
 def data_problems(answers: Answers, data: DataSet) -> Iterator[str]:
-    """Why answers cannot be about these instructions."""
+    """Yield reasons why answers cannot be about these instructions."""
     if answers.dataset != data.sha256:
         names = ", ".join(path.name for path in data.paths)
         yield (
-            f"dataset: these answers are about another data set, SHA-256 {answers.dataset[:12]}…, than {names}, "
-            f"{data.sha256[:12]}…. Give the files that the form was made of, as they were then"
+            f"dataset: these answers are about another data set (SHA-256 {answers.dataset[:12]}…) than {names} "
+            f"({data.sha256[:12]}…). Give the files that the form was made from, unchanged"
         )
     elif set(answers.categories) != set(data.categories):
-        yield "categories: these are not those of the data. Save the form again"
+        yield "categories: these must be the categories of the data and are not. Save the form again"
     for item in answers.items:
         known = data.by_id.get(item.id)
         if known is None:
-            yield f"{_name(item)}: id is in none of the data's files. Give the files that the form was made of"
+            yield f"{_name(item)}: id is in none of the data's files. Give the files that the form was made from"
         elif item_sha256(known) != item.sha256:
-            yield f"{_name(item)}: sha256 is another than the data's: its text was changed since. Have it judged again"
+            yield f"{_name(item)}: sha256 differs from the data's: the text has changed. Have it judged again"
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
-    """A file's content, not yet checked, and why it cannot be read."""
+    """Return a file's unchecked content, and the reasons why it cannot be read."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -122,18 +122,18 @@ def _load(path: Path) -> tuple[Any, list[str]]:
 
 
 def _foreign(content: Any) -> list[str]:
-    """Whether JSON is something else than answers that this release knows."""
+    """Return a problem if JSON does not hold answers that this release knows."""
     if not isinstance(content, dict) or content.get("format") != ANSWERS_FORMAT:
-        return [f"format must be {ANSWERS_FORMAT!r}: this is no file of answers. Give the file that the form saved"]
+        return [f"format must be {ANSWERS_FORMAT!r}: this is not a file of answers. Give the file that the form saved"]
     if content.get("version") != VERSION:
         return [f"version must be {VERSION} and is {content.get('version')!r}: read it with the release that wrote it"]
     return []
 
 
 def _rules(answers: Answers, kind: Kind) -> Iterator[str]:
-    """What a file that is well formed says wrong."""
+    """Yield the rules that a well-formed file breaks."""
     if answers.kind != kind:
-        yield f"kind must be {kind!r} and is {answers.kind!r}: give the file that belongs in this place"
+        yield f"kind must be {kind!r} and is {answers.kind!r}: give a file of that kind"
     if not answers.annotator.strip():
         yield "annotator must not be empty: give your name in the form"
     if not answers.items:
@@ -146,7 +146,7 @@ def _rules(answers: Answers, kind: Kind) -> Iterator[str]:
     for item in answers.items:
         yield from _item_rules(item, values, whole=kind == "annotation")
     if not answers.complete and not any(item.missing for item in answers.items):
-        yield f"complete must be true: it was saved as not finished; {AGAIN}"
+        yield f"complete must be true and is false: {AGAIN}"
 
 
 def _item_rules(item: ItemAnswers, values: dict[str, tuple[str, ...]], *, whole: bool) -> Iterator[str]:
@@ -161,20 +161,20 @@ def _item_rules(item: ItemAnswers, values: dict[str, tuple[str, ...]], *, whole:
 
 
 def _apart(one: Answers, other: Answers) -> Iterator[str]:
-    """Why two files are not two people's answers to one form."""
+    """Yield reasons why two files are not two people's answers to one form."""
     if one.dataset != other.dataset:
         yield "dataset: they are about two data sets. Compare answers to one form"
     elif one.form != other.form:
         yield "form: they answer two forms. Compare answers to one form"
     if same_person(one.annotator, other.annotator):
-        yield f"annotator: both are by {one.annotator!r}. Two people must judge; mend the name where it is wrong"
+        yield f"annotator: two people must judge; both files are by {one.annotator!r}. Correct the name if it is wrong"
     for item in {**one.by_id, **other.by_id}.values():
         mine, theirs = one.by_id.get(item.id), other.by_id.get(item.id)
         if mine is None or theirs is None:
             which = "first" if theirs is None else "second"
             yield f"{_name(item)}: only the {which} has it. Compare answers to one form"
         elif mine.sha256 != theirs.sha256:
-            yield f"{_name(item)}: sha256 differs: they read two texts. Compare answers to one form"
+            yield f"{_name(item)}: sha256 differs: the two read different texts. Compare answers to one form"
 
 
 def _name(item: ItemAnswers) -> str:

@@ -1,7 +1,7 @@
-"""The two files of a study with annotators, as types: the form that goes out, and the answers that come back.
+"""Types of the two files of an annotation study: the form, and the answers to it.
 
-A form carries ids, hidden, and neither category nor source: people judge blindly. Answers repeat the ids and hashes of
-the form, so that they can be checked without it. Knows nothing of HTML, CSV or agreement.
+A form hides ids and contains neither category nor source, so that people judge blind. Answers repeat the ids and hashes
+of the form, so that they can be checked without it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Said(_Frozen):
-    """What one of two unnamed annotators answered of the criteria in question."""
+class PriorAnswers(_Frozen):
+    """Answers of one of the two unnamed annotators to the disputed criteria."""
 
     answers: dict[str, str]
     comment: str = ""
 
 
 class FormItem(_Frozen):
-    """One instruction of a form: `number` is shown, `id` is not; `said` is for an adjudicator alone."""
+    """One instruction of a form. `number` is shown, `id` is hidden; only adjudicators see `said`."""
 
     number: int
     id: str
@@ -43,18 +43,18 @@ class FormItem(_Frozen):
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     ask: tuple[str, ...]
-    said: tuple[Said, ...] = ()
+    said: tuple[PriorAnswers, ...] = ()
 
 
 class Reference(_Frozen):
-    """An item that an adjudicator may look up, where it is in question whether two ask the same."""
+    """An item that an adjudicator may look up to judge redundancy."""
 
     number: int
     text: str
 
 
 class Form(_Frozen):
-    """A form, ready to be shown as a page or a table. `sha256` tells it from any other form."""
+    """A form, to be rendered as a page or a table. `sha256` identifies it."""
 
     format: Literal["sparcom-annotation-form"] = "sparcom-annotation-form"
     version: Literal[1] = 1
@@ -71,13 +71,13 @@ class Form(_Frozen):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The categories that may be answered, without "none of these"."""
+        """Categories that may be answered, without "none of these"."""
         values = next((criterion.values for criterion in self.criteria if criterion.name == CATEGORY), ())
         return tuple(value for value in values if value != NONE_OF_THESE)
 
 
 class ItemAnswers(_Frozen):
-    """One item's answers: a key for each criterion that was asked, None where it is not answered yet."""
+    """Answers to one item: one key per criterion asked, None if unanswered."""
 
     number: Annotated[int, Field(ge=1)]
     id: Annotated[Text, Field(min_length=1)]
@@ -87,12 +87,12 @@ class ItemAnswers(_Frozen):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The criteria without an answer."""
+        """Criteria without an answer."""
         return tuple(name for name, value in self.answers.items() if value is None)
 
 
 class Answers(_Frozen):
-    """One person's answers to one form. Times are those of the browser; a table has none."""
+    """One person's answers to one form. Times come from the browser's clock; a table has none."""
 
     format: Literal["sparcom-annotation"]
     version: Literal[1]
@@ -108,23 +108,23 @@ class Answers(_Frozen):
 
     @cached_property
     def by_id(self) -> dict[str, ItemAnswers]:
-        """The items by their ids."""
+        """Items keyed by id."""
         return {item.id: item for item in self.items}
 
 
 def item_sha256(instruction: Instruction) -> str:
-    """SHA-256 of an instruction's id and of what people read of it: its category may be mended, its text not."""
+    """Return the SHA-256 of an instruction's id and readable content: its category may change, its text may not."""
     seen = instruction.model_dump_json(include={"id", "text", "messages"}, exclude_none=True)
     return hashlib.sha256(seen.encode()).hexdigest()
 
 
 def shown_text(instruction: Instruction) -> str:
-    """An instruction as plain text, for tables and for looking up; a conversation with its roles."""
+    """Return an instruction as plain text, for tables and references; a conversation includes its roles."""
     if instruction.text is not None:
         return instruction.text
     return "\n\n".join(f"{message.role}: {message.content}" for message in instruction.messages or ())
 
 
 def canonical_json(value: object) -> str:
-    """JSON on one line."""
+    """Return a value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,10 +1,10 @@
-"""A form as a table for spreadsheet programs, and the filled table read back.
+"""Write a form as a table for spreadsheet programs, and read the filled table back.
 
-Rows: the columns' names; the allowed values; the annotator's name; the form that it is; then one an item. All but the
-first are known by their first cell, so that sorting does no harm. UTF-8 with a byte-order mark and CRLF, without which
-Excel takes the text for another encoding. The last column, `key`, carries id, hash, and a checksum of the text beside
-it: where a column alone was sorted or a text was changed, reading refuses. Text that a program would run as a formula
-gets an apostrophe in front, which reading takes away. Knows nothing of the rules that answers follow.
+Rows: column names; allowed values; the annotator's name; the form's metadata; then one row per item. All but the first
+are identified by their first cell, so that sorting does no harm. The byte-order mark makes Excel read the file as
+UTF-8; lines end in CRLF. The last column, `key`, holds the id, a hash, and a checksum of the text in its row: reading
+refuses a table in which a single column was sorted or a text was changed. Text that a program would run as a formula
+gets a leading apostrophe, which reading removes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from sparcom_hexainst.annotation.schema import ANSWERS_FORMAT, Form, FormItem, c
 ALLOWED, ANNOTATOR, FORM = "allowed values", "annotator", "form"
 NAME_HERE = "write your name over these words"
 LEAVE = "leave this line and the column key as they are"
-LONGEST_CELL = 32_767  # Excel cuts what is longer
-# What makes a cell a formula (OWASP, CSV injection), also after spaces and in full-width spelling.
+LONGEST_CELL = 32_767  # Excel truncates longer cells
+# Starts of a formula (OWASP, CSV injection), also after spaces and in full-width characters.
 _FORMULA = re.compile(r"'*\s*[=+\-@\t\r\n＝＋－＠]")
 _HEADER = re.compile(r'"?number"?([,;\t])')
 
 
 def render_table(form: Form) -> bytes:
-    """The form as CSV.
+    """Return the form as CSV.
 
     Raises:
-        InvalidInputError: a text is longer than a cell may be.
+        InvalidInputError: a text exceeds the maximum length of a cell.
     """
     rows = [_row(item, len(form.criteria)) for item in form.items]
     if problems := [
-        f"item {item.id!r} has {len(row[1]):,} characters and a cell of a table may have {LONGEST_CELL:,}: "
+        f"a cell of a table may have {LONGEST_CELL:,} characters; item {item.id!r} has {len(row[1]):,}: "
         "write the form as HTML"
         for item, row in zip(form.items, rows, strict=True)
         if len(row[1]) > LONGEST_CELL
@@ -62,37 +62,37 @@ def render_table(form: Form) -> bytes:
 
 def _row(item: FormItem, criteria: int) -> list[str]:
     text = item.text if item.text is not None else _conversation(item)
-    return [str(item.number), neutralise(text), *[""] * criteria, "", _key(item, text)]
+    return [str(item.number), neutralize(text), *[""] * criteria, "", _key(item, text)]
 
 
 def _conversation(item: FormItem) -> str:
     return "\n\n".join(f"{message.role}: {message.content}" for message in item.messages or ())
 
 
-def neutralise(text: str) -> str:
-    """Text that no spreadsheet program takes for a formula; `restore` undoes it."""
+def neutralize(text: str) -> str:
+    """Return text that no spreadsheet program runs as a formula; `restore` undoes it."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def restore(text: str) -> str:
-    """Take the apostrophe of `neutralise` away; other text stays as it is."""
+    """Remove the apostrophe that `neutralize` added; return other text unchanged."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def _key(item: FormItem, text: str) -> str:
-    """Base 32 hides the id, which may tell the category, and is no number to a spreadsheet program."""
+    """Return the key of an item. Base 32 hides the id, which may reveal the category, and never looks like a number."""
     return f"k.{base64.b32encode(item.id.encode()).decode().rstrip('=').lower()}.{item.sha256}.{_checksum(text)}"
 
 
 def _checksum(text: str) -> str:
-    """Of the words alone: programs change line ends and trailing spaces."""
+    """Return a checksum of the words only: programs change line ends and trailing spaces."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
 
 def read_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """A filled table as the JSON of answers would be, and what is wrong with it as a table.
+    """Return a filled table in the form of JSON answers, and its problems as a table, with their lines.
 
-    What is wrong is told with its row; the content is to be checked as any answers are.
+    The caller checks the content like any other answers.
     """
     problems: list[str] = []
     try:
@@ -110,17 +110,17 @@ def read_table(data: bytes) -> tuple[dict[str, Any], list[str]]:
         row = dict(zip(header, [*cells, *[""] * len(header)], strict=False))
         problems += [f"line {line}: {problem}" for problem in _take(row, content)]
     if "form" not in content and not problems:
-        problems.append("the form's own line is missing: copy it from the form as it was written")
+        problems.append("the line that starts with “form” is missing: copy it from the original form")
     content["complete"] = all(value is not None for item in content["items"] for value in item["answers"].values())
     _spell_as_allowed(content)
     return content, problems
 
 
 def _rows(text: str) -> Iterable[tuple[int, list[str]]]:
-    """Rows that hold anything, with the line that each ends at; programs separate cells as the country does."""
+    """Return non-empty rows with the line at which each ends; the cell separator depends on the program's locale."""
     found = _HEADER.match(text)
     if found is None:
-        raise ValueError("its first line must hold the names of the columns, from “number” on")
+        raise ValueError("its first line must hold the column names, starting with “number”")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=found[1], strict=True)
     return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
 
@@ -130,17 +130,20 @@ def _header_problems(header: Sequence[str]) -> list[str]:
     needed = {"number", "text", "comment", "key", *SOUND}
     twice = {name for name in header if name and header.count(name) > 1}
     return [
-        *(f"column {name!r} is missing: fill in the form as it was written" for name in sorted(needed - set(header))),
         *(
-            f"column {name!r} is not one of the form's: put remarks into comment and take it out"
+            f"column {name!r} is missing: fill in the form with all its columns"
+            for name in sorted(needed - set(header))
+        ),
+        *(
+            f"column {name!r} does not belong to the form: remove it, and put remarks into comment"
             for name in sorted(set(header) - known - {""})
         ),
-        *(f"column {name!r} is there twice: take one out" for name in sorted(twice)),
+        *(f"column {name!r} occurs twice: remove one" for name in sorted(twice)),
     ]
 
 
 def _take(row: dict[str, str], content: dict[str, Any]) -> list[str]:
-    """Add what a row says to the content; what is wrong with it."""
+    """Add a row to the content; return its problems."""
     first, text = row["number"].strip(), row["text"]
     if first == ALLOWED:
         return []
@@ -151,21 +154,21 @@ def _take(row: dict[str, str], content: dict[str, Any]) -> list[str]:
         try:
             content.update(json.loads(row["key"]))
         except (ValueError, TypeError):
-            return ["the form's own line was changed: copy it from the form as it was written"]
+            return ["the line that starts with “form” was changed: copy it from the original form"]
         return []
     try:
         id_, sha256, checksum = _parse_key(row["key"])
         number = int(first)
     except ValueError:
-        return ["number or key was changed: copy both from the form as it was written"]
+        return ["number or key was changed: copy both from the original form"]
     answers = {name: row[name].strip() or None for name in CRITERIA if name in row}
     comment = restore(row["comment"]).strip()
     content["items"].append({"number": number, "id": id_, "sha256": sha256, "answers": answers, "comment": comment})
     if checksum == _checksum(restore(text)):
         return []
     return [
-        f"item {number}: the text is not the one that the key in its row belongs to, so that its answers may be "
-        "another's too. Sort whole rows only and change no text; fill in a new form"
+        f"item {number}: text and key of its row do not belong together, so its answers may be another item's. "
+        "Fill in a new form; sort only whole rows and change no text"
     ]
 
 
@@ -180,7 +183,7 @@ def _parse_key(key: str) -> tuple[str, str, str]:
 
 
 def _spell_as_allowed(content: dict[str, Any]) -> None:
-    """Answers in capitals or with spaces around are those that the form names."""
+    """Spell answers as the form does, ignoring case."""
     categories = content.get("categories")
     names = [name for name in categories if isinstance(name, str)] if isinstance(categories, list) else []
     criteria = criteria_for([name for name in names if name != NONE_OF_THESE])

@@ -1,4 +1,4 @@
-"""Answers without a person, for tests: a form filled in as the page would save it."""
+"""Synthetic answers for tests: a filled form, as the page would save it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def filled(
     by_id: Mapping[str, Mapping[str, str]] | None = None,
     **values: str,
 ) -> Answers:
-    """Complete answers: sound and of the form's last category, but for `values`, in some items for those `by_id`."""
+    """Return complete answers: sound, of the form's last category. `values` override all items, `by_id` single ones."""
     usual = SOUND | ({CATEGORY: form.categories[-1]} if form.categories else {}) | values
     items = [
         {

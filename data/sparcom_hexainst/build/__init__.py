@@ -1,1 +1,1 @@
-"""Builds HexaInst from its synthetic half and public sources."""
+"""Build HexaInst from its synthetic half and public sources."""

@@ -1,7 +1,7 @@
-"""Building HexaInst: the synthetic half as it is shipped, the natural half drawn from its sources, as JSON lines.
+"""Build HexaInst as JSON Lines: the shipped synthetic half, and a natural half drawn from its sources.
 
-The same sources, seed and options give the same bytes. A source that is missing is an error that names it; the natural
-half is left out only where it was not asked for, or where there is no way to any source, and then that is said.
+The same sources, seed and options give the same bytes. A missing source is an error that names it. The natural half is
+omitted only if it was not requested or no source can be reached; a message then reports it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparcom_hexainst.check.pairs import Member, contamination, same_texts
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Lengths that are to be the same in every category: by which tokenizer, how nearly, and in each half by itself."""
+    """Options of length matching across categories: tokenizer, tolerance, and whether each half is matched alone."""
 
     tokenizer: Path
     tolerance: float = 0.0
@@ -33,20 +33,20 @@ class Matching:
 
 @dataclass(frozen=True, slots=True)
 class NaturalHalf:
-    """Where the natural half comes from: sources by category, and the commit of each that was read on the hub."""
+    """Sources of the natural half: files per category, and the commit of each source that was read on the hub."""
 
     found: Sequence[Found]
     revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 def natural_instructions(half: NaturalHalf, seed: int, apart: Sequence[str], items: int = ITEMS) -> list[Instruction]:
-    """`items` instructions of each category.
+    """Return `items` instructions per category.
 
     Args:
-        apart: texts (of the synthetic half) that no drawn instruction may be a near-duplicate of.
+        apart: texts (of the synthetic half); no drawn instruction may be a near-duplicate of one.
 
     Raises:
-        InvalidInputError: a source has too few; every such one is named.
+        InvalidInputError: sources have too few instructions; lists every such source.
     """
     problems: list[str] = []
     instructions: list[Instruction] = []
@@ -56,7 +56,7 @@ def natural_instructions(half: NaturalHalf, seed: int, apart: Sequence[str], ite
             drawn, of = sample(candidates, items, seed), f"{len(candidates)} in {found.prepared}"
         else:
             drawn = draw(found.candidates(), items, seed, apart)
-            of = f"{len(drawn)} that suit and differ in {len(found.files)} files of {found.source.title}"
+            of = f"{len(drawn)} suitable distinct ones in {len(found.files)} files of {found.source.title}"
         if len(drawn) < items:
             problems.append(f"{found.category}: {items} natural instructions are needed; there are {of}. Add more")
         revision = half.revisions.get(found.source.name, "")
@@ -69,7 +69,7 @@ def natural_instructions(half: NaturalHalf, seed: int, apart: Sequence[str], ite
 
 
 def _repeated(instructions: Sequence[Instruction], apart: Sequence[str]) -> list[str]:
-    """Texts that a prepared file has twice, or that the synthetic half has: what a draw passes over by itself."""
+    """Return problems of texts that a prepared file repeats or shares with the synthetic half. A draw skips these."""
     members = [Member(item.source, item) for item in instructions]
     kept_apart = [Member("the synthetic half", Instruction(id=str(n), text=text)) for n, text in enumerate(apart)]
     found = [*same_texts(members), *contamination([*kept_apart, *members])]
@@ -90,34 +90,38 @@ def _natural(candidate: Candidate, number: int, revision: str) -> Instruction:
 
 
 def matched(instructions: Sequence[Instruction], matching: Matching) -> list[Instruction]:
-    """The largest subset in which the categories have the same token counts, in the order of the whole.
+    """Return the largest subset in which all categories have the same token counts, in the original order.
 
-    Over both halves short categories may be filled from the one and long ones from the other, so that they differ in
-    source where they no longer differ in length; with `within_halves` each half is matched by itself.
+    Matching over both halves may fill one category from one half and another category from the other: the categories
+    then differ in source instead of length. With `within_halves`, each half is matched alone.
 
     Raises:
-        InvalidInputError: no tokenizer, or no length that all categories have.
+        InvalidInputError: there is no tokenizer, or no length occurs in all categories.
     """
     counts = count_tokens([item.readable for item in instructions], matching.tokenizer).tolist()
     sides = [item.half if matching.within_halves else "" for item in instructions]
     chosen: list[int] = []
     for side in dict.fromkeys(sides):
         positions = {
-            name: [place for place, item in enumerate(instructions) if (item.category, sides[place]) == (name, side)]
+            name: [
+                position
+                for position, item in enumerate(instructions)
+                if (item.category, sides[position]) == (name, side)
+            ]
             for name in CATEGORIES
         }
-        lengths = {name: [counts[place] for place in found] for name, found in positions.items()}
+        lengths = {name: [counts[position] for position in found] for name, found in positions.items()}
         kept = match_lengths(lengths, matching.tolerance)
         chosen += [positions[name][index] for name, indices in kept.items() for index in indices]
     if not chosen:
         raise InvalidInputError(
-            f"no group of lengths within {matching.tolerance:.0%} exists in all categories: give a larger tolerance"
+            f"lengths within {matching.tolerance:.0%} must exist in all categories; none do: give a larger tolerance"
         )
-    return [instructions[place] for place in sorted(chosen)]
+    return [instructions[position] for position in sorted(chosen)]
 
 
 def as_lines(instructions: Sequence[Instruction]) -> bytes:
-    """JSON lines in UTF-8, fields in the order of the published files, what is empty left out."""
+    """Return JSON Lines in UTF-8, with fields in the order of the published files and empty fields omitted."""
     order = ("id", "category", "half", "source", "license", "sha256", "metadata", "text", "messages", "token_ids")
     lines = []
     for item in instructions:
@@ -127,17 +131,19 @@ def as_lines(instructions: Sequence[Instruction]) -> bytes:
 
 
 def write_new(path: Path, content: bytes, overwrite: bool = False) -> bool:
-    """Write a file whole or not at all; False where it was there already with the very same bytes.
+    """Write a file atomically; return False if it already exists with the same bytes.
 
     Raises:
-        InvalidInputError: another file stands there and may not be overwritten.
-        StorageError: it could not be written.
+        InvalidInputError: the path exists with other contents and may not be overwritten.
+        StorageError: the file could not be written.
     """
     try:
         if path.exists() and not overwrite:
             if path.is_file() and path.read_bytes() == content:
                 return False
-            raise InvalidInputError(f"{path} holds something else already: choose another --output, or --overwrite")
+            raise InvalidInputError(
+                f"{path} already exists with other contents; choose another --output or --overwrite"
+            )
         write_file(path, [content])
     except (OSError, StorageError) as error:
         reason = error.__cause__ or error

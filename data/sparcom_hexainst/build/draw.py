@@ -1,9 +1,8 @@
-"""Drawing by a fixed seed: the same candidates give the same instructions, in whatever order they come.
+"""Draw instructions by seed: the same candidates give the same instructions, in any order of input.
 
-Candidates are put in the order of SHA-256(seed, text), which no library's random generator can change, and taken in
-turns from the strata (the tasks of a collection), so that no task outweighs the others. One that is a near-duplicate
-of an instruction taken before, or of any text that is to be kept apart, is passed over. Of each stratum only as many
-candidates are held as can be wanted, so that a source may be larger than memory.
+Candidates are sorted by SHA-256(seed, text), which no library update can change. They are taken from the strata (the
+tasks of a collection) in turn, so that no task dominates. Near-duplicates of an earlier item or a text in `apart` are
+skipped. Each stratum holds only as many candidates as a draw can need, so that a source may be larger than memory.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from itertools import zip_longest
 from sparcom_hexainst.build.sources import Candidate
 from sparcom_hexainst.check.runs import RunIndex, word_runs
 
-_SPARE = 20  # near-duplicates passed over for each one taken; a template with a thousand fillings needs many
+_SPARE = 20  # candidates held per item drawn: templates with a thousand fillings give many near-duplicates
 Keyed = tuple[bytes, Candidate]
 
 
 def draw(candidates: Iterable[Candidate], items: int, seed: int, apart: Sequence[str] = ()) -> list[Candidate]:
-    """At most `items` candidates, no two of them near-duplicates of one another or of a text in `apart`."""
+    """Return at most `items` candidates, none a near-duplicate of another or of a text in `apart`."""
     index = RunIndex()
     for text in apart:
         index.add(word_runs(text))
@@ -37,7 +36,7 @@ def draw(candidates: Iterable[Candidate], items: int, seed: int, apart: Sequence
 
 
 def sample(candidates: Sequence[Candidate], items: int, seed: int) -> list[Candidate]:
-    """`items` of candidates that somebody has chosen already, in their own order; all where there are no more."""
+    """Return `items` of a curated list of candidates, in their original order; all if there are no more."""
     chosen = sorted(range(len(candidates)), key=lambda position: _key(seed, candidates[position]))[:items]
     return [candidates[position] for position in sorted(chosen)]
 
@@ -51,13 +50,13 @@ def _in_turns(candidates: Iterable[Candidate], seed: int, most: int) -> Iterator
             _shorten(stratum, most)
     for stratum in strata.values():
         _shorten(stratum, most)
-    order = sorted(strata, key=lambda name: (strata[name][0][0], name))  # two tasks may begin with the same text
+    order = sorted(strata, key=lambda name: (strata[name][0][0], name))  # two tasks may share their first key
     for turn in zip_longest(*(strata[name] for name in order)):
         yield from (keyed[1] for keyed in turn if keyed is not None)
 
 
 def _shorten(stratum: list[Keyed], most: int) -> None:
-    """Put a stratum in order, and keep its first ones."""
+    """Sort a stratum and keep its first `most` candidates."""
     stratum.sort(key=lambda keyed: keyed[0])
     del stratum[most:]
 

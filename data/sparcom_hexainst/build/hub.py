@@ -1,6 +1,6 @@
-"""Natural instructions from the Hugging Face hub: the files of each source, at the commit that is newest or asked for.
+"""Fetch the sources of the natural half from the Hugging Face hub, at the newest or a given commit.
 
-Files are kept in the hub's own cache. Which commit was read is told, so that a later build can ask for the same one.
+Files stay in the hub's own cache. The commits are reported, so that a later build can use the same ones.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sparcom_hexainst.categories import CATEGORIES
 
 
 class HubError(SparcomError):
-    """The hub does not answer, or broke off."""
+    """The hub cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The sources of all categories, and the commit of each data set that they were read at."""
+    """The sources of all categories, and the commit of each source's data set."""
 
     found: list[Found]
     revisions: dict[str, str]
@@ -34,11 +34,11 @@ def fetch_sources(revisions: Mapping[str, str] | None = None, endpoint: str | No
     """Fetch every source that is not in the cache.
 
     Args:
-        revisions: commit, branch or tag by name of the source; the newest commit for those not named.
+        revisions: commit, branch or tag per source name; the newest commit for other sources.
 
     Raises:
-        HubError: the hub cannot be reached; within five seconds.
-        InvalidInputError: a source is not on the hub (any more), or not at that revision: which, and what to do.
+        HubError: the hub does not answer within five seconds.
+        InvalidInputError: sources are missing on the hub, or lack that revision; lists each with a remedy.
     """
     base = hub_endpoint(endpoint)
     if problem := why_unreachable(f"{base}/api/datasets/{SOURCES[0].hub.dataset}", base):
@@ -62,14 +62,15 @@ def fetch_sources(revisions: Mapping[str, str] | None = None, endpoint: str | No
 def _fetch(source: Source, revision: str | None, base: str) -> tuple[str, tuple[Path, ...]]:
     from huggingface_hub import HfApi, hf_hub_download
 
-    place = source.hub
-    info: Any = HfApi(endpoint=base).dataset_info(place.dataset, revision=revision, timeout=REACH_SECONDS)
+    location = source.hub
+    info: Any = HfApi(endpoint=base).dataset_info(location.dataset, revision=revision, timeout=REACH_SECONDS)
     names = sorted(item.rfilename for item in info.siblings or [])
-    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in place.patterns)]
+    wanted = [name for name in names if any(fnmatch(name, pattern) for pattern in location.patterns)]
     if not wanted:
-        raise ValueError(f"none of its files is named like {' or '.join(place.patterns[:3])}")
+        raise ValueError(f"none of its files matches {' or '.join(location.patterns[:3])}")
     paths = [
-        hf_hub_download(place.dataset, name, repo_type="dataset", revision=info.sha, endpoint=base) for name in wanted
+        hf_hub_download(location.dataset, name, repo_type="dataset", revision=info.sha, endpoint=base)
+        for name in wanted
     ]
     return str(info.sha), tuple(Path(path) for path in paths)
 
@@ -77,8 +78,8 @@ def _fetch(source: Source, revision: str | None, base: str) -> tuple[str, tuple[
 def _explain(source: Source, error: Exception) -> str:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return (
-        f"{', '.join(source.categories)}: {source.title} could not be had from the hub's data set "
-        f"{source.hub.dataset} ({reason}). Try again, or get it by other means into a folder "
-        f"(a file or folder whose name begins with {source.local[0]!r}) and give that with --natural; "
+        f"{', '.join(source.categories)}: {source.title} could not be fetched from the hub's data set "
+        f"{source.hub.dataset} ({reason}). Try again, or put it into a folder yourself "
+        f"(as a file or folder whose name begins with {source.local[0]!r}) and give that with --natural; "
         "--synthetic-only builds without the natural half"
     )

@@ -1,10 +1,10 @@
-"""Lengths: token counts under a tokenizer, and the largest subset in which every category has the same ones.
+"""Count tokens, and find the largest subset in which all categories have the same length distribution.
 
-Instructions of different categories are put together in groups, one of each, whose token counts agree (within a
-tolerance, where one is given). The sets of all the first, second, … members then have the same distribution. Sorting
-and sweeping gives the largest number of groups: the shortest item left can only be grouped with items within its
-reach; where the shortest of another category lies beyond, it has no partner there and drops out, and otherwise the
-shortest items of all categories form a group (exchanging them into any other solution makes that no smaller).
+The algorithm forms groups with one item per category whose token counts agree, within a tolerance if given. The kept
+items of all categories then have the same distribution of lengths. Sorting and sweeping gives the maximum number of
+groups. If the shortest remaining item is out of tolerance with the shortest item of another category, it has no partner
+there and is dropped. Otherwise the shortest items of all categories form a group. An exchange argument shows that no
+other choice gives more groups.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ TOKENIZER = "tokenizer.json"
 
 
 def count_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.int64]:
-    """Tokens of each text, without special tokens: int64, shape (texts,).
+    """Return the number of tokens per text, without special tokens: int64 (texts,).
 
     Args:
         tokenizer: a `tokenizer.json`, or a folder (of a model) that holds one.
 
     Raises:
-        InvalidInputError: no tokenizer is there, or it cannot be read.
+        InvalidInputError: there is no tokenizer, or it cannot be read.
     """
     from tokenizers import Tokenizer
 
     path = tokenizer / TOKENIZER if tokenizer.is_dir() else tokenizer
     if not path.is_file():
         raise InvalidInputError(
-            f"a tokenizer is a {TOKENIZER} or a model's folder with one; {tokenizer} has none. Name another."
+            f"a tokenizer is a {TOKENIZER} or a model's folder with one; {tokenizer} has none. Give another path"
         )
     try:
         loaded = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
-        raise InvalidInputError(f"{path} is no tokenizer that can be read: {error}") from error
+        raise InvalidInputError(f"{path} cannot be read as a tokenizer: {error}") from error
     loaded.no_truncation()
     loaded.no_padding()
     encoded = loaded.encode_batch(list(texts), add_special_tokens=False)
@@ -47,22 +47,22 @@ def count_tokens(texts: Sequence[str], tokenizer: Path) -> NDArray[np.int64]:
 
 
 def match_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float = 0.0) -> dict[str, list[int]]:
-    """The largest subset in which categories have the same distribution of lengths.
+    """Return the largest subset in which all categories have the same distribution of lengths.
 
     Args:
-        lengths: of each category the token count of each item.
-        tolerance: by what share of the shortest the longest of a group may exceed it; 0 for equal counts.
+        lengths: token counts of the items, per category.
+        tolerance: maximum relative excess of a group's longest item over its shortest; 0 for equal counts.
 
     Returns:
-        Of each category the positions kept, ascending; as many in each. Of equal items the earlier ones stay.
+        Positions kept, ascending, per category; equally many in each. Of equal items, the earlier ones are kept.
 
     Raises:
-        InvalidInputError: no category, or a negative tolerance.
+        InvalidInputError: there is no category, or the tolerance is out of range.
     """
     if not lengths:
-        raise InvalidInputError("matching lengths needs at least one category; there is none")
+        raise InvalidInputError("length matching needs at least one category; there is none")
     if not 0 <= tolerance < 1:
-        raise InvalidInputError(f"a tolerance of length must be at least 0 and below 1; got {tolerance}")
+        raise InvalidInputError(f"a length tolerance must be at least 0 and below 1; got {tolerance}")
     queues = {name: sorted(range(len(counts)), key=counts.__getitem__) for name, counts in lengths.items()}
     kept: dict[str, list[int]] = {name: [] for name in lengths}
     heads = dict.fromkeys(lengths, 0)
@@ -80,5 +80,5 @@ def match_lengths(lengths: Mapping[str, Sequence[int]], tolerance: float = 0.0) 
 
 
 def _within(shortest: int, longest: int, tolerance: float) -> bool:
-    # A quotient, since 100 · (1 + 0.15) is rounded to less than 115.
+    # A quotient, because 100 · (1 + 0.15) rounds to less than 115.
     return longest == shortest or (shortest > 0 and (longest - shortest) / shortest <= tolerance)

@@ -1,7 +1,7 @@
-"""Natural instructions from a folder of the user's.
+"""Natural instructions from a local folder.
 
-For each category: a prepared file (`cls.jsonl`, … lines of instructions with text, source and licence, chosen by
-somebody already), else the category's source as its authors or the hub publish it, found by the beginning of its name.
+For each category, a prepared file is used (`cls.jsonl`, …: curated instructions with text, source and licence).
+Otherwise the category's source is used, as its authors or the hub publish it; its file name identifies it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNKNOWN_LICENCE = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a category's instructions come from: a prepared file, or the files of a source."""
+    """The origin of a category's instructions: a prepared file, or the files of a source."""
 
     category: str
     source: Source
@@ -29,7 +29,7 @@ class Found:
     files: tuple[Path, ...]
 
     def candidates(self) -> Iterator[Candidate]:
-        """The candidates of this category."""
+        """Yield the candidates of this category."""
         if self.prepared is not None:
             yield from prepared_candidates(self.prepared, self.category)
             return
@@ -37,7 +37,7 @@ class Found:
 
 
 def source_candidates(source: Source, files: tuple[Path, ...], category: str) -> Iterator[Candidate]:
-    """What the files of a source offer for one category."""
+    """Yield the candidates for one category in the files of a source."""
     for path in files:
         for record in read_records(path):
             candidate = source.extract(record)
@@ -46,18 +46,18 @@ def source_candidates(source: Source, files: tuple[Path, ...], category: str) ->
 
 
 def find_sources(folder: Path) -> list[Found]:
-    """What is in the folder for each category, in their order.
+    """Return the files in the folder for each category, in the order of categories.
 
     Raises:
-        InvalidInputError: the folder is none, or lacks a source; every one that it lacks is named.
+        InvalidInputError: the path is no folder, or lacks sources; lists every missing one.
     """
     if not folder.is_dir():
-        raise InvalidInputError(f"natural instructions are read from a folder; {folder} is none. Name another.")
+        raise InvalidInputError(f"--natural must name a folder; {folder} is none. Give another path")
     found = [_find(folder, category) for category in CATEGORIES]
     problems = [
         f"{item.category}: {folder} has neither {item.category.lower()}.jsonl (prepared instructions) nor "
         f"{item.source.title} (a file or folder whose name begins with {' or '.join(map(repr, item.source.local))}, of "
-        f"{', '.join(ENDINGS)}). Put it there, or leave --natural out to draw from the Hugging Face hub "
+        f"{', '.join(ENDINGS)}). Put it there, or omit --natural to draw from the Hugging Face hub "
         f"({item.source.hub.dataset})"
         for item in found
         if item.prepared is None and not item.files
@@ -82,11 +82,11 @@ def _find(folder: Path, category: str) -> Found:
 
 
 def prepared_candidates(path: Path, category: str) -> Iterator[Candidate]:
-    """The instructions of a prepared file.
+    """Yield the instructions of a prepared file.
 
     Raises:
-        InvalidInputError: lines that are no instructions, have no text, are of another category or half, or whose
-            hash is another text's; all are named.
+        InvalidInputError: lines are no instructions, have no text, name another category or half, or have a hash of
+            another text; lists them all.
     """
     instructions = read_jsonl(path)
     problems = [problem for item in instructions if (problem := _problem(item, category))]
@@ -101,11 +101,11 @@ def prepared_candidates(path: Path, category: str) -> Iterator[Candidate]:
 
 def _problem(item: Instruction, category: str) -> str:
     if item.text is None:
-        return f"{item.id}: an instruction of the natural half is a text; give `text`"
+        return f"{item.id}: an instruction of the natural half must have `text`; give it"
     if item.category not in ("", category):
-        return f"{item.id}: the file is for {category}, the line says {item.category!r}; move it, or mend the category"
+        return f"{item.id}: category must be {category} in this file; it is {item.category!r}. Move or correct the line"
     if item.half not in ("", "natural"):
-        return f"{item.id}: the file is for the natural half, the line says {item.half!r}; move it, or mend the half"
+        return f"{item.id}: half must be 'natural' in this file; it is {item.half!r}. Move or correct the line"
     if item.sha256 not in ("", text_sha256(item.text)):
-        return f"{item.id}: sha256 must be that of the text, which was changed or cut; take it from its source again"
+        return f"{item.id}: sha256 must be that of the text, which was changed or cut; copy it from its source again"
     return ""

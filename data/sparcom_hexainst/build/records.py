@@ -1,6 +1,6 @@
-"""Records of source files: JSON lines, JSON, either of them gzipped, and Parquet; one at a time where that is possible.
+"""Read records of source files: JSON Lines and JSON, gzipped or not, and Parquet; streamed where the format allows it.
 
-A record that does not say which task it is of gets its file's name as `task`. What records mean is not known here.
+A record without the field `task` gets the name of its file.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sparcom_hexainst.build.sources import Record
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 _SPLIT = re.compile(r"(_10templates)?[_-](train|test|validation|dev)([_-].*)?$")
 
-# pyarrow's errors are of these kinds too: a codec that it lacks is a NotImplementedError.
+# These cover pyarrow's errors too: an unsupported codec raises NotImplementedError.
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, RecursionError, NotImplementedError)
 
 
 def is_readable(path: Path) -> bool:
-    """A file of a format that is read here."""
+    """Return whether the path is a file in a supported format."""
     return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file.
+    """Yield the records of a file.
 
     Raises:
-        InvalidInputError: the file cannot be read or is not of the format that its name says.
+        InvalidInputError: the file cannot be read, or its format does not match its name.
     """
     task = _SPLIT.sub("", path.name.split(".")[0])
     try:
@@ -68,17 +68,17 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
-    """A list of records, or an object that holds one (TriviaQA's authors put it under "Data")."""
+    """Yield the records of a list, or of an object that holds one (TriviaQA's authors put it under "Data")."""
     with _open(path) as file:
         loaded = json.load(file)
     lists = [value for value in loaded.values() if isinstance(value, list)] if isinstance(loaded, dict) else [loaded]
     if len(lists) != 1 or not isinstance(lists[0], list):
-        raise ValueError("a list of records was expected, or an object that holds one")
+        raise ValueError("it must be a list of records, or an object that holds one")
     for number, record in enumerate(lists[0], start=1):
         yield _an_object(record, f"record {number}")
 
 
 def _an_object(record: object, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is no JSON object")  # noqa: TRY004  (read_records explains ValueErrors)
+        raise ValueError(f"{where} is not a JSON object")  # noqa: TRY004  (read_records explains ValueErrors)
     return record

@@ -1,8 +1,8 @@
-"""The public sources of the natural half, and how an instruction is taken out of a record of each.
+"""Public sources of the natural half, and the extraction of an instruction from a record of each.
 
-Each source has a place on the Hugging Face hub, names by which local copies of it are known, and a function from a
-record to a `Candidate`, or to nothing where the record does not suit: extraction patterns and filters live there.
-Nothing here reads a file or knows of numbers and seeds.
+Each source has a location on the Hugging Face hub, name prefixes of local copies, and an extraction function. The
+function maps a record to a `Candidate`, or to None if the record is unsuitable; it holds the patterns and filters.
+Nothing here reads files or draws samples.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Record = Mapping[str, Any]
 class Candidate:
     """An instruction that a source offers.
 
-    `source` is its address (`humaneval:HumanEval/9`); `stratum` names the part of the source that it is from, so that
-    a draw takes from all parts alike; `id` and `metadata` are what the source's preparer gave, if anything.
+    `source` is its address (`humaneval:HumanEval/9`). `stratum` names its part of the source, so that a draw takes from
+    all parts in turn. `id` and `metadata` come from a prepared file, if it has them.
     """
 
     category: str
@@ -34,8 +34,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class HubPlace:
-    """Where a source lies on the hub: the data set and the patterns of its files."""
+class HubDataset:
+    """Location of a source on the hub: the data set and the patterns of its files."""
 
     dataset: str
     patterns: tuple[str, ...]
@@ -48,8 +48,8 @@ class Source:
     name: str
     title: str
     categories: tuple[str, ...]
-    hub: HubPlace
-    local: tuple[str, ...]  # beginnings of file or folder names, in lower case
+    hub: HubDataset
+    local: tuple[str, ...]  # prefixes of file or folder names, in lower case
     extract: Callable[[Record], Candidate | None]
 
 
@@ -67,19 +67,19 @@ def _candidate(category: str, source: str, licence: str, text: object, stratum: 
 
 
 def human_eval(record: Record) -> Candidate | None:
-    """The prompt: imports, signature and docstring, the body to be written."""
+    """Return the prompt: imports, signature and docstring, without the body."""
     return _candidate("CODE", f"humaneval:{record.get('task_id', '')}", "MIT", record.get("prompt"))
 
 
 def trivia_qa(record: Record) -> Candidate | None:
-    """The question alone, of either spelling of the fields (the authors' files, the hub's)."""
+    """Return the question alone, with field names in either spelling (the authors' files or the hub's)."""
     question = record.get("question") or record.get("Question")
     name = record.get("question_id") or record.get("QuestionId") or ""
     return _candidate("QA", f"triviaqa:{name}", "unknown (questions by trivia enthusiasts)", question)
 
 
 def math_500(record: Record) -> Candidate | None:
-    """The problem, unless it needs a drawing."""
+    """Return the problem, unless it needs a drawing."""
     problem = record.get("problem")
     if isinstance(problem, str) and "[asy]" in problem:
         return None
@@ -101,7 +101,7 @@ _NOT_WRITING = re.compile(
 
 
 def alpaca(record: Record) -> Candidate | None:
-    """An instruction without input that asks for something to be written: no code, no sums, no work on a text."""
+    """Return an instruction without input that asks for writing: no code, no arithmetic, no work on a given text."""
     text = str(record.get("instruction", "")).strip()
     if str(record.get("input") or "").strip() or not _WRITE.match(text) or _NOT_WRITING.search(text):
         return None
@@ -118,7 +118,7 @@ _ASKS_SUMMARY = re.compile(
     r"subject line|boil",
     re.IGNORECASE,
 )
-# Some templates of these sources run the other way: from the summary to the text.
+# Some templates of these sources are reversed: they ask for the text of a summary.
 _ASKS_TEXT = re.compile(
     r"(write|generate|expand|compose|create)\b((?!(summary|headline|subject line|gist|title) (of|for)\b)[^.\n]){0,40}\b"
     r"(article|story|e-?mail|dialog(ue)?|text|document|conversation)\b(?!('s)? (summar|headline|gist))|"
@@ -128,7 +128,7 @@ _ASKS_TEXT = re.compile(
 
 
 def flan(record: Record) -> Candidate | None:
-    """A zero-shot input of a classification or a summarisation task, as the record names its task."""
+    """Return a zero-shot input of a classification or summarisation task; the record names the task."""
     text, task = record.get("inputs"), str(record.get("_task_name") or record.get("task") or "")
     if not isinstance(text, str) or str(record.get("_template_type", "")).startswith("fs"):
         return None
@@ -149,12 +149,12 @@ _FLAN_FILES = tuple(
 )  # fmt: skip
 
 SOURCES = (
-    Source("flan", "FLAN Collection", ("CLS", "SUM"), HubPlace("Muennighoff/flan", _FLAN_FILES), ("flan",), flan),
+    Source("flan", "FLAN Collection", ("CLS", "SUM"), HubDataset("Muennighoff/flan", _FLAN_FILES), ("flan",), flan),
     Source(
         "humaneval",
         "HumanEval",
         ("CODE",),
-        HubPlace("openai/openai_humaneval", ("openai_humaneval/test-*.parquet",)),
+        HubDataset("openai/openai_humaneval", ("openai_humaneval/test-*.parquet",)),
         ("humaneval", "openai_humaneval"),
         human_eval,
     ),
@@ -162,7 +162,7 @@ SOURCES = (
         "triviaqa",
         "TriviaQA",
         ("QA",),
-        HubPlace("mandarjoshi/trivia_qa", ("rc.wikipedia.nocontext/validation-*.parquet",)),
+        HubDataset("mandarjoshi/trivia_qa", ("rc.wikipedia.nocontext/validation-*.parquet",)),
         ("triviaqa", "trivia_qa", "wikipedia-dev"),
         trivia_qa,
     ),
@@ -170,7 +170,7 @@ SOURCES = (
         "alpaca",
         "Alpaca",
         ("GEN",),
-        HubPlace("tatsu-lab/alpaca", ("data/train-*.parquet",)),
+        HubDataset("tatsu-lab/alpaca", ("data/train-*.parquet",)),
         ("alpaca",),
         alpaca,
     ),
@@ -178,7 +178,7 @@ SOURCES = (
         "math500",
         "MATH-500",
         ("MATH",),
-        HubPlace("HuggingFaceH4/MATH-500", ("test.jsonl",)),
+        HubDataset("HuggingFaceH4/MATH-500", ("test.jsonl",)),
         ("math500", "math-500", "math_500"),
         math_500,
     ),

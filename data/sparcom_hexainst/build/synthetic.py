@@ -1,6 +1,6 @@
-"""The synthetic half: 600 instructions written for this project, shipped as one file of JSON lines a category.
+"""The synthetic half: 600 instructions written for this project, shipped as one JSON Lines file per category.
 
-Within a category they are ordered so that any first n of them span short and long ones alike.
+Within a category, any first n instructions include both short and long ones.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from sparcom_hexainst.categories import CATEGORIES, ITEMS
 
 
 def synthetic_files() -> list[Path]:
-    """The files, in the order of the categories."""
+    """Return the files, in the order of the categories."""
     folder = Path(str(files("sparcom_hexainst"))) / "data"
     return [folder / f"{category.lower()}.jsonl" for category in CATEGORIES]
 
 
 def synthetic_instructions(per_category: int = ITEMS, skip: int = 0) -> list[Instruction]:
-    """The synthetic half, or so many of each category, those after its first `skip`.
+    """Return the synthetic half, or `per_category` instructions of each category after its first `skip`.
 
     Raises:
-        InvalidInputError: more are asked for than there are.
+        InvalidInputError: a category has fewer instructions.
     """
     if not (1 <= per_category <= ITEMS - skip and skip >= 0):
-        behind = f" after its first {skip}" if skip else ""
+        after = f" after the first {skip}" if skip else ""
         raise InvalidInputError(
-            f"the synthetic half has 1 to {ITEMS - skip} instructions a category{behind}; got {per_category}"
+            f"instructions per category{after} must be 1 to {ITEMS - skip} in the synthetic half; got {per_category}"
         )
     return [item for path in synthetic_files() for item in read_jsonl(path)[skip : skip + per_category]]

@@ -1,1 +1,1 @@
-"""Checks a set of instructions: duplicates, contamination, balance, language, spelling."""
+"""Check a set of instructions: duplicates, contamination, balance, language and spelling."""

@@ -1,7 +1,7 @@
-"""Texts that a set must not contain, from files of any of the formats that public data come in.
+"""Read texts that a set must not contain, from files in the usual formats of public data.
 
-A record's text is what its fields of the usual names hold (an instruction's text, a benchmark's prompt, question or
-problem). What else a record says does not matter here.
+The text of a record is that of its fields with usual names (an instruction's text, a benchmark's prompt, question or
+problem). Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FIELDS = ("text", "prompt", "problem", "question", "Question", "instruction", "i
 
 
 def read_against(path: Path) -> tuple[list[Member], int]:
-    """The texts of a file or of the files in a folder, and how many records have none.
+    """Return the texts of a file or of the files in a folder, and the number of records without text.
 
     Raises:
-        InvalidInputError: nothing there can be read, or nothing has a text; the fields looked for are named.
+        InvalidInputError: no file can be read, or no record has a text; names the expected fields.
     """
     files = sorted(filter(is_readable, path.rglob("*"))) if path.is_dir() else [path]
     members, empty = [], 0
@@ -36,8 +36,8 @@ def read_against(path: Path) -> tuple[list[Member], int]:
                 empty += 1
     if not members:
         raise InvalidInputError(
-            f"a set is held against texts (fields {', '.join(FIELDS)}, or messages) in files of "
-            f"{', '.join(ENDINGS)}; {path} has none. Name another file or folder"
+            f"a set is compared with texts (fields {', '.join(FIELDS)}, or messages) in files of "
+            f"{', '.join(ENDINGS)}; {path} has none. Give another file or folder"
         )
     return members, empty
 
@@ -46,7 +46,7 @@ def _records(file: Path) -> Iterator[Record]:
     if not file.exists():
         raise InvalidInputError(f"cannot read {file}: there is no such file or folder")
     if not is_readable(file):
-        raise InvalidInputError(f"{file} is no file of {', '.join(ENDINGS)}: name one, or a folder of them")
+        raise InvalidInputError(f"{file} must be a file of {', '.join(ENDINGS)}; give one, or a folder of them")
     return read_records(file)
 
 

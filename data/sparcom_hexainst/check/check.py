@@ -1,10 +1,9 @@
-"""Is this set of instructions sound? Works on any file of instructions; HexaInst is one of them.
+"""Check the quality of a set of instructions: HexaInst or any other file of instructions.
 
-1. Read every line of every file; lines that break a rule are findings, the others go on.
-2. Of each instruction alone: hash, category, language, spelling, slips.
-3. Of pairs: same text, near-duplicates, and what the parts that must not know each other have in common.
-4. Of groups (a category within a half): how many, how long, how many different openings.
-It does not know where instructions come from, nor how findings are shown.
+1. Read every line of every file. Lines that break a rule become findings; the others are checked further.
+2. Each instruction alone: hash, category, language, spelling, slips.
+3. Pairs: same texts, near-duplicates, and overlap of parts that must be independent.
+4. Groups (a category within a half): numbers, lengths, and distinct openings.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from sparcom_hexainst.check.spelling import misspellings, slips
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """What a check is held against.
+    """Options of a check.
 
-    `against`: files whose texts the checked ones must not contain; `tokenizer`: lengths in its tokens as well as in
-    words; `language`: ISO 639-1 code.
+    `against`: files whose texts the checked set must not contain. `tokenizer`: reports lengths in its tokens as well as
+    in words. `language`: ISO 639-1 code of the set.
     """
 
     against: tuple[Path, ...] = ()
@@ -50,7 +49,7 @@ def check_files(paths: Sequence[Path], options: CheckOptions | None = None) -> R
     members, findings = _read(paths)
     others, skipped = _read_against(options.against)
     if not members and not findings:
-        raise InvalidInputError(f"nothing to check: {', '.join(map(str, paths))} without any instruction")
+        raise InvalidInputError(f"nothing to check: {', '.join(map(str, paths))} has no instruction")
     single, unchecked = _of_each(members, options)
     findings += single
     findings += _ids(members)
@@ -73,27 +72,27 @@ def _read(paths: Sequence[Path]) -> tuple[list[Member], list[Finding]]:
     findings: list[Finding] = []
     for path in paths:
         found = read_file(path)
-        members += [Member(place, item) for place, item in found.instructions.items()]
+        members += [Member(where, item) for where, item in found.instructions.items()]
         for problem in found.problems:
-            place, _, message = problem.partition(": ")
-            findings.append(Finding(rule="line", where=place, message=message))
+            where, _, message = problem.partition(": ")
+            findings.append(Finding(rule="line", where=where, message=message))
     return members, findings
 
 
 def _read_against(paths: Sequence[Path]) -> tuple[list[Member], list[str]]:
-    """The texts that the set is held against, and what of their files could not be."""
+    """Return the texts to compare the set with, and a message per file with records that were skipped."""
     others: list[Member] = []
     skipped = []
     for path in paths:
         found, empty = read_against(path)
         others += found
         if empty:
-            skipped.append(f"{empty} records without a text in {path}, which the set is held against")
+            skipped.append(f"{empty} records without a text in {path}, with which the set is compared")
     return others, skipped
 
 
 def _ids(members: Sequence[Member]) -> Iterator[Finding]:
-    """One finding for each line whose id an earlier one has."""
+    """Yield one finding per line that repeats an earlier id."""
     first: dict[str, Member] = {}
     for member in members:
         earlier = first.setdefault(member.id, member)
@@ -102,7 +101,7 @@ def _ids(members: Sequence[Member]) -> Iterator[Finding]:
 
 
 def _of_each(members: Sequence[Member], options: CheckOptions) -> tuple[list[Finding], list[str]]:
-    """Findings of single instructions, and what could not be looked at."""
+    """Return findings on single instructions, and a message per check that was skipped."""
     findings: defaultdict[str, list[Finding]] = defaultdict(list)
     for member in members:
         item = member.instruction
@@ -126,15 +125,15 @@ def _of_each(members: Sequence[Member], options: CheckOptions) -> tuple[list[Fin
         skipped.append(f"spelling: {error}")
     findings["half"] += _halves(members)
     if unread := sum(not text for text in texts):
-        skipped.append(f"{unread} instructions given as token ids: nothing that concerns text was checked of them")
+        skipped.append(f"{unread} instructions given as token ids: checks of texts do not apply to them")
     return [finding for rule in findings.values() for finding in rule], skipped
 
 
 def _halves(members: Sequence[Member]) -> Iterator[Finding]:
-    """A finding for each half that is none: what is not natural counts as synthetic, so a slip changes sides."""
+    """Yield one finding per unknown half: all but `natural` count as synthetic, so a misspelling changes the half."""
     for member in members:
         if member.half not in ("", *HALVES):
-            yield member.finding("half", f"half is {member.half!r}; write {' or '.join(HALVES)}, or leave it out")
+            yield member.finding("half", f"half is {member.half!r}; write {' or '.join(HALVES)}, or omit it")
 
 
 def _hash_problem(item: Instruction) -> str:
@@ -142,5 +141,5 @@ def _hash_problem(item: Instruction) -> str:
         return ""
     return (
         f"sha256 is {item.sha256[:12]}…, that of the text {text_sha256(item.readable)[:12]}…: "
-        "the text was changed or cut; take it from its source again, or put in the new hash"
+        "the text was changed or cut; copy it from its source again, or update the hash"
     )

@@ -1,6 +1,6 @@
-"""What a check of instructions finds: one fact a finding, with its rule, its place and what to do about it.
+"""Findings of a check of instructions: one fact per finding, with its rule, location and remedy.
 
-Errors break a rule that every set of instructions has to keep; warnings are what a careful person would look at.
+Errors break a rule that every set of instructions must keep; warnings deserve a look.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-# rule: (level, what it asks). The order is that of the report.
+# rule: (level, requirement), in the order of the report.
 RULES: dict[str, tuple[Literal["error", "warning"], str]] = {
     "line": ("error", "every line is a JSON object with known fields and exactly one of text, messages, token_ids"),
     "id": ("error", "every id occurs once"),
-    "hash": ("error", "sha256, where given, is that of the text"),
+    "hash": ("error", "sha256, if given, is that of the text"),
     "duplicate": ("error", "no two instructions have the same text"),
     "near-duplicate": ("error", "no two share half of the 4-word runs of the shorter one"),
     "template": ("warning", "nor do two of the natural half, whose sources put many items into one template"),
-    "contamination": ("error", "the synthetic half, or the checked files, share no such half with what they may not"),
-    "overlap": ("warning", "the same two parts share no 13 words in a row"),
+    "contamination": ("error", "the halves, or the checked files and those of --against, share no near-duplicates"),
+    "overlap": ("warning", "the same parts share no 13 words in a row"),
     "category": ("warning", "every instruction names its category"),
-    "half": ("warning", "a half, where one is named, is synthetic or natural"),
-    "balance": ("warning", "every category has as many instructions, in each half"),
+    "half": ("warning", "the half, if named, is synthetic or natural"),
+    "balance": ("warning", "all categories have equally many instructions, in each half"),
     "length": ("warning", "the median lengths of the categories lie within a factor of two, in each half"),
-    "openings": ("warning", "at least 70 % of a category's instructions in a half begin with different three words"),
+    "openings": ("warning", "at least 70 % of a category's openings (first three words) are distinct, in each half"),
     "language": ("warning", "every text is in the set's language"),
     "spelling": ("warning", "no word is a known misspelling"),
-    "slip": ("warning", "no word twice in a row, stray space, control character or sign of a wrong decoding"),
+    "slip": ("warning", "no doubled word, stray space, control character or decoding error"),
 }
 
 
 class Finding(BaseModel):
-    """One thing found.
+    """One finding.
 
-    `where` names file and line (or a category and half), `id` the instruction, `message` value and remedy.
+    `where` names file and line (or category and half), `id` the instruction; `message` states value and remedy.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,10 +59,10 @@ class Quantiles(BaseModel):
 
 
 class Group(BaseModel):
-    """A category within a half, counted.
+    """Statistics of a category within a half.
 
-    `words` and `tokens` are None where nothing can be read as text, and where no tokenizer was given; `openings` is the
-    number of different first three words.
+    `words` and `tokens` are None without readable texts, `tokens` also without a tokenizer. `openings` is the number of
+    distinct first three words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,12 +76,12 @@ class Group(BaseModel):
 
     @property
     def name(self) -> str:
-        """For messages: the category, with the half where the set has halves."""
+        """Name for messages: the category, and the half if the set has halves."""
         return " ".join(filter(None, [self.category or "no category", self.half]))
 
 
 class Report(BaseModel):
-    """All that a check found. It passes where no error is among it."""
+    """Results of a check. It passes if no finding is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,9 +92,9 @@ class Report(BaseModel):
     skipped: list[str]
 
     def of(self, rule: str) -> list[Finding]:
-        """The findings of one rule."""
+        """Return the findings of one rule."""
         return [finding for finding in self.findings if finding.rule == rule]
 
     def count(self, level: Literal["error", "warning"]) -> int:
-        """How many findings are of this level."""
+        """Return the number of findings of this level."""
         return sum(finding.level == level for finding in self.findings)

@@ -1,4 +1,4 @@
-"""Groups of a set of instructions, a category within a half: how many, how long, how they begin."""
+"""Statistics of groups of instructions (a category within a half): numbers, lengths and openings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sparcom_hexainst.check.pairs import Member
 OPENING_WORDS = 3
 OPENINGS = 0.7
 LENGTH_RATIO = 2.0
-_FEWEST = 10  # smaller groups have no median or variety to speak of
+_FEWEST = 10  # smaller groups have no meaningful median or variety
 
 
 def describe_groups(members: Sequence[Member], tokenizer: Path | None) -> list[Group]:
-    """Every group, counted, in the order in which the set has them."""
+    """Return the statistics of every group, in the order of the set."""
     texts = [member.text for member in members]
     tokens = count_tokens(texts, tokenizer).tolist() if tokenizer else [0] * len(texts)
     positions: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
@@ -41,7 +41,7 @@ def describe_groups(members: Sequence[Member], tokenizer: Path | None) -> list[G
 
 
 def opening(text: str) -> str:
-    """The first three words of a text, without case."""
+    """Return the first three words of a text, ignoring case."""
     return " ".join(text.casefold().split()[:OPENING_WORDS])
 
 
@@ -52,22 +52,22 @@ def _quantiles(lengths: Sequence[int]) -> Quantiles | None:
 
 
 def balance(groups: Sequence[Group]) -> Iterator[Finding]:
-    """A finding for each half in which categories of the set differ in number, or are missing."""
+    """Yield one finding per half in which categories differ in number or are missing."""
     categories = dict.fromkeys(group.category for group in groups)
     for half, found in _halves(groups).items():
         counts = dict.fromkeys(categories, 0) | {group.category: group.instructions for group in found}
         if len(set(counts.values())) > 1:
             numbers = ", ".join(f"{category or 'none'} {count}" for category, count in counts.items())
-            yield _about(half, "balance", f"{numbers}; leave some out, or add to the others")
+            yield _about(half, "balance", f"{numbers}; remove some, or add to the others")
 
 
 def group_findings(groups: Sequence[Group]) -> Iterator[Finding]:
-    """Findings about lengths and openings."""
+    """Yield findings on lengths and openings."""
     for half, found in _halves(groups).items():
         yield from _lengths(half, found)
     for group in groups:
         if group.instructions >= _FEWEST and 0 < group.openings < OPENINGS * group.instructions:
-            message = f"{group.openings} different beginnings of three words in {group.instructions}; reword some"
+            message = f"{group.openings} distinct first three words in {group.instructions} instructions; reword some"
             yield Finding(rule="openings", where=group.name, message=message)
 
 
@@ -83,8 +83,8 @@ def _lengths(half: str, groups: Sequence[Group]) -> Iterator[Finding]:
             yield _about(
                 half,
                 "length",
-                f"medians from {medians[low]:g} {unit} ({low}) to {medians[high]:g} ({high}), so that a difference of "
-                "category may be one of length; `sparcom dataset build --match-length` picks items of equal length",
+                f"medians from {medians[low]:g} {unit} ({low}) to {medians[high]:g} ({high}), so length confounds "
+                "category; `sparcom dataset build --match-length` picks items of equal length",
             )
 
 

@@ -1,7 +1,7 @@
-"""Pairs of instructions that have too much in common: the same text, near-duplicates, contamination.
+"""Find pairs of instructions with too much in common: same texts, near-duplicates, contamination.
 
-Contamination is what two parts share that must not know each other: the synthetic and the natural half of a set, or
-the checked files and files that they are held against (the sources of the natural half, training data of a model).
+Contamination is overlap of two parts that must be independent: the synthetic and natural halves of a set, or the
+checked files and files to compare with (sources of the natural half, training data of a model).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NATURAL = "natural"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An instruction of the set, and the place where it stands (`file, line n`)."""
+    """An instruction of the set and its location (`file, line n`)."""
 
     where: str
     instruction: Instruction
@@ -39,7 +39,7 @@ class Member:
         return self.instruction.half
 
     def finding(self, rule: str, message: str) -> Finding:
-        """A finding about this instruction."""
+        """Return a finding about this instruction."""
         return Finding(rule=rule, where=self.where, id=self.id, message=message)
 
     def __str__(self) -> str:
@@ -47,14 +47,14 @@ class Member:
 
 
 def same_texts(members: Sequence[Member]) -> Iterator[Finding]:
-    """A finding for each instruction whose text, case and white space aside, an earlier one has."""
+    """Yield one finding per instruction that repeats an earlier text, ignoring case and white space."""
     first: dict[str, Member] = {}
     for member in members:
         if not member.text:
             continue
         earlier = first.setdefault(_plain(member.text), member)
         if earlier is not member:
-            yield member.finding("duplicate", f"the text of {earlier}; remove one of the two")
+            yield member.finding("duplicate", f"same text as {earlier}; remove one of the two")
 
 
 def _plain(text: str) -> str:
@@ -62,7 +62,7 @@ def _plain(text: str) -> str:
 
 
 def similar_texts(members: Sequence[Member]) -> Iterator[Finding]:
-    """A finding for each pair of near-duplicates; equal texts and pairs across the halves have rules of their own."""
+    """Yield one finding per pair of near-duplicates; equal texts and pairs across halves have rules of their own."""
     for pair, first, second in _similar(members):
         if _across(first, second) or _plain(first.text) == _plain(second.text):
             continue
@@ -71,7 +71,7 @@ def similar_texts(members: Sequence[Member]) -> Iterator[Finding]:
 
 
 def contamination(members: Sequence[Member], others: Sequence[Member] = ()) -> Iterator[Finding]:
-    """What the set's halves have in common, and the set with texts that it is held against."""
+    """Yield findings on overlap between the set's halves, and between the set and `others`."""
     texts = [member for member in members if member.text]
     synthetic = [member for member in texts if member.half != NATURAL]
     natural = [member for member in texts if member.half == NATURAL]
@@ -80,7 +80,7 @@ def contamination(members: Sequence[Member], others: Sequence[Member] = ()) -> I
 
 
 def _common(own: Sequence[Member], others: Sequence[Member]) -> Iterator[Finding]:
-    """Near-duplicates of the second part in the first, and longer runs of words that stand in both."""
+    """Yield near-duplicates between the two parts, and longer word runs that occur in both."""
     reported = set()
     for pair, first, second in _similar([*own, *others]):
         if pair.first < len(own) <= pair.second:
@@ -98,7 +98,7 @@ def _common(own: Sequence[Member], others: Sequence[Member]) -> Iterator[Finding
             shared |= {holder: " ".join(run) for holder in holders.get(run, ())}
         for holder, text in sorted(shared.items()):
             if (position, holder) not in reported:
-                yield member.finding("overlap", f"has {LONG_RUN} words of {others[holder]}: {text[:_SHOWN]!r}…")
+                yield member.finding("overlap", f"shares {LONG_RUN} words with {others[holder]}: {text[:_SHOWN]!r}…")
 
 
 def _long_runs(text: str) -> Runs:
@@ -106,12 +106,12 @@ def _long_runs(text: str) -> Runs:
 
 
 def _similar(members: Sequence[Member]) -> Iterator[tuple[Pair, Member, Member]]:
-    """Near-duplicates among those that have a text, the earlier one first."""
+    """Yield near-duplicates among members with a text, the earlier one first."""
     readable = [member for member in members if member.text]
     for pair in near_duplicates([member.text for member in readable]):
         yield pair, readable[pair.first], readable[pair.second]
 
 
 def _across(first: Member, second: Member) -> bool:
-    """One of the natural half, the other not."""
+    """Return whether exactly one of the two is of the natural half."""
     return (first.half == NATURAL) != (second.half == NATURAL)

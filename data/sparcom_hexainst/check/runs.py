@@ -1,9 +1,8 @@
-"""Word runs: how much of one text stands in another.
+"""Word runs (n-grams): the overlap of two texts.
 
-A run is n words in a row, case and punctuation aside. Two texts are near-duplicates where they share at least half of
-the 4-word runs of the shorter one. `RunIndex` finds every such pair without comparing all with all: a text that shares
-`m` of its `r` runs with another must share one of any `r - m + 1` of them, so its rarest ones alone are looked up.
-It knows nothing of categories, halves or files.
+A run is n consecutive words, ignoring case and punctuation. Two texts are near-duplicates if they share at least half
+of the 4-word runs of the shorter one. `RunIndex` finds every such pair without comparing all pairs. A text that shares
+`m` of its `r` runs with another must share one of any `r - m + 1` of them. So only its rarest runs are looked up.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 
 NEAR = 0.5
 RUN = 4
-LONG_RUN = 13  # the length that GPT-3's authors took for contamination (Brown et al. 2020, appendix C)
-# Scripts written without spaces count by character: Han, kana and Hangul would be one long word otherwise.
+LONG_RUN = 13  # the length that the GPT-3 paper uses for contamination (Brown et al. 2020, appendix C)
+# Han, kana and Hangul count by character: written without spaces, a sentence would otherwise be one long word.
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿가-힯]+")
 
 Runs = frozenset[tuple[str, ...]]
@@ -25,7 +24,7 @@ Runs = frozenset[tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two texts by their positions, and the share of the shorter one's runs that the other has too."""
+    """Positions of two texts, and the share of the shorter one's runs that the other contains."""
 
     first: int
     second: int
@@ -33,18 +32,18 @@ class Pair:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case: letters and digits; signs and underscores part them."""
+    """Return the words of a text, case-folded: letters and digits, separated by signs and underscores."""
     return _WORD.findall(text.casefold())
 
 
 def word_runs(text: str, length: int = RUN) -> Runs:
-    """The set of runs of `length` words; of a shorter text one run of all its words, or its signs where it has none."""
+    """Return the runs of `length` words; for a shorter text, one run of all its words or, without words, its signs."""
     found = words(text) or [text.strip()]
     return frozenset(tuple(found[i : i + length]) for i in range(max(1, len(found) - length + 1)))
 
 
 def near_duplicates(texts: Sequence[str], near: float = NEAR) -> list[Pair]:
-    """Every pair whose texts share at least `near` of the shorter one's runs, in the order of the texts."""
+    """Return every pair that shares at least `near` of the shorter one's runs, in the order of the texts."""
     index = RunIndex(near)
     runs = [word_runs(text) for text in texts]
     for found in runs:
@@ -59,7 +58,7 @@ def near_duplicates(texts: Sequence[str], near: float = NEAR) -> list[Pair]:
 
 
 class RunIndex:
-    """Texts added so far, by their runs."""
+    """Index of texts by their runs."""
 
     def __init__(self, near: float = NEAR) -> None:
         if not 0 < near <= 1:
@@ -69,13 +68,13 @@ class RunIndex:
         self._holders: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
 
     def add(self, runs: Runs) -> None:
-        """Take in the runs of one more text."""
+        """Add the runs of one text."""
         for run in runs:
             self._holders[run].append(len(self._texts))
         self._texts.append(runs)
 
     def similar(self, runs: Runs) -> Iterator[tuple[int, float]]:
-        """Texts added so far that are near-duplicates of one with these runs, each with the share."""
+        """Yield the positions of indexed near-duplicates of a text with these runs, each with its share."""
         for position in sorted(self._longer(runs) | self._shorter(runs)):
             other = self._texts[position]
             share = len(runs & other) / min(len(runs), len(other))
@@ -83,9 +82,9 @@ class RunIndex:
                 yield position, share
 
     def _longer(self, runs: Runs) -> set[int]:
-        """Candidates with at least as many runs: each has one of our rarest."""
+        """Return candidates with at least as many runs: each contains one of the rarest of `runs`."""
         needed = math.ceil(self._near * len(runs))
-        needed -= (needed - 1) / len(runs) >= self._near  # 0.55 · 100 is rounded to more than 55
+        needed -= (needed - 1) / len(runs) >= self._near  # 0.55 · 100 rounds to more than 55
         rarest = sorted(runs, key=lambda run: len(self._holders.get(run, ())))[: len(runs) - needed + 1]
         return {
             position
@@ -95,7 +94,7 @@ class RunIndex:
         }
 
     def _shorter(self, runs: Runs) -> set[int]:
-        """Candidates with fewer runs, half of which are ours."""
+        """Return candidates with fewer runs that share enough of them."""
         shared: defaultdict[int, int] = defaultdict(int)
         for run in runs:
             for position in self._holders.get(run, ()):

@@ -1,7 +1,7 @@
-"""Obvious slips of spelling and typing: misspellings that `typos` knows, and a few signs that no dictionary has.
+"""Find spelling and typing errors: misspellings that `typos` knows, and a few typing slips.
 
-`typos` is a spelling checker for source code, so that identifiers and snippets do not alarm it; it knows misspellings
-and not words, so names do not either. It accepts British and American forms alike.
+`typos` is a spelling checker for source code, so identifiers and snippets do not trigger it. It lists misspellings
+rather than words, so names do not trigger it either. It accepts British and American spelling.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _SLIPS = {
     r"(?<=[^\s.!?:;]) {2,}(?=[^\W\d_]+ [^\W\d_])": "two spaces within a sentence",
     r"[^\W\d_] [,;](?=\s)": "a space before a comma or semicolon",
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]": "a control character",
-    r"�|Ã[\x80-\xbf©¨¤¶¼]|â€[™œ“\x9d]": "a sign of text decoded wrongly",
+    r"�|Ã[\x80-\xbf©¨¤¶¼]|â€[™œ“\x9d]": "a sign of a decoding error",
     r"\A\s|\s\Z": "white space at an end",
 }  # fmt: skip
 
 
 def misspellings(texts: Sequence[str]) -> dict[int, list[str]]:
-    """Positions of texts with known misspellings, each as `word (correction or correction)`.
+    """Return positions of texts with known misspellings, each as `word (correction or correction)`.
 
     Raises:
         MissingExtraError: the checker is not installed.
     """
     program = shutil.which("typos", path=sysconfig.get_path("scripts")) or shutil.which("typos")
     if program is None:
-        raise MissingExtraError(f"spelling is checked by typos, which is not installed: {install_command('dataset')}")
+        raise MissingExtraError(f"the spelling check needs typos, which is not installed: {install_command('dataset')}")
     lines = "\n".join(_LINE_BREAKS.sub(" ", text) for text in texts)
     done = subprocess.run(  # noqa: S603  (a program of our own installation, on standard input)
         [program, "--isolated", "--binary", "--format", "json", "-"],
@@ -47,7 +47,7 @@ def misspellings(texts: Sequence[str]) -> dict[int, list[str]]:
         check=False,
     )
     if done.returncode not in (0, _ISSUES_FOUND):
-        raise MissingExtraError(f"typos failed ({done.stderr.decode(errors='replace').strip()}): install it anew")
+        raise MissingExtraError(f"typos failed ({done.stderr.decode(errors='replace').strip()}): reinstall it")
     found: defaultdict[int, list[str]] = defaultdict(list)
     for line in done.stdout.splitlines():
         item = json.loads(line)
@@ -57,7 +57,7 @@ def misspellings(texts: Sequence[str]) -> dict[int, list[str]]:
 
 
 def slips(text: str) -> list[str]:
-    """Slips of typing in one text: each kind once with its first place, each word that stands twice once."""
+    """Return typing slips in one text: each kind once with its first location, and each doubled word once."""
     found = [
         f"{match.group(1)!r} twice in a row"
         for match in _TWICE.finditer(text)

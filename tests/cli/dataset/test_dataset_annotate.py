@@ -82,7 +82,7 @@ def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> No
     decisions = make_adjudication(data, first, second)
     assert decisions.sha256 in third.read_text()
 
-    with pytest.raises(InvalidInputError, match="2 items are in question"):
+    with pytest.raises(InvalidInputError, match="2 items are disputed"):
         run(agreement, *files, "--data", folder, "--accepted", accepted)
     assert not accepted.exists()
 

@@ -75,7 +75,7 @@ def test_what_is_skipped_is_the_rest(build: Run) -> None:
     assert sorted(first + rest) == sorted(item.id for item in synthetic_instructions())
     status, _, err = build("--synthetic-only", "--skip", 30, "--output", "more")
     assert status == 1
-    assert "has 1 to 70 instructions a category after its first 30; got 100" in err
+    assert "instructions per category after the first 30 must be 1 to 70 in the synthetic half; got 100" in err
     assert not Path("more").exists()
 
 
@@ -122,7 +122,7 @@ def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
     Path("a.jsonl").write_text("mine\n")
     status, _, err = build("--synthetic-only", "--output", "a.jsonl")
     assert status == 1
-    assert err == "error: a.jsonl holds something else already: choose another --output, or --overwrite\n"
+    assert err == "error: a.jsonl already exists with other contents; choose another --output or --overwrite\n"
     assert Path("a.jsonl").read_text() == "mine\n"
     status, said, _ = build("--synthetic-only", "--output", "a.jsonl", "--overwrite")
     assert status == 0
@@ -139,7 +139,7 @@ def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
     first, second = err.splitlines()
     assert first.startswith(f"error: QA: {prepared} has neither qa.jsonl (prepared instructions) nor TriviaQA")
     assert second.startswith(f"SUM: {prepared} has neither sum.jsonl (prepared instructions) nor FLAN Collection")
-    assert all("Put it there, or leave --natural out" in line for line in (first, second))
+    assert all("Put it there, or omit --natural" in line for line in (first, second))
     assert not Path("hexainst.jsonl").exists()
 
 
@@ -208,8 +208,8 @@ def test_options_that_do_not_go_together_are_wrong_usage(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--natural", "gone"), "gone is none. Name another"),
-        (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Name another"),
+        (("--natural", "gone"), "gone is none. Give another path"),
+        (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Give another path"),
     ],
 )
 def test_what_is_not_there_is_one_line(arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_skipped_checks_are_reported(run: Callable[..., tuple[Any, str, str]], m
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     status, said, _ = run(GOOD)
     assert status == 0
-    assert "not checked: spelling: spelling is checked by typos, which is not installed" in said
+    assert "not checked: spelling: the spelling check needs typos, which is not installed" in said
     assert install_command("dataset") in said
 
 
@@ -188,7 +188,7 @@ def test_skipped_checks_are_reported(run: Callable[..., tuple[Any, str, str]], m
     [
         (("gone.jsonl",), "error: cannot read gone.jsonl: No such file or directory"),
         (("--against", "gone.jsonl"), "error: cannot read gone.jsonl"),
-        (("--tokenizer", "gone"), "gone has none. Name another."),
+        (("--tokenizer", "gone"), "gone has none. Give another path"),
         (("--language", "klingon"), "'klingon' is not known"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Reading: the truth, or an error that names array and chunk; never zeros in place of data."""
+"""Reading returns the true values, or an error that names array and chunk; never zeros in place of data."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def change_root(path: Path, change: Any) -> None:
     file.write_text(json.dumps(root))
 
 
-def test_an_archive_tells_its_sizes(sample: Any) -> None:
-    """Sizes, attributes and columns are those that were written."""
+def test_sizes_of_an_archive(sample: Any) -> None:
+    """Sizes, attributes and columns equal those written."""
     archive = open_archive(sample.path)
     tokens, layers, neurons = sample.truth.shape
     assert (archive.tokens, archive.layers, archive.neurons) == (tokens, layers, neurons)
@@ -45,8 +45,8 @@ def test_an_archive_tells_its_sizes(sample: Any) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(st.integers(0, 80), st.integers(0, 80))
-def test_any_rows_are_the_ones_that_were_written(sample: Any, one: int, other: int) -> None:
-    """Rows [start, stop), across chunk borders or empty, are the truth and what plain zarr reads."""
+def test_any_rows_equal_the_written_ones(sample: Any, one: int, other: int) -> None:
+    """Rows [start, stop), across chunk boundaries or empty, equal the truth and plain zarr's reads."""
     archive = open_archive(sample.path)
     start, stop = sorted(min(place, archive.tokens) for place in (one, other))
     packed = archive.read_active(start, stop)
@@ -61,7 +61,7 @@ def test_any_rows_are_the_ones_that_were_written(sample: Any, one: int, other: i
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 4), (4, 3), (0, 10_000), (10_000, 10_001)])
 def test_rows_outside_the_axis_are_refused(sample: Any, start: int, stop: int) -> None:
-    """Rows that do not exist are an IndexError, where numpy's slices would be cut without a word."""
+    """Rows outside the axis raise IndexError, whereas numpy would silently truncate the slice."""
     archive = open_archive(sample.path)
     for read in (archive.read_active, archive.read_tokens):
         with pytest.raises(IndexError, match=rf"rows \[{start}, {stop}\) are not within"):
@@ -70,7 +70,7 @@ def test_rows_outside_the_axis_are_refused(sample: Any, start: int, stop: int) -
 
 @pytest.mark.parametrize("chunk", ["0", "2", "7"])
 def test_a_missing_chunk_is_damage_and_not_zeros(sample: Any, chunk: str) -> None:
-    """Without a chunk, rows under it are refused by the chunk's name, and rows beside it are read."""
+    """Reads that need a missing chunk raise an error that names it; other rows can still be read."""
     archive = open_archive(sample.path)
     first = int(chunk) * 8
     (sample.path / f"neuron/active/c.{chunk}.0.0").unlink()
@@ -85,7 +85,7 @@ def test_a_missing_chunk_is_damage_and_not_zeros(sample: Any, chunk: str) -> Non
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(data=st.data())
 def test_any_flipped_bit_is_damage(sample: Any, data: st.DataObject) -> None:
-    """A bit that flips anywhere in a chunk, its checksum included, is refused with the array and the chunk."""
+    """A flipped bit anywhere in a chunk, its checksum included, raises an error that names array and chunk."""
     file = sample.path / "neuron/active/c.3.0.0"
     whole = file.read_bytes()
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
@@ -102,7 +102,7 @@ def test_any_flipped_bit_is_damage(sample: Any, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"abcd", b"x" * 75, b"x" * 77])
 def test_a_cut_chunk_is_damage(sample: Any, content: bytes) -> None:
-    """A chunk of the wrong length, down to none, is refused like any other damage."""
+    """A chunk of the wrong length, even an empty one, is refused like any other damage."""
     (sample.path / "neuron/active/c.0.0.0").write_bytes(content)
     with pytest.raises(DamagedArchiveError, match=r"chunk c\.0\.0\.0 of array neuron/active"):
         open_archive(sample.path).read_active(0, 1)
@@ -111,7 +111,7 @@ def test_a_cut_chunk_is_damage(sample: Any, content: bytes) -> None:
 @pytest.mark.parametrize("spec", INSTRUCTION_ARRAYS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
 def test_damage_in_a_column_names_the_column(sample: Any, spec: Any, damage: str) -> None:
-    """Every column of the instruction table is guarded the same way as the masks."""
+    """Every column of the instruction table is checked like the masks."""
     file = sample.path / spec.name / "c" / "0"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0x10
@@ -123,20 +123,20 @@ def test_damage_in_a_column_names_the_column(sample: Any, spec: Any, damage: str
 
 
 def test_damage_in_token_rows_names_the_array(sample: Any) -> None:
-    """Token ids and positions are guarded too."""
+    """Token ids and positions are checked too."""
     (sample.path / "token/position/c/0").unlink()
     with pytest.raises(DamagedArchiveError, match=r"chunk c/0 of array token/position .* is missing"):
         open_archive(sample.path).read_tokens(0, 3)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A path at which there is nothing is not found, which is not the same as no archive."""
+    """A path without anything raises ArchiveNotFoundError, not NotAnArchiveError."""
     with pytest.raises(ArchiveNotFoundError, match="there is no archive at"):
         open_archive(tmp_path / "none.zarr")
 
 
-def test_a_file_or_a_folder_that_is_no_archive(tmp_path: Path) -> None:
-    """A file, an empty folder, an array and a group of somebody else's are told from archives."""
+def test_files_and_folders_that_are_not_archives(tmp_path: Path) -> None:
+    """A file, an empty folder, an array and a foreign group are not taken for archives."""
     (tmp_path / "file.zarr").write_bytes(b"PK")
     (tmp_path / "empty.zarr").mkdir()
     zarr.create_array(tmp_path / "array.zarr", shape=(2,), dtype="u1")
@@ -148,23 +148,23 @@ def test_a_file_or_a_folder_that_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"\xff\xfe", b'{"zarr_format": 9}'])
-def test_damaged_root_metadata_is_no_archive(sample: Any, content: bytes) -> None:
-    """Whatever stands in place of the root's metadata, the answer is one sentence and no traceback of zarr's."""
+def test_damaged_root_metadata_is_refused(sample: Any, content: bytes) -> None:
+    """Whatever replaces the root's metadata, the error is one sentence without a traceback of zarr."""
     (sample.path / "zarr.json").write_bytes(content)
     with pytest.raises(NotAnArchiveError, match=r"sample\.zarr"):
         open_archive(sample.path)
 
 
-def test_a_newer_archive_is_told_to_upgrade(sample: Any) -> None:
-    """An archive of a later version is refused before anything of it is read."""
+def test_a_newer_archive_suggests_an_upgrade(sample: Any) -> None:
+    """An archive of a later version is refused before any of it is read."""
     change_root(sample.path, lambda root: root["attributes"]["sparcom"].update(format_version=2))
     with pytest.raises(NewerFormatError, match="has format 2"):
         open_archive(sample.path)
 
 
 @pytest.mark.parametrize("what", ["removed", "group"])
-def test_an_array_that_is_not_there_is_named(sample: Any, what: str) -> None:
-    """An archive that lacks an array, or has a group in its place, says which."""
+def test_a_missing_array_is_named(sample: Any, what: str) -> None:
+    """The error names an array that is missing or replaced by a group."""
     shutil.rmtree(sample.path / "token/id")
     change_root(sample.path, lambda root: root.pop("consolidated_metadata"))
     if what == "group":
@@ -174,7 +174,7 @@ def test_an_array_that_is_not_there_is_named(sample: Any, what: str) -> None:
 
 
 def test_archives_without_consolidated_metadata_are_read(sample: Any) -> None:
-    """Consolidated metadata is for readers over HTTP; without it a local archive reads the same."""
+    """Consolidated metadata serves readers over HTTP; a local archive reads the same without it."""
     whole = open_archive(sample.path).instructions
     change_root(sample.path, lambda root: root.pop("consolidated_metadata"))
     archive: Archive = open_archive(sample.path)

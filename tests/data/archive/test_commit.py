@@ -1,4 +1,4 @@
-"""`state` is the commit: it is written last, and what it promises is on disk before."""
+"""`state` is the commit: it is written last, and everything that it promises is already on disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Columns = Callable[..., InstructionColumns]
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks so small that every batch crosses their borders."""
+    """Archive with chunks so small that every batch crosses their boundaries."""
     monkeypatch.setattr(create, "TOKEN_CHUNK", 8)
     monkeypatch.setattr(create, "INSTRUCTION_CHUNK", 3)
     monkeypatch.setattr(create, "STRING_CHUNK", 2)
@@ -45,7 +45,7 @@ def make(
 
 
 def item(layout: Layout, index: int, rows: int | None = None) -> CompletedInstruction:
-    """Instruction `index`: each row's id tells whose it is."""
+    """Instruction `index`; the id in each row identifies its instruction."""
     rows = int(layout.capacity[index]) if rows is None else rows
     first = int(layout.first_position[index])
     positions = np.arange(first, first + rows, dtype=np.int32)
@@ -55,12 +55,12 @@ def item(layout: Layout, index: int, rows: int | None = None) -> CompletedInstru
 
 
 def read(path: Path, name: str) -> Any:
-    """Values by plain zarr, past any cache."""
+    """Read values with plain zarr, bypassing any cache."""
     return zarr.open_array(path / name, mode="r")[:]
 
 
 def test_states_are_written_last(tmp_path: Path, columns: Columns, small_chunks: None, writes: Any) -> None:
-    """Every chunk of ids, positions, responses and lengths is durable before the first chunk of states is."""
+    """Every chunk of ids, positions, responses and lengths is durable before the first chunk of states."""
     layout = make(tmp_path / "a.zarr", columns(7), [5] * 7)
     committer = ArchiveCommitter(tmp_path / "a.zarr")
     writes.restart()
@@ -79,7 +79,7 @@ def test_states_are_written_last(tmp_path: Path, columns: Columns, small_chunks:
 def test_a_commit_that_fails_anywhere_promises_nothing_false(
     tmp_path: Path, columns: Columns, small_chunks: None, writes: Any
 ) -> None:
-    """Whichever write fails: a state of 1 has all its values, earlier commits stand, and a retry makes it whole."""
+    """Whichever write fails, state 1 has all its values, earlier commits remain, and a retry completes the batch."""
     lengths = [3, 4, 5, 6, 2, 7]
     for step in range(99):
         path = tmp_path / f"{step}.zarr"
@@ -98,17 +98,17 @@ def test_a_commit_that_fails_anywhere_promises_nothing_false(
         if not failed:
             np.testing.assert_array_equal(read(path, "instruction/state"), [1, 1, 1, 1, 0, 1])
             break
-        assert (read(path, "instruction/state") == 1).sum() < 5, "the failure was told"
+        assert (read(path, "instruction/state") == 1).sum() < 5, "the commit raised an error"
         ArchiveCommitter(path).complete(batch)
         check_promises(path, layout)
         np.testing.assert_array_equal(read(path, "instruction/state"), [1, 1, 1, 1, 0, 1])
-    assert 10 < step < 60, "every write was made to fail once"
+    assert 10 < step < 60, "every write fails once"
 
 
-def test_a_chunk_that_outlives_a_failed_commit_does_not_come_after_the_next(
+def test_late_chunks_of_a_failed_commit_do_not_overwrite_the_next(
     tmp_path: Path, columns: Columns, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One chunk of a block fails, another is slow; the block is then committed again with other values."""
+    """One chunk of a block fails while another is slow; then the block is committed again with other values."""
     path = tmp_path / "a.zarr"
     layout = make(path, columns(1), [40])
     committer, real, slow = ArchiveCommitter(path), storage.write_durably, [True]
@@ -131,7 +131,7 @@ def test_a_chunk_that_outlives_a_failed_commit_does_not_come_after_the_next(
 
 
 def check_promises(path: Path, layout: Layout) -> None:
-    """What a state of 1 says holds: length, ids, positions and response are there."""
+    """Assert that each instruction in state 1 has its length, ids, positions and response."""
     ids, positions = read(path, "token/id"), read(path, "token/position")
     lengths, responses = read(path, "instruction/token_length"), read(path, "instruction/response")
     for index in np.flatnonzero(read(path, "instruction/state") == 1):
@@ -147,7 +147,7 @@ def check_promises(path: Path, layout: Layout) -> None:
 def test_batches_in_any_order_give_the_same_archive(
     tmp_path_factory: pytest.TempPathFactory, small_chunks: None, columns: Columns, data: st.DataObject
 ) -> None:
-    """However instructions are batched and ordered, each ends with its own values, and what never came is -1."""
+    """In any batching and order, each instruction gets its own values, and unwritten rows stay -1."""
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=9))
     order = data.draw(st.permutations(range(len(lengths))))[: data.draw(st.integers(1, len(lengths)))]
     path = tmp_path_factory.mktemp("order") / "a.zarr"
@@ -169,7 +169,7 @@ def test_batches_in_any_order_give_the_same_archive(
 
 
 def test_a_batch_across_the_border_of_a_real_chunk(tmp_path: Path, columns: Columns) -> None:
-    """Rows on both sides of row 65,536, with instructions that are not in the batch between them."""
+    """A batch has rows on both sides of row 65,536, and instructions outside the batch lie between them."""
     lengths = [65_530, 3, 20, 70_000, 5]
     layout = make(tmp_path / "a.zarr", columns(5), lengths)
     committer = ArchiveCommitter(tmp_path / "a.zarr")
@@ -184,7 +184,7 @@ def test_a_batch_across_the_border_of_a_real_chunk(tmp_path: Path, columns: Colu
 
 
 def test_instructions_without_a_row_are_not_damage(tmp_path: Path, columns: Columns) -> None:
-    """One generated token has no row: lengths that are all 0 are stored, where plain zarr removes the chunk."""
+    """One generated token has no row: lengths that are all 0 are stored, whereas plain zarr removes the chunk."""
     layout = make(tmp_path / "a.zarr", columns(2), [3, 4], "response", 1)
     committer = ArchiveCommitter(tmp_path / "a.zarr")
     committer.complete([item(layout, 0, 0), item(layout, 1, 0)])
@@ -195,7 +195,7 @@ def test_instructions_without_a_row_are_not_damage(tmp_path: Path, columns: Colu
 
 
 def test_failed_and_cancelled_keep_their_reasons(tmp_path: Path, columns: Columns) -> None:
-    """fail and cancel touch the instructions they name and no other; nothing to do writes nothing."""
+    """`fail` and `cancel` change only the instructions they name; an empty call writes nothing."""
     layout = make(tmp_path / "a.zarr", columns(6), [2] * 6)
     committer = ArchiveCommitter(tmp_path / "a.zarr")
     committer.complete([item(layout, 2)])
@@ -209,8 +209,8 @@ def test_failed_and_cancelled_keep_their_reasons(tmp_path: Path, columns: Column
     np.testing.assert_array_equal(read(tmp_path / "a.zarr", "instruction/token_length"), [0, 0, 2, 0, 0, 0])
 
 
-def test_closing_changes_the_state_of_the_archive_alone(tmp_path: Path, columns: Columns) -> None:
-    """The root's metadata before and after differ in `state`; readers without a listing still find every array."""
+def test_closing_changes_only_the_state(tmp_path: Path, columns: Columns) -> None:
+    """Closing changes only `state` in the root's metadata; readers that cannot list still find every array."""
     make(tmp_path / "a.zarr", columns(2), [2, 3])
     before = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     assert open_archive(tmp_path / "a.zarr").attributes.state == "open"
@@ -223,8 +223,8 @@ def test_closing_changes_the_state_of_the_archive_alone(tmp_path: Path, columns:
     zarr.open_consolidated(tmp_path / "a.zarr")
 
 
-def test_a_failing_close_is_told(tmp_path: Path, columns: Columns, writes: Any) -> None:
-    """Where the state of the archive cannot be written it stays open, and the caller hears of it."""
+def test_a_failing_close_is_an_error(tmp_path: Path, columns: Columns, writes: Any) -> None:
+    """If the archive's state cannot be written, the archive stays open and the caller gets the error."""
     make(tmp_path / "a.zarr", columns(1), [2])
     committer = ArchiveCommitter(tmp_path / "a.zarr")
     writes.restart(fail_at=0)

@@ -1,4 +1,4 @@
-"""A new archive: whole or not there, and readable by anybody's Zarr."""
+"""A new archive exists whole or not at all, and any Zarr reader can read it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def create(path: Path, columns: InstructionColumns, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "dangling link"])
-def test_what_exists_is_left_alone(tmp_path: Path, columns: Columns, tree: Tree, kind: str) -> None:
-    """Whatever bears the name already, the archive is refused and what is there is untouched."""
+def test_existing_names_are_refused(tmp_path: Path, columns: Columns, tree: Tree, kind: str) -> None:
+    """If anything has the name already, creation is refused and leaves it untouched."""
     path = tmp_path / "a.zarr"
     if kind == "file":
         path.write_bytes(b"precious")
@@ -57,7 +57,7 @@ def test_what_exists_is_left_alone(tmp_path: Path, columns: Columns, tree: Tree,
 
 
 def test_a_failure_at_any_write_leaves_nothing(tmp_path: Path, columns: Columns, writes: Any) -> None:
-    """Whichever write fails, neither an archive nor a part of one is left, and the same call then succeeds."""
+    """Whichever write fails, no archive or part of one is left, and a retry succeeds."""
     create(tmp_path / "whole.zarr", columns(2))
     count = len(writes.paths)
     assert count >= 14 + 10, "at least the metadata of root and arrays, and ten columns"
@@ -75,7 +75,7 @@ def test_a_failure_at_any_write_leaves_nothing(tmp_path: Path, columns: Columns,
 def test_writes_that_outlive_a_failure_leave_nothing(
     tmp_path: Path, columns: Columns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """zarr reports the first chunk that fails while the others of the array are still being written."""
+    """zarr raises the first failure while other chunks of the array are still being written."""
     monkeypatch.setattr(create_module, "STRING_CHUNK", 1)
     real, late = storage.write_durably, threading.Event()
 
@@ -96,7 +96,7 @@ def test_writes_that_outlive_a_failure_leave_nothing(
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path, columns: Columns, tree: Tree) -> None:
-    """A file where a folder should be, and a name that is too long, are refused with the reason."""
+    """A file in place of a folder, and a name that is too long, are refused with the reason."""
     (tmp_path / "file").write_bytes(b"precious")
     for path in (tmp_path / "file" / "a.zarr", tmp_path / ("n" * 300)):
         with pytest.raises(StorageError, match="errno"):
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path, columns
 
 
 def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
-    """Plain zarr finds exactly the arrays of the schema, each with its dtype, dimensions, fill, description, unit."""
+    """Plain zarr finds exactly the schema's arrays, each with its dtype, dimensions, fill, description and unit."""
     create(tmp_path / "a.zarr", columns(3))
     arrays = dict(zarr.open_group(tmp_path / "a.zarr", mode="r").members(max_depth=None))
     assert {name for name, node in arrays.items() if isinstance(node, zarr.Array)} == set(SPECS)
@@ -118,7 +118,7 @@ def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
         assert stored["fill_value"] == spec.fill_value
         assert array.attrs["description"] == spec.description
         assert array.attrs.get("unit") == spec.unit
-        assert stored["codecs"][-1]["name"] == "crc32c", "the checksum covers what is on disk"
+        assert stored["codecs"][-1]["name"] == "crc32c", "the checksum covers the stored bytes"
     masks = arrays["neuron/active"]
     assert isinstance(masks, zarr.Array)
     assert (masks.shape, masks.attrs["size"]) == ((6, 2, 2), 11)
@@ -126,7 +126,7 @@ def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
 
 
 def test_xarray_opens_it_with_named_dimensions(tmp_path: Path, columns: Columns) -> None:
-    """xarray's tree has the dimensions by name and keeps -1 and the dtypes as they are stored."""
+    """xarray's tree has named dimensions, and keeps -1 and the stored dtypes."""
     create(tmp_path / "a.zarr", columns(3))
     with xarray.open_datatree(tmp_path / "a.zarr", engine="zarr") as data:
         assert data["neuron/active"].sizes == {"token": 6, "layer": 2, "neuron_byte": 2}
@@ -140,7 +140,7 @@ def test_xarray_opens_it_with_named_dimensions(tmp_path: Path, columns: Columns)
 
 
 def test_readers_that_cannot_list_find_every_array(tmp_path: Path, columns: Columns) -> None:
-    """The root's metadata holds that of every array, equal to the array's own: HTTP readers need no listing."""
+    """The root's metadata holds that of every array, so HTTP readers need no listing."""
     create(tmp_path / "a.zarr", columns(3))
     root = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     inside = root["consolidated_metadata"]["metadata"]
@@ -149,7 +149,7 @@ def test_readers_that_cannot_list_find_every_array(tmp_path: Path, columns: Colu
 
 
 def test_the_start_of_an_archive(tmp_path: Path, columns: Columns) -> None:
-    """Before the first token: runnable instructions pending, the others failed with their reason and no rows."""
+    """Initially, runnable instructions are pending; the others are failed with their reason and no rows."""
     create(tmp_path / "a.zarr", columns(3, error=["", "too long", ""]))
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert group.attrs["sparcom"]["state"] == "open"  # type: ignore[index,call-overload]
@@ -157,13 +157,13 @@ def test_the_start_of_an_archive(tmp_path: Path, columns: Columns) -> None:
     np.testing.assert_array_equal(group["instruction/token_start"][:], [0, 1, 1])
     np.testing.assert_array_equal(group["instruction/token_length"][:], [0, 0, 0])
     assert list(group["instruction/error"][:]) == ["", "too long", ""]
-    assert not list((tmp_path / "a.zarr" / "neuron").rglob("c")), "no mask is on disk before one was computed"
+    assert not list((tmp_path / "a.zarr" / "neuron").rglob("c")), "no mask exists before it is computed"
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=6))
 def test_text_of_any_script_is_kept(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    """Any Unicode string, NUL and emoji included, is read back by plain zarr as it was given, in its place."""
+    """Plain zarr reads any Unicode string, including NUL and emoji, back unchanged and in its place."""
     path = tmp_path_factory.mktemp("strings") / "a.zarr"
     count = len(texts)
     create(path, InstructionColumns([f"{k}é" for k in range(count)], texts[::-1], texts, texts, [""] * count))
@@ -174,7 +174,7 @@ def test_text_of_any_script_is_kept(tmp_path_factory: pytest.TempPathFactory, te
 
 @pytest.mark.parametrize("error", [[], ["too long"]])
 def test_archives_without_rows_are_valid(tmp_path: Path, columns: Columns, error: list[str]) -> None:
-    """No instruction at all, or none that can run, gives an archive of no rows that opens everywhere."""
+    """Without any instruction, or without a runnable one, the archive has no rows and still opens everywhere."""
     create(tmp_path / "a.zarr", columns(len(error), error=error))
     archive = open_archive(tmp_path / "a.zarr")
     assert (len(archive.instructions), archive.tokens) == (len(error), 0)
@@ -184,20 +184,20 @@ def test_archives_without_rows_are_valid(tmp_path: Path, columns: Columns, error
 
 
 def test_a_model_without_dense_layers_has_no_masks(tmp_path: Path, columns: Columns) -> None:
-    """Where no layer has a dense FFN the array is left out, not made with an axis of length 0."""
+    """Without dense FFN layers the array is omitted, not created with an axis of length 0."""
     attributes = random_attributes(0, 0)
     create_archive(tmp_path / "a.zarr", attributes, columns(1), plan_layout([4], "prompt", 0))
     assert "neuron" not in zarr.open_group(tmp_path / "a.zarr", mode="r")
 
 
 def test_columns_of_different_length_are_refused() -> None:
-    """Columns describe the same instructions, so they have one length."""
+    """All columns describe the same instructions, so they must have the same length."""
     with pytest.raises(InvalidInputError, match=r"same length; they have \[1, 2\]"):
         InstructionColumns(["a", "b"], ["", ""], ["", ""], ["", ""], [""])
 
 
-def test_chunks_are_as_asked_or_as_chosen(tmp_path: Path, columns: Columns) -> None:
-    """A chunk has the rows that were asked for, never more than the axis, and all layers and neurons."""
+def test_chunks_follow_the_request_or_the_default(tmp_path: Path, columns: Columns) -> None:
+    """Chunks have the requested rows, limited to the axis, and all layers and neurons."""
     for asked, expected in ((4, 4), (1000, 6), (None, 6)):
         path = tmp_path / f"{asked}.zarr"
         create(path, columns(3), chunk_tokens=asked)

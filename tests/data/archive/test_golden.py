@@ -1,4 +1,4 @@
-"""Archives of format version 1, masks and counts, committed once, are read for ever: by us, plain zarr and xarray.
+"""Committed archives of format version 1, masks and counts, stay readable by us, plain zarr and xarray.
 
 The constants were taken from the files when they were made (make_golden.py); nothing here is computed by our code.
 """
@@ -29,13 +29,13 @@ STATES = [1, 1, 1, 1, 2, 1]
 FIRST_IDS = [632, 368, 128, 511, 341, 444, 819]
 LAST_IDS = [807, 230, 833, 76, 904, 90, 807, 526]
 ROW_7 = ["10001100000", "10000011000"]  # neuron 0 first
-MASKS_SHA256 = "778082e5aff573cad99f114da85f82b8213771c7d97133df4f9dca87b2f2b2a2"  # one byte a neuron, 0 or 1
+MASKS_SHA256 = "778082e5aff573cad99f114da85f82b8213771c7d97133df4f9dca87b2f2b2a2"  # one byte per neuron, 0 or 1
 COUNTS_0 = [[3, 3, 3, 2, 4, 3, 2, 4, 1, 2, 3], [4, 3, 3, 0, 4, 5, 2, 3, 0, 4, 3]]  # of instruction 0
-COUNTS_SHA256 = "67308581d2d195c5695b5c10852a3ec3e7785cdb0d7fa2e193c25cb567a97e71"  # four bytes a count, lowest first
+COUNTS_SHA256 = "67308581d2d195c5695b5c10852a3ec3e7785cdb0d7fa2e193c25cb567a97e71"  # four bytes per count, lowest first
 
 
 def check_masks(packed: np.ndarray) -> None:
-    """Packed masks are the golden ones."""
+    """Assert that packed masks are the golden ones."""
     masks = np.unpackbits(packed, axis=-1, bitorder="little", count=11)
     assert masks.shape == (40, 2, 11)
     assert ["".join(map(str, layer)) for layer in masks[7].tolist()] == ROW_7
@@ -43,7 +43,7 @@ def check_masks(packed: np.ndarray) -> None:
 
 
 def test_our_reader() -> None:
-    """Columns, rows, masks and attributes through sparcom_data."""
+    """sparcom_data reads the golden columns, rows, masks and attributes."""
     archive = open_archive(GOLDEN)
     table = archive.instructions
     assert table.id == [f"i00{k}" for k in range(6)]
@@ -64,15 +64,15 @@ def test_our_reader() -> None:
 
 
 def test_our_checks() -> None:
-    """`verify` finds nothing wrong with it."""
+    """`verify` finds no fault in the golden archive."""
     assert [check.findings for check in verify_archive(open_archive(GOLDEN), None)] == [[]] * 4
 
 
 def test_plain_zarr() -> None:
-    """The same through zarr-python, which knows nothing of SPARCOM; no array of today's schema is absent."""
+    """Plain zarr-python reads the same; the archive has every array of today's schema."""
     group = zarr.open_group(GOLDEN, mode="r")
     for spec in array_specs(open_archive(GOLDEN).attributes.model, "token"):
-        assert spec.name in group, "version 1 has had this array since its first release; a new one is a new version"
+        assert spec.name in group, "format version 1 has a fixed set of arrays; a new array needs a new version"
     assert list(group["instruction/text"][:]) == TEXTS
     assert group["instruction/token_start"][:].tolist() == STARTS
     assert group["instruction/token_length"][:].tolist() == LENGTHS
@@ -81,7 +81,7 @@ def test_plain_zarr() -> None:
 
 
 def test_xarray() -> None:
-    """The same through xarray, by dimension names."""
+    """xarray reads the same, by dimension names."""
     with xarray.open_datatree(GOLDEN, engine="zarr") as data:
         assert list(data["instruction/response"].values) == RESPONSES
         assert data["instruction/state"].values.tolist() == STATES
@@ -91,7 +91,7 @@ def test_xarray() -> None:
 
 
 def check_counts(counts: np.ndarray) -> None:
-    """Counts are the golden ones."""
+    """Assert that counts are the golden ones."""
     assert counts.shape == (6, 2, 11)
     assert counts[0].tolist() == COUNTS_0
     assert not counts[4].any(), "instruction 4 failed"
@@ -99,7 +99,7 @@ def check_counts(counts: np.ndarray) -> None:
 
 
 def test_our_reader_of_counts() -> None:
-    """Columns, counts and attributes of the twin through sparcom_data; `verify` finds nothing wrong with it."""
+    """sparcom_data reads the golden archive of counts, and `verify` finds no fault in it."""
     archive = open_archive(COUNTS)
     table = archive.instructions
     assert archive.granularity == "count"
@@ -115,10 +115,10 @@ def test_our_reader_of_counts() -> None:
 
 
 def test_plain_zarr_and_xarray_read_counts() -> None:
-    """The same through readers that know nothing of SPARCOM; no array of today's schema is absent."""
+    """Plain zarr and xarray read the same; the archive has every array of today's schema."""
     group = zarr.open_group(COUNTS, mode="r")
     for spec in array_specs(open_archive(COUNTS).attributes.model, "count"):
-        assert spec.name in group, "version 1 has had this array since counts were first written"
+        assert spec.name in group, "format version 1 has a fixed set of count arrays"
     check_counts(np.asarray(group["neuron/count"][:]))
     with xarray.open_datatree(COUNTS, engine="zarr") as data:
         assert data["neuron/count"].dims == ("instruction", "layer", "neuron")
@@ -127,7 +127,7 @@ def test_plain_zarr_and_xarray_read_counts() -> None:
 
 
 def test_the_golden_counts_are_those_of_the_golden_masks() -> None:
-    """Plain zarr's masks, summed over each complete instruction's rows, are the counts of the twin."""
+    """The golden masks, summed over each complete instruction's rows, equal the golden counts."""
     masks = zarr.open_group(GOLDEN, mode="r")["neuron/active"][:]
     bits = np.unpackbits(np.asarray(masks), axis=-1, bitorder="little", count=11)
     counts = np.asarray(zarr.open_group(COUNTS, mode="r")["neuron/count"][:])
@@ -136,7 +136,7 @@ def test_the_golden_counts_are_those_of_the_golden_masks() -> None:
 
 
 def test_documented_python_for_counts_runs() -> None:
-    """The snippets of docs/archive-format.md for archives of counts run as they stand, on the golden one."""
+    """The snippets for counts in docs/archive-format.md run unchanged on the golden archive."""
     text = (Path(__file__).parents[3] / "docs" / "archive-format.md").read_text(encoding="utf-8")
     snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "COUNTS.zarr" in code]
     assert snippets
@@ -145,6 +145,6 @@ def test_documented_python_for_counts_runs() -> None:
 
 
 def test_the_array_of_counts_is_documented() -> None:
-    """docs/archive-format.md has its line, with dtype and dimensions."""
+    """docs/archive-format.md lists the array with dtype and dimensions."""
     text = (Path(__file__).parents[3] / "docs" / "archive-format.md").read_text(encoding="utf-8")
     assert f"| `neuron/count` | {NEURON_COUNT.dtype} | {', '.join(NEURON_COUNT.dimensions)} |" in text

@@ -1,4 +1,4 @@
-"""One archive is never taken for another: not by who writes it, not by who reads it, whatever becomes of its folder."""
+"""Writers and readers never confuse two archives, whatever happens to a folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def items(layout: Layout) -> list[CompletedInstruction]:
 
 
 def write_all(committer: ArchiveCommitter, layout: Layout) -> None:
-    """Everything that a job writes through a committer."""
+    """Write everything that a job writes through a committer."""
     committer.complete(items(layout)[:1])
     committer.fail({1: "broke"})
     committer.cancel([2])
@@ -68,7 +68,7 @@ def replace(path: Path, columns: Columns) -> None:
 
 
 def replace_content(path: Path, columns: Columns) -> None:
-    """As `rsync --delete` does: the folder stays the same one."""
+    """Replace the contents as `rsync --delete` does: the folder stays the same."""
     make(path.with_name("other.zarr"), columns)
     for entry in path.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -85,7 +85,7 @@ FATES = {
 
 
 class Fate:
-    """Does something to an archive before a durable write of a given number, counted from 0."""
+    """Acts on an archive before a durable write of a given number, counted from 0."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
         self._real, self._left, self._act = storage.write_durably, step, act
@@ -94,15 +94,15 @@ class Fate:
     def _write(self, path: Path, parts: Any) -> None:
         self._left -= 1
         if self._left == -1:
-            self._act()  # whose own writes are not counted: the number was reached
+            self._act()  # its own writes are no longer counted
         self._real(path, parts)
 
 
 @pytest.mark.parametrize("fate", FATES)
-def test_whenever_its_archive_goes_a_job_fails_and_harms_none(
+def test_a_job_fails_safely_whenever_its_archive_changes(
     fate: str, tmp_path: Path, columns: Columns, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each write of a job in turn: the job says what happened, what lies at the path then stays as it is."""
+    """If the archive changes before any write of a job, the job reports it and leaves the path unchanged."""
     act, words = FATES[fate]
     for step in range(99):
         path, after = tmp_path / str(step) / "a.zarr", dict[str, bytes]()
@@ -114,20 +114,20 @@ def test_whenever_its_archive_goes_a_job_fails_and_harms_none(
 
         with monkeypatch.context() as patch:
             Fate(patch, step, happen)
-            told = failure_of(lambda: write_all(ArchiveCommitter(pinned), layout))  # noqa: B023
-        if not told:
+            message = failure_of(lambda: write_all(ArchiveCommitter(pinned), layout))  # noqa: B023
+        if not message:
             break
-        assert words in told, step
+        assert words in message, step
         assert path.exists() == fate.startswith("replaced")
-        if fate != "replaced within":  # the folder is the same: what was on its way then arrived
+        if fate != "replaced within":  # the folder is the same, so writes in flight still arrive
             assert tree(path) == after
-    # the job's last write is of zarr.json, which makes a folder that others filled meanwhile its own again
+    # The job's last write is zarr.json: in a folder with replaced contents, it restores the job's identity.
     assert not after or fate == "replaced within"
-    assert 8 <= step < 40, "each write was made to meet it once"
+    assert 8 <= step < 40, "the change precedes each write once"
 
 
 def failure_of(work: Callable[[], None]) -> str:
-    """The StorageError's words, or nothing."""
+    """Return the message of the StorageError, or ""."""
     try:
         work()
     except StorageError as error:
@@ -137,7 +137,7 @@ def failure_of(work: Callable[[], None]) -> str:
 
 @pytest.mark.parametrize("fate", FATES)
 def test_a_job_that_waited_finds_its_archive_gone(fate: str, tmp_path: Path, columns: Columns, tree: Tree) -> None:
-    """The job has not begun: it ends at once with the reason, a folder is not made again, another is not touched."""
+    """A job whose archive went before its start ends at once with the reason, and touches no other folder."""
     act, words = FATES[fate]
     pinned, _ = make(tmp_path / "a.zarr", columns)
     act(tmp_path / "a.zarr", columns)
@@ -149,8 +149,8 @@ def test_a_job_that_waited_finds_its_archive_gone(fate: str, tmp_path: Path, col
     assert tree(tmp_path) == before
 
 
-def test_a_folder_inside_that_is_gone_is_not_made_again(tmp_path: Path, columns: Columns) -> None:
-    """`rm -r` that is half-way through: the job fails, and the folders that are gone stay gone."""
+def test_removed_folders_are_not_recreated(tmp_path: Path, columns: Columns) -> None:
+    """During an unfinished `rm -r`, the job fails and removed folders stay removed."""
     pinned, layout = make(tmp_path / "a.zarr", columns)
     committer = ArchiveCommitter(pinned)
     shutil.rmtree(tmp_path / "a.zarr" / "token" / "position" / "c")
@@ -161,7 +161,7 @@ def test_a_folder_inside_that_is_gone_is_not_made_again(tmp_path: Path, columns:
 
 
 def test_every_archive_has_a_run_id_of_its_own(tmp_path: Path, columns: Columns) -> None:
-    """32 hexadecimal digits, kept when the archive is closed; archives of earlier releases have none."""
+    """The run id has 32 hexadecimal digits and survives closing; archives of early releases have none."""
     runs = set()
     for name in "ab":
         pinned, layout = make(tmp_path / f"{name}.zarr", columns)
@@ -181,7 +181,7 @@ def opening(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
 
 
 def test_a_reader_does_not_mix_two_archives(tmp_path: Path, opening: Callable[[Path], Any]) -> None:
-    """The table comes from one archive; when another of the same shape takes its place no row of that is given."""
+    """After another archive of the same shape takes the place, no row of it is returned."""
     path = tmp_path / "a.zarr"
     write_random_archive(path, seed=1)
     archive = opening(path)
@@ -200,12 +200,12 @@ def test_a_reader_does_not_mix_two_archives(tmp_path: Path, opening: Callable[[P
 
 
 def test_a_reader_of_an_archive_without_a_run_id_does_not_mix_either(tmp_path: Path) -> None:
-    """Archives of earlier releases are told apart by the rest of their attributes."""
+    """Archives without a run id are distinguished by their other attributes."""
     shutil.copytree(GOLDEN, tmp_path / "a.zarr")
     archive = open_archive(tmp_path / "a.zarr")
     shutil.rmtree(tmp_path / "a.zarr")
     shutil.copytree(GOLDEN, tmp_path / "a.zarr")
-    assert archive.read_active(0, 8).any(), "a copy of the same archive is the same archive"
+    assert archive.read_active(0, 8).any(), "a copy has the same identity"
     metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     metadata["attributes"]["sparcom"]["model"]["id"] = "tuned"
     (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata))
@@ -214,7 +214,7 @@ def test_a_reader_of_an_archive_without_a_run_id_does_not_mix_either(tmp_path: P
 
 
 def test_a_reader_goes_on_when_the_job_ends(tmp_path: Path, columns: Columns) -> None:
-    """Closing an archive writes its attributes again; it is the same archive."""
+    """Closing an archive rewrites its attributes; its identity stays the same."""
     pinned, layout = make(tmp_path / "a.zarr", columns)
     archive = open_archive(tmp_path / "a.zarr")
     write_all(ArchiveCommitter(pinned), layout)
@@ -222,7 +222,7 @@ def test_a_reader_goes_on_when_the_job_ends(tmp_path: Path, columns: Columns) ->
 
 
 def test_a_link_is_a_missing_file_where_links_are_refused(tmp_path: Path) -> None:
-    """A column, a chunk, a folder or the root: nothing behind a link is given; by default links are followed."""
+    """Nothing behind a link is read, for a column, chunk, folder or root; by default links are followed."""
     secret = tmp_path / "secret.zarr"
     write_random_archive(secret)
     for inner in ("zarr.json", "neuron", "instruction/text", "instruction/state/c", "instruction/state/c/0"):
@@ -253,8 +253,8 @@ def open_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def test_only_the_owner_may_read_what_is_written(tmp_path: Path, columns: Columns, open_umask: None) -> None:
-    """Whatever the umask: files 0600 and folders 0700, from creation to the end of a job, parent folders included."""
+def test_only_the_owner_may_read_an_archive(tmp_path: Path, columns: Columns, open_umask: None) -> None:
+    """Under any umask, files have mode 0600 and folders 0700, from creation to the end of a job, parents included."""
     path = tmp_path / "data" / "archives" / "a.zarr"
     pinned, layout = make(path, columns)
     write_all(ArchiveCommitter(pinned), layout)
@@ -266,15 +266,17 @@ def test_only_the_owner_may_read_what_is_written(tmp_path: Path, columns: Column
 
 @pytest.mark.parametrize("kind", ["archive", "folder", "empty folder", "file", "dangling link"])
 @pytest.mark.parametrize("kernel", [True, False])
-def test_a_name_that_is_taken_meanwhile_is_left_alone(
+def test_a_name_taken_during_creation_is_kept(
     kind: str, kernel: bool, tmp_path: Path, columns: Columns, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is free when asked and taken when the archive is whole: ArchiveExistsError, never a StorageError, and what
-    is there stays, an empty folder too; with and without the kernel's rename that replaces nothing."""
+    """If the name is taken while the archive is built, creation raises ArchiveExistsError, never StorageError.
+
+    Whatever took the name stays, even an empty folder, with and without renameat2.
+    """
     path, before, build = tmp_path / "a.zarr", list[Any](), create._build
 
     def identity() -> tuple[int, ...]:
-        found = path.lstat()  # not the access time: reading a link or a folder may change it
+        found = path.lstat()  # without the access time, which reading may change
         return found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns
 
     def take() -> None:
@@ -301,4 +303,4 @@ def test_a_name_that_is_taken_meanwhile_is_left_alone(
     with pytest.raises(ArchiveExistsError, match=r"a\.zarr exists"):
         make(path, columns)
     assert [(tree(path), identity())] == before
-    assert [item.name for item in tmp_path.iterdir()] == ["a.zarr"], "nothing is left of the one that was refused"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.zarr"], "the refused archive leaves nothing"

@@ -1,4 +1,4 @@
-"""Rule 1: where rows go follows from the lengths alone."""
+"""Rule 1: the rows of instructions follow from the lengths alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def expected_rows(length: int, positions: Positions, reserved: int) -> range:
 def test_rows_are_contiguous_and_disjoint(
     lengths: list[int], positions: Positions, most: int, data: st.DataObject
 ) -> None:
-    """Instructions lie one after the other, each with as many rows as it may need, and none without a reason."""
+    """Instructions are contiguous, each with the rows it may need; none has rows without reason."""
     runnable = data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     layout = plan_layout(lengths, positions, most, runnable)
     next_row = 0
@@ -41,7 +41,7 @@ def test_rows_are_contiguous_and_disjoint(
 
 @given(LENGTHS, LENGTHS, POSITIONS)
 def test_rows_depend_on_nothing_that_comes_later(first: list[int], more: list[int], positions: Positions) -> None:
-    """The rows of a batch are the same whatever follows it: the start is the sum of the lengths before."""
+    """The rows of a batch do not depend on later instructions: the start is the sum of earlier lengths."""
     alone, together = plan_layout(first, positions, 9), plan_layout(first + more, positions, 9)
     np.testing.assert_array_equal(together.token_start[: len(first)], alone.token_start)
     if more:
@@ -49,7 +49,7 @@ def test_rows_depend_on_nothing_that_comes_later(first: list[int], more: list[in
 
 
 def test_the_token_axis_may_be_longer_than_int32() -> None:
-    """Sums are made in 64 bits: 3,000 prompts of a million tokens end past 2³¹."""
+    """Sums use 64 bits: 3,000 prompts of a million tokens end past 2³¹."""
     layout = plan_layout([1_000_000] * 3000, "prompt", 0)
     assert layout.tokens == 3_000_000_000
     assert layout.token_start[-1] == 2_999_000_000
@@ -57,7 +57,7 @@ def test_the_token_axis_may_be_longer_than_int32() -> None:
 
 @given(st.integers(1, 2**26), st.integers(0, 2**40))
 def test_chunks_keep_their_bounds(row_bytes: int, tokens: int) -> None:
-    """A chunk has at least one row, at most the axis, and is no larger than the target unless one row is."""
+    """A chunk has at least one row and at most the axis, and exceeds the target only if one row does."""
     rows = choose_chunk_tokens(row_bytes, tokens)
     assert 1 <= rows <= max(1, min(tokens, MAX_CHUNK_TOKENS))
     assert rows == 1 or rows * row_bytes <= TARGET_CHUNK_BYTES
@@ -68,7 +68,7 @@ def test_chunks_keep_their_bounds(row_bytes: int, tokens: int) -> None:
 
 @pytest.mark.parametrize(("layers", "neurons"), [(30, 1536), (32, 11008), (80, 28672)])
 def test_chunks_of_known_models(layers: int, neurons: int) -> None:
-    """SmolLM2-135M, LLaMA-2-7B and LLaMA-2-70B get chunks of more than half the target, and of many rows."""
+    """SmolLM2-135M, LLaMA-2-7B and LLaMA-2-70B get chunks of many rows, above half the target."""
     row_bytes = layers * neurons // 8
     rows = choose_chunk_tokens(row_bytes, 10**7)
     assert TARGET_CHUNK_BYTES / 2 < rows * row_bytes <= TARGET_CHUNK_BYTES

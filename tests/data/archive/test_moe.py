@@ -1,4 +1,4 @@
-"""Archives of mixtures of experts: arrays, sizes, chunks of several writers, reading and checking."""
+"""Archives of MoE models: arrays, sizes, chunks of several writers, reading and checking."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ QWEN = MoeInfo(layer_ids=list(range(24)), experts=60, experts_per_token=4, neuro
 
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MoeTruth]:
-    """Not to be changed. Number 3 failed; two MoE layers of six experts, one dense layer."""
+    """Read-only for tests. Number 3 failed; two MoE layers of six experts, one dense layer."""
     path = tmp_path_factory.mktemp("moe") / "sample.zarr"
     return path, write_random_moe_archive(path, failed=(3,))
 
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> tuple[Path, MoeTruth]:
-    """One of one's own."""
+    """Copy for tests that damage it."""
     return tmp_path / "a.zarr", write_random_moe_archive(tmp_path / "a.zarr", failed=(3,))
 
 
@@ -42,8 +42,8 @@ def findings(checks: list[Check]) -> dict[str, list[str]]:
     return {check.name: check.findings for check in checks if check.findings}
 
 
-def test_one_token_of_qwen_takes_what_the_format_says(tmp_path: Path, columns: Columns) -> None:
-    """Before compression: masks of four experts and the shared ones in 24 layers, and six bytes a choice."""
+def test_one_token_of_qwen_has_the_documented_size(tmp_path: Path, columns: Columns) -> None:
+    """Bytes before compression: masks of four experts and the shared ones in 24 layers, six bytes per top-k expert."""
     attributes = random_attributes(0, 0, moe=QWEN)
     create_archive(tmp_path / "a.zarr", attributes, columns(1), plan_layout([1], "prompt", 0))
     sizes = {"expert_neuron": 0, "shared_expert_neuron": 0, "router": 0}
@@ -59,8 +59,8 @@ def test_one_token_of_qwen_takes_what_the_format_says(tmp_path: Path, columns: C
 
 
 @pytest.mark.parametrize(("dense", "shared"), [(1, 20), (0, 0)])
-def test_which_arrays_there_are_depends_on_the_model(tmp_path: Path, dense: int, shared: int) -> None:
-    """No array of a component that the model does not have; the attributes list those that it has."""
+def test_arrays_depend_on_the_model(tmp_path: Path, dense: int, shared: int) -> None:
+    """Only components of the model have arrays, and the attributes list them."""
     write_random_moe_archive(tmp_path / "a.zarr", dense_layers=dense, shared_neurons=shared, per_category=2)
     archive = open_archive(tmp_path / "a.zarr")
     names = {name.split("/")[0] for name, _ in zarr.open_group(tmp_path / "a.zarr", mode="r").arrays()}
@@ -76,8 +76,8 @@ def test_which_arrays_there_are_depends_on_the_model(tmp_path: Path, dense: int,
             archive.read_active(0, 1)
 
 
-def test_our_reader_gives_what_was_written(moe: tuple[Path, MoeTruth]) -> None:
-    """Routes, masks of chosen experts, of shared experts and of dense layers."""
+def test_our_reader_returns_the_written_values(moe: tuple[Path, MoeTruth]) -> None:
+    """Reads return the written routes and masks of routed experts, shared experts and dense layers."""
     path, truth = moe
     archive = open_archive(path)
     experts, weights = archive.read_routes(0, archive.tokens)
@@ -94,17 +94,17 @@ def test_our_reader_gives_what_was_written(moe: tuple[Path, MoeTruth]) -> None:
 
 
 def test_xarray_reads_it_by_dimension_names(moe: tuple[Path, MoeTruth]) -> None:
-    """A reader that knows nothing of SPARCOM sees the same experts and weights."""
+    """xarray reads the same experts and weights."""
     path, truth = moe
     with xarray.open_datatree(path, engine="zarr") as data:
         assert data["expert_neuron/active"].dims == ("token", "moe_layer", "choice", "neuron_byte")
-        # xarray takes fill values for missing ones and so makes floats of the experts
+        # xarray masks fill values and so converts expert ids to floats.
         np.testing.assert_array_equal(data["router/expert"].values.astype(np.uint16), truth.expert)
         np.testing.assert_array_equal(data["router/weight"].values, truth.weight)
 
 
-def test_what_was_never_written_is_no_expert(tmp_path: Path, columns: Columns) -> None:
-    """Plain zarr gives 65535 and NaN for routes that nobody wrote, never expert 0 with weight 0."""
+def test_unwritten_routes_have_fill_values(tmp_path: Path, columns: Columns) -> None:
+    """Plain zarr returns 65535 and NaN for unwritten routes, never expert 0 with weight 0."""
     attributes = random_attributes(0, 0, moe=QWEN)
     create_archive(tmp_path / "a.zarr", attributes, columns(1), plan_layout([2], "prompt", 0))
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
@@ -113,7 +113,7 @@ def test_what_was_never_written_is_no_expert(tmp_path: Path, columns: Columns) -
 
 
 def several(tensor: int, pipeline: int, neurons: int) -> ArchiveAttributes:
-    """Attributes of an engine of several processes."""
+    """Attributes of an engine with several processes."""
     moe = MoeInfo(layer_ids=[2, 3], experts=4, experts_per_token=2, neurons=32, shared_neurons=64)
     attributes = random_attributes(2, neurons, moe=moe)
     engine = attributes.engine.model_copy(update={"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline})
@@ -131,7 +131,7 @@ def several(tensor: int, pipeline: int, neurons: int) -> ArchiveAttributes:
 def test_a_chunk_has_one_writer(
     tmp_path: Path, columns: Columns, tensor: int, pipeline: int, expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Ranks have slices of the neuron axis, the router's rows are whole, stages have layers."""
+    """Tensor-parallel ranks hold slices of the neuron axis, router rows are whole, pipeline stages hold layers."""
     create_archive(tmp_path / "a.zarr", several(tensor, pipeline, 48), columns(1), plan_layout([5], "prompt", 0))
     archive = open_archive(tmp_path / "a.zarr")
     assert {item.component: archive.array(item.name).chunks[1:] for item in archive.captured} == expected
@@ -139,7 +139,7 @@ def test_a_chunk_has_one_writer(
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
 def test_chunks_of_all_arrays_have_the_same_rows(tmp_path: Path, columns: Columns, granularity: Any) -> None:
-    """An instruction is durable when its chunks of every array are: one array with longer chunks would hold all up."""
+    """All arrays share a chunk length: one with longer chunks would delay every commit."""
     attributes = random_attributes(0, 0, moe=QWEN, granularity=granularity)
     create_archive(tmp_path / "a.zarr", attributes, columns(600), plan_layout([20] * 600, "prompt", 0))
     archive = open_archive(tmp_path / "a.zarr")
@@ -153,8 +153,8 @@ def test_a_width_that_ranks_cannot_share_is_refused(tmp_path: Path, columns: Col
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sound_archive_passes_every_check(moe: tuple[Path, MoeTruth]) -> None:
-    """Nothing is found, routes have a check of their own, and progress ends at 1."""
+def test_a_valid_archive_passes_every_check(moe: tuple[Path, MoeTruth]) -> None:
+    """A valid archive has no findings, routes have their own check, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(moe[0]), None, progress.append)
     assert findings(checks) == {}
@@ -165,7 +165,7 @@ def test_a_sound_archive_passes_every_check(moe: tuple[Path, MoeTruth]) -> None:
 
 
 def set_first(name: str, value: Any) -> Callable[[Path, Any], None]:
-    """A change of an array's very first element."""
+    """Return a change of an array's first element."""
 
     def damage(path: Path, put: Any) -> None:
         index = (0,) * zarr.open_array(path / name, mode="r").ndim
@@ -184,15 +184,15 @@ DAMAGES: dict[str, tuple[Callable[[Path, Any], None], str, str]] = {
     "no expert": (
         set_first("router/expert", 65_535),
         "routes",
-        "router/expert: 1 experts were never written, the first at instruction 'i000', token 0 .*, layer 1: ",
+        "router/expert: 1 expert ids were never written, the first at instruction 'i000', token 0 .*, layer 1: ",
     ),
     "unknown expert": (
         set_first("router/expert", 6),
         "routes",
-        "1 experts are none of the model's 6, the first at instruction 'i000'",
+        "1 expert ids are not below 6, the first at instruction 'i000'",
     ),
-    "expert twice": (same_twice, "routes", "1 times an expert occurs twice for one token"),
-    "no weight": (set_first("router/weight", np.nan), "routes", "router/weight.*1 weights are no numbers"),
+    "expert twice": (same_twice, "routes", "1 top-k lists repeat an expert"),
+    "no weight": (set_first("router/weight", np.nan), "routes", "router/weight.*1 weights are not finite"),
     "spare bit": (
         lambda path, put: put(path, "expert_neuron/active", (0, 0, 0, 1), 255),
         "masks",
@@ -213,7 +213,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Any], None], str, str]] = {
 
 @pytest.mark.parametrize("case", DAMAGES)
 def test_each_damage_is_found(damaged: tuple[Path, MoeTruth], put: Any, case: str) -> None:
-    """The check that is for this damage names it, and no other finds anything."""
+    """The check for this damage names it, and no other check finds anything."""
     damage, name, message = DAMAGES[case]
     damage(damaged[0], put)
     found = findings(verify_archive(open_archive(damaged[0]), None))
@@ -221,8 +221,8 @@ def test_each_damage_is_found(damaged: tuple[Path, MoeTruth], put: Any, case: st
     assert re.search(message, found[name][0]), found
 
 
-def test_routes_of_a_failed_instruction_are_not_looked_at(damaged: tuple[Path, MoeTruth], put: Any) -> None:
-    """Rows that nobody may trust may hold anything."""
+def test_routes_of_a_failed_instruction_are_not_checked(damaged: tuple[Path, MoeTruth], put: Any) -> None:
+    """Rows of failed instructions are not checked."""
     path, truth = damaged
     row = int(truth.layout.token_start[2] + truth.layout.capacity[2] - 1)
     put(path, "instruction/state", 2, 2)
@@ -232,7 +232,7 @@ def test_routes_of_a_failed_instruction_are_not_looked_at(damaged: tuple[Path, M
 
 
 def test_counts_of_experts_are_read_and_checked(tmp_path: Path, put: Any) -> None:
-    """The twin of counts holds the sums; an expert chosen too seldom is found, and so is a neuron active too often."""
+    """Counts equal sums over masks; an expert counted too rarely and a neuron counted too often are found."""
     truth = write_random_moe_archive(tmp_path / "a.zarr", granularity="count", failed=(3,))
     archive = open_archive(tmp_path / "a.zarr")
     assert findings(verify_archive(archive, None)) == {}
@@ -247,7 +247,7 @@ def test_counts_of_experts_are_read_and_checked(tmp_path: Path, put: Any) -> Non
     put(tmp_path / "a.zarr", "router/count", (4, 1), np.array([1, 0, 0, 0, 0, 0]))
     put(tmp_path / "a.zarr", "expert_neuron/count", (5, 1, 0, 0), 99)
     found = findings(verify_archive(open_archive(tmp_path / "a.zarr"), None))["counts"]
-    assert [re.sub(r"\d+", "N", text)[:83] for text in found] == [
-        "instruction 'iN': its experts must be chosen N times in every layer, N for each row",
-        "instruction 'iN', expert_neuron/count, layer N, expert N, neuron N: a count of N is",
+    assert [re.sub(r"\d+", "N", text) for text in found] == [
+        "instruction 'iN': expert counts of a layer must sum to N, N per row; those of layers [N] do not",
+        "instruction 'iN', expert_neuron/count, layer N, expert N, neuron N: a count of N exceeds its N rows",
     ]

@@ -1,4 +1,4 @@
-"""What a client may choose."""
+"""Options of an extraction that clients may set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparcom_data.schema.options import ExtractionOptions
 
 
 def test_defaults_capture_the_raw_prompt() -> None:
-    """Nothing chosen: a mask a token of the prompt's rows, no template, nothing generated."""
+    """By default, one mask per token of the prompt, no chat template, and no generation."""
     assert ExtractionOptions().model_dump() == {
         "granularity": "token",
         "positions": "prompt",
@@ -24,7 +24,7 @@ def test_defaults_capture_the_raw_prompt() -> None:
 
 @pytest.mark.parametrize("positions", get_args(Positions))
 def test_max_tokens_goes_with_positions(positions: str) -> None:
-    """Tokens are generated exactly where they are captured; the message names field, value and remedy."""
+    """Tokens are generated only if they are captured; the message names field, value and remedy."""
     wrong, right = (1, 0) if positions == "prompt" else (0, 1)
     assert ExtractionOptions(positions=positions, max_tokens=right).max_tokens == right  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match=f"max_tokens must be .*'{positions}'"):
@@ -44,14 +44,14 @@ def test_max_tokens_goes_with_positions(positions: str) -> None:
     ],
 )
 def test_unknown_options_and_values_are_refused(options: dict[str, Any]) -> None:
-    """A misspelt option, an unknown choice and a number out of bounds are errors that name the field."""
+    """A misspelt option, an unknown value and a number out of range are errors that name the field."""
     field = "max_tokens" if "max_tokens" in options else next(iter(options))
     with pytest.raises(ValidationError, match=field):
         ExtractionOptions(**options)
 
 
 def test_every_option_is_kept_in_the_archive() -> None:
-    """The archive's `capture` has each option under the same name, so nothing that was chosen is lost."""
+    """The archive's `capture` stores every option under the same name."""
     options = ExtractionOptions(
         granularity="count", positions="all", prompt_format="chat", max_tokens=7, add_special_tokens=False
     )

@@ -1,4 +1,4 @@
-"""Rows read past zarr are zarr's, or zarr is asked."""
+"""The fast path returns the same rows as zarr, or defers to zarr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK = "neuron/active/c.2.0.0"  # rows 16 to 24
 
 
 def make(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], **options: Any) -> zarr.Array[Any]:
-    """An array of random numbers, opened for reading; one CRC32C a chunk unless told otherwise."""
+    """Write an array of random numbers and open it for reading; each chunk has one CRC32C unless told otherwise."""
     shutil.rmtree(path, ignore_errors=True)
     given_: dict[str, Any] = {"dtype": "uint8", "compressors": [Crc32cCodec()], "fill_value": 7, **options}
     array = zarr.create_array(LocalStore(path), shape=shape, chunks=chunks, **given_)
@@ -40,14 +40,14 @@ def make(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], **options:
 
 
 def known(array: zarr.Array[Any]) -> RawRows:
-    """The fast path, which must be taken."""
+    """Return the fast path, which must apply."""
     raw = raw_rows(array)
     assert raw is not None
     return raw
 
 
 def read(raw: RawRows, start: int, stop: int) -> NDArray[Any] | None:
-    """Rows [start, stop), or None where zarr must be asked."""
+    """Return rows [start, stop), or None if zarr must read them."""
     out = np.full((stop - start, *raw.row), 3, dtype=raw.dtype)
     return out if raw.read_into(out, start) else None
 
@@ -55,7 +55,7 @@ def read(raw: RawRows, start: int, stop: int) -> NDArray[Any] | None:
 @SETTINGS
 @given(data=st.data())
 def test_rows_are_those_that_zarr_reads(tmp_path: Path, data: st.DataObject) -> None:
-    """Any rows of any array, the last chunk a part, with and without checksums, keys of either kind, to the bit."""
+    """Any rows of any array are bit-identical: partial last chunk, with and without checksums, both key encodings."""
     row = data.draw(st.lists(st.integers(1, 5), max_size=3).map(tuple))
     rows, chunk = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 45))
     dtype = data.draw(st.sampled_from(["uint8", "int8", "uint16", "int32", "uint32", "int64", "float32", "float64"]))
@@ -75,7 +75,7 @@ def test_rows_are_those_that_zarr_reads(tmp_path: Path, data: st.DataObject) -> 
 
 
 def damages() -> dict[str, Callable[[Path], None]]:
-    """Ways in which something else stands in the place of a chunk."""
+    """Ways to put something else in the place of a chunk."""
 
     def cut(file: Path) -> None:
         os.truncate(file, file.stat().st_size - 1)
@@ -113,8 +113,8 @@ def damages() -> dict[str, Callable[[Path], None]]:
 
 @pytest.mark.parametrize("checksum", [True, False])
 @pytest.mark.parametrize("way", damages())
-def test_a_chunk_that_is_not_whole_is_never_read(tmp_path: Path, way: str, checksum: bool) -> None:
-    """Whatever stands in a chunk's place, with a checksum or without: no row of it is given, those beside it are."""
+def test_a_damaged_chunk_is_never_read(tmp_path: Path, way: str, checksum: bool) -> None:
+    """Whatever replaces a chunk, with or without a checksum, none of its rows is returned; other rows are."""
     array = make(tmp_path / "a", (20, 3), (8, 3), compressors=[Crc32cCodec()] if checksum else None)
     raw = known(array)
     damages()[way](tmp_path / "a" / "c" / "1" / "0")
@@ -125,29 +125,29 @@ def test_a_chunk_that_is_not_whole_is_never_read(tmp_path: Path, way: str, check
 
 
 @pytest.mark.parametrize("way", damages())
-def test_an_archive_says_of_damage_what_it_said_before(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """The error of a damaged chunk is the same sentence with the fast path and without."""
+def test_errors_do_not_depend_on_the_fast_path(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The error of a damaged chunk is the same with and without the fast path."""
     damages()[way](sample.path / CHUNK)
-    said = []
+    messages = []
     for fast in (True, False):
         if not fast:
             monkeypatch.setattr(archive_module, "raw_rows", lambda _: None)
         with pytest.raises(DamagedArchiveError, match=r"chunk c\.2\.0\.0 of array neuron/active") as error:
             open_archive(sample.path).read_rows(NAME, 3, 30)
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> zarr.Array[Any]:
-    """13 rows of three uint16, eight rows a chunk. To be left as it is."""
+    """13 rows of three uint16, eight rows per chunk. Read-only for tests."""
     return make(tmp_path_factory.mktemp("whole") / "a", (13, 3), (8, 3), dtype="uint16")
 
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_any_flipped_bit_is_seen(whole: zarr.Array[Any], data: st.DataObject) -> None:
-    """The checksum covers all of a chunk, whichever rows of it are asked for, those past the last row included."""
+def test_any_flipped_bit_is_detected(whole: zarr.Array[Any], data: st.DataObject) -> None:
+    """The checksum covers a whole chunk, whichever rows are read, including rows past the end of the array."""
     number = data.draw(st.integers(0, 1))
     raw = known(whole)
     file = raw.folder / "c" / str(number) / "0"
@@ -167,8 +167,8 @@ def test_any_flipped_bit_is_seen(whole: zarr.Array[Any], data: st.DataObject) ->
 
 @settings(deadline=None)
 @given(most=st.integers(1, 60), start=st.integers(0, 5), length=st.integers(0, 8))
-def test_a_read_that_gives_less_goes_on(whole: zarr.Array[Any], most: int, start: int, length: int) -> None:
-    """The operating system may give fewer bytes than asked for; the rest is asked for, from where it stopped."""
+def test_short_reads_are_continued(whole: zarr.Array[Any], most: int, start: int, length: int) -> None:
+    """If the system returns fewer bytes than requested, reading continues from where it stopped."""
     preadv = os.preadv
 
     def part(descriptor: int, parts: list[Any], offset: int) -> int:
@@ -186,7 +186,7 @@ def test_a_read_that_gives_less_goes_on(whole: zarr.Array[Any], most: int, start
 
 
 def test_a_file_that_ends_early_or_fails_is_left_to_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file cut while it is read, or a disk's error, gives no rows, also where no checksum would tell."""
+    """A file that shrinks during a read, or a disk error, returns no rows, even without a checksum."""
     raw = known(make(tmp_path / "a", (20, 3), (8, 3), compressors=None))
 
     def fails(*_: Any) -> int:
@@ -207,25 +207,25 @@ OTHERS: dict[str, dict[str, Any]] = {
     "truth values": {"dtype": "bool"},
     "strings": {"dtype": "str", "fill_value": ""},
     "old format": {"zarr_format": 2, "compressors": None},
-    "part of a row a chunk": {"chunks": (8, 2)},
-    "nothing in a row": {"shape": (20, 0), "chunks": (8, 1)},
+    "chunks of partial rows": {"chunks": (8, 2)},
+    "empty rows": {"shape": (20, 0), "chunks": (8, 1)},
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # zarr's, of what these arrays are made of
+@pytest.mark.filterwarnings("ignore")  # zarr's warnings on unusual arrays
 @pytest.mark.parametrize("kind", OTHERS)
 def test_every_other_array_is_left_to_zarr(tmp_path: Path, kind: str) -> None:
-    """Any codec, order, type or grid that is not just bytes of whole rows is not taken."""
+    """Other codecs, orders, dtypes and grids than raw bytes of whole rows are left to zarr."""
     options = {"shape": (20, 4), "chunks": (8, 4), **OTHERS[kind]}
     array = make(tmp_path / "a", options.pop("shape"), options.pop("chunks"), **options)
     assert raw_rows(array) is None
 
 
 def test_every_other_store_is_left_to_zarr(tmp_path: Path) -> None:
-    """Arrays in memory, or in a store that may do more than a folder, are not taken."""
+    """Arrays in memory, or in a store that may do more than a plain folder, are left to zarr."""
 
     class OtherStore(LocalStore):
-        """One that could do anything when it reads."""
+        """A store that could do anything on a read."""
 
     make(tmp_path / "a", (20, 4), (8, 4))
     assert raw_rows(zarr.open_array(OtherStore(tmp_path / "a"), mode="r")) is None
@@ -234,7 +234,7 @@ def test_every_other_store_is_left_to_zarr(tmp_path: Path) -> None:
 
 
 def test_masks_of_an_archive_are_read_past_zarr(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What our writer makes is taken: masks without a call of zarr's; the compressed columns are not."""
+    """Masks from our writer are read without zarr; compressed columns are not."""
     archive = open_archive(sample.path)
     assert raw_rows(archive.array("token/id")) is None
     monkeypatch.setattr(archive, "_read_plainly", None)
@@ -254,8 +254,8 @@ def test_a_chunk_that_is_a_link_is_read(sample: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [NAME, "token/id"])
-def test_rows_go_where_the_caller_wants_them(sample: Any, name: str) -> None:
-    """Memory that is given is filled and returned, by the fast path and by zarr alike."""
+def test_rows_are_read_into_the_callers_memory(sample: Any, name: str) -> None:
+    """Both the fast path and zarr fill and return the caller's memory."""
     archive = open_archive(sample.path)
     expected = archive.read_rows(name, 3, 21)
     out = np.full_like(expected, 9)
@@ -267,7 +267,7 @@ def test_rows_go_where_the_caller_wants_them(sample: Any, name: str) -> None:
 @pytest.mark.parametrize("wrong", ["rows", "dtype", "gaps", "read-only"])
 @pytest.mark.parametrize("name", [NAME, "token/id"])
 def test_memory_that_does_not_fit_is_refused(sample: Any, name: str, wrong: str) -> None:
-    """Nothing is converted or cut without a word."""
+    """Memory of another dtype, shape or layout is refused: nothing is silently converted or truncated."""
     archive = open_archive(sample.path)
     right = archive.read_rows(name, 0, 10)
     out = {"rows": right[:9], "dtype": right.astype(np.uint64), "gaps": np.repeat(right, 2, axis=0)[::2]}.get(wrong)

@@ -1,4 +1,4 @@
-"""Rule 3: a file holds all of its bytes, synced, or is not there."""
+"""Rule 3: a file holds all of its bytes, synced, or does not exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tree = Callable[[Path], dict[str, bytes]]
 
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
-    """The operating system refuses to let a file grow past `limit` bytes, as a full disk would."""
+    """Limit files to `limit` bytes by the operating system, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -38,7 +38,7 @@ def largest_file(limit: int) -> Iterator[None]:
 
 @given(st.lists(st.binary(max_size=2000), max_size=5))
 def test_parts_are_written_one_after_the_other(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]) -> None:
-    """The file holds the parts in order, whatever was there before, and nothing lies beside it."""
+    """The file holds the parts in order, replaces earlier contents, and leaves nothing beside it."""
     path = tmp_path_factory.getbasetemp() / "durable" / "file"
     path.parent.mkdir(exist_ok=True)
     write_durably(path, parts)
@@ -47,15 +47,15 @@ def test_parts_are_written_one_after_the_other(tmp_path_factory: pytest.TempPath
 
 
 def test_arrays_are_written_as_their_bytes(tmp_path: Path) -> None:
-    """A part may be any contiguous buffer: what is counted is bytes, not items."""
+    """A part may be any contiguous buffer: its length counts bytes, not items."""
     values = np.arange(1000, dtype=np.int64)
     write_durably(tmp_path / "file", [values.data, values.data.cast("B")[:4]])
     assert (tmp_path / "file").read_bytes() == values.tobytes() + values.tobytes()[:4]
 
 
 @pytest.mark.parametrize("existing", [None, b"the old content"])
-def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path, tree: Tree, existing: bytes | None) -> None:
-    """When the system stops a write half-way, the old content stays, nothing new is left, and the reason is told."""
+def test_a_file_that_does_not_fit_keeps_the_old_one(tmp_path: Path, tree: Tree, existing: bytes | None) -> None:
+    """If the system stops a write half-way, the old contents stay, nothing new is left, and the error says why."""
     if existing is not None:
         (tmp_path / "file").write_bytes(existing)
     with (
@@ -72,7 +72,7 @@ def test_a_file_that_does_not_fit_leaves_what_was_there(tmp_path: Path, tree: Tr
 def test_a_failure_at_any_step_leaves_nothing(
     tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Writing, syncing and renaming may each fail; each time nothing is left and the reason is told."""
+    """Whether writing, syncing or renaming fails, nothing is left and the error says why."""
 
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
@@ -85,7 +85,7 @@ def test_a_failure_at_any_step_leaves_nothing(
 
 
 def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path: Path, tree: Tree) -> None:
-    """A path that cannot be made is told as such, and the file in its way is left alone."""
+    """A path that cannot be created raises StorageError, and the file in its way stays."""
     (tmp_path / "file").write_bytes(b"abc")
     with pytest.raises(StorageError, match="errno"):
         write_durably(tmp_path / "file" / "inner", [b"x"])
@@ -121,7 +121,7 @@ def random_memory(size: int) -> memoryview:
 
 @pytest.fixture
 def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the writes that went past the page cache."""
+    """Lengths of the direct writes."""
     lengths: list[int] = []
     real = os.write
 
@@ -144,16 +144,16 @@ def takes_direct_writes(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("size", [DIRECT_FROM, DIRECT_FROM + 1, DIRECT_FROM + 4095, 3 * DIRECT_FROM + 4096])
-def test_large_aligned_parts_go_past_the_page_cache(tmp_path: Path, direct: list[int], size: int) -> None:
-    """Their whole blocks do, in one write; what is left of them and the next part go through it, and all is right."""
+def test_large_aligned_parts_use_direct_io(tmp_path: Path, direct: list[int], size: int) -> None:
+    """Whole blocks are written directly in one call; the rest and the next part go through the page cache."""
     memory = random_memory(size)
     write_durably(tmp_path / "file", [memory, b"tail"])
     assert (tmp_path / "file").read_bytes() == bytes(memory) + b"tail"
     assert direct == ([size - size % 4096] if takes_direct_writes(tmp_path) else [])
 
 
-def test_what_cannot_go_past_the_page_cache_goes_through_it(tmp_path: Path, direct: list[int]) -> None:
-    """Small parts, parts off a block's border in memory, parts off a block's border in the file."""
+def test_small_or_misaligned_parts_use_the_page_cache(tmp_path: Path, direct: list[int]) -> None:
+    """Small parts, and parts misaligned in memory or in the file, are not written directly."""
     memory = random_memory(2 * DIRECT_FROM)
     for name, parts in {
         "small": [memory[: DIRECT_FROM - 1]],
@@ -169,7 +169,7 @@ def test_what_cannot_go_past_the_page_cache_goes_through_it(tmp_path: Path, dire
 def test_a_file_system_without_direct_writes_gets_buffered_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Refused with EINVAL, at the flag or at the write, the bytes go through the page cache instead."""
+    """If O_DIRECT is refused with EINVAL, at the flag or at the write, the bytes go through the page cache."""
     real_flag, real_write = fcntl.fcntl, os.write
 
     def flag(descriptor: int, command: int, value: int = 0) -> int:
@@ -189,10 +189,10 @@ def test_a_file_system_without_direct_writes_gets_buffered_ones(
     assert (tmp_path / "file").read_bytes() == bytes(memory)
 
 
-def test_a_direct_write_that_fails_is_told(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any other refusal is not tried again through the cache; nothing is left behind."""
+def test_a_failing_direct_write_is_an_error(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other error is not retried through the cache; nothing is left behind."""
     real_flag, real_write = fcntl.fcntl, os.write
-    flags: dict[int, int] = {}  # set here alone, so that the file system need not know direct writes
+    flags: dict[int, int] = {}  # kept here, so that the file system need not support direct writes
 
     def flag(descriptor: int, command: int, value: int = 0) -> int:
         if command == fcntl.F_SETFL:
@@ -215,14 +215,14 @@ def test_a_direct_write_that_fails_is_told(tmp_path: Path, tree: Tree, monkeypat
 
 @pytest.mark.parametrize("limit", [DIRECT_FROM // 2, DIRECT_FROM // 2 + 1000])
 def test_a_direct_write_that_does_not_fit_leaves_nothing(tmp_path: Path, tree: Tree, limit: int) -> None:
-    """The system takes a part of the blocks, also not a whole number of them, and then refuses: nothing is left."""
+    """The system takes some of the blocks, even a fraction of one, and then refuses: nothing is left."""
     with largest_file(limit), pytest.raises(StorageError, match="File too large"):
         write_durably(tmp_path / "file", [random_memory(2 * DIRECT_FROM)])
     assert tree(tmp_path) == {}
 
 
 def test_direct_writes_that_come_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that takes some blocks, or some blocks and a half, gets the rest again, in its place."""
+    """If the system takes only some blocks, or part of one, the rest follows in its place."""
     real, lengths = os.write, iter([8192, 12288, 5000, 4096])
     monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[: next(lengths, len(view))]))
     memory = random_memory(2 * DIRECT_FROM + 77)
@@ -231,7 +231,7 @@ def test_direct_writes_that_come_short_are_continued(tmp_path: Path, monkeypatch
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that takes only some of the bytes at a time gets the rest again."""
+    """If the system takes only some bytes per call, the rest follows."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[:7]))
     write_durably(tmp_path / "file", [bytes(range(100)), bytes(range(50))])
@@ -239,14 +239,14 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_checksum_is_the_published_one() -> None:
-    """CRC32C of the standard's check string is 0xE3069283, stored with the lowest byte first."""
+    """The CRC32C of the standard's check string is 0xE3069283, stored lowest byte first."""
     assert crc32c_suffix(b"123456789") == bytes.fromhex("839206e3")
     assert crc32c_suffix(memoryview(b"123456789")) == google_crc32c.value(b"123456789").to_bytes(4, "little")
 
 
 @given(st.binary(min_size=1, max_size=500))
-def test_a_chunk_is_what_zarr_writes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    """Bytes and our suffix are byte for byte the chunk that zarr's own codecs write."""
+def test_a_chunk_equals_zarrs(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    """Bytes and our suffix equal the chunk that zarr's own codecs write."""
     array = zarr.create_array(
         tmp_path_factory.getbasetemp() / "crc.zarr",
         data=np.frombuffer(data, dtype=np.uint8),
@@ -260,7 +260,7 @@ def test_a_chunk_is_what_zarr_writes(tmp_path_factory: pytest.TempPathFactory, d
 
 
 def test_zarr_writes_nothing_past_the_store(tmp_path: Path, writes: Any) -> None:
-    """Groups, parents that nobody named, arrays, attributes and chunks: every file came by write_durably."""
+    """Groups, implicit parents, arrays, attributes and chunks: write_durably wrote every file."""
     root = zarr.create_group(DurableStore(tmp_path / "a.zarr"), attributes={"a": 1})
     root.create_array("deep/er/array", shape=(5,), chunks=(2,), dtype="i4")[:] = 1
     root.update_attributes({"b": 2})
@@ -270,13 +270,13 @@ def test_zarr_writes_nothing_past_the_store(tmp_path: Path, writes: Any) -> None
     zarr.core.sync.sync(
         store.set_if_not_exists("zarr.json", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b""))
     )
-    assert not writes.paths, "what exists is not written again"
+    assert not writes.paths, "existing files are not rewritten"
     store.set_sync("key", zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"v"))
     assert writes.paths == [tmp_path / "a.zarr" / "key"]
 
 
-def test_a_store_tells_why_it_could_not_write(tmp_path: Path) -> None:
-    """A write that zarr starts and the system refuses reaches the caller as a StorageError, not as a lost chunk."""
+def test_a_failing_store_gives_the_reason(tmp_path: Path) -> None:
+    """If the system refuses a write of zarr, the caller gets a StorageError instead of losing a chunk."""
     array = zarr.create_array(DurableStore(tmp_path / "a.zarr"), shape=(50_000,), dtype="u1", compressors=None)
     with largest_file(20_000), pytest.raises(StorageError, match="File too large"):
         array[:] = 1

@@ -1,4 +1,4 @@
-"""An error that names a missing extra gives a command that works for this installation."""
+"""An error about a missing extra gives a command that works for this installation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ORIGINS: dict[str, tuple[dict[str, Any] | None, str]] = {
 
 
 class Installed:
-    """An installed distribution with this direct_url.json."""
+    """Fake an installed distribution with this direct_url.json."""
 
     def __init__(self, origin: dict[str, Any] | None) -> None:
         self._origin = origin
@@ -46,14 +46,14 @@ class Installed:
 
 @pytest.mark.parametrize("case", ORIGINS)
 def test_the_command_fits_the_installation(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An editable installation stays one; a copy comes from where it came from."""
+    """An editable installation stays editable; a copy is installed from its origin."""
     origin, expected = ORIGINS[case]
     monkeypatch.setattr(extras, "distribution", lambda _: Installed(origin))
     assert extras.install_command("analysis") == expected
 
 
 def test_sources_without_an_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that was put on the path by hand is installed from its folder."""
+    """A package put on the path by hand is installed from its folder."""
 
     def absent(_: str) -> None:
         raise PackageNotFoundError

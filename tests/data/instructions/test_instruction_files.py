@@ -1,4 +1,4 @@
-"""Files of instructions in each form: JSON lines, a JSON array, CSV, from a path or from standard input."""
+"""Instruction files in each format: JSON Lines, a JSON array or CSV, from a path or standard input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JSON = ("messages", "token_ids", "metadata")
 
 
 def as_csv(lines: list[dict[str, Any]], delimiter: str = ",", end: str = "\r\n") -> bytes:
-    """What a spreadsheet would write."""
+    """Return the CSV that a spreadsheet would write."""
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, COLUMNS, delimiter=delimiter, lineterminator=end)
     writer.writeheader()
@@ -56,8 +56,8 @@ def problems(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_says_the_same(tmp_path: Path, form: str, mark: bytes) -> None:
-    """Each gives the same instructions, in order, whatever its name and with a byte order mark too."""
+def test_every_format_gives_the_same_instructions(tmp_path: Path, form: str, mark: bytes) -> None:
+    """Each format gives the same instructions in order, under any name and with a byte-order mark."""
     name, content = FORMS[form]
     (tmp_path / name).write_bytes(mark + content)
     read = read_instructions(tmp_path / name)
@@ -66,14 +66,14 @@ def test_every_form_says_the_same(tmp_path: Path, form: str, mark: bytes) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_standard_input_is_read(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-` takes what is piped in; its form shows in its first character."""
+    """`-` reads standard input; its first character decides the format."""
     _, content = FORMS[form]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert [item.id for item in read_instructions(STDIN)] == ["a", "b", "c"]
 
 
 def test_problems_of_standard_input_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They name standard input."""
+    """Problems in piped data name standard input."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id": "a"}\n{')))
     first, second = problems(STDIN)
     assert first.startswith("standard input, line 1: exactly one of text")
@@ -83,7 +83,7 @@ def test_problems_of_standard_input_are_placed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_data_set_is_named_by_its_file() -> None:
-    """The name's last part without its ending; standard input has a name too."""
+    """The default name is the file's stem; standard input has a name too."""
     assert [default_dataset_name(path) for path in (Path("a/b.csv"), STDIN)] == ["b", "stdin"]
 
 
@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_every_problem_is_placed(tmp_path: Path, case: str) -> None:
-    """All at once, in order: items of an array and rows of CSV by their number, the header being row 1."""
+    """All problems are reported at once, in order; array items and CSV rows are numbered, the header being row 1."""
     name, content, expected = BROKEN[case]
     path = tmp_path / name
     path.write_bytes(content)
@@ -141,15 +141,15 @@ def test_every_problem_is_placed(tmp_path: Path, case: str) -> None:
         assert problem.startswith(beginning.replace("{path}", str(path)))
 
 
-# What a cell can hold and csv.writer writes so that it can be read again.
+# Text of cells that csv.writer can write so that it can be read again.
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1).filter(str.strip)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, unique_by=lambda pair: pair[0]), st.sampled_from(",;\t"))
-def test_whatever_csv_can_say_is_read_back(
+def test_any_text_survives_csv(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], delimiter: str
 ) -> None:
-    """Any text, whatever its quotes, delimiters and Unicode line ends, is read as it was written."""
+    """Any text, with any quotes, delimiters and Unicode line ends, is read as written."""
     path = tmp_path_factory.getbasetemp() / "round.csv"
     path.write_bytes(as_csv([{"id": id_, "text": text} for id_, text in pairs], delimiter))
     assert [(item.id, item.text) for item in read_instructions(path)] == pairs

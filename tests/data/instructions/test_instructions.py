@@ -1,4 +1,4 @@
-"""Instruction files: every problem at once, each with its place, and a hash that says which batch it was."""
+"""Instruction files: all problems at once, each with its location, and a hash that identifies the batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparcom_data.instructions import Instruction, check_batch, dataset_sha256, 
 
 GOOD = b'{"id": "good", "text": "t"}'
 
-# A line that breaks a rule, and what the problem must say besides the place.
+# A line that breaks a rule, and parts of the expected problem besides the location.
 BROKEN_LINES: dict[str, tuple[bytes, list[str]]] = {
     "not JSON": (b'{"id": "a", "text": }', ["not JSON", "column 21"]),
     "not UTF-8": (b'{"id": "a", "text": "\xff"}', ["not UTF-8", "byte 22"]),
@@ -51,7 +51,7 @@ BROKEN_LINES: dict[str, tuple[bytes, list[str]]] = {
 
 
 def problems(path: Path) -> list[str]:
-    """What read_jsonl finds wrong."""
+    """Return the problems that read_jsonl reports."""
     with pytest.raises(InvalidInputError) as caught:
         read_jsonl(path)
     return caught.value.problems
@@ -59,7 +59,7 @@ def problems(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("case", BROKEN_LINES)
 def test_a_broken_line_is_named_with_its_field(tmp_path: Path, case: str) -> None:
-    """The one problem of a line is reported with file, line, field and rule, and lines around it do no harm."""
+    """The only problem of a line is reported with file, line, field and rule; other lines do not matter."""
     line, expected = BROKEN_LINES[case]
     file = tmp_path / "in.jsonl"
     file.write_bytes(b'{"id": "first", "text": "t"}\n\n' + line + b"\n" + GOOD)
@@ -70,7 +70,7 @@ def test_a_broken_line_is_named_with_its_field(tmp_path: Path, case: str) -> Non
 
 
 def test_every_problem_of_a_file_is_reported_at_once(tmp_path: Path) -> None:
-    """A file in which every line is wrong in a way of its own gives all problems, in the order of the lines."""
+    """A file in which each line breaks another rule reports all problems, in line order."""
     file = tmp_path / "in.jsonl"
     file.write_bytes(b"\n".join(line for line, _ in BROKEN_LINES.values()) + b"\n")
     found = problems(file)
@@ -86,22 +86,22 @@ def test_two_problems_of_one_line_are_both_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "Prompt", "instruction", "question", "content"])
 def test_other_names_of_text_are_understood(tmp_path: Path, name: str) -> None:
-    """Names of other data sets get the name that is used here."""
+    """Field names of other data sets get a suggestion."""
     file = tmp_path / "in.jsonl"
     file.write_text(json.dumps({"id": "a", name: "What is 2 + 2?"}))
     (found,) = problems(file)
     assert found.startswith(f"in.jsonl, line 1: {name}: unknown field; did you mean 'text'?")
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
-    """What Windows' editors put before the first line is left out."""
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    """The byte-order mark of Windows editors is ignored."""
     file = tmp_path / "in.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD)
     assert [item.id for item in read_jsonl(file)] == ["good"]
 
 
 def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
-    """Each id that occurs more than once is named with its count; the unique one is not."""
+    """Each id that occurs more than once is named with its count; unique ids are not."""
     file = tmp_path / "in.jsonl"
     file.write_text("".join(json.dumps({"id": id_, "text": "t"}) + "\n" for id_ in "abcabb"))
     found = problems(file)
@@ -111,20 +111,20 @@ def test_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n  \n\n"])
 def test_a_file_without_instructions_is_refused(tmp_path: Path, content: bytes) -> None:
-    """An empty file, or one of blank lines, is an error and no empty batch."""
+    """An empty file, or one of blank lines, is an error rather than an empty batch."""
     file = tmp_path / "in.jsonl"
     file.write_bytes(content)
     assert "holds no instruction" in problems(file)[0]
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_path_is_named(tmp_path: Path) -> None:
     """A missing file and a folder are errors that name the path and the reason."""
     assert problems(tmp_path / "none.jsonl") == [f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"]
     assert problems(tmp_path) == [f"cannot read {tmp_path}: Is a directory"]
 
 
 def test_an_empty_batch_is_refused() -> None:
-    """check_batch refuses nothing at all, and repeated ids."""
+    """check_batch refuses an empty batch and repeated ids."""
     with pytest.raises(InvalidInputError, match="must not be empty"):
         check_batch([])
     with pytest.raises(InvalidInputError, match="'a' occurs 2 times"):
@@ -144,10 +144,10 @@ LINES = st.builds(
 
 
 @given(st.lists(LINES, min_size=1, unique_by=lambda line: line["id"]), st.sampled_from(["\n", "\r\n", "\n\n"]))
-def test_whatever_json_can_say_is_read_back(
+def test_any_instruction_survives_json_lines(
     tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]], end: str
 ) -> None:
-    """Any instruction, whatever its Unicode and the line ends, is read as it was written, in order."""
+    """Any instruction, with any Unicode and line ends, is read as written, in order."""
     file = tmp_path_factory.getbasetemp() / "round.jsonl"
     file.write_bytes("".join(json.dumps(line, ensure_ascii=False) + end for line in lines).encode())
     read = read_jsonl(file)
@@ -157,7 +157,7 @@ def test_whatever_json_can_say_is_read_back(
 
 
 def test_the_dataset_hash_is_the_one_of_version_1() -> None:
-    """The hash is over canonical JSON lines and must never change: archives carry it."""
+    """The hash is over canonical JSON lines and must never change: archives store it."""
     batch = [
         Instruction(id="a", text="Grüße", category="QA"),
         Instruction(id="b", token_ids=(1, 2)),
@@ -172,7 +172,7 @@ def test_the_dataset_hash_is_the_one_of_version_1() -> None:
 
 
 def test_the_dataset_hash_sees_every_change(tmp_path: Path) -> None:
-    """Spacing and defaults of the file do not change the hash; content and order do."""
+    """Spacing and defaults in the file do not change the hash; content and order do."""
     batch = [Instruction(id="a", text="one"), Instruction(id="b", text="two")]
     file = tmp_path / "in.jsonl"
     file.write_text('{"text" :"one",  "id":"a", "category": ""}\n\n{"id":"b","text":"two"}')

@@ -1,4 +1,4 @@
-"""Archives of counts: the sums over each instruction's rows in place of token rows and masks."""
+"""Archives of counts: sums over each instruction's rows instead of token rows and masks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SPECS = {spec.name: spec for spec in array_specs(random_attributes(2, 11).model,
 
 
 def create(path: Path, columns: InstructionColumns, layers: int = 2, neurons: int = 11, **options: Any) -> None:
-    """An archive of counts; instruction k has k + 1 prompt tokens."""
+    """Create an archive of counts; instruction k has k + 1 prompt tokens."""
     layout = plan_layout([k + 1 for k in range(len(columns.id))], "prompt", 0)
     create_archive(path, random_attributes(layers, neurons, granularity="count"), columns, layout, **options)
 
 
 def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
-    """Plain zarr finds exactly the arrays of the schema: no token axis, no masks, each as it is described."""
+    """Plain zarr finds exactly the schema's arrays, each as described: no token axis and no masks."""
     create(tmp_path / "a.zarr", columns(3))
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert group.attrs["sparcom"]["capture"]["granularity"] == "count"  # type: ignore[index,call-overload]
@@ -51,7 +51,7 @@ def test_every_array_is_described(tmp_path: Path, columns: Columns) -> None:
 
 
 def test_counts_lie_on_disk_as_the_writer_makes_them(tmp_path: Path, columns: Columns) -> None:
-    """Little-endian numbers through Blosc and CRC32C, chunks of whole instructions in one folder, fill value 0."""
+    """Counts are little-endian, Blosc and CRC32C encoded, fill value 0; chunks of whole instructions share a folder."""
     create(tmp_path / "a.zarr", columns(9), chunk_instructions=4)
     stored = json.loads((tmp_path / "a.zarr/neuron/count/zarr.json").read_text())
     names = [codec["name"] for codec in stored["codecs"]]
@@ -74,7 +74,7 @@ def test_counts_lie_on_disk_as_the_writer_makes_them(tmp_path: Path, columns: Co
 
 @given(st.integers(1, 2**26), st.integers(0, 2**20))
 def test_chunks_keep_their_bounds(count_bytes: int, instructions: int) -> None:
-    """A chunk has as many instructions, a power of two, as the target holds: at least one, at most the axis."""
+    """The instructions per chunk are a power of two within the target, at least one and at most the axis."""
     held = choose_chunk_instructions(count_bytes, instructions)
     assert 1 <= held <= max(1, instructions)
     assert held == 1 or held * count_bytes <= COUNT_CHUNK_BYTES
@@ -85,22 +85,22 @@ def test_chunks_keep_their_bounds(count_bytes: int, instructions: int) -> None:
 
 @pytest.mark.parametrize(("layers", "neurons", "held"), [(30, 1536, 16), (32, 11008, 2), (80, 28672, 1)])
 def test_chunks_of_known_models(tmp_path: Path, columns: Columns, layers: int, neurons: int, held: int) -> None:
-    """SmolLM2-135M, LLaMA-2-7B and LLaMA-2-70B: whole instructions, 16, 2 and 1 of them."""
+    """SmolLM2-135M, LLaMA-2-7B and LLaMA-2-70B get chunks of 16, 2 and 1 whole instructions."""
     create(tmp_path / "a.zarr", columns(40), layers, neurons)
     assert zarr.open_array(tmp_path / "a.zarr/neuron/count").chunks == (held, layers, neurons)
     assert open_archive(tmp_path / "a.zarr").chunk_instructions == held
 
 
 def test_the_instruction_table_is_that_of_the_masks(sample: Any, counted: Any, tree: Any) -> None:
-    """Twins of one run have the same `instruction/` arrays to the byte: token_start keeps the layout's rows."""
+    """Archives of masks and counts from one run have byte-identical `instruction/` arrays, token_start included."""
     assert tree(counted.path / "instruction") == tree(sample.path / "instruction")
     starts = open_archive(counted.path).instructions.token_start
     assert starts.tolist() == open_archive(sample.path).instructions.token_start.tolist()
     assert starts[-1] > 0
 
 
-def test_an_archive_of_counts_tells_its_sizes(sample: Any, counted: Any) -> None:
-    """Sizes are those of the twin of masks; the counts are the sums over each instruction's rows."""
+def test_sizes_of_an_archive_of_counts(sample: Any, counted: Any) -> None:
+    """Sizes equal those of the archive of masks; counts equal the sums over each instruction's rows."""
     archive, masks = open_archive(counted.path), open_archive(sample.path)
     assert (archive.granularity, masks.granularity) == ("count", "token")
     assert (archive.layers, archive.neurons, archive.neuron_bytes) == (masks.layers, masks.neurons, masks.neuron_bytes)
@@ -117,7 +117,7 @@ def test_an_archive_of_counts_tells_its_sizes(sample: Any, counted: Any) -> None
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 @given(st.integers(0, 10), st.integers(0, 10))
 def test_any_instructions_are_the_ones_that_were_written(counted: Any, one: int, other: int) -> None:
-    """Instructions [start, stop), across chunk borders or none, are the truth and what plain zarr reads."""
+    """Instructions [start, stop), across chunk boundaries or empty, equal the truth and plain zarr's reads."""
     start, stop = sorted((one, other))
     counts = open_archive(counted.path).read_counts(start, stop)
     np.testing.assert_array_equal(counts, counted.truth[start:stop])
@@ -126,13 +126,13 @@ def test_any_instructions_are_the_ones_that_were_written(counted: Any, one: int,
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 4), (4, 3), (0, 11), (11, 12)])
 def test_instructions_outside_the_axis_are_refused(counted: Any, start: int, stop: int) -> None:
-    """Instructions that do not exist are an IndexError, where numpy's slices would be cut without a word."""
+    """Instructions outside the axis raise IndexError, whereas numpy would silently truncate the slice."""
     with pytest.raises(IndexError, match=rf"\[{start}, {stop}\) are not within the 10"):
         open_archive(counted.path).read_counts(start, stop)
 
 
 def test_a_missing_chunk_is_damage_and_not_zeros(counted: Any) -> None:
-    """Without a chunk, instructions under it are refused by the chunk's name, and those beside it are read."""
+    """Reads that need a missing chunk raise an error that names it; other instructions can still be read."""
     (counted.path / "neuron/count/c.1.0.0").unlink()
     archive = open_archive(counted.path)
     for start, stop in ((0, 10), (4, 5), (7, 8)):
@@ -145,7 +145,7 @@ def test_a_missing_chunk_is_damage_and_not_zeros(counted: Any) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(data=st.data())
 def test_any_flipped_bit_is_damage(counted: Any, data: st.DataObject) -> None:
-    """A bit that flips anywhere in a chunk, its checksum included, is refused with the array and the chunk."""
+    """A flipped bit anywhere in a chunk, its checksum included, raises an error that names array and chunk."""
     file = counted.path / "neuron/count/c.1.0.0"
     whole = file.read_bytes()
     bit = data.draw(st.integers(0, 8 * len(whole) - 1))
@@ -161,7 +161,7 @@ def test_any_flipped_bit_is_damage(counted: Any, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"abcd", b"x" * 75])
 def test_a_cut_chunk_is_damage(counted: Any, content: bytes) -> None:
-    """A chunk of the wrong length, down to none, is refused like any other damage."""
+    """A chunk of the wrong length, even an empty one, is refused like any other damage."""
     (counted.path / "neuron/count/c.0.0.0").write_bytes(content)
     with pytest.raises(DamagedArchiveError, match=r"chunk c\.0\.0\.0 of array neuron/count"):
         open_archive(counted.path).read_counts(0, 1)
@@ -176,21 +176,21 @@ def test_a_cut_chunk_is_damage(counted: Any, content: bytes) -> None:
         lambda archive: archive.chunk_tokens,
     ],
 )
-def test_counts_are_no_masks(counted: Any, ask: Callable[[Any], object]) -> None:
-    """Asked for rows, an archive of counts says what it holds and what to do."""
+def test_rows_cannot_be_read_from_counts(counted: Any, ask: Callable[[Any], object]) -> None:
+    """An archive of counts refuses to read rows; the error states its contents and the remedy."""
     with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'token'; .* has 'count': it holds one count"):
         ask(open_archive(counted.path))
 
 
 @pytest.mark.parametrize("ask", [lambda archive: archive.read_counts(0, 1), lambda archive: archive.chunk_instructions])
-def test_masks_are_no_counts(sample: Any, ask: Callable[[Any], object]) -> None:
-    """Asked for counts, an archive of masks says what it holds and what to do."""
+def test_counts_cannot_be_read_from_masks(sample: Any, ask: Callable[[Any], object]) -> None:
+    """An archive of masks refuses to read counts; the error states its contents and the remedy."""
     with pytest.raises(UnsupportedArchiveError, match=r"needs granularity 'count'; .* has 'token': it holds one mask"):
         ask(open_archive(sample.path))
 
 
 def test_a_commit_writes_no_token_rows(tmp_path: Path, columns: Columns, writes: Any) -> None:
-    """Lengths, responses and states are committed, states last; ids and positions were compared and are not kept."""
+    """Lengths, responses and states are committed, states last; ids and positions are not stored."""
     path = tmp_path / "a.zarr"
     create(path, columns(3))
     writes.restart()
@@ -204,7 +204,7 @@ def test_a_commit_writes_no_token_rows(tmp_path: Path, columns: Columns, writes:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_archives_without_counts_are_valid(tmp_path: Path, columns: Columns, count: int) -> None:
-    """No instruction at all, or a model without dense layers, gives an archive that opens everywhere."""
+    """An archive without instructions, or of a model without dense layers, opens everywhere."""
     create(tmp_path / "a.zarr", columns(count))
     assert open_archive(tmp_path / "a.zarr").read_counts(0, 0).shape == (0, 2, 11)
     with xarray.open_datatree(tmp_path / "a.zarr", engine="zarr") as data:
@@ -214,7 +214,7 @@ def test_archives_without_counts_are_valid(tmp_path: Path, columns: Columns, cou
 
 
 def test_xarray_reads_the_counts(counted: Any) -> None:
-    """xarray gives the counts by dimension names, and those of a category by its name."""
+    """xarray reads counts by dimension names, and those of a category by its label."""
     with xarray.open_datatree(counted.path, engine="zarr") as data:
         counts = data["neuron/count"]
         assert counts.dims == ("instruction", "layer", "neuron")
@@ -228,7 +228,7 @@ def test_xarray_reads_the_counts(counted: Any) -> None:
 def test_any_size_is_kept(
     tmp_path_factory: pytest.TempPathFactory, layers: int, neurons: int, chunk: int, seed: int
 ) -> None:
-    """Whatever the layers, neurons and chunks, the counts come back, and they are those of the twin's masks."""
+    """For any layers, neurons and chunks, the counts are read back and equal sums over the same masks."""
     folder, size = tmp_path_factory.mktemp("sizes"), {"layers": layers, "neurons": neurons, "seed": seed}
     truth = write_random_archive(folder / "c.zarr", granularity="count", chunk_instructions=chunk, **size)  # type: ignore[arg-type]
     masks = write_random_archive(folder / "m.zarr", **size)  # type: ignore[arg-type]

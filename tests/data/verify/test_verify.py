@@ -1,4 +1,4 @@
-"""Every check finds the damage that it is for, and a sound archive has none."""
+"""Every check finds its own kind of damage, and valid archives have no findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL_CHECKS = ["format", "states", "rows", "token ids", "masks"]
 
 
 def tokenizer_of(path: Path) -> Callable[[Sequence[str]], list[list[int]]]:
-    """A tokenizer that knows the archive's texts: `text k` is what stands in the rows of instruction k."""
+    """Tokenize the archive's texts: `text k` gives the stored tokens of instruction k."""
     group = zarr.open_group(path, mode="r")
     ids, starts = group["token/id"][:], group["instruction/token_start"][:]
     lengths = group["instruction/prompt_length"][:]
@@ -37,12 +37,12 @@ def tokenizer_of(path: Path) -> Callable[[Sequence[str]], list[list[int]]]:
 
 
 def findings(checks: Sequence[Check]) -> dict[str, list[str]]:
-    """What each check that is not passed found."""
+    """Return the findings of each failed check."""
     return {check.name: check.findings for check in checks if not check.passed}
 
 
 def rewrite_metadata(path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change an array's (or the root's, "") metadata, in its own file and in the consolidated copy."""
+    """Change the metadata of an array (or of the root, ""), in its own file and in the consolidated copy."""
     root = path / "zarr.json"
     whole = json.loads(root.read_text())
     if name:
@@ -72,7 +72,7 @@ def remove(name: str) -> Damage:
 
 
 def change(name: str, index: int, value: object) -> Damage:
-    """Write another value, as a sound chunk: only its meaning is wrong."""
+    """Write another value in a valid chunk: only its meaning is wrong."""
     return lambda path, put: put(path, name, index, value)
 
 
@@ -112,7 +112,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "chunk of masks missing": (
         remove("neuron/active/c.4.0.0"),
         "masks",
-        "chunk c.4.0.0 of array neuron/active .* It holds something of the instructions 'i00",
+        "chunk c.4.0.0 of array neuron/active .* It holds data of the instructions 'i00",
     ),
     "spare bit set": (
         spare_bit,
@@ -122,7 +122,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "bit flipped in token ids": (flip("token/id/c/0"), "rows", "chunk c/0 of array token/id"),
     "positions missing": (remove("token/position/c/0"), "rows", "chunk c/0 of array token/position"),
     "row never written": (change("token/id", 11, -1), "rows", "1 of its .* rows were never written"),
-    "wrong position": (change("token/position", 11, 77), "rows", "positions do not run from 0 on"),
+    "wrong position": (change("token/position", 11, 77), "rows", "positions must be consecutive from 0"),
     "row missing": (change("instruction/token_length", 9, 2), "rows", "2 rows cannot hold its .* prompt tokens"),
     "wrong token id": (
         change("token/id", 11, 1001),
@@ -159,8 +159,8 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 }
 
 
-def test_a_sound_archive_passes_every_check(sample: Any) -> None:
-    """Nothing is found in a valid archive, every check says what it looked at, and progress ends at 1."""
+def test_a_valid_archive_passes_every_check(sample: Any) -> None:
+    """A valid archive has no findings, every check states its scope, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(sample.path), tokenizer_of(sample.path), progress.append)
     assert findings(checks) == {}
@@ -175,7 +175,7 @@ def test_a_sound_archive_passes_every_check(sample: Any) -> None:
 
 @pytest.mark.parametrize("case", DAMAGES)
 def test_each_damage_is_found(sample: Any, put: Put, case: str) -> None:
-    """The check that is for this damage names it, and none of the checks breaks on it."""
+    """The check for this damage names it, and no check crashes on it."""
     damage, name, message = DAMAGES[case]
     tokenize = tokenizer_of(sample.path)
     damage(sample.path, put)
@@ -189,7 +189,7 @@ def test_each_damage_is_found(sample: Any, put: Put, case: str) -> None:
     [("token/id", 11, 1001), ("token/id", 11, -1), ("instruction/error", 3, ""), ("instruction/id", 1, "i000")],
 )
 def test_damage_in_one_place_is_not_blamed_on_another(sample: Any, put: Put, name: str, index: int, value: Any) -> None:
-    """One wrong value is found once, and the instruction that it belongs to is the one that is named."""
+    """One wrong value gives one finding, which names its instruction."""
     tokenize = tokenizer_of(sample.path)
     starts = zarr.open_array(sample.path / "instruction/token_start", mode="r")[:]
     put(sample.path, name, index, value)
@@ -201,15 +201,15 @@ def test_damage_in_one_place_is_not_blamed_on_another(sample: Any, put: Put, nam
         assert all(owner in text for text in texts)
 
 
-def test_unfinished_work_is_no_damage(tmp_path: Path, columns: Any) -> None:
-    """An open archive may have pending instructions, rows of which nothing is on disk."""
+def test_pending_instructions_are_not_damage(tmp_path: Path, columns: Any) -> None:
+    """An open archive may have pending instructions without rows on disk."""
     layout = plan_layout([3, 4], "prompt", 0)
     create_archive(tmp_path / "a.zarr", random_attributes(2, 8), columns(2), layout)
     assert findings(verify_archive(open_archive(tmp_path / "a.zarr"), lambda _: [])) == {}
 
 
 def test_responses_start_at_the_end_of_the_prompt(tmp_path: Path, columns: Any, put: Put) -> None:
-    """Where only responses are captured, the first row's position is the prompt's length, and no other."""
+    """If only responses are captured, the first row's position must be the prompt's length."""
     path = tmp_path / "a.zarr"
     layout = plan_layout([3, 4], "response", 2)
     create_archive(path, random_attributes(2, 8, positions="response", max_tokens=2), columns(2), layout)
@@ -221,7 +221,7 @@ def test_responses_start_at_the_end_of_the_prompt(tmp_path: Path, columns: Any, 
     assert findings(verify_archive(open_archive(path), lambda _: pytest.fail("no prompt row to compare"))) == {}
     put(path, "token/position", slice(0, 2), [0, 1])
     assert findings(verify_archive(open_archive(path), None)) == {
-        "rows": ["instruction 'i0': positions do not run from 3 on; that of token 3 is 0"]
+        "rows": ["instruction 'i0': positions must be consecutive from 3; that of token 3 is 0"]
     }
 
 
@@ -236,7 +236,7 @@ def test_responses_start_at_the_end_of_the_prompt(tmp_path: Path, columns: Any, 
 def test_the_test_factory_returns_the_truth(
     tmp_path_factory: pytest.TempPathFactory, neurons: int, layers: int, chunk: int, each: int, seed: int
 ) -> None:
-    """write_random_archive, of any size, writes an archive without findings that holds what it returns."""
+    """write_random_archive writes valid archives of any size that hold the returned values."""
     path = tmp_path_factory.mktemp("factory") / "a.zarr"
     truth = write_random_archive(
         path,
@@ -257,8 +257,8 @@ def test_the_test_factory_returns_the_truth(
 
 
 @pytest.mark.parametrize("lengths", [(10, 65_000, 65_000, 600, 70_000), (5, 65_531, 65_536)])
-def test_chunks_that_were_rightly_never_written_are_no_damage(tmp_path: Path, lengths: tuple[int, ...]) -> None:
-    """Of a large archive whose last instruction was cancelled, the token chunks of the others alone must exist."""
+def test_chunks_without_complete_rows_may_be_missing(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    """If the last instruction of a large archive was cancelled, only token chunks of the others must exist."""
     path = tmp_path / "a.zarr"
     ran = range(len(lengths) - 1)
     layout = plan_layout(lengths, "prompt", 0)
@@ -275,8 +275,8 @@ def test_chunks_that_were_rightly_never_written_are_no_damage(tmp_path: Path, le
     assert findings(verify_archive(open_archive(path), None)) == {}
 
 
-def test_a_response_without_rows_is_no_damage(tmp_path: Path) -> None:
-    """A response of one token is complete with no row, and needs no token chunk."""
+def test_a_response_without_rows_is_not_damage(tmp_path: Path) -> None:
+    """A response of one token is complete without a row, and needs no token chunk."""
     path = tmp_path / "a.zarr"
     blank = [""] * 2
     columns = InstructionColumns(["a", "b"], blank, blank, blank, blank)

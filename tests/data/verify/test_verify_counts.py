@@ -1,4 +1,4 @@
-"""`verify` of archives of counts: every check finds the damage that it is for, and a sound archive has none."""
+"""`verify` of archives of counts: every check finds its own kind of damage, and valid archives have no findings."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Damage = Callable[[Path, Put], None]
 
 
 def tokenizer_of(path: Path) -> Callable[[Sequence[str]], list[list[int]]]:
-    """A tokenizer that knows how many tokens the archive's texts have; which ones nobody can tell."""
+    """Tokenize texts to sequences of the right length; the ids are arbitrary."""
     lengths = zarr.open_array(path / "instruction/prompt_length", mode="r")[:]
     known = {f"text {k}": [0] * int(length) for k, length in enumerate(lengths)}
     return lambda texts: [known[text] for text in texts]
 
 
 def findings(checks: Sequence[Check]) -> dict[str, list[str]]:
-    """What each check that is not passed found."""
+    """Return the findings of each failed check."""
     return {check.name: check.findings for check in checks if not check.passed}
 
 
 def change(name: str, index: int, value: object) -> Damage:
-    """Write another value, as a sound chunk: only its meaning is wrong."""
+    """Write another value in a valid chunk: only its meaning is wrong."""
     return lambda path, put: put(path, name, index, value)
 
 
@@ -84,7 +84,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "count above the rows": (
         too_many,
         "counts",
-        "'i005', neuron/count, layer 1, neuron 7: a count of 13 is more than its .* rows",
+        "'i005', neuron/count, layer 1, neuron 7: a count of 13 exceeds its .* rows",
     ),
     "rows missing": (change("instruction/token_length", 9, 2), "rows", "'i009': 2 rows cannot hold its"),
     "rows invented": (change("instruction/token_length", 9, 10**6), "rows", "'i009': 1000000 rows cannot hold its"),
@@ -99,8 +99,8 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 }
 
 
-def test_a_sound_archive_passes_every_check(counted: Any) -> None:
-    """Nothing is found, every check says what it looked at, and progress ends at 1."""
+def test_a_valid_archive_passes_every_check(counted: Any) -> None:
+    """A valid archive has no findings, every check states its scope, and progress ends at 1."""
     progress: list[float] = []
     checks = verify_archive(open_archive(counted.path), tokenizer_of(counted.path), progress.append)
     assert findings(checks) == {}
@@ -114,7 +114,7 @@ def test_a_sound_archive_passes_every_check(counted: Any) -> None:
 
 @pytest.mark.parametrize("case", DAMAGES)
 def test_each_damage_is_found(counted: Any, put: Put, case: str) -> None:
-    """The check that is for this damage names it, and none of the checks breaks on it."""
+    """The check for this damage names it, and no check crashes on it."""
     damage, name, message = DAMAGES[case]
     tokenize = tokenizer_of(counted.path)
     damage(counted.path, put)
@@ -123,8 +123,8 @@ def test_each_damage_is_found(counted: Any, put: Put, case: str) -> None:
     assert any(re.search(message, text) for text in found[name]), found
 
 
-def test_what_is_not_complete_is_not_looked_at(counted: Any, put: Put) -> None:
-    """Counts of a failed instruction are nobody's promise; those beside it in the chunk are still checked."""
+def test_incomplete_instructions_are_not_checked(counted: Any, put: Put) -> None:
+    """Counts of a failed instruction are ignored; others in the same chunk are still checked."""
     put(counted.path, "neuron/count", 3, np.full((3, 20), 99))
     assert findings(verify_archive(open_archive(counted.path), None)) == {}
     put(counted.path, "neuron/count", 2, np.full((3, 20), 99))
@@ -132,7 +132,7 @@ def test_what_is_not_complete_is_not_looked_at(counted: Any, put: Put) -> None:
 
 
 def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of one chunk and of all chunks find the same, and look at the same number of bytes."""
+    """Blocks of one chunk and of all chunks give the same findings and check the same number of bytes."""
     write_random_archive(tmp_path / "a.zarr", per_category=9, chunk_instructions=2, granularity="count", failed=(4, 5))
     (tmp_path / "a.zarr/neuron/count/c.2.0.0").unlink()
     put(tmp_path / "a.zarr", "neuron/count", 11, np.full((3, 20), 99))
@@ -142,7 +142,7 @@ def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monk
         (check,) = [c for c in verify_archive(open_archive(tmp_path / "a.zarr"), None) if c.name == "counts"]
         results.append((check.findings, check.looked_at))
     assert results[0] == results[1] == results[2]
-    assert len(results[0][0]) == 1, "the chunk that is missing lies under failed instructions alone"
+    assert len(results[0][0]) == 1, "the missing chunk holds only failed instructions"
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def test_findings_do_not_depend_on_the_block_size(tmp_path: Path, put: Put, monk
         ("prompt", 0, 4, "cannot hold its 3 prompt tokens"),
     ],
 )
-def test_lengths_are_what_was_captured(
+def test_lengths_must_fit_the_captured_positions(
     tmp_path: Path, positions: Positions, most: int, rows: int, message: str
 ) -> None:
-    """A prompt is counted whole and a response to its reserved length; a response without rows has counts of 0."""
+    """Prompts are counted whole, responses up to their reserved length; a response without rows has counts of 0."""
     columns = InstructionColumns(["a"], [""], [""], [""], [""])
     attributes = random_attributes(1, 8, positions=positions, max_tokens=most, granularity="count")
     create_archive(tmp_path / "a.zarr", attributes, columns, plan_layout([3], positions, most))

@@ -1,4 +1,4 @@
-"""A layer in which nothing is active up to an instruction's last token is found, and nothing else is taken for one."""
+"""A layer with no active neuron up to an instruction's last token is found; nothing else is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparcom_data.testing import fill_array, write_random_archive, write_random_
 from sparcom_data.verify import values as verify_values
 from sparcom_data.verify import verify_archive
 
-REMEDY = "Gates that are no numbers look so"
+REMEDY = "Gates that are not finite look like this"
 
 
 def found(path: Path) -> list[str]:
@@ -34,7 +34,7 @@ def write_masks(path: Path, masks: NDArray[np.bool_]) -> None:
 
 @pytest.fixture
 def masks(tmp_path: Path) -> NDArray[np.bool_]:
-    """Masks of ten instructions, three layers of 600 neurons, in the archive a.zarr."""
+    """Write masks of ten instructions, three layers of 600 neurons, to the archive a.zarr."""
     truth: NDArray[np.bool_] = write_random_archive(tmp_path / "a.zarr", neurons=600, lengths=(6, 12))
     return truth
 
@@ -44,7 +44,7 @@ def masks(tmp_path: Path) -> NDArray[np.bool_]:
 def test_a_layer_that_falls_silent_is_found(
     rows: int | None, block: int, masks: NDArray[np.bool_], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From some token to the last, or at all tokens, whatever block the rows lie in; the finding names them."""
+    """Silence from some token to the last, or at all tokens, is found across any blocks; the finding names them."""
     monkeypatch.setattr(verify_values, "BLOCK_BYTES", block)
     path = tmp_path / "a.zarr"
     assert found(path) == []
@@ -59,8 +59,8 @@ def test_a_layer_that_falls_silent_is_found(
     )
 
 
-def test_zeros_before_the_last_token_and_few_zeros_are_no_finding(masks: NDArray[np.bool_], tmp_path: Path) -> None:
-    """A gate that is no number never comes back, and 600 zeros may be a sparse row."""
+def test_zeros_before_the_last_token_and_few_zeros_are_ignored(masks: NDArray[np.bool_], tmp_path: Path) -> None:
+    """Only silence up to the last token counts, and 600 zeros may be a sparse row."""
     start, stop = span(tmp_path / "a.zarr", 4)
     masks[start : stop - 1, 1] = False
     masks[stop - 1, 2] = False
@@ -69,10 +69,8 @@ def test_zeros_before_the_last_token_and_few_zeros_are_no_finding(masks: NDArray
 
 
 @pytest.mark.parametrize("block", [1, verify_values.BLOCK_BYTES])
-def test_a_token_with_something_active_begins_the_silence_anew(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Zeros of blocks before it are not added; neither is a block that cannot be read."""
+def test_an_active_token_ends_a_silence(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with an active neuron ends a run of zeros, across blocks; unreadable blocks do not extend it."""
     monkeypatch.setattr(verify_values, "BLOCK_BYTES", block)
     path = tmp_path / "a.zarr"
     masks = write_random_archive(path, neurons=600, lengths=(12, 12), chunk_tokens=2)
@@ -86,12 +84,12 @@ def test_a_token_with_something_active_begins_the_silence_anew(
     write_masks(path, masks)
     (path / f"neuron/active/c.{(stop - 4) // 2}.0.0").unlink()
     damage, silence = found(path)
-    assert "It holds something of the instructions 'i004'" in damage
+    assert "It holds data of the instructions 'i004'" in damage
     assert "from token 10 to its last, 11" in silence
 
 
-def test_rows_of_other_instructions_are_left_alone(tmp_path: Path) -> None:
-    """Failed instructions and small layers are not looked at."""
+def test_failed_instructions_and_small_layers_are_ignored(tmp_path: Path) -> None:
+    """Failed instructions and small layers are not checked."""
     path = tmp_path / "a.zarr"
     masks = write_random_archive(path, neurons=600, lengths=(6, 12), failed=(4,))
     assert found(path) == []
@@ -106,7 +104,7 @@ def test_rows_of_other_instructions_are_left_alone(tmp_path: Path) -> None:
 def test_experts_are_looked_at_and_layers_are_numbered_as_in_the_model(
     granularity: Granularity, tmp_path: Path
 ) -> None:
-    """MoE layer 1 of a model whose first layer is dense is its layer 2; routed and shared experts are told apart."""
+    """MoE layer 1, after one dense layer, is reported as the model's layer 2; expert populations are separate."""
     path = tmp_path / "moe.zarr"
     write_random_moe_archive(path, expert_neurons=304, shared_neurons=400, lengths=(6, 12), granularity=granularity)
     assert found(path) == []
@@ -125,7 +123,7 @@ def test_experts_are_looked_at_and_layers_are_numbered_as_in_the_model(
 
 
 def test_counts_of_a_dense_layer(tmp_path: Path) -> None:
-    """A layer without a count is found, one with a single count is not."""
+    """A layer without any count is found, one with a single count is not."""
     path = tmp_path / "a.zarr"
     counts = write_random_archive(path, neurons=600, lengths=(6, 12), granularity="count")
     counts[3, 0], counts[4, 0] = 0, 0

@@ -270,7 +270,7 @@ def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
         assert response.status_code == 404
         assert f"Give {running.zarr} to the reader" in response.json()["error"]["message"]
         assert running.http.head(f"/v1/archives/rand/{key}").status_code == 404
-    with pytest.raises(ArchiveNotFoundError, match=rf"with /zarr at its end. Try {running.zarr}$"):
+    with pytest.raises(ArchiveNotFoundError, match=rf"ends in /zarr. Try {running.zarr}$"):
         open_archive(running.url + path)
     with pytest.raises(FileNotFoundError):
         zarr.open(running.url + path, mode="r")

@@ -6,16 +6,16 @@ const criteria = new Map(form.criteria.map((criterion) => [criterion.name, crite
 const HERE = `sparcom-annotation/${form.sha256}`;
 let state = null, at = 0, kept = true, changed = false;
 
-// Every text that users gave goes through textContent, here and nowhere else.
+// All text from users goes through textContent, here and nowhere else.
 function make(tag, text, className) {
   const node = document.createElement(tag);
   if (text !== undefined) node.textContent = text;
   if (className) node.className = className;
   return node;
 }
-function say(text, className) { $("status").textContent = text; $("status").className = className || ""; }
+function report(text, className) { $("status").textContent = text; $("status").className = className || ""; }
 
-// Answers: one entry an item, in the order of the form, whose hash is part of the key that they are kept under
+// Answers: one entry per item, in the order of the form. The storage key contains the form's hash.
 function fresh(annotator) {
   return { annotator, started: new Date().toISOString(), at: 0, items: form.items.map(() => ({ answers: {}, comment: "" })) };
 }
@@ -62,7 +62,7 @@ function question(item, criterion) {
   const set = make("fieldset"), legend = make("legend", criterion.title + " "), chosen = state.items[at].answers[criterion.name];
   legend.append(make("span", "", "done"));
   set.dataset.name = criterion.name;
-  set.append(legend, make("p", criterion.question, "soft"), ...said(item, criterion));
+  set.append(legend, make("p", criterion.question, "soft"), ...priorAnswers(item, criterion));
   const choices = make("div", undefined, "choices");
   choices.append(...criterion.options.map((option, index) => choice(criterion, option, index, option.value === chosen)));
   set.append(choices);
@@ -83,14 +83,14 @@ function choice(criterion, option, index, checked) {
   label.append(radio, words);
   return label;
 }
-function said(item, criterion) {
+function priorAnswers(item, criterion) {
   if (!item.said.length) return [];
   const label = (value) => (criterion.options.find((option) => option.value === value) || { label: value }).label;
   const [one, other] = item.said.map((person) => label(person.answers[criterion.name]));
   return [make("p", `One annotator: ${one}. The other: ${other}.`, "said")];
 }
 function comment(item) {
-  const box = make("div"), label = make("label", "Comment, where you have one", "comment"), field = make("textarea");
+  const box = make("div"), label = make("label", "Comment (optional)", "comment"), field = make("textarea");
   for (const [index, person] of item.said.entries())
     if (person.comment) box.append(make("p", `${index ? "The other annotator" : "One annotator"} remarked: ${person.comment}`, "said"));
   field.id = "comment"; label.htmlFor = "comment"; field.maxLength = 4000; field.value = state.items[at].comment;
@@ -101,12 +101,12 @@ function comment(item) {
 function answer(name, value) {
   state.items[at].answers[name] = value;
   changed = true;
-  say("");
+  report("");
   keep();
   refresh();
 }
 
-// What stands around the item
+// Around the item
 function refresh() {
   const left = lacking(), open = new Set(missing(at));
   $("place").textContent = `${at + 1} of ${form.items.length}` + (form.items[at].number === at + 1 ? "" : `, item ${form.items[at].number}`);
@@ -127,8 +127,8 @@ function jump(label, index) {
   return button;
 }
 function showMissing(left) {
-  if (left.length) say(`Not complete yet: ${left.length === 1 ? "one item lacks" : `${left.length} items lack`} an answer. “Save so far” keeps what there is.`, "bad");
-  else say("Every item is answered: save as complete.", "good");
+  if (left.length) report(`Not complete yet: ${left.length === 1 ? "one item lacks" : `${left.length} items lack`} an answer. “Save so far” keeps your answers.`, "bad");
+  else report("Every item is answered: save as complete.", "good");
   const title = (name) => criteria.get(name).title.toLowerCase();
   $("missing").replaceChildren(...left.map((index) => {
     const row = make("li"), button = jump(`item ${form.items[index].number}: ${missing(index).map(title).join(", ")}`, index);
@@ -187,7 +187,7 @@ function save(complete) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   changed = false;
-  say(complete ? `Complete: hand in ${link.download}.` : `Saved as ${link.download}, with ${lacking().length} items still open.`, "good");
+  report(complete ? `Complete: hand in ${link.download}.` : `Saved as ${link.download}, with ${lacking().length} items still open.`, "good");
 }
 function finish() {
   const left = lacking();
@@ -199,16 +199,16 @@ function taken(file) {
   if (file === null || typeof file !== "object" || file.format !== "sparcom-annotation") wrong("This is not a file of answers.");
   if (file.version !== 1) wrong("This file was saved by another version of the form.");
   if (file.form !== form.sha256) wrong("This file belongs to another form.");
-  if (typeof file.annotator !== "string" || !file.annotator.trim()) wrong("This file does not say whose answers it holds.");
+  if (typeof file.annotator !== "string" || !file.annotator.trim()) wrong("This file names no annotator.");
   const result = fresh(file.annotator.trim());
   result.started = file.started || result.started;
   form.items.forEach((item, index) => {
     const found = Array.isArray(file.items) ? file.items.find((other) => other && other.id === item.id) : undefined;
-    if (!found || found.sha256 !== item.sha256 || typeof found.answers !== "object" || !found.answers) wrong(`Item ${item.number} is missing in this file, or is another one.`);
+    if (!found || found.sha256 !== item.sha256 || typeof found.answers !== "object" || !found.answers) wrong(`Item ${item.number} is missing in this file, or differs.`);
     for (const name of item.ask) {
       const value = found.answers[name] ?? null;
       if (value === null) continue;
-      if (!criteria.get(name).options.some((option) => option.value === value)) wrong(`Item ${item.number}, ${name}: ${String(value).slice(0, 40)} is no answer.`);
+      if (!criteria.get(name).options.some((option) => option.value === value)) wrong(`Item ${item.number}, ${name}: ${String(value).slice(0, 40)} is not a valid answer.`);
       result.items[index].answers[name] = value;
     }
     result.items[index].comment = String(found.comment ?? "");
@@ -229,10 +229,10 @@ async function load(input) {
     let parsed;
     try { parsed = JSON.parse(await file.text()); } catch { throw new Error("This file cannot be read as JSON."); }
     const loaded = taken(parsed), before = stored(loaded.annotator), count = before ? lost(before, loaded) : 0;
-    if (count && !confirm(`${count === 1 ? "One item differs" : `${count} items differ`} from what this browser keeps for ${loaded.annotator}. Replace it by the file?`)) return;
+    if (count && !confirm(`${count === 1 ? "One item differs" : `${count} items differ`} from the answers that this browser keeps for ${loaded.annotator}. Replace them with the file?`)) return;
     begin(loaded);
-    say(`Loaded ${file.name}: ${lacking().length} items still open.`, "good");
-  } catch (error) { if ($("work").hidden) $("start-status").textContent = error.message; else say(error.message, "bad"); }
+    report(`Loaded ${file.name}: ${lacking().length} items still open.`, "good");
+  } catch (error) { if ($("work").hidden) $("start-status").textContent = error.message; else report(error.message, "bad"); }
 }
 
 // Who answers
@@ -307,7 +307,7 @@ $("overview").ontoggle = () => { if ($("overview").open) showList(); };
 $("search").oninput = showList;
 document.addEventListener("keydown", onKey);
 addEventListener("beforeunload", (event) => { if (changed && !kept) event.preventDefault(); });
-addEventListener("storage", (event) => {  // the same form in another tab: the later answer stands in both
+addEventListener("storage", (event) => {  // the same form in another tab: the later answer wins in both
   if (!state || event.key !== keyOf(state.annotator) || !event.newValue) return;
   state = JSON.parse(event.newValue);
   draw();

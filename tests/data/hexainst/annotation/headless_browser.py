@@ -1,6 +1,6 @@
-"""A real browser for tests, driven as a person would: keys, clicks, a file saved and one loaded.
+"""A headless browser for tests, driven like a person: keys, clicks, saved and loaded files.
 
-It is spoken to over two pipes (DevTools protocol, messages that end in a zero byte); the page has no hooks.
+Commands go over two pipes (DevTools protocol, zero-terminated messages); the page itself has no test hooks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --remote-debugging-pipe --window-size=1280,900"
 )
-# The browser listens on descriptor 3 and answers on 4: moved there by a process that then becomes the browser.
+# The browser reads descriptor 3 and writes descriptor 4: a launcher process moves the pipes there, then execs it.
 LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
@@ -29,15 +29,15 @@ for wanted, end in zip((3, 4), ends):
     os.dup2(end, wanted)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-PATIENCE = 60.0  # seconds; only a failure takes as long
+PATIENCE = 60.0  # seconds; only failures take this long
 
 
 class RefusedError(Exception):
-    """The browser could not do what it was told."""
+    """The browser failed to execute a command."""
 
 
 class Browser:
-    """One headless browser and its pages."""
+    """A headless browser and its pages."""
 
     def __init__(self, folder: Path) -> None:
         to_browser, from_browser = os.pipe(), os.pipe()
@@ -56,7 +56,7 @@ class Browser:
         self.requests: list[str] = []
 
     def close(self) -> None:
-        """End the browser."""
+        """Stop the browser."""
         try:
             self.call("Browser.close")
             self._process.wait(PATIENCE)
@@ -67,7 +67,7 @@ class Browser:
             os.close(self._read)
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-        """Send a command and wait for its result; what happens meanwhile is noted."""
+        """Send a command and wait for its result; record events meanwhile."""
         number = self._send(method, session, parameters)
         while True:
             message = self._receive()
@@ -89,7 +89,7 @@ class Browser:
             ready, _, _ = select.select([self._read], [], [], PATIENCE)
             assert ready, "the browser does not answer"
             data = os.read(self._read, 1 << 16)
-            assert data, "the browser ended"
+            assert data, "the browser exited"
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\0", 1)
         message: dict[str, Any] = json.loads(line)
@@ -103,7 +103,7 @@ class Browser:
             self.requests.append(message["params"]["request"]["url"])
 
     def open(self, page: Path, *, beside: Page | None = None) -> Page:
-        """A new tab with the page, in a fresh profile or beside another tab; downloads go to the page's folder."""
+        """Open the page in a new tab, in a fresh profile or beside another tab; downloads go to the page's folder."""
         context = beside.context if beside else self.call("Target.createBrowserContext")["browserContextId"]
         where = {"browserContextId": context}
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(page.parent), **where)
@@ -117,43 +117,43 @@ class Browser:
 
 
 class Page:
-    """One tab: what a person can do to it, and what they see."""
+    """A tab, with what a person can do in it and see."""
 
     def __init__(self, browser: Browser, session: str, downloads: Path, context: str) -> None:
         self._browser, self._session, self._downloads, self.context = browser, session, downloads, context
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command to this tab."""
+        """Send a command to this tab."""
         return self._browser.call(method, self._session, **parameters)
 
     def go(self, page: Path) -> None:
-        """Open the file, and wait until its scripts have run."""
+        """Open the file and wait until its scripts have run."""
         self.call("Page.navigate", url=page.as_uri())
         wait_until(lambda: self._ready("location.protocol === 'file:'"))
 
     def reload(self) -> None:
-        """Load the page again, and wait until it is another."""
+        """Reload the page and wait until the new one has loaded."""
         self.see("window.before = true")
         self.call("Page.reload")
         wait_until(lambda: self._ready("!window.before"))
 
     def _ready(self, condition: str) -> bool:
-        """Whether a page is there for which this holds; between two pages there is none to ask."""
+        """Return whether a page is loaded and fulfils this; between two pages, there is none to ask."""
         try:
             return bool(self.see(f"document.readyState === 'complete' && {condition}"))
         except RefusedError:
             return False
 
     def see(self, expression: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def text(self, selector: str) -> str:
-        """The visible text of an element, "" where it is hidden or missing."""
+        """Return the visible text of an element, "" if it is hidden or missing."""
         return str(self.see(f"document.querySelector({selector!r})?.innerText ?? ''"))
 
     def click(self, selector: str) -> None:
-        """Press the mouse in the middle of an element."""
+        """Click in the middle of an element."""
         box = self.see(
             f"(() => {{ const node = document.querySelector({selector!r}); node.scrollIntoView({{block: 'center'}});"
             "const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
@@ -170,23 +170,23 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyUp", **facts)
 
     def type(self, text: str) -> None:
-        """Text into what has the focus."""
+        """Type text into the focused element."""
         self.call("Input.insertText", text=text)
 
     def give(self, selector: str, path: Path) -> None:
-        """Choose a file in an input for files."""
+        """Choose a file in a file input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def saved(self, name: str) -> Path:
-        """The file that the page saved under this name."""
+        """Return the file that the page saved under this name."""
         path = self._downloads / name
         wait_until(lambda: path.exists() and path.stat().st_size > 0 and not list(self._downloads.glob("*.crdownload")))
         return path
 
     def begin(self, name: str) -> None:
-        """Give the annotator's name and start."""
+        """Enter the annotator's name and start."""
         self.click("#annotator")
         self.type(name)
         self.key("Enter")
@@ -194,8 +194,8 @@ class Page:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    """Return when a condition holds; a browser that never gets there is a failure."""
+    """Return once a condition holds; fail if it never does."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "the page never got there"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.02)

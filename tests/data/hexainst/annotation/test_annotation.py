@@ -1,4 +1,4 @@
-"""Forms and answers: what goes out, and what is let in again."""
+"""Forms, and the checks on answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def problems(call: Callable[[], object]) -> list[str]:
 
 
 def test_a_form_does_not_depend_on_the_order_of_files(data: DataSet) -> None:
-    """The same seed gives the same form byte for byte; another seed another order of the same items."""
+    """The same seed gives a byte-identical form; another seed gives another order of the same items."""
     turned = read_data(list(reversed(data.paths)))
     assert render_page(make_form(data, seed=4)) == render_page(make_form(turned, seed=4))
     other = make_form(data, seed=5)
@@ -69,17 +69,17 @@ def test_a_form_does_not_depend_on_the_order_of_files(data: DataSet) -> None:
 
 
 def test_a_sample_is_drawn_of_each_category(data: DataSet) -> None:
-    """--sample takes as many of each, a smaller one is part of a larger one, and too many are refused by name."""
+    """--sample draws equally many per category; a smaller sample is part of a larger one; too many are refused."""
     small, large = make_form(data, sample=2, seed=1), make_form(data, sample=4, seed=1)
     assert Counter(item.id.split("-")[0] for item in small.items) == {"qa": 2, "cls": 2}
     assert {item.id for item in small.items} < {item.id for item in large.items}
     assert [item.number for item in small.items] == [1, 2, 3, 4]
     (problem,) = problems(lambda: make_form(data, sample=5))
-    assert problem == "5 of each category were asked for, and 'CLS' has 4: ask for 4 or fewer"
+    assert problem == "each category must have 5 instructions; 'CLS' has 4: sample 4 or fewer"
 
 
 def test_the_form_is_blind(form: Form) -> None:
-    """Neither category nor source of an item is in the page; the categories to choose from are."""
+    """The page contains neither category nor source of an item, only the categories to choose from."""
     content = json.loads(page_json(form))
     assert set(content["items"][0]) == {"number", "id", "sha256", "text", "ask", "said"}
     assert "hidden" not in page_json(form)
@@ -87,7 +87,7 @@ def test_the_form_is_blind(form: Form) -> None:
 
 
 def test_the_page_holds_everything(form: Form) -> None:
-    """The page names no address, and its policy allows but its own script and style."""
+    """The page references no address, and its policy allows only its own script and style."""
     page = render_page(form)
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w+:", page)
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
@@ -97,21 +97,21 @@ def test_the_page_holds_everything(form: Form) -> None:
     assert page.count("</script>") == 2
 
 
-def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
-    """Token ids, ids in two files and a category with a reserved name are told, all at once, with a remedy."""
+def test_unreadable_instructions_are_refused(tmp_path: Path) -> None:
+    """Token ids, ids in two files and a reserved category name are reported at once, with a remedy."""
     one = write(tmp_path / "a.jsonl", {"id": "x", "text": "a"}, {"id": "y", "token_ids": [1]})
     two = write(tmp_path / "b.jsonl", {"id": "x", "text": "b"})
     found = problems(lambda: read_data([one, two]))
     assert found == [
         "a.jsonl, id 'y': people cannot read token_ids; give text or messages instead",
-        "id must be unique within a batch: 'x' occurs 2 times; take one of them out",
+        "id must be unique within a batch: 'x' occurs 2 times; remove all but one",
     ]
     reserved = read_data([write(tmp_path / "c.jsonl", {"id": "z", "text": "a", "category": "none of these"})])
     assert "no category may be called 'none of these'" in problems(lambda: make_form(reserved))[0]
 
 
 def test_without_categories_none_is_asked(tmp_path: Path) -> None:
-    """Instructions of no category are judged by the other three criteria."""
+    """Instructions without categories are judged by the other three criteria."""
     form = make_form(read_data([write(tmp_path / "a.jsonl", {"id": "x", "text": "a"})]))
     assert form.items[0].ask == ("grammar", "redundancy", "clarity")
     path = save(tmp_path / "ada.json", as_json(form))
@@ -127,7 +127,7 @@ def set_answer(file: dict[str, Any], **answers: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file: file.update(format="other"), "format must be 'sparcom-annotation'"),
         (lambda file: file.update(version=2), "version must be 1 and is 2"),
@@ -149,18 +149,18 @@ def set_answer(file: dict[str, Any], **answers: object) -> None:
     ],
 )
 def test_answers_that_break_a_rule_are_refused(
-    change: Callable[[dict[str, Any]], object], said: str, form: Form, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, form: Form, tmp_path: Path
 ) -> None:
-    """Each rule of a file of answers has a sentence with file, item, field and remedy."""
+    """Each rule for answers has a sentence with file, item, field and remedy."""
     file = as_json(form)
     change(file)
     found = problems(lambda: read_answers(save(tmp_path / "ada.json", file), "annotation"))
-    assert said.replace("ID", form.items[0].id) in found[0]
+    assert message.replace("ID", form.items[0].id) in found[0]
     assert found[0].startswith("ada.json: ")
 
 
-def test_all_problems_of_both_files_are_told(form: Form, tmp_path: Path) -> None:
-    """Two items without an answer, a wrong value in the other file, and one that is no JSON: nothing hides the rest."""
+def test_all_problems_of_both_files_are_reported(form: Form, tmp_path: Path) -> None:
+    """Two missing answers, a wrong value in the other file, and a file that is not JSON are all reported."""
     one, other = as_json(form), as_json(form, "Ben")
     set_answer(one, grammar=None, clarity=None)
     one["items"][2]["answers"]["redundancy"] = None
@@ -174,34 +174,34 @@ def test_all_problems_of_both_files_are_told(form: Form, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda file: file.update(annotator="  ADA "), "annotator: both are by 'Ada'"),
+        (lambda file: file.update(annotator="  ADA "), "both files are by 'Ada'"),
         (lambda file: file.update(dataset="0" * 64), "dataset: they are about two data sets"),
         (lambda file: file.update(form="0" * 64), "form: they answer two forms"),
         (lambda file: file["items"].pop(0), "only the first has it"),
-        (lambda file: file["items"][0].update(sha256="0" * 64), "sha256 differs: they read two texts"),
+        (lambda file: file["items"][0].update(sha256="0" * 64), "sha256 differs: the two read different texts"),
     ],
 )
 def test_a_pair_is_two_people_and_one_form(
-    change: Callable[[dict[str, Any]], object], said: str, form: Form, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, form: Form, tmp_path: Path
 ) -> None:
     """Answers that do not belong together are not compared."""
     other = as_json(form, "Ben")
     change(other)
     paths = [save(tmp_path / "a.json", as_json(form)), save(tmp_path / "b.json", other)]
-    assert any(said in problem for problem in problems(lambda: read_pair(*paths)))
+    assert any(message in problem for problem in problems(lambda: read_pair(*paths)))
 
 
-def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:
-    """Other files, a text that was changed since, and an unknown id are told; a mended category is another data set."""
+def test_answers_are_checked_against_the_data(data: DataSet, form: Form, tmp_path: Path) -> None:
+    """Other files, a changed text and an unknown id are reported; a changed category makes another data set."""
     paths = [save(tmp_path / f"{name}.json", as_json(form, name)) for name in ("Ada", "Ben")]
     assert read_pair(*paths, data).first.annotator == "Ada"
     changed = write(tmp_path / "c.jsonl", *items("CLS", 4)[:3], items("CLS", 4)[3] | {"text": "Do it."})
     found = problems(lambda: read_pair(*paths, read_data([data.paths[0], changed])))
     assert len(found) == 4
     assert "Ada.json: dataset: these answers are about another data set" in found[0]
-    assert "(cls-3): sha256 is another than the data's" in found[1]
+    assert "(cls-3): sha256 differs from the data's" in found[1]
     found = problems(lambda: read_pair(*paths, read_data([data.paths[0]])))
     assert sum("is in none of the data's files" in problem for problem in found) == 8
     recategorised = write(tmp_path / "d.jsonl", *[line | {"category": "QA"} for line in items("CLS", 4)])
@@ -209,8 +209,8 @@ def test_answers_are_held_against_the_data(data: DataSet, form: Form, tmp_path: 
     assert [problem.split(": ")[1] for problem in found] == ["dataset", "dataset"]
 
 
-def test_the_guide_has_what_the_form_says() -> None:
-    """docs/annotation.md names every criterion, value and example of the form, two examples for each criterion."""
+def test_the_guide_repeats_the_form() -> None:
+    """docs/annotation.md has every criterion, value and example of the form, two examples per criterion."""
     guide = GUIDE.read_text()
     for criterion in criteria_for(["CLS", "CODE"]):
         assert f"### {criterion.title}" in guide

@@ -1,4 +1,4 @@
-"""The form as a table: what spreadsheet programs do to it, and what they must not do."""
+"""The form as a table: tolerated and refused effects of spreadsheet programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_hexainst.annotation.make import make_form, read_data
 from sparcom_hexainst.annotation.read import read_answers
 from sparcom_hexainst.annotation.schema import Answers, Form
-from sparcom_hexainst.annotation.table import neutralise, render_table, restore
+from sparcom_hexainst.annotation.table import neutralize, render_table, restore
 
 Rows = list[list[str]]
 ITEMS: list[dict[str, Any]] = [
@@ -39,7 +39,7 @@ def cells(form: Form) -> Rows:
 
 
 def fill(rows: Rows) -> Rows:
-    """Every question answered, as a person types, and a name given."""
+    """Answer every question as a person would type it, and give a name."""
     head = rows[0]
     for row in rows[1:]:
         if row[0] == "annotator":
@@ -73,7 +73,7 @@ def problems(path: Path) -> list[str]:
 
 
 def test_a_table_is_for_spreadsheet_programs(form: Form) -> None:
-    """A byte-order mark, a row an item, the allowed values under the names, no formula, no id that tells a category."""
+    """The table has a byte-order mark, one row per item, the allowed values, no formula and no readable id."""
     data = render_table(form)
     assert data.startswith(b"\xef\xbb\xbfnumber,text,grammar,redundancy,category,clarity,comment,key\r\n")
     rows = cells(form)
@@ -86,7 +86,7 @@ def test_a_table_is_for_spreadsheet_programs(form: Form) -> None:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\r\n", "\n"])
 def test_a_filled_table_is_read(form: Form, tmp_path: Path, delimiter: str, end: str) -> None:
-    """Whatever separates cells, in capitals or with spaces: the answers are those that the page would save."""
+    """Any separator, capitals and spaces: the answers equal those that the page would save."""
     rows = fill(cells(form))
     rows[4][6] = "'=1+1 was typed"
     found = read(save(tmp_path / "ada.csv", rows, delimiter, end=end))
@@ -100,7 +100,7 @@ def test_a_filled_table_is_read(form: Form, tmp_path: Path, delimiter: str, end:
 
 
 def test_rows_may_be_sorted_and_emptied(form: Form, tmp_path: Path) -> None:
-    """Sorting whole rows, empty rows and columns at the end, and other line ends within a cell do no harm."""
+    """Sorted whole rows, trailing empty rows and columns, and other line ends in cells do no harm."""
     rows = fill(cells(form))
     mixed = [rows[0] + [""], *([*row, ""] for row in reversed(rows[1:])), [""] * 9]
     mixed = [[cell.replace("\n", "\r\n") for cell in row] for row in mixed]
@@ -145,42 +145,42 @@ def lost_column(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (sort_texts_alone, "the text is not the one that the key in its row belongs to"),
+        (sort_texts_alone, "text and key of its row do not belong together"),
         (drop_name, "annotator must not be empty"),
-        (drop_form, "the form's own line is missing"),
-        (damage_form, "line 4: the form's own line was changed"),
+        (drop_form, "the line that starts with “form” is missing"),
+        (damage_form, "line 4: the line that starts with “form” was changed"),
         (damage_key, "number or key was changed"),
         (wrong_value, "grammar: must be one of correct, faulty; it is 'good'"),
         (no_value, "grammar must be answered"),
-        (new_column, "column 'notes' is not one of the form's"),
+        (new_column, "column 'notes' does not belong to the form"),
         (lost_column, "column 'grammar' is missing"),
     ],
 )
-def test_a_damaged_table_is_refused(damage: Callable[[Rows], None], said: str, form: Form, tmp_path: Path) -> None:
-    """What would attach answers to another text, or lose some, is told with its line."""
+def test_a_damaged_table_is_refused(damage: Callable[[Rows], None], message: str, form: Form, tmp_path: Path) -> None:
+    """Damage that would lose answers or attach them to another text is reported with its line."""
     rows = fill(cells(form))
     damage(rows)
-    assert said in problems(save(tmp_path / "ada.csv", rows))[0]
+    assert message in problems(save(tmp_path / "ada.csv", rows))[0]
 
 
-def test_other_encodings_and_files_are_told(form: Form, tmp_path: Path) -> None:
-    """A table saved as Latin-1 or UTF-16, and a file that is none, say what to do."""
+def test_other_encodings_and_files_are_refused(form: Form, tmp_path: Path) -> None:
+    """A table in Latin-1 or UTF-16, and a file that is no table, give a remedy."""
     rows = fill(cells(form))
     for row in rows:
         row[1] = row[1].replace("“", "ü").replace("”", "ü")
     for encoding in ("latin-1", "utf-16"):
         assert "CSV UTF-8" in problems(save(tmp_path / "ada.csv", rows, encoding=encoding))[0]
     (tmp_path / "ada.csv").write_text("a,b\n1,2\n")
-    assert "first line must hold the names of the columns" in problems(tmp_path / "ada.csv")[0]
+    assert "first line must hold the column names" in problems(tmp_path / "ada.csv")[0]
 
 
 def test_a_text_that_a_cell_cannot_hold_is_refused(tmp_path: Path) -> None:
-    """Excel would cut it without a word; the page has no such limit."""
+    """Excel would silently truncate the text; the page has no such limit."""
     path = tmp_path / "i.jsonl"
     path.write_text(json.dumps({"id": "long", "text": "a" * 40_000}) + "\n")
-    with pytest.raises(InvalidInputError, match=r"'long' has 40,000 characters .* write the form as HTML"):
+    with pytest.raises(InvalidInputError, match=r"'long' has 40,000: write the form as HTML"):
         render_table(make_form(read_data([path])))
 
 
@@ -189,8 +189,8 @@ def test_a_text_that_a_cell_cannot_hold_is_refused(tmp_path: Path) -> None:
 @example("\t=1")
 @example("＝1")
 def test_no_text_becomes_a_formula(text: str) -> None:
-    """What goes into a cell starts no formula, and comes back as it was."""
-    cell = neutralise(text)
+    """A cell never starts a formula, and its text is restored unchanged."""
+    cell = neutralize(text)
     assert cell.lstrip()[:1] not in set("=+-@＝＋－＠") - {""}
     assert cell[:1] not in {"\t", "\r", "\n"}
     assert restore(cell) == text

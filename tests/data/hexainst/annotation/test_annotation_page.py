@@ -51,7 +51,7 @@ def write(form: Form, folder: Path) -> Path:
 
 
 def test_a_form_is_filled_by_keys_saved_resumed_and_read(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """The way of an annotator: name, numbers and Enter, a reload, a partial file, what is missing, a complete file."""
+    """An annotator's session: name, numbers and Enter, a reload, a partial file, missing answers, a complete file."""
     form = make_form(data, seed=3)
     tab = browser.open(write(form, tmp_path))
     tab.begin("Ada Ünver")
@@ -61,7 +61,7 @@ def test_a_form_is_filled_by_keys_saved_resumed_and_read(browser: Browser, data:
     tab.key("Enter")
     assert tab.text("#place") == "2 of 3"
     assert tab.text("#answered") == "1 answered"
-    for key in ("2", "Enter", "2", "1"):  # Enter leads to the question that is open, and changes no answer
+    for key in ("2", "Enter", "2", "1"):  # Enter goes to the open question, and changes no answer
         tab.key(key)
     tab.click("#comment")
     tab.type("=1+1 is odd")
@@ -81,7 +81,7 @@ def test_a_form_is_filled_by_keys_saved_resumed_and_read(browser: Browser, data:
     for key in "1121":
         tab.key(key)
     tab.key("Enter")
-    tab.key("Enter")  # on the button that has the focus after the last item
+    tab.key("Enter")  # on the button focused after the last item
     found = read_answers(tab.saved("annotation-Ada-Ünver.json"), "annotation")
     given = [tuple(item.answers.values()) for item in found.items]
     assert given == [
@@ -97,33 +97,35 @@ def test_a_form_is_filled_by_keys_saved_resumed_and_read(browser: Browser, data:
 
 
 def test_a_saved_file_is_loaded_elsewhere(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """A file brings answers and name into a browser that has none; another form's and a broken one are refused."""
+    """A file restores answers and name in a fresh browser; files of another form and broken files are refused."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))
     file = filled(form, "Grace").model_dump(mode="json")
     bad = tmp_path / "bad.json"
-    for change, said in [
+    for change, message in [
         ({"form": "0" * 64}, "belongs to another form"),
         ({"items": file["items"][1:]}, "is missing in this file"),
-        ({"items": [file["items"][0] | {"answers": {"grammar": "fine"}}, *file["items"][1:]]}, "fine is no answer"),
+        ({"items": [file["items"][0] | {"answers": {"grammar": "fine"}}, *file["items"][1:]]}, "not a valid answer"),
         ({"version": 2}, "another version"),
     ]:
         bad.write_text(json.dumps(file | change))
         tab.give("#load-start", bad)
-        wait_until(lambda said=said: said in tab.text("#start-status"))
+        wait_until(lambda message=message: message in tab.text("#start-status"))
     good = tmp_path / "good.json"
     good.write_text(json.dumps(file))
     tab.give("#load-start", good)
     wait_until(lambda: tab.text("#name") == "Grace")
     assert tab.text("#answered") == "3 answered"
     tab.click("[name=clarity][value=unclear]")
-    tab.give("#load", good)  # what would be lost is asked about
+    tab.give("#load", good)  # the page asks before it discards an answer
     wait_until(lambda: tab.see("document.querySelector('[name=clarity][value=clear]').checked"))
-    assert browser.dialogs == ["One item differs from what this browser keeps for Grace. Replace it by the file?"]
+    assert browser.dialogs == [
+        "One item differs from the answers that this browser keeps for Grace. Replace them with the file?"
+    ]
 
 
-def test_what_an_instruction_says_stays_text(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """Markup in an instruction is shown and never run; nothing is fetched; category, source and ids are not shown."""
+def test_instructions_are_shown_as_text(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+    """Markup in an instruction is shown and never run; nothing is fetched; category, source and ids are hidden."""
     form = make_form(data)
     browser.requests.clear()
     tab = browser.open(write(form, tmp_path))
@@ -140,7 +142,7 @@ def test_what_an_instruction_says_stays_text(browser: Browser, data: DataSet, tm
     body = tab.text("body")
     assert "secret-source" not in page_json(form)
     assert not re.search(r"cls-1|qa-1|__proto__", body)
-    # Were markup of an instruction ever made part of the page, the policy would still keep it from running.
+    # Even markup that became part of the page could not run, because of the policy.
     tab.see("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title=3\">')")
     tab.see("document.body.append(Object.assign(document.createElement('script'), {text: 'document.title=4'}))")
     assert tab.see("document.title") == "Annotation of instructions"
@@ -148,7 +150,7 @@ def test_what_an_instruction_says_stays_text(browser: Browser, data: DataSet, tm
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_the_page_fits(browser: Browser, data: DataSet, tmp_path: Path, width: int) -> None:
-    """Nothing sticks out at the side, on a desk or a phone, before and after the start; every input has a label."""
+    """Nothing overflows the width, on desktop or phone, before and after the start; every input has a label."""
     tab = browser.open(write(make_form(data), tmp_path))
     tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500)
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -163,21 +165,21 @@ def test_the_page_fits(browser: Browser, data: DataSet, tmp_path: Path, width: i
 
 
 def test_two_tabs_share_their_answers(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """The same form in a second tab does not undo what the first one kept."""
+    """A second tab with the same form does not undo answers of the first."""
     path = write(make_form(data), tmp_path)
     first = browser.open(path)
-    first.begin("Twin")
+    first.begin("Lise")
     second = browser.open(path, beside=first)
-    wait_until(lambda: second.text("#name") == "Twin")
+    wait_until(lambda: second.text("#name") == "Lise")
     first.click("[name=grammar][value=faulty]")
     wait_until(lambda: second.see("document.querySelector('[name=grammar][value=faulty]').checked"))
     second.click("[name=clarity][value=unclear]")
-    kept = "JSON.parse(localStorage[Object.keys(localStorage).find((key) => key.endsWith('/Twin'))]).items[0].answers"
+    kept = "JSON.parse(localStorage[Object.keys(localStorage).find((key) => key.endsWith('/Lise'))]).items[0].answers"
     wait_until(lambda: first.see(kept) == {"grammar": "faulty", "clarity": "unclear"})
 
 
 def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """The form for what two disagree on asks that alone, shows both answers, and its file is read like the others."""
+    """The adjudicator's form asks only the dispute and shows both answers; its file is read like the others."""
     form = make_form(data)
     first, second = filled(form, "Ann"), filled(form, "Ben", grammar="faulty", comment="a comma")
     disputed = make_adjudication(data, first, second)
@@ -186,8 +188,8 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     assert "Ben" not in page_json(disputed)
     tab.begin("Cleo")
     assert tab.see("document.querySelectorAll('fieldset').length") == 1
-    said = tab.text("fieldset .said")
-    assert said in ("One annotator: Correct. The other: Faulty.", "One annotator: Faulty. The other: Correct.")
+    shown = tab.text("fieldset .said")
+    assert shown in ("One annotator: Correct. The other: Faulty.", "One annotator: Faulty. The other: Correct.")
     assert "remarked: a comma" in tab.text("#questions")
     for _ in range(3):
         tab.key("2")
@@ -197,8 +199,8 @@ def test_an_adjudicator_sees_both_answers_without_names(browser: Browser, data: 
     assert [item.answers for item in found.items] == [{"grammar": "faulty"}] * 3
 
 
-def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """Answers in the browser that are none are not used: the form begins anew, and a file brings them back."""
+def test_damaged_browser_storage_is_not_used(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+    """Invalid answers in the browser are not used: the form starts anew, and a file restores them."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))
     tab.begin("Hedy")
@@ -212,8 +214,8 @@ def test_what_the_browser_keeps_may_be_damaged(browser: Browser, data: DataSet, 
     wait_until(lambda: tab.text("#answered") == "3 answered")
 
 
-def test_a_browser_that_keeps_nothing_says_so(browser: Browser, data: DataSet, tmp_path: Path) -> None:
-    """Where storage is full or forbidden the page warns as long as that lasts, and a file still has everything."""
+def test_full_browser_storage_is_reported(browser: Browser, data: DataSet, tmp_path: Path) -> None:
+    """If storage is full or forbidden, the page keeps warning, and a saved file still has every answer."""
     form = make_form(data)
     tab = browser.open(write(form, tmp_path))
     tab.see("Storage.prototype.setItem = () => { throw new Error('full'); }")

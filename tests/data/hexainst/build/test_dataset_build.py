@@ -1,4 +1,4 @@
-"""Building: the same bytes each time, every item with its source and hash, and a file that is whole or not there."""
+"""Building gives the same bytes each time, records source and hash of every item, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TASKS = {"CLS": "sst2", "SUM": "xsum"}
 
 
 def asked(category: str, number: int) -> str:
-    """A text of the category that shares no four words with another."""
+    """Return a text of the category that shares no four words with another."""
     start = {"GEN": "Write about", "SUM": "Summarize:"}.get(category, "Answer this:")
     return f"{start} {category}{number} a{number} b{number} c{number}"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Local copies of the five sources, 12 records a category."""
+    """Local copies of the five sources, 12 records per category."""
     place = tmp_path / "sources"
     place.mkdir()
     for source in SOURCES:
@@ -53,8 +53,8 @@ def write(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_item_says_where_it_comes_from(folder: Path) -> None:
-    """Ids by category and number, half, source, licence and the hash of the text, as many of each as asked for."""
+def test_every_item_records_its_source(folder: Path) -> None:
+    """Items have ids by category and number, half, source, licence and text hash, in the requested number."""
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
     assert [item.id for item in items] == [f"{name.lower()}-n-{n:04}" for name in CATEGORIES for n in range(1, 11)]
     by_category = {name: source.name for source in SOURCES for name in source.categories}
@@ -66,8 +66,8 @@ def test_every_item_says_where_it_comes_from(folder: Path) -> None:
         assert item.metadata is None
 
 
-def test_lines_hold_what_was_built(folder: Path, tmp_path: Path) -> None:
-    """Written and read again every field is there, in the order of the published files, one JSON object a line."""
+def test_built_lines_are_read_back(folder: Path, tmp_path: Path) -> None:
+    """Written lines hold every field in the order of the published files, one JSON object per line."""
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=10)
     (tmp_path / "a.jsonl").write_bytes(as_lines(items))
     assert read_jsonl(tmp_path / "a.jsonl") == items
@@ -75,8 +75,8 @@ def test_lines_hold_what_was_built(folder: Path, tmp_path: Path) -> None:
     assert list(first) == ["id", "category", "half", "source", "license", "sha256", "text"]
 
 
-def test_no_field_of_an_instruction_is_left_out() -> None:
-    """Whatever an instruction holds is in its line: metadata, conversations, token ids, text in any script."""
+def test_lines_keep_every_field() -> None:
+    """Lines keep every field of an instruction: metadata, conversations, token ids, text in any script."""
     items = [
         Instruction(id="a", text="请\u2028Grüße\n\x00", category="QA", metadata={"revision": "r", "page": [1, None]}),
         Instruction(id="b", token_ids=(1, 2), license="MIT"),
@@ -89,21 +89,23 @@ def test_no_field_of_an_instruction_is_left_out() -> None:
 
 
 def test_a_draw_is_repeated_and_a_seed_changes_it(folder: Path) -> None:
-    """The same sources and seed give the same bytes; another seed other items."""
+    """The same sources and seed give the same bytes; another seed gives other items."""
     builds = [as_lines(natural_instructions(NaturalHalf(find_sources(folder)), seed, [], 8)) for seed in (0, 0, 1)]
     assert builds[0] == builds[1] != builds[2]
 
 
 def test_nothing_near_the_synthetic_half_is_drawn(folder: Path) -> None:
-    """A text that the synthetic half has much of is passed over."""
+    """A draw skips texts that overlap with the synthetic half."""
     near = asked("QA", 3) + " and more"
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[near], items=11)
     assert asked("QA", 3) not in {item.text for item in items}
 
 
-def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
-    """Id, source, licence and metadata of a prepared line stand in the set, with the commit beside them if any; one
-    that repeats a text of the synthetic half is refused."""
+def test_prepared_items_keep_their_metadata(folder: Path) -> None:
+    """Prepared lines keep id, source, licence and metadata, plus the commit if any.
+
+    A line that repeats a text of the synthetic half is refused.
+    """
     lines = [{"id": f"m{n}", "text": asked("CLS", n), "source": f"here:{n}", "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", [{**line, "metadata": {"page": n}} for n, line in enumerate(lines)])
     half = NaturalHalf(find_sources(folder), {"flan": "f" * 40})
@@ -117,27 +119,27 @@ def test_prepared_items_keep_what_their_preparer_gave(folder: Path) -> None:
     assert items[10].metadata is None
 
 
-def test_a_prepared_text_may_stand_once(folder: Path) -> None:
-    """A draw passes a repeated text over; in a file that somebody chose it is told by id."""
+def test_a_prepared_text_may_occur_once(folder: Path) -> None:
+    """A draw skips a repeated text; in a prepared file, it is reported by id."""
     lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", lines)
-    with pytest.raises(InvalidInputError, match=r"m8 .*the text of m7"):
+    with pytest.raises(InvalidInputError, match=r"m8 .*same text as m7"):
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
 
 
-def test_too_few_are_told_for_every_category(folder: Path) -> None:
-    """Each source that has too few is named with how many it has; nothing is filled up with fewer."""
+def test_every_category_with_too_few_items_is_reported(folder: Path) -> None:
+    """Each source with too few items is reported with their number; no shorter set is built."""
     write(folder / "qa.jsonl", [{"id": f"m{n}", "text": asked("QA", n)} for n in range(4)])
     write(folder / "math500.jsonl", [{"problem": f"Find {asked('MATH', 0)} {n}"} for n in range(50)])
     with pytest.raises(InvalidInputError) as caught:
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=12)
     qa, math = caught.value.problems
     assert qa == f"QA: 12 natural instructions are needed; there are 4 in {folder / 'qa.jsonl'}. Add more"
-    assert math.startswith("MATH: 12 natural instructions are needed; there are 1 that suit and differ in 1 files of")
+    assert math.startswith("MATH: 12 natural instructions are needed; there are 1 suitable distinct ones in 1 files of")
 
 
-def test_ids_that_two_prepared_files_share_are_told(folder: Path) -> None:
-    """Prepared files of two categories may not use one id."""
+def test_ids_shared_by_prepared_files_are_reported(folder: Path) -> None:
+    """Prepared files of two categories may not share an id."""
     for name in ("qa", "gen"):
         write(folder / f"{name}.jsonl", [{"id": f"m{n}", "text": asked(name.upper(), n)} for n in range(2)])
     with pytest.raises(InvalidInputError, match="'m0' occurs 2 times"):
@@ -145,7 +147,7 @@ def test_ids_that_two_prepared_files_share_are_told(folder: Path) -> None:
 
 
 def word_tokenizer(folder: Path) -> Path:
-    """A tokenizer of one token a word."""
+    """A tokenizer with one token per word."""
     tokenizers = pytest.importorskip("tokenizers", reason="the extra `dataset` is not installed")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -161,7 +163,7 @@ def of_lengths(category: str, *lengths: int) -> list[Instruction]:
 
 
 def test_a_length_matched_view_has_the_same_lengths_everywhere(tmp_path: Path) -> None:
-    """The items kept have the same token counts in all categories, in the order of the whole."""
+    """Kept items have the same token counts in all categories and keep their order."""
     lengths = {name: (4, 7 + rank, 4, 5) for rank, name in enumerate(CATEGORIES)}
     items = [item for name, counts in lengths.items() for item in of_lengths(name, *counts)]
     kept = matched(items, Matching(word_tokenizer(tmp_path)))
@@ -170,10 +172,12 @@ def test_a_length_matched_view_has_the_same_lengths_everywhere(tmp_path: Path) -
     assert wide == items
 
 
-def test_lengths_that_nothing_has_in_common_are_told(tmp_path: Path) -> None:
-    """A category whose lengths are all its own leaves nothing: an error with the remedy, no empty file."""
+def test_disjoint_lengths_are_an_error(tmp_path: Path) -> None:
+    """If a category shares no length with others, an error gives the remedy, and no empty file is written."""
     items = [item for name in CATEGORIES for item in of_lengths(name, 50 if name == "SUM" else 5)]
-    with pytest.raises(InvalidInputError, match="within 10% exists in all categories: give a larger tolerance"):
+    with pytest.raises(
+        InvalidInputError, match="within 10% must exist in all categories; none do: give a larger tolerance"
+    ):
         matched(items, Matching(word_tokenizer(tmp_path), 0.1))
 
 
@@ -182,7 +186,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_file_is_written_once(tmp_path: Path) -> None:
-    """New content is written with its folders and readable for others; the same again is left alone, and said."""
+    """New contents are written with their folders, readable for others; equal contents are left alone and reported."""
     path = tmp_path / "deep" / "er" / "a.jsonl"
     assert write_new(path, b"one\n")
     before = path.stat()
@@ -193,22 +197,22 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
 
 
 def test_another_file_is_not_replaced_unasked(tmp_path: Path) -> None:
-    """Other content, and a folder of that name, are refused and left as they are; overwriting has to be asked for."""
+    """Other contents, and a folder of that name, are refused and left unchanged unless overwriting is requested."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"mine\n")
-    with pytest.raises(InvalidInputError, match=r"a\.jsonl holds something else already: .*--overwrite"):
+    with pytest.raises(InvalidInputError, match=r"a\.jsonl already exists with other contents; .*--overwrite"):
         write_new(path, b"other\n")
     assert listing(tmp_path) == {"a.jsonl": b"mine\n"}
     assert write_new(path, b"other\n", overwrite=True)
     assert listing(tmp_path) == {"a.jsonl": b"other\n"}
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InvalidInputError, match="holds something else"):
+    with pytest.raises(InvalidInputError, match="already exists with other contents"):
         write_new(tmp_path / "folder", b"x")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a write ends, and what is raised then."""
+    """One way in which a write fails, and the error raised."""
 
     raised: type[BaseException]
     seen: type[BaseException]
@@ -218,10 +222,10 @@ class Failure:
     "failure", [Failure(OSError, StorageError), Failure(KeyboardInterrupt, KeyboardInterrupt)], ids=["disk", "stop"]
 )
 @pytest.mark.parametrize("before", [None, b"mine\n"])
-def test_an_interrupted_write_leaves_what_was_there(
+def test_an_interrupted_write_keeps_the_old_file(
     failure: Failure, before: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk or Ctrl-C in the middle leaves the old file, or none, and nothing beside it."""
+    """A full disk or Ctrl-C during a write leaves the old file or none, and nothing beside it."""
     if before is not None:
         (tmp_path / "a.jsonl").write_bytes(before)
 
@@ -234,15 +238,15 @@ def test_an_interrupted_write_leaves_what_was_there(
     assert listing(tmp_path) == ({} if before is None else {"a.jsonl": before})
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """A file where a folder should be is an error with path and reason."""
+def test_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
+    """A file in place of a folder is an error with path and reason."""
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file/a\.jsonl could not be written .*(Not a directory|File exists)"):
         write_new(tmp_path / "file" / "a.jsonl", b"x")
 
 
-def test_found_says_where_each_category_is_from(folder: Path) -> None:
-    """The six categories in their order, prepared files before sources."""
+def test_prepared_files_take_precedence_over_sources(folder: Path) -> None:
+    """The six categories come in order; prepared files take precedence over sources."""
     write(folder / "math.jsonl", [{"id": "m", "text": "1+1?"}])
     found: list[Found] = find_sources(folder)
     assert [item.category for item in found] == list(CATEGORIES)

@@ -1,4 +1,4 @@
-"""Draws: fixed by the seed and nothing else, fair to the parts of a source, and without near-duplicates."""
+"""Draws depend only on the seed, treat the parts of a source equally, and contain no near-duplicates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVER = ["161", "188", "711", "89", "405"]
 
 
 def different(count: int, stratum: str = "") -> list[Candidate]:
-    """Candidates that share no word but their first."""
+    """Candidates that share only their first word."""
     return [Candidate("QA", "s", "CC0-1.0", f"Why {stratum}{n} is{n} so{n} old{n}?", stratum) for n in range(count)]
 
 
@@ -41,7 +41,7 @@ def near(first: str, second: str) -> bool:
 
 
 def plain_draw(candidates: list[Candidate], items: int, seed: int, apart: list[str]) -> list[Candidate]:
-    """The rule in a few lines: everything in memory, every text compared with every other."""
+    """Reference draw in a few lines: everything in memory, every text compared with every other."""
 
     def key(one: Candidate) -> bytes:
         return hashlib.sha256(f"{seed}\0{one.text}\0{one.source}\0{one.id}".encode()).digest()
@@ -66,10 +66,10 @@ def plain_draw(candidates: list[Candidate], items: int, seed: int, apart: list[s
 @given(
     CANDIDATES, st.integers(1, 8), st.integers(0, 3), st.lists(st.sampled_from(["a b c d", "e e e e e"])), st.randoms()
 )
-def test_a_draw_is_the_rule_whatever_the_order(
+def test_a_draw_does_not_depend_on_the_input_order(
     candidates: list[Candidate], items: int, seed: int, apart: list[str], order: random.Random
 ) -> None:
-    """The plain rule in a few lines draws the same, and the order in which candidates come does not matter."""
+    """The draw equals the reference draw, in any order of candidates."""
     expected = plain_draw(candidates, items, seed, apart)
     assert draw(iter(candidates), items, seed, apart) == expected
     order.shuffle(candidates)
@@ -77,7 +77,7 @@ def test_a_draw_is_the_rule_whatever_the_order(
 
 
 def test_seeds_differ() -> None:
-    """Another seed draws other items, the same seed the same."""
+    """Another seed draws other items; the same seed draws the same."""
     candidates = different(400)
     draws = [tuple(one.text for one in draw(candidates, 20, seed)) for seed in (0, 1, 2, 0)]
     assert draws[0] == draws[3]
@@ -86,19 +86,19 @@ def test_seeds_differ() -> None:
 
 
 def test_a_seed_draws_the_same_for_ever() -> None:
-    """The order is that of a hash and of no library's generator: these five are drawn by seed 0 in every release."""
+    """Hashes determine the order, independent of any random number generator: seed 0 draws these five for ever."""
     assert [one.text.split()[1] for one in draw(different(1000), 5, 0)] == EVER
 
 
 def test_parts_of_a_source_take_turns() -> None:
-    """A task with 1,000 items gives no more than one with 20, until the small one has no more."""
+    """A task with 1,000 items gives no more items than one with 20, until the small one is used up."""
     candidates = [*different(1000, "large"), *different(20, "small"), *different(3, "tiny")]
     assert Counter(one.stratum for one in draw(candidates, 9, 0)) == {"large": 3, "small": 3, "tiny": 3}
     assert Counter(one.stratum for one in draw(candidates, 60, 0)) == {"large": 37, "small": 20, "tiny": 3}
 
 
-def test_what_is_drawn_has_no_near_duplicates() -> None:
-    """Fillings of one template are drawn once, and nothing near a text that is to be kept apart."""
+def test_a_draw_has_no_near_duplicates() -> None:
+    """Only one filling of a template is drawn, and no text near one in `apart`."""
     templates = [Candidate("QA", "s", "", f"Say in one short line what the word w{n} means.") for n in range(50)]
     drawn = draw([*templates, *different(10)], 30, 0, apart=["Why 3 is3 so3 old3? Tell me.", "Why 4 is4 so4 old4?"])
     assert sum(one in templates for one in drawn) == 1
@@ -106,7 +106,7 @@ def test_what_is_drawn_has_no_near_duplicates() -> None:
 
 
 def test_a_source_larger_than_memory_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 3,000 candidates at most twice the spare ones are held at once, and the draw is that of holding all."""
+    """Of 3,000 candidates, at most twice the spare number are held at once, with the same result as holding all."""
     candidates = [replace(one, stratum=f"{n % 2}") for n, one in enumerate(different(3000))]
     held = []
     shorten = module._shorten
@@ -121,8 +121,8 @@ def test_a_source_larger_than_memory_draws_the_same(monkeypatch: pytest.MonkeyPa
     assert len(held) > 10
 
 
-def test_a_sample_keeps_the_order_of_what_was_chosen() -> None:
-    """Of a prepared file each item may be taken, in the file's order; of few all are."""
+def test_a_sample_keeps_the_order_of_the_file() -> None:
+    """A sample of a prepared file keeps its order and may include any item; of a short file, it takes all."""
     candidates = different(50)
     taken = sample(candidates, 20, 3)
     assert len(taken) == 20

@@ -1,7 +1,7 @@
-"""Sources from the Hugging Face hub: fetched at a commit that is told, never half, and never another half in silence.
+"""Fetching sources from the Hugging Face hub, at a reported commit and never partially or silently.
 
-The hub is a small server on this machine that answers as huggingface_hub asks: the list of a data set's files, a
-file's entity tag and commit, the file.
+The hub is a small local server that answers the requests of huggingface_hub: the list of a data set's files, a file's
+entity tag and commit, and the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pyarrow = pytest.importorskip("pyarrow", reason="the extra `dataset` is not inst
 parquet = pytest.importorskip("pyarrow.parquet")
 
 ENOUGH = 110  # records of each source, of which 100 are drawn
-POLL = 0.01  # seconds until a server that is told to stop does
+POLL = 0.01  # seconds in which the server notices its shutdown
 OLD, NEW = "0" * 40, "1" * 40
 DATASETS = {
     "flan": "Muennighoff/flan",
@@ -51,7 +51,7 @@ def as_lines(records: list[dict[str, Any]]) -> bytes:
 
 
 def published(word: str) -> dict[str, dict[str, bytes]]:
-    """What the five data sets hold, each in the form in which it is published; every text has the word."""
+    """Return the files of the five data sets as published; every text contains the word."""
 
     def asked(request: str, number: int) -> str:
         return f"{request} {word}{number} then{number} when{number} where{number}"
@@ -100,7 +100,7 @@ def published(word: str) -> dict[str, dict[str, bytes]]:
 
 @dataclass
 class FakeHub:
-    """Data sets by name and commit; the newest commit; files that were asked for; one that may not be had."""
+    """A fake hub: data sets by name and commit, the newest commit, requested files, and one forbidden file."""
 
     commits: dict[str, dict[str, dict[str, bytes]]]
     newest: str = NEW
@@ -109,7 +109,7 @@ class FakeHub:
     address: str = ""
 
     def answer(self, path: str) -> tuple[bytes, str] | None:
-        """Content and commit of an address, or None where there is nothing."""
+        """Return contents and commit at an address, or None."""
         kind, *parts = path.strip("/").split("/")
         if kind == "api":
             name, commit = "/".join(parts[1:3]), (parts[4:] or [self.newest])[0]
@@ -145,7 +145,7 @@ def serve(hub: FakeHub) -> http.server.ThreadingHTTPServer:
             self.wfile.write(self.do_HEAD())
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(POLL,), daemon=True).start()
@@ -154,11 +154,11 @@ def serve(hub: FakeHub) -> http.server.ThreadingHTTPServer:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub of two commits, and an empty cache; it is where huggingface_hub looks."""
+    """A hub with two commits, and an empty cache; huggingface_hub is pointed at it."""
     fake = FakeHub({OLD: published("old"), NEW: published("new")})
     with serve(fake) as server:
         fake.address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", fake.address)  # as HF_ENDPOINT does, which is read at import
+        monkeypatch.setattr(constants, "ENDPOINT", fake.address)  # HF_ENDPOINT itself is read at import
         template = f"{fake.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -171,14 +171,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def build(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[Any, str, str]]:
-    """`build(name, *arguments)`: exit status, output and errors of a build into that file."""
+    """Return `build(name, *arguments)`, which builds that file and returns exit status, output and errors."""
 
     def build(name: str, *arguments: str) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["sparcom", "dataset", "build", "--output", str(tmp_path / name), *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
 
     return build
 
@@ -186,11 +186,11 @@ def build(
 def test_the_natural_half_comes_from_five_data_sets(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
-    """Only the files that are needed are fetched; each of 600 items names its source, licence and the commit read."""
-    status, said, _ = build("a.jsonl")
+    """Only needed files are fetched; each of 600 items records its source, licence and commit."""
+    status, output, _ = build("a.jsonl")
     assert status == 0
-    assert said.endswith("1200 instructions in 6 categories, 600 synthetic and 600 natural\n")
-    assert all(f"{name} was read at commit {NEW}\n" in said for name in DATASETS)
+    assert output.endswith("1200 instructions in 6 categories, 600 synthetic and 600 natural\n")
+    assert all(f"{name} was read at commit {NEW}\n" in output for name in DATASETS)
     assert sorted(set(hub.fetched)) == sorted(
         f"{NEW}/{file}"
         for files in hub.commits[NEW].values()
@@ -206,7 +206,7 @@ def test_the_natural_half_comes_from_five_data_sets(
 def test_a_second_build_fetches_nothing_and_gives_the_same_bytes(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
-    """Files of a commit that is in the cache are not fetched again, and the result does not depend on it."""
+    """Cached files of a commit are not fetched again, and the result does not depend on the cache."""
     build("a.jsonl")
     hub.fetched.clear()
     status, _, _ = build("b.jsonl")
@@ -218,11 +218,11 @@ def test_a_second_build_fetches_nothing_and_gives_the_same_bytes(
 def test_a_commit_that_is_asked_for_is_read(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
-    """--revision reads one source at that commit and the others at the newest; both stand in the lines."""
-    status, said, _ = build("a.jsonl", "--revision", f"alpaca={OLD}")
+    """--revision reads one source at that commit and the others at the newest; the lines record both."""
+    status, output, _ = build("a.jsonl", "--revision", f"alpaca={OLD}")
     assert status == 0
-    assert f"alpaca was read at commit {OLD}\n" in said
-    assert f"flan was read at commit {NEW}\n" in said
+    assert f"alpaca was read at commit {OLD}\n" in output
+    assert f"flan was read at commit {NEW}\n" in output
     natural = [item for item in read_jsonl(tmp_path / "a.jsonl") if item.half == "natural"]
     read = {(item.category, (item.metadata or {})["revision"], "old" in item.readable) for item in natural}
     assert read == {(name, NEW, False) for name in ("CLS", "CODE", "QA", "MATH", "SUM")} | {("GEN", OLD, True)}
@@ -232,29 +232,29 @@ def test_a_commit_that_is_asked_for_is_read(
 def test_a_data_set_that_is_gone_is_named(
     name: str, hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
-    """One data set that the hub lacks, the first as any other: an error that names it and the ways out, and no file."""
+    """A data set missing on the hub, the first or any other, is an error with remedies, and writes no file."""
     del hub.commits[NEW][DATASETS[name]]
     status, _, err = build("a.jsonl")
     assert status == 1
-    (said,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert f"could not be had from the hub's data set {DATASETS[name]} (" in said
-    assert "Try again, or get it by other means into a folder" in said
-    assert "--natural; --synthetic-only builds without the natural half" in said
+    (error,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert f"could not be fetched from the hub's data set {DATASETS[name]} (" in error
+    assert "Try again, or put it into a folder yourself" in error
+    assert "--natural; --synthetic-only builds without the natural half" in error
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_all_that_is_wrong_is_told_at_once(hub: FakeHub) -> None:
-    """Renamed files, a file that may not be had and a commit that is not there are one problem each."""
+def test_all_problems_are_reported_at_once(hub: FakeHub) -> None:
+    """Renamed files, a forbidden file and a missing commit each give one problem."""
     hub.commits[NEW][DATASETS["math500"]] = {"problems.csv": b""}
     hub.closed = "trivia_qa/resolve"
     with pytest.raises(InvalidInputError) as caught:
         fetch_sources({"alpaca": "2" * 40})
     assert [problem.split(": ")[0] for problem in caught.value.problems] == ["QA", "GEN", "MATH"]
-    assert "none of its files is named like test.jsonl" in caught.value.problems[2]
+    assert "none of its files matches test.jsonl" in caught.value.problems[2]
 
 
-def test_an_error_without_words_is_told_by_its_kind(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time-out may have no message; then its name stands there."""
+def test_an_error_without_message_is_reported_by_type(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an error has no message, its type is reported."""
 
     def time_out(*_: object, **__: object) -> None:
         raise TimeoutError
@@ -265,28 +265,28 @@ def test_an_error_without_words_is_told_by_its_kind(hub: FakeHub, monkeypatch: p
 
 
 def closed_address() -> str:
-    """An address where nothing listens."""
+    """Return an address where nothing listens."""
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         return f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_way_to_the_hub_the_synthetic_half_is_built_and_that_is_said(
+def test_without_the_hub_only_the_synthetic_half_is_built(
     offline: bool,
     hub: FakeHub,
     build: Callable[..., tuple[Any, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """A closed hub and HF_HUB_OFFLINE: status 0, 600 instructions, and on standard error what is missing and why."""
+    """With an unreachable hub or HF_HUB_OFFLINE, status 0 and 600 instructions; standard error reports the reason."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     if not offline:
         monkeypatch.setattr(constants, "ENDPOINT", closed_address())
-    status, said, err = build("a.jsonl")
+    status, output, err = build("a.jsonl")
     assert status == 0
     assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached: [Errno 111]") in err
     assert "Only the synthetic half is built. For the natural half too, run this where" in err
-    assert said.endswith("600 instructions in 6 categories, 600 synthetic\n")
+    assert output.endswith("600 instructions in 6 categories, 600 synthetic\n")
     assert {item.half for item in read_jsonl(tmp_path / "a.jsonl")} == {"synthetic"}
     assert hub.fetched == []
 
@@ -294,7 +294,7 @@ def test_without_a_way_to_the_hub_the_synthetic_half_is_built_and_that_is_said(
 def test_a_commit_that_is_asked_for_needs_the_hub(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Who names a commit wants the natural half: without a way to the hub that is an error."""
+    """Naming a commit requests the natural half, so an unreachable hub is an error."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     status, _, err = build("a.jsonl", "--revision", f"flan={OLD}")
     assert status == 1
@@ -302,15 +302,15 @@ def test_a_commit_that_is_asked_for_needs_the_hub(
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_hub_that_forbids_is_no_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """403 is what a proxy answers in the place of a hub: there is no way to it, and the reason is told."""
+def test_a_proxy_that_forbids_counts_as_unreachable(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that answers 403 in place of the hub counts as unreachable, and the reason is reported."""
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_error(403, "Blocked")
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever, args=(POLL,), daemon=True).start()

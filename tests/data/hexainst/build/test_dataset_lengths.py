@@ -1,4 +1,4 @@
-"""Lengths: counted as the model's own tokenizer counts, and matched as well as any choice can match them."""
+"""Token counts equal those of the model's own tokenizer, and length matching is optimal."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TOLERANCES = st.one_of(st.just(0.0), st.floats(0, 0.5), st.sampled_from([0.1, 0.
 
 
 def agree(lengths: tuple[int, ...], tolerance: float) -> bool:
-    """The longest exceeds the shortest by at most that share of it."""
+    """Return whether the longest exceeds the shortest by at most this share of it."""
     excess = max(lengths) - min(lengths)
     return excess == 0 or (min(lengths) > 0 and excess / min(lengths) <= tolerance)
 
 
 def most_groups(lengths: list[list[int]], tolerance: float) -> int:
-    """The most groups that any choice of partners gives: every partner of the first category's first item is tried."""
+    """Return the maximum number of groups by brute force: try every partner of the first category's first item."""
     first, *others = lengths
     if not all(lengths):
         return 0
@@ -51,13 +51,13 @@ def most_groups(lengths: list[list[int]], tolerance: float) -> int:
 
 
 @settings(max_examples=150)
-@example([[100], [115]], 0.15)  # 100 · 1.15 is rounded to less than 115
+@example([[100], [115]], 0.15)  # 100 · 1.15 rounds to less than 115
 @example([[100, 50], [129, 64]], 0.29)
-@example([[2, 3], [3], [4]], 0.5)  # the 2 drops out, the 3 beside it does not
+@example([[2, 3], [3], [4]], 0.5)  # the 2 is dropped, the 3 beside it is kept
 @example([[], [1]], 0.0)
 @given(LENGTHS, TOLERANCES)
 def test_no_choice_keeps_more(lengths: list[list[int]], tolerance: float) -> None:
-    """As many are kept as by the best choice among all, and at every rank they are within the tolerance."""
+    """Matching keeps as many items as the best choice, and is within the tolerance at every rank."""
     named = dict(zip("abc", lengths, strict=False))
     kept = match_lengths(named, tolerance)
     chosen = {name: sorted(named[name][position] for position in positions) for name, positions in kept.items()}
@@ -69,7 +69,7 @@ def test_no_choice_keeps_more(lengths: list[list[int]], tolerance: float) -> Non
 
 @given(st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=4))
 def test_without_tolerance_the_lengths_are_the_same(lengths: list[list[int]]) -> None:
-    """At 0 every category keeps each length as often as the one that has it least often; of equals the earlier stay."""
+    """At tolerance 0, every category keeps each length as often as the category with the fewest; earlier items stay."""
     named = {str(number): counts for number, counts in enumerate(lengths)}
     kept = match_lengths(named)
     common = Counter(lengths[0])
@@ -86,18 +86,20 @@ def test_without_tolerance_the_lengths_are_the_same(lengths: list[list[int]]) ->
     ("lengths", "tolerance", "message"),
     [({}, 0.0, "at least one category"), ({"a": [1]}, -0.1, "at least 0 and below 1"), ({"a": [1]}, 1.0, "got 1.0")],
 )
-def test_what_cannot_be_matched_is_refused(lengths: dict[str, list[int]], tolerance: float, message: str) -> None:
-    """No category and a tolerance out of its range are told."""
+def test_impossible_matchings_are_refused(lengths: dict[str, list[int]], tolerance: float, message: str) -> None:
+    """A missing category and a tolerance out of range are errors."""
     with pytest.raises(InvalidInputError, match=message):
         match_lengths(lengths, tolerance)
 
 
 def test_tokens_are_counted_as_transformers_counts_them() -> None:
-    """The counts are those of the model's fast tokenizer in transformers, without special tokens, cuts and padding."""
+    """Counts equal those of the model's fast tokenizer in transformers, without special tokens and truncation."""
     transformers = pytest.importorskip("transformers")
     if not (MODEL / "tokenizer.json").exists():
         pytest.skip("the demo model is not on disk: `make test` fetches it")
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(MODEL)  # AutoTokenizer's, imported in a third
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+        MODEL
+    )  # what AutoTokenizer returns; imports in a third of the time
     expected = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in TEXTS]
     counts = count_tokens(TEXTS, MODEL)
     assert counts.tolist() == expected
@@ -106,7 +108,7 @@ def test_tokens_are_counted_as_transformers_counts_them() -> None:
 
 
 def small_tokenizer() -> Any:
-    """One token a word, a special one in front."""
+    """Write a tokenizer with one token per word and a special token in front."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -119,7 +121,7 @@ def small_tokenizer() -> Any:
 
 
 def test_a_tokenizer_that_cuts_and_pads_counts_whole_texts(tmp_path: Path) -> None:
-    """Truncation, padding and special tokens that a tokenizer.json asks for do not change a length."""
+    """Truncation, padding and special tokens configured in a tokenizer.json do not change a length."""
     tokenizer = small_tokenizer()
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=8)
@@ -129,10 +131,10 @@ def test_a_tokenizer_that_cuts_and_pads_counts_whole_texts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", json.dumps({"model": {"type": "Unheard"}})])
-def test_what_is_no_tokenizer_is_told(content: str | None, tmp_path: Path) -> None:
-    """A folder without the file, and a file that is none, are errors that name it."""
+def test_an_invalid_tokenizer_is_refused(content: str | None, tmp_path: Path) -> None:
+    """A folder without the file, and an invalid file, are errors that name it."""
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InvalidInputError, match=str(tmp_path)) as caught:
         count_tokens(["a"], tmp_path)
-    assert ("Name another" if content is None else "no tokenizer that can be read") in str(caught.value)
+    assert ("Give another path" if content is None else "cannot be read as a tokenizer") in str(caught.value)

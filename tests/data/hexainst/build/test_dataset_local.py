@@ -1,4 +1,4 @@
-"""Natural instructions from a folder: every published form is read, and what is missing or broken is named."""
+"""Natural instructions from a folder: every published format is read; missing or broken files are named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_gives_the_same_records(name: str, tmp_path: Path) -> None:
-    """JSON lines, a list, an object that holds one, gzip and Parquet: the same records in the same order."""
+    """JSON Lines, a list, an object that holds one, gzip and Parquet give the same records in the same order."""
     FORMS[name](tmp_path / name)
     assert is_readable(tmp_path / name)
     assert list(read_records(tmp_path / name)) == [{**record, "task": name.partition(".")[0]} for record in RECORDS]
@@ -58,7 +58,7 @@ def test_every_form_gives_the_same_records(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_record_without_a_task_has_its_files_name(name: str, task: str, tmp_path: Path) -> None:
-    """The part that says which split a file is does not belong to the task; a task of the record's own stays."""
+    """The split in a file's name is not part of the task; a record's own task takes precedence."""
     (tmp_path / name).write_text('[{"inputs": "a"}, {"inputs": "b", "task": "own"}]'.replace("}, {", "},{"))
     if name.endswith("l"):
         (tmp_path / name).write_text('{"inputs": "a"}\n{"inputs": "b", "task": "own"}')
@@ -102,8 +102,8 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_named_with_what_to_do(case: str, tmp_path: Path) -> None:
-    """Whatever is wrong within a file is one error with its path and the remedy."""
+def test_a_broken_file_is_named_with_a_remedy(case: str, tmp_path: Path) -> None:
+    """Any fault within a file is one error with its path and the remedy."""
     name, write = BROKEN[case]
     write(tmp_path / name)
     with pytest.raises(InvalidInputError) as caught:
@@ -114,7 +114,7 @@ def test_a_broken_file_is_named_with_what_to_do(case: str, tmp_path: Path) -> No
 
 
 def fill(folder: Path) -> None:
-    """All six categories, each as somebody may have it on disk."""
+    """Write all six categories, each in a possible form on disk."""
     (folder / "FLAN").mkdir()
     (folder / "FLAN" / "test").mkdir()
     (folder / "FLAN" / "README.md").write_text("Two tasks.")
@@ -141,13 +141,13 @@ TEXTS = {
 
 
 def test_sources_are_found_by_their_names(tmp_path: Path) -> None:
-    """Files and folders as authors or the hub name them, whatever their case; each category gets its own records."""
+    """Files and folders named by the authors or the hub are found in any case; each category gets its own records."""
     fill(tmp_path)
     assert by_category(find_sources(tmp_path)) == TEXTS
 
 
 def test_a_prepared_file_goes_before_its_source(tmp_path: Path) -> None:
-    """Lines that somebody has chosen are taken as they are, with their own id, source, licence and metadata."""
+    """Prepared lines are taken unchanged, with their own id, source, licence and metadata."""
     fill(tmp_path)
     line = {"id": "mine", "text": " Odd? ", "source": "here:1", "license": "MIT", "metadata": {"page": 3}}
     (tmp_path / "Cls.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({"id": "b", "text": "Even?"}))
@@ -159,7 +159,7 @@ def test_a_prepared_file_goes_before_its_source(tmp_path: Path) -> None:
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
-    """One sentence for each category without a source: what was looked for, where, and the ways out."""
+    """Each category without a source gets one sentence: expected names, folder and remedies."""
     (tmp_path / "qa.jsonl").write_text('{"id": "a", "text": "Who sings?"}')
     (tmp_path / "alpaca.txt").write_text("of no format that is read")
     with pytest.raises(InvalidInputError) as caught:
@@ -175,22 +175,20 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     ]:
         assert f"{tmp_path} has neither {category.lower()}.jsonl" in problems[category]
         assert f"begins with {name}" in problems[category]
-        assert (
-            ".jsonl, .json, .jsonl.gz, .json.gz, .parquet). Put it there, or leave --natural out" in problems[category]
-        )
+        assert ".jsonl, .json, .jsonl.gz, .json.gz, .parquet). Put it there, or omit --natural" in problems[category]
         assert f"({dataset})" in problems[category]
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
-def test_what_is_no_folder_is_told(name: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     """A missing folder and a file are refused with the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Name another"):
+    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Give another path"):
         find_sources(tmp_path / name)
 
 
-def test_faults_of_a_prepared_file_are_told_together(tmp_path: Path) -> None:
-    """Token ids, another category, another half and another text's hash: one sentence each, with file and id."""
+def test_faults_of_a_prepared_file_are_reported_together(tmp_path: Path) -> None:
+    """Token ids, another category, another half and another text's hash give one sentence each, with file and id."""
     fill(tmp_path)
     lines = [
         {"id": "good", "text": "Odd?", "category": "CLS", "half": "natural", "sha256": text_sha256("Odd?")},
@@ -206,6 +204,6 @@ def test_faults_of_a_prepared_file_are_told_together(tmp_path: Path) -> None:
         ["cls.jsonl", name] for name in ("tokens", "other", "ours", "cut")
     ]
     for problem, part in zip(
-        caught.value.problems, ["give `text`", "'MATH'", "'synthetic'", "changed or cut"], strict=True
+        caught.value.problems, ["must have `text`", "'MATH'", "'synthetic'", "changed or cut"], strict=True
     ):
         assert part in problem

@@ -1,4 +1,4 @@
-"""What is taken out of a record of each public source, and what is left there. The texts are made up."""
+"""Extraction of instructions from records of each public source. The texts are made up."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FLAN_2 = {
 
 
 def without(record: dict[str, Any], **changed: object) -> dict[str, Any]:
-    """The record with other values; None takes a field out."""
+    """Return the record with other values; None removes a field."""
     return {name: value for name, value in {**record, **changed}.items() if value is not None}
 
 
@@ -66,30 +66,30 @@ def taken(candidate: Candidate | None) -> tuple[str, str, str, str]:
 
 
 def test_humaneval_gives_its_prompt() -> None:
-    """Signature and docstring without the empty lines around them; neither solution nor test."""
+    """The prompt is signature and docstring without surrounding empty lines, solution and test."""
     assert taken(human_eval(HUMAN_EVAL)) == ("CODE", "humaneval:HumanEval/900", HUMAN_EVAL["prompt"].strip(), "")
 
 
 def test_triviaqa_gives_its_question_in_either_spelling() -> None:
-    """The hub's lower-case fields and the authors' capitals give the same question, each with its id."""
+    """The hub's lower-case fields and the authors' capitalized ones give the same question and id."""
     question = "Which lighthouse stood at Pharos?"
     assert taken(trivia_qa(TRIVIA_HUB)) == ("QA", "triviaqa:tc_9001", question, "")
     assert taken(trivia_qa(TRIVIA_AUTHORS)) == ("QA", "triviaqa:odql_9001", question, "")
 
 
 def test_math_500_gives_its_problem_by_subject() -> None:
-    """The problem as it is written, subjects as strata."""
+    """The problem is unchanged; subjects are strata."""
     assert taken(math_500(MATH)) == ("MATH", "math500:test/prealgebra/9001.json", MATH["problem"], "Prealgebra")
 
 
 def test_flan_gives_a_zero_shot_input_by_task() -> None:
-    """The category is that of the task, whichever field names it; tasks are strata."""
+    """The task decides the category, whichever field names it; tasks are strata."""
     assert taken(flan(FLAN)) == ("CLS", "flan:sst2", FLAN["inputs"], "sst2")
     assert taken(flan(FLAN_2)) == ("CLS", "flan:super_glue/rte:1.0.2", FLAN_2["inputs"], "super_glue/rte:1.0.2")
 
 
 def test_a_drawing_or_few_shots_are_left_out() -> None:
-    """A problem that needs its drawing, and inputs with solved examples in front, do not stand for themselves."""
+    """Problems that need a drawing, and inputs with solved examples, are excluded."""
     assert math_500(without(MATH, problem="Find $x$.\n[asy]draw((0,0)--(1,1));[/asy]")) is None
     assert flan(without(FLAN_2, _template_type="fs_opt")) is None
     assert flan(without(FLAN_2, _template_type="fs_noopt")) is None
@@ -120,15 +120,15 @@ NOT_WRITING = {
 
 
 @pytest.mark.parametrize("text", WRITING)
-def test_alpaca_gives_what_asks_for_writing(text: str) -> None:
-    """Instructions without input that ask for a new text; an input that is empty or null is none."""
+def test_alpaca_gives_requests_for_writing(text: str) -> None:
+    """Instructions without input that ask for a new text are taken; an empty or null input counts as none."""
     for empty in ("", "  ", None):
         assert taken(alpaca({**ALPACA, "instruction": text, "input": empty})) == ("GEN", "alpaca:no-input", text, "")
 
 
 @pytest.mark.parametrize("case", NOT_WRITING)
-def test_alpaca_keeps_what_is_of_another_category(case: str) -> None:
-    """Code, sums, work on a given text and questions are left out, and so is all that comes with an input."""
+def test_alpaca_excludes_other_categories(case: str) -> None:
+    """Code, arithmetic, work on a given text and questions are excluded, and so are instructions with input."""
     assert alpaca(without(ALPACA, instruction=NOT_WRITING[case])) is None
     assert alpaca(without(ALPACA, input="Rain, rain.")) is None
 
@@ -152,19 +152,19 @@ OTHERS = [
 
 @pytest.mark.parametrize("task", CLASSES)
 def test_flan_tasks_of_classification(task: str) -> None:
-    """Tasks that choose a label are CLS, by any of their names."""
+    """Tasks that choose a label are CLS, under any of their names."""
     assert taken(flan({"inputs": "Good or bad? A fine day.", "task": task}))[0] == "CLS"
 
 
 @pytest.mark.parametrize("task", SUMMARIES)
 def test_flan_tasks_of_summarisation(task: str) -> None:
-    """Tasks that sum up are SUM, by any of their names."""
+    """Summarisation tasks are SUM, under any of their names."""
     assert taken(flan({"inputs": "Rain fell. It was cold.\n\nSummarize the text.", "_task_name": task}))[0] == "SUM"
 
 
 @pytest.mark.parametrize("task", [*OTHERS, "", None])
 def test_other_flan_tasks_are_left_out(task: str | None) -> None:
-    """Names of which one is only a part, other tasks and no name at all give nothing."""
+    """Names that merely contain a task's name, other tasks and missing names give nothing."""
     assert flan({"inputs": "Summarize: rain fell.", "task": task}) is None
 
 
@@ -200,13 +200,13 @@ ASKS_TEXT = [
 
 @pytest.mark.parametrize("text", ASKS_SUMMARY)
 def test_flan_templates_that_ask_for_a_summary(text: str) -> None:
-    """The ways in which templates ask for something shorter."""
+    """Templates that ask for something shorter are taken, in their many wordings."""
     assert taken(flan({"inputs": text, "task": "xsum"})) == ("SUM", "flan:xsum", text, "xsum")
 
 
 @pytest.mark.parametrize("text", ASKS_TEXT)
-def test_flan_templates_that_run_the_other_way_are_left_out(text: str) -> None:
-    """From the summary to the text is writing, and a text without a request is no instruction."""
+def test_reversed_flan_templates_are_excluded(text: str) -> None:
+    """Templates that ask for the text of a summary, and texts without a request, are excluded."""
     assert flan({"inputs": text, "task": "xsum"}) is None
 
 
@@ -221,8 +221,8 @@ UNFIT = [None, "", " \n", "Write", 7, ["Write a poem"], {"text": "Write a poem"}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_every_source_leaves_out_what_cannot_be_an_instruction(source: Any) -> None:
-    """No text, one word, more than 250, another type, half of a surrogate pair: nothing is taken and nothing raises."""
+def test_every_source_excludes_invalid_texts(source: Any) -> None:
+    """No text, one word, more than 250 words, another type or a lone surrogate: no candidate and no error."""
     record, field = EXTRACTORS[source.name]
     assert source.extract(record).category in source.categories
     assert [source.extract({**record, field: unfit}) for unfit in UNFIT] == [None] * len(UNFIT)
@@ -233,7 +233,7 @@ def test_every_source_leaves_out_what_cannot_be_an_instruction(source: Any) -> N
 
 
 def test_every_category_has_one_source() -> None:
-    """The six categories are shared out among the sources, each with a licence and a place on the hub."""
+    """Every category has exactly one source, with a licence and a location on the hub."""
     assert sorted(name for source in SOURCES for name in source.categories) == sorted(CATEGORIES)
     for source in SOURCES:
         record, _ = EXTRACTORS[source.name]

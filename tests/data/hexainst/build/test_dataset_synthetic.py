@@ -1,6 +1,6 @@
-"""The synthetic half as it is shipped keeps its own rules: balanced, varied, clean, the same for every reader.
+"""The shipped synthetic half keeps its rules: balanced, varied, clean, the same for every reader.
 
-Set SPARCOM_NATURAL to a folder with the sources of the natural half, or with prepared files, to hold it against them.
+Set SPARCOM_NATURAL to a folder with the sources of the natural half, or with prepared files, to compare with them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ROOT = Path(__file__).parents[4]
 MODEL = Path("models/smollm2-135m-instruct")
 NATURAL = "SPARCOM_NATURAL"
 OPENINGS = 70
-# Quotation marks beyond ASCII, spaces that do not break and signs that are not seen.
+# Non-ASCII quotation marks, no-break spaces and invisible characters.
 TYPOGRAPHY = re.compile("[\u2018-\u201f\u2032\u2033\u00ab\u00bb\u00a0\u202f\u200b-\u200f\ufeff]")
 
 
 @pytest.fixture(scope="module")
 def half() -> dict[str, list[Instruction]]:
-    """The synthetic half by category, in the files' order."""
+    """The synthetic half by category, in the order of the files."""
     return {name: read_jsonl(path) for name, path in zip(CATEGORIES, synthetic_files(), strict=True)}
 
 
@@ -48,28 +48,28 @@ def report() -> Report:
 
 
 def test_the_check_finds_no_error(report: Report) -> None:
-    """Every rule is kept; the one warning that may be is of spelling, since names may look like slips."""
+    """No rule is broken; only spelling may warn, since names may look like misspellings."""
     assert [finding for finding in report.findings if finding.rule != "spelling"] == []
     assert report.skipped == []
 
 
-def test_what_the_spelling_checker_finds_are_names(report: Report) -> None:
-    """A word that is told as misspelt is a name: it begins with a capital."""
+def test_the_spelling_checker_flags_only_names(report: Report) -> None:
+    """Every reported misspelling is a name: it begins with a capital."""
     for finding in report.of("spelling"):
-        told = re.findall(r"(?:^|, )(\w+) \(", finding.message)
-        assert told, finding
-        assert all(word[0].isupper() for word in told), finding
+        flagged = re.findall(r"(?:^|, )(\w+) \(", finding.message)
+        assert flagged, finding
+        assert all(word[0].isupper() for word in flagged), finding
 
 
 def test_every_category_has_a_hundred(half: dict[str, list[Instruction]]) -> None:
-    """600 in all, ids numbered within the category, in the files' order."""
+    """There are 600 items, with ids numbered within the category, in the order of the files."""
     assert {name: len(items) for name, items in half.items()} == dict.fromkeys(CATEGORIES, ITEMS)
     for name, items in half.items():
         assert [item.id for item in items] == [f"{name.lower()}-s-{n:04}" for n in range(1, ITEMS + 1)]
 
 
-def test_every_item_says_what_it_is(half: dict[str, list[Instruction]]) -> None:
-    """Category, half, source, an open licence and the hash of the text stand with each."""
+def test_every_item_has_its_metadata(half: dict[str, list[Instruction]]) -> None:
+    """Each item records category, half, source, an open licence and the hash of its text."""
     for name, items in half.items():
         for item in items:
             assert (item.category, item.half, item.source, item.license) == (name, "synthetic", "hexainst", "CC0-1.0")
@@ -77,7 +77,7 @@ def test_every_item_says_what_it_is(half: dict[str, list[Instruction]]) -> None:
 
 
 def test_texts_are_plain(half: dict[str, list[Instruction]]) -> None:
-    """No white space at the ends, no carriage return or tab, ASCII quotation marks alone, nothing unseen."""
+    """Texts have no outer white space, carriage returns, tabs, non-ASCII quotation marks or hidden characters."""
     for item in (item for items in half.values() for item in items):
         text = item.text or ""
         assert text == text.strip(), item.id
@@ -86,13 +86,13 @@ def test_texts_are_plain(half: dict[str, list[Instruction]]) -> None:
 
 
 def test_beginnings_differ(half: dict[str, list[Instruction]]) -> None:
-    """At least 70 different first three words in every category."""
+    """Every category has at least 70 distinct first three words."""
     for name, items in half.items():
         assert len({opening(item.readable) for item in items}) >= OPENINGS, name
 
 
 def test_no_two_share_half_of_their_runs(half: dict[str, list[Instruction]]) -> None:
-    """Within and across categories, compared one by one: no pair shares half of the shorter one's 4-word runs."""
+    """Within and across categories, no pair shares half of the shorter one's 4-word runs."""
     runs = [(item.id, word_runs(item.readable)) for items in half.values() for item in items]
     for (first, mine), (second, other) in combinations(runs, 2):
         assert 2 * len(mine & other) < min(len(mine), len(other)), (first, second)
@@ -100,7 +100,7 @@ def test_no_two_share_half_of_their_runs(half: dict[str, list[Instruction]]) -> 
 
 @pytest.fixture(scope="module", params=["words", "tokens"])
 def lengths(request: pytest.FixtureRequest, half: dict[str, list[Instruction]]) -> dict[str, list[int]]:
-    """Of each category the lengths in words, and in tokens of the demo model."""
+    """Lengths per category, in words and in tokens of the demo model."""
     texts = {name: [item.readable for item in items] for name, items in half.items()}
     if request.param == "words":
         return {name: [len(text.split()) for text in found] for name, found in texts.items()}
@@ -111,7 +111,7 @@ def lengths(request: pytest.FixtureRequest, half: dict[str, list[Instruction]]) 
 
 
 def test_length_does_not_give_the_category_away(lengths: dict[str, list[int]]) -> None:
-    """Medians lie within a factor of two, and every category has short ones and long ones."""
+    """Medians lie within a factor of two, and every category has short and long items."""
     medians = [statistics.median(counts) for counts in lengths.values()]
     assert max(medians) <= 2 * min(medians)
     for name, counts in lengths.items():
@@ -120,7 +120,7 @@ def test_length_does_not_give_the_category_away(lengths: dict[str, list[int]]) -
 
 @pytest.mark.parametrize("first", [5, 10, 20, 50])
 def test_the_first_few_are_alike_in_every_category(first: int, lengths: dict[str, list[int]]) -> None:
-    """Who takes the first n gets short and long ones of each category alike, with about the median of all."""
+    """The first n of each category include short and long items, with about the median of all."""
     medians = {name: statistics.median(counts[:first]) for name, counts in lengths.items()}
     assert max(medians.values()) <= 2 * min(medians.values())
     for name, counts in lengths.items():
@@ -129,7 +129,7 @@ def test_the_first_few_are_alike_in_every_category(first: int, lengths: dict[str
 
 
 def test_topics_are_the_same_in_every_category(half: dict[str, list[Instruction]]) -> None:
-    """25 topics, each four times in each category, so that a topic does not give the category away."""
+    """25 topics occur four times each in every category, so that topics do not reveal the category."""
     topics = {name: Counter((item.metadata or {})["topic"] for item in items) for name, items in half.items()}
     (one, *others) = topics.values()
     assert len(one) == 25
@@ -138,26 +138,26 @@ def test_topics_are_the_same_in_every_category(half: dict[str, list[Instruction]
 
 
 def test_the_first_so_many_are_read() -> None:
-    """The first n of each category come in the order of the categories; more than there are is refused."""
+    """The first n of each category come in the order of categories; too large numbers are refused."""
     items = synthetic_instructions(2)
     assert [item.id for item in items] == [f"{name.lower()}-s-000{n}" for name in CATEGORIES for n in (1, 2)]
     assert len(synthetic_instructions()) == 600
     for wrong in (0, 101):
-        with pytest.raises(InvalidInputError, match=f"1 to 100 instructions a category; got {wrong}"):
+        with pytest.raises(InvalidInputError, match=f"per category must be 1 to 100 .*; got {wrong}"):
             synthetic_instructions(wrong)
 
 
 @pytest.fixture
 def natural() -> list[str]:
-    """Texts of the natural half's sources, where the environment says that they are at hand."""
+    """Texts of the natural half's sources, if the environment variable names them."""
     folder = os.environ.get(NATURAL)
     if not folder:
-        pytest.skip(f"no natural sources are at hand: {NATURAL} names a folder with them")
+        pytest.skip(f"no natural sources: set {NATURAL} to a folder with them")
     return [candidate.text for found in find_sources(Path(folder)) for candidate in found.candidates()]
 
 
 def test_nothing_is_copied_from_the_natural_sources(natural: list[str], half: dict[str, list[Instruction]]) -> None:
-    """No synthetic text is a near-duplicate of a natural one, and no 13 words in a row stand in both."""
+    """No synthetic text is a near-duplicate of a natural one or shares 13 consecutive words with it."""
     index = RunIndex()
     long_runs: set[tuple[str, ...]] = set()
     for text in natural:
@@ -171,7 +171,7 @@ def test_nothing_is_copied_from_the_natural_sources(natural: list[str], half: di
 
 
 def card() -> dict[str, Any]:
-    """The YAML at the head of the data card."""
+    """Return the YAML front matter of the data card."""
     yaml = pytest.importorskip("yaml")
     _, head, _ = (ROOT / "data" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     loaded: dict[str, Any] = yaml.safe_load(head)
@@ -181,8 +181,8 @@ def card() -> dict[str, Any]:
 def test_hugging_face_reads_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: dict[str, list[Instruction]]
 ) -> None:
-    """`datasets` loads the folder by the card's own configurations, and each line is what our reader reads."""
-    datasets = pytest.importorskip("datasets", reason="it is of the development tools")
+    """`datasets` loads the folder by the card's configurations; each line equals what our reader reads."""
+    datasets = pytest.importorskip("datasets", reason="needs the development tools")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
@@ -197,8 +197,8 @@ def test_hugging_face_reads_the_same(
     assert set(loaded[0]) == {"id", "category", "half", "source", "license", "sha256", "metadata", "text"}
 
 
-def test_the_card_says_what_is_true() -> None:
-    """Licence, language and size of the card are those of the files."""
+def test_the_data_card_matches_the_files() -> None:
+    """The card's licence, language and size equal those of the files."""
     head = card()
     assert head["license"] == "cc0-1.0"
     assert head["language"] == ["en"]

@@ -1,4 +1,4 @@
-"""Checking a set: every rule fires where it is broken and nowhere else, and nothing in a file stops the check."""
+"""Every rule fires only where it is broken, and nothing in a file stops the check."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QA = [
 ]
 SHORT = ["Odd or even?", "Fish or bird?", "Fact or fable?", "Calm or angry?", "Fruit or root?", "Old or new?"]
 SHORT += ["Verb or noun?", "Spam or not?", "Warm or cold?", "Prose or verse?"]
-LONG = (  # 13 words in a row are 10 runs of four; of 27 in each of the two texts
+LONG = (  # 13 consecutive words are 10 runs of four, out of 27 in each of the two texts
     "the keeper of the old lighthouse wrote down every single ship that passed",
     "Give a title to a story in which {} although nobody had asked him for such a list.",
     "Rewrite for a child of six, with one picture, the sentence that {} before she went to bed.",
@@ -65,7 +65,7 @@ def sound() -> list[Line]:
 
 
 def write(path: Path, lines: list[Any]) -> Path:
-    """Lines as JSON; bytes as they are."""
+    """Write values as JSON lines, bytes unchanged."""
     encoded = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
     path.write_bytes(b"".join(line + b"\n" for line in encoded))
     return path
@@ -73,7 +73,7 @@ def write(path: Path, lines: list[Any]) -> Path:
 
 @pytest.fixture
 def checked(tmp_path: Path) -> Callable[..., Report]:
-    """`checked(lines, **options)`: the report on a file of these lines."""
+    """Return `checked(lines, **options)`, which gives the report on a file of these lines."""
 
     def check(lines: list[Any], **options: Any) -> Report:
         return check_files([write(tmp_path / "set.jsonl", lines)], CheckOptions(**options))
@@ -89,7 +89,7 @@ def reworded(position: int, text: str) -> Callable[[list[Line]], None]:
 
 
 def halves(natural: Callable[[int], bool], *edits: Callable[[list[Line]], None]) -> Callable[[list[Line]], None]:
-    """Say of which half each line is, by its number within its category."""
+    """Set the half of each line by its number within its category."""
 
     def edit(lines: list[Line]) -> None:
         for number, line in enumerate(lines):
@@ -124,8 +124,8 @@ def two_long(lines: list[Line]) -> None:
     reworded(15, LONG[2].format(LONG[0]))(lines)
 
 
-NEARLY = "Decide whether seven is odd or a prime."  # of its 5 runs, 3 are in another
-# Edits of the sound set, and the rules that they break.
+NEARLY = "Decide whether seven is odd or a prime."  # shares 3 of its 5 runs with another text
+# Edits of the valid set, and the rules that they break.
 BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
     "a line": (lambda lines: lines.append({"id": "x"}), {"line"}),
     "an id twice": (lambda lines: lines[4].update(id="QA-4"), {"id"}),
@@ -133,7 +133,7 @@ BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
     "the same text": (reworded(4, "  DECIDE whether seven  is odd\nor even."), {"duplicate", "slip"}),
     "half of the runs": (reworded(4, NEARLY), {"near-duplicate"}),
     "half of the runs, one half": (halves(lambda _: False, reworded(4, NEARLY)), {"near-duplicate"}),
-    "a half that is none": (lambda lines: [line.update(half="natral") for line in lines], {"half"}),
+    "an unknown half": (lambda lines: [line.update(half="natral") for line in lines], {"half"}),
     "a source's template": (halves(lambda _: True, reworded(4, NEARLY)), {"template"}),
     "half of the runs, two halves": (halves(lambda number: number % 2 == 0, reworded(4, NEARLY)), {"contamination"}),
     "the same text, two halves": (
@@ -152,13 +152,13 @@ BREAKS: dict[str, tuple[Callable[[list[Any]], object], set[str]]] = {
         {"balance"},
     ),
     "lengths": (only_short, {"length"}),
-    "beginnings": (many_alike, {"openings"}),
+    "openings": (many_alike, {"openings"}),
     "a language": (reworded(12, "Warum geht der Teig auf, bevor das Brot gebacken wird?"), {"language"}),
     "a misspelling": (reworded(12, "Where does a ship recieve its name?"), {"spelling"}),
     "a slip": (reworded(12, "Where does a ship get get its name?"), {"slip"}),
 }
 KEEPS: dict[str, Callable[[list[Any]], object]] = {
-    "the sound set": lambda _: None,
+    "the valid set": lambda _: None,
     "no hash": lambda lines: lines[4].pop("sha256"),
     "fewer than half of the runs": reworded(4, "Decide whether seven is prime, and say why."),
     "13 words, one half": two_long,
@@ -176,8 +176,8 @@ KEEPS: dict[str, Callable[[list[Any]], object]] = {
 
 
 @pytest.mark.parametrize("case", BREAKS)
-def test_a_rule_that_is_broken_is_told(case: str, checked: Callable[..., Report]) -> None:
-    """One change to a sound set gives findings of just the rules that it breaks."""
+def test_a_broken_rule_is_reported(case: str, checked: Callable[..., Report]) -> None:
+    """One change to a valid set breaks exactly the expected rules."""
     edit, rules = BREAKS[case]
     lines: list[Any] = sound()
     edit(lines)
@@ -187,8 +187,8 @@ def test_a_rule_that_is_broken_is_told(case: str, checked: Callable[..., Report]
 
 
 @pytest.mark.parametrize("case", KEEPS)
-def test_what_keeps_the_rules_has_no_finding(case: str, checked: Callable[..., Report]) -> None:
-    """Changes that stay within every rule are not reported."""
+def test_valid_sets_have_no_findings(case: str, checked: Callable[..., Report]) -> None:
+    """Changes within the rules are not reported."""
     lines: list[Any] = sound()
     KEEPS[case](lines)
     report = checked(lines)
@@ -197,13 +197,13 @@ def test_what_keeps_the_rules_has_no_finding(case: str, checked: Callable[..., R
     assert report.instructions == 20
 
 
-def test_every_rule_is_held_to_a_case() -> None:
-    """No rule is without a case that breaks it."""
+def test_every_rule_has_a_case() -> None:
+    """Every rule has a case that breaks it."""
     assert set.union(*(rules for _, rules in BREAKS.values())) == set(RULES)
 
 
-def test_a_damaged_file_is_told_by_line_and_field_and_the_rest_is_checked(checked: Callable[..., Report]) -> None:
-    """Six lines that cannot be read are six findings; a misspelling, a copy and the groups of the others are seen."""
+def test_damaged_lines_are_reported_and_the_rest_is_checked(checked: Callable[..., Report]) -> None:
+    """Six unreadable lines are six findings; a misspelling, a copy and the groups of the others are still reported."""
     broken = [
         b'{"id": "a", "text": ',
         {"id": "b", "txt": "t", "text": "t"},
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_told_by_line_and_field_and_the_rest_is_checked(checke
 
 
 def test_a_file_of_broken_lines_alone_fails(checked: Callable[..., Report]) -> None:
-    """With no line that can be read there is a report of the faults, not a crash; with no line at all an error."""
+    """Without any readable line, the report lists the faults; without any line, there is an error."""
     report = checked([b"{", b"}"])
     assert (report.instructions, report.count("error"), report.groups) == (0, 2, [])
     with pytest.raises(InvalidInputError, match=r"nothing to check: .*set\.jsonl"):
@@ -239,18 +239,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         check_files([tmp_path / "gone.jsonl"])
 
 
-def test_token_ids_are_counted_and_said_to_be_unchecked(checked: Callable[..., Report]) -> None:
-    """What has no text is no copy of anything; the report says how many were not looked at."""
+def test_token_ids_are_counted_and_reported_as_unchecked(checked: Callable[..., Report]) -> None:
+    """Instructions without text match nothing; the report states how many were not checked."""
     tokens = [{"id": f"t{i}", "token_ids": [1, 2, 3], "category": "QA", "sha256": "00"} for i in range(2)]
     report = checked(tokens)
     assert report.findings == []
-    assert report.skipped == ["2 instructions given as token ids: nothing that concerns text was checked of them"]
+    assert report.skipped == ["2 instructions given as token ids: checks of texts do not apply to them"]
     (group,) = report.groups
     assert (group.instructions, group.words, group.tokens, group.openings) == (2, None, None, 0)
 
 
-def test_conversations_are_checked_by_what_is_said_in_them(checked: Callable[..., Report]) -> None:
-    """The turns of a conversation are its text: hash, copies and misspellings are those of that text."""
+def test_conversations_are_checked_by_their_turns(checked: Callable[..., Report]) -> None:
+    """The turns of a conversation are its text: hash, copies and misspellings refer to it."""
     turns = ["Please be brief.", "Where does a ship recieve its name?"]
     messages = [{"role": role, "content": text} for role, text in zip(("system", "user"), turns, strict=True)]
     text = "\n\n".join(turns)
@@ -264,7 +264,7 @@ def test_conversations_are_checked_by_what_is_said_in_them(checked: Callable[...
 
 
 def named_pairs(report: Report) -> set[tuple[str, frozenset[str]]]:
-    """Rule and both ids of every finding about a pair."""
+    """Return rule and both ids of every finding about a pair."""
     pairs = {"duplicate", "near-duplicate", "template", "contamination", "overlap"}
     return {
         (finding.rule, frozenset({finding.id, *re.findall(r"(\S+) \([^()]*, line \d+\)", finding.message)}))
@@ -274,7 +274,7 @@ def named_pairs(report: Report) -> set[tuple[str, frozenset[str]]]:
 
 
 def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
-    """The halves in either order, and the lines backwards, give the same pairs under the same rules."""
+    """The halves in either order, and reversed lines, give the same pairs under the same rules."""
     ours = [
         item(f"s{i}", text, "CLS", half="synthetic") for i, text in enumerate([*CLS, NEARLY, LONG[1].format(LONG[0])])
     ]
@@ -298,8 +298,8 @@ def test_pairs_do_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
     assert [named_pairs(report) for report in reports] == [expected] * 4
 
 
-def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """A copy and 13 words of a file that the set must not know are told, with both places."""
+def test_files_are_compared_with_others(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """A copy of a text of the other file, and 13 shared words, are reported with both locations."""
     lines = sound()
     reworded(3, LONG[1].format(LONG[0]))(lines)
     other = [item("o0", f"Sir, {QA[1]}"), item("o1", LONG[2].format(LONG[0])), item("o2", "Something else entirely.")]
@@ -309,13 +309,13 @@ def test_files_are_held_against_others(tmp_path: Path, checked: Callable[..., Re
         ("overlap", frozenset({"CLS-3", "o1"})),
     }
     (overlap,) = report.of("overlap")
-    assert "has 13 words of o1 (other.jsonl, line 2): 'the keeper of the old" in overlap.message
+    assert "shares 13 words with o1 (other.jsonl, line 2): 'the keeper of the old" in overlap.message
     assert report.instructions == 20
     assert report.skipped == []
 
 
-def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """Records of benchmarks as they are published, one file or a folder of them, with the fields that they have."""
+def test_a_raw_data_set_is_compared_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """Records of benchmarks are read as published, from one file or a folder, with their own field names."""
     (tmp_path / "raw").mkdir()
     write(tmp_path / "raw" / "qa.jsonl", [{"question": QA[0], "answer": "Michelangelo"}])
     (tmp_path / "raw" / "more.json").write_text(json.dumps([{"instruction": "None of ours.", "input": QA[1]}]))
@@ -323,8 +323,8 @@ def test_a_raw_data_set_is_held_against_too(tmp_path: Path, checked: Callable[..
     assert {finding.id for finding in report.of("contamination")} == {"QA-0", "QA-1"}
 
 
-def test_what_cannot_be_held_against_the_set_is_said(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """A file without any text is an error and no silent pass; single records without one are said."""
+def test_records_without_text_are_reported(tmp_path: Path, checked: Callable[..., Report]) -> None:
+    """A file without any text is an error, not a silent pass; single records without text are reported."""
     raw = write(tmp_path / "raw.jsonl", [{"id": "t", "token_ids": [1]}])
     with pytest.raises(InvalidInputError, match=r"fields text, prompt, .*raw\.jsonl has none"):
         checked(sound(), against=(raw,))
@@ -333,25 +333,25 @@ def test_what_cannot_be_held_against_the_set_is_said(tmp_path: Path, checked: Ca
     mixed = write(tmp_path / "mixed.jsonl", [item("o", QA[0]), {"answer": "t"}, {"id": "t", "token_ids": [1]}])
     report = checked(sound(), against=(mixed,))
     assert named_pairs(report) == {("contamination", frozenset({"QA-0", "o"}))}
-    (said,) = report.skipped
-    assert said.startswith(f"2 records without a text in {mixed}")
+    (message,) = report.skipped
+    assert message.startswith(f"2 records without a text in {mixed}")
 
 
-def test_without_the_spelling_checker_the_report_says_so(
+def test_a_missing_spelling_checker_is_reported(
     checked: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spelling that was not looked at is named with the remedy, and language is checked all the same."""
+    """Without the spelling checker, the report gives the remedy, and language is still checked."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     lines = sound()
     reworded(12, "Warum geht der Teig auf, bevor das Brot gebacken wird?")(lines)
     report = checked(lines)
     assert [finding.rule for finding in report.findings] == ["language"]
-    (said,) = report.skipped
-    assert f"typos, which is not installed: {install_command('dataset')}" in said
+    (message,) = report.skipped
+    assert f"typos, which is not installed: {install_command('dataset')}" in message
 
 
 def test_lengths_are_given_in_tokens_too(tmp_path: Path, checked: Callable[..., Report]) -> None:
-    """With a tokenizer each group has quantiles of tokens beside those of words, and both are compared."""
+    """With a tokenizer, groups have quantiles of tokens and of words, and both are compared."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
@@ -393,7 +393,7 @@ ANYTHING = st.builds(
 @settings(max_examples=25)
 @given(st.lists(ANYTHING, min_size=1, max_size=8))
 def test_no_text_stops_the_check(tmp_path_factory: pytest.TempPathFactory, lines: list[Line]) -> None:
-    """Any Unicode in text, id, category or half is checked, and the report survives JSON."""
+    """Any Unicode in text, id, category or half can be checked, and the report survives JSON."""
     report = check_files([write(tmp_path_factory.getbasetemp() / "any.jsonl", lines)])
     assert Report.model_validate_json(report.model_dump_json()) == report
     assert report.instructions == len(lines)

@@ -1,4 +1,4 @@
-"""Word runs: `RunIndex` skips comparisons whose result is known, so it is held to comparing all with all."""
+"""Word runs: `RunIndex` skips unnecessary comparisons but must equal comparison of all pairs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from sparcom_hexainst.check.runs import NEAR, RUN, Pair, RunIndex, near_duplicates, word_runs, words
 
-# Few different words, so that texts share runs; some of none, some shorter than a run.
+# A small vocabulary, so that texts share runs; some texts are empty or shorter than a run.
 TEXTS = st.lists(
     st.one_of(
         st.lists(st.sampled_from("abc"), max_size=14).map(" ".join),
@@ -21,14 +21,14 @@ TEXTS = st.lists(
     ),
     max_size=12,
 )
-# Shares that pairs of short texts really have lie on the edge.
+# Shares that pairs of short texts can have are the edge cases.
 SHARES = st.one_of(
     st.floats(0.1, 1), st.tuples(st.integers(1, 9), st.integers(1, 9)).map(lambda pair: min(pair) / max(pair))
 )
 
 
 def plain_runs(text: str) -> set[tuple[str, ...]]:
-    """The definition, in a loop."""
+    """Return the runs by the definition, in a loop."""
     found = words(text)
     if not found:
         return {(text.strip(),)}
@@ -38,7 +38,7 @@ def plain_runs(text: str) -> set[tuple[str, ...]]:
 
 
 def all_pairs(texts: list[str], near: float) -> list[Pair]:
-    """The definition: every text with every other."""
+    """Return all pairs by the definition: every text with every other."""
     runs = [plain_runs(text) for text in texts]
     shares = [
         Pair(i, j, len(runs[i] & runs[j]) / min(len(runs[i]), len(runs[j])))
@@ -49,13 +49,13 @@ def all_pairs(texts: list[str], near: float) -> list[Pair]:
 
 @given(TEXTS, SHARES)
 def test_no_pair_is_missed_and_none_invented(texts: list[str], near: float) -> None:
-    """The pairs and their shares are those of comparing all with all, whatever the threshold."""
+    """Pairs and shares equal those of comparing all pairs, at any threshold."""
     assert near_duplicates(texts, near) == all_pairs(texts, near)
 
 
 @given(TEXTS, SHARES)
 def test_an_index_is_asked_from_either_side(texts: list[str], near: float) -> None:
-    """A draw asks for one text among those taken before: shorter and longer ones are found, from that side alone."""
+    """Queries for one text find both shorter and longer indexed texts."""
     for position, text in enumerate(texts):
         index = RunIndex(near)
         for other in texts[:position]:
@@ -67,8 +67,8 @@ def test_an_index_is_asked_from_either_side(texts: list[str], near: float) -> No
 @pytest.mark.parametrize(("shared", "of", "near"), [(7, 100, 0.07), (14, 50, 0.28), (55, 100, 0.55)])
 @pytest.mark.parametrize("others", [0, 200])
 def test_a_share_just_at_the_threshold_counts(shared: int, of: int, near: float, others: int) -> None:
-    """The threshold itself is near enough where its product with the number of runs is rounded up."""
-    assert near * of > shared, "the case is one of rounding"
+    """A share equal to the threshold counts, even if its product with the number of runs is rounded up."""
+    assert near * of > shared, "the product must round up"
     common = [f"c{i}" for i in range(shared + RUN - 1)]
     rest = of - shared
     sizes = {"a": rest, "b": rest + others}
@@ -80,7 +80,7 @@ def test_a_share_just_at_the_threshold_counts(shared: int, of: int, near: float,
 
 
 def test_a_sparse_product_finds_the_same_pairs() -> None:
-    """300 texts put together of common pieces: a product of matrices, which shares no code with ours, agrees."""
+    """On 300 texts assembled from common pieces, an independent matrix product finds the same pairs."""
     draw = random.Random(7)  # noqa: S311
     pieces = [" ".join(f"w{draw.randrange(400)}" for _ in range(draw.randint(2, 20))) for _ in range(120)]
     texts = [" ".join(draw.choices(pieces, k=draw.randint(1, 4))) for _ in range(300)]
@@ -100,33 +100,33 @@ def sparse_pairs(texts: list[str]) -> list[Pair]:
 
 
 def test_words_are_letters_and_digits_without_case() -> None:
-    """Signs and underscores part words, case is folded (ß is ss), and Chinese, Japanese and Korean count by sign."""
+    """Signs and underscores separate words, case is folded (ß is ss), and CJK scripts count by character."""
     assert words("Don't STOP—snake_case, x2: Straße!") == ["don", "t", "stop", "snake", "case", "x2", "strasse"]
     assert words("请把这句话 translate をして 한국") == [*"请把这句话", "translate", *"をして", *"한국"]
     assert words("¿…? _ _ ()") == []
 
 
 def test_chinese_near_duplicates_are_found() -> None:
-    """A sentence without spaces is not one long word: two that differ in the last sign are near-duplicates."""
+    """A sentence without spaces is many words: two that differ in the last character are near-duplicates."""
     (pair,) = near_duplicates(["请把下面这句话翻译成英文。", "请把下面这句话翻译成德文。", "写一首关于大海的诗。"])
     assert (pair.first, pair.second) == (0, 1)
 
 
 def test_short_texts_are_compared_whole() -> None:
-    """Fewer words than a run are one run: equal ones pair, others do not; so do texts of signs alone."""
+    """Texts shorter than a run form one run: equal ones pair, others do not; texts of signs alone too."""
     assert word_runs("Say hello") == {("say", "hello")}
     texts = ["Say hello", "say, HELLO!", "hello say", "?!", " ?!\n", "!?", "1 2 3", "1 2 3 4"]
     assert [(pair.first, pair.second) for pair in near_duplicates(texts)] == [(0, 1), (3, 4)]
 
 
 def test_a_text_within_a_longer_one_is_a_near_duplicate_of_it() -> None:
-    """The share is of the shorter text: a sentence that stands in an article is all of itself."""
+    """The share refers to the shorter text: a sentence within an article shares all of itself."""
     article = " ".join(f"word{i}" for i in range(200))
     assert near_duplicates([article, "word50 word51 word52 word53 word54"]) == [Pair(0, 1, 1.0)]
 
 
 @pytest.mark.parametrize("near", [0.0, -0.5, 1.01, float("nan")])
 def test_a_share_outside_its_range_is_refused(near: float) -> None:
-    """At 0 every text would be near every other; above 1 none could be."""
+    """At threshold 0, every text would match every other; above 1, none could."""
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         RunIndex(near)

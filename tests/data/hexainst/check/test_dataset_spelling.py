@@ -1,4 +1,4 @@
-"""Slips, misspellings and foreign languages: what is told, and what looks like it and is left alone."""
+"""Typing slips, misspellings and foreign languages, and valid texts that resemble them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SLIPS = {
     "Two  spaces stand here.": "two spaces within a sentence at character 4",
     "A space , then a comma.": "a space before a comma or semicolon at character 7",
     "A bell\x07 rings.": "a control character at character 7",
-    "It\u00e2\u20ac\u2122s wrong.": "a sign of text decoded wrongly at character 3",
-    "Lost \ufffd sign.": "a sign of text decoded wrongly at character 6",
+    "It\u00e2\u20ac\u2122s wrong.": "a sign of a decoding error at character 3",
+    "Lost \ufffd sign.": "a sign of a decoding error at character 6",
     " Begins late.": "white space at an end at character 1",
     "Ends late.\n": "white space at an end at character 11",
 }
@@ -51,31 +51,31 @@ NOT_FOREIGN = [
 
 @pytest.mark.parametrize("text", SLIPS)
 def test_a_slip_is_named_with_its_place(text: str) -> None:
-    """Each kind of slip is told with the character at which it stands."""
+    """Each kind of slip is named with the position of its character."""
     assert slips(text) == [SLIPS[text]]
 
 
-def test_a_slip_is_told_once_however_often_it_occurs() -> None:
+def test_a_repeated_slip_is_reported_once() -> None:
     """A line of 10,000 equal words is one finding, not 5,000."""
     assert slips("word " * 10_000 + "end") == ["'word' twice in a row"]
 
 
 @pytest.mark.parametrize("text", NO_SLIPS)
-def test_what_looks_like_a_slip_is_none(text: str) -> None:
-    """Words that may stand twice, indentation, lists of numbers and accents are left alone."""
+def test_lookalikes_of_slips_are_ignored(text: str) -> None:
+    """Words that may be doubled, indentation, lists of numbers and accents are no slips."""
     assert slips(text) == []
 
 
-def test_a_misspelling_is_given_to_its_own_text() -> None:
-    """Whatever breaks a line for some program, 10,000 words and a null do not shift the place of what follows."""
+def test_a_misspelling_is_assigned_to_its_text() -> None:
+    """Unusual line breaks, 10,000 words and a null do not shift the positions of later texts."""
     texts = [f"one{end}two{end}three" for end in BREAKS] + ["tide and rock " * 3334, "\x00", ""]
     found = misspellings([*texts, "They recieve it.\r\nWe recieve teh rest.", "Nothing here.", "A mesage."])
     last = len(texts)
     assert found == {last: ["recieve (receive)", "recieve (receive)", "teh (the)"], last + 2: ["mesage (message)"]}
 
 
-def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> None:
-    """Code, names, British and American forms do not alarm."""
+def test_identifiers_and_both_spellings_are_accepted() -> None:
+    """Code, names, and British and American spelling are no misspellings."""
     texts = [
         "colour color harbour harbor organise organize",
         "def recv_msg(buf): return buf[::-1]",
@@ -84,24 +84,24 @@ def test_identifiers_and_both_sides_of_the_atlantic_are_no_misspellings() -> Non
     assert misspellings(texts) == {}
 
 
-def test_a_checker_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is missing or ends badly is an error with the remedy, never a text without findings."""
+def test_a_failing_checker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing or failing program is an error with the remedy, never a text without findings."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/false")
-    with pytest.raises(MissingExtraError, match=r"typos failed .*install it anew"):
+    with pytest.raises(MissingExtraError, match=r"typos failed .*reinstall it"):
         misspellings(["recieve"])
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(MissingExtraError, match=r"not installed: pip install .*\[dataset\]"):
         misspellings(["recieve"])
 
 
-def test_a_foreign_language_is_told_by_its_code() -> None:
-    """A sentence in another language is found; formulae, code, names and fragments are not taken for one."""
+def test_a_foreign_language_is_reported_by_its_code() -> None:
+    """A sentence in another language is found; formulae, code, names and fragments are not misidentified."""
     texts = [*NOT_FOREIGN, *FOREIGN.values()]
     assert foreign(texts) == dict(enumerate(FOREIGN, start=len(NOT_FOREIGN)))
     assert foreign([FOREIGN["de"], "Why does the dough rise before the bread is baked?"], "de") == {1: "en"}
 
 
 def test_an_unknown_language_is_refused() -> None:
-    """A code that the identifier does not know is an error with the rule."""
+    """An unknown language code is an error that states the rule."""
     with pytest.raises(InvalidInputError, match="'klingon' is not known"):
         foreign([], "klingon")
