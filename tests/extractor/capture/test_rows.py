@@ -204,8 +204,8 @@ def engine_config(**changed: Any) -> Any:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"replicas": 2}, "an engine for each replica"),
-        ({"experts": True}, "Use tensor parallelism alone"),
+        ({"replicas": 2}, "one engine per replica"),
+        ({"experts": True}, "Use tensor parallelism only"),
         ({"use_ubatching": True}, "micro-batches"),
         ({"speculative": object()}, "speculative decoding"),
         ({"fast_prefill": True}, "kv_sharing_fast_prefill"),

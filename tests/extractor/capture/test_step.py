@@ -304,5 +304,5 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])
 def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     """0 <= begin <= end, and neither row nor index is negative."""
-    with pytest.raises(ValueError, match="a plan has 0 <= begin <= end"):
+    with pytest.raises(ValueError, match="a plan needs 0 <= begin <= end"):
         Plan(**(plan(0, 10, 2) | wrong))

@@ -47,11 +47,11 @@ def test_a_folder_and_a_name_pass(folder: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"config__json": None}, "a model's folder holds config.json; "),
-        ({"config__json": None, "m__gguf": ""}, "holds a model as GGUF, whose quantised weights show no neurons"),
-        ({"config__json": "{"}, "config.json holds one JSON object"),
-        ({"config__json": "[]"}, "config.json holds one JSON object"),
-        ({"model__safetensors": None}, "a model's folder holds weights (*.safetensors, *.bin, *.pt)"),
+        ({"config__json": None}, "a model's folder must hold config.json; "),
+        ({"config__json": None, "m__gguf": ""}, "holds a GGUF model; its quantized weights do not expose neurons"),
+        ({"config__json": "{"}, "config.json must hold one JSON object"),
+        ({"config__json": "[]"}, "config.json must hold one JSON object"),
+        ({"model__safetensors": None}, "a model's folder must hold weights (*.safetensors, *.bin, *.pt)"),
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(
@@ -75,16 +75,16 @@ def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None
 @pytest.mark.parametrize("model", ["/no/such", "./no", "a/b/c", "~/no"])
 def test_a_path_that_is_no_folder_is_refused(model: str) -> None:
     """A name that can only be a path is not looked up on the hub."""
-    assert f"{model} is no folder" in message_for(model)
+    assert f"{model} is not a folder" in message_for(model)
 
 
 def test_files_and_settings_that_do_not_go_together(folder: Callable[..., Path]) -> None:
     """A GGUF file, another file, a revision of a folder, an unknown quantization method."""
     path = folder()
-    assert "holds a model as GGUF" in message_for("org/name.gguf")
+    assert "holds a GGUF model" in message_for("org/name.gguf")
     assert "config.json is a file" in message_for(path / "config.json")
-    assert "revision goes with a name on the Hugging Face hub" in message_for(path, revision="v1")
-    assert "quantization must be a method that the installed vLLM knows: " in message_for(path, quantization="zip")
+    assert "revision needs a name on the Hugging Face hub" in message_for(path, revision="v1")
+    assert "quantization must be a method of the installed vLLM: " in message_for(path, quantization="zip")
     check_model(EngineSettings(model=str(path), quantization="fp8"))
 
 

@@ -102,7 +102,7 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
         ({"pipeline_parallel_size": 2}, ["pipeline_parallel_size must be 1 on a CPU"]),
         (
             {"tensor_parallel_size": 3, "pipeline_parallel_size": 2},
-            ["it is 3. Take fewer ranks", "it is 2. Use tensor"],
+            ["it is 3. Use fewer ranks", "it is 2. Use tensor"],
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_supported_versions_pass(found: str) -> None:
 @pytest.mark.parametrize("found", ["0.23.9", "0.34.0", "0.3", "1.0.0", "unknown"])
 def test_other_versions_are_refused(found: str) -> None:
     """Older, newer and unreadable versions are refused with the range and what was found."""
-    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.24 up to, not including, 0.34; {found} is installed"):
+    with pytest.raises(UnsupportedModelError, match=f"vLLM of at least 0.24 and below 0.34; {found} is installed"):
         versions.check_vllm(found)
 
 

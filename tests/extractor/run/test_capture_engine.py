@@ -183,7 +183,7 @@ def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> No
     with pytest.raises(InvalidInputError, match="'a' occurs 2 times"):
         tiny_engine.prepare(twice, tmp_path / "a.zarr")
     chat = Instruction.model_validate({"id": "a", "messages": [{"role": "user", "content": "x"}]})
-    with pytest.raises(InvalidInputError, match="messages go with prompt_format 'chat'"):
+    with pytest.raises(InvalidInputError, match="messages need prompt_format 'chat'"):
         tiny_engine.prepare([chat], tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a.zarr").mkdir()
@@ -308,7 +308,7 @@ def test_faults_of_a_model_are_never_masks(
     with pytest.raises(EngineError, match=r"layer 1 wrote 2 times, .* The model runs a layer several times per token"):
         engine.run(engine.prepare(some, tmp_path / "loop.zarr"))
     assert set(open_archive(tmp_path / "loop.zarr").instructions.state.tolist()) == {int(State.PENDING)}
-    assert call("sparcom_describe")["refusal"] is None, "the trial step has one row"
+    assert call("sparcom_describe")["refusal"] is None, "the dummy batch has one row"
     call("faulty_loop", 1)
     assert "layer 1 wrote 2 times, 2 rows" in call("sparcom_describe")["refusal"]
     call("faulty_loop", 1 << 30)

@@ -82,7 +82,7 @@ def test_a_prompt_that_cannot_run_fails_alone(tmp_path: Path) -> None:
     assert states(tmp_path / "a.zarr") == [State.COMPLETE, State.FAILED, State.FAILED, State.COMPLETE]
     errors = open_archive(tmp_path / "a.zarr").strings("error")
     assert errors[1].startswith(f"a prompt may have at most {CONTEXT - 1} tokens")
-    assert errors[2] == "the engine refused the prompt: not this one"
+    assert errors[2] == "vLLM rejected the prompt: not this one"
     assert (progress.complete, progress.failed, progress.seconds_left) == (2, 2, None)
     assert_right(open_archive(tmp_path / "a.zarr"))
 
@@ -102,7 +102,7 @@ def test_rows_of_other_tokens_are_never_complete(tmp_path: Path) -> None:
     assert (progress.complete, progress.failed) == (len(MIXED) - 1, 1)
     assert states(tmp_path / "a.zarr")[1] == State.FAILED
     assert (
-        "row 0 of 18 differs. The masks belong to something else"
+        "row 0 of 18 differs. Do not use these masks"
         in open_archive(tmp_path / "a.zarr").strings("error")[1]
     )
     assert_right(open_archive(tmp_path / "a.zarr"))
@@ -184,8 +184,8 @@ def test_what_breaks_a_rule_leaves_nothing_behind(tmp_path: Path) -> None:
         ([4, 5, 7], [2, 3, 4], "row 2 of 3 differs"),
         ([4, 5], [2, 3], "row 2 of 3 differs"),
         ([4, 5, 6, 7], [2, 3, 4, 5], "row 3 of 3 differs"),
-        ([4, 5, 6], [0, 1, 2], "positions must run from 2 on"),
-        ([4, 5, 6], [2, 4, 3], "positions must run from 2 on"),
+        ([4, 5, 6], [0, 1, 2], "positions must be consecutive from 2 on"),
+        ([4, 5, 6], [2, 4, 3], "positions must be consecutive from 2 on"),
     ],
 )
 def test_misaligned_rows_are_reported(ids: list[int], positions: list[int], reason: str | None) -> None:

@@ -210,7 +210,7 @@ def test_warnings_name_three_ids_and_the_number() -> None:
     assert warning.startswith("1,000 of 1,000 instructions ('i0', 'i1', 'i2', …): ")
     assert prompt_warnings(names, ids, known, None) == []
     (warning,) = prompt_warnings(names, ids, unknown, 2)
-    assert "where the prompt's tokens come from is unknown" in warning
+    assert "the origin of the prompt's tokens is unknown" in warning
 
 
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])

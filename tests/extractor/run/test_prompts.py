@@ -135,7 +135,7 @@ def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> Non
     options = {"prompt_format": "chat"} if chat else {}
     first, refused, last = prompts(seen, {"text": "a"}, large, {"text": fits}, **options)
     assert (refused.text, refused.ids.tolist()) == ("", [])
-    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text has" in refused.error
+    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text of" in refused.error
     assert first.error == ""
     assert last.error.startswith("a prompt may have at most")
     assert "bytes" not in last.error
@@ -175,7 +175,7 @@ def test_a_text_without_tokens_is_an_error_of_its_own() -> None:
     silent = WithBos()
     silent.__class__ = type("Silent", (WithBos,), {"__call__": lambda *_, **__: {"input_ids": [[]]}})
     (prompt,) = prompts(silent, {"text": "x"})
-    assert "makes none of this text" in prompt.error
+    assert "produces none from this text" in prompt.error
 
 
 def test_ids_past_the_vocabulary_are_an_error_of_their_own(tokenizer: Any) -> None:
@@ -198,7 +198,7 @@ def test_ids_past_the_models_embedding_are_an_error_of_their_own(tokenizer: Any)
     text, plain = make_prompts(
         extended, instructions_of({"text": "a <new> b"}, {"text": "a"}), ExtractionOptions(), LIMIT, size
     )
-    assert f"vocabulary, {size}; the largest is {size}. Leave" in text.error
+    assert f"vocabulary, {size}; the largest is {size}. Remove" in text.error
     assert plain.error == ""
 
 
@@ -222,7 +222,7 @@ def test_every_instruction_that_does_not_go_with_the_format_is_listed(tokenizer:
     with pytest.raises(InvalidInputError) as caught:
         prompts(tokenizer, {"token_ids": (1,)}, {"text": "b"}, {"token_ids": (2,)}, prompt_format="chat")
     assert len(caught.value.problems) == 2
-    assert "token_ids go with prompt_format 'raw'" in caught.value.problems[1]
+    assert "token_ids need prompt_format 'raw'" in caught.value.problems[1]
 
 
 def test_chat_without_a_template_is_refused_with_everything_else() -> None:

@@ -79,7 +79,7 @@ def test_a_checkpoint_is_refused_by_what_it_lacks(family: str, loaded: dict[str,
     cut = said.pop("cut")
     wrong = {}
     for name, sentence in said.items():
-        named = re.match(r"the checkpoint lacks ([^,]+), and vLLM would run", sentence or "")
+        named = re.match(r"the checkpoint lacks ([^,]+); vLLM would run", sentence or "")
         if (named[1] if named else None) != name and name != "model.norm.weight":
             wrong[name] = sentence
     assert wrong == {}
@@ -109,6 +109,6 @@ def test_an_engine_without_one_up_proj_is_refused(
     save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         UnsupportedModelError,
-        match=r"model 'half' is refused: the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight, and vLLM would",
+        match=r"model 'half' is refused: the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight; vLLM would",
     ):
         start_engine(half)

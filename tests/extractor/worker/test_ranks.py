@@ -259,7 +259,7 @@ def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
 
 def test_an_expert_that_the_model_does_not_have_is_not_counted() -> None:
     """It would be counted for the next layer's."""
-    with pytest.raises(ValueError, match="among 6 experts; a row says 6"):
+    with pytest.raises(ValueError, match="below 6, the number of experts; a row has 6"):
         count_experts(np.full((1, 2, 2), 6, dtype=np.uint16), np.zeros((2, 6), dtype=np.uint32))
 
 

@@ -152,8 +152,8 @@ def test_a_bug_in_the_writer_is_reported(
         session.append_rows(StepRows([RowRange(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
         reply = poller(archive, session).until(lambda reply: reply.error)
     assert reply.error.kind == "capture"
-    assert "writing the archive broke: IndexError" in reply.error.reason
-    assert "the capture session broke" in caplog.text
+    assert "writing the archive failed: IndexError" in reply.error.reason
+    assert "the capture session failed" in caplog.text
 
 
 def test_threads_end_with_the_session(new_archive: Any, tmp_path: Path) -> None:

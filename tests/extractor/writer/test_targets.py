@@ -113,7 +113,7 @@ def test_a_damaged_chunk_is_not_read_back(new_target: Any, writing: Any, tmp_pat
         writer.write_rows(2, truth[2:3])
         data = target.path(0).read_bytes()
         target.path(0).write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == b"\0" else damage)
-        with pytest.raises(DamagedArchiveError, match="must be as it was written; its checksum is wrong"):
+        with pytest.raises(DamagedArchiveError, match="must be unchanged; its checksum is wrong"):
             writer.write_rows(1, truth[1:2])
 
 
@@ -149,5 +149,5 @@ def test_a_chunk_of_another_codec_is_refused(tmp_path: Path, written_compressed:
     shape, dtype = (64,), np.dtype("<u4")
     written = ChunkTarget(tmp_path, 64, shape, dtype=dtype, compressed=written_compressed)
     written.write_chunk(0, np.arange(64, dtype=dtype), write_durably)
-    with pytest.raises(DamagedArchiveError, match=r"chunk .*c\.0 must be as it was written"):
+    with pytest.raises(DamagedArchiveError, match=r"chunk .*c\.0 must be unchanged"):
         ChunkTarget(tmp_path, 64, shape, dtype=dtype, compressed=not written_compressed).read_chunk(0)

@@ -96,7 +96,7 @@ def test_a_model_of_the_transformers_backend_is_refused_with_a_hint() -> None:
     model = type("TransformersForCausalLM", (nn.Module,), {})()
     model.blocks = nn.ModuleList([nn.Identity()])
     with pytest.raises(
-        UnsupportedModelError, match="Transformers backend, which runs it, shows a gate only where it merges"
+        UnsupportedModelError, match="Transformers backend runs it, which exposes gates only if it merges"
     ):
         find_gated_ffns(model, 1)
 
@@ -183,10 +183,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"GeluAndMulSparse cannot be captured: its threshold is a statistic of the row",
     ),
     "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) holds 2 linear layers that do not fit"),
-    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is an MoE layer of another kind"),
+    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is of another kind"),
     "a kind of MoERunner": (
         experts("Mine", class_named("MoERunner", nn.Module)),
-        r"\(Mine\) is an MoE layer of another kind",
+        r"\(Mine\) is of another kind",
     ),
 }
 

@@ -179,19 +179,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "data parallelism": (lambda: moe_block(dp=2), "data_parallel_size=1"),
     "sequence parallelism": (lambda: moe_block(sequence=True), "sequence parallelism"),
     "balanced experts": (lambda: moe_block(eplb=object()), "without enable_eplb"),
-    "shared among the routed": (lambda: moe_block(fused=1), "runs its shared experts as further routed ones"),
+    "shared among the routed": (lambda: moe_block(fused=1), "runs its shared experts as routed experts"),
     "experts without neurons": (lambda: moe_block(router="ZeroExpertRouter"), "experts without neurons"),
     "another activation": (
         lambda: moe_block(activation="swigluoai"),
         "experts with silu, gelu, gelu_tanh; .* 'swigluoai'",
     ),
     "another number": (lambda: moe_block(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
-    "another k": (lambda: moe_block(top_k=3), "alike in activation, number of experts, top_k and widths"),
+    "another k": (lambda: moe_block(top_k=3), "of one activation, number of experts, top_k and width"),
     "another width": (lambda: moe_block(neurons=56), "differ"),
     "shared experts in one layer": (lambda: moe_block(FFN(16, 24)), "differ"),
     "an FFN beside the experts": (beside, "several in layers 1"),
-    "two in the shared experts": (two_shared, "shared experts are one gated FFN; .* hold 2"),
-    "an unknown runner": (unknown, r"an MoE layer of another kind \(.*moe_config"),
+    "two in the shared experts": (two_shared, "shared experts must be one gated FFN; .* hold 2"),
+    "an unknown runner": (unknown, r"is of another kind \(.*moe_config"),
 }
 
 
@@ -204,8 +204,8 @@ def test_what_cannot_be_captured_is_refused(case: str) -> None:
 
 
 KERNELS: dict[str, tuple[Any, str]] = {
-    "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "run by TrtLlmBf16Experts, .* moe_backend 'triton'"),
-    "no kernel": (None, "run by SimpleNamespace, which shows no neurons"),
+    "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "TrtLlmBf16Experts runs .* moe_backend 'triton'"),
+    "no kernel": (None, "SimpleNamespace runs .*, and does not expose their neurons"),
     "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
     "another instruction set": (
         type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
@@ -213,7 +213,7 @@ KERNELS: dict[str, tuple[Any, str]] = {
     ),
     "another library": (
         type("CPUUnquantizedExperts", (), {"isa": "vec", "_use_zentorch": True})(),
-        "shows no neurons",
+        "does not expose their neurons",
     ),
 }
 

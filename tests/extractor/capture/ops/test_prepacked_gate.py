@@ -123,6 +123,6 @@ def test_the_installed_vllm_packs_as_we_know_it() -> None:
 def test_another_packing_is_refused(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
     """A gate that ends within a panel, or a version of vLLM that packs differently, is an error that says so."""
     if shape[1] % 32 == 0:
-        monkeypatch.setattr(prepacked_gate, "PANEL", 8)
+        monkeypatch.setattr(prepacked_gate, "PACKED_ROWS", 8)
     with pytest.raises(UnsupportedModelError, match="in another way"):
         check_packing(torch.ones(shape), "vec")

@@ -151,7 +151,7 @@ def test_a_receiver_that_breaks_is_raised_to_the_next_step(sender: Callable[...,
 
     sending.queue.send([sending.ids], broken)
     sending.queue.close()  # the transfer has been tried
-    with pytest.raises(RuntimeError, match="could not be brought off the device: OSError: no such shelf"):
+    with pytest.raises(RuntimeError, match="could not be copied from the device: OSError: no such shelf"):
         sending.step(1, ROWS)
     with pytest.raises(RuntimeError, match="no such shelf"):
         sending.queue.check()
