@@ -101,10 +101,7 @@ def test_rows_of_other_tokens_are_never_complete(tmp_path: Path) -> None:
     progress = run(engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr").run())
     assert (progress.complete, progress.failed) == (len(MIXED) - 1, 1)
     assert states(tmp_path / "a.zarr")[1] == State.FAILED
-    assert (
-        "row 0 of 18 differs. Do not use these masks"
-        in open_archive(tmp_path / "a.zarr").strings("error")[1]
-    )
+    assert "row 0 of 18 differs. Do not use these masks" in open_archive(tmp_path / "a.zarr").strings("error")[1]
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 
