@@ -1,8 +1,8 @@
-"""Loads checkpoints that lack a tensor through the worker's loader, in a process of its own. For test_loading.py.
+"""Load checkpoints that lack a tensor through the worker's loader, in a separate process. For test_loading.py.
 
-    python load_checkpoints.py FOLDER... prints JSON: {folder: {tensor left out, or "": the loader's sentence or null}}
+    python load_checkpoints.py FOLDER... prints JSON: {folder: {omitted tensor, or "": the loader's refusal or null}}
 
-One tensor of every kind is left out in turn: names that differ in numbers alone are one kind.
+One tensor of every kind is omitted in turn. Names that differ only in numbers are one kind.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from sparcom_extractor.worker.loading import CheckedLoader
 
 
 class Loaded(Exception):  # noqa: N818  it ends the loading where the weights are there, which saves most of its time
-    """The loader's sentence, or None."""
+    """Carries the loader's refusal, or None."""
 
 
 class Leaky(CheckedLoader):
-    """The worker's loader, of a checkpoint without the tensor `lacks`; that of `cut` has a row less."""
+    """The worker's loader, for a checkpoint without the tensor `lacks`; the tensor `cut` lacks a row."""
 
     lacks = cut = ""
 
@@ -44,7 +44,7 @@ class Leaky(CheckedLoader):
 
 
 def refusal(config: Any, *, lacks: str = "", cut: str = "") -> str | None:
-    """The loader's sentence, or None."""
+    """Return the loader's refusal, or None."""
     with set_current_vllm_config(config):
         destroy_model_parallel()
         ensure_model_parallel_initialized(1, 1)
@@ -61,7 +61,7 @@ def refusal(config: Any, *, lacks: str = "", cut: str = "") -> str | None:
 
 
 def kinds(folder: Path) -> list[str]:
-    """One tensor of every kind, from the middle of its kind."""
+    """Return one tensor of every kind, from the middle of its kind."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:

@@ -11,7 +11,7 @@ from sparcom_extractor.writer.counting import MANY_ROWS, count_expert_neurons, c
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 9, 700])
 @pytest.mark.parametrize("neurons", [5, 16, 21])
 def test_counts_are_sums_of_bits(rows: int, neurons: int) -> None:
-    """Dense and expert neurons, few and many rows per expert: each counter grows by the bits of its rows."""
+    """For dense and expert neurons, with few and many rows per expert, each counter grows by the bits of its rows."""
     layers, experts, top_k = 2, 6, 3
     rng = np.random.default_rng(rows)
     bits = rng.random((rows, layers, top_k, neurons)) < 0.4
@@ -28,8 +28,8 @@ def test_counts_are_sums_of_bits(rows: int, neurons: int) -> None:
     assert (rows * top_k >= MANY_ROWS * experts) == (rows == 700), "both ways are tested"
 
 
-def test_an_expert_picked_twice_for_a_token_is_counted_twice() -> None:
-    """Both of its masks count, also in a step of few rows."""
+def test_an_expert_selected_twice_for_a_token_counts_twice() -> None:
+    """Both of its masks count, even in a step of few rows."""
     masks = np.full((1, 1, 2, 1), 0b101, dtype=np.uint8)
     counts = np.zeros((1, 4, 3), dtype=np.uint32)
     count_expert_neurons(masks, np.array([[[2, 2]]], dtype=np.uint16), counts)
