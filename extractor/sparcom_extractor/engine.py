@@ -162,8 +162,8 @@ def describe_capture(described: WorkerDescription) -> str:
     if moe := described.moe:
         shared = f", shared experts of {moe.shared_neurons:,}" if moe.shared_neurons else ""
         parts.append(
-            f"{len(moe.layer_ids)} layers of {moe.experts} experts, {moe.experts_per_token} chosen, of "
-            f"{moe.neurons:,} neurons{shared}"
+            f"{len(moe.layer_ids)} MoE layers of {moe.experts} experts with {moe.neurons:,} neurons, top_k "
+            f"{moe.experts_per_token}{shared}"
         )
     return f"capture of {' and '.join(parts)} ({described.activation}, by {described.fusion}): {memory}"
 

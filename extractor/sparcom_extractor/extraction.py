@@ -195,9 +195,7 @@ class Extraction:
             self._failures[index] = f"vLLM rejected the prompt: {error}"
             self._finish_request(index, -1)
             return
-        response = np.array(output.token_ids, dtype=np.int32)[
-            :-1
-        ]  # the last token was never fed to the model, so it has no row
+        response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: no row
         parts = {"prompt": [ids], "response": [response], "all": [ids, response]}
         expected = np.concatenate(parts[options.positions])
         self._outputs[index] = (expected, output.text if options.max_tokens else "")

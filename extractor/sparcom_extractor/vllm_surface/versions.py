@@ -36,7 +36,7 @@ def check_vllm(found: str) -> None:
     if not MINIMUM_VLLM <= numbers < BELOW_VLLM:
         low, high = (".".join(map(str, bound)) for bound in (MINIMUM_VLLM, BELOW_VLLM))
         raise UnsupportedModelError(
-            f"this release needs vLLM of at least {low} and below {high}; {found} is installed. "
+            f"this release needs vLLM >= {low} and < {high}; {found} is installed. "
             f"Install a supported version: pip install 'vllm>={low},<{high}'"
         )
 

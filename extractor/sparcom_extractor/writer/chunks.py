@@ -60,7 +60,7 @@ class ChunkWriter:
         self._stored = target.stored_chunks()
         self._error: BaseException | None = None
         starts = np.arange(0, target.rows, target.chunk_shape[0])
-        self._rows = np.minimum(target.chunk_shape[0], target.rows - starts)  # of each chunk; the last may be cut
+        self._rows = np.minimum(target.chunk_shape[0], target.rows - starts)  # per chunk; the last may have fewer
         self._not_final = self._rows.copy()
 
     def write_rows(self, start: int, values: NDArray[Any]) -> None:

@@ -154,7 +154,7 @@ def test_supported_versions_pass(found: str) -> None:
 @pytest.mark.parametrize("found", ["0.23.9", "0.34.0", "0.3", "1.0.0", "unknown"])
 def test_other_versions_are_refused(found: str) -> None:
     """Older, newer and unreadable versions are refused; the error has the range and the installed version."""
-    with pytest.raises(UnsupportedModelError, match=f"vLLM of at least 0.24 and below 0.34; {found} is installed"):
+    with pytest.raises(UnsupportedModelError, match=f"vLLM >= 0.24 and < 0.34; {found} is installed"):
         versions.check_vllm(found)
 
 
@@ -184,16 +184,16 @@ def test_the_log_line_describes_capture() -> None:
         layer_ids=(0, 1),
         neurons=11008,
         activation="silu",
-        fusion="compiled-0",
+        fusion="inductor-0",
         memory={"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
     )
     assert describe_capture(described) == (
-        "capture of 2 layers of 11,008 neurons (silu, by compiled-0): step buffer 3.0 MiB, "
+        "capture of 2 layers of 11,008 neurons (silu, by inductor-0): step buffer 3.0 MiB, "
         "device ring 6.0 MiB, pinned 262.0 MiB"
     )
     moe = MoeInfo(layer_ids=[2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
     assert describe_capture(replace(described, moe=moe)).startswith(
-        "capture of 2 layers of 11,008 neurons and 1 layers of 60 experts, 4 chosen, of 1,408 neurons, "
+        "capture of 2 layers of 11,008 neurons and 1 MoE layers of 60 experts with 1,408 neurons, top_k 4, "
         "shared experts of 5,632 (silu, by"
     )
-    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith("capture of 1 layers of 60 experts")
+    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith("capture of 1 MoE layers of 60 experts")
