@@ -196,4 +196,6 @@ def test_the_log_line_describes_capture() -> None:
         "capture of 2 layers of 11,008 neurons and 1 MoE layers of 60 experts with 1,408 neurons, top_k 4, "
         "shared experts of 5,632 (silu, by"
     )
-    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith("capture of 1 MoE layers of 60 experts")
+    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith(
+        "capture of 1 MoE layers of 60 experts"
+    )

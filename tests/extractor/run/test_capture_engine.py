@@ -55,7 +55,7 @@ def test_concurrent_rows_are_those_of_each_request_alone(
     assert_right(together, tiny_engine, tiny_model("llama"), sample=24)
     alone = tiny_engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
     lengths = together.instructions.prompt_length
-    assert lengths.max() > 64, "some prompts must be cut into several steps"
+    assert lengths.max() > 64, "some prompts must be split into several steps"
     assert lengths.min() < 8, "some prompts must share a step"
     assert_same_rows(together, alone)
 

@@ -29,9 +29,9 @@ class Loaded(Exception):  # noqa: N818  it ends the loading where the weights ar
 
 
 class Leaky(CheckedLoader):
-    """The worker's loader, for a checkpoint without the tensor `lacks`; the tensor `cut` lacks a row."""
+    """The worker's loader, for a checkpoint without the tensor `lacks`; the tensor `shortened` lacks a row."""
 
-    lacks = cut = ""
+    lacks = shortened = ""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         super().load_weights(model, model_config)
@@ -40,17 +40,17 @@ class Leaky(CheckedLoader):
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in super()._get_weights_iterator(source):
             if name != self.lacks:
-                yield name, tensor[:-1] if name == self.cut else tensor
+                yield name, tensor[:-1] if name == self.shortened else tensor
 
 
-def refusal(config: Any, *, lacks: str = "", cut: str = "") -> str | None:
+def refusal(config: Any, *, lacks: str = "", shortened: str = "") -> str | None:
     """Return the loader's refusal, or None."""
     with set_current_vllm_config(config):
         destroy_model_parallel()
         ensure_model_parallel_initialized(1, 1)
         config.compilation_config.static_forward_context.clear()
         loader = Leaky(config.load_config)
-        loader.lacks, loader.cut = lacks, cut
+        loader.lacks, loader.shortened = lacks, shortened
         try:
             loader.load_model(vllm_config=config, model_config=config.model_config)
         except Loaded as ended:
@@ -79,7 +79,7 @@ def main() -> None:
                 model=str(folder), dtype="float32", enforce_eager=True, max_model_len=128, use_tqdm_on_load=False
             ).create_engine_config()
             results[str(folder)] = {"": refusal(config)} | {name: refusal(config, lacks=name) for name in kinds(folder)}
-            results[str(folder)]["cut"] = refusal(config, cut="model.layers.1.self_attn.o_proj.weight")
+            results[str(folder)]["shortened"] = refusal(config, shortened="model.layers.1.self_attn.o_proj.weight")
     sys.stdout.write(json.dumps(results))
 
 

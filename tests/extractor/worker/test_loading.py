@@ -75,22 +75,22 @@ def split_in_two(model: Path, folder: Path) -> Path:
 def test_a_checkpoint_is_refused_by_the_tensor_it_lacks(family: str, loaded: dict[str, dict[str, Any]]) -> None:
     """The complete checkpoint loads. Without one tensor, of any kind, it is refused and exactly that tensor is
     named."""
-    said = dict(loaded[family])
-    assert said.pop("") is None
-    cut = said.pop("cut")
+    refusals = dict(loaded[family])
+    assert refusals.pop("") is None
+    shortened = refusals.pop("shortened")
     wrong = {}
-    for name, sentence in said.items():
+    for name, sentence in refusals.items():
         named = re.match(r"the checkpoint lacks ([^,]+); vLLM would run", sentence or "")
         if (named[1] if named else None) != name and name != "model.norm.weight":
             wrong[name] = sentence
     assert wrong == {}
-    assert "model.norm.weight" in said.get("model.norm.weight", "model.norm.weight")  # vLLM's own check names it
-    assert cut.startswith("the checkpoint's tensor model.layers.1.self_attn.o_proj.weight does not fit the model")
+    assert "model.norm.weight" in refusals.get("model.norm.weight", "model.norm.weight")  # vLLM's own check names it
+    assert shortened.startswith("the checkpoint's tensor model.layers.1.self_attn.o_proj.weight does not fit the model")
 
 
 def test_all_kinds_of_tensors_are_covered(loaded: dict[str, dict[str, Any]]) -> None:
     """The omitted tensors include halves of fused weights, biases, experts and a separate head."""
-    left_out = {re.sub(r"\d+", "*", name) for said in loaded.values() for name in said}
+    left_out = {re.sub(r"\d+", "*", name) for refusals in loaded.values() for name in refusals}
     for part in ("mlp.up_proj.weight", "mlp.gate_proj.weight", "q_proj.bias", "mlp.experts.*.up_proj.weight"):
         assert f"model.layers.*.{part}".replace("q_proj", "self_attn.q_proj") in left_out
     for name in ("lm_head.weight", "model.layers.*.mlp.gate_up_proj.weight", "model.layers.*.mlp.gate.weight"):

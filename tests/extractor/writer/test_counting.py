@@ -17,15 +17,15 @@ def test_counts_are_sums_of_bits(rows: int, neurons: int) -> None:
     bits = rng.random((rows, layers, top_k, neurons)) < 0.4
     topk_ids = rng.random((rows, layers, experts)).argsort(axis=-1)[..., :top_k].astype(np.uint16)
     masks = np.packbits(bits, axis=-1, bitorder="little")
-    dense, chosen = np.ones((layers, neurons), np.uint32), np.ones((layers, experts, neurons), np.uint32)
-    expected = chosen.copy()
+    dense, per_expert = np.ones((layers, neurons), np.uint32), np.ones((layers, experts, neurons), np.uint32)
+    expected = per_expert.copy()
     for row, layer, k in np.ndindex(rows, layers, top_k):
         expected[layer, topk_ids[row, layer, k]] += bits[row, layer, k]
     count_neurons(masks[:, :, 0], dense)
-    count_expert_neurons(masks, topk_ids, chosen)
+    count_expert_neurons(masks, topk_ids, per_expert)
     np.testing.assert_array_equal(dense, 1 + bits[:, :, 0].sum(axis=0))
-    np.testing.assert_array_equal(chosen, expected)
-    assert (rows * top_k >= MANY_ROWS * experts) == (rows == 700), "both ways are tested"
+    np.testing.assert_array_equal(per_expert, expected)
+    assert (rows * top_k >= MANY_ROWS * experts) == (rows == 700), "both branches are tested"
 
 
 def test_an_expert_selected_twice_for_a_token_counts_twice() -> None:

@@ -142,9 +142,9 @@ class Model:
     def expected_masks(self, layer: int, x: torch.Tensor, ids: torch.Tensor) -> np.ndarray[Any, Any]:
         """Return the masks of a plain loop: (rows, top_k, bytes)."""
         bits = np.zeros((*ids.shape, NEURONS), dtype=bool)
-        for row, chosen in enumerate(ids.tolist()):
-            for choice, expert in enumerate(chosen):
-                bits[row, choice] = (self.up[layer, expert, :NEURONS] @ x[row] > 0).numpy()
+        for row, experts in enumerate(ids.tolist()):
+            for k, expert in enumerate(experts):
+                bits[row, k] = (self.up[layer, expert, :NEURONS] @ x[row] > 0).numpy()
         return np.packbits(bits, axis=-1, bitorder="little")
 
 

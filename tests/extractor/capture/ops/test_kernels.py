@@ -193,7 +193,7 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
     whether rows are tokens or (token, k)."""
     ptx = compiled_for_a_gpu(Numerics.VLLM_KERNEL, "bf16", capability, top_k=top_k)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
-    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, product, write counter"
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, output, write counter"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
     signs = compiled_for_a_gpu(None, "bf16", capability, top_k=top_k)
