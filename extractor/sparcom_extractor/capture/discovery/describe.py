@@ -76,7 +76,7 @@ def widths_here(found: Findings) -> Widths:
 
 
 def refuse_model(config: Any, found: Findings) -> None:
-    """Refuse compiled experts on a CPU, and widths that ranks cannot split at bytes. config: VllmConfig."""
+    """Refuse compiled experts on a CPU, and widths that ranks cannot split into whole bytes. config: VllmConfig."""
     if found.moe and config.device_config.device_type == "cpu" and not config.model_config.enforce_eager:
         raise UnsupportedModelError(
             "experts of a compiled model cannot be captured on a CPU, where the compiler traces into them. Start the "

@@ -77,7 +77,7 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
             "runs several times per token. This model cannot be captured yet"
         )
     if missing:
-        hint = ". vLLM's Transformers backend runs it, which exposes gates only if it merges gate and up projections"
+        hint = ". It runs in vLLM's Transformers backend, which exposes gates only if it merges gate and up projections"
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {name} has none in layers "
             f"{_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids with layers without an "

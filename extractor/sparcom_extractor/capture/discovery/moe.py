@@ -48,7 +48,7 @@ def find_moe_layers(model: torch.nn.Module, ffns: Sequence[GatedFFN]) -> list[Mo
     for layer in found[1:]:
         if (facts := _facts(layer)) != (first := _facts(found[0])):
             raise UnsupportedModelError(
-                "capture needs MoE layers of one activation, number of experts, top_k and width; "
+                "capture needs the same activation, number of experts, top_k and widths in all MoE layers; "
                 f"{found[0].name} and {layer.name} differ: {first} and {facts}"
             )
     return found

@@ -4,7 +4,7 @@
 
 One program per row and block of neurons reads gate and up once. It packs gate > threshold, eight neurons per byte, and
 flags the row if a gate is not finite. Flags are plain stores of one value, so programs may race. With top_k experts per
-token, row r has k = r % top_k of token r // top_k. The kernel compiles once for all numbers of rows, for CUDA graphs.
+token, row r is entry r % top_k of token r // top_k. The kernel compiles once for all numbers of rows, for CUDA graphs.
 `numerics` names the code that the activation output must match, operation by operation:
 
     VLLM_KERNEL  vLLM's CUDA kernels: f is rounded to the tensor's dtype before the product; division rounds to nearest.

@@ -30,8 +30,8 @@ def install_experts(
     layer: MoeLayer, index: int, routes: RouteBuffer, masks: MaskBuffer, numerics: Numerics | None = None
 ) -> str:
     """Replace methods of a layer's experts and router. index: on the layer axis. Return how neurons are captured.
-    "vllm_kernel": one kernel makes signs and activation output, with these numerics. "signs": capture runs next to
-    vLLM's activation. "gate": capture computes the gates a second time."""
+    "vllm_kernel": one kernel makes signs and activation output. "signs": capture runs next to vLLM's activation.
+    "gate": capture computes the gates a second time."""
     experts = capturable_experts(layer)
     apply = experts.apply
     logits = _keep_logits(layer.runner.router)

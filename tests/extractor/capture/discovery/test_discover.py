@@ -96,9 +96,7 @@ def test_a_model_of_the_transformers_backend_is_refused_with_a_hint() -> None:
     """The backend merges separate gate and up projections; where it does not, the gate is not exposed."""
     model = type("TransformersForCausalLM", (nn.Module,), {})()
     model.blocks = nn.ModuleList([nn.Identity()])
-    with pytest.raises(
-        UnsupportedModelError, match="Transformers backend runs it, which exposes gates only if it merges"
-    ):
+    with pytest.raises(UnsupportedModelError, match="Transformers backend, which exposes gates only if it merges"):
         find_gated_ffns(model, 1)
 
 

@@ -186,7 +186,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "experts with silu, gelu, gelu_tanh; .* 'swigluoai'",
     ),
     "another number": (lambda: moe_block(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
-    "another k": (lambda: moe_block(top_k=3), "of one activation, number of experts, top_k and width"),
+    "another k": (lambda: moe_block(top_k=3), "same activation, number of experts, top_k and widths"),
     "another width": (lambda: moe_block(neurons=56), "differ"),
     "shared experts in one layer": (lambda: moe_block(FFN(16, 24)), "differ"),
     "an FFN beside the experts": (beside, "several in layers 1"),
@@ -287,7 +287,7 @@ def config_of(ranks: int = 1, device: str = "cuda", *, eager: bool = False) -> A
     )
 
 
-def test_ranks_must_split_every_width_at_bytes() -> None:
+def test_ranks_must_split_every_width_into_whole_bytes() -> None:
     """This holds for dense, shared and routed widths: the first one that does not split is named, with the rule."""
     refuse_model(config_of(2), found_in(FFN(16, 32, parts=2), moe_block(FFN(16, 48, parts=2), neurons=64, ranks=2)))
     for model in (
