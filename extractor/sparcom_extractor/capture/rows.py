@@ -80,7 +80,7 @@ def find_faults(
 
 def _reason(found: Sequence[LayerName], position: int, prompt: int) -> str:
     values = "weights or logits" if found[0].component == "router" else "gates"
-    others = f", and so have {len(found) - 1} more layers" if len(found) > 1 else ""
+    others = f", and in {len(found) - 1} more layers" if len(found) > 1 else ""
     part = "" if prompt < 0 else " of the prompt" if position < prompt else " of the response"
     number = position - prompt if 0 <= prompt <= position else position
     return (

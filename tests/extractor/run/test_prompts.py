@@ -233,7 +233,7 @@ def test_chat_without_a_template_is_refused_with_everything_else() -> None:
     with pytest.raises(InvalidInputError) as caught:
         prompts(WithBos(), {"token_ids": (1,)}, prompt_format="chat")
     assert len(caught.value.problems) == 2
-    assert "'chat' needs a chat template," in caught.value.problems[1]
+    assert "'chat' needs a chat template;" in caught.value.problems[1]
 
 
 def test_every_chat_that_the_template_rejects_is_listed() -> None:

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: FFN(16, 40, class_named("GeluAndMulSparse")()),
         r"GeluAndMulSparse cannot be captured: its threshold is a statistic of the row",
     ),
-    "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) holds 2 linear layers that do not fit"),
+    "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) has 2 linear layers that do not match"),
     "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is of another kind"),
     "a kind of MoERunner": (
         experts("Mine", class_named("MoERunner", nn.Module)),
@@ -215,5 +215,5 @@ def test_a_tower_of_more_layers_is_not_taken_for_the_decoder() -> None:
 @pytest.mark.parametrize("name", ["model.layers.3.mlp.0", "model.mlp"])
 def test_a_name_without_exactly_one_number_is_refused(name: str) -> None:
     """The layer number is the only number in a module's name; none or two are ambiguous."""
-    with pytest.raises(UnsupportedModelError, match="holds one number, the layer's"):
+    with pytest.raises(UnsupportedModelError, match="must hold one number, the layer's"):
         layer_number(name)
