@@ -265,7 +265,8 @@ def test_nonfinite_gates_are_faults_of_their_instruction_only() -> None:
     assert {index: fault.offset for index, fault in step.faults.items()} == {0: 4, 2: 2}
     assert "layer 1 has gates that are NaN or infinite at position 4 of the prompt. Check" in step.faults[0].reason
     assert (
-        "layer 0 has gates that are NaN or infinite at position 2 of the response, and 1 more" in step.faults[2].reason
+        "layer 0 has gates that are NaN or infinite at position 2 of the response, and in 1 more"
+        in step.faults[2].reason
     )
     assert "at position 7. Check" in worker.sessions["t"].steps[0].faults[0].reason
     worker.step([("a", 5, 1), ("b", 2, 1)])
