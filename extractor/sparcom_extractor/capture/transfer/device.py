@@ -4,9 +4,9 @@
     side stream                         after that: ring ─▶ pinned memory
     drain thread                                            waits for the copy, delivers, frees the region
 
-The step's thread only enqueues: copies into a ring on the device, after which the next step may overwrite the sources,
-and one copy of the whole region on the side stream. It waits only while the ring or the pinned memory is full, and
-drops nothing. Both are allocated once. The next `send` raises any error of a copy or a receiver.
+The step's thread only enqueues work: copies into a ring on the device, and one copy of the whole region on the side
+stream. The next step may then overwrite the sources. The thread waits only while the ring or the pinned memory is full,
+and drops nothing. Both are allocated once. The next `send` raises any error of a copy or a receiver.
 """
 
 from __future__ import annotations
