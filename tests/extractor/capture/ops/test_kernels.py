@@ -216,7 +216,7 @@ def test_the_gpu_code_stores_a_layers_top_k_experts_in_one_launch(ids: str, weig
     }
     pointers |= {"nonfinite": "*u8", "logits": "*fp32"}
     constants = {"TOP_K": 4, "BLOCK": 256, "LOGITS": 0}
-    constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
+    constants |= {"id_k": 1, "weight_k": 1, "logit_expert": 1}
     kernel = topk_kernel._store_topk_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b8", "b8", "b64"], "ids, weights, flags, counter"

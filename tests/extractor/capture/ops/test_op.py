@@ -192,7 +192,7 @@ def test_layers_with_different_specs_are_refused() -> None:
     """A buffer has one spec: a second layer with another gate layout would read the wrong columns."""
     buffer = mask_buffer(4, 2, 8, CPU)
     first = captured(SiluAndMul(), buffer, 0)
-    with pytest.raises(UnsupportedModelError, match=r"has silu, numerics None, and silu \(layout=second\)"):
+    with pytest.raises(UnsupportedModelError, match=r"has silu with numerics None, and silu \(layout=second\)"):
         captured(SiluAndMul(), buffer, 1, ActivationSpec("silu", "second"))
     assert first.capture.layer == 0
 
