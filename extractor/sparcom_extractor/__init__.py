@@ -1,12 +1,12 @@
-"""Runs instructions through vLLM, captures neurons and experts, and streams them into archives.
+"""Run instructions through vLLM, capture active neurons and top-k experts, and stream them into archives.
 
-Importing this package imports neither torch nor vLLM; modules import them where they use them.
+Importing this package imports neither torch nor vLLM; its modules import them on demand.
 """
 
 import logging
 import os
 
-# While it is imported, before it reads VLLM_LOGGING_LEVEL, vLLM warns of a missing Triton, in each of its processes.
-# They import our main module, and so this one, first. Errors are shown.
+# vLLM warns about a missing Triton during its import, before it reads VLLM_LOGGING_LEVEL, in each of its processes.
+# Each process imports our main module first, and so this one. Errors still show.
 if os.environ.get("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
     logging.getLogger("vllm").setLevel(logging.ERROR)

@@ -29,12 +29,12 @@ from sparcom_extractor.vllm_surface.versions import check_vllm, installed_vllm
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT_PER_SEQUENCE = 2  # requests in the engine, per request that it runs at once
-HEALTH_SECONDS = 1.0  # between looks at an engine that does not answer
+IN_FLIGHT_PER_SEQUENCE = 2  # requests submitted to the engine, per request that it can run at once
+HEALTH_SECONDS = 1.0  # interval of health checks while a worker call is pending
 
 
 class CaptureEngine:
-    """A running engine. Make one with `start`, end it with `close`."""
+    """A running vLLM engine with capture. Create it with `start`; stop it with `close`."""
 
     def __init__(self, settings: EngineSettings, llm: AsyncLLMLike, model: ModelInfo, engine: EngineInfo) -> None:
         self.settings = settings
@@ -52,14 +52,14 @@ class CaptureEngine:
         """Load the model and start the engine.
 
         Raises:
-            InvalidInputError: the model's folder or a setting is wrong; nothing was loaded.
+            InvalidInputError: a setting or the model's folder is wrong; nothing was loaded.
             UnsupportedModelError: neurons cannot be captured, weights are missing, or this vLLM is not supported.
             EngineError: vLLM did not start; its log on standard error has the cause.
-            asyncio.CancelledError: processes were killed. The thread that starts them may go on for a while.
+            asyncio.CancelledError: the engine's processes were killed. The thread that starts them may still run.
         """
         check_vllm(installed_vllm())
         check_model(settings)
-        started: list[AsyncLLMLike] = []  # not the thread's result: frames that vLLM keeps would hold the engine
+        started: list[AsyncLLMLike] = []  # vLLM keeps stack frames alive: a thread's result would hold the engine
         with children_end_on_cancel():
             await asyncio.to_thread(lambda: started.append(start_vllm(settings)))
         llm = started.pop()
@@ -82,7 +82,7 @@ class CaptureEngine:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Tokens of the longest prompt; one more is left for what the engine samples."""
+        """Maximum prompt length in tokens; leaves room for one sampled token."""
         return self.max_model_len - 1
 
     def prepare(
@@ -92,8 +92,8 @@ class CaptureEngine:
         return prepare_extraction(self, instructions, options, path, dataset_name)
 
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:
-        """Run one prompt greedily, its rows captured by `plan`. max_tokens: 0 keeps nothing that is generated.
-        Raises EngineError if the engine is dead, ValueError if vLLM refuses the prompt."""
+        """Run one prompt with greedy sampling and capture its rows as `plan` says. max_tokens: 0 returns no text.
+        Raises EngineError if the engine is dead, ValueError if vLLM rejects the prompt."""
         try:
             completion = await generate(self.llm, ids, max_tokens, {PLAN_KEY: to_wire(plan)}, request_id)
         except engine_errors() as error:
@@ -103,12 +103,12 @@ class CaptureEngine:
         return completion
 
     async def call_workers(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every worker process; return the answers by rank. EngineError if the engine is dead."""
+        """Call a method on every worker and return the answers by rank. Raises EngineError if the engine is dead."""
         try:
             call = asyncio.ensure_future(self.llm.collective_rpc(method, args=arguments))
             try:
                 while not (await asyncio.wait({call}, timeout=HEALTH_SECONDS))[0]:
-                    if not self.healthy:  # vLLM never answers a call that was under way when its process died
+                    if not self.healthy:  # vLLM never answers a call that was pending when its process died
                         raise RuntimeError("its process ended")
                 return list(call.result())
             finally:
@@ -120,8 +120,8 @@ class CaptureEngine:
 
     def _dead(self, error: BaseException) -> EngineError:
         return EngineError(
-            f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. What was complete stays "
-            "complete; see the engine's log on standard error, then start the server again"
+            f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. Complete instructions "
+            "stay complete. See the engine's log on standard error, then restart the server"
         )
 
     async def close(self) -> None:
@@ -129,17 +129,17 @@ class CaptureEngine:
         if self.llm is None:
             return
         handler = self.llm.output_handler
-        if handler is not None:  # it would take the end of the core for its death, and log that
+        if handler is not None:  # it would log the shutdown of the engine core as a crash
             handler.cancel()
             await asyncio.gather(handler, return_exceptions=True)
         llm, self.llm = self.llm, None
         await asyncio.to_thread(llm.shutdown)
         del llm, handler
-        gc.collect()  # otherwise its finalizer shuts it down again at the interpreter's end, and fails there
+        gc.collect()  # otherwise its finalizer shuts it down again at interpreter exit, and fails there
 
 
 async def _describe(settings: EngineSettings, llm: AsyncLLMLike) -> WorkerDescription:
-    """Return what the workers capture, an empty description if they do not."""
+    """Return the merged description of all workers; an empty one without capture."""
     if not settings.capture:
         return WorkerDescription()
     answers = await llm.collective_rpc("sparcom_describe")
@@ -151,7 +151,7 @@ async def _describe(settings: EngineSettings, llm: AsyncLLMLike) -> WorkerDescri
 
 
 def describe_capture(described: WorkerDescription) -> str:
-    """Return a line for the log: what is captured and the memory that takes."""
+    """Return one line for the log: the captured layers and the memory that capture takes."""
     memory = ", ".join(
         f"{name.removesuffix('_bytes').replace('_', ' ')} {size / 2**20:,.1f} MiB"
         for name, size in described.memory.items()
@@ -162,8 +162,8 @@ def describe_capture(described: WorkerDescription) -> str:
     if moe := described.moe:
         shared = f", shared experts of {moe.shared_neurons:,}" if moe.shared_neurons else ""
         parts.append(
-            f"{len(moe.layer_ids)} layers of {moe.experts} experts, {moe.experts_per_token} chosen, of "
-            f"{moe.neurons:,} neurons{shared}"
+            f"{len(moe.layer_ids)} MoE layers of {moe.experts} experts with {moe.neurons:,} neurons, top_k "
+            f"{moe.experts_per_token}{shared}"
         )
     return f"capture of {' and '.join(parts)} ({described.activation}, by {described.fusion}): {memory}"
 

@@ -1,4 +1,4 @@
-"""One extraction: instructions through an engine into an archive.
+"""Run one extraction: send instructions through an engine into an archive.
 
     prepare   tokenize ─▶ plan the layout ─▶ create the archive (instructions are pending, or failed if too long)
     run       hand prompts to the engine, a bounded number at a time ─┐
@@ -42,7 +42,7 @@ DRAIN_SECONDS = 0.02
 
 
 class ExtractionEngine(Protocol):
-    """Everything that an extraction uses of an engine; see `CaptureEngine`."""
+    """The part of an engine that an extraction uses; see `CaptureEngine`."""
 
     model: ModelInfo
     engine: EngineInfo
@@ -65,9 +65,9 @@ def prepare_extraction(
     path: Path,
     dataset_name: str = "",
 ) -> Extraction:
-    """Tokenize instructions, plan the layout and create the archive. Blocks: one second for thousands of instructions.
-    Raises InvalidInputError if a rule of the batch or of the prompt format is broken, ArchiveExistsError if something
-    is at `path`, and StorageError if the archive could not be created. An error leaves nothing new behind."""
+    """Tokenize instructions, plan the layout and create the archive. With thousands of instructions this blocks for
+    one second. Raises InvalidInputError if instructions or options are invalid, ArchiveExistsError if `path`
+    exists, and StorageError if the archive could not be created. An error leaves no new files behind."""
     check_batch(instructions)
     tokenizer = engine.tokenizer
     limit = engine.max_model_len - max(1, options.max_tokens)
@@ -103,7 +103,7 @@ def prepare_extraction(
 
 
 class Extraction:
-    """A planned extraction. `run` once; `progress` and `cancel` at any time."""
+    """A planned extraction. Call `run` once; use `progress` and `cancel` at any time."""
 
     def __init__(
         self,
@@ -114,8 +114,8 @@ class Extraction:
         options: ExtractionOptions,
         warnings: Sequence[str],
     ) -> None:
-        self.warnings = list(warnings)  # about prompts that run but may not be intended
-        self.rows_captured = 0  # by the workers, with those computed again after a preemption
+        self.warnings = list(warnings)  # about prompts that can run but may not be intended
+        self.rows_captured = 0  # by the workers, including rows recomputed after a preemption
         self._engine, self._archive, self._options = engine, archive, options
         self._prompts, self._layout = prompts, layout
         self._session = uuid.uuid4().hex
@@ -138,15 +138,15 @@ class Extraction:
         return self._archive.run or ""
 
     def cancel(self) -> None:
-        """Stop soon: complete instructions stay, the others become cancelled."""
+        """Request a stop. Complete instructions stay complete; the others become cancelled."""
         self._cancelled = True
         if self._requests is not None:
             self._requests.cancel()
 
     async def run(self, report: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Run until every instruction is complete, failed or cancelled. `report` gets every new snapshot.
-        Raises StorageError if writing failed, or the archive was removed or replaced; EngineError if the engine died
-        or rows could not be trusted. In both cases complete instructions stay complete; the others stay pending."""
+        """Run until every instruction is complete, failed or cancelled. Calls `report` with every new snapshot.
+        Raises StorageError if writing failed, or the archive was removed or replaced. Raises EngineError if the engine
+        died or rows are invalid. In both cases complete instructions stay complete; the others stay pending."""
         try:
             return await self._run(report)
         finally:
@@ -167,7 +167,7 @@ class Extraction:
             await asyncio.to_thread(committer.close)
         finally:
             requests.cancel()
-            await asyncio.gather(requests, return_exceptions=True)  # what it raised was raised above
+            await asyncio.gather(requests, return_exceptions=True)  # its error was raised above
             if self._engine.healthy:
                 await self._engine.call_workers("sparcom_close", self._session)
         return self.progress
@@ -192,10 +192,10 @@ class Extraction:
         try:
             output = await self._engine.generate(ids.tolist(), options.max_tokens, plan, request_id)
         except ValueError as error:
-            self._failures[index] = f"the engine refused the prompt: {error}"
+            self._failures[index] = f"vLLM rejected the prompt: {error}"
             self._finish_request(index, -1)
             return
-        response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: it has no row
+        response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: no row
         parts = {"prompt": [ids], "response": [response], "all": [ids, response]}
         expected = np.concatenate(parts[options.positions])
         self._outputs[index] = (expected, output.text if options.max_tokens else "")
@@ -207,7 +207,7 @@ class Extraction:
         return int(self._layout.token_start[index]), begin, begin + int(self._layout.capacity[index])
 
     def _finish_request(self, index: int, length: int) -> None:
-        """Report that an instruction has run. length: its rows; -1 drops them."""
+        """Queue the report that an instruction has run. length: its number of rows; -1 drops them."""
         row, begin, end = self._rows(index)
         self._unreported.append(FinishedRequest(index=index, row=row, capacity=end - begin, length=length))
         self._unfinished.discard(index)
@@ -215,7 +215,7 @@ class Extraction:
     async def _commit_until_drained(
         self, requests: asyncio.Task[None], committer: ArchiveCommitter, report: Callable[[Progress], None]
     ) -> None:
-        """Poll the workers and commit durable instructions, until all requests have ended and everything is on disk."""
+        """Poll the workers and commit durable instructions until all requests have ended and all rows are on disk."""
         ended, cancelled = False, list[int]()
         while True:
             await (asyncio.sleep(DRAIN_SECONDS) if ended else asyncio.wait({requests}, timeout=POLL_SECONDS))
@@ -242,7 +242,7 @@ class Extraction:
         report(self.progress)
 
     async def _commit(self, committer: ArchiveCommitter, reply: PollReply) -> None:
-        """Make durable instructions complete if their rows are those of the prompt that was sent, else failed."""
+        """Mark durable instructions complete if their rows match the submitted prompt, otherwise failed."""
         self.rows_captured = reply.rows
         failures, self._failures = self._failures, {}
         failures |= {item.index: item.reason for item in reply.failed}
@@ -267,30 +267,30 @@ class Extraction:
         self._advance(complete=len(complete), failed=len(failures), tokens_done=sum(len(item.ids) for item in complete))
 
     def _advance(self, **counts: int) -> None:
-        """Add counts to the progress and compute its times."""
+        """Add counts to the progress and update its times."""
         sums = {name: getattr(self.progress, name) + count for name, count in counts.items()}
         now = replace(self.progress, seconds=time.monotonic() - self._started, **sums)
-        share = self._finished_rows / now.tokens if now.tokens else 1.0
+        fraction = self._finished_rows / now.tokens if now.tokens else 1.0
         self.progress = replace(
             now,
             tokens_per_second=now.tokens_done / now.seconds if now.seconds else 0.0,
-            seconds_left=now.seconds * (1 - share) / share if share else None,
+            seconds_left=now.seconds * (1 - fraction) / fraction if fraction else None,
         )
 
 
 def misalignment(item: CompletedInstruction, expected: NDArray[np.int32], first_position: int) -> str | None:
-    """Return why the captured rows of an instruction are not its own, or None: rule 6 of the archive.
-    expected: int32 (rows,), the token ids that were sent and generated. first_position: of the first row."""
+    """Return why captured rows do not belong to their instruction, or None (rule 6 of the archive format).
+    expected: int32 (rows,), token ids that were submitted or generated. first_position: position of the first row."""
     if not np.array_equal(item.ids, expected):
         shorter = min(len(item.ids), len(expected))
         row = next((k for k in range(shorter) if item.ids[k] != expected[k]), shorter)
         return (
-            f"captured token ids must be those of the prompt and the response; row {row} of {len(expected)} differs. "
-            "The masks belong to something else and are not to be used: report this with the model and vLLM version"
+            f"captured token ids must equal those of the prompt and the response; row {row} of {len(expected)} "
+            "differs. Do not use these masks, and report the model and vLLM version"
         )
     if not np.array_equal(item.positions, first_position + np.arange(len(expected))):
         return (
-            f"captured positions must run from {first_position} on; they do not. The masks are not to be used: report "
-            "this with the model and vLLM version"
+            f"captured positions must be consecutive from {first_position} on; they are not. Do not use these masks, "
+            "and report the model and vLLM version"
         )
     return None

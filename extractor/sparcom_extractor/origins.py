@@ -1,12 +1,12 @@
-"""Finds where each prompt token comes from: the instruction's content, the chat template, or a special token.
+"""Find the origin of each prompt token: the instruction's content, the chat template, or a special token.
 
     raw    tokens that the tokenizer added or marks as special are special; all others are content
-    chat   1. render the template with a unique mark in place of each message's content
-           2. split this rendering at the marks: the literals that the template wrote
-           3. prove that literals and contents, in this order, are the real text; a content may be stripped
-           4. tokens that cover a character of a content are content; all others are the template's
+    chat   1. render the template with a unique marker in place of each message's content
+           2. split this rendering at the markers; the parts are the template's literals
+           3. check that literals and contents, in this order, equal the real text; contents may be stripped
+           4. tokens that cover a character of a content are content; all others belong to the template
 
-A prompt is unknown as a whole if its template cannot be split like this, or its tokenizer gives no offsets.
+All tokens of a prompt are unknown if its template cannot be split this way, or its tokenizer gives no offsets.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Span = tuple[int, int]
 def content_finder(
     render: Callable[[Sequence[dict[str, Any]]], str],
 ) -> Callable[[Sequence[dict[str, Any]], str], list[Span] | None]:
-    """Return a function that finds message contents, as characters [start, stop), in a chat's text; None if not proved.
-    render: takes messages (dicts with role and content), returns the text of the chat."""
-    mark = f"sparcom{uuid4().hex}"
+    """Return a function that locates message contents in a chat's text, as characters [start, stop).
+    It returns None if a check fails. render: maps messages (dicts with role and content) to the chat's text."""
+    marker = f"sparcom{uuid4().hex}"
 
-    @cache  # one rendering with marks serves all chats of the same roles
+    @cache  # one marked rendering serves all chats of the same roles
     def split(roles: tuple[str, ...]) -> list[str]:
-        """Return literals and, between them, numbers of messages; nothing if the template refuses the marks."""
-        marked = [{"role": role, "content": f"{mark}n{number}m"} for number, role in enumerate(roles)]
+        """Return literals with message numbers between them; nothing if the template rejects the markers."""
+        marked = [{"role": role, "content": f"{marker}n{number}m"} for number, role in enumerate(roles)]
         try:
-            return re.split(rf"{mark}n(\d+)m", render(marked))
-        except Exception:  # noqa: BLE001  templates raise anything
+            return re.split(rf"{marker}n(\d+)m", render(marked))
+        except Exception:  # noqa: BLE001  templates may raise anything
             return []
 
     def find(messages: Sequence[dict[str, Any]], text: str) -> list[Span] | None:
@@ -51,7 +51,7 @@ def content_finder(
 
 
 def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[Span] | None:
-    """Return where the contents lie; None unless literals and contents are the whole text."""
+    """Return the spans of the contents, or None unless literals and contents make up the whole text."""
     if not pieces or not text.startswith(pieces[0]):
         return None
     spans, at = [], len(pieces[0])
@@ -68,8 +68,8 @@ def _locate(pieces: Sequence[str], contents: Sequence[str], text: str) -> list[S
 
 def raw_origin(ids: NDArray[np.int32], special_ids: Sequence[int] | None, added: Sequence[int]) -> NDArray[np.uint8]:
     """Return the origins of a prompt in raw format: uint8 (T,).
-    ids: int32 (T,). special_ids: ids marked as special; None if the tokenizer does not say: then all are unknown.
-    added: bool (T,), whether the tokenizer added the token; empty if it does not say."""
+    ids: int32 (T,). special_ids: ids marked as special; None if the tokenizer does not report them: all are unknown.
+    added: bool (T,), whether the tokenizer added the token; empty if not reported."""
     if special_ids is None:
         return unknown_origin(ids)
     special = np.isin(ids, np.array(special_ids, dtype=np.int64))
@@ -82,7 +82,7 @@ def chat_origin(
     ids: NDArray[np.int32], offsets: Sequence[Span], spans: Sequence[Span], special_ids: Sequence[int] | None
 ) -> NDArray[np.uint8]:
     """Return the origins of a prompt in chat format: uint8 (T,). Special ids within a content are special.
-    ids: int32 (T,). offsets, spans: characters [start, stop) of the text that tokens and contents cover."""
+    ids: int32 (T,). offsets, spans: characters [start, stop) of the text, per token and per content."""
     start, stop = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     content = np.zeros(len(ids), dtype=np.bool_)
     for first, last in spans:
@@ -91,15 +91,15 @@ def chat_origin(
 
 
 def unknown_origin(ids: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return uint8 (T,): every token unknown."""
+    """Return unknown origins for all tokens: uint8 (T,)."""
     return np.full(len(ids), Origin.UNKNOWN, dtype=np.uint8)
 
 
 def prompt_warnings(
     names: Sequence[str], ids: Iterable[NDArray[np.int32]], origins: Iterable[NDArray[np.uint8]], bos: int | None
 ) -> list[str]:
-    """Return sentences about prompts that run but may not be intended.
-    names: ids of the instructions. ids, origins: int32 and uint8 (T,) of each prompt. bos: id of the BOS token."""
+    """Return warnings about prompts that can run but may not be intended.
+    names: ids of the instructions. ids, origins: int32 and uint8 (T,) per prompt. bos: id of the BOS token."""
     found = []
     if doubled := [name for name, tokens in zip(names, ids, strict=True) if tokens[:2].tolist() == [bos, bos]]:
         found.append(
@@ -108,14 +108,14 @@ def prompt_warnings(
         )
     if unknown := [name for name, origin in zip(names, origins, strict=True) if (origin == Origin.UNKNOWN).any()]:
         found.append(
-            f"{_shown(unknown, len(names))}: where the prompt's tokens come from is unknown, since the chat template "
-            "changes with the content or the tokenizer gives no offsets. `sparcom analyze --tokens content` leaves "
-            "these instructions out"
+            f"{_shown(unknown, len(names))}: the origin of the prompt's tokens is unknown, because the chat template "
+            "depends on the content or the tokenizer gives no offsets. `sparcom analyze --tokens content` excludes "
+            "these instructions"
         )
     return found
 
 
 def _shown(some: Sequence[str], total: int) -> str:
-    """Return how many instructions, and the first ids."""
+    """Return the number of instructions and the first ids."""
     first = ", ".join([*map(repr, some[:SHOWN_IDS]), *(["…"] if len(some) > SHOWN_IDS else [])])
     return f"{len(some):,} of {total:,} instructions ({first})"

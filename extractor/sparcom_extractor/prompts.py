@@ -1,4 +1,4 @@
-"""Makes prompts of instructions: prompt format, tokenizer, and what does not fit. Needs `transformers` and no engine.
+"""Turn instructions into prompts: prompt format, tokenization, length limits. Needs `transformers` but no engine.
 
 A prompt's text is exactly the string that was tokenized; the archive stores it as `text`.
 """
@@ -21,20 +21,19 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.origins import chat_origin, content_finder, raw_origin, unknown_origin
 
-# Tokenizing takes up to 470 bytes of memory per token, so texts that cannot fit are found without tokenizing all of it.
-BYTES_PER_TOKEN = 128  # of the longest tokens in vocabularies, runs of spaces
+# Tokenizing takes up to 470 bytes of memory per token. Texts that cannot fit are found without tokenizing all of them.
+BYTES_PER_TOKEN = 128  # the longest tokens of vocabularies are runs of spaces
 MAX_TEXT_BYTES = 16 * 2**20
-BATCH_CHARACTERS = 2**18  # tokenized at once
-TOKENS_PER_CUT = 64  # more than a cut through a text can add
+BATCH_CHARACTERS = 2**18  # per call of the tokenizer
+TOKENS_PER_CUT = 64  # upper bound of the tokens that splitting a text can add
 NO_TEMPLATE = (
-    "options.prompt_format: 'chat' needs a chat template, and this model's tokenizer has none. "
-    "Choose prompt_format 'raw'"
+    "options.prompt_format: 'chat' needs a chat template; this model's tokenizer has none. Choose prompt_format 'raw'"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction as the model reads it."""
+    """One instruction as the model receives it."""
 
     text: str
     ids: NDArray[np.int32]  # (T,)
@@ -49,12 +48,12 @@ def make_prompts(
     limit: int,
     vocabulary: int | None = None,
 ) -> list[Prompt]:
-    """Tokenize instructions. A prompt that cannot run has an error, so that the others can.
+    """Tokenize instructions. A prompt that cannot run carries an error; the others still run.
 
-    tokenizer: of transformers. limit: tokens of the longest prompt that fits the model's context beside the response; a
-    text too large to be tokenized is left out of its prompt. vocabulary: rows of the model's embedding, which token ids
-    must be below; None if not known. Raises InvalidInputError if an instruction does not go with the prompt format, or
-    the tokenizer has no chat template.
+    tokenizer: from transformers. limit: maximum prompt length in tokens, which leaves room for the response. A text
+    too large to tokenize is omitted from its prompt. vocabulary: rows of the model's embedding, an exclusive bound of
+    token ids; None if unknown. Raises InvalidInputError if an instruction does not match the prompt format, or the
+    tokenizer has no chat template.
     """
     chat = options.prompt_format == "chat"
     check_formats(
@@ -81,32 +80,32 @@ def make_prompts(
 
 
 def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions, further: Sequence[str] = ()) -> None:
-    """Raise InvalidInputError that names every instruction that does not go with the prompt format, and `further`
-    problems. Needs no tokenizer."""
+    """Raise InvalidInputError listing every instruction that does not match the prompt format, and `further` problems.
+    Needs no tokenizer."""
     chat, problems = options.prompt_format == "chat", []
     for number, item in enumerate(instructions):
         where = f"instructions.{number} (id {item.id!r})"
         if chat and item.token_ids is not None:
-            problems.append(f"{where}: token_ids go with prompt_format 'raw'; it is 'chat'. Give text or messages")
+            problems.append(f"{where}: token_ids need prompt_format 'raw'; it is 'chat'. Give text or messages")
         if not chat and item.messages is not None:
-            problems.append(f"{where}: messages go with prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
+            problems.append(f"{where}: messages need prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
     if problems := [*problems, *further]:
         raise InvalidInputError(problems)
 
 
 def _size_problem(tokenizer: Any, text: str, limit: int) -> str:
-    """Return why a text cannot be a prompt of `limit` tokens, or "". Tokenizes no large text whole."""
+    """Return why a text cannot be a prompt of `limit` tokens, or "". Never tokenizes a large text in one call."""
     size, max_size = len(text.encode()), min(limit * BYTES_PER_TOKEN, MAX_TEXT_BYTES)
     if size <= max_size and not _has_more_tokens(tokenizer, text, limit):
         return ""
     return (
-        f"a prompt may have at most {limit} tokens and its text at most {max_size:,} bytes; this text has {size:,} "
-        "bytes and more tokens than that. Shorten it, or serve the model with a larger max_model_len"
+        f"a prompt may have at most {limit} tokens and its text at most {max_size:,} bytes; this text of {size:,} "
+        "bytes exceeds that. Shorten it, or serve the model with a larger max_model_len"
     )
 
 
 def _has_more_tokens(tokenizer: Any, text: str, limit: int) -> bool:
-    """Return whether a text of more than one batch has more than `limit` tokens, counted part by part."""
+    """Return whether a text of more than one batch has more than `limit` tokens, counted in parts."""
     tokens, starts = 0, range(0, len(text), BATCH_CHARACTERS)
     for start in starts if len(starts) > 1 else ():
         (ids,) = tokenizer([text[start : start + BATCH_CHARACTERS]], add_special_tokens=False)["input_ids"]
@@ -125,7 +124,7 @@ def _texts(
     for number, (item, large) in enumerate(zip(instructions, too_large, strict=True)):
         try:
             texts.append(None if large else _render(tokenizer, _messages(item)) if chat else item.text)
-        except Exception as error:  # noqa: BLE001  templates are programs by the model's authors and raise anything
+        except Exception as error:  # noqa: BLE001  templates are programs by the model's authors and may raise anything
             problems.append(
                 f"instructions.{number} (id {item.id!r}): messages do not fit the model's chat template: {error}"
             )
@@ -135,7 +134,7 @@ def _texts(
 
 
 def _messages(instruction: Instruction) -> list[dict[str, Any]]:
-    """Return the turns of a chat; a text is one turn of the user."""
+    """Return the turns of a chat; a plain text becomes one user turn."""
     if instruction.messages is None:
         return [{"role": "user", "content": instruction.text}]
     return [message.model_dump() for message in instruction.messages]
@@ -147,7 +146,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> str:
 
 def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tuple[list[int], Any | None]]:
     """Yield the token ids of each text, and its encoding if the tokenizer is a fast one.
-    Tokenizes in batches: a tokenizer returns far more than ids."""
+    Tokenizes in batches, because a tokenizer returns far more than ids."""
     first = 0
     while first < len(texts):
         last, size = first + 1, len(texts[first])
@@ -155,7 +154,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tup
             size += len(texts[last])
             last += 1
         batch = tokenizer(texts[first:last], add_special_tokens=special)
-        # Encodings give offsets per prompt; those of all at once take 150 bytes per token.
+        # Encodings give offsets one prompt at a time; the offsets of a whole batch take 150 bytes per token.
         yield from zip(batch["input_ids"], getattr(batch, "encodings", None) or repeat(None), strict=False)
         first = last
 
@@ -163,19 +162,19 @@ def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Iterator[tup
 def _ids_problem(ids: NDArray[np.int32], limit: int, tokenizer: Any, vocabulary: int | None) -> str:
     """Return why a prompt with these ids cannot run, or ""."""
     if not len(ids):
-        return "a prompt has at least one token; the tokenizer makes none of this text"
+        return "a prompt needs at least one token; the tokenizer produces none from this text"
     if len(ids) > limit:
         return (
-            f"a prompt may have at most {limit} tokens (the model's context less what is generated); this one has "
+            f"a prompt may have at most {limit} tokens (the model's context minus the response); this one has "
             f"{len(ids)}. Shorten it, or serve the model with a larger max_model_len"
         )
     largest = int(ids.max())
     if vocabulary is not None and largest >= vocabulary:
         return (
             f"token ids must be below the size of the model's vocabulary, {vocabulary}; the largest is {largest}. "
-            "Leave such tokens out, or resize the model's embedding to the tokenizer"
+            "Remove such tokens, or resize the model's embedding to match the tokenizer"
         )
-    if largest >= len(tokenizer):  # some tokenizers leave ids out and have fewer tokens than their largest id
+    if largest >= len(tokenizer):  # some tokenizers skip ids, so their largest id exceeds their number of tokens
         size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
         if largest >= size:
             return f"token ids must be below the vocabulary's size {size}; the largest is {largest}"
@@ -183,8 +182,8 @@ def _ids_problem(ids: NDArray[np.int32], limit: int, tokenizer: Any, vocabulary:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """Return the tokenizer of a model folder, or of a hub name at a branch, tag or commit; InvalidInputError if it
-    cannot be loaded."""
+    """Return the tokenizer of a model folder, or of a hub name at `revision` (branch, tag or commit).
+    Raises InvalidInputError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
@@ -196,9 +195,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 
 
 def special_token_ids(tokenizer: Any) -> list[int] | None:
-    """Return the ids that the tokenizer marks as special, ascending; None if it does not say.
-    Joins tokens with a role (BOS, EOS, padding, unknown) and added tokens flagged as special. Neither is enough: the
-    turn marks of LLaMA 3's template have no role, and a plain token of the vocabulary may have one."""
+    """Return the ids that the tokenizer marks as special, ascending; None if it does not report them.
+    Combines tokens with a role (BOS, EOS, padding, unknown) and added tokens flagged as special. Neither suffices:
+    the turn markers of LLaMA 3's template have no role, and a regular token of the vocabulary may have one."""
     with_role = getattr(tokenizer, "all_special_ids", None)
     if with_role is None:
         return None

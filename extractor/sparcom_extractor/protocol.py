@@ -1,10 +1,10 @@
-"""The types that cross process borders: between the engine's client and its worker processes.
+"""Messages between the engine's client and its worker processes.
 
     client ──Plan (in the request's extra_args)──▶ worker
     client ──FinishedRequest…, by RPC────────────▶ worker ──PollReply──▶ client
                                                    worker ──WorkerDescription, WorkerStatistics──▶ client
 
-vLLM serializes with msgpack, which knows no dataclasses: `to_wire` and `from_wire` convert at both ends and validate.
+vLLM serializes with msgpack, which does not support dataclasses. `to_wire` and `from_wire` convert and validate them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pydantic import TypeAdapter
 
 from sparcom_data.schema.metadata import MoeInfo
 
-PLAN_KEY = "sparcom"  # of a Plan within a request's extra_args
+PLAN_KEY = "sparcom"  # key of the Plan in a request's extra_args
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the rows of one request go: position p, begin <= p < end, is row `row + p - begin` of the token axis.
-    index: of the instruction in its archive. prompt: its number of tokens, for errors; -1 if unknown.
-    length_unknown: the request may end before `end`; the engine may compute one row past its end."""
+    """Destination of one request's rows: position p, begin <= p < end, is row `row + p - begin` of the token axis.
+    index: the instruction's index in the archive. prompt: prompt length in tokens, for errors; -1 if unknown.
+    length_unknown: the request may end before `end`, and the engine may compute one row past its end."""
 
     session: str
     index: int
@@ -39,13 +39,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin <= self.end or min(self.row, self.index) < 0:
-            raise ValueError(f"a plan has 0 <= begin <= end and row, index >= 0; got {self}")
+            raise ValueError(f"a plan needs 0 <= begin <= end and row, index >= 0; got {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """An instruction that has run, with `capacity` rows reserved from `row` on.
-    length: number of rows that count; -1 if the instruction failed and its rows are dropped."""
+    length: number of valid rows; -1 if the instruction failed and its rows are dropped."""
 
     index: int
     row: int
@@ -64,7 +64,7 @@ class DurableInstruction:
 
 @dataclass(frozen=True, slots=True)
 class FailedInstruction:
-    """An instruction with rows that cannot be trusted."""
+    """An instruction with invalid rows."""
 
     index: int
     reason: str
@@ -80,9 +80,9 @@ class SessionError:
 
 @dataclass(frozen=True, slots=True)
 class PollReply:
-    """What happened in a session since the previous poll, and totals.
-    drained: everything is on disk, after the last request. rows: delivered, including rows computed again after a
-    preemption. backpressure_seconds: time that delivery waited for the writer."""
+    """Events of one session since the previous poll, and totals.
+    drained: the last request has ended and everything is on disk. rows: number of rows delivered, including rows
+    recomputed after a preemption. backpressure_seconds: time that delivery waited for the writer."""
 
     completed: tuple[DurableInstruction, ...] = ()
     failed: tuple[FailedInstruction, ...] = ()
@@ -94,11 +94,11 @@ class PollReply:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDescription:
-    """What one worker process captures, or the refusal of a model that cannot be captured.
+    """Captured layers of one worker, or the reason why its model cannot be captured.
 
-    layer_ids: layers with a dense FFN of `neurons`, counted over all ranks.
-    fusion: how activation outputs are made, see `install_all`.
-    mode: facts about the engine, e.g. model runner and CUDA graph mode. memory: bytes of capture, by purpose.
+    layer_ids: layers with a dense FFN. neurons: their width, over all ranks.
+    fusion: source of the activation outputs, see `install_all`.
+    mode: facts about the engine, e.g. model runner and CUDA graph mode. memory: bytes that capture holds, by purpose.
     """
 
     refusal: str | None = None
@@ -132,5 +132,5 @@ def to_wire(message: object) -> Any:
 
 
 def from_wire(kind: type[T], value: Any) -> T:
-    """Convert the result of `to_wire` back to `kind`; pydantic.ValidationError if it does not have that form."""
+    """Convert the result of `to_wire` back to `kind`. Raises pydantic.ValidationError if it does not match."""
     return cast("T", _adapter(kind).validate_python(value))

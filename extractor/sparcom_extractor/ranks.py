@@ -1,7 +1,7 @@
-"""Merges the messages of an engine's worker processes.
+"""Merge messages from the workers of one engine.
 
-An instruction is complete when all ranks have it on disk, and failed when it failed on any. All ranks must be fed the
-same tokens.
+An instruction is complete once all ranks have it on disk, and failed once it failed on any rank. All ranks must
+receive the same tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RankReplies:
         self._failed: set[int] = set()
 
     def merge(self, replies: Sequence[PollReply]) -> PollReply:
-        """Return one reply for those of all ranks."""
+        """Merge the replies of all ranks into one."""
         failed = {item.index: item.reason for reply in replies for item in reply.failed}
         completed = []
         for item in (item for reply in replies for item in reply.completed):
@@ -29,8 +29,8 @@ class RankReplies:
             durable.append(item)
             if item != durable[0]:
                 failed[item.index] = (
-                    "all processes of an engine must be fed the same tokens; their token ids differ. The masks are not "
-                    "to be used: report this with the model and vLLM version"
+                    "all workers of an engine must receive the same tokens; their token ids differ. Do not use these "
+                    "masks, and report the model and vLLM version"
                 )
             elif len(durable) == len(replies):
                 completed.append(item)
@@ -50,7 +50,7 @@ class RankReplies:
 
 
 def merge_descriptions(described: Sequence[WorkerDescription]) -> WorkerDescription:
-    """Return what all processes capture together, or a refusal if one refuses or their layers differ."""
+    """Merge the descriptions of all workers; return a refusal if one refuses or their layer widths differ."""
     for item in described:
         if item.refusal is not None:
             return WorkerDescription(refusal=item.refusal)
@@ -60,7 +60,7 @@ def merge_descriptions(described: Sequence[WorkerDescription]) -> WorkerDescript
     widths["neurons"] = {item.neurons for item in described if item.neurons}
     for name, values in widths.items():
         if len(values) > 1:
-            reason = f"layers must be alike in all processes of an engine; {name} is {sorted(values)}"
+            reason = f"all workers of an engine must have layers of the same widths; {name} is {sorted(values)}"
             return WorkerDescription(refusal=reason)
     moe_ids = sorted({layer for item in moe for layer in item.layer_ids})
     return replace(

@@ -1,4 +1,4 @@
-"""Settings of an engine, checked as they are made."""
+"""Engine settings, validated on construction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "load_format": (f"be one of {', '.join(LOAD_FORMATS)}", LOAD_FORMATS.__contains__),
     "gpu_memory_utilization": ("be in (0, 1]", lambda value: 0 < value <= 1),
     "kv_cache_gib": ("be above 0", lambda value: 0 < value < float("inf")),
-    **dict.fromkeys(("revision", "quantization"), ("not be empty (leave it out for the default)", bool)),
+    **dict.fromkeys(("revision", "quantization"), ("not be empty (omit it for the default)", bool)),
 }
 
 
@@ -28,20 +28,20 @@ class EngineSettings:
     """Settings of one engine; None means the platform's default."""
 
     model: str  # a folder, or a name on the Hugging Face hub
-    name: str = ""  # for clients; the default is the last part of `model`
+    name: str = ""  # shown to clients; defaults to the folder's name or the hub name
     dtype: str | None = None  # float32 (default on CPUs), bfloat16, float16 or auto
-    max_model_len: int | None = None  # tokens of the longest prompt plus response
-    max_num_batched_tokens: int | None = None  # tokens per step
-    max_num_seqs: int | None = None  # requests that run at once
+    max_model_len: int | None = None  # maximum length of prompt plus response, in tokens
+    max_num_batched_tokens: int | None = None  # maximum tokens per step
+    max_num_seqs: int | None = None  # maximum requests that run at once
     gpu_memory_utilization: float | None = None  # fraction of the GPU's memory
     kv_cache_gib: float | None = None  # GiB of KV cache; the default on CPUs is 2
     enforce_eager: bool | None = None  # no compilation; the default on CPUs
     capture: bool = True  # False runs the same engine without capture, for comparison
-    load_format: str = "auto"  # dummy makes random weights, to time a shape without its weights
-    tensor_parallel_size: int | None = None  # processes that share every layer
-    pipeline_parallel_size: int | None = None  # groups of processes, each with some layers
+    load_format: str = "auto"  # dummy initializes random weights, to benchmark without a checkpoint
+    tensor_parallel_size: int | None = None  # ranks that split every layer
+    pipeline_parallel_size: int | None = None  # stages, each with some of the layers
     revision: str | None = None  # branch, tag or commit of a model and tokenizer on the hub
-    quantization: str | None = None  # vLLM's name of the method; the default is that of the checkpoint's config.json
+    quantization: str | None = None  # vLLM's name of the method; defaults to the one in the checkpoint's config.json
 
     def __post_init__(self) -> None:
         problems = [
@@ -56,7 +56,7 @@ class EngineSettings:
 
     @property
     def processes(self) -> int:
-        """Worker processes of the engine."""
+        """Number of worker processes."""
         return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
 
     @property

@@ -135,13 +135,13 @@ def test_options_that_contradict_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "/no/such"], "/no/such is no folder. Check the path"),
-        (["--model", "a.gguf"], "a.gguf holds a model as GGUF"),
-        (["--model", "{folder}"], "a model's folder holds config.json; {folder} does not"),
-        (["--quantization", "zip"], "quantization must be a method that the installed vLLM knows"),
-        (["--model", "{folder}/model", "--revision", "v1"], "revision goes with a name on the Hugging Face hub"),
+        (["--model", "/no/such"], "/no/such is not a folder. Check the path"),
+        (["--model", "a.gguf"], "a.gguf holds a GGUF model"),
+        (["--model", "{folder}"], "a model's folder must hold config.json; {folder} does not"),
+        (["--quantization", "zip"], "quantization must be a method of the installed vLLM"),
+        (["--model", "{folder}/model", "--revision", "v1"], "revision needs a name on the Hugging Face hub"),
         (["--model", "{folder}/model", "--prompt-format", "chat"], "this model's tokenizer has none"),
-        (["--input", "{folder}/chat.jsonl"], "messages go with prompt_format 'chat'; it is 'raw'. Choose chat"),
+        (["--input", "{folder}/chat.jsonl"], "messages need prompt_format 'chat'; it is 'raw'. Choose chat"),
     ],
 )
 def test_errors_are_found_before_loading_where_possible(

@@ -1,6 +1,6 @@
-"""Engines for the tests: each is started once per session and shared, on an event loop in a thread.
+"""Engines for the tests: each starts once per session and is shared, on an event loop in a thread.
 
-An engine belongs to the loop that started it. Tests are plain functions and hand coroutines over.
+An engine belongs to the loop that started it. Tests are plain functions and run coroutines on that loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_hexainst.build.synthetic import synthetic_instructions
 
-MAX_ENGINES = 4  # a tiny one holds about 1.7 GiB and takes 15 to 25 s to start
+MAX_ENGINES = 4  # a tiny one takes about 1.7 GiB and starts in 15 to 25 s
 DEMO_MODEL = Path("models/smollm2-135m-instruct")
 
 
@@ -63,7 +63,7 @@ class Engine:
         return open_archive(path)
 
     def extract_alone(self, instructions: Sequence[Instruction], path: Path, **options: Any) -> Archive:
-        """As `extract`, with one request in the engine at a time."""
+        """Extract like `extract`, with one request in the engine at a time."""
         in_flight, self.engine.max_in_flight = self.engine.max_in_flight, 1
         try:
             return self.extract(instructions, path, **options)
@@ -87,7 +87,7 @@ def demo_model() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Callable[[str], Path]:
-    """Return a function that gives the folder of a tiny random model of an architecture, made once."""
+    """Return a function that returns the folder of a tiny random model of an architecture, made once."""
     from sparcom_models import make_tiny_model
 
     root = tmp_path_factory.mktemp("models")
@@ -103,7 +103,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Ca
 
 @pytest.fixture(scope="session")
 def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
-    """Return a function that starts an engine; the same settings give the same engine. Idle ones take memory only."""
+    """Return a function that starts an engine; equal settings return the same engine. Idle engines only take memory."""
     from sparcom_extractor.engine import CaptureEngine
     from sparcom_extractor.settings import EngineSettings
 
@@ -115,9 +115,9 @@ def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
             while len(running) >= MAX_ENGINES:
                 loop.run(running.pop(next(iter(running))).engine.close())
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # imports of vLLM and torch's compiler warn
+                warnings.simplefilter("ignore")  # importing vLLM and torch's compiler raises warnings
                 running[key] = Engine(loop, loop.run(CaptureEngine.start(key)))
-        running[key] = running.pop(key)  # the one used last goes last
+        running[key] = running.pop(key)  # most recently used last
         return running[key]
 
     yield start
@@ -127,7 +127,8 @@ def start_engine(loop: Loop) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture
 def tiny_engine(start_engine: Callable[..., Engine], tiny_model: Callable[[str], Path]) -> Engine:
-    """Tiny LLaMA, 64 tokens per step, 8 requests at once: long prompts are cut, batches are mixed."""
+    """Start a tiny LLaMA with 64 tokens per step and 8 requests at once, so that prompts are split and batches
+    mixed."""
     return start_engine(tiny_model("llama"), max_num_batched_tokens=64, max_num_seqs=8, max_model_len=320)
 
 
@@ -138,7 +139,7 @@ def demo_instructions() -> list[Instruction]:
 
 @pytest.fixture(scope="session")
 def mixed_instructions(demo_instructions: list[Instruction]) -> list[Instruction]:
-    """24 instructions from one word to several steps' worth of tokens, short and long in turn."""
+    """Return 24 instructions, alternately short and long: from one word to several steps of tokens."""
     texts = [item.text or "" for item in demo_instructions]
     made = []
     for number in range(24):
@@ -148,5 +149,5 @@ def mixed_instructions(demo_instructions: list[Instruction]) -> list[Instruction
 
 
 def replace_text(item: Instruction, number: int) -> Instruction:
-    """No two prompts alike, so that a row given to another request cannot go unseen."""
+    """Make all prompts different, so that a row in another request is detected."""
     return item.model_copy(update={"text": f"{number} {item.text}"})

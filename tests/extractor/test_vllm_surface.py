@@ -1,6 +1,7 @@
-"""All that is read of vLLM is declared in `vllm_surface/` and listed in docs/vllm-surface.md.
+"""Everything that SPARCOM reads of vLLM is declared in `vllm_surface/` and listed in docs/vllm-surface.md.
 
-SPARCOM_REWRITE=1 pytest tests/extractor/test_vllm_surface.py   writes the page anew
+SPARCOM_REWRITE=1 pytest tests/extractor/test_vllm_surface.py   regenerates the page
+
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ VERSION = re.compile(r"(?:(?:from|before) )?\b\d+\.\d+(?:\.\d+)?\b")
 CLASS = re.compile(r"\bvllm(?:\.\w+)+")
 
 INTRODUCTION = """\
-# What SPARCOM reads of vLLM
+# Parts of vLLM that SPARCOM uses
 
-Generated from `extractor/sparcom_extractor/vllm_surface/`; a test holds the page and the code equal. To write it anew:
+Generated from `extractor/sparcom_extractor/vllm_surface/`; a test keeps page and code equal. To regenerate it:
 
     SPARCOM_REWRITE=1 .venv/bin/python -m pytest tests/extractor/test_vllm_surface.py
 
-No other file imports vLLM, except the two classes that subclass vLLM's workers (`worker/cpu.py`, `worker/gpu.py`).
+No other file imports vLLM, except the two subclasses of vLLM's workers (`worker/cpu.py`, `worker/gpu.py`).
 `vllm_surface/versions.py` also reads the list `QuantizationMethods` from vLLM's source. To support another version of
 vLLM, check each line below against its source.
 
-"Read by" names the modules that import the declaration's module (any module if none of these) and read an attribute of
-that name. "Versions" are those in which an attribute was compared or run. Every test runs with 0.32.0.
+"Read by" names the modules that import the declaration's module and read an attribute of that name, or any module if
+there is none. "Versions" are those in which an attribute was compared or run. Every test runs with 0.32.0.
 """
 
 
 @dataclass(frozen=True)
 class Described:
-    """One Protocol and the module that declares it. versions: of vLLM, as its docstring or the module's says."""
+    """One Protocol and the module that declares it. versions: of vLLM, as stated by its docstring or the module's."""
 
     name: str
     doc: str
@@ -58,7 +59,7 @@ class Described:
 
 
 def attributes_of(node: ast.ClassDef) -> dict[str, str]:
-    """Attributes and methods of a Protocol, with their types."""
+    """Return the attributes and methods of a Protocol, with their types."""
     found = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -84,7 +85,7 @@ def described() -> tuple[Described, ...]:
 
 
 def names_read(tree: ast.AST) -> set[str]:
-    """Names of attributes that a source reads, by a dot or by getattr."""
+    """Return the names of attributes that a source reads, by a dot or by getattr."""
     found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"getattr", "hasattr"}:
@@ -94,7 +95,7 @@ def names_read(tree: ast.AST) -> set[str]:
 
 @cache
 def surface_used(path: Path) -> frozenset[str]:
-    """Surface modules that a module imports, directly or by way of another of them, and itself if it is one."""
+    """Return the surface modules that a module imports, directly or through another one, and itself if it is one."""
     tree = ast.parse(path.read_text())
     imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     direct = {name.rsplit(".", 1)[1] for name in imported if name.startswith("sparcom_extractor.vllm_surface.")}
@@ -104,7 +105,7 @@ def surface_used(path: Path) -> frozenset[str]:
 
 @cache
 def readers() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Each module of the package: the names that it reads, and the surface modules that it uses."""
+    """Return, per module of the package, the names that it reads and the surface modules that it uses."""
     paths = sorted(PACKAGE.rglob("*.py"))
     return {
         str(path.relative_to(PACKAGE)): (frozenset(names_read(ast.parse(path.read_text()))), surface_used(path))
@@ -113,14 +114,14 @@ def readers() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
 
 
 def readers_of(item: Described, attribute: str) -> list[str]:
-    """Modules that read an attribute: those that import its declaration, or any if none of them does."""
+    """Return the modules that read an attribute: those that import its declaration, or any if none of them does."""
     name = attribute.removesuffix("()")
     read = [path for path, (names, _) in readers().items() if name in names]
     return [path for path in read if item.module.stem in readers()[path][1]] or read
 
 
 def imports_of_vllm(path: Path) -> list[str]:
-    """Names that a source imports from vLLM, in functions and under TYPE_CHECKING too."""
+    """Return the names that a source imports from vLLM, including imports in functions and under TYPE_CHECKING."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
@@ -131,7 +132,7 @@ def imports_of_vllm(path: Path) -> list[str]:
 
 
 def page() -> str:
-    """Return docs/vllm-surface.md, made from the code."""
+    """Return docs/vllm-surface.md, generated from the code."""
     lines = [INTRODUCTION, "## Attributes", ""]
     lines += ["| vLLM class | attribute | type | read by | versions |", "| --- | --- | --- | --- | --- |"]
     for item in described():
@@ -161,7 +162,7 @@ def test_only_the_surface_imports_vllm() -> None:
 
 
 def test_the_walk_sees_imports_in_functions(tmp_path: Path) -> None:
-    """An import in a function or with an alias is found; a name that merely begins alike is not."""
+    """An import in a function or with an alias is found; a name with the same beginning is not."""
     source = tmp_path / "a.py"
     source.write_text("import vllm.a as b\nimport vllm_other\ndef f():\n    from vllm.c import d, e\n")
     assert imports_of_vllm(source) == ["vllm.a", "vllm.c.d", "vllm.c.e"]
@@ -169,7 +170,7 @@ def test_the_walk_sees_imports_in_functions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("item", described(), ids=lambda item: item.name)
 def test_every_declared_attribute_is_read(item: Described) -> None:
-    """A Protocol lists what is read and nothing more."""
+    """A Protocol lists only attributes that are read."""
     assert [name for name in item.attributes if not readers_of(item, name)] == []
 
 
@@ -177,7 +178,8 @@ VLLM = Path(next(iter(find_spec("vllm").submodule_search_locations or [])))  # t
 
 
 def find_class(path: str) -> tuple[ast.ClassDef, ast.Module] | None:
-    """A class of the installed vLLM by its dotted path, re-exports followed; from the source, without an import."""
+    """Find a class of the installed vLLM by its dotted path, through re-exports; reads the source, without an
+    import."""
     module, _, name = path.rpartition(".")
     base = VLLM.parent / module.replace(".", "/")
     file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
@@ -191,7 +193,7 @@ def find_class(path: str) -> tuple[ast.ClassDef, ast.Module] | None:
 
 
 def import_path(tree: ast.Module, name: str, module: str = "") -> str:
-    """Where a module imports a name from."""
+    """Return the module that a name is imported from."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
             parent = module.rsplit(".", node.level - 1)[0] + "." if node.level else ""
@@ -200,7 +202,7 @@ def import_path(tree: ast.Module, name: str, module: str = "") -> str:
 
 
 def defined_names(path: str) -> set[str]:
-    """Names that a class of vLLM and its bases define: methods, annotations, and what is set on self."""
+    """Return the names that a class of vLLM and its bases define: methods, annotations, and attributes set on self."""
     found = find_class(path)
     if found is None:
         return set()
@@ -219,7 +221,8 @@ def defined_names(path: str) -> set[str]:
 
 
 def words_near(path: str) -> set[str]:
-    """Words in a class's module, or in all modules of vLLM's MoE package: subclasses have attributes of their own."""
+    """Return the words in a class's module, or in all modules of vLLM's MoE package: subclasses have more
+    attributes."""
     module = VLLM.parent / path.rpartition(".")[0].replace(".", "/")
     moe = next((folder for folder in module.parents if folder.name == "fused_moe"), None)
     files = moe.rglob("*.py") if moe else [module.with_suffix(".py")]
@@ -231,6 +234,6 @@ CHECKED = [item for item in described() if find_class(item.vllm_class)]
 
 @pytest.mark.parametrize("item", CHECKED, ids=lambda item: item.name)
 def test_the_installed_vllm_has_the_attributes(item: Described) -> None:
-    """Each class of vLLM that a Protocol names has every attribute: defined there, in a base, or in a subclass near."""
+    """Each class of vLLM that a Protocol names defines every attribute, itself, in a base, or in a nearby subclass."""
     missing = {name.removesuffix("()") for name in item.attributes} - defined_names(item.vllm_class)
     assert not missing or not missing - words_near(item.vllm_class), f"{item.vllm_class} of the installed vLLM"

@@ -1,6 +1,6 @@
-"""Engines and archives for tests on a GPU: one tiny random model per variant, every archive made on first use.
+"""Engines and archives for tests on a GPU: one tiny random model per variant; archives are made on first use.
 
-SPARCOM_TEST_DEVICE=cpu rehearses on a CPU everything that does not need CUDA.
+SPARCOM_TEST_DEVICE=cpu runs on a CPU everything that does not need CUDA.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEEDS_CUDA = "needs a CUDA device"
 LAYERS, INTERMEDIATE_SIZE, EXPERT_SIZE = 4, 1003, 176  # 1,003 fills neither a byte nor an aligned row
 CONTEXT, STEP_TOKENS = 1024, 256
 PROMPTS, LONGEST_PROMPT, GENERATED = (32, 700, 65) if DEVICE == "cuda" else (6, 300, 5)
-HOLD_SECONDS, RELEASE_SECONDS = 60.0, 0.2  # the last request takes a moment to the engine's core
+HOLD_SECONDS, RELEASE_SECONDS = 60.0, 0.2  # the last request takes a moment to reach the engine core
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def device() -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model and the way in which vLLM runs it."""
+    """A model and the engine settings that vLLM runs it with."""
 
     architecture: str
     dtype: str = "float32"
@@ -63,8 +63,8 @@ VARIANTS = [  # most informative first
     Variant("llama"),
     Variant("qwen2-moe"),
     Variant("llama", "bfloat16"),
-    Variant("qwen2-moe", "bfloat16", cuda=True),  # vLLM's experts on CPUs: float32 alone
-    Variant("llama", runner="V1", cuda=True),  # CUDA takes version 2 of the model runner by default
+    Variant("qwen2-moe", "bfloat16", cuda=True),  # vLLM's CPU experts: float32 only
+    Variant("llama", runner="V1", cuda=True),  # CUDA uses model runner V2 by default
     Variant("gemma"),  # GELU, one activation module shared by all layers
     Variant("mixtral"),
     Variant("llama", ranks=2),
@@ -97,7 +97,7 @@ class Case:
         ).path
 
     def start(self, **settings: Any) -> Any:
-        """Start an engine; the same settings but for those given."""
+        """Start an engine with the variant's settings, updated by `settings`."""
         from sparcom_extractor.engine import CaptureEngine
         from sparcom_extractor.settings import EngineSettings
 
@@ -123,7 +123,7 @@ class Case:
 
     @cached_property
     def engine(self) -> Any:
-        """The engine with capture."""
+        """Return the engine with capture."""
         return self.start()
 
     def generate(self, engine: Any) -> Any:
@@ -145,17 +145,17 @@ class Case:
 
     @cached_property
     def generated(self) -> Archive:
-        """Prompts and generated tokens: full CUDA graphs for the latter."""
+        """Extract prompts and generated tokens; the latter run in full CUDA graphs."""
         return self.extract(self.engine, "generated", self.prompts, positions="all", max_tokens=GENERATED)
 
     @cached_property
     def sequences(self) -> list[list[int]]:
-        """Token ids of `generated`, per instruction."""
+        """Return the token ids of `generated`, per instruction."""
         return [span(self.generated, index)[0].tolist() for index in range(PROMPTS)]
 
     @cached_property
     def forced(self) -> Archive:
-        """The same token ids as prompts: split into several steps, in piecewise graphs."""
+        """Extract the same token ids as prompts: split into several steps, in piecewise graphs."""
         return self.extract(self.engine, "forced", self.sequences)
 
     def extract_alone(self) -> Archive:
@@ -184,7 +184,7 @@ async def begin_together(engine: Any, requests: int, work: Coroutine[Any, Any, T
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=str)
 def case(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Return the case of a variant; skip what this machine cannot run."""
+    """Return the case of a variant; skip if this machine cannot run it."""
     from sparcom_verification.selftest import ENVIRONMENT
 
     variant: Variant = request.param
@@ -193,7 +193,7 @@ def case(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.T
     if device == "cuda" and torch.cuda.device_count() < variant.ranks:
         pytest.skip(f"{NEEDS_CUDA} for each of {variant.ranks} ranks")
     folder = tmp_path_factory.mktemp("case")
-    # Two engines must not share what was compiled with other settings.
+    # Two engines must not share graphs compiled with other settings.
     environment = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
     if variant.dtype != "float32":
         del environment["TRITON_F32_DEFAULT"]
@@ -240,7 +240,7 @@ def unpacked(masks: NDArray[np.uint8], neurons: int) -> NDArray[np.uint8]:
 
 
 def _by_expert(rows: Rows) -> Rows:
-    """Sort the top-k of every row by expert: two experts with equal weights may change places."""
+    """Sort the top-k of every row by expert: two experts with equal weights may swap places."""
     order = rows["router/expert"].argsort(axis=-1, kind="stable")
     names = ("router/expert", "router/weight")
     masks = np.take_along_axis(rows["expert_neuron/active"], order[..., None], axis=-2)
@@ -277,7 +277,7 @@ def compare_archives(one: Archive, other: Archive, dtype: str) -> Differences:
 
 
 def count_differences(counted: Archive, masks: Archive) -> int:
-    """Return how many counts are not the sums over the rows of the other archive."""
+    """Return how many counts differ from the sums over the rows of the other archive."""
     differing = 0
     for index in range(len(masks.instructions)):
         rows = span(masks, index)[1]

@@ -1,4 +1,4 @@
-"""The comparisons of the GPU tests find what differs. They need no device."""
+"""The comparisons of the GPU tests find differences. They need no device."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_one_difference_is_counted_once(pair: tuple[Path, Path], compare: Callab
 
 
 def test_the_order_of_experts_does_not_matter(pair: tuple[Path, Path], compare: Callable[..., Any]) -> None:
-    """Two experts may change places with their weights and neurons, but not without these."""
+    """Two experts may swap places together with their weights and neurons, but not without."""
 
     def swap(values: Any) -> None:
         values[3, 0, [0, 1]] = values[3, 0, [1, 0]]
@@ -69,7 +69,7 @@ def test_the_order_of_experts_does_not_matter(pair: tuple[Path, Path], compare: 
 
 
 def test_bits_after_another_expert_are_left_out(pair: tuple[Path, Path], compare: Callable[..., Any]) -> None:
-    """Rows after another expert are computed from other values; their routes are compared, their bits are not."""
+    """Rows after another expert are computed from other values: their routes are compared, their bits are not."""
     archive = open_archive(pair[0])
     start, length = int(archive.instructions.token_start[1]), int(archive.instructions.token_length[1])
     assert archive.moe is not None
@@ -89,7 +89,7 @@ def test_bits_after_another_expert_are_left_out(pair: tuple[Path, Path], compare
 
 @pytest.mark.parametrize("write", [write_random_archive, write_random_moe_archive])
 def test_wrong_counts_are_found(write: Callable[..., None], tmp_path: Path, wrong_counts: Callable[..., int]) -> None:
-    """Counts of the same rows are equal in every component; a changed one is found."""
+    """Counts of the same rows are equal in every component; a changed count is found."""
     write(tmp_path / "masks.zarr", seed=1)
     write(tmp_path / "counts.zarr", seed=1, granularity="count")
     masks, counts = open_archive(tmp_path / "masks.zarr"), open_archive(tmp_path / "counts.zarr")

@@ -1,4 +1,4 @@
-"""Capture in vLLM engines on a GPU, for several models, dtypes and ways of running them."""
+"""Capture in vLLM engines on a GPU, for several models, dtypes and engine settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLE = 8  # instructions compared with transformers, which runs on the CPU
 
 
 def assert_alike(found: Any, dtype: str) -> None:
-    """Token ids are equal, everything else but for rounding."""
+    """Check that token ids are equal, and everything else up to rounding."""
     assert found.ids == 0
     shares = {
         "bits": limits.DIFFERING_BITS,
@@ -34,7 +34,7 @@ def assert_alike(found: Any, dtype: str) -> None:
 
 
 def test_rows_agree_with_transformers(case: Any) -> None:
-    """Rows of prompts and responses are those of transformers in float32 on the CPU, but for rounding."""
+    """Rows of prompts and responses equal those of transformers in float32 on the CPU, up to rounding."""
     archive = case.generated
     info = archive.attributes.model
     reference = ReferenceModel(str(case.model), "float32", info.layer_ids, info.moe)
@@ -49,11 +49,12 @@ def test_rows_agree_with_transformers(case: Any) -> None:
         assert experts.weights_unexplained <= share * experts.weights, experts.weight_examples
 
 
-def test_tokens_and_logprobs_are_those_without_capture(case: Any) -> None:
-    """Greedy tokens are equal with and without capture in the graph, their log-probabilities to the last bit.
+def test_tokens_and_logprobs_equal_those_without_capture(case: Any) -> None:
+    """Greedy tokens are equal with and without capture in the graph, and log-probabilities equal to the last bit.
 
     An activation output that rounds differently changes log-probabilities long before it changes a token. They are
-    comparable if the engine without capture repeats its own.
+    comparable if the engine without capture reproduces its own.
+
     """
     if case.engine.model.moe is not None and not plain_experts_use_triton():
         pytest.skip("needs a CUDA device of capability 9: on others vLLM may run experts by another kernel")
@@ -67,15 +68,15 @@ def test_tokens_and_logprobs_are_those_without_capture(case: Any) -> None:
     assert generated == [tokens[:-1] for tokens in plain.tokens], "the last token is never fed to the model"
 
 
-def test_rows_of_generated_tokens_are_those_of_the_same_prompt(case: Any, compare: Callable[..., Any]) -> None:
+def test_rows_of_generated_tokens_equal_those_of_the_same_prompt(case: Any, compare: Callable[..., Any]) -> None:
     """Decode steps and chunked prefill give a token the same row."""
     assert max(map(len, case.sequences)) > 256, "some prompts must be split into several steps"
     assert min(map(len, case.prompts)) < 8, "some prompts must share a step"
     assert_alike(compare(case.generated, case.forced, case.dtype), case.dtype)
 
 
-def test_concurrent_rows_are_those_of_each_request_alone(case: Any, compare: Callable[..., Any]) -> None:
-    """Mixed batches give every request the rows that it has alone."""
+def test_concurrent_rows_equal_those_of_each_request_alone(case: Any, compare: Callable[..., Any]) -> None:
+    """In mixed batches, every request has the rows that it has alone."""
     assert_alike(compare(case.forced, case.extract_alone(), case.dtype), case.dtype)
 
 
@@ -86,14 +87,14 @@ def test_counts_are_sums_of_the_masks(case: Any, wrong_counts: Callable[..., int
     assert wrong_counts(counts, case.forced) == 0
 
 
-def test_archives_are_sound(case: Any) -> None:
-    """`sparcom verify` finds nothing: format, checksums, states, unwritten rows, spare bits."""
+def test_archives_are_valid(case: Any) -> None:
+    """`sparcom verify` finds no problem in format, checksums, states, unwritten rows and spare bits."""
     for archive in (case.generated, case.forced):
         assert [check.findings for check in verify_archive(archive, None) if not check.passed] == []
 
 
 def test_the_engine_runs_as_requested(case: Any, device: str) -> None:
-    """On CUDA graphs are captured, by the requested version of the model runner."""
+    """On CUDA, graphs are captured, by the requested version of the model runner."""
     mode = case.engine.engine.model_dump()
     assert (mode["cudagraph_mode"] != "NONE") == (device == "cuda")
     assert mode["tensor_parallel_size"] == case.variant.ranks
@@ -101,8 +102,8 @@ def test_the_engine_runs_as_requested(case: Any, device: str) -> None:
         assert mode["model_runner"] == case.variant.runner
 
 
-def test_rows_of_compiled_graphs_are_those_of_eager_mode(case: Any, device: str, compare: Callable[..., Any]) -> None:
-    """The same rows without compilation and graphs."""
+def test_rows_of_compiled_graphs_equal_those_of_eager_mode(case: Any, device: str, compare: Callable[..., Any]) -> None:
+    """Rows are the same without compilation and graphs."""
     if device != "cuda":
         pytest.skip("needs a CUDA device")
     if case.variant not in {type(case.variant)("llama"), type(case.variant)("qwen2-moe")}:

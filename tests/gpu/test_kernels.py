@@ -1,4 +1,4 @@
-"""On a GPU: the kernel says what vLLM says, to the last bit, and its masks are the signs, also in replayed graphs."""
+"""On a GPU, the kernel's output equals vLLM's to the last bit, and its masks are the signs, also in replayed graphs."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def captured_by(activation: torch.nn.Module, buffer: MaskBuffer, layer: int, num
 
 @contextmanager
 def vllm_activations(custom_ops: str) -> Iterator[Callable[[str], torch.nn.Module]]:
-    """Makes vLLM's modules as it would with its own kernels ("all") or without ("none")."""
+    """Return a function that makes vLLM's modules with its own kernels ("all") or without ("none")."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        warnings.simplefilter("ignore")  # importing vLLM raises warnings
         from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
         from vllm.model_executor.layers import activation
 
@@ -83,14 +83,14 @@ def vllm_activations(custom_ops: str) -> Iterator[Callable[[str], torch.nn.Modul
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> None:
-    """The same code compiled for many activations would count as recompilation, and be refused."""
+    """Reset torch.compile: the same code compiled for many activations would count as recompilation and be refused."""
     torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> None:
-    """Every gate of 16 bits with 64 ups each, and four million others in float32: no number differs from vLLM's op."""
+def test_the_output_equals_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> None:
+    """For every 16-bit gate with 64 ups each, and four million others in float32, no value differs from vLLM's op."""
     from sparcom_extractor.capture.ops.compare import count_differences
     from sparcom_extractor.capture.ops.install import expected_numerics
 
@@ -102,20 +102,20 @@ def test_the_product_is_that_of_vllms_kernels(name: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", COMPILED)
-def test_the_product_is_that_of_inductors_code(name: str, dtype: torch.dtype) -> None:
-    """The same against what torch.compile makes of `forward_native`."""
+def test_the_output_equals_that_of_inductors_code(name: str, dtype: torch.dtype) -> None:
+    """The output equals what torch.compile generates from `forward_native`."""
     from sparcom_extractor.capture.ops.compare import count_differences
     from sparcom_extractor.capture.ops.install import expected_numerics
 
     with vllm_activations("none") as make, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's compiler warns of its own matters
+        warnings.simplefilter("ignore")  # PyTorch's compiler raises warnings
         activation = make(name)
         assert expected_numerics(activation, compiled=True) == Numerics.INDUCTOR
         assert count_differences(activation, known_spec(activation), Numerics.INDUCTOR, dtype) == 0
 
 
 def every_number(dtype: torch.dtype, rows: int) -> torch.Tensor:
-    """(rows, 2·WIDTH) that runs through all bit patterns of 16 bits, or of the upper 16 of 32, again and again."""
+    """Return (rows, 2·WIDTH) that repeats all bit patterns of 16 bits, or of the upper 16 of 32."""
     number = torch.arange(rows * 2 * WIDTH, device="cuda", dtype=torch.int64).reshape(rows, 2 * WIDTH) % 65536
     if dtype == torch.float32:
         return (number << 16).to(torch.int32).view(dtype)
@@ -131,7 +131,7 @@ def expected_masks(activation: torch.nn.Module, gate_up: torch.Tensor) -> torch.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_masks_are_the_signs(name: str, dtype: torch.dtype, numerics: Any) -> None:
-    """For all bit patterns, NaN and subnormals among them, and whether the kernel makes the product or not."""
+    """This holds for all bit patterns, including NaN and subnormals, and with and without an activation output."""
     with vllm_activations("all") as make:
         activation = make(name)
         buffer = mask_buffer(8, 2, WIDTH)
@@ -148,8 +148,8 @@ def test_masks_are_the_signs(name: str, dtype: torch.dtype, numerics: Any) -> No
     assert bool(((result == own) | (result.isnan() & own.isnan())).all())
 
 
-def test_views_have_the_masks_of_their_own_numbers() -> None:
-    """Rows of a wider tensor, every other column, and an odd width."""
+def test_views_have_the_masks_of_their_own_values() -> None:
+    """This holds for rows of a wider tensor, every other column, and an odd width."""
     with vllm_activations("none") as make:
         activation = make("silu")
         for neurons in (176, 177, 1536):
@@ -163,8 +163,9 @@ def test_views_have_the_masks_of_their_own_numbers() -> None:
 
 @pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
 @torch.inference_mode()
-def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(numerics: Any) -> None:
-    """A CUDA graph captured once for each number of rows and replayed with other numbers: product, masks and writes."""
+def test_a_replayed_graph_captures_its_new_inputs(numerics: Any) -> None:
+    """A CUDA graph is captured once per number of rows and replayed with other values: output, masks and writes are
+    right."""
     with vllm_activations("all") as make:
         activation = make("silu")
         buffer = mask_buffer(8192, 2, WIDTH)
@@ -187,8 +188,8 @@ def test_a_replayed_graph_takes_the_signs_of_what_it_is_fed(numerics: Any) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
-    """Four choices a token: masks (token, layer, choice), and the product in the tensor that was given."""
+def test_rows_of_token_and_expert_have_their_places(dtype: torch.dtype) -> None:
+    """With top_k 4, masks are (token, layer, k), and the output is in the given tensor."""
     with vllm_activations("all") as make:
         activation = make("silu")
         buffer = mask_buffer(9, 2, 1408, top_k=4)
@@ -207,8 +208,8 @@ def test_rows_of_token_and_choice_have_their_places(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_routes_on_the_device_are_the_cpu_references(dtype: torch.dtype, kind: torch.dtype) -> None:
-    """Ids and weights of any type, of all numbers of rows; one compilation serves every layer."""
+def test_routes_on_the_device_equal_the_cpu_references(dtype: torch.dtype, kind: torch.dtype) -> None:
+    """Ids and weights have any dtype and any number of rows; one compilation serves every layer."""
     found = route_buffer(300, 17, 4, "cuda")
     reference = route_buffer(300, 17, 4)
     generator = torch.Generator().manual_seed(5)
@@ -228,7 +229,7 @@ def test_routes_on_the_device_are_the_cpu_references(dtype: torch.dtype, kind: t
 
 @torch.inference_mode()
 def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
-    """A number of rows that was not seen before costs no compilation, which a step would wait for."""
+    """A new number of rows needs no compilation, which a step would wait for."""
     from sparcom_extractor.capture.ops import activation_kernel
 
     def compiled() -> int:
@@ -246,8 +247,8 @@ def test_the_kernel_is_compiled_once_for_all_numbers_of_rows() -> None:
 
 
 @torch.inference_mode()
-def test_the_op_waits_for_nothing() -> None:
-    """PyTorch's own guard against synchronisation sees none in the op."""
+def test_the_op_never_synchronizes() -> None:
+    """PyTorch's own guard detects no synchronization in the op."""
     with vllm_activations("none") as make:
         buffer = mask_buffer(64, 1, WIDTH)
         captured = captured_by(make("silu"), buffer, 0, Numerics.INDUCTOR)
@@ -260,16 +261,16 @@ def test_the_op_waits_for_nothing() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_too_many_rows_are_refused_before_the_device_sees_them() -> None:
-    """Rows past the buffer would be written past it: the host refuses by the shape alone."""
+def test_too_many_rows_are_refused_before_the_launch() -> None:
+    """Rows past the buffer would be written out of bounds; the host refuses by the shape alone."""
     with vllm_activations("none") as make:
         captured = captured_by(make("silu"), mask_buffer(4, 1, 64), 0, Numerics.INDUCTOR)
         with pytest.raises(RuntimeError, match=r"may hold 4 tokens .* got 5"):
             captured(torch.zeros(5, 128, device="cuda"))
 
 
-def test_counts_on_the_device_are_the_cpu_references() -> None:
-    """LLaMA-2-7B's width, 3,000 rows in runs of all lengths, several of one slot."""
+def test_counts_on_the_device_equal_the_cpu_references() -> None:
+    """The case has LLaMA-2-7B's width and 3,000 rows in runs of all lengths, several sharing a slot."""
     from sparcom_extractor.capture.ops.count_kernel import add_counts
 
     generator = torch.Generator().manual_seed(5)

@@ -1,1 +1,1 @@
-"""Capture inside the worker process: rows of each step to the session of the request they belong to."""
+"""Capture in the worker process: send the rows of each step to the sessions of their requests."""

@@ -1,8 +1,8 @@
-"""Counters on the device: how often each neuron was active at the rows of each running instruction.
+"""Count on the device how often each neuron is active, per running instruction.
 
-After every step the new rows of a request are added to its counter on the step's stream, before the next step
-overwrites the masks. When the request has run, its counts leave through the transfer queue and the counter is free.
-With them goes the mask of the last row: if the engine ran one step past a request's end, the writer subtracts that row.
+After every step, the new rows of a request are added to its counter on the step's stream, before the next step
+overwrites the masks. When the request has run, the transfer queue takes its counts and the counter becomes free. The
+mask of its last row goes with the counts: if the engine ran one step past the end, the writer subtracts that row.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ AddCounts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 class DeviceCounters:
-    """Counters of a dense model with the masks `buffer`, for `requests` that run at once.
+    """Counters of a dense model for `requests` running requests. buffer: its masks.
 
     counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
-    add_counts: kernel that adds tiles of masks to counts; Triton's by default.
+    add_counts: kernel that adds tiles of masks to counts; defaults to the Triton kernel.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DeviceCounters:
         self.counts = self.last = torch.empty(0)
 
     def allocate(self) -> None:
-        """Allocate the counters once, for the first session that counts; torch.OutOfMemoryError without room."""
+        """Allocate the counters once, for the first session that counts. Raises torch.OutOfMemoryError without room."""
         if not len(self.counts):
             masks, shape = self._buffer.masks, (self._size, self._buffer.masks.shape[1])
             counts = torch.zeros((*shape, self._buffer.neurons), dtype=torch.int32, device=masks.device)
@@ -51,7 +51,7 @@ class DeviceCounters:
         """Return `number` zeroed counters: int64 (number,), indices."""
         if number > len(self._free):
             raise RuntimeError(
-                f"requests that run hold the {len(self.counts)} counters; {number} more were asked for, and "
+                f"running requests share {len(self.counts)} counters; {number} more are needed, and "
                 f"{len(self._free)} are free. Report the vLLM version and max_num_seqs"
             )
         counters = np.array([self._free.pop() for _ in range(number)], dtype=np.int64)
@@ -60,7 +60,7 @@ class DeviceCounters:
         return counters
 
     def give_back(self, counter: int) -> None:
-        """Free a counter; reads that are enqueued already come first."""
+        """Free a counter. Reads that are already enqueued run first."""
         self._free.append(counter)
 
     def add_rows(self, first: NDArray[np.int64], rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
@@ -71,7 +71,7 @@ class DeviceCounters:
         self._queue.launch(lambda: self._add_counts(self._buffer.masks, uploaded, self.counts))
 
     def keep_last(self, rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
-        """Keep the masks of these rows of the step as the counters' last; int64 (n,) each."""
+        """Store the masks of these rows of the step in `last` of the counters; int64 (n,) each."""
         source, target = self._queue.upload(rows), self._queue.upload(counters)
         self._queue.launch(lambda: self.last.index_copy_(0, target, self._buffer.masks.index_select(0, source)))
 

@@ -1,4 +1,4 @@
-"""The running requests that have a plan, as a table of columns: one step looks all of them up at once."""
+"""Running requests that have a plan, as a table of columns: a step looks up all of them at once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def plan_of(request: NewRequestLike) -> Plan | None:
 
 class RunningRequests:
     """Requests with a plan, one slot each.
-    table: structured (slots,), replaced when it grows: the `session`, the fields of `Plan`, and int64 `counted`: the
-    first position that is not yet added to a counter on the device, `counter`: its index, or NO_COUNTER."""
+    table: structured array (slots,), replaced when it grows: `session`, the fields of `Plan`, and two int64 columns.
+    counted: first position not yet added to a counter on the device. counter: index of that counter, or NO_COUNTER."""
 
     def __init__(self) -> None:
         self.table: NDArray[Any] = np.zeros(0, dtype=_SLOT)
@@ -40,7 +40,7 @@ class RunningRequests:
         return len(self._slots)
 
     def add(self, request: str, plan: Plan, session: CaptureSession) -> None:
-        """Begin a request, or begin it again after a preemption."""
+        """Add a request, or restart it after a preemption."""
         if request not in self._slots:
             if not self._free:
                 self._free = list(range(len(self.table), len(self.table) + _GROWTH))
@@ -50,9 +50,9 @@ class RunningRequests:
         self.table[self._slots[request]] = (session, *values, plan.begin, NO_COUNTER)
 
     def remove(self, request: str) -> None:
-        """Forget a request."""
+        """Remove a request."""
         slot = self._slots.pop(request)
-        self.table["session"][slot] = None  # a closed session must not live on here
+        self.table["session"][slot] = None  # releases a closed session
         self._free.append(slot)
 
     def slots(self, requests: Sequence[str]) -> NDArray[np.int64]:
@@ -60,7 +60,7 @@ class RunningRequests:
         return np.fromiter(map(self._slots.get, requests, repeat(-1)), np.int64, len(requests))
 
     def planned(self, requests: Iterable[str]) -> list[tuple[str, int]]:
-        """Return those of the requests that have a plan, each with its slot."""
+        """Return the requests that have a plan, each with its slot."""
         return [(request, self._slots[request]) for request in requests if request in self._slots]
 
     def of_session(self, session: CaptureSession) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Find the request and session of each row of a step, and rows that cannot be trusted."""
+"""Find the request and session of each row of a step, and detect invalid rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = np.dtype([(name, np.int64) for name in ("slot", "source", "rows", "positio
 
 
 def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
-    """Return the rows of a step that are within a plan: `RUN` (runs,)."""
+    """Return the rows of a step that lie within a plan: `RUN` (runs,)."""
     slots = requests.slots(batch.request_ids)
     begin, end, first = requests.table["begin"][slots], requests.table["end"][slots], batch.first_position
     runs = np.zeros(len(slots), dtype=RUN)
@@ -33,8 +33,8 @@ def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
 def split_by_session(
     runs: NDArray[Any], requests: RunningRequests, first: int
 ) -> list[tuple[CaptureSession, NDArray[np.int64]]]:
-    """Return each session with its runs, int64 (runs, 7): fields of `RowRange`, and the tokens of the prompt.
-    first: row of the step from which `source` counts."""
+    """Return each session with its runs, int64 (runs, 7): the fields of `RowRange`, then the prompt length.
+    first: row of the step that becomes row 0 of `source`."""
     names = ("session", "index", "row", "begin", "end", "prompt")
     owner, index, row, begin, end, prompt = (requests.table[name][runs["slot"]] for name in names)
     source, offset = runs["source"] - first, runs["position"] - begin
@@ -43,12 +43,12 @@ def split_by_session(
 
 
 def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None:
-    """Raise RuntimeError if the positions fed to the model differ: rows would be stored for the wrong tokens."""
+    """Raise RuntimeError if the model was fed other positions: rows would be stored for the wrong tokens."""
     if not np.array_equal(expected, fed):
         row = int(np.flatnonzero(expected != fed)[0])
         raise RuntimeError(
             f"row {row} of a step must be position {int(expected[row])} of its request; the model was fed position "
-            f"{int(fed[row])}. The layout of vLLM's batch is not the one this release knows"
+            f"{int(fed[row])}. vLLM's batch layout is unknown to this release: report the vLLM version"
         )
 
 
@@ -59,10 +59,10 @@ def find_faults(
     nonfinite: NDArray[np.uint8],
     positions: NDArray[np.int64],
 ) -> dict[int, RowFault]:
-    """Return the first fault of each instruction with a gate or routing weight that is NaN or infinite, by its index.
+    """Return, by instruction index, the first row with a gate or routing weight that is NaN or infinite.
 
-    Such a gate compares as inactive, or as active by an overflow: its neuron would count without having been computed.
-    ranges: rows of one session. prompts: int64 (ranges,), tokens of each one's prompt, -1 if unknown.
+    Such a gate compares as inactive, or as active after an overflow: the mask would hold a value never computed.
+    ranges: rows of one session. prompts: int64 (ranges,), prompt length of each, -1 if unknown.
     nonfinite: uint8 (rows, layers), flags of the layers `names`. positions: int64 (rows,), within the sequence.
     """
     if not nonfinite.any():
@@ -80,11 +80,11 @@ def find_faults(
 
 def _reason(found: Sequence[LayerName], position: int, prompt: int) -> str:
     values = "weights or logits" if found[0].component == "router" else "gates"
-    others = f", and {len(found) - 1} more of its layers have" if len(found) > 1 else ""
+    others = f", and in {len(found) - 1} more layers" if len(found) > 1 else ""
     part = "" if prompt < 0 else " of the prompt" if position < prompt else " of the response"
     number = position - prompt if 0 <= prompt <= position else position
     return (
         f"every gate and routing weight of a token must be a finite number; {found[0]} has {values} that are NaN or "
-        f"infinite at position {number}{part}{others}. Check the model's weights; where a model overflows in float16 "
+        f"infinite at position {number}{part}{others}. Check the model's weights; if the model overflows in float16, "
         "use dtype 'bfloat16' or 'float32'"
     )

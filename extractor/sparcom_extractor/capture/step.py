@@ -1,13 +1,13 @@
-"""Sends the rows of every step to the sessions of the requests that they belong to.
+"""Send the rows of every step to the sessions of their requests.
 
-    before_step   learn new plans, forget ended requests (their counts leave); write counters and flags are zeroed
-    after_step    which rows of the step belong to which instruction ─▶ transfer queue ─▶ checks ─▶ session
-                  with counters on the device: add the new rows to them; masks of sessions that count stay there
+    before_step   add new plans; remove ended requests and send their counts; zero write counters and flags
+    after_step    map rows to instructions ─▶ transfer queue ─▶ checks ─▶ session
+                  with counters on the device: add the new rows to them; sessions that count get no masks
 
 Nothing here waits for a device. A step costs a fixed number of column operations, one copy of the rows, and one look-up
-per request. Checks need values on the host, so they run on delivery, on a device in another thread: are the positions
-those of the layout? Did every layer write once, and all rows? Is every gate finite? `finish_requests` and `end_input`
-reach a session through the same queue, behind the rows sent before them.
+per request. Checks need values on the host, so they run on delivery; for a device that is another thread. Do positions
+match the layout? Did every layer write all rows exactly once? Is every gate finite? `finish_requests` and `end_input`
+reach a session through the same queue, after the rows sent before them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from sparcom_extractor.writer.session import CaptureSession
 
 
 class StepCapture:
-    """The plans of running requests, the sessions they write to, and the way there.
+    """Plans of running requests, and the sessions that receive their rows.
     buffers: written by the model during a step. queue: from the buffers to the sessions.
-    counters: on the device; None: sessions count the rows they get. layer_names: by write counter, for errors."""
+    counters: on the device; None if sessions count on the host. layer_names: per write counter, for errors."""
 
     def __init__(self, buffers: StepBuffers, queue: TransferQueue, counters: DeviceCounters | None = None) -> None:
         self.buffers, self.queue, self.counters = buffers, queue, counters
@@ -45,7 +45,7 @@ class StepCapture:
         self._padded = buffers.write_counters.device.type != "cpu"
         self._requests = RunningRequests()
         self._sessions: dict[str, CaptureSession] = {}
-        self._backpressure_before: dict[str, float] = {}  # of the queue, when the session began
+        self._backpressure_before: dict[str, float] = {}  # of the queue, when each session began
 
     @property
     def open_sessions(self) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class StepCapture:
         return bool(self._requests)
 
     def before_step(self, scheduled: SchedulerOutputLike) -> None:
-        """Learn the plans of new requests and forget requests that ended."""
+        """Add the plans of new requests and remove requests that ended."""
         requests = self._requests
         for _, slot in requests.planned(scheduled.preempted_req_ids or ()):
             self._restart(slot)
@@ -82,31 +82,31 @@ class StepCapture:
         if not len(runs):
             return
         first, stop = int(runs["source"].min()), int((runs["source"] + runs["rows"]).max())
-        shares = split_by_session(runs, self._requests, first)
+        session_runs = split_by_session(runs, self._requests, first)
         flags = self.buffers.nonfinite[first:stop]
         parts = [batch.ids[first:stop], batch.positions[first:stop], self.buffers.write_counters, flags]
-        if not all(self._counts_on_device(session) for session, _ in shares):
+        if not all(self._counts_on_device(session) for session, _ in session_runs):
             parts.extend(array[first:stop] for array in self._arrays.values())
         if self.counters is not None:
             self._count(runs, self.counters)
         expected = batch.expected_positions()[first:stop]
-        self.queue.send(parts, partial(self._deliver, shares, expected, batch.count))
+        self.queue.send(parts, partial(self._deliver, session_runs, expected, batch.count))
 
     def open(self, name: str, session: CaptureSession) -> None:
-        """Send rows to this session if their plan names it."""
+        """Open a session: send it the rows of plans with its name."""
         self._sessions[name] = session
         self._backpressure_before[name] = self.queue.backpressure_seconds
 
     def poll(self, name: str) -> PollReply:
-        """Return the session's `PollReply`, with the time that steps waited; raises what `TransferQueue.check` does."""
+        """Return the session's `PollReply`, with the time that steps waited. Raises the error of a failed transfer."""
         self.queue.check()
         reply = self._sessions[name].poll()
-        if self.queue.delivers_in_step:  # the step itself waited for the session
+        if self.queue.delivers_in_step:  # the session measured the wait itself
             return reply
         return replace(reply, backpressure_seconds=self.queue.backpressure_seconds - self._backpressure_before[name])
 
     def finish_requests(self, name: str, finished: list[FinishedRequest]) -> None:
-        """Report to a session that instructions have run, behind the rows sent before."""
+        """Report to a session that instructions have run, after the rows sent before."""
         session, indices = self._sessions[name], {item.index for item in finished}
         for _, slot in self._requests.of_session(session):
             if int(self._requests.table["index"][slot]) in indices:
@@ -114,13 +114,13 @@ class StepCapture:
         self._send_call(partial(session.finish_requests, finished))
 
     def end_input(self, name: str) -> None:
-        """Report to a session that no more rows come, behind the rows sent before."""
+        """Report to a session that no more rows follow, after the rows sent before."""
         for _, slot in self._requests.of_session(self._sessions[name]):
             self._send_counts(slot)
         self._send_call(self._sessions[name].end_input)
 
     def close(self, name: str) -> None:
-        """Forget a session; rows that still come for it are dropped."""
+        """Close a session. Rows that still arrive for it are dropped."""
         session = self._sessions.pop(name, None)
         if session is not None:
             del self._backpressure_before[name]
@@ -130,7 +130,7 @@ class StepCapture:
             session.close()
 
     def shutdown(self) -> None:
-        """Deliver what was sent and end all threads."""
+        """Deliver pending rows and stop all threads."""
         self.queue.close()
         for name in self.open_sessions:
             self.close(name)
@@ -140,26 +140,26 @@ class StepCapture:
 
     def _deliver(
         self,
-        shares: Sequence[tuple[CaptureSession, NDArray[np.int64]]],
+        session_runs: Sequence[tuple[CaptureSession, NDArray[np.int64]]],
         expected: NDArray[np.int64],
         count: int,
         arrays: Arrays,
         done: Done,
     ) -> None:
-        """Check the arrays of a step and pass them on. Rows that cannot be trusted end their sessions alone."""
+        """Check a step's arrays and pass them to the sessions. A failed check ends these sessions, not the engine."""
         ids, positions, counters, nonfinite = arrays[:4]
         try:
             check_write_counters(counters, count, self.layer_names, padded=self._padded)
             check_positions(expected, positions)
         except RuntimeError as error:
             problem = self.buffers.problem
-            for session, _ in shares:
+            for session, _ in session_runs:
                 session.fail(f"{error}. {problem}" if problem else str(error))
             done()
             return
-        done = _after_calls(len(shares), done)
+        done = _after_calls(len(session_runs), done)
         captured = dict(zip(self._arrays, arrays[4:], strict=False))  # none if all sessions count on the device
-        for session, columns in shares:
+        for session, columns in session_runs:
             ranges = [RowRange(*values) for values in columns[:, :-1].tolist()]
             faults = find_faults(self._layers, ranges, columns[:, -1], nonfinite, positions)
             masks = {} if self._counts_on_device(session) else captured
@@ -173,7 +173,7 @@ class StepCapture:
         self.queue.send([], deliver)
 
     def _count(self, runs: NDArray[Any], device: DeviceCounters) -> None:
-        """Add the rows that were not added before to the counters of their requests."""
+        """Add the rows not counted before to the counters of their requests."""
         table = self._requests.table
         runs = runs[[session.stores_counts for session in table["session"][runs["slot"]]]]
         new = np.minimum(runs["position"] + runs["rows"] - table["counted"][runs["slot"]], runs["rows"])
@@ -186,12 +186,12 @@ class StepCapture:
             table["counter"][without] = device.take(len(without))
         counters = table["counter"][slots]
         device.add_rows(stop - new, new, counters)
-        # After a gap `counted` stays behind, so that the number of counted rows shows the gap at the end.
+        # After a gap `counted` stays too low, so the final number of counted rows reveals the gap.
         table["counted"][slots] += new
-        unsure = table["length_unknown"][slots] != 0
-        if unsure.any():
-            device.keep_last((stop - 1)[unsure], counters[unsure])
-        for slot in slots[(table["counted"] == table["end"])[slots] & ~unsure].tolist():
+        length_unknown = table["length_unknown"][slots] != 0
+        if length_unknown.any():
+            device.keep_last((stop - 1)[length_unknown], counters[length_unknown])
+        for slot in slots[(table["counted"] == table["end"])[slots] & ~length_unknown].tolist():
             self._send_counts(slot)
 
     def _send_counts(self, slot: int) -> None:
@@ -204,7 +204,7 @@ class StepCapture:
         self._release_counter(slot)
 
     def _restart(self, slot: int) -> None:
-        """Discard the counts of a preempted request: it computes its rows again."""
+        """Discard the counts of a preempted request: vLLM recomputes its rows."""
         self._release_counter(slot)
         self._requests.table["counted"][slot] = self._requests.table["begin"][slot]
 
@@ -216,7 +216,7 @@ class StepCapture:
 
 
 def _after_calls(calls: int, done: Done) -> Done:
-    """Return a function that calls `done` when it is called for the last of `calls` times, from any thread."""
+    """Return a thread-safe function that calls `done` on the last of `calls` calls."""
     lock, left = threading.Lock(), calls
 
     def give_back() -> None:

@@ -1,1 +1,1 @@
-"""Starts a vLLM engine: checks, arguments, environment, and the bootstrap of its subprocesses."""
+"""Start a vLLM engine: checks, arguments, environment, and the bootstrap of its subprocesses."""

@@ -1,9 +1,9 @@
-"""Sets up each process of an engine when vLLM's configuration (`additional_config`) arrives there.
+"""Set up each process of an engine as it unpickles `additional_config`, a field of vLLM's configuration.
 
 1. Capture becomes part of vLLM's compilation cache key: a graph compiled without capture is never used with it.
-2. The process leaves the terminal's process group. Ctrl-C would end vLLM in the middle of a step; now only the parent
-   receives it, finishes what runs, and ends its children.
-3. The process ends itself if its parent dies. vLLM's would wait forever and keep the memory.
+2. The process leaves the terminal's process group. Otherwise Ctrl-C would stop vLLM in the middle of a step. Only the
+   parent receives it, finishes running requests, and stops its children.
+3. The process exits if its parent dies. vLLM's own processes would wait forever and keep their memory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 PARENT_CHECK_SECONDS = 1.0
-OP_VERSION = 3  # changes with the op's schema or meaning: cached graphs call it by name
+OP_VERSION = 3  # increment when the op's schema or meaning changes: cached graphs call it by name
 
 
 @dataclass(slots=True)
 class SubprocessBootstrap:
-    """SIDE EFFECTS ON UNPICKLE: in a process other than `parent` it changes process group, exit and modules."""
+    """SIDE EFFECTS ON UNPICKLE: outside `parent` it changes the process group, exit handlers and loaded modules."""
 
     capture: bool  # whether the engine captures
     parent: int  # id of the process that starts the engine
-    fusion: str = ""  # how activation outputs are made; the worker sets it before anything is compiled
+    fusion: str = ""  # source of the activation outputs; the worker sets it before compilation
     report: str = ""  # file for the reason why the model did not load
 
     def compute_hash(self) -> str:
@@ -57,9 +57,9 @@ def _unpickle(capture: bool, parent: int, fusion: str, report: str) -> Subproces
 def let_vllm_scan_llvmlite(modules: Mapping[str, Any]) -> None:
     """Give llvmlite's lazy library an empty `__dict__`, if llvmlite is loaded.
 
-    At start a CPU worker of vLLM reads `vars(value).get("kernel")` of every attribute of every module. llvmlite answers
-    every name, `__dict__` too, with a C function, and the worker died of it in programs that import Numba, as our
-    analysis does. llvmlite looks into its table of functions first, so the entry goes there.
+    At start-up, vLLM's CPU worker reads `vars(value).get("kernel")` for every attribute of every module. llvmlite
+    returns a C function for any name, even `__dict__`. This crashed the worker in programs that import Numba, such as
+    our analysis. llvmlite looks up its function table first, so the entry goes there.
     """
     ffi = modules.get("llvmlite.binding.ffi")
     table = getattr(getattr(ffi, "lib", None), "_fntab", None)
@@ -68,9 +68,9 @@ def let_vllm_scan_llvmlite(modules: Mapping[str, Any]) -> None:
 
 
 def _exit_quickly() -> None:
-    """Leave nothing to the interpreter's last collection, and silence what Triton lists after it.
+    """Freeze the garbage collector before interpreter exit, and silence Triton's output after it.
 
-    A collection of everything that vLLM and torch allocated takes seconds, and vLLM kills processes that exit slowly.
+    Collecting everything that vLLM and torch allocated takes seconds, and vLLM kills processes that exit slowly.
     """
     gc.freeze()
     sys.stderr.flush()
@@ -85,7 +85,7 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def children_end_on_cancel() -> Iterator[None]:
-    """Kill the processes started within, and theirs, if the task is cancelled within."""
+    """Kill the processes started in this context, and their children, if the task is cancelled."""
     before = set(multiprocessing.active_children())
     try:
         yield
@@ -107,7 +107,7 @@ def _kill_tree(pid: int | None) -> None:
 
 def shield_children_from_interrupts() -> None:
     """Block SIGINT in this thread and in the processes it starts, until they have left the process group.
-    Otherwise Ctrl-C gives a traceback of a process that is still importing. The resource tracker must start first: it
-    unblocks the signal in the thread."""
+    Otherwise Ctrl-C prints the traceback of a process that is still importing. The resource tracker must start first:
+    it unblocks the signal in the thread."""
     resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

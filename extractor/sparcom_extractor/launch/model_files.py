@@ -1,4 +1,4 @@
-"""Checks of a model that need no engine. They take milliseconds and import neither torch nor vLLM."""
+"""Check a model's name and files without an engine. Takes milliseconds, and imports neither torch nor vLLM."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sparcom_extractor.vllm_surface.versions import quantization_methods
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 INDEX = "model.safetensors.index.json"
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-_MODEL = "model is a folder or a name on the Hugging Face hub"
+_MODEL = "model must be a folder or a name on the Hugging Face hub"
 _GGUF = (
-    "{} holds a model as GGUF, whose quantised weights show no neurons. Give the folder of the original model, with "
-    "config.json and *.safetensors; transformers converts one with from_pretrained(folder, gguf_file=...)"
+    "{} holds a GGUF model; its quantized weights do not expose neurons. Give the folder of the original model, with "
+    "config.json and *.safetensors, or convert it in transformers with from_pretrained(folder, gguf_file=...)"
 )
 
 
 def check_model(settings: EngineSettings) -> None:
-    """Raise InvalidInputError with every problem of names and files that keeps a model from loading."""
+    """Raise InvalidInputError listing every problem in names and files that would keep the model from loading."""
     problems = _model_problems(settings)
     known, quantization = quantization_methods(), settings.quantization
     if quantization is not None and known and quantization not in known:
         problems.append(
-            f"quantization must be a method that the installed vLLM knows: {', '.join(known)}; it is "
-            f"{quantization!r}. Leave it out if the checkpoint's config.json names its own"
+            f"quantization must be a method of the installed vLLM: {', '.join(known)}; it is {quantization!r}. "
+            "Omit it if the checkpoint's config.json names the method"
         )
     if problems:
         raise InvalidInputError(problems)
@@ -38,13 +38,13 @@ def _model_problems(settings: EngineSettings) -> list[str]:
     if path.suffix == ".gguf":
         return [f"{_MODEL}; {_GGUF.format(model)}"]
     if path.is_file():
-        return [f"{_MODEL}; {model} is a file. Give the folder that holds it"]
+        return [f"{_MODEL}; {model} is a file. Give the folder that contains it"]
     if not path.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            return [f"{_MODEL}; {model} is no folder. Check the path"]
+            return [f"{_MODEL}; {model} is not a folder. Check the path"]
         return []
     if settings.revision is not None:
-        return [f"revision goes with a name on the Hugging Face hub; {model} is a folder. Leave it out, or give a name"]
+        return [f"revision needs a name on the Hugging Face hub; {model} is a folder. Omit it, or give a hub name"]
     return _folder_problems(path, settings.load_format)
 
 
@@ -52,18 +52,18 @@ def _folder_problems(path: Path, load_format: str) -> list[str]:
     if not (path / "config.json").is_file():
         if any(path.glob("*.gguf")):
             return [_GGUF.format(path)]
-        return [f"a model's folder holds config.json; {path} does not. Give the folder that from_pretrained would take"]
+        return [f"a model's folder must hold config.json; {path} does not. Give a folder that from_pretrained accepts"]
     problems = []
     if read_object(path / "config.json") is None:
-        problems.append(f"config.json holds one JSON object; that of {path} does not. Fetch the model again")
+        problems.append(f"config.json must hold one JSON object; that of {path} does not. Fetch the model again")
     if load_format == "dummy":
         return problems
     if not any(file for pattern in WEIGHTS for file in path.glob(pattern)):
         problems.append(
-            f"a model's folder holds weights ({', '.join(WEIGHTS)}); {path} has none. Fetch the model again"
+            f"a model's folder must hold weights ({', '.join(WEIGHTS)}); {path} has none. Fetch the model again"
         )
     elif missing := ", ".join(_missing_shards(path)):
-        problems.append(f"the files that {INDEX} names are all needed; {path} lacks {missing}. Fetch the model again")
+        problems.append(f"all files named in {INDEX} must exist; {path} lacks {missing}. Fetch the model again")
     return problems
 
 

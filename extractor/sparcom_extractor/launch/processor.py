@@ -1,6 +1,6 @@
-"""Checks and choices for engines on CPUs.
+"""Check and configure engines on CPUs.
 
-Intel processors with AMX (`amx_tile`) have kernels of their own in vLLM, for bfloat16 only: latent attention (MLA),
+vLLM has separate kernels for Intel processors with AMX (`amx_tile`), for bfloat16 only: latent attention (MLA),
 experts, small matrices.
 """
 
@@ -15,28 +15,28 @@ from sparcom_extractor.launch.model_files import read_object
 from sparcom_extractor.settings import EngineSettings
 
 CPU_DTYPE = "float32"  # few CPUs compute bfloat16 natively
-# With AMX vLLM runs latent attention (DeepSeek) through AMX_MLA, which refuses float32 weights ("expect weight to be
+# With AMX, vLLM runs latent attention (DeepSeek) through AMX_MLA, which rejects float32 weights ("expect weight to be
 # bfloat16"). CPU_MLA runs every dtype on every processor. vLLM ignores it for models without latent attention.
 CPU_ATTENTION = "CPU_MLA"
-AMX_BLOCK = 32  # vLLM's AMX experts need widths that are multiples of it; others run in portable code
+AMX_BLOCK = 32  # vLLM's AMX experts need widths divisible by it; other widths run in portable code
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _WIDTHS = ("moe_intermediate_size", "intermediate_size")
 
 
 def validate_cpu_ranks(settings: EngineSettings, cores: int) -> None:
-    """Raise InvalidInputError for more ranks than cores, and for pipeline stages: vLLM's CPU runner makes the tensors
-    between stages in a warm-up, which it leaves out in eager mode with a given size of the KV cache."""
+    """Raise InvalidInputError for more ranks than cores, and for pipeline stages. vLLM's CPU runner allocates the
+    tensors between stages in a warm-up, which it skips in eager mode with a given KV cache size."""
     problems = []
     tensor, pipeline = settings.tensor_parallel_size or 1, settings.pipeline_parallel_size or 1
     if tensor > cores:
         problems.append(
             f"tensor_parallel_size must be at most the number of cores on a CPU, {cores} here; it is {tensor}. "
-            "Take fewer ranks, or give the process more cores"
+            "Use fewer ranks, or give the process more cores"
         )
     if pipeline > 1:
         problems.append(
             f"pipeline_parallel_size must be 1 on a CPU, where vLLM does not run pipeline stages; it is {pipeline}. "
-            "Use tensor_parallel_size in its place"
+            "Use tensor_parallel_size instead"
         )
     if problems:
         raise InvalidInputError(problems)
@@ -57,7 +57,7 @@ def check_processor(settings: EngineSettings) -> None:
 
 def expert_problem(config: Mapping[str, Any], dtype: str, *, amx: bool, ranks: int = 1) -> str | None:
     """Return why a model's experts would not expose their neurons on a CPU, or None.
-    config: the model's config.json. dtype: the engine's; "auto" is the checkpoint's. ranks: share an expert's width."""
+    config: the model's config.json. dtype: the engine's; "auto" means the checkpoint's. ranks: tensor_parallel_size."""
     text = config.get("text_config") or config
     if dtype == "auto":
         dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")

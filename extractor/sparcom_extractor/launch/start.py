@@ -1,4 +1,4 @@
-"""Starts vLLM's engine: its arguments, and the environment of its processes."""
+"""Start vLLM's engine: its arguments, and the environment of its processes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _WORKERS = {
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # INFO shows vLLM's log
     "VLLM_NO_USAGE_STATS": "1",
-    # A forked engine would inherit this process's threads and locks in whatever state they are.
+    # A forked engine would inherit this process's threads and locks in an arbitrary state.
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
 }
 
 
 def start_vllm(settings: EngineSettings) -> AsyncLLMLike:
-    """Load the model and start the engine's processes. Refuses what this machine cannot run."""
+    """Load the model and start the engine's processes. Refuses settings that this machine cannot run."""
     shield_children_from_interrupts()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -58,17 +58,17 @@ def start_vllm(settings: EngineSettings) -> AsyncLLMLike:
 
 
 def start_failure(settings: EngineSettings, error: Exception, report: Path) -> EngineError:
-    """Return the error for a vLLM that did not start. A worker's reason in the file `report` replaces vLLM's."""
+    """Return the error for a failed start. A worker's reason in the file `report` replaces vLLM's message."""
     reason = (report.read_text() if report.exists() else str(error)).rstrip(".")
     return EngineError(
-        f"vLLM could not start model {settings.model!r}: {reason}. Check that the path or name is right, that the "
-        "model fits the memory, and vLLM's log above"
+        f"vLLM could not start model {settings.model!r}: {reason}. Check the path or name, that the model fits in "
+        "memory, and vLLM's log above"
     )
 
 
 @contextmanager
 def _child_env(variables: dict[str, str]) -> Iterator[None]:
-    """Set the variables that are not set, for processes started within; unset them after."""
+    """Set the variables that are unset, for processes started in this context; unset them afterwards."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -109,16 +109,16 @@ def worker_class(device_type: str) -> str:
 
 
 def child_environment(device_type: str, cores: Sequence[int], processes: int) -> dict[str, str]:
-    """Return variables for the engine's processes. cores: ids of those that this process may use."""
-    # At every start vLLM's own code raises Python warnings, and its C++ code warns of NUMA.
+    """Return environment variables for the engine's processes. cores: ids of the cores that this process may use."""
+    # At every start, vLLM's Python code raises warnings and its C++ code warns about NUMA.
     environment = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if device_type != "cpu":
         return environment
     if len(cores) <= SMALL_MACHINE_CORES:
-        # vLLM reserves one core for its scheduler, half of a machine with two: 870 tokens per second, 1,500 without
-        # (SmolLM2, float32). Its threads then wait asleep and leave the core to the scheduler and the writer.
+        # vLLM reserves one core for its scheduler. On two cores that costs half the machine: 870 tokens per second,
+        # 1,500 without (SmolLM2, float32). Waiting threads sleep, which frees the core for scheduler and writer.
         environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
-    if 1 < processes <= len(cores):  # share the cores; vLLM would give each process a NUMA node
+    if 1 < processes <= len(cores):  # split the cores; vLLM would give each process a NUMA node
         each = len(cores) // processes
         shares = (cores[rank * each : (rank + 1) * each] for rank in range(processes))
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)

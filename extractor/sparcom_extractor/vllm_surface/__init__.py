@@ -1,1 +1,1 @@
-"""Everything that SPARCOM reads of vLLM, typed, in one place."""
+"""All parts of vLLM that SPARCOM uses, typed, in one place."""

@@ -1,6 +1,6 @@
-"""vLLM's activations, linear layers and compiled models, as far as capture reads them.
+"""Attributes of vLLM's activations, linear layers and compiled models that capture reads.
 
-The same in vLLM 0.24.0, 0.32.0 and 0.33.0. Importing this module does not import vLLM.
+Identical in vLLM 0.24.0, 0.32.0 and 0.33.0. Importing this module does not import vLLM.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SituAndMulLike(Protocol):
 
 
 class LinearLike(Protocol):
-    """vllm.model_executor.layers.linear.LinearBase; row-parallel layers alone have input_size_per_partition."""
+    """vllm.model_executor.layers.linear.LinearBase; only row-parallel layers have input_size_per_partition."""
 
     input_size: int
     input_size_per_partition: int
@@ -86,7 +86,7 @@ def linear_layers(module: torch.nn.Module) -> list[LinearLike]:
 
 
 def is_unquantized(linear: LinearLike) -> bool:
-    """Return whether a layer is known to be unquantized. One wrapped by LoRA, which hides its method, is not."""
+    """Return whether a layer is known to be unquantized. False for a layer wrapped by LoRA, which hides its method."""
     return type(getattr(linear, "quant_method", None)).__name__ == "UnquantizedLinearMethod"
 
 

@@ -1,4 +1,4 @@
-"""vLLM's configuration, as workers and the engine's client read it. The same in vLLM 0.24.0, 0.32.0 and 0.33.0."""
+"""Fields of vLLM's configuration that workers and client read. Identical in vLLM 0.24.0, 0.32.0 and 0.33.0."""
 
 from __future__ import annotations
 
@@ -75,27 +75,27 @@ class VllmConfigLike(Protocol):
 
 
 def max_rows_per_step(config: VllmConfigLike) -> int:
-    """Return the most rows that a step computes, including the padding of CUDA graphs."""
+    """Return the maximum number of rows per step, including CUDA graph padding."""
     graph_rows = config.compilation_config.max_cudagraph_capture_size or 0
     return max(config.scheduler_config.max_num_batched_tokens, graph_rows)
 
 
 def refuse_engine(config: VllmConfigLike) -> str | None:
-    """Return why rows of such an engine cannot be assigned to requests, or None."""
+    """Return why the rows of this engine cannot be assigned to requests, or None."""
     parallel = config.parallel_config
     if parallel.data_parallel_size > 1 or parallel.enable_expert_parallel:
         return (
-            "capture needs every process to see all tokens of a step; this engine runs data or expert parallelism. "
-            "Use tensor parallelism alone, and an engine for each replica"
+            "capture needs every worker to see all tokens of a step; this engine runs data or expert parallelism. "
+            "Use tensor parallelism only, and one engine per replica"
         )
     if parallel.use_ubatching or config.speculative_config is not None:
         return (
-            "capture needs one forward pass per step and no tokens that may be taken back; this engine runs "
-            "micro-batches or speculative decoding. Start it without"
+            "capture needs one forward pass per step and no tokens that may be rejected; this engine runs "
+            "micro-batches or speculative decoding. Start the engine without them"
         )
     if config.cache_config.kv_sharing_fast_prefill:
         return (
-            "capture needs every token in every layer; kv_sharing_fast_prefill leaves tokens out of the layers that "
-            "share their keys. Start the engine without it"
+            "capture needs every token in every layer; kv_sharing_fast_prefill skips tokens in layers that share "
+            "keys. Start the engine without it"
         )
     return None

@@ -41,16 +41,16 @@ def start_async_engine(arguments: dict[str, Any]) -> AsyncLLMLike:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    # In no variable: vLLM keeps frames of its start, which would hold the engine forever.
+    # No local variable: vLLM keeps the stack frames of its start, which would hold the engine forever.
     return cast("AsyncLLMLike", AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
 
 
 async def generate(
     engine: AsyncLLMLike, ids: list[int], max_tokens: int, extra_args: dict[str, Any], request_id: str
 ) -> CompletionLike | None:
-    """Run one prompt greedily and return its completion, or None if the engine ended without one.
-    max_tokens: 0 samples one token, without its text: the engine has to sample. Raises ValueError if vLLM refuses the
-    prompt, and one of `engine_errors()` if the engine is dead."""
+    """Run one prompt with greedy sampling. Return its completion, or None if the engine ended without one.
+    max_tokens: 0 samples one token, because the engine must sample, and skips its text. Raises ValueError if vLLM
+    rejects the prompt, and one of `engine_errors()` if the engine is dead."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -75,7 +75,7 @@ def engine_errors() -> tuple[type[Exception], ...]:
 
 
 def platform() -> tuple[str, str]:
-    """Return vLLM's type of the platform (cpu, cuda, …) and the device's name."""
+    """Return vLLM's device type (cpu, cuda, …) and the device's name."""
     from vllm.platforms import current_platform
 
     return current_platform.device_type, current_platform.get_device_name() or current_platform.device_type

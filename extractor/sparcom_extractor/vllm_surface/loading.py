@@ -1,4 +1,4 @@
-"""vLLM's loader of checkpoints and the models that it loads."""
+"""vLLM's checkpoint loader and the models that it loads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class LoadableModelLike(Protocol):
     """A model of vllm.model_executor.models. sparcom_refusal is ours, set by `CheckedLoader`."""
 
     sparcom_refusal: str | None
-    packed_modules_mapping: Mapping[str, Sequence[str]]  # the checkpoint's modules of each fused one; some lack it
+    packed_modules_mapping: Mapping[str, Sequence[str]]  # checkpoint modules per fused module; some models lack it
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...

@@ -1,6 +1,6 @@
-"""vLLM's MoE layers, as far as capture reads them.
+"""Attributes of vLLM's MoE layers that capture reads.
 
-The same in vLLM 0.24.0, 0.32.0 and 0.33.0, except where noted. Importing this module does not import vLLM.
+Identical in vLLM 0.24.0, 0.32.0 and 0.33.0, except where noted. Importing this module does not import vLLM.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 MOE_RUNNER = "MoERunner"  # base class of every runner
-OTHER_MOE = frozenset({"FusedMoE", "SharedFusedMoE", "RoutedExperts"})  # in older releases, or without a runner
+OTHER_MOE = frozenset({"FusedMoE", "SharedFusedMoE", "RoutedExperts"})  # older releases, or layers without a runner
 TRITON_EXPERTS, CPU_EXPERTS = "TritonExperts", "CPUUnquantizedExperts"
 CPU_ISA = "vec"  # portable instruction set of CPU_EXPERTS, with a known weight layout
 
@@ -57,14 +57,14 @@ class ActivationConfigLike(Protocol):
 
 class ExpertsLike(Protocol):
     """vllm.model_executor.layers.fused_moe.modular_kernel.FusedMoEExpertsModular and two of its subclasses.
-    Whole in 0.32.0 and 0.33.0; older versions lack activation_config and the attributes of the CPU's experts."""
+    Complete in 0.32.0 and 0.33.0; older versions lack activation_config and the attributes of the CPU's experts."""
 
     apply: Callable[..., Any]
     activation: Callable[..., Any]  # TritonExperts: (kind, output, gate_up)
     quant_config: QuantConfigLike
     activation_config: ActivationConfigLike
     gemm1_clamp_limit: float | None  # TritonExperts before 0.32
-    isa: str  # CPUUnquantizedExperts, like what follows
+    isa: str  # CPUUnquantizedExperts, as are the two below
     w1_bias: torch.Tensor | None
     _use_zentorch: bool
 
@@ -107,12 +107,12 @@ class MoeRunnerLike(Protocol):
 
 
 def has_known_cpu_weights(experts: ExpertsLike) -> bool:
-    """Return whether CPU_EXPERTS run vLLM's portable kernel, which holds weights in a known layout."""
+    """Return whether CPU_EXPERTS run vLLM's portable kernel, which has a known weight layout."""
     return experts.isa == CPU_ISA and not experts._use_zentorch
 
 
 def has_clamp_limit(experts: ExpertsLike) -> bool:
-    """Return whether TRITON_EXPERTS clamp gate and up, or may do so."""
+    """Return whether TRITON_EXPERTS clamp gate and up, or might clamp them."""
     try:
         config = getattr(experts, "activation_config", None)
         limit = experts.gemm1_clamp_limit if config is None else config.clamp_limit
@@ -122,7 +122,7 @@ def has_clamp_limit(experts: ExpertsLike) -> bool:
 
 
 def prepack_moe_weight(weight: torch.Tensor, isa: str) -> torch.Tensor:
-    """Return (experts, rows, hidden) in the layout that vLLM's CPU kernel reads."""
+    """Return weights (experts, rows, hidden) in the layout that vLLM's CPU kernel reads."""
     from vllm._custom_ops import cpu_prepack_moe_weight
 
     packed: torch.Tensor = cpu_prepack_moe_weight(weight, isa)

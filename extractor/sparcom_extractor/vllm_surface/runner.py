@@ -1,10 +1,10 @@
-"""The batch of a step as vLLM's two model runners lay it out.
+"""Batch layout of one step in vLLM's V1 and V2 model runners.
 
-    V1: `runner.input_batch` holds the order of the requests after `execute_model`, the scheduler's output the counts.
-    V2: `runner.execute_model_state.input_batch` holds all of it until `sample_tokens` clears it.
+    V1: after `execute_model`, `runner.input_batch` has the request order; the scheduler output has the token counts.
+    V2: `runner.execute_model_state.input_batch` has both, until `sample_tokens` clears it.
 
-The order of `num_scheduled_tokens` is not the order of the rows. The same in vLLM 0.24.0, 0.32.0 and 0.33.0, with and
-without asynchronous scheduling; counts of computed tokens are exact without speculative decoding.
+The order of `num_scheduled_tokens` is not the row order. Identical in vLLM 0.24.0, 0.32.0 and 0.33.0, with and without
+async scheduling. Counts of computed tokens are exact without speculative decoding.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class ModelRunnerLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """The rows of one step, request after request.
+    """The rows of one step, grouped by request.
 
-    request_ids: in row order. start: int64 (requests + 1,), row borders.
+    request_ids: in row order. start: int64 (requests + 1,), row boundaries.
     first_position: int64 (requests,), position of each request's first row within its sequence.
     ids, positions: int32 (rows,) and int64 (rows,), the model's inputs. Views: the next step overwrites them.
     """
@@ -100,8 +100,8 @@ class BatchRows:
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.positions) == self.count:
             raise RuntimeError(
-                f"a step of {self.count} rows has as many token ids and positions; there are {len(self.ids)} and "
-                f"{len(self.positions)}. The layout of vLLM's batch is not the one this release knows"
+                f"a step of {self.count} rows must have as many token ids and positions; there are {len(self.ids)} and "
+                f"{len(self.positions)}. vLLM's batch layout is unknown to this release: report the vLLM version"
             )
 
     @property
@@ -115,7 +115,7 @@ class BatchRows:
 
 
 def batch_rows(runner: ModelRunnerLike, scheduled: SchedulerOutputLike, *, v2: bool) -> BatchRows:
-    """Return the rows of the step that `runner`, V1 or V2, has just executed. Reads nothing from a device."""
+    """Return the rows of the step that `runner`, V1 or V2, has just executed. Never reads from a device."""
     if v2:
         batch = runner.execute_model_state.input_batch
         request_ids, count = batch.req_ids, len(batch.req_ids)

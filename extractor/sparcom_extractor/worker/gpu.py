@@ -1,4 +1,4 @@
-"""The capturing worker of vLLM's CUDA platform: rows leave the device while the next step runs."""
+"""Capturing worker for vLLM's CUDA platform. It copies rows to the host while the next step runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, StepBuffers
 from sparcom_extractor.capture.transfer.device import CudaStreams, DeviceTransferQueue, Streams, transfer_bytes
 from sparcom_extractor.worker.mixin import CaptureMixin
 
-RING_STEPS = 2  # one step leaves the device while the next is computed
-SMALL_BYTES = 1 << 20  # uploads of a step, borders of regions
-PINNED_SLACK = 256 << 20  # bytes for the writer to fall behind
+RING_STEPS = 2  # one step is copied to the host while the next is computed
+SMALL_BYTES = 1 << 20  # uploads of a step, alignment of regions
+PINNED_SLACK = 256 << 20  # bytes by which the writer may fall behind
 
 
 class DeviceCaptureMixin(CaptureMixin):
-    """Put before a platform's worker class in the bases. Counts dense neurons on the device."""
+    """Mixin for device workers; place it before the platform's worker class. Counts dense neurons on the device."""
 
     def _streams(self) -> Streams:
         return CudaStreams(self.device)
@@ -24,14 +24,14 @@ class DeviceCaptureMixin(CaptureMixin):
         return DeviceCounters(buffer, queue, self.vllm_config.scheduler_config.max_num_seqs)
 
     def _make_transfer(self, buffers: StepBuffers) -> tuple[DeviceTransferQueue, DeviceCounters | None]:
-        """Allocate ring and pinned memory, before vLLM measures what is left for its KV cache.
-        Experts' rows are counted on the host: counters of one request would be as large as the experts' gates."""
+        """Allocate ring and pinned memory, before vLLM measures the memory left for its KV cache.
+        MoE rows are counted on the host: the counters of one request would be as large as all experts' gates."""
         dense, arrays = buffers.dense, [*buffers.arrays().values(), buffers.nonfinite]
-        counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # of one request
+        counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # per request
         step = transfer_bytes(arrays, buffers.write_counters)
         ring = RING_STEPS * max(step, counts + SMALL_BYTES) + SMALL_BYTES
         queue = DeviceTransferQueue(self._streams(), ring_bytes=ring, pinned_bytes=ring + PINNED_SLACK)
-        # vLLM 0.24 sizes the KV cache by the weights it knows of; later versions measure the device and only log this.
+        # vLLM 0.24 sizes the KV cache from this value; later versions measure the device and only log it.
         self.model_runner.model_memory_usage += buffers.nbytes + queue.memory()["device_ring_bytes"]
         return queue, self._make_counters(dense, queue) if dense and not buffers.routes else None
 

@@ -1,8 +1,8 @@
-"""Loads a checkpoint through vLLM and refuses one that does not fill the model.
+"""Load a checkpoint through vLLM, and refuse one that leaves parameters unwritten.
 
-vLLM takes a fused parameter (`gate_up_proj`, `qkv_proj`, `w13`) as loaded when any part of it was, and does not check
-linear layers at all. `CheckedLoader` is vLLM's loader with a `WriteWatch` around it. The worker process registers it
-under its own name.
+vLLM considers a fused parameter (`gate_up_proj`, `qkv_proj`, `w13`) loaded once any part of it was loaded, and does not
+check linear layers at all. `CheckedLoader` runs vLLM's loader under a `WriteWatch`. The worker process registers it
+as a load format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN_NAMES = 5
 
 @register_model_loader(LOAD_FORMAT)
 class CheckedLoader(BaseLoader):  # type: ignore[misc]
-    """vLLM's loader of checkpoints, which refuses those that leave memory unwritten."""
+    """vLLM's default loader, which also refuses checkpoints that leave parameters unwritten."""
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(replace(load_config, load_format="auto"))
@@ -35,7 +35,7 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
         self._unreadable = False
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Build and load the model, watched until the weights are there."""
+        """Build and load the model; watch writes until the weights are loaded."""
         with self._watching:
             self._watching.enter_context(self._watch)
             return super().load_model(*args, **kwargs)
@@ -47,26 +47,26 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
                 self._watch.source = name
                 yield name, tensor
         except Exception:
-            self._unreadable = True  # errors of the code that takes the tensors do not pass here
+            self._unreadable = True  # errors of the code that consumes the tensors do not pass through here
             raise
         self._watch.source = ""
 
     def load_weights(self, model: LoadableModelLike, model_config: Any) -> None:
-        """Load the checkpoint and set the model's `sparcom_refusal`: an exception would reach the user below 150 lines
+        """Load the checkpoint and set the model's `sparcom_refusal`. An exception would reach the user below 150 lines
         of vLLM's tracebacks."""
         failure: Exception | None = None
         try:
             super().load_weights(model, model_config)
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # noqa: BLE001  models raise anything: KeyError, AssertionError without a message
+        except Exception as error:  # noqa: BLE001  models may raise anything: KeyError, AssertionError without a message
             failure = error
         self._watching.close()
         model.sparcom_refusal = self._refuse(model, failure)
 
     def _refuse(self, model: LoadableModelLike, failure: Exception | None) -> str | None:
         """Return what is wrong with the checkpoint, or None."""
-        reason = f"{type(failure).__name__}: {str(failure).rstrip('.')}" if str(failure) else "its shape is another"
+        reason = f"{type(failure).__name__}: {str(failure).rstrip('.')}" if str(failure) else "its shape differs"
         if failure is not None and not self._unreadable and self._watch.source:
             return (
                 f"the checkpoint's tensor {self._watch.source} does not fit the model that config.json describes: "
@@ -77,8 +77,8 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
         if missing:
             more = f" and {len(missing) - SHOWN_NAMES} more" if len(missing) > SHOWN_NAMES else ""
             return (
-                f"the checkpoint lacks {', '.join(missing[:SHOWN_NAMES])}{more}, and vLLM would run with what memory "
-                "happens to hold there. Complete the checkpoint, or fetch the model again"
+                f"the checkpoint lacks {', '.join(missing[:SHOWN_NAMES])}{more}; vLLM would run with uninitialized "
+                "memory there. Complete the checkpoint, or fetch the model again"
             )
         if failure is not None:
             return f"vLLM cannot load the checkpoint: {reason}. Complete the checkpoint, or fetch the model again"
@@ -87,14 +87,14 @@ class CheckedLoader(BaseLoader):  # type: ignore[misc]
 
 @contextmanager
 def checked_loading(config: VllmConfigLike) -> Iterator[None]:
-    """Load with `CheckedLoader` where vLLM would read a checkpoint, and report an exception to the parent process.
+    """Load with `CheckedLoader` where vLLM would read a checkpoint, and report exceptions to the parent process.
     Changes `config`, the worker's own copy."""
     if config.load_config.load_format == "auto":
         config.load_config.load_format = LOAD_FORMAT
     try:
         yield
     except Exception as error:
-        note = config.additional_config
-        if isinstance(note, SubprocessBootstrap) and note.report:
-            Path(note.report).write_text(f"{type(error).__name__}: {error}")
+        bootstrap = config.additional_config
+        if isinstance(bootstrap, SubprocessBootstrap) and bootstrap.report:
+            Path(bootstrap.report).write_text(f"{type(error).__name__}: {error}")
         raise

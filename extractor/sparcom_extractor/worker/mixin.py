@@ -1,10 +1,10 @@
-"""Adds capture to a vLLM worker class.
+"""Add capture to a vLLM worker class.
 
-    load_model      then find the captured layers and install capture, before profiling and compilation
-    execute_model   then send the rows of the step on their way to their sessions
-    sparcom_…       called by name through `collective_rpc`, with plain types: no pickle on the wire
+    load_model      loads the model, finds the captured layers and installs capture, before profiling and compilation
+    execute_model   runs the step and sends its rows to their sessions
+    sparcom_…       RPC methods for `collective_rpc`, with plain types: no pickle on the wire
 
-Nothing is patched: vLLM takes the class by name for one engine; other engines on the machine stay as they are.
+Nothing is patched. vLLM loads the class by name for one engine; other engines on the machine are unaffected.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from sparcom_extractor.writer.targets import ArrayPart, RankPosition, archive_pa
 
 logger = logging.getLogger(__name__)
 
-MAX_MEMORY_FRACTION = 0.5  # of the machine's, for the counts of running requests
+MAX_MEMORY_FRACTION = 0.5  # of the machine's memory, for the counts of running requests
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCapture:
-    """Capture of a loaded model. found: its captured layers. fusion: how activation outputs are made."""
+    """Capture of a loaded model. found: its captured layers. fusion: source of the activation outputs."""
 
     found: Findings
     fusion: str
@@ -50,7 +50,7 @@ class WorkerCapture:
 
 
 class CaptureMixin:
-    """Put before a platform's worker class in the bases."""
+    """Mixin that adds capture; place it before the platform's worker class."""
 
     vllm_config: VllmConfigLike
     model_runner: ModelRunnerLike
@@ -68,7 +68,7 @@ class CaptureMixin:
         return self._capture
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load the model, then install capture. `sparcom_describe` refuses a model that cannot be captured:
+        """Load the model, then install capture. `sparcom_describe` reports a model that cannot be captured:
         an exception here would reach the user as "engine core initialization failed"."""
         from sparcom_extractor.worker.loading import checked_loading  # imports much of vLLM
 
@@ -92,11 +92,11 @@ class CaptureMixin:
         return WorkerCapture(found, fusion, StepCapture(buffers, *self._make_transfer(buffers)))
 
     def _make_transfer(self, buffers: StepBuffers) -> tuple[TransferQueue, DeviceCounters | None]:
-        """Return the queue from the buffers to the sessions, and counters if rows are counted before they leave."""
+        """Return the queue from the buffers to the sessions, and counters if the device counts rows."""
         return HostTransferQueue(), None
 
     def execute_model(self, scheduler_output: SchedulerOutputLike) -> Any:
-        """Run one step and send the rows of captured requests, before the step's sampling."""
+        """Run one step and send the rows of captured requests, before sampling."""
         if isinstance(self._capture, str):
             return super().execute_model(scheduler_output)  # type: ignore[misc]
         steps, began = self._capture.steps, time.perf_counter()
@@ -111,13 +111,13 @@ class CaptureMixin:
         return output
 
     def shutdown(self) -> None:
-        """Deliver what was sent, then shut down as the platform's worker does."""
+        """Deliver pending rows, then shut down the platform's worker."""
         if not isinstance(self._capture, str):
             self._capture.steps.shutdown()
         super().shutdown()  # type: ignore[misc]
 
     def sparcom_describe(self) -> Any:
-        """Return a `WorkerDescription` on the wire: a refusal, or what is captured and how."""
+        """Return a `WorkerDescription` in wire format: a refusal, or the captured layers."""
         refusal = self._capture if isinstance(self._capture, str) else self._try_step()
         if refusal is not None:
             return to_wire(WorkerDescription(refusal=refusal))
@@ -131,23 +131,23 @@ class CaptureMixin:
         return to_wire(replace(found, fusion=self.capture.fusion, mode=mode, memory=memory))
 
     def _try_step(self) -> str | None:
-        """Return why a step of one token that belongs to no request, as vLLM runs between steps, was not captured.
-        Layers that run several times per step, or in an unknown shape, are found here and not by the first request."""
+        """Run vLLM's dummy batch of one token; return why it was not captured, or None.
+        This finds layers that run several times per step, or with an unknown shape, before the first request."""
         buffers, names = self.capture.steps.buffers, self.capture.steps.layer_names
         buffers.clear()
         try:
             self.execute_dummy_batch()  # type: ignore[attr-defined]
-        except Exception as error:  # noqa: BLE001  every step is checked all the same
-            logger.warning("the trial step did not run: %s: %s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001  every later step is checked anyway
+            logger.warning("the dummy batch did not run: %s: %s", type(error).__name__, error)
             return None
         try:
             check_write_counters(buffers.write_counters.cpu().numpy(), 1, names, padded=True)
         except RuntimeError as error:
-            return f"a trial step of one token failed: {buffers.problem or error}. Use another model"
+            return f"a dummy batch of one token was not captured: {buffers.problem or error}. Use another model"
         return None
 
     def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
-        """Begin to write the archive at `path`, which must have this run id; return an error or None."""
+        """Open the archive at `path`, which must have this run id, for writing. Return an error or None."""
         try:
             parts, instructions = archive_parts(Path(path), self._rank_position(), run)
         except (OSError, ValueError, KeyError, SparcomError) as error:
@@ -168,8 +168,8 @@ class CaptureMixin:
             counters.allocate()
         except torch.OutOfMemoryError as error:
             return (
-                f"counting needs a counter for each neuron and running request on the device: {error}. Serve the "
-                "model with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
+                f"counting needs one counter per neuron and running request on the device: {error}. Serve the model "
+                "with a lower gpu_memory_utilization or max_num_seqs, or choose granularity 'token'"
             )
         return None
 
@@ -181,7 +181,7 @@ class CaptureMixin:
         return RankPosition(rank, *([item.layer_id for item in layers] for layers in (found.dense, found.moe)))
 
     def sparcom_poll(self, session: str, finished: list[dict[str, int]], last: bool) -> Any:
-        """Take the `FinishedRequest`s on the wire, and whether they are the last; return a `PollReply` on the wire."""
+        """Accept `FinishedRequest`s and return a `PollReply`, both in wire format. last: no more requests follow."""
         steps = self.capture.steps
         if finished:
             steps.finish_requests(session, [from_wire(FinishedRequest, item) for item in finished])
@@ -190,24 +190,25 @@ class CaptureMixin:
         return to_wire(steps.poll(session))
 
     def sparcom_close(self, session: str) -> None:
-        """Forget the session; rows that still come for it are dropped."""
+        """Close the session. Rows that still arrive for it are dropped."""
         self.capture.steps.close(session)
 
     def sparcom_statistics(self) -> Any:
-        """Return `WorkerStatistics` on the wire."""
+        """Return `WorkerStatistics` in wire format."""
         queue = self.capture.steps.queue
         totals = (self._steps, self._overhead_seconds, queue.backpressure_seconds, queue.sent_bytes)
         return to_wire(WorkerStatistics(*totals))
 
 
 def refuse_host_counts(parts: Sequence[ArrayPart], requests: int) -> str | None:
-    """Return why the host cannot hold the counts of so many requests, or None. 2 million neurons take 8 MB each."""
+    """Return why host memory cannot hold the counts of `requests` requests, or None.
+    Two million neurons take 8 MB per request."""
     needed = requests * sum(4 * math.prod(part.row) for part in parts)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed <= MAX_MEMORY_FRACTION * memory:
         return None
     return (
-        f"counting holds a number for each neuron and running request: {needed / 2**30:,.1f} GiB for {requests} "
-        f"requests, and this machine has {memory / 2**30:,.1f}. Serve the model with a lower max_num_seqs, or choose "
+        f"counting holds one number per neuron and running request: {needed / 2**30:,.1f} GiB for {requests} "
+        f"requests; this machine has {memory / 2**30:,.1f}. Serve the model with a lower max_num_seqs, or choose "
         "granularity 'token'"
     )

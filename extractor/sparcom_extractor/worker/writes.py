@@ -1,10 +1,10 @@
-"""Finds the parts of a model's parameters that its checkpoint did not write.
+"""Find parameters of a model that its checkpoint did not write, or wrote only in part.
 
-1. While the model is built: remember every storage that came from `torch.empty`. Its content is random.
-2. While the checkpoint is loaded: remember every write, and the checkpoint tensor that it came from.
-3. Missing is what is random and was not written, and what one layer lacks and its siblings have.
+1. While the model is built, record every storage from `torch.empty`. Its content is uninitialized.
+2. While the checkpoint is loaded, record every write, and the checkpoint tensor that it came from.
+3. Report uninitialized memory that was not written, and tensors that one layer lacks although its siblings have them.
 
-Torch's operations are watched, not vLLM's loaders: this covers fused projections, biases, experts, embeddings and
+This watches torch's operations, not vLLM's loaders. It covers fused projections, biases, experts, embeddings and
 tensor-parallel slices of every architecture.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # between dots: of a layer or an expert, not the 13 of w13_weight
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # between dots: a layer or expert index, not the 13 of w13_weight
 _DERIVED = re.compile(r"g_idx|sort_indices|azp_adj")  # quantized layers compute these after loading, or do without
 
 Spans = NDArray[np.int64]  # (n, 2): first byte and end
@@ -32,14 +32,14 @@ NO_SPANS: Spans = np.empty((0, 2), np.int64)
 
 @cache
 def _effect(func: Any) -> tuple[bool, list[tuple[int, str]]]:
-    """Return whether an operation allocates its result, and index and name of the arguments that it writes to."""
+    """Return whether an operation allocates its result, and the index and name of each argument that it writes to."""
     arguments = enumerate(func._schema.arguments)
     written = [(index, item.name) for index, item in arguments if item.alias_info and item.alias_info.is_write]
     return any(item.alias_info is None for item in func._schema.returns), written
 
 
 class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches this thread's operations while it is entered. Set `source` to the checkpoint tensor being loaded."""
+    """Records this thread's operations while entered. Set `source` to the checkpoint tensor being loaded."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -62,14 +62,14 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note_allocated(self, result: Any, *, empty: bool) -> None:
-        """Forget what was known of the addresses: memory is used again."""
+        """Reset the records of the result's addresses: the allocator reuses memory."""
         for address, _ in _addresses(result):
             (self._empty.add if empty else self._empty.discard)(address)
             self._writes.pop(address, None)
 
     def missing(self, parameters: Iterable[tuple[str, torch.Tensor]], packed: Mapping[str, Sequence[str]]) -> list[str]:
         """Return the names of the checkpoint tensors that the parameters lack, in the order of the parameters.
-        parameters: as vLLM names them. packed: the checkpoint's modules of each fused module."""
+        parameters: as vLLM names them. packed: checkpoint modules per fused module."""
         found = [
             _Parameter(name, tensor, address in self._empty, self._writes.get(address, []))
             for name, tensor in parameters
@@ -89,25 +89,25 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Parameter:
-    """A parameter. kind: equal for its siblings, the same parameter of other layers.
-    sources: checkpoint tensors that were written into it. missing: those that were written into siblings alone."""
+    """A model parameter. kind: equal among siblings, the same parameter in other layers.
+    sources: checkpoint tensors written into it. missing: checkpoint tensors written only into its siblings."""
 
-    def __init__(self, name: str, tensor: torch.Tensor, random: bool, writes: Sequence[tuple[str, Spans]]) -> None:
+    def __init__(self, name: str, tensor: torch.Tensor, empty: bool, writes: Sequence[tuple[str, Spans]]) -> None:
         self.name = name
         self.kind = (_NUMBER.sub("*", name), tensor.shape, tensor.dtype)
         self.sources = list(dict.fromkeys(source for source, _ in writes if source))
         self.missing: list[str] = []
-        self._random = random
+        self._empty = empty
         written = np.concatenate([NO_SPANS, *(spans for _, spans in writes)])
-        self._unwritten = random and len(subtract(byte_spans(tensor), written)) > 0
+        self._unwritten = empty and len(subtract(byte_spans(tensor), written)) > 0
 
     @property
     def incomplete(self) -> bool:
-        """Whether memory of `torch.empty` was not written, or other memory not by all that siblings have."""
-        return self._unwritten if self._random else bool(self.missing)
+        """Whether memory from `torch.empty` was not written; for other memory, whether it lacks a sibling's source."""
+        return self._unwritten if self._empty else bool(self.missing)
 
     def missing_names(self, packed: Mapping[str, Sequence[str]]) -> list[str]:
-        """Return the checkpoint's names for what is missing: from siblings, or else from the packing."""
+        """Return the names of the missing checkpoint tensors, derived from siblings, or else from the packing."""
         for fused, parts in packed.items():
             if not self.missing and f".{fused}." in f".{self.name}":
                 split = [self.name.replace(fused, part) for part in parts]
@@ -116,7 +116,7 @@ class _Parameter:
 
 
 def _addresses(value: Any) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield each tensor in a value with the address of its storage; without those that have none (meta, wrappers)."""
+    """Yield each tensor in a value with its storage address; skip tensors without one (meta, wrappers)."""
     for tensor in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta" and tensor.layout == torch.strided:
             with suppress(RuntimeError):
@@ -125,7 +125,7 @@ def _addresses(value: Any) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def byte_spans(tensor: torch.Tensor) -> Spans:
-    """Return the bytes of its storage that a strided tensor covers: int64 (n, 2), ascending, each [first, end)."""
+    """Return the bytes of its storage that a strided tensor covers: int64 (n, 2), ascending spans [first, end)."""
     size, block = tensor.element_size(), 1
     if not tensor.numel():
         return NO_SPANS
@@ -141,20 +141,20 @@ def byte_spans(tensor: torch.Tensor) -> Spans:
 
 def subtract(wanted: Spans, have: Spans) -> Spans:
     """Return the parts of `wanted` that `have` does not cover: int64 (n, 2), merged, ascending. Both may overlap."""
-    borders = np.unique(np.concatenate([wanted, have]))
+    bounds = np.unique(np.concatenate([wanted, have]))
 
     def covered(spans: Spans) -> NDArray[np.bool_]:
-        """Whether the bytes from each border to the next are in a span."""
-        begun, ended = (np.searchsorted(np.sort(column), borders, side="right") for column in spans.T)
+        """Return whether the bytes from each bound to the next are in a span."""
+        begun, ended = (np.searchsorted(np.sort(column), bounds, side="right") for column in spans.T)
         result: NDArray[np.bool_] = begun > ended
         return result
 
     inside = covered(wanted) & ~covered(have)
-    return borders[np.flatnonzero(np.diff(inside, prepend=False))].reshape(-1, 2)
+    return bounds[np.flatnonzero(np.diff(inside, prepend=False))].reshape(-1, 2)
 
 
 def renumbered(source: str, its: str, wanted: str) -> str:
-    """Return the name of `source`, a checkpoint tensor of parameter `its`, for parameter `wanted`; "" if unknown."""
+    """Return the name for parameter `wanted` of the checkpoint tensor `source` of parameter `its`; "" if unknown."""
     before, after = _NUMBER.findall(its), _NUMBER.findall(wanted)
     if _NUMBER.findall(source)[: len(before)] != before:
         return ""

@@ -1,1 +1,1 @@
-"""Turns per-step rows into chunks on disk, inside the worker process. Needs NumPy and zarr, neither torch nor vLLM."""
+"""Write per-step rows as chunks on disk, in the worker process. Needs NumPy and zarr, but neither torch nor vLLM."""

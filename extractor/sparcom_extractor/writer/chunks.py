@@ -7,8 +7,8 @@
 
 Memory is a fixed number of chunk buffers, page-aligned so that writes bypass the page cache. If all are taken, or
 `IN_FLIGHT` chunks per thread are being written, the caller waits for a write. If none is being written, the least
-recently used chunk is written as it is and read back when more of its rows come: a slow instruction in an old chunk
-cannot stop the others.
+recently used chunk is written as it is, and read back when more of its rows come. So a slow instruction in an old chunk
+cannot block the others.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from numpy.typing import NDArray
 from sparcom_data.storage import aligned_memory, write_durably
 from sparcom_extractor.writer.targets import ChunkTarget, WriteFile
 
-IN_FLIGHT = 2  # chunks per thread that are being written or are next; more only takes memory
+IN_FLIGHT = 2  # chunks per thread that are being written or come next; more would only take memory
 
 
 def buffers_for(requests: int, threads: int) -> int:
-    """Return the buffers needed so that each request can fill a chunk of its own, one row per step.
-    With fewer, every row costs one chunk written and one read: 256 requests took 8.4 s per step with 43, not 5 ms."""
+    """Return the number of buffers with which each request can fill its own chunk, one row per step.
+    With fewer, every row costs a chunk write and a chunk read: with 43, 256 requests took 8.4 s per step, not 5 ms."""
     return requests + IN_FLIGHT * threads + 1
 
 
 class ChunkWriter:
-    """Collects and writes the chunks of one target. Used by one thread; writes on those of `pool`.
+    """Collects and writes the chunks of one target. Call it from one thread; writes run on the threads of `pool`.
 
     target: its chunks on disk are kept, and read back if more of their rows come. threads: number of threads of `pool`.
-    buffers: number of chunks in memory, open or being written; touched only as needed. Where chunks are compressed,
-    each thread holds one more. write: writes one file durably; `write_durably` if None.
+    buffers: number of chunks in memory, open or being written; touched only as needed. Compression takes one more
+    chunk per thread. write: writes one file durably; `write_durably` if None.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class ChunkWriter:
         self._stored = target.stored_chunks()
         self._error: BaseException | None = None
         starts = np.arange(0, target.rows, target.chunk_shape[0])
-        self._rows = np.minimum(target.chunk_shape[0], target.rows - starts)  # of each chunk; the last may be cut
+        self._rows = np.minimum(target.chunk_shape[0], target.rows - starts)  # per chunk; the last may have fewer
         self._not_final = self._rows.copy()
 
     def write_rows(self, start: int, values: NDArray[Any]) -> None:
         """Write values (n, …) to rows [start, start + n). The same rows may come again with the same values.
-        Raises TypeError or ValueError for another dtype or shape, which NumPy would convert silently, and the error of
-        an earlier write."""
+        Raises TypeError or ValueError for another dtype or shape, which NumPy would convert silently. Raises the error
+        of an earlier write."""
         target = self._target
         if values.dtype != target.dtype:
             raise TypeError(f"rows of {target.folder} must be {target.dtype}; got {values.dtype}. Cast them")
@@ -79,10 +79,10 @@ class ChunkWriter:
             buffer[rows] = values[first + rows.start - start : first + rows.stop - start]
             filled[rows] = True
             if new and filled[: self._rows[chunk]].all():
-                self._start_write(chunk)  # before it is final: `mark_final` comes once per second, the disk would idle
+                self._start_write(chunk)  # `mark_final` comes once per second; waiting for it would idle the disk
 
     def mark_final(self, start: int, stop: int) -> None:
-        """Promise, once, that rows [start, stop) will not come again. Chunks with all rows final are written."""
+        """Declare, once, that rows [start, stop) will not come again. Chunks with all rows final are written."""
         for chunk, rows in self._split_rows(start, stop):
             self._not_final[chunk] -= rows.stop - rows.start
             if not self._not_final[chunk] and chunk in self._open:
@@ -103,13 +103,13 @@ class ChunkWriter:
         self._not_final[:] = 0
 
     def _split_rows(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
-        """Yield the chunks of rows [start, stop), each with the slice of its own rows that lies in there."""
+        """Yield each chunk that holds some of rows [start, stop), and the slice of these rows within the chunk."""
         size = self._target.chunk_shape[0]
         for chunk in range(start // size, -(-stop // size) if stop > start else 0):
             yield chunk, slice(max(start - chunk * size, 0), min(stop - chunk * size, size))
 
     def _open_chunk(self, chunk: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return an open chunk, with its rows on disk if it was written before."""
+        """Return an open chunk, with its rows from disk if it was written before."""
         if chunk not in self._open:
             self._collect_writes()
             while chunk in self._writing or not self._free:
@@ -127,13 +127,13 @@ class ChunkWriter:
         while len(self._writing) >= self._max_in_flight:
             self._collect_writes(wait=True)
         buffer, filled = self._open.pop(chunk)
-        buffer[~filled] = self._target.fill  # not what an earlier chunk left in the buffer
+        buffer[~filled] = self._target.fill  # overwrites the rows of an earlier chunk
         future = self._pool.submit(self._target.write_chunk, chunk, buffer, self._write_file)
         self._writing[chunk] = (future, buffer)
         future.add_done_callback(lambda _: self._written.put(chunk))
 
     def _collect_writes(self, *, wait: bool = False) -> None:
-        """Take back buffers of finished writes; wait for one if `wait`. Raises the first error, now and ever after."""
+        """Take back buffers of finished writes; wait for one if `wait`. Every call after an error raises the first."""
         while wait or not self._written.empty():
             wait = False
             chunk = self._written.get()

@@ -1,4 +1,4 @@
-"""Count on the host at how many rows each neuron is active, and each expert is picked. Counts are added to in place.
+"""Count on the host the rows where each neuron is active or each expert is selected. Functions add to counts in place.
 
 Bit-packed masks are added with bitwise full adders. A row is a plane of bits of weight 1. A full adder turns three
 planes of one weight into two: their sum, of the same weight, and their carry, of twice the weight. So n planes become
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows per expert from which adders pay. 512 rows, row by row against adders: 37 against 82 ms with 34 rows per expert
-# (Qwen1.5-MoE), 23 against 66 with 64 (OLMoE), 35 against 10 with 128 (Mixtral).
+# Rows per expert above which adders are faster. For 512 rows, row by row against adders: 37 against 82 ms with 34 rows
+# per expert (Qwen1.5-MoE), 23 against 66 with 64 (OLMoE), 35 against 10 with 128 (Mixtral).
 MANY_ROWS = 100
 
 
 def count_rows(name: str, rows: Mapping[str, NDArray[Any]], counts: NDArray[np.uint32]) -> None:
-    """Add rows, (rows, …) by the name of the token array, to the counts of the array `name`, (layer, …)."""
+    """Add rows, (rows, …) per token array, to the counts of the array `name`, (layer, …)."""
     component = name.removesuffix("/count")
     if component == "router":
         count_experts(rows["router/expert"], counts)
@@ -30,19 +30,19 @@ def count_rows(name: str, rows: Mapping[str, NDArray[Any]], counts: NDArray[np.u
 
 
 def count_experts(topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    """Count how often each expert is picked. topk_ids: (rows, layers, top_k). counts: (layers, experts)."""
+    """Count how often each expert is selected. topk_ids: (rows, layers, top_k). counts: (layers, experts)."""
     layers, experts = counts.shape
     if (largest := int(topk_ids.max(initial=0))) >= experts:
-        raise ValueError(f"a router chooses among {experts} experts; a row says {largest}")
+        raise ValueError(f"an expert id must be below {experts}, the number of experts; a row has {largest}")
     flat = topk_ids + np.arange(layers)[:, None] * experts
     counts += np.bincount(flat.ravel(), minlength=counts.size).reshape(counts.shape).astype(np.uint32)
 
 
 def count_expert_neurons(masks: NDArray[np.uint8], topk_ids: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    """Count active neurons of each picked expert.
+    """Count the active neurons of each selected expert.
     masks: (rows, layers, top_k, ⌈neurons / 8⌉). topk_ids: (rows, layers, top_k). counts: (layers, experts, neurons)."""
     few = len(topk_ids) * topk_ids.shape[2] < MANY_ROWS * counts.shape[1]
-    if few and np.diff(np.sort(topk_ids, axis=-1)).all():  # NumPy adds once to an expert that comes twice in a row
+    if few and np.diff(np.sort(topk_ids, axis=-1)).all():  # NumPy adds only once to an expert that a row has twice
         layers = np.arange(len(counts))[:, None]
         for row, experts in zip(masks, topk_ids, strict=True):
             counts[layers, experts] += np.unpackbits(row, axis=-1, bitorder="little", count=counts.shape[2])

@@ -1,4 +1,4 @@
-"""Input of a capture session: the rows of one step, or counts that a device made."""
+"""Input of a capture session: the rows of one step, or counts from a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 class RowRange:
     """Consecutive rows of one instruction within one step.
 
-    index: of the instruction. row: its first row on the token axis. capacity: rows reserved there.
+    index: the instruction's index. row: its first row on the token axis. capacity: number of rows reserved there.
     source: first row within the step's arrays. rows: number of rows. offset: first row within the instruction.
     """
 
@@ -28,7 +28,7 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class RowFault:
-    """Why a row of an instruction cannot be trusted. offset: of the row within the instruction."""
+    """Why a row of an instruction is invalid. offset: the row's offset within the instruction."""
 
     offset: int
     reason: str
@@ -57,7 +57,7 @@ class StepRows:
 
 @dataclass(frozen=True, slots=True)
 class CountedRows:
-    """Counts that a device made over the first `rows` rows of an instruction: int32 (layer, neuron).
+    """Counts from a device over the first `rows` rows of an instruction: int32 (layer, neuron).
     last: mask of the last of these rows, uint8 (layer, neuron_byte). done: as in `StepRows`."""
 
     index: int

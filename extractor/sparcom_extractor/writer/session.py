@@ -1,7 +1,7 @@
 """Write one archive from one worker: takes per-step rows, reports finished instructions.
 
     append_rows                ─┬─ queue ──▶ assembler thread: rows to the sink, ids to a tracker
-    finish_requests, end_input ─┘            all rows written, none at fault? all chunks on disk? ──▶ poll, each once
+    finish_requests, end_input ─┘            all rows written and valid? all chunks on disk? ──▶ poll, each once
 
 The queue is bounded in bytes: if storage is slower than the model, `append_rows` waits. An error ends the session, not
 the engine: later rows are dropped, and every poll reports it.
@@ -38,7 +38,7 @@ _Item = StepRows | CountedRows | list[FinishedRequest]
 
 
 class _Tracker:
-    """Token ids and positions of a running instruction, int32 (capacity,), -1 where no step wrote; its first fault."""
+    """Token ids and positions of a running instruction, int32 (capacity,), -1 if not written; and its first fault."""
 
     def __init__(self, capacity: int) -> None:
         self.ids = np.full(capacity, -1, dtype=np.int32)
@@ -56,7 +56,7 @@ class _Tracker:
             self.fault = fault
 
     def find_problem(self, length: int) -> str | None:
-        """Return why an instruction of `length` rows cannot be trusted, or None. Rows past its end do not matter."""
+        """Return why an instruction of `length` rows is invalid, or None. Rows past its end do not matter."""
         if self.fault is not None and self.fault.offset < length:
             return self.fault.reason
         unwritten = np.flatnonzero(self.ids[:length] < 0)
@@ -71,8 +71,8 @@ class _Tracker:
 class CaptureSession:
     """Writes one archive.
 
-    parts: of each array. instructions: number of instructions in the archive. threads: number of writer threads.
-    requests: maximum number of running requests, each with open chunks of its own that grow by one row per step.
+    parts: this process's parts of all arrays. instructions: their number in the archive. threads: of the writer.
+    requests: maximum number of running requests, each with its own open chunks, which grow by one row per step.
     queue_bytes: bound of the queue. buffer_bytes: memory for chunks, exceeded if `requests` need more.
     write: writes one file durably; `write_durably` if None.
     stores_counts: whether the archive holds counts instead of masks.
@@ -114,7 +114,7 @@ class CaptureSession:
         self._thread.start()
 
     def append_rows(self, item: StepRows | CountedRows) -> None:
-        """Queue the rows of a step, or counts that a device made; waits for room. The arrays must not change until
+        """Queue the rows of a step, or counts from a device; wait for room. The arrays must not change until
         `item.done` is called. After an error, or when everything is on disk, rows are dropped."""
         with self._room:
             started = time.monotonic()
@@ -132,7 +132,7 @@ class CaptureSession:
         self._queue.put(finished)
 
     def end_input(self) -> None:
-        """Report that nothing more comes. Open chunks are written as they are."""
+        """Report the end of input. Open chunks are written as they are."""
         self._input_ended = True
         self._queue.put(None)
 
@@ -144,8 +144,8 @@ class CaptureSession:
             self._room.notify_all()
 
     def poll(self) -> PollReply:
-        """Return what happened to instructions since the previous poll."""
-        drained, error = self._drained, self._error  # first: instructions may complete until the session is drained
+        """Return the events since the previous poll, and totals."""
+        drained, error = self._drained, self._error  # read first: instructions may complete until it is drained
         return PollReply(
             completed=tuple(self._completed.popleft() for _ in range(len(self._completed))),
             failed=tuple(self._failed.popleft() for _ in range(len(self._failed))),
@@ -156,7 +156,7 @@ class CaptureSession:
         )
 
     def close(self) -> None:
-        """End the threads. Unless `end_input` was called, open chunks are dropped: nobody would commit them."""
+        """Stop the threads. Without `end_input`, open chunks are dropped: nothing would commit them."""
         if not self._input_ended:
             self.fail("the session was closed before it was finished")
         self._queue.put(None)
@@ -168,14 +168,14 @@ class CaptureSession:
         except SparcomError as error:
             self.fail(str(error), "storage")
         except Exception as error:  # the thread ends: every poll reports it, which ends the job
-            logger.exception("the capture session broke")
-            self.fail(f"writing the archive broke: {type(error).__name__}: {error}")
+            logger.exception("the capture session failed")
+            self.fail(f"writing the archive failed: {type(error).__name__}: {error}")
         finally:
-            self._pool.shutdown()  # after the writes that have begun
+            self._pool.shutdown()  # waits for writes that have begun
             with self._room:
                 self._drained = self._over = True
                 self._room.notify_all()
-            while not self._queue.empty():  # nothing more is let in
+            while not self._queue.empty():  # `_over` lets no more in
                 self._release(self._queue.get())
 
     def _assemble(self) -> None:
@@ -194,7 +194,7 @@ class CaptureSession:
         try:
             return self._queue.get(timeout=IDLE_SECONDS if self._not_durable else None)
         except queue.Empty:
-            return []  # so that `_assemble` reports what became durable
+            return []  # so that `_assemble` reports durable instructions
 
     def _release(self, item: _Item | None) -> None:
         if isinstance(item, StepRows | CountedRows):

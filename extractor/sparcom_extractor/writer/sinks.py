@@ -32,12 +32,12 @@ class MaskSink:
             writer.write_rows(rows.row + rows.offset, part.select_layer(arrays[part.name]))
 
     def append_counts(self, counted: CountedRows) -> None:
-        """Take counts that a device made, in place of earlier ones; only `CountSink` can."""
-        raise TypeError(f"an archive of masks takes rows; counts came for instruction {counted.index}")
+        """Take counts from a device, which replace earlier ones. Only `CountSink` supports it."""
+        raise TypeError(f"an archive of masks takes rows; instruction {counted.index} came with counts")
 
     def complete_instruction(self, item: FinishedRequest, written: int) -> str | None:
-        """Store an instruction of which rows [0, written) came. Return why it cannot be trusted, or None."""
-        if written > item.length:  # a step ran past the end, but reserved rows hold the fill value
+        """Finish an instruction with rows [0, written). Return why it is invalid, or None."""
+        if written > item.length:  # a step ran past the end, but unused rows must hold the fill value
             for part, writer in self._writers:
                 writer.write_rows(item.row + item.length, part.target.fill_rows(written - item.length))
         self.end_instruction(item)
@@ -49,9 +49,9 @@ class MaskSink:
             writer.mark_final(*self._axis_range(item, item.capacity))
 
     def is_durable(self, item: FinishedRequest) -> bool:
-        """Return whether everything of a completed instruction is on disk."""
+        """Return whether all rows of a completed instruction are on disk."""
         states = [writer.is_durable(*self._axis_range(item, item.length)) for _, writer in self._writers]
-        return all(states)  # all were asked: each raises the errors of its writes
+        return all(states)  # asks every writer, because each raises its own errors
 
     def flush(self) -> None:
         """Write all open chunks as they are and wait."""
@@ -66,14 +66,14 @@ class MaskSink:
 @dataclass(slots=True)
 class _RunningCount:
     """Counts over the first `rows` rows of an instruction.
-    counts: uint32 (layer, …), by the name of the count array. last: the last of these rows, by token array."""
+    counts: uint32 (layer, …), per count array. last: the last of these rows, per token array."""
 
     counts: dict[str, NDArray[np.uint32]]
     rows: int = 0
     last: Arrays = field(default_factory=dict)
 
     def count_new_rows(self, offset: int, arrays: Arrays) -> None:
-        """Count rows that were not counted before. After a gap nothing is counted, so `rows` ends too low."""
+        """Count rows that were not counted before. After a gap nothing is counted, so `rows` stays too low."""
         new = offset + len(next(iter(arrays.values()))) - self.rows
         if new > 0 and offset <= self.rows:
             fresh = {name: array[-new:] for name, array in arrays.items()}
@@ -83,7 +83,7 @@ class _RunningCount:
             self.last = {name: np.array(array[-1:]) for name, array in fresh.items()}
 
     def end_at(self, length: int) -> str | None:
-        """Subtract the row computed past the end, if any. Return why the counts cannot be trusted, or None."""
+        """Subtract the row computed past the end, if any. Return why the counts are invalid, or None."""
         if self.rows == length + 1:
             for name, counts in self.counts.items():
                 extra = np.zeros_like(counts)
@@ -96,7 +96,7 @@ class _RunningCount:
 
 
 class CountSink(MaskSink):
-    """Stores counts instead, one uint32 row (layer, …) per instruction; holds those of running ones in memory."""
+    """Stores counts, one uint32 row (layer, …) per instruction. Keeps the counts of running instructions in memory."""
 
     def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
         super().__init__(parts, pool, **options)

@@ -1,9 +1,9 @@
-"""Targets of one process within an archive: its chunks of each array, and their files.
+"""Chunks of an archive that one process writes, and their files.
 
     tensor-parallel rank    its slice of each neuron axis; rank 0 also the router's rows
-    pipeline stage          its own layers, one chunk each
+    pipeline stage          its own layers, one chunk per layer
 
-So no chunk has two writers.
+No chunk has two writers.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class ChunkTarget:
 
     folder: of the array. rows: length of the first axis. chunk_shape: (chunk rows, …).
     dtype: uint8 for masks, uint16 and float32 for routes, uint32 for counts; little-endian.
-    compressed: by blosc, for counts; the array's metadata says the same.
+    compressed: by blosc, as counts are; equals the array's metadata.
     separator: see https://zarr-specs.readthedocs.io/en/latest/v3/chunk-key-encodings/default/index.html
     inner_index: chunk index along the other axes; empty means 0 for all.
-    fill: value of rows that were not written, as in the array's metadata.
+    fill: value of unwritten rows, as in the array's metadata.
     archive: refuses writes after the archive was removed or replaced; None if `folder` is not in an archive.
     """
 
@@ -67,13 +67,13 @@ class ChunkTarget:
         return self.folder / self.separator.join(["c", *map(str, (chunk, *inner_index))])
 
     def stored_chunks(self) -> set[int]:
-        """List the folder and return the chunks that have a file."""
+        """Return the chunks that have a file."""
         paths = self.folder.glob(self.path("*").relative_to(self.folder).as_posix())
         keys = {path: path.relative_to(self.folder).as_posix().split(self.separator)[1] for path in paths}
         return {int(key) for path, key in keys.items() if key.isdecimal() and path == self.path(int(key))}
 
     def write_chunk(self, chunk: int, values: NDArray[Any], write: WriteFile) -> None:
-        """Write one chunk by `write`. Raises StorageError if that fails, or the archive is no longer at its path."""
+        """Write one chunk with `write`. Raises StorageError if it fails, or the archive is no longer at its path."""
         path = self.path(chunk)
         with self.archive.checked() if self.archive else nullcontext():
             if path.parent != self.folder:
@@ -87,7 +87,7 @@ class ChunkTarget:
             return decode(path.read_bytes(), self.chunk_shape, self.dtype, self.compressed)
         except (ValueError, RuntimeError) as error:
             raise DamagedArchiveError(
-                f"chunk {shown_path(path)} must be as it was written; {error}. Remove the archive and run it again"
+                f"chunk {shown_path(path)} must be unchanged; {error}. Remove the archive and run it again"
             ) from error
 
 
@@ -95,8 +95,8 @@ class ChunkTarget:
 class ArrayPart:
     """One process's chunks of one array.
 
-    name: of the array. row: shape of one of the process's rows, (layer, …).
-    layer: the one of the process's layers that these chunks hold; None means all.
+    name: of the array. row: shape of one row of the process, (layer, …).
+    layer: index among the process's layers of the one that these chunks hold; None means all.
     """
 
     name: str
@@ -116,14 +116,14 @@ class ArrayPart:
 
 @dataclass(frozen=True, slots=True)
 class RankPosition:
-    """Position of a process within its engine: its tensor-parallel rank, and its layers, where None means all."""
+    """Position of a process in its engine: tensor-parallel rank, and layers; None means all."""
 
     rank: int = 0
     layer_ids: Sequence[int] | None = None
     moe_layer_ids: Sequence[int] | None = None
 
     def layer_indices(self, item: CapturedArray, model: ModelInfo) -> list[int]:
-        """Return where the process's layers lie on the array's layer axis."""
+        """Return the indices of the process's layers on the array's layer axis."""
         whole = model.layer_ids if item.component == "neuron" or model.moe is None else model.moe.layer_ids
         own = self.layer_ids if item.component == "neuron" else self.moe_layer_ids
         return [whole.index(layer) for layer in (whole if own is None else own)]
@@ -132,8 +132,8 @@ class RankPosition:
 def archive_parts(
     path: Path, position: RankPosition = RankPosition(), run: str | None = None
 ) -> tuple[list[ArrayPart], int]:
-    """Return what one process writes of the archive at `path`, and the archive's number of instructions.
-    Raises StorageError if no archive is there, or one with another run id than `run`; None accepts any."""
+    """Return one process's parts of the archive at `path`, and the archive's number of instructions.
+    Raises StorageError if there is no archive, or its run id is not `run`; None accepts any."""
     archive = PinnedArchive(path, run)
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     attributes = parse_attributes(dict(group.attrs), str(path))

@@ -1,4 +1,4 @@
-"""A step's code on CUDA never waits for the device: held with tensors that have no values and copies that never end."""
+"""On CUDA, a step never waits for the device. Tensors without values and copies that never end prove it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sparcom_extractor.vllm_surface.runner import BatchRows
 
 LAYERS, NEURONS, ROWS = 4, 40, 32
 TOP_K, EXPERTS, EXPERT_NEURONS = 4, 60, 24
-CUDA = torch.device("meta")  # stands for the device: shapes and no values, whoever reads one fails
+CUDA = torch.device("meta")  # stands for the device: shapes without values, so reading one fails
 
 
 class NoHostReads(TorchDispatchMode):
@@ -49,7 +49,7 @@ class NoHostReads(TorchDispatchMode):
 
 
 class Streams:
-    """A CUDA device whose work never ends; its tensors have shapes and no values."""
+    """Streams of a CUDA device that never finishes; its tensors have shapes but no values."""
 
     def memory(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, device=CUDA)
@@ -69,7 +69,7 @@ class Streams:
 
 
 class NeverEnds:
-    """An event that the drain thread waits for until the test is over, and that a step may not wait for."""
+    """An event that never happens during the test; a step must not wait for it."""
 
     over = threading.Event()
 
@@ -83,7 +83,7 @@ class NeverEnds:
 
 
 class Session:
-    """Nothing ever reaches it."""
+    """A session that no rows reach."""
 
     def __init__(self, counts: bool) -> None:
         self.stores_counts = counts
@@ -94,8 +94,8 @@ class Session:
 
 @pytest.fixture
 def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
-    """What the GPU worker makes, on a device without values, with a session of masks and one of counts: of a dense
-    model, or of one with experts, whose rows are counted on the host."""
+    """Return the capture of a GPU worker, on a device without values, with a session of masks and one of counts. The
+    model is dense, or an MoE model, whose rows are counted on the host."""
     moe = getattr(request, "param", "dense") == "moe"
     NeverEnds.over.clear()
     with NoHostReads():
@@ -123,7 +123,7 @@ def new_request(session: str, index: int, end: int, *, response: bool = False) -
 
 
 def step(capture: StepCapture, rows: list[tuple[str, int, int]], **scheduled: Any) -> None:
-    """(request, first position, rows) after each other."""
+    """Run a step of consecutive (request, first position, rows)."""
     count = sum(item[2] for item in rows)
     empty = {"finished_req_ids": set(), "preempted_req_ids": None, "scheduled_new_reqs": []}
     capture.before_step(SimpleNamespace(**(empty | scheduled)))
@@ -139,7 +139,7 @@ def step(capture: StepCapture, rows: list[tuple[str, int, int]], **scheduled: An
 
 
 class Launches:
-    """Stands in for a jitted kernel: notes each launch, checks that its grid and plain arguments are the host's own."""
+    """Replaces a jitted kernel: records launches, and checks that grid and plain arguments come from the host."""
 
     def __init__(self, name: str, noted: list[str]) -> None:
         self._name, self._noted = name, noted
@@ -155,7 +155,7 @@ class Launches:
 
 
 class TritonExperts:
-    """Named as vLLM's; rows of its gates are (token, choice)."""
+    """Named like vLLM's class; rows of its gate_up are (token, k)."""
 
     def __init__(self) -> None:
         self.quant_config = SimpleNamespace(block_shape=None)
@@ -170,25 +170,25 @@ class TritonExperts:
 
 
 class SiluAndMul(torch.nn.Module):
-    """Named as vLLM's."""
+    """Named like vLLM's class."""
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The launches of capture's kernels, in order."""
+    """Return the launches of capture's kernels, in order."""
     noted: list[str] = []
     monkeypatch.setattr(activation_kernel, "_gated_activation_kernel", Launches("activation", noted))
     monkeypatch.setattr(topk_kernel, "_store_topk_kernel", Launches("routes", noted))
-    # by the device of their arguments the ops would go to their fakes
+    # the arguments are on "meta", so these ops would dispatch to their fake implementations
     monkeypatch.setattr(torch.ops.sparcom, "capture_signs", captured_activation._capture_signs)
     return noted
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
-def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, numerics: Any) -> None:
-    """Routes are one launch of a layer, the experts' gates another, shared experts' a third; no value is read, and
-    without the kernel's output vLLM's own activation follows."""
+def test_no_moe_layer_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, numerics: Any) -> None:
+    """A layer takes one launch each for routes, experts' gates and shared experts. No value is read. Without the
+    kernel's output, vLLM's own activation follows."""
     widths = Widths(moe_layer_ids=range(2), top_k=TOP_K, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
     with NoHostReads():
         buffers = StepBuffers(ROWS, widths, CUDA)
@@ -216,7 +216,7 @@ def test_no_layer_of_experts_waits_for_the_device(launched: list[str], ids_dtype
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("capture", ["dense", "moe"], indirect=True)
 def test_no_step_waits_for_the_device(capture: StepCapture) -> None:
-    """New requests, cut prompts, decoding, a preemption, ends, settlements: nothing reads a value or waits."""
+    """New requests, split prompts, decoding, a preemption and finished requests neither read a value nor wait."""
     new = [new_request("token", 0, 9), new_request("count", 0, 6), new_request("count", 1, 9, response=True)]
     step(capture, [("token-0", 0, 5), ("count-0", 0, 6), ("count-1", 0, 4)], scheduled_new_reqs=new)
     step(capture, [("count-1", 4, 1), ("token-0", 5, 4)])
@@ -227,7 +227,7 @@ def test_no_step_waits_for_the_device(capture: StepCapture) -> None:
 
 
 def test_a_host_read_is_found() -> None:
-    """The net catches what it is for: a value read, a tensor brought to the host, a copy that waits."""
+    """The guard detects a value read, a tensor copied to the host, and a copy that waits."""
     with NoHostReads():
         tensor = torch.zeros(3, dtype=torch.int64, device=CUDA)
         for read in (tensor[0].item, tensor.cpu, tensor.tolist, lambda: tensor.copy_(torch.zeros(3))):

@@ -1,4 +1,4 @@
-"""Rows are mapped to requests by the runner's own order, for both of vLLM's model runners, with its real classes."""
+"""Rows are mapped to requests in the runner's order, for both of vLLM's model runners and with its real classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PADDING = 3
 
 @pytest.fixture(scope="module")
 def vllm() -> Any:
-    """vLLM's own classes; importing them takes seconds and warns of their own matters."""
+    """Import vLLM's own classes once. Takes seconds and raises warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vllm import SamplingParams
@@ -62,8 +62,8 @@ def state(vllm: Any, request: str, computed: int) -> Any:
 
 
 def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
-    """A V1 runner with a batch that vLLM reordered at the end of a request."""
-    known = inspect.signature(vllm.InputBatchV1).parameters  # some came and went between vLLM 0.24 and 0.33
+    """Return a V1 runner with a batch that vLLM reordered after a request ended."""
+    known = inspect.signature(vllm.InputBatchV1).parameters  # parameters differ between vLLM 0.24 and 0.33
     sometimes = {"pin_memory": False, "kernel_block_sizes": [16], "max_num_blocks_per_req": [2]}
     batch = vllm.InputBatchV1(
         max_num_reqs=8,
@@ -82,7 +82,7 @@ def runner_v1(vllm: Any, computed: dict[str, int], *, gone: str) -> Any:
 
 
 def feed(runner: Any, counts: dict[str, int], computed: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Put token ids and positions where the runner has them, in its row order, padding behind; returns them."""
+    """Put token ids and positions into the runner's buffers, in row order with padding at the end; return them."""
     positions = [computed[request] + row for request in runner.input_batch.req_ids for row in range(counts[request])]
     ids = [ord(request) * 100 + row for request in runner.input_batch.req_ids for row in range(counts[request])]
     runner.input_ids = SimpleNamespace(gpu=torch.tensor(ids + [-7] * PADDING, dtype=torch.int32))
@@ -91,7 +91,7 @@ def feed(runner: Any, counts: dict[str, int], computed: dict[str, int]) -> tuple
 
 
 def test_v1_rows_are_in_the_order_of_the_batch(vllm: Any) -> None:
-    """V1: the order of the rows is that of the input batch, not that in which the scheduler lists its counts."""
+    """V1 row order is that of the input batch, not that of the scheduler's counts."""
     computed = {"a": 0, "b": 0, "c": 7}
     counts = {"b": 4, "c": 2}
     runner = runner_v1(vllm, computed, gone="a")
@@ -106,7 +106,7 @@ def test_v1_rows_are_in_the_order_of_the_batch(vllm: Any) -> None:
 
 
 def test_v1_layout_is_a_copy(vllm: Any) -> None:
-    """The runner's next step moves the counts of its batch; the layout of this one stays."""
+    """The runner's next step updates its counts in place; the layout of this step stays unchanged."""
     computed = {"a": 0, "b": 3}
     runner = runner_v1(vllm, computed, gone="a")
     feed(runner, {"b": 2}, computed)
@@ -117,7 +117,7 @@ def test_v1_layout_is_a_copy(vllm: Any) -> None:
 
 
 def test_ids_and_positions_are_views(vllm: Any) -> None:
-    """Reading the layout copies nothing off a device: ids and positions are views of the runner's buffers."""
+    """Reading the layout copies nothing from a device: ids and positions are views of the runner's buffers."""
     computed = {"a": 0, "b": 3}
     runner = runner_v1(vllm, computed, gone="a")
     feed(runner, {"b": 2}, computed)
@@ -127,7 +127,7 @@ def test_ids_and_positions_are_views(vllm: Any) -> None:
 
 
 def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
-    """V2: order, borders and first positions are those of the batch that the step ran, without its padding."""
+    """V2 order, boundaries and first positions come from the step's batch, without its padding."""
     batch = vllm.InputBatchV2.make_dummy(3, 6, vllm.InputBuffersV2(8, 16, CPU))
     batch.req_ids = ["c", "a", "b"]
     batch.query_start_loc_np = np.array([0, 2, 3, 6, 6, 6], dtype=np.int32)  # padded to more requests
@@ -145,7 +145,7 @@ def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
 
 
 def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
-    """The installed vLLM keeps the batch of a step under the names that are read here."""
+    """The installed vLLM keeps a step's batch under the names that capture reads."""
     assert "input_batch" in vllm.ExecuteModelState._fields
 
 
@@ -164,8 +164,8 @@ def rows_of(**changed: Any) -> BatchRows:
     return BatchRows(**(values | changed))
 
 
-def test_positions_that_fit_pass() -> None:
-    """Positions that run on within each request are those that the layout implies."""
+def test_expected_positions_pass() -> None:
+    """Consecutive positions within each request match the layout."""
     check(rows_of())
     assert rows_of().count == 5
 
@@ -180,14 +180,14 @@ def test_positions_that_fit_pass() -> None:
         ({"ids": torch.arange(4, dtype=torch.int32)}, r"as many token ids and positions"),
     ],
 )
-def test_positions_that_do_not_fit_are_found(changed: dict[str, Any], message: str) -> None:
-    """A batch read in the wrong order, or cut at the wrong rows, is an error that names the row."""
+def test_unexpected_positions_are_found(changed: dict[str, Any], message: str) -> None:
+    """A batch read in the wrong order, or split at the wrong rows, raises an error that names the row."""
     with pytest.raises(RuntimeError, match=message):
         check(rows_of(**changed))
 
 
 def engine_config(**changed: Any) -> Any:
-    """What is read of vLLM's configuration."""
+    """Return the fields of vLLM's configuration that capture reads."""
     values = {"replicas": 1, "experts": False, "use_ubatching": False, "speculative": None, "fast_prefill": False}
     values |= changed
     return SimpleNamespace(
@@ -204,14 +204,15 @@ def engine_config(**changed: Any) -> Any:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"replicas": 2}, "an engine for each replica"),
-        ({"experts": True}, "Use tensor parallelism alone"),
+        ({"replicas": 2}, "one engine per replica"),
+        ({"experts": True}, "Use tensor parallelism only"),
         ({"use_ubatching": True}, "micro-batches"),
         ({"speculative": object()}, "speculative decoding"),
         ({"fast_prefill": True}, "kv_sharing_fast_prefill"),
     ],
 )
 def test_an_engine_with_unassignable_rows_is_refused(changed: dict[str, Any], reason: str) -> None:
-    """Tokens that other processes have, several forwards a step, tokens taken back, left out: each says what to do."""
+    """Tokens on other ranks, several forward passes per step, and rejected or skipped tokens are refused with a
+    remedy."""
     assert refuse_engine(engine_config()) is None
     assert reason in str(refuse_engine(engine_config(**changed)))

@@ -1,4 +1,4 @@
-"""The rows of a step go to the sessions of the requests that have a plan, clipped to it, and to nobody else."""
+"""The rows of a step go to the sessions of the requests with a plan, clipped to the plan, and nowhere else."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LAYERS, NEURONS = 2, 11
 
 
 class Session:
-    """Records what a session is given."""
+    """Records the rows and calls of a session."""
 
     stores_counts = False
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def __init__(self) -> None:
         self.steps: list[StepRows] = []
@@ -41,7 +41,7 @@ class Session:
         self.reasons.append(reason)
 
     def received(self) -> list[tuple[int, int, int, int, list[int], list[int]]]:
-        """(index, row, capacity, offset, token ids, first mask byte of each row) of every segment."""
+        """Return (index, row, capacity, offset, token ids, first mask byte of each row) of every range."""
         return [
             (
                 item.index,
@@ -57,7 +57,7 @@ class Session:
 
 
 class Worker:
-    """Drives a StepCapture as the worker does; row r of a step has the bits of r in its masks."""
+    """Drives a StepCapture as the worker does; the masks of row r encode r."""
 
     def __init__(self, *sessions: str) -> None:
         buffers = StepBuffers(64, Widths(range(LAYERS), NEURONS), torch.device("cpu"))
@@ -80,8 +80,8 @@ class Worker:
         short: bool = False,
         wrong: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Run (request, first position, rows) after each other. new: plans, or None, of requests that begin. twice: a
-        layer that runs two times; short: the last layer gets a row less; wrong: (row, layer) with a NaN gate."""
+        """Run consecutive (request, first position, rows). new: plans, or None, of new requests. twice: a layer that
+        runs twice. short: the last layer gets one row less. wrong: (row, layer) with a NaN gate."""
         requests = [
             SimpleNamespace(
                 req_id=name,
@@ -118,7 +118,7 @@ def plan(index: int, row: int, end: int, *, begin: int = 0, session: str = "s", 
 
 
 def test_rows_go_where_the_plan_says() -> None:
-    """Two requests of one step: each range holds its own rows, in one call."""
+    """With two requests in one step, each range holds its own rows, in one call."""
     worker = Worker("s")
     worker.step([("b", 0, 3), ("a", 0, 2)], new={"a": plan(0, 10, 2), "b": plan(1, 20, 3)})
     assert worker.sessions["s"].received() == [
@@ -129,7 +129,7 @@ def test_rows_go_where_the_plan_says() -> None:
 
 
 def test_chunks_of_a_prompt_follow_each_other() -> None:
-    """A prompt split by chunked prefill: every chunk has the offset of its first position."""
+    """With chunked prefill, every chunk of a prompt has the offset of its first position."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 7)})
     worker.step([("a", 4, 3)])
@@ -137,17 +137,17 @@ def test_chunks_of_a_prompt_follow_each_other() -> None:
 
 
 def test_rows_outside_the_plan_are_left_out() -> None:
-    """A plan of response rows begins past the prompt, and a step may run past the end."""
+    """A plan of response rows begins after the prompt, and a step may run past the end."""
     worker = Worker("s")
-    worker.step([("a", 0, 4)], new={"a": plan(0, 10, 7, begin=5)})  # nothing of it is planned
-    worker.step([("a", 4, 2)])  # one row before the plan, one in it
+    worker.step([("a", 0, 4)], new={"a": plan(0, 10, 7, begin=5)})  # none of these rows is planned
+    worker.step([("a", 4, 2)])  # one row before the plan, one within
     worker.step([("a", 6, 1)])
     worker.step([("a", 7, 1)])  # past the end
     assert worker.sessions["s"].received() == [(0, 10, 2, 0, [101], [1]), (0, 10, 2, 1, [100], [0])]
 
 
 def test_a_preempted_request_computes_its_rows_again() -> None:
-    """After a preemption positions begin at 0 again: the same rows are handed over again, at the same offsets."""
+    """After a preemption positions restart at 0, and the same rows are sent again with the same offsets."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 6)})
     worker.step([("a", 4, 1)])
@@ -157,15 +157,15 @@ def test_a_preempted_request_computes_its_rows_again() -> None:
 
 
 def test_a_request_that_begins_again_as_new_keeps_its_plan() -> None:
-    """Model runner V2 reports a preempted request as new, in the same step as the end of the old one."""
+    """Model runner V2 reports a preempted request as new, in the step that ends its predecessor."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 4)})
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 4)}, finished=["a"])
     assert len(worker.sessions["s"].received()) == 2
 
 
-def test_requests_without_a_plan_are_left_alone() -> None:
-    """Somebody else's request in the same step moves nothing, whatever side of ours it lies on."""
+def test_requests_without_a_plan_are_ignored() -> None:
+    """Other requests in the same step change nothing, before or after ours."""
     worker = Worker("s")
     worker.step([("x", 0, 3), ("a", 0, 2), ("y", 5, 4)], new={"x": None, "a": plan(0, 10, 2), "y": None})
     assert worker.sessions["s"].received() == [(0, 10, 2, 0, [103, 104], [3, 4])]
@@ -173,7 +173,7 @@ def test_requests_without_a_plan_are_left_alone() -> None:
 
 
 def test_extra_args_of_others_are_no_plan() -> None:
-    """A request with extra_args of its own is not captured."""
+    """A request whose extra_args hold other keys is not captured."""
     worker = Worker("s")
     request = SimpleNamespace(req_id="a", sampling_params=SimpleNamespace(extra_args={"other": 1}))
     pooling = SimpleNamespace(req_id="b", sampling_params=None)
@@ -181,8 +181,8 @@ def test_extra_args_of_others_are_no_plan() -> None:
     assert not worker.capture.active
 
 
-def test_plans_are_forgotten_when_requests_end() -> None:
-    """A finished request leaves nothing behind, and one without a plan may finish too."""
+def test_plans_are_removed_when_requests_end() -> None:
+    """A finished request leaves nothing behind; a request without a plan may finish too."""
     worker = Worker("s")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2), "b": plan(1, 20, 2)})
     assert worker.capture.active
@@ -193,14 +193,14 @@ def test_plans_are_forgotten_when_requests_end() -> None:
 
 
 def test_a_session_that_is_closed_or_unknown_gets_nothing() -> None:
-    """Rows of a request of a closed session are dropped; rows of others are not."""
+    """Rows of a closed session's requests are dropped; other rows are not."""
     worker = Worker("s")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2, session="gone"), "b": plan(1, 20, 2)})
     assert [item[0] for item in worker.sessions["s"].received()] == [1]
 
 
 def test_sessions_of_one_step_get_their_own_rows() -> None:
-    """Requests of two extractions share a step; each session gets its own rows."""
+    """Requests of two extractions share a step, and each session gets its own rows."""
     worker = Worker("s", "t")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2), "b": plan(0, 10, 2, session="t")})
     assert worker.sessions["s"].received() == [(0, 10, 2, 0, [100, 101], [0, 1])]
@@ -208,7 +208,7 @@ def test_sessions_of_one_step_get_their_own_rows() -> None:
 
 
 def test_delivered_rows_do_not_change() -> None:
-    """The next step overwrites the buffer; a session owns the rows that it was given."""
+    """The next step overwrites the buffer, but a session keeps the rows that it received."""
     worker = Worker("s")
     worker.step([("a", 0, 3)], new={"a": plan(0, 10, 9)})
     before = worker.sessions["s"].received()
@@ -216,8 +216,8 @@ def test_delivered_rows_do_not_change() -> None:
     assert worker.sessions["s"].received() == before
 
 
-def test_a_step_that_a_layer_was_left_out_of_fails_the_session_alone() -> None:
-    """Rows that cannot be trusted end the sessions that they belong to; the engine goes on and others stay."""
+def test_a_step_that_bypassed_a_layer_fails_only_its_sessions() -> None:
+    """Invalid rows end the sessions that they belong to; the engine runs on and other sessions stay open."""
     worker = Worker("s", "t")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, layers=1)
     assert ["layer 1 wrote 0 times, 0 rows" in reason for reason in worker.sessions["s"].reasons] == [True]
@@ -230,8 +230,9 @@ def test_a_step_that_a_layer_was_left_out_of_fails_the_session_alone() -> None:
     [({"twice": 0}, "layer 0 wrote 2 times, 4 rows"), ({"short": True}, "layer 1 wrote 1 times, 1 rows")],
     ids=str,
 )
-def test_a_layer_that_wrote_otherwise_than_once_ends_the_session(fault: dict[str, Any], found: str) -> None:
-    """A layer that ran twice, where the last pass would win, and one that saw fewer rows, in a step after good ones."""
+def test_a_layer_that_did_not_write_once_ends_the_session(fault: dict[str, Any], found: str) -> None:
+    """A layer that ran twice, so that the last pass would win, or got fewer rows ends the session, even after good
+    steps."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 9)})
     worker.step([("a", 2, 2)], **fault)
@@ -240,7 +241,7 @@ def test_a_layer_that_wrote_otherwise_than_once_ends_the_session(fault: dict[str
 
 
 def test_steps_without_captured_requests_are_not_checked() -> None:
-    """Warm-up runs, graph captures and steps without a captured request write as often as they like."""
+    """Warm-up runs, graph captures and steps without a captured request may write any number of times."""
     worker = Worker("s")
     worker.step([("x", 0, 3)], twice=1, new={"x": None})
     worker.step([("x", 3, 1)], layers=1)
@@ -249,8 +250,9 @@ def test_steps_without_captured_requests_are_not_checked() -> None:
     assert len(worker.sessions["s"].received()) == 1
 
 
-def test_gates_that_are_not_finite_are_faults_of_their_instruction_alone() -> None:
-    """The first row and the first layer with a NaN, by position in the prompt or the response; others have no fault."""
+def test_nonfinite_gates_are_faults_of_their_instruction_only() -> None:
+    """The fault names the first row and layer with a NaN, by position in the prompt or the response. Others have no
+    fault."""
     worker = Worker("s", "t")
     new = {
         "a": plan(0, 10, 9, prompt=6),
@@ -263,7 +265,8 @@ def test_gates_that_are_not_finite_are_faults_of_their_instruction_alone() -> No
     assert {index: fault.offset for index, fault in step.faults.items()} == {0: 4, 2: 2}
     assert "layer 1 has gates that are NaN or infinite at position 4 of the prompt. Check" in step.faults[0].reason
     assert (
-        "layer 0 has gates that are NaN or infinite at position 2 of the response, and 1 more" in step.faults[2].reason
+        "layer 0 has gates that are NaN or infinite at position 2 of the response, and in 1 more"
+        in step.faults[2].reason
     )
     assert "at position 7. Check" in worker.sessions["t"].steps[0].faults[0].reason
     worker.step([("a", 5, 1), ("b", 2, 1)])
@@ -271,7 +274,7 @@ def test_gates_that_are_not_finite_are_faults_of_their_instruction_alone() -> No
 
 
 def test_flags_of_rows_past_the_step_are_ignored() -> None:
-    """Rows past the step's tokens are padding, which may hold anything."""
+    """Rows past the step's tokens are padding with arbitrary content."""
     worker = Worker("s")
     worker.step([("a", 0, 4)], new={"a": plan(0, 10, 9)}, wrong=[(3, 0)])
     worker.buffer.nonfinite[10:] = 1
@@ -279,8 +282,8 @@ def test_flags_of_rows_past_the_step_are_ignored() -> None:
     assert [sorted(step.faults) for step in worker.sessions["s"].steps] == [[0], []]
 
 
-def test_wrong_positions_fail_the_session_alone() -> None:
-    """A batch with another layout than expected ends the session; the error has the position that was fed."""
+def test_wrong_positions_fail_only_their_session() -> None:
+    """A batch with an unexpected layout ends the session; the error names the position that was fed."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 2)}, shift=1)
     assert ["was fed position 0" in reason for reason in worker.sessions["s"].reasons] == [True]
@@ -288,7 +291,7 @@ def test_wrong_positions_fail_the_session_alone() -> None:
 
 
 def test_sessions_that_ended_leave_nothing_behind() -> None:
-    """A server runs thousands of extractions: what a step looks through does not grow with those that ended."""
+    """A server runs thousands of extractions, but the cost of a step does not grow with ended sessions."""
     worker = Worker()
     for number in range(20):
         name = f"s{number}"
@@ -302,7 +305,7 @@ def test_sessions_that_ended_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"begin": -1}, {"begin": 5}, {"row": -1}, {"index": -1}])
-def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
-    """0 <= begin <= end, and neither row nor index is negative."""
-    with pytest.raises(ValueError, match="a plan has 0 <= begin <= end"):
+def test_an_invalid_plan_is_refused(wrong: dict[str, int]) -> None:
+    """A plan needs 0 <= begin <= end, and no negative row or index."""
+    with pytest.raises(ValueError, match="a plan needs 0 <= begin <= end"):
         Plan(**(plan(0, 10, 2) | wrong))

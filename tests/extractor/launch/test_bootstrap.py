@@ -29,14 +29,14 @@ sys.stdin.read()
 
 
 def test_capture_is_part_of_the_compilation_cache_key() -> None:
-    """An engine with capture and one without never share a compiled graph."""
+    """Engines with and without capture never share a compiled graph."""
     assert SubprocessBootstrap(True, 1).compute_hash() != SubprocessBootstrap(False, 1).compute_hash()
     assert SubprocessBootstrap(True, 1).compute_hash() == SubprocessBootstrap(True, 2).compute_hash()
     assert SubprocessBootstrap(True, 1, "kernel").compute_hash() != SubprocessBootstrap(True, 1, "signs").compute_hash()
 
 
 def test_it_does_nothing_in_the_parent() -> None:
-    """vLLM copies its configuration within the process; the process stays in its group."""
+    """vLLM copies its configuration within the process; this process stays in its group."""
     group = os.getpgrp()
     bootstrap = SubprocessBootstrap(capture=True, parent=os.getpid())
     assert pickle.loads(pickle.dumps(bootstrap)) == bootstrap  # noqa: S301
@@ -44,7 +44,7 @@ def test_it_does_nothing_in_the_parent() -> None:
 
 
 def test_a_child_leaves_the_group_and_ends_with_its_parent(tmp_path: Path) -> None:
-    """Ctrl-C does not reach the engine's process, and it does not outlive a parent that is killed."""
+    """Ctrl-C does not reach the engine's process, and the process ends if its parent is killed."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "bootstrap"), RECEIVER],
         stdin=subprocess.PIPE,
@@ -90,7 +90,7 @@ async def start(pids):
         await asyncio.sleep(60)
 
 async def main():
-    shielded = await asyncio.to_thread(spawned)  # the first: it starts the tracker too
+    shielded = await asyncio.to_thread(spawned)  # first, because it starts the tracker too
     pids = []
     task = asyncio.create_task(start(pids))
     while len(pids) < 3:
@@ -106,7 +106,8 @@ if __name__ == "__main__":
 
 
 def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
-    """A cancelled start kills the processes that it started and theirs, no other; Ctrl-C is blocked in its children."""
+    """A cancelled start kills the processes that it started, and their children, but no others. Children block
+    Ctrl-C."""
     script = tmp_path / "starter.py"
     script.write_text(STARTER)
     with subprocess.Popen(
@@ -132,12 +133,12 @@ def _runs(pid: int) -> bool:
 
 
 def test_a_child_exits_quickly_and_silently(tmp_path: Path) -> None:
-    """At its end nothing is left for the interpreter's last collection, and Triton does not list what was not freed."""
+    """At exit the garbage collector has nothing to do, and Triton prints no list of leaks."""
     bootstrap = tmp_path / "bootstrap"
     bootstrap.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """
 import atexit, gc, pickle, sys
-atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after what is registered later
+atexit.register(lambda: print(gc.get_freeze_count() > 1000))  # runs after handlers registered later
 import triton.language
 pickle.load(open(sys.argv[1], "rb"))
 """
@@ -148,8 +149,8 @@ pickle.load(open(sys.argv[1], "rb"))
 
 
 def test_llvmlites_library_can_be_scanned_in_the_engines_processes(tmp_path: Path) -> None:
-    """vLLM reads `vars(value).get("kernel")` of every attribute of every module; Numba's library had no such thing.
-    In the parent nothing is touched."""
+    """vLLM reads `vars(value).get("kernel")` for every attribute of every module, which llvmlite's library could not
+    answer. Nothing changes in the parent."""
     bootstrap = tmp_path / "bootstrap"
     bootstrap.write_bytes(pickle.dumps(SubprocessBootstrap(True, os.getpid())))
     code = """

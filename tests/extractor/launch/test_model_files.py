@@ -21,7 +21,7 @@ FILES = {"config.json": "{}", "model.safetensors": ""}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """A model's folder with these files; content None leaves a file out."""
+    """Return a model folder with these files; content None omits a file."""
 
     def make(**changes: str | None) -> Path:
         for name, content in {**FILES, **{name.replace("__", "."): text for name, text in changes.items()}}.items():
@@ -39,7 +39,7 @@ def message_for(model: Path | str, **settings: str) -> str:
 
 
 def test_a_folder_and_a_name_pass(folder: Callable[..., Path]) -> None:
-    """A whole folder, a name on the hub, and a revision of one."""
+    """A complete folder, a hub name and a revision of one pass."""
     check_model(EngineSettings(model=str(folder())))
     check_model(EngineSettings(model="org/name", revision="main"))
 
@@ -47,24 +47,24 @@ def test_a_folder_and_a_name_pass(folder: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"config__json": None}, "a model's folder holds config.json; "),
-        ({"config__json": None, "m__gguf": ""}, "holds a model as GGUF, whose quantised weights show no neurons"),
-        ({"config__json": "{"}, "config.json holds one JSON object"),
-        ({"config__json": "[]"}, "config.json holds one JSON object"),
-        ({"model__safetensors": None}, "a model's folder holds weights (*.safetensors, *.bin, *.pt)"),
+        ({"config__json": None}, "a model's folder must hold config.json; "),
+        ({"config__json": None, "m__gguf": ""}, "holds a GGUF model; its quantized weights do not expose neurons"),
+        ({"config__json": "{"}, "config.json must hold one JSON object"),
+        ({"config__json": "[]"}, "config.json must hold one JSON object"),
+        ({"model__safetensors": None}, "a model's folder must hold weights (*.safetensors, *.bin, *.pt)"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(
+def test_a_folder_that_is_not_a_model_is_refused(
     changes: dict[str, str | None], sentence: str, folder: Callable[..., Path]
 ) -> None:
-    """Rule and folder."""
+    """The error has the rule and the folder."""
     path = folder(**changes)
     assert sentence in message_for(path)
     assert str(path) in message_for(path)
 
 
-def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None:
-    """The index names the files; one of two is missing."""
+def test_a_missing_shard_is_named(folder: Callable[..., Path]) -> None:
+    """The index names two files; the missing one is in the error."""
     shards = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}
     path = folder()
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
@@ -73,32 +73,33 @@ def test_a_shard_that_is_not_there_is_named(folder: Callable[..., Path]) -> None
 
 
 @pytest.mark.parametrize("model", ["/no/such", "./no", "a/b/c", "~/no"])
-def test_a_path_that_is_no_folder_is_refused(model: str) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(model: str) -> None:
     """A name that can only be a path is not looked up on the hub."""
-    assert f"{model} is no folder" in message_for(model)
+    assert f"{model} is not a folder" in message_for(model)
 
 
-def test_files_and_settings_that_do_not_go_together(folder: Callable[..., Path]) -> None:
-    """A GGUF file, another file, a revision of a folder, an unknown quantization method."""
+def test_incompatible_files_and_settings_are_refused(folder: Callable[..., Path]) -> None:
+    """A GGUF file, another file, a revision of a folder and an unknown quantization method are refused."""
     path = folder()
-    assert "holds a model as GGUF" in message_for("org/name.gguf")
+    assert "holds a GGUF model" in message_for("org/name.gguf")
     assert "config.json is a file" in message_for(path / "config.json")
-    assert "revision goes with a name on the Hugging Face hub" in message_for(path, revision="v1")
-    assert "quantization must be a method that the installed vLLM knows: " in message_for(path, quantization="zip")
+    assert "revision needs a name on the Hugging Face hub" in message_for(path, revision="v1")
+    assert "quantization must be a method of the installed vLLM: " in message_for(path, quantization="zip")
     check_model(EngineSettings(model=str(path), quantization="fp8"))
 
 
 def test_the_methods_are_vllms_own() -> None:
-    """Read from the source, they are those of the module."""
+    """The methods read from the source equal those of the module."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        warnings.simplefilter("ignore")  # importing vLLM raises warnings
         from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     assert list(quantization_methods()) == QUANTIZATION_METHODS
 
 
 def test_a_chat_template_is_looked_for_where_tokenizers_keep_it(folder: Callable[..., Path]) -> None:
-    """In the tokenizer's configuration or in the same folder; without a configuration nothing is known."""
+    """The template may be in the tokenizer's configuration or in a file of the folder. Without a configuration nothing
+    is known."""
     path = folder()
     assert not lacks_chat_template(str(path))
     (path / "tokenizer_config.json").write_text("{}")
@@ -112,7 +113,7 @@ def test_a_chat_template_is_looked_for_where_tokenizers_keep_it(folder: Callable
 
 
 def test_the_checks_import_neither_torch_nor_vllm() -> None:
-    """They answer in less than a second, from the command line too."""
+    """The checks answer in less than a second, from the command line too."""
     code = (
         "import sys; from sparcom_extractor.launch.model_files import check_model\n"
         "from sparcom_extractor.settings import EngineSettings\n"

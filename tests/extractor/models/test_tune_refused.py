@@ -28,7 +28,7 @@ Tune = Callable[..., folder.MadeModel]
         ({"max_length": 513}, "at most the model's context of 512 tokens; it is 513"),
         ({"data": "empty"}, "holds no instruction"),
         ({"data": "strange"}, "the largest is 60"),
-        ({"data": "chat"}, "messages go with prompt_format 'chat'"),
+        ({"data": "chat"}, "messages need prompt_format 'chat'"),
     ],
 )
 def test_instructions_that_cannot_be_tuned_on_are_refused(

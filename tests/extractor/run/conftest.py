@@ -1,4 +1,4 @@
-"""Puts this folder on the path: tests share `stand_in`, and an engine's processes import `faulty_worker` by name."""
+"""Put this folder on the path: tests share `stand_in`, and an engine's processes import `faulty_worker` by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of archives that a real engine wrote: their own rules, another run's rows, transformers."""
+"""Check archives that a real engine wrote: their own rules, another run's rows, transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparcom_verification.reference.model import ReferenceModel
 
 ALLOWED_SHARE = DIFFERING_BITS["float32"]
 ALLOWED_WEIGHT = WEIGHT_TOLERANCE["float32"]
-SETTINGS = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}  # long prompts are cut
+SETTINGS = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 320}  # long prompts are split
 
 
 def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
@@ -25,7 +25,7 @@ def tokenizer_of(engine: Any) -> Callable[[Any], Any]:
 
 
 def rows_of(archive: Archive, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Token ids (rows,) and masks, bool (rows, layer, neuron), of one instruction."""
+    """Return token ids (rows,) and masks, bool (rows, layer, neuron), of one instruction."""
     table = archive.instructions
     start, stop = int(table.token_start[index]), int(table.token_start[index] + table.token_length[index])
     bits = np.unpackbits(archive.read_active(start, stop), axis=-1, bitorder="little")
@@ -33,7 +33,7 @@ def rows_of(archive: Archive, index: int) -> tuple[NDArray[np.int32], NDArray[np
 
 
 def assert_same_rows(one: Archive, other: Archive) -> None:
-    """Token ids are equal; bits differ in no more than rounding explains."""
+    """Check that token ids are equal and that bits differ only by rounding."""
     differing = total = 0
     for index in range(len(one.instructions)):
         (ids, masks), (other_ids, other_masks) = rows_of(one, index), rows_of(other, index)
@@ -44,7 +44,7 @@ def assert_same_rows(one: Archive, other: Archive) -> None:
 
 
 def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> None:
-    """The archive passes its own checks and agrees with transformers."""
+    """Check that the archive passes its own checks and agrees with transformers."""
     assert [check.findings for check in verify_archive(archive, tokenizer_of(engine)) if not check.passed] == []
     reference = ReferenceModel(str(model), "float32", archive.attributes.model.layer_ids)
     result = compare_masks(archive, reference, sample_indices(archive, sample), lambda _: np.zeros(0, np.int32))
@@ -54,7 +54,7 @@ def assert_right(archive: Archive, engine: Any, model: Path, sample: int) -> Non
 
 
 def rows_in_order(archive: Archive) -> dict[str, np.ndarray[Any, Any]]:
-    """All rows of every array, instruction after instruction."""
+    """Return all rows of every array, instruction after instruction."""
     table = archive.instructions
     spans = zip(table.token_start.tolist(), table.token_length.tolist(), strict=True)
     parts = [{item.name: archive.read_rows(item.name, s, s + n) for item in archive.captured} for s, n in spans]
@@ -62,7 +62,8 @@ def rows_in_order(archive: Archive) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def assert_alike(one: Archive, other: Archive, share: float) -> None:
-    """The same tokens and experts, weights that rounding explains, and bits that differ in at most such a share."""
+    """Check for the same tokens and experts, weights equal up to rounding, and at most this fraction of differing
+    bits."""
     assert one.read_tokens(0, one.tokens)[0].tolist() == other.read_tokens(0, other.tokens)[0].tolist()
     first, second = rows_in_order(one), rows_in_order(other)
     differing = bits = 0
@@ -79,7 +80,7 @@ def assert_alike(one: Archive, other: Archive, share: float) -> None:
 
 
 def assert_slices_of(two: Archive, one: Archive) -> None:
-    """An archive of two ranks is that of one process, and each rank wrote its own chunks."""
+    """Check that an archive of two ranks equals that of one process, and that each rank wrote its own chunks."""
     assert two.attributes.engine.tensor_parallel_size == 2
     assert [check.findings for check in verify_archive(two, None) if not check.passed] == []
     for item in two.captured:

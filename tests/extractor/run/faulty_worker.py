@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with capture. Tests call its methods by name to give its model faults while it runs."""
+"""vLLM's CPU worker with capture. Tests call its methods by name to inject faults into its running model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sparcom_extractor.worker.cpu import CaptureCPUWorker
 
 
 class FaultyWorker(CaptureCPUWorker):
-    """Layer 1 runs its FFN twice in steps of at least `loop_from` rows."""
+    """A worker whose layer 1 runs its FFN twice in steps of at least `loop_from` rows."""
 
     loop_from = 1 << 30
 
@@ -19,11 +19,11 @@ class FaultyWorker(CaptureCPUWorker):
         ffn.forward = lambda x: forward(forward(x) if x.shape[0] >= self.loop_from else x)
 
     def faulty_loop(self, rows: int) -> None:
-        """From now on, steps of at least this number of rows run the layer twice."""
+        """Make steps of at least this number of rows run the layer twice, from now on."""
         self.loop_from = rows
 
     def faulty_weight(self, value: float) -> float:
-        """Set one weight of the norm before layer 1's FFN. Returns the previous value."""
+        """Set one weight of the norm before layer 1's FFN; return the previous value."""
         weight = self.model_runner.get_model().model.layers[1].post_attention_layernorm.weight
         before = float(weight[7])
         weight.data[7] = value

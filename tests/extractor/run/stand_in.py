@@ -1,7 +1,7 @@
-"""A small stand-in for vLLM's engine below the real `CaptureEngine`, with the real worker mixin, sessions and files.
+"""A small fake of vLLM's engine below the real `CaptureEngine`, with the real worker mixin, sessions and files.
 
-It runs prompts in pieces of a few tokens, interleaved. The bits of a row are a function of its token id and position,
-so that a row in the wrong place is found.
+It runs prompts in interleaved pieces of a few tokens. The bits of a row are a function of its token id and position, so
+a misplaced row is detected.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ EOS = 7
 
 
 def bits_of(token: int, position: int) -> NDArray[np.bool_]:
-    """Return the neurons that fire at a token: bool (layer, neuron)."""
+    """Return the active neurons at a token: bool (layer, neuron)."""
     return np.random.default_rng((token, position)).random((LAYERS, NEURONS)) < 0.4
 
 
 class Letters:
-    """A tokenizer of one token per letter, with 1 as BOS."""
+    """A tokenizer with one token per letter, and 1 as BOS."""
 
     chat_template = None
 
@@ -56,11 +56,11 @@ class Letters:
 
 
 class Model:
-    """The base class of the mixin: runs one request's piece and leaves its rows where model runner V1 has them."""
+    """Base class of the mixin: runs a piece of one request and leaves its rows where model runner V1 keeps them."""
 
     capture: WorkerCapture
     model_runner: Any
-    layers: Sequence[int] = range(LAYERS)  # that run, in this order
+    layers: Sequence[int] = range(LAYERS)  # in running order
     nan_at: tuple[int, int, int] | None = None  # (token, position, layer)
 
     def execute_model(self, output: Any) -> None:
@@ -81,7 +81,7 @@ class Model:
 
 
 class Worker(CaptureMixin, Model):
-    """The real mixin."""
+    """A worker with the real mixin."""
 
     use_v2_model_runner = False
     vllm_config = SimpleNamespace(
@@ -95,7 +95,7 @@ class Worker(CaptureMixin, Model):
 
 
 class FakeLLM:
-    """Stands in for vLLM's AsyncLLM. The attributes below the line make it misbehave."""
+    """Replaces vLLM's AsyncLLM. The attributes below the line inject faults."""
 
     vllm_config: Any = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=CONTEXT, get_vocab_size=lambda: 1 << 30),
@@ -114,8 +114,8 @@ class FakeLLM:
         self.held = 0
         self.generated = [200, 201, EOS]
         # ----
-        self.wrong_ids: set[int] = set()  # prompts by their length whose ids the worker sees wrongly
-        self.skipped: set[int] = set()  # prompts by their length of which a piece is never run
+        self.wrong_ids: set[int] = set()  # lengths of prompts whose ids the worker misreads
+        self.skipped: set[int] = set()  # lengths of prompts of which one piece is never run
         self.refused: set[int] = set()
         self.dies_after: int | None = None
         self.dies_in_poll_after: int | None = None
@@ -133,7 +133,7 @@ class FakeLLM:
         if self.dies_in_poll_after is not None and len(self.started) > self.dies_in_poll_after:
             self.errored = True
         if self.errored:
-            await asyncio.Event().wait()  # as vLLM does: a call under way when the core dies is never answered
+            await asyncio.Event().wait()  # like vLLM, which never answers a pending call when the core dies
         return [await asyncio.to_thread(getattr(self.worker, method), *args)]
 
     async def generate(self, prompt: dict[str, Any], sampling_params: Any, request_id: str) -> AsyncIterator[Any]:
@@ -184,7 +184,7 @@ class FakeLLM:
 
 
 class Engine(CaptureEngine):
-    """The real engine above the stand-in."""
+    """The real engine on top of the fake."""
 
     def __init__(self) -> None:
         attributes = random_attributes(LAYERS, NEURONS)
@@ -200,7 +200,7 @@ def open_sessions(engine: Engine) -> int:
 
 
 def instructions_of(*lengths: int) -> list[Instruction]:
-    """Prompts of these numbers of letters, no two alike. BOS is one token more."""
+    """Return prompts of these numbers of letters, all different. BOS adds one token."""
     return [
         Instruction(id=f"i{n}", text=f"{chr(97 + n % 26)}" + "x" * (length - 1)) for n, length in enumerate(lengths)
     ]
@@ -211,7 +211,7 @@ def many(count: int = 60) -> list[Instruction]:
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end, in reasonable time, leaving no task behind."""
+    """Run to the end within a time limit; no task may remain."""
 
     async def bounded() -> Any:
         try:
@@ -224,7 +224,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def assert_right(archive: Archive) -> None:
-    """Every check of the archive passes and every complete instruction's bits are right."""
+    """Check that the archive passes every check and that every complete instruction has the right bits."""
     assert [check.findings for check in verify_archive(archive, archive_tokenizer) if not check.passed] == []
     table = archive.instructions
     for index in table.complete:
@@ -236,7 +236,8 @@ def assert_right(archive: Archive) -> None:
 
 
 def assert_kept(path: Path, instructions: int) -> int:
-    """After a failure: some complete and right, the rest pending, nothing else. Returns how many are complete."""
+    """After a failure, check that some instructions are complete and right, and all others pending. Return the number
+    complete."""
     archive = open_archive(path)
     assert archive.attributes.state == "open"
     assert set(archive.instructions.state.tolist()) <= {State.COMPLETE, State.PENDING}
@@ -254,6 +255,6 @@ def states(path: Path) -> list[int]:
 
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of two prompts, so that instructions become complete on the way."""
+    """Make chunks of two prompts, so that instructions become complete during the run."""
     monkeypatch.setattr("sparcom_data.create.choose_chunk_tokens", lambda *_: 42)
     monkeypatch.setattr("sparcom_extractor.extraction.POLL_SECONDS", 0.01)

@@ -1,6 +1,6 @@
-"""Capture and counting in a real vLLM engine: the right bits at the right rows, whatever the scheduler does.
+"""Capture and counting in a real vLLM engine: the right bits in the right rows, whatever the scheduler does.
 
-In one file, so that tests of masks and of counts share their engines.
+One file, so that tests of masks and of counts share their engines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ pytestmark = pytest.mark.engine
 def crowded_engine(
     start_engine: Callable[..., Any], tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Tiny LLaMA with too little room for all sequences: it preempts. Its model can be given faults."""
+    """Start a tiny LLaMA with too little KV cache for all sequences: it preempts. Tests can inject faults into its
+    model."""
     monkeypatch.setattr("sparcom_extractor.launch.start.worker_class", lambda _: "faulty_worker.FaultyWorker")
     return start_engine(tiny_model("llama"), **SETTINGS, kv_cache_gib=0.00095)
 
@@ -48,12 +49,13 @@ def crowded_engine(
 def test_concurrent_rows_are_those_of_each_request_alone(
     tiny_engine: Any, tiny_model: Callable[[str], Path], mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Chunked prefill and mixed batches give every request the rows that it has alone, and those of transformers."""
+    """With chunked prefill and mixed batches, every request has the rows that it has alone, and those of
+    transformers."""
     together = tiny_engine.extract(mixed_instructions, tmp_path / "together.zarr")
     assert_right(together, tiny_engine, tiny_model("llama"), sample=24)
     alone = tiny_engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
     lengths = together.instructions.prompt_length
-    assert lengths.max() > 64, "some prompts must be cut into several steps"
+    assert lengths.max() > 64, "some prompts must be split into several steps"
     assert lengths.min() < 8, "some prompts must share a step"
     assert_same_rows(together, alone)
 
@@ -66,7 +68,7 @@ def test_response_rows_agree_with_transformers(
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """Generated tokens have rows too, but for the last, which is never fed to the model."""
+    """Generated tokens have rows too, except the last, which is never fed to the model."""
     archive = tiny_engine.extract(mixed_instructions, tmp_path / "a.zarr", positions=positions, max_tokens=9)
     table = archive.instructions
     generated = table.token_length - (table.prompt_length if positions == "all" else 0)
@@ -85,10 +87,10 @@ def test_response_rows_agree_with_transformers(
     assert result.differing <= max(1.0, ALLOWED_SHARE * result.bits)
 
 
-def test_rows_past_the_end_of_a_request_are_no_data(
+def test_rows_past_the_end_of_a_request_hold_no_data(
     tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Reserved rows that hold no response token are zero and have no token id, whatever step ran past the end."""
+    """Reserved rows without a response token are zero and have no token id, even if a step ran past the end."""
     archive = tiny_engine.extract(demo_instructions[:8], tmp_path / "a.zarr", positions="all", max_tokens=5)
     table = archive.instructions
     for index in range(len(table)):
@@ -99,8 +101,8 @@ def test_rows_past_the_end_of_a_request_are_no_data(
         assert (archive.read_tokens(end, stop)[0] == -1).all()
 
 
-def test_a_prompt_longer_than_the_context_fails_alone(tiny_engine: Any, tmp_path: Path) -> None:
-    """One prompt that does not fit fails with the rule and the lengths; the others run."""
+def test_only_a_prompt_longer_than_the_context_fails(tiny_engine: Any, tmp_path: Path) -> None:
+    """A prompt that does not fit fails with the rule and both lengths; the others run."""
     instructions = [
         Instruction(id="long", text="word " * 400),
         Instruction(id="fits", token_ids=tuple(range(10, 10 + 319))),
@@ -117,18 +119,19 @@ def test_a_prompt_longer_than_the_context_fails_alone(tiny_engine: Any, tmp_path
     assert archive.attributes.state == "complete"
 
 
-def test_token_ids_are_run_as_they_are(tiny_engine: Any, tmp_path: Path) -> None:
-    """An instruction of token ids has exactly those ids in the archive and no text."""
+def test_token_ids_are_run_unchanged(tiny_engine: Any, tmp_path: Path) -> None:
+    """An instruction of token ids has exactly these ids in the archive, and no text."""
     ids = (5, 1000, 42, 42, 7)
     archive = tiny_engine.extract([Instruction(id="a", token_ids=ids)], tmp_path / "a.zarr")
     assert rows_of(archive, 0)[0].tolist() == list(ids)
     assert archive.strings("text") == [""]
 
 
-def test_tokens_that_the_model_does_not_have_fail_alone(
+def test_only_prompts_with_tokens_that_the_model_lacks_fail(
     tiny_engine: Any, demo_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A tokenizer extended without its model: vLLM would read rows of padding, or die. The other instructions run."""
+    """With a tokenizer extended without its model, vLLM would read padding rows or crash. The other instructions
+    run."""
     extended = load_tokenizer(str(demo_model))
     extended.add_tokens(["<new>"])
     monkeypatch.setattr(type(tiny_engine.engine), "tokenizer", property(lambda _: extended))
@@ -149,7 +152,7 @@ def test_tokens_that_the_model_does_not_have_fail_alone(
 
 
 def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> None:
-    """In chat format the text is the template's output, and a plain text is one user turn."""
+    """In chat format the text is the template's output; a plain text is one user turn."""
     archive = tiny_engine.extract([Instruction(id="a", text="Hello there")], tmp_path / "a.zarr", prompt_format="chat")
     text = archive.strings("text")[0]
     assert "<|im_start|>user\nHello there<|im_end|>" in text
@@ -163,7 +166,7 @@ def test_chat_format_applies_the_template(tiny_engine: Any, tmp_path: Path) -> N
 def test_a_cancelled_extraction_keeps_what_is_complete(
     tiny_engine: Any, demo_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """After a cancellation every instruction is complete or cancelled, and the complete ones are right."""
+    """After a cancellation every instruction is complete or cancelled, and complete ones are right."""
     many = [item.model_copy(update={"id": f"{copy}-{item.id}"}) for copy in range(4) for item in demo_instructions]
     extraction = tiny_engine.prepare(many, tmp_path / "a.zarr")
     progress = tiny_engine.run(extraction, lambda snapshot: extraction.cancel() if snapshot.complete else None)
@@ -176,14 +179,15 @@ def test_a_cancelled_extraction_keeps_what_is_complete(
 
 
 def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> None:
-    """An empty batch, duplicate ids, messages in raw format, an existing archive: refused before anything is made."""
+    """An empty batch, duplicate ids, messages in raw format or an existing archive are refused before anything is
+    created."""
     with pytest.raises(InvalidInputError, match="must not be empty"):
         tiny_engine.prepare([], tmp_path / "a.zarr")
     twice = [Instruction(id="a", text="x"), Instruction(id="a", text="y")]
     with pytest.raises(InvalidInputError, match="'a' occurs 2 times"):
         tiny_engine.prepare(twice, tmp_path / "a.zarr")
     chat = Instruction.model_validate({"id": "a", "messages": [{"role": "user", "content": "x"}]})
-    with pytest.raises(InvalidInputError, match="messages go with prompt_format 'chat'"):
+    with pytest.raises(InvalidInputError, match="messages need prompt_format 'chat'"):
         tiny_engine.prepare([chat], tmp_path / "a.zarr")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a.zarr").mkdir()
@@ -194,7 +198,7 @@ def test_bad_input_leaves_nothing_behind(tiny_engine: Any, tmp_path: Path) -> No
 def test_preempted_requests_keep_their_rows(
     crowded_engine: Any, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """A request that is preempted computes its tokens again; its rows are those of an undisturbed run."""
+    """vLLM recomputes the tokens of a preempted request; its rows equal those of an undisturbed run."""
     options = {"positions": "all", "max_tokens": 60}
     extraction = crowded_engine.prepare(mixed_instructions, tmp_path / "a.zarr", **options)
     assert crowded_engine.run(extraction).complete == len(mixed_instructions)
@@ -204,7 +208,7 @@ def test_preempted_requests_keep_their_rows(
 
 
 def counted(masks: Archive) -> Any:
-    """Sums over the masks of each instruction, uint32 (instruction, layer, neuron)."""
+    """Return sums over the masks of each instruction, uint32 (instruction, layer, neuron)."""
     table = masks.instructions
     sums = np.zeros((len(table), masks.layers, masks.neurons), dtype=np.uint32)
     for index in range(len(table)):
@@ -215,10 +219,10 @@ def counted(masks: Archive) -> Any:
 
 
 @pytest.mark.parametrize("positions", ["prompt", "all"])
-def test_counts_are_those_of_the_masks(
+def test_counts_are_sums_of_the_masks(
     positions: str, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Chunked prefill, mixed batches, generated tokens: each count is the sum of the instruction's masks."""
+    """With chunked prefill, mixed batches and generated tokens, each count is the sum of the instruction's masks."""
     options = {"positions": positions, "max_tokens": 0 if positions == "prompt" else 7}
     masks = tiny_engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
     counts = tiny_engine.extract(mixed_instructions, tmp_path / "counts.zarr", granularity="count", **options)
@@ -233,7 +237,7 @@ def test_counts_are_those_of_the_masks(
 
 
 def test_counts_after_preemptions(crowded_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
-    """With too little room for all sequences requests are preempted and computed again; each row counts once."""
+    """With too little KV cache, requests are preempted and recomputed; each row counts once."""
     engine = crowded_engine
     options = {"positions": "all", "max_tokens": 60}
     masks = engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
@@ -248,7 +252,7 @@ def test_counts_after_preemptions(crowded_engine: Any, mixed_instructions: list[
 
 
 def generate(engine: Any, prompts: Sequence[Sequence[int]], plan: Callable[[int], Any] = lambda _: None) -> Any:
-    """Token ids that the engine's own interface gives, greedily, all prompts at once."""
+    """Return token ids of greedy generation through the engine's own interface, all prompts at once."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -276,7 +280,7 @@ def test_capture_changes_no_token(
     tiny_model: Callable[[str], Path],
     mixed_instructions: list[Instruction],
 ) -> None:
-    """An engine with capture generates what the same engine without it does."""
+    """An engine generates the same tokens with and without capture."""
     plain = start_engine(tiny_model("llama"), capture=False, **SETTINGS)
     prompts = [plain.engine.tokenizer(item.text)["input_ids"][:200] for item in mixed_instructions[:12]]
     expected = generate(plain, prompts)
@@ -291,24 +295,24 @@ def test_two_ranks_write_what_one_writes(
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """Tensor parallelism over two processes: each writes its slice of the neurons."""
+    """With tensor parallelism over two workers, each writes its slice of the neurons."""
     two_ranks = start_engine(tiny_model("llama"), **SETTINGS, tensor_parallel_size=2)
     one = tiny_engine.extract(mixed_instructions, tmp_path / "one.zarr")
     assert_slices_of(two_ranks.extract(mixed_instructions, tmp_path / "two.zarr"), one)
 
 
-def test_faults_of_a_model_are_never_masks(
+def test_faults_of_a_model_are_never_recorded_as_masks(
     crowded_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """One weight that is NaN or infinite, and a layer that runs twice per step: each is named, for masks and
-    counts, and the engine goes on. At the start the same step would refuse the model."""
+    """A weight that is NaN or infinite, and a layer that runs twice per step, are named for masks and counts. The
+    engine runs on. At start-up, the dummy batch would refuse the model."""
     engine = crowded_engine
     call, some = lambda *arguments: engine.loop.run(engine.engine.call_workers(*arguments))[0], mixed_instructions[:6]
     call("faulty_loop", 2)
     with pytest.raises(EngineError, match=r"layer 1 wrote 2 times, .* The model runs a layer several times per token"):
         engine.run(engine.prepare(some, tmp_path / "loop.zarr"))
     assert set(open_archive(tmp_path / "loop.zarr").instructions.state.tolist()) == {int(State.PENDING)}
-    assert call("sparcom_describe")["refusal"] is None, "the trial step has one row"
+    assert call("sparcom_describe")["refusal"] is None, "the dummy batch has one row"
     call("faulty_loop", 1)
     assert "layer 1 wrote 2 times, 2 rows" in call("sparcom_describe")["refusal"]
     call("faulty_loop", 1 << 30)
@@ -326,11 +330,11 @@ def test_faults_of_a_model_are_never_masks(
 
 
 @pytest.mark.parametrize("when", ["waiting", "running"])
-def test_an_archive_in_another_s_place_is_not_touched(
+def test_an_archive_of_another_job_is_not_touched(
     when: str, tiny_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """A job's archive is removed, and another job's of the same name made, before it runs or while it does: it ends
-    with the reason, the other archive stays to the byte, and the engine runs the next job."""
+    """A job's archive is removed and replaced by another job's of the same name, before or during the run. The job ends
+    with the reason, the other archive keeps its bytes, and the engine runs the next job."""
     path = tmp_path / "m3.zarr"
     first, other = tiny_engine.prepare(mixed_instructions, path), list[Any]()
 

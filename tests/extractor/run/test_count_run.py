@@ -1,6 +1,6 @@
-"""Counts equal the sums of the masks, whatever the scheduler does, on the host and on a device that lags behind.
+"""Counts equal the sums of the masks, whatever the scheduler does, on the host and on a lagging device.
 
-Each run writes the same rows twice, as masks and as counts, through real sessions and files.
+Each run writes the same rows as masks and as counts, through real sessions and files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bits_of(token: int, position: int) -> NDArray[np.uint8]:
 
 
 class Host:
-    """Runs everything on the host, at once."""
+    """Runs everything on the host, immediately."""
 
     def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.queue: Any = HostTransferQueue()
@@ -61,7 +61,7 @@ class Host:
 
 
 class Lagging:
-    """Runs everything on a fake device that lags behind."""
+    """Runs everything on a lagging fake device."""
 
     def __init__(self, buffer: MaskBuffer, seed: int) -> None:
         self.device = FakeDevice(seed)
@@ -112,7 +112,7 @@ class Run:
         return 100 * index + position
 
     def run_all(self) -> None:
-        """Step until every request has run and is on disk."""
+        """Step until every request has run and all rows are on disk."""
         finished: set[str] = set()
         while self.waiting or self.computed:
             finished = self.step(finished)
@@ -142,7 +142,7 @@ class Run:
         return drained
 
     def step(self, finished: set[str]) -> set[str]:
-        """Run one step and return the requests that ended in it."""
+        """Run one step; return the requests that ended in it."""
         new, preempted = self.admit(), self.preempt()
         scheduler = SimpleNamespace(
             finished_req_ids=finished,
@@ -173,7 +173,7 @@ class Run:
         return new
 
     def preempt(self) -> list[tuple[str, int]]:
-        """Sometimes a request starts over. If that is not reported, its rows simply begin at 0 again."""
+        """Restart a request at random. If this is not reported, its rows start at 0 again."""
         if self.random.random() > 0.2 or not self.computed:
             return []
         key = self.random.choice(list(self.computed))
@@ -193,7 +193,8 @@ class Run:
         return batch
 
     def end(self, key: tuple[str, int]) -> int:
-        """Return the rows that a request computes: its own, and sometimes one more if its length is unknown."""
+        """Return the number of rows that a request computes: its own, and sometimes one more if its length is
+        unknown."""
         return self.lengths[key[1]] + (self.length_unknown and key[1] % 2)
 
     def forward(self, rows: list[tuple[tuple[str, int], int]]) -> None:
@@ -242,10 +243,10 @@ def name_of(key: tuple[str, int]) -> str:
 @pytest.mark.parametrize("reported", [True, False], ids=["reported", "unreported"])
 @pytest.mark.parametrize("positions", ["prompt", "all", "response"])
 @pytest.mark.parametrize("case", [Host, Lagging])
-def test_counts_are_those_of_the_masks(
+def test_counts_are_sums_of_the_masks(
     tmp_path: Path, case: type[Host | Lagging], positions: str, reported: bool
 ) -> None:
-    """Cut prompts, mixed batches, preemptions, rows past an end: each count is the sum of the instruction's masks."""
+    """With split prompts, mixed batches, preemptions and rows past an end, each count is the sum of the masks."""
     for seed in range(3):
         folder = tmp_path / str(seed)
         folder.mkdir()

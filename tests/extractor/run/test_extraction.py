@@ -1,4 +1,4 @@
-"""One extraction over a stand-in for vLLM: complete, failed and cancelled instructions, and refusals."""
+"""One extraction over a fake vLLM: complete, failed and cancelled instructions, and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIXED = (3, 17, 8, 1, 30, 12, 5, 9, 22, 2)
 
 
 def test_a_complete_archive_is_right(tmp_path: Path) -> None:
-    """Prompts in pieces, several at once: the archive passes every check and every bit is the truth."""
+    """Prompts run in interleaved pieces; the archive passes every check and every bit is right."""
     engine, reports = Engine(), list[Progress]()
     progress = run(engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr").run(reports.append))
     archive = open_archive(tmp_path / "a.zarr")
@@ -53,7 +53,7 @@ def test_a_complete_archive_is_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("positions", "first_row"), [("response", False), ("all", True)])
 def test_response_rows_are_those_fed_to_the_model(tmp_path: Path, positions: str, first_row: bool) -> None:
-    """The last generated token has no row; an answer that ends at once has none at all and is complete."""
+    """The last generated token has no row. A response that ends at once has no rows and is complete."""
     engine = Engine()
     extraction = engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr", positions=positions, max_tokens=6)
     run(extraction.run())
@@ -64,8 +64,8 @@ def test_response_rows_are_those_fed_to_the_model(tmp_path: Path, positions: str
     assert_right(archive)
 
 
-def test_an_answer_without_rows_is_complete(tmp_path: Path) -> None:
-    """A response of one token was never fed back: no rows, and the instruction is complete all the same."""
+def test_a_response_without_rows_is_complete(tmp_path: Path) -> None:
+    """A response of one token was never fed back, so the instruction has no rows and is complete."""
     engine = Engine()
     engine.llm.generated = [EOS]
     run(engine.plan(instructions_of(3, 4), tmp_path / "a.zarr", positions="response", max_tokens=4).run())
@@ -74,42 +74,40 @@ def test_an_answer_without_rows_is_complete(tmp_path: Path) -> None:
     assert table.token_length.tolist() == [0, 0]
 
 
-def test_a_prompt_that_cannot_run_fails_alone(tmp_path: Path) -> None:
-    """Too long for the context, or refused by the engine: failed with the reason, the others complete."""
+def test_only_a_prompt_that_cannot_run_fails(tmp_path: Path) -> None:
+    """A prompt that exceeds the context or that vLLM rejects fails with the reason; the others complete."""
     engine = Engine()
     engine.llm.refused = {9}
     progress = run(engine.plan(instructions_of(3, CONTEXT, 8, 5), tmp_path / "a.zarr").run())
     assert states(tmp_path / "a.zarr") == [State.COMPLETE, State.FAILED, State.FAILED, State.COMPLETE]
     errors = open_archive(tmp_path / "a.zarr").strings("error")
     assert errors[1].startswith(f"a prompt may have at most {CONTEXT - 1} tokens")
-    assert errors[2] == "the engine refused the prompt: not this one"
+    assert errors[2] == "vLLM rejected the prompt: not this one"
     assert (progress.complete, progress.failed, progress.seconds_left) == (2, 2, None)
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 
 def test_an_extraction_in_which_nothing_can_run_ends(tmp_path: Path) -> None:
-    """All prompts too long: every instruction failed, the archive is complete and sound."""
+    """If all prompts are too long, every instruction is failed, and the archive is complete and valid."""
     progress = run(Engine().plan(instructions_of(CONTEXT, CONTEXT + 1), tmp_path / "a.zarr").run())
     assert (progress.failed, progress.settled) == (2, 2)
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 
 def test_rows_of_other_tokens_are_never_complete(tmp_path: Path) -> None:
-    """If the worker saw other token ids than were sent, the instruction fails with the row; others stay right."""
+    """If the worker saw other token ids than were submitted, the instruction fails and names the row; others stay
+    right."""
     engine = Engine()
     engine.llm.wrong_ids = {18}
     progress = run(engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr").run())
     assert (progress.complete, progress.failed) == (len(MIXED) - 1, 1)
     assert states(tmp_path / "a.zarr")[1] == State.FAILED
-    assert (
-        "row 0 of 18 differs. The masks belong to something else"
-        in open_archive(tmp_path / "a.zarr").strings("error")[1]
-    )
+    assert "row 0 of 18 differs. Do not use these masks" in open_archive(tmp_path / "a.zarr").strings("error")[1]
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 
 def test_rows_that_no_step_wrote_are_never_complete(tmp_path: Path) -> None:
-    """A piece that never ran leaves a hole: failed with the row."""
+    """A piece that never ran leaves a gap, and the instruction fails and names the row."""
     engine = Engine()
     engine.llm.skipped = {18}
     progress = run(engine.plan(instructions_of(*MIXED), tmp_path / "a.zarr").run())
@@ -117,8 +115,8 @@ def test_rows_that_no_step_wrote_are_never_complete(tmp_path: Path) -> None:
     assert f"the first is row {PIECE}" in open_archive(tmp_path / "a.zarr").strings("error")[1]
 
 
-def test_an_archive_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
-    """The worker cannot open the masks' array: an error before any prompt runs."""
+def test_a_missing_archive_is_a_storage_error(tmp_path: Path) -> None:
+    """If the worker cannot open the masks' array, an error comes before any prompt runs."""
     engine = Engine()
     extraction = engine.plan(instructions_of(3), tmp_path / "a.zarr")
     for file in (tmp_path / "a.zarr" / "neuron" / "active").iterdir():
@@ -129,7 +127,7 @@ def test_an_archive_that_is_gone_is_a_storage_error(tmp_path: Path) -> None:
 
 
 def test_cancelled_before_it_runs(tmp_path: Path) -> None:
-    """Nothing is run; every instruction that could have is cancelled, the others stay failed."""
+    """Nothing runs; runnable instructions become cancelled, the others stay failed."""
     engine = Engine()
     extraction = engine.plan(instructions_of(3, CONTEXT, 8), tmp_path / "a.zarr")
     extraction.cancel()
@@ -141,7 +139,7 @@ def test_cancelled_before_it_runs(tmp_path: Path) -> None:
 
 
 def test_cancelled_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is complete stays and is right, the rest is cancelled, requests in the engine are aborted."""
+    """Complete instructions stay and are right, the rest is cancelled, and requests in the engine are aborted."""
     small_chunks(monkeypatch)
     engine = Engine()
     engine.llm.holds_after = 30
@@ -162,8 +160,8 @@ def test_cancelled_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_right(open_archive(tmp_path / "a.zarr"))
 
 
-def test_what_breaks_a_rule_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Empty, duplicate, no room for a prompt, something at the path: refused before anything is made."""
+def test_invalid_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    """An empty batch, duplicates, no room for a prompt or an existing path are refused before anything is created."""
     engine = Engine()
     with pytest.raises(InvalidInputError, match="must not be empty"):
         engine.plan([], tmp_path / "a.zarr")
@@ -184,12 +182,12 @@ def test_what_breaks_a_rule_leaves_nothing_behind(tmp_path: Path) -> None:
         ([4, 5, 7], [2, 3, 4], "row 2 of 3 differs"),
         ([4, 5], [2, 3], "row 2 of 3 differs"),
         ([4, 5, 6, 7], [2, 3, 4, 5], "row 3 of 3 differs"),
-        ([4, 5, 6], [0, 1, 2], "positions must run from 2 on"),
-        ([4, 5, 6], [2, 4, 3], "positions must run from 2 on"),
+        ([4, 5, 6], [0, 1, 2], "positions must be consecutive from 2 on"),
+        ([4, 5, 6], [2, 4, 3], "positions must be consecutive from 2 on"),
     ],
 )
 def test_misaligned_rows_are_reported(ids: list[int], positions: list[int], reason: str | None) -> None:
-    """Token ids, their number and their positions must be those that were sent."""
+    """Token ids, their number and their positions must equal those that were submitted."""
     from sparcom_data.commit import CompletedInstruction
 
     item = CompletedInstruction(0, 0, np.array(ids, dtype=np.int32), np.array(positions, dtype=np.int32))

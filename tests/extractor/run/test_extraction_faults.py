@@ -1,4 +1,4 @@
-"""Faults under an extraction: dead engines, full disks, lost archives, gates and steps that cannot be trusted."""
+"""Faults during an extraction: dead engines, full disks, lost archives, invalid gates and steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quiet_vllm")
 
 @pytest.mark.parametrize("when", ["dies_after", "dies_in_poll_after"])
 def test_the_engine_s_death_keeps_what_is_complete(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The core dies under a prompt, or under a poll, which vLLM then never answers: run raises, and soon."""
+    """The core dies during a prompt, or during a poll, which vLLM then never answers; `run` raises promptly."""
     small_chunks(monkeypatch)
     monkeypatch.setattr("sparcom_extractor.engine.HEALTH_SECONDS", 0.1)
     engine = Engine()
@@ -48,7 +48,7 @@ def test_the_engine_s_death_keeps_what_is_complete(when: str, tmp_path: Path, mo
 
 
 def test_a_full_disk_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk fills up under the masks: StorageError with the reason, the rest pending, requests aborted."""
+    """The disk fills up while masks are written: StorageError with the reason, the rest pending, requests aborted."""
     small_chunks(monkeypatch)
     written, real = [], chunks.write_durably
 
@@ -71,7 +71,7 @@ def test_a_full_disk_keeps_what_is_complete(tmp_path: Path, monkeypatch: pytest.
 def test_a_full_disk_while_committing_keeps_what_is_complete(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever array of a commit is refused, no instruction is complete that is not all there."""
+    """Whichever array of a commit fails, no instruction is complete without all its data."""
     small_chunks(monkeypatch)
     engine = Engine()
     extraction = engine.plan(many(), tmp_path / "a.zarr")
@@ -96,8 +96,8 @@ def test_a_full_disk_while_committing_keeps_what_is_complete(
 def test_a_job_never_writes_into_another_s_archive(
     fate: str, chunks_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive goes after some chunks, or the last one: StorageError, what lies there stays to the byte,
-    no folder is made again, requests are aborted."""
+    """The archive is replaced after some chunks or the last one. StorageError is raised, the other archive keeps its
+    bytes, no folder is created again, and requests are aborted."""
     small_chunks(monkeypatch)
     engine, path, before, written = Engine(), tmp_path / "a.zarr", dict[Path, bytes](), list[Path]()
     extraction, real = engine.plan(many(), path), chunks.write_durably
@@ -123,8 +123,8 @@ def test_a_job_never_writes_into_another_s_archive(
     assert (engine.llm.running, open_sessions(engine)) == (0, 0)
 
 
-def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
-    """Whatever feeding raises reaches the caller, and the worker's session is closed before."""
+def test_an_error_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
+    """Any error of the task that feeds the engine reaches the caller, after the worker's session is closed."""
     engine = Engine()
     engine.llm.breaks_on = 9
     with pytest.raises(KeyError, match="a fault of our own"):
@@ -135,11 +135,11 @@ def test_a_fault_of_our_own_ends_the_session_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
 @pytest.mark.parametrize("where", ["prompt", "response"])
-def test_a_gate_that_is_not_finite_fails_its_instruction(
+def test_a_nonfinite_gate_fails_its_instruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any, where: str
 ) -> None:
-    """One NaN in layer 1 at one token of one instruction, of masks and of counts: that instruction is failed with the
-    layer and the position, the others are complete."""
+    """With one NaN in layer 1 at one token, with masks and counts, only that instruction fails and names layer and
+    position. The others are complete."""
     engine = Engine()
     at = {"prompt": (ord("b"), 1, 1), "response": (200, 7, 1)}[where]
     monkeypatch.setattr(engine.llm.worker, "nan_at", at)
@@ -155,10 +155,10 @@ def test_a_gate_that_is_not_finite_fails_its_instruction(
 
 
 @pytest.mark.parametrize("layers", [[0], [0, 1, 1]])
-def test_an_untrusted_step_ends_the_extraction(
+def test_an_invalid_step_ends_the_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: list[int]
 ) -> None:
-    """A step that a layer was left out of, or ran twice in: EngineError, and nothing of it is complete."""
+    """A step that bypassed a layer, or ran it twice, raises EngineError, and none of its instructions is complete."""
     engine = Engine()
     monkeypatch.setattr(engine.llm.worker, "layers", layers)
     with pytest.raises(EngineError, match=f"layer 1 wrote {len(layers) - 1} times"):
@@ -167,7 +167,8 @@ def test_an_untrusted_step_ends_the_extraction(
 
 
 def test_a_task_that_is_cancelled_from_outside_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's shutdown cancels the task: requests are aborted, the session closed, what is complete stays."""
+    """The server's shutdown cancels the task: requests are aborted, the session is closed, complete instructions
+    stay."""
     small_chunks(monkeypatch)
     engine = Engine()
     extraction = engine.plan(many(), tmp_path / "a.zarr")
@@ -186,8 +187,8 @@ def test_a_task_that_is_cancelled_from_outside_cleans_up(tmp_path: Path, monkeyp
     assert open_sessions(engine) == 0
 
 
-def test_no_room_for_counters_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
-    """A device without room for counters: the error has a remedy, and no session is left behind."""
+def test_missing_memory_for_counters_is_reported(tmp_path: Path) -> None:
+    """If a device has no memory for counters, the error has a remedy, and no session remains."""
     engine = Engine()
 
     def no_room() -> None:

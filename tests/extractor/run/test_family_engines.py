@@ -1,4 +1,4 @@
-"""Families of dense models and the demo model in a real vLLM engine; LLaMA is in test_capture_engine.py."""
+"""Dense model families and the demo model in a real vLLM engine; LLaMA is in test_capture_engine.py."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_masks_agree_with_transformers(
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """Every family's bits are the signs of the gate that transformers computes. Gemma shares one activation module;
-    OLMo-2 and SmolLM3 are run by vLLM's Transformers backend, with a batch dimension."""
+    """Every family's bits are the signs of the gate in transformers. Gemma shares one activation module. vLLM runs
+    OLMo-2 and SmolLM3 through its Transformers backend, with a batch dimension."""
     model = tiny_model(architecture)
     engine = start_engine(model, **SETTINGS)
     archive = engine.extract(mixed_instructions, tmp_path / "a.zarr")
@@ -41,7 +41,8 @@ def test_masks_agree_with_transformers(
 def test_natural_prompts_on_the_demo_model_agree_with_transformers(
     start_engine: Callable[..., Any], demo_model: Path, demo_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Prompts of mixed lengths, cut into steps of 64 tokens, 8 at once, are right on a real model and as if alone."""
+    """On a real model, prompts of mixed lengths, split into steps of 64 tokens with 8 at once, are right and equal
+    single runs."""
     folder = os.environ.get(NATURAL)
     texts = (
         [read_jsonl(file)[7] for file in sorted(Path(folder).glob("*.jsonl"))] if folder else demo_instructions[::20]
@@ -57,14 +58,14 @@ def test_natural_prompts_on_the_demo_model_agree_with_transformers(
 def test_a_model_without_a_gate_is_refused_at_start(
     architecture: str, start_engine: Callable[..., Any], tiny_model: Callable[[str], Path]
 ) -> None:
-    """A model whose FFN has no gate is refused with the reason, and the engine is gone."""
+    """A model whose FFN has no gate is refused with the reason, and its engine is stopped."""
     with pytest.raises(UnsupportedModelError, match="has none in layers 0, 1"):
         start_engine(tiny_model(architecture), max_model_len=320)
 
 
 @pytest.fixture
 def natural() -> list[Instruction]:
-    """The first 50 natural instructions of each category, from the folder that the environment names."""
+    """Return the first 50 natural instructions per category, from the folder in the environment variable."""
     folder = os.environ.get(NATURAL)
     if not folder:
         pytest.skip(f"no natural instructions are at hand: {NATURAL} names a folder with them")
@@ -75,7 +76,7 @@ def natural() -> list[Instruction]:
 def test_categories_resemble_themselves_most_and_cls_resembles_sum(
     start_engine: Callable[..., Any], demo_model: Path, natural: list[Instruction], tmp_path: Path
 ) -> None:
-    """In equation 10 (top 5 %) each row's largest value is on the diagonal; outside it CLS and SUM are most alike."""
+    """In equation 10 (top 5 %), each row's largest value is on the diagonal; off it, CLS and SUM are most similar."""
     engine = start_engine(demo_model, max_model_len=1024)
     archive = engine.extract(natural, tmp_path / "natural.zarr")
     ds = similarity(find_isns(archive, top=0.05), n_resamples=0, n_permutations=0).sel(self_pairs=True)

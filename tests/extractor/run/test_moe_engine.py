@@ -1,6 +1,6 @@
-"""MoE models in a real vLLM engine: routes, combine weights and neurons, whatever the scheduler does.
+"""MoE models in a real vLLM engine: routes, weights and neurons, whatever the scheduler does.
 
-Every family is compared with transformers; one of them, with a dense layer and shared experts, goes through the rest.
+Every family is compared with transformers. One of them, with a dense layer and shared experts, runs all other tests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def engine_of(start_engine: Any, tiny_model: Callable[[str], Path]) -> Callable[
 
 
 def compared(archive: Archive, model: Path) -> MaskComparison:
-    """All instructions through transformers. Ties are counted, and with these models there are none to hide behind."""
+    """Compare all instructions with transformers. Ties are counted, and these models must have none."""
     found = archive.attributes.model
     reference = ReferenceModel(str(model), "float32", found.layer_ids, found.moe)
     return compare_masks(archive, reference, archive.instructions.complete, lambda _: np.zeros(0, np.int32))
@@ -48,17 +48,17 @@ def compared(archive: Archive, model: Path) -> MaskComparison:
 def test_concurrent_rows_are_those_of_each_request_alone(
     engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Chunked prefill and mixed batches give every request the routes and neurons that it has alone."""
+    """With chunked prefill and mixed batches, every request has the routes and neurons that it has alone."""
     engine = engine_of("qwen2-moe")
     together = engine.extract(mixed_instructions, tmp_path / "together.zarr")
     alone = engine.extract_alone(mixed_instructions, tmp_path / "alone.zarr")
     assert_alike(together, alone, ALLOWED_SHARE)
 
 
-def test_rows_of_responses_are_captured_and_no_others(
+def test_only_rows_of_responses_are_captured(
     engine_of: Any, tiny_model: Callable[[str], Path], mixed_instructions: list[Instruction], tmp_path: Path
 ) -> None:
-    """Generated tokens have routes too; reserved rows that hold no token have no expert."""
+    """Generated tokens have routes too; reserved rows without a token have no expert."""
     archive = engine_of("qwen2-moe").extract(mixed_instructions, tmp_path / "a.zarr", positions="all", max_tokens=5)
     result = compared(archive, tiny_model("qwen2-moe"))
     assert result.rows == archive.instructions.token_length.sum()
@@ -70,8 +70,8 @@ def test_rows_of_responses_are_captured_and_no_others(
         assert np.isnan(weights).all()
 
 
-def test_counts_are_those_of_the_rows(engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
-    """Granularity count gives the sums over each instruction's rows: routes, chosen, shared and dense neurons."""
+def test_counts_are_sums_of_the_rows(engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
+    """Granularity count gives the sums over each instruction's rows: routes, top-k, shared and dense neurons."""
     engine = engine_of("qwen2-moe")
     masks = engine.extract(mixed_instructions, tmp_path / "masks.zarr")
     counts = engine.extract(mixed_instructions, tmp_path / "counts.zarr", granularity="count")
@@ -89,7 +89,7 @@ def test_counts_are_those_of_the_rows(engine_of: Any, mixed_instructions: list[I
 
 
 def test_two_ranks_write_what_one_writes(engine_of: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
-    """Tensor parallelism over two processes: each writes its slice of the neurons, the first the routes."""
+    """With tensor parallelism over two workers, each writes its slice of the neurons, and the first the routes."""
     one = engine_of("qwen2-moe").extract(mixed_instructions, tmp_path / "one.zarr")
     two = engine_of("qwen2-moe", tensor_parallel_size=2).extract(mixed_instructions, tmp_path / "two.zarr")
     assert_slices_of(two, one)
@@ -103,7 +103,7 @@ def test_every_family_agrees_with_transformers(
     mixed_instructions: list[Instruction],
     tmp_path: Path,
 ) -> None:
-    """The experts of every token and layer, their weights, and the neurons of dense, chosen and shared experts."""
+    """The experts of every token and layer, their weights, and dense, top-k and shared experts' neurons agree."""
     archive = engine_of(family).extract(mixed_instructions, tmp_path / "a.zarr")
     found, (dense, moe, shared) = archive.attributes.model, FAMILIES[family]
     assert found.moe is not None

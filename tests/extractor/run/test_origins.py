@@ -1,4 +1,5 @@
-"""Where each prompt token comes from: content, template or special, proved against the text character by character."""
+"""The origin of each prompt token (content, template or special) is checked against the text, character by
+character."""
 
 from __future__ import annotations
 
@@ -47,14 +48,14 @@ def tokenizer(demo_model: Path) -> Any:
 
 
 def templated(tokenizer: Any, template: str) -> Any:
-    """The same tokenizer with another chat template."""
+    """Return the same tokenizer with another chat template."""
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
     return changed
 
 
 def adding(tokenizer: Any) -> Any:
-    """The same tokenizer, which adds BOS to every text."""
+    """Return the same tokenizer, which adds BOS to every text."""
     changed = copy.deepcopy(tokenizer)
     changed.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", BOS)]
@@ -63,7 +64,7 @@ def adding(tokenizer: Any) -> Any:
 
 
 def chat(tokenizer: Any, *turns: tuple[str, str]) -> Prompt:
-    """One conversation as a prompt."""
+    """Return one conversation as a prompt."""
     messages = [{"role": role, "content": content} for role, content in turns]
     item = Instruction.model_validate({"id": "i0", "messages": messages})
     return make_prompts(tokenizer, [item], ExtractionOptions(prompt_format="chat"), 4096)[0]
@@ -75,7 +76,7 @@ def raw(tokenizer: Any, *items: dict[str, Any], **options: Any) -> list[Prompt]:
 
 
 def expected_origin(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """By hand: tokens that cover a character of a span are content, special if their id is; all others template."""
+    """Compute origins by hand: tokens in a span are content, special ids are special, all others template."""
     inside = {place for start, stop in spans for place in range(start, stop)}
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return [
@@ -89,8 +90,8 @@ def expected_origin(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]])
     content=st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
     | st.sampled_from(["Hi", "  two spaces\n", "🧬é", "user", "<|im_end|>", "system\nYou are", "\n\nassistant\n"])
 )
-def test_content_of_a_chat_is_found_whatever_it_says(tokenizer: Any, content: str) -> None:
-    """Content spelled like the demo template's own words is still content."""
+def test_content_of_a_chat_is_found_whatever_its_words(tokenizer: Any, content: str) -> None:
+    """Content that repeats the words of the demo template is still content."""
     prompt = chat(tokenizer, ("user", content))
     start = len(tokenizer.apply_chat_template([{"role": "user", "content": "X"}], tokenize=False).split("X")[0])
     assert prompt.text[start : start + len(content)] == content
@@ -117,24 +118,24 @@ def test_contents_of_all_turns_are_content_and_a_default_system_prompt_is_not(to
         (TWICE, [("user", " same")], " same same"),
     ],
 )
-def test_templates_that_strip_move_or_repeat_are_taken_apart(
+def test_templates_that_strip_move_or_repeat_are_split(
     tokenizer: Any, template: str, turns: list[tuple[str, str]], content: str
 ) -> None:
-    """Contents may be stripped, in another order, or repeated: parts and contents together are the text."""
+    """Contents may be stripped, reordered or repeated; literals and contents together make up the text."""
     prompt = chat(templated(tokenizer, template), *turns)
     assert tokenizer.decode(prompt.ids[prompt.origin == CONTENT]).replace(" ", "") == content.replace(" ", "")
     assert set(prompt.origin.tolist()) <= {CONTENT, TEMPLATE}
 
 
 @pytest.mark.parametrize("template", [UPPER, LENGTH, LONGER, REFUSES])
-def test_what_cannot_be_proved_is_unknown(tokenizer: Any, template: str) -> None:
-    """A template that changes with the content, or refuses the marks: no token of the prompt gets a guess."""
+def test_unproven_origins_are_unknown(tokenizer: Any, template: str) -> None:
+    """If a template depends on the content, or rejects the markers, no token of the prompt gets a guessed origin."""
     prompt = chat(templated(tokenizer, template), ("user", "so it is"))
     assert prompt.origin.tolist() == [UNKNOWN] * len(prompt.ids)
 
 
 def test_special_tokens_of_raw_prompts_are_found(tokenizer: Any) -> None:
-    """BOS that the tokenizer adds and special ids in texts and given ids are special; the rest is content."""
+    """BOS that the tokenizer adds, and special ids in texts and given ids, are special; the rest is content."""
     added, spelled, given_ids = raw(
         adding(tokenizer), {"text": "a b"}, {"text": "x<|im_end|>"}, {"token_ids": (BOS, 500, 2, 501)}
     )
@@ -164,7 +165,8 @@ class Slow:
 
 
 def test_a_slow_tokenizer_knows_special_ids_and_no_template() -> None:
-    """Without offsets raw prompts have origins by id, chats none; without special ids raw prompts have none either."""
+    """Without offsets, raw prompts have origins by id and chats none. Without special ids, raw prompts have none
+    either."""
     assert raw(Slow(), {"text": "ab"})[0].origin.tolist() == [SPECIAL, CONTENT, CONTENT]
     assert raw(Slow(), {"text": "ab"}, prompt_format="chat")[0].origin.tolist() == [UNKNOWN] * 2
     silent = type("Silent", (Slow,), {"all_special_ids": None})()
@@ -172,7 +174,7 @@ def test_a_slow_tokenizer_knows_special_ids_and_no_template() -> None:
 
 
 def prepared(path: Path, tokenizer: Any, items: list[dict[str, Any]], **options: Any) -> Any:
-    """An archive that was prepared, not run, and the warnings of its extraction."""
+    """Prepare an archive without running it; return it and the warnings of its extraction."""
     facts = random_attributes(2, 8)
     engine: Any = SimpleNamespace(
         tokenizer=tokenizer, max_model_len=512, vocabulary=50_000, model=facts.model, engine=facts.engine
@@ -181,8 +183,9 @@ def prepared(path: Path, tokenizer: Any, items: list[dict[str, Any]], **options:
     return prepare_extraction(engine, instructions, ExtractionOptions(**options), path).warnings
 
 
-def test_a_doubled_bos_is_named_and_recorded(tokenizer: Any, tmp_path: Path) -> None:
-    """The text writes BOS and the tokenizer adds another, or ids hold two: a warning with number and first ids."""
+def test_two_bos_tokens_are_reported_and_recorded(tokenizer: Any, tmp_path: Path) -> None:
+    """If the text has BOS and the tokenizer adds another, or the ids hold two, a warning gives the number and first
+    ids."""
     items = [
         {"text": "fine"},
         {"text": "<|im_start|>twice"},
@@ -203,19 +206,19 @@ def test_a_doubled_bos_is_named_and_recorded(tokenizer: Any, tmp_path: Path) -> 
 
 
 def test_warnings_name_three_ids_and_the_number() -> None:
-    """Long lists are cut; a tokenizer without BOS has none to double; unknown origins are named."""
+    """Long lists are shortened; a tokenizer without BOS cannot double it; unknown origins are named."""
     names, ids = [f"i{k}" for k in range(1000)], [np.array([1, 1, 2], dtype=np.int32)] * 1000
     known, unknown = ([np.full(3, origin, dtype=np.uint8)] * 1000 for origin in (CONTENT, UNKNOWN))
     (warning,) = prompt_warnings(names, ids, known, 1)
     assert warning.startswith("1,000 of 1,000 instructions ('i0', 'i1', 'i2', …): ")
     assert prompt_warnings(names, ids, known, None) == []
     (warning,) = prompt_warnings(names, ids, unknown, 2)
-    assert "where the prompt's tokens come from is unknown" in warning
+    assert "the origin of the prompt's tokens is unknown" in warning
 
 
 @pytest.mark.parametrize("positions", ["prompt", "response", "all"])
 def test_plain_zarr_finds_the_origin_of_every_row(tokenizer: Any, tmp_path: Path, positions: str) -> None:
-    """Rows of prompts have their origins, rows for responses 3; lengths by origin are columns, of counts too."""
+    """Rows of prompts have their origins, rows of responses 3. Lengths by origin are columns, for counts too."""
     items: list[dict[str, Any]] = [{"text": "One?"}, {"text": "too long " * 600}, {"text": "Three, four"}]
     options = {"positions": positions, "max_tokens": 0 if positions == "prompt" else 4, "prompt_format": "chat"}
     prompts = [chat(tokenizer, ("user", item["text"])) for item in items]

@@ -28,7 +28,7 @@ LIMIT = 50
 
 
 class WithBos:
-    """A tokenizer that, unlike the demo model's, adds a token of its own: 1, then one token per letter."""
+    """A tokenizer that, unlike the demo model's, adds BOS: token 1, then one token per letter."""
 
     chat_template: str | None = None
 
@@ -69,8 +69,8 @@ def with_template() -> WithBos:
     return made
 
 
-def test_raw_text_is_tokenised_as_it_is(tokenizer: Any) -> None:
-    """Raw: the text is what the archive calls text, its ids are the tokenizer's, and they decode to it."""
+def test_raw_text_is_tokenized_unchanged(tokenizer: Any) -> None:
+    """In raw format the archive's text is the given text, its ids are the tokenizer's, and they decode to it."""
     (prompt,) = prompts(tokenizer, {"text": "The capital of France is"})
     assert prompt.text == "The capital of France is"
     assert prompt.ids.tolist() == tokenizer("The capital of France is")["input_ids"]
@@ -79,7 +79,8 @@ def test_raw_text_is_tokenised_as_it_is(tokenizer: Any) -> None:
 
 
 def test_chat_applies_the_models_template(tokenizer: Any) -> None:
-    """Chat: turns become the template's text, a plain text is one user turn, and special tokens come from it alone."""
+    """In chat format, turns become the template's text, a plain text is one user turn, and only the template adds
+    special tokens."""
     one, several = prompts(tokenizer, {"text": "Hello"}, turns("Hello"), prompt_format="chat")
     assert one.text == several.text
     assert one.ids.tolist() == several.ids.tolist()
@@ -88,7 +89,7 @@ def test_chat_applies_the_models_template(tokenizer: Any) -> None:
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in one.ids
 
 
-def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
+def test_token_ids_are_used_unchanged(tokenizer: Any) -> None:
     """Given ids are the prompt, without text, in their place among texts."""
     first, given, last = prompts(tokenizer, {"text": "one"}, {"token_ids": (5, 0, 42)}, {"text": "two"})
     assert (given.text, given.ids.tolist(), given.error) == ("", [5, 0, 42], "")
@@ -96,8 +97,8 @@ def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
     assert first.ids.tolist() != last.ids.tolist()
 
 
-def test_special_tokens_are_added_in_raw_format_alone() -> None:
-    """add_special_tokens decides in raw format; a chat template brings its own."""
+def test_special_tokens_are_added_only_in_raw_format() -> None:
+    """add_special_tokens applies to raw format; a chat template writes its own."""
     assert prompts(WithBos(), {"text": "ab"})[0].ids.tolist() == [1, 97, 98]
     assert prompts(WithBos(), {"text": "ab"}, add_special_tokens=False)[0].ids.tolist() == [97, 98]
     chat = prompts(with_template(), {"text": "ab"}, prompt_format="chat")[0]
@@ -105,7 +106,7 @@ def test_special_tokens_are_added_in_raw_format_alone() -> None:
 
 
 def test_the_limit_counts_every_token() -> None:
-    """A prompt of exactly the limit runs; one token more is kept with an error with the numbers."""
+    """A prompt of exactly the limit runs; one more token gives an error with both numbers."""
     fits, over = prompts(WithBos(), {"text": "a" * (LIMIT - 1)}, {"text": "a" * LIMIT})
     assert fits.error == ""
     assert over.error.startswith(f"a prompt may have at most {LIMIT} tokens")
@@ -113,7 +114,7 @@ def test_the_limit_counts_every_token() -> None:
 
 
 class Recording(WithBos):
-    """Remembers how much it was given at once."""
+    """Records the size of each call."""
 
     chat_template = "anything"
 
@@ -127,15 +128,16 @@ class Recording(WithBos):
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> None:
-    """More bytes than 128 per token of the limit, all turns together: an error of its own, and the others run."""
+def test_a_text_that_cannot_fit_is_not_tokenized(letter: str, chat: bool) -> None:
+    """A text, or all turns together, with more than 128 bytes per token of the limit gets its own error; the others
+    run."""
     seen = Recording()
     fits = letter * (LIMIT * BYTES_PER_TOKEN // len(letter.encode()))
     large = turns(fits, letter) if chat else {"text": fits + letter}
     options = {"prompt_format": "chat"} if chat else {}
     first, refused, last = prompts(seen, {"text": "a"}, large, {"text": fits}, **options)
     assert (refused.text, refused.ids.tolist()) == ("", [])
-    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text has" in refused.error
+    assert f"its text at most {LIMIT * BYTES_PER_TOKEN:,} bytes; this text of" in refused.error
     assert first.error == ""
     assert last.error.startswith("a prompt may have at most")
     assert "bytes" not in last.error
@@ -143,13 +145,13 @@ def test_a_text_that_cannot_fit_is_not_tokenised(letter: str, chat: bool) -> Non
 
 
 def test_texts_are_bounded_for_any_context() -> None:
-    """A model with a context of a million tokens takes no more than 16 MiB of text in one instruction either."""
+    """Even with a context of a million tokens, one instruction has at most 16 MiB of text."""
     (refused,) = prompts(WithBos(), {"text": "a" * (16 * 2**20 + 1)}, limit=1_000_000)
     assert "at most 16,777,216 bytes" in refused.error
 
 
-def test_texts_are_tokenised_in_batches() -> None:
-    """A tokenizer gets a bounded number of characters at once; the ids are those of each text, in order."""
+def test_texts_are_tokenized_in_batches() -> None:
+    """Each call of the tokenizer gets a bounded number of characters; ids belong to each text, in order."""
     seen = Recording()
     sizes = [100_000, 162_144, 100_000, 1, 262_143]
     made = prompts(seen, *({"text": "a" * size} for size in sizes), limit=2_000_000)
@@ -157,8 +159,8 @@ def test_texts_are_tokenised_in_batches() -> None:
     assert [len(prompt.ids) for prompt in made] == [size + 1 for size in sizes]
 
 
-def test_a_long_text_is_counted_part_by_part(tokenizer: Any) -> None:
-    """It is given up where its parts have too many tokens; one that fits has the ids that it has as a whole."""
+def test_a_long_text_is_counted_in_parts(tokenizer: Any) -> None:
+    """Counting stops once the parts have too many tokens; a text that fits has the ids of the whole."""
     seen = Recording()
     (refused,) = prompts(seen, {"text": "a" * 5_000_000}, limit=300_000)
     assert refused.error.startswith("a prompt may have at most 300000 tokens")
@@ -170,24 +172,24 @@ def test_a_long_text_is_counted_part_by_part(tokenizer: Any) -> None:
     assert over.error.startswith("a prompt may have at most")
 
 
-def test_a_text_without_tokens_is_an_error_of_its_own() -> None:
-    """A tokenizer may make nothing of a text: that instruction cannot run."""
+def test_a_text_without_tokens_has_its_own_error() -> None:
+    """A tokenizer may produce no tokens from a text; that instruction cannot run."""
     silent = WithBos()
     silent.__class__ = type("Silent", (WithBos,), {"__call__": lambda *_, **__: {"input_ids": [[]]}})
     (prompt,) = prompts(silent, {"text": "x"})
-    assert "makes none of this text" in prompt.error
+    assert "produces none from this text" in prompt.error
 
 
-def test_ids_past_the_vocabulary_are_an_error_of_their_own(tokenizer: Any) -> None:
-    """The largest id of the vocabulary runs, the next would read past the embedding."""
+def test_ids_past_the_vocabulary_have_their_own_error(tokenizer: Any) -> None:
+    """The largest id of the vocabulary runs; the next one would read past the embedding."""
     size = len(tokenizer)
     fits, over = prompts(tokenizer, {"token_ids": (size - 1,)}, {"token_ids": (3, size)})
     assert fits.error == ""
     assert over.error == f"token ids must be below the vocabulary's size {size}; the largest is {size}"
 
 
-def test_ids_past_the_models_embedding_are_an_error_of_their_own(tokenizer: Any) -> None:
-    """A tokenizer extended without its model: given ids and text alike, and the size is the model's."""
+def test_ids_past_the_models_embedding_have_their_own_error(tokenizer: Any) -> None:
+    """For a tokenizer extended without its model, the limit is the model's, for given ids and for text."""
     size = len(tokenizer)
     items = [{"text": "plain"}, {"token_ids": (size - 2,)}, {"token_ids": (size - 3,)}]
     runs, over, fits = make_prompts(tokenizer, instructions_of(*items), ExtractionOptions(), LIMIT, size - 2)
@@ -198,12 +200,12 @@ def test_ids_past_the_models_embedding_are_an_error_of_their_own(tokenizer: Any)
     text, plain = make_prompts(
         extended, instructions_of({"text": "a <new> b"}, {"text": "a"}), ExtractionOptions(), LIMIT, size
     )
-    assert f"vocabulary, {size}; the largest is {size}. Leave" in text.error
+    assert f"vocabulary, {size}; the largest is {size}. Remove" in text.error
     assert plain.error == ""
 
 
-def test_ids_that_a_tokenizer_leaves_out_do_not_lower_its_bound() -> None:
-    """Some tokenizers have fewer tokens than their largest id; what they make of a text runs."""
+def test_ids_that_a_tokenizer_skips_do_not_lower_its_bound() -> None:
+    """Some tokenizers have fewer tokens than their largest id; their texts run."""
     gappy = WithBos()
     gappy.get_vocab = lambda: {"a": 97, "é": 300}  # type: ignore[attr-defined]
     (fits, over) = prompts(gappy, {"token_ids": (300,)}, {"token_ids": (301,)})
@@ -211,8 +213,9 @@ def test_ids_that_a_tokenizer_leaves_out_do_not_lower_its_bound() -> None:
     assert "below the vocabulary's size 301; the largest is 301" in over.error
 
 
-def test_every_instruction_that_does_not_go_with_the_format_is_listed(tokenizer: Any) -> None:
-    """Raw takes no messages, chat no token ids; each offender is named with its place, and nothing else."""
+def test_every_instruction_that_does_not_match_the_format_is_listed(tokenizer: Any) -> None:
+    """Raw format accepts no messages, chat no token ids; each such instruction is named with its place, and no
+    other."""
     with pytest.raises(InvalidInputError) as caught:
         prompts(tokenizer, turns("a"), {"text": "b"}, turns("c"))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
@@ -222,19 +225,19 @@ def test_every_instruction_that_does_not_go_with_the_format_is_listed(tokenizer:
     with pytest.raises(InvalidInputError) as caught:
         prompts(tokenizer, {"token_ids": (1,)}, {"text": "b"}, {"token_ids": (2,)}, prompt_format="chat")
     assert len(caught.value.problems) == 2
-    assert "token_ids go with prompt_format 'raw'" in caught.value.problems[1]
+    assert "token_ids need prompt_format 'raw'" in caught.value.problems[1]
 
 
 def test_chat_without_a_template_is_refused_with_everything_else() -> None:
-    """A tokenizer that has no chat template is one more problem on the list."""
+    """A missing chat template is one more problem on the list."""
     with pytest.raises(InvalidInputError) as caught:
         prompts(WithBos(), {"token_ids": (1,)}, prompt_format="chat")
     assert len(caught.value.problems) == 2
-    assert "'chat' needs a chat template," in caught.value.problems[1]
+    assert "'chat' needs a chat template;" in caught.value.problems[1]
 
 
-def test_every_chat_that_the_template_refuses_is_listed() -> None:
-    """Templates raise anything; all their refusals are reported, each with its instruction."""
+def test_every_chat_that_the_template_rejects_is_listed() -> None:
+    """Templates may raise anything; all their errors are reported, each with its instruction."""
     system = turns("be nice", role="system")
     with pytest.raises(InvalidInputError) as caught:
         prompts(with_template(), system, turns("fine"), system, prompt_format="chat")
@@ -246,15 +249,15 @@ def test_every_chat_that_the_template_refuses_is_listed() -> None:
 
 
 def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    """A folder without a tokenizer is an error that names it, in one line."""
+    """A folder without a tokenizer gives a one-line error that names it."""
     with pytest.raises(InvalidInputError, match="cannot be loaded") as caught:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_tokenizers_are_told_apart(tokenizer: Any, demo_model: Path, tmp_path: Path) -> None:
-    """The hash is that of tokenizer.json where there is one, and changes with it."""
+def test_tokenizers_have_distinct_hashes(tokenizer: Any, demo_model: Path, tmp_path: Path) -> None:
+    """The hash is that of tokenizer.json if it exists, and changes with it."""
     import hashlib
 
     content = (demo_model / "tokenizer.json").read_bytes()
@@ -265,7 +268,7 @@ def test_tokenizers_are_told_apart(tokenizer: Any, demo_model: Path, tmp_path: P
 
 
 class Marked(WithBos):
-    """A tokenizer with different lists: 1 has a role, 9 is flagged, 5 is an added token like any word."""
+    """A tokenizer with different lists: 1 has a role, 9 is flagged, 5 is an ordinary added token."""
 
     all_special_ids = (2, 1)
     added_tokens_decoder = {  # noqa: RUF012  (as transformers has it)
@@ -276,7 +279,7 @@ class Marked(WithBos):
 
 
 def prepared(path: Path, tokenizer: Any) -> Any:
-    """Attributes of an archive made by the extractor with that tokenizer."""
+    """Return the attributes of an archive that the extractor made with this tokenizer."""
     facts = random_attributes(2, 8)
     engine: Any = SimpleNamespace(
         tokenizer=tokenizer, max_model_len=64, vocabulary=1 << 20, model=facts.model, engine=facts.engine
@@ -290,8 +293,8 @@ def test_tokens_with_a_role_and_tokens_flagged_are_special() -> None:
     assert special_token_ids(Marked()) == [1, 2, 9]
 
 
-def test_marks_of_the_demo_models_template_are_special_and_its_words_are_not(demo_model: Path) -> None:
-    """The marks around turns are special; `user`, which the template writes after one, is not."""
+def test_only_the_turn_markers_of_the_demo_models_template_are_special(demo_model: Path) -> None:
+    """The markers around turns are special; `user`, which the template writes after one, is not."""
     tokenizer = load_tokenizer(str(demo_model))
     special = special_token_ids(tokenizer)
     assert special is not None
@@ -302,6 +305,6 @@ def test_marks_of_the_demo_models_template_are_special_and_its_words_are_not(dem
 
 @pytest.mark.parametrize(("tokenizer", "expected"), [(Marked(), [1, 2, 9]), (WithBos(), None)])
 def test_the_archive_holds_special_ids(tmp_path: Path, tokenizer: Any, expected: list[int] | None) -> None:
-    """The attribute `prompts` holds the tokenizer's special ids; it is null if the tokenizer has no list."""
+    """The attribute `prompts` holds the tokenizer's special ids; it is null if the tokenizer reports none."""
     prompts = prepared(tmp_path / "a.zarr", tokenizer).prompts
     assert (None if prompts is None else prompts.special_token_ids) == expected

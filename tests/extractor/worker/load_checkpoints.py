@@ -1,8 +1,8 @@
-"""Loads checkpoints that lack a tensor through the worker's loader, in a process of its own. For test_loading.py.
+"""Load checkpoints that lack a tensor through the worker's loader, in a separate process. For test_loading.py.
 
-    python load_checkpoints.py FOLDER... prints JSON: {folder: {tensor left out, or "": the loader's sentence or null}}
+    python load_checkpoints.py FOLDER... prints JSON: {folder: {omitted tensor, or "": the loader's refusal or null}}
 
-One tensor of every kind is left out in turn: names that differ in numbers alone are one kind.
+One tensor of every kind is omitted in turn. Names that differ only in numbers are one kind.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from sparcom_extractor.worker.loading import CheckedLoader
 
 
 class Loaded(Exception):  # noqa: N818  it ends the loading where the weights are there, which saves most of its time
-    """The loader's sentence, or None."""
+    """Carries the loader's refusal, or None."""
 
 
 class Leaky(CheckedLoader):
-    """The worker's loader, of a checkpoint without the tensor `lacks`; that of `cut` has a row less."""
+    """The worker's loader, for a checkpoint without the tensor `lacks`; the tensor `shortened` lacks a row."""
 
-    lacks = cut = ""
+    lacks = shortened = ""
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         super().load_weights(model, model_config)
@@ -40,17 +40,17 @@ class Leaky(CheckedLoader):
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in super()._get_weights_iterator(source):
             if name != self.lacks:
-                yield name, tensor[:-1] if name == self.cut else tensor
+                yield name, tensor[:-1] if name == self.shortened else tensor
 
 
-def refusal(config: Any, *, lacks: str = "", cut: str = "") -> str | None:
-    """The loader's sentence, or None."""
+def refusal(config: Any, *, lacks: str = "", shortened: str = "") -> str | None:
+    """Return the loader's refusal, or None."""
     with set_current_vllm_config(config):
         destroy_model_parallel()
         ensure_model_parallel_initialized(1, 1)
         config.compilation_config.static_forward_context.clear()
         loader = Leaky(config.load_config)
-        loader.lacks, loader.cut = lacks, cut
+        loader.lacks, loader.shortened = lacks, shortened
         try:
             loader.load_model(vllm_config=config, model_config=config.model_config)
         except Loaded as ended:
@@ -61,7 +61,7 @@ def refusal(config: Any, *, lacks: str = "", cut: str = "") -> str | None:
 
 
 def kinds(folder: Path) -> list[str]:
-    """One tensor of every kind, from the middle of its kind."""
+    """Return one tensor of every kind, from the middle of its kind."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
@@ -79,7 +79,7 @@ def main() -> None:
                 model=str(folder), dtype="float32", enforce_eager=True, max_model_len=128, use_tqdm_on_load=False
             ).create_engine_config()
             results[str(folder)] = {"": refusal(config)} | {name: refusal(config, lacks=name) for name in kinds(folder)}
-            results[str(folder)]["cut"] = refusal(config, cut="model.layers.1.self_attn.o_proj.weight")
+            results[str(folder)]["shortened"] = refusal(config, shortened="model.layers.1.self_attn.o_proj.weight")
     sys.stdout.write(json.dumps(results))
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint that does not fill the model is refused, and the sentence names what it lacks."""
+"""A checkpoint that leaves parameters unwritten is refused, and the error names the missing tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MADE_HERE = {"phi3": "Phi3Config", "olmo2": "Olmo2Config"}  # fused on disk; run
 
 
 def make_model(kind: str, folder: Path) -> Path:
-    """A random model that `make_tiny_model` does not know; without a tokenizer."""
+    """Make a random model that `make_tiny_model` does not support, without a tokenizer."""
     import torch
     import transformers
 
@@ -44,7 +44,7 @@ def make_model(kind: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the loader says of every family, by the tensor that was left out; see load_checkpoints.py."""
+    """Return the loader's refusals per family and omitted tensor; see load_checkpoints.py."""
     root = tmp_path_factory.mktemp("checkpoints")
     folders = {kind: make_model(kind, root / kind) if kind in MADE_HERE else tiny_model(kind) for kind in FAMILIES}
     shards = split_in_two(folders["llama"], root / "shards")
@@ -60,7 +60,7 @@ def loaded(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 def split_in_two(model: Path, folder: Path) -> Path:
-    """The model in two files, without an index."""
+    """Split the model into two files, without an index."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(model, folder)
@@ -72,24 +72,25 @@ def split_in_two(model: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "shards"])
-def test_a_checkpoint_is_refused_by_what_it_lacks(family: str, loaded: dict[str, dict[str, Any]]) -> None:
-    """Whole, it loads. Without one tensor, of whatever kind, it is refused and exactly that tensor is named."""
-    said = dict(loaded[family])
-    assert said.pop("") is None
-    cut = said.pop("cut")
+def test_a_checkpoint_is_refused_by_the_tensor_it_lacks(family: str, loaded: dict[str, dict[str, Any]]) -> None:
+    """The complete checkpoint loads. Without one tensor, of any kind, it is refused and exactly that tensor is
+    named."""
+    refusals = dict(loaded[family])
+    assert refusals.pop("") is None
+    shortened = refusals.pop("shortened")
     wrong = {}
-    for name, sentence in said.items():
-        named = re.match(r"the checkpoint lacks ([^,]+), and vLLM would run", sentence or "")
+    for name, sentence in refusals.items():
+        named = re.match(r"the checkpoint lacks ([^,]+); vLLM would run", sentence or "")
         if (named[1] if named else None) != name and name != "model.norm.weight":
             wrong[name] = sentence
     assert wrong == {}
-    assert "model.norm.weight" in said.get("model.norm.weight", "model.norm.weight")  # vLLM's own check names it
-    assert cut.startswith("the checkpoint's tensor model.layers.1.self_attn.o_proj.weight does not fit the model")
+    assert "model.norm.weight" in refusals.get("model.norm.weight", "model.norm.weight")  # vLLM's own check names it
+    assert shortened.startswith("the checkpoint's tensor model.layers.1.self_attn.o_proj.weight does not fit the model")
 
 
-def test_the_kinds_are_all_there(loaded: dict[str, dict[str, Any]]) -> None:
-    """Halves of fused weights, biases, experts and a head of its own were among what was left out."""
-    left_out = {re.sub(r"\d+", "*", name) for said in loaded.values() for name in said}
+def test_all_kinds_of_tensors_are_covered(loaded: dict[str, dict[str, Any]]) -> None:
+    """The omitted tensors include halves of fused weights, biases, experts and a separate head."""
+    left_out = {re.sub(r"\d+", "*", name) for refusals in loaded.values() for name in refusals}
     for part in ("mlp.up_proj.weight", "mlp.gate_proj.weight", "q_proj.bias", "mlp.experts.*.up_proj.weight"):
         assert f"model.layers.*.{part}".replace("q_proj", "self_attn.q_proj") in left_out
     for name in ("lm_head.weight", "model.layers.*.mlp.gate_up_proj.weight", "model.layers.*.mlp.gate.weight"):
@@ -100,7 +101,7 @@ def test_the_kinds_are_all_there(loaded: dict[str, dict[str, Any]]) -> None:
 def test_an_engine_without_one_up_proj_is_refused(
     tiny_model: Callable[[str], Path], start_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The refusal comes from the worker to who started the engine, in a sentence."""
+    """The worker's refusal reaches the caller of `start`, in one sentence."""
     from safetensors.torch import load_file, save_file
 
     half = shutil.copytree(tiny_model("llama"), tmp_path / "half")
@@ -109,6 +110,6 @@ def test_an_engine_without_one_up_proj_is_refused(
     save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         UnsupportedModelError,
-        match=r"model 'half' is refused: the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight, and vLLM would",
+        match=r"model 'half' is refused: the checkpoint lacks model\.layers\.1\.mlp\.up_proj\.weight; vLLM would",
     ):
         start_engine(half)

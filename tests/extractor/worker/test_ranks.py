@@ -1,4 +1,4 @@
-"""Several processes of one engine: their replies are merged, and each writes its own chunks."""
+"""Workers of one engine: their replies are merged, and each writes its own chunks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def done(index: int, ids: bytes = IDS) -> DurableInstruction:
 
 
 def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
-    """One rank is not enough; order and poll of the other ranks' reports do not matter."""
+    """One rank is not enough; the order and time of the other ranks' reports do not matter."""
     ranks = RankReplies()
     assert ranks.merge([PollReply(completed=(done(0), done(1))), PollReply(completed=(done(1),))]).completed == (
         done(1),
@@ -51,7 +51,7 @@ def test_an_instruction_is_complete_when_every_rank_has_it() -> None:
 
 
 def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
-    """It is reported once and is never complete, whether others have it or fail too, before or afterwards."""
+    """It is reported once and never complete, whether other ranks complete or fail it, before or afterwards."""
     ranks = RankReplies()
     first = ranks.merge(
         [
@@ -64,8 +64,8 @@ def test_an_instruction_that_fails_on_one_rank_fails_once() -> None:
     assert (second.completed, second.failed) == ((), ())
 
 
-def test_ranks_with_different_tokens_are_not_trusted() -> None:
-    """Every process runs the same step; where their token ids differ the rows belong to something else."""
+def test_ranks_with_different_tokens_fail_the_instruction() -> None:
+    """Every worker runs the same step; if token ids differ, the rows do not belong to the instruction."""
     other = np.array([0, 1, 9], dtype=np.int32).tobytes()
     merged = RankReplies().merge([PollReply(completed=(done(0),)), PollReply(completed=(done(0, other),))])
     assert merged.completed == ()
@@ -74,7 +74,8 @@ def test_ranks_with_different_tokens_are_not_trusted() -> None:
 
 
 def test_errors_and_ends_are_those_of_all_ranks() -> None:
-    """Any rank's error ends the session; it is drained when all are; the longest wait and most rows are reported."""
+    """Any rank's error ends the session. It is drained when all ranks are. The longest wait and most rows are
+    reported."""
     merged = RankReplies().merge(
         [
             PollReply(drained=True, backpressure_seconds=1.0, rows=5),
@@ -100,7 +101,8 @@ def moe_of(description: WorkerDescription) -> MoeInfo:
 
 
 def test_stages_capture_the_layers_of_all() -> None:
-    """Layers are those of all stages, also where a stage has no dense layer or no experts; any refusal is all's."""
+    """The layers of all stages are merged, even if a stage has no dense or no MoE layers; one refusal refuses the
+    engine."""
     second = described(layer_ids=(), neurons=0, moe=MOE.model_copy(update={"layer_ids": [2, 3]}))
     merged = merge_descriptions([described(memory={"step_buffer_bytes": 7}), second])
     assert (merged.layer_ids, merged.neurons, moe_of(merged).layer_ids) == ((0,), 32, [1, 2, 3])
@@ -116,14 +118,14 @@ def test_stages_capture_the_layers_of_all() -> None:
 
 
 def attributes_of(tensor: int, pipeline: int) -> ArchiveAttributes:
-    """Two dense layers, then three of experts."""
+    """Return attributes of a model with two dense layers, then three MoE layers."""
     moe = MoeInfo(layer_ids=[2, 3, 4], experts=6, experts_per_token=2, neurons=32, shared_neurons=64)
     attributes = random_attributes(2, 48, moe=moe)
     engine = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
     return attributes.model_copy(update={"engine": attributes.engine.model_copy(update=engine)})
 
 
-# what each process has: its rank, and the dense and MoE layers of its stage
+# per worker: its rank, and the dense and MoE layers of its stage
 PLACES = {
     "one process": (1, 1, [RankPosition()]),
     "two ranks": (2, 1, [RankPosition(0), RankPosition(1)]),
@@ -133,7 +135,7 @@ PLACES = {
 
 
 def own(name: str, rows: np.ndarray[Any, Any], place: RankPosition, ranks: int) -> np.ndarray[Any, Any]:
-    """What a process captures of rows (tokens, layer, …): its layers, and of masks its slice of the neurons."""
+    """Return a worker's part of rows (tokens, layer, …): its layers, and its slice of the neurons."""
     layers, first = (place.layer_ids, 0) if name == "neuron/active" else (place.moe_layer_ids, 2)
     if layers is not None:
         rows = rows[:, [layer - first for layer in layers]]
@@ -144,8 +146,8 @@ def own(name: str, rows: np.ndarray[Any, Any], place: RankPosition, ranks: int) 
 
 
 @pytest.mark.parametrize("case", PLACES)
-def test_processes_together_write_what_one_writes(tmp_path: Path, case: str) -> None:
-    """Ranks with a slice of the neurons, stages with their layers: no chunk has two writers, and none is missing."""
+def test_workers_together_write_what_one_writes(tmp_path: Path, case: str) -> None:
+    """Ranks hold a slice of the neurons, stages hold layers; no chunk has two writers, and none is missing."""
     tensor, pipeline, places = PLACES[case]
     layout = plan_layout([9, 4, 11], "prompt", 0)
     path, columns = tmp_path / "a.zarr", InstructionColumns(["0", "1", "2"], *([""] * 3 for _ in range(4)))
@@ -203,9 +205,9 @@ def commit(path: Path, layout: Any) -> None:
 
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
-def test_a_worker_writes_into_its_own_archive_alone(tmp_path: Path, fate: str) -> None:
-    """It was given the run id; the folder goes before its first chunk: an error, and nothing where the folder was. A
-    worker that must write another run's archive refuses at once."""
+def test_a_worker_writes_only_into_its_own_archive(tmp_path: Path, fate: str) -> None:
+    """A worker has the archive's run id. If the folder is removed before its first chunk, writing fails and creates
+    nothing. An archive with another run id is refused at once."""
     path = tmp_path / "a.zarr"
     run = new_archive(path)
     parts, instructions = archive_parts(path, run=run)
@@ -235,14 +237,14 @@ def test_a_worker_writes_into_its_own_archive_alone(tmp_path: Path, fate: str) -
 
 
 def new_archive(path: Path) -> str:
-    """An archive of one instruction of five rows; its run id."""
+    """Make an archive of one instruction with five rows; return its run id."""
     columns = InstructionColumns(["0"], *([""] for _ in range(4)))
     return str(create_archive(path, random_attributes(1, 8), columns, plan_layout([5], "prompt", 0)).run)
 
 
-def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
-    """A session that counts equals the count archive of the same data: dense, routes, chosen and shared experts;
-    rows that come twice are counted once, and a row past the end is taken off."""
+def test_counts_of_experts_are_sums_of_the_masks(tmp_path: Path) -> None:
+    """A counting session equals the count archive of the same data: dense neurons, routes, top-k and shared experts.
+    Repeated rows count once, and a row past the end is subtracted."""
     truth = write_random_moe_archive(tmp_path / "masks.zarr", per_category=3, lengths=(12, 30))
     write_random_moe_archive(tmp_path / "truth.zarr", per_category=3, lengths=(12, 30), granularity="count")
     write_random_moe_archive(
@@ -257,9 +259,9 @@ def test_counts_of_experts_are_those_of_the_masks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(folder[:], expected.array(item.name)[:], err_msg=item.name)
 
 
-def test_an_expert_that_the_model_does_not_have_is_not_counted() -> None:
-    """It would be counted for the next layer's."""
-    with pytest.raises(ValueError, match="among 6 experts; a row says 6"):
+def test_an_expert_that_the_model_lacks_is_not_counted() -> None:
+    """It would be counted in the next layer."""
+    with pytest.raises(ValueError, match="below 6, the number of experts; a row has 6"):
         count_experts(np.full((1, 2, 2), 6, dtype=np.uint16), np.zeros((2, 6), dtype=np.uint32))
 
 
@@ -284,7 +286,7 @@ def count_again(path: Path, masks: Any, truth: MoeTruth) -> None:
 def put_rows(
     session: Any, masks: Any, k: int, start: int, size: int, first: int, stop: int, past: bool = False
 ) -> None:
-    """Rows [first, stop) of instruction k; `past`: as the row behind its end."""
+    """Append rows [first, stop) of instruction k; `past`: as the row after its end."""
     rows = {item.name: masks.read_rows(item.name, start + first, start + stop) for item in masks.captured}
     offset = size if past else first
     segment = RowRange(k, start, size + 1, 0, stop - first, offset)

@@ -1,4 +1,4 @@
-"""What was written into a storage, held against boolean masks; and what a small module lacks after some writes."""
+"""Byte spans of writes are compared with boolean masks; a small module reports missing tensors after some writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparcom_extractor.worker.writes import Spans, WriteWatch, byte_spans, renum
 
 
 def mask(spans: Spans, size: int) -> np.ndarray:
-    """bool (size,): the bytes that the spans cover."""
+    """Return bool (size,): the bytes that the spans cover."""
     covered = np.zeros(size, dtype=bool)
     for first, end in spans.tolist():
         covered[first:end] = True
@@ -20,7 +20,7 @@ def mask(spans: Spans, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_spans_are_subtracted_as_sets_of_bytes(seed: int) -> None:
-    """Overlapping, touching and empty spans; the result is merged and ascending."""
+    """Spans may overlap, touch or be empty; the result is merged and ascending."""
     rng = np.random.default_rng(seed)
     wanted, have = (np.sort(rng.integers(0, 60, size=(rng.integers(0, 7), 2)), axis=1) for _ in range(2))
     left = subtract(wanted, have)
@@ -30,8 +30,8 @@ def test_spans_are_subtracted_as_sets_of_bytes(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_spans_of_views_are_the_bytes_that_they_write(dtype: torch.dtype) -> None:
-    """Slices of every axis, transposed views and expanded ones: the storage's own bytes say where a view writes."""
+def test_spans_of_views_are_the_bytes_that_they_cover(dtype: torch.dtype) -> None:
+    """For slices of every axis, transposed and expanded views, the bytes of the storage show where a view writes."""
     base = torch.zeros(3, 5, 8, dtype=dtype)
     views = [base, base[1], base[:, 2:4], base[..., 3], base.transpose(0, 2)[2:5], base[1:1], base[::2, 1, ::3]]
     views.append(base[0, 0, :1].expand(8))
@@ -43,7 +43,7 @@ def test_spans_of_views_are_the_bytes_that_they_write(dtype: torch.dtype) -> Non
 
 
 class Layer(nn.Module):
-    """A fused projection of random memory, a stack of three experts, and a norm that starts as ones."""
+    """A fused projection of uninitialized memory, a stack of three experts, and a norm initialized with ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Layer(nn.Module):
 
 
 def load(left_out: str) -> list[str]:
-    """What two layers lack where one checkpoint tensor, or all that begin so, were left out."""
+    """Return the missing tensors of two layers if one checkpoint tensor, or all with such a prefix, are omitted."""
     with WriteWatch() as watch:
         layers = nn.ModuleList([Layer(), Layer()])
         for number, layer in enumerate(layers):
@@ -72,13 +72,13 @@ def load(left_out: str) -> list[str]:
 @pytest.mark.parametrize(
     "left_out", ["m.0.gate", "m.1.up", "m.1.norm", "m.0.experts.0.gate", "m.1.experts.2.up", "none"]
 )
-def test_what_is_missing_is_named_as_the_checkpoint_names_it(left_out: str) -> None:
-    """By the sibling layer; a norm is no random memory, but its sibling was loaded."""
+def test_missing_tensors_have_their_checkpoint_names(left_out: str) -> None:
+    """Names come from the sibling layer. A norm has no uninitialized memory, but its sibling was loaded."""
     assert load(left_out) == ([] if left_out == "none" else [left_out])
 
 
 def test_without_a_sibling_names_come_from_packing() -> None:
-    """Siblings name an expert's tensors; where all layers lack them, the packing does, or the parameter itself."""
+    """Siblings name an expert's tensors. If all layers lack them, the packing does, or the parameter itself."""
     assert load("m.0.experts.1") == ["m.0.experts.1.gate", "m.0.experts.1.up"]
     assert {name for name in load("m.") if "x.0" in name} == {"x.0.experts.w13", "x.0.gate.weight", "x.0.up.weight"}
 
@@ -93,17 +93,17 @@ def test_without_a_sibling_names_come_from_packing() -> None:
     ],
 )
 def test_names_are_renumbered_between_dots_only(source: str, its: str, wanted: str, name: str) -> None:
-    """The 13 of w13_weight is no layer, and a name that does not begin with the layer's number is not guessed."""
+    """The 13 of w13_weight is not a layer, and a name that does not begin with the layer's number is not guessed."""
     assert renumbered(source, its, wanted) == name
 
 
-def test_an_address_that_is_used_again_starts_anew() -> None:
-    """Random memory where something was written before is random again."""
+def test_a_reused_address_starts_anew() -> None:
+    """Uninitialized memory at an address that was written before is uninitialized again."""
     with WriteWatch() as watch:
         first = torch.empty(1024)
         watch.source = "old"
         first.fill_(1)
-        watch._note_allocated(first, empty=True)  # as an allocator that gives the same address out again would
+        watch._note_allocated(first, empty=True)  # like an allocator that reuses the address
         assert watch.missing([("p", first)], {}) == ["p"]
         watch._note_allocated(first, empty=False)
         assert watch.missing([("p", first)], {}) == []

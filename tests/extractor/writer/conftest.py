@@ -23,12 +23,12 @@ from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, ChunkTarget
 
 ROW = (2, 3)  # layers, bytes
-GARBAGE = 255  # in rows that must not be seen
+GARBAGE = 255  # in rows that no test may see
 SECONDS = 20.0
 
 
 def make_target(folder: Path, rows: int, chunk_rows: int, *, counts: bool = False) -> ChunkTarget:
-    """Return the target of an empty array, made by zarr with the codecs that archives have."""
+    """Return the target of an empty array, created by zarr with the archive's codecs."""
     blosc = [BloscCodec(typesize=4, cname="zstd", clevel=3, shuffle="shuffle")] if counts else []
     dtype = np.dtype("<u4" if counts else "u1")
     array = zarr.create_array(
@@ -55,7 +55,7 @@ def open_writer(target: ChunkTarget, buffers: int = 2, threads: int = 2, write: 
 
 @dataclass(frozen=True)
 class Planned:
-    """An instruction: `length` rows of `capacity` hold data; -1: it is dropped."""
+    """An instruction: `length` rows of `capacity` hold data; -1 means it is dropped."""
 
     index: int
     row: int
@@ -103,7 +103,7 @@ class SmallArchive:
         session.finish_requests([item.finished])
 
     def assert_right(self) -> None:
-        """Plain zarr reads the truth in every row that counts and zeros in reserved rows."""
+        """Check that plain zarr reads the truth in every valid row and zeros in reserved rows."""
         found = read_by_zarr(self.target)
         for item in self.instructions:
             if item.length >= 0:
@@ -112,7 +112,7 @@ class SmallArchive:
                 assert not found[end : item.row + item.capacity].any(), item
 
     def assert_on_disk(self, item: Planned) -> None:
-        """Every chunk under an instruction's rows is a whole file and holds them."""
+        """Check that every chunk of an instruction's rows is a whole file and holds them."""
         for row in range(item.row, item.row + item.length):
             chunk, offset = divmod(row, self.target.chunk_shape[0])
             assert np.array_equal(self.target.read_chunk(chunk)[offset], self.masks[row]), (item, row)
@@ -151,7 +151,7 @@ class Poller:
         return reply
 
 
-# Hypothesis tests take fixtures of the session alone, so these give functions and classes.
+# Hypothesis tests take only session fixtures, so these return functions and classes.
 @pytest.fixture(scope="session")
 def new_target() -> Callable[..., ChunkTarget]:
     return make_target

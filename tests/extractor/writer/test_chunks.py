@@ -1,4 +1,4 @@
-"""Rows in any order, in any pieces and repeated, end up on disk as the truth, in whole chunks."""
+"""Rows in any order, in any pieces and repeated, end up correctly on disk, in whole chunks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_rows(rows: int, seed: int = 0) -> NDArray[np.uint8]:
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> Delivery:
-    """(rows, chunk rows, buffers, pieces [start, stop) that cover every row, some twice, in any order)."""
+    """Draw (rows, chunk rows, buffers, pieces [start, stop) that cover every row, some twice, in any order)."""
     rows = draw(st.integers(1, 24))
     cuts = sorted({0, rows, *draw(st.lists(st.integers(0, rows), max_size=8))})
     pieces = list(pairwise(cuts))
@@ -70,7 +70,7 @@ def test_any_order_of_delivery_gives_the_truth(
 
 
 def assert_durable_is_true(writer: ChunkWriter, target: ChunkTarget, truth: NDArray[np.uint8]) -> None:
-    """Every chunk that is called durable is in its file, whole and right."""
+    """Check that every chunk reported durable is in its file, whole and right."""
     for start in range(0, target.rows, target.chunk_shape[0]):
         stop = min(start + target.chunk_shape[0], target.rows)
         if writer.is_durable(start, stop):
@@ -110,7 +110,7 @@ class Disk:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Chunks that are read back, in order."""
+    """Return the chunks that were read back, in order."""
     found: list[int] = []
     read = ChunkTarget.read_chunk
     monkeypatch.setattr(ChunkTarget, "read_chunk", lambda self, chunk: found.append(chunk) or read(self, chunk))
@@ -118,10 +118,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_final_chunk_is_written_before_the_rest(new_target: Any, writing: Any, tmp_path: Path) -> None:
-    """The last final row of a chunk writes it; the chunk beside it, of which a row is missing, stays in memory."""
+    """The last final row of a chunk writes it; a neighboring chunk with a missing row stays in memory."""
     target, truth = new_target(tmp_path, 8, 4), random_rows(8)
     with writing(target) as writer:
-        writer.write_rows(0, truth[:3])  # the fourth row never comes
+        writer.write_rows(0, truth[:3])  # the fourth row never arrives
         writer.write_rows(4, truth[4:7])
         writer.mark_final(0, 7)
         wait_until_durable(writer, 0, 4)
@@ -133,7 +133,7 @@ def test_a_final_chunk_is_written_before_the_rest(new_target: Any, writing: Any,
 
 
 def test_a_full_chunk_is_written_before_it_is_final(new_target: Any, writing: Any, tmp_path: Path) -> None:
-    """It is durable only once it is final. If its rows come again, they are written once more, when it is final."""
+    """It is durable only once it is final. If its rows come again, it is written once more when it is final."""
     disk, target, truth = Disk(), new_target(tmp_path, 8, 4), random_rows(8)
     with writing(target, write=disk.write) as writer:
         writer.write_rows(0, truth[:3])
@@ -141,7 +141,7 @@ def test_a_full_chunk_is_written_before_it_is_final(new_target: Any, writing: An
         writer.write_rows(3, truth[3:5])
         wait_for(lambda: disk.paths == [target.path(0)])
         assert not writer.is_durable(0, 4)
-        writer.write_rows(0, truth[:4])  # computed again after a preemption
+        writer.write_rows(0, truth[:4])  # recomputed after a preemption
         writer.write_rows(0, truth[:2])
         writer.write_rows(5, truth[5:])
         writer.mark_final(0, 8)
@@ -157,8 +157,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_the_last_chunk_is_cut(new_target: Any, writing: Any, read_array: Any, tmp_path: Path) -> None:
-    """A token axis that is no multiple of the chunk: the last chunk is final with the rows that it has."""
+def test_the_last_chunk_may_be_shorter(new_target: Any, writing: Any, read_array: Any, tmp_path: Path) -> None:
+    """If the token axis is not divisible by the chunk, the last chunk is final with the rows that it has."""
     target, truth = new_target(tmp_path, 5, 4), random_rows(5)
     with writing(target) as writer:
         writer.write_rows(4, truth[4:])
@@ -186,7 +186,7 @@ def test_an_old_open_chunk_makes_room_and_is_read_back(
 
 
 def test_buffers_are_bounded(new_target: Any, writing: Any, read_array: Any, tmp_path: Path) -> None:
-    """Any number of open chunks is written from the three buffers of the start, and no row is lost."""
+    """Any number of open chunks is written from the three initial buffers, and no row is lost."""
     disk, target, truth = Disk(), new_target(tmp_path, 60, 2), random_rows(60)
     with writing(target, buffers=3, write=disk.write) as writer:
         for row in [*range(0, 60, 2), *range(1, 60, 2)]:
@@ -210,7 +210,7 @@ def test_rows_that_were_not_written_are_zero(new_target: Any, writing: Any, read
 
 
 def test_a_failed_write_is_never_forgotten(new_target: Any, writing: Any, tmp_path: Path) -> None:
-    """`is_durable` raises the error of the write, again each time; the lost chunk is never durable."""
+    """`is_durable` raises the write's error every time; the lost chunk is never durable."""
 
     def refuse(path: Path, parts: Any) -> None:
         raise StorageError("no space left")
@@ -226,7 +226,7 @@ def test_a_failed_write_is_never_forgotten(new_target: Any, writing: Any, tmp_pa
 
 
 def test_a_write_that_succeeds_hides_no_failure(new_target: Any, writing: Any, tmp_path: Path) -> None:
-    """One of two writes fails and the other succeeds later: the lost chunk is still not durable."""
+    """One of two writes fails and the other succeeds later; the lost chunk is still not durable."""
     target, fail, succeed = new_target(tmp_path, 4, 2), threading.Event(), threading.Event()
 
     def write(path: Path, parts: Any) -> None:
@@ -250,7 +250,7 @@ def test_a_write_that_succeeds_hides_no_failure(new_target: Any, writing: Any, t
 
 
 def test_write_rows_waits_for_the_disk(new_target: Any, writing: Any, read_array: Any, tmp_path: Path) -> None:
-    """With every buffer on its way to a disk that stands still, write_rows returns only after it moves."""
+    """While every buffer waits for a stalled disk, write_rows blocks; it returns once the disk moves."""
     disk, target, truth = Disk(gated=True), new_target(tmp_path, 6, 2), random_rows(6)
     with writing(target, buffers=2, threads=1, write=disk.write) as writer:
         for row in (0, 2):
@@ -267,7 +267,7 @@ def test_write_rows_waits_for_the_disk(new_target: Any, writing: Any, read_array
 def test_at_most_two_chunks_per_thread_are_in_flight(
     new_target: Any, writing: Any, read_array: Any, tmp_path: Path
 ) -> None:
-    """A disk that stands still takes no more memory than that, however many buffers there are."""
+    """A stalled disk takes no more memory than that, however many buffers there are."""
     disk, target, truth, started = Disk(gated=True), new_target(tmp_path, 40, 2), random_rows(40), list[int]()
     with writing(target, buffers=20, threads=2, write=disk.write) as writer:
 
@@ -292,7 +292,7 @@ def test_at_most_two_chunks_per_thread_are_in_flight(
 def test_requests_that_grow_together_stay_in_memory(
     new_target: Any, writing: Any, read_array: Any, tmp_path: Path, reads: list[int], threads: int, short: int
 ) -> None:
-    """Each of 10 requests adds a row per step in chunks of its own: with enough buffers nothing is read back."""
+    """Each of 10 requests adds a row per step in its own chunks; with enough buffers nothing is read back."""
     target, truth = new_target(tmp_path, 80, 4), random_rows(80)
     with writing(target, buffers=buffers_for(10, threads) - short, threads=threads) as writer:
         for step in range(8):
@@ -310,7 +310,7 @@ def test_requests_that_grow_together_stay_in_memory(
 def test_counts_are_what_zarr_reads(
     new_target: Any, writing: Any, read_array: Any, delivery: Delivery, top: int
 ) -> None:
-    """uint32 counts in any order and from memory too small for them: plain zarr-python reads the rows written."""
+    """uint32 counts arrive in any order, with too few buffers; plain zarr-python reads the rows written."""
     rows, chunk_rows, buffers, pieces = delivery
     truth = np.random.default_rng(rows).integers(0, top, size=(rows, *ROW), dtype=np.uint32)
     with (
@@ -333,13 +333,13 @@ def test_counts_are_what_zarr_reads(
 def test_values_of_another_type_or_shape_are_refused(
     new_target: Any, writing: Any, tmp_path: Path, values: Any, error: type[Exception], message: str
 ) -> None:
-    """A count of 256 would become 0 in a mask array, and one layer would fill all; NumPy says nothing."""
+    """A count of 256 would become 0 in a mask array, and one layer would fill all; NumPy would not complain."""
     with writing(new_target(tmp_path, 4, 2)) as writer, pytest.raises(error, match=message):
         writer.write_rows(0, values)
 
 
 def test_a_writer_without_buffers_is_refused(writing: Any, tmp_path: Path) -> None:
-    """At least one buffer."""
+    """A writer needs at least one buffer."""
     with (
         pytest.raises(ValueError, match="at least one buffer; got 0"),
         writing(ChunkTarget(tmp_path, 4, (2, 3)), buffers=0),

@@ -1,4 +1,4 @@
-"""A session takes rows in any order and reports whole instructions on disk, each once and never too early."""
+"""A session takes rows in any order, and reports whole instructions on disk, each once and never too early."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparcom_data.storage import write_durably
 from sparcom_extractor.protocol import FinishedRequest
 from sparcom_extractor.writer.rows import RowRange, StepRows
 
-GARBAGE = 255  # in rows that must not be seen
+GARBAGE = 255  # in rows that no test may see
 SECONDS = 20.0
 
 
@@ -39,7 +39,7 @@ def merge_steps(steps: Sequence[StepRows]) -> StepRows:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int, int]:
-    """(capacity, length) of instructions (dropped, shorter than reserved, or without rows), chunk rows, a seed."""
+    """Draw (capacity, length) of instructions (dropped, shorter than reserved, or without rows), chunk rows, a seed."""
     capacities = draw(st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any))
     sizes = [(capacity, draw(st.integers(-1, capacity))) for capacity in capacities]
     return sizes, draw(st.integers(1, 8)), draw(st.integers(0, 2**32))
@@ -59,10 +59,10 @@ def random_steps(archive: Any, item: Any, rng: random.Random) -> list[StepRows]:
 
 @settings(max_examples=150, deadline=None)
 @given(history=histories())
-def test_any_history_gives_the_truth(
+def test_any_history_gives_right_reports(
     new_archive: Any, poller: Any, history: tuple[list[tuple[int, int]], int, int]
 ) -> None:
-    """Random pieces, interleavings, repeats, drops and late rows: each report is right, single, and not early."""
+    """With random pieces, interleavings, repeats, drops and late rows, each report is right, single, and not early."""
     sizes, chunk_rows, seed = history
     rng = random.Random(seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def test_any_history_gives_the_truth(
 
 
 def test_an_instruction_is_reported_without_further_input(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """An instruction in a final chunk is reported as soon as that is on disk, before anything else comes."""
+    """An instruction in a final chunk is reported as soon as the chunk is on disk, before any further input."""
     archive = new_archive(tmp_path, [(4, 4), (4, 4)], 4)
     with archive.open_session() as session:
         polls = poller(archive, session)
@@ -110,7 +110,7 @@ def test_an_instruction_is_reported_without_further_input(new_archive: Any, poll
 
 
 def test_nothing_is_reported_before_its_chunk_is_on_disk(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """While the write has not ended the instruction is not complete; `drained` waits for it too."""
+    """Until the write has ended, the instruction is not complete; `drained` waits for it too."""
     gate, started = threading.Event(), threading.Event()
 
     def write_at_gate(path: Path, parts: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_chunk_waits_for_all_its_instructions(new_archive: Any, poller: Any, t
 
 
 def test_the_end_of_input_writes_open_chunks(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """At the end a chunk with rows that never became final is written as it is, and its instructions reported."""
+    """At the end, a chunk with rows that never became final is written as it is, and its instructions are reported."""
     archive = new_archive(tmp_path, [(2, 2), (2, -1)], 4)
     with archive.open_session() as session:
         polls = poller(archive, session)
@@ -163,7 +163,7 @@ def test_the_end_of_input_writes_open_chunks(new_archive: Any, poller: Any, tmp_
 def test_a_row_that_no_step_wrote_fails_the_instruction(
     new_archive: Any, poller: Any, tmp_path: Path, offset: int, rows: int, first: int
 ) -> None:
-    """A missing row is named; the instruction fails and the others stay right."""
+    """The error names the missing row; the instruction fails and the others stay right."""
     archive = new_archive(tmp_path, [(4, 4), (4, 4)], 4)
     broken, whole = archive.instructions
     with archive.open_session() as session:
@@ -179,7 +179,7 @@ def test_a_row_that_no_step_wrote_fails_the_instruction(
 
 
 def test_finishing_twice_is_harmless(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """A second report that an instruction ended neither writes its neighbour's chunk nor completes it again."""
+    """A second report of an ended instruction neither writes its neighbor's chunk nor completes it again."""
     archive = new_archive(tmp_path, [(2, 2), (2, 2)], 4)
     with archive.open_session() as session:
         polls = poller(archive, session)
@@ -195,7 +195,8 @@ def test_finishing_twice_is_harmless(new_archive: Any, poller: Any, tmp_path: Pa
 
 
 def test_each_running_request_has_a_chunk_in_memory(new_archive: Any, tmp_path: Path) -> None:
-    """Requests that grow by a row per step, each in its own chunk, are held: nothing is written and read back."""
+    """Requests that grow by one row per step, each in its own chunk, stay in memory: nothing is written and read
+    back."""
     archive = new_archive(tmp_path, [(8, 8)] * 40, 8)
     with archive.open_session(requests=40, buffer_bytes=0) as session:
         for offset in range(7):

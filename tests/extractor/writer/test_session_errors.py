@@ -48,12 +48,12 @@ def test_a_full_disk_ends_the_session_with_its_reason(new_archive: Any, poller: 
         session.end_input()
         assert time.monotonic() - started < 1
         assert polls.until(lambda reply: reply.drained).error == reply.error
-    assert len(polls.completed) <= 2  # and each was seen on disk
+    assert len(polls.completed) <= 2  # each was checked on disk
     assert polls.failed == {}
 
 
 def test_an_error_releases_a_waiting_step(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """The step's thread waits in append_rows while the disk fills up: it goes on, and the engine with it."""
+    """The step's thread waits in append_rows while the disk fills up; it continues, and so does the engine."""
     gate, fail = threading.Event(), full_disk(0)
 
     def write(path: Path, parts: Any) -> None:
@@ -69,7 +69,7 @@ def test_an_error_releases_a_waiting_step(new_archive: Any, poller: Any, tmp_pat
 
 
 def test_slow_storage_makes_steps_wait(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """When the writer is slower than the steps append_rows waits, the seconds are counted, memory stays bounded."""
+    """If the writer is slower than the steps, append_rows waits, the time is counted, and memory stays bounded."""
     buffers: set[int] = set()
 
     def write_slowly(path: Path, parts: Any) -> None:
@@ -98,7 +98,7 @@ def test_slow_storage_makes_steps_wait(new_archive: Any, poller: Any, tmp_path: 
 
 
 def test_a_step_larger_than_the_bound_goes_through(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """One step may exceed the queue's bound: it waits for an empty queue, not for ever."""
+    """One step may exceed the queue's bound: it waits for an empty queue, not forever."""
     archive = new_archive(tmp_path, [(8, 8)] * 3, 4)
     with archive.open_session(queue_bytes=1) as session:
         polls = poller(archive, session)
@@ -110,7 +110,7 @@ def test_a_step_larger_than_the_bound_goes_through(new_archive: Any, poller: Any
 
 
 def test_rows_after_the_end_neither_block_nor_pile_up(new_archive: Any, poller: Any, tmp_path: Path) -> None:
-    """Cancelled requests may run on for some steps after the end of input: their rows are dropped."""
+    """Cancelled requests may run for some steps after the end of input; their rows are dropped."""
     archive = new_archive(tmp_path, [(4, -1), (4, 4)], 4)
     cancelled, whole = archive.instructions
     with archive.open_session(queue_bytes=50) as session:
@@ -146,18 +146,18 @@ def test_the_first_failure_stays(new_archive: Any, poller: Any, tmp_path: Path) 
 def test_a_bug_in_the_writer_is_reported(
     new_archive: Any, poller: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception in the assembling thread is reported with its name, logged, and ends the session."""
+    """An exception in the assembler thread is logged, reported by name, and ends the session."""
     archive = new_archive(tmp_path, [(4, 4)], 4)
     with archive.open_session() as session:
         session.append_rows(StepRows([RowRange(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
         reply = poller(archive, session).until(lambda reply: reply.error)
     assert reply.error.kind == "capture"
-    assert "writing the archive broke: IndexError" in reply.error.reason
-    assert "the capture session broke" in caplog.text
+    assert "writing the archive failed: IndexError" in reply.error.reason
+    assert "the capture session failed" in caplog.text
 
 
 def test_threads_end_with_the_session(new_archive: Any, tmp_path: Path) -> None:
-    """Closing joins the assembler and the writers, with or without `end_input` before."""
+    """Closing joins the assembler and the writers, with or without a previous `end_input`."""
     before = set(threading.enumerate())
     archive = new_archive(tmp_path, [(4, 4)], 4)
     with archive.open_session() as session:
@@ -167,7 +167,7 @@ def test_threads_end_with_the_session(new_archive: Any, tmp_path: Path) -> None:
 
 
 def test_a_session_that_is_closed_early_writes_nothing(new_archive: Any, tmp_path: Path) -> None:
-    """Rows that nobody will commit are dropped, so that closing does not hold the engine up."""
+    """Rows that nothing will commit are dropped, so closing does not delay the engine."""
     archive = new_archive(tmp_path, [(8, 8)] * 4, 8)
     with archive.open_session() as session:
         for item in archive.instructions:

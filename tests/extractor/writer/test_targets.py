@@ -1,4 +1,4 @@
-"""Chunk files are what zarr-python writes and reads, whole or absent, and damage is an error."""
+"""Chunk files match what zarr-python writes and reads, are whole or absent, and damage is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_rows(*shape: int) -> Any:
 
 
 def test_a_half_written_chunk_of_one_axis_is_no_chunk(tmp_path: Path) -> None:
-    """Where the array has one axis, `c.3.0123.partial` differs from a chunk's name only by its end."""
+    """If the array has one axis, `c.3.0123.partial` differs from a chunk's name only at its end."""
     (tmp_path / "c.3.0123.partial").write_bytes(b"half")
     (tmp_path / "c.1").write_bytes(b"whole")
     assert ChunkTarget(tmp_path, 100, (10,)).stored_chunks() == {1}
@@ -33,7 +33,7 @@ def test_a_half_written_chunk_of_one_axis_is_no_chunk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [".", "/"])
 def test_chunks_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, separator: str) -> None:
-    """A writer that is opened over chunks on disk adds to them; a file that a crash left half-written is not one."""
+    """A writer opened over existing chunks adds to them; it ignores a file that a crash left half-written."""
     (tmp_path / "a").mkdir()
     target = ChunkTarget(tmp_path / "a", 6, (2, *ROW), separator=separator)
     truth = random_rows(6, *ROW)
@@ -69,7 +69,7 @@ for chunk in range(1000):
 
 @pytest.mark.parametrize("number", range(3))
 def test_a_killed_writer_leaves_whole_chunks_or_none(tmp_path: Path, number: int) -> None:
-    """SIGKILL at any point: every file with a chunk's name is whole, and every durable chunk is there."""
+    """After SIGKILL at any point, every file with a chunk's name is whole, and every durable chunk exists."""
     (tmp_path / "a").mkdir()
     target = ChunkTarget(tmp_path / "a", 400_000, (400, 30, 192))
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(target.folder)], stdout=subprocess.PIPE)
@@ -87,7 +87,7 @@ def test_a_killed_writer_leaves_whole_chunks_or_none(tmp_path: Path, number: int
 
 @pytest.mark.parametrize("rows", [1, 89, 182, 400])
 def test_chunks_of_any_size_are_what_zarr_reads(writing: Any, tmp_path: Path, rows: int) -> None:
-    """Below and above the size from which chunks bypass the page cache, on block borders and off them."""
+    """Sizes lie below and above the size from which chunks bypass the page cache, on block boundaries and off them."""
     shape = (rows, 30, 193)
     array = zarr.create_array(
         tmp_path / "a",
@@ -106,14 +106,15 @@ def test_chunks_of_any_size_are_what_zarr_reads(writing: Any, tmp_path: Path, ro
 
 @pytest.mark.parametrize("damage", [b"", b"\0", b"short"])
 def test_a_damaged_chunk_is_not_read_back(new_target: Any, writing: Any, tmp_path: Path, damage: bytes) -> None:
-    """A chunk that made room and was damaged on disk is an error when it is needed again, each time, not zeros."""
+    """If a chunk that made room was damaged on disk, reading it back raises an error, each time, instead of returning
+    zeros."""
     target, truth = new_target(tmp_path, 4, 2), random_rows(4, *ROW)
     with writing(target, buffers=1) as writer:
         writer.write_rows(0, truth[:1])
         writer.write_rows(2, truth[2:3])
         data = target.path(0).read_bytes()
         target.path(0).write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == b"\0" else damage)
-        with pytest.raises(DamagedArchiveError, match="must be as it was written; its checksum is wrong"):
+        with pytest.raises(DamagedArchiveError, match="must be unchanged; its checksum is wrong"):
             writer.write_rows(1, truth[1:2])
 
 
@@ -126,7 +127,7 @@ def test_a_chunk_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_counts_are_read_from_what_zarr_wrote(new_target: Any, tmp_path: Path) -> None:
-    """read_chunk takes a chunk that zarr-python wrote with the archive's codecs."""
+    """read_chunk reads a chunk that zarr-python wrote with the archive's codecs."""
     target = new_target(tmp_path, 4, 4, counts=True)
     truth = np.random.default_rng(0).binomial(80, 0.37, size=(4, *ROW)).astype(np.uint32)
     zarr.open_array(target.folder, mode="r+")[:] = truth
@@ -134,7 +135,7 @@ def test_counts_are_read_from_what_zarr_wrote(new_target: Any, tmp_path: Path) -
 
 
 def test_counts_are_byte_for_byte_what_zarr_writes(new_target: Any, tmp_path: Path) -> None:
-    """The same bytes as zarr-python's own codecs make of the same counts, and read back as they were."""
+    """The bytes equal those of zarr-python's codecs for the same counts, and read back equal."""
     target = new_target(tmp_path, 40, 40, counts=True)
     truth = np.random.default_rng(0).binomial(80, 0.37, size=(40, *ROW)).astype("<u4")
     zarr.open_array(target.folder, mode="r+")[:] = truth
@@ -145,9 +146,9 @@ def test_counts_are_byte_for_byte_what_zarr_writes(new_target: Any, tmp_path: Pa
 
 @pytest.mark.parametrize("written_compressed", [True, False])
 def test_a_chunk_of_another_codec_is_refused(tmp_path: Path, written_compressed: bool) -> None:
-    """A right checksum over bytes of another codec or length is damage, not data."""
+    """A valid checksum over bytes of another codec or length is damage, not data."""
     shape, dtype = (64,), np.dtype("<u4")
     written = ChunkTarget(tmp_path, 64, shape, dtype=dtype, compressed=written_compressed)
     written.write_chunk(0, np.arange(64, dtype=dtype), write_durably)
-    with pytest.raises(DamagedArchiveError, match=r"chunk .*c\.0 must be as it was written"):
+    with pytest.raises(DamagedArchiveError, match=r"chunk .*c\.0 must be unchanged"):
         ChunkTarget(tmp_path, 64, shape, dtype=dtype, compressed=not written_compressed).read_chunk(0)

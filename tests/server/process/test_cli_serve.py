@@ -96,7 +96,7 @@ def test_a_model_that_cannot_load_is_refused_before_anything_starts(
     monkeypatch.setattr("sparcom_server.run.run_server", lambda *_: pytest.fail("the server was started"))
     result = CliRunner().invoke(serve, ["--model", str(tmp_path), "--data-dir", str(tmp_path / "data")])
     assert isinstance(result.exception, InvalidInputError)
-    assert "a model's folder holds config.json" in str(result.exception)
+    assert "a model's folder must hold config.json" in str(result.exception)
     assert not (tmp_path / "data").exists()
 
 

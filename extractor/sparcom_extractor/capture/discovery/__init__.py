@@ -1,1 +1,1 @@
-"""Finds the gated FFNs and MoE layers of a model, or says why they cannot be captured."""
+"""Find the gated FFNs and MoE layers of a model, or report why they cannot be captured."""

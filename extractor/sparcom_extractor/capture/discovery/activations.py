@@ -1,8 +1,8 @@
-"""The gated activations of vLLM that capture supports, and the FFNs that hold them.
+"""vLLM's gated activations that capture supports, and the FFNs that contain them.
 
-A gated activation maps the fused projection (rows, 2·neurons) to f(gate)·g(up), (rows, neurons). A neuron is active
-where f(gate) > 0 (equation 5 of the paper). For the activations below this holds where the gate is above 0, or above
-fatrelu's threshold if that is higher:
+A gated activation maps the fused projection (rows, 2·intermediate_size) to f(gate)·g(up), (rows, intermediate_size). A
+neuron is active where f(gate) > 0 (equation 5 of the paper). For the activations below, this holds where the gate is
+above 0, or above fatrelu's threshold if that is higher:
 
     kind          f(gate)                             g(up)              gate         vLLM's class
     silu          gate·σ(gate)                        up                 first half   SiluAndMul
@@ -15,7 +15,7 @@ fatrelu's threshold if that is higher:
     swiglu_step   min(gate·σ(gate), limit)            clip(up)           first half   SwigluStepAndMul
     situ          beta·tanh(gate/beta)·σ(gate)        up, or soft clip   first half   SituAndMul
 
-clip(up) is up within ±limit. f has the sign of the gate as long as limit and beta are positive; others are refused.
+clip(up) clamps up to ±limit. f has the sign of the gate if limit and beta are positive; other values are refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ REFUSED = {"GeluAndMulSparse": "its threshold is a statistic of the row, not a f
 
 @dataclass(frozen=True, slots=True)
 class ActivationSpec:
-    """kind: the archive's name for f. layout: position of the gate in the projection. Others: parameters of f and g."""
+    """Definition of a gated activation. kind: the archive's name for f. layout: position of the gate in the projection.
+    Others: parameters of f and g."""
 
     kind: Kind
     layout: GateLayout = "first"
@@ -62,7 +63,7 @@ class ActivationSpec:
         }
         if problems := [problem for problem, holds in checks.items() if not holds]:
             raise ValueError(
-                f"a neuron is active where f(gate) > 0, which follows from the gate's sign for {self.kind} only within "
+                f"a neuron is active where f(gate) > 0; the gate's sign shows this for {self.kind} only within "
                 f"limits: {'; '.join(problems)}"
             )
 
@@ -73,11 +74,11 @@ class ActivationSpec:
 
     @property
     def active_above(self) -> float:
-        """Largest gate of an inactive neuron. Below a threshold of 0, f lets gates through that make it negative."""
+        """Largest gate of an inactive neuron. A negative threshold counts as 0: f is negative for negative gates."""
         return max(self.threshold, 0.0)
 
     def split(self, gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return views of gate and up in `gate_up` (rows, 2·neurons): each (rows, neurons)."""
+        """Return views of gate and up, (rows, intermediate_size) each, in `gate_up` (rows, 2·intermediate_size)."""
         if self.layout == "interleaved":
             return gate_up[:, ::2], gate_up[:, 1::2]
         first, second = gate_up.chunk(2, dim=1)
@@ -88,7 +89,7 @@ SILU = ActivationSpec("silu")
 
 
 def spec_of(module: torch.nn.Module) -> ActivationSpec | None:
-    """Return the spec of a gated activation of vLLM, or None for other modules. Refuse bad parameters."""
+    """Return the spec of a gated activation of vLLM, or None for other modules. Refuse unsupported parameters."""
     name = type(module).__name__
     if name in REFUSED:
         raise UnsupportedModelError(f"{name} cannot be captured: {REFUSED[name]}. Use another model")
@@ -144,7 +145,7 @@ GATED = frozenset(_READERS)  # names of the supported classes
 
 @dataclass(frozen=True, slots=True)
 class GatedFFN:
-    """A module `parent` that holds an activation as `attribute`. Sizes: of the layer, and of this rank's slice."""
+    """Module `parent` with its gated activation in `attribute`. Sizes: of the layer, and of this rank's part."""
 
     layer_id: int
     name: str
@@ -160,7 +161,7 @@ def layer_number(name: str) -> int:
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     if len(numbers) != 1:
         raise UnsupportedModelError(
-            f"the name of a layer's module holds one number, the layer's; {name!r} holds {len(numbers)}. "
+            f"the name of a layer's module must hold one number, the layer's; {name!r} holds {len(numbers)}. "
             "This model cannot be captured yet"
         )
     return numbers[0]

@@ -1,4 +1,4 @@
-"""The findings as facts of the archive, as widths of this process, and as reasons why an engine cannot capture them."""
+"""Convert findings to metadata of the archive, to widths of this process, and to reasons why it cannot capture them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparcom_extractor.protocol import WorkerDescription
 
 @dataclass(frozen=True, slots=True)
 class LayerName:
-    """A layer by its number in the model, and the component of it; "" for a dense FFN."""
+    """Layer number in the model, and name of the layer's component; "" for a dense FFN."""
 
     number: int
     component: str
@@ -43,7 +43,7 @@ class Widths:
 
 
 def describe_found(found: Findings) -> WorkerDescription:
-    """Return the archive's facts of a model; fusion, mode and memory are left empty."""
+    """Return the archive's metadata of a model; fusion, mode and memory stay empty."""
     moe = None
     if found.moe:
         first = found.moe[0]
@@ -76,7 +76,7 @@ def widths_here(found: Findings) -> Widths:
 
 
 def refuse_model(config: Any, found: Findings) -> None:
-    """Refuse compiled experts on a CPU, and widths that ranks cannot share on byte borders. config: VllmConfig."""
+    """Refuse compiled experts on a CPU, and widths that ranks cannot split into whole bytes. config: VllmConfig."""
     if found.moe and config.device_config.device_type == "cpu" and not config.model_config.enforce_eager:
         raise UnsupportedModelError(
             "experts of a compiled model cannot be captured on a CPU, where the compiler traces into them. Start the "
@@ -89,7 +89,7 @@ def refuse_model(config: Any, found: Findings) -> None:
         size, here = layer.intermediate_size, layer.intermediate_size_per_partition
         if here * ranks != size:
             raise UnsupportedModelError(
-                f"each tensor-parallel rank writes its part of every layer; {layer.name} has {size} neurons and this "
+                f"tensor-parallel ranks must split every layer evenly; {layer.name} has {size} neurons and this "
                 f"rank of {ranks} has {here}. Use tensor_parallel_size=1"
             )
         if size % (8 * ranks):

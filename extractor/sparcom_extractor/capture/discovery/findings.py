@@ -1,7 +1,7 @@
-"""Find the gated FFN or the experts of every decoder layer by structure, or say why that fails.
+"""Find the gated FFN or the experts of every decoder layer by structure, or report why that fails.
 
-A gated FFN holds a gated activation, one linear layer that doubles the width (gate and up, fused) and one that takes
-the single width back (down). Of names only the layer's number counts, which vLLM writes into the names of all modules.
+A gated FFN has a gated activation, a fused gate and up projection to 2·intermediate_size, and a down projection from
+intermediate_size. Module names matter only for the layer number, which vLLM puts into the names of all modules.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sparcom_extractor.vllm_surface.activations import linear_layers
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a model has to capture, in layer order."""
+    """Layers of a model to capture, in layer order."""
 
     dense: list[GatedFFN]
     moe: list[MoeLayer]
 
     @property
     def layers(self) -> list[GatedFFN | MoeLayer]:
-        """All of them, dense ones first."""
+        """All layers, dense ones first."""
         return [*self.dense, *self.moe]
 
     @property
@@ -37,7 +37,7 @@ class Findings:
 
 def find_captured(model: torch.nn.Module, decoder_layers: range) -> Findings:
     """Find all gated FFNs and MoE layers of a loaded vLLM model; refuse one that cannot be captured.
-    decoder_layers: those on this pipeline stage."""
+    decoder_layers: layer numbers on this pipeline stage."""
     ffns = [
         _describe(name, module, attribute, spec)
         for name, module in model.named_modules()
@@ -59,8 +59,9 @@ def _describe(name: str, module: torch.nn.Module, attribute: str, spec: Activati
     down = [item for item in linears if (2 * item.input_size, getattr(item, "output_size", -1)) in fused]
     if len(down) != 1:
         raise UnsupportedModelError(
-            f"a gated FFN holds one linear layer of twice the width of another; {name} ({type(module).__name__}) holds "
-            f"{len(linears)} linear layers that do not fit. This model cannot be captured yet"
+            f"a gated FFN needs a gate_up projection of twice the width of its down projection; {name} "
+            f"({type(module).__name__}) has {len(linears)} linear layers that do not match. This model cannot be "
+            "captured yet"
         )
     size = int(down[0].input_size)
     per_partition = int(getattr(down[0], "input_size_per_partition", size))
@@ -72,11 +73,11 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
     several, name = sorted({layer for layer in layers if layers.count(layer) > 1}), type(model).__name__
     if missing and (shared := _shared_module(model, missing)):
         raise UnsupportedModelError(
-            f"capture needs an FFN of its own in each decoder layer; {name} shares {shared} among layers, so that one "
-            "layer runs several times per token. This model cannot be captured yet"
+            f"capture needs a separate FFN in each decoder layer; {name} shares {shared} among layers, so one layer "
+            "runs several times per token. This model cannot be captured yet"
         )
     if missing:
-        hint = ". vLLM's Transformers backend, which runs it, shows a gate only where it merges gate and up projections"
+        hint = ". It runs in vLLM's Transformers backend, which exposes gates only if it merges gate and up projections"
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {name} has none in layers "
             f"{_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids with layers without an "
@@ -84,8 +85,8 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
         )
     if extra:
         raise UnsupportedModelError(
-            f"gated FFNs belong to the {len(expected)} decoder layers; {name} has some in layers {_short(extra)}, "
-            "which are of another part. This model cannot be captured yet"
+            f"gated FFNs must belong to the {len(expected)} decoder layers; {name} has some in layers {_short(extra)}, "
+            "outside of them. This model cannot be captured yet"
         )
     if several:
         raise UnsupportedModelError(
@@ -94,7 +95,7 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
 
 
 def _shared_module(model: torch.nn.Module, layers: Sequence[int]) -> str:
-    """Return the first module with a gate that is also in another layer, or "". Activations alone may be shared."""
+    """Return the first gated module that another layer uses too, or "". Layers may share an activation alone."""
     first: dict[int, str] = {}
     numbers = {str(number) for number in layers}
     for name, module in model.named_modules(remove_duplicate=False):

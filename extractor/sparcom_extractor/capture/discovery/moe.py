@@ -1,4 +1,4 @@
-"""Find the MoE layers of a model and check their routing; `ops/experts.py` checks the kernel that runs the experts."""
+"""Find the MoE layers of a model and check their routing. `ops/experts.py` checks the kernel that runs the experts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SPECS = {"silu": SILU, "gelu": ActivationSpec("gelu"), "gelu_tanh": ActivationS
 
 @dataclass(frozen=True, slots=True)
 class MoeLayer:
-    """spec, intermediate_size: of every expert. scale: the model multiplies the sum of the routed experts by it."""
+    """An MoE layer. spec, intermediate_size: of each expert. scale: factor of the sum of the routed experts."""
 
     layer_id: int
     name: str
@@ -48,7 +48,7 @@ def find_moe_layers(model: torch.nn.Module, ffns: Sequence[GatedFFN]) -> list[Mo
     for layer in found[1:]:
         if (facts := _facts(layer)) != (first := _facts(found[0])):
             raise UnsupportedModelError(
-                "capture needs MoE layers that are alike in activation, number of experts, top_k and widths; "
+                "capture needs the same activation, number of experts, top_k and widths in all MoE layers; "
                 f"{found[0].name} and {layer.name} differ: {first} and {facts}"
             )
     return found
@@ -56,8 +56,8 @@ def find_moe_layers(model: torch.nn.Module, ffns: Sequence[GatedFFN]) -> list[Mo
 
 def _unknown(name: str, module: torch.nn.Module, detail: str = "") -> str:
     return (
-        f"capture knows vLLM's MoERunner; {name} ({type(module).__name__}) is an MoE layer of another kind{detail}. "
-        "Use another model or version of vLLM"
+        f"capture supports MoE layers with vLLM's MoERunner; {name} ({type(module).__name__}) is of another "
+        f"kind{detail}. Use another model or vLLM version"
     )
 
 
@@ -90,17 +90,17 @@ def _describe(name: str, runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN
 
 
 def _refuse_routing(name: str, config: vllm_moe.MoeConfigLike, router: vllm_moe.RouterLike) -> None:
-    """Refuse a layer if its kernel gets other experts than the router chose for the tokens of the step."""
+    """Refuse a layer if its kernel may get other experts than the router selected for the tokens of the step."""
     parallel = config.moe_parallel_config
     refusals = {
-        f"a process must see all tokens and its part of all experts; {name} runs under expert, data or sequence "
-        "parallelism. Use tensor parallelism alone: no enable_expert_parallel, data_parallel_size=1": (
+        f"a worker must see all tokens and its part of all experts; {name} runs under expert, data or sequence "
+        "parallelism. Use tensor parallelism only: no enable_expert_parallel, data_parallel_size=1": (
             parallel.use_ep or parallel.dp_size > 1 or getattr(config, "is_sequence_parallel", False)
         ),
         f"{name} renumbers its experts to balance their load. Start the engine without enable_eplb": (
             router.eplb_state is not None
         ),
-        f"{name} runs its shared experts as further routed ones, which would count as chosen. Start vLLM without "
+        f"{name} runs its shared experts as routed experts, so they would appear in top_k. Start vLLM without "
         "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS": getattr(router, "num_fused_shared_experts", 0),
         f"{name} routes to experts without neurons. Use another model": type(router).__name__ == "ZeroExpertRouter",
     }
@@ -117,7 +117,7 @@ def _shared_of(runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN]) -> Gate
     found = [ffn for ffn in ffns if any(ffn.parent is part for part in parts)]
     if len(found) != 1:
         raise UnsupportedModelError(
-            f"shared experts are one gated FFN; those of {runner.layer_name} ({type(module).__name__}) hold "
+            f"shared experts must be one gated FFN; those of {runner.layer_name} ({type(module).__name__}) hold "
             f"{len(found)}. This model cannot be captured yet"
         )
     return found[0]

@@ -1,18 +1,18 @@
 # ruff: noqa: N803, N806  (Triton's constants are capitals)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
-"""The Triton kernel of a gated activation that captures the signs of its gate; see `activation_reference`.
+"""Triton kernel of a gated activation that captures the signs of its gate; see `activation_reference`.
 
-A program per row and block of neurons reads gate and up once, packs gate > threshold, eight neurons per byte, and flags
-the row if a gate is not finite: plain stores, the same from any program. With top_k experts per token, row r is choice
-r % top_k of token r // top_k. The kernel compiles once for all numbers of rows, so that it runs in CUDA graphs.
-`numerics` says which code the activation output must equal, operation by operation:
+One program per row and block of neurons reads gate and up once. It packs gate > threshold, eight neurons per byte, and
+flags the row if a gate is not finite. Flags are plain stores of one value, so programs may race. With top_k experts per
+token, row r is entry r % top_k of token r // top_k. The kernel compiles once for all numbers of rows, for CUDA graphs.
+`numerics` names the code that the activation output must match, operation by operation:
 
-    VLLM_KERNEL  vLLM's CUDA kernels: f rounded to the tensor's dtype, then the product; division to the nearest. The
-                 one addition that nvcc contracts with a multiplication is written as `fma`, and Triton must contract
-                 nothing. Subnormal numbers are kept in libdevice's functions.
-    INDUCTOR     TorchInductor's code of `forward_native`: float32, rounded once. Triton gets TorchInductor's operations
-                 and options, and makes the same instructions: contracted where it likes, subnormals flushed.
-    None         no output: signs alone
+    VLLM_KERNEL  vLLM's CUDA kernels: f is rounded to the tensor's dtype before the product; division rounds to nearest.
+                 nvcc contracts one addition with a multiplication, which is `fma` here. Triton must contract nothing
+                 itself. libdevice's functions keep subnormals.
+    INDUCTOR     TorchInductor's code of `forward_native`: float32, rounded once. With TorchInductor's operations and
+                 options, Triton makes the same instructions: it may contract, and flushes subnormals.
+    None         no output, signs only
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _output(
             activated = gate / (1.0 + libdevice.exp(-gate))
         else:
             activated = tl.div_rn(gate, 1.0 + libdevice.exp(-gate * ALPHA))
-        if NUMERICS == "inductor":  # noqa: SIM108  no conditional expression: Triton would make both
+        if NUMERICS == "inductor":  # noqa: SIM108  Triton would compute both branches of an expression
             result = activated * up
         else:
             result = widen(narrow(activated, DTYPE)) * (up + BETA)
@@ -101,7 +101,7 @@ def _gated_activation_kernel(
     LINEAR_BETA: tl.constexpr, INVERSE_LINEAR_BETA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Process one block of a row as (bytes, 8): each thread holds the eight neurons of a byte and packs them alone."""
+    """Process one block of a row as (bytes, 8): each thread holds and packs the eight neurons of a byte."""
     row = tl.program_id(0).to(tl.int64)
     index = tl.load(layer)
     if row < rows:  # a step without rows launches one program, for the write counter
@@ -143,8 +143,8 @@ def gated_activation(
     out: Tensor | None = None,
 ) -> Tensor | None:
     """Run the kernel on the current stream for rows that fit. Return f(gate)·g(up), or None without numerics.
-    gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides. index: the layer, int64, one number, on the
-    device. out: for the result, (rows, neurons), contiguous, in the dtype of `gate_up`; made if not given."""
+    gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides. index: layer index, one int64 on the device.
+    out: receives the result, (rows, neurons), contiguous, of the dtype of `gate_up`; allocated if None."""
     masks, nonfinite = buffer.masks, buffer.nonfinite
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
     if out is None and numerics is not None:
@@ -169,7 +169,7 @@ def gated_activation(
 
 @functools.cache
 def constants(spec: ActivationSpec, numerics: Numerics | None) -> dict[str, Any]:
-    """Return the kernel's constants. Reciprocals are those of float32, as in vLLM's kernels."""
+    """Return the kernel's constexpr arguments. Reciprocals are computed in float32, as in vLLM's kernels."""
     names = ("kind", "active_above", "threshold", "limit", "alpha", "beta")
     beta, linear = spec.beta, spec.linear_beta or 0.0
     return {name.upper(): getattr(spec, name) for name in names} | {
@@ -182,7 +182,7 @@ def constants(spec: ActivationSpec, numerics: Numerics | None) -> dict[str, Any]
 
 @functools.cache
 def compiler_options(numerics: Numerics | None) -> dict[str, bool]:
-    """Return options for Triton's compiler. Versions before `enable_reflect_ftz` always flush in libdevice."""
+    """Return options for Triton's compiler. Versions without `enable_reflect_ftz` flush subnormals in libdevice."""
     known = {item.name for item in fields(CUDAOptions)}
     fusion, flush = numerics == Numerics.INDUCTOR, numerics != Numerics.VLLM_KERNEL
     options = {"enable_fp_fusion": fusion, "enable_reflect_ftz": flush}

@@ -1,7 +1,8 @@
-"""Signs and activation output in NumPy and PyTorch, for the CPU and as reference for `activation_kernel`.
+"""CPU reference of `activation_kernel`: signs in NumPy, which CPU capture uses too, and activation output in PyTorch.
 
-The output is rounded where the kernel rounds, so that tests can compare every bit. Both take e^x, erf and tanh from
-float64: NumPy and PyTorch differ in its last bit at most, which reaches float32 with a probability of about 2^-29.
+The output is rounded where the kernel rounds, so tests can compare every bit. Kernel tests and reference compute e^x,
+erf and tanh in float64, where NumPy and PyTorch may differ in the last bit. That reaches float32 with a probability of
+about 2^-29.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
 
 
 class Numerics(StrEnum):
-    """Reference that an activation output must equal bit for bit: vLLM's CUDA kernels, or TorchInductor's code."""
+    """Code that an activation output must match bit for bit: vLLM's CUDA kernels, or TorchInductor's code."""
 
     VLLM_KERNEL = "vllm_kernel"
     INDUCTOR = "inductor"
 
 
-# Kinds that the kernel can output. TorchInductor rewrites the others from version to version.
+# Kinds that the kernel can output. TorchInductor's code for the others changes from version to version.
 FUSED: dict[Numerics, frozenset[Kind]] = {
     Numerics.VLLM_KERNEL: frozenset({"silu", "gelu", "gelu_tanh", "fatrelu", "swiglu_clamp", "swiglu_oai", "situ"}),
     Numerics.INDUCTOR: frozenset({"silu", "gelu", "gelu_tanh", "fatrelu"}),
 }
-_INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # NaN has more, of either sign
+_INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # NaN has larger bits, of either sign
 
 
 def pack_signs(gate: Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
-    """Return the bits of gate > threshold for a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little order.
-    NaN and -0.0 are not active. NumPy packs twice as fast as torch but has no bfloat16: 16-bit numbers are compared as
+    """Pack gate > threshold of a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little bit order.
+    NaN and -0.0 are inactive. NumPy packs twice as fast as torch but lacks bfloat16. 16-bit numbers are compared as
     integers, which keeps their order above 0. A threshold is compared in float32, as in vLLM's activations."""
     if threshold:
         active = gate.float().numpy() > np.float32(threshold)
@@ -49,7 +50,7 @@ def pack_signs(gate: Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
 def nonfinite_rows(gate: Tensor) -> NDArray[np.bool_]:
     """Return which rows of a CPU tensor (rows, neurons) hold NaN or an infinity: bool (rows,).
 
-    In float32 a sum by BLAS, thirteen times as fast as torch.isfinite, shows them. Sums that overflow are looked into.
+    In float32 a BLAS sum finds them, thirteen times as fast as torch.isfinite. Rows whose sum overflows are checked.
     """
     if gate.dtype in _INFINITY_BITS:
         bits, infinity = gate.view(torch.int16).numpy(), _INFINITY_BITS[gate.dtype]
@@ -62,7 +63,7 @@ def nonfinite_rows(gate: Tensor) -> NDArray[np.bool_]:
 
 
 def activation_output(gate_up: Tensor, spec: ActivationSpec, numerics: Numerics) -> Tensor:
-    """Return f(gate)·g(up) for `gate_up` (rows, 2·neurons): (rows, neurons) of its dtype, rounded by `numerics`."""
+    """Return f(gate)·g(up) for `gate_up` (rows, 2·neurons): (rows, neurons) of its dtype, rounded as in `numerics`."""
     if spec.kind not in FUSED[numerics]:
         raise NotImplementedError(f"the kernel has no activation output of {spec.kind} for {numerics}")
     gate, up = (part.float() for part in spec.split(gate_up))
@@ -104,7 +105,7 @@ def _activated(gate: Tensor, spec: ActivationSpec) -> Tensor:
 
 
 def _fmin(x: Tensor, limit: Tensor) -> Tensor:
-    """Like fmin on a device: the limit for any NaN. torch.fmin keeps signaling ones."""
+    """Return fmin as a device computes it: the limit for any NaN. torch.fmin keeps signaling NaNs."""
     return torch.where(x < limit, x, limit)
 
 

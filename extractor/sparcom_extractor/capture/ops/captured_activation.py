@@ -3,12 +3,13 @@
     gate_up (rows, 2·neurons) ──sparcom::gated_activation──▶ f(gate)·g(up) (rows, neurons)
                                          └──▶ masks[:rows, layer], write_counters[layer], nonfinite[:rows, layer]
 
-The CPU packs with NumPy and calls vLLM's module; CUDA runs one kernel. torch.compile does not trace into the op. The
-buffer hides behind a number in the graph, as vLLM's attention hides its cache behind a layer's name: a mutated argument
-could be cloned, hundreds of megabytes per layer. The layer is a tensor, so that all layers share one compiled graph.
+On the CPU the op packs with NumPy and calls vLLM's module; on CUDA it runs one kernel. torch.compile does not trace
+into it. The graph refers to the buffer by number, as vLLM's attention refers to its KV cache by layer name. A mutated
+argument could be cloned, hundreds of megabytes per layer. The layer is a tensor, so all layers share one graph.
 
-`sparcom::capture_signs` captures alone, beside the model's own activation. It claims to mutate `gate_up`, which it does
-not: otherwise it would be removed as an op without a result, or moved behind the activation that reads `gate_up`.
+`sparcom::capture_signs` only captures; the model's own activation runs separately. Its schema declares a mutation of
+`gate_up` that does not happen. Otherwise the compiler would remove an op without a result, or move it after the
+activation that reads `gate_up`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ Activation = Callable[..., Any]
 
 
 class LayerCapture:
-    """One captured layer, index `layer` of the layer axis of `buffer`; `index` is the same as int64 on the device.
+    """One captured layer: `layer` indexes the layer axis of `buffer`; `index` is the same as int64 on the device.
 
-    activation: runs where the kernel does not. numerics: on CUDA, the reference for the kernel's output. None: signs
-    alone, beside `activation`, which is always right and reads the gate twice. All layers of a buffer must have one
-    spec and numerics: on CUDA the op does not know its layer on the host and launches one kernel for all.
+    activation: runs where the kernel does not. numerics: on CUDA, the code that the kernel's output must match. None
+    captures signs only and runs `activation`: always correct, but reads the gate twice. All layers of a buffer must
+    have one spec and numerics: on CUDA the host does not know the layer, so one kernel must serve all.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class LayerCapture:
         for other in registered.values():
             if (spec, numerics) != (other.spec, other.numerics):
                 raise UnsupportedModelError(
-                    f"capture needs one activation in all layers; this model has {other.spec}, numerics "
-                    f"{other.numerics}, and {spec}, numerics {numerics}. Use another model"
+                    f"capture needs one activation in all layers; this model has {other.spec} with numerics "
+                    f"{other.numerics}, and {spec} with numerics {numerics}. Use another model"
                 )
         self.index = torch.tensor(layer, dtype=torch.int64, device=buffer.masks.device)
         registered[layer] = self
 
     def run_kernel(self, gate_up: Tensor, index: Tensor, numerics: Numerics | None, out: Tensor | None = None) -> Any:
-        """Capture layer `index` on CUDA; see `gated_activation`. Return None without numerics, or if nothing fits."""
+        """Capture layer `index` on CUDA; see `gated_activation`. Return None without numerics or if rows do not fit."""
         from sparcom_extractor.capture.ops.activation_kernel import gated_activation  # needs Triton
 
         if not self.buffer.fits(gate_up):
@@ -62,12 +63,12 @@ class LayerCapture:
         return gated_activation(gate_up, index, self.buffer, self.spec, numerics, out)
 
 
-# By number of the buffer and by layer. A graph that outlives its model finds nothing.
+# By buffer number and layer. Weak, so that a graph that outlives its model finds nothing.
 _LAYERS: dict[int, WeakValueDictionary[int, LayerCapture]] = {}
 
 
 def _find(buffer: int, layer: int | None = None) -> LayerCapture:
-    """Return a captured layer of a buffer; without a layer any one: buffer, spec and numerics are the same."""
+    """Return a captured layer of a buffer; without `layer` any of them, as all have one buffer, spec and numerics."""
     registered = _LAYERS.get(buffer, WeakValueDictionary())
     found = next(registered.values(), None) if layer is None else registered.get(layer)
     if found is None:
@@ -82,7 +83,7 @@ def _gated_activation(gate_up: Tensor, layer: Tensor, buffer: int) -> Tensor:
     else:
         capture = _find(buffer)
         result = capture.run_kernel(gate_up.flatten(0, -2), layer, capture.numerics)
-        if result is None:  # it does not fit, which the write counters show
+        if result is None:  # rows do not fit; the write counters reveal it
             result = capture.activation(gate_up)
     return result.view(*gate_up.shape[:-1], result.shape[-1])
 
@@ -109,7 +110,7 @@ torch.library.register_fake("sparcom::capture_signs", lambda *_: None, lib=_LIBR
 
 
 class CapturedActivation(torch.nn.Module):
-    """Replaces the activation of one FFN, also where layers share one module."""
+    """Replaces the activation of one FFN, even if layers share one activation module."""
 
     layer: Tensor
 
@@ -120,7 +121,7 @@ class CapturedActivation(torch.nn.Module):
         self.register_buffer("layer", capture.index, persistent=False)
 
     def forward(self, gate_up: Tensor) -> Tensor:
-        """Return (…, neurons) of `gate_up` (…, 2·neurons). vLLM's Transformers backend has a batch dimension of 1."""
+        """Return (…, neurons) for `gate_up` (…, 2·neurons). vLLM's Transformers backend adds a batch dimension of 1."""
         result: Tensor
         if self.fused:
             result = torch.ops.sparcom.gated_activation(gate_up, self.layer, self.number)

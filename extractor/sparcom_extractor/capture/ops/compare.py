@@ -1,8 +1,8 @@
 """Compare the kernel's activation output with that of vLLM's own code, on this device and with these versions.
 
-All 65,536 numbers of 16 bits are gates, with an up of 1, which shows f, and with many other ups. In float32 the gates
-are all of those numbers, widened, and four million others, which show f to its last bit. The output is one product of f
-and up, rounded once. So outputs that agree here agree everywhere, unless f has a fault that none of these gates shows.
+Gates take all 65,536 values of 16 bits, with up = 1, which isolates f, and with many other values of up. In float32,
+gates take the same values, widened, and four million others, which test f to its last bit. The output is one product
+of f and up, rounded once. Outputs that agree here agree everywhere, unless none of these gates triggers a fault of f.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.vllm_surface.activations import CustomOpLike
 from sparcom_extractor.vllm_surface.moe import ExpertsLike
 
-_NEURONS = 2048  # per row, so that 32 rows hold all gates of 16 bits
-_UPS = 64  # for each of them
+_NEURONS = 2048  # per row, so 32 rows hold all gates of 16 bits
+_UPS = 64  # per gate
 _FLOAT32_GATES = 2**22
 
 Output = Callable[[Tensor], Tensor]
 
 
 def count_differences(activation: Output, spec: ActivationSpec, numerics: Numerics, dtype: torch.dtype) -> int:
-    """Return in how many numbers the kernel's output differs from that of vLLM's module on the current CUDA device."""
+    """Return the number of values where the kernel's output differs from vLLM's module, on the current CUDA device."""
     from sparcom_extractor.capture.ops.activation_kernel import gated_activation  # needs Triton
 
     reference, device = activation, torch.device("cuda", torch.cuda.current_device())
@@ -59,7 +59,8 @@ def output_of_experts(experts: ExpertsLike, kind: Any) -> Output:
 
 
 def differences(one: Output, other: Output, spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> int:
-    """Return in how many numbers two outputs differ. All NaN are equal, and zeros: sums of products are the same."""
+    """Return the number of values where two outputs differ. All NaNs are equal, and so are zeros of either sign, which
+    sums of products do not tell apart."""
     found = 0
     for gate_up in samples(spec, dtype, device):
         a, b = one(gate_up), other(gate_up)
@@ -68,7 +69,7 @@ def differences(one: Output, other: Output, spec: ActivationSpec, dtype: torch.d
 
 
 def samples(spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-    """Yield inputs (2048, 2·2048) of a dtype; see the module."""
+    """Yield inputs (2048, 2·2048) of a dtype; see the module's docstring."""
     generator = torch.Generator(device).manual_seed(0)
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32, device=device).to(torch.int16).reshape(-1, _NEURONS)
     narrow = [torch.bfloat16, torch.float16] if dtype == torch.float32 else [dtype]

@@ -1,9 +1,9 @@
 # ruff: noqa: N803  (Triton's constants are capitals)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
-"""The Triton kernel that counts active neurons on the device, so that no mask leaves it, and its CPU reference.
+"""Triton kernel that counts active neurons on the device, so that no mask leaves it, and its CPU reference.
 
-A program per tile of rows, layer and block of bytes spreads the bits of a byte over eight counters of 8 bits. It adds
-up to 128 rows so, then adds these sums to the slot's counters atomically: tiles share slots.
+One program per tile of rows, layer and block of bytes spreads the bits of a byte over eight 8-bit counters. After at
+most 128 rows it widens these sums. It adds them to the slot's counters atomically, because tiles share slots.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 MAX_TILE_ROWS = 256  # rows per program; a long prompt is split into tiles
 _BYTES = 128  # per program: a thread holds the eight counters of one byte
-_ROWS_8_BIT = 128  # rows that a counter of 8 bits can hold; a whole part of a tile
+_ROWS_8_BIT = 128  # rows that an 8-bit counter can hold; divides MAX_TILE_ROWS
 
 
 def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[np.int64]) -> NDArray[np.int32]:
     """Split runs of rows into tiles of at most 256 rows: int32 (tiles, 3), first row, rows, slot.
-    first, rows, slot: int64 (runs,), first row of each run in the masks, its number of rows, and its counters."""
+    first, rows, slot: int64 (runs,), each run's first row in the masks, number of rows, and index in the counts."""
     tiles = -(-rows // MAX_TILE_ROWS)
     run = np.repeat(np.arange(len(rows)), tiles)
     before = (np.arange(len(run)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * MAX_TILE_ROWS
@@ -30,18 +30,18 @@ def split_runs(first: NDArray[np.int64], rows: NDArray[np.int64], slot: NDArray[
 
 
 def check_tiles(tiles: NDArray[np.int32], rows: int, slots: int) -> None:
-    """Raise ValueError unless tiles lie within `rows` rows and `slots` slots: a device would write elsewhere."""
+    """Raise ValueError unless tiles lie within `rows` rows and `slots` slots: a device would write out of bounds."""
     first, count, slot = tiles.T
     wrong = (first < 0) | (count < 1) | (count > MAX_TILE_ROWS) | (first + count > rows) | (slot < 0) | (slot >= slots)
     if wrong.any():
         raise ValueError(
-            f"a tile (first row, rows, slot) lies within {rows} rows and {slots} slots and has 1 to {MAX_TILE_ROWS} "
-            f"rows; one is {tiles[wrong.argmax()].tolist()}. The step's plan is wrong: report it"
+            f"a tile (first row, rows, slot) must lie within {rows} rows and {slots} slots and have 1 to "
+            f"{MAX_TILE_ROWS} rows; one is {tiles[wrong.argmax()].tolist()}. The step's plan is wrong: report it"
         )
 
 
 def add_counts_reference(masks: torch.Tensor, tiles: torch.Tensor, counts: torch.Tensor) -> None:
-    """Do what `add_counts` does, on the CPU."""
+    """Add the bits of tiles to their counters on the CPU; the reference of `add_counts`."""
     bit = torch.arange(8, dtype=torch.uint8)
     for first, rows, slot in tiles.tolist():
         bits = (masks[first : first + rows, :, :, None] >> bit) & 1

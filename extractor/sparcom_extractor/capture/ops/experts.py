@@ -1,11 +1,11 @@
-"""Capture routes and neurons of the chosen experts of one layer, at the kernel that runs its experts.
+"""Capture the top-k experts of one MoE layer and their neurons, at the kernel that runs the experts.
 
-    router.select_experts(logits) ─▶ experts.apply(x, ids, weights)     stores ids and weights
+    router.select_experts(logits) ─▶ experts.apply(x, ids, weights)     stores topk_ids and topk_weights
         ├─ Triton: GEMM ─▶ experts.activation(kind, out, gate_up) ─▶ GEMM        stores signs
-        └─ CPU: one native call on prepacked weights; gates are computed beside it
+        └─ CPU: one native call on prepacked weights; capture computes the gates a second time
 
-vLLM calls these methods in an operator that torch.compile does not trace into. Capture replaces them on these objects
-alone. Rows of Triton's gate_up are (token, choice) in the order of the ids. CUDA graphs hold what the methods launch.
+vLLM calls these methods in an op that torch.compile does not trace into. Capture replaces them on these objects only.
+Rows of Triton's gate_up are (token, k), in the order of topk_ids. CUDA graphs record the kernels that they launch.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sparcom_extractor.vllm_surface import moe as vllm_moe
 def install_experts(
     layer: MoeLayer, index: int, routes: RouteBuffer, masks: MaskBuffer, numerics: Numerics | None = None
 ) -> str:
-    """Replace the methods of a layer's experts and router; `index`: on the layer axis. Return how neurons are captured.
-    "vllm_kernel": signs with the activation output, which equals `numerics`. "signs": beside vLLM's activation. "gate":
-    gates are computed a second time."""
+    """Replace methods of a layer's experts and router. index: on the layer axis. Return how neurons are captured.
+    "vllm_kernel": one kernel makes signs and activation output. "signs": capture runs next to vLLM's activation.
+    "gate": capture computes the gates a second time."""
     experts = capturable_experts(layer)
     apply = experts.apply
     logits = _keep_logits(layer.runner.router)
@@ -56,34 +56,35 @@ def install_experts(
 
 
 def capturable_experts(layer: MoeLayer) -> vllm_moe.ExpertsLike:
-    """Return the object that runs the experts of a layer; refuse one that shows no neurons, naming the remedy."""
+    """Return the object that runs the experts of a layer; refuse one that does not expose their neurons."""
     method = layer.runner.routed_experts.quant_method
     experts = None if method.moe_kernel is None else method.moe_kernel.fused_experts
     name = type(method if experts is None else experts).__name__
     if experts is not None and name == vllm_moe.TRITON_EXPERTS:
         if experts.quant_config.block_shape is not None:
             raise UnsupportedModelError(
-                f"{layer.name} computes the activation and its block quantization in one kernel, which shows no "
-                "neurons. Use a checkpoint that is not quantized in blocks"
+                f"{layer.name} computes the activation and its block quantization in one kernel, which does not "
+                "expose neurons. Use a checkpoint that is not quantized in blocks"
             )
         return experts
     if experts is not None and name == vllm_moe.CPU_EXPERTS and vllm_moe.has_known_cpu_weights(experts):
         return experts
     raise UnsupportedModelError(
-        f"the experts of {layer.name} are run by {name}, which shows no neurons of the chosen experts. On a GPU start "
-        "the engine with moe_backend 'triton', and without quantization if that kernel does not take it; on a CPU use "
-        "dtype 'float32' and vLLM 0.32 or later"
+        f"{name} runs the experts of {layer.name}, and does not expose their neurons. On a GPU start the engine with "
+        "moe_backend 'triton', and without quantization if this backend does not support it. On a CPU use dtype "
+        "'float32' and vLLM 0.32 or later"
     )
 
 
 def sort_by_weight_desc(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the choices of each row by descending weight. vLLM's CPU router leaves them unordered, others do not."""
+    """Sort the top-k experts of each row by descending weight. Only vLLM's CPU router leaves them unordered."""
     weights, order = weights.sort(dim=1, descending=True, stable=True)
     return ids.gather(1, order), weights
 
 
 def _keep_logits(router: vllm_moe.RouterLike) -> list[Tensor]:
-    """Let `select_experts` leave its logits (rows, experts) in a list: finite weights may hide nonfinite logits."""
+    """Make `select_experts` keep its logits (rows, experts) in the returned list.
+    Finite weights may hide nonfinite logits."""
     select, kept = router.select_experts, list[Tensor]()
 
     def select_experts(*arguments: Any, **named: Any) -> Any:
@@ -96,7 +97,7 @@ def _keep_logits(router: vllm_moe.RouterLike) -> list[Tensor]:
 
 
 def _captured_activation(capture: LayerCapture, kind: Any) -> Callable[..., Any]:
-    """Return a replacement of `activation` of Triton experts. kind: MoEActivation that the kernel was compared for."""
+    """Return the replacement for `activation` of Triton experts. kind: the MoEActivation that was compared."""
 
     def activation(called: Any, output: Tensor, input: Tensor, **further: Any) -> Any:  # noqa: A002
         shape = (input.shape[0], input.shape[1] // 2)

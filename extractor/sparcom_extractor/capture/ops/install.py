@@ -1,13 +1,15 @@
-"""Put capture into every FFN and MoE layer, and decide whether the kernel may make the activation output.
+"""Install capture in every FFN and MoE layer, and decide whether our kernel computes the activation output.
 
-On CUDA the kernel's own output saves a second read of the gate. It is used only where it is known to be vLLM's:
+On CUDA, computing the output in the capture kernel saves a second read of the gate. This requires proof that the output
+equals vLLM's:
 
-    1. the forward method that vLLM bound is `forward_cuda`, its kernel, or `forward_native` in a compiled graph;
-    2. no projection of the FFN is quantized: an activation fused with the quantization after it rounds differently;
+    1. vLLM bound the forward method `forward_cuda`, its own kernel, or `forward_native` in a compiled graph;
+    2. no projection of the FFN is quantized: an activation that is fused with quantization rounds differently;
     3. the outputs are equal on this device and with these versions (`compare.py`).
 
-MoE experts use vLLM's kernel, unless there is a clamp limit, and quantize in a separate one. In all other cases signs
-are captured beside the module: right by construction, for one more read of the gate.
+For MoE experts, vLLM uses its own activation kernel and quantizes in a separate one, so 1 and 2 hold. A clamp limit is
+the exception. In all other cases signs are captured next to the module: correct by construction, but the gate is read
+twice.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ Compare = Callable[[Output, ActivationSpec, Numerics, torch.dtype], int]
 
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
     """Install capture in a model before it is compiled; compiled graphs depend on the returned string.
-    It says per component how outputs are made: "module" (on a CPU), "vllm_kernel" or "inductor" (by the op), "signs"
-    (beside the op) or "gate" (see `install_experts`). dtype: of the projections."""
+    It names the source of the output per component: "module" (on a CPU), "vllm_kernel" or "inductor" (our kernel, with
+    these numerics), "signs" (vLLM's code; our kernel captures only) or "gate" (see `install_experts`).
+    dtype: of the projections."""
     modes = []
-    # vLLM runs shared experts within an operator that TorchInductor does not trace into.
+    # vLLM runs shared experts within an op that TorchInductor does not trace into.
     dense = ("", found.dense, buffers.dense, is_compiled(model))
     for name, ffns, buffer, compiled in (dense, ("shared-", found.shared, buffers.shared, False)):
         if buffer is not None:
@@ -59,7 +62,7 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
 def ffn_numerics(
     ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, compare: Compare = count_differences
 ) -> Numerics | None:
-    """Return the reference for the kernel's output on CUDA, or None for signs alone. compiled: by TorchInductor."""
+    """Return the numerics of the kernel's output on CUDA, or None for signs only. compiled: by TorchInductor."""
     activation = getattr(ffn.parent, ffn.attribute)
     numerics = expected_numerics(activation, compiled=compiled)
     if numerics is None or not all(map(is_unquantized, linear_layers(ffn.parent))):
@@ -70,7 +73,7 @@ def ffn_numerics(
 def expert_numerics(
     layers: Sequence[MoeLayer], dtype: torch.dtype, compare: Compare = count_differences
 ) -> Numerics | None:
-    """Return the same for the experts of all layers, which have one spec."""
+    """Return the same for the experts of all layers, which share one spec."""
     experts = [capturable_experts(layer) for layer in layers]
     if any(map(has_clamp_limit, experts)):
         return None
@@ -89,16 +92,18 @@ def expected_numerics(activation: torch.nn.Module, *, compiled: bool) -> Numeric
 def _checked(
     activation: Output, spec: ActivationSpec, numerics: Numerics, dtype: torch.dtype, compare: Compare
 ) -> Numerics | None:
-    """Return `numerics` if the kernel has this output and a comparison finds no difference; otherwise log why not."""
+    """Return `numerics` if the kernel has this output and a comparison finds no difference; else log why not."""
     if spec.kind not in FUSED[numerics]:
         return None
     try:
         different = compare(activation, spec, numerics, dtype)
     except Exception as error:  # noqa: BLE001  compilers raise anything, and capture works without the comparison
-        reason = f"it could not be compared: {type(error).__name__}: {error}"
+        reason = f"the comparison failed: {type(error).__name__}: {error}"
     else:
         if not different:
             return numerics
-        reason = f"the kernel's output differs from vLLM's in {different} numbers on this device"
-    logger.warning("capture takes signs beside %s, which is slower, not wrong: %s. Please report it", spec, reason)
+        reason = f"the kernel's output differs from vLLM's in {different} values on this device"
+    logger.warning(
+        "capture reads the gate of %s twice, which is correct but slower: %s. Please report it", spec, reason
+    )
     return None

@@ -1,10 +1,10 @@
-"""The gates of chosen experts on a CPU, where vLLM runs all experts of a layer in one native call.
+"""Gates of the top-k experts on a CPU, where vLLM runs all experts of a layer in one native call.
 
-That call shows no gates, so oneDNN computes them a second time, from a float32 copy of the gate's weights in its own
+That call does not expose gates. oneDNN computes them a second time, from a float32 copy of the gate weights in its own
 layout. The copy is a third of the experts' weights (docs/decisions/0019-cpu-gates-onednn.md).
 
-vLLM has packed each expert's fused projection, (2·padded, hidden), into (2·padded / 16, hidden, 16), with the gate in
-the first half. The layout is checked when a model is loaded, by packing random numbers with vLLM's own function.
+vLLM prepacks each expert's fused projection, (2·padded, hidden), into (2·padded / 16, hidden, 16), with the gate in
+the first half. Loading a model checks this layout by packing random numbers with vLLM's own function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparcom_data.schema import mask_bytes
 from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
 from sparcom_extractor.vllm_surface.moe import prepack_moe_weight
 
-PANEL = 16  # rows that vLLM packs together
+PACKED_ROWS = 16  # rows that vLLM packs together
 _BATCH = 64  # rows per expert that oneDNN chooses its layout for
 
 
@@ -33,23 +33,23 @@ class PrepackedGate:
         check_packing(packed, isa)
         _, double, hidden = packed.shape
         self._width, self._bytes, self._active_above = double // 2, mask_bytes(neurons), active_above
-        half = packed.detach()[:, : double // 2].view(len(packed), -1, hidden, PANEL)
+        half = packed.detach()[:, : double // 2].view(len(packed), -1, hidden, PACKED_ROWS)
         self._weights = [
-            torch.ops.mkldnn._reorder_linear_weight(panels.mT.reshape(-1, hidden).float(), _BATCH) for panels in half
+            torch.ops.mkldnn._reorder_linear_weight(expert.mT.reshape(-1, hidden).float(), _BATCH) for expert in half
         ]
         self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
 
     def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Compute the signs of the gates of rows (rows, hidden) for the chosen experts `ids` (rows, top_k).
+        """Compute the signs of the gates of rows (rows, hidden) for the experts `ids` (rows, top_k).
 
         Return uint8 (rows × top_k, neuron_bytes), in the order of the ids, and bool (rows × top_k,), True if nonfinite.
         """
-        chosen = ids.reshape(-1).numpy()
-        masks, nonfinite = np.empty((len(chosen), self._bytes), dtype=np.uint8), np.empty(len(chosen), dtype=np.bool_)
-        order = np.argsort(chosen, kind="stable")
+        experts = ids.reshape(-1).numpy()
+        masks, nonfinite = np.empty((len(experts), self._bytes), dtype=np.uint8), np.empty(len(experts), dtype=np.bool_)
+        order = np.argsort(experts, kind="stable")
         inputs = rows.float()[torch.from_numpy(order // ids.shape[1])]
-        parts = torch.split(inputs, np.bincount(chosen, minlength=len(self._weights)).tolist())
-        # One product per expert; everything else once, since each small parallel operation waits for all threads.
+        parts = torch.split(inputs, np.bincount(experts, minlength=len(self._weights)).tolist())
+        # One product per expert; all else once, because each small parallel operation waits for all threads.
         products = [inputs.new_empty((0, self._width))]
         for part, weight, bias in zip(parts, self._weights, self._biases, strict=True):
             if len(part):
@@ -61,16 +61,16 @@ class PrepackedGate:
 
 
 def check_packing(packed: Tensor, isa: str) -> None:
-    """Refuse weights (experts, 2·padded, hidden) that are not packed as expected, found by packing random numbers."""
+    """Refuse weights (experts, 2·padded, hidden) that are not packed as expected. Packs random numbers to find out."""
     _, double, hidden = packed.shape
-    numbers = torch.rand((1, 4 * PANEL, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
-    expected = numbers.view(4, PANEL, hidden).mT
+    numbers = torch.rand((1, 4 * PACKED_ROWS, hidden), generator=torch.Generator().manual_seed(0)).to(packed.dtype)
+    expected = numbers.view(4, PACKED_ROWS, hidden).mT
     if (
-        double % (4 * PANEL)
+        double % (4 * PACKED_ROWS)
         or not packed.is_contiguous()
-        or not torch.equal(prepack_moe_weight(numbers, isa).reshape(4, hidden, PANEL), expected)
+        or not torch.equal(prepack_moe_weight(numbers, isa).reshape(4, hidden, PACKED_ROWS), expected)
     ):
         raise UnsupportedModelError(
-            f"this release knows experts packed into panels of {PANEL} neurons; this vLLM packs {double} rows of "
+            f"this release supports expert weights packed by {PACKED_ROWS} rows; this vLLM packs {double} rows of "
             f"{hidden} for {isa!r} in another way. Use vLLM 0.32, or a GPU"
         )

@@ -1,13 +1,13 @@
-"""Everything that a step writes, at fixed addresses on the model's device: CUDA graphs replay addresses.
+"""Buffers that a step writes, at fixed addresses on the model's device, because CUDA graphs replay addresses.
 
     component               written by                                    arrays of the archive
     neuron                  activations of dense FFNs                     neuron/active
-    router                  the calls of a layer's experts                router/expert, router/weight
-    expert_neuron           activations of the chosen experts             expert_neuron/active
+    router                  the call of a layer's experts                 router/expert, router/weight
+    expert_neuron           activations of the top-k experts              expert_neuron/active
     shared_expert_neuron    activations of shared experts                 shared_expert_neuron/active
 
-Arrays are (token, layer, …): the rows of a step are one block in the archive's own order; later rows are stale. Neuron
-i is bit i % 8 of byte i // 8. One check covers all components, which share write counters and nonfinite flags.
+Arrays are (token, layer, …), so the rows of a step are one block in the archive's order; later rows are stale. Neuron
+i is bit i % 8 of byte i // 8. All components share write counters and nonfinite flags, so one check covers them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WRITE = 1 << 32
 
 
 def check_write_counters(counters: NDArray[np.int64], rows: int, names: Sequence[str], *, padded: bool) -> None:
-    """Raise RuntimeError unless every layer wrote once in a step, and all its rows; stale masks would be read as data.
+    """Raise RuntimeError unless every layer wrote all rows of a step exactly once: stale masks would pass as data.
     counters: int64 (layers,), 0 before the step. names: of the layers, for the error. padded: a layer may write more
     rows than the step has, as CUDA graphs of fixed sizes do."""
     calls, written = counters >> 32, counters & (WRITE - 1)
@@ -40,7 +40,7 @@ def check_write_counters(counters: NDArray[np.int64], rows: int, names: Sequence
         return
     layer = int(wrong.argmax())
     others = f", and {int(wrong.sum()) - 1} more layers are wrong" if wrong.sum() > 1 else ""
-    remedy = "The engine ran a path around the captured activation: report the model and vLLM version"
+    remedy = "The engine bypassed the captured activation: report the model and vLLM version"
     if calls[layer] > 1:
         remedy = "The model runs a layer several times per token, and an archive has one mask per layer and token"
     raise RuntimeError(
@@ -52,10 +52,10 @@ def check_write_counters(counters: NDArray[np.int64], rows: int, names: Sequence
 class MaskBuffer:
     """Masks of one component.
 
-    masks: uint8 (max_tokens, layers, neuron_bytes), with top_k > 0 (max_tokens, layers, top_k, neuron_bytes). Then
-        activations have one row per (token, choice), in that order.
+    masks: uint8 (max_tokens, layers, neuron_bytes); with top_k > 0, (max_tokens, layers, top_k, neuron_bytes). Then
+        activations have one row per (token, k), in that order.
     write_counters: int64 (layers,), see `WRITE`. nonfinite: uint8 (max_tokens, layers), 1 where a gate of the row is
-        not finite. problem: why a layer could not be captured, or None; its write counter has not moved then.
+        not finite. problem: why a layer could not be captured, or None; its write counter stays unchanged then.
     """
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
@@ -70,15 +70,15 @@ class MaskBuffer:
         self._host = tuple(array.numpy() for array in arrays) if nonfinite.device.type == "cpu" else None
 
     def fits(self, gate_up: Tensor) -> bool:
-        """Return whether `gate_up` is (rows, 2·neurons) and its rows fit. If not, set `problem`; the engine goes on."""
+        """Return whether `gate_up` is (rows, 2·neurons) and its rows fit. If not, set `problem`; the engine runs on."""
         rows_per_token = max(1, self.top_k)
         max_rows = self.masks.shape[0] * rows_per_token
         rows, *width = gate_up.shape
         if width == [2 * self.neurons] and rows <= max_rows and rows % rows_per_token == 0:
             return True
         self.problem = (
-            f"a step may hold {max_rows} rows of a layer (max_num_batched_tokens), {rows_per_token} per token, of "
-            f"{2 * self.neurons} numbers; a captured layer got {tuple(gate_up.shape)}"
+            f"a step may hold {max_rows} rows per layer (max_num_batched_tokens), {rows_per_token} per token, of "
+            f"{2 * self.neurons} values; a captured layer got {tuple(gate_up.shape)}"
         )
         return False
 
@@ -91,7 +91,7 @@ class MaskBuffer:
     def store_packed(self, layer: int, packed: NDArray[np.uint8], nonfinite: NDArray[np.bool_]) -> None:
         """Store packed signs, uint8 (rows, neuron_bytes), and which rows have a nonfinite gate, bool (rows,)."""
         if self._host is None:
-            raise RuntimeError(f"the host writes to buffers on the CPU; this one is on {self.masks.device}")
+            raise RuntimeError(f"the host can only write to buffers on the CPU; this one is on {self.masks.device}")
         masks, counters, flags = self._host
         rows = packed.reshape(-1, self.top_k, packed.shape[-1]) if self.top_k else packed
         masks[: len(rows), layer] = rows
@@ -101,8 +101,8 @@ class MaskBuffer:
 
 
 class RouteBuffer:
-    """Top-k experts as the experts get them: after normalization, times the layer's scale.
-    experts: uint16 (max_tokens, layers, top_k). weights: float32, likewise. Others: see `MaskBuffer`; nonfinite is 1
+    """Top-k experts of one model, with weights as the kernel gets them (normalized), times the layer's scale.
+    experts: uint16 (max_tokens, layers, top_k). weights: float32, same shape. Others: see `MaskBuffer`; nonfinite is 1
     where a weight or a router logit is not finite."""
 
     def __init__(self, top_k: int, write_counters: Tensor, nonfinite: Tensor) -> None:

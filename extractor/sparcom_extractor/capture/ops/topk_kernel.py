@@ -1,6 +1,6 @@
 # ruff: noqa: N803  (Triton's constants are capitals)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, import-untyped"
-"""The Triton kernel that stores the top-k experts of one layer in one launch; compiled once for all layers and rows."""
+"""Triton kernel that stores the top-k experts of one layer in one launch. It compiles once for all layers and rows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from sparcom_extractor.capture.ops.activation_kernel import widen
 from sparcom_extractor.capture.ops.step_buffers import RouteBuffer
 
-_BLOCK = 256  # (row, choice) per program
-_LOGITS = 1024  # (row, expert) per program
+_BLOCK = 256  # pairs (row, k) per program
+_LOGITS = 1024  # pairs (row, expert) per program
 
 
 @triton.jit(do_not_specialize=["rows", "layer"])
 def _store_topk_kernel(
     ids, weights, experts, stored, write_counters, nonfinite, logits,
-    rows, layer, scale, id_row, id_choice, weight_row, weight_choice, row_stride, flag_stride,
+    rows, layer, scale, id_row, id_k, weight_row, weight_k, row_stride, flag_stride,
     logit_row, logit_expert, num_experts,
     TOP_K: tl.constexpr, BLOCK: tl.constexpr, LOGITS: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row, choice = index // TOP_K, index % TOP_K
+    row, k = index // TOP_K, index % TOP_K
     inside = row < rows
-    target = row * row_stride + layer.to(tl.int64) * TOP_K + choice
+    target = row * row_stride + layer.to(tl.int64) * TOP_K + k
 
-    expert = tl.load(ids + row * id_row + choice * id_choice, mask=inside, other=0)
+    expert = tl.load(ids + row * id_row + k * id_k, mask=inside, other=0)
     tl.store(experts + target, expert.to(tl.uint16), mask=inside)
-    weight = widen(tl.load(weights + row * weight_row + choice * weight_choice, mask=inside, other=0.0)) * scale
+    weight = widen(tl.load(weights + row * weight_row + k * weight_k, mask=inside, other=0.0)) * scale
     tl.store(stored + target, weight, mask=inside)
     exponent = weight.to(tl.int32, bitcast=True) & 0x7F800000
     one = tl.full((BLOCK,), 1, dtype=tl.uint8)
@@ -50,7 +50,7 @@ def _store_topk_kernel(
 def launch_topk(
     routes: RouteBuffer, layer: int, ids: Tensor, weights: Tensor, scale: float, logits: Tensor | None
 ) -> None:
-    """Do what `store_topk` does, once shapes are checked. Any strides are fine."""
+    """Run `store_topk` on a device, after its checks of shapes. Takes any strides."""
     rows, top_k = ids.shape
     read = weights if logits is None else logits
     programs = max(1, triton.cdiv(rows * top_k, _BLOCK), 0 if logits is None else triton.cdiv(read.numel(), _LOGITS))

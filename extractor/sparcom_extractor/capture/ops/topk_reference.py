@@ -1,4 +1,4 @@
-"""Store the top-k experts of a step's rows: by `topk_kernel` on a device, on the CPU by its reference."""
+"""Store the top-k experts of a step's rows: by `topk_kernel` on a device, by its reference on the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sparcom_extractor.capture.ops.step_buffers import WRITE, RouteBuffer
 def store_topk(
     routes: RouteBuffer, layer: int, ids: Tensor, weights: Tensor, scale: float = 1.0, logits: Tensor | None = None
 ) -> None:
-    """Store the top-k experts of rows [0, rows) of `layer`, without waiting. If they do not fit, set `problem` alone.
-    ids: integers (rows, top_k). weights: floats, likewise. scale: the model multiplies the sum of the routed experts by
-    it. logits: of the router (rows, experts), if known; those of other rows are ignored."""
+    """Store the top-k experts of rows [0, rows) of `layer`, without waiting. If they do not fit, only set `problem`.
+    ids: integers (rows, top_k). weights: floats, same shape. scale: factor of the sum of the routed experts.
+    logits: of the router (rows, experts), if known; ignored if they are of other rows."""
     max_tokens, _, top_k = routes.experts.shape
     if logits is not None and len(logits) != len(ids):
         logits = None

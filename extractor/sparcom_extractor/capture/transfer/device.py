@@ -2,11 +2,11 @@
 
     step's stream   forward of step k │ parts ─▶ ring │ forward of step k+1 …
     side stream                         after that: ring ─▶ pinned memory
-    drain thread                                            waits for the copy, delivers, gives the room back
+    drain thread                                            waits for the copy, delivers, frees the region
 
-The step's thread only enqueues: copies into a ring on the device (the next step may then overwrite their sources), and
-one copy of the whole region on the side stream. It waits only while the ring or the pinned memory is full, and drops
-nothing. Both are allocated once. The next `send` raises any error of a copy or of a receiver.
+The step's thread only enqueues work: copies into a ring on the device, and one copy of the whole region on the side
+stream. The next step may then overwrite the sources. The thread waits only while the ring or the pinned memory is full,
+and drops nothing. Both are allocated once. The next `send` raises any error of a copy or a receiver.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 class Event(Protocol):
-    """A point in a stream's work."""
+    """A recorded point on a stream."""
 
-    def synchronize(self) -> None: ...  # blocks this thread until the point is reached; never called by the step's
+    def synchronize(self) -> None: ...  # blocks until the point is reached; the step's thread never calls it
 
 
 class Streams(Protocol):
@@ -43,9 +43,9 @@ class Streams(Protocol):
     def pinned(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the host, page-locked
     # Enqueues a copy on the step's stream.
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None: ...
-    # Enqueues a copy on the side stream, behind all that is now on the step's; returns the event at its end.
+    # Enqueues a copy on the side stream, after all work now on the step's stream; returns the event at its end.
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event: ...
-    def launch(self, work: Callable[[], object]) -> None: ...  # enqueues on the step's stream what `work` launches
+    def launch(self, work: Callable[[], object]) -> None: ...  # runs `work`, which launches on the step's stream
 
 
 class CudaStreams:
@@ -78,7 +78,7 @@ class CudaStreams:
 
 @dataclass(frozen=True, slots=True)
 class _Transfer:
-    """A region on its way to `start` in pinned memory. The other regions are free when it has arrived."""
+    """A copy in flight to `start` in pinned memory. When it has arrived, the other regions are freed."""
 
     arrived: Event
     start: int
@@ -90,8 +90,8 @@ class _Transfer:
 
 class DeviceTransferQueue:
     """A `TransferQueue` for tensors on a device.
-    ring_bytes: memory on the device; two whole steps keep it from waiting: one leaves while another is computed.
-    pinned_bytes: memory on the host, held from sending until the receiver is done."""
+    ring_bytes: device memory; room for two whole steps avoids waiting: one is copied while another is computed.
+    pinned_bytes: host memory; a region is held from `send` until the receiver is done."""
 
     delivers_in_step = False
 
@@ -113,7 +113,7 @@ class DeviceTransferQueue:
         return {"device_ring_bytes": self._ring.capacity, "pinned_bytes": self._pinned.capacity}
 
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None:
-        """Enqueue the transfer of the parts; raises what `check` raises. Waits only while there is no room."""
+        """Enqueue the transfer of the parts. Waits only while there is no room. Raises the errors of `check`."""
         *offsets, size = _offsets(parts)
         ring, pinned = self._reserve(size)
         for part, offset in zip(parts, offsets, strict=True):
@@ -126,7 +126,7 @@ class DeviceTransferQueue:
         self.sent_bytes += size
 
     def upload(self, values: NDArray[Any]) -> torch.Tensor:
-        """Enqueue a copy of small `values` to the device, for what the step enqueues before the next `send`."""
+        """Enqueue a copy of small `values` to the device, for work enqueued before the next `send`."""
         source = torch.from_numpy(values)
         ring, pinned = self._reserve(values.nbytes)
         self._uploads.append((ring, pinned))
@@ -141,7 +141,7 @@ class DeviceTransferQueue:
     def check(self) -> None:
         if self._error is not None:
             raise RuntimeError(
-                f"rows could not be brought off the device: {type(self._error).__name__}: {self._error}"
+                f"rows could not be copied from the device: {type(self._error).__name__}: {self._error}"
             ) from self._error
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class DeviceTransferQueue:
         self._thread.join()
 
     def _reserve(self, size: int) -> tuple[int, int]:
-        """Return the starts of a region of the ring and of one of the pinned memory; waits until there are both."""
+        """Return the starts of a ring region and a pinned region; wait until both have room."""
         with self._room:
             return self._reserve_in(self._ring, size), self._reserve_in(self._pinned, size)
 
@@ -176,7 +176,7 @@ class DeviceTransferQueue:
                     [view.numpy() for view in views], partial(self._give_back, self._pinned, [transfer.start])
                 )
         except Exception as error:  # ends this thread; the next send raises it to the step
-            logger.exception("the transfer of rows off the device failed")
+            logger.exception("the transfer of rows from the device failed")
             with self._room:
                 self._error = error
                 self._room.notify_all()
@@ -200,5 +200,5 @@ def _offsets(parts: Sequence[torch.Tensor]) -> list[int]:
 
 
 def _view(memory: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the bytes from `start` on in the dtype and shape of `like`."""
+    """Return a view of the memory from `start` on, with the dtype and shape of `like`."""
     return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

@@ -1,4 +1,4 @@
-"""How tensors of a step leave for the writer: the interface, and its implementation for tensors on the host.
+"""Queue that transfers a step's tensors to the writer: the interface, and its implementation for host tensors.
 
 send([masks, ids, positions, …], deliver)  ─▶  deliver([arrays of the same values], done)
 """
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 Arrays = Sequence[NDArray[Any]]
 Done = Callable[[], None]
 Deliver = Callable[[Arrays, Done], None]
-"""Takes arrays, which it may use until it calls `done`, once."""
+"""Receives arrays, and may use them until it calls `done`, once."""
 
 
 class TransferQueue(Protocol):
-    """The way from the step's tensors to the sessions. Transfers are delivered in the order of sending.
-    delivers_in_step: `send` delivers before it returns, so that a receiver that waits makes the step wait.
+    """Transfers the step's tensors to the sessions, in the order of sending.
+    delivers_in_step: `send` delivers before it returns, so a receiver that waits makes the step wait.
     backpressure_seconds: total time that steps waited for room. sent_bytes: total."""
 
     delivers_in_step: bool
     backpressure_seconds: float
     sent_bytes: int
 
-    # Copies the parts in the order of the step's stream, and delivers them when they have arrived.
+    # Copies the parts in the order of the step's stream, and delivers them on arrival.
     def send(self, parts: Sequence[torch.Tensor], deliver: Deliver) -> None: ...
-    # Does `work` on tensors in the order of the step's stream.
+    # Runs `work` on tensors, in the order of the step's stream.
     def launch(self, work: Callable[[], object]) -> None: ...
     def check(self) -> None: ...  # RuntimeError if a transfer could not be delivered
     def memory(self) -> dict[str, int]: ...  # bytes that the queue holds, by purpose
-    def close(self) -> None: ...  # delivers what was sent, then stops
+    def close(self) -> None: ...  # delivers pending transfers, then stops
 
 
 class HostTransferQueue:

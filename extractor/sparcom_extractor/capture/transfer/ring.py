@@ -1,6 +1,6 @@
-"""Allocator of regions in a circular buffer. It touches no memory.
+"""Region allocator for a circular buffer. It touches no memory.
 
-Regions are taken in order and do not wrap. They may be given back in any order; room comes free in the order of taking.
+Regions are taken in order and do not wrap. They may be given back in any order; space is freed in the order of taking.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ ALIGNMENT = 256  # bytes: any dtype can be viewed at a region's start, and copie
 
 
 def aligned(size: int) -> int:
-    """Round `size` bytes up to the alignment; at least one unit, so that no two regions coincide."""
+    """Round `size` bytes up to the alignment; at least one unit, so that regions never coincide."""
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
 
 
@@ -22,10 +22,10 @@ class ByteRing:
 
     def take(self, size: int) -> int | None:
         """Return the start of a region of at least `size` bytes, or None while there is no room.
-        ValueError if it is larger than the whole ring, so that waiting would never help."""
+        Raises ValueError if it is larger than the whole ring: waiting would never help."""
         size = aligned(size)
         if size > self.capacity:
-            raise ValueError(f"a region must fit the ring of {self.capacity} bytes; {size} were asked for")
+            raise ValueError(f"a region must fit the ring of {self.capacity} bytes; {size} were requested")
         if (start := self._fit(size)) is not None:
             self._regions[start] = (start + size, False)
         return start

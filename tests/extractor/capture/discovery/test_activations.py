@@ -47,10 +47,10 @@ CASES: dict[str, tuple[str, dict[str, Any], ActivationSpec]] = {
 
 @pytest.fixture(scope="module")
 def make() -> Iterator[Callable[[str, dict[str, Any]], torch.nn.Module]]:
-    """Makes vLLM's own activations, eager ones."""
+    """Return vLLM's own activations, in eager mode."""
     with ExitStack() as stack:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+            warnings.simplefilter("ignore")  # importing vLLM raises warnings
             from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
             from vllm.model_executor.layers import activation
 
@@ -60,7 +60,7 @@ def make() -> Iterator[Callable[[str, dict[str, Any]], torch.nn.Module]]:
 
 
 def every_gate(dtype: torch.dtype) -> torch.Tensor:
-    """All finite numbers of 16 bits that are not so small that f is 0 in that type: (1, n)."""
+    """Return all finite 16-bit numbers, except those so small that f is 0 in that dtype: (1, n)."""
     gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
     return gate[gate.isfinite() & ((gate == 0) | (gate.abs() > 1e-30))].to(dtype)[None]
 
@@ -70,7 +70,7 @@ def mask_buffer(neurons: int) -> MaskBuffer:
 
 
 def joined(spec: ActivationSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The fused projection that has these parts."""
+    """Return the fused projection with these parts."""
     gate_up = torch.empty((gate.shape[0], 2 * gate.shape[1]), dtype=gate.dtype)
     for part, values in zip(spec.split(gate_up), (gate, up), strict=True):
         part.copy_(values)
@@ -78,7 +78,7 @@ def joined(spec: ActivationSpec, gate: torch.Tensor, up: torch.Tensor) -> torch.
 
 
 def test_every_class_has_a_case() -> None:
-    """A class that is taken is tested below."""
+    """Every supported class has a test case."""
     assert {name for name, _, _ in CASES.values()} == GATED
 
 
@@ -86,8 +86,8 @@ def test_every_class_has_a_case() -> None:
 def test_active_neurons_have_a_positive_output_in_vllm(
     case: str, make: Callable[[str, dict[str, Any]], torch.nn.Module]
 ) -> None:
-    """With up at 1 vLLM's own result is above 0 exactly where the spec calls the gate active, for every bfloat16.
-    The op stores the same bits and returns vLLM's result."""
+    """With up = 1, vLLM's output is positive exactly where the spec calls the gate active, for every bfloat16. The op
+    stores the same bits and returns vLLM's result."""
     name, arguments, spec = CASES[case]
     activation = make(name, arguments)
     assert spec_of(activation) == spec
@@ -107,7 +107,7 @@ def test_active_neurons_have_a_positive_output_in_vllm(
 def test_a_threshold_is_compared_as_vllm_compares_it(
     dtype: torch.dtype, make: Callable[[str, dict[str, Any]], torch.nn.Module]
 ) -> None:
-    """A threshold between two numbers of 16 bits parts them; rounded to that type first it would not (one number)."""
+    """The threshold is compared in float32. Rounded to 16 bits first, it would not separate its two neighbors."""
     activation = make("FatreluAndMul", {"threshold": 0.01})
     gate = every_gate(dtype)
     buffer = mask_buffer(gate.shape[1])
@@ -139,14 +139,14 @@ REFUSED: dict[str, tuple[torch.nn.Module, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_parameters_that_break_the_sign_rule_are_refused(case: str) -> None:
-    """Parameters with which f(gate) > 0 is not the sign of the gate, or that are not there, are refused by name."""
+    """Parameters are refused by name if they are missing, or if f(gate) > 0 does not follow from the gate's sign."""
     module, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):
         spec_of(module)
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    """Two parameters out of bounds are both in the message."""
+    """The message lists both of two parameters that are out of bounds."""
     with pytest.raises(ValueError, match=r"limit must be above 0; it is -1; its alpha must be finite; it is nan"):
         ActivationSpec("swiglu_clamp", limit=-1, alpha=math.nan)
 

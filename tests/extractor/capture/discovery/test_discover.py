@@ -20,7 +20,7 @@ def find_gated_ffns(model: nn.Module, layers: int) -> list[GatedFFN]:
 
 
 class Linear(nn.Module):
-    """The attributes of vLLM's linear layers."""
+    """A linear layer with the attributes of vLLM's."""
 
     def __init__(self, input_size: int, output_size: int, parts: int = 1) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class GeluAndMul(nn.Module):
 
 
 class FFN(nn.Module):
-    """A gated FFN whose attributes are called as no model calls them."""
+    """A gated FFN with unusual attribute names."""
 
     def __init__(self, hidden: int, neurons: int, activation: nn.Module | None = None, parts: int = 1) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FFN(nn.Module):
 
 
 class Layer(nn.Module):
-    """A decoder layer with attention and whatever FFN."""
+    """A decoder layer with attention and any FFN."""
 
     def __init__(self, ffn: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Layer(nn.Module):
 
 
 def model_of(*ffns: nn.Module) -> nn.Module:
-    """A model named as vLLM names modules: blocks.NUMBER.ffn."""
+    """A model with vLLM's module names: blocks.NUMBER.ffn."""
     model = nn.Module()
     model.blocks = nn.ModuleList(Layer(ffn) for ffn in ffns)
     return model
@@ -67,7 +67,7 @@ def model_of(*ffns: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("neurons", [40, 16, 32, 8])
 def test_ffns_are_found_by_structure(neurons: int) -> None:
-    """Names play no part, nor does a width that happens to be that of the hidden state, twice or half of it."""
+    """Names do not matter, nor does an intermediate size that equals the hidden size, twice or half of it."""
     found = find_gated_ffns(model_of(*(FFN(16, neurons) for _ in range(3))), 3)
     assert [(ffn.layer_id, ffn.name, ffn.attribute) for ffn in found] == [
         (layer, f"blocks.{layer}.ffn", "squash") for layer in range(3)
@@ -79,7 +79,8 @@ def test_ffns_are_found_by_structure(neurons: int) -> None:
 
 
 def test_an_ffn_of_two_layers_is_refused() -> None:
-    """Weight sharing across depth is named with both layers, for an FFN and a whole block. An activation may be one."""
+    """Weight sharing across layers is refused and names both layers, for an FFN and a whole block. An activation may be
+    shared."""
     ffn, layer = FFN(16, 32), Layer(FFN(16, 32))
     with pytest.raises(UnsupportedModelError, match=r"shares blocks\.0\.ffn as blocks\.2\.ffn among layers"):
         find_gated_ffns(model_of(ffn, FFN(16, 32), ffn), 3)
@@ -92,24 +93,22 @@ def test_an_ffn_of_two_layers_is_refused() -> None:
 
 
 def test_a_model_of_the_transformers_backend_is_refused_with_a_hint() -> None:
-    """The backend merges gate and up projections that are apart; where it does not, nothing shows the gate."""
+    """The backend merges separate gate and up projections; where it does not, the gate is not exposed."""
     model = type("TransformersForCausalLM", (nn.Module,), {})()
     model.blocks = nn.ModuleList([nn.Identity()])
-    with pytest.raises(
-        UnsupportedModelError, match="Transformers backend, which runs it, shows a gate only where it merges"
-    ):
+    with pytest.raises(UnsupportedModelError, match="Transformers backend, which exposes gates only if it merges"):
         find_gated_ffns(model, 1)
 
 
 def test_layers_are_in_the_order_of_their_numbers() -> None:
-    """The layer axis is in layer order, ten after nine, whatever order modules were registered in."""
+    """Layers are sorted by number (10 after 9), in whatever order modules were registered."""
     model = nn.Module()
     model.blocks = nn.ModuleDict({str(layer): Layer(FFN(16, 40)) for layer in reversed(range(12))})
     assert [ffn.layer_id for ffn in find_gated_ffns(model, 12)] == list(range(12))
 
 
 def test_a_shared_activation_module_is_found_in_every_layer() -> None:
-    """Models that share one activation object (Gemma) have an FFN of their own in each layer all the same."""
+    """In models that share one activation object (Gemma), each layer still has its own FFN."""
     shared = GeluAndMul()
     found = find_gated_ffns(model_of(FFN(16, 40, shared), FFN(16, 40, shared)), 2)
     assert [ffn.layer_id for ffn in found] == [0, 1]
@@ -118,20 +117,20 @@ def test_a_shared_activation_module_is_found_in_every_layer() -> None:
 
 
 def test_a_rank_knows_its_own_width() -> None:
-    """Under tensor parallelism the rank's slice and the layer's width are told apart."""
+    """Under tensor parallelism, the rank's width and the layer's width are distinct."""
     found = find_gated_ffns(model_of(FFN(16, 40, parts=2)), 1)
     assert (found[0].intermediate_size, found[0].intermediate_size_per_partition) == (40, 20)
 
 
 def test_vllms_own_activations_are_found() -> None:
-    """The names are those of the classes of the installed vLLM, and so are those that are refused."""
+    """The names of supported and refused classes exist in the installed vLLM."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        warnings.simplefilter("ignore")  # importing vLLM raises warnings
         from vllm.model_executor.layers import activation as layers
 
     gated = {name for name in vars(layers) if "AndMul" in name or name == "MulAndSilu"}
     assert gated == GATED | set(REFUSED_ACTIVATIONS), "an activation is neither taken nor refused"
-    real = layers.SiluAndMul.__new__(layers.SiluAndMul)  # its own __init__ wants a vLLM configuration
+    real = layers.SiluAndMul.__new__(layers.SiluAndMul)  # its own __init__ needs a vLLM configuration
     nn.Module.__init__(real)
     assert find_gated_ffns(model_of(FFN(16, 40, real)), 1)[0].spec.kind == "silu"
 
@@ -182,25 +181,25 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: FFN(16, 40, class_named("GeluAndMulSparse")()),
         r"GeluAndMulSparse cannot be captured: its threshold is a statistic of the row",
     ),
-    "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) holds 2 linear layers that do not fit"),
-    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is an MoE layer of another kind"),
+    "linears": (linears_that_do_not_fit, r"blocks.1.ffn \(FFN\) has 2 linear layers that do not match"),
+    "FusedMoE": (experts("FusedMoE"), r"blocks.1.ffn.experts \(FusedMoE\) is of another kind"),
     "a kind of MoERunner": (
         experts("Mine", class_named("MoERunner", nn.Module)),
-        r"\(Mine\) is an MoE layer of another kind",
+        r"\(Mine\) is of another kind",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_models_that_cannot_be_captured_are_refused(case: str) -> None:
-    """A second layer that is none of the kind that capture knows is refused, and the message says why."""
+    """A second layer of an unsupported kind is refused with a reason."""
     make, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):
         find_gated_ffns(model_of(FFN(16, 40), make()), 2)
 
 
 def test_a_model_without_any_ffn_is_refused() -> None:
-    """No gated FFN at all, in more layers than a message lists."""
+    """A model with no gated FFN is refused, even if it has more layers than a message lists."""
     with pytest.raises(
         UnsupportedModelError, match=r"none in layers 0, 1, 2, 3, 4, 5, 6, 7, …\. Models without a gate"
     ):
@@ -208,13 +207,13 @@ def test_a_model_without_any_ffn_is_refused() -> None:
 
 
 def test_a_tower_of_more_layers_is_not_taken_for_the_decoder() -> None:
-    """Gated FFNs in more layers than the decoder has belong to something else, such as a vision tower."""
+    """Gated FFNs in more layers than the decoder has belong to another part, such as a vision tower."""
     with pytest.raises(UnsupportedModelError, match=r"belong to the 2 decoder layers; Module has some in layers 2, 3"):
         find_gated_ffns(model_of(*(FFN(16, 40) for _ in range(4))), 2)
 
 
 @pytest.mark.parametrize("name", ["model.layers.3.mlp.0", "model.mlp"])
 def test_a_name_without_exactly_one_number_is_refused(name: str) -> None:
-    """The layer is the one number in a module's name; none or two cannot be told."""
-    with pytest.raises(UnsupportedModelError, match="holds one number, the layer's"):
+    """The layer number is the only number in a module's name; none or two are ambiguous."""
+    with pytest.raises(UnsupportedModelError, match="must hold one number, the layer's"):
         layer_number(name)

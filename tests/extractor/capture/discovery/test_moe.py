@@ -1,4 +1,4 @@
-"""Layers of experts are found by vLLM's runner, and what cannot be captured of them is refused with the remedy."""
+"""MoE layers are found by vLLM's runner. Layers that cannot be captured are refused with the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class Linear(nn.Module):
-    """A linear layer as vLLM's look from outside; `parts` is the number of tensor-parallel ranks."""
+    """A linear layer with the attributes of vLLM's. parts: number of tensor-parallel ranks."""
 
     def __init__(self, inputs: int, outputs: int, parts: int = 1) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class Linear(nn.Module):
 
 
 class SiluAndMul(nn.Module):
-    """Known by its name."""
+    """Recognized by its name."""
 
 
 class FFN(nn.Module):
-    """Gate and up, fused, beside down; shared experts may have a gate of their own."""
+    """Fused gate and up, and down; shared experts may have a gate of their own."""
 
     def __init__(self, hidden: int, neurons: int, *, parts: int = 1, gate: bool = False) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class FFN(nn.Module):
 
 
 class TritonExperts:
-    """Known by its name."""
+    """Recognized by its name."""
 
     def __init__(self, **config: Any) -> None:
         self.quant_config = SimpleNamespace(**({"block_shape": None} | config))
@@ -63,11 +63,11 @@ class TritonExperts:
         return "output"
 
     def activation(self, activation: Any, output: Any, input: Any) -> None:  # noqa: A002
-        """Vllm's own."""
+        """vLLM's own method."""
 
 
 def runner_of(shared: nn.Module | None = None, **changed: Any) -> nn.Module:
-    """A runner of eight experts of 48 neurons, two chosen."""
+    """A runner of eight experts of 48 neurons with top_k 2."""
     values: dict[str, Any] = {
         "experts": 8, "top_k": 2, "neurons": 48, "ranks": 1, "ep": False, "dp": 1, "sequence": False,
         "activation": "silu", "scale": 1.0, "eplb": None, "fused": 0, "router": "FusedTopKRouter",
@@ -117,8 +117,8 @@ def found_in(*ffns: nn.Module) -> Findings:
     return find_captured(model_of(*ffns), range(len(ffns)))
 
 
-def test_dense_routed_and_shared_experts_are_told_apart() -> None:
-    """An FFN within a layer of experts is its shared experts; in a layer of its own it is dense."""
+def test_dense_routed_and_shared_experts_are_distinguished() -> None:
+    """An FFN within an MoE layer is its shared experts; in a layer of its own it is dense."""
     found = found_in(FFN(16, 40), moe_block(FFN(16, 24, gate=True)), FFN(16, 40), moe_block(FFN(16, 24, gate=True)))
     assert [ffn.layer_id for ffn in found.dense] == [0, 2]
     assert [layer.layer_id for layer in found.moe] == [1, 3]
@@ -136,8 +136,8 @@ def test_dense_routed_and_shared_experts_are_told_apart() -> None:
     ]  # fmt: skip
 
 
-def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
-    """Width 0, no layer: nothing is made up for components that a model does not have."""
+def test_a_model_with_only_moe_layers_has_no_dense_layers() -> None:
+    """Components that a model lacks have width 0 and no layers."""
     found = found_in(moe_block(), moe_block())
     described = describe_found(found)
     assert described.moe is not None
@@ -149,8 +149,8 @@ def test_a_model_of_experts_alone_has_no_dense_layers() -> None:
     }
 
 
-def test_a_shared_expert_as_wide_as_the_model_is_understood() -> None:
-    """The gate of a shared expert takes the model's width; it is not mistaken for the down projection."""
+def test_a_shared_expert_as_wide_as_the_model_is_found() -> None:
+    """The gate of a shared expert takes the model's width, but is not mistaken for the down projection."""
     assert found_in(moe_block(FFN(24, 24, gate=True))).shared[0].intermediate_size == 24
 
 
@@ -179,24 +179,24 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "data parallelism": (lambda: moe_block(dp=2), "data_parallel_size=1"),
     "sequence parallelism": (lambda: moe_block(sequence=True), "sequence parallelism"),
     "balanced experts": (lambda: moe_block(eplb=object()), "without enable_eplb"),
-    "shared among the routed": (lambda: moe_block(fused=1), "runs its shared experts as further routed ones"),
+    "shared among the routed": (lambda: moe_block(fused=1), "runs its shared experts as routed experts"),
     "experts without neurons": (lambda: moe_block(router="ZeroExpertRouter"), "experts without neurons"),
     "another activation": (
         lambda: moe_block(activation="swigluoai"),
         "experts with silu, gelu, gelu_tanh; .* 'swigluoai'",
     ),
     "another number": (lambda: moe_block(experts=9), "layers.0.mlp.experts and layers.1.mlp.experts differ"),
-    "another k": (lambda: moe_block(top_k=3), "alike in activation, number of experts, top_k and widths"),
+    "another k": (lambda: moe_block(top_k=3), "same activation, number of experts, top_k and widths"),
     "another width": (lambda: moe_block(neurons=56), "differ"),
     "shared experts in one layer": (lambda: moe_block(FFN(16, 24)), "differ"),
     "an FFN beside the experts": (beside, "several in layers 1"),
-    "two in the shared experts": (two_shared, "shared experts are one gated FFN; .* hold 2"),
-    "an unknown runner": (unknown, r"an MoE layer of another kind \(.*moe_config"),
+    "two in the shared experts": (two_shared, "shared experts must be one gated FFN; .* hold 2"),
+    "an unknown runner": (unknown, r"is of another kind \(.*moe_config"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_captured_is_refused(case: str) -> None:
+def test_unsupported_layers_are_refused(case: str) -> None:
     """A second layer that differs, or whose rows or experts are not the step's own, is refused with the remedy."""
     make, reason = REFUSED[case]
     with pytest.raises(UnsupportedModelError, match=reason):
@@ -204,8 +204,8 @@ def test_what_cannot_be_captured_is_refused(case: str) -> None:
 
 
 KERNELS: dict[str, tuple[Any, str]] = {
-    "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "run by TrtLlmBf16Experts, .* moe_backend 'triton'"),
-    "no kernel": (None, "run by SimpleNamespace, which shows no neurons"),
+    "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "TrtLlmBf16Experts runs .* moe_backend 'triton'"),
+    "no kernel": (None, "SimpleNamespace runs .*, and does not expose their neurons"),
     "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
     "another instruction set": (
         type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
@@ -213,21 +213,21 @@ KERNELS: dict[str, tuple[Any, str]] = {
     ),
     "another library": (
         type("CPUUnquantizedExperts", (), {"isa": "vec", "_use_zentorch": True})(),
-        "shows no neurons",
+        "does not expose their neurons",
     ),
 }
 
 
 @pytest.mark.parametrize("case", KERNELS)
-def test_a_kernel_that_hides_the_neurons_is_refused(case: str) -> None:
-    """The message names the kernel and the setting that helps; zeros never stand in for data."""
+def test_a_kernel_that_does_not_expose_neurons_is_refused(case: str) -> None:
+    """The message names the kernel and the setting that helps. Zeros never stand in for data."""
     kernel, reason = KERNELS[case]
     with pytest.raises(UnsupportedModelError, match=reason):
         capturable_experts(found_in(moe_block(kernel=kernel)).moe[0])
 
 
 def test_vllms_moe_classes_have_the_expected_names() -> None:
-    """Attributes that are read exist in the installed version."""
+    """The attributes that capture reads exist in the installed vLLM."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -247,8 +247,8 @@ def test_vllms_moe_classes_have_the_expected_names() -> None:
 
 
 def test_stored_routes_are_those_of_the_experts() -> None:
-    """Ids and weights are taken as the kernel is given them, the weights with the factor of all routed experts; the
-    kernel gets the same, and its answer goes on."""
+    """Ids and weights are stored as the kernel gets them; weights include the factor of the routed experts. The kernel
+    gets the same inputs, and its result is returned."""
     layer = found_in(moe_block(scale=2.5)).moe[0]
     kernel = layer.runner.routed_experts.quant_method.moe_kernel.fused_experts
     buffers = StepBuffers(8, Widths(moe_layer_ids=[0], top_k=2, expert_neurons=48), CPU)
@@ -257,7 +257,7 @@ def test_stored_routes_are_those_of_the_experts() -> None:
     install_experts(layer, 0, buffers.routes, buffers.experts)
     ids, weights = torch.tensor([[5, 2], [0, 7]]), torch.tensor([[0.7, 0.3], [0.5, 0.25]])
     logits = torch.zeros(2, 8)
-    logits[1, 4] = torch.nan  # of an expert that is not chosen
+    logits[1, 4] = torch.nan  # of an expert that is not selected
     assert layer.runner.router.select_experts(hidden_states=None, router_logits=logits) == "chosen"
     assert kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None) == "output"
     assert kernel.applied[0]["topk_ids"] is ids
@@ -270,8 +270,8 @@ def test_stored_routes_are_those_of_the_experts() -> None:
     assert not buffers.nonfinite.any(), "logits are looked at once"
 
 
-def test_choices_without_an_order_are_put_sort_by_weight_desc() -> None:
-    """vLLM's router for CPUs lists its choices in no order; ids go with their weights."""
+def test_unordered_top_k_experts_are_sorted_by_descending_weight() -> None:
+    """vLLM's CPU router returns the top-k experts unordered; ids move with their weights."""
     ids, weights = sort_by_weight_desc(
         torch.tensor([[3, 1, 2], [9, 8, 7]]), torch.tensor([[0.1, 0.7, 0.2], [3.0, 2, 1]])
     )
@@ -287,8 +287,8 @@ def config_of(ranks: int = 1, device: str = "cuda", *, eager: bool = False) -> A
     )
 
 
-def test_ranks_must_share_every_width_on_byte_borders() -> None:
-    """Dense, shared and routed widths alike: the first that does not split is named, with the rule."""
+def test_ranks_must_split_every_width_into_whole_bytes() -> None:
+    """This holds for dense, shared and routed widths: the first one that does not split is named, with the rule."""
     refuse_model(config_of(2), found_in(FFN(16, 32, parts=2), moe_block(FFN(16, 48, parts=2), neurons=64, ranks=2)))
     for model in (
         [FFN(16, 40, parts=2), moe_block(FFN(16, 48, parts=2), neurons=64, ranks=2)],
@@ -300,20 +300,20 @@ def test_ranks_must_share_every_width_on_byte_borders() -> None:
 
 
 def test_an_ffn_that_every_rank_holds_whole_is_refused() -> None:
-    """A replicated FFN has no slices to write; the message does not speak of bytes."""
+    """A replicated FFN has no slices to write; the message does not mention bytes."""
     with pytest.raises(UnsupportedModelError, match="has 32 neurons and this rank of 2 has 32"):
         refuse_model(config_of(2), found_in(FFN(16, 32)))
 
 
 def test_counting_that_would_fill_the_memory_is_refused() -> None:
-    """The message says what it would take and what to lower; what fits is let in."""
+    """The message says how much memory counting needs and which setting to lower. Counts that fit are accepted."""
     part = ArrayPart("expert_neuron/count", None, (24, 60, 1408))  # type: ignore[arg-type]
     assert refuse_host_counts([part], 4) is None
     assert "lower max_num_seqs" in str(refuse_host_counts([part], 10**7))
 
 
-def test_compiled_experts_of_a_cpu_are_refused() -> None:
-    """There the compiler looks into them; dense models and GPUs are not concerned."""
+def test_compiled_experts_on_a_cpu_are_refused() -> None:
+    """On a CPU the compiler traces into experts. Dense models and GPUs are unaffected."""
     with pytest.raises(UnsupportedModelError, match="enforce_eager, which is the default there"):
         refuse_model(config_of(device="cpu"), found_in(moe_block()))
     refuse_model(config_of(device="cpu", eager=True), found_in(moe_block()))

@@ -1,7 +1,8 @@
 # ruff: noqa: N803
-"""What TorchInductor 2.13 makes of vLLM's `forward_native`, in its order of operations; only compiled, never run.
+"""Code that TorchInductor 2.13 generates for vLLM's `forward_native`, in its order of operations; compiled, never run.
 
-Read off the code that it generates for bfloat16 and float32 on a device of capability 9.0.
+Taken from the code that it generates for bfloat16 and float32 on a device of capability 9.0.
+
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from triton.language.extra import libdevice
 
 @triton.jit
 def inductors_kernel(in_ptr0, out_ptr0, KIND: tl.constexpr, XBLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """f(gate)·up for rows of 2·11,008 numbers."""
+    """Compute f(gate)·up for rows of 2·11,008 numbers."""
     index = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[:]
     column = index % 11008
     row = index // 11008

@@ -2,9 +2,9 @@
 
     TRITON_INTERPRET=1 python interpreted_kernels.py CASES SEED
 
-A program of its own: Triton decides at import whether it interprets, and other tests in the process need it not to.
-The interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9), so
-that those functions are handed in: transcendentals in float64, rounded once; bfloat16 as integers.
+This is a separate program, because Triton chooses the interpreter at import and other tests need the compiler. The
+interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9). These
+functions are replaced: transcendentals run in float64, rounded once; bfloat16 is converted as integers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROWS = (0, 1, 1, 2, 3, 6)
 
 
 def through_float64(function: Any) -> Any:
-    """A function of an interpreted block, which holds its numbers as a NumPy array."""
+    """Apply a function to an interpreted block, which holds its numbers as a NumPy array."""
 
     def interpreted(x: Any) -> Any:
         with np.errstate(all="ignore"):
@@ -57,7 +57,7 @@ def through_float64(function: Any) -> Any:
 
 @triton.jit
 def narrow(x, kind: tl.constexpr):  # type: ignore[no-untyped-def]
-    """float32 to the nearest bfloat16, ties to even; the interpreter does float16 right itself."""
+    """Round float32 to the nearest bfloat16, ties to even; the interpreter rounds to float16 correctly."""
     result = x.to(tl.float16)
     if kind == tl.float32:
         result = x
@@ -70,7 +70,7 @@ def narrow(x, kind: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def widen(x):  # type: ignore[no-untyped-def]
-    """bfloat16 to float32 by its bits."""
+    """Widen bfloat16 to float32 by its bits."""
     result = x
     if x.dtype == tl.bfloat16:
         result = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -86,7 +86,7 @@ activation_kernel.narrow, activation_kernel.widen, topk_kernel.widen = narrow, w
 
 
 def random_spec(draw: random.Random) -> tuple[ActivationSpec, Numerics | None]:
-    """A spec of any kind and layout, and a numerics that the kernel has for it."""
+    """Return a random spec and one of the kernel's numerics for it."""
     numerics: Numerics | None = draw.choice([*Numerics, None])
     kinds: list[Kind] = sorted(FUSED[numerics or Numerics.VLLM_KERNEL])
     kind = draw.choice(kinds)
@@ -107,7 +107,7 @@ def random_spec(draw: random.Random) -> tuple[ActivationSpec, Numerics | None]:
 
 
 def random_input(draw: random.Random, dtype: torch.dtype, rows: int, neurons: int) -> torch.Tensor:
-    """(rows, 2·neurons) of any bits of the type or of usual size, contiguous or a view with strides."""
+    """Return (rows, 2·neurons) with any bits of the dtype or usual values, contiguous or a strided view."""
     generator = torch.Generator().manual_seed(draw.getrandbits(31))
     shape = (rows, 2 * neurons)
     if draw.random() < 0.4:  # any bits: NaN of any payload, infinities, subnormals, both zeros
@@ -130,21 +130,21 @@ def random_input(draw: random.Random, dtype: torch.dtype, rows: int, neurons: in
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal bit for bit, but that any NaN is any other."""
+    """Return whether tensors are equal bit for bit; all NaNs are equal."""
     integer = torch.int32 if one.dtype == torch.float32 else torch.int16
     equal = (one.view(integer) == other.view(integer)) | (one.isnan() & other.isnan())
     return bool(equal.all()) and one.shape == other.shape
 
 
 def first_difference(spec: ActivationSpec, gate_up: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> str:
-    """The gate, the up value and both results where they first differ."""
+    """Return gate, up and both results at the first difference."""
     row, column = ((one != other) & ~(one.isnan() & other.isnan())).nonzero()[0].tolist()
     gate, up = spec.split(gate_up)
     return f"{gate[row, column]} · {up[row, column]}: {one[row, column]} against {other[row, column]}"
 
 
 def check_activation(draw: random.Random) -> str:
-    """One random case; returns what it was."""
+    """Run one random case; return its description."""
     spec, numerics = random_spec(draw)
     dtype, rows, neurons = draw.choice(DTYPES), draw.choice(ROWS), draw.choice(WIDTHS)
     gate_up = random_input(draw, dtype, rows, neurons)
@@ -187,7 +187,7 @@ def check_activation(draw: random.Random) -> str:
 
 
 def random_ids(draw: random.Random, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Experts as routers and kernels number them: of 64 or 65,535, in 32 or 64 bits; -1 where there is none."""
+    """Return expert ids as routers and kernels number them: of 64 or 65,535, in 32 or 64 bits; -1 means no expert."""
     ids = torch.randint(0, draw.choice([64, 65535]), shape, generator=generator)
     dtype = draw.choice([torch.int32, torch.int64, torch.uint32])
     if dtype != torch.uint32:
@@ -196,7 +196,7 @@ def random_ids(draw: random.Random, shape: tuple[int, int], generator: torch.Gen
 
 
 def strided(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, contiguous or a view with strides."""
+    """Return the same numbers, contiguous or as a strided view."""
     match draw.choice(["contiguous", "columns of a wider tensor", "every other column", "transposed"]):
         case "columns of a wider tensor":
             return torch.cat([tensor, tensor, tensor], dim=1)[:, tensor.shape[1] : 2 * tensor.shape[1]]
@@ -208,7 +208,8 @@ def strided(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_routes(draw: random.Random) -> str:
-    """One random case of stored routes: ids and weights of any type and layout, weights of any bits; what it was."""
+    """Run one random case of stored top-k experts: ids and weights of any dtype, layout and bits. Return its
+    description."""
     generator = torch.Generator().manual_seed(draw.getrandbits(31))
     rows, top_k, layers, layer = (
         draw.choice([0, 1, 2, 7, 64, 131]),
@@ -243,12 +244,12 @@ def check_routes(draw: random.Random) -> str:
 
 
 def check_counts(draw: random.Random) -> None:
-    """One random case of counting: runs of rows, some of one slot, some long, in masks of any bits."""
+    """Run one random case of counting: runs of rows, some sharing a slot, some long, in masks of any bits."""
     generator = torch.Generator().manual_seed(draw.getrandbits(31))
     rows, layers, neurons, slots = draw.choice([1, 9, 130, 300]), draw.choice([1, 2]), draw.choice(WIDTHS), 3
     masks = torch.randint(0, 256, (rows, layers, -(-neurons // 8)), generator=generator, dtype=torch.uint8)
     if draw.random() < 0.3:
-        masks.fill_(255)  # the most that counters must hold
+        masks.fill_(255)  # the largest counts
     border = sorted(draw.randrange(rows + 1) for _ in range(3))
     length = np.diff([0, *border, rows])
     slot = np.array([draw.randrange(slots) for _ in length])
@@ -264,7 +265,7 @@ def check_counts(draw: random.Random) -> None:
 
 
 def check_full_tile() -> None:
-    """The longest tile, all ones: one more than a counter of 8 bits holds."""
+    """Count the longest tile of ones, which exceeds an 8-bit counter by one."""
     counts = torch.zeros((1, 1, 9), dtype=torch.int32)
     tiles = split_runs(np.array([0]), np.array([256]), np.array([0]))
     add_counts(torch.full((256, 1, 2), 255, dtype=torch.uint8), torch.from_numpy(tiles), counts)

@@ -17,7 +17,7 @@ INTERLEAVED = ActivationSpec("silu", "interleaved")
 
 
 def output_of(spec: ActivationSpec, numerics: Numerics, slip: float = 0.0) -> object:
-    """An activation output with a relative error `slip` of f."""
+    """Return an activation output with a relative error `slip` of f."""
 
     def output(gate_up: torch.Tensor) -> torch.Tensor:
         if not slip:
@@ -31,7 +31,8 @@ def output_of(spec: ActivationSpec, numerics: Numerics, slip: float = 0.0) -> ob
 @pytest.mark.parametrize("spec", [SILU, INTERLEAVED], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_gate_is_among_the_samples(spec: ActivationSpec, dtype: torch.dtype) -> None:
-    """All 65,536 numbers of 16 bits, first with an up of 1 and then with others; in float32 those of both types."""
+    """All 65,536 16-bit numbers are gates, first with up = 1, then with other values; in float32 those of both
+    dtypes."""
     found = list(samples(spec, dtype, CPU))
     assert len(found) == (3 if dtype == torch.float32 else 1)
     kinds = [torch.bfloat16, torch.float16] if dtype == torch.float32 else [dtype]
@@ -48,26 +49,26 @@ def test_every_gate_is_among_the_samples(spec: ActivationSpec, dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_equal_outputs_have_no_differences(dtype: torch.dtype) -> None:
-    """NaN, infinities and zeros of both signs are equal to themselves."""
+    """NaN, infinities and zeros of both signs equal themselves."""
     own = output_of(SILU, Numerics.INDUCTOR)
     assert differences(own, own, SILU, dtype, CPU) == 0  # type: ignore[arg-type]
 
 
-def test_a_numerics_too_many_is_seen() -> None:
-    """f rounded to bfloat16 before the product, as vLLM's kernel does, differs from TorchInductor's in many numbers."""
+def test_an_extra_rounding_is_found() -> None:
+    """vLLM's kernel rounds f to bfloat16 before the product, so many numbers differ from TorchInductor's."""
     kernel, inductor = output_of(SILU, Numerics.VLLM_KERNEL), output_of(SILU, Numerics.INDUCTOR)
     assert differences(kernel, inductor, SILU, torch.bfloat16, CPU) > 10_000  # type: ignore[arg-type]
 
 
 def test_an_error_in_the_last_bit_is_found() -> None:
-    """f off by 2⁻²³ of itself, about a unit of float32's last place, shows in float32."""
+    """An error of 2⁻²³ in f, about one unit in the last place of float32, is found in float32."""
     own, slipped = output_of(SILU, Numerics.INDUCTOR), output_of(SILU, Numerics.INDUCTOR, slip=2**-23)
     assert differences(own, slipped, SILU, torch.float32, CPU) > 100_000  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("limit", "differs"), [(math.inf, False), (1000.0, True)])
-def test_experts_are_compared_by_what_they_put_out(limit: float, differs: bool) -> None:
-    """Their own activation, told its kind and given an output; one that cuts only large gates is found out."""
+def test_experts_are_compared_by_their_output(limit: float, differs: bool) -> None:
+    """The experts' activation gets its kind and an output tensor. One that clamps only large gates is detected."""
 
     class Experts:
         def activation(self, kind: str, output: torch.Tensor, gate_up: torch.Tensor) -> None:

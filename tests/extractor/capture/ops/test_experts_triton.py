@@ -1,8 +1,8 @@
-"""vLLM's own Triton experts, run on the CPU: routes and masks are those of a plain loop over tokens and choices.
+"""vLLM's own Triton experts, run on the CPU: captured routes and masks equal a plain loop over tokens and experts.
 
-The class is that of the installed vLLM, with all it does around its kernels; the kernels themselves, which need a GPU,
-are spelt out in torch: rows sorted by expert, blocks, padding and all. It can also be run with the classes of another
-version: put its sources first on PYTHONPATH.
+The class is that of the installed vLLM, with everything around its kernels. The kernels need a GPU and are written out
+in torch: rows sorted by expert, blocks and padding. To run the classes of another version, put its sources first on
+PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparcom_extractor.capture.ops.step_buffers import WRITE, StepBuffers
 from sparcom_extractor.vllm_surface.moe import has_clamp_limit
 
 EXPERTS, TOP_K, HIDDEN, NEURONS, LAYERS = 7, 3, 16, 48, 2
-BLOCK = 4  # rows of a block of one expert
+BLOCK = 4  # rows per block of one expert
 MOST = 40
 
 
@@ -37,7 +37,8 @@ def launch_moe_kernel(
     sorted_ids: torch.Tensor, expert_ids: torch.Tensor, padded: torch.Tensor, weigh: bool, top_k: int,
     _config: Any, **_further: Any,
 ) -> None:  # fmt: skip
-    """What vLLM's fused_moe_kernel does: every block of sorted ids is of one expert; id i is choice i of the step."""
+    """Emulate vLLM's fused_moe_kernel: every block of sorted ids has one expert; id i is entry i of the step's
+    topk_ids."""
     rows = c.view(-1, c.shape[-1])
     assert len(rows) == len(a) * top_k
     for place in range(int(padded)):
@@ -49,7 +50,7 @@ def launch_moe_kernel(
 
 
 def assign(topk_ids: torch.Tensor, _config: Any, _tokens: int, _top_k: int, experts: int, *_: Any, **__: Any) -> Any:
-    """What vLLM's moe_align_block_size gives: ids sorted by expert, each expert's padded to whole blocks."""
+    """Emulate vLLM's moe_align_block_size: sort ids by expert and pad each expert's ids to whole blocks."""
     flat, ids, owners = topk_ids.reshape(-1).long(), [], []
     for expert in range(experts):
         own = (flat == expert).nonzero()[:, 0].flip(0)  # in no particular order
@@ -62,22 +63,22 @@ def assign(topk_ids: torch.Tensor, _config: Any, _tokens: int, _top_k: int, expe
 
 @pytest.fixture(scope="module")
 def triton_moe() -> Any:
-    """vLLM's module."""
+    """Return vLLM's module."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing vLLM warns of its own matters
+        warnings.simplefilter("ignore")  # importing vLLM raises warnings
         from vllm.model_executor.layers.fused_moe.experts import triton_moe
     return triton_moe
 
 
 @pytest.fixture
 def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes vLLM's experts, whose launches are torch's; further facts of their configuration by name."""
+    """Return a function that makes vLLM's experts with launches in torch; keywords change their configuration."""
     from vllm.model_executor.layers.fused_moe import config
 
     monkeypatch.setattr(triton_moe, "invoke_fused_moe_triton_kernel", launch_moe_kernel)
     monkeypatch.setattr(triton_moe, "_prepare_expert_assignment", assign)
     monkeypatch.setattr(triton_moe, "try_get_optimal_moe_config", lambda *_, **__: {"BLOCK_SIZE_M": BLOCK})
-    monkeypatch.setattr(triton_moe, "tl", SimpleNamespace(float32="float32"))  # a placeholder where no GPU is
+    monkeypatch.setattr(triton_moe, "tl", SimpleNamespace(float32="float32"))  # a placeholder without a GPU
     monkeypatch.setattr(triton_moe.ops, "moe_sum", lambda rows, out, *_: out.copy_(rows.sum(dim=1)))
     monkeypatch.setattr(triton_moe.TritonExperts, "_uses_post_gemm2_hook", lambda *_: False, raising=False)
     parallel = config.FusedMoEParallelConfig.make_no_parallel()
@@ -89,7 +90,7 @@ def make_experts(triton_moe: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             "activation": triton_moe.MoEActivation.SILU, "device": "cpu", "routing_method": None,
             "moe_parallel_config": parallel, "in_dtype": torch.float32,
         }  # fmt: skip
-        made = object.__new__(config.FusedMoEConfig)  # its own beginning asks for an engine's configuration
+        made = object.__new__(config.FusedMoEConfig)  # its own __init__ needs an engine's configuration
         for field in dataclasses.fields(config.FusedMoEConfig):
             default = None if field.default is dataclasses.MISSING else field.default
             object.__setattr__(made, field.name, values.get(field.name, default))
@@ -109,7 +110,7 @@ def layer_of(experts: Any, kind: Any, index: int, scale: float = 1.0) -> MoeLaye
 
 
 class Model:
-    """Layers of vLLM's experts with weights, and the buffers that they are captured in."""
+    """Layers of vLLM's experts with weights, and the buffers that capture them."""
 
     def __init__(self, make: Any, kind: Any, numerics: Numerics | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -139,16 +140,16 @@ class Model:
         return output
 
     def expected_masks(self, layer: int, x: torch.Tensor, ids: torch.Tensor) -> np.ndarray[Any, Any]:
-        """A plain loop: (rows, choices, bytes)."""
+        """Return the masks of a plain loop: (rows, top_k, bytes)."""
         bits = np.zeros((*ids.shape, NEURONS), dtype=bool)
-        for row, chosen in enumerate(ids.tolist()):
-            for choice, expert in enumerate(chosen):
-                bits[row, choice] = (self.up[layer, expert, :NEURONS] @ x[row] > 0).numpy()
+        for row, experts in enumerate(ids.tolist()):
+            for k, expert in enumerate(experts):
+                bits[row, k] = (self.up[layer, expert, :NEURONS] @ x[row] > 0).numpy()
         return np.packbits(bits, axis=-1, bitorder="little")
 
 
 def step(rows: int, ids_dtype: torch.dtype = torch.int32, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs (rows, hidden), ids and weights (rows, choices) of a step, ids without repetition."""
+    """Return a step's inputs (rows, hidden), ids and weights (rows, top_k); ids do not repeat within a row."""
     generator = torch.Generator().manual_seed(rows + seed)
     x = torch.randn(rows, HIDDEN, generator=generator)
     scores = torch.rand(rows, EXPERTS, generator=generator)
@@ -159,18 +160,18 @@ def step(rows: int, ids_dtype: torch.dtype = torch.int32, seed: int = 0) -> tupl
 def run_reference(
     capture: LayerCapture, gate_up: torch.Tensor, index: torch.Tensor, numerics: Numerics, out: torch.Tensor
 ) -> None:
-    """Does what the kernel does, on the CPU."""
+    """Emulate the kernel on the CPU."""
     capture.buffer.store(int(index), gate_up, capture.spec)
     out.copy_(activation_output(gate_up, capture.spec, numerics))
 
 
 @pytest.mark.parametrize("numerics", [None, Numerics.VLLM_KERNEL])
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64], ids=str)
-def test_every_token_and_choice_has_its_own_routes_and_neurons(
+def test_every_token_and_expert_has_its_own_routes_and_neurons(
     make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch, ids_dtype: torch.dtype, numerics: Any
 ) -> None:
-    """For all numbers of rows and both ways to make the product: ids and weights as given, the signs of w1's first half
-    for (token, choice), rows past the step untouched, and what the experts say is what they say without capture."""
+    """For any number of rows and both modes, capture stores ids and weights as given, and the signs of w1's first half
+    for each (token, k). Rows past the step stay unchanged, and the experts' output equals that without capture."""
     monkeypatch.setattr(LayerCapture, "run_kernel", run_reference)
     model = Model(make_experts, triton_moe.MoEActivation.SILU, numerics)
     assert model.modes == [numerics or "signs"] * LAYERS
@@ -192,7 +193,7 @@ def test_every_token_and_choice_has_its_own_routes_and_neurons(
 
 
 def test_a_permuted_step_is_found(make_experts: Any, triton_moe: Any) -> None:
-    """The loop above tells rows and choices apart: masks of choices in another order, or of other rows, differ."""
+    """The loop distinguishes rows and experts: masks of permuted experts, or of other rows, differ."""
     model = Model(make_experts, triton_moe.MoEActivation.SILU)
     x, ids, weights = step(9)
     model.apply(model.experts[0], 0, x, ids, weights)
@@ -203,7 +204,7 @@ def test_a_permuted_step_is_found(make_experts: Any, triton_moe: Any) -> None:
 
 
 def fused(make: Any, kind: Any) -> tuple[Any, list[str]]:
-    """An installed activation whose kernel and whose own activation note that they ran."""
+    """An installed activation that records whether its kernel or vLLM's activation ran."""
     ran: list[str] = []
 
     def noting() -> Any:
@@ -214,10 +215,11 @@ def fused(make: Any, kind: Any) -> tuple[Any, list[str]]:
     return Model(noting, kind, Numerics.VLLM_KERNEL).experts[0].activation, ran
 
 
-def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
+def test_calls_that_were_not_compared_use_vllms_own_activation(
     make_experts: Any, triton_moe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another activation than the layer's, further arguments, an output of another type or layout: signs beside it."""
+    """Another activation than the layer's, more arguments, or an output of another dtype or layout: signs are captured
+    separately."""
     kinds = triton_moe.MoEActivation
     activation, ran = fused(make_experts, kinds.SILU)
     monkeypatch.setattr(LayerCapture, "run_kernel", lambda *_, **__: ran.append("kernel"))
@@ -237,8 +239,8 @@ def test_what_the_kernel_was_not_compared_for_goes_to_vllms_own_activation(
         assert set(ran) == {"own"}
 
 
-def test_a_clamp_limit_is_known(make_experts: Any) -> None:
-    """With a limit vLLM cuts gate and up in another kernel; experts that do not say are not trusted."""
+def test_a_clamp_limit_is_detected(make_experts: Any) -> None:
+    """With a limit, vLLM clamps gate and up in another kernel. Experts that do not report a limit are not trusted."""
     assert not has_clamp_limit(make_experts())
     assert has_clamp_limit(make_experts(gemm1_clamp_limit=7.0))
     assert has_clamp_limit(SimpleNamespace())  # type: ignore[arg-type]
@@ -246,8 +248,8 @@ def test_a_clamp_limit_is_known(make_experts: Any) -> None:
     assert has_clamp_limit(SimpleNamespace(activation_config=SimpleNamespace()))  # type: ignore[arg-type]
 
 
-def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_moe: Any) -> None:
-    """Quantised in blocks, or run by any other kernel: one sentence, with the setting that helps."""
+def test_experts_that_do_not_expose_neurons_are_refused(make_experts: Any, triton_moe: Any) -> None:
+    """Experts quantized in blocks, or run by any other kernel, are refused with the setting that helps."""
     kind = triton_moe.MoEActivation.SILU
     blocks = make_experts()
     object.__setattr__(blocks, "quant_config", SimpleNamespace(block_shape=[128, 128]))
@@ -255,12 +257,12 @@ def test_experts_that_hide_their_neurons_are_refused(make_experts: Any, triton_m
         Model(lambda: blocks, kind)
     for other in ("FlashInferExperts", "TritonWNA16Experts", "BatchedTritonExperts"):
         hidden = type(other, (), {})
-        with pytest.raises(UnsupportedModelError, match=f"run by {other}.*moe_backend 'triton'"):
+        with pytest.raises(UnsupportedModelError, match=f"{other} runs .*moe_backend 'triton'"):
             Model(hidden, kind)
 
 
-def test_layers_of_one_buffer_gate_alike(make_experts: Any, triton_moe: Any) -> None:
-    """Two layers whose products follow different arithmetic cannot share a buffer: the kernel is told once."""
+def test_layers_of_one_buffer_share_their_numerics(make_experts: Any, triton_moe: Any) -> None:
+    """Two layers with different numerics cannot share a buffer, because one kernel serves both."""
     kind = triton_moe.MoEActivation.SILU
     model = Model(make_experts, kind, Numerics.VLLM_KERNEL)
     other = dataclasses.replace(layer_of(make_experts(), kind, 1), spec=ActivationSpec("gelu"))

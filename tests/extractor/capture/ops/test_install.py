@@ -21,7 +21,7 @@ from sparcom_extractor.vllm_surface.activations import is_compiled, is_unquantiz
 
 
 class SiluAndMul(nn.Module):
-    """Bound to its methods as vLLM's `CustomOp` binds them."""
+    """An activation bound to its methods as vLLM's `CustomOp` binds them."""
 
     def __init__(self, bound: str = "native") -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class SiluAndMul(nn.Module):
 
 
 class UnquantizedLinearMethod:
-    """Named as vLLM's."""
+    """Named like vLLM's class."""
 
 
 class Fp8LinearMethod:
-    """Named as vLLM's."""
+    """Named like vLLM's class."""
 
 
 def ffn_of(bound: str = "cuda", down: type = UnquantizedLinearMethod, spec: ActivationSpec = SILU) -> GatedFFN:
@@ -83,7 +83,7 @@ def ffn_of(bound: str = "cuda", down: type = UnquantizedLinearMethod, spec: Acti
     ],
 )
 def test_numerics_follow_from_the_method_that_vllm_bound(bound: str, compiled: bool, numerics: Numerics | None) -> None:
-    """vLLM's kernel, TorchInductor's code, or neither: eager code is left alone."""
+    """The bound method selects vLLM's kernel, TorchInductor's code, or neither for eager code."""
     assert expected_numerics(SiluAndMul(bound), compiled=compiled) == numerics
 
 
@@ -92,20 +92,21 @@ def never(*arguments: Any) -> int:
 
 
 def test_the_kernels_output_is_used_where_it_was_found_equal() -> None:
-    """No difference: the kernel's rounding. One number that differs: the signs alone, and the log says so."""
+    """Without differences the kernel computes the output. One different number limits it to signs, and the log reports
+    this."""
     assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 0) == Numerics.VLLM_KERNEL
     assert ffn_numerics(ffn_of("native"), torch.bfloat16, compiled=True, compare=lambda *_: 0) == Numerics.INDUCTOR
     assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 1) is None
 
 
 def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCaptureFixture) -> None:
-    """What cannot be compared is not used."""
+    """An output that cannot be compared is not used."""
 
     def broken(*arguments: Any) -> int:
         raise RuntimeError("no such kernel")
 
     assert ffn_numerics(ffn_of(), torch.bfloat16, compiled=False, compare=broken) is None
-    assert "could not be compared: RuntimeError: no such kernel" in caplog.text
+    assert "comparison failed: RuntimeError: no such kernel" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,13 @@ def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCapture
     ],
     ids=["quantized", "a kind that the kernel lacks", "eager", "another platform's"],
 )
-def test_otherwise_the_signs_are_taken_beside_it(ffn: GatedFFN) -> None:
-    """Where the product could round differently, nothing is even compared."""
+def test_otherwise_only_signs_are_captured(ffn: GatedFFN) -> None:
+    """Where the output could round differently, the comparison is not even run."""
     assert ffn_numerics(ffn, torch.bfloat16, compiled=False, compare=never) is None
 
 
 def test_a_projection_of_unknown_kind_counts_as_quantized() -> None:
-    """Only what vLLM calls unquantised is: a wrapper (LoRA) has no method of that name."""
+    """Only vLLM's unquantized method counts as unquantized: a wrapper (LoRA) has no method of that name."""
     ffn = ffn_of()
     assert all(map(is_unquantized, linear_layers(ffn.parent)))
     del ffn.parent.down.quant_method
@@ -136,7 +137,7 @@ def test_a_projection_of_unknown_kind_counts_as_quantized() -> None:
     [({}, False), ({"do_not_compile": True}, False), ({"do_not_compile": False}, True)],
 )
 def test_a_compiled_model_is_known_by_vllms_mark(attributes: dict[str, bool], compiled: bool) -> None:
-    """vLLM's decorator leaves `do_not_compile` on the module it compiles; with its eager backend nothing is."""
+    """vLLM's decorator leaves `do_not_compile` on the module it compiles; its eager backend compiles nothing."""
     model = nn.Module()
     model.inner = nn.Module()
     for backend in ("inductor", "eager"):
@@ -147,7 +148,7 @@ def test_a_compiled_model_is_known_by_vllms_mark(attributes: dict[str, bool], co
 
 
 class TritonExperts:
-    """Named as vLLM's."""
+    """Named like vLLM's class."""
 
     def __init__(self, limit: float | None = None) -> None:
         self.quant_config = SimpleNamespace(block_shape=None)
@@ -167,8 +168,9 @@ def moe_layers(*experts: TritonExperts, spec: ActivationSpec = SILU) -> list[Moe
     return layers
 
 
-def test_experts_gate_by_the_kernel_where_it_was_found_equal() -> None:
-    """Compared once for all layers, with the experts' own activation and its kind; any difference: signs alone."""
+def test_experts_use_the_kernels_output_where_it_is_equal() -> None:
+    """One comparison serves all layers, with the experts' own activation and its kind. Any difference limits capture to
+    signs."""
     first, second = TritonExperts(), TritonExperts()
     compared: list[tuple[Any, ...]] = []
 
@@ -187,8 +189,8 @@ def test_experts_gate_by_the_kernel_where_it_was_found_equal() -> None:
     assert expert_numerics(layers, torch.bfloat16, compare=lambda *_: 1) is None
 
 
-def test_experts_that_cut_are_not_compared() -> None:
-    """A limit in any layer, or an activation that the kernel lacks: the signs are taken beside vLLM's."""
+def test_experts_with_a_clamp_limit_are_not_compared() -> None:
+    """With a limit in any layer, or an activation that the kernel lacks, only signs are captured."""
     limited = moe_layers(TritonExperts(), TritonExperts(limit=7.0))
     assert expert_numerics(limited, torch.bfloat16, compare=never) is None
     other = moe_layers(TritonExperts(), spec=ActivationSpec("swiglu_step", limit=7.0))
@@ -196,17 +198,17 @@ def test_experts_that_cut_are_not_compared() -> None:
 
 
 def test_experts_that_cannot_be_compared_are_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
-    """As with dense layers, and the log says why."""
+    """Experts that cannot be compared are treated like dense layers, and the log gives the reason."""
 
     def broken(*arguments: Any) -> int:
         raise RuntimeError("no such kernel")
 
     assert expert_numerics(moe_layers(TritonExperts()), torch.bfloat16, compare=broken) is None
-    assert "could not be compared: RuntimeError: no such kernel" in caplog.text
+    assert "comparison failed: RuntimeError: no such kernel" in caplog.text
 
 
 def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
-    """Installed on the CPU: each FFN has an activation of its own, and the product is the module's."""
+    """On the CPU, each FFN has its own replacement, which returns the module's output."""
     ffns = [ffn_of("native"), ffn_of("native")]
     own = [ffn.parent.act for ffn in ffns]
     buffers = StepBuffers(4, Widths(range(2), 8), torch.device("cpu"))

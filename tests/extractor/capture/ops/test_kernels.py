@@ -27,7 +27,8 @@ INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
 def test_kernels_equal_their_cpu_references_on_random_cases() -> None:
-    """1,000 new cases per run in Triton's interpreter: outputs, masks, write counters and counts are the same bits."""
+    """1,000 new cases per run in Triton's interpreter give the same bits in outputs, masks, write counters and
+    counts."""
     seed = secrets.randbelow(2**31)
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
@@ -52,7 +53,8 @@ def test_kernels_equal_their_cpu_references_on_random_cases() -> None:
     ],
 )
 def test_the_reference_is_the_activation(spec: ActivationSpec, function: Any, numerics: Any) -> None:
-    """The reference's float32 output is PyTorch's own but for rounding: kernel and reference are not both wrong."""
+    """The reference's float32 output equals PyTorch's except for rounding, so kernel and reference are not both
+    wrong."""
     gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
     gate, up = spec.split(gate_up)
     torch.testing.assert_close(activation_output(gate_up, spec, numerics), function(gate) * up, rtol=2e-6, atol=1e-5)
@@ -76,7 +78,7 @@ def test_the_reference_is_the_activation(spec: ActivationSpec, function: Any, nu
     ],
 )
 def test_the_reference_is_the_rarer_activation(spec: ActivationSpec, reference: Any) -> None:
-    """The same for the activations with parameters, against their formulas."""
+    """Activations with parameters match their formulas."""
     gate_up = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3
     gate, up = spec.split(gate_up)
     torch.testing.assert_close(
@@ -92,7 +94,7 @@ def ptx_of(
     unaligned: tuple[str, ...] = (),
     **options: Any,
 ) -> str:
-    """What Triton compiles a kernel to for aligned arguments and sizes; needs no GPU."""
+    """Return the PTX that Triton compiles a kernel to, for aligned arguments and sizes. Needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -109,7 +111,7 @@ def ptx_of(
 def compiled_for_a_gpu(
     numerics: Any, dtype: str, capability: int = 90, spec: ActivationSpec = SILU, top_k: int = 1
 ) -> str:
-    """The activation's kernel."""
+    """Return the PTX of the activation kernel."""
     from sparcom_extractor.capture.ops import activation_kernel
 
     constants = {
@@ -126,7 +128,7 @@ def compiled_for_a_gpu(
 
 
 def arithmetic(ptx: str) -> Counter[str]:
-    """The floating-point instructions and how often each occurs; without the comparison that makes the masks."""
+    """Count each floating-point instruction, without the comparison that makes the masks."""
     found = re.findall(
         r"^\s+((?:fma|mul|add|sub|div|neg|ex2|rcp|abs|copysign|cvt)\.\S*f(?:32|16)\S*)", ptx, re.MULTILINE
     )
@@ -146,7 +148,7 @@ KINDS = (
 
 @pytest.mark.parametrize("spec", KINDS, ids=str)
 def test_every_kind_compiles_for_a_gpu(spec: ActivationSpec) -> None:
-    """Triton compiles each activation, for each numerics that it has and for all types, and the counting kernel."""
+    """Triton compiles each activation, for all its numerics and all dtypes, and the counting kernel."""
     from sparcom_extractor.capture.ops import count_kernel
     from sparcom_extractor.capture.ops.activation_reference import FUSED
 
@@ -162,7 +164,7 @@ def test_every_kind_compiles_for_a_gpu(spec: ActivationSpec) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "fatrelu"])
 def test_the_gpu_code_has_the_arithmetic_of_inductors(kind: Any, dtype: str) -> None:
-    """The same instructions, each as often, as in the code that TorchInductor 2.13 generates, with its options."""
+    """The instructions and their counts equal those in the code that TorchInductor 2.13 generates, with its options."""
     from sparcom_extractor.capture.ops import activation_kernel
 
     inductor = load_inductors_kernels()
@@ -175,7 +177,7 @@ def test_the_gpu_code_has_the_arithmetic_of_inductors(kind: Any, dtype: str) -> 
 
 
 def load_inductors_kernels() -> Any:
-    """`inductor_kernels.py` beside this file."""
+    """Load `inductor_kernels.py` from this folder."""
     path = Path(__file__).with_name("inductor_kernels.py")
     spec = importlib.util.spec_from_file_location("inductor_kernels", path)
     assert spec is not None
@@ -187,11 +189,11 @@ def load_inductors_kernels() -> Any:
 
 @pytest.mark.parametrize(("capability", "top_k"), [(80, 1), (90, 1), (90, 4), (100, 6)])
 def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int, top_k: int) -> None:
-    """For bfloat16 a thread loads 16 bytes of gate and of up, packs its byte alone and stores 16 bytes: one pass,
-    whether rows are tokens or (token, choice)."""
+    """For bfloat16, a thread loads 16 bytes of gate and of up, packs its own byte and stores 16 bytes: one pass,
+    whether rows are tokens or (token, k)."""
     ptx = compiled_for_a_gpu(Numerics.VLLM_KERNEL, "bf16", capability, top_k=top_k)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
-    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, product, write counter"
+    assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, output, write counter"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
     signs = compiled_for_a_gpu(None, "bf16", capability, top_k=top_k)
@@ -200,9 +202,9 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
 
 
 @pytest.mark.parametrize(("ids", "weights"), [("i32", "fp32"), ("i64", "bf16"), ("u32", "fp16")])
-def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: str) -> None:
-    """Every type of ids and weights compiles; a thread stores two 16-bit ids and two weights, flags only where a weight
-    is not finite, and one thread the write counter. Logits are read in the same launch."""
+def test_the_gpu_code_stores_a_layers_top_k_experts_in_one_launch(ids: str, weights: str) -> None:
+    """All dtypes of ids and weights compile. A thread stores two 16-bit ids and two weights, and a flag only where a
+    weight is not finite. One thread stores the write counter. Logits are read in the same launch."""
     from sparcom_extractor.capture.ops import topk_kernel
 
     pointers = {
@@ -214,7 +216,7 @@ def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: st
     }
     pointers |= {"nonfinite": "*u8", "logits": "*fp32"}
     constants = {"TOP_K": 4, "BLOCK": 256, "LOGITS": 0}
-    constants |= {"id_choice": 1, "weight_choice": 1, "logit_expert": 1}
+    constants |= {"id_k": 1, "weight_k": 1, "logit_expert": 1}
     kernel = topk_kernel._store_topk_kernel
     ptx = ptx_of(kernel, constants, pointers | {"scale": "fp32"}, 90, unaligned=("layer",), enable_fp_fusion=False)
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b32", "v2.b32", "b8", "b8", "b64"], "ids, weights, flags, counter"
@@ -234,8 +236,8 @@ def test_the_gpu_code_stores_a_layers_routes_in_one_launch(ids: str, weights: st
     ("numerics", "division"), [(Numerics.VLLM_KERNEL, "div.rn.f32"), (Numerics.INDUCTOR, "div.full.f32")]
 )
 def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(numerics: Numerics, division: str) -> None:
-    """nvcc divides to the nearest, TorchInductor by Triton's own division; nvcc alone keeps subnormals in e^x; f is
-    rounded to 16 bits on its own in vLLM's kernel alone."""
+    """nvcc rounds division to nearest, TorchInductor uses Triton's division. Only nvcc keeps subnormals in e^x, and
+    only vLLM's kernel rounds f to 16 bits before the product."""
     ptx = compiled_for_a_gpu(numerics, "bf16", 90)
     assert set(re.findall(r"div\.\S+", ptx)) == {division}
     assert ("fma.rn.ftz" in ptx) == (numerics == Numerics.INDUCTOR)
@@ -249,10 +251,10 @@ def plain_counts(masks: np.ndarray[Any, Any], neurons: int) -> np.ndarray[Any, A
 @settings(max_examples=100, deadline=None)
 @given(rows=st.integers(0, 600), layers=st.integers(1, 3), neurons=st.integers(1, 70), seed=st.integers(0, 2**32 - 1))
 def test_counting_on_the_host_is_the_plain_sum(rows: int, layers: int, neurons: int, seed: int) -> None:
-    """Adding bit planes gives what unpacking and adding gives, for any number of rows and on views, added in place."""
+    """Adding bit planes equals unpacking and adding, for any number of rows and on views, in place."""
     draw = np.random.default_rng(seed)
     wide = draw.integers(0, 256, (rows, layers + 1, -(-neurons // 8)), dtype=np.uint8)
-    masks = wide[:, 1:]  # rows that are not contiguous
+    masks = wide[:, 1:]  # rows are not contiguous
     counts = draw.integers(0, 1000, (layers, neurons), dtype=np.uint32)
     expected = counts + plain_counts(masks, neurons)
     count_neurons(masks, counts)
@@ -260,7 +262,7 @@ def test_counting_on_the_host_is_the_plain_sum(rows: int, layers: int, neurons: 
 
 
 def test_many_full_rows_do_not_overflow() -> None:
-    """70,000 rows of ones are 70,000, past what 8 and 16 bits hold."""
+    """70,000 rows of ones count 70,000, past the range of 8 and 16 bits."""
     counts = np.zeros((1, 9), dtype=np.uint32)
     count_neurons(np.full((70_000, 1, 2), 255, dtype=np.uint8), counts)
     assert counts.tolist() == [[70_000] * 9]
@@ -269,7 +271,7 @@ def test_many_full_rows_do_not_overflow() -> None:
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(0, 900), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
 def test_tiles_are_the_runs(lengths: list[int], seed: int) -> None:
-    """Pieces cover every run's rows once, for its slot, at most 256 at a time; counting them counts the runs."""
+    """Tiles cover the rows of every run once, for its slot, at most 256 rows each; counting tiles counts the runs."""
     rows = np.array(lengths, dtype=np.int64)
     first = np.cumsum(rows) - rows
     slot = np.random.default_rng(seed).integers(0, 3, len(rows))
@@ -292,7 +294,7 @@ def test_tiles_are_the_runs(lengths: list[int], seed: int) -> None:
 
 @pytest.mark.parametrize("tile", [(-1, 2, 0), (9, 2, 0), (0, 0, 0), (0, 257, 0), (0, 1, 3), (0, 1, -1)], ids=str)
 def test_a_tile_outside_is_refused(tile: tuple[int, int, int]) -> None:
-    """A device would read and write past its arrays without a word, so the host refuses, naming the tile."""
+    """A device would silently read and write past its arrays, so the host refuses and names the tile."""
     tiles = np.array([(0, 2, 1), tile], dtype=np.int32)
     with pytest.raises(ValueError, match=re.escape(f"one is {list(tile)}")):
         check_tiles(tiles, 10 if tile[1] < 257 else 300, 3)

@@ -24,13 +24,13 @@ from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, check_
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Both zeros, both NaNs' usual form, infinities, the smallest denormals of each dtype and values around them.
+# Both zeros, the usual NaNs, infinities, the smallest subnormals of each dtype and values around them.
 ODD_VALUES = (0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 6e-8, -6e-8, 1e-40, -1e-40, 1.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _inductor() -> None:
-    """Importing PyTorch's compiler warns of its own matters."""
+    """Import PyTorch's compiler once, without its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("torch._inductor.compile_fx")
@@ -38,19 +38,19 @@ def _inductor() -> None:
 
 @st.composite
 def gate_ups(draw: st.DrawFn) -> torch.Tensor:
-    """(rows, 2·neurons) of one dtype, at times a view into a larger tensor."""
+    """Draw (rows, 2·neurons) of one dtype, sometimes a view of a larger tensor."""
     rows, neurons = draw(st.integers(0, 5)), draw(st.integers(1, 35))
     size = rows * 2 * neurons
     values = draw(st.lists(st.sampled_from(ODD_VALUES) | st.floats(-2, 2, width=16), min_size=size, max_size=size))
     wide = torch.tensor(values, dtype=torch.float64).reshape(rows, 2 * neurons)
     tensor = wide.to(draw(st.sampled_from(DTYPES)))
-    if draw(st.booleans()):  # rows of a wider buffer, as the padded output of a projection
+    if draw(st.booleans()):  # rows of a wider buffer, like a projection's padded output
         tensor = torch.nn.functional.pad(tensor, (3, 2))[:, 3 : 3 + 2 * neurons]
     return tensor
 
 
 def packed_by_hand(gate: torch.Tensor) -> list[list[int]]:
-    """The rule, spelt out: neuron i is bit i % 8 of byte i // 8."""
+    """Pack with a plain loop: neuron i is bit i % 8 of byte i // 8."""
     rows = []
     for row in gate.tolist():
         packed = [0] * -(-len(row) // 8)
@@ -63,8 +63,8 @@ def packed_by_hand(gate: torch.Tensor) -> list[list[int]]:
 
 @settings(max_examples=250, deadline=None)
 @given(gate_up=gate_ups())
-def test_packing_is_the_rule_spelt_out(gate_up: torch.Tensor) -> None:
-    """The packing equals a plain loop for every dtype, width, stride and odd value."""
+def test_packing_equals_a_plain_loop(gate_up: torch.Tensor) -> None:
+    """Packing equals a plain loop for every dtype, width, stride and special value."""
     gate = gate_up[:, : gate_up.shape[1] // 2]
     expected = np.array(packed_by_hand(gate), dtype=np.uint8).reshape(gate.shape[0], -(-gate.shape[1] // 8))
     packed = pack_signs(gate)
@@ -73,9 +73,9 @@ def test_packing_is_the_rule_spelt_out(gate_up: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_odd_values_are_what_they_say(dtype: torch.dtype) -> None:
-    """NaN and both zeros are not active, the smallest positive number is."""
-    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest denormal
+def test_special_values_pack_by_their_sign(dtype: torch.dtype) -> None:
+    """NaN and both zeros are inactive; the smallest positive number is active."""
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest subnormal
     gate = torch.tensor([[float("nan"), 0.0, -0.0, smallest, -smallest, float("inf"), -float("inf"), 1.0, 2.0]])
     gate = gate.to(dtype)
     assert gate[0, 3] != 0, "the denormal was lost in the cast"
@@ -94,7 +94,7 @@ def captured(activation: torch.nn.Module, buffer: MaskBuffer, layer: int, spec: 
 
 
 class SiluAndMul(torch.nn.Module):
-    """vLLM's rule: f(first half) · second half."""
+    """vLLM's activation: f(first half) · second half."""
 
     def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
         neurons = gate_up.shape[-1] // 2
@@ -109,7 +109,7 @@ def check_step(buffer: MaskBuffer, rows: int) -> None:
 
 
 class TwoLayers(torch.nn.Module):
-    """Two FFNs that share one activation module, as Gemma's do, captured or not."""
+    """Two FFNs that share one activation module, like Gemma's, captured or not."""
 
     def __init__(self, buffer: MaskBuffer | None, neurons: int = 11) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class TwoLayers(torch.nn.Module):
         return hidden
 
     def gates(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """The gate halves, layer by layer, computed beside the model."""
+        """Return the gate halves per layer, computed outside the model."""
         found = []
         for up, down in zip(self.up, self.down, strict=True):
             found.append((hidden @ up)[:, : up.shape[1] // 2])
@@ -139,11 +139,12 @@ class TwoLayers(torch.nn.Module):
 @pytest.mark.parametrize("backend", [None, "eager", "aot_eager", "inductor"])
 @torch.inference_mode()
 def test_capture_stays_in_a_compiled_graph(backend: str | None, fused: bool) -> None:
-    """A compiled graph writes every layer's own signs and gives the activation's result; recompiled for new sizes."""
+    """A compiled graph writes every layer's own signs and returns the activation's result; it recompiles for new
+    sizes."""
     buffer = mask_buffer(16, 2, 11, CPU)
     model, plain = TwoLayers(buffer), TwoLayers(None)
     for item in model.act:
-        item.fused = fused  # False: the op for signs alone beside the activation, as CUDA has it
+        item.fused = fused  # False: the op captures only, as on CUDA with numerics None
     near = {"rtol": 1e-4, "atol": 1e-4} if backend == "inductor" else {"rtol": 0, "atol": 0}  # it contracts additions
     torch._dynamo.reset()
     run: Any = model if backend is None else torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
@@ -159,7 +160,7 @@ def test_capture_stays_in_a_compiled_graph(backend: str | None, fused: bool) -> 
 
 @torch.inference_mode()
 def test_the_layers_graphs_are_one() -> None:
-    """No layer's number stands in its graph, so that a compile cache which holds one layer's graph serves all."""
+    """No layer number appears in a layer's graph, so one entry of a compile cache serves all layers."""
     graphs: list[str] = []
 
     def keep(graph: Any, inputs: Any) -> Any:
@@ -179,7 +180,7 @@ def test_the_layers_graphs_are_one() -> None:
 
 @pytest.mark.parametrize("name", ["gated_activation", "capture_signs"])
 def test_the_op_keeps_the_rules_of_custom_ops(name: str) -> None:
-    """PyTorch's own checks of schema, fake tensors and ahead-of-time graphs pass; the op has no derivative."""
+    """PyTorch's checks of schema, fake tensors and ahead-of-time graphs pass; the op has no derivative."""
     buffer = mask_buffer(16, 2, 11, CPU)
     module = captured(SiluAndMul(), buffer, 1)
     overload = getattr(torch.ops.sparcom, name).default
@@ -188,10 +189,10 @@ def test_the_op_keeps_the_rules_of_custom_ops(name: str) -> None:
 
 
 def test_layers_with_different_specs_are_refused() -> None:
-    """One buffer has one spec: a second layer with its gate elsewhere would get the first one's columns."""
+    """A buffer has one spec: a second layer with another gate layout would read the wrong columns."""
     buffer = mask_buffer(4, 2, 8, CPU)
     first = captured(SiluAndMul(), buffer, 0)
-    with pytest.raises(UnsupportedModelError, match=r"has silu, numerics None, and silu \(layout=second\)"):
+    with pytest.raises(UnsupportedModelError, match=r"has silu with numerics None, and silu \(layout=second\)"):
         captured(SiluAndMul(), buffer, 1, ActivationSpec("silu", "second"))
     assert first.capture.layer == 0
 
@@ -203,7 +204,8 @@ def test_a_layer_past_the_axis_is_refused() -> None:
 
 
 def test_a_buffer_lives_as_long_as_its_model() -> None:
-    """An activation keeps its buffer; when the model goes the memory goes, and a graph that is left says so."""
+    """An activation keeps its buffer alive. When the model is deleted, the memory is freed, and a remaining graph
+    reports it."""
     module = captured(SiluAndMul(), mask_buffer(4, 1, 8, CPU), 0)
     gc.collect()
     assert module(torch.ones(1, 16)).shape == (1, 8)
@@ -233,7 +235,7 @@ def test_a_buffer_lives_as_long_as_its_model() -> None:
             [1, 0, 1],
             [4, 0, 4],
             True,
-            r"layer 9 \(experts\) wrote 0 times, 0 rows in all\. The engine ran a",
+            r"layer 9 \(experts\) wrote 0 times, 0 rows in all\. The engine bypassed",
         ),
         ([0, 0, 0], [0, 0, 0], False, r"layer 0 wrote 0 times"),
     ],
@@ -247,7 +249,7 @@ def test_a_layer_writes_once_and_all_rows(calls: list[int], rows: list[int], pad
 
 
 def test_rows_of_a_longer_step_before_do_not_show() -> None:
-    """A step writes its own rows alone; those past them are stale."""
+    """A step writes only its own rows; later rows are stale."""
     buffer = mask_buffer(4, 1, 8, CPU)
     buffer.store(0, torch.ones(4, 16), SILU)
     buffer.store(0, -torch.ones(2, 16), SILU)
@@ -257,7 +259,7 @@ def test_rows_of_a_longer_step_before_do_not_show() -> None:
 
 @pytest.mark.parametrize("layers", [(0, 2), (0, 1, 1, 2), ()])
 def test_a_layer_that_did_not_write_once_is_found(layers: tuple[int, ...]) -> None:
-    """A step in which a layer was bypassed or ran twice is an error, and so is one without any capture."""
+    """A step that bypassed a layer, ran it twice or captured nothing is an error."""
     buffer = mask_buffer(4, 3, 8, CPU)
     for layer in layers:
         buffer.store(layer, torch.ones(2, 16), SILU)
@@ -269,8 +271,8 @@ def test_a_layer_that_did_not_write_once_is_found(layers: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (2, 14), (2, 18), (2, 3, 16)])
-def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
-    """Too many rows, or another width, leave the write counter where it was and say why; the engine goes on."""
+def test_rows_that_do_not_fit_are_not_stored(shape: tuple[int, ...]) -> None:
+    """Too many rows, or another width, leave the write counter unchanged and set the problem; the engine runs on."""
     buffer = mask_buffer(4, 1, 8, CPU)
     buffer.store(0, torch.ones(shape), SILU)
     assert buffer.write_counters.tolist() == [0]
@@ -281,7 +283,7 @@ def test_what_does_not_fit_is_not_stored(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("fused", [True, False])
 @torch.inference_mode()
 def test_leading_dimensions_are_rows(fused: bool) -> None:
-    """vLLM's Transformers backend hands over (1, rows, 2·neurons): the same masks, and a result of the same shape."""
+    """vLLM's Transformers backend passes (1, rows, 2·neurons): same masks, and a result of the same shape."""
     flat, batched = mask_buffer(6, 1, 11, CPU), mask_buffer(6, 1, 11, CPU)
     gate_up = torch.randn(6, 22, generator=torch.Generator().manual_seed(3))
     modules = [captured(SiluAndMul(), buffer, 0) for buffer in (flat, batched)]
@@ -301,7 +303,7 @@ def test_leading_dimensions_are_rows(fused: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_gate_that_is_not_finite_flags_its_row(dtype: torch.dtype, wrong: float) -> None:
-    """One NaN or infinity among 300 gates flags the row in the layer that has it; the up half does not matter."""
+    """One NaN or infinity among 300 gates flags the row in its layer; the up half does not matter."""
     buffer = mask_buffer(4, 2, 300, CPU)
     gate_up = torch.randn(3, 600, generator=torch.Generator().manual_seed(1)).to(dtype)
     gate_up[0, 450] = wrong
@@ -315,7 +317,7 @@ def test_a_gate_that_is_not_finite_flags_its_row(dtype: torch.dtype, wrong: floa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_finite_gates_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None:
-    """The largest numbers of a type add up to an infinity; none of them is one."""
+    """The largest numbers of a dtype sum to infinity, but each is finite."""
     gate = torch.full((2, 64), torch.finfo(dtype).max, dtype=dtype)
     gate[1] = -gate[1]
     assert nonfinite_rows(gate).tolist() == [False, False]
@@ -323,8 +325,8 @@ def test_finite_gates_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None
     assert nonfinite_rows(gate).tolist() == [False, True]
 
 
-def test_a_choice_that_is_not_finite_flags_its_token() -> None:
-    """Row r of an expert layer is choice r % 2 of token r // 2."""
+def test_an_expert_row_that_is_not_finite_flags_its_token() -> None:
+    """Row r of an MoE layer belongs to token r // 2 and k = r % 2."""
     buffer = mask_buffer(4, 1, 8, CPU, top_k=2)
     gate_up = torch.ones(6, 16)
     gate_up[3, 0] = math.nan
@@ -335,7 +337,7 @@ def test_a_choice_that_is_not_finite_flags_its_token() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_pattern_of_16_bits_packs_as_torch_says(dtype: torch.dtype) -> None:
-    """All 65,536 numbers: the integer comparison of 16 bits is gate > 0, and NaN of either sign is not active."""
+    """For all 65,536 numbers, the 16-bit integer comparison equals gate > 0; NaN of either sign is inactive."""
     kinds = [torch.bfloat16, torch.float16] if dtype == torch.float32 else [dtype]
     for kind in kinds:
         gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(kind).to(dtype).reshape(64, -1)

@@ -1,4 +1,4 @@
-"""Gates computed from the weights that vLLM packed, against the weights before they were packed."""
+"""Gates computed from vLLM's prepacked weights equal gates from the original weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparcom_extractor.capture.ops.prepacked_gate import PrepackedGate, check_pa
 
 
 def packed_by_vllm(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Pad gate and up (experts, neurons, hidden) to 32 neurons and pack them by vLLM's own kernel."""
+    """Pad gate and up (experts, neurons, hidden) to 32 neurons and pack them with vLLM's own kernel."""
     from vllm._custom_ops import cpu_prepack_moe_weight
 
     missing = -gate.shape[1] % 32
@@ -37,7 +37,8 @@ def random_ids(tokens: int, experts: int, top_k: int, generator: torch.Generator
 def test_masks_are_those_of_the_weights_before_packing(
     neurons: int, hidden: int, top_k: int, dtype: torch.dtype
 ) -> None:
-    """For each token and choice, in the order of the ids, the signs of that expert's own gate; spare bits are 0."""
+    """For each token and expert, in the order of the ids, masks are the signs of that expert's gate; spare bits are
+    0."""
     generator = torch.Generator().manual_seed(neurons)
     gate, up = (torch.randn(6, neurons, hidden, generator=generator).to(dtype) for _ in range(2))
     rows = torch.randn(40, hidden, generator=generator).to(dtype)
@@ -50,8 +51,8 @@ def test_masks_are_those_of_the_weights_before_packing(
     np.testing.assert_array_equal(got[:, :neurons], expected.reshape(-1, neurons).numpy())
 
 
-def test_a_bias_and_a_threshold_are_heeded() -> None:
-    """A neuron is active where gate and bias together are above the threshold."""
+def test_bias_and_threshold_are_applied() -> None:
+    """A neuron is active where gate plus bias exceeds the threshold."""
     gate = torch.zeros(2, 32, 32)
     bias = torch.arange(128.0).view(2, 64) % 7 - 3
     gates = PrepackedGate(packed_by_vllm(gate, gate), 32, "vec", bias, active_above=1.0)
@@ -63,7 +64,7 @@ def test_a_bias_and_a_threshold_are_heeded() -> None:
     ("neurons", "hidden", "top_k", "tokens"), [(70, 32, 3, 0), (70, 32, 3, 1), (112, 96, 2, 61), (256, 160, 4, 300)]
 )
 def test_masks_and_flags_with_a_bias(neurons: int, hidden: int, top_k: int, tokens: int) -> None:
-    """With a bias, rows that are not contiguous, and groups of any size; a NaN flags its own token alone."""
+    """With a bias, noncontiguous rows and groups of any size, masks are right. A NaN flags only its own token."""
     generator = torch.Generator().manual_seed(tokens)
     gate, up = (torch.randn(7, neurons, hidden, generator=generator) for _ in range(2))
     packed = packed_by_vllm(gate, up)
@@ -83,8 +84,8 @@ def test_masks_and_flags_with_a_bias(neurons: int, hidden: int, top_k: int, toke
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
-def test_a_weight_that_is_not_finite_flags_who_chose_its_expert(dtype: torch.dtype, wrong: float) -> None:
-    """One weight of one neuron of expert 2: every (token, choice) of that expert and no other."""
+def test_a_weight_that_is_not_finite_flags_the_rows_of_its_expert(dtype: torch.dtype, wrong: float) -> None:
+    """One bad weight of one neuron of expert 2 flags every (token, k) of that expert and no other."""
     generator = torch.Generator().manual_seed(8)
     gate = torch.randn(5, 70, 32, generator=generator)
     gate[2, 69, 7] = wrong
@@ -97,8 +98,8 @@ def test_a_weight_that_is_not_finite_flags_who_chose_its_expert(dtype: torch.dty
     assert nonfinite.tolist() == (ids.reshape(-1) == 2).tolist()
 
 
-def test_experts_that_nobody_chose_are_not_computed() -> None:
-    """One product for each expert that any token chose, over the rows that did."""
+def test_experts_that_no_token_selects_are_not_computed() -> None:
+    """One product runs per selected expert, over the rows that selected it."""
     seen: list[int] = []
 
     class Watch(TorchDispatchMode):
@@ -114,15 +115,15 @@ def test_experts_that_nobody_chose_are_not_computed() -> None:
     assert seen == [3, 2, 1]
 
 
-def test_the_installed_vllm_packs_as_we_know_it() -> None:
+def test_the_installed_vllm_packs_as_expected() -> None:
     """The packing is compared with vLLM's own kernel when a model is loaded."""
     check_packing(packed_by_vllm(torch.ones(2, 112, 48), torch.ones(2, 112, 48)), "vec")
 
 
 @pytest.mark.parametrize("shape", [(2, 48, 32), (2, 64, 32)])
 def test_another_packing_is_refused(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
-    """A gate that ends within a panel, or a version of vLLM that packs differently, is an error that says so."""
+    """A gate that ends within a packed block, or a vLLM that packs differently, is refused with an error."""
     if shape[1] % 32 == 0:
-        monkeypatch.setattr(prepacked_gate, "PANEL", 8)
+        monkeypatch.setattr(prepacked_gate, "PACKED_ROWS", 8)
     with pytest.raises(UnsupportedModelError, match="in another way"):
         check_packing(torch.ones(shape), "vec")

@@ -1,4 +1,4 @@
-"""The routes of a step are what the experts were called with, in the layer's own place; anything else is refused."""
+"""Stored routes are the arguments of the experts, in the layer's own slice; anything else is refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def route_buffer(max_tokens: int = 5, layers: int = 3, top_k: int = 2, device: s
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
-    """Ids up to 65,534, the weights' own numbers in float32, and nothing in other layers or past the step's rows."""
+def test_routes_are_stored_unchanged(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """Ids up to 65,534 and weights in float32 are stored; other layers and later rows stay unchanged."""
     found = route_buffer()
     ids = torch.tensor([[0, 65534], [300, 7]]).to(dtype)
     weights = torch.tensor([[0.75, 0.1], [2.0, -0.0]]).to(weight_dtype)
@@ -37,8 +37,8 @@ def test_routes_are_kept_as_they_are(dtype: torch.dtype, weight_dtype: torch.dty
     assert np.isnan(found.weights.numpy()[others.numpy()]).all()
 
 
-def test_the_models_factor_belongs_to_the_weights() -> None:
-    """Where the sum of all experts is multiplied, so is each weight, in float32."""
+def test_weights_include_the_models_scale() -> None:
+    """Where the model scales the sum of all experts, each weight is scaled too, in float32."""
     found = route_buffer()
     weights = torch.tensor([[0.3, 0.1]])
     store_topk(found, 0, torch.tensor([[1, 2]]), weights, scale=2.5)
@@ -46,7 +46,7 @@ def test_the_models_factor_belongs_to_the_weights() -> None:
 
 
 def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
-    """-1, vLLM's number for an expert that is not here, becomes the archive's for no expert."""
+    """vLLM's id -1, for an expert that is not on this rank, becomes the archive's id for no expert."""
     found = route_buffer()
     store_topk(found, 0, torch.tensor([[-1, 2]], dtype=torch.int32), torch.zeros(1, 2))
     assert found.experts[0, 0].tolist() == [NO_EXPERT, 2]
@@ -57,8 +57,8 @@ def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any) -> None:
-    """More rows than a step has, another number of choices, weights of another shape: by the shapes alone, on any
-    device, for a kernel would write elsewhere unseen. The write counter stays, and the reason is kept."""
+    """Too many rows, another top_k or another shape of the weights is refused by the shapes alone, on any device: a
+    kernel would silently write out of bounds. The write counter stays, and the reason is kept."""
     found = route_buffer(5, 3, 2, device)
     store_topk(found, 0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
     assert "5 tokens with top_k 2; the router of a captured layer gave" in (found.problem or "")
@@ -68,7 +68,7 @@ def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any)
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> None:
-    """A weight that is not finite, or a finite weight for a logit that is not finite."""
+    """A nonfinite weight, or a finite weight with a nonfinite logit, flags its row."""
     found = route_buffer()
     weights, logits = torch.ones(4, 2), torch.zeros(4, 7)
     weights[1, 1], logits[3, 6] = wrong, wrong
@@ -78,8 +78,8 @@ def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> 
     assert found.write_counters.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
 
 
-def test_the_heaviest_choice_comes_first() -> None:
-    """Choices are sorted by descending weight, ids with their weights; equal weights keep their order."""
+def test_the_heaviest_expert_comes_first() -> None:
+    """The top-k experts are sorted by descending weight, ids with their weights; equal weights keep their order."""
     ids, weights = sort_by_weight_desc(
         torch.tensor([[5, 9, 1], [4, 3, 2]]), torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.6]])
     )

@@ -34,7 +34,7 @@ class Sending:
         self.timers: list[threading.Timer] = []
 
     def step(self, number: int, rows: int) -> None:
-        """A forward pass that writes `number` everywhere, and the transfer of its rows."""
+        """Run a forward pass that writes `number` everywhere, and send its rows."""
         self.device.launch(lambda: self._forward(number))
         self.queue.send(
             [self.masks[:rows], self.ids[:rows], self.writes], lambda arrays, done: self._receive(arrays, done, rows)
@@ -84,10 +84,11 @@ def sender() -> Iterator[Callable[..., Sending]]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_transfers_arrive_in_order(seed: int, sender: Callable[..., Sending]) -> None:
-    """Steps overwrite the buffer before it has left, rings are small, receivers are slow: every value is its step's."""
-    choice = random.Random(seed)  # noqa: S311  (repeatable)
-    sending = sender(seed, choice.choice([1.0, 1.3, 2.0, 5.0]), lambda: choice.choice([0.0, 0.0, 0.002]))
-    steps = [(number, choice.randrange(1, ROWS + 1)) for number in range(1, 120)]
+    """Steps overwrite the buffer before it is copied, rings are small and receivers slow, but every value belongs to
+    its step."""
+    rng = random.Random(seed)  # noqa: S311  (repeatable)
+    sending = sender(seed, rng.choice([1.0, 1.3, 2.0, 5.0]), lambda: rng.choice([0.0, 0.0, 0.002]))
+    steps = [(number, rng.randrange(1, ROWS + 1)) for number in range(1, 120)]
     for number, rows in steps:
         sending.step(number, rows)
     sending.close()
@@ -96,7 +97,7 @@ def test_transfers_arrive_in_order(seed: int, sender: Callable[..., Sending]) ->
 
 
 def test_a_step_does_not_wait_while_there_is_room(sender: Callable[..., Sending]) -> None:
-    """With the device standing still, as many steps as the ring holds are sent; none waits, and none is delivered."""
+    """With the device stopped, the ring takes as many steps as it holds; none waits and none is delivered."""
     sending = sender(0, 4.0)
     sending.device.freeze(True)
     for number in range(1, 4):
@@ -107,7 +108,7 @@ def test_a_step_does_not_wait_while_there_is_room(sender: Callable[..., Sending]
 
 
 def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(sender: Callable[..., Sending]) -> None:
-    """The seconds are counted, the step goes on when there is room, and everything arrives."""
+    """The waiting time is counted, the step continues when there is room, and everything arrives."""
     sending = sender(0, 1.0)
     sending.device.freeze(True)
     sending.step(1, ROWS)
@@ -118,8 +119,8 @@ def test_a_step_waits_when_the_ring_is_full_and_drops_nothing(sender: Callable[.
     assert sending.received == [(1, ROWS), (2, ROWS)]
 
 
-def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(sender: Callable[..., Sending]) -> None:
-    """Pinned memory is given back when the receiver is done, not before: memory stays bounded."""
+def test_a_receiver_that_keeps_its_arrays_blocks_steps(sender: Callable[..., Sending]) -> None:
+    """Pinned memory is freed only when the receiver is done, so memory stays bounded."""
     sending = sender(0, 1.0, lambda: 0.2)
     sending.step(1, ROWS)
     began = time.monotonic()
@@ -128,13 +129,13 @@ def test_a_receiver_that_keeps_its_arrays_holds_the_steps_up(sender: Callable[..
     assert sending.queue.backpressure_seconds > 0.1
 
 
-def test_an_upload_is_there_for_the_work_behind_it(sender: Callable[..., Sending]) -> None:
-    """Small values reach the device before what is enqueued next, and their room comes back with the next transfer."""
+def test_an_upload_precedes_the_work_after_it(sender: Callable[..., Sending]) -> None:
+    """Small values reach the device before work enqueued after them; the next transfer frees their room."""
     sending, seen = sender(3, 3.0), []
     for number in range(40):
         values = np.array([number, number + 1], dtype=np.int64)
         uploaded = sending.queue.upload(values)
-        values[:] = -1  # the caller's array is its own again at once
+        values[:] = -1  # the caller may reuse its array at once
         sending.device.launch(lambda uploaded=uploaded: seen.append(uploaded.tolist()))
         sending.step(number + 1, 2)
     sending.close()
@@ -142,23 +143,23 @@ def test_an_upload_is_there_for_the_work_behind_it(sender: Callable[..., Sending
     assert seen == [[number, number + 1] for number in range(40)]
 
 
-def test_a_receiver_that_breaks_is_raised_to_the_next_step(sender: Callable[..., Sending]) -> None:
-    """Rows that cannot be delivered end the run with the reason, they are not left out."""
+def test_a_receivers_error_is_raised_to_the_next_step(sender: Callable[..., Sending]) -> None:
+    """Rows that cannot be delivered end the run with the reason; they are never skipped."""
     sending = sender(0)
 
     def broken(_arrays: Any, _done: Any) -> None:
         raise OSError("no such shelf")
 
     sending.queue.send([sending.ids], broken)
-    sending.queue.close()  # the transfer has been tried
-    with pytest.raises(RuntimeError, match="could not be brought off the device: OSError: no such shelf"):
+    sending.queue.close()  # the transfer was attempted
+    with pytest.raises(RuntimeError, match="could not be copied from the device: OSError: no such shelf"):
         sending.step(1, ROWS)
     with pytest.raises(RuntimeError, match="no such shelf"):
         sending.queue.check()
 
 
-def test_a_transfer_without_parts_keeps_its_place(sender: Callable[..., Sending]) -> None:
-    """Calls to a session travel behind the rows that were sent before them."""
+def test_a_transfer_without_parts_keeps_its_order(sender: Callable[..., Sending]) -> None:
+    """Calls to a session arrive after the rows sent before them."""
     sending, called = sender(1), []
     for number in range(1, 30):
         sending.step(number, 3)

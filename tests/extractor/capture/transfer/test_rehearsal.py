@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 def late_engine(
     start_engine: Callable[..., Any], tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Tiny Mistral; its worker captures as on a device."""
+    """Start a tiny Mistral whose worker captures as on a device."""
     monkeypatch.setattr(
         "sparcom_extractor.launch.start.worker_class",
         lambda _: "sparcom_verification.testing.rehearsal.RehearsalWorker",
@@ -30,7 +30,7 @@ def late_engine(
 
 
 def test_masks_and_counts_arrive_whole(late_engine: Any, mixed_instructions: list[Instruction], tmp_path: Path) -> None:
-    """Prompts and generated tokens through ring and drain thread: archives verify, counts are those of the masks."""
+    """Prompts and generated tokens pass ring and drain thread: archives verify, and counts equal the masks' sums."""
     options = {"positions": "all", "max_tokens": 6}
     masks = late_engine.extract(mixed_instructions, tmp_path / "masks.zarr", **options)
     tokenizer = late_engine.engine.tokenizer

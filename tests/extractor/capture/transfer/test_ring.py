@@ -1,4 +1,4 @@
-"""Regions of a ring never overlap, whatever the order in which they are given back."""
+"""Ring regions never overlap, in whatever order they are given back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAPACITY = 16 * ALIGNMENT
 
 @given(st.lists(st.tuples(st.integers(0, CAPACITY), st.integers(0, 9)), max_size=60))
 def test_regions_never_overlap(moves: list[tuple[int, int]]) -> None:
-    """Taken in any size and given back in any order, regions lie apart, within the ring, and begin on a border."""
+    """Regions of any size, given back in any order, are disjoint, within the ring and aligned."""
     ring, taken = ByteRing(CAPACITY), list[tuple[int, int]]()
     for size, which in moves:
         start = ring.take(size)
@@ -32,7 +32,7 @@ def test_regions_never_overlap(moves: list[tuple[int, int]]) -> None:
     assert ring.take(CAPACITY) == 0
 
 
-def test_room_comes_free_in_the_order_of_taking() -> None:
+def test_room_is_freed_in_the_order_of_taking() -> None:
     """A later region that is given back first waits for the earlier one."""
     ring = ByteRing(2 * ALIGNMENT)
     first, second = ring.take(1), ring.take(1)
@@ -46,7 +46,7 @@ def test_room_comes_free_in_the_order_of_taking() -> None:
 
 
 def test_a_region_wraps_as_a_whole() -> None:
-    """What does not fit behind the newest region begins at the start again."""
+    """A region that does not fit after the newest one begins at the start again."""
     ring = ByteRing(4 * ALIGNMENT)
     first = ring.take(3 * ALIGNMENT)
     assert first == 0
@@ -58,6 +58,6 @@ def test_a_region_wraps_as_a_whole() -> None:
 
 
 def test_a_region_larger_than_the_ring_is_refused() -> None:
-    """Waiting for it would never end: an error with both sizes."""
+    """Waiting for it would never end, so an error names both sizes."""
     with pytest.raises(ValueError, match=f"must fit the ring of {CAPACITY} bytes; {CAPACITY + ALIGNMENT} were"):
         ByteRing(CAPACITY).take(CAPACITY + 1)
