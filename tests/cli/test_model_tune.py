@@ -47,11 +47,11 @@ def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypa
     arguments = ["--model", base, "--data", tmp_path / "in.jsonl", "--output", tmp_path / "m", *flags]
     printed = invoke(*arguments).stdout
     assert printed.startswith(f"Made {tmp_path / 'm'} (16 instructions, 6 steps; loss from ")
-    assert "on 4 held out)\n" in printed
+    assert "on 4 test instructions)\n" in printed
     assert "tokens trained on; " in printed
-    assert "of the weights differ from the base's" in printed
-    assert "instructions were cut to --max-length" in printed
-    assert "1 instructions were left out: nothing in them can be predicted" in printed
+    assert "of the weights differ from the base; relative L2 distance" in printed
+    assert "instructions were truncated to --max-length" in printed
+    assert "1 instructions were left out: no token to predict" in printed
     assert "\nThe capital of France is\n  base:  " in printed
     source = json.loads((tmp_path / "m" / "SOURCE.json").read_text())
     assert {name.replace("-", "_"): value for name, value in options.items()}.items() <= source.items()

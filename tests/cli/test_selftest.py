@@ -27,7 +27,7 @@ def test_a_missing_device_is_refused_first(
     monkeypatch.setattr("vllm.platforms.current_platform.device_type", "cpu")
     assert run(monkeypatch, "--device", "cuda", "--folder", tmp_path / "work") == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: --device must be what vLLM runs on here, cpu; it is cuda")
+    assert error.startswith("error: --device must be vLLM's device on this machine, cpu; it is cuda")
     assert "Use --device cpu" in error
     assert list(tmp_path.iterdir()) == []
 

@@ -52,7 +52,7 @@ def test_several_archives_are_all_looked_at(
     assert f"{archive}: 1 findings" in said
     assert said.endswith(f"{tmp_path / 'b.zarr'}: nothing wrong was found\n")
     assert run(monkeypatch, archive, tmp_path / "b.zarr", "--model", "x") == 2
-    assert "verify the archives one by one" in capsys.readouterr().err
+    assert "verify each archive separately" in capsys.readouterr().err
 
 
 def test_counts_are_checked_too(

@@ -52,8 +52,8 @@ def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
     assert run(annotate, folder, "--output", form, "--sample", 2).exit_code == 0
     refused = run(annotate, folder, "--output", form, "--sample", 2, "--seed", 1)
     assert refused.exit_code == 2
-    assert "must not be there yet" in refused.output
-    assert "must be named FILE.csv" in run(annotate, folder, "--output", "form.html", "--format", "csv").output
+    assert "already exists" in refused.output
+    assert "must end in .csv" in run(annotate, folder, "--output", "form.html", "--format", "csv").output
     (tmp_path / "empty").mkdir()
     assert "holds no *.jsonl" in run(annotate, tmp_path / "empty", "--output", "f.html").output
 
@@ -75,7 +75,7 @@ def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> No
 
     result = run(agreement, *files, "--data", folder, "--adjudicate", third)
     assert result.exit_code == 0, result.output
-    assert "2 of 6 items are in question" in result.output
+    assert "2 of 6 items are disputed" in result.output
     assert "[red]Ada" in result.output
     assert "\x1b" not in result.output
     assert "clarity: both gave one and the same value throughout" in result.output
@@ -89,7 +89,7 @@ def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> No
     cleo = save(tmp_path / "cleo.json", filled(decisions, "Cleo", category="QA", grammar="faulty"))
     last = run(agreement, *files, "--data", folder, "--adjudicated", cleo, "--accepted", accepted, "--output", report)
     assert last.exit_code == 0, last.output
-    assert "5 of 6 items passed; to be mended or dropped:" in last.output
+    assert "5 of 6 items passed; correct or drop these:" in last.output
     assert "(CLS-0): grammar faulty, not correct “see [bold]this [2J”" in last.output
     assert "5 of 6 judged items passed" in last.output
     lines = [line for path in data.paths for line in path.read_bytes().splitlines(keepends=True)]
@@ -111,7 +111,7 @@ def test_a_table_and_a_page_are_compared(folder: Path, tmp_path: Path) -> None:
     result = run(agreement, page, table)
     assert result.exit_code == 0, result.output
     assert "6 of 6 items passed" in result.output
-    assert "categories were not compared with the data's" in result.output
+    assert "categories were not compared with the data;" in result.output
 
 
 def test_nothing_that_is_read_is_written_over(folder: Path, tmp_path: Path) -> None:
@@ -121,5 +121,5 @@ def test_nothing_that_is_read_is_written_over(folder: Path, tmp_path: Path) -> N
     for option, path in (("--output", files[0]), ("--accepted", folder / "QA.jsonl"), ("--adjudicate", files[1])):
         result = run(agreement, *files, "--data", folder, option, path)
         assert result.exit_code == 2
-        assert "take another name" in result.output
+        assert "choose another name" in result.output
     assert "give their files with --data" in run(agreement, *files, "--accepted", tmp_path / "a.jsonl").output

@@ -113,7 +113,7 @@ def test_the_same_again_is_nothing_to_do(build: Run) -> None:
     before = Path("a.jsonl").stat().st_mtime_ns
     status, said, _ = build("--synthetic-only", "--output", "a.jsonl")
     assert status == 0
-    assert said.startswith("Nothing to do: the same is in a.jsonl: 600 instructions")
+    assert said.startswith("Nothing to do, already up to date: a.jsonl: 600 instructions")
     assert Path("a.jsonl").stat().st_mtime_ns == before
 
 
@@ -173,7 +173,7 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
         items = read_jsonl(Path(tolerance))
         counts = [sorted(len(item.readable.split()) for item in items if item.category == name) for name in CATEGORIES]
         kept[tolerance] = len(counts[0])
-        assert said.startswith(f"{kept[tolerance]} of 100 per category kept, whose token counts")
+        assert said.startswith(f"Kept {kept[tolerance]} of 100 instructions per category; their token counts")
         for rank in zip(*counts, strict=True):
             assert (max(rank) - min(rank)) / min(rank) <= float(tolerance)
     assert 0 < kept["0"] < kept["0.05"] < kept["0.2"]
@@ -182,16 +182,16 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--match-length",), "name the model's folder with --tokenizer"),
-        (("--tokenizer", "x"), "belong to --match-length"),
-        (("--synthetic-only", "--natural", "x"), "give no --natural or --revision with it"),
-        (("--synthetic-only", "--revision", "flan=main"), "give no --natural or --revision with it"),
-        (("--natural", "x", "--revision", "flan=main"), "a folder given with --natural has none"),
+        (("--match-length",), "give the model's folder with --tokenizer"),
+        (("--tokenizer", "x"), "require --match-length"),
+        (("--synthetic-only", "--natural", "x"), "drop --natural and --revision"),
+        (("--synthetic-only", "--revision", "flan=main"), "drop --natural and --revision"),
+        (("--natural", "x", "--revision", "flan=main"), "drop one of them"),
         (("--revision", "imagenet=main"), "got 'imagenet'"),
         (("--revision", "flan"), "SOURCE=COMMIT"),
         (("--length-tolerance", "1"), "--length-tolerance"),
         (("--per-category", "0"), "--per-category"),
-        (("--skip", "20"), "give --synthetic-only with it"),
+        (("--skip", "20"), "add --synthetic-only"),
         (("--synthetic-only", "--skip", "100"), "--skip"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_foreign_folder_is_left_alone(
     """A folder with somebody's files is refused before anything runs, and so is a file."""
     (tmp_path / "precious").write_text("mine")
     assert run(monkeypatch, "--output", tmp_path) == 1
-    assert "holds other files. Name another with --output" in capsys.readouterr().err
+    assert "holds other files. Choose another --output" in capsys.readouterr().err
     assert run(monkeypatch, "--output", tmp_path / "precious") == 1
     assert "is a file" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "mine"

@@ -83,7 +83,7 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
             assert f'<td class="num">{value:.3f}</td>' in page
     moe = read_metrics(output / "report-moe").attrs["archive"]["moe"]
     passed = moe["shared_neurons"] + moe["experts_per_token"] * moe["neurons"]
-    assert f"In the MoE model it passes {passed}" in re.sub(r"\s+", " ", page)
+    assert f"In the MoE model, it goes through {passed}" in re.sub(r"\s+", " ", page)
     for folder in ("report", "report-moe"):
         report = (output / folder / "report.html").read_text("utf-8")
         anchors = set(re.findall(r'id="(measure-[a-z_]+)"', report))
@@ -94,7 +94,7 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
 def test_similarities_are_said_as_what_they_are(output: Path) -> None:
     """Equations 15 and 16 are similarities; a Jaccard index is no share."""
     text = re.sub(r"data:[^\"]+", "", page_of(output, output / "report", output / "report-moe"))
-    assert "the Jaccard index of its two ISN sets (SPARCOM, eq. 15), 1 if all stay" in text
+    assert "the Jaccard index of its two ISN sets (SPARCOM, eq. 15), 1 if they are equal" in text
     assert not re.search(r"alter|share of|1 minus", text)
 
 
@@ -127,7 +127,7 @@ def test_the_terminal_shows_similarity_by_category(output: Path) -> None:
 def test_a_report_without_a_tuned_model_is_refused(output: Path, tmp_path: Path) -> None:
     """The page is about pairs; a report of one model alone is refused."""
     report_of(tmp_path / "alone", output / "d.zarr", None, 0)
-    with pytest.raises(InvalidInputError, match="analyze both with --tuned first"):
+    with pytest.raises(InvalidInputError, match="run `sparcom analyze --tuned` for both"):
         page_of(tmp_path, tmp_path / "alone", output / "report-moe")
 
 

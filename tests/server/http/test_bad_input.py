@@ -55,11 +55,11 @@ CASES = {
         "InvalidInputError",
         "archive: an archive's name",
     ),
-    "absolute name": ({"instructions": [ONE], "archive": "/etc/x"}, 422, "InvalidInputError", "it holds no path"),
+    "absolute name": ({"instructions": [ONE], "archive": "/etc/x"}, 422, "InvalidInputError", "a path is not allowed"),
     "odd name": ({"instructions": [ONE], "archive": "a b"}, 422, "InvalidInputError", "archive: an archive's name"),
     "newline in name": ({"instructions": [ONE], "archive": "ab\n"}, 422, "InvalidInputError", "archive: an archive's"),
     "long name": ({"instructions": [ONE], "archive": "a" * 129}, 422, "InvalidInputError", "1 to 128"),
-    "suffix in name": ({"instructions": [ONE], "archive": "a.zarr"}, 422, "InvalidInputError", "without the suffix"),
+    "suffix in name": ({"instructions": [ONE], "archive": "a.zarr"}, 422, "InvalidInputError", "must not end in .zarr"),
 }
 
 

@@ -268,7 +268,7 @@ def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
     for key in ("zarr.json", "neuron/active/zarr.json"):
         response = running.http.get(f"/v1/archives/rand/{key}")
         assert response.status_code == 404
-        assert f"Give {running.zarr} to the reader" in response.json()["error"]["message"]
+        assert f"Open {running.zarr} instead" in response.json()["error"]["message"]
         assert running.http.head(f"/v1/archives/rand/{key}").status_code == 404
     with pytest.raises(ArchiveNotFoundError, match=rf"with /zarr at its end. Try {running.zarr}$"):
         open_archive(running.url + path)
