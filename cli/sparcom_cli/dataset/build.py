@@ -21,7 +21,7 @@ DEFAULT_TOLERANCE = 0.05
 
 @click.command()
 @option("--output", FILE, Path("hexainst.jsonl"), "Write JSON lines to this file.")
-@optional("--natural", PATH, "Hugging Face hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
+@optional("--natural", PATH, "Hugging Face Hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
 @option("--per-category", click.IntRange(1, 100), 100, "Take this many instructions per category and half.")
 @option(

@@ -227,6 +227,6 @@ def test_the_help_names_every_option(build: Run) -> None:
     assert status == 0
     for option in (
         "--output", "--natural", "--synthetic-only", "--per-category", "--skip", "--seed", "--revision",
-        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face hub", "600 natural ones",
+        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face Hub", "600 natural ones",
     ):  # fmt: skip
         assert option in " ".join(said.split())

@@ -189,7 +189,7 @@ def test_a_seed_fixes_every_byte_of_a_moe_model(base: Path, tmp_path: Path) -> N
         ({"shared_neurons": 52}, "52 does not. One of 48, 80, 112, 144 does"),
         ({"shared_neurons": 56}, "56 does not"),
         ({"shared_neurons": 176}, "176 does not"),
-        ({"experts": 40}, "No number does: take fewer experts"),
+        ({"experts": 40}, "No number fits; use fewer experts"),
     ],
 )
 def test_experts_of_half_bytes_are_refused(options: dict[str, int], message: str, base: Path, tmp_path: Path) -> None:

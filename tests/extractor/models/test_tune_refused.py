@@ -71,9 +71,9 @@ def configured(**changes: Any) -> Callable[[Path], None]:
     ("break_it", "error", "message"),
     [
         (shutil.rmtree, ModelUnavailableError, "is a folder, or one of smollm2-135m-instruct"),
-        (without_weights, ModelUnavailableError, "has its weights in safetensors files"),
+        (without_weights, ModelUnavailableError, "must have its weights in safetensors files"),
         (without_a_layer, ModelUnavailableError, "lacks 3, which would be random: model.layers.1.mlp"),
-        (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers knows"),
+        (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers supports"),
         (configured(quantization_config={"quant_method": "gptq", "bits": 4}), UnsupportedModelError, "gptq"),
         (
             configured(architectures=["LlamaForSequenceClassification"]),

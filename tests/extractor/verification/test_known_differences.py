@@ -14,8 +14,8 @@ CASES = [
     ("Cohere2ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}, "one token more"),
     ("Ernie4_5_MoeForCausalLM", {}, "without the selection bias"),
     ("OlmoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is true"),
-    ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "heads of a query"),
-    ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "heads of a query"),
+    ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "query heads"),
+    ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "query heads"),
 ]
 
 
