@@ -23,7 +23,7 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for one another awake take ten times as long beside another busy process."""
+    """Run torch on one thread: spinning threads are ten times slower beside another busy process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,9 +35,9 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, losses before and after, tokens, how much changed, truncation, and texts of base and tuned model; the
-    second time that there is nothing to do."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it where it is not set, and for good
+    """It reports steps, losses before and after, tokens, weight changes, truncation, and texts of both models. The
+    second time, there is nothing to do."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # else the command sets it permanently
     base = make_tiny_model("llama", tmp_path / "base", tokenizer=write_small_tokenizer(tmp_path)).path
     lines = [{"id": str(n), "text": " ".join("ABCDEFGHIJKLMNOPQRSTUVWX"[n % 9 :])} for n in range(20)]
     lines.append({"id": "one token", "text": "A"})
@@ -59,13 +59,13 @@ def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypa
 
 
 def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
-    """Before a model is looked for."""
+    """Settings are checked before the model is loaded."""
     with pytest.raises(InvalidInputError, match="held_out: lies between 0 and 1"):
         invoke("--model", tmp_path, "--data", tmp_path / "in.jsonl", "--held-out", "1")
 
 
-def test_a_note_stands_behind_its_step() -> None:
-    """Count, total and note, in one line per step."""
+def test_a_note_follows_its_step() -> None:
+    """Each step has one line with count, total and note."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""`sparcom dataset annotate` and `agreement` as commands: files in, files and words out."""
+"""The commands `sparcom dataset annotate` and `agreement`: files read, files written, and printed output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(command: click.Command, *arguments: object) -> Result:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of two files of instructions."""
+    """Return a folder with two instruction files."""
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("QA", "CLS"):
@@ -43,7 +43,7 @@ def save(path: Path, answers: Answers) -> Path:
 
 
 def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
-    """Writing the same form again is harmless; another form over it is refused, since it may hold answers."""
+    """The same form may be written again. A different form is refused, since the file may hold answers."""
     form = tmp_path / "form.csv"
     result = run(annotate, folder, "--output", form, "--sample", 2)
     assert result.exit_code == 0, result.output
@@ -59,7 +59,7 @@ def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> None:
-    """Form, two answers, disputes, decisions, and the lines that passed; comments cannot paint the terminal."""
+    """From form to two answers, disputes, decisions and the passed lines; comments cannot style the terminal."""
     page = tmp_path / "form.html"
     assert run(annotate, folder, "--output", page).exit_code == 0
     data = read_data(sorted(folder.glob("*.jsonl")))
@@ -114,8 +114,8 @@ def test_a_table_and_a_page_are_compared(folder: Path, tmp_path: Path) -> None:
     assert "categories were not compared with the data;" in result.output
 
 
-def test_nothing_that_is_read_is_written_over(folder: Path, tmp_path: Path) -> None:
-    """Answers and data are never overwritten; options that need the data name --data."""
+def test_inputs_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    """Answers and data are never overwritten; errors of options that need the data name --data."""
     form = make_form(read_data(sorted(folder.glob("*.jsonl"))))
     files = [save(tmp_path / f"{name}.json", filled(form, name)) for name in ("Ada", "Ben")]
     for option, path in (("--output", files[0]), ("--accepted", folder / "QA.jsonl"), ("--adjudicate", files[1])):
