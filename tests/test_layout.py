@@ -81,7 +81,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """Return a cycle of modules that import each other, or an empty list."""
+    """Return the modules that import each other, or an empty list."""
     left = {name: set(others) for name, others in graph.items()}
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:

@@ -42,7 +42,7 @@ def test_the_launcher_names_the_missing_setup(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Return a folder with .ci/run and with fake commands in bin; make, id and sudo only record their calls."""
+    """Return a folder with .ci/run and with fake commands in bin; make and apt-get only record their calls."""
     script(tmp_path / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
     script(tmp_path / ".ci" / "lowest", RECORD.format(log=tmp_path / "log"))
     for name in ("bash", "dirname", "basename", "sh"):

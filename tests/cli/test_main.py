@@ -15,7 +15,7 @@ from sparcom_data.extras import install_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """Return a function that runs `sparcom ARGUMENTS` in this process and returns the exit status."""
+    """Run `sparcom ARGUMENTS` in this process; return the exit status."""
     monkeypatch.setattr(sys, "argv", ["sparcom", *arguments])
     with pytest.raises(SystemExit) as ended:
         module.main()
@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
 
 
 def replace_extract(monkeypatch: pytest.MonkeyPatch, body: Callable[[], None]) -> None:
-    """Return a function that replaces the command `sparcom extract`."""
+    """Replace the command `sparcom extract`."""
     monkeypatch.setattr("sparcom_cli.extract.extract", click.command("extract")(body))
 
 

@@ -1,4 +1,4 @@
-"""Bases and instructions that cannot be used for fine-tuning are refused before anything is computed."""
+"""Unsuitable bases and instructions are refused before any computation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Tune = Callable[..., folder.MadeModel]
 def test_instructions_that_cannot_be_tuned_on_are_refused(
     settings: dict[str, Any], message: str, place: Path, tune: Tune, tmp_path: Path
 ) -> None:
-    """With the rule, the value and the remedy, before anything is computed."""
+    """The error has rule, value and remedy, and comes before any computation."""
     contents = {
         "empty": "\n",
         "strange": '{"id": "a", "token_ids": [3, 60]}',
@@ -86,7 +86,7 @@ def configured(**changes: Any) -> Callable[[Path], None]:
 def test_models_that_cannot_be_tuned_are_refused(
     break_it: Callable[[Path], None], error: type[Exception], message: str, place: Path, tune: Tune, tmp_path: Path
 ) -> None:
-    """With what is wrong and what to do; never trained with weights that are not the model's."""
+    """The error has reason and remedy; a model with missing weights is never trained."""
     shutil.copytree(place / "llama", tmp_path / "base")
     break_it(tmp_path / "base")
     with pytest.raises(error, match=message):
