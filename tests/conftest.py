@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips",
         action="store_true",
-        help="Fail skipped tests, except for a missing CUDA device or missing natural files.",,
+        help="Fail skipped tests, except for a missing CUDA device or missing natural files.",
     )
 
 

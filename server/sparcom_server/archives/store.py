@@ -40,7 +40,7 @@ class ArchiveStore:
         self._reserved: set[str] = set()
 
     def path(self, name: str) -> Path:
-        """Return the path of an archive; `path` does not validate the name."""
+        """Return the path of an archive; the name is not validated here."""
         return self.folder / f"{name}{SUFFIX}"
 
     @contextmanager
@@ -167,7 +167,7 @@ def _read_states(path: Path) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def _cached_states(path: Path, _inode: int, _modified: int) -> dict[str, int]:
-    """Return the states of an archive. The key identifies zarr.json, which a job writes last."""
+    """Return the states of an archive. The cache key identifies zarr.json, which a job writes last."""
     return _read_states(path)
 
 
