@@ -96,7 +96,7 @@ def _decode(body: bytearray) -> Any:
         return from_json(body)
     except ValueError as error:
         if "recursion limit" in str(error):
-            raise InvalidInputError(f"body: JSON may have at most 200 nested levels; {error}") from None
+            raise InvalidInputError(f"body: JSON may be nested at most 200 levels deep; {error}") from None
         raise NotJsonError(f"the body must be JSON: {error}") from None
 
 

@@ -48,7 +48,12 @@ CASES = {
         "InvalidInputError",
         "max_tokens must be at least",
     ),
-    "unknown model": ({"instructions": [ONE], "model": "gpt"}, 404, "UnknownModelError", "serves: fake. It is 'gpt'"),
+    "unknown model": (
+        {"instructions": [ONE], "model": "gpt"},
+        404,
+        "UnknownModelError",
+        "no model 'gpt'; choose one of fake",
+    ),
     "path in name": (
         {"instructions": [ONE], "archive": "../up"},
         422,

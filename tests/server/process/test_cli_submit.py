@@ -162,7 +162,7 @@ def test_bad_files_are_refused_before_sending(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "none"], "the server refused (status 404): a model must be one that this server serves: fake"),
+        (["--model", "none"], "the server refused (status 404): this server has no model 'none'; choose one of fake"),
         (["--archive", "a/b"], "archive: an archive's name"),
     ],
 )
