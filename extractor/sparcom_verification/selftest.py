@@ -1,7 +1,7 @@
 """Run one tiny random model with and without capture, and compare tokens, log-probabilities and archive.
 
-The rounding of matrix products depends on the batch shape, so two runs agree to the last bit only if every step
-computes the same rows. The compared requests therefore run one at a time; the archive's rows are computed concurrently.
+The rounding of matrix products depends on the batch shape. Two runs agree to the last bit only if every step computes
+the same rows, so the compared requests run one at a time. The archive's rows are computed concurrently.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
         views=views,
         experts=experts,
         top=experts.measure("finetuning_top_experts"),
-        likeness=likeness,
+        within_and_between=within_and_between,
         rows=rows,
         short={"Dense model": list(lead_sentences(dense)), "MoE model": list(lead_sentences(moe))},
         contents=_contents(*folders),
@@ -111,7 +111,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     return output / "index.html", _table(rows)
 
 
-def likeness(ds: Dataset) -> tuple[float, float, float]:
+def within_and_between(ds: Dataset) -> tuple[float, float, float]:
     """Return the mean within categories, between categories, and their ratio; NaN where undefined.
 
     The measure has the dimensions self_pairs, category and category_2. Pairs of an instruction with itself are left

@@ -2,7 +2,7 @@
 
     accept    at the limit, the connection of the longest silent client is closed for the new one; if the server owes
               every client a response, the new one gets 503
-    watch     every second, connections are closed whose client sends no complete header in time, or reads nothing of
+    watch     every second, a connection is closed if its client sends no complete header in time, or reads nothing of
               a response
 
 uvicorn has no such limits: it waits forever for the rest of a header, and `limit_concurrency` refuses new clients while

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from sparcom_analysis import analyze, read_metrics, write_report
-from sparcom_cli.demo.comparison import View, likeness, write_comparison
+from sparcom_cli.demo.comparison import View, within_and_between, write_comparison
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
@@ -51,7 +51,7 @@ def views(output: Path) -> list[View]:
     return [View("", dense, output), *(View("", moe, output, group) for group in groups)]
 
 
-def test_likeness_is_the_mean_over_categories() -> None:
+def test_within_and_between_are_means_over_categories() -> None:
     """The means on and off the diagonal, without missing pairs, and their ratio."""
 
     def matrix(*rows: list[float]) -> xr.Dataset:
@@ -59,11 +59,11 @@ def test_likeness_is_the_mean_over_categories() -> None:
         return xr.Dataset({"value": (cells, [np.ones((len(rows),) * 2), rows])}, {"self_pairs": [True, False]})
 
     missing = float("nan")
-    within, between, ratio = likeness(matrix([0.5, 0.2, missing], [0.2, 0.7, 0.4], [missing, 0.4, missing]))
+    within, between, ratio = within_and_between(matrix([0.5, 0.2, missing], [0.2, 0.7, 0.4], [missing, 0.4, missing]))
     assert (within, between) == (pytest.approx(0.6), pytest.approx(0.3))
     assert ratio == pytest.approx(2.0)
-    assert np.isnan(likeness(matrix([missing]))[2])
-    assert np.isnan(likeness(matrix([0.5, -0.1], [-0.1, 0.5]))[2]), "a ratio needs a denominator above 0"
+    assert np.isnan(within_and_between(matrix([missing]))[2])
+    assert np.isnan(within_and_between(matrix([0.5, -0.1], [-0.1, 0.5]))[2]), "a ratio needs a denominator above 0"
 
 
 def test_the_page_has_what_both_reports_have(output: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
         tuning = view.measure("finetuning_jaccard")
         for number in (view.measure("set_sizes")["overall_value"], tuning["overall_tuned_isn"]):
             assert f'<td class="num">{number.item():,.1f}</td>' in page
-        within = likeness(view.measure("similarity"))[0]
+        within = within_and_between(view.measure("similarity"))[0]
         for value in (within, *tuning["value"].values, tuning["overall_value"].item()):
             assert f'<td class="num">{value:.3f}</td>' in page
     moe = read_metrics(output / "report-moe").attrs["archive"]["moe"]
