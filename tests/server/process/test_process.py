@@ -60,7 +60,7 @@ def test_a_port_in_use_is_an_error_before_a_model_loads(tmp_path: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1; it is not: Address already in use"):
+        with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1: Address already in use"):
             run_server({"m": start}, ServerSettings(port=port, data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
