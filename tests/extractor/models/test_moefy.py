@@ -178,17 +178,17 @@ def test_a_seed_fixes_every_byte_of_a_moe_model(base: Path, tmp_path: Path) -> N
     first, second = make(base, tmp_path / "a"), make(base, tmp_path / "b")
     assert first.source == second.source
     assert not make(base, tmp_path / "a").fresh
-    with pytest.raises(ModelUnavailableError, match="top_k 2 in place of top_k 3"):
+    with pytest.raises(ModelUnavailableError, match="top_k 2 instead of top_k 3"):
         make(base, tmp_path / "a", top_k=3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k: at least 1 expert and at most all 4 run per token, not 5"),
-        ({"shared_neurons": 52}, "52 does not. One of 48, 80, 112, 144 does"),
-        ({"shared_neurons": 56}, "56 does not"),
-        ({"shared_neurons": 176}, "176 does not"),
+        ({"top_k": 5}, "top_k: must lie between 1 and the number of experts, 4; it is 5"),
+        ({"shared_neurons": 52}, "it is 52. Choose one of 48, 80, 112, 144"),
+        ({"shared_neurons": 56}, "it is 56"),
+        ({"shared_neurons": 176}, "it is 176"),
         ({"experts": 40}, "No number fits; use fewer experts"),
     ],
 )
@@ -218,5 +218,5 @@ def test_the_command_makes_a_moe_model(base: Path, tmp_path: Path) -> None:
     """`sparcom model moefy` reports folder, sizes and output error on the demo's texts."""
     arguments = ["moefy", "--model", str(base), "--output", str(tmp_path / "m"), "--experts", "2", "--top-k", "1"]
     ran = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
-    assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, 1 chosen, 112 shared neurons; ")
+    assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, top-1, 112 shared neurons; ")
     assert json.loads((tmp_path / "m" / "config.json").read_text())["num_experts_per_tok"] == 1

@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers")
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for an unknown name lists the known names."""
     with pytest.raises(
-        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; 'bert' is none"
+        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; it is 'bert'"
     ):
         make_tiny_model("bert", tmp_path / "m")
 
@@ -156,7 +156,7 @@ def test_a_tiny_model_does_not_replace_another(make_tiny: Callable[..., Path]) -
     """The same recipe again does nothing; another recipe in the same folder is refused, naming the difference."""
     before = (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns
     assert (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns == before
-    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 3"):
+    with pytest.raises(ModelUnavailableError, match="seed 0 instead of seed 3"):
         make_tiny(seed=3)
 
 

@@ -22,10 +22,10 @@ Tune = Callable[..., folder.MadeModel]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_length": 3}, "all 30 are longer than 3 tokens, the shortest has 4"),
+        ({"max_length": 3}, "all 30 instructions are longer than 3 tokens; the shortest has 4"),
         ({"held_out": 0.01}, "0.01 of 30 usable instructions leaves 0 and 30"),
         ({"held_out": 0.99}, "leaves 30 and 0"),
-        ({"max_length": 513}, "at most the model's context of 512 tokens; it is 513"),
+        ({"max_length": 513}, "at most the model's context, 512 tokens; it is 513"),
         ({"data": "empty"}, "holds no instruction"),
         ({"data": "strange"}, "the largest is 60"),
         ({"data": "chat"}, "messages go with prompt_format 'chat'"),
@@ -70,7 +70,7 @@ def configured(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("break_it", "error", "message"),
     [
-        (shutil.rmtree, ModelUnavailableError, "is a folder, or one of smollm2-135m-instruct"),
+        (shutil.rmtree, ModelUnavailableError, "must be a folder or one of smollm2-135m-instruct"),
         (without_weights, ModelUnavailableError, "must have its weights in safetensors files"),
         (without_a_layer, ModelUnavailableError, "lacks 3, which would be random: model.layers.1.mlp"),
         (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers supports"),

@@ -220,7 +220,7 @@ def test_another_length_of_the_text_is_refused(pair: Pair, reference: Any) -> No
     from sparcom_verification.reference.comparison import compare_counts
 
     archive: Archive = open_archive(pair.counts)
-    with pytest.raises(InvalidInputError, match=r"'x' has 17 and 0 can be had .*--no-tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"'x' has 17, but its text gives 0\. .*--no-tokenizer"):
         compare_counts(archive, reference, np.array([1]), lambda _: np.zeros(0, np.int32))
 
 
@@ -246,5 +246,5 @@ def test_the_command_compares_counts(
     assert ended.value.code == (0 if right else 1), said
     layers, neurons = pair.truth.shape[1:]
     assert f"3 instructions, 50 rows, {3 * layers * neurons:,} counts against transformers: " in said
-    assert ("0 differ, by 0 in all" if right else "1 differ, by 1 in all") in said
+    assert ("0 differ, by 0 in total" if right else "1 differ, by 1 in total") in said
     assert ("1 differing counts are not explained by rounding" in said) is not right

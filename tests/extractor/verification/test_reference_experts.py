@@ -112,8 +112,8 @@ def test_other_tokens_rows_are_found(case: Any) -> None:
         (None, None),
         (
             "expert",
-            "1 top-k sets are of experts that the reference's router does not pick; differences in later layers may "
-            "follow from that: instruction '0', token 2 (id ",
+            "1 top-k sets hold experts that the reference's router does not pick; this may cause differences in later "
+            "layers: instruction '0', token 2 (id ",
         ),
         ("weight", "1 weights are off by more than 1e-05"),
         ("active", "differing bits are not explained by rounding"),
