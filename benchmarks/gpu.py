@@ -1,14 +1,14 @@
-"""Measure what capture costs on this machine's device, as ratios within one run. Needs only torch and vLLM.
+"""Measure the cost of capture on this machine's device, as ratios within one run. Needs only torch and vLLM.
 
     plain      vLLM without capture
-    capture    capture is in the model, no request wants its rows
+    capture    capture is in the model, but no request asks for rows
     written    masks of all layers are on disk when the clock stops
     counted    counts of each instruction are on disk when the clock stops
 
-Two loads: prefill (long prompts, one token generated) and decode (short prompts, many tokens generated), of random
-token ids and random weights. Both engines are on the device at once, and the four variants alternate in every round, so
-that drift of the machine's speed cancels out. Every result is printed as it ends. A ratio is the time of plain vLLM
-over that of the variant in the same round, median over rounds. The tiny shape shows that it runs, not what it costs.
+There are two loads of random token ids: prefill (long prompts, one generated token) and decode (short prompts, many
+generated tokens). Weights are random. Both engines are on the device at once, and the four variants alternate in every
+round, so that drift of the machine's speed cancels out. A ratio is the time of plain vLLM over that of the variant in
+the same round; the median over rounds is reported. The tiny shape only shows that the benchmark runs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ SHAPES = {"llama-2-7b": LLAMA_2_7B, "qwen1.5-moe": QWEN_MOE, "tiny": LLAMA_2_7B 
 
 @dataclass(frozen=True)
 class Load:
-    """Prompts of random token ids, and how many tokens each generates."""
+    """Prompts of random token ids, and the number of tokens that each generates."""
 
     name: str
     prompts: list[list[int]]
@@ -80,7 +80,7 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model computes: the last generated token of a prompt is never fed to it."""
+        """Number of tokens that the model computes. It never reads the last generated token of a prompt."""
         return sum(map(len, self.prompts)) + len(self.prompts) * (self.generated - 1)
 
     def options(self, granularity: Any) -> ExtractionOptions:
@@ -91,7 +91,7 @@ class Load:
 
 
 def make_loads(prompts: int, vocabulary: int, *, tiny: bool) -> list[Load]:
-    """Return the two loads; random ids, since equal prompts would make equal rows."""
+    """Return the two loads. Ids are random, since equal prompts would give equal rows."""
     draw = np.random.default_rng(5)
     sizes = {"prefill": (64, 1), "decode": (8, 16)} if tiny else {"prefill": (512, 1), "decode": (32, 192)}
     return [
@@ -101,7 +101,7 @@ def make_loads(prompts: int, vocabulary: int, *, tiny: bool) -> list[Load]:
 
 
 def make_model(folder: Path, shape: dict[str, Any]) -> Path:
-    """Write a configuration and a byte-level tokenizer in which every id of the vocabulary is a token."""
+    """Write a configuration, and a byte-level tokenizer with a token for every id of the vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     (folder / "config.json").write_text(json.dumps(shape))
@@ -124,7 +124,7 @@ async def run_plain(engine: CaptureEngine, load: Load) -> float:
 
 
 async def run_extraction(engine: CaptureEngine, load: Load, granularity: str, path: Path) -> float:
-    """Extract into a new archive; return the seconds from the first request until everything is on disk."""
+    """Extract into a new archive; return the seconds from the first request until all data is on disk."""
     instructions = [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(load.prompts)]
     extraction = await asyncio.to_thread(engine.prepare, instructions, load.options(granularity), path)
     started = time.perf_counter()
@@ -138,7 +138,7 @@ async def run_extraction(engine: CaptureEngine, load: Load, granularity: str, pa
 async def run_variant(
     name: str, plain: CaptureEngine, captured: CaptureEngine, load: Load, path: Path
 ) -> dict[str, float]:
-    """Run one variant; return the seconds and by how much the capture worker's totals grew."""
+    """Run one variant; return the seconds, and the growth of the capture worker's totals."""
     (before,) = await captured.call_workers("sparcom_statistics")
     if name in ("plain", "capture"):
         seconds = await run_plain(plain if name == "plain" else captured, load)
@@ -185,7 +185,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 def summarize(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, by load and variant, median tokens/s and the ratio to plain vLLM: median, lowest and highest round."""
+    """Return median tokens/s and the ratio to plain vLLM (median, lowest, highest round) per load and variant."""
     table = []
     for load, tokens in dict.fromkeys((item["load"], item["tokens"]) for item in rounds):
         of_load = [item for item in rounds if item["load"] == load]
@@ -201,12 +201,12 @@ def main() -> None:
     from vllm.platforms import current_platform
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="tiny", help="shape of the model (default: tiny)")
-    parser.add_argument("--layers", type=int, help="take this many layers (default: those of the shape)")
-    parser.add_argument("--prompts", type=int, help="prompts of each load (default: 512, tiny 16)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: 5)")
+    parser.add_argument("--model", choices=SHAPES, default="tiny", help="use a model of this shape (default: tiny)")
+    parser.add_argument("--layers", type=int, help="use this many layers (default: those of the shape)")
+    parser.add_argument("--prompts", type=int, help="run this many prompts per load (default: 512; 16 for tiny)")
+    parser.add_argument("--rounds", type=int, default=5, help="measure this many rounds after a warm-up (default: 5)")
     parser.add_argument(
-        "--memory", type=float, default=0.45, help="share of the device for each engine (default: 0.45)"
+        "--memory", type=float, default=0.45, help="give each engine this fraction of the device (default: 0.45)"
     )
     parser.add_argument(
         "--archives", type=Path, help="write archives to this new path (default: in a temporary folder)"

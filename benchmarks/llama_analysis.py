@@ -1,7 +1,7 @@
 """Counting, `analyze` and `write_report` at LLaMA-2-7B's shape: GB/s, seconds and peak memory.
 
-Counting is timed in memory, reading alone from an archive in the page cache, and both together. The analysis runs in
-a process of its own, on 300 and on 1,200 instructions of six categories, 57 tokens each on average (3 GB of masks).
+Timed are counting in memory, reading from an archive in the page cache, and both together. The analysis runs in its own
+process on 300 and on 1,200 instructions of six categories, with 57 tokens on average (3 GB of masks).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def measure_analysis(workload: Workload) -> dict[str, Any]:
 
 
 def _analyze(path: Path, count: int) -> dict[str, Any]:
-    """Write an archive of `count` instructions and analyze it in a process of its own."""
+    """Write an archive of `count` instructions and analyze it in its own process."""
     tokens = _write_archive(path, count)
     os.sync()
     command = [sys.executable, __file__, str(path), str(path.with_suffix(".report"))]
@@ -68,7 +68,7 @@ def _analyze(path: Path, count: int) -> dict[str, Any]:
 
 
 def _analyze_here(path: Path, report: Path) -> dict[str, float]:
-    """Run the whole analysis in this process, after a small one that compiles everything."""
+    """Run the whole analysis in this process, after a small analysis that compiles everything."""
     from sparcom_analysis import analyze
     from sparcom_analysis.report.write import write_report
     from sparcom_data.testing import write_random_archive
@@ -87,7 +87,7 @@ def _analyze_here(path: Path, report: Path) -> dict[str, float]:
 
 
 def _rates(path: Path, rounds: int) -> dict[str, list[float]]:
-    """Return the GB/s of masks in each round, methods in turn; each method returns the bytes it handled."""
+    """Return the GB/s of masks per method and round. Methods alternate; each returns the bytes it handled."""
     masks = np.random.default_rng(0).integers(0, 256, size=(16, 57, LAYERS * NEURONS // 8), dtype=np.uint8)
     archive = open_archive(path)
     spans, population = row_spans(archive, "prompt"), choose_population(archive)
@@ -117,7 +117,7 @@ def _rates(path: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def _write_archive(path: Path, count: int) -> int:
-    """Write a complete archive in which sets overlap as real ones do; return its number of tokens."""
+    """Write a complete archive with realistically overlapping ISN sets; return its number of tokens."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(*TOKENS, size=count, endpoint=True).tolist()
     layout = plan_layout(lengths, "prompt", 0, [True] * count)
@@ -137,9 +137,9 @@ def _write_archive(path: Path, count: int) -> int:
 
 
 def _write_masks(path: Path, owners: NDArray[np.int64], rng: np.random.Generator) -> None:
-    """Write rows drawn from those of each category, thinned at random, and with neurons that each instruction favors.
+    """Write rows drawn per category, thinned at random, with extra neurons that each instruction favors.
 
-    owners: int64 (token,), the instruction of each row.
+    owners: int64 (token,), instruction of each row.
     """
     array: Any = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False)["neuron/active"]
     common = rng.beta(0.6, 1.8, size=LAYERS * NEURONS).astype(np.float32)  # mean 0.25

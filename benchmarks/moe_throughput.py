@@ -1,7 +1,7 @@
 """Tokens per second of MoE models with and without capture, in alternating rounds.
 
-On CPU vLLM runs all experts of a layer in one native call, so capture computes their gates a second time. Measures two
-models with random weights and layers of published size, and the demo's MoE model if it exists:
+On CPUs, vLLM runs all experts of a layer in one native call, so capture computes their gates a second time. Measures
+two models with random weights and layers of published size, and the demo's MoE model if it exists:
 
     qwen     two layers of Qwen1.5-MoE-A2.7B's shape: 60 experts of 1,408 neurons, top-4, shared experts of 5,632
     olmoe    two layers of OLMoE-1B-7B's shape: 64 experts of 1,024 neurons, top-8, no shared experts
@@ -25,7 +25,7 @@ CONTEXT = 2048
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 COMMON = {
     "hidden_size": 2048,
-    "num_hidden_layers": 2,  # each takes 2.2 GB in Qwen's shape, and two engines hold them
+    "num_hidden_layers": 2,  # in Qwen's shape each takes 2.2 GB, in each of two engines
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "max_position_embeddings": CONTEXT,

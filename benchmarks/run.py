@@ -1,12 +1,12 @@
-"""`make bench`: the cost of capture as ratios within one run. Prints a table and writes bench-output/results.json.
+"""Measure the cost of capture (`make bench`), as ratios within one run. Writes bench-output/results.json.
 
     throughput   tokens/s: capture and writing, vLLM alone, transformers with hooks (single prompts, sorted batches)
     moe          tokens/s of MoE models: capture and writing, vLLM alone
-    writing      MB/s of masks into an archive and of the same bytes into raw files
+    writing      MB/s of masks written to an archive, and of the same bytes written to raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
     analysis     GB/s of counting, seconds and peak memory of `analyze`, at LLaMA-2-7B's shape
 
-Absolute figures depend on the machine and its load; compare only ratios.
+Absolute figures depend on the machine and its load. Compare only ratios.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"), help="measure this model")
     parser.add_argument("--output", type=Path, default=Path("bench-output"), help="write results to this folder")
     parser.add_argument("--instructions", type=Path, help="run this file (default: the shipped synthetic instructions)")
-    parser.add_argument("--quick", action="store_true", help="take fewer rounds and less data")
+    parser.add_argument("--quick", action="store_true", help="run fewer rounds on less data")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"parts must be among {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")

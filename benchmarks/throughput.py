@@ -1,7 +1,7 @@
-"""Tokens per second with capture, without it, and of transformers with hooks; memory of the engine's worker.
+"""Tokens per second with and without capture, and of transformers with hooks; memory of the engine's worker.
 
-Rounds of vLLM with and without capture alternate, and the ratio is the median over rounds, because a machine's speed
-changes with its neighbors. The processes of the engine that is not measured are stopped meanwhile.
+The speed of a shared machine varies. Rounds of vLLM with and without capture therefore alternate, and the ratio is the
+median over rounds. The processes of the other engine are suspended during a measurement.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def compare_capture(
     workload: Workload,
     goal: float,
 ) -> dict[str, Any]:
-    """Return tokens/s with and without capture, and their ratios; a first round warms up and is not counted."""
+    """Return tokens/s with and without capture, and their ratios. The first round is a warm-up and not counted."""
     engines = {}
     processes = {}
     for name in ("plain", "capture"):
@@ -108,14 +108,14 @@ async def _extract(engine: CaptureEngine, instructions: Sequence[Instruction], p
 
 
 async def _generate(engine: CaptureEngine, ids: Sequence[list[int]]) -> float:
-    """Return the seconds for one greedy token per prompt; nothing is written."""
+    """Return the seconds for one greedy token per prompt, without writing."""
     started = time.perf_counter()
     await generate(engine, ids, 1, in_flight=engine.max_in_flight, logprobs=False)
     return time.perf_counter() - started
 
 
 def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """Return seconds for single prompts and for length-sorted padded batches; packed masks stay in memory."""
+    """Return the seconds for single prompts and for length-sorted padded batches. Packed masks stay in memory."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

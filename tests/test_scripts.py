@@ -1,4 +1,4 @@
-"""The scripts for people and CI in the root folder: `./sparcom` and `.ci/run`, with stand-ins for what they call."""
+"""The scripts `./sparcom` and `.ci/run`, with fakes for the commands that they call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_the_launcher_runs_the_installed_command(tmp_path: Path) -> None:
-    """From any folder, also through a link, with its arguments and its exit status."""
+    """It works from any folder and through a link, and passes on arguments and exit status."""
     launcher = Path(shutil.copy2(ROOT / "sparcom", tmp_path / "sparcom"))
     script(tmp_path / ".venv" / "bin" / "sparcom", '#!/bin/sh\nprintf "%s|" "$@"\nexit 7\n')
     (tmp_path / "elsewhere").mkdir()
@@ -31,8 +31,8 @@ def test_the_launcher_runs_the_installed_command(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (7, "a b|--c|")
 
 
-def test_the_launcher_says_what_to_install(tmp_path: Path) -> None:
-    """Before the set-up there is no command to run."""
+def test_the_launcher_names_the_missing_setup(tmp_path: Path) -> None:
+    """Before the set-up, there is no command to run."""
     launcher = shutil.copy2(ROOT / "sparcom", tmp_path / "sparcom")
     done = subprocess.run([launcher, "--help"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -42,7 +42,7 @@ def test_the_launcher_says_what_to_install(tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with .ci/run, and a folder bin with all that it calls: make, id and sudo only note that they ran."""
+    """Return a folder with .ci/run and with fake commands in bin; make and apt-get only record their calls."""
     script(tmp_path / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
     script(tmp_path / ".ci" / "lowest", RECORD.format(log=tmp_path / "log"))
     for name in ("bash", "dirname", "basename", "sh"):
@@ -67,22 +67,22 @@ INSTALL = ["apt-get update -qq", "apt-get install -qq --yes --no-install-recomme
 
 
 def test_ci_installs_a_browser(checkout: Path) -> None:
-    """Where there is none, before the checks; no test may be skipped then."""
+    """A missing browser is installed before the checks, so that no test is skipped."""
     done = run_ci(checkout)
     assert done.returncode == 0, done.stderr
     assert (checkout / "log").read_text().splitlines() == [*INSTALL, *CHECKS]
 
 
 @pytest.mark.parametrize("browser", ["chromium", "chromium-browser", "google-chrome"])
-def test_ci_takes_the_browser_that_is_there(browser: str, checkout: Path) -> None:
-    """Each name that the tests look for will do."""
+def test_ci_uses_an_installed_browser(browser: str, checkout: Path) -> None:
+    """Each name that the tests look for is accepted."""
     script(checkout / "bin" / browser, "")
     assert run_ci(checkout).returncode == 0
     assert (checkout / "log").read_text().splitlines() == CHECKS
 
 
 def test_ci_installs_with_sudo(checkout: Path) -> None:
-    """A user who is not root installs by sudo, which must not ask."""
+    """A user other than root installs with sudo, which must not prompt."""
     script(checkout / "bin" / "id", "#!/bin/sh\necho 1000\n")
     script(checkout / "bin" / "sudo", '#!/bin/sh\nshift\nexec "$@"\n')
     assert run_ci(checkout).returncode == 0
@@ -90,7 +90,7 @@ def test_ci_installs_with_sudo(checkout: Path) -> None:
 
 
 def test_ci_fails_without_a_browser(checkout: Path) -> None:
-    """If none can be installed, the reason and the remedy are shown and nothing else runs."""
+    """If no browser can be installed, the reason and the remedy are printed and nothing else runs."""
     script(checkout / "bin" / "apt-get", "#!/bin/sh\nexit 100\n")
     done = run_ci(checkout)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""With --strict-skips a skipped test fails, unless its reason is one that CI cannot remove."""
+"""With --strict-skips a skipped test fails, unless CI cannot provide its requirement."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_natural():
 
 
 def outcomes(folder: Path, *options: str) -> tuple[int, list[str]]:
-    """Exit status and the lines of the summary, of a run in two processes as in `make test`."""
+    """Run pytest in two processes, as `make test` does; return exit status and summary lines."""
     command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "-rA", "-p", "no:cacheprovider", *options, "."]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout.splitlines()
@@ -51,7 +51,7 @@ def outcomes(folder: Path, *options: str) -> tuple[int, list[str]]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with this conftest, tests that are skipped, and a whole module that is."""
+    """Return a project with this conftest, skipped tests, and a skipped module."""
     shutil.copy(CONFTEST, tmp_path / "conftest.py")
     (tmp_path / "test_few.py").write_text(TESTS)
     (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_library')\n")
@@ -59,7 +59,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_skip_fails_in_ci(project: Path) -> None:
-    """A mark, a call, a fixture and a module that is skipped fail with their reason; what CI cannot have stays."""
+    """Skips by mark, call, fixture and module fail with their reason, except those that CI cannot avoid."""
     status, lines = outcomes(project, "--strict-skips")
     assert status == 1
     text = "\n".join(lines)
@@ -73,8 +73,8 @@ def test_a_skip_fails_in_ci(project: Path) -> None:
         assert f"--strict-skips allows no skip for this reason: Skipped: {reason}" in text
 
 
-def test_a_skip_is_a_skip_elsewhere(project: Path) -> None:
-    """Without the option nothing changes."""
+def test_without_the_option_a_skip_is_a_skip(project: Path) -> None:
+    """Without the option, nothing changes."""
     status, lines = outcomes(project)
     assert status == 0
     assert "1 passed, 6 skipped, 1 xfailed" in lines[-1]

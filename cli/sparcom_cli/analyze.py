@@ -25,8 +25,8 @@ LEVEL = click.FloatRange(0, 1, min_open=True, max_open=True)
 TOKENS = click.Choice(["all", "content"])
 SPECIAL = click.Choice(["count", "leave-out"])
 EQUAL = "--equal-length/--no-equal-length, --match-tokens/--no-match-tokens"
-READ, IDS, VENN = "prompt, else response", "those the archive lists", "a typical one per category"
-EIGHT = "length of the shortest from 8 on"
+READ, IDS, VENN = "prompt if captured, else response", "those the archive lists", "a typical one per category"
+EIGHT = "length of the shortest with at least 8"
 Pair = tuple[str, str | None]
 
 
@@ -40,7 +40,7 @@ class _Grouping(click.ParamType[Any]):
 
 
 class _Setting(click.Option):
-    """An option that sets the field of `Options` of its name, and takes its default from there."""
+    """An option for the `Options` field of the same name; the default comes from that field."""
 
     def get_default(self, ctx: click.Context, call: bool = True) -> Any:
         from sparcom_analysis import Options
@@ -49,7 +49,7 @@ class _Setting(click.Option):
 
 
 def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = None, **more: Any) -> Decorator:
-    """Return an option for a field of `Options`; older names follow the first flag. --help shows `shown` as default."""
+    """Return an option for a field of `Options`. Older names follow the first flag; --help shows `shown` as default."""
     more |= {} if shown is None else {"show_default": shown}
     return click.option(*flags.split(", "), field, cls=_Setting, type=kind, help=text, **more)
 
@@ -58,30 +58,36 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE[:TUNED]...")
 @optional("--tuned", None, None, "Compare with this archive of the fine-tuned model.", metavar="ARCHIVE")
 @setting("--top, --epsilon", "top", SHARE, "Select this fraction of all neurons as ISNs.")
-@setting("--min-frequency, --threshold", "min_frequency", SHARE, "Select all neurons from this frequency on instead.")
+@setting(
+    "--min-frequency, --threshold", "min_frequency", SHARE, "Select all neurons at or above this frequency instead."
+)
 @setting("--positions, --rows", "positions", POSITIONS, "Count prompt tokens, response tokens or both.", READ)
 @setting("--tokens", "counted_tokens", TOKENS, "Count all tokens, or only the instruction's own text.")
 @setting("--special-tokens", "special_tokens", SPECIAL, "Count BOS and chat template markers, or leave them out.")
 @setting("--special-token-id", "special_token_ids", COUNT, "Leave this token id out. Repeatable.", IDS, multiple=True)
-@setting("--group-by", "group_by", _Grouping(), "Group instructions by these, such as category,source.")
-@setting("--self-pairs/--exclude-self-pairs", "self_pairs", None, "Count pairs of an instruction with itself, or not.")
+@setting("--group-by", "group_by", _Grouping(), "Group instructions by these fields, such as category,source.")
+@setting(
+    "--self-pairs/--exclude-self-pairs", "self_pairs", None, "Count or leave out pairs of an instruction with itself."
+)
 @setting("--instruction", "instructions", str, "Show this instruction in figure 6. Repeatable.", VENN, multiple=True)
-@setting(EQUAL, "equal_length", None, "Repeat the measures with equally many tokens per instruction.", "if possible")
+@setting(EQUAL, "equal_length", None, "Repeat the measures on instructions subsampled to equal length.", "if possible")
 @setting(
     "--equal-length-tokens, --matched-tokens",
     "equal_length_tokens",
     AT_LEAST_1,
-    "Count this many tokens per instruction.",
+    "Subsample instructions to this many tokens.",
     EIGHT,
 )
-@setting("--share", "min_share", SHARE, "Assign a neuron to a category if this fraction of its instructions has it.")
+@setting(
+    "--share", "min_share", SHARE, "Assign a neuron to a category if it is an ISN of this fraction of instructions."
+)
 @setting("--top-experts", "top_experts", AT_LEAST_1, "List this many most used experts.")
 @setting("--lape-top", "lape_top", SHARE, "Select this fraction of neurons by LAPE.")
 @setting("--lape-filter", "lape_filter", SHARE, "Require this quantile of all frequencies in at least one category.")
-@setting("--lape-bar", "lape_bar", SHARE, "Call a selected neuron specific to categories above this quantile.")
+@setting("--lape-bar", "lape_bar", SHARE, "Assign a selected neuron to each category where it exceeds this quantile.")
 @setting("--resamples", "n_resamples", COUNT, "Draw this many bootstrap resamples for intervals; 0 for none.")
-@setting("--permutations", "n_permutations", COUNT, "Permute labels this often for tests; 0 for none.")
-@setting("--confidence", "confidence_level", LEVEL, "Set the level of confidence intervals.")
+@setting("--permutations", "n_permutations", COUNT, "Draw this many label permutations for tests; 0 for none.")
+@setting("--confidence", "confidence_level", LEVEL, "Set the confidence level of intervals.")
 @setting("--seed", "seed", COUNT, "Seed all draws and permutations.")
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
 @click.pass_context
@@ -89,15 +95,16 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
     """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a server's address.
 
     ISNs are instruction-specific neurons: those most often active over the tokens of one instruction. Give several
-    archives to compare models. BASE:TUNED is a model and its fine-tuned version, as is --tuned for a single archive.
+    archives to compare models. Write BASE:TUNED to compare a model with its fine-tuned version. For a single archive,
+    --tuned does the same.
     """
     pairs = [split_pair(text) for text in archives]
     if tuned is not None:
         if len(pairs) > 1 or pairs[0][1] is not None:
-            raise click.UsageError("--tuned belongs to a single archive; write BASE:TUNED for each pair instead")
+            raise click.UsageError("--tuned takes a single archive; write BASE:TUNED for each pair instead")
         pairs = [(pairs[0][0], tuned)]
     if settings["instructions"] and not any(other for _, other in pairs):
-        raise click.UsageError("--instruction shows an instruction in both models: add --tuned")
+        raise click.UsageError("--instruction needs base and tuned model; add --tuned")
     options = _options(ctx, settings)
     from sparcom_analysis.report.folder import check_output
     from sparcom_analysis.report.page import notes
@@ -142,13 +149,13 @@ def titles(archives: Sequence[Archive]) -> list[str]:
     named = [f"{model} ({PurePath(archive.path).name})" for model, archive in zip(models, archives, strict=True)]
     found = [model if models.count(model) == 1 else longer for model, longer in zip(models, named, strict=True)]
     return [
-        title if found.count(title) == 1 else f"{title} {found[: place + 1].count(title)}"
-        for place, title in enumerate(found)
+        title if found.count(title) == 1 else f"{title} {found[: index + 1].count(title)}"
+        for index, title in enumerate(found)
     ]
 
 
 def _options(ctx: click.Context, settings: Mapping[str, Any]) -> Options:
-    """Return the options that were given; all others have the defaults of `Options`."""
+    """Return `Options` with the values given on the command line, and defaults elsewhere."""
     from sparcom_analysis import Options
     from sparcom_data.errors import InvalidInputError
 

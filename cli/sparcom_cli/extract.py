@@ -33,9 +33,9 @@ MIN_SHOWN_WAIT_SECONDS = 0.05
 
 
 @click.command()
-@click.option("--model", required=True, help="Load this model: a folder, or a name on the Hugging Face hub.")
+@click.option("--model", required=True, help="Load this model: a folder, or a name on the Hugging Face Hub.")
 @input_option
-@click.option("--output", required=True, type=PATH, help="Write the archive here, NAME.zarr; it must not exist yet.")
+@click.option("--output", required=True, type=PATH, help="Write the archive to this new folder, NAME.zarr.")
 @extraction_options
 @engine_options
 def extract(model: str, source: Path, output: Path, **options: Any) -> None:
@@ -54,7 +54,7 @@ def extract(model: str, source: Path, output: Path, **options: Any) -> None:
 
     extraction = make_extraction_options(**{name: options.pop(name) for name in EXTRACTION_OPTIONS})
     instructions = read_instructions(source)
-    require_new_name(output)  # before the minute that loading a model may take
+    require_new_name(output)  # fail before the model is loaded, which may take a minute
     settings = EngineSettings(model=model, **options)
     check_model(settings)
     check_formats(instructions, extraction)

@@ -15,7 +15,7 @@ from sparcom_data.errors import SparcomError
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """The line of a command in --help, and the extras it needs. `NAME` is sparcom_cli.NAME.NAME."""
+    """The line in --help and the extras of a command. The command NAME is sparcom_cli.NAME.NAME."""
 
     help: str
     extras: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(f"sparcom_cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101  (an error in the table, not the user's)
+        assert isinstance(command, click.Command)  # noqa: S101  (a fault of COMMANDS, not of the user)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,11 +64,11 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="sparcom", prog_name="sparcom")
 def cli() -> None:
-    """Record which feed-forward neurons fire and which experts a router picks, at every token."""
+    """Record which feed-forward neurons fire and which experts a router picks, for every token."""
 
 
 def _missing_extra(error: ModuleNotFoundError, arguments: list[str]) -> str | None:
-    """Return what to install for a missing package of an extra; None if the fault is ours."""
+    """Return the message for a missing package of an extra; None if no extra provides it."""
     name = next((argument for argument in arguments if argument in COMMANDS), None)
     missing = (error.name or "").split(".")[0]
     if name is None or not missing or missing.startswith("sparcom_") or not COMMANDS[name].extras:

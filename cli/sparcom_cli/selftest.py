@@ -10,13 +10,13 @@ import click
 
 @click.command()
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), required=True, help="Run the engines on this device.")
-@click.option("--moe", is_flag=True, help="Take an MoE model instead of a dense one.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep model and archive in this new folder.")
+@click.option("--moe", is_flag=True, help="Use an MoE model instead of a dense one.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep model and archive in this new or empty folder.")
 def selftest(device: Literal["cuda", "cpu"], moe: bool, folder: Path | None) -> None:
     """Check capture on this machine with a tiny random model.
 
     Compares tokens and log-probabilities with and without capture, and the archive with Hugging Face transformers.
-    Needs no network. The exit status is 1 if anything differs by more than rounding.
+    Needs no network. Exit status 1 if anything differs by more than rounding.
     """
     import asyncio
     from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ def selftest(device: Literal["cuda", "cpu"], moe: bool, folder: Path | None) -> 
 
 
 def _require_device(device: str) -> None:
-    """Refuse a device that vLLM does not run on here, before anything is made."""
+    """Refuse a device that vLLM does not use on this machine, before any work."""
     import warnings
 
     from sparcom_data.errors import InvalidInputError
@@ -48,5 +48,5 @@ def _require_device(device: str) -> None:
         warnings.simplefilter("ignore")  # importing vLLM raises deprecation warnings of its own
         from vllm.platforms import current_platform
     if (found := current_platform.device_type) != device:
-        problem = f"--device must be what vLLM runs on here, {found or 'nothing'}; it is {device}"
+        problem = f"--device must be vLLM's device on this machine, {found or 'none'}; it is {device}"
         raise InvalidInputError(f"{problem}. Use --device {found}" if found else f"{problem}. Check the GPU's driver")

@@ -1,4 +1,4 @@
-"""`sparcom serve`: turn the command line into server and engine settings, and run the server."""
+"""`sparcom serve`: convert the command line to server and engine settings, and run the server."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
 @option("--host", None, "127.0.0.1", "Listen on this address.")
 @option("--port", click.IntRange(0, 65_535), 8000, "Listen on this port.")
 @option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives in this folder.")
-@option("--max-queued-jobs", click.IntRange(min=0), 100, "Limit the jobs that wait.")
+@option("--max-queued-jobs", click.IntRange(min=0), 100, "Limit the number of queued jobs.")
 @option("--max-body-mib", AT_LEAST_1, 64, "Refuse request bodies larger than this, in MiB.")
 @option("--max-instructions", AT_LEAST_1, 200_000, "Limit the instructions per request.")
-@option("--max-connections", AT_LEAST_1, 1000, "Limit open connections; lower if the process may open few files.")
+@option("--max-connections", AT_LEAST_1, 1000, "Limit open connections; fewer if the process may open few files.")
 @option("--max-event-streams", AT_LEAST_1, 100, "Limit open event streams.")
 @click.option(
     "--allowed-host",
@@ -43,7 +43,7 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
 def serve(models: tuple[str, ...], host: str, port: int, data_dir: Path, max_body_mib: int, **options: Any) -> None:
     """Serve models over REST, with a web page at /.
 
-    The server answers at once. /ready reports when all models are loaded.
+    The server answers while models load; /ready answers 200 once all are loaded.
     """
     server_options = {name: options.pop(name) for name in SERVER_OPTIONS}
     starters = {name: _starter(name, path, options) for name, path in parse_models(models).items()}
@@ -70,7 +70,7 @@ def parse_models(values: tuple[str, ...]) -> dict[str, str]:
         if not equals or Path(value).exists():  # a path may contain "="
             name, path = Path(value).absolute().name, value
         if not name or not path:
-            raise click.BadParameter(f"a model is given as PATH or NAME=PATH; got {value!r}")
+            raise click.BadParameter(f"--model must be PATH or NAME=PATH; got {value!r}")
         if name in models:
             raise click.BadParameter(f"model names must be unique; {name!r} is given twice. Use NAME=PATH")
         models[name] = path
@@ -94,7 +94,7 @@ def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
 
 
 def _require_engine() -> None:
-    """Raise ModuleNotFoundError before anything starts if vLLM is missing; main() then says what to install."""
+    """Raise ModuleNotFoundError before anything starts if vLLM is missing; main() names the extra to install."""
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:

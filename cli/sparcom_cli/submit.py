@@ -1,4 +1,4 @@
-"""`sparcom submit`: check a file of instructions, send it to a server and, if asked to, watch the job."""
+"""`sparcom submit`: check a file of instructions, send it to a server and, with --wait, watch the job."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 @click.option("--archive", help="Name the archive.", show_default="from the model and the time")
 @click.option("--dataset", help="Name the data set.", show_default="the file's name")
 @extraction_options
-@click.option("--wait", is_flag=True, help="Show progress until the job has ended.")
+@click.option("--wait", is_flag=True, help="Show progress until the job ends.")
 def submit(
     server: str, source: Path, model: str | None, archive: str | None, dataset: str | None, wait: bool, **options: Any
 ) -> None:
     """Send instructions to a server.
 
-    Exit status 1 if the server refused the job. With --wait also if the job or any instruction failed or was cancelled.
+    Exit status 1 if the server refused the job; with --wait also if the job or an instruction failed or was cancelled.
     """
     from sparcom_data.instructions.files import default_dataset_name, read_instructions
 
-    # Validated here as well, so that problems come with the file's line numbers.
+    # Validated here too, so that problems name the file's lines.
     body: dict[str, Any] = {
         "instructions": [item.model_dump(mode="json", exclude_defaults=True) for item in read_instructions(source)],
         "options": make_extraction_options(**options).model_dump(mode="json"),
@@ -52,7 +52,7 @@ def submit(
 
 
 def _watch(client: Client, job: dict[str, Any]) -> dict[str, Any]:
-    """Show a bar until the job has ended; return the job in its final state."""
+    """Show a bar until the job ends; return the job in its final state."""
     ended = job
     try:
         with progress_bar("queued") as update:
@@ -61,7 +61,7 @@ def _watch(client: Client, job: dict[str, Any]) -> dict[str, Any]:
                 update(done, ended["progress"]["instructions"], note, label=f"{ended['state']:<9}")
     except KeyboardInterrupt:
         address = job["links"]["self"]
-        click.echo(f"stopped watching; the job goes on. To cancel it: curl -X DELETE {address}", err=True)
+        click.echo(f"stopped watching; the job continues. To cancel it: curl -X DELETE {address}", err=True)
         sys.exit(130)
     return ended
 

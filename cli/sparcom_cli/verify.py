@@ -1,4 +1,4 @@
-"""`sparcom verify`: check one or several archives. The exit status is SOUND, WRONG or UNFINISHED."""
+"""`sparcom verify`: check one or more archives. The exit status is SOUND, WRONG or UNFINISHED."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MAX_FINDINGS = 20  # printed per check
 @click.command()
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option(
-    "--reference", type=click.Choice(["transformers"]), help="Compare bits, or counts, with this implementation too."
+    "--reference", type=click.Choice(["transformers"]), help="Also compare bits, or counts, with this implementation."
 )
 @click.option(
     "--sample", type=click.IntRange(min=1), default=24, show_default=True, help="Compare this many instructions."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed the sample.")
-@click.option("--model", help="Take the model from this folder, not from where the archive says.")
-@click.option("--no-tokenizer", is_flag=True, help="Leave out the comparison of token ids with the tokenized text.")
+@click.option("--model", help="Load the model from this folder, not from the one that the archive names.")
+@click.option("--no-tokenizer", is_flag=True, help="Skip the comparison of token ids with the tokenized text.")
 def verify(
     archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> None:
@@ -37,14 +37,14 @@ def verify(
 
     \b
     Exit status:
-      0  nothing wrong was found; cancelled and failed instructions are reported and are not errors
+      0  nothing wrong was found; failed and cancelled instructions are reported, but are not errors
       1  something wrong was found, or an archive cannot be read
       2  wrong usage
-      3  nothing wrong was found, but an archive is not finished: instructions are pending or it is still open, or
-         no instruction is complete
+      3  nothing wrong was found, but an archive is unfinished: it is open, has pending instructions, or has no
+         complete instruction
     """
     if model and len(archives) > 1:
-        raise click.UsageError("--model is the folder of one archive's model; verify the archives one by one with it")
+        raise click.UsageError("--model applies to one archive; verify each archive separately with its own --model")
     wait_asleep()
     found = {_verify(archive, reference, sample, seed, model, no_tokenizer) for archive in archives}
     raise SystemExit(next(status for status in (WRONG, UNFINISHED, SOUND) if status in found))
@@ -80,7 +80,7 @@ def _tokenizer(archive: Archive, model: str) -> Tokenize:
     expected, found = archive.attributes.model.tokenizer_sha256, tokenizer_sha256(tokenizer, model)
     if expected != found:
         problem = f"the tokenizer must be the archive's, SHA-256 {expected[:12]}…; that of {model} is {found[:12]}…"
-        remedy = "Give the right folder with --model, or leave the comparison out with --no-tokenizer"
+        remedy = "Give the right folder with --model, or skip the comparison with --no-tokenizer"
         raise InvalidInputError(f"{problem}. {remedy}")
     capture = archive.attributes.capture
     special = capture.add_special_tokens and capture.prompt_format == "raw"

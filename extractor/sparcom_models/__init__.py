@@ -1,6 +1,6 @@
 """Make model folders: fetch a small real model, split it into an MoE model, fine-tune it, or make tiny random ones.
 
-Each folder is an ordinary Hugging Face model folder with a SOURCE.json in it.
+Each folder is a regular Hugging Face model folder with a SOURCE.json in it.
 """
 
 from sparcom_models.fetch.fetch import fetch_model

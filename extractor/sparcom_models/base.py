@@ -1,6 +1,6 @@
-"""The base model of `moefy` and `tune`: find, check, load and hash it, and copy the files that stay the same.
+"""The base model of `moefy` and `tune`: find, check, load and hash it, and copy the unchanged files.
 
-Refuses missing weights, which would be random, and unknown types. Runs no code from a model folder.
+Refuses unknown types, and missing weights, which would be random. Runs no code from a model folder.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
 )
-# A tuned model must be read by every program as its base is, so these are the base's own bytes.
+# Copied byte for byte, so that every program reads a tuned model like its base.
 SMALL_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 
 
 def find_base(model: str | Path | None, on_progress: folder.ProgressCallback) -> Path:
-    """Return a model's folder, fetching a known name (by default the demo model's) where it is not on disk."""
+    """Return a model's folder. Fetches a known model (default: the demo model) if it is not on disk."""
     path = Path(model or DEMO_MODEL)
     if not path.is_dir() and str(path) in KNOWN:
         path = fetch_model(str(path), on_progress=on_progress).path
     if not path.is_dir():
         raise ModelUnavailableError(
-            f"A base model is a folder, or one of {', '.join(KNOWN)}; {str(path)!r} is neither. Give another --model."
+            f"A base model must be a folder or one of {', '.join(KNOWN)}; {str(path)!r} is not. Give another --model."
         )
     return path
 
@@ -50,18 +50,18 @@ def load_config(path: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelUnavailableError(
-            f"A base model is a folder with a config.json that transformers knows; {path}: {reason}. "
+            f"A base model must be a folder with a config.json that transformers supports; {path}: {reason}. "
             "Give another --model."
         ) from error
 
 
 def require_trainable(path: Path, config: Any) -> None:
-    """Raise `UnsupportedModelError` for quantized weights and for what is no causal language model."""
+    """Raise `UnsupportedModelError` unless the model is an unquantized causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if quantization := getattr(config, "quantization_config", None):
         raise UnsupportedModelError(
-            f"Quantized weights cannot be trained as a whole, and those of {path} are ({quantization}). "
+            f"Quantized weights cannot be fine-tuned; those of {path} are quantized ({quantization}). "
             "Give the model in float32, float16 or bfloat16."
         )
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -76,7 +76,7 @@ def require_trainable(path: Path, config: Any) -> None:
 def load_model(path: Path, **options: Any) -> Any:
     """Load a causal language model on the CPU, by default in the dtype of its file.
 
-    Raises `ModelUnavailableError` where it cannot be loaded or weights are missing.
+    Raises `ModelUnavailableError` if it cannot be loaded or weights are missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -89,14 +89,14 @@ def load_model(path: Path, **options: Any) -> Any:
     missing = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if missing:
         raise ModelUnavailableError(
-            f"A base model has all of its weights; {path} lacks {len(missing)}, which would be random: "
+            f"A base model must have all weights; {path} lacks {len(missing)}, which would be random: "
             f"{', '.join(missing[:3])}. Fetch or convert it again, or give another --model."
         )
     return model
 
 
 def save_model(model: Any, dtypes: dict[str, Any], target: Path) -> None:
-    """Write configuration and weights, the latter in the given dtypes."""
+    """Write the configuration, and the weights in the given dtypes."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     with hide_progress_bars():
@@ -107,18 +107,18 @@ def weights_sha256(path: Path) -> str:
     """Return one SHA-256 over the SHA-256s of all safetensors files."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        rule = "A base model has its weights in safetensors files"
+        rule = "A base model must have its weights in safetensors files"
         raise ModelUnavailableError(f"{rule}; {path} has none. Give another --model.")
     return hashlib.sha256(json.dumps([folder.sha256_of(file) for file in files]).encode()).hexdigest()
 
 
 def name_of(path: Path) -> str:
-    """Return the name in SOURCE.json, else the folder's."""
+    """Return the name in SOURCE.json, or else that of the folder."""
     return str((folder.read_source(path) or {}).get("name", path.resolve().name))
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
-    """Return licence and origin for SOURCE.json; most licences ask that changed models name their base."""
+    """Return licence and origin for SOURCE.json; most licences require changed models to name their base."""
     source = folder.read_source(path) or {}
     kept = ("repository", "revision", "origin", "conversion", "base")
     return {

@@ -1,7 +1,7 @@
 """Create model folders atomically and record their provenance in SOURCE.json.
 
-Files are written to a hidden sibling folder that is renamed at the end. SOURCE.json lists every file with its size, so
-that a folder damaged later is not mistaken for a finished one.
+Files are written to a hidden sibling folder, which is renamed at the end. SOURCE.json lists every file with its size,
+so that a damaged folder is not mistaken for a finished one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _STALE_SECONDS = 24 * 3600
 
 
 class ProgressCallback(Protocol):
-    """Called as work advances: the step, how much of it is done (0 of 0 where unknown), and a note such as a loss."""
+    """Reports progress: the step, `done` of `total` (0 of 0 if unknown), and a note such as a loss."""
 
     def __call__(self, step: str, done: int = 0, total: int = 0, note: str = "") -> None: ...
 
 
 def no_progress(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
-    """Ignore progress: the default callback."""
+    """Ignore progress; the default callback."""
 
 
 @dataclass(frozen=True, slots=True)
 class MadeModel:
-    """A finished model folder; `fresh` is False where it existed before."""
+    """A finished model folder; `fresh` is False if it existed before."""
 
     path: Path
     fresh: bool
@@ -50,7 +50,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_source(folder: Path) -> dict[str, Any] | None:
-    """Return the content of SOURCE.json; None where the folder is absent, foreign or lacks a file."""
+    """Return the content of SOURCE.json; None if the folder is absent, was not made here, or lacks a file."""
     try:
         source = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
         complete = all((folder / name).stat().st_size == facts["bytes"] for name, facts in source["files"].items())
@@ -60,7 +60,7 @@ def read_source(folder: Path) -> dict[str, Any] | None:
 
 
 def find_finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
-    """Return the model that this recipe made in `folder`; None where the folder is absent or empty.
+    """Return the model that this recipe made in `folder`; None if the folder is absent or empty.
 
     Raises:
         ModelUnavailableError: the folder holds something else.
@@ -70,10 +70,10 @@ def find_finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
     source = read_source(folder)
     problem, differing = "", [key for key, value in recipe.items() if (source or {}).get(key) != value]
     if source is None:
-        problem = f"A model needs a new folder, but {folder} exists and is no finished model of ours."
+        problem = f"A model needs a new folder; {folder} exists and is not a finished model folder."
     elif differing:
         found, wanted = (", ".join(f"{key} {values.get(key)}" for key in differing) for values in (source, recipe))
-        problem = f"{folder} holds a model made by another recipe ({found} in place of {wanted})."
+        problem = f"{folder} holds a model made by another recipe ({found} instead of {wanted})."
     if source is None or differing:
         raise ModelUnavailableError(f"{problem} Remove it or choose another --output.")
     return MadeModel(folder, fresh=False, source=source)
@@ -83,7 +83,7 @@ def find_finished(folder: Path, recipe: dict[str, Any]) -> MadeModel | None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `target`, renamed to `target` when the block succeeds.
 
-    An error or interrupt leaves nothing behind; leftovers of killed runs are removed a day later.
+    An error or interrupt leaves nothing behind. Leftovers of killed runs are removed after a day.
     """
     partial = None
     try:
@@ -96,8 +96,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         _publish(partial, target)
     except OSError as error:
         raise StorageError(
-            f"The model could not be written to {target}: {error}. Nothing was left behind; "
-            "free some space (a fetched model needs 1 GB while it is made) or choose another --output."
+            f"The model could not be written to {target}: {error}. Nothing was left behind. "
+            "Free some space (fetching a model needs 1 GB) or choose another --output."
         ) from error
     finally:
         if partial:
@@ -105,7 +105,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def _publish(partial: Path, target: Path) -> None:
-    """Make the files durable, then rename; the folder of a faster concurrent run is kept."""
+    """Flush the files to disk, then rename. The folder of a faster concurrent run is kept."""
     for path in [*partial.iterdir(), partial]:
         path.chmod(0o755 if path.is_dir() else 0o644)
         sync_path(path)
@@ -123,7 +123,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_source(folder: Path, recipe: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Write SOURCE.json: the recipe, the facts, and name, bytes and SHA-256 of every other file in `folder`."""
+    """Write SOURCE.json: recipe, facts, and the name, bytes and SHA-256 of every other file in `folder`."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     source = {**recipe, **facts, "files": files}
     write_json(folder / SOURCE, source)

@@ -14,7 +14,7 @@ import numpy as np
 
 @contextmanager
 def hide_progress_bars() -> Iterator[None]:
-    """Stop transformers from drawing its progress bars across ours."""
+    """Hide transformers' progress bars, which would overwrite ours."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -28,7 +28,7 @@ def hide_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def hide_messages() -> Iterator[None]:
-    """Hide transformers' log below errors, its progress bars and Python's warnings: they address programmers."""
+    """Hide transformers' log below errors, its progress bars and Python's warnings, which users cannot act on."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -43,23 +43,23 @@ def hide_messages() -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Restrict torch to deterministic algorithms, and restore the caller's settings and random states afterwards.
+    """Restrict torch to deterministic algorithms; restore the caller's settings and random states afterwards.
 
-    Otherwise gradients of experts' rows are summed in the order in which threads arrive. CUDA runs operations without
-    a deterministic algorithm all the same: MoE models need some.
+    Otherwise the gradients of experts' rows are summed in thread order. CUDA still runs operations that have no
+    deterministic algorithm, since MoE models need some.
     """
     import torch
 
     cuda = torch.cuda.is_available()
     if cuda:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it to be deterministic
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic
     fill = debugging.fill_uninitialized_memory
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the Trainer seeds this one)
     torch.use_deterministic_algorithms(True, warn_only=cuda)
-    debugging.fill_uninitialized_memory = False  # helps to debug torch, and costs 2 to 10 % of a step
+    debugging.fill_uninitialized_memory = False  # only helps to debug torch; costs 2 to 10 % of a step
     try:
         with torch.random.fork_rng():
             yield

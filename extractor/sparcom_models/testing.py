@@ -1,4 +1,4 @@
-"""A tokenizer of 60 tokens, for tests that make models and have none on disk. Knows no model."""
+"""A tokenizer of 60 tokens, for tests that make models without a tokenizer on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SMALL_VOCABULARY = 60
 
 
 def write_small_tokenizer(folder: Path) -> Path:
-    """Put a tokenizer into `folder`: three special tokens, then the characters from A to y, one token each."""
+    """Write a tokenizer to `folder`: three special tokens, then the characters A to y, one token each."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = ["<s>", "</s>", "<pad>", *(chr(code) for code in range(65, 122))]

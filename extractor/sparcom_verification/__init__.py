@@ -1,1 +1,1 @@
-"""Compares archives with Hugging Face transformers, and runs the self-test."""
+"""Compare archives with Hugging Face transformers, and run the self-test."""

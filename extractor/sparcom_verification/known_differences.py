@@ -1,4 +1,4 @@
-"""Known differences between vLLM and transformers. A comparison still fails there; a note says why.
+"""Known differences between vLLM and transformers. The comparison still fails; a note gives the reason.
 
 Each entry was measured with a tiny random model; docs/support.md has the figures.
 """
@@ -17,7 +17,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class KnownDifference:
-    """A difference in vLLM 0.32. device: "cpu" if only the CPU has it. affects: whether a configuration has it."""
+    """A difference in vLLM 0.32. device: "cpu" if only CPUs have it. affects: whether a configuration has it."""
 
     architectures: tuple[str, ...]
     text: str
@@ -25,7 +25,7 @@ class KnownDifference:
     device: str = ""
 
     def concerns(self, attributes: ArchiveAttributes, config: Config) -> bool:
-        """Return whether an archive has the difference."""
+        """Return whether the difference affects an archive."""
         engine, known = attributes.engine, attributes.model.architecture in self.architectures
         version = engine.vllm.startswith("0.32.") and engine.device.startswith(self.device)
         return known and version and self.affects(config)
@@ -49,7 +49,7 @@ KNOWN_DIFFERENCES = (
     ),
     KnownDifference(
         ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"),
-        "its rotary embedding kernel takes the heads of a query for tokens, so attention is wrong",
+        "its rotary embedding kernel mistakes query heads for tokens, so attention is wrong",
         _has_layers("full_attention"),
         device="cpu",
     ),

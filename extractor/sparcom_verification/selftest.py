@@ -1,7 +1,7 @@
 """Run one tiny random model with and without capture, and compare tokens, log-probabilities and archive.
 
-Two runs agree to the last bit only if every step computes the same rows, since matrix products round by the shape of
-the batch. So the compared requests run one at a time; the rows of the archive are computed concurrently.
+The rounding of matrix products depends on the batch shape. Two runs agree to the last bit only if every step computes
+the same rows, so the compared requests run one at a time. The archive's rows are computed concurrently.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from sparcom_verification.reference.model import ReferenceModel
 GENERATED = 9  # tokens per prompt
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "TRITON_F32_DEFAULT": "ieee",  # TF32 rounds inputs of float32 products: 3e-4 of a value
-    "TORCHINDUCTOR_DETERMINISTIC": "1",  # otherwise two engines may add up a reduction in two orders
+    "TRITON_F32_DEFAULT": "ieee",  # TF32 rounds the inputs of float32 products, by 3e-4 of a value
+    "TORCHINDUCTOR_DETERMINISTIC": "1",  # otherwise two engines may sum a reduction in different orders
 }
 Start = Callable[[EngineSettings], Awaitable[CaptureEngine]]
 
@@ -41,9 +41,9 @@ Start = Callable[[EngineSettings], Awaitable[CaptureEngine]]
 async def run_selftest(
     folder: Path, *, moe: bool = False, start: Start = CaptureEngine.start
 ) -> tuple[list[Check], MaskComparison]:
-    """Return the checks of a tiny float32 model, made in `folder`, and its comparison with transformers.
+    """Make a tiny float32 model in `folder`; return its checks and its comparison with transformers.
 
-    The device is that of the installed vLLM. moe: take an MoE model instead of a dense one. start: starts an engine.
+    The device is that of the installed vLLM. moe: use an MoE model instead of a dense one. start: starts an engine.
     """
     settings = tiny_settings(folder, "qwen2-moe" if moe else "llama")
     prompts = random_prompts(8, 150)
@@ -69,9 +69,9 @@ async def run_selftest(
 def tiny_settings(folder: Path, architecture: str, dtype: str = "float32") -> EngineSettings:
     """Make a tiny model in `folder`; return settings that split long prompts and run 8 requests at once.
 
-    Sets environment variables without which runs are not comparable.
+    Sets environment variables that make runs comparable.
     """
-    # What was compiled without them must not be used.
+    # New caches: code compiled without these variables must not be used.
     caches = {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
     os.environ.update(ENVIRONMENT | caches)
     model = make_tiny_model(architecture, folder / architecture, tokenizer=write_small_tokenizer(folder)).path
@@ -87,14 +87,14 @@ def tiny_settings(folder: Path, architecture: str, dtype: str = "float32") -> En
 
 
 def random_prompts(count: int, longest: int, vocabulary: int = SMALL_VOCABULARY) -> list[list[int]]:
-    """Return `count` prompts of 4 to `longest` random token ids, long and short ones mixed."""
+    """Return `count` prompts of 4 to `longest` random token ids, in mixed order of length."""
     draw = np.random.default_rng(11)
     lengths = draw.permutation(np.geomspace(4, longest, count).astype(int))
     return [draw.integers(3, vocabulary, length).tolist() for length in lengths]
 
 
 def check_equal(name: str, expected: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> Check:
-    """Return a check that two runs gave the same values; missing values differ."""
+    """Return a check that two runs gave the same values. Missing values differ."""
     pairs = [pair for rows in zip(expected, found, strict=True) for pair in zip_longest(*rows)]
     differing = sum(one != other for one, other in pairs)
     check = Check(name, f"{len(pairs)} values with and without capture: {differing} differ")
@@ -104,7 +104,7 @@ def check_equal(name: str, expected: Sequence[Sequence[float]], found: Sequence[
 
 
 def plain_experts_use_triton() -> bool:
-    """Return whether vLLM without capture runs experts as with capture: on CPUs and on compute capability 9."""
+    """Return whether vLLM runs experts alike with and without capture: on CPUs and on compute capability 9."""
     from vllm.platforms import current_platform
 
     return current_platform.device_type == "cpu" or bool(current_platform.is_device_capability_family(90))
@@ -121,7 +121,7 @@ class Generation:
 async def generate(
     engine: CaptureEngine, prompts: Sequence[list[int]], max_tokens: int, *, in_flight: int = 1, logprobs: bool = True
 ) -> Generation:
-    """Generate greedily, as an extraction samples; at most `in_flight` requests run at once."""
+    """Generate greedily, as an extraction does; at most `in_flight` requests run at once."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

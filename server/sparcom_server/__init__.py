@@ -1,4 +1,4 @@
-"""The service: instructions in over REST, jobs that run one at a time, archives out over HTTP, a page to watch it.
+"""The service: takes instructions over REST, runs jobs one at a time, serves archives over HTTP, and shows a web page.
 
 It calls engines through the Protocols in `protocols.py` and never imports vLLM or torch.
 """

@@ -1,4 +1,4 @@
-"""Makes the app: the service, the routes, the limits and the errors."""
+"""Create the app: the service, the routes, the limits and the errors."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def create_app(
     settings: ServerSettings,
     on_failure: Callable[[SparcomError], None] | None = None,
 ) -> FastAPI:
-    """Return the app that serves these models. They are loaded in turn once it has started; /health answers meanwhile.
+    """Return the app that serves these models. It loads them in turn once started; /health answers meanwhile.
 
     Args:
-        starters: loads each model, by the name that clients use.
+        starters: function that loads each model, by the name that clients use.
         on_failure: called if a model cannot be started or its engine dies; the caller should then end the server.
 
     Raises:
@@ -46,10 +46,10 @@ def create_app(
 
     app = FastAPI(
         title="SPARCOM",
-        description="Which feed-forward neurons fire, at every token of thousands of instructions.",
+        description="Records which feed-forward neurons fire and which experts a router picks, for every token.",
         version=version("sparcom"),
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own page loads its parts from elsewhere; ours is in routes/system.py
+        docs_url=None,  # FastAPI's page loads its parts from elsewhere; ours is in routes/system.py
         redoc_url=None,
     )
     app.state.service = service
@@ -57,13 +57,13 @@ def create_app(
         app.include_router(module.router)
     _add_request_schema(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last is asked first
+    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last one added runs first
     install_handlers(app)
     return app
 
 
 def _add_request_schema(app: FastAPI) -> None:
-    # Its route reads the body by itself: FastAPI would check a large one on the event loop, for seconds.
+    # The route reads its body itself: FastAPI would validate a large one on the event loop, for seconds.
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -72,4 +72,4 @@ def _add_request_schema(app: FastAPI) -> None:
         document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ExtractionRequest": schema}
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

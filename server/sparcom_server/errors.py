@@ -1,7 +1,7 @@
-"""Maps errors to HTTP answers: one table, and the handlers that use it.
+"""Map errors to HTTP responses: one table, and the handlers that use it.
 
-Every error body has one form: {"error": {"type", "message", "problems": [...]}}. It holds at most 100 problems of at
-most 1,000 characters each, whatever the request held.
+Every error body has the form {"error": {"type", "message", "problems": [...]}}. It holds at most 100 problems of at
+most 1,000 characters each, whatever the request holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BodyTooLargeError(errors.SparcomError):
 
 
 class IncompleteBodyError(errors.SparcomError):
-    """The client went away before its request body was complete."""
+    """The client disconnected before its request body was complete."""
 
 
 class BusyError(errors.SparcomError):
@@ -53,11 +53,11 @@ class BusyError(errors.SparcomError):
 
 
 class HostNotAllowedError(errors.SparcomError):
-    """The request names a host that this service does not answer for."""
+    """The Host header does not name this service."""
 
 
 class CrossSiteError(errors.SparcomError):
-    """A page of another site sent the request."""
+    """A page of another site made the browser send the request."""
 
 
 STATUS: dict[type[errors.SparcomError], int] = {
@@ -94,7 +94,7 @@ RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5}
 
 
 def status_of(error: errors.SparcomError) -> int:
-    """Return the HTTP status of an error: that of its nearest class in the table."""
+    """Return the HTTP status of an error, from its nearest class in the table."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
@@ -105,7 +105,7 @@ def error_body(kind: str, message: str, problems: list[str] | None = None) -> di
 
 
 def error_response(error: errors.SparcomError) -> JSONResponse:
-    """Return the answer to an error that was raised on purpose."""
+    """Return the response for a SparcomError."""
     retry = RETRY_SECONDS.get(type(error))
     problems = error.problems if isinstance(error, errors.InvalidInputError) else None
     return JSONResponse(
@@ -116,7 +116,7 @@ def error_response(error: errors.SparcomError) -> JSONResponse:
 
 
 def describe_problem(item: ErrorDetails, *prefix: str | int) -> str:
-    """Return one problem that pydantic found as a sentence: field, rule, and the value if it is short."""
+    """Return one of pydantic's problems as a sentence: field, rule, and the value if it is short."""
     field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body") or "body"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
@@ -135,7 +135,7 @@ def _shorten(text: str) -> str:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Give every error of the app the one form."""
+    """Give every error of the app the same form."""
 
     @app.exception_handler(errors.SparcomError)
     async def on_known(_: Request, error: errors.SparcomError) -> JSONResponse:
@@ -153,5 +153,5 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        message = "the service failed in a way it should not; its log has the traceback"
+        message = "the service failed unexpectedly; its log has the traceback"
         return JSONResponse(error_body("InternalError", message), status_code=500)

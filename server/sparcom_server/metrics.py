@@ -1,6 +1,6 @@
-"""Prometheus metrics in a registry of their own, so that two apps in one process do not mix.
+"""Prometheus metrics in a registry per app, so that two apps in one process do not mix.
 
-Counters grow by the difference between two snapshots of a job's progress; gauges are read when they are scraped.
+Counters grow by the difference between two snapshots of a job's progress; gauges are computed at each scrape.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Metrics(Collector):
         self._instructions = Counter(
             "sparcom_instructions", "Instructions by outcome.", ["outcome"], registry=self.registry
         )
-        self._tokens = Counter("sparcom_tokens", "Rows on disk of complete instructions.", registry=self.registry)
+        self._tokens = Counter("sparcom_tokens", "Rows of complete instructions on disk.", registry=self.registry)
         self._waited = Counter(
-            "sparcom_storage_wait_seconds", "How long engines stood still for storage.", registry=self.registry
+            "sparcom_storage_wait_seconds", "Seconds that engines waited for storage.", registry=self.registry
         )
         for outcome in OUTCOMES:
             self._instructions.labels(outcome)
@@ -44,7 +44,7 @@ class Metrics(Collector):
         self._waited.inc(max(0.0, after.storage_wait_seconds - before.storage_wait_seconds))
 
     def watch(self, jobs: Callable[[], list[Job]], models: Callable[[], dict[str, ModelState]]) -> None:
-        """Add the gauges: jobs by state, instructions that wait or run, models that are ready."""
+        """Add the gauges: jobs by state, instructions queued or running, ready models."""
         self._jobs = jobs
         self._models = models
         self.registry.register(self)
@@ -62,8 +62,8 @@ class Metrics(Collector):
             by_state.add_metric([state], states[state])
         yield by_state
         unfinished = sum(job.progress.instructions - job.progress.settled for job in jobs if not job.ended.is_set())
-        yield GaugeMetricFamily("sparcom_instructions_in_flight", "Instructions that wait or run.", value=unfinished)
-        ready = GaugeMetricFamily("sparcom_model_ready", "1 where the model can run.", labels=["model"])
+        yield GaugeMetricFamily("sparcom_instructions_in_flight", "Instructions queued or running.", value=unfinished)
+        ready = GaugeMetricFamily("sparcom_model_ready", "1 if the model can run, else 0.", labels=["model"])
         for name, model_state in self._models().items():
             ready.add_metric([name], int(model_state == "ready"))
         yield ready

@@ -1,7 +1,7 @@
-"""The models that the operator listed: loading them in turn, and finding the one a client asks for.
+"""The models that the operator listed: load them in turn, and find the one that a client names.
 
-The first model that fails to start, or whose engine dies, ends the service: it refuses to serve only some of the listed
-models, and whoever supervises the process can start it again.
+If a model fails to start or its engine dies, the service ends. It never serves only some of the listed models, and a
+supervisor can restart the process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sparcom_server.schemas import ModelReport, ModelState
 
 logger = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 1.0  # between two checks that the engines live
-CLOSE_SECONDS = 1.0  # for a start that is given up
+HEALTH_SECONDS = 1.0  # between two health checks of the engines
+CLOSE_SECONDS = 1.0  # for an abandoned start
 
 
 class ModelRegistry:
@@ -28,7 +28,7 @@ class ModelRegistry:
         self, starters: Mapping[str, EngineStarter], on_failure: Callable[[SparcomError], None] | None = None
     ) -> None:
         if not starters:
-            raise InvalidInputError("a server needs at least one model: give --model PATH")
+            raise InvalidInputError("a server needs at least one model; give --model PATH")
         self._starters = dict(starters)
         self._on_failure = on_failure
         self._engines: dict[str, ModelEngine] = {}
@@ -50,7 +50,7 @@ class ModelRegistry:
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch())]
 
     async def close(self) -> None:
-        """Stop loading and close every engine; one that cannot be closed does not keep the others open."""
+        """Stop loading and close every engine. An engine that fails to close does not keep the others open."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -80,7 +80,7 @@ class ModelRegistry:
             await asyncio.sleep(HEALTH_SECONDS)
             if dead := next((name for name, engine in self._engines.items() if not engine.healthy), None):
                 message = (
-                    f"the engine of model {dead!r} stopped. What was complete stays complete; see the engine's log "
+                    f"the engine of model {dead!r} stopped. Complete instructions stay complete; see the engine's log "
                     "above, then start the server again"
                 )
                 self._fail(EngineError(message))
@@ -92,31 +92,31 @@ class ModelRegistry:
                 self._on_failure(error)
 
     def state(self, name: str) -> ModelState:
-        """Return loading, ready, or failed: it could not be started, or its engine died."""
+        """Return "loading", "ready" or "failed". A model fails if it cannot be started or its engine dies."""
         if engine := self._engines.get(name):
             return "ready" if engine.healthy else "failed"
         return "failed" if self.failure else "loading"
 
     def choose(self, name: str | None) -> ModelEngine:
-        """Return the engine of the model that a client names; without a name, the only one.
+        """Return the engine of the named model; without a name, that of the only model.
 
         Raises:
-            UnknownModelError: it is not served.
-            InvalidInputError: no name was given and several are served.
-            NotReadyError: it is still loading.
+            UnknownModelError: the model is not served.
+            InvalidInputError: no name was given and several models are served.
+            NotReadyError: the model is still loading.
             EngineError: its engine died, or could not be started.
         """
         served = ", ".join(self._starters)
         if name is None and len(self._starters) > 1:
-            raise InvalidInputError(f"model: must be given where several are served; choose one of {served}")
+            raise InvalidInputError(f"model: required if several are served; choose one of {served}")
         chosen = next(iter(self._starters)) if name is None else name
         if chosen not in self._starters:
-            raise UnknownModelError(f"a model must be one that this server serves: {served}. It is {chosen!r}")
+            raise UnknownModelError(f"this server has no model {chosen!r}; choose one of {served}")
         state = self.state(chosen)
         if state == "loading":
             raise NotReadyError(f"the model {chosen} is still loading; try again when /ready answers 200")
         if state == "failed":
-            raise EngineError(f"the engine of {chosen} does not run; the operator must restart the server")
+            raise EngineError(f"the engine of {chosen} is not running; the operator must restart the server")
         return self._engines[chosen]
 
     def report(self, name: str) -> ModelReport:

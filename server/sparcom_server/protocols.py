@@ -1,4 +1,4 @@
-"""The part of an engine that the service calls. `sparcom_extractor.engine.CaptureEngine` satisfies these Protocols."""
+"""Protocols for the parts of an engine that the service calls; `sparcom_extractor.engine.CaptureEngine` fits them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparcom_data.schema.options import ExtractionOptions
 
 
 class Extraction(Protocol):
-    """One batch of instructions whose archive has been created; it waits to run or runs."""
+    """One batch of instructions with a created archive, queued or running."""
 
     @property
     def progress(self) -> Progress:
@@ -21,7 +21,7 @@ class Extraction(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Sentences about prompts that run but may not be what was meant; the archive holds them too."""
+        """Sentences about prompts that run but may not be intended; the archive holds them too."""
 
     @property
     def archive_run(self) -> str:
@@ -30,15 +30,15 @@ class Extraction(Protocol):
     async def run(self, report: Callable[[Progress], None]) -> Progress:
         """Run until every instruction is complete, failed or cancelled; after `cancel()` it returns soon.
 
-        Calls `report` on the event loop with every new snapshot. One that was cancelled before may run beside another.
+        Calls `report` on the event loop with every new snapshot. A cancelled extraction may run beside another.
 
         Raises:
-            StorageError, EngineError: the job as a whole failed; what was complete stays complete. StorageError also if
-                the archive was removed or replaced: nothing is written into what took its place.
+            StorageError, EngineError: the job as a whole failed; complete instructions stay complete. StorageError also
+                if the archive was removed or replaced; nothing is written to its replacement.
         """
 
     def cancel(self) -> None:
-        """Ask for an early end; valid at any time, also before `run`."""
+        """Request an early end; valid at any time, also before `run`."""
 
 
 class ModelEngine(Protocol):
@@ -67,10 +67,10 @@ class ModelEngine(Protocol):
     def prepare(
         self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
     ) -> Extraction:
-        """Check the batch, tokenize, plan the layout and create the archive. Blocks: call it in a thread.
+        """Check the batch, tokenize, plan the layout and create the archive. Blocks; call it in a thread.
 
         Raises:
-            InvalidInputError, ArchiveExistsError, StorageError: nothing is left at `path`.
+            InvalidInputError, ArchiveExistsError, StorageError: the batch was refused and nothing is left at `path`.
         """
 
     async def close(self) -> None:

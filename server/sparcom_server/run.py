@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn until a signal, a model that cannot be started or an engine that dies ends it.
+"""Run the app under uvicorn until a signal, a failed model start or a dead engine ends it.
 
 On SIGTERM or SIGINT the jobs are ended first, while event streams are still open, so that clients see how their jobs
 ended. A second signal ends the process at once, and so does the first while models load.
@@ -29,32 +29,32 @@ from sparcom_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5  # for requests that are still being answered, once the jobs have ended
+CLOSE_SECONDS = 5  # for open requests, after the jobs have ended
 TICKS_PER_SECOND = 10  # of uvicorn's main loop
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends the jobs before it waits for connections to close."""
+    """A uvicorn server that ends the jobs before it waits for connections to close."""
 
-    interrupted: int | None = None  # the signal that came while models were loading
+    interrupted: int | None = None  # signal received while models were loading
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(_configure(app, settings))
         self.service: Service = app.state.service
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until the end. Ends the process if models were loading: nothing can interrupt those threads."""
+        """Serve until the end. Exit the process if models were loading: nothing can interrupt their threads."""
         await super().serve(sockets)
         if self.interrupted:
             logger.info("interrupted while models were loading")
-            # The interpreter's own end waits for threads, and one may be in an engine's start for minutes.
+            # A normal exit waits for threads, and one may be starting an engine for minutes.
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(128 + self.interrupted)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and log the address: uvicorn does not if it is given sockets."""
+        """Start and log the address, which uvicorn does not log for given sockets."""
         await super().startup(sockets)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the jobs unless a second signal came, then close as uvicorn does."""
+        """End the jobs unless a second signal comes, then close as uvicorn does."""
         stopping = asyncio.create_task(self.service.queue.stop(self.service.settings.stop_seconds))
         while not stopping.done() and not self.force_exit:
             await asyncio.wait([stopping], timeout=0.1)
@@ -83,10 +83,10 @@ class Server(uvicorn.Server):
 def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) -> None:
     """Serve until the end. Blocks; call it in the main thread.
 
-    A signal that comes while models load ends the process, with exit status 128 plus the signal's number.
+    A signal while models load ends the process with exit status 128 plus the signal's number.
 
     Raises:
-        InvalidInputError: it cannot listen there; nothing was loaded.
+        InvalidInputError: the server cannot listen on this address; nothing was loaded.
         SparcomError: a model could not be started, or its engine died.
     """
     failures: list[SparcomError] = []
@@ -104,9 +104,9 @@ def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) 
 
 
 def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """Return uvicorn's configuration: bounded connections, no access log, no web sockets.
+    """Return uvicorn's configuration: limited connections, no access log, no WebSockets.
 
-    asyncio's own loop accepts at most `BACKLOG` connections before they can be refused; uvloop any number.
+    asyncio's event loop accepts at most `BACKLOG` connections before it can refuse any; uvloop has no such bound.
     """
     most = connections.connection_limit(settings.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return uvicorn.Config(
@@ -126,10 +126,10 @@ def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there, before anything is loaded.
+    """Return a listening socket. Called before anything is loaded.
 
     Raises:
-        InvalidInputError: the port is taken, or the address is not this machine's.
+        InvalidInputError: the port is in use, or the address is not this machine's.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -137,19 +137,19 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server(address, family=family, backlog=connections.BACKLOG)
     except OSError as error:
         message = (
-            f"the server must be able to listen on port {port} of {host}; it is not: {error.strerror}. Choose another "
-            "--port or --host, or stop the process that listens there"
+            f"the server cannot listen on port {port} of {host}: {error.strerror}. Choose another --port or --host, "
+            "or stop the process that listens there"
         )
         raise InvalidInputError(message) from error
-    # Connections inherit it. asyncio sets it only for sockets that name their protocol, which create_server's do not:
-    # each answer then waited 40 ms for the client's acknowledgement of its headers.
+    # Connections inherit this option. asyncio sets it only for sockets that name their protocol, and those of
+    # create_server do not. Without it, each response waited 40 ms for the client to acknowledge its headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 @contextmanager
 def _signals_are_handled_once() -> Iterator[None]:
-    """Ignore the signal that uvicorn raises a second time when it is done; by then nothing is left to do."""
+    """Ignore the signal that uvicorn raises again at its end; by then nothing is left to do."""
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -1,6 +1,6 @@
-"""Types of the body of a new extraction and of every answer.
+"""Types of the body of a new extraction and of every response.
 
-Unknown fields of a request are refused, never ignored: a misspelled option must not run an extraction without it.
+Unknown fields of a request are refused, never ignored: an extraction must not run without a misspelled option.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ ARCHIVE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_archive_name(name: str) -> str:
-    """Return the name.
+    """Return the name if it is valid.
 
     Raises:
-        ValueError: it has a path, odd characters or the suffix in it.
+        ValueError: it holds a path, other characters or the suffix.
     """
     if not ARCHIVE_NAME.fullmatch(name):
         raise ValueError(
-            "an archive's name has 1 to 128 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit; "
-            f"it holds no path. It is {name[:140]!r}"
+            "an archive's name must have 1 to 128 of the characters A-Z a-z 0-9 . _ - and start with a letter or "
+            f"digit; a path is not allowed. It is {name[:140]!r}"
         )
     if name.endswith(".zarr"):
-        raise ValueError(f"an archive's name is given without the suffix .zarr, which is added: {name[:-5]!r}")
+        raise ValueError(f"an archive's name must not end in .zarr, which is added; give {name[:-5]!r}")
     return name
 
 
@@ -46,7 +46,7 @@ def _require_any(instructions: tuple[Instruction, ...]) -> tuple[Instruction, ..
 
 
 class DatasetRequest(StrictModel):
-    """Where the instructions come from."""
+    """Data set of the instructions."""
 
     name: Annotated[str, Field(max_length=512)] = ""
 
@@ -56,7 +56,7 @@ class ExtractionHead(StrictModel):
 
     model: str | None = Field(default=None, description="Name of a served model; required if several are served.")
     archive: Annotated[str, AfterValidator(check_archive_name)] | None = Field(
-        default=None, description="Name of the archive, without .zarr; derived from model and time if not given."
+        default=None, description="Name of the archive, without .zarr; by default derived from model and time."
     )
     options: ExtractionOptions = ExtractionOptions()
     dataset: DatasetRequest = DatasetRequest()
@@ -69,21 +69,21 @@ class ExtractionRequest(ExtractionHead):
 
 
 class Failure(BaseModel):
-    """One instruction that failed, and why."""
+    """One failed instruction and the reason."""
 
     id: str
     error: str
 
 
 class JobError(BaseModel):
-    """Why a job as a whole failed."""
+    """Reason why a job as a whole failed."""
 
     type: str
     message: str
 
 
 class JobLinks(BaseModel):
-    """Addresses of a job and of its archive; `zarr` is what `zarr.open` takes."""
+    """Addresses of a job and its archive; `zarr` is for `zarr.open`."""
 
     self: str
     events: str
@@ -92,7 +92,7 @@ class JobLinks(BaseModel):
 
 
 class JobReport(BaseModel):
-    """One extraction job. `failures` holds the first 20 instructions that failed, once the job has ended."""
+    """One extraction job. `failures` holds the first 20 failed instructions once the job has ended."""
 
     id: str
     state: JobState
@@ -109,12 +109,12 @@ class JobReport(BaseModel):
     progress: Progress
     error: JobError | None
     failures: list[Failure]
-    warnings: list[str] = Field(default=[], description="Sentences about prompts that may not be what was meant.")
+    warnings: list[str] = Field(default=[], description="Sentences about prompts that may not be intended.")
     links: JobLinks
 
 
 class Page(BaseModel):
-    """Part of a list; `total` counts all."""
+    """Part of a list; `total` counts all entries."""
 
     total: int
     offset: int
@@ -122,7 +122,7 @@ class Page(BaseModel):
 
 
 class JobPage(Page):
-    """Some of the jobs, newest first; `total` counts all."""
+    """Part of the list of jobs, newest first; `total` counts all jobs."""
 
     extractions: list[JobReport]
 
@@ -137,7 +137,7 @@ class ArchiveEntry(BaseModel):
 
 
 class ArchiveSummary(ArchiveEntry):
-    """One archive of the list; fields as in ArchiveReport. `error` says why it cannot be read, or is null."""
+    """One archive of the list; fields as in ArchiveReport. `error` is the reason it cannot be read, or null."""
 
     created: str | None = None
     model: str | None = None
@@ -148,7 +148,7 @@ class ArchiveSummary(ArchiveEntry):
 
 
 class ArchivePage(Page):
-    """Some of the archives, newest first; `total` counts all."""
+    """Part of the list of archives, newest first; `total` counts all archives."""
 
     archives: list[ArchiveSummary]
 
@@ -158,7 +158,7 @@ class ArchiveFacts(BaseModel):
 
     state: ArchiveState = Field(
         description="open: a job may still write it, or was killed. complete: every instruction is complete. "
-        "incomplete: nobody writes it any more, and some instructions failed, were cancelled or never ran."
+        "incomplete: no job writes it any more, and some instructions failed, were cancelled or never ran."
     )
     attributes: ArchiveAttributes
     instructions: dict[str, int] = Field(description="Number of pending, complete, failed and cancelled instructions.")
@@ -168,11 +168,11 @@ class ArchiveFacts(BaseModel):
 
 
 class ArchiveReport(ArchiveFacts, ArchiveEntry):
-    """One archive: its attributes, its instructions by state, its rows that hold data, and its size on disk."""
+    """One archive: attributes, instructions by state and category, rows of complete instructions, and size on disk."""
 
 
 class ModelReport(BaseModel):
-    """One served model; the facts are known once it is ready."""
+    """One served model; its facts are known once it is ready."""
 
     name: str
     state: ModelState
@@ -190,13 +190,13 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The process answers."""
+    """Health of the process."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """Whether extractions can run, and the state of each model."""
+    """Readiness for extractions, and the state of each model."""
 
     ready: bool
     models: dict[str, ModelState]
@@ -211,12 +211,12 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReport(BaseModel):
-    """Body of every answer that is not a success."""
+    """Body of every error response."""
 
     error: ErrorDetail
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReport, "description": "What went wrong, every problem at once"}
+    status: {"model": ErrorReport, "description": "The error, with every problem at once"}
     for status in (422, "4XX", "5XX")
 }

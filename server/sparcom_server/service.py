@@ -1,4 +1,4 @@
-"""The parts of one service and their life: start, stop, submission and deletion."""
+"""The parts of one service, and their start, stop, submissions and deletions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparcom_server.settings import ServerSettings
 
 
 class Service:
-    """Models, queue, archives and metrics of one app. It knows no HTTP."""
+    """Models, queue, archives and metrics of one app, independent of HTTP."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class Service:
         self.metrics = Metrics()
         self.queue = JobQueue(settings.max_queued_jobs, settings.max_finished_jobs, self.metrics.observe)
         self.event_streams = asyncio.Semaphore(settings.max_event_streams)
-        # Each may take up to 1 GiB while it is checked and tokenized.
+        # Each may take up to 1 GiB while it is validated and tokenized.
         self.submissions = asyncio.Semaphore(settings.max_submissions)
         self.metrics.watch(self.queue.newest_first, lambda: self.models.states)
 
     def start(self) -> None:
-        """Load the models and begin to run jobs, on the running event loop."""
+        """Begin to load models and run jobs on the running event loop."""
         self.models.start()
         self.queue.start()
         self._sweeping = asyncio.create_task(asyncio.to_thread(sweep, self.archives.folder), name="sparcom-sweep")
@@ -54,14 +54,14 @@ class Service:
         """Create the archive and queue the job.
 
         Raises:
-            SparcomError: the request was refused; there is neither job nor archive.
+            SparcomError: the request was refused; no job and no archive was created.
         """
         engine = self.models.choose(request.model)
         name = request.archive or derive_archive_name(engine.name)
         if holder := self.queue.holder(name):
             raise ArchiveExistsError(
-                f"an archive must have a new name; {name!r} belongs to extraction {holder.id}, which is "
-                f"{holder.state}. Choose another, or cancel that extraction first"
+                f"archive {name!r} belongs to extraction {holder.id}, which is {holder.state}; choose another name, "
+                "or cancel that extraction first"
             )
         with self.queue.slot(), self.archives.reserve(name) as path:
             extraction = await asyncio.to_thread(
@@ -71,7 +71,12 @@ class Service:
             return self.queue.add(job, extraction)
 
     async def delete_archive(self, name: str) -> None:
-        """Remove an archive from the disk. Raises as `ArchiveStore.remove`; JobStateError also while a job holds it."""
+        """Remove an archive from the disk.
+
+        Raises:
+            JobStateError: a queued or running job holds it, or as `ArchiveStore.remove`.
+            ArchiveNotFoundError, StorageError: as `ArchiveStore.remove`.
+        """
         if holder := self.queue.holder(name):
             raise JobStateError(
                 f"an archive can be deleted once its extraction has ended; {name!r} belongs to extraction {holder.id}, "

@@ -1,4 +1,4 @@
-"""Every setting of the service, in one class. Read once, when the app is made."""
+"""All settings of the service in one class, read once when the app is created."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field
 class ServerSettings(BaseModel):
     """Address, data folder and limits of the service.
 
-    data_dir: archives lie in its folder `archives`, as NAME.zarr.
-    allowed_hosts: names that the header Host may have, besides `host`, localhost, this machine's own name and any IP
+    data_dir: folder of the data; archives are archives/NAME.zarr in it.
+    allowed_hosts: names that the Host header may have, besides `host`, localhost, this machine's own name and any IP
         address; `*` allows every name.
     max_body_bytes: largest request body; a larger one gets status 413.
     max_instructions: instructions per request; more get status 422.
-    max_submissions: requests that are checked and tokenized at the same time; others wait.
-    max_connections: connections at once, fewer if the process may have few descriptors. Beyond, the one that has been
-        silent longest is closed; if the service owes each an answer, a new one gets status 503.
-    max_event_streams: event streams at once; one more gets status 503.
-    request_seconds: time for the headers of a request, and for an idle connection.
-    body_seconds: time for the body of a request; more while it comes at 16 KiB per second.
-    send_seconds: longest time in which a client may take nothing of an answer.
-    max_queued_jobs: jobs that may wait, besides the running one; one more gets status 429.
-    max_finished_jobs: finished jobs that are remembered; all archives stay.
+    max_submissions: requests validated and tokenized at the same time; others wait.
+    max_connections: open connections, fewer if the process may open few descriptors. Beyond the limit, the longest
+        silent one is closed; if the service owes every client a response, a new one gets status 503.
+    max_event_streams: open event streams; one more gets status 503.
+    request_seconds: time limit for the headers of a request, and for an idle connection.
+    body_seconds: time limit for the body of a request, extended while it arrives at 16 KiB per second.
+    send_seconds: longest time in which a client may read nothing of a response.
+    max_queued_jobs: jobs that may wait besides the running one; one more gets status 429.
+    max_finished_jobs: finished jobs to remember; all archives stay.
     event_seconds: shortest time between two progress events of a job.
-    keep_alive_seconds: longest silence of an event stream; 15 at most, since FastAPI ends each silence then.
+    keep_alive_seconds: longest silence of an event stream; at most 15, since FastAPI then sends its own keep-alive.
     stop_seconds: time for the running job to end when the service stops.
     """
 

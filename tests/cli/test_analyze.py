@@ -1,4 +1,4 @@
-"""`sparcom analyze` as a person calls it, also where torch, vLLM and FastAPI are not installed."""
+"""`sparcom analyze` as users run it, also without torch, vLLM and FastAPI."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_blocker_blocks() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three random archives: a.zarr, its tuned version b.zarr, and c.zarr. Tests change none of them."""
+    """Return a folder with random archives: a.zarr, its tuned version b.zarr, and c.zarr. Tests do not change them."""
     made = tmp_path_factory.mktemp("analyze")
     for seed, name in enumerate("abc"):
         failed = (2,) if name == "a" else ()
@@ -69,7 +69,7 @@ def call(*arguments: str | Path) -> Any:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Options]]:
-    """The archives and options that reach the analysis, which then stops."""
+    """Return a list of the archives and options that reach the analysis, which is stopped there."""
     calls: list[tuple[Any, Any, Options]] = []
 
     def stop(base: Any, tuned: Any, options: Options, **_: Any) -> xr.DataTree:
@@ -81,7 +81,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Options]]:
 
 
 def test_the_command_works_without_them(folder: Path, tmp_path: Path) -> None:
-    """`sparcom analyze` runs to its end in an install without torch, vLLM and FastAPI, and prints the matrix."""
+    """`sparcom analyze` works in an install without torch, vLLM and FastAPI, and prints the matrix."""
     code = "from sparcom_cli.main import main; main()"
     few = ["--resamples", "0", "--permutations", "0", "--no-equal-length"]
     result = run_without(code, "analyze", str(folder / "a.zarr"), "--output", str(tmp_path / "out"), *few)
@@ -94,7 +94,7 @@ def test_the_command_works_without_them(folder: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
-    """An archive that is not there is explained on stderr, without a traceback."""
+    """A missing archive is reported on stderr, without a traceback."""
     code = "from sparcom_cli.main import main; main()"
     result = run_without(code, "analyze", str(tmp_path / "none.zarr"), "--output", str(tmp_path / "out"))
     assert result.returncode == 1
@@ -123,7 +123,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_is_status_2(options: list[str], message: str, tmp_path: Path) -> None:
-    """Options outside their range are wrong usage, named, before anything is read or written."""
+    """Options outside their range are named as wrong usage before anything is read or written."""
     result = CliRunner().invoke(analyze, ["none.zarr", "--output", str(tmp_path / "out"), *options])
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
@@ -131,7 +131,7 @@ def test_wrong_usage_is_status_2(options: list[str], message: str, tmp_path: Pat
 
 
 def test_without_options_the_defaults_are_those_of_options(captured: list[Any], folder: Path, tmp_path: Path) -> None:
-    """The command has no defaults of its own: it passes on what was given, and nothing else."""
+    """The command has no defaults of its own; it passes on only the given options."""
     CliRunner().invoke(analyze, [str(folder / "a.zarr"), "--output", str(tmp_path)])
     assert captured[0][1:] == (None, Options())
 
@@ -164,7 +164,7 @@ OPTIONS = [
 def test_options_reach_the_analysis(
     new: list[str], old: list[str] | None, fields: dict[str, Any], captured: list[Any], folder: Path, tmp_path: Path
 ) -> None:
-    """Each option sets its field and no other, under its name and under the name it had before."""
+    """Each option sets its field and no other, under its current and its former name."""
     for arguments in filter(None, (new, old)):
         CliRunner().invoke(analyze, [str(folder / "a.zarr"), "--output", str(tmp_path), *arguments])
         assert captured.pop()[2] == Options(**fields), arguments
@@ -194,7 +194,7 @@ def test_every_option_of_the_analysis_can_be_given() -> None:
     ],
 )
 def test_a_pair_is_split_at_the_colon_between_two_addresses(text: str, pair: tuple[str, str | None]) -> None:
-    """Colons after a scheme, within a host or after a drive letter belong to an address."""
+    """Colons after a scheme, in a host or after a drive letter do not split."""
     assert split_pair(text) == pair
 
 
@@ -206,7 +206,7 @@ def test_a_path_that_exists_is_not_split(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_archives_of_the_same_model_have_distinct_titles(folder: Path) -> None:
-    """A title is the model's name, with the archive's where two models have the same, and a number if that is alike."""
+    """A title is the model's name; if names repeat, the archive's name is added, and then a number."""
     one, other = open_archive(folder / "a.zarr"), open_archive(folder / "b.zarr")
     assert titles([one]) == ["random"]
     assert titles([one, other]) == ["random (a.zarr)", "random (b.zarr)"]
@@ -214,7 +214,7 @@ def test_archives_of_the_same_model_have_distinct_titles(folder: Path) -> None:
 
 
 def test_pairs_and_single_archives_are_read(captured: list[Any], folder: Path, tmp_path: Path) -> None:
-    """BASE:TUNED is the same as --tuned."""
+    """BASE:TUNED is equivalent to --tuned."""
     base, tuned = folder / "a.zarr", folder / "b.zarr"
     for arguments in ([f"{base}:{tuned}"], [str(base), "--tuned", str(tuned)]):
         CliRunner().invoke(analyze, [*arguments, "--output", str(tmp_path)])
@@ -222,7 +222,7 @@ def test_pairs_and_single_archives_are_read(captured: list[Any], folder: Path, t
 
 
 def test_several_models_share_one_report(folder: Path, tmp_path: Path) -> None:
-    """Each model has a heading with its own facts; the report of all is named."""
+    """Each model has a heading with its facts; the path of the shared report is printed."""
     result = call(f"{folder / 'a.zarr'}:{folder / 'b.zarr'}", folder / "c.zarr", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "random (a.zarr): 5 of 6 instructions" in result.stdout
@@ -233,7 +233,7 @@ def test_several_models_share_one_report(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_printed_settings_and_sentences_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
-    """Frequency, positions and self pairs are printed as they were used; so is the first sentence of a measure."""
+    """The used frequency, positions and self-pairs are printed, and the first sentence of each measure."""
     result = call(folder / "a.zarr", "--output", tmp_path, "--threshold", "0.4", "--exclude-self-pairs")
     assert result.exit_code == 0, result.output
     assert "settings: p ≥ 0.4, groups by category, 20 bootstrap resamples, 20 permutations, seed 0" in result.stdout
@@ -250,7 +250,7 @@ SETTINGS = {"positions": "prompt", "counted_tokens": "all", "n_resamples": 0, "c
 
 
 def fake(names: Sequence[str], value: float, **attributes: Any) -> xr.DataTree:
-    """A run with a similarity matrix that is `value` everywhere."""
+    """Return a run whose similarity matrix is `value` everywhere."""
     cells = ("self_pairs", "category", "category_2")
     ds = xr.Dataset(
         {"value": (cells, [[[value] * len(names)] * len(names)] * 2)},
@@ -264,15 +264,15 @@ def fake(names: Sequence[str], value: float, **attributes: Any) -> xr.DataTree:
     return tree
 
 
-def test_wide_matrices_have_numbers_for_names() -> None:
-    """Names that would not fit a terminal stand at the left alone, with a number; cells without a value are n/a."""
+def test_wide_matrices_have_numbered_columns() -> None:
+    """Names too wide for the columns appear only at the left, with numbers; cells without a value are n/a."""
     names = [f"category number {place}" for place in range(8)]
     lines = summary({"m": fake(names, float("nan"))}, Options())
     assert any(line.startswith("1 category number 0") and "n/a" in line for line in lines)
     assert max(map(len, lines)) <= 110
 
 
-def test_reasons_and_growing_archives_are_said_once() -> None:
+def test_reasons_and_growing_archives_are_reported_once() -> None:
     """A reason that two measures share is printed once."""
     gaps = [{"measure": name, "reason": "No tokens."} for name in ("one", "two")]
     lines = summary({"m": fake(["a"], 0.5, not_computed=gaps, archive={"state": "open"})}, Options(n_resamples=0))

@@ -19,9 +19,9 @@ from sparcom_data.testing import write_random_archive
 
 @pytest.fixture(autouse=True)
 def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that starts is a failure of these tests."""
+    """Fail the test if an engine starts."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing torch and vLLM warns of their own matters
+        warnings.simplefilter("ignore")  # importing torch and vLLM raises their own warnings
         from sparcom_extractor.engine import CaptureEngine
 
     async def start(settings: Any) -> None:
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
 def test_every_problem_of_the_file_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not JSON, no text, an unknown field, a duplicate id: each with its line, and no archive."""
+    """Invalid JSON, a missing text, an unknown field and a duplicate id are reported with their lines."""
     bad = write_lines(
         tmp_path / "in.jsonl",
         "{",
@@ -71,7 +71,7 @@ def test_every_problem_of_the_file_is_reported(
 def test_standard_input_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--input -` reads standard input, CSV here, and reports its problems."""
+    """`--input -` reads standard input, here CSV, and reports its problems."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"id,prompt\na,b\n")))
     assert run(monkeypatch, "--input", "-", "--output", tmp_path / "a.zarr") == 1
     assert "standard input: unknown columns: 'prompt' (did you mean 'text'?)" in capsys.readouterr().err
@@ -81,16 +81,16 @@ def test_standard_input_is_read(
 def test_an_empty_file_is_refused(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No instruction at all."""
+    """A file without instructions."""
     (tmp_path / "in.jsonl").write_text(content)
     assert run(monkeypatch, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "a.zarr") == 1
     assert "holds no instruction" in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_refused(
+def test_a_missing_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file is named."""
+    """The error names the file."""
     assert run(monkeypatch, "--input", tmp_path / "gone", "--output", tmp_path / "a.zarr") == 1
     assert f"cannot read {tmp_path / 'gone'}" in capsys.readouterr().err
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_not_there_is_refused(
 def test_an_output_that_exists_is_left_alone(
     kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is at the output's name, it is refused and stays."""
+    """Anything that exists at --output is refused and stays unchanged."""
     output = tmp_path / "a.zarr"
     {"folder": output.mkdir, "file": output.touch, "dangling link": lambda: output.symlink_to("gone")}[kind]()
     assert run(monkeypatch, "--input", source, "--output", output) == 1
@@ -152,7 +152,7 @@ def test_errors_are_found_before_loading_where_possible(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No model at the path, a setting that does not fit it, instructions that need a chat template."""
+    """A missing model, an unsuitable setting, and instructions that need a chat template."""
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (tmp_path / "model" / name).write_text("{}")
@@ -166,10 +166,10 @@ def test_errors_are_found_before_loading_where_possible(
 @pytest.mark.parametrize(
     "options", [["--granularity", "sum"], ["--positions", "some"], ["--prompt-format", "xml"], ["--max-tokens", "many"]]
 )
-def test_values_that_are_none_are_wrong_usage(
+def test_unknown_choices_are_wrong_usage(
     options: list[str], source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A choice that does not exist is a matter of usage: status 2."""
+    """A choice that does not exist is wrong usage, with status 2."""
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *options) == 2
 
 
@@ -231,7 +231,7 @@ OPTIONS = (
 def test_a_complete_extraction_is_0(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Options reach the engine, the result is one line on standard output, and the engine is closed."""
+    """Options reach the engine, one line on standard output reports the result, and the engine is closed."""
     done = Progress(instructions=2, complete=2, tokens=9, tokens_done=9, seconds=3.0, tokens_per_second=3.0)
     engine = started(monkeypatch, done)
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
@@ -253,7 +253,7 @@ def test_failed_instructions_are_1_and_listed(
 def test_waiting_for_storage_is_reported(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A disk slower than the model is no failure; the seconds are reported."""
+    """A disk slower than the model is not a failure; the seconds of waiting are reported."""
     started(monkeypatch, Progress(instructions=2, complete=2, storage_wait_seconds=4.2))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 0
     assert "the engine waited 4.2 s for storage" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_waiting_for_storage_is_reported(
 def test_a_cancelled_extraction_is_1(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An incomplete archive is not a success, and the bar shows only complete instructions."""
+    """An incomplete archive is not a success. The bar shows only complete instructions."""
     started(monkeypatch, Progress(instructions=2, complete=0, cancelled=2))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
     said = capsys.readouterr()
@@ -275,7 +275,7 @@ def test_a_cancelled_extraction_is_1(
 def test_a_full_disk_is_reported_and_the_engine_closed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An error on the way is one line, after the engine has ended."""
+    """An error during extraction is one line, and the engine is closed."""
     from sparcom_data.errors import StorageError
 
     engine = started(monkeypatch, StorageError("no space left"))

@@ -1,4 +1,4 @@
-"""`sparcom extract` as people run it, with a real engine."""
+"""`sparcom extract` as users run it, with a real engine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNSET = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS")
 
 
 @pytest.mark.engine
-def test_nothing_of_no_use_is_shown(tmp_path: Path) -> None:
-    """The repository's example, piped in: three lines of ours, and none of vLLM's on Triton, Python or NUMA.
+def test_only_useful_lines_are_printed(tmp_path: Path) -> None:
+    """With the repository's example on standard input, three lines are printed, and none of vLLM's warnings.
 
-    Every process has imported Numba before vLLM scans its modules, as in a program that imports the analysis.
+    Every process imports Numba before vLLM scans its modules, like a program that imports the analysis.
     """
     from sparcom_models import make_tiny_model
 

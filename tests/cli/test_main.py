@@ -15,7 +15,7 @@ from sparcom_data.extras import install_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """`sparcom ARGUMENTS` in this process; its exit status."""
+    """Run `sparcom ARGUMENTS` in this process; return the exit status."""
     monkeypatch.setattr(sys, "argv", ["sparcom", *arguments])
     with pytest.raises(SystemExit) as ended:
         module.main()
@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
 
 
 def replace_extract(monkeypatch: pytest.MonkeyPatch, body: Callable[[], None]) -> None:
-    """Make `sparcom extract` do something else."""
+    """Replace the command `sparcom extract`."""
     monkeypatch.setattr("sparcom_cli.extract.extract", click.command("extract")(body))
 
 
@@ -35,7 +35,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 def test_help_lists_every_command_without_loading_any() -> None:
-    """--help is quick: no command's module, no engine and no plotting is imported."""
+    """--help is fast: it imports no command, no engine and no plotting library."""
     code = (
         "import sys; sys.argv = ['sparcom', '--help']\n"
         "from sparcom_cli.main import COMMANDS, main\n"
@@ -55,7 +55,7 @@ def test_help_lists_every_command_without_loading_any() -> None:
 
 @pytest.mark.parametrize("name", sorted(module.COMMANDS))
 def test_every_command_exists(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table leads to a command that explains itself."""
+    """Every command in the table exists and has a help text."""
     assert run(monkeypatch, name, "--help") == 0
     assert f"Usage: sparcom {name}" in capsys.readouterr().out
 
@@ -63,15 +63,15 @@ def test_every_command_exists(name: str, monkeypatch: pytest.MonkeyPatch, capsys
 def test_errors_are_one_line_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An error of ours is its message on standard error, and status 1."""
+    """A SparcomError prints its message on standard error and gives status 1."""
     replace_extract(monkeypatch, raising(InvalidInputError(["one rule", "another rule"])))
     assert run(monkeypatch, "extract") == 1
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "error: one rule\nanother rule\n")
 
 
-def test_a_status_of_the_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit status of a command is that of `sparcom`; 0 if it gives none."""
+def test_the_status_of_the_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sparcom` exits with the status of the command, or 0 if it returns none."""
     replace_extract(monkeypatch, raising(SystemExit(1)))
     assert run(monkeypatch, "extract") == 1
     replace_extract(monkeypatch, lambda: None)
@@ -79,7 +79,7 @@ def test_a_status_of_the_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted command ends with the status that shells give to an interrupt."""
+    """An interrupted command exits with the shell's status for interrupts."""
     replace_extract(monkeypatch, raising(KeyboardInterrupt()))
     assert run(monkeypatch, "extract") == 130
 
@@ -88,7 +88,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_usage_is_2(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command, option or argument that is not right: the usage on standard error, and status 2."""
+    """An unknown command, option or argument prints the usage on standard error and gives status 2."""
     assert run(monkeypatch, *arguments) == 2
     assert "Usage: sparcom" in capsys.readouterr().err
 
@@ -97,7 +97,7 @@ def test_wrong_usage_is_2(
 def test_a_missing_extra_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A package that is not installed: the command, the package, and what to install."""
+    """The error names the command, the missing package, and the extras to install."""
     entry = module.COMMANDS[name]
     missing = raising(ModuleNotFoundError("No module named 'absent'", name="absent.part"))
     monkeypatch.setattr(f"sparcom_cli.{name}.{name}", click.command(name)(missing))
@@ -109,7 +109,7 @@ def test_a_missing_extra_is_named(
 
 @pytest.mark.parametrize("name", ["sparcom_data.gone", None])
 def test_a_fault_of_our_own_keeps_its_traceback(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module of ours that is missing is no extra, nor is an import error without a name."""
+    """A missing SPARCOM module is not reported as an extra, nor is an import error without a name."""
     replace_extract(monkeypatch, raising(ModuleNotFoundError("gone", name=name)))
     monkeypatch.setattr(sys, "argv", ["sparcom", "extract"])
     with pytest.raises(ModuleNotFoundError):

@@ -23,7 +23,7 @@ pytest.importorskip("accelerate")
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for one another awake take ten times as long beside another busy process."""
+    """Run torch on one thread: spinning threads are ten times slower beside another busy process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,9 +35,9 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, losses before and after, tokens, how much changed, truncation, and texts of base and tuned model; the
-    second time that there is nothing to do."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # the command sets it where it is not set, and for good
+    """It reports steps, losses before and after, tokens, weight changes, truncation, and texts of both models. The
+    second time, there is nothing to do."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # else the command sets it permanently
     base = make_tiny_model("llama", tmp_path / "base", tokenizer=write_small_tokenizer(tmp_path)).path
     lines = [{"id": str(n), "text": " ".join("ABCDEFGHIJKLMNOPQRSTUVWX"[n % 9 :])} for n in range(20)]
     lines.append({"id": "one token", "text": "A"})
@@ -47,11 +47,11 @@ def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypa
     arguments = ["--model", base, "--data", tmp_path / "in.jsonl", "--output", tmp_path / "m", *flags]
     printed = invoke(*arguments).stdout
     assert printed.startswith(f"Made {tmp_path / 'm'} (16 instructions, 6 steps; loss from ")
-    assert "on 4 held out)\n" in printed
+    assert "on 4 test instructions)\n" in printed
     assert "tokens trained on; " in printed
-    assert "of the weights differ from the base's" in printed
-    assert "instructions were cut to --max-length" in printed
-    assert "1 instructions were left out: nothing in them can be predicted" in printed
+    assert "of the weights differ from the base; relative L2 distance" in printed
+    assert "instructions were truncated to --max-length" in printed
+    assert "1 instructions were left out: no token to predict" in printed
     assert "\nThe capital of France is\n  base:  " in printed
     source = json.loads((tmp_path / "m" / "SOURCE.json").read_text())
     assert {name.replace("-", "_"): value for name, value in options.items()}.items() <= source.items()
@@ -59,13 +59,13 @@ def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypa
 
 
 def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
-    """Before a model is looked for."""
+    """Settings are checked before the model is loaded."""
     with pytest.raises(InvalidInputError, match="held_out: lies between 0 and 1"):
         invoke("--model", tmp_path, "--data", tmp_path / "in.jsonl", "--held-out", "1")
 
 
-def test_a_note_stands_behind_its_step() -> None:
-    """Count, total and note, in one line per step."""
+def test_a_note_follows_its_step() -> None:
+    """Each step has one line with count, total and note."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""`sparcom selftest`: exit status 1 if a check fails; a missing device is refused before anything is made."""
+"""`sparcom selftest`: exit status 1 if a check fails; a missing device is refused before any work."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
 def test_a_missing_device_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a GPU nothing is made: one sentence with the remedy."""
+    """Without a GPU, nothing is created, and one sentence names the remedy."""
     monkeypatch.setattr("vllm.platforms.current_platform.device_type", "cpu")
     assert run(monkeypatch, "--device", "cuda", "--folder", tmp_path / "work") == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: --device must be what vLLM runs on here, cpu; it is cuda")
+    assert error.startswith("error: --device must be vLLM's device on this machine, cpu; it is cuda")
     assert "Use --device cpu" in error
     assert list(tmp_path.iterdir()) == []
 
@@ -46,7 +46,7 @@ def test_the_exit_status_is_that_of_the_checks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Different tokens and unexplained bits both make the exit status 1."""
+    """Differing tokens and unexplained bits both give exit status 1."""
     from sparcom_verification.reference.comparison import MaskComparison  # needs torch
 
     async def selftest(folder: Path, *, moe: bool) -> Any:
@@ -61,7 +61,7 @@ def test_the_exit_status_is_that_of_the_checks(
 
 
 def test_the_device_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU machine must not be tested on its CPU by mistake."""
+    """--device is required, so that a GPU machine is not tested on its CPU by mistake."""
     assert run(monkeypatch) == 2
     assert run(monkeypatch, "--device", "tpu") == 2
 
@@ -70,7 +70,7 @@ def test_the_device_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_used_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files of an earlier run would be taken for those of this one."""
+    """A non-empty folder is refused, since old files could be mistaken for new ones."""
     (tmp_path / "something").touch()
     assert run(monkeypatch, "--device", "cpu", "--folder", tmp_path) == 1
     assert "folder must be new or empty" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Idle threads of torch sleep in commands that compute with it, unless the user chose a policy."""
+"""Torch's idle threads sleep in commands that use torch, unless the user chose a policy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from sparcom_cli.shared.threads import wait_asleep
 
 
-def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that is set stays; the default becomes passive."""
+def test_a_policy_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy set by the user is kept; the default is passive."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     wait_asleep()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
@@ -26,7 +26,7 @@ def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     ["model moefy --output x", "model tune --model x --data y --output z", "verify none.zarr --reference transformers"],
 )
 def test_the_policy_is_set_before_torch_is_imported(command: str) -> None:
-    """OpenMP reads the policy when torch is imported: each command sets it first, and its module imports no torch."""
+    """OpenMP reads the policy at torch's import, so each command sets it first, and no command module imports torch."""
     module, *arguments = command.split()
     code = f"""
 import sys, sparcom_cli.shared.threads as threads

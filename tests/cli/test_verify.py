@@ -1,4 +1,4 @@
-"""`sparcom verify`: what it finds it prints, and its exit status says whether there was anything."""
+"""`sparcom verify`: printed checks and findings, and the exit status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive(tmp_path: Path) -> Path:
 def test_a_sound_archive_is_0(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every check is a line that says what was looked at."""
+    """Each check prints one line about the data that it read."""
     assert run(monkeypatch, archive, "--no-tokenizer") == 0
     said = capsys.readouterr().out
     assert said.endswith("nothing wrong was found\n")
@@ -38,11 +38,11 @@ def test_a_sound_archive_is_0(
     assert "10 complete" in said
 
 
-def test_several_archives_are_all_looked_at(
+def test_several_archives_are_all_checked(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One after the other, the sound one behind the damaged one too; one that is wrong makes the status 1. The model of
-    which is meant with --model would not be known."""
+    """A sound archive after a damaged one is still checked; one wrong archive gives status 1. --model is refused, since
+    it would be unclear which archive it belongs to."""
     write_random_archive(tmp_path / "b.zarr", seed=1)
     assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 0
     assert capsys.readouterr().out.count("nothing wrong was found") == 2
@@ -52,13 +52,13 @@ def test_several_archives_are_all_looked_at(
     assert f"{archive}: 1 findings" in said
     assert said.endswith(f"{tmp_path / 'b.zarr'}: nothing wrong was found\n")
     assert run(monkeypatch, archive, tmp_path / "b.zarr", "--model", "x") == 2
-    assert "verify the archives one by one" in capsys.readouterr().err
+    assert "verify each archive separately" in capsys.readouterr().err
 
 
 def test_counts_are_checked_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An archive of counts has checks of its own; a damaged chunk of it is told like any other."""
+    """An archive of counts has its own checks; a damaged chunk is reported like any other."""
     write_random_archive(tmp_path / "c.zarr", granularity="count")
     assert run(monkeypatch, tmp_path / "c.zarr", "--no-tokenizer") == 0
     assert "ok     counts" in capsys.readouterr().out
@@ -108,10 +108,10 @@ def lost_column(archive: Path) -> None:
         (lost_column, "of array instruction/state"),
     ],
 )
-def test_a_damaged_archive_is_1_and_told(
+def test_a_damaged_archive_is_1_and_reported(
     damage: object, finding: str, archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The finding is printed under its check, and counted."""
+    """The finding is printed below its check and counted."""
     damage(archive)  # type: ignore[operator]
     assert run(monkeypatch, archive, "--no-tokenizer") == 1
     said = capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_a_damaged_archive_is_1_and_told(
         ([2] * 3 + [3] * 7, True, 3, "not verified; 3 of 10 instructions are failed, 7 cancelled: nothing was checked"),
     ],
 )
-def test_what_is_not_complete_is_said(
+def test_incomplete_instructions_are_reported(
     states: list[int],
     closed: bool,
     status: int,
@@ -142,7 +142,7 @@ def test_what_is_not_complete_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Cancelled and failed are final and status 0 where something is complete; pending, open or nothing is status 3."""
+    """Cancelled and failed instructions give status 0 if others are complete. Pending, open or none complete is 3."""
     fill_array(archive, "instruction/state", np.array(states, dtype=np.uint8))
     errors = ["failed on purpose" if state == 2 else "" for state in states]
     fill_array(archive, "instruction/error", np.array(errors, dtype=np.dtypes.StringDType()))
@@ -156,10 +156,10 @@ def test_what_is_not_complete_is_said(
     assert said in last
 
 
-def test_a_finding_outweighs_an_archive_that_is_not_finished(
+def test_a_finding_outweighs_an_unfinished_archive(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several archives one with a finding makes the status 1, else one that is not finished makes it 3."""
+    """Of several archives, one with a finding gives status 1; otherwise an unfinished one gives 3."""
     write_random_archive(tmp_path / "b.zarr")
     zarr.open_array(archive / "instruction/state", mode="r+")[:] = 3
     assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 3
@@ -167,10 +167,10 @@ def test_a_finding_outweighs_an_archive_that_is_not_finished(
     assert run(monkeypatch, archive, tmp_path / "b.zarr", "--no-tokenizer") == 1
 
 
-def test_many_findings_are_cut(
+def test_many_findings_are_truncated(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A thoroughly broken archive does not fill the screen; the rest is counted."""
+    """A thoroughly damaged archive does not fill the terminal; further findings are only counted."""
     write_random_archive(archive.parent / "b.zarr", per_category=20)
     zarr.open_array(archive.parent / "b.zarr" / "token" / "position", mode="r+")[:] = 5
     assert run(monkeypatch, archive.parent / "b.zarr", "--no-tokenizer") == 1
@@ -187,10 +187,10 @@ def test_many_findings_are_cut(
         ("folder", "a SPARCOM archive is a Zarr v3 group"),
     ],
 )
-def test_what_is_no_archive_is_told(
+def test_a_path_without_an_archive_is_reported(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing there, a file, a folder of something else: one line, status 1."""
+    """A missing path, a file and another folder each give one line and status 1."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     assert run(monkeypatch, tmp_path / name, "--no-tokenizer") == 1
@@ -199,10 +199,10 @@ def test_what_is_no_archive_is_told(
     assert len(said.splitlines()) == 1
 
 
-def test_a_newer_format_is_told(
+def test_a_newer_format_is_reported(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An archive of a later format: what this release reads, and the remedy."""
+    """For an archive of a newer format, the error names the supported version and the remedy."""
     file = archive / "zarr.json"
     metadata = json.loads(file.read_text())
     metadata["attributes"]["sparcom"]["format_version"] = 2
@@ -215,7 +215,7 @@ def test_a_newer_format_is_told(
 def test_another_models_tokenizer_is_refused(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Comparing with the wrong tokenizer would find faults that are none: refused with the two ways out."""
+    """A wrong tokenizer would give false findings, so it is refused, with both remedies."""
     model = Path("models/smollm2-135m-instruct")
     if not (model / "tokenizer.json").exists():
         pytest.skip("the demo model is not on disk: `make test` fetches it")
@@ -226,5 +226,5 @@ def test_another_models_tokenizer_is_refused(
 
 
 def test_a_sample_of_nothing_is_wrong_usage(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least one instruction is compared."""
+    """The sample must hold at least one instruction."""
     assert run(monkeypatch, archive, "--reference", "transformers", "--sample", "0") == 2

@@ -1,4 +1,4 @@
-"""Waits are shown on terminals and elsewhere."""
+"""Waits are shown on terminals and in logs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sparcom_cli.model.steps import Steps
 from sparcom_cli.shared.waiting import waiting
 
 
-def test_elsewhere_a_wait_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a log file the line stands there before the wait begins, and nothing else is written."""
+def test_a_log_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log gets the line before the wait begins, and nothing else."""
     with waiting("Loading a model"):
         assert capsys.readouterr().err == "Loading a model ...\n"
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_a_spinner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The text is drawn and taken away at the end."""
+    """The text is drawn, and erased at the end."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     with waiting("Loading a model"):
         pass
@@ -32,7 +32,7 @@ def test_a_terminal_gets_a_spinner(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_steps_are_shown_when_they_begin(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line per step where there is no terminal; a bar where there is one."""
+    """Each step is one line without a terminal, and one bar with a terminal."""
     drawn = io.StringIO()
     bars = Progress(TextColumn("{task.description}"), console=Console(file=drawn, force_terminal=terminal))
     steps = Steps(bars)

@@ -24,7 +24,7 @@ from sparcom_server.settings import ServerSettings
 
 @dataclass
 class Running:
-    """A server that runs, and a client for it."""
+    """A running server and a client for it."""
 
     url: str
     http: httpx.Client
@@ -39,12 +39,12 @@ class Running:
         return self.http.post("/v1/extractions", json=body)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """One job as it is."""
+        """Return the current report of one job."""
         answer: dict[str, Any] = self.http.get(f"/v1/extractions/{job_id}").json()
         return answer
 
     def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
-        """The job once it has ended, or once `until` holds."""
+        """Return the job's report once the job has ended, or once `until` holds."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             job = self.job(job_id)
@@ -67,19 +67,19 @@ class Running:
         assert not self.thread.is_alive()
 
     def files(self) -> list[str]:
-        """Everything in the folder of archives."""
+        """Return the names of all entries in the folder of archives."""
         return sorted(path.name for path in self.archives.iterdir()) if self.archives.exists() else []
 
 
 def instructions(count: int, words: int = 4) -> list[dict[str, Any]]:
-    """`count` instructions of `words` words, in two categories."""
+    """Return `count` instructions of `words` words in two categories."""
     text = " ".join(["word"] * words)
     return [{"id": f"i{n}", "text": text, "category": ("CLS", "CODE")[n % 2]} for n in range(count)]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Start a server with these engines; it is stopped after the test."""
+    """Return a function that starts a server with given engines; it is stopped after the test."""
     started: list[Running] = []
 
     def starting(*engines: FakeEngine, loading: float = 0.0, ready: bool = True, **fields: Any) -> Running:
@@ -112,7 +112,7 @@ def launch(engines: tuple[FakeEngine, ...], folder: Path, loading: float, fields
 
 @dataclass
 class Process:
-    """A server in a process of its own, and a client for it."""
+    """A server in its own process, and a client for it."""
 
     popen: subprocess.Popen[bytes]
     url: str
@@ -122,7 +122,7 @@ class Process:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens."""
+        """Host and port of the server."""
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
 
@@ -139,13 +139,13 @@ class Process:
             time.sleep(0.02)
 
     def descriptors(self) -> int:
-        """How many files it has open."""
+        """Return the number of files that the server has open."""
         return len(list(Path(f"/proc/{self.popen.pid}/fd").iterdir()))
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start a server of a fake engine in a process of its own; see serve_fake.py for what can be set."""
+    """Return a function that starts a server of a fake engine in its own process; serve_fake.py lists the options."""
     started: list[Process] = []
 
     def starting(ready: bool = True, **fields: Any) -> Process:
@@ -172,7 +172,7 @@ def process(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """Jobs of a `FakeEngine(gate=gate)` run once it is set."""
+    """Return an event; jobs of `FakeEngine(gate=gate)` run once it is set."""
     event = threading.Event()
     yield event
     event.set()

@@ -1,7 +1,7 @@
-"""A fake engine: it runs nothing, yet writes real archives, so that the service can be tested without a model.
+"""A fake engine that runs no model but writes real archives, to test the service without a model.
 
-Its "tokenizer" gives one token per word. Instructions are committed one at a time, with a pause that a test sets, and
-fail where a test says so. Masks or counts are random, written when the archive is made.
+Its "tokenizer" gives one token per word. Instructions are committed one at a time, with pauses and failures that the
+test sets. Masks or counts are random, and written when the archive is created.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYERS, NEURONS = 3, 20
 
 @dataclass(slots=True)
 class FakeExtraction:
-    """Commits one instruction after the other; see `FakeEngine` for the settings."""
+    """Commits the instructions one by one; see `FakeEngine` for the settings."""
 
     engine: FakeEngine
     archive: PinnedArchive
@@ -104,11 +104,11 @@ class FakeExtraction:
 class FakeEngine:
     """One "loaded model".
 
-    pause: seconds before each instruction. max_prompt_tokens: a prompt with more words fails, the job goes on.
-    moe: experts that its facts tell of; what it writes stays dense.
-    warnings: of every extraction.
+    pause: seconds before each instruction. max_prompt_tokens: prompts with more words fail; the job continues.
+    moe: experts in its facts; its archives stay dense.
+    warnings: warnings of every extraction.
     prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
-    gate: jobs wait until it is set, 20 s at most; those of other engines wait behind them.
+    gate: jobs wait until it is set, at most 20 s; jobs of other engines wait behind them.
     """
 
     name: str = "fake"
@@ -136,7 +136,7 @@ class FakeEngine:
     def prepare(
         self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
     ) -> FakeExtraction:
-        """Create the archive with every mask or count in it and every instruction pending."""
+        """Create the archive with all masks or counts written and all instructions pending."""
         if self.prepare_error is not None:
             raise self.prepare_error
         lengths = [_words(instruction) for instruction in instructions]
@@ -167,11 +167,11 @@ class FakeEngine:
         return FakeExtraction(self, archive, layout, progress, todo, self.warnings)
 
     async def close(self) -> None:
-        """Remember that it was closed."""
+        """Record that it was closed."""
         self.closed = True
 
     def starter(self, loading: float = 0.0) -> EngineStarter:
-        """Return a starter that loads this engine in `loading` seconds."""
+        """Return a starter that takes `loading` seconds to load this engine."""
 
         async def start() -> FakeEngine:
             await asyncio.sleep(loading)

@@ -19,14 +19,14 @@ from sparcom_server.settings import ServerSettings
 
 
 def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float = 0.0, **settings: Any) -> None:
-    """Serve.
+    """Serve one fake engine.
 
     Args:
-        data_dir: where the data is kept.
-        descriptors: hard and soft limit of open files; 0 to leave it.
-        stuck: the engine's start never ends, in a thread.
-        pause: of the engine.
-        settings: of the server.
+        data_dir: folder of the data.
+        descriptors: hard and soft limit of open files; 0 to keep the current limits.
+        stuck: whether the engine's start, in a thread, never ends.
+        pause: pause of the engine before each instruction, in seconds.
+        settings: fields of `ServerSettings`.
     """
     if descriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))

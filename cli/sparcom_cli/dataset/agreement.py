@@ -1,4 +1,4 @@
-"""`sparcom dataset agreement`: compare two people's answers and print agreement, disputes and verdicts.
+"""`sparcom dataset agreement`: compare two annotators' answers and print agreement, disputes and verdicts.
 
 Users' text is printed without control characters and never as markup.
 """
@@ -26,11 +26,11 @@ SHOWN_ITEMS = 50
 @click.command()
 @click.argument("first", type=EXISTING_FILE)
 @click.argument("second", type=EXISTING_FILE)
-@optional("--data", DATA, None, "Read the form's instructions from here. Repeatable.", multiple=True)
-@optional("--adjudicate", FILE, None, "Write a form with the disputed items. Requires --data.")
-@optional("--adjudicated", EXISTING_FILE, None, "Read a third person's answers to that form.")
-@optional("--accepted", FILE, None, "Write the instructions that passed. Requires --data.")
-@optional("--output", FILE, None, "Write the whole report as JSON.")
+@optional("--data", DATA, None, "Read the form's instructions from this file or folder. Repeatable.", multiple=True)
+@optional("--adjudicate", FILE, None, "Write a form with the disputed items to this file. Requires --data.")
+@optional("--adjudicated", EXISTING_FILE, None, "Read a third person's answers to the --adjudicate form.")
+@optional("--accepted", FILE, None, "Write the instructions that passed to this file. Requires --data.")
+@optional("--output", FILE, None, "Write the whole report to this file as JSON.")
 @option("--seed", int, 0, "Seed the bootstrap and the order of the adjudicator's form.")
 def agreement(
     first: Path,
@@ -42,16 +42,16 @@ def agreement(
     output: Path | None,
     seed: int,
 ) -> None:
-    """Compare the answers FIRST and SECOND of two people: agreement, Cohen's kappa, and verdicts.
+    """Compare two people's answers, FIRST and SECOND: agreement, Cohen's kappa, and verdicts.
 
-    An item passes if its grammar is correct, its redundancy none, its clarity clear and its category that of the data.
+    An item passes if its grammar is correct, its redundancy none, its clarity clear, and its category matches the data.
     """
     if (adjudicate or accepted) and not data:
-        raise click.UsageError("--adjudicate and --accepted need the instructions: give their files with --data")
+        raise click.UsageError("--adjudicate and --accepted need the instructions; give their files with --data")
     inputs = {path.resolve() for path in (first, second, *data, adjudicated) if path}
     for path in filter(None, (adjudicate, accepted, output)):
         if not inputs.isdisjoint({path.resolve(), path.resolve().parent}):
-            raise click.UsageError(f"{path} is, or lies in, an input of this command: take another name")
+            raise click.UsageError(f"{path} is an input of this command or lies inside one; choose another name")
     from sparcom_data.storage import write_file
     from sparcom_hexainst.agreement.disputes import make_adjudication, read_adjudication
     from sparcom_hexainst.agreement.verdict import accepted_lines, passed, report
@@ -68,12 +68,12 @@ def agreement(
     if adjudicate and instructions:
         form = make_adjudication(instructions, pair.first, pair.second, seed=seed)
         write_form(adjudicate, render_page(form).encode())
-        click.echo(f"{adjudicate}: {len(form.items)} items to decide, for a third person")
+        click.echo(f"{adjudicate}: {len(form.items)} disputed items for a third person to decide")
     if accepted and instructions:
         ids, judged = passed(result), len(pair.first.items)
         write_file(accepted, [b"".join(accepted_lines(instructions, ids))])
         unseen = len(instructions.instructions) - judged
-        left = f"; {unseen} instructions of the data were not in the form and are left out" if unseen else ""
+        left = f"; left out {unseen} instructions that were not in the form" if unseen else ""
         click.echo(f"{accepted}: {len(ids)} of {judged} judged items passed{left}")
 
 
@@ -127,18 +127,18 @@ def _print_outcome(result: AgreementReport, console: Console) -> None:
     """Print the disputed items, or the verdicts if nothing is disputed."""
     if result.verdicts is None:
         lines = [f"item {part.number} ({printable(part.id)}): {', '.join(part.criteria)}" for part in result.disputes]
-        title = f"{len(lines)} of {result.items} items are in question; a third person must decide"
+        title = f"{len(lines)} of {result.items} items are disputed; a third person must decide"
     else:
         lines = [_verdict_line(verdict) for verdict in result.verdicts if verdict.faults]
         passed = f"{result.items - len(lines)} of {result.items} items passed"
-        title = passed + ("; to be mended or dropped" if lines else "")
+        title = passed + ("; correct or drop these" if lines else "")
     console.print(f"{title}{':' if lines else ''}")
     for line in lines[:SHOWN_ITEMS]:
         console.print(f"  {line}", soft_wrap=True)
     if len(lines) > SHOWN_ITEMS:
         console.print(f"  and {len(lines) - SHOWN_ITEMS} more; --output writes all")
     if result.verdicts is not None and not result.against_data:
-        console.print("categories were not compared with the data's: give its files with --data")
+        console.print("categories were not compared with the data; give its files with --data")
 
 
 def _verdict_line(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""`sparcom dataset annotate`: write a form on which people judge instructions."""
+"""`sparcom dataset annotate`: write a form for judging instructions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ KIND = click.Choice(["html", "csv"])
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=DATA)
-@click.option("--output", required=True, type=FILE, help="Write the form here; it must not exist yet.")
+@click.option("--output", required=True, type=FILE, help="Write the form to this new file.")
 @click.option("--sample", type=AT_LEAST_1, help="Draw this many instructions per category.", show_default="all")
 @click.option("--seed", default=0, help="Seed the sample and the order.")
-@click.option("--format", "kind", type=KIND, help="Write a web page or a table.", show_default="by --output's name")
+@click.option(
+    "--format", "kind", type=KIND, help="Write a web page (html) or a table (csv).", show_default="by --output's name"
+)
 def annotate(
     files: tuple[Path, ...], output: Path, sample: int | None, seed: int, kind: Literal["html", "csv"] | None
 ) -> None:
-    """Write a form on which people judge the instructions of FILE... (or folders of *.jsonl).
+    """Write a form for judging the instructions of FILE... (or folders of *.jsonl).
 
     The form asks for grammar, redundancy, category and clarity. It hides categories, sources and ids.
 
@@ -43,39 +45,41 @@ def annotate(
     table = kind == "csv" or (kind is None and output.suffix.lower() == ".csv")
     if table and output.suffix.lower() != ".csv":
         raise click.UsageError(
-            f"a table must be named FILE.csv, so that it is recognized when it comes back; not {output}"
+            f"the name of a table must end in .csv, so that it is recognized when read; {output} does not"
         )
     write_form(output, render_table(form) if table else render_page(form).encode())
     counts = Counter(data.by_id[item.id].category or "no category" for item in form.items)
     listed = ", ".join(f"{count} {printable(name)}" for name, count in sorted(counts.items()))
     click.echo(f"{output}: {len(form.items)} items ({listed}), in an order shuffled by seed {seed}")
-    click.echo("Give this same file to two people, each alone; then: sparcom dataset agreement FIRST SECOND")
+    click.echo("Give this file to two people who work independently. Then run: sparcom dataset agreement FIRST SECOND")
 
 
 def read_data_set(paths: Sequence[Path]) -> DataSet:
-    """Read instruction files; a folder stands for its *.jsonl files, sorted by name."""
+    """Read instruction files, and the *.jsonl files of folders sorted by name."""
     from sparcom_hexainst.annotation.make import read_data
 
     found: list[Path] = []
     for path in paths:
         inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not inside:
-            raise click.UsageError(f"{path} holds no *.jsonl: give files of instructions, or a folder with some")
+            raise click.UsageError(
+                f"{path} holds no *.jsonl files; give instruction files, or a folder that holds some"
+            )
         found += inside
     return read_data(found)
 
 
 def write_form(path: Path, content: bytes) -> None:
-    """Write a form unless another file exists there: a table may hold somebody's answers."""
+    """Write a form. Refuse to replace a file with other content: a table may hold somebody's answers."""
     from sparcom_data.storage import write_file
 
     if path.exists() and path.read_bytes() != content:
         raise click.UsageError(
-            f"{path} must not be there yet, since it may hold somebody's answers: choose another name, or remove it"
+            f"{path} already exists and may hold somebody's answers; choose another name, or remove it"
         )
     write_file(path, [content])
 
 
 def printable(text: str) -> str:
-    """Replace control characters of users' text by spaces, so that it stays on one line of a terminal."""
+    """Replace control characters with spaces, so that users' text stays on one line of a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)

@@ -1,4 +1,4 @@
-"""`sparcom dataset build`: write HexaInst, or its synthetic half if the natural sources are out of reach."""
+"""`sparcom dataset build`: write HexaInst, or its synthetic half if the natural sources are unreachable."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ DEFAULT_TOLERANCE = 0.05
 
 @click.command()
 @option("--output", FILE, Path("hexainst.jsonl"), "Write JSON lines to this file.")
-@optional("--natural", PATH, "Hugging Face hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
+@optional("--natural", PATH, "Hugging Face Hub", "Read sources, or prepared files (cls.jsonl, …), from this folder.")
 @click.option("--synthetic-only", is_flag=True, help="Leave the natural half out.")
 @option("--per-category", click.IntRange(1, 100), 100, "Take this many instructions per category and half.")
-@option("--skip", click.IntRange(0, 99), 0, "Skip this many per category first. Requires --synthetic-only.")
+@option(
+    "--skip", click.IntRange(0, 99), 0, "Skip this many instructions per category first. Requires --synthetic-only."
+)
 @option("--seed", int, 0, "Seed the draw from the sources.")
 @click.option(
     "--revision",
@@ -39,10 +41,10 @@ DEFAULT_TOLERANCE = 0.05
     "--length-tolerance",
     TOLERANCE,
     str(DEFAULT_TOLERANCE),
-    "Let lengths of equal rank differ by this share, for --match-length.",
+    "Let token counts at the same rank differ by at most this fraction, for --match-length.",
 )
 @click.option("--within-halves", is_flag=True, help="Match each half separately. Requires --match-length.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file with other content.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file that differs.")
 def build(
     output: Path,
     natural: Path | None,
@@ -59,15 +61,15 @@ def build(
 ) -> None:
     """Build HexaInst: 600 synthetic instructions, and 600 natural ones drawn from the paper's sources."""
     if synthetic_only and (natural or revisions):
-        raise click.UsageError("--synthetic-only leaves the natural half out; give no --natural or --revision with it")
+        raise click.UsageError("--synthetic-only leaves out the natural half; drop --natural and --revision")
     if natural and revisions:
-        raise click.UsageError("--revision is a commit on the hub; a folder given with --natural has none")
+        raise click.UsageError("--revision selects a commit on the hub, --natural a local folder; drop one of them")
     if skip and not synthetic_only:
-        raise click.UsageError("--skip applies to synthetic instructions; give --synthetic-only with it")
+        raise click.UsageError("--skip applies only to synthetic instructions; add --synthetic-only")
     if match_length and tokenizer is None:
-        raise click.UsageError("--match-length compares token counts: name the model's folder with --tokenizer")
+        raise click.UsageError("--match-length compares token counts; give the model's folder with --tokenizer")
     if (tokenizer is not None or length_tolerance is not None) and not match_length:
-        raise click.UsageError("--tokenizer and --length-tolerance belong to --match-length; give it too")
+        raise click.UsageError("--tokenizer and --length-tolerance require --match-length; add it")
     from sparcom_data.instructions import check_batch
     from sparcom_hexainst.build.build import Matching, as_lines, natural_instructions, write_new
     from sparcom_hexainst.build.synthetic import synthetic_instructions
@@ -87,7 +89,7 @@ def build(
     fresh = write_new(output, as_lines(instructions), overwrite)
     halves = Counter(item.half for item in instructions)
     click.echo(
-        f"{'Wrote' if fresh else 'Nothing to do: the same is in'} {output}: {len(instructions)} instructions in "
+        f"{'Wrote' if fresh else 'Nothing to do, already up to date:'} {output}: {len(instructions)} instructions in "
         f"{len(CATEGORIES)} categories, {' and '.join(f'{count} {half}' for half, count in halves.items())}"
     )
 
@@ -100,12 +102,18 @@ def _by_source(revisions: Sequence[str]) -> dict[str, str]:
     known = [source.name for source in SOURCES]
     for name, commit in found.items():
         if name not in known or not commit:
-            raise click.UsageError(f"--revision is SOURCE=COMMIT with a source of {', '.join(known)}; got {name!r}")
+            raise click.UsageError(
+                f"--revision must be SOURCE=COMMIT with a source of {', '.join(known)}; got {name!r}"
+            )
     return found
 
 
 def _natural_half(folder: Path | None, revisions: dict[str, str]) -> NaturalHalf | None:
-    """Return the sources, or None with a message if the hub cannot be reached and was not asked for by revision."""
+    """Return the sources. If the hub is unreachable, print a message and return None.
+
+    Raises:
+        HubError: the hub is unreachable and --revision was given.
+    """
     from sparcom_hexainst.build.build import NaturalHalf
     from sparcom_hexainst.build.hub import HubError, fetch_sources
     from sparcom_hexainst.build.local import find_sources
@@ -118,8 +126,8 @@ def _natural_half(folder: Path | None, revisions: dict[str, str]) -> NaturalHalf
         if revisions:
             raise
         click.echo(
-            f"{error} Only the synthetic half is built. For the natural half too, run this where the hub can be "
-            "reached, or give a folder with the sources' files (--natural DIR).",
+            f"{error} Only the synthetic half is built. To include the natural half, run this where the hub is "
+            "reachable, or give a folder with the sources' files (--natural DIR).",
             err=True,
         )
         return None
@@ -135,8 +143,8 @@ def _match(instructions: list[Instruction], matching: Matching) -> list[Instruct
     largest = max(Counter(item.category for item in instructions).values())
     criterion = f"differ by at most {matching.tolerance:.0%} at every rank" if matching.tolerance else "are equal"
     click.echo(
-        f"{len(kept) // len(CATEGORIES)} of {largest} per category kept, whose token counts {criterion}; a larger "
-        "--length-tolerance keeps more, a smaller one fewer"
+        f"Kept {len(kept) // len(CATEGORIES)} of {largest} instructions per category; their token counts {criterion}. "
+        "A larger --length-tolerance keeps more, a smaller one fewer."
     )
     counts = Counter((item.half, item.category) for item in kept)
     halves = dict.fromkeys(item.half for item in instructions)

@@ -21,7 +21,7 @@ MIN_WIDTH = 88  # a narrower table would lose names or numbers; a narrower termi
 @click.command()
 @click.argument("files", nargs=-1, type=FILE)
 @optional("--against", FILE, None, "Report texts that also occur in this file. Repeatable.", multiple=True)
-@optional("--tokenizer", PATH, None, "Also count tokens with this tokenizer.json, or that of a model's folder.")
+@optional("--tokenizer", PATH, None, "Also count tokens with this tokenizer.json, or with that of a model's folder.")
 @click.option("--language", default="en", help="Expect texts in this language, ISO 639-1.")
 @click.option("--strict", is_flag=True, help="Fail on warnings and skipped checks as well as on errors.")
 @click.option("--all", "show_all", is_flag=True, help=f"Show all findings instead of {SHOWN_FINDINGS} per rule.")
@@ -35,11 +35,11 @@ def check(
     show_all: bool,
     report_file: Path | None,
 ) -> None:
-    """Check instruction FILES as one set; without FILES the 600 synthetic ones of HexaInst.
+    """Check instruction FILES as one set; without FILES, check the 600 synthetic instructions of HexaInst.
 
     A file holds JSON lines, a JSON array or CSV; - reads standard input.
 
-    Exit status 0 where no rule is broken, 1 where one is.
+    Exit status 1 if there is an error, or with --strict also a warning or a skipped check; otherwise 0.
     """
     from sparcom_data.errors import StorageError
     from sparcom_hexainst.build.synthetic import synthetic_files
@@ -57,7 +57,7 @@ def check(
 
 
 def _escaped(text: str) -> str:
-    """Spell out control characters: text from files must not steer a terminal."""
+    """Escape control characters: text from files must not control the terminal."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
@@ -104,6 +104,6 @@ def _groups_table(groups: list[Group]) -> Table:
         ]
         labels = [Text(_escaped(name) or "-") for name in (group.category, group.half)]
         table.add_row(*labels, str(group.instructions), *lengths, str(group.openings))
-    table.caption = "words and tokens: shortest / median / longest; openings: different first three words"
+    table.caption = "words and tokens: shortest / median / longest; openings: distinct first three words"
     table.caption_justify = "left"
     return table

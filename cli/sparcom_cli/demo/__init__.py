@@ -1,7 +1,7 @@
-"""`sparcom demo`: run the commands that a user would run, on a small real model, and show each of them.
+"""`sparcom demo`: run a user's commands on a small real model, and print each of them.
 
 dataset build ─▶ model fetch ─▶ serve ─▶ submit --wait ─▶ stop the server ─▶ verify ─▶ analyze.
-With --moe four models run: the dense model, an MoE model made of it (model moefy), and a fine-tuned model of each
+With --moe four models run: the dense model, an MoE model made from it (model moefy), and a fine-tuned model of each
 (model tune). A page and a table then compare them. Jobs run one at a time, and no engine runs during verify.
 """
 
@@ -23,13 +23,13 @@ from sparcom_cli.shared.options import PATH, option, optional
 from sparcom_data.errors import InvalidInputError
 
 MODEL = "smollm2-135m-instruct"
-PER_CATEGORY = 20  # instructions that run; with --moe the next 20 are trained on
-MARKER = ".sparcom-demo"  # only a folder that an earlier demo made is emptied
+PER_CATEGORY = 20  # instructions to extract; --moe trains on the next 20
+MARKER = ".sparcom-demo"  # marks a folder made by a demo; no other is emptied
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A base model, its fine-tuned model if there is one, the name of its archive and the folder of its report."""
+    """A base model, its fine-tuned model if any, the name of its archive and the folder of its report."""
 
     base: Path
     tuned: Path | None
@@ -45,7 +45,9 @@ class Pair:
 @click.command()
 @option("--output", PATH, Path("demo-output"), "Write archives and reports to this folder.")
 @optional("--model", PATH, f"models/{MODEL}", "Use the model in this folder.")
-@click.option("--moe", is_flag=True, help="Also make an MoE model and two fine-tuned models, once; compare all four.")
+@click.option(
+    "--moe", is_flag=True, help="Also make an MoE and two fine-tuned models unless they exist; compare all four."
+)
 @optional("--moe-model", PATH, None, "Use this MoE model instead of making one. Requires --moe.")
 @optional("--tuned-model", PATH, None, "Use this fine-tuned model instead of making one. Requires --moe.")
 @optional("--moe-tuned-model", PATH, None, "Use this fine-tuned MoE model instead of making one. Requires --moe.")
@@ -74,7 +76,7 @@ def demo(
     names = [model.absolute().name for pair in pairs for model in pair.archives.values()]
     if len(set(names)) < len(names):
         raise InvalidInputError(
-            f"the models are served by the names of their folders, which must differ; they are {', '.join(names)}"
+            f"models are served under their folders' names, which must differ; got {', '.join(names)}. Rename a folder"
         )
     _prepare_folder(output)
     instructions = output / "instructions.jsonl"
@@ -86,8 +88,8 @@ def demo(
     for pair in pairs:
         _extract(pair, instructions, output)
     archives = [[output / "data" / "archives" / f"{name}.zarr" for name in pair.archives] for pair in pairs]
-    every = [path for paths in archives for path in paths]  # at once: importing transformers takes longest
-    _sparcom("verify", *every, "--reference", "transformers", "--sample", "6")
+    all_paths = [path for paths in archives for path in paths]  # in one call: importing transformers takes longest
+    _sparcom("verify", *all_paths, "--reference", "transformers", "--sample", "6")
     for pair, (path, *others) in zip(pairs, archives, strict=True):
         options = [part for other in others for part in ("--tuned", other)] + (["--top", top] if top else [])
         _sparcom("analyze", path, *options, "--output", pair.report)
@@ -99,7 +101,7 @@ def demo(
 
 
 def _sibling(base: Path, ending: str) -> Path:
-    """Return the default folder of a model made of `base`."""
+    """Return the default folder of a model made from `base`."""
     return Path("models") / f"{base.absolute().name}-{ending}"
 
 
@@ -130,11 +132,9 @@ def _extract(pair: Pair, instructions: Path, output: Path) -> None:
 def _prepare_folder(output: Path) -> None:
     """Empty the folder of an earlier demo, or make one; refuse any other."""
     if output.exists() and not output.is_dir():
-        raise InvalidInputError(f"the demo writes into a folder of its own; {output} is a file. Name another")
+        raise InvalidInputError(f"the demo needs its own folder; {output} is a file. Choose another --output")
     if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
-        raise InvalidInputError(
-            f"the demo writes into a folder of its own; {output} holds other files. Name another with --output"
-        )
+        raise InvalidInputError(f"the demo needs its own folder; {output} holds other files. Choose another --output")
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     (output / MARKER).touch()

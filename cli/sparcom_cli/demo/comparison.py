@@ -1,7 +1,7 @@
 """The page and table that compare a dense and an MoE model, each before and after fine-tuning.
 
-Made of what `sparcom analyze --tuned` wrote; computes nothing but means of its matrices. The page is one file that
-loads nothing and links to both reports.
+Reads the results of `sparcom analyze --tuned` and computes only means of their matrices. The page is one
+self-contained file with links to both reports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import Dataset, DataTree
 
-SECTION = re.compile(r'<details id="(measure-\w+)"><summary><h2>([^<]+)</h2>')  # of a report
+SECTION = re.compile(r'<details id="(measure-\w+)"><summary><h2>([^<]+)</h2>')  # in a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,10 @@ class View:
     """One population of neurons, or the experts, of one model: its measures, sentences and figures.
 
     Attributes:
-        title: of its column. run: of the model. folder: of its report. group: of the measures in the tree, "" or
-            "neuron/".
+        title: title of its column.
+        run: results of the model.
+        folder: folder of its report.
+        group: group of the measures in the tree, "" or "neuron/".
     """
 
     title: str
@@ -47,7 +49,7 @@ class View:
         return self.run[self.group + name].to_dataset()
 
     def sentence(self, name: str) -> str:
-        """Return the first sentence of a measure; empty if it says nothing."""
+        """Return the first sentence of a measure, or "" if it has none."""
         from sparcom_analysis.measures import REGISTRY
 
         found = next(one for one in REGISTRY if one.name == name).sentences(self.measure(name))
@@ -65,7 +67,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     Args:
         output: folder that holds both results.
         folders: results of `sparcom analyze --tuned` for a dense model, then for an MoE model.
-        tuned_here: whether the demo itself made both fine-tuned models, so that the page can tell how.
+        tuned_here: whether the demo made both fine-tuned models; the page then describes their training.
 
     Raises:
         InvalidInputError: an analysis lacks the fine-tuned model, or the second model has no experts.
@@ -78,7 +80,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     dense, moe = (read_metrics(folder) for folder in folders)
     if "finetuning_jaccard" not in dense.children or "finetuning_correlation" not in moe.children:
         raise InvalidInputError(
-            "the page compares a dense and an MoE model, each base and tuned; analyze both with --tuned first"
+            "the page compares a dense and an MoE model, each base and tuned; run `sparcom analyze --tuned` for both"
         )
     views = [View("Dense model", dense, folders[0]), *_populations(moe, folders[1])]
     experts = View("MoE model, expert use", moe, folders[1])
@@ -99,7 +101,7 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
         views=views,
         experts=experts,
         top=experts.measure("finetuning_top_experts"),
-        likeness=likeness,
+        within_and_between=within_and_between,
         rows=rows,
         short={"Dense model": list(lead_sentences(dense)), "MoE model": list(lead_sentences(moe))},
         contents=_contents(*folders),
@@ -109,11 +111,11 @@ def write_comparison(output: Path, *folders: Path, tuned_here: bool) -> tuple[Pa
     return output / "index.html", _table(rows)
 
 
-def likeness(ds: Dataset) -> tuple[float, float, float]:
+def within_and_between(ds: Dataset) -> tuple[float, float, float]:
     """Return the mean within categories, between categories, and their ratio; NaN where undefined.
 
-    Means are over categories, of a measure with the dimensions self_pairs, category and category_2, without the pair of
-    an instruction with itself.
+    The measure has the dimensions self_pairs, category and category_2. Pairs of an instruction with itself are left
+    out, and means are over categories.
     """
     matrix = ds["value"].sel(self_pairs=False).values
     same = np.eye(len(matrix), dtype=np.bool_)
@@ -127,9 +129,9 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _populations(run: DataTree, folder: Path) -> Iterator[View]:
-    """Yield the populations of neurons of the MoE model that were compared, routed experts first."""
-    for place, part in enumerate(run.attrs["populations"]):
-        group = f"{part['population']}/" if place else ""
+    """Yield the compared neuron populations of the MoE model, routed experts first."""
+    for index, part in enumerate(run.attrs["populations"]):
+        group = f"{part['population']}/" if index else ""
         yield View(f"MoE model: {part['title']}", run, folder, group)
 
 
@@ -146,7 +148,7 @@ def _table(rows: list[tuple[str, Any]]) -> str:
 
 
 def _contents(dense: Path, moe: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return, by title of a section, the (model, address) of it in each report."""
+    """Return each section title's (model, address) pairs, one per report that has the section."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, folder in (("MoE model", moe), ("dense model", dense)):  # the MoE report has the longer list
         report = (folder / "report.html").read_text(encoding="utf-8")

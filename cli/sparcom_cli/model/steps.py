@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def report(made: MadeModel, description: str) -> None:
-    """Print where the model is, and whether it existed before."""
+    """Print the path of the model, and whether it existed before."""
     where = f"{made.path} ({description})"
-    click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} is there already")
+    click.echo(f"Made {where}" if made.fresh else f"Nothing to do: {where} already exists")
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def progress() -> Iterator[Steps]:
 
 
 class Steps:
-    """A `ProgressCallback` that draws bars: a new step ends the one before it; a note stands behind its step."""
+    """A `ProgressCallback` that draws bars. A new step ends the one before it; a note follows its step."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars, self._step = bars, ""

@@ -21,7 +21,7 @@ SUBMIT_TIMEOUT = httpx.Timeout(900.0, connect=10.0)  # a large batch is tokenize
 
 
 class ServerError(SparcomError):
-    """The server refused the request, or does not answer."""
+    """The server refused the request or did not answer."""
 
 
 class Client:
@@ -55,8 +55,8 @@ class Client:
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Yield the job after each change, last in its final state.
 
-        Follows the server's events. If the stream breaks or is unavailable, asks for the job once, waits, and tries
-        the stream again. Each answer holds the whole job, so nothing is lost. Gives up after a minute without one.
+        Follows the server's events. If the stream breaks or is unavailable, requests the job once, waits, and retries
+        the stream. Each answer holds the whole job, so nothing is lost. Gives up after a minute without an answer.
         """
         last_answer = time.monotonic()
         while True:
@@ -100,18 +100,18 @@ class Client:
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
-    """Return the JSON of a success, {} without content; raise the server's message otherwise."""
+    """Return the JSON of a successful answer, {} if it has no content; otherwise raise the server's message."""
     if response.status_code == httpx.codes.NO_CONTENT:
         return {}
     try:
         body = response.json()
     except ValueError as error:
-        raise ServerError(f"{response.url} is no SPARCOM server: status {response.status_code}, no JSON") from error
+        raise ServerError(f"{response.url} is not a SPARCOM server: status {response.status_code}, no JSON") from error
     if response.is_success and isinstance(body, dict):
         return body
     detail = body.get("error") if isinstance(body, dict) else None
     if not isinstance(detail, dict):
-        raise ServerError(f"{response.url} is no SPARCOM server: status {response.status_code}")
+        raise ServerError(f"{response.url} is not a SPARCOM server: status {response.status_code}")
     if response.status_code == 422:
         raise InvalidInputError(detail["problems"])
     raise ServerError(f"the server refused (status {response.status_code}): {detail['message']}")

@@ -60,23 +60,27 @@ input_option = click.option(
 )
 server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
 extraction_options = combined(
-    option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per instruction and neuron."),
+    option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per neuron and instruction."),
     option("--positions", POSITIONS, "prompt", "Capture prompt tokens, response tokens or both."),
     option("--prompt-format", PROMPT_FORMAT, "raw", "Tokenize the text as it is, or apply the chat template first."),
-    option("--max-tokens", int, 0, "Generate this many response tokens, greedily. For --positions response or all."),
+    option(
+        "--max-tokens", int, 0, "Generate this many response tokens greedily. Required for --positions response or all."
+    ),
     click.option("--no-special-tokens", is_flag=True, help="Omit the tokens that the tokenizer adds, such as BOS."),
 )
 engine_options = combined(
     optional("--dtype", None, "float32 on CPU, auto on GPU", "Load weights as float32, bfloat16, float16 or auto."),
-    optional("--revision", None, "main branch", "Load this branch, tag or commit of a hub model."),
+    optional("--revision", None, "main branch", "Load this branch, tag or commit of a Hub model."),
     optional("--quantization", None, "from the model's config.json", "Use this vLLM quantization method."),
-    optional("--max-model-len", AT_LEAST_1, "model's limit", "Limit prompt plus response to this many tokens."),
+    optional("--max-model-len", AT_LEAST_1, "the model's", "Limit prompt plus response to this many tokens."),
     optional("--max-num-batched-tokens", AT_LEAST_1, "512 on CPU, vLLM's on GPU", "Limit the tokens per step."),
     optional("--max-num-seqs", AT_LEAST_1, "64 on CPU, vLLM's on GPU", "Limit the concurrent requests."),
     optional("--gpu-memory-utilization", SHARE, "vLLM's", "Use this fraction of the GPU's memory."),
     optional("--kv-cache-gib", click.FloatRange(0, min_open=True), "2 on CPU", "Set the size of the KV cache in GiB."),
-    optional("--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer over this many GPUs or CPUs."),
-    optional("--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; one on CPU."),
+    optional("--tensor-parallel-size", AT_LEAST_1, "one", "Split every layer across this many GPUs or CPUs."),
+    optional(
+        "--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; must be 1 on CPU."
+    ),
 )
 
 

@@ -8,16 +8,16 @@ from typing import Protocol
 
 
 class UpdateBar(Protocol):
-    """Sets the bar to `done` of `total` and the texts around it; an empty `label` keeps the one before."""
+    """Sets the bar to `done` of `total`, and the texts around it; an empty `label` keeps the current one."""
 
     def __call__(self, done: int, total: int, note: str, label: str = "") -> None: ...
 
 
 @contextmanager
 def progress_bar(label: str, *, time_left: bool = False) -> Iterator[UpdateBar]:
-    """Provide a bar with `label` before it and a note behind it. It appears with the first update.
+    """Provide a bar with `label` before it and a note after it.
 
-    An error before any work is then not preceded by an empty bar.
+    The bar appears with the first update, so an error before any work follows no empty bar.
 
     Args:
         time_left: also show the time left that rich estimates from the updates.

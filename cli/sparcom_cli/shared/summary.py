@@ -1,4 +1,4 @@
-"""What `sparcom analyze` prints: what was read, the similarity matrix, a sentence per measure."""
+"""Printed summary of `sparcom analyze`: data read, similarity matrix, one sentence per measure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MAX_TABLE_WIDTH = 110  # columns of a terminal
 
 
 def visible(text: str) -> str:
-    """Return the text with characters that a terminal must not get replaced by U+FFFD; line ends stay."""
+    """Replace unprintable characters other than line ends with U+FFFD."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in text)
 
 
 def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
-    """Return the lines for one model, or a few per model for several."""
+    """Return the lines for one model, or fewer lines per model for several."""
     from sparcom_analysis.report.page import interval_caveat, lead_sentences
 
     lines = [_settings(options)]
@@ -34,7 +34,7 @@ def summary(runs: Mapping[str, DataTree], options: Options) -> list[str]:
 
 
 def _settings(options: Options) -> str:
-    """Return the settings in use in one line."""
+    """Return the settings in one line."""
     parts = [options.rule, f"groups by {' and '.join(options.group_by)}"]
     parts.append(f"{options.n_resamples:,} bootstrap resamples" if options.n_resamples else "no intervals")
     parts.append(f"{options.n_permutations:,} permutations" if options.n_permutations else "no tests")
@@ -42,7 +42,7 @@ def _settings(options: Options) -> str:
 
 
 def _facts(title: str, run: DataTree) -> list[str]:
-    """Return what was read, whether the archive may still grow, and what it is compared with."""
+    """Return the data read, a warning if the archive may still grow, and the fine-tuned model."""
     facts = run.attrs["instructions"]
     reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["left_out"].items() if count)
     settings = run.attrs["settings"]
@@ -75,7 +75,7 @@ def _similarity(run: DataTree) -> list[str]:
 
 
 def _matrix(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> list[str]:
-    """Return an aligned table; columns carry row numbers where their names would not fit a terminal."""
+    """Return an aligned table; columns are numbered if their names would not fit a terminal."""
     header = list(names)
     if max(map(len, names)) + sum(2 + max(MIN_CELL_WIDTH, len(name)) for name in names) > MAX_TABLE_WIDTH:
         header = [str(number) for number in range(1, len(names) + 1)]

@@ -8,7 +8,7 @@ import os
 def wait_asleep() -> None:
     """Let idle OpenMP threads sleep unless the user chose a policy. Call it before torch is imported.
 
-    Spinning threads take the core that the others need on a busy machine: `sparcom model moefy` on two busy cores took
-    39 s (58 s of CPU time) with sleeping threads, 122 s (113 s) with spinning ones.
+    On a busy machine, spinning threads hold cores that others need. On two busy cores, `sparcom model moefy` took 39 s
+    (58 s of CPU time) with sleeping threads and 122 s (113 s) with spinning threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

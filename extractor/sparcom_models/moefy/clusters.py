@@ -1,4 +1,4 @@
-"""Balanced k-means by direction: clusters of equal size."""
+"""Balanced spherical k-means: clusters of equal size by cosine similarity."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ _MAX_ROUNDS = 20
 
 
 def balanced_clusters(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
-    """Return the cluster of each row, int64 (n,), each of n / clusters rows, of rows float32 (n, width).
+    """Return the cluster of each row, int64 (n,), for rows float32 (n, width). Each cluster has n / clusters rows.
 
-    1. Rows are scaled to length 1; the first centers are drawn from them by the seed. 2. Pairs of row and center are
-    visited by ascending distance; a row joins the center if that has room left. 3. Centers become the means of their
-    rows. Steps 2 and 3 repeat until nothing changes. Raises `InvalidInputError` unless n is divisible by `clusters`.
+    1. Scale rows to unit length and draw the initial centers from them by the seed.
+    2. Visit pairs of row and center by ascending distance. A row joins the center if it has room left.
+    3. Replace each center by the mean of its rows. Repeat steps 2 and 3 until nothing changes.
+
+    Raises:
+        InvalidInputError: n is not divisible by `clusters`.
     """
     if clusters < 1 or len(rows) % clusters or not len(rows):
-        raise InvalidInputError([f"clusters have equal sizes: {len(rows)} rows cannot be split into {clusters}"])
+        raise InvalidInputError([f"clusters must have equal sizes; {len(rows)} rows cannot be split into {clusters}"])
     directions = _normalize(rows)
     centers = directions[np.random.default_rng(seed).choice(len(rows), size=clusters, replace=False)]
     labels = _assign(directions, centers)

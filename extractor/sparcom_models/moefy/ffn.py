@@ -1,14 +1,14 @@
-"""Split one gated FFN into a shared expert and routed ones (MoEfication), fitted on given inputs.
+"""Split one gated FFN into a shared expert and routed experts (MoEfication), fitted on given inputs.
 
 The dense FFN computes Σ_i f(gate_i · x) (up_i · x) down_i over its neurons i.
-1. The neurons with the largest contribution, the mean of |activation| times the length of down_i, form the shared
-   expert.
-2. The others are clustered by the directions of their gates into experts of equal size.
-3. The router is linear in x: least squares for the length of each expert's output, centered per token, then scaled so
-   that the standard deviation of its logits per token is LOGIT_STD.
-4. Expert outputs are multiplied by weights that sum to 1, so down_i of an expert begins as `top_k` times the dense one.
-   Then all down projections are fitted to the dense output on the inputs, by ridge regression towards that start.
-Gates and ups do not change, so a neuron of the MoE layer is the neuron of the dense FFN.
+1. The neurons with the largest contribution form the shared expert. The contribution is the mean |activation| times
+   the norm of down_i.
+2. The other neurons are clustered by the directions of their gates into experts of equal size.
+3. The router is linear in x. Least squares fits the norm of each expert's output, centered per token. The logits are
+   then scaled to a standard deviation per token of LOGIT_STD.
+4. Expert outputs are multiplied by weights that sum to 1, so down_i of an expert starts as `top_k` times the dense one.
+   Ridge regression towards that start then fits all down projections to the dense output on the inputs.
+Gate and up projections do not change, so each neuron of the MoE layer is a neuron of the dense FFN.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Ffn:
     down: torch.Tensor
 
     def activations(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return f(gate x) (up x), float32 (T, intermediate_size), of inputs (T, hidden)."""
+        """Return f(gate x) (up x), float32 (T, intermediate_size), for inputs (T, hidden)."""
         return torch.nn.functional.silu(inputs @ self.gate.T) * (inputs @ self.up.T)
 
     def part(self, neurons: torch.Tensor, down: torch.Tensor) -> Ffn:
-        """Return the FFN of some neurons, with new down projections (intermediate_size, hidden) of the whole FFN."""
+        """Return the FFN of some neurons. `down` is new: (intermediate_size, hidden), for the whole FFN."""
         return Ffn(self.gate[neurons], self.up[neurons], down[neurons].T.contiguous())
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSizes:
-    """Number of routed experts, of those per token, and of shared neurons; seed of the clustering."""
+    """Number of routed experts, of experts per token and of shared neurons, and the seed of the clustering."""
 
     experts: int
     top_k: int
@@ -53,10 +53,10 @@ class SplitSizes:
 
 @dataclass(frozen=True, slots=True)
 class MoeFfn:
-    """The MoE layer made of an FFN.
+    """The MoE layer made from an FFN.
 
-    router: (experts, hidden). neurons: index in the dense FFN of each expert's neurons, int64 (experts, width).
-    output: on the fitted inputs, (T, hidden). error: length of its error over length of the dense output.
+    router: (experts, hidden). neurons: indices of each expert's neurons in the dense FFN, int64 (experts, width).
+    output: on the fitted inputs, (T, hidden). error: norm of the output's error, relative to that of the dense output.
     """
 
     shared: Ffn
@@ -68,7 +68,7 @@ class MoeFfn:
 
 
 def split_ffn(ffn: Ffn, inputs: torch.Tensor, sizes: SplitSizes) -> MoeFfn:
-    """Split an FFN, fitted on inputs, float32 (T, hidden)."""
+    """Split an FFN, and fit the parts on inputs, float32 (T, hidden)."""
     activations = ffn.activations(inputs)
     shared, groups = split_neurons(ffn, activations, sizes)
     lengths = [(activations[:, group] @ ffn.down[:, group].T).norm(dim=1) for group in groups]
@@ -87,7 +87,7 @@ def split_ffn(ffn: Ffn, inputs: torch.Tensor, sizes: SplitSizes) -> MoeFfn:
 
 
 def split_neurons(ffn: Ffn, activations: torch.Tensor, sizes: SplitSizes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ascending indices of shared neurons, int64 (shared,), and of each expert's, int64 (experts, width)."""
+    """Return the ascending neuron indices of the shared expert, int64 (shared,), and of experts, (experts, width)."""
     contribution = activations.abs().mean(dim=0) * ffn.down.norm(dim=0)
     order = contribution.argsort(descending=True, stable=True)
     shared, rest = order[: sizes.shared].sort().values, order[sizes.shared :].sort().values
@@ -104,7 +104,7 @@ def fit_router(inputs: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 def combine_weights(inputs: torch.Tensor, router: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Return the softmax over the top-k experts' logits, 0 for the others: (T, experts)."""
+    """Return the softmax over the logits of the top-k experts and 0 for the others: (T, experts)."""
     logits, experts = (inputs @ router.T).topk(top_k, dim=1)
     return torch.zeros(len(inputs), len(router)).scatter_(1, experts, logits.softmax(dim=1))
 

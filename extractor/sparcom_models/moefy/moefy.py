@@ -1,9 +1,9 @@
-"""Make an MoE model from a dense LLaMA; its text still makes sense.
+"""Make an MoE model from a dense LLaMA that still writes coherent text.
 
-The result is a Qwen2-MoE checkpoint. Texts run through the model layer by layer; each FFN is split (`ffn.py`) on what
-the layers split before it give, so that a later layer is fitted to its real inputs. Attention, norms and embeddings are
-copied. Qwen2's biases of query, key and value are 0, and so is the shared expert's gate, whose sigmoid is then 1/2 of a
-shared output that is doubled. The same base, sizes and seed give the same model.
+The result is a Qwen2-MoE checkpoint. Texts run through the model layer by layer. Each FFN is split (`ffn.py`) on the
+outputs of the layers split before it, so that every layer is fitted to its real inputs. Attention, norms and embeddings
+are copied. Qwen2's query, key and value biases are 0. The shared expert's gate is 0 too; its sigmoid is then 1/2, so
+the shared output is doubled. The same base, sizes and seed give the same model.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 SHARED = 2 / 3  # of the neurons, rounded so that experts have whole bytes
 _CHANGE = (
-    "MoEfication: each FFN cut into a shared expert (the neurons that give most) and routed experts (clusters of gate "
-    "rows), routers fitted to the experts' outputs, down projections fitted again; gates, ups, attention, norms and "
-    "embeddings as in the base"
+    "MoEfication: each FFN split into a shared expert (the neurons that contribute most) and routed experts (clusters "
+    "of gate rows), routers fitted to the experts' outputs, down projections refitted; gates, ups, attention, norms "
+    "and embeddings as in the base"
 )
 _COPIED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -50,23 +50,23 @@ def make_moefied_model(
     """Make an MoE version of a dense LLaMA in `output` (default models/NAME-moe).
 
     Args:
-        base: the LLaMA's folder, by default the demo model's (fetched where it is not on disk).
+        base: the LLaMA's folder, by default the demo model's (fetched if it is not on disk).
         experts: routed experts per layer, `top_k` of them per token.
         shared_neurons: neurons of the shared expert, by default two thirds of the FFN.
         seed: seed of the clustering.
-        texts: what the layers are fitted on, by default the demo's 20 synthetic instructions per category.
+        texts: texts to fit the layers on, by default the demo's 20 synthetic instructions per category.
 
     Raises:
-        InvalidInputError: the sizes do not give experts of whole bytes.
-        UnsupportedModelError: the base is no plain LLaMA.
+        InvalidInputError: an expert's number of neurons would not be a multiple of 8.
+        UnsupportedModelError: the base is not a plain LLaMA.
     """
     dense = base_model.find_base(base, on_progress)
     config = base_model.load_config(dense)
     plain = (getattr(config, name, None) for name in ("model_type", "hidden_act", "attention_bias", "mlp_bias"))
     if tuple(plain) != ("llama", "silu", False, False):
         raise UnsupportedModelError(
-            "an MoE model is made from a dense LLaMA with SiLU gates and no biases; "
-            f"{dense} is {config.model_type!r}. Give another with --model"
+            "an MoE model can only be made from a dense LLaMA with SiLU gates and no biases; "
+            f"{dense} is {config.model_type!r}. Give another --model"
         )
     sizes = _checked_sizes(config.intermediate_size, experts, top_k, shared_neurons)
     texts = texts or [item.readable for item in synthetic_instructions(20)]
@@ -91,19 +91,19 @@ def make_moefied_model(
 
 
 def _checked_sizes(neurons: int, experts: int, top_k: int, shared: int | None) -> dict[str, int]:
-    """Return the sizes of the recipe, checked: each expert has whole bytes of neurons."""
+    """Return the checked sizes of the recipe; each expert has a multiple of 8 neurons."""
     step = 8 * max(experts, 1)
     if shared is None:
         shared = neurons - max(step, round(neurons * (1 - SHARED) / step) * step)
     problems = []
     if not 1 <= top_k <= experts:
-        problems.append(f"top_k: at least 1 expert and at most all {experts} run per token, not {top_k}")
+        problems.append(f"top_k: must lie between 1 and the number of experts, {experts}; it is {top_k}")
     valid = [value for value in range(8, neurons - step + 1, 8) if (neurons - value) % step == 0]
     if shared not in valid:
-        remedy = f"One of {', '.join(map(str, valid[-4:]))} does" if valid else "No number does: take fewer experts"
+        remedy = f"Choose one of {', '.join(map(str, valid[-4:]))}" if valid else "No number fits; use fewer experts"
         problems.append(
-            f"shared_neurons: of {neurons} neurons a multiple of 8 is shared, and what is left makes {experts} experts "
-            f"of a multiple of 8 each; {shared} does not. {remedy}"
+            f"shared_neurons: must be a multiple of 8 that leaves {experts} equal experts, each a multiple of 8, of "
+            f"{neurons} neurons; it is {shared}. {remedy}"
         )
     if problems:
         raise InvalidInputError(problems)
@@ -113,7 +113,7 @@ def _checked_sizes(neurons: int, experts: int, top_k: int, shared: int | None) -
 def _save_moe(
     dense: Path, target: Path, sizes: SplitSizes, texts: list[str], on_progress: folder.ProgressCallback
 ) -> list[float]:
-    """Write the MoE model into `target`; return the relative error of each layer's output on the texts."""
+    """Write the MoE model to `target`; return the relative error of each layer's output on the texts."""
     import torch
     from transformers import AutoTokenizer
 
@@ -132,7 +132,7 @@ def _save_moe(
 
 
 def _empty_moe(base: Any, sizes: SplitSizes) -> Any:
-    """Return a Qwen2-MoE of the base's sizes with everything but its FFNs copied."""
+    """Return a Qwen2-MoE of the base's sizes, with all weights but the FFNs copied."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
@@ -145,13 +145,13 @@ def _empty_moe(base: Any, sizes: SplitSizes) -> Any:
         norm_topk_prob=True,
         use_sliding_window=False,
     )
-    with torch.random.fork_rng(devices=[]):  # initial weights are random, and all are replaced
+    with torch.random.fork_rng(devices=[]):  # the random initial weights are all replaced
         moe = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     kept = {name: value for name, value in base.state_dict().items() if ".mlp." not in name}
     missing, unexpected = moe.load_state_dict(kept, strict=False)
     if unexpected or any(".mlp." not in name and not name.endswith("_proj.bias") for name in missing):
         raise UnsupportedModelError(
-            f"a LLaMA has the weights of a Qwen2 without biases; these differ: {unexpected or missing}"
+            f"a LLaMA must have the weights of a Qwen2 without biases; these differ: {unexpected or missing}"
         )
     for name, value in moe.named_parameters():
         if name in missing:
@@ -162,7 +162,7 @@ def _empty_moe(base: Any, sizes: SplitSizes) -> Any:
 def _split_layers(
     base: Any, moe: Any, ids: list[Any], sizes: SplitSizes, on_progress: folder.ProgressCallback
 ) -> list[float]:
-    """Fill the MoE layers one by one, carrying along hidden states (1, T, hidden) of each text."""
+    """Fill the MoE layers one by one, updating the hidden states (1, T, hidden) of each text."""
     import torch
 
     from sparcom_models.moefy.ffn import Ffn, split_ffn

@@ -1,1 +1,1 @@
-"""Makes tiny random models of every supported family, for tests."""
+"""Make tiny random models of every supported family, for tests."""

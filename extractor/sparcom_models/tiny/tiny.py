@@ -1,4 +1,4 @@
-"""Make tiny models with random weights, for tests that need a real engine and no real model."""
+"""Make tiny models with random weights, for tests that need a real engine but no real model."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ def make_tiny_model(
     tokenizer: Path | None = None,
     on_progress: folder.ProgressCallback = folder.no_progress,
 ) -> folder.MadeModel:
-    """Make a random float32 model of a key of ARCHITECTURES; the same arguments give the same bytes.
+    """Make a random float32 model of an architecture in ARCHITECTURES. The same arguments give the same bytes.
 
-    `context` is in tokens; `moe_intermediate_size` is that of routed experts, where the architecture has any.
-    `tokenizer` is a folder with a tokenizer.json, by default the demo model's (fetched where it is not on disk).
+    Args:
+        context: longest sequence, in tokens.
+        moe_intermediate_size: intermediate size of routed experts, if the architecture has any.
+        tokenizer: folder with a tokenizer.json, by default the demo model's (fetched if it is not on disk).
     """
     if architecture not in ARCHITECTURES:
         names = ", ".join(ARCHITECTURES)
-        raise UnknownModelError(f"A tiny model's architecture is one of {names}; {architecture!r} is none of them.")
+        raise UnknownModelError(f"The architecture must be one of {names}; it is {architecture!r}.")
     sizes = {"layers": layers, "intermediate_size": intermediate_size, "context": context}
     if architecture in MOE_ARCHITECTURES:
         sizes["moe_intermediate_size"] = moe_intermediate_size
-    if problems := [f"{name}: a model has at least 1, not {value}." for name, value in sizes.items() if value < 1]:
+    if problems := [f"{name}: must be at least 1; it is {value}." for name, value in sizes.items() if value < 1]:
         raise InvalidInputError(problems)
     tokenizer = tokenizer or find_base(None, on_progress)
     if not (tokenizer / "tokenizer.json").is_file():
         needs = "A tiny model needs a folder with a tokenizer.json"
-        raise ModelUnavailableError(f"{needs}, and {tokenizer} has none. Give --tokenizer another.")
+        raise ModelUnavailableError(f"{needs}; {tokenizer} has none. Give another --tokenizer.")
     on_disk = {"intermediate_size": "neurons", "moe_intermediate_size": "expert_neurons"}
     recipe = {
         "name": f"tiny-{architecture}",
@@ -60,7 +62,7 @@ def make_tiny_model(
 
 
 def _save_random(architecture: str, target: Path, seed: int, sizes: dict[str, Any]) -> None:
-    """Write configuration and weights beside the tokenizer in `target`."""
+    """Write configuration and weights to `target`, which holds the tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

@@ -1,1 +1,1 @@
-"""Fine-tune a model on instructions with the Trainer of transformers."""
+"""Fine-tune a model on instructions with transformers' Trainer."""

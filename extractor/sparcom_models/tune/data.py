@@ -1,4 +1,4 @@
-"""Turn instructions into training examples: token ids, which of them count, truncation, and the held-out split."""
+"""Turn instructions into training examples: tokenization, loss labels, truncation and the train/test split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.prompts import make_prompts
 from sparcom_models.tune.settings import TuneSettings
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100  # label that torch's cross entropy ignores
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction. ids: (T,) token ids. labels: (T,) the same ids, IGNORED where a token does not count."""
+    """One instruction. ids: (T,) token ids. labels: (T,) the same ids, or IGNORED for tokens without loss."""
 
     id: str
     ids: list[int]
@@ -28,19 +28,20 @@ class Example:
 
     @property
     def predicted(self) -> int:
-        """Number of tokens whose loss counts; the first of a sequence is never predicted."""
+        """Number of tokens with a loss; the first token of a sequence is never predicted."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-# Examples of "training", "held_out", and "training_sample": of the first, evenly spread, as many as are held out.
+# Examples of "training", "held_out" (the test split) and "training_sample": evenly spaced training examples, as many as
+# the test split has.
 Parts = dict[str, list[Example]]
 
 
 def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings: TuneSettings) -> list[Example]:
-    """Tokenize as an extraction does; of conversations that the assistant ends, only the assistant's tokens count.
+    """Tokenize as an extraction does. If the assistant ends a conversation, only the assistant's tokens have a loss.
 
     Raises:
-        InvalidInputError: naming every instruction that does not fit the prompt format or the tokenizer.
+        InvalidInputError: instructions do not fit the prompt format or the tokenizer; names every one.
     """
     chat = settings.prompt_format == "chat"
     answered = {item.id for item in instructions if chat and item.messages and item.messages[-1].role == "assistant"}
@@ -55,9 +56,9 @@ def make_examples(tokenizer: Any, instructions: Sequence[Instruction], settings:
 
 
 def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
-    """Label the assistant's turns alone, which few chat templates mark.
+    """Label only the assistant's turns. Few chat templates mark them, so a turn is the difference of two renderings.
 
-    A turn is the difference between two renderings: up to and with it, and before it with the opening of an answer.
+    One rendering ends with the turn; the other ends before it, with the opening of an answer.
     """
     messages, where = (
         [message.model_dump() for message in instruction.messages or ()],
@@ -67,7 +68,7 @@ def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
     def render(count: int, *, opened: bool) -> tuple[str, list[int]]:
         try:
             text = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=opened)
-        except Exception as error:  # templates are programs of the model's authors and raise what they like
+        except Exception as error:  # templates are third-party code and may raise anything
             raise InvalidInputError([f"{where}: its messages do not fit the model's chat template: {error}"]) from error
         return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -77,8 +78,8 @@ def _assistant_only(tokenizer: Any, instruction: Instruction) -> Example:
         (before, ids_before), (after, ids_after) = render(number, opened=True), render(number + 1, opened=False)
         if not (whole.startswith(after) and after.startswith(before)):
             problem = (
-                f"{where}: a chat template must render the beginning of a conversation as it does within the whole; "
-                "this model's rewrites it. Give conversations with one answer, or text"
+                f"{where}: a chat template must not change earlier messages when later ones are added; this model's "
+                "does. Give conversations with one answer, or text"
             )
             raise InvalidInputError([problem])
         turn = slice(_common_length(ids, ids_before), _common_length(ids, ids_after))
@@ -91,22 +92,22 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def split(examples: Sequence[Example], settings: TuneSettings) -> Parts:
-    """Truncate, leave out what has no token to predict, and hold out a share drawn by the seed.
+    """Truncate, drop examples without a token to predict, and draw the test split by the seed.
 
     Raises:
-        InvalidInputError: every instruction is too long, or one of the two parts would be empty.
+        InvalidInputError: every instruction is too long, or one of the two splits would be empty.
     """
     limit, shortest = settings.max_length, min(len(example.ids) for example in examples)
     truncated = [Example(example.id, example.ids[:limit], example.labels[:limit]) for example in examples]
     usable = [example for example in truncated if example.predicted]
     count = round(settings.held_out * len(usable))
     if shortest > limit:
-        problem = f"at least one instruction fits; all {len(examples)} are longer than {limit} tokens, the shortest has"
-        raise InvalidInputError([f"max_length: {problem} {shortest}. Give a larger --max-length or shorter texts"])
+        problem = f"all {len(examples)} instructions are longer than {limit} tokens; the shortest has {shortest}"
+        raise InvalidInputError([f"max_length: {problem}. Give a larger --max-length or shorter texts"])
     if not 0 < count < len(usable):
         problem = f"{settings.held_out} of {len(usable)} usable instructions leaves {count} and {len(usable) - count}"
         remedy = "Give another --held-out or more instructions"
-        raise InvalidInputError([f"held_out: one instruction at least is held out and one is not; {problem}. {remedy}"])
+        raise InvalidInputError([f"held_out: both splits need at least one instruction; {problem}. {remedy}"])
     drawn = set(np.random.default_rng(settings.seed).permutation(len(usable))[:count].tolist())
     training = [example for number, example in enumerate(usable) if number not in drawn]
     size = min(count, len(training))

@@ -1,4 +1,4 @@
-"""Files beside a fine-tuned model: loss curve, continuations of fixed prompts, and the change of its weights."""
+"""Files beside a fine-tuned model (loss curve, continuations of fixed prompts), and the change of its weights."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ PROMPTS = (
 
 
 def write_curve(points: list[dict[str, Any]], folder: Path) -> None:
-    """Write loss.csv, one row per point with empty cells for None, and loss.png, both losses against tokens."""
+    """Write loss.csv (one row per point, empty cells for None) and loss.png (both losses against tokens)."""
     from matplotlib.figure import Figure
 
     with (folder / "loss.csv").open("w", newline="") as file:
@@ -31,18 +31,18 @@ def write_curve(points: list[dict[str, Any]], folder: Path) -> None:
 
 
 def continuations(model: Any, tokenizer: Any) -> list[str]:
-    """Return the greedy continuation of each of PROMPTS by 20 tokens."""
+    """Return the greedy continuation, 20 tokens, of each of PROMPTS."""
     from transformers import pipeline
 
     generate = pipeline("text-generation", model, tokenizer=tokenizer, device=model.device)
     options = {"max_new_tokens": 20, "do_sample": False, "num_beams": 1, "return_full_text": False}
-    return [  # "" where the vocabulary lacks the prompt's letters
+    return [  # "" if the vocabulary lacks the prompt's letters
         generate(prompt, **options)[0]["generated_text"] if tokenizer(prompt)["input_ids"] else "" for prompt in PROMPTS
     ]
 
 
 def compare_weights(base: Any, tuned: Any) -> dict[str, float]:
-    """Return the share of weights that differ, and the length of the difference over that of the base's weights.
+    """Return the fraction of weights that differ, and the L2 norm of the difference relative to that of the base.
 
     Raises:
         TrainingFailedError: no weight differs.
@@ -55,7 +55,7 @@ def compare_weights(base: Any, tuned: Any) -> dict[str, float]:
         length += float(before.double().square().sum())
     if not differing:
         raise TrainingFailedError(
-            "A tuned model differs from its base, and not one weight does after rounding to "
-            f"{base.dtype}: the steps were too small. Raise --learning-rate or --epochs."
+            "A tuned model must differ from its base; after rounding to "
+            f"{base.dtype} no weight does. Raise --learning-rate or --epochs."
         )
     return {"share": differing / total, "distance": (change / length) ** 0.5}

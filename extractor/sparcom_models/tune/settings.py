@@ -1,4 +1,4 @@
-"""Settings of fine-tuning, checked."""
+"""Validated settings of fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sparcom_data.schema.metadata import PromptFormat
 
 @dataclass(frozen=True, slots=True)
 class TuneSettings:
-    """How to fine-tune; lengths in tokens, sizes in instructions. A fraction of an epoch stops within a pass."""
+    """Settings of fine-tuning: lengths in tokens, sizes in instructions. `epochs` may be fractional."""
 
     epochs: float = 1.0
     learning_rate: float = 5e-5  # peak of the schedule
     batch_size: int = 8
     max_length: int = 256  # longer instructions are truncated
-    seed: int = 0  # of the held-out split, the order and dropout
-    held_out: float = 0.05  # fraction of the instructions that is not trained on
+    seed: int = 0  # of the train/test split, the order and dropout
+    held_out: float = 0.05  # fraction of the instructions in the test split
     prompt_format: PromptFormat = "raw"
-    # Of matrix products in training; None takes bfloat16 where the processor supports it. All else is float32.
+    # Of matrix products in training; None means bfloat16 if the processor supports it. All else is float32.
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class TuneSettings:
             "batch_size": (self.batch_size >= 1, "is at least 1"),
             "max_length": (self.max_length >= 2, "is at least 2, since the first token is never predicted"),
             "seed": (0 <= self.seed < 2**32, "lies between 0 and 4294967295"),
-            "held_out": (0 < self.held_out < 1, "lies between 0 and 1, since the held-out loss is measured"),
+            "held_out": (0 < self.held_out < 1, "lies between 0 and 1, since the test loss is measured"),
         }
         problems = [
             f"{name}: {rule}; it is {getattr(self, name)}" for name, (holds, rule) in rules.items() if not holds

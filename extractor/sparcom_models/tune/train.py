@@ -1,4 +1,4 @@
-"""Train all weights of a model with the Trainer of transformers, and measure losses in float32."""
+"""Train all weights of a model with transformers' Trainer, and measure losses in float32."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def supports_bfloat16() -> bool:
     """Return whether this machine multiplies bfloat16 in hardware (CUDA since 2020, AVX512-BF16, AMX).
 
-    The demo model then trains on 315 tokens/s instead of 155 (two cores of an EPYC).
+    The demo model then trains at 315 tokens/s instead of 155 (two cores of an EPYC).
     """
     if DEVICE == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -37,10 +37,10 @@ def supports_bfloat16() -> bool:
 
 
 def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
-    """Return indices of each batch of one epoch, similar lengths together and the batches in random order.
+    """Return the indices of each batch of one epoch. Batches hold similar lengths and are in random order.
 
-    Random batches pad 120 instructions to 21,800 tokens instead of 10,400. The Trainer's grouping goes from long to
-    short texts, which have the higher loss, several times per epoch.
+    Fully random batches pad 120 instructions to 21,800 tokens instead of 10,400. The Trainer's own grouping goes from
+    long to short texts several times per epoch, and short texts have the higher loss.
     """
     generator = torch.Generator().manual_seed(seed)
     order = get_length_grouped_indices(lengths, size, mega_batch_mult=50, generator=generator)
@@ -49,16 +49,16 @@ def make_batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]
 
 
 def mean_loss(model: Any, examples: Sequence[Example]) -> float:
-    """Return the mean cross entropy in nats over the counted tokens of all examples, in float32 and without dropout.
+    """Return the mean cross entropy in nats per predicted token of all examples, in float32 and without dropout.
 
-    Unlike the Trainer's evaluation, it weighs every token alike and leaves out a router's auxiliary loss.
+    Unlike the Trainer's evaluation, it weights all tokens equally and leaves out a router's auxiliary loss.
     """
     training, total = model.training, 0.0
     model.eval()
-    with torch.no_grad():  # tensors cached in inference mode (positions) could not be trained through
+    with torch.no_grad():  # not inference_mode: tensors cached in it (positions) would block training
         for example in examples:
             ids, labels = torch.tensor([example.ids, example.labels], device=model.device)
-            # The class's forward: during training accelerate gives the object one that casts to bfloat16.
+            # The class's forward: during training, accelerate's forward on the instance casts to bfloat16.
             logits = type(model).forward(model, ids[None], use_cache=False).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum"))
     model.train(training)
@@ -71,11 +71,11 @@ def train(
     """Train a float32 model in place; the Trainer leaves nothing in `scratch`.
 
     Returns:
-        For each step: step, epoch, tokens trained on so far, training_loss before the step (with a router's auxiliary
-        loss where configured), held_out_loss (None where not measured), both in nats per token, and learning_rate.
+        One point per step: step, epoch, tokens trained on so far, training_loss before the step (with a router's
+        auxiliary loss if configured), held_out_loss (None if not measured), learning_rate. Losses: nats per token.
 
     Raises:
-        TrainingFailedError: the loss or its gradient is no longer a number, or memory does not suffice.
+        TrainingFailedError: the loss or its gradient is not finite, or memory does not suffice.
     """
     lengths = [len(example.ids) for example in parts["training"]]
     epochs = [make_batches(lengths, settings.batch_size, settings.seed + n) for n in range(math.ceil(settings.epochs))]
@@ -101,11 +101,11 @@ def train(
         use_cpu=DEVICE == "cpu",
         include_num_input_tokens_seen="non_padding",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show the mean of the steps before in place of a NaN
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of earlier steps
         save_strategy="no",
         disable_tqdm=True,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices of the machine
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else the Trainer spreads batches over all devices
     dataset = [[rows[number] for number in batch] for batch in batches]
     trainer = Trainer(model, arguments, lambda items: pad(items[0]), train_dataset=dataset, callbacks=[recorder])
     trainer.remove_callback(PrinterCallback)
@@ -114,14 +114,14 @@ def train(
         trainer.train()
     except torch.OutOfMemoryError as error:
         raise TrainingFailedError(
-            f"Training needs four float32 copies of the weights and a batch's activations, more than fits: {error}. "
+            f"Training needs memory for four float32 copies of the weights and a batch's activations: {error}. "
             "Lower --batch-size or --max-length, or tune a smaller model."
         ) from error
     return recorder.points
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Records and reports each step, and ends a run whose loss is not a number."""
+    """Records and reports each step; ends the run if the loss is not finite."""
 
     def __init__(self, per_epoch: int, held_out_loss: Callable[[], float], on_progress: ProgressCallback) -> None:
         self.points: list[dict[str, Any]] = []
@@ -133,10 +133,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         step, steps, loss = state.global_step, state.max_steps, logs["loss"]
         if not (math.isfinite(loss) and math.isfinite(logs.get("grad_norm", 0.0))):
             raise TrainingFailedError(
-                f"Loss and gradient must be numbers; at step {step} of {steps} the loss is {loss} and the length of "
-                f"the gradient {logs.get('grad_norm')}. No model was made; lower --learning-rate."
+                f"Loss and gradient must be finite; at step {step} of {steps} the loss is {loss} and the gradient norm "
+                f"{logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
-        # Measured after each third of the steps; at the end on the finished model.
+        # Measured after one and two thirds of the steps; at the end, tune.py measures the finished model.
         held_out = self._held_out_loss() if step in {steps // 3, steps * 2 // 3} else None
         point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
         point |= {"training_loss": loss, "held_out_loss": held_out, "learning_rate": logs["learning_rate"]}

@@ -1,9 +1,10 @@
-"""Fine-tune all weights of a model briefly on instructions, so that a base and its tuned model can be compared.
+"""Fine-tune all weights of a model briefly on instructions, to compare the base with the tuned model.
 
-1. Find and check the base; tokenize the instructions and hold out a share. 2. Measure losses and continuations of the
-base, train, write the tuned model, read it back and measure it the same way, so that the rounding to the base's dtype
-is included. 3. Keep it only if its losses fell. The same base, data, settings and seed give the same weights on one
-machine.
+1. Find and check the base; tokenize the instructions and split off the test instructions.
+2. Measure the base's losses and continuations, train, and write the tuned model. Read it back and measure it the same
+   way, so that rounding to the base's dtype is included.
+3. Keep the tuned model only if its losses fell.
+The same base, data, settings and seed give the same weights on one machine.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def tune_model(
     """Make a fine-tuned version of `base`, a folder or known name, in `output` (default models/NAME-tuned).
 
     Raises:
-        InvalidInputError: settings or instructions (`data`, JSON lines) break a rule; every problem is named.
+        InvalidInputError: settings or instructions (`data`, JSON lines) break a rule; names every problem.
         ModelUnavailableError: the base is missing or incomplete, or `output` holds something else.
-        TrainingFailedError: the loss did not fall, is not a number, or memory did not suffice.
-        UnsupportedModelError: the base is no causal language model, or is quantized.
+        TrainingFailedError: the loss did not fall or is not finite, or memory did not suffice.
+        UnsupportedModelError: the base is not a causal language model, or is quantized.
     """
     settings = settings or TuneSettings()
     settings = replace(settings, precision=settings.precision or ("bfloat16" if supports_bfloat16() else "float32"))
@@ -69,7 +70,9 @@ def tune_model(
         with folder.new_folder(target) as partial, deterministic():
             facts = _tune(path, partial, parts, settings, on_progress)
             if make_examples(load_tokenizer(str(partial)), instructions, settings) != examples:
-                raise TrainingFailedError(f"The files copied from {path} tokenize differently: its tokenizer has more.")
+                raise TrainingFailedError(
+                    f"The files copied from {path} tokenize differently; its tokenizer needs more files."
+                )
             facts["instructions"]["cut"] = sum(len(example.ids) > settings.max_length for example in examples)
             facts["instructions"]["left_out"] = len(examples) - len(parts["training"]) - len(parts["held_out"])
             licences = Counter(item.license or "not stated" for item in instructions)
@@ -80,9 +83,13 @@ def tune_model(
 def _require_fit(config: Any, settings: TuneSettings, largest_id: int) -> None:
     context, problems = getattr(config, "max_position_embeddings", None), []
     if context is not None and settings.max_length > context:
-        problems.append(f"max_length: at most the model's context of {context} tokens; it is {settings.max_length}")
+        problems.append(
+            f"max_length: must be at most the model's context, {context} tokens; it is {settings.max_length}"
+        )
     if largest_id >= config.vocab_size:
-        problems.append(f"token ids lie below the vocabulary's size {config.vocab_size}; the largest is {largest_id}")
+        problems.append(
+            f"token ids must be below the vocabulary size, {config.vocab_size}; the largest is {largest_id}"
+        )
     if problems:
         raise InvalidInputError(problems)
 
@@ -90,7 +97,7 @@ def _require_fit(config: Any, settings: TuneSettings, largest_id: int) -> None:
 def _tune(
     base: Path, target: Path, parts: Parts, settings: TuneSettings, on_progress: folder.ProgressCallback
 ) -> dict[str, Any]:
-    """Write the tuned model and its results into `target`; return the facts for SOURCE.json."""
+    """Write the tuned model and its results to `target`; return the facts for SOURCE.json."""
     tokenizer, measured = load_tokenizer(str(base)), ("training_sample", "held_out")
 
     def measure(model: Any, name: str) -> tuple[dict[str, float], list[str]]:
@@ -107,17 +114,16 @@ def _tune(
     on_progress("writing the tuned model")
     base_model.save_model(model, dtypes, target)
     base_model.copy_files(base, target, base_model.SMALL_FILES)
-    del model  # two more are loaded
-    gc.collect()  # accelerate's forward refers to the model, and the model to it
+    del model  # make room for the two models loaded next
+    gc.collect()  # accelerate's forward and the model refer to each other
     tuned = base_model.load_model(target)
     change = compare_weights(base_model.load_model(base), tuned)
     after, texts_after = measure(tuned, "tuned model")
     for part in measured:
         if not after[part] < before[part]:
             raise TrainingFailedError(
-                f"A tuned model has a lower loss than its base, and on the {part} it went from {before[part]:.4f} to "
-                f"{after[part]:.4f}. No model was made; lower --learning-rate ({settings.learning_rate:g}) or --epochs "
-                f"({settings.epochs:g})."
+                f"The loss must fall; on {part} it went from {before[part]:.4f} to {after[part]:.4f}. No model was "
+                f"made; lower --learning-rate ({settings.learning_rate:g}) or --epochs ({settings.epochs:g})."
             )
     start = dict.fromkeys(points[0]) | {"step": 0, "epoch": 0.0, "tokens": 0, "held_out_loss": before["held_out"]}
     points[-1]["held_out_loss"] = after["held_out"]
@@ -127,7 +133,7 @@ def _tune(
     folder.write_json(target / "held-out.json", [example.id for example in parts["held_out"]])
     return {
         **base_model.provenance_of(base),
-        "change": "all weights fine-tuned as a causal language model, with the Trainer of transformers",
+        "change": "all weights fine-tuned as a causal language model, with transformers' Trainer",
         "fixed": FIXED,
         "router_auxiliary_loss": router_loss,
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},

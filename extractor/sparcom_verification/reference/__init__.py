@@ -1,1 +1,1 @@
-"""Computes masks, routes and counts with transformers and compares them with an archive."""
+"""Compute masks, routes and counts with transformers, and compare them with an archive."""

@@ -1,11 +1,11 @@
 """Compare bits with the gates of a reference, allowing for rounding.
 
-Two correct implementations round differently, so a neuron with a gate near zero may fall on either side. A differing
-bit is explained if the gate in the reference lies within
+Two correct implementations round differently, so a gate near zero may fall on either side of it. A differing bit is
+explained if the reference's gate lies within
 
     bound = ROUNDINGS · eps(dtype) · Σ_k |x_k| |W_ik|
 
-of zero, where x is the input of the gate projection and W its weight.
+of zero, where x is the input and W the weight of the gate projection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Gates:
 
 @dataclass(slots=True)
 class BitComparison:
-    """Totals of a comparison of bits. unexplained: of the differing ones, not within the bound. examples: of those."""
+    """Totals of a comparison of bits. unexplained: differing bits beyond the bound. examples: of unexplained bits."""
 
     bits: int = 0
     differing: int = 0
@@ -44,7 +44,7 @@ class BitComparison:
 
     @property
     def share(self) -> float:
-        """Differing bits as a share of all bits."""
+        """Fraction of bits that differ."""
         return self.differing / self.bits if self.bits else 0.0
 
     def add(self, captured: torch.Tensor, gates: Gates, name: Callable[[int], str]) -> None:
@@ -71,5 +71,5 @@ class BitComparison:
 
 
 def rounding_bound(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the bound, float64 (rows, neurons), of inputs (rows, hidden) and weight (neurons, hidden)."""
+    """Return the bound, float64 (rows, neurons), for inputs (rows, hidden) and weight (neurons, hidden)."""
     return limits.ROUNDINGS * torch.finfo(inputs.dtype).eps * (inputs.double().abs() @ weight.double().abs().T)

@@ -1,10 +1,11 @@
 """Compare instructions of an archive with a transformers model.
 
 Masks: the reference runs the token ids of an instruction, after its prompt if only the response was captured. Every bit
-is compared with its gate (`bits`), in MoE models also the routes, their weights and the experts' bits (`experts`).
+is compared with its gate (`bits`). In MoE models the routes, their weights and the experts' bits are compared as well
+(`experts`).
 
-Counts: no token id is stored, so prompts are tokenized again from their text, and responses cannot be compared. A gate
-within the rounding bound may fall on either side, so for each neuron and instruction
+Counts: token ids are not stored. Prompts are tokenized again from their text, and responses cannot be compared. A gate
+within the rounding bound may fall on either side of zero, so for each neuron and instruction
 
     #(gate > bound)  ≤  count  ≤  #(gate > −bound)     over the rows of the instruction.
 """
@@ -26,12 +27,12 @@ from sparcom_verification.reference.experts import CapturedExperts, ExpertCompar
 from sparcom_verification.reference.model import ReferenceModel
 
 PromptIds = Callable[[int], NDArray[np.int32]]
-"""Given the index of an instruction: the token ids of its prompt."""
+"""Returns the token ids of a prompt by the index of its instruction."""
 
 
 @dataclass(slots=True)
 class MaskComparison(BitComparison):
-    """Totals over all bits. rows: tokens. dense: bits of dense layers. experts: MoE layers, None in a dense model."""
+    """Totals over all bits. rows: tokens. dense: bits of dense layers. experts: MoE layers, None for a dense model."""
 
     instructions: int = 0
     rows: int = 0
@@ -54,7 +55,7 @@ class CountComparison(BitComparison):
 
     @property
     def share(self) -> float:
-        """Sum of differences as a share of the bits: at most the share of bits that differ."""
+        """Sum of differences over the number of bits; at most the fraction of bits that differ."""
         return self.difference / self.bits if self.bits else 0.0
 
     def add_counts(self, counts: torch.Tensor, gates: Gates, name: str) -> None:
@@ -79,7 +80,7 @@ class CountComparison(BitComparison):
 def compare_masks(
     archive: Archive, reference: ReferenceModel, indices: Iterable[np.int64], prompt_ids: PromptIds
 ) -> MaskComparison:
-    """Compare all bits of complete instructions; `prompt_ids` is for archives of responses without prompts."""
+    """Compare all bits of complete instructions. `prompt_ids` is used for archives of responses without prompts."""
     model = archive.attributes.model
     experts = ExpertComparison(model.dtype, unjudged=reference.unjudged) if model.moe else None
     result = MaskComparison(experts=experts)
@@ -103,9 +104,9 @@ def _compare_instruction(
     prompt = prompt_ids(index) if first else ids[:0]
     if len(prompt) != first:
         problem = (
-            f"response rows are compared after their prompt; that of {instruction!r} has {first} tokens and "
-            f"{len(prompt)} can be had from its text. Leave out --no-tokenizer; prompts given as token ids and "
-            "captured with positions 'response' cannot be compared"
+            f"response rows are compared after their prompt; that of {instruction!r} has {first} tokens, but its text "
+            f"gives {len(prompt)}. Leave out --no-tokenizer; prompts given as token ids and captured with positions "
+            "'response' cannot be compared"
         )
         raise InvalidInputError(problem)
 
@@ -148,14 +149,14 @@ def _unpacked(masks: NDArray[np.uint8], neurons: int) -> NDArray[np.bool_]:
 def compare_counts(
     archive: Archive, reference: ReferenceModel, indices: Iterable[np.int64], prompt_ids: PromptIds
 ) -> CountComparison:
-    """Compare all counts of instructions of `comparable_instructions`."""
+    """Compare all counts of instructions; `indices` come from `comparable_instructions`."""
     result, table, layer_ids = CountComparison(), archive.instructions, archive.attributes.model.layer_ids
     for index in map(int, indices):
         ids, length = prompt_ids(index), int(table.token_length[index])
         if len(ids) != length:
             problem = (
-                f"counts are compared over the tokens that were counted; {table.id[index]!r} has {length} and "
-                f"{len(ids)} can be had from its text. Leave out --no-tokenizer, or give the right folder with --model"
+                f"counts are compared over the counted tokens; {table.id[index]!r} has {length}, but its text gives "
+                f"{len(ids)}. Leave out --no-tokenizer, or give the right folder with --model"
             )
             raise InvalidInputError(problem)
         counts = torch.from_numpy(archive.read_counts(index, index + 1)[0].astype(np.int64))
@@ -167,7 +168,7 @@ def compare_counts(
 
 
 def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
-    """Return the instructions that can be compared, int64, ascending: complete ones; with a text if counts are stored.
+    """Return the indices of comparable instructions, int64, ascending: complete, and for counts with a text.
 
     Raises:
         InvalidInputError: counts of an MoE model, counts of responses, or counts without any text.
@@ -178,12 +179,14 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
     texts = archive.strings("text")
     found = np.array([index for index in complete if texts[index]], dtype=np.int64)
     if archive.moe is not None:
-        problem = f"counts can be compared for dense models; that of {archive.path} is an MoE model"
+        problem = f"counts can be compared only for dense models; that of {archive.path} is an MoE model"
     elif positions != "prompt":
-        problem = "counts can be compared for prompts, since token ids of responses are not stored beside counts; "
+        problem = "counts can be compared only for prompts, since token ids of responses are not stored with counts; "
         problem += f"{archive.path} was captured with positions={positions!r}"
     elif not len(found):
-        problem = f"counts can be compared for prompts with a text; {archive.path} has no complete instruction with one"
+        problem = (
+            f"counts can be compared only for prompts with a text; {archive.path} has no complete instruction with one"
+        )
     else:
         return found
     remedy = "To check the model and its settings, extract some instructions with granularity 'token' and compare those"
@@ -191,6 +194,6 @@ def comparable_instructions(archive: Archive) -> NDArray[np.int64]:
 
 
 def sample_indices(archive: Archive, count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Draw `count` comparable instructions without replacement, ascending; all of them if there are fewer."""
+    """Draw `count` comparable instructions without replacement, in ascending order; all if there are fewer."""
     among = comparable_instructions(archive)
     return among if count >= len(among) else np.sort(np.random.default_rng(seed).choice(among, count, replace=False))

@@ -1,10 +1,10 @@
 """Compare the routes of an archive, and the neurons of its top-k experts, with the reference.
 
-Two implementations may list the same experts in another order, so experts are matched by id. Other experts are a tie
-if their ranked scores tie in the reference (`routing`), and unexplained if not. A tie changes the hidden state of its
-token and, through attention, of every later one. So the reference follows it: it runs the archive's experts, with the
-weights that its own router gives them, and everything after is compared without allowance. Unexplained experts are not
-followed, nor are ties at positions without rows (the prompt, if only the response was captured).
+Two implementations may list the same experts in another order, so experts are matched by id. Differing experts are a
+tie if their ranked scores tie in the reference (`routing`), and otherwise unexplained. A tie changes the hidden state
+of its token and, through attention, of every later token. The reference therefore follows ties: it runs the archive's
+experts with the weights of its own router, and later layers need no allowance. It follows neither unexplained experts
+nor ties at positions without rows (the prompt, if only the response was captured).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from sparcom_verification.reference.routing import Routing, TopkIds
 class CapturedExperts:
     """Captured rows of the MoE layers for one instruction.
 
-    first: position of the first row. topk_ids: int64 (rows, moe_layer, top_k). topk_weights: float32, likewise.
+    first: position of the first row. topk_ids: int64 (rows, moe_layer, top_k). topk_weights: float32, same shape.
     active: bool (rows, moe_layer, top_k, neuron). shared: bool (rows, moe_layer, neuron), None without shared experts.
-    name: describes a row and an index of the moe_layer axis.
+    name: describes a row and an index on the moe_layer axis.
     """
 
     first: int
@@ -44,10 +44,10 @@ class CapturedExperts:
 class ExpertComparison:
     """Totals of a comparison of routes (top-k sets: tokens × MoE layers), their weights and the experts' bits.
 
-    reordered: routes with the same experts in another order. ties: with other experts, whose scores tie. unexplained:
-    with other experts. weights_out_of_tolerance: weights off by more than `weight_tolerance`. weights_unexplained: of
-    those, not explained by rounding. largest_weight_error: absolute. experts, shared: bits of routed and shared
-    experts. unjudged: decoder layers without visible scores.
+    reordered: routes with the same experts in another order. ties: routes with other experts of tied scores.
+    unexplained: other routes with differing experts. weights_out_of_tolerance: weights off by more than
+    `weight_tolerance`. weights_unexplained: those that rounding does not explain. largest_weight_error: absolute.
+    experts, shared: bits of routed and shared experts. unjudged: decoder layers without visible scores.
     """
 
     dtype: str = "float32"
@@ -67,7 +67,7 @@ class ExpertComparison:
 
     @property
     def weight_tolerance(self) -> float:
-        """Largest difference of two weights in this dtype."""
+        """Largest allowed difference of two weights in this dtype."""
         return WEIGHT_TOLERANCE.get(self.dtype, 0.0)
 
     def follow(self, captured: CapturedExperts, index: int, routing: Routing) -> TopkIds:
@@ -79,7 +79,7 @@ class ExpertComparison:
         followed = routing.topk_ids.copy()
         for row in np.flatnonzero(~same).tolist():
             token = captured.first + row
-            # The reference's own experts must be possible too: otherwise its scores are not understood.
+            # The reference's own experts must be possible too; otherwise its scores were misread.
             if all(routing.allows(token, topk_ids, self.dtype) for topk_ids in (found[row], own[row])):
                 self.ties += 1
                 followed[token] = found[row]
@@ -93,12 +93,12 @@ class ExpertComparison:
         return followed
 
     def add(self, captured: CapturedExperts, run: Run) -> None:
-        """Compare weights and bits of one instruction, after a run with `follow`."""
+        """Compare weights and bits of one instruction after a run with `follow`."""
         for index, routed in enumerate(run.routed):
             self._add_weights(captured, index, routed)
             row, k, own_k = _pairs(captured, index, routed)
             expert = captured.topk_ids[row, index, k]
-            for one in np.unique(expert).tolist():  # the rounding bound needs the weight of the expert
+            for one in np.unique(expert).tolist():  # the rounding bound needs the expert's weight
                 these = expert == one
                 mask = torch.from_numpy(captured.active[row[these], index, k[these]])
                 token = torch.from_numpy(captured.first + row[these])
@@ -134,10 +134,10 @@ class ExpertComparison:
     def _rounding(
         self, routed: RoutedExperts, token: NDArray[np.int64], weight: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Return how far rounding may move these weights, float64 (weights,). In 16 bits the bound is too wide to use.
+        """Return how far rounding may move these weights, float64 (weights,).
 
-        If every logit moves by at most d, the logarithm of a weight moves by at most 2 d: a softmax or sigmoid, scaled
-        or normalized over the top-k.
+        Weights are a softmax or sigmoid, scaled or normalized over the top-k. If every logit moves by at most d, the
+        logarithm of a weight moves by at most 2 d. In 16 bits this bound is too wide to use, and the result is 0.
         """
         if self.dtype != "float32" or routed.router is None:
             return np.zeros(len(token))
@@ -146,7 +146,7 @@ class ExpertComparison:
 
 
 def _pairs(captured: CapturedExperts, index: int, routed: RoutedExperts) -> tuple[NDArray[np.int64], ...]:
-    """Return row, index in the captured top-k and index in the reference's, of every expert that both picked."""
+    """Return row, index in the captured top-k and index in the reference's top-k of every expert that both picked."""
     own = routed.topk_ids[captured.first :]
     return np.nonzero(captured.topk_ids[:, index, :, None] == own[:, None, :])
 

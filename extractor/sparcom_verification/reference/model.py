@@ -1,8 +1,8 @@
 """Run prompts through a Hugging Face transformers model and record its gates and routers.
 
-It shares nothing with the capture: another implementation of the model, one prompt at a time, no KV cache, the gate
-taken where transformers computes it. A caller may decide between tied experts (`Follow`); later layers then continue
-from that decision. Dense and shared FFNs are found by the names GATE_NAMES and FUSED_NAMES, MoE layers by structure.
+The reference is independent of capture: another implementation of the model, one prompt at a time, no KV cache, and
+gates recorded where transformers computes them. A caller may decide between tied experts (`Follow`); later layers then
+continue from that decision. Dense and shared FFNs are found by GATE_NAMES and FUSED_NAMES, MoE layers by structure.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sparcom_verification.reference.moe import Follow, RoutedExperts, find_moe_b
 
 GATE_NAMES = ("gate_proj", "w1")
 FUSED_NAMES = ("gate_up_proj", "input_linear")  # gate first
-# Parts of configuration options for which transformers' sdpa attention is wrong without notice: it drops soft-capping
-# (Gemma-2) and learned sinks (gpt-oss).
+# Parts of the names of options that transformers' sdpa attention silently ignores: soft-capping (Gemma-2) and learned
+# sinks (gpt-oss).
 EAGER_OPTIONS = ("softcap", "sink")
 PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Records of one prompt, in the order of the archive's layer axes; `shared` is empty without shared experts."""
+    """Records of one prompt in the order of the archive's layer axes; `shared` is empty without shared experts."""
 
     dense: list[Gates]
     routed: list[RoutedExperts]
@@ -42,10 +42,10 @@ class ReferenceModel:
     """A transformers model to compare with.
 
     Args:
-        model: its folder.
+        model: folder of the model.
         dtype: float32, bfloat16 or float16.
         layer_ids: decoder layers with a dense FFN.
-        moe: MoE layers, if there are any.
+        moe: MoE layers, if any.
     """
 
     def __init__(self, model: str, dtype: str, layer_ids: list[int], moe: MoeInfo | None = None) -> None:
@@ -62,13 +62,13 @@ class ReferenceModel:
                 found = self._shared if (layer := layer_of(name)) in self._blocks else self._dense
                 if found.setdefault(layer, (name, module))[1] is not module:
                     raise UnsupportedModelError(
-                        "the reference knows one gate projection per layer; transformers' "
+                        "the reference supports one gate projection per layer; transformers' "
                         f"{type(self._model).__name__} has {found[layer][0]} and {name}. Leave out --reference"
                     )
         self._require("a dense gate projection", layer_ids, self._dense)
         self._require("routed experts", self._moe_ids, self._blocks)
         self._require("a shared expert", self._shared_ids, self._shared)
-        if self._moe_ids:  # the first run shows which routers show their scores
+        if self._moe_ids:  # the first run shows which routers expose their scores
             self.run(np.arange(min(PROBE_TOKENS, self._model.get_input_embeddings().num_embeddings), dtype=np.int32))
 
     @property
@@ -78,20 +78,20 @@ class ReferenceModel:
 
     @property
     def unjudged(self) -> list[int]:
-        """MoE layers without visible scores: ties cannot be judged there, and every difference is a finding."""
+        """MoE layers without visible scores. Ties cannot be judged there; every difference is a finding."""
         return [layer for layer in self._moe_ids if not self._blocks[layer].shows_scores]
 
     def _require(self, part: str, layer_ids: list[int], found: dict[int, Any]) -> None:
         if missing := sorted(set(layer_ids) - set(found)):
             raise UnsupportedModelError(
                 f"the reference needs {part} in every layer where the archive has one; transformers' "
-                f"{type(self._model).__name__} has none that is known ({', '.join((*GATE_NAMES, *FUSED_NAMES))}) in "
+                f"{type(self._model).__name__} has none of a known name ({', '.join((*GATE_NAMES, *FUSED_NAMES))}) in "
                 f"layers {missing}. Leave out --reference"
             )
 
     @torch.inference_mode()
     def run(self, ids: NDArray[np.int32], follow: Follow | None = None) -> Run:
-        """Run one prompt, int32 (T,); `follow` is called at every MoE layer."""
+        """Run one prompt, int32 (T,), and call `follow` at every MoE layer."""
         with ExitStack() as stack:
             dense = [stack.enter_context(recorded_gates(*self._dense[layer])) for layer in self._layer_ids]
             shared = [stack.enter_context(recorded_gates(*self._shared[layer])) for layer in self._shared_ids]
@@ -117,7 +117,7 @@ def _load(model: str, dtype: str, *, eager_experts: bool) -> Any:
 
 
 def needs_eager_attention(config: dict[str, Any]) -> bool:
-    """Return whether transformers' sdpa attention is wrong for a configuration."""
+    """Return whether transformers' sdpa attention is wrong for this configuration."""
     return any(value for name, value in config.items() if any(option in name for option in EAGER_OPTIONS))
 
 

@@ -1,14 +1,14 @@
 """Record one MoE layer of a transformers model while a prompt runs, and let the caller decide between tied experts.
 
 Experts are found by structure: a module with the gate and up projections of all experts in one parameter and the down
-projections in another. Its parent is the MoE block. Two layouts are known. In most models the experts get hidden
-states, top-k ids and top-k weights, and call the activation once per picked expert, in the order of ids. In Llama-4
-every expert gets every token, scaled by the router's score (0 if not picked), and the activation is called once.
+projections in another. Its parent is the MoE block. Two layouts are supported. In most models, the experts get hidden
+states, top-k ids and top-k weights, and call the activation once per picked expert, in order of ids. In Llama-4, every
+expert gets every token, scaled by the router's score (0 if not picked), and the activation is called once.
 
-Every router of transformers 5 picks its experts by `torch.topk` over (T, experts). `MoeRecord` intercepts the call. Its
-input is the ranked scores; for group-limited routing `masked_fill` made it of the ranked scores, and an earlier `topk`
-ranked the groups. Raw logits become a softmax, which has the same order, so that one tolerance holds. The caller may
-return other experts; the router computes their weights by its own rule.
+Every router of transformers 5 picks its experts by `torch.topk` over (T, experts), and `MoeRecord` intercepts the call.
+Its input is the ranked scores. In group-limited routing, `masked_fill` made that input from the ranked scores, and an
+earlier `topk` ranked the groups. Raw logits become a softmax, which has the same order, so that one tolerance applies.
+The caller may return other experts; the router then computes their weights itself.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from sparcom_verification.reference.bits import Gates
 from sparcom_verification.reference.routing import Groups, Routing, TopkIds
 
 Follow = Callable[[int, Routing], TopkIds]
-"""Given the index of an MoE layer on the layer axis and its routing: the experts to run, int64 (T, top_k)."""
+"""Returns the experts to run, int64 (T, top_k), from the index of an MoE layer on the layer axis and its routing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedExperts:
     """The routed experts of one MoE layer over a prompt of T tokens.
 
-    topk_ids: int64 (T, top_k), the experts that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden); `scaled` by
-    the weights for the experts. gate: (T, top_k, neurons). weight: (experts, neurons, hidden), of the gate projections.
-    router: (experts, hidden), None if not found.
+    topk_ids: int64 (T, top_k), the experts that ran. topk_weights: float32 (T, top_k). inputs: (T, hidden). scaled:
+    whether experts get inputs times their weights. gate: (T, top_k, neurons). weight: gate projections, (experts,
+    neurons, hidden). router: (experts, hidden), None if not found.
     """
 
     topk_ids: TopkIds
@@ -59,8 +59,8 @@ class RoutedExperts:
 class MoeRecord(TorchFunctionMode):
     """Record of one run of an MoE block; intercepts the router's `topk` while it is active.
 
-    routing: by the router's own top-k, None until seen. block_inputs: (T, hidden). arguments: of the experts' call.
-    gates: inputs of their activation, one per call.
+    routing: the router's own top-k, None until seen. block_inputs: (T, hidden). arguments: arguments of the experts'
+    call. gates: inputs of the activation, one per call.
     """
 
     def __init__(self, experts: int, decide: Callable[[Routing], TopkIds]) -> None:
@@ -70,7 +70,7 @@ class MoeRecord(TorchFunctionMode):
         self.arguments: tuple[torch.Tensor, ...] = ()
         self.gates: list[torch.Tensor] = []
         self._experts, self._decide = experts, decide
-        self._normalized = False  # after a softmax or a sigmoid the scores are no raw logits
+        self._normalized = False  # after a softmax or a sigmoid, scores are not raw logits
         self._masked: tuple[Any, Any] = (None, None)  # result and input of the last masked_fill
         self._groups: Groups | None = None
 
@@ -89,7 +89,7 @@ class MoeRecord(TorchFunctionMode):
         return result
 
     def _route(self, scores: torch.Tensor, result: Any) -> Any:
-        """Return the top-k that the router continues with."""
+        """Return the top-k for the router to use."""
         masked, unmasked = self._masked
         ranked, groups = (unmasked, self._groups) if scores is masked else (scores, None)
         shown = ranked.float() if self._normalized else ranked.float().softmax(dim=-1)
@@ -104,7 +104,7 @@ class MoeRecord(TorchFunctionMode):
 
 @dataclass(slots=True)
 class MoeBlock:
-    """An MoE block. shows_scores: in the first run the experts that ran were the top-k of the recorded scores."""
+    """An MoE block. shows_scores: whether, in the first run, the top-k of the recorded scores ran; None before it."""
 
     name: str
     block: Any
@@ -133,7 +133,7 @@ class MoeBlock:
         record, forward = MoeRecord(len(self.experts.down_proj), decide), self.block.forward
         activation = self.experts.act_fn
         hook = self.experts.register_forward_pre_hook(on_experts, with_kwargs=True)
-        del self.experts.act_fn  # PyTorch replaces no module by a function
+        del self.experts.act_fn  # PyTorch cannot replace a module by a function
         self.block.forward, self.experts.act_fn = run, on_gate
         try:
             yield record
@@ -141,7 +141,7 @@ class MoeBlock:
             if self.shows_scores is None:
                 sets = (np.sort(ids, axis=1) for ids in (topk_ids, seen.topk_ids)) if seen else ([0], [1])
                 self.shows_scores = np.array_equal(*sets)
-            elif follow and not self.shows_scores:  # counts the routes; without scores nothing is a tie
+            elif follow and not self.shows_scores:  # counts the routes; without scores there are no ties
                 follow(index, Routing(topk_ids))
         finally:
             hook.remove()
@@ -189,19 +189,19 @@ class MoeBlock:
 
     def _refusal(self, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            "the reference knows experts that get hidden states, top-k ids and weights and call their activation once "
-            f"per expert, or that run every token; those of {self.name} ({type(self.experts).__name__}) {problem}. "
+            "the reference supports experts that get hidden states, top-k ids and weights and call their activation "
+            f"once per expert, or that run all tokens; those of {self.name} ({type(self.experts).__name__}) {problem}. "
             "Leave out --reference"
         )
 
 
 def layer_of(name: str) -> int:
-    """Return the decoder layer of a module: the only number in its name."""
+    """Return the decoder layer of a module, which is the only number in its name."""
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     if len(numbers) != 1:
         raise UnsupportedModelError(
-            f"the reference knows modules with one number in their name, that of the layer; {name!r} has "
-            f"{len(numbers)}. Leave out --reference"
+            f"the reference supports module names with one number, that of the layer; {name!r} has {len(numbers)}. "
+            "Leave out --reference"
         )
     return numbers[0]
 

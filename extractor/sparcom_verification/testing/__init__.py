@@ -1,1 +1,1 @@
-"""Fakes for tests: a device with late streams, and a worker that uses it."""
+"""Fakes for tests: a device with delayed streams, and a worker that uses it."""

@@ -1,7 +1,7 @@
-"""A fake device on host memory, with streams that run late, in any order that their events allow.
+"""A fake device in host memory. Its streams run late, in any order that their events allow.
 
-Its own thread takes work from either stream, by a seeded choice. So a copy that is not ordered after the writes that it
-needs, or before the next ones, reads wrong values. Waiting in the step's thread, which made the device, is an error.
+A thread takes work from either stream by a seeded choice. A copy that is not ordered after the writes it needs, or
+before the next ones, therefore reads wrong values. Waiting in the step's thread, which creates the device, is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SECONDS = 20.0
 
 
 class FakeEvent:
-    """A point of a stream's work."""
+    """A point in a stream's work."""
 
     def __init__(self, device: FakeDevice) -> None:
         self._device = device
@@ -29,7 +29,7 @@ class FakeEvent:
         if threading.get_ident() == self._device.step_thread:
             raise AssertionError("the step's thread may not wait for the device")
         if not self.reached.wait(SECONDS):
-            raise AssertionError("the device never got there")
+            raise AssertionError("the device never reached the event")
 
 
 class FakeDevice:
@@ -61,7 +61,7 @@ class FakeDevice:
         self.launch(lambda: target.copy_(source))
 
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> FakeEvent:
-        """Enqueue a copy on the side stream, behind the step's."""
+        """Enqueue a copy on the side stream, after the current work of the step's stream."""
         staged, arrived = FakeEvent(self), FakeEvent(self)
         with self._work:
             self._main.append(staged.reached.set)
@@ -78,19 +78,19 @@ class FakeDevice:
             self._work.notify_all()
 
     def freeze(self, frozen: bool) -> None:
-        """Stop all work, or let it run again."""
+        """Pause all work, or resume it."""
         with self._work:
             self.frozen = frozen
             self._work.notify_all()
 
     def finish_step(self) -> None:
-        """Block until all on the step's stream has run; before the host overwrites what is still to be copied."""
+        """Block until the step's stream is empty. Call it before the host overwrites memory that copies still read."""
         with self._work:
             if not self._work.wait_for(lambda: not self._main and not self._running, SECONDS):
                 raise AssertionError("the step's stream never ended")
 
     def close(self) -> None:
-        """Run the remaining work, then end."""
+        """Run the remaining work, then end the thread."""
         with self._work:
             self._ended, self.frozen = True, False
             self._work.notify_all()

@@ -1,4 +1,4 @@
-"""The GPU worker's transfers on the CPU, for tests: streams run late, the CPU reference counts."""
+"""The GPU worker's transfers on the CPU, for tests, with delayed streams and the CPU reference of the count kernel."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sparcom_verification.testing.fake_device import FakeDevice
 
 
 class LateWorker(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker beside a late device."""
+    """vLLM's CPU worker with a delayed device."""
 
     _late: FakeDevice
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """As on a device: what was enqueued before is done before this step computes."""
+        """Run one step after all enqueued device work, as on a real device."""
         self._late.finish_step()
         return super().execute_model(scheduler_output)
 
 
 class RehearsalWorker(DeviceCaptureMixin, LateWorker):
-    """vLLM's CPU worker, with a late device between the model and the writer."""
+    """vLLM's CPU worker, with a delayed device between model and writer."""
 
     def _streams(self) -> FakeDevice:
-        self.model_runner.model_memory_usage = 0  # the CPU's runner does not count it
+        self.model_runner.model_memory_usage = 0  # the CPU's model runner does not set it
         self._late = FakeDevice()
         return self._late
 

@@ -1,3 +1,3 @@
 """The folder of archives on the server."""
 
-SUFFIX = ".zarr"  # of the folder of an archive
+SUFFIX = ".zarr"  # of an archive's folder

@@ -1,7 +1,7 @@
-"""Removes archives, and what a crash left behind, from the folder of archives.
+"""Remove archives, and the leftovers of a crash, from the folder of archives.
 
-A process that creates or writes an archive holds a shared lock on its folder (`PinnedFolder.lock`). A locked folder is
-left alone.
+A process that creates or writes an archive holds a shared lock on its folder (`PinnedFolder.lock`). Locked folders are
+never touched.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 def remove_archive(path: Path) -> None:
-    """Remove an archive. It vanishes whole, since it is renamed first. No link is followed. Blocks.
+    """Remove an archive. Renames it first, so that it vanishes as a whole. Follows no link. Blocks.
 
     Raises:
         ArchiveNotFoundError: no folder is at `path`.
-        JobStateError: a process writes it.
+        JobStateError: a process is writing it.
         StorageError: the operating system refused.
     """
     try:
         with _locked(path) as free:
             if free is False:
                 raise JobStateError(
-                    f"an archive can be deleted once nobody writes it; another process writes {path}. End it first"
+                    f"an archive can be deleted once nobody writes it; another process writes {path}. End that first"
                 )
             aside = partial_name(path)
             path.rename(aside)
@@ -45,13 +45,13 @@ def remove_archive(path: Path) -> None:
         raise ArchiveNotFoundError(f"there is no archive at {path}") from error
     except OSError as error:
         raise StorageError(
-            f"deleting {path} failed: {error.strerror or error} (errno {error.errno}). Check who may write its folder; "
-            "what is left of it is removed when the service starts again"
+            f"deleting {path} failed: {error.strerror or error} (errno {error.errno}). Check its permissions; "
+            "the next start of the service removes the rest"
         ) from error
 
 
 def sweep(folder: Path) -> None:
-    """Remove incomplete folders and files that a crash left in the folder of archives. Blocks."""
+    """Remove the incomplete folders and files of a crash from the folder of archives. Blocks."""
     for path in sorted(folder.glob("*")):  # nothing if there is no folder
         partial = PARTIAL_NAME.fullmatch(path.name)
         if path.is_symlink() or not path.is_dir():
@@ -62,15 +62,15 @@ def sweep(folder: Path) -> None:
             with _locked(path) as free:
                 if free and partial:
                     shutil.rmtree(path)
-                    logger.info("removed %s, which a crash had left", path.name)
+                    logger.info("removed %s, left by a crash", path.name)
                 elif free:
                     _remove_partial_files(path)
         except OSError as error:
-            logger.warning("what a crash left in %s cannot be removed: %s", path, error)
+            logger.warning("leftovers of a crash in %s cannot be removed: %s", path, error)
 
 
 def _is_open(path: Path) -> bool:
-    """Return whether an archive was left open: only such a one has incomplete files."""
+    """Return whether an archive was left open; only open archives have incomplete files."""
     try:
         return open_archive(path, follow_links=False).attributes.state == "open"
     except ArchiveError:
@@ -85,7 +85,7 @@ def _remove_partial_files(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool | None]:
-    """Lock a folder exclusively. Yields False if somebody writes in it, None if the file system has no locks."""
+    """Lock a folder exclusively. Yield False if a process writes in it, None if the file system has no locks."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield try_lock(descriptor, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""The folder of archives: names to paths, the list, the facts of one archive, and safe access to its files.
+"""The folder of archives: paths, the list, the facts of one archive, and safe access to its files.
 
-Nothing outside the folder can be reached: names follow a rule, keys are walked part by part, and no link is followed.
+Nothing outside the folder can be reached: names are validated, keys are resolved part by part, links are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sparcom_server.schemas import ARCHIVE_NAME, ArchiveFacts, ArchiveState
 
 
 def archive_state(attributes: ArchiveAttributes, instructions: dict[str, int]) -> ArchiveState:
-    """Return the state for clients. `instructions`: how many are in each state, see `describe_states`."""
+    """Return the state for clients. `instructions`: number in each state, see `describe_states`."""
     if attributes.state == "open":
         return "open"
     return "complete" if instructions["complete"] == sum(instructions.values()) else "incomplete"
@@ -40,7 +40,7 @@ class ArchiveStore:
         self._reserved: set[str] = set()
 
     def path(self, name: str) -> Path:
-        """Return the path for an archive's name, which must follow the rule already."""
+        """Return the path of an archive; the name is not validated here."""
         return self.folder / f"{name}{SUFFIX}"
 
     @contextmanager
@@ -48,12 +48,12 @@ class ArchiveStore:
         """Reserve a name while its archive is created.
 
         Raises:
-            ArchiveExistsError: it exists, or another request is creating it.
+            ArchiveExistsError: the archive exists, or another request is creating it.
         """
         path = self.path(name)
         if name in self._reserved or os.path.lexists(path):
             raise ArchiveExistsError(
-                f"an archive must have a new name; {name!r} exists. Choose another, or give none to have one derived"
+                f"archive {name!r} already exists; choose another name, or give none to get a derived one"
             )
         self._reserved.add(name)
         try:
@@ -62,7 +62,12 @@ class ArchiveStore:
             self._reserved.discard(name)
 
     async def remove(self, name: str) -> None:
-        """Remove an archive. Raises as `remove_archive`; JobStateError also while another request holds the name."""
+        """Remove an archive.
+
+        Raises:
+            JobStateError: another request or process creates, writes or deletes it.
+            ArchiveNotFoundError, StorageError: as `remove_archive`.
+        """
         if name in self._reserved:
             raise JobStateError(
                 f"an archive can be deleted once nobody writes it; {name!r} is being created or deleted. Try again soon"
@@ -75,7 +80,7 @@ class ArchiveStore:
             self._reserved.discard(name)
 
     def names(self) -> list[str]:
-        """Return the names of all archives, newest first (by when their folder last changed). Blocks."""
+        """Return the names of all archives, newest first by modification time of the folder. Blocks."""
         try:
             with os.scandir(self.folder) as entries:
                 found = [
@@ -94,10 +99,10 @@ class ArchiveStore:
         return path
 
     def attributes(self, name: str) -> ArchiveAttributes:
-        """Return the attributes alone, from one small file. Blocks.
+        """Return only the attributes, from one small file. Blocks.
 
         Raises:
-            ArchiveError: it is no archive, or one of a later format.
+            ArchiveError: it is not an archive, or has a newer format.
         """
         path = str(self.path(name))
         descriptor = self.open_file(name, "zarr.json")
@@ -107,7 +112,7 @@ class ArchiveStore:
             try:
                 attributes = json.load(file)["attributes"]
             except (ValueError, KeyError, TypeError) as error:
-                raise NotAnArchiveError(f"zarr.json of {path} is not that of a Zarr v3 group") from error
+                raise NotAnArchiveError(f"zarr.json of {path} does not describe a Zarr v3 group") from error
         return parse_attributes(attributes if isinstance(attributes, dict) else {}, path)
 
     def states(self, name: str, attributes: ArchiveAttributes) -> dict[str, int]:
@@ -129,7 +134,7 @@ class ArchiveStore:
         """Read the instruction table and walk the folder of one archive. Links are not followed. Blocks.
 
         Raises:
-            ArchiveError: there is none of that name, or it cannot be read.
+            ArchiveError: no archive has that name, or it cannot be read.
         """
         path = self._existing(name)
         archive = open_archive(path, follow_links=False)
@@ -145,10 +150,10 @@ class ArchiveStore:
         )
 
     def open_file(self, name: str, key: str) -> int | None:
-        """Return a descriptor of the regular file at `key` of an archive, for the caller to close, or None.
+        """Return a descriptor of the regular file at `key` of an archive, or None. The caller closes it.
 
-        Each part of the key is opened relative to the one before, and links are refused, so neither `..` nor a link in
-        the archive leads out of it. Files that are still being written do not exist.
+        Each part of the key is opened relative to the one before, and links are refused. Neither `..` nor a link can
+        therefore lead out of the archive. Files that are still being written count as missing.
         """
         parts = [f"{name}{SUFFIX}", *key.split("/")]
         if not ARCHIVE_NAME.fullmatch(name) or any(part.endswith(PARTIAL_SUFFIX) for part in parts):
@@ -162,12 +167,12 @@ def _read_states(path: Path) -> dict[str, int]:
 
 @lru_cache(maxsize=4096)
 def _cached_states(path: Path, _inode: int, _modified: int) -> dict[str, int]:
-    """Return the states of an archive whose zarr.json is this file: a job writes it last."""
+    """Return the states of an archive. The cache key identifies zarr.json, which a job writes last."""
     return _read_states(path)
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files below a folder. A file that vanishes meanwhile was being replaced."""
+    """Return the total bytes of all files below a folder. A file that vanishes meanwhile was being replaced."""
     total = 0
     for parent, _, files in os.walk(folder):
         for file in files:
@@ -179,4 +184,4 @@ def _size(folder: Path) -> int:
 
 
 def _no_archive(name: str) -> ArchiveNotFoundError:
-    return ArchiveNotFoundError(f"there is no archive {name!r} here; GET /v1/archives lists those there are")
+    return ArchiveNotFoundError(f"there is no archive {name!r}; GET /v1/archives lists all archives")

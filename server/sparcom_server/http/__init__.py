@@ -4,6 +4,6 @@ import sys
 
 
 def parse_digits(digits: str) -> int:
-    """Return a number of a header; `sys.maxsize` if it is larger. int() refuses 4,301 digits."""
+    """Return the number in a header, at most `sys.maxsize`. int() refuses 4,301 digits."""
     digits = digits.lstrip("0")
     return min(int(digits or "0"), sys.maxsize) if len(digits) < 20 else sys.maxsize

@@ -1,6 +1,6 @@
-"""ASGI middleware that bounds request bodies: their size, their time, and how many bytes are held at once.
+"""ASGI middleware that limits request bodies: their size, their duration, and the bytes held at once.
 
-It refuses by `Content-Length` before a body comes, and counts what arrives where the length is missing or wrong.
+It refuses by `Content-Length` before a body arrives, and counts bytes in case the length is missing or wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Body:
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, 408 to one that is too slow, 503 to too many at once."""
+    """Answers 413 to a body of more than `limit` bytes, 408 to a slow body, 503 if too many bytes are held at once."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self.app = app
@@ -40,7 +40,7 @@ class BodyLimit:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `receive` that counts."""
+        """Pass the request on with a counting `receive`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -62,7 +62,7 @@ class BodyLimit:
 
     async def _receive(self, body: _Body) -> Message:
         """Return the next message of a body. Raises HTTPException at a limit."""
-        if body.complete:  # no time limit for what follows
+        if body.complete:  # later messages have no time limit
             return await body.receive()
         try:
             async with asyncio.timeout_at(body.started + self.seconds + body.received / MIN_BYTES_PER_SECOND):
@@ -70,8 +70,8 @@ class BodyLimit:
         except TimeoutError:
             raise HTTPException(
                 408,
-                f"a request body must be complete within {self.seconds:g} s, or come at {MIN_BYTES_PER_SECOND} bytes "
-                f"per second at least; {body.received} bytes came. Send it again over a faster connection",
+                f"a request body must be complete within {self.seconds:g} s or arrive at {MIN_BYTES_PER_SECOND} bytes "
+                f"per second or more; {body.received} bytes arrived. Send it again over a faster connection",
                 {"Connection": "close"},
             ) from None
         more = len(message.get("body", b""))
@@ -83,5 +83,7 @@ class BodyLimit:
         if self._held > MAX_LARGEST_BODIES * self.limit:
             retry = {"Retry-After": str(RETRY_SECONDS[BusyError])}
             most = MAX_LARGEST_BODIES * self.limit
-            raise HTTPException(503, f"request bodies may take {most:,} bytes together, and do; try again soon", retry)
+            raise HTTPException(
+                503, f"request bodies already take {most:,} bytes in total, the limit; try again soon", retry
+            )
         return message

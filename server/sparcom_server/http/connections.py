@@ -1,11 +1,12 @@
-"""Bounds the connections of the server, so that the jobs always have descriptors left to write their archives.
+"""Limit the server's connections, so that jobs always have file descriptors to write their archives.
 
-    accept    at the limit, the connection whose client has been silent longest is closed for the new one; if the
-              server owes every client an answer, the new one gets 503
-    watch     every second: a client that sends no complete header in time, or takes nothing of an answer, is closed
+    accept    at the limit, the connection of the longest silent client is closed for the new one; if the server owes
+              every client a response, the new one gets 503
+    watch     every second, a connection is closed if its client sends no complete header in time, or reads nothing of
+              a response
 
-uvicorn has no such limits: it waits for half a header without end, and `limit_concurrency` refuses new clients while
-silent ones keep their connections. body_limit.py bounds the time of a body.
+uvicorn has no such limits: it waits forever for the rest of a header, and `limit_concurrency` refuses new clients while
+silent ones keep their connections. body_limit.py limits the time of a body.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from sparcom_server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 MAX_DESCRIPTORS = 65_536  # the soft limit is raised to this if the hard limit allows it
-RESERVED_DESCRIPTORS = 256  # for the jobs, the engines and the process itself
-BACKLOG = 128  # connections that the loop may accept at once, before they can be refused
-PER_CONNECTION = 2  # descriptors: a socket, and the file that is sent
+RESERVED_DESCRIPTORS = 256  # for jobs, engines and the process itself
+BACKLOG = 128  # connections that the event loop may accept before it can refuse any
+PER_CONNECTION = 2  # descriptors: the socket and the file being sent
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open descriptors as far as is useful and allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Linux knows no unlimited number of descriptors
+    """Raise the soft limit of open descriptors up to MAX_DESCRIPTORS or the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # never unlimited on Linux
     wanted = min(hard, MAX_DESCRIPTORS)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connection_limit(wanted: int, descriptors: int) -> int:
-    """Return how many connections may be open, so that `RESERVED_DESCRIPTORS` of `descriptors` stay free."""
+    """Return the number of connections that leaves `RESERVED_DESCRIPTORS` of `descriptors` free."""
     return max(1, min(wanted, (descriptors - RESERVED_DESCRIPTORS - BACKLOG) // PER_CONNECTION))
 
 
 class _Connection(H11Protocol):
-    """One connection. h11 bounds headers to 64 KiB; httptools, which uvicorn prefers, does not."""
+    """One connection. h11 limits headers to 64 KiB; httptools, uvicorn's default, does not."""
 
     max_connections: int
-    head_seconds: float  # for the headers of a request
-    send_seconds: float  # longest stall of an answer
+    head_seconds: float  # time limit for the headers of a request
+    send_seconds: float  # longest stall of a response
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self.heard = asyncio.get_running_loop().time()
         self.idle_since: float | None = self.heard
-        self.stalled = (0, self.heard)  # bytes that wait to be sent, and since when it is that many
+        self.stalled = (0, self.heard)  # unsent bytes, and the time since which that number stands
         others = [one for one in self.connections if isinstance(one, _Connection) and not one.transport.is_closing()]
         super().connection_made(transport)
         if len(others) >= self.max_connections and not _close_longest_silent(others):
@@ -65,7 +66,7 @@ class _Connection(H11Protocol):
 
     @property
     def waiting(self) -> bool:
-        """Whether it is the client's turn: no request has come, or not all of one."""
+        """Whether the server waits for the client: no request has come, or only part of one."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def overdue(self, now: float) -> bool:
@@ -82,7 +83,7 @@ class _Connection(H11Protocol):
 
 
 def limited_protocol(connections: int, settings: ServerSettings) -> type[asyncio.Protocol]:
-    """Return the class that uvicorn makes its connections of."""
+    """Return the protocol class that uvicorn instantiates per connection."""
 
     class Limited(_Connection):
         max_connections = connections
@@ -93,16 +94,16 @@ def limited_protocol(connections: int, settings: ServerSettings) -> type[asyncio
 
 
 def close_overdue(connections: Iterable[Any], now: float) -> None:
-    """Close the connections whose client has exceeded a limit."""
+    """Close the connections of clients that exceeded a limit."""
     overdue = [one for one in connections if isinstance(one, _Connection) and one.overdue(now)]
     for connection in overdue:
         connection.transport.abort()
     if overdue:
-        logger.warning("closed %d connections whose clients sent or took nothing in time", len(overdue))
+        logger.warning("closed %d connections: their clients sent or read nothing in time", len(overdue))
 
 
 def _close_longest_silent(connections: Iterable[_Connection]) -> bool:
-    """Close the connection whose client has been silent longest though it is its turn; False if there is none."""
+    """Close the connection of the longest silent client that the server waits for; return False if there is none."""
     waiting = [one for one in connections if one.waiting]
     if waiting:
         min(waiting, key=lambda one: one.heard).transport.abort()

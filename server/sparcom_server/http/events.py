@@ -1,4 +1,4 @@
-"""Server-sent events of one job. Each event carries the whole job, so a client that reconnects has missed nothing."""
+"""Server-sent events of one job. Each event carries the whole job, so a client that reconnects misses nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sparcom_server.schemas import JobReport
 async def job_events(
     job: Job, describe: Callable[[Job], JobReport], interval: float, keep_alive: float
 ) -> AsyncIterator[ServerSentEvent]:
-    """Yield event `progress` whenever the job has changed, and event `end` once it has ended.
+    """Yield the event `progress` whenever the job changes, and the event `end` once it has ended.
 
     Args:
-        interval: shortest time between two events, seconds.
-        keep_alive: longest silence, seconds; then a comment is sent.
+        interval: shortest time between two events, in seconds.
+        keep_alive: longest silence, in seconds; after it, a comment is sent.
     """
     last, silent = "", 0.0
     while True:
         ended = job.ended.is_set()
-        # ASCII: FastAPI splits data at every line separator of Unicode, also at those that JSON leaves within a string.
+        # ASCII, since FastAPI splits data at every Unicode line separator, also at those that JSON allows in strings.
         report = describe(job).model_dump_json(ensure_ascii=True)
         if report != last:
             yield ServerSentEvent(event="progress", raw_data=report)

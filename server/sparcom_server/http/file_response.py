@@ -1,8 +1,8 @@
-"""Sends one file over HTTP: exact bytes, HEAD, one byte range, validators. Zarr readers fetch chunks this way.
+"""Send one file over HTTP: exact bytes, HEAD, one byte range, validators. Zarr readers fetch chunks this way.
 
-The file is opened once, and size and bytes come from that descriptor: a running extraction replaces files by renaming.
-Starlette's FileResponse opens by path, so it can pair the size of one file with the bytes of the next, and it follows
-links.
+A running extraction replaces files by renaming. The file is therefore opened once, and size and bytes come from that
+descriptor. Starlette's FileResponse opens by path: it can pair the size of one file with the bytes of the next, and it
+follows links.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from sparcom_server.http import parse_digits
 
 BLOCK_BYTES = 1 << 20
 MEDIA_TYPE = "application/octet-stream"
-HTTP_DATE = "%a, %d %b %Y %H:%M:%S GMT"  # the one form of a date that RFC 9110 lets a client send
+HTTP_DATE = "%a, %d %b %Y %H:%M:%S GMT"  # the only date format that RFC 9110 lets a client send
 _RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 
 
 class UnsatisfiableRangeError(ValueError):
-    """A byte range that lies outside the file."""
+    """A byte range outside the file."""
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Return first byte and length of the range of a `Range` header, or None to send the whole file.
 
-    A malformed range and several ranges are ignored, as RFC 9110 allows.
+    Malformed and multiple ranges are ignored, as RFC 9110 allows.
 
     Raises:
-        UnsatisfiableRangeError: no byte of it is in the file.
+        UnsatisfiableRangeError: the file has no byte of the range.
     """
     match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
     if match is None or not (match[1] or match[2]):
@@ -58,12 +58,12 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def file_response(descriptor: int, request: Headers, *, head: bool) -> Response:
-    """Answer GET or HEAD with an open file. Takes over the descriptor and closes it on every path."""
+    """Return the response to GET or HEAD for an open file. Owns the descriptor and always closes it."""
     with ExitStack() as stack:
-        # A file object, so that the descriptor is closed even if the response is dropped before it is sent.
+        # A file object closes the descriptor even if the response is dropped before it is sent.
         file = stack.enter_context(FileIO(descriptor))
         response = _respond(file, request, head=head)
-        if isinstance(response, _FileStream):  # it closes the file itself, once it is sent
+        if isinstance(response, _FileStream):  # closes the file itself after sending
             stack.pop_all()
         return response
 
@@ -75,7 +75,7 @@ def _respond(file: FileIO, request: Headers, *, head: bool) -> Response:
         "ETag": etag,
         "Last-Modified": formatdate(info.st_mtime, usegmt=True),
         "Accept-Ranges": "bytes",
-        "Cache-Control": "no-cache",  # a running extraction replaces files: ask again, 304 is cheap
+        "Cache-Control": "no-cache",  # a running extraction replaces files; revalidating costs only a 304
     }
     if _not_modified(request, etag, int(info.st_mtime)):
         return Response(status_code=304, headers=headers)
@@ -113,7 +113,7 @@ def _not_modified(request: Headers, etag: str, modified: int) -> bool:
         return tags.strip() == "*" or etag in {tag.strip().removeprefix("W/") for tag in tags.split(",")}
     try:
         since = datetime.strptime(request["if-modified-since"], HTTP_DATE).replace(tzinfo=UTC)
-    except (KeyError, ValueError):  # absent, or not a date: then it does not apply
+    except (KeyError, ValueError):  # absent or not a date, so it does not apply
         return False
     return since.timestamp() >= modified
 
@@ -122,6 +122,6 @@ async def _read(file: FileIO, first: int, length: int) -> AsyncIterator[bytes]:
     while length:
         block = await asyncio.to_thread(os.pread, file.fileno(), min(BLOCK_BYTES, length), first)
         if not block:
-            raise OSError("the file became shorter while it was sent")  # the client sees the connection break
+            raise OSError("the file was truncated while it was sent")  # the client sees the connection break
         first, length = first + len(block), length - len(block)
         yield block

@@ -1,7 +1,7 @@
-"""Reads the body of a new extraction: bytes in, a checked request out.
+"""Read the body of a new extraction and return a validated request.
 
-Values are counted before any is decoded: a byte of JSON costs up to 80 bytes as Python objects (`{"":{"":{…`), so
-`max_body_bytes` alone bounds too little. Instructions are checked one at a time, so that other threads run in between.
+Values are counted before they are decoded. One byte of JSON can take up to 80 bytes as Python objects (`{"":{"":{…`),
+so `max_body_bytes` alone does not bound memory. Instructions are checked one at a time to let other threads run.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from sparcom_data.instructions import Instruction, duplicate_id_problems
 from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, describe_problem
 from sparcom_server.schemas import ExtractionHead, ExtractionRequest
 
-MAX_VALUES = 8_000_000  # numbers and strings; 72 bytes each at most
-MAX_CONTAINERS = 1_000_000  # objects and lists; 232 bytes each at most
+MAX_VALUES = 8_000_000  # numbers and strings; at most 72 bytes each
+MAX_CONTAINERS = 1_000_000  # objects and lists; at most 232 bytes each
 Model = TypeVar("Model", bound=BaseModel)
 _STRING_OR_CONTAINER = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{]', re.DOTALL)
 
 
 async def read_body(request: Request) -> bytearray:
-    """Return the bytes of a body that is declared as JSON, held once.
+    """Return the bytes of a body declared as JSON. Only one copy is held.
 
     Raises:
-        UnsupportedMediaError: it is not declared as JSON. A page of another site may send only such bodies.
-        IncompleteBodyError: the client went away.
+        UnsupportedMediaError: it is not declared as JSON. Pages of other sites can send only such bodies.
+        IncompleteBodyError: the client disconnected.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/json":
@@ -46,11 +46,11 @@ async def read_body(request: Request) -> bytearray:
 
 
 def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionRequest:
-    """Decode and check a body. Empties `body`. Blocks for seconds if it is large: call it in a thread.
+    """Decode and validate a body, and empty `body`. Blocks for seconds if it is large; call it in a thread.
 
     Raises:
         NotJsonError: it is not JSON.
-        InvalidInputError: it breaks a rule; the first 100 problems, and how many there are.
+        InvalidInputError: it breaks rules; holds the first 100 problems and their total number.
     """
     _check_size(body)
     raw = _decode(body)
@@ -83,7 +83,7 @@ def _check_size(body: bytearray) -> None:
 
 
 def _count_containers(body: bytearray) -> int:
-    """Count objects and lists, up to MAX_CONTAINERS + 1. Few brackets are counted inside strings too."""
+    """Count objects and lists, up to MAX_CONTAINERS + 1. Up to the limit, brackets in strings count too."""
     brackets = body.count(b"[") + body.count(b"{")
     if brackets <= MAX_CONTAINERS:
         return brackets
@@ -96,19 +96,19 @@ def _decode(body: bytearray) -> Any:
         return from_json(body)
     except ValueError as error:
         if "recursion limit" in str(error):
-            raise InvalidInputError(f"body: JSON may be nested at most 200 deep; {error}") from None
+            raise InvalidInputError(f"body: JSON may be nested at most 200 levels deep; {error}") from None
         raise NotJsonError(f"the body must be JSON: {error}") from None
 
 
 @dataclass(slots=True)
 class _Problems:
-    """The first 100 problems as sentences, and how many there are."""
+    """The first 100 problems as sentences, and the number of all problems."""
 
     first: list[str] = field(default_factory=list)
     total: int = 0
 
     def check(self, model: type[Model], value: Any, *prefix: str | int) -> Model | None:
-        """Return the value as a model, or None if it breaks rules. `prefix`: where the value is in the body."""
+        """Return the value as a model, or None if it breaks rules. `prefix`: location of the value in the body."""
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -125,13 +125,13 @@ def _check_instructions(items: list[Any], limit: int, problems: _Problems) -> tu
             "requests, or have the operator raise max_instructions"
         )
         raise InvalidInputError(message)
-    # Duplicate ids are found even if other rules are broken, so that one answer names every problem.
+    # Duplicate ids are found even if other rules are broken, so that one response names every problem.
     ids = [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
     duplicates = duplicate_id_problems(ids)
     problems.first += duplicates[:MAX_PROBLEMS]
     problems.total += len(duplicates)
     instructions = []
     for number, item in enumerate(items):
-        items[number] = None  # each is held once
+        items[number] = None  # hold only one copy of each
         instructions.append(problems.check(Instruction, item, "instructions", number))
     return tuple(instruction for instruction in instructions if instruction is not None)

@@ -1,9 +1,9 @@
-"""ASGI middleware that refuses requests which a page of another site made a browser send.
+"""ASGI middleware that refuses requests that a page of another site made a browser send.
 
-`Host` must name this service. With DNS rebinding, a page of evil.example makes the browser ask evil.example:8000 once
-that name leads to this machine, but the header still says evil.example. IP addresses cannot be rebound and are always
-allowed. `Origin` and `Sec-Fetch-Site` of a request that changes something must name a page of this service. Clients
-other than browsers send neither. Starlette's TrustedHostMiddleware checks no origins and knows no addresses.
+`Host` must name this service. In a DNS rebinding attack, evil.example resolves to this machine, and its page sends
+requests to evil.example:8000; their Host is still evil.example. IP addresses cannot be rebound and are always allowed.
+`Origin` and `Sec-Fetch-Site` of a request that changes something must name a page of this service; clients other than
+browsers send neither. Starlette's TrustedHostMiddleware checks no origins and does not recognize IP addresses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class SiteCheck:
-    """Answers 421 to a `Host` that is not in `hosts`, 403 to requests of another site's page."""
+    """Answers 421 to a `Host` that is not in `hosts`, 403 to requests from another site's page."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
         self.app = app
@@ -38,14 +38,14 @@ class SiteCheck:
         hosts = headers.getlist("host")
         if len(hosts) > 1 or not all(map(self._is_allowed, hosts)):
             return HostNotAllowedError(
-                f"this service answers for its own address only; the header Host is {', '.join(hosts)!r}. Use the "
+                f"this service answers only for its own address; the Host header is {', '.join(hosts)!r}. Use the "
                 "service's address, or have the operator allow this one with --allowed-host"
             )
         foreign = headers.get("sec-fetch-site", "none") not in {"same-origin", "none"} or not _same_origin(headers)
         if foreign and method not in SAFE_METHODS:
             return CrossSiteError(
-                f"only this service's own page may send {method} from a browser; the header Origin is "
-                f"{headers.get('origin')!r}. Open the service's page, or use a client that is no browser"
+                f"only this service's own page may send {method} from a browser; the Origin header is "
+                f"{headers.get('origin')!r}. Open the service's page, or use a client other than a browser"
             )
         return None
 
@@ -61,7 +61,7 @@ class SiteCheck:
 
 
 def _same_origin(headers: Headers) -> bool:
-    """Return whether `Origin`, if present, has host and port of `Host`. A proxy may have changed the scheme."""
+    """Return whether `Origin`, if present, has the host and port of `Host`. A proxy may have changed the scheme."""
     origin = headers.get("origin")
     if origin is None:
         return True
@@ -70,7 +70,7 @@ def _same_origin(headers: Headers) -> bool:
 
 
 def _split(address: str, scheme: str = "http") -> tuple[str, str]:
-    """Return name and port of `name:port`, `name`, `[::1]:port` or `[::1]`; an odd port stays a part of the name."""
+    """Return name and port of `name:port`, `name`, `[::1]:port` or `[::1]`. A malformed port stays in the name."""
     name, colon, port = address.lower().rpartition(":")
     if not colon or not port.isdecimal():
         name, port = address.lower(), DEFAULT_PORTS[scheme]

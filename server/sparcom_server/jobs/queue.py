@@ -1,6 +1,6 @@
-"""The queue of extraction jobs: one runs, the others wait in the order of submission, across all models.
+"""The queue of extraction jobs: one runs, the others wait in order of submission, across all models.
 
-Jobs live in memory; their archives outlive them. The queue knows neither HTTP nor models: it runs prepared extractions.
+Jobs live in memory; their archives outlive them. The queue runs prepared extractions and knows neither HTTP nor models.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sparcom_server.schemas import DatasetRequest, Failure, JobError, JobState
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 20  # of one job that are listed
+MAX_FAILURES = 20  # listed per job
 
 ProgressObserver = Callable[[Progress, Progress], None]
-"""Called with the snapshot before and the one after, for every step of every job."""
+"""Called with the previous and the new snapshot, for every step of every job."""
 
 
 def _now() -> str:
@@ -40,7 +40,7 @@ def _now() -> str:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One extraction and its outcome. Only the queue changes it, on its event loop. run: the run id of its archive."""
+    """One extraction and its outcome. Only the queue changes it, on its event loop. run: run id of its archive."""
 
     model: str
     archive: str
@@ -82,17 +82,17 @@ class JobQueue:
         """Return a job by its id.
 
         Raises:
-            JobNotFoundError: there is none.
+            JobNotFoundError: no job has that id.
         """
         if job_id not in self._jobs:
             raise JobNotFoundError(
                 f"no extraction has the id {job_id!r}. GET /v1/extractions lists those that this server remembers; "
-                "jobs are forgotten when it restarts, their archives stay"
+                "a restart forgets jobs but keeps their archives"
             )
         return self._jobs[job_id]
 
     def holder(self, archive: str) -> Job | None:
-        """Return the job that holds the archive's name, from its acceptance until it has ended."""
+        """Return the job that holds the archive's name. A job holds it from acceptance until it has ended."""
         jobs = self._jobs.values()
         return next((job for job in jobs if job.archive == archive and not job.ended.is_set()), None)
 
@@ -101,7 +101,7 @@ class JobQueue:
         return list(reversed(self._jobs.values()))
 
     def position(self, job: Job) -> int | None:
-        """Return how many jobs run before this one; None unless it waits."""
+        """Return the number of jobs that run before this one; None unless it is queued."""
         return self._waiting.index(job) + (self._running is not None) if job in self._waiting else None
 
     @contextmanager
@@ -113,7 +113,7 @@ class JobQueue:
             NotReadyError: the service is stopping.
         """
         if self._stopping:
-            raise NotReadyError("the service is stopping and takes no more jobs; try again when it is back")
+            raise NotReadyError("the service is stopping and accepts no more jobs; try again after it restarts")
         taken = len(self._waiting) + self._slots
         if taken >= self._max_queued + (self._running is None):
             raise QueueFullError(
@@ -125,24 +125,24 @@ class JobQueue:
             yield
         finally:
             self._slots -= 1
-            self._wake.set()  # a stop waits for the slots that are taken
+            self._wake.set()  # stop() waits for the taken slots
 
     def add(self, job: Job, extraction: Extraction) -> Job:
-        """Put a job with its prepared extraction at the end of the queue, within its `slot`."""
+        """Append a job with its prepared extraction to the queue. Call it within `slot`."""
         job.extraction, job.warnings = extraction, list(extraction.warnings)
         self._report(job, extraction.progress)
         self._jobs[job.id] = job
         self._waiting.append(job)
-        if self._stopping:  # the stop came while it was prepared: its archive must not stay pending
+        if self._stopping:  # stopped during preparation; its archive must not stay pending
             self._cancel(job)
         self._wake.set()
         return job
 
     async def cancel(self, job_id: str) -> Job:
-        """End a job early. A waiting job is cancelled on return, a running one soon after.
+        """Cancel a job. A queued job is cancelled on return, a running job soon after.
 
         Raises:
-            JobNotFoundError: there is no such job.
+            JobNotFoundError: no job has that id.
             JobStateError: it has ended already.
         """
         job = self.get(job_id)
@@ -157,13 +157,13 @@ class JobQueue:
         return job
 
     def start(self) -> None:
-        """Begin to run jobs; call it on the event loop that the engines live on."""
+        """Begin to run jobs. Call it on the event loop of the engines."""
         self._worker = asyncio.create_task(self._work(), name="sparcom-jobs")
 
     async def stop(self, seconds: float) -> None:
         """Cancel every job and wait until each has ended. A second call does nothing.
 
-        A job that does not end within `seconds` is dropped; its archive keeps what was complete.
+        A job that does not end within `seconds` is dropped; its archive keeps the complete instructions.
         """
         if self._stopping:
             return
@@ -174,7 +174,7 @@ class JobQueue:
         if self._worker is not None:
             done, _ = await asyncio.wait([self._worker], timeout=seconds)
             if not done:
-                logger.error("a job did not end within %s s and is dropped; what was complete stays", seconds)
+                logger.error("a job did not end within %s s and is dropped; complete instructions stay", seconds)
                 self._worker.cancel()
                 await asyncio.wait([self._worker])
 
@@ -197,8 +197,8 @@ class JobQueue:
             job.extraction.cancel()
 
     async def _run(self, job: Job) -> None:
-        """Run one job to its end, whatever the end is; the queue goes on with the next."""
-        assert job.extraction is not None  # noqa: S101  (given up only in _finish)
+        """Run one job to its end, whatever the outcome."""
+        assert job.extraction is not None  # noqa: S101  (only _finish sets it to None)
         if not job.cancelled:
             job.state = "running"
             job.started = _now()
@@ -209,7 +209,7 @@ class JobQueue:
         except SparcomError as error:
             job.error = JobError(type=type(error).__name__, message=str(error))
         except Exception as error:
-            logger.exception("extraction %s failed in a way it should not", job.id)
+            logger.exception("extraction %s failed unexpectedly", job.id)
             job.error = JobError(type="InternalError", message=f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
             job.error = JobError(type="EngineError", message="the service stopped before the job had ended")
@@ -225,7 +225,7 @@ class JobQueue:
         job.state = state
         job.progress = replace(job.progress, seconds_left=None)
         job.finished = _now()
-        job.extraction = None  # the plan of a large batch is large
+        job.extraction = None  # frees the plan, which is large for a large batch
         job.ended.set()
         self._finished.append(job)
         while len(self._finished) > self._max_finished:
@@ -237,7 +237,7 @@ class JobQueue:
 
 
 def _read_failures(job: Job) -> list[Failure]:
-    """Return the first failed instructions in the order of submission, at most 20, from the archive. Blocks."""
+    """Read the first failed instructions from the archive, at most 20, in order of submission. Blocks."""
     try:
         archive = open_archive(job.path, follow_links=False)
         if archive.attributes.run != job.run:

@@ -1,4 +1,4 @@
-"""Describes jobs and archives for clients, with absolute addresses."""
+"""Describe jobs and archives for clients, with absolute addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Addresses:
         return f"{self._base}/archives/{name}"
 
     def zarr(self, name: str) -> str:
-        """Return the address of an archive's store: what `zarr.open` takes."""
+        """Return the address of an archive's store, for `zarr.open`."""
         return f"{self.archive(name)}/zarr"
 
 
@@ -61,7 +61,7 @@ def job_report(job: Job, queue: JobQueue, addresses: Addresses) -> JobReport:
 
 
 def archive_summary(name: str, store: ArchiveStore, addresses: Addresses) -> ArchiveSummary:
-    """Return one archive for the list; one that cannot be read is listed with the reason. Blocks."""
+    """Return the list entry of one archive. An unreadable archive is listed with the reason. Blocks."""
     entry = _entry(name, store, addresses)
     try:
         attributes = store.attributes(name)

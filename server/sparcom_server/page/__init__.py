@@ -1,4 +1,4 @@
-"""The two web pages: HTML files in this folder, sent with a policy that lets them load nothing else."""
+"""The two web pages: HTML files in this folder, sent with a policy that forbids loading anything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 @cache
 def _read(name: str) -> tuple[str, str]:
-    """Return a page and its Content-Security-Policy, which allows the scripts of the file alone, by their hashes."""
+    """Return a page and its Content-Security-Policy, which allows only the page's own scripts, by hash."""
     text = (files(__name__) / name).read_text(encoding="utf-8")
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _SCRIPT.findall(text)]
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -27,7 +27,7 @@ def _read(name: str) -> tuple[str, str]:
 
 
 def load_page(name: str) -> HTMLResponse:
-    """Return one of the pages as an answer."""
+    """Return one of the pages as a response."""
     text, policy = _read(name)
     return HTMLResponse(
         text, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}

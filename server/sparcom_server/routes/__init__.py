@@ -1,1 +1,1 @@
-"""The REST routes. They only translate."""
+"""The REST routes. They only translate between HTTP and the service."""

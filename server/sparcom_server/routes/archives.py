@@ -31,14 +31,14 @@ def get_archive(name: str, service: ServiceDep, addresses: AddressesDep) -> Arch
 
 @router.delete("/{name}", status_code=204)
 async def delete_archive(name: str, service: ServiceDep) -> None:
-    """Delete one archive from the server's disk: 409 while an extraction that has not ended holds it."""
+    """Delete one archive from the server's disk. Answers 409 while a queued or running extraction uses it."""
     await service.delete_archive(name)
 
 
 @router.get("/{name}/zarr/{key:path}", response_class=Response)
 @router.head("/{name}/zarr/{key:path}", include_in_schema=False)
 async def get_store_key(name: str, key: str, request: Request, service: ServiceDep) -> Response:
-    """Read one key of the store, byte for byte as on disk; byte ranges are honored, a missing key is 404."""
+    """Read one key of the store, byte for byte as on disk. Supports byte ranges; answers 404 if the key is missing."""
     descriptor = await asyncio.to_thread(service.archives.open_file, name, key)
     if descriptor is None:
         raise ArchiveNotFoundError(f"the archive {name!r} has no key {key!r}")
@@ -48,8 +48,8 @@ async def get_store_key(name: str, key: str, request: Request, service: ServiceD
 @router.get("/{name}/{key:path}", include_in_schema=False)
 @router.head("/{name}/{key:path}", include_in_schema=False)
 async def get_key_without_zarr(name: str, key: str, addresses: AddressesDep) -> Response:
-    """Name the store's address to Zarr readers that were given the address of the facts."""
+    """Tell Zarr readers that use the address of the facts the address of the store."""
     raise ArchiveNotFoundError(
-        f"the store of an archive has an address that ends with /zarr; {key!r} was asked for without it. "
-        f"Give {addresses.zarr(name)} to the reader"
+        f"the address of an archive's store ends in /zarr; {key!r} was requested without it. "
+        f"Open {addresses.zarr(name)} instead"
     )

@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the service behind the app, and the paging parameters."""
+"""Dependencies of the routes: the app's service, the client's addresses, and the paging parameters."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def _service(request: Request) -> Service:
 
 ServiceDep = Annotated[Service, Depends(_service)]
 AddressesDep = Annotated[Addresses, Depends(Addresses)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="Largest number of entries.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Maximum number of entries.")]
 Offset = Annotated[int, Query(ge=0, description="Number of newest entries to skip.")]

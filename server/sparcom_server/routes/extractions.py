@@ -29,7 +29,7 @@ REQUEST_BODY = {  # create_app defines the schema
 async def submit(request: Request, service: ServiceDep, addresses: AddressesDep, response: Response) -> JobReport:
     """Run a batch of instructions and capture their activations into a new archive.
 
-    Answers when the batch is validated and tokenized and the archive is created; the job then waits its turn.
+    Answers once the batch is validated and tokenized and the archive is created. The job then waits in the queue.
     """
     body = await read_body(request)
     async with service.submissions:
@@ -55,13 +55,13 @@ async def get_job(job_id: str, service: ServiceDep, addresses: AddressesDep) -> 
 
 
 async def _watched_job(job_id: str, service: ServiceDep) -> AsyncIterator[Job]:
-    # A dependency, so that its errors are answered with their status before the stream begins.
+    # A dependency, so that errors get their HTTP status before the stream begins.
     job = service.queue.get(job_id)
     if service.event_streams.locked():
         limit = service.settings.max_event_streams
         raise BusyError(
-            f"at most {limit} event streams may be open, and {limit} are; GET the job itself instead, or have the "
-            "operator raise max_event_streams"
+            f"the limit of {limit} open event streams is reached; GET the job itself instead, or have the operator "
+            "raise max_event_streams"
         )
     async with service.event_streams:
         yield job
@@ -71,7 +71,7 @@ async def _watched_job(job_id: str, service: ServiceDep) -> AsyncIterator[Job]:
 async def watch_job(
     job: Annotated[Job, Depends(_watched_job)], service: ServiceDep, addresses: AddressesDep
 ) -> AsyncIterator[ServerSentEvent]:
-    """Watch one job as server-sent events: `progress` with the whole job when it changes, `end` last."""
+    """Watch one job as server-sent events: `progress` with the whole job after each change, `end` last."""
     interval, keep_alive = service.settings.event_seconds, service.settings.keep_alive_seconds
     async for event in job_events(job, lambda job: job_report(job, service.queue, addresses), interval, keep_alive):
         yield event
@@ -79,7 +79,7 @@ async def watch_job(
 
 @router.delete("/{job_id}", responses={202: {"model": JobReport}})
 async def cancel_job(job_id: str, service: ServiceDep, addresses: AddressesDep, response: Response) -> JobReport:
-    """Cancel a job: 200 when it is cancelled, 202 when it runs and will end soon. What is complete stays."""
+    """Cancel a job. Answers 200 if it is cancelled, 202 if it runs and will end soon. Complete instructions stay."""
     job = await service.queue.cancel(job_id)
     response.status_code = 200 if job.ended.is_set() else 202
     return job_report(job, service.queue, addresses)

@@ -21,13 +21,13 @@ async def list_models(service: ServiceDep) -> ModelList:
 
 @router.get("/health")
 async def health() -> Health:
-    """Return 200 as soon as the process answers, also while models load."""
+    """Return 200 while the process runs, also while models load."""
     return Health()
 
 
 @router.get("/ready", responses={503: {"model": Readiness}})
 async def ready(service: ServiceDep, response: Response) -> Readiness:
-    """Return 200 if every model is loaded and its engine lives, otherwise 503."""
+    """Return 200 if every model is loaded and its engine runs, otherwise 503."""
     states = service.models.states
     is_ready = set(states.values()) == {"ready"}
     response.status_code = 200 if is_ready else 503
@@ -42,7 +42,7 @@ async def metrics(service: ServiceDep) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    """Show models, jobs and archives, and take a submission."""
+    """Show models, jobs and archives, with a form for submissions."""
     return load_page("index.html")
 
 

@@ -1,4 +1,4 @@
-"""`sparcom dataset annotate` and `agreement` as commands: files in, files and words out."""
+"""The commands `sparcom dataset annotate` and `agreement`: files read, files written, and printed output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(command: click.Command, *arguments: object) -> Result:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of two files of instructions."""
+    """Return a folder with two instruction files."""
     folder = tmp_path / "set"
     folder.mkdir()
     for name in ("QA", "CLS"):
@@ -43,7 +43,7 @@ def save(path: Path, answers: Answers) -> Path:
 
 
 def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
-    """Writing the same form again is harmless; another form over it is refused, since it may hold answers."""
+    """The same form may be written again. A different form is refused, since the file may hold answers."""
     form = tmp_path / "form.csv"
     result = run(annotate, folder, "--output", form, "--sample", 2)
     assert result.exit_code == 0, result.output
@@ -52,14 +52,14 @@ def test_a_form_is_written_once(folder: Path, tmp_path: Path) -> None:
     assert run(annotate, folder, "--output", form, "--sample", 2).exit_code == 0
     refused = run(annotate, folder, "--output", form, "--sample", 2, "--seed", 1)
     assert refused.exit_code == 2
-    assert "must not be there yet" in refused.output
-    assert "must be named FILE.csv" in run(annotate, folder, "--output", "form.html", "--format", "csv").output
+    assert "already exists" in refused.output
+    assert "must end in .csv" in run(annotate, folder, "--output", "form.html", "--format", "csv").output
     (tmp_path / "empty").mkdir()
     assert "holds no *.jsonl" in run(annotate, tmp_path / "empty", "--output", "f.html").output
 
 
 def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> None:
-    """Form, two answers, disputes, decisions, and the lines that passed; comments cannot paint the terminal."""
+    """From form to two answers, disputes, decisions and the passed lines; comments cannot style the terminal."""
     page = tmp_path / "form.html"
     assert run(annotate, folder, "--output", page).exit_code == 0
     data = read_data(sorted(folder.glob("*.jsonl")))
@@ -75,7 +75,7 @@ def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> No
 
     result = run(agreement, *files, "--data", folder, "--adjudicate", third)
     assert result.exit_code == 0, result.output
-    assert "2 of 6 items are in question" in result.output
+    assert "2 of 6 items are disputed" in result.output
     assert "[red]Ada" in result.output
     assert "\x1b" not in result.output
     assert "clarity: both gave one and the same value throughout" in result.output
@@ -89,7 +89,7 @@ def test_a_study_from_form_to_accepted_lines(folder: Path, tmp_path: Path) -> No
     cleo = save(tmp_path / "cleo.json", filled(decisions, "Cleo", category="QA", grammar="faulty"))
     last = run(agreement, *files, "--data", folder, "--adjudicated", cleo, "--accepted", accepted, "--output", report)
     assert last.exit_code == 0, last.output
-    assert "5 of 6 items passed; to be mended or dropped:" in last.output
+    assert "5 of 6 items passed; correct or drop these:" in last.output
     assert "(CLS-0): grammar faulty, not correct “see [bold]this [2J”" in last.output
     assert "5 of 6 judged items passed" in last.output
     lines = [line for path in data.paths for line in path.read_bytes().splitlines(keepends=True)]
@@ -111,15 +111,15 @@ def test_a_table_and_a_page_are_compared(folder: Path, tmp_path: Path) -> None:
     result = run(agreement, page, table)
     assert result.exit_code == 0, result.output
     assert "6 of 6 items passed" in result.output
-    assert "categories were not compared with the data's" in result.output
+    assert "categories were not compared with the data;" in result.output
 
 
-def test_nothing_that_is_read_is_written_over(folder: Path, tmp_path: Path) -> None:
-    """Answers and data are never overwritten; options that need the data name --data."""
+def test_inputs_are_never_overwritten(folder: Path, tmp_path: Path) -> None:
+    """Answers and data are never overwritten; errors of options that need the data name --data."""
     form = make_form(read_data(sorted(folder.glob("*.jsonl"))))
     files = [save(tmp_path / f"{name}.json", filled(form, name)) for name in ("Ada", "Ben")]
     for option, path in (("--output", files[0]), ("--accepted", folder / "QA.jsonl"), ("--adjudicate", files[1])):
         result = run(agreement, *files, "--data", folder, option, path)
         assert result.exit_code == 2
-        assert "take another name" in result.output
+        assert "choose another name" in result.output
     assert "give their files with --data" in run(agreement, *files, "--accepted", tmp_path / "a.jsonl").output

@@ -1,4 +1,4 @@
-"""`sparcom dataset build`: files written, inputs refused, and messages."""
+"""`sparcom dataset build`: written files, refused inputs, and messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = Callable[..., tuple[Any, str, str]]
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`build(*arguments)`: exit status, output and errors, run within a folder of its own."""
+    """Return `build(*arguments)`, which runs in a temporary folder and returns exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def build(*arguments: object) -> tuple[Any, str, str]:
@@ -36,7 +36,7 @@ def build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
-    """A folder with twelve prepared instructions of each category."""
+    """Return a folder with twelve prepared instructions per category."""
     folder = tmp_path / "natural"
     folder.mkdir()
     for name in CATEGORIES:
@@ -58,15 +58,15 @@ def small_tokenizer(folder: Path) -> Path:
 
 
 def test_the_synthetic_half_is_written_byte_by_byte(build: Run) -> None:
-    """--synthetic-only writes the shipped files, one after the other, under the default name."""
+    """--synthetic-only writes the shipped files, concatenated, under the default name."""
     status, said, err = build("--synthetic-only")
     assert (status, err) == (0, "")
     assert said == "Wrote hexainst.jsonl: 600 instructions in 6 categories, 600 synthetic\n"
     assert Path("hexainst.jsonl").read_bytes() == b"".join(path.read_bytes() for path in synthetic_files())
 
 
-def test_what_is_skipped_is_the_rest(build: Run) -> None:
-    """--skip n goes on where the first n of each category end: together with those, each instruction once."""
+def test_skipped_instructions_complement_the_rest(build: Run) -> None:
+    """--skip n starts after the first n per category; both parts together hold each instruction once."""
     for name, options in (("first", ("--per-category", 30)), ("rest", ("--skip", 30, "--per-category", 70))):
         status, _, err = build("--synthetic-only", *options, "--output", name)
         assert (status, err) == (0, "")
@@ -80,7 +80,7 @@ def test_what_is_skipped_is_the_rest(build: Run) -> None:
 
 
 def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Path) -> None:
-    """A folder of sources gives both halves, every line with its required fields; a second build gives equal bytes."""
+    """A folder of sources gives both halves, with all required fields per line; a second build gives equal bytes."""
     for name in ("a.jsonl", "b.jsonl"):
         status, said, _ = build("--natural", prepared, "--per-category", 10, "--output", name)
         assert status == 0
@@ -98,7 +98,7 @@ def test_both_halves_are_built_twice_to_the_same_bytes(build: Run, prepared: Pat
     assert counts == {(name, half): 10 for name in CATEGORIES for half in ("synthetic", "natural")}
 
 
-def test_another_seed_draws_others(build: Run, prepared: Path) -> None:
+def test_another_seed_draws_other_instructions(build: Run, prepared: Path) -> None:
     """--seed changes the draw, not the synthetic half."""
     for seed in (0, 1):
         build("--natural", prepared, "--per-category", 6, "--seed", seed, "--output", f"{seed}.jsonl")
@@ -107,18 +107,18 @@ def test_another_seed_draws_others(build: Run, prepared: Path) -> None:
     assert first[36:] != second[36:]
 
 
-def test_the_same_again_is_nothing_to_do(build: Run) -> None:
-    """A file with equal content is left alone, with a message."""
+def test_an_equal_file_is_left_alone(build: Run) -> None:
+    """A file with equal content is not rewritten, and a message reports it."""
     build("--synthetic-only", "--output", "a.jsonl")
     before = Path("a.jsonl").stat().st_mtime_ns
     status, said, _ = build("--synthetic-only", "--output", "a.jsonl")
     assert status == 0
-    assert said.startswith("Nothing to do: the same is in a.jsonl: 600 instructions")
+    assert said.startswith("Nothing to do, already up to date: a.jsonl: 600 instructions")
     assert Path("a.jsonl").stat().st_mtime_ns == before
 
 
-def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
-    """A file with other content is refused untouched; --overwrite replaces it."""
+def test_a_different_file_is_replaced_only_on_request(build: Run) -> None:
+    """A file with other content is refused and stays; --overwrite replaces it."""
     Path("a.jsonl").write_text("mine\n")
     status, _, err = build("--synthetic-only", "--output", "a.jsonl")
     assert status == 1
@@ -131,7 +131,7 @@ def test_another_file_is_replaced_only_where_asked(build: Run) -> None:
 
 
 def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
-    """Two missing sources are both named with a remedy; nothing is written."""
+    """Both missing sources are named with a remedy; nothing is written."""
     (prepared / "qa.jsonl").unlink()
     (prepared / "sum.jsonl").unlink()
     status, _, err = build("--natural", prepared)
@@ -144,7 +144,7 @@ def test_missing_sources_are_all_named(build: Run, prepared: Path) -> None:
 
 
 def test_too_few_instructions_are_reported(build: Run, prepared: Path) -> None:
-    """Sources with fewer than a hundred are named; a smaller set is not made in silence."""
+    """Sources with fewer than 100 instructions are named; no smaller set is built silently."""
     status, _, err = build("--natural", prepared)
     assert status == 1
     assert len(err.splitlines()) == 6
@@ -153,7 +153,7 @@ def test_too_few_instructions_are_reported(build: Run, prepared: Path) -> None:
 
 
 def test_an_id_of_the_synthetic_half_is_refused(build: Run, prepared: Path) -> None:
-    """A prepared line with an id that the synthetic half has would make two items one."""
+    """A prepared line must not reuse an id of the synthetic half, since two items would become one."""
     text = (prepared / "cls.jsonl").read_text().replace('"CLS-4"', '"cls-s-0004"')
     (prepared / "cls.jsonl").write_text(text)
     status, _, err = build("--natural", prepared, "--per-category", 12)
@@ -162,8 +162,8 @@ def test_an_id_of_the_synthetic_half_is_refused(build: Run, prepared: Path) -> N
     assert not Path("hexainst.jsonl").exists()
 
 
-def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
-    """Lengths of each rank agree, the share kept is printed, and a smaller tolerance keeps fewer."""
+def test_a_length_matched_subset(build: Run, tmp_path: Path) -> None:
+    """Lengths of equal rank agree, the kept number is printed, and a smaller tolerance keeps fewer."""
     small_tokenizer(tmp_path)
     kept = {}
     for tolerance in ("0", "0.05", "0.2"):
@@ -173,7 +173,7 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
         items = read_jsonl(Path(tolerance))
         counts = [sorted(len(item.readable.split()) for item in items if item.category == name) for name in CATEGORIES]
         kept[tolerance] = len(counts[0])
-        assert said.startswith(f"{kept[tolerance]} of 100 per category kept, whose token counts")
+        assert said.startswith(f"Kept {kept[tolerance]} of 100 instructions per category; their token counts")
         for rank in zip(*counts, strict=True):
             assert (max(rank) - min(rank)) / min(rank) <= float(tolerance)
     assert 0 < kept["0"] < kept["0.05"] < kept["0.2"]
@@ -182,20 +182,20 @@ def test_a_length_matched_view(build: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--match-length",), "name the model's folder with --tokenizer"),
-        (("--tokenizer", "x"), "belong to --match-length"),
-        (("--synthetic-only", "--natural", "x"), "give no --natural or --revision with it"),
-        (("--synthetic-only", "--revision", "flan=main"), "give no --natural or --revision with it"),
-        (("--natural", "x", "--revision", "flan=main"), "a folder given with --natural has none"),
+        (("--match-length",), "give the model's folder with --tokenizer"),
+        (("--tokenizer", "x"), "require --match-length"),
+        (("--synthetic-only", "--natural", "x"), "drop --natural and --revision"),
+        (("--synthetic-only", "--revision", "flan=main"), "drop --natural and --revision"),
+        (("--natural", "x", "--revision", "flan=main"), "drop one of them"),
         (("--revision", "imagenet=main"), "got 'imagenet'"),
         (("--revision", "flan"), "SOURCE=COMMIT"),
         (("--length-tolerance", "1"), "--length-tolerance"),
         (("--per-category", "0"), "--per-category"),
-        (("--skip", "20"), "give --synthetic-only with it"),
+        (("--skip", "20"), "add --synthetic-only"),
         (("--synthetic-only", "--skip", "100"), "--skip"),
     ],
 )
-def test_options_that_do_not_go_together_are_wrong_usage(
+def test_conflicting_options_are_wrong_usage(
     arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path
 ) -> None:
     """Status 2 with the rule, before anything is read or written."""
@@ -212,8 +212,10 @@ def test_options_that_do_not_go_together_are_wrong_usage(
         (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Give another path"),
     ],
 )
-def test_what_is_not_there_is_one_line(arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path) -> None:
-    """A missing folder or tokenizer: status 1, a sentence, no file."""
+def test_a_missing_input_is_a_one_line_error(
+    arguments: tuple[str, ...], message: str, build: Run, tmp_path: Path
+) -> None:
+    """A missing folder or tokenizer gives status 1, one sentence and no file."""
     status, _, err = build(*arguments)
     assert status == 1
     assert message in err
@@ -227,6 +229,6 @@ def test_the_help_names_every_option(build: Run) -> None:
     assert status == 0
     for option in (
         "--output", "--natural", "--synthetic-only", "--per-category", "--skip", "--seed", "--revision",
-        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face hub", "600 natural ones",
+        "--match-length", "--tokenizer", "--length-tolerance", "--overwrite", "Hugging Face Hub", "600 natural ones",
     ):  # fmt: skip
         assert option in " ".join(said.split())

@@ -32,7 +32,7 @@ WRONG = [*GOOD, {"id": "c", "text": "is a whale a fish, or a mammal", "category"
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[Any, str, str]]:
-    """`run(lines, *arguments)`: exit status, output and errors of a check of these lines; of no file with None."""
+    """Return `run(lines, *arguments)`: it checks lines (None: no file) and returns exit status, output and errors."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(lines: list[Any] | None, *arguments: object) -> tuple[Any, str, str]:
@@ -50,7 +50,7 @@ def run(
 
 
 def test_a_sound_set_passes_with_its_numbers(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """Status 0, a row of numbers for each category and half, and the verdict."""
+    """Status 0, one row of numbers per category and half, and the verdict."""
     status, said, _ = run(GOOD)
     assert status == 0
     rows = [line.split() for line in said.splitlines()]
@@ -60,10 +60,10 @@ def test_a_sound_set_passes_with_its_numbers(run: Callable[..., tuple[Any, str, 
     assert said.endswith("2 instructions: passes, 0 errors, 0 warnings\n")
 
 
-def test_numbers_are_whole_on_a_narrow_screen(
+def test_numbers_are_not_truncated_on_a_narrow_terminal(
     run: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On 60 columns long names go over several lines, and neither they nor numbers are cut."""
+    """With 60 columns, long names wrap, and neither names nor numbers are truncated."""
     monkeypatch.setenv("COLUMNS", "60")
     lines = [
         {"id": str(n), "text": "word and " * (1000 + n) + "end", "category": "classification" * 3} for n in range(3)
@@ -74,8 +74,8 @@ def test_numbers_are_whole_on_a_narrow_screen(
     assert "classification" * 3 in "".join(line[:32].split("  ")[0].strip() for line in said.splitlines())
 
 
-def test_warnings_fail_a_strict_check_alone(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """A set with warnings passes, and fails with --strict; both times they are shown."""
+def test_warnings_fail_only_a_strict_check(run: Callable[..., tuple[Any, str, str]]) -> None:
+    """A set with warnings passes without --strict and fails with it; both show the warnings."""
     for arguments, status in (((), 0), (("--strict",), 1)):
         ended, said, _ = run(WARNED, *arguments)
         assert ended == status
@@ -86,7 +86,7 @@ def test_warnings_fail_a_strict_check_alone(run: Callable[..., tuple[Any, str, s
 
 
 def test_an_error_fails(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """One broken rule is status 1, with the rule, both places and the verdict."""
+    """One broken rule gives status 1, and prints the rule, both locations and the verdict."""
     status, said, _ = run(WRONG)
     assert status == 1
     assert "error near-duplicate: no two share half of the 4-word runs of the shorter one; 1 found" in said
@@ -95,7 +95,7 @@ def test_an_error_fails(run: Callable[..., tuple[Any, str, str]]) -> None:
 
 
 def test_without_files_the_shipped_ones_are_checked(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """The 600 synthetic instructions pass, by their numbers."""
+    """The 600 synthetic instructions pass, and their numbers are printed."""
     status, said, _ = run(None)
     assert status == 0
     assert "600 instructions: passes, 0 errors" in said
@@ -117,10 +117,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_file_holds_is_shown_and_not_obeyed(
-    text: str, run: Callable[..., tuple[Any, str, str]], tmp_path: Path
-) -> None:
-    """Markup, names of pictures and control characters in an id, a label or a text appear as they are spelt."""
+def test_file_contents_are_shown_literally(text: str, run: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
+    """Markup, emoji names and control characters in an id, a label or a text are printed literally."""
     shown = text.encode("unicode_escape").decode().replace("\\\\", "\\")
     line = {"id": f"i{text}i", "text": f"{text} recieve", "category": text, "half": f"h{text}"}
     other = {"id": "j", "text": f"{text} mesage {text}", "category": text, "half": f"h{text}", "sha256": f"{text}0"}
@@ -145,8 +143,8 @@ def test_what_a_file_holds_is_shown_and_not_obeyed(
     assert set(said) <= {"\n", *(sign for sign in said if sign.isprintable())}
 
 
-def test_many_findings_are_cut_and_all_shown_where_asked(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """Eight findings of a rule are shown and the rest counted; --all shows them."""
+def test_many_findings_are_truncated_unless_all_are_requested(run: Callable[..., tuple[Any, str, str]]) -> None:
+    """Eight findings per rule are shown and the rest counted; --all shows all."""
     lines = [{"id": f"i{number}", "text": f"item {number} of a long list", "category": ""} for number in range(20)]
     _, said, _ = run(lines)
     assert said.count(": no category; give one") == 8
@@ -157,7 +155,7 @@ def test_many_findings_are_cut_and_all_shown_where_asked(run: Callable[..., tupl
 
 
 def test_the_report_is_written_as_json(run: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
-    """--json writes every finding, group and number, whatever the screen shows."""
+    """--json writes every finding, group and number, including those that are not printed."""
     run(WRONG, "--json", tmp_path / "report.json")
     report = Report.model_validate_json((tmp_path / "report.json").read_bytes())
     assert report.files == [str(tmp_path / "set.jsonl")]
@@ -175,7 +173,7 @@ def test_the_report_is_written_as_json(run: Callable[..., tuple[Any, str, str]],
 
 
 def test_skipped_checks_are_reported(run: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the spelling checker the set passes, and a line names the missing check."""
+    """Without the spelling checker the set passes, and one line names the skipped check."""
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     status, said, _ = run(GOOD)
     assert status == 0
@@ -192,10 +190,10 @@ def test_skipped_checks_are_reported(run: Callable[..., tuple[Any, str, str]], m
         (("--language", "klingon"), "'klingon' is not known"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(
+def test_an_unusable_input_is_a_one_line_error(
     arguments: tuple[str, ...], message: str, run: Callable[..., tuple[Any, str, str]]
 ) -> None:
-    """A missing file, tokenizer or language ends with status 1 and a sentence."""
+    """A missing file, tokenizer or language gives status 1 and one sentence."""
     status, _, err = run(GOOD, *arguments)
     assert status == 1
     assert message in err
@@ -214,16 +212,19 @@ def test_the_help_describes_the_exit_statuses(run: Callable[..., tuple[Any, str,
         "--strict",
         "--all",
         "--json",
-        "600 synthetic ones",
+        "600 synthetic instructions",
     ):
         assert part in " ".join(said.split())
-    assert "Exit status 0 where no rule is broken, 1 where one is." in " ".join(said.split())
+    assert (
+        "Exit status 1 if there is an error, or with --strict also a warning or a skipped check; otherwise 0."
+        in " ".join(said.split())
+    )
 
 
 def test_csv_and_standard_input_are_checked(
     run: Callable[..., tuple[Any, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Locations are rows of a table or lines of standard input."""
+    """Locations are table rows or lines of standard input."""
     (tmp_path / "set.csv").write_text("id,text,category\na,Is a whale a fish or a mammal?,CLS\nb,,QA\n")
     status, said, _ = run(None, tmp_path / "set.csv")
     assert status == 1
@@ -233,7 +234,7 @@ def test_csv_and_standard_input_are_checked(
 
 
 def test_the_example_of_the_repository_passes(run: Callable[..., tuple[Any, str, str]]) -> None:
-    """examples/instructions.jsonl: twelve of HexaInst's own instructions, two of each category, with their licence."""
+    """examples/instructions.jsonl holds twelve HexaInst instructions, two per category, with their licence."""
     example = Path(__file__).parents[3] / "examples" / "instructions.jsonl"
     status, said, _ = run(None, example, "--strict")
     assert status == 0, said

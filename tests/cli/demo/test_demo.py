@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the commands that the demo would run."""
+    """Return a list that records the commands of the demo instead of running them."""
     ran: list[str] = []
 
     @contextmanager
@@ -92,8 +92,8 @@ def alone(dense: str) -> list[str]:
 def test_the_demo_runs_one_model(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fetch, serve, submit, stop, verify, analyze: nothing is trained. The report is named at the end. A second run
-    empties the folder that the first one made."""
+    """Fetch, serve, submit, stop, verify, analyze; nothing is trained. The path of the report is printed at the end. A
+    second run empties the folder of the first."""
     for _ in range(2):
         steps.clear()
         assert run(monkeypatch, "--output", tmp_path / "out") == 0
@@ -105,14 +105,14 @@ def test_the_demo_runs_one_model(
         (tmp_path / "out" / "old").touch()
     steps.clear()
     assert run(monkeypatch, "--output", tmp_path / "out", "--model", "models/x-instruct") == 0
-    assert steps == [BUILT, *alone("x-instruct")], "a model that is given is not fetched"
+    assert steps == [BUILT, *alone("x-instruct")], "a given model is not fetched"
 
 
 def test_the_demo_with_experts_compares_four_models(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fetch one model, make the other three, serve each pair, submit to all, stop, verify all, analyze each pair, and
-    write the page that compares them."""
+    """Fetch one model, make the other three, serve and submit to each pair, verify all, analyze each pair, and write
+    the comparison page."""
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out") == 0
     assert steps == [BUILT, f"model {DENSE}", TRAINING, *made(DENSE, MOE), *served(DENSE, MOE), "page True"]
     said = capsys.readouterr().out
@@ -125,17 +125,17 @@ def test_the_demo_with_experts_compares_four_models(
 
 
 @pytest.mark.parametrize("option", ["--moe-model", "--tuned-model", "--moe-tuned-model"])
-def test_models_that_would_not_be_used_are_refused(
+def test_unused_models_are_refused(
     option: str, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder for the comparison without --moe is wrong usage."""
+    """A model folder for the comparison, without --moe, is wrong usage."""
     assert run(monkeypatch, "--output", tmp_path / "out", option, tmp_path) == 2
     assert "need --moe" in capsys.readouterr().err
     assert steps == []
 
 
 def test_training_instructions_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No training instruction is among those that the models are compared on."""
+    """No training instruction is among those on which the models are compared."""
     ran: list[tuple[str | Path, ...]] = []
     monkeypatch.setattr(demo, "_sparcom", lambda *arguments: ran.append(arguments))
     demo._build(tmp_path / "instructions.jsonl")
@@ -170,7 +170,7 @@ def test_models_of_one_name_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server names models by the last part of their folder, so these must differ."""
+    """The server names models by the last part of their paths, which must therefore differ."""
     arguments = (same[0], tmp_path / "a" / "x", same[1], tmp_path / "b" / "x")
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *arguments) == 1
     assert "which must differ" in capsys.readouterr().err
@@ -180,10 +180,10 @@ def test_models_of_one_name_are_refused(
 def test_a_foreign_folder_is_left_alone(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder with somebody's files is refused before anything runs, and so is a file."""
+    """A folder with other files, and a file, are refused before anything runs."""
     (tmp_path / "precious").write_text("mine")
     assert run(monkeypatch, "--output", tmp_path) == 1
-    assert "holds other files. Name another with --output" in capsys.readouterr().err
+    assert "holds other files. Choose another --output" in capsys.readouterr().err
     assert run(monkeypatch, "--output", tmp_path / "precious") == 1
     assert "is a file" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "mine"
@@ -194,7 +194,7 @@ def test_a_foreign_folder_is_left_alone(
 def test_a_step_that_fails_ends_the_demo(
     broken: str, tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its status is the demo's, nothing runs after it, and the server is stopped."""
+    """The demo exits with the status of the failed step, runs nothing after it, and stops the server."""
 
     def fail(*arguments: str) -> None:
         steps.append(arguments[0])
@@ -210,8 +210,8 @@ def test_a_step_that_fails_ends_the_demo(
     assert steps.count("stop") == sum(step.startswith("serve") for step in steps) == {"submit": 1, "verify": 2}[broken]
 
 
-def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step's own exit status."""
+def test_the_status_of_a_failed_command_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo exits with the status of the failed command."""
     monkeypatch.setattr(demo, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(SystemExit) as ended:
         demo._sparcom("verify")
@@ -219,14 +219,14 @@ def test_a_command_that_fails_passes_its_status_on(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_server_that_ends_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that does not come up ends the demo with the end of its log."""
+    """A server that fails to start ends the demo, which shows the end of the log."""
     monkeypatch.setattr(demo_server, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('port taken')"])
     with pytest.raises(EngineError, match="port taken"), demo_server.serving([tmp_path], tmp_path):
         pytest.fail("the server never was ready")
 
 
 def test_the_server_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a step raises the server's process is gone, even one that ignores SIGTERM."""
+    """After a step raises, the server's process is gone, even if it ignores SIGTERM."""
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     )

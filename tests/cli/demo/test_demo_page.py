@@ -1,4 +1,4 @@
-"""The demo's page and ending: numbers and sentences of both reports side by side, in one file."""
+"""The demo's comparison page and table: numbers and sentences of both reports side by side, in one file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import xarray as xr
 
 from sparcom_analysis import analyze, read_metrics, write_report
-from sparcom_cli.demo.comparison import View, likeness, write_comparison
+from sparcom_cli.demo.comparison import View, within_and_between, write_comparison
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo's folder with both reports in it; figures are the least that SVG can be. Tests change nothing of it."""
+    """Return a demo folder with both reports, whose figures are empty SVGs. Tests do not change it."""
     folder = tmp_path_factory.mktemp("demo")
     for seed, ending in enumerate(("", "-tuned")):
         write_random_archive(folder / f"d{ending}.zarr", seed=seed)
@@ -31,7 +31,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report_of(folder: Path, base: Path, tuned: Path | None, n: int = 20) -> Path:
-    """Write a report of an archive and that of the fine-tuned model, without drawing; return its folder."""
+    """Write a report of an archive and its fine-tuned model, without figures; return its folder."""
     few: dict[str, Any] = {"top": 0.2, "n_resamples": n, "n_permutations": n, "equal_length": False}
     run = analyze(base, tuned, **few)
     with pytest.MonkeyPatch.context() as patch:
@@ -45,30 +45,30 @@ def page_of(folder: Path, *reports: Path, tuned_here: bool = True) -> str:
 
 
 def views(output: Path) -> list[View]:
-    """The dense model, and the populations of neurons of the MoE model."""
+    """Return the views of the dense model and of the MoE model's neuron populations."""
     dense, moe = (read_metrics(output / name) for name in ("report", "report-moe"))
     groups = ["", *(f"{part['population']}/" for part in moe.attrs["populations"][1:])]
     return [View("", dense, output), *(View("", moe, output, group) for group in groups)]
 
 
-def test_likeness_is_the_mean_over_categories() -> None:
-    """The means of the diagonal and of the rest, without missing pairs, and their ratio."""
+def test_within_and_between_are_means_over_categories() -> None:
+    """The means on and off the diagonal, without missing pairs, and their ratio."""
 
     def matrix(*rows: list[float]) -> xr.Dataset:
         cells = ("self_pairs", "category", "category_2")
         return xr.Dataset({"value": (cells, [np.ones((len(rows),) * 2), rows])}, {"self_pairs": [True, False]})
 
     missing = float("nan")
-    within, between, ratio = likeness(matrix([0.5, 0.2, missing], [0.2, 0.7, 0.4], [missing, 0.4, missing]))
+    within, between, ratio = within_and_between(matrix([0.5, 0.2, missing], [0.2, 0.7, 0.4], [missing, 0.4, missing]))
     assert (within, between) == (pytest.approx(0.6), pytest.approx(0.3))
     assert ratio == pytest.approx(2.0)
-    assert np.isnan(likeness(matrix([missing]))[2])
-    assert np.isnan(likeness(matrix([0.5, -0.1], [-0.1, 0.5]))[2]), "a ratio to a value that is not above 0"
+    assert np.isnan(within_and_between(matrix([missing]))[2])
+    assert np.isnan(within_and_between(matrix([0.5, -0.1], [-0.1, 0.5]))[2]), "a ratio needs a denominator above 0"
 
 
 def test_the_page_has_what_both_reports_have(output: Path) -> None:
-    """Facts of all models, figures of every population, routes, and the tables' numbers; it links to every section of
-    both reports."""
+    """It shows facts of all models, figures of every population, routing, and the tables' numbers. It links to every
+    section of both reports."""
     page = page_of(output, output / "report", output / "report-moe")
     for title in ("Dense model", "MoE model: routed experts", "MoE model: shared experts"):
         assert page.count(f"<h3>{title}</h3>") == (2 if "Dense" in title else 1), "similarity, and in short"
@@ -78,12 +78,12 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
         tuning = view.measure("finetuning_jaccard")
         for number in (view.measure("set_sizes")["overall_value"], tuning["overall_tuned_isn"]):
             assert f'<td class="num">{number.item():,.1f}</td>' in page
-        within = likeness(view.measure("similarity"))[0]
+        within = within_and_between(view.measure("similarity"))[0]
         for value in (within, *tuning["value"].values, tuning["overall_value"].item()):
             assert f'<td class="num">{value:.3f}</td>' in page
     moe = read_metrics(output / "report-moe").attrs["archive"]["moe"]
     passed = moe["shared_neurons"] + moe["experts_per_token"] * moe["neurons"]
-    assert f"In the MoE model it passes {passed}" in re.sub(r"\s+", " ", page)
+    assert f"In the MoE model, it goes through {passed}" in re.sub(r"\s+", " ", page)
     for folder in ("report", "report-moe"):
         report = (output / folder / "report.html").read_text("utf-8")
         anchors = set(re.findall(r'id="(measure-[a-z_]+)"', report))
@@ -91,15 +91,15 @@ def test_the_page_has_what_both_reports_have(output: Path) -> None:
         assert set(re.findall(rf'href="{folder}/report\.html#([a-z_-]+)"', page)) == anchors
 
 
-def test_similarities_are_said_as_what_they_are(output: Path) -> None:
-    """Equations 15 and 16 are similarities; a Jaccard index is no share."""
+def test_similarities_are_named_correctly(output: Path) -> None:
+    """Equations 15 and 16 are similarities; a Jaccard index is not called a share."""
     text = re.sub(r"data:[^\"]+", "", page_of(output, output / "report", output / "report-moe"))
-    assert "the Jaccard index of its two ISN sets (SPARCOM, eq. 15), 1 if all stay" in text
+    assert "the Jaccard index of its two ISN sets (SPARCOM, eq. 15), 1 if they are equal" in text
     assert not re.search(r"alter|share of|1 minus", text)
 
 
 def test_experts_that_stay_are_marked(output: Path) -> None:
-    """The base's most used experts in their order, a star where they are among the tuned model's too."""
+    """The base's most used experts are in order; a star marks those among the tuned model's as well."""
     page = page_of(output, output / "report", output / "report-moe")
     ds = read_metrics(output / "report-moe")["finetuning_top_experts"]
     kept = ds["layer_kept"].values
@@ -111,7 +111,7 @@ def test_experts_that_stay_are_marked(output: Path) -> None:
 
 
 def test_the_terminal_shows_similarity_by_category(output: Path) -> None:
-    """A line for each population's neurons and one for the experts, with the numbers of tables 1 and 2."""
+    """One line per neuron population and one for the experts, with the numbers of tables 1 and 2."""
     _, table = write_comparison(output, output / "report", output / "report-moe", tuned_here=True)
     head, names, *lines = table.splitlines()
     assert head.startswith("similarity before and after fine-tuning (neurons: mean Jaccard index")
@@ -125,22 +125,22 @@ def test_the_terminal_shows_similarity_by_category(output: Path) -> None:
 
 
 def test_a_report_without_a_tuned_model_is_refused(output: Path, tmp_path: Path) -> None:
-    """The page is about pairs; a report of one model alone is refused."""
+    """The page compares pairs; a report of a single model is refused."""
     report_of(tmp_path / "alone", output / "d.zarr", None, 0)
-    with pytest.raises(InvalidInputError, match="analyze both with --tuned first"):
+    with pytest.raises(InvalidInputError, match="run `sparcom analyze --tuned` for both"):
         page_of(tmp_path, tmp_path / "alone", output / "report-moe")
 
 
 def test_the_page_loads_nothing(output: Path, tmp_path: Path) -> None:
-    """No address but those of the two reports beside it."""
+    """Its only addresses are those of the two reports."""
     page = page_of(tmp_path, output / "report", output / "report-moe")
     assert not re.findall(r"""(?:src|href)=["'](?!data:|report)""", page)
     assert "http" not in page
     assert "<script" not in page
 
 
-def test_what_is_not_known_of_tuning_is_not_said(output: Path, tmp_path: Path) -> None:
-    """The page tells how the models were tuned only where the demo made them."""
+def test_training_is_described_only_if_known(output: Path, tmp_path: Path) -> None:
+    """The page describes the tuning only if the demo made the models."""
     pages = [page_of(tmp_path, output / "report", output / "report-moe", tuned_here=here) for here in (True, False)]
     for words in ("were trained on other instructions of the same set", "The tuning is short."):
         assert [words in page for page in pages] == [True, False]
@@ -160,7 +160,7 @@ def test_names_are_text(output: Path, tmp_path: Path) -> None:
 
 
 def test_an_moe_model_without_shared_experts_has_no_column_for_them(output: Path, tmp_path: Path) -> None:
-    """A model with routed experts alone, like Mixtral."""
+    """A model with only routed experts, like Mixtral."""
     for seed, ending in enumerate(("", "-tuned")):
         write_random_moe_archive(tmp_path / f"m{ending}.zarr", shared_neurons=0, dense_layers=0, seed=seed)
     report_of(tmp_path / "report-moe", tmp_path / "m.zarr", tmp_path / "m-tuned.zarr")

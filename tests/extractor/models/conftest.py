@@ -23,7 +23,7 @@ QUICK = {
 
 
 def write_data(path: Path, count: int = 30) -> None:
-    """Write instructions of 4 to 33 letters, each a stretch of one alphabet, so that the next letter can be learned."""
+    """Write instructions of 4 to 33 letters, each a part of one alphabet, so that the next letter can be learned."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYabcdefghijklmnopqrstuvwxy"
     lines = []
     for number in range(count):
@@ -34,7 +34,7 @@ def write_data(path: Path, count: int = 30) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny bases by architecture, and data.jsonl."""
+    """Return a folder with tiny bases by architecture, and data.jsonl."""
     place = tmp_path_factory.mktemp("tune")
     vocabulary = write_small_tokenizer(place)
     for architecture in ("llama", "qwen2-moe"):
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tune(place: Path) -> Callable[..., folder.MadeModel]:
-    """Fine-tune a base quickly: `tune(output, base, **settings)`; further settings are data and on_progress."""
+    """Return `tune(output, base, **settings)`, which fine-tunes a base quickly; it also takes data and on_progress."""
 
     from sparcom_models.tune.settings import TuneSettings
     from sparcom_models.tune.tune import tune_model

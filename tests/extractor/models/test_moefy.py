@@ -1,4 +1,4 @@
-"""A dense model split into an MoE model keeps all neurons and nearly its output."""
+"""An MoE model made from a dense model keeps all neurons and nearly the same output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = ["A Bx c De f", "Zy X w Vut S r", "ABCDEFG hij", "k L m n O p Q", "qrs T
 
 
 def test_clusters_are_balanced_and_found() -> None:
-    """Rows around four directions, of any length, come back as four clusters of one size, whatever their order."""
+    """Rows around four directions, of any length and order, become four clusters of equal size."""
     rng = np.random.default_rng(0)
     truth = rng.permutation(np.repeat(np.arange(4), 12))
     rows = (np.eye(4, 9)[truth] + 0.05 * rng.standard_normal((48, 9))) * rng.uniform(0.1, 9, (48, 1))
@@ -32,7 +32,7 @@ def test_clusters_are_balanced_and_found() -> None:
     assert all(len(set(labels[truth == direction])) == 1 for direction in range(4))
 
 
-def test_clusters_stay_balanced_where_the_rows_are_not() -> None:
+def test_clusters_of_unbalanced_rows_are_balanced() -> None:
     """Rows of one direction are split into equal clusters; the same seed gives the same clusters."""
     rows = np.ones((24, 3), np.float32)
     rows[:3] = 0
@@ -43,7 +43,7 @@ def test_clusters_stay_balanced_where_the_rows_are_not() -> None:
 
 @pytest.mark.parametrize("clusters", [0, 5, 25])
 def test_clusters_of_unequal_size_are_refused(clusters: int) -> None:
-    """The number must divide that of the rows."""
+    """The number of clusters must divide the number of rows."""
     with pytest.raises(InvalidInputError, match=f"24 rows cannot be split into {clusters}"):
         balanced_clusters(np.ones((24, 3), np.float32), clusters, seed=0)
 
@@ -61,7 +61,7 @@ def random_inputs(rows: int = 400, hidden: int = 24) -> Any:
 
 
 def test_every_neuron_is_in_one_place() -> None:
-    """Shared neurons and those of the experts are the dense FFN's, each once, with their gates and ups unchanged."""
+    """Shared and routed experts have each neuron of the dense FFN once, with unchanged gate and up projections."""
     from sparcom_models.moefy.ffn import SplitSizes, split_ffn
 
     ffn = random_ffn()
@@ -75,8 +75,8 @@ def test_every_neuron_is_in_one_place() -> None:
         assert expert.down.shape == (24, 16)
 
 
-def test_the_shared_expert_has_the_neurons_that_give_most() -> None:
-    """A neuron that is made strong is shared, one that is made weak is not."""
+def test_the_shared_expert_has_the_largest_contributions() -> None:
+    """A strengthened neuron is shared, a weakened one is not."""
     from sparcom_models.moefy.ffn import SplitSizes, split_neurons
 
     ffn = random_ffn()
@@ -88,9 +88,9 @@ def test_the_shared_expert_has_the_neurons_that_give_most() -> None:
     assert sorted([*shared.tolist(), *groups.flatten().tolist()]) == list(range(96))
 
 
-def test_the_router_finds_the_experts_that_give_most() -> None:
-    """Where the length of an expert's output is linear in the input, the chosen ones are the longest; the logits of a
-    token have the spread that was asked for."""
+def test_the_router_finds_the_largest_experts() -> None:
+    """If the norm of an expert's output is linear in the input, the top-k experts have the largest norms. The logits
+    per token have the requested standard deviation."""
     from sparcom_models.moefy.ffn import LOGIT_STD, combine_weights, fit_router
 
     inputs = random_inputs()
@@ -106,8 +106,8 @@ def test_the_router_finds_the_experts_that_give_most() -> None:
     assert (logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt() == pytest.approx(LOGIT_STD, rel=1e-4)
 
 
-def test_all_experts_chosen_lose_little() -> None:
-    """With every expert chosen for every token next to nothing is lost; with one of four, more."""
+def test_using_all_experts_loses_little() -> None:
+    """With all experts for every token, almost nothing is lost; with one of four, more."""
     from sparcom_models.moefy.ffn import SplitSizes, split_ffn
 
     errors = [
@@ -120,7 +120,7 @@ def test_all_experts_chosen_lose_little() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dense LLaMA."""
+    """Return a tiny dense LLaMA."""
     place = tmp_path_factory.mktemp("base")
     return make_tiny_model("llama", place / "tiny", tokenizer=write_small_tokenizer(place)).path
 
@@ -130,7 +130,7 @@ def make(base: Path, output: Path, **options: Any) -> folder.MadeModel:
 
 
 def test_a_moe_model_loads_with_the_sizes_in_its_source(base: Path, tmp_path: Path) -> None:
-    """transformers loads a Qwen2-MoE of the sizes asked for; SOURCE.json has recipe, licence, base and change."""
+    """transformers loads a Qwen2-MoE of the requested sizes; SOURCE.json has recipe, licence, base and change."""
     made = make(base, tmp_path / "m")
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
     assert model.config.model_type == "qwen2_moe"
@@ -148,7 +148,7 @@ def test_a_moe_model_loads_with_the_sizes_in_its_source(base: Path, tmp_path: Pa
 
 
 def test_the_loaded_model_has_the_recorded_error(base: Path, tmp_path: Path) -> None:
-    """The loaded MoE model has the output error in SOURCE.json, against the dense FFNs on the same inputs."""
+    """The loaded MoE model has the output error of SOURCE.json, relative to the dense FFNs on the same inputs."""
     dense = transformers.AutoModelForCausalLM.from_pretrained(base).model.layers
     made = make(base, tmp_path / "m")
     model = transformers.AutoModelForCausalLM.from_pretrained(made.path)
@@ -174,38 +174,38 @@ def test_the_loaded_model_has_the_recorded_error(base: Path, tmp_path: Path) -> 
 
 
 def test_a_seed_fixes_every_byte_of_a_moe_model(base: Path, tmp_path: Path) -> None:
-    """The same numbers give the same files and the second time nothing is done; others in its place are refused."""
+    """The same settings give the same files, and a second call does nothing; other settings are refused."""
     first, second = make(base, tmp_path / "a"), make(base, tmp_path / "b")
     assert first.source == second.source
     assert not make(base, tmp_path / "a").fresh
-    with pytest.raises(ModelUnavailableError, match="top_k 2 in place of top_k 3"):
+    with pytest.raises(ModelUnavailableError, match="top_k 2 instead of top_k 3"):
         make(base, tmp_path / "a", top_k=3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k: at least 1 expert and at most all 4 run per token, not 5"),
-        ({"shared_neurons": 52}, "52 does not. One of 48, 80, 112, 144 does"),
-        ({"shared_neurons": 56}, "56 does not"),
-        ({"shared_neurons": 176}, "176 does not"),
-        ({"experts": 40}, "No number does: take fewer experts"),
+        ({"top_k": 5}, "top_k: must lie between 1 and the number of experts, 4; it is 5"),
+        ({"shared_neurons": 52}, "it is 52. Choose one of 48, 80, 112, 144"),
+        ({"shared_neurons": 56}, "it is 56"),
+        ({"shared_neurons": 176}, "it is 176"),
+        ({"experts": 40}, "No number fits; use fewer experts"),
     ],
 )
-def test_experts_of_half_bytes_are_refused(options: dict[str, int], message: str, base: Path, tmp_path: Path) -> None:
-    """Each expert has whole bytes of neurons, and at least one byte; the numbers that do are named."""
+def test_experts_of_partial_bytes_are_refused(options: dict[str, int], message: str, base: Path, tmp_path: Path) -> None:
+    """Each expert needs a positive multiple of 8 neurons; the error names valid numbers."""
     with pytest.raises(InvalidInputError, match=message):
         make(base, tmp_path / "m", **options)
     assert not (tmp_path / "m").exists()
 
 
 def test_two_thirds_are_shared_by_default(base: Path, tmp_path: Path) -> None:
-    """Rounded so that the experts fit: of 176 neurons 112, with experts of 16."""
+    """The number is rounded so that the experts fit: 112 of 176 neurons, with experts of 16."""
     assert make(base, tmp_path / "m", shared_neurons=None).source["shared_neurons"] == 112
 
 
 def test_only_a_plain_llama_is_split(base: Path, tmp_path: Path) -> None:
-    """Another architecture, or a folder without a model, is refused with the reason before anything is made."""
+    """Another architecture and a folder without a model are refused with the reason before any work."""
     other = make_tiny_model("gemma", tmp_path / "gemma", tokenizer=base).path
     with pytest.raises(UnsupportedModelError, match="'gemma'"):
         make(other, tmp_path / "m")
@@ -218,5 +218,5 @@ def test_the_command_makes_a_moe_model(base: Path, tmp_path: Path) -> None:
     """`sparcom model moefy` reports folder, sizes and output error on the demo's texts."""
     arguments = ["moefy", "--model", str(base), "--output", str(tmp_path / "m"), "--experts", "2", "--top-k", "1"]
     ran = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
-    assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, 1 chosen, 112 shared neurons; ")
+    assert ran.stdout.startswith(f"Made {tmp_path / 'm'} (2 experts, top-1, 112 shared neurons; ")
     assert json.loads((tmp_path / "m" / "config.json").read_text())["num_experts_per_tok"] == 1

@@ -1,4 +1,4 @@
-"""Tiny random models: they are what they say, and a seed fixes every byte."""
+"""Tiny random models: their properties, and reproducibility by seed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ transformers = pytest.importorskip("transformers")
 
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
-    """The error for a name that is in no table gives the table."""
+    """The error for an unknown name lists the known names."""
     with pytest.raises(
-        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; 'bert' is none"
+        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; it is 'bert'"
     ):
         make_tiny_model("bert", tmp_path / "m")
 
 
 @pytest.fixture(scope="module")
 def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer of 60 tokens."""
+    """Return a folder with a tokenizer of 60 tokens."""
     return write_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
@@ -45,8 +45,8 @@ def make_tiny(small_tokenizer: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tiny_model_is_what_it_says(architecture: str, make_tiny: Callable[..., Path]) -> None:
-    """Each architecture loads, is float32, has FFNs of the width asked for and the tokenizer's vocabulary and end."""
+def test_a_tiny_model_has_the_requested_properties(architecture: str, make_tiny: Callable[..., Path]) -> None:
+    """Each architecture loads in float32, with the requested FFN width and the tokenizer's vocabulary and EOS."""
     model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
     assert model.config.model_type == architecture.replace("-", "_")
     assert model.dtype == torch.float32
@@ -100,8 +100,8 @@ LAYERS_EXPERTS_TOP_K = {
 
 @pytest.mark.parametrize("architecture", LAYERS_EXPERTS_TOP_K)
 def test_routers_of_a_tiny_moe_model_depend_on_the_input(architecture: str, make_tiny: Callable[..., Path]) -> None:
-    """MoE layers are those of the family; each token has distinct experts, most experts get some token, and no two
-    weights of a token are close."""
+    """The family's layers are MoE layers. Each token has distinct experts and distinct weights, and most experts get
+    some token."""
     model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture))
     routing = RecordedRouting(model)
     with torch.inference_mode():
@@ -117,7 +117,7 @@ def test_routers_of_a_tiny_moe_model_depend_on_the_input(architecture: str, make
 
 
 def test_weights_of_tiny_moe_models_are_normalized_as_in_their_family(make_tiny: Callable[..., Path]) -> None:
-    """Normalized weights add up to 1, plain ones to less, and DeepSeek's to no more than its factor of 1.5."""
+    """Normalized weights sum to 1, plain ones to less, and DeepSeek's to at most its factor of 1.5."""
     sums = {}
     for architecture in LAYERS_EXPERTS_TOP_K:
         model = transformers.AutoModelForCausalLM.from_pretrained(make_tiny(architecture, name=architecture))
@@ -131,8 +131,8 @@ def test_weights_of_tiny_moe_models_are_normalized_as_in_their_family(make_tiny:
     assert 1 < sums["deepseek-v2"].max() < 1.5
 
 
-def test_experts_of_a_tiny_moe_model_have_the_width_asked_for(make_tiny: Callable[..., Path]) -> None:
-    """Dense and shared FFNs take one width and routed experts another; a dense model does not record the latter."""
+def test_experts_of_a_tiny_moe_model_have_the_requested_width(make_tiny: Callable[..., Path]) -> None:
+    """Dense and shared FFNs have one width, routed experts another; a dense model does not record the latter."""
     path = make_tiny("qwen2-moe", intermediate_size=24, moe_intermediate_size=40)
     mlps = [layer.mlp for layer in transformers.AutoModelForCausalLM.from_pretrained(path).model.layers]
     assert mlps[0].experts.down_proj.shape == (60, 128, 40)
@@ -142,7 +142,7 @@ def test_experts_of_a_tiny_moe_model_have_the_width_asked_for(make_tiny: Callabl
 
 
 def test_a_seed_fixes_every_byte(make_tiny: Callable[..., Path]) -> None:
-    """The same seed gives the same files, another seed other weights; the caller's random state is untouched."""
+    """The same seed gives the same files, another seed other weights; the caller's random state is unchanged."""
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
@@ -153,22 +153,22 @@ def test_a_seed_fixes_every_byte(make_tiny: Callable[..., Path]) -> None:
 
 
 def test_a_tiny_model_does_not_replace_another(make_tiny: Callable[..., Path]) -> None:
-    """The same recipe again does nothing; a different one in the same folder is refused, naming the difference."""
+    """The same recipe again does nothing; another recipe in the same folder is refused, naming the difference."""
     before = (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns
     assert (make_tiny() / hub.WEIGHTS).stat().st_mtime_ns == before
-    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 3"):
+    with pytest.raises(ModelUnavailableError, match="seed 0 instead of seed 3"):
         make_tiny(seed=3)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    """A tiny model asks for a tokenizer.json before it makes anything."""
+    """A missing tokenizer.json is an error before any work."""
     with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json"):
         make_tiny_model("llama", tmp_path / "tiny", tokenizer=tmp_path)
     assert not (tmp_path / "tiny").exists()
 
 
 def test_the_command_reports_the_result(small_tokenizer: Path, tmp_path: Path) -> None:
-    """`sparcom model tiny` prints where the model is, and the second time that there was nothing to do."""
+    """`sparcom model tiny` prints the path of the model, and the second time that there is nothing to do."""
     arguments = ["tiny", "llama", "--output", str(tmp_path / "t"), "--tokenizer", str(small_tokenizer)]
     first = CliRunner().invoke(model_command, arguments, catch_exceptions=False)
     second = CliRunner().invoke(model_command, arguments, catch_exceptions=False)

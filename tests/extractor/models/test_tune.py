@@ -1,4 +1,4 @@
-"""Fine-tuned models: their loss falls, all but the weights is the base's, and SOURCE.json is true."""
+"""Fine-tuned models: the loss falls, only weights change, and SOURCE.json is correct."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Tune = Callable[..., folder.MadeModel]
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def tuned(request: pytest.FixtureRequest, place: Path, tune: Tune) -> tuple[Path, folder.MadeModel]:
-    """A base's folder, and its tuned model."""
+    """Return a base's folder and its tuned model."""
     return place / request.param, tune(place / f"{request.param}-tuned", request.param)
 
 
@@ -41,7 +41,7 @@ def load(path: Path) -> Any:
 
 
 def loss_by_transformers(path: Path, texts: list[str], max_length: int) -> float:
-    """The mean loss of a folder's model over the tokens of texts, each text alone, by the model's own loss."""
+    """Return the mean loss per token of a folder's model on single texts, by the model's own loss."""
     model, tokenizer = load(path).float(), transformers.AutoTokenizer.from_pretrained(path)
     total, count = 0.0, 0
     for text in texts:
@@ -57,14 +57,14 @@ def texts_of(place: Path, ids: list[str]) -> list[str]:
     return [item["text"] for item in items if item["id"] in ids]
 
 
-def test_the_loss_falls_on_both_parts(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """On the training sample and on the held-out part."""
+def test_the_loss_falls_on_both_splits(tuned: tuple[Path, folder.MadeModel]) -> None:
+    """The loss falls on the training sample and on the test split."""
     for part in tuned[1].source["loss"].values():
         assert part["after"] < part["before"] - 0.1
 
 
 def test_the_losses_are_those_of_transformers(tuned: tuple[Path, folder.MadeModel], place: Path) -> None:
-    """SOURCE.json has the models' own loss, text by text and without padding."""
+    """SOURCE.json has the models' own loss, computed text by text without padding."""
     base, made = tuned
     texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
     assert len(texts) == made.source["instructions"]["held_out"] == 3
@@ -74,7 +74,7 @@ def test_the_losses_are_those_of_transformers(tuned: tuple[Path, folder.MadeMode
 
 
 def test_every_ffn_has_other_weights(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """Each tensor of each FFN, a router's too, differs from the base's in part; shapes, names and dtypes do not."""
+    """Each FFN tensor, including routers, differs in part from the base's; shapes, names and dtypes do not."""
     before, after = (load(path).state_dict() for path in (tuned[0], tuned[1].path))
     assert {name: (value.shape, value.dtype) for name, value in before.items()} == {
         name: (value.shape, value.dtype) for name, value in after.items()
@@ -88,8 +88,8 @@ def test_every_ffn_has_other_weights(tuned: tuple[Path, folder.MadeModel]) -> No
     assert 0 < tuned[1].source["weights_changed"]["distance"] < 1
 
 
-def test_all_but_the_weights_is_the_bases(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """Tokenizer, configuration and generation settings are the same bytes, weights have the same names on disk."""
+def test_only_the_weights_differ_from_the_base(tuned: tuple[Path, folder.MadeModel]) -> None:
+    """Tokenizer, configuration and generation settings have the same bytes; weights have the same names on disk."""
     base, made = tuned
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
         assert (base / name).read_bytes() == (made.path / name).read_bytes(), name
@@ -100,8 +100,8 @@ def test_all_but_the_weights_is_the_bases(tuned: tuple[Path, folder.MadeModel]) 
     assert names[0] == names[1]
 
 
-def test_the_folder_holds_the_documented_files_only(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """Curve, picture, continuations and the held-out ids beside the model; the Trainer leaves nothing."""
+def test_the_folder_holds_only_documented_files(tuned: tuple[Path, folder.MadeModel]) -> None:
+    """It holds the model, curve, figure, continuations and test-split ids; the Trainer leaves nothing."""
     base, made = tuned
     extra = {"loss.csv", "loss.png", "continuations.json", "held-out.json"}
     assert {path.name for path in made.path.iterdir()} == {path.name for path in base.iterdir()} | extra
@@ -112,7 +112,7 @@ def test_the_folder_holds_the_documented_files_only(tuned: tuple[Path, folder.Ma
 
 
 def test_the_source_records_the_recipe(tuned: tuple[Path, folder.MadeModel], place: Path) -> None:
-    """Base, data, licences, settings, numbers of instructions and tokens."""
+    """It has base, data, licences, settings, and numbers of instructions and tokens."""
     base, made = tuned
     source = folder.read_source(made.path)
     assert source == made.source
@@ -130,8 +130,8 @@ def test_the_source_records_the_recipe(tuned: tuple[Path, folder.MadeModel], pla
 
 
 def test_the_curve_has_every_step(tuned: tuple[Path, folder.MadeModel]) -> None:
-    """One row per step after that of the base; held-out losses at the start, on the way and at the end; a rate that
-    rises and falls to 0."""
+    """The curve has one row for the base and one per step. Test losses are measured at the start, on the way and at the
+    end. The learning rate rises and falls to 0."""
     source = tuned[1].source
     rows = list(csv.DictReader((tuned[1].path / "loss.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == list(range(15))
@@ -149,7 +149,7 @@ def test_the_curve_has_every_step(tuned: tuple[Path, folder.MadeModel]) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_seed_fixes_every_byte(architecture: str, place: Path, tune: Tune, tmp_path: Path) -> None:
-    """The same recipe gives the same files, and done a second time does nothing; another seed gives other weights."""
+    """The same recipe gives the same files, and a second call does nothing; another seed gives other weights."""
     first, again, other = (
         tune(tmp_path / name, architecture, epochs=0.5, seed=seed)
         for name, seed in (("first", 0), ("again", 0), ("other", 1))
@@ -158,13 +158,13 @@ def test_a_seed_fixes_every_byte(architecture: str, place: Path, tune: Tune, tmp
     assert again.source == first.source
     assert other.source["files"]["model.safetensors"] != again.source["files"]["model.safetensors"]
     assert not tune(tmp_path / "again", architecture, epochs=0.5).fresh
-    with pytest.raises(ModelUnavailableError, match="seed 0 in place of seed 2"):
+    with pytest.raises(ModelUnavailableError, match="seed 0 instead of seed 2"):
         tune(tmp_path / "again", architecture, epochs=0.5, seed=2)
 
 
-def test_sums_do_not_depend_on_which_thread_comes_first(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Torch is held to algorithms that repeat themselves while training runs. Without that, and with two threads, two
-    fine-tuned MoE models differed."""
+def test_sums_do_not_depend_on_thread_order(place: Path, tune: Tune, tmp_path: Path) -> None:
+    """Training runs with torch's deterministic algorithms. Without them, two runs of an MoE model on two threads
+    differed."""
     strict = []
     tune(tmp_path / "m", epochs=0.2, on_progress=lambda *_, **__: strict.append(repeats()))
     assert not strict[0]
@@ -176,8 +176,8 @@ def repeats() -> bool:
     return bool(torch.are_deterministic_algorithms_enabled())
 
 
-def test_the_callers_random_numbers_go_on(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Training draws from its own seed, and the caller's sequence is as if nothing had been drawn."""
+def test_the_callers_random_state_is_kept(place: Path, tune: Tune, tmp_path: Path) -> None:
+    """Training draws from its own seed; the caller's random sequence is unaffected."""
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -186,8 +186,8 @@ def test_the_callers_random_numbers_go_on(place: Path, tune: Tune, tmp_path: Pat
 
 
 def test_a_base_of_half_precision_keeps_its_dtype(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Trained in float32 and rounded at the end: the recorded losses are those of the rounded weights. An older
-    transformers' configuration stays as it is."""
+    """The model is trained in float32 and rounded at the end; recorded losses are those of the rounded weights. A
+    configuration of an older transformers stays unchanged."""
     model = load(place / "llama").bfloat16()
     shutil.copytree(place / "llama", tmp_path / "half")
     model.save_pretrained(tmp_path / "half")
@@ -199,13 +199,13 @@ def test_a_base_of_half_precision_keeps_its_dtype(place: Path, tune: Tune, tmp_p
     texts = texts_of(place, json.loads((made.path / "held-out.json").read_text()))
     after = made.source["loss"]["held_out"]["after"]
     assert after == pytest.approx(loss_by_transformers(made.path, texts, 24), rel=1e-5)
-    with pytest.raises(TrainingFailedError, match=r"not one weight does after rounding to torch\.bfloat16"):
+    with pytest.raises(TrainingFailedError, match=r"after rounding to torch\.bfloat16 no weight does"):
         tune(tmp_path / "n", tmp_path / "half", learning_rate=1e-12)
     assert not (tmp_path / "n").exists()
 
 
-def test_losses_on_the_way_are_float32(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Where training multiplies in bfloat16, held-out losses do not: with next to no steps they do not move."""
+def test_held_out_losses_are_float32(place: Path, tune: Tune, tmp_path: Path) -> None:
+    """Training in bfloat16 still measures test losses in float32: with almost no learning they do not change."""
     made = tune(tmp_path / "m", learning_rate=1e-8, precision="bfloat16")
     looks = [row["held_out_loss"] for row in csv.DictReader((made.path / "loss.csv").read_text().splitlines())]
     losses = [float(look) for look in looks if look]
@@ -214,8 +214,8 @@ def test_losses_on_the_way_are_float32(place: Path, tune: Tune, tmp_path: Path) 
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_routers_own_loss_counts_where_the_model_says_so(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """It is in the training loss, not in the losses before and after, and SOURCE.json has its weight."""
+def test_a_routers_loss_counts_if_configured(place: Path, tune: Tune, tmp_path: Path) -> None:
+    """It is part of the training loss, not of the losses before and after; SOURCE.json has its coefficient."""
     shutil.copytree(place / "qwen2-moe", tmp_path / "base")
     set_config(tmp_path / "base", output_router_logits=True, router_aux_loss_coef=10.0)
     made = tune(tmp_path / "m", tmp_path / "base", epochs=0.5)
@@ -232,7 +232,7 @@ def test_a_routers_own_loss_counts_where_the_model_says_so(place: Path, tune: Tu
 def test_the_trainer_prints_nothing(
     place: Path, tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No line on the terminal and no file in the working folder."""
+    """It prints nothing and writes no file to the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     tune(tmp_path / "out" / "m", epochs=0.5, precision="bfloat16")
@@ -242,7 +242,7 @@ def test_the_trainer_prints_nothing(
 
 @pytest.mark.parametrize("stopped", ["reading instructions", "training", "measuring the tuned model"])
 def test_an_interrupted_run_leaves_nothing(stopped: str, place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Wherever Ctrl-C comes, there is no folder, finished or half-made."""
+    """Ctrl-C at any point leaves no finished or partial folder."""
 
     def on_progress(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
         if step == stopped and (done or not total):
@@ -254,7 +254,7 @@ def test_an_interrupted_run_leaves_nothing(stopped: str, place: Path, tune: Tune
 
 
 def test_progress_reports_every_step(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """Each step with how many there are and its loss."""
+    """Progress has each step, the number of steps, and the loss."""
     reports: list[tuple[int, int, str]] = []
 
     def on_progress(step: str, done: int = 0, total: int = 0, note: str = "") -> None:
@@ -267,14 +267,14 @@ def test_progress_reports_every_step(place: Path, tune: Tune, tmp_path: Path) ->
 
 
 def test_a_loss_that_rises_makes_no_model(place: Path, tune: Tune, tmp_path: Path) -> None:
-    """A rate far too high: refused, with both losses and the remedy."""
+    """Too high a learning rate is refused, with both losses and the remedy."""
     with pytest.raises(TrainingFailedError, match=r"it went from .* made; lower --learning-rate \(0\.9\)"):
         tune(tmp_path / "m", learning_rate=0.9)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_no_number_ends_the_run(place: Path, tmp_path: Path) -> None:
-    """Weights that overflow: the step is named and nothing is kept."""
+def test_a_loss_that_is_not_finite_ends_the_run(place: Path, tmp_path: Path) -> None:
+    """If weights overflow, the error names the step, and nothing is kept."""
     from sparcom_models.tune.train import Recorder
 
     recorder = Recorder(3, lambda: 0.0, folder.no_progress)

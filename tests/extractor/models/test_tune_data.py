@@ -1,4 +1,4 @@
-"""Data of fine-tuning: settings, counted tokens, truncation, the split, mean losses and batches."""
+"""Data of fine-tuning: settings, tokens with a loss, truncation, the split, mean losses and batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of 60 tokens, with a chat template."""
+    """Return a tokenizer of 60 tokens with a chat template."""
     made = transformers.AutoTokenizer.from_pretrained(write_small_tokenizer(tmp_path_factory.mktemp("vocabulary")))
     made.chat_template = TEMPLATE
     return made
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
-    """Each by its rule, with the value; several at once."""
+    """Each broken rule is reported with the value, all at once."""
     with pytest.raises(InvalidInputError, match=message):
         TuneSettings(**settings)
     with pytest.raises(InvalidInputError) as refused:
@@ -60,7 +60,7 @@ def conversation(*contents: str) -> Instruction:
 
 
 def chat_example(tokenizer: Any, item: Instruction) -> tuple[Example, list[str]]:
-    """The example of one conversation, and its counted tokens."""
+    """Return the example of one conversation, and its tokens with a loss."""
     (example,) = make_examples(tokenizer, [item], TuneSettings(prompt_format="chat"))
     counted = [token for token, label in zip(example.ids, example.labels, strict=True) if label != -100]
     assert all(label in (-100, token) for token, label in zip(example.ids, example.labels, strict=True))
@@ -68,7 +68,7 @@ def chat_example(tokenizer: Any, item: Instruction) -> tuple[Example, list[str]]
 
 
 def test_only_the_assistants_tokens_count(tokenizer: Any) -> None:
-    """In a conversation that the assistant ends: every answer and the sign that ends it, nothing else."""
+    """If the assistant ends the conversation, only its answers and their end markers have a loss."""
     example, counted = chat_example(tokenizer, conversation("AB", "CD", "EF", "GHI"))
     assert counted == ["C", "D", "</s>", "G", "H", "I", "</s>"]
     assert example.predicted == 7
@@ -76,36 +76,36 @@ def test_only_the_assistants_tokens_count(tokenizer: Any) -> None:
 
 
 def test_a_conversation_that_the_user_ends_counts_whole(tokenizer: Any) -> None:
-    """There is no answer to learn; its tokens are those of an extraction, with the words that open an answer."""
+    """Without an answer to learn, all tokens have a loss, as tokenized for an extraction with the answer's opening."""
     example, counted = chat_example(tokenizer, conversation("AB"))
     assert counted == ["<s>", "u", "A", "B", "</s>", "<s>", "a"]
     assert example.labels == example.ids
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the whole conversation changes its beginning, turns cannot be found."""
+    """If later messages change the beginning of the rendered text, turns cannot be found."""
     numbered = "{{ 'ABCD'[messages | length] }}" + TEMPLATE
     monkeypatch.setattr(tokenizer, "chat_template", numbered)
-    with pytest.raises(InvalidInputError, match="this model's rewrites it"):
+    with pytest.raises(InvalidInputError, match="must not change earlier messages"):
         chat_example(tokenizer, conversation("AB", "CD"))
 
 
 def test_without_a_chat_template_conversations_are_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an extraction."""
+    """They are refused as in an extraction."""
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(InvalidInputError, match="needs a chat template"):
         chat_example(tokenizer, conversation("AB", "CD"))
 
 
-def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
-    """No special token is added, and all count."""
+def test_token_ids_are_used_unchanged(tokenizer: Any) -> None:
+    """No special token is added, and all tokens have a loss."""
     item = Instruction.model_validate({"id": "t", "token_ids": [9, 8, 7]})
     (example,) = make_examples(tokenizer, [item], TuneSettings())
     assert (example.ids, example.labels, example.predicted) == ([9, 8, 7], [9, 8, 7], 2)
 
 
 def test_long_examples_are_truncated_and_empty_ones_left_out() -> None:
-    """Left out: an answer beyond the limit, and a single token; neither has a token to predict."""
+    """An answer beyond the limit and a single token are left out, since neither has a token to predict."""
     plain = [Example(f"p{number}", [1] * 10, [1] * 10) for number in range(10)]
     odd = [
         Example("long", [1] * 50, [1] * 50),
@@ -119,8 +119,8 @@ def test_long_examples_are_truncated_and_empty_ones_left_out() -> None:
     assert max(len(example.ids) for example in (*training, *held_out)) == 32
 
 
-def test_the_mean_loss_weighs_tokens_alike(tmp_path: Path) -> None:
-    """The mean over all examples is that of each one weighted by its counted tokens; the model's mode stays."""
+def test_the_mean_loss_weights_tokens_equally(tmp_path: Path) -> None:
+    """The mean over examples is weighted by their tokens with a loss; the model's mode is unchanged."""
     from sparcom_models.tune.train import mean_loss
 
     made = make_tiny_model("qwen2-moe", tmp_path / "m", tokenizer=write_small_tokenizer(tmp_path))
@@ -137,7 +137,7 @@ def test_the_mean_loss_weighs_tokens_alike(tmp_path: Path) -> None:
 
 
 def test_batches_are_of_similar_lengths_and_hold_everything_once() -> None:
-    """Little is padded, every instruction is in one batch, batches are not ordered by length, and a seed fixes all."""
+    """Padding is small, every instruction is in one batch, batches are not sorted by length, and the seed fixes all."""
     from sparcom_models.tune.train import make_batches
 
     lengths = np.random.default_rng(0).integers(1, 200, 103)

@@ -1,4 +1,4 @@
-"""Bases and instructions that cannot be used for fine-tuning are refused before anything is computed."""
+"""Unsuitable bases and instructions are refused before any computation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Tune = Callable[..., folder.MadeModel]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_length": 3}, "all 30 are longer than 3 tokens, the shortest has 4"),
+        ({"max_length": 3}, "all 30 instructions are longer than 3 tokens; the shortest has 4"),
         ({"held_out": 0.01}, "0.01 of 30 usable instructions leaves 0 and 30"),
         ({"held_out": 0.99}, "leaves 30 and 0"),
-        ({"max_length": 513}, "at most the model's context of 512 tokens; it is 513"),
+        ({"max_length": 513}, "at most the model's context, 512 tokens; it is 513"),
         ({"data": "empty"}, "holds no instruction"),
         ({"data": "strange"}, "the largest is 60"),
         ({"data": "chat"}, "messages need prompt_format 'chat'"),
@@ -34,7 +34,7 @@ Tune = Callable[..., folder.MadeModel]
 def test_instructions_that_cannot_be_tuned_on_are_refused(
     settings: dict[str, Any], message: str, place: Path, tune: Tune, tmp_path: Path
 ) -> None:
-    """With the rule, the value and the remedy, before anything is computed."""
+    """The error has rule, value and remedy, and comes before any computation."""
     contents = {
         "empty": "\n",
         "strange": '{"id": "a", "token_ids": [3, 60]}',
@@ -70,10 +70,10 @@ def configured(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("break_it", "error", "message"),
     [
-        (shutil.rmtree, ModelUnavailableError, "is a folder, or one of smollm2-135m-instruct"),
-        (without_weights, ModelUnavailableError, "has its weights in safetensors files"),
+        (shutil.rmtree, ModelUnavailableError, "must be a folder or one of smollm2-135m-instruct"),
+        (without_weights, ModelUnavailableError, "must have its weights in safetensors files"),
         (without_a_layer, ModelUnavailableError, "lacks 3, which would be random: model.layers.1.mlp"),
-        (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers knows"),
+        (configured(model_type="unheard-of"), ModelUnavailableError, "config.json that transformers supports"),
         (configured(quantization_config={"quant_method": "gptq", "bits": 4}), UnsupportedModelError, "gptq"),
         (
             configured(architectures=["LlamaForSequenceClassification"]),
@@ -86,7 +86,7 @@ def configured(**changes: Any) -> Callable[[Path], None]:
 def test_models_that_cannot_be_tuned_are_refused(
     break_it: Callable[[Path], None], error: type[Exception], message: str, place: Path, tune: Tune, tmp_path: Path
 ) -> None:
-    """With what is wrong and what to do; never trained with weights that are not the model's."""
+    """The error has reason and remedy; a model with missing weights is never trained."""
     shutil.copytree(place / "llama", tmp_path / "base")
     break_it(tmp_path / "base")
     with pytest.raises(error, match=message):

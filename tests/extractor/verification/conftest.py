@@ -1,7 +1,7 @@
 """Archives of tiny MoE models with rows computed by NumPy, for comparisons with transformers.
 
-The rows are independent of the reference: inputs of the FFNs from a running model, everything after in float64 with the
-weights of the checkpoint.
+The rows are independent of the reference: FFN inputs come from a running model, and everything after them is computed
+in float64 from the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CONFIGURED = {
 
 
 class Family:
-    """A tiny model: inputs of its FFNs from transformers, everything after by NumPy from the weights."""
+    """A tiny model: FFN inputs from transformers, everything after them from the weights with NumPy."""
 
     def __init__(self, architecture: str, folder: Path) -> None:
         import torch
@@ -70,7 +70,7 @@ class Family:
         return self._weights[f"model.layers.{layer}.mlp.{name}"]
 
     def rows(self, ids: Array) -> Rows:
-        """Return the rows that an archive must hold of a prompt."""
+        """Return the rows that an archive must hold for a prompt."""
         inputs = self.inputs(ids)
         routes = [self.route(inputs[layer], layer) for layer in self.moe.layer_ids]
         active = [
@@ -86,7 +86,7 @@ class Family:
         )
 
     def _routed_masks(self, inputs: Array, layer: int, expert: Array) -> Array:
-        """bool (T, top_k, neurons)."""
+        """Return masks, bool (T, top_k, neurons)."""
         weight = self.weight(layer, "experts.gate_up_proj")[:, : self.moe.neurons]
         return np.stack([np.einsum("th,tnh->tn", inputs, weight[column]) > 0 for column in expert.T], axis=1)
 
@@ -114,7 +114,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Rows:
-    """Values of an archive's arrays, masks not packed; None without such a component."""
+    """Values of an archive's arrays, with unpacked masks; None for arrays that the model lacks."""
 
     expert: Array
     weight: Array
@@ -139,7 +139,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Case:
-    """An archive of three prompts, the rows written into it, and the reference to compare with."""
+    """An archive of three prompts, its rows, and the reference to compare with."""
 
     path: Path
     family: Family
@@ -158,7 +158,7 @@ class Case:
 
 
 def create(path: Path, family: Family, ids: list[Array], positions: Positions = "prompt") -> None:
-    """Create an archive of a family's sizes, without values, with all instructions complete."""
+    """Create an archive of a family's sizes, without values and with all instructions complete."""
     attributes = random_attributes(len(family.dense), 176 if family.dense else 0, moe=family.moe)
     model = attributes.model.model_copy(update={"id": str(family.folder), "layer_ids": family.dense})
     lengths = [len(tokens) for tokens in ids]
@@ -190,7 +190,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that makes the tiny model of a family, with 60 tokens, once."""
+    """Return a function that makes the tiny model of a family once, with 60 tokens."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = write_small_tokenizer(folder)
     return lambda architecture: make_tiny_model(architecture, folder / architecture, tokenizer=tokenizer).path
@@ -198,7 +198,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 def reference_of(family: Family) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing torch and transformers warns of their own matters
+        warnings.simplefilter("ignore")  # importing torch and transformers raises their own warnings
         from sparcom_verification.reference.model import ReferenceModel
 
         return ReferenceModel(str(family.folder), "float32", family.dense, family.moe)
@@ -231,7 +231,7 @@ def case(case_of: Callable[[str], Case]) -> Case:
 
 @pytest.fixture
 def own_case(case_of: Callable[[str], Case], tmp_path: Path) -> Case:
-    """Return a case with models that the test may alter."""
+    """Return a case with models that the test may change."""
     case = case_of("qwen2-moe")
     family = Family("qwen2-moe", case.family.folder)
     create(tmp_path / "a.zarr", family, case.ids)

@@ -1,4 +1,4 @@
-"""A comparison that fails because of a known difference of vLLM says so, and still fails."""
+"""A comparison that fails due to a known difference of vLLM notes it, and still fails."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CASES = [
     ("Cohere2ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}, "one token more"),
     ("Ernie4_5_MoeForCausalLM", {}, "without the selection bias"),
     ("OlmoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is true"),
-    ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "heads of a query"),
-    ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "heads of a query"),
+    ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "query heads"),
+    ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "query heads"),
 ]
 
 
@@ -31,14 +31,14 @@ def notes(
     )
     checks = [Check("reference"), Check("routes", findings=["3 sets differ"] if failed else [])]
     note_known_differences(checks, attributes, config)
-    assert checks[1].passed is not failed, "a note takes no finding away"
+    assert checks[1].passed is not failed, "a note removes no finding"
     assert checks[0].notes == []
     return checks[1].notes
 
 
 @pytest.mark.parametrize(("architecture", "config", "said"), CASES)
 def test_a_known_difference_is_noted(architecture: str, config: dict[str, Any], said: str) -> None:
-    """The architecture, the version of vLLM and the configuration must be those that are known."""
+    """Architecture, vLLM's version and configuration must match the known difference."""
     (note,) = notes(architecture, config)
     assert note.startswith("known difference of vLLM 0.32.0 from transformers: ")
     assert said in note
@@ -48,7 +48,7 @@ def test_a_known_difference_is_noted(architecture: str, config: dict[str, Any], 
 
 
 def test_a_difference_of_the_cpu_is_not_noted_for_a_gpu() -> None:
-    """ERNIE and LFM2 differ on a CPU only; models whose configuration is not affected do not differ."""
+    """ERNIE and LFM2 differ only on CPUs; unaffected configurations do not differ."""
     of_cpu = {case[0]: notes(*case[:2], device="NVIDIA H100") == [] for case in CASES}
     assert [name for name, silent in of_cpu.items() if silent] == [
         "Ernie4_5_MoeForCausalLM",

@@ -1,4 +1,4 @@
-"""Attention that transformers' sdpa implementation does not compute runs eagerly in the reference."""
+"""The reference runs attention eagerly if transformers' sdpa does not support it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import pytest
     ],
 )
 def test_configurations_that_need_eager_attention(config: dict[str, Any], expected: bool) -> None:
-    """Soft-capping and sinks do; a window is a mask, which every implementation takes."""
+    """Soft-capping and sinks need it; a window is a mask, which every implementation supports."""
     from sparcom_verification.reference.model import needs_eager_attention
 
     assert needs_eager_attention(config) is expected
 
 
 def test_soft_capping_is_computed(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma-2's gates are those of a model in which the cap is written out; without the cap they are others."""
+    """Gemma-2's gates equal those of a model with an explicit cap, and differ without the cap."""
     import torch
     from transformers.models.gemma2 import modeling_gemma2
 

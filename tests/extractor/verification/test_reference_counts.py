@@ -27,7 +27,7 @@ TEXTS = ("a", "b", "", "d")  # the third was given as token ids
 
 @dataclass(frozen=True)
 class Pair:
-    """An archive of masks and one of counts, of the same rows of a tiny model, and what was written into them."""
+    """An archive of masks and one of counts for the same rows of a tiny model, and the written values."""
 
     masks: Path
     counts: Path
@@ -36,12 +36,12 @@ class Pair:
     starts: NDArray[np.int64]
 
     def count(self, truth: NDArray[np.bool_]) -> NDArray[np.uint32]:
-        """uint32 (instruction, layer, neuron) of masks, bool (row, layer, neuron)."""
+        """Return the counts, uint32 (instruction, layer, neuron), of masks, bool (row, layer, neuron)."""
         counts: NDArray[np.uint32] = np.add.reduceat(truth, self.starts, axis=0, dtype=np.uint32)
         return counts
 
     def write(self, truth: NDArray[np.bool_]) -> None:
-        """Replace what both archives hold."""
+        """Replace the values in both archives."""
         fill_array(self.masks, "neuron/active", np.packbits(truth, axis=-1, bitorder="little"))
         fill_array(self.counts, "neuron/count", self.count(truth))
 
@@ -53,9 +53,9 @@ def model(tiny_model: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(model: Path) -> Any:
-    """The tiny model as transformers runs it."""
+    """Return the reference for the tiny model."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing torch and transformers warns of their own matters
+        warnings.simplefilter("ignore")  # importing torch and transformers raises their own warnings
         from sparcom_verification.reference.model import ReferenceModel
 
         config = open_config(model)
@@ -121,7 +121,7 @@ def compare(pair: Pair, reference: Any, indices: tuple[int, ...] = (0, 1, 3)) ->
 
 
 def test_counts_of_the_reference_are_equal(pair: Pair, reference: Any) -> None:
-    """Nothing differs if the archive holds the reference's own counts; the totals say how much was compared."""
+    """Nothing differs if the archive holds the reference's own counts; the totals match the archive."""
     result = compare(pair, reference)
     layers, neurons = pair.truth.shape[1:]
     assert (result.instructions, result.rows) == (3, 50)
@@ -130,7 +130,7 @@ def test_counts_of_the_reference_are_equal(pair: Pair, reference: Any) -> None:
 
 
 def test_a_wrong_count_is_found(pair: Pair, reference: Any) -> None:
-    """One count too high and one too low, of neurons whose gates are far from zero, are both unexplained."""
+    """Two wrong counts, one too high and one too low, of neurons with gates far from zero, are unexplained."""
     counts = pair.count(pair.truth)
     counts[1, 0, 5] += 1
     counts[3, 1, 7] = max(0, int(counts[3, 1, 7]) - 3) if counts[3, 1, 7] >= 3 else counts[3, 1, 7] + 3
@@ -151,8 +151,8 @@ def test_another_instructions_counts_are_found(pair: Pair, reference: Any) -> No
 def test_counts_are_judged_as_their_bits_are(
     pair: Pair, reference: Any, roundings: float, expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bit of each neuron is flipped. Its count is unexplained only if the bit is; and it is if the bit is and no
-    other row of the neuron is within the bound, so that none could have been the one."""
+    """One bit per neuron is flipped. An unexplained count needs an unexplained bit. An unexplained bit gives an
+    unexplained count if no other row of the neuron is within the bound."""
     from sparcom_verification import limits
     from sparcom_verification.reference.comparison import compare_masks
 
@@ -177,7 +177,7 @@ def test_counts_are_judged_as_their_bits_are(
 
 
 def near_zero(reference: Any, ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """bool (row, layer, neuron): gates within the bound, with NumPy."""
+    """Return which gates are within the bound, bool (row, layer, neuron), computed with NumPy."""
     from sparcom_verification import limits
 
     layers = []
@@ -207,7 +207,7 @@ def test_only_instructions_with_a_text_can_be_compared(pair: Pair, model: Path, 
 
 
 def test_counts_of_moe_models_are_refused(tmp_path: Path) -> None:
-    """Counts of an MoE model are not compared; the error says so and names the remedy."""
+    """Counts of an MoE model are refused, and the error names the remedy."""
     from sparcom_verification.reference.comparison import comparable_instructions
 
     write_random_moe_archive(tmp_path / "moe.zarr", granularity="count")
@@ -216,11 +216,11 @@ def test_counts_of_moe_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_length_of_the_text_is_refused(pair: Pair, reference: Any) -> None:
-    """Without a tokenizer, or with another one, nothing is compared; the error names the remedy."""
+    """Without the tokenizer, or with another one, nothing is compared, and the error names the remedy."""
     from sparcom_verification.reference.comparison import compare_counts
 
     archive: Archive = open_archive(pair.counts)
-    with pytest.raises(InvalidInputError, match=r"'x' has 17 and 0 can be had .*--no-tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"'x' has 17, but its text gives 0\. .*--no-tokenizer"):
         compare_counts(archive, reference, np.array([1]), lambda _: np.zeros(0, np.int32))
 
 
@@ -228,7 +228,7 @@ def test_another_length_of_the_text_is_refused(pair: Pair, reference: Any) -> No
 def test_the_command_compares_counts(
     pair: Pair, right: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`sparcom verify --reference transformers` on counts prints the totals; status 1 if some are wrong."""
+    """`sparcom verify --reference transformers` prints the totals of counts, and exits with 1 if any are wrong."""
     import sparcom_cli.verify as command
     from sparcom_cli.main import main
 
@@ -246,5 +246,5 @@ def test_the_command_compares_counts(
     assert ended.value.code == (0 if right else 1), said
     layers, neurons = pair.truth.shape[1:]
     assert f"3 instructions, 50 rows, {3 * layers * neurons:,} counts against transformers: " in said
-    assert ("0 differ, by 0 in all" if right else "1 differ, by 1 in all") in said
+    assert ("0 differ, by 0 in total" if right else "1 differ, by 1 in total") in said
     assert ("1 differing counts are not explained by rounding" in said) is not right

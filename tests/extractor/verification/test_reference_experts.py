@@ -1,4 +1,4 @@
-"""Routes, weights and neurons of experts against transformers: equal ones pass, others are found."""
+"""Routes, weights and neurons of experts against transformers: equal values pass, others are found."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-TOKENS = 43  # of the three prompts of a case
+TOKENS = 43  # in the three prompts of a case
 
 
 @pytest.mark.parametrize("architecture", ["qwen2-moe", "qwen3-moe", "mixtral", "olmoe", "deepseek-v2"])
 def test_every_family_agrees_with_numpy(architecture: str, case_of: Callable[[str], Any]) -> None:
-    """Ids, weights and bits of routed, shared and dense neurons are those that the checkpoint's weights give."""
+    """Ids, weights and bits of routed, shared and dense neurons match those computed from the checkpoint."""
     case = case_of(architecture)
     result, moe, tokens = case.compare(), case.family.moe, TOKENS
     found = result.experts
@@ -31,8 +31,8 @@ def test_every_family_agrees_with_numpy(architecture: str, case_of: Callable[[st
     assert result.bits == found.experts.bits + found.shared.bits + result.dense.bits
 
 
-def test_the_order_of_experts_is_counted_and_is_no_finding(case: Any) -> None:
-    """Top-k experts in reverse order, weights and masks too, are the same experts: counted, no finding."""
+def test_another_order_of_experts_is_counted_but_no_finding(case: Any) -> None:
+    """Experts, weights and masks in reverse order are counted, but are not a finding."""
     rows = replace(
         case.rows,
         expert=case.rows.expert[..., ::-1].copy(),
@@ -45,7 +45,7 @@ def test_the_order_of_experts_is_counted_and_is_no_finding(case: Any) -> None:
 
 
 def test_masks_that_do_not_follow_their_experts_are_found(case: Any) -> None:
-    """Ids and weights in reverse order, masks not: the masks belong to other experts."""
+    """If only ids and weights are reversed, the masks belong to other experts."""
     result = case.compare(replace(case.rows, expert=case.rows.expert[..., ::-1], weight=case.rows.weight[..., ::-1]))
     assert result.experts.weights_unexplained == 0
     assert result.experts.experts.unexplained > result.experts.experts.bits / 4
@@ -53,7 +53,7 @@ def test_masks_that_do_not_follow_their_experts_are_found(case: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [59, 65535, 60])
 def test_another_expert_is_found(case: Any, wrong: int) -> None:
-    """An expert that the router did not pick, an id out of range and the fill value are unexplained, not ties."""
+    """An unpicked expert, an id out of range and the fill value are unexplained, not ties."""
     expert = case.rows.expert.copy()
     expert[20, 1, 0] = wrong if wrong not in expert[20, 1] else 58
     result = case.compare(replace(case.rows, expert=expert))
@@ -71,7 +71,7 @@ def test_an_expert_named_twice_is_found(case: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [1e-3, np.nan])
 def test_a_weight_that_is_off_is_found(case: Any, wrong: float) -> None:
-    """An error of 0.001, or NaN: one weight is unexplained, and the largest error is reported."""
+    """For an error of 0.001, or NaN, one weight is unexplained, and the largest error is reported."""
     weight = case.rows.weight.copy()
     weight[7, 1, 2] += wrong
     result = case.compare(replace(case.rows, weight=weight))
@@ -90,9 +90,9 @@ def test_a_weight_within_the_rounding_of_the_router_is_explained(case: Any) -> N
 
 @pytest.mark.parametrize("name", ["active", "shared", "dense"])
 def test_a_flipped_bit_is_found(case: Any, name: str) -> None:
-    """Flipped bits of routed, shared or dense neurons far from zero are unexplained."""
+    """Flipped bits of routed, shared or dense neurons with gates far from zero are unexplained."""
     masks = getattr(case.rows, name).copy()
-    masks[(12, *[0] * (masks.ndim - 2), slice(None))] ^= True  # all of one row: some are far from zero
+    masks[(12, *[0] * (masks.ndim - 2), slice(None))] ^= True  # all bits of one row; some gates are far from zero
     result = case.compare(replace(case.rows, **{name: masks}))
     parts = {"active": result.experts.experts, "shared": result.experts.shared, "dense": result.dense}
     assert parts[name].differing == masks.shape[-1]
@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_found(case: Any, name: str) -> None:
 
 
 def test_other_tokens_rows_are_found(case: Any) -> None:
-    """Rows of another token have other experts almost everywhere."""
+    """Rows of another token have other experts in almost all layers."""
     rolled = {item.name: np.roll(getattr(case.rows, item.name), 1, axis=0) for item in fields(case.rows)}
     assert case.compare(replace(case.rows, **rolled)).experts.unexplained > TOKENS
 
@@ -112,8 +112,8 @@ def test_other_tokens_rows_are_found(case: Any) -> None:
         (None, None),
         (
             "expert",
-            "1 top-k sets are of experts that the reference's router does not pick; differences in later layers may "
-            "follow from that: instruction '0', token 2 (id ",
+            "1 top-k sets hold experts that the reference's router does not pick; this may cause differences in later "
+            "layers: instruction '0', token 2 (id ",
         ),
         ("weight", "1 weights are off by more than 1e-05"),
         ("active", "differing bits are not explained by rounding"),
@@ -126,7 +126,7 @@ def test_the_command_reports_bits_routes_and_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`sparcom verify --reference transformers` prints a line each for bits, routes and weights."""
+    """`sparcom verify --reference transformers` prints one line each for bits, routes and weights."""
     from sparcom_cli.main import main
 
     rows = {item.name: getattr(case.rows, item.name).copy() for item in fields(case.rows)}
@@ -152,7 +152,7 @@ def test_the_command_reports_bits_routes_and_weights(
 
 
 def test_few_unexplained_routes_are_allowed_in_16_bits_only() -> None:
-    """1 route and 1 weight of 200 pass in 16 bits, 4 of 200 do not; none in float32."""
+    """In 16 bits, 1 route and 1 weight of 200 may differ, but not 4; in float32 none may."""
     from sparcom_cli.shared.verdicts import judge_masks
     from sparcom_verification.reference.comparison import MaskComparison
     from sparcom_verification.reference.experts import ExpertComparison

@@ -1,7 +1,7 @@
-"""Routers that rank other scores than a softmax: `verify` judges ties by the scores that the router ranks.
+"""Routers that rank other scores than a softmax: `verify` judges ties by the ranked scores.
 
-The archives are independent of the reference: inputs of the FFNs come from a model without our hooks, everything after
-from NumPy in float64, with each family's routing rule written out.
+The archives are independent of the reference: FFN inputs come from a model without our hooks. Everything after them is
+computed with NumPy in float64, with an explicit routing rule per family.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shares(scores: Array, expert: Array) -> Array:
 
 
 def by_groups(logits: Array, bias: Array) -> tuple[Array, Array]:
-    """DeepSeek-V3: two of four groups by the sum of their two best, then four experts."""
+    """Route like DeepSeek-V3: two of four groups by the sum of their two best scores, then four experts."""
     scores = sigmoid(logits)
     ranked = scores + bias
     groups = np.sort(ranked.reshape(-1, 4, 4), axis=2)[:, :, 2:].sum(axis=2)
@@ -83,7 +83,7 @@ def by_one_logit(logits: Array, _: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Family:
-    """Names of a family's parts within a decoder layer, its layers, and its rule."""
+    """Names of a family's parts in a decoder layer, its layers, and its routing rule."""
 
     rule: Rule
     block: str = "mlp"
@@ -137,7 +137,7 @@ BIASED = [name for name, family in FAMILIES.items() if family.bias]
 
 @dataclass(frozen=True)
 class Rows:
-    """Values of an archive's arrays, masks not packed; shared and dense are empty where the model has none."""
+    """Values of an archive's arrays, with unpacked masks; shared and dense are empty if the model has none."""
 
     expert: Array
     weight: Array
@@ -156,7 +156,7 @@ class Rows:
 
 @dataclass
 class Case:
-    """A tiny model, as NumPy sees it, with an archive of three prompts."""
+    """A tiny model computed with NumPy, and an archive of three prompts."""
 
     family: Family
     folder: Path
@@ -195,12 +195,12 @@ class Case:
         committer.close()
 
     def weight(self, layer: int, name: str) -> Array:
-        """A parameter of a decoder layer, float64; empty where the family has no such part."""
+        """Return a parameter of a decoder layer, float64; empty if the family has no such part."""
         values: Array = self.model.state_dict()[f"model.layers.{layer}.{name}"].double().numpy()
         return values
 
     def inputs(self, ids: Array) -> list[Array]:
-        """float64 (T, hidden) for each decoder layer: what its FFN is given."""
+        """Return the FFN inputs of each decoder layer, float64 (T, hidden)."""
         import torch
 
         seen: list[Array] = []
@@ -223,7 +223,7 @@ class Case:
         return self.family.rule(inputs @ self.weight(layer, f"{self.family.router}.weight").T, bias)
 
     def rows(self) -> Rows:
-        """Values that the archive must hold."""
+        """Return the values that the archive must hold."""
         family = self.family
         inputs = [np.concatenate(layer) for layer in zip(*map(self.inputs, self.ids), strict=True)]
         routes = [self.route(inputs[layer], layer) for layer in family.moe]
@@ -240,7 +240,7 @@ class Case:
         )
 
     def experts(self, inputs: Array, layer: int, expert: Array) -> Array:
-        """bool (T, top_k, neurons)."""
+        """Return masks, bool (T, top_k, neurons)."""
         fused = self.weight(layer, f"{self.family.block}.experts.gate_up_proj")
         gate = (fused if fused.shape[1] == 2 * 112 else fused.transpose(0, 2, 1))[:, :112]
         return np.stack([np.einsum("th,tnh->tn", inputs, gate[column]) > 0 for column in expert.T], axis=1)
@@ -265,7 +265,7 @@ class Case:
         )
 
     def with_experts(self, rows: Rows, layer: int, expert: Array) -> Rows:
-        """The rows with other experts in one MoE layer; their masks are those of the other experts."""
+        """Return the rows with other experts, and their masks, in one MoE layer."""
         place = self.family.moe.index(layer)
         inputs = np.concatenate([self.inputs(ids)[layer] for ids in self.ids])
         everything, active = rows.expert.copy(), rows.active.copy()
@@ -275,7 +275,7 @@ class Case:
 
 @pytest.fixture
 def case_of(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., Case]:
-    """A case whose model may be altered by `change` before it is read."""
+    """Return a case; `change` may modify its model before it is read."""
 
     def make(name: str, change: Callable[[str, Any], None] | None = None) -> Case:
         folder, work = folder_of(name), Path(tempfile.mkdtemp(dir=tmp_path))
@@ -295,7 +295,7 @@ def case_of(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[..., C
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_router_agrees_with_numpy(name: str, case_of: Callable[..., Case]) -> None:
-    """Ids, weights and bits of routed, shared and dense neurons are those that the family's rule gives."""
+    """Ids, weights and bits of routed, shared and dense neurons match the family's rule."""
     case = case_of(name)
     reference = case.reference()
     assert reference.unjudged == []
@@ -311,19 +311,19 @@ def test_every_router_agrees_with_numpy(name: str, case_of: Callable[..., Case])
 
 
 def flat_router(key: str, values: Any) -> None:
-    """Make every logit the same but for rounding, so that a softmax of them calls any experts a tie."""
+    """Make all logits equal except for rounding, so that their softmax ties all experts."""
     if key.endswith(("gate.weight", "router.weight")):
         values.mul_(1e-8)
 
 
 @pytest.mark.parametrize("name", BIASED)
-def test_wrong_experts_are_found_where_the_bias_decides(name: str, case_of: Callable[..., Case]) -> None:
-    """With equal logits the softmax ties, the ranked scores do not. Every wrong set of experts is a finding."""
+def test_wrong_experts_are_found_if_the_bias_decides(name: str, case_of: Callable[..., Case]) -> None:
+    """With equal logits the softmax ties, but the ranked scores do not. Every wrong set of experts is a finding."""
     case = case_of(name, flat_router)
     rows = case.rows()
     assert case.compare(rows).experts.unexplained == 0
     last = case.family.moe[-1]
-    wrong = (rows.expert[:, -1] + 1) % 16  # of the last layer, so that nothing follows from it
+    wrong = (rows.expert[:, -1] + 1) % 16  # the last layer, so that no later layer changes
     assert not any(set(one) == set(other) for one, other in zip(wrong, rows.expert[:, -1], strict=True))
     result = case.compare(case.with_experts(rows, last, wrong))
     assert (result.experts.ties, result.experts.unexplained) == (0, sum(LENGTHS))
@@ -335,7 +335,7 @@ def test_wrong_experts_are_found_where_the_bias_decides(name: str, case_of: Call
 
 @pytest.mark.parametrize("name", BIASED)
 def test_a_tie_of_ranked_scores_is_followed(name: str, case_of: Callable[..., Case]) -> None:
-    """Two experts whose ranked scores tie may swap, and the reference's router gives the other one its weight."""
+    """Two experts with tied ranked scores may swap; the reference's router computes the weight of the other."""
     flat = case_of(name, flat_router)
     last = flat.family.moe[-1]
     bias = flat.weight(last, flat.family.bias).reshape(-1)
@@ -359,7 +359,7 @@ def test_a_tie_of_ranked_scores_is_followed(name: str, case_of: Callable[..., Ca
 def test_a_router_that_hides_its_scores_is_judged_strictly(
     case_of: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If no top-k over the experts is seen nothing is a tie, and `verify` says that ties cannot be judged."""
+    """If no top-k over the experts is seen, nothing is a tie, and `verify` reports that ties cannot be judged."""
     import torch
     from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter
 

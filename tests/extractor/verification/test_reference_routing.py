@@ -1,4 +1,4 @@
-"""Top-k sets that a router's scores allow: the largest scores, tied ones in either way, by groups if there are any."""
+"""Top-k sets that a router's scores allow: the largest scores, with ties either way, and by groups if any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def allowed(
     [([0, 2], True), ([2, 0], True), ([0, 1], False), ([3, 1], False), ([0, 0], False), ([0, 65535], False)],
 )
 def test_the_largest_scores_are_allowed_in_any_order(topk_ids: list[int], expected: bool) -> None:
-    """Repeated ids and ids out of range are never a top-k set."""
+    """Repeated and out-of-range ids are never a top-k set."""
     assert allowed([0.4, 0.1, 0.3, 0.2], topk_ids) is expected
 
 
@@ -36,13 +36,13 @@ def test_scores_tie_within_a_millionth(apart: float, expected: bool) -> None:
 
 
 def test_in_the_tail_of_a_softmax_a_tie_is_relative() -> None:
-    """Scores of 8e-7 and 3e-7 are within a millionth, but the router was sure: no tie."""
+    """Scores of 8e-7 and 3e-7 are within a millionth, but clearly differ: no tie."""
     assert not allowed([0.999, 8e-7, 3e-7], [0, 2])
     assert allowed([0.999, 8e-7, 7.9999e-7], [0, 2])
 
 
 def test_experts_of_other_groups_are_not_allowed() -> None:
-    """Two of four groups take part, by the scores of the groups; a large score in a third does not count."""
+    """Only the two best of four groups take part; a large score in a third group does not count."""
     scores = [0.30, 0.01, 0.02, 0.25, 0.03, 0.20, 0.10, 0.09]
     best = Groups(np.array([0.30, 0.25, 0.20, 0.10], np.float32), top_k=2)
     assert allowed(scores, [0, 3], best)
@@ -50,11 +50,11 @@ def test_experts_of_other_groups_are_not_allowed() -> None:
     assert allowed(scores, [0, 3, 2], best)
     assert not allowed(scores, [0, 3, 5], best)
     sums = Groups(np.array([0.31, 0.27, 0.23, 0.19], np.float32), top_k=2)
-    assert allowed(scores, [0, 3], sums), "groups by the sum of their two best"
+    assert allowed(scores, [0, 3], sums), "groups rank by the sum of their two best scores"
 
 
 def test_groups_may_tie() -> None:
-    """Either of two groups with tied scores may take part, even with other experts in it; experts of both may not."""
+    """Either of two tied groups may take part, even with other experts; experts of both at once may not."""
     scores = [0.30, 0.01, 0.20, 0.15, 0.2000001, 0.02, 0.10, 0.09]
     pairs = Groups(np.array([0.30, 0.20, 0.2000001, 0.10], np.float32), top_k=2)
     assert allowed(scores, [0, 2, 3], pairs)
@@ -65,7 +65,7 @@ def test_groups_may_tie() -> None:
 
 @pytest.mark.parametrize(("bias", "apart", "expected"), [(0.0, 9e-7, True), (0.0, 2e-6, False), (30.0, 2e-5, True)])
 def test_scores_with_a_bias_tie_by_their_size(bias: float, apart: float, expected: bool) -> None:
-    """A sigmoid plus a bias is no probability: float32 scores near 30 are 2e-6 apart at the least."""
+    """A sigmoid plus a bias is not a probability: float32 scores near 30 are at least 2e-6 apart."""
     scores = [bias + 0.9, bias + 0.5 + apart, bias + 0.5, bias + 0.1]
     assert allowed(scores, [0, 2], tolerance=tolerance_of("float32", probabilities=False)) is expected
 
@@ -78,7 +78,7 @@ def test_without_scores_nothing_is_a_tie() -> None:
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", True), ("float16", False), ("float32", False)])
 def test_in_16_bits_a_tie_is_relative_too(dtype: str, expected: bool) -> None:
-    """All of 60 experts are within 0.066 of one another; an expert that scores half as high is still no tie."""
+    """All 60 experts are within 0.066 of each other, but an expert with half the score is still no tie."""
     scores = [0.05, 0.02, 0.016, 0.008, *[0.001] * 56]
     assert allowed(scores, [0, 2], tolerance=tolerance_of(dtype)) is expected
     assert not allowed(scores, [0, 3], tolerance=tolerance_of(dtype))

@@ -1,4 +1,4 @@
-"""Ties of ranked scores: counted, followed by the reference, and told apart from other experts."""
+"""Ties of ranked scores: counted, followed by the reference, and distinguished from wrong experts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST_PROMPT = 9  # tokens
 
 
 class Tied:
-    """A case in which two experts of a token tie in the reference, and the archive holds the other one."""
+    """A case in which two experts of a token tie, and the archive holds the one that the reference does not pick."""
 
     def __init__(self, case: Any, row: int, gap: float) -> None:
         import torch
@@ -30,7 +30,7 @@ class Tied:
         self.rows = self._tied_rows(changed)
 
     def _tied_rows(self, router: Any) -> Any:
-        """Return rows of a model that runs the other expert and continues from there."""
+        """Return rows of a model that runs the other expert, and continues with its output."""
         family = self.case.family
         family._model.model.layers[0].mlp.gate.weight.data.copy_(router)
         family._weights["model.layers.0.mlp.gate.weight"] = router.double().numpy()
@@ -61,8 +61,8 @@ class Tied:
 
 
 def test_a_tie_is_counted_and_followed(own_case: Any) -> None:
-    """The other of two tied experts in the archive is a tie; later layers and tokens are compared with a reference that
-    ran the same expert."""
+    """The other of two tied experts counts as a tie. Later layers and tokens are compared with a reference that ran the
+    same expert."""
     tied = Tied(own_case, FIRST_PROMPT + 4, 5e-6)
     result = own_case.compare(tied.rows)
     assert (result.experts.ties, result.experts.unexplained, result.experts.weights_unexplained) == (1, 0, 0)
@@ -71,7 +71,7 @@ def test_a_tie_is_counted_and_followed(own_case: Any) -> None:
 
 
 def test_a_tie_changes_later_layers(own_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the reference did not follow a tie in the first layer, many bits of later layers would be unexplained."""
+    """If the reference does not follow a tie in the first layer, many bits of later layers are unexplained."""
     from sparcom_verification.reference.experts import ExpertComparison
 
     tied = Tied(own_case, FIRST_PROMPT + 4, 5e-6)
@@ -81,7 +81,7 @@ def test_a_tie_changes_later_layers(own_case: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_experts_without_a_tie_are_not_followed(own_case: Any) -> None:
-    """If the two scores differ, the route is unexplained, and so are bits of later layers."""
+    """If the two scores differ, the route and bits of later layers are unexplained."""
     tied = Tied(own_case, FIRST_PROMPT + 4, 1e-2)
     result = own_case.compare(tied.rows)
     assert (result.experts.ties, result.experts.unexplained >= 1) == (0, True)

@@ -19,17 +19,17 @@ from sparcom_verification import selftest
     ],
 )
 def test_every_value_must_be_equal(found: list[list[float]], findings: list[str]) -> None:
-    """Values are compared one by one; missing ones differ."""
+    """Values are compared one by one; missing values differ."""
     assert selftest.check_equal("tokens", [[1, 2, 3], [4]], found).findings == findings
 
 
 def test_a_comparison_of_nothing_fails() -> None:
-    """Without any value nothing was shown."""
+    """A comparison without values is a finding."""
     assert not selftest.check_equal("tokens", [], []).passed
 
 
 def test_prompts_are_mixed_and_split() -> None:
-    """Short and long prompts alternate; long ones take several steps; token ids are within the vocabulary."""
+    """Short and long prompts are mixed; long ones take several steps; token ids are within the vocabulary."""
     prompts = selftest.random_prompts(8, 150, 60)
     lengths = [len(ids) for ids in prompts]
     assert min(lengths) < 8
@@ -39,7 +39,7 @@ def test_prompts_are_mixed_and_split() -> None:
 
 
 def test_the_tiny_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings name a model that was made on the spot; kernels compiled for other settings are not used."""
+    """The model is made locally; kernels compiled under other settings are not used."""
     for name in (*selftest.ENVIRONMENT, "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR"):
         monkeypatch.setenv(name, "")  # restored at the end
     settings = selftest.tiny_settings(tmp_path, "llama")
@@ -50,12 +50,12 @@ def test_the_tiny_model_needs_no_network(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.engine
 def test_a_correct_engine_passes(tiny_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens and log-probabilities repeat, the archive is sound, its rows agree with transformers."""
+    """Tokens and log-probabilities repeat, the archive is sound, and its rows agree with transformers."""
     started: list[bool] = []
 
     async def start(settings: Any) -> Any:
         started.append(settings.capture)
-        return tiny_engine.engine  # stands for the engine without capture too: a start takes 25 s
+        return tiny_engine.engine  # also used as the engine without capture: a start takes 25 s
 
     async def stay_open() -> None:
         pass

@@ -1,4 +1,4 @@
-"""The address of an archive: it leads to this archive alone, behind no link and to no other of the name."""
+"""The address of an archive leads only to this archive, never through a link or to a later archive of that name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Start = Callable[..., Any]
     "inner", ["neuron", "instruction", "instruction/category/c", "instruction/state/c/0", "zarr.json"]
 )
 def test_no_route_follows_a_link_inside_an_archive(start: Start, tmp_path: Path, inner: str) -> None:
-    """Files, facts and list: what a link leads to is not given."""
+    """Files, facts and the list never follow links."""
     running = start()
     secret, path = tmp_path / "secret.zarr", running.archives / "m.zarr"
     write_random_archive(secret, categories=("SECRET", "CODE"))
@@ -43,7 +43,7 @@ def test_no_route_follows_a_link_inside_an_archive(start: Start, tmp_path: Path,
 
 
 def test_a_reader_of_an_address_does_not_mix_two_archives(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The archive is deleted and another of the name is made under a reader: an error at the next look."""
+    """If the archive is replaced under a reader, the next read is an error."""
     monkeypatch.setattr("sparcom_data.archive.REMOTE_CHECK_SECONDS", 0.0)
     running = start()
     address = running.wait(running.post(archive="m").json()["id"])["links"]["zarr"]
@@ -61,14 +61,14 @@ def test_a_reader_of_an_address_does_not_mix_two_archives(start: Start, monkeypa
 
 
 @pytest.mark.parametrize("command", ["analyze", "verify"])
-def test_a_command_over_an_address_is_of_one_archive(
+def test_a_command_over_an_address_reads_one_archive(
     command: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another archive takes the name after the last look of the passes: an error, and no results."""
+    """If another archive takes the name after the last read, the command fails without results."""
     monkeypatch.setattr("sparcom_data.archive.REMOTE_CHECK_SECONDS", 1e9)
     running = start()
     write_random_archive(running.archives / "m.zarr")
-    write_random_archive(tmp_path / "other.zarr")  # of the same shape: every chunk is there
+    write_random_archive(tmp_path / "other.zarr")  # same shape, so every chunk exists
 
     def replace(*_: float) -> None:
         if (tmp_path / "other.zarr").exists():

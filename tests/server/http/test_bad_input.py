@@ -1,4 +1,4 @@
-"""Bad requests: each gets its status, names the field and the rule, and leaves nothing behind."""
+"""Bad requests get their status and an error with field and rule, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -48,24 +48,29 @@ CASES = {
         "InvalidInputError",
         "max_tokens must be at least",
     ),
-    "unknown model": ({"instructions": [ONE], "model": "gpt"}, 404, "UnknownModelError", "serves: fake. It is 'gpt'"),
+    "unknown model": (
+        {"instructions": [ONE], "model": "gpt"},
+        404,
+        "UnknownModelError",
+        "no model 'gpt'; choose one of fake",
+    ),
     "path in name": (
         {"instructions": [ONE], "archive": "../up"},
         422,
         "InvalidInputError",
         "archive: an archive's name",
     ),
-    "absolute name": ({"instructions": [ONE], "archive": "/etc/x"}, 422, "InvalidInputError", "it holds no path"),
+    "absolute name": ({"instructions": [ONE], "archive": "/etc/x"}, 422, "InvalidInputError", "a path is not allowed"),
     "odd name": ({"instructions": [ONE], "archive": "a b"}, 422, "InvalidInputError", "archive: an archive's name"),
     "newline in name": ({"instructions": [ONE], "archive": "ab\n"}, 422, "InvalidInputError", "archive: an archive's"),
     "long name": ({"instructions": [ONE], "archive": "a" * 129}, 422, "InvalidInputError", "1 to 128"),
-    "suffix in name": ({"instructions": [ONE], "archive": "a.zarr"}, 422, "InvalidInputError", "without the suffix"),
+    "suffix in name": ({"instructions": [ONE], "archive": "a.zarr"}, 422, "InvalidInputError", "must not end in .zarr"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_requests_are_refused(start: Start, case: str) -> None:
-    """Status, type and message are those of the broken rule; there is no job and no file."""
+    """Status, type and message match the broken rule; no job and no file is created."""
     body, status, kind, words = CASES[case]
     running = start()
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -79,7 +84,7 @@ def test_bad_requests_are_refused(start: Start, case: str) -> None:
 
 
 def test_every_problem_is_reported_at_once(start: Start) -> None:
-    """A batch with four mistakes gets four sentences, each with its place."""
+    """A batch with four mistakes gets four sentences, each with its location."""
     running = start()
     batch = [ONE, ONE, {"id": "", "text": "x"}, {"id": "c", "text": ""}]
     response = running.post(instructions=batch, archive="a/b", options={"max_tokens": -1})
@@ -96,7 +101,7 @@ def test_every_problem_is_reported_at_once(start: Start) -> None:
 
 
 def test_a_body_that_is_not_declared_as_json_is_refused(start: Start) -> None:
-    """Without the content type it is 415: a page of another origin could send such a request unasked."""
+    """Without the content type the status is 415, since pages of other origins can send such requests unasked."""
     running = start()
     response = running.http.post(
         "/v1/extractions", content=json.dumps({"instructions": [ONE]}), headers={"Content-Type": "text/plain"}
@@ -106,7 +111,7 @@ def test_a_body_that_is_not_declared_as_json_is_refused(start: Start) -> None:
 
 
 def test_an_archive_that_exists_is_not_touched(start: Start) -> None:
-    """A second job of the same name is 409, and the first one's bytes stay as they are."""
+    """A second job of the same name gets 409; the first archive's bytes stay unchanged."""
     running = start()
     running.wait(running.post(archive="kept").json()["id"])
     before = {path: path.read_bytes() for path in running.archives.rglob("*") if path.is_file()}
@@ -121,7 +126,7 @@ def test_an_archive_that_exists_is_not_touched(start: Start) -> None:
     [(StorageError("no space"), 507), (ArchiveExistsError("there"), 409), (InvalidInputError(["a: b", "c: d"]), 422)],
 )
 def test_a_refusal_of_the_engine_is_reported(start: Start, error: Any, status: int) -> None:
-    """Errors of `prepare` reach the client by the table, and the name is free again."""
+    """Errors of `prepare` reach the client with the table's status, and the name is free again."""
     engine = FakeEngine(prepare_error=error)
     running = start(engine)
     response = running.post(archive="name")
@@ -132,7 +137,7 @@ def test_a_refusal_of_the_engine_is_reported(start: Start, error: Any, status: i
 
 
 def test_a_dead_engine_takes_no_job(start: Start) -> None:
-    """An engine that died is 503, for submission and for readiness, while health stays 200."""
+    """After an engine dies, submission and readiness give 503, while health stays 200."""
     engine = FakeEngine()
     running = start(engine)
     engine.healthy = False
@@ -142,7 +147,7 @@ def test_a_dead_engine_takes_no_job(start: Start) -> None:
 
 
 def test_a_large_body_is_refused(start: Start) -> None:
-    """More bytes than allowed are 413, whether their number is declared or not, and exactly as many are not."""
+    """More bytes than the limit give 413, declared or not; exactly the limit is accepted."""
     running = start(max_body_bytes=2000)
     small = json.dumps({"instructions": [ONE]}).encode()
     headers = {"Content-Type": "application/json"}
@@ -160,7 +165,7 @@ def test_a_large_body_is_refused(start: Start) -> None:
 
 
 def test_a_declared_length_is_refused_before_the_body_comes(start: Start) -> None:
-    """The answer 413 comes on the headers alone."""
+    """The headers alone get the status 413."""
     running = start(max_body_bytes=2000)
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
@@ -170,7 +175,7 @@ def test_a_declared_length_is_refused_before_the_body_comes(start: Start) -> Non
 
 @pytest.mark.parametrize(("limit", "offset"), [(0, 0), (1001, 0), (1, -1), ("x", 0)])
 def test_paging_outside_its_range_is_refused(start: Start, limit: object, offset: int) -> None:
-    """Query parameters follow rules too, and errors name them."""
+    """Query parameters are validated too, and errors name them."""
     running = start()
     response = running.http.get("/v1/extractions", params={"limit": limit, "offset": offset})
     assert response.status_code == 422
@@ -178,7 +183,7 @@ def test_paging_outside_its_range_is_refused(start: Start, limit: object, offset
 
 
 def test_unknown_routes_and_methods_have_the_same_form(start: Start) -> None:
-    """404 and 405 carry the error body too."""
+    """404 and 405 have the error body too."""
     running = start()
     assert running.http.get("/v2/none").json()["error"]["type"] == "NotFound"
     response = running.http.put("/v1/models")
@@ -186,7 +191,7 @@ def test_unknown_routes_and_methods_have_the_same_form(start: Start) -> None:
 
 
 def test_deep_nesting_is_refused(start: Start) -> None:
-    """A body made to exhaust the parser's stack is a bad request, not a crash."""
+    """A body that would exhaust the parser's stack is a bad request, not a crash."""
     running = start()
     content = b'{"instructions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": "application/json"})
@@ -206,8 +211,8 @@ def test_deep_nesting_is_refused(start: Start) -> None:
         {"instructions": [ONE], "options": {"max_tokens": "TOO_LONG"}},
     ],
 )
-def test_what_no_text_or_number_can_be_is_refused(start: Start, body: dict[str, Any]) -> None:
-    """Half a surrogate pair cannot be stored or answered, nor a number of 5,000 digits: a client's error, not ours."""
+def test_invalid_text_and_numbers_are_refused(start: Start, body: dict[str, Any]) -> None:
+    """Half a surrogate pair and a number of 5,000 digits are client errors, not server errors."""
     running = start()
     content = json.dumps(body).replace('"TOO_LONG"', "9" * 5000).encode()
     response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": "application/json"})

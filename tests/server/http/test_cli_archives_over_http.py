@@ -1,4 +1,4 @@
-"""`sparcom verify` and `sparcom analyze` of an archive that a server has, by its address."""
+"""`sparcom verify` and `sparcom analyze` of an archive by its address on a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None
 
 @pytest.fixture
 def server(start: Callable[..., Any]) -> Any:
-    """A server with one archive of random masks; its folder is `server.folder`, its address `server.zarr`."""
+    """Return a server with one archive of random masks; its folder is `server.folder`, its address `server.zarr`."""
     running = start()
     running.archives.mkdir(parents=True, exist_ok=True)
     running.folder = running.archives / "rand.zarr"
@@ -34,7 +34,7 @@ def server(start: Callable[..., Any]) -> Any:
 def test_verify_takes_an_address(
     server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same checks as from disk; damage is found, and an archive that is not there is an error with the address."""
+    """The checks are those from disk; damage is found, and a missing archive is an error with the address."""
     assert run(monkeypatch, "verify", server.zarr, "--no-tokenizer") == 0
     assert capsys.readouterr().out.endswith(f"{server.zarr}: nothing wrong was found\n")
     (server.folder / "neuron/active/c.1.0.0").unlink()
@@ -47,7 +47,7 @@ def test_verify_takes_an_address(
 def test_analyze_takes_an_address(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Metrics of the archive over HTTP are those of the folder."""
+    """The metrics over HTTP equal those of the folder."""
     settings = ["--epsilon", "0.1", "--resamples", "0", "--permutations", "0"]
     for archive, output in ((server.zarr, "http"), (server.folder, "disk")):
         assert run(monkeypatch, "analyze", archive, *settings, "--output", tmp_path / output) == 0

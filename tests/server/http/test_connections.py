@@ -1,4 +1,4 @@
-"""Clients that send half of a request, or take none of an answer: the service and its jobs go on."""
+"""Clients that send half a request, or read none of a response, do not stop the service or its jobs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ HALF_BODY = (
 
 
 def address(running: Any) -> tuple[str, int]:
-    """Where a server in a thread listens."""
+    """Return the address of a server in a thread."""
     host, port = running.url.removeprefix("http://").split(":")
     return host, int(port)
 
 
 @contextmanager
 def half_sent(where: tuple[str, int], count: int, data: bytes) -> Iterator[list[socket.socket]]:
-    """`count` connections that have sent `data` and no more, also those that the server has closed already."""
+    """Return `count` connections that sent only `data`, including those that the server has already closed."""
     with ExitStack() as stack:
         connections = []
         for _ in range(count):
@@ -46,7 +46,7 @@ def half_sent(where: tuple[str, int], count: int, data: bytes) -> Iterator[list[
 
 
 def received(connection: socket.socket) -> bytes:
-    """Everything until the server closes the connection."""
+    """Return all bytes until the server closes the connection."""
     parts = b""
     try:
         while part := connection.recv(65536):
@@ -58,7 +58,7 @@ def received(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("data", [HALF_HEAD, HALF_BODY], ids=["head", "body"])
 def test_half_sent_requests_harm_no_job(process: Start, data: bytes) -> None:
-    """1,100 of them against a server with 1,024 descriptors: it answers, and the running job is complete."""
+    """With 1,100 of them and 1,024 descriptors, the server still answers and completes the running job."""
     raise_descriptor_limit()
     running = process(descriptors=1024, pause=0.002)
     batch = [{"id": f"i{n}", "text": "a b"} for n in range(200)]
@@ -79,14 +79,14 @@ def test_half_sent_requests_harm_no_job(process: Start, data: bytes) -> None:
     "data", [b"", b"GET / HTTP", HALF_HEAD, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + HALF_HEAD]
 )
 def test_headers_have_a_time_limit(start: Start, data: bytes) -> None:
-    """A connection without a complete header, or with the half of a second one, is closed after `request_seconds`."""
+    """A connection without a complete first or second header is closed after `request_seconds`."""
     running = start(request_seconds=0.2)
     with half_sent(address(running), 1, data) as (connection,):
         assert received(connection).count(b"HTTP/1.1 200") == data.count(b"\r\n\r\n")
 
 
-def test_a_header_has_a_size(start: Start) -> None:
-    """A header that never ends is refused when it has 64 KiB, not when the memory is full."""
+def test_a_header_has_a_size_limit(start: Start) -> None:
+    """An endless header is refused at 64 KiB."""
     with socket.create_connection(address(start()), timeout=20) as connection:
         answer = b""
         connection.sendall(HALF_HEAD)
@@ -100,7 +100,7 @@ def test_a_header_has_a_size(start: Start) -> None:
 
 
 def test_a_body_has_a_time_limit(start: Start) -> None:
-    """A body that stops halfway is 408 after `body_seconds`."""
+    """A body that stops halfway gets 408 after `body_seconds`."""
     with half_sent(address(start(body_seconds=0.2)), 1, HALF_BODY) as (connection,):
         answer = received(connection)
     assert answer.startswith(b"HTTP/1.1 408")
@@ -108,7 +108,7 @@ def test_a_body_has_a_time_limit(start: Start) -> None:
 
 
 def test_bodies_are_bounded_together(start: Start) -> None:
-    """Four bodies of the largest size may be held at once; a fifth is 503, and has no effect on those."""
+    """Four bodies of the largest size may be held at once; a fifth gets 503 and does not affect them."""
     running = start(max_body_bytes=1000)
     body = json.dumps({"instructions": [{"id": "a", "text": "x" * 930}]}).encode()
     assert 960 < len(body) < 1000
@@ -128,8 +128,8 @@ def test_bodies_are_bounded_together(start: Start) -> None:
     assert b"retry-after: 5" in answers[0].lower()
 
 
-def test_an_answer_that_nobody_takes_is_given_up(start: Start) -> None:
-    """A client that asks for a large file and reads nothing loses its connection after `send_seconds`."""
+def test_an_unread_response_is_dropped(start: Start) -> None:
+    """A client that requests a large file and reads nothing is disconnected after `send_seconds`."""
     running = start(send_seconds=0.2)
     running.archives.mkdir(parents=True)
     (running.archives / "a.zarr").mkdir()
@@ -143,7 +143,7 @@ def test_an_answer_that_nobody_takes_is_given_up(start: Start) -> None:
 
 
 def test_the_longest_silent_connection_is_closed_for_a_new_one(start: Start) -> None:
-    """When all are open that may be, a new client is served and the one that has sent nothing for longest is closed."""
+    """At the limit, a new client is served, and the connection of the longest silent client is closed."""
     running = start(max_connections=3)
     running.http.close()
     running.http = httpx.Client(base_url=running.url)
@@ -155,8 +155,8 @@ def test_the_longest_silent_connection_is_closed_for_a_new_one(start: Start) -> 
             assert received(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_a_server_that_answers_all_it_can_says_so(start: Start) -> None:
-    """While every connection is being answered a new one gets 503 with Retry-After, in the one form of errors."""
+def test_a_fully_busy_server_answers_503(start: Start) -> None:
+    """While every open connection awaits a response, a new one gets 503 with Retry-After and the usual error body."""
     running = start(FakeEngine(pause=60), max_connections=1)
     job = running.post(1).json()
     with running.http.stream("GET", f"/v1/extractions/{job['id']}/events") as stream:
@@ -168,7 +168,7 @@ def test_a_server_that_answers_all_it_can_says_so(start: Start) -> None:
 
 
 def test_event_streams_are_bounded(start: Start) -> None:
-    """One stream more than may be open is 503; when one has ended there is room again."""
+    """One stream beyond the limit gets 503; after a stream has ended, a new one is accepted."""
     running = start(FakeEngine(pause=60), max_event_streams=1)
     job = running.post(1).json()
     path = f"/v1/extractions/{job['id']}/events"
@@ -184,7 +184,7 @@ def test_event_streams_are_bounded(start: Start) -> None:
 
 
 def test_connections_leave_descriptors_for_the_jobs() -> None:
-    """Two descriptors per connection, one per connection of a burst, and 256 stay free."""
+    """With two descriptors per connection and one per connection of a burst, 256 stay free."""
     assert connection_limit(1000, 65_536) == 1000
     assert connection_limit(1000, 1024) == 320
     assert 320 * 2 + 128 + RESERVED_DESCRIPTORS <= 1024

@@ -1,4 +1,4 @@
-"""Headers that clients send: what is malformed is ignored or refused, and leaves no descriptor behind."""
+"""Malformed request headers are ignored or refused, and leave no descriptor open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparcom_server.http.file_response import UnsatisfiableRangeError, parse_ran
 from sparcom_server.settings import ServerSettings
 
 Start = Callable[..., Any]
-NINES = "9" * 4301  # more digits than int() takes
+NINES = "9" * 4301  # more digits than int() accepts
 BAD_HEADERS = [
     {"Range": f"bytes=-{NINES}"},
     {"Range": f"bytes={NINES}-"},
@@ -32,8 +32,8 @@ BAD_HEADERS = [
 
 
 @pytest.mark.parametrize("headers", BAD_HEADERS)
-def test_numbers_of_any_length_are_taken(start: Start, headers: dict[str, str]) -> None:
-    """A number that no file or calendar has is treated as in RFC 9110: as very large, or as no date."""
+def test_numbers_of_any_length_are_accepted(start: Start, headers: dict[str, str]) -> None:
+    """Numbers beyond any file or calendar are treated as RFC 9110 says: as very large, or as an invalid date."""
     running = start()
     write_random_archive(running.archives / "rand.zarr")
     response = running.http.get("/v1/archives/rand/zarr/zarr.json", headers=headers)
@@ -45,7 +45,7 @@ def test_numbers_of_any_length_are_taken(start: Start, headers: dict[str, str]) 
 
 
 def test_a_range_may_have_leading_zeros() -> None:
-    """Zeros in front do not make a number large; what is larger than any file is."""
+    """Leading zeros do not make a number large."""
     assert parse_range("bytes=" + "0" * 5000 + "3-" + "0" * 5000 + "5", 10) == (3, 3)
     assert parse_range(f"bytes=-{NINES}", 10) == (0, 10)
     with pytest.raises(UnsatisfiableRangeError):
@@ -53,7 +53,7 @@ def test_a_range_may_have_leading_zeros() -> None:
 
 
 def test_a_thousand_bad_ranges_leave_no_descriptor(process: Start) -> None:
-    """With 1,024 descriptors in all, the count is the same after 1,000 bad ranges, and a good request still works."""
+    """With 1,024 descriptors, their number is unchanged after 1,000 bad ranges, and a valid request still works."""
     running = process(descriptors=1024)
     write_random_archive(running.data / "archives" / "rand.zarr")
     url = "/v1/archives/rand/zarr/zarr.json"
@@ -62,12 +62,12 @@ def test_a_thousand_bad_ranges_leave_no_descriptor(process: Start) -> None:
     before = running.descriptors()
     for number in range(1000):
         assert running.http.get(url, headers=BAD_HEADERS[number % len(BAD_HEADERS)]).status_code < 500
-    running.wait_for(lambda: running.descriptors() <= before)  # a connection closes a moment after its client left
+    running.wait_for(lambda: running.descriptors() <= before)  # a connection closes shortly after its client leaves
     assert running.http.get(url).content == whole
 
 
 def test_a_broken_answer_closes_its_file(process: Start) -> None:
-    """Clients that leave in the middle of a file, and a file that becomes shorter, leave no descriptor behind."""
+    """Clients that disconnect within a file, and a truncated file, leave no descriptor open."""
     running = process()
     write_random_archive(running.data / "archives" / "rand.zarr")
     big = running.data / "archives" / "rand.zarr" / "big"
@@ -90,13 +90,13 @@ def test_a_broken_answer_closes_its_file(process: Start) -> None:
 
 
 class App:
-    """The app without a server, for thousands of requests."""
+    """An app without a server, for thousands of requests."""
 
     def __init__(self, folder: Path) -> None:
         self.app = create_app({"fake": FakeEngine().starter()}, ServerSettings(data_dir=folder))
 
     def status(self, method: str, path: str, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> int:
-        """The status of one request; an exception of the app is raised here."""
+        """Return the status of one request; exceptions of the app are raised."""
 
         async def ask() -> int:
             transport = httpx.ASGITransport(self.app)
@@ -108,7 +108,7 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> App:
-    """An app with one archive."""
+    """Return an app with one archive."""
     folder = tmp_path_factory.mktemp("data")
     write_random_archive(folder / "archives" / "rand.zarr")
     return App(folder)
@@ -134,7 +134,7 @@ VALUES = (
     headers=st.lists(st.tuples(st.sampled_from([name.encode() for name in NAMES]), VALUES), max_size=4),
 )
 def test_no_header_breaks_the_service(app: App, method: str, path: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """No header causes a status of 500 or more."""
+    """No header gives a status of 500 or higher."""
     assert app.status(method, path, headers) < 500
 
 
@@ -155,8 +155,8 @@ def test_no_header_breaks_the_service(app: App, method: str, path: str, headers:
         ("", 421),
     ],
 )
-def test_the_host_must_be_ours(start: Start, host: str, status: int) -> None:
-    """An address, this machine's names and those that the operator allows; with DNS rebinding it is another."""
+def test_the_host_must_be_this_service(start: Start, host: str, status: int) -> None:
+    """IP addresses, this machine's names and allowed names pass; DNS rebinding gives another name."""
     running = start(allowed_hosts=("spark.example.org",))
     response = running.http.get("/v1/extractions", headers={"Host": host})
     assert response.status_code == status
@@ -165,7 +165,7 @@ def test_the_host_must_be_ours(start: Start, host: str, status: int) -> None:
 
 
 def test_any_host_can_be_allowed(start: Start) -> None:
-    """The operator may switch the check off, behind a proxy that checks."""
+    """The operator may disable the check, behind a proxy that checks."""
     assert start(allowed_hosts=("*",)).http.get("/health", headers={"Host": "any.example"}).status_code == 200
 
 
@@ -184,7 +184,7 @@ def test_any_host_can_be_allowed(start: Start) -> None:
     ],
 )
 def test_another_site_cannot_post(start: Start, headers: dict[str, str], status: int) -> None:
-    """A browser sends the origin of a request; only the service's own page may change something."""
+    """Browsers send the origin; only the service's own page may change anything."""
     running = start()
     sent = {name: value.format(url=running.url) for name, value in headers.items()}
     body = {"instructions": [{"id": "a", "text": "x"}]}
@@ -194,16 +194,16 @@ def test_another_site_cannot_post(start: Start, headers: dict[str, str], status:
     assert job.status_code == (404 if status == 202 else 403)
 
 
-def test_a_proxy_may_speak_tls(start: Start) -> None:
-    """Behind a proxy the page's origin is https while the service hears http; host and port are the same."""
+def test_a_proxy_may_use_tls(start: Start) -> None:
+    """Behind a TLS proxy, the page's origin is https but the service sees http; host and port agree."""
     running = start(allowed_hosts=("lab.example",))
     headers = {"Host": "lab.example", "Origin": "https://lab.example", "Sec-Fetch-Site": "same-origin"}
     assert running.http.delete("/v1/extractions/none", headers=headers).status_code == 404
 
 
 @pytest.mark.parametrize("declared", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"])
-def test_only_json_is_taken(start: Start, declared: str) -> None:
-    """Bodies that a page may send to another site unasked are 415, and nothing is written."""
+def test_only_json_is_accepted(start: Start, declared: str) -> None:
+    """Bodies that a page can send to another site unasked get 415, and nothing is written."""
     running = start()
     content = b'{"instructions": [{"id": "a", "text": "x"}]}'
     response = running.http.post("/v1/extractions", content=content, headers={"Content-Type": declared})

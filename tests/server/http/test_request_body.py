@@ -1,4 +1,4 @@
-"""The body of a new extraction: bounded in what it costs to read and in what is answered to it."""
+"""The body of a new extraction: bounded cost of reading it, and bounded error responses."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ JSON = {"Content-Type": "application/json"}
 
 
 def parse(content: object, limit: int = 1000) -> Any:
-    """Parse a body; bytes as they are, anything else as JSON."""
+    """Parse a body: bytes unchanged, anything else encoded as JSON."""
     return parse_extraction(bytearray(content if isinstance(content, bytes) else json.dumps(content).encode()), limit)
 
 
 def problems(content: object, limit: int = 1000) -> list[str]:
-    """The problems of a body that breaks rules."""
+    """Return the problems of an invalid body."""
     with pytest.raises(InvalidInputError) as caught:
         parse(content, limit)
     return caught.value.problems
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """An object with lists in it, `depth` deep in all."""
+    """Return an object of nested lists with `depth` levels in total."""
     value: list[Any] = []
     for _ in range(depth - 2):
         value = [value]
@@ -41,7 +41,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def test_many_problems_give_a_short_answer(start: Start) -> None:
-    """400,000 wrong instructions: 100 problems and the number of the others, in a few kilobytes."""
+    """400,000 invalid instructions give 100 problems and the number of the others, in a few kilobytes."""
     running = start(max_instructions=1_000_000)
     content = b'{"instructions": [' + b"1," * 399_999 + b"1]}"
     response = running.http.post("/v1/extractions", content=content, headers=JSON)
@@ -54,14 +54,14 @@ def test_many_problems_give_a_short_answer(start: Start) -> None:
 
 
 def test_problems_that_the_engine_finds_are_bounded_too(start: Start) -> None:
-    """Each of 300 instructions that do not go with the prompt format: 100 problems and the number of the others."""
+    """300 instructions that do not fit the prompt format give 100 problems and the number of the others."""
     error = InvalidInputError([f"instructions.{number}: wrong" for number in range(300)])
     problems = start(FakeEngine(prepare_error=error)).post().json()["error"]["problems"]
     assert problems[99:] == ["instructions.99: wrong", "… and 200 more"]
 
 
 def test_ids_given_twice_are_bounded_too() -> None:
-    """150 ids, each given twice: 100 problems and the number of the others."""
+    """150 duplicate ids give 100 problems and the number of the others."""
     found = problems({"instructions": [ONE | {"id": f"i{number % 150}"} for number in range(300)]})
     assert (len(found), found[-1]) == (101, "… and 50 more")
 
@@ -85,14 +85,14 @@ def test_ids_given_twice_are_bounded_too() -> None:
     ],
 )
 def test_long_values_are_not_sent_back(start: Start, content: Any) -> None:
-    """Names and values of a request are repeated in an error only where they are short."""
+    """An error repeats names and values of a request only if they are short."""
     response = start().http.post("/v1/extractions", json=content)
     assert response.status_code in {404, 422}
     assert len(response.content) < 5000
 
 
 def test_query_and_path_are_not_sent_back(start: Start) -> None:
-    """Nor are those of an address."""
+    """An error repeats values of the address only if they are short."""
     running = start()
     for path in ("/v1/extractions/" + "x" * 20_000, "/v1/extractions?limit=" + "x" * 20_000):
         response = running.http.get(path)
@@ -101,7 +101,7 @@ def test_query_and_path_are_not_sent_back(start: Start) -> None:
 
 
 def test_problems_outside_the_instructions_come_first() -> None:
-    """A wrong option is reported even if hundreds of instructions are wrong."""
+    """An invalid option is reported even if hundreds of instructions are invalid."""
     found = problems({"instructions": [1] * 500, "options": {"positions": "x"}})
     assert found[0].startswith("options.positions: ")
     assert found[-1] == "… and 401 more"
@@ -109,7 +109,7 @@ def test_problems_outside_the_instructions_come_first() -> None:
 
 @pytest.mark.parametrize("depth", [MAX_METADATA_DEPTH + 1, 150, 260, 5000])
 def test_deep_metadata_is_refused(start: Start, depth: int) -> None:
-    """Metadata nested deeper than can be written is 422 with a message, at 260 deep and at any other depth."""
+    """Metadata nested too deeply to be written gets 422 with a message, at 260 levels and at any other depth."""
     running = start()
     content = b'{"instructions": [{"id": "a", "text": "x", "metadata": {"a":' + b"[" * depth + b"]" * depth + b"}}]}"
     response = running.http.post("/v1/extractions", content=content, headers=JSON)
@@ -118,8 +118,8 @@ def test_deep_metadata_is_refused(start: Start, depth: int) -> None:
     assert running.files() == []
 
 
-def test_metadata_of_the_allowed_depth_is_taken() -> None:
-    """Metadata nested 100 deep can be hashed and written; 101 is refused, from a file too."""
+def test_metadata_of_the_allowed_depth_is_accepted() -> None:
+    """Metadata of 100 levels can be hashed and written; 101 levels are refused, also from a file."""
     allowed = parse({"instructions": [ONE | {"metadata": nested(MAX_METADATA_DEPTH)}]})
     assert len(dataset_sha256(allowed.instructions)) == 64
     with pytest.raises(ValueError, match="at most 100 deep"):
@@ -127,7 +127,7 @@ def test_metadata_of_the_allowed_depth_is_taken() -> None:
 
 
 def test_the_number_of_instructions_is_bounded(start: Start) -> None:
-    """`max_instructions` are accepted; one more is 422 with the numbers and the remedy."""
+    """`max_instructions` are accepted; one more gets 422 with both numbers and the remedy."""
     running = start(max_instructions=3)
     assert running.post(3).status_code == 202
     refused = running.post(4)
@@ -139,7 +139,7 @@ def test_the_number_of_instructions_is_bounded(start: Start) -> None:
 
 
 def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body of more numbers and strings, or of more objects and lists, than may be is refused before it is decoded."""
+    """A body with too many numbers and strings, or objects and lists, is refused before it is decoded."""
     body = {"instructions": [{"id": "a", "token_ids": [1, 2, 3]}]}
     monkeypatch.setattr(request_body, "from_json", lambda _: pytest.fail("it was decoded"))
     monkeypatch.setattr(request_body, "MAX_VALUES", 6)
@@ -150,28 +150,28 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("text", ["[" * 50, '"[' * 50, '\\"{[' * 50, "\\", '"', "\\\\", '\\\\"['])
-def test_brackets_in_text_are_no_lists(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Brackets inside a string do not count, whatever is escaped."""
+def test_brackets_in_text_are_not_counted(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Brackets in a string do not count, whatever is escaped."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
     body = {"instructions": [{"id": "a", "text": text + "x", "source": "]" + text}, ONE | {"id": "b"}]}
     assert [item.id for item in parse(body).instructions] == ["a", "b"]
 
 
 def test_an_open_string_is_counted_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting takes one pass also over a string that never ends: a second one per escaped quote would take hours."""
+    """An unterminated string is counted in one pass; a second pass per escaped quote would take hours."""
     monkeypatch.setattr(request_body, "MAX_CONTAINERS", 4)
     assert request_body._count_containers(bytearray(b"[[" + b'"' + b'\\"[' * 1_000_000)) == 2
 
 
 def test_a_body_is_emptied_when_it_is_decoded() -> None:
-    """The bytes are not kept with the objects."""
+    """The bytes are released before the objects are checked."""
     body = bytearray(json.dumps({"instructions": [ONE]}).encode())
     assert parse_extraction(body, 10).instructions[0].id == "a"
     assert body == b""
 
 
 def test_the_loop_answers_while_a_body_is_checked(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Health is answered while another request's body is being checked."""
+    """/health answers while the body of another request is being checked."""
     running = start()
     answers = []
 

@@ -1,4 +1,4 @@
-"""The archive over HTTP: what readers get is what lies on disk, and nothing else can be reached."""
+"""The archive over HTTP: readers get the bytes on disk, and nothing else can be reached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = "neuron/active/c.0.0.0"
 
 @pytest.fixture
 def running(start: Start) -> Any:
-    """A server with one archive of random masks, `running.truth`."""
+    """Return a server with one archive of random masks, `running.truth`."""
     server = start()
     server.archives.mkdir(parents=True, exist_ok=True)
     server.truth = write_random_archive(server.archives / "rand.zarr", failed=(2,))
@@ -34,7 +34,7 @@ def running(start: Start) -> Any:
 
 
 def test_zarr_opens_the_address(running: Any) -> None:
-    """`zarr.open` of the address gives the very masks that were written."""
+    """`zarr.open` of the address gives the written masks."""
     group = zarr.open(running.zarr, mode="r")
     packed = np.asarray(group["neuron/active"][:])
     masks = np.unpackbits(packed, axis=-1, bitorder="little", count=20).astype(bool)
@@ -42,7 +42,7 @@ def test_zarr_opens_the_address(running: Any) -> None:
 
 
 def test_our_reader_opens_the_address(running: Any) -> None:
-    """The project's reader gives the same over HTTP as from disk, and the same errors."""
+    """The project's reader gives the same data and errors over HTTP as from disk."""
     remote, local = open_archive(running.zarr), open_archive(running.archives / "rand.zarr")
     assert remote.attributes == local.attributes
     assert remote.instructions.id == local.instructions.id
@@ -55,7 +55,7 @@ def test_our_reader_opens_the_address(running: Any) -> None:
 
 
 def test_every_file_is_served_exactly(running: Any) -> None:
-    """GET and HEAD of each key of the store: the bytes, and the length, of the file."""
+    """GET and HEAD of each key give the bytes and the length of the file."""
     root = running.archives / "rand.zarr"
     files = [path for path in root.rglob("*") if path.is_file()]
     assert len(files) > 20
@@ -69,8 +69,8 @@ def test_every_file_is_served_exactly(running: Any) -> None:
         assert head.headers["ETag"] == response.headers["ETag"]
 
 
-def test_a_file_larger_than_a_block_is_whole(running: Any) -> None:
-    """Files are sent in blocks of 1 MiB; several blocks give the same bytes, whole and in part."""
+def test_a_file_larger_than_a_block_is_sent_whole(running: Any) -> None:
+    """Files are sent in blocks of 1 MiB; several blocks give the same bytes, in whole and in ranges."""
     data = os.urandom(3 * 2**20 + 17)
     (running.archives / "rand.zarr" / "big").write_bytes(data)
     assert running.http.get(f"{running.zarr}/big").content == data
@@ -90,7 +90,7 @@ def test_a_file_larger_than_a_block_is_whole(running: Any) -> None:
     ],
 )
 def test_a_range_is_a_slice(running: Any, asked: str, part: slice) -> None:
-    """A byte range gives status 206, the bytes of the slice, and their position."""
+    """A byte range gives status 206, the bytes of the slice, and its position."""
     data = (running.archives / "rand.zarr" / CHUNK).read_bytes()
     response = running.http.get(f"{running.zarr}/{CHUNK}", headers={"Range": asked})
     first, stop, _ = part.indices(len(data))
@@ -111,7 +111,7 @@ def test_a_range_outside_the_file_is_refused(running: Any) -> None:
     last=st.none() | st.integers(0, 25),
 )
 def test_ranges_follow_the_rfc(size: int, first: int | None, last: int | None) -> None:
-    """For any range and size: the slice RFC 9110 means, the whole file if malformed, or an error if empty."""
+    """For any range and size, the result is RFC 9110's slice, the whole file if malformed, or an error if empty."""
     data = bytes(range(size))
     header = f"bytes={'' if first is None else first}-{'' if last is None else last}"
     if (first is None and last is None) or (first is not None and last is not None and last < first):
@@ -127,8 +127,8 @@ def test_ranges_follow_the_rfc(size: int, first: int | None, last: int | None) -
         assert data[begin : begin + length] == expected
 
 
-def test_what_has_not_changed_is_not_sent_again(running: Any) -> None:
-    """If-None-Match and If-Modified-Since give 304; a file that was replaced gives its new bytes and a new tag."""
+def test_an_unchanged_file_is_not_sent_again(running: Any) -> None:
+    """If-None-Match and If-Modified-Since give 304; a replaced file gives its new bytes and a new tag."""
     url, path = f"{running.zarr}/zarr.json", running.archives / "rand.zarr" / "zarr.json"
     first = running.http.get(url)
     tag = first.headers["ETag"]
@@ -141,20 +141,20 @@ def test_what_has_not_changed_is_not_sent_again(running: Any) -> None:
     again = running.http.get(url, headers={"If-None-Match": tag})
     assert (again.status_code, again.content) == (200, path.read_bytes())
     partial = running.http.get(url, headers={"If-Range": tag, "Range": "bytes=0-1"})
-    assert partial.status_code == 200, "a range of what the client no longer has would mix two files"
+    assert partial.status_code == 200, "a range of a replaced file would mix two files"
 
 
 @pytest.mark.parametrize(
     "key", ["none", "neuron", "neuron/active", "", "neuron/active/c/9/0/0", "zarr.json/x", "a" * 300, "%00"]
 )
 def test_missing_keys_are_404(running: Any, key: str) -> None:
-    """A key that is no file of the store is 404, folders included, in the one form of errors."""
+    """A key that is not a file of the store, such as a folder, gets 404 with the usual error body."""
     response = running.http.get(f"{running.zarr}/{key}")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "ArchiveNotFoundError")
 
 
 def raw_status(running: Any, path: str) -> int:
-    """The status of a request with its path as it is."""
+    """Return the status of a request whose path is sent unchanged."""
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -177,7 +177,7 @@ def raw_status(running: Any, path: str) -> int:
     ],
 )
 def test_no_path_leads_out(running: Any, path: str) -> None:
-    """No way of writing a path reaches a file outside the archive."""
+    """No spelling of a path reaches a file outside the archive."""
     (running.archives.parent / "secret").write_text("secret")
     (running.archives / "secret").write_text("secret")
     assert raw_status(running, "/v1/archives/rand/zarr/zarr.json") == 200
@@ -185,7 +185,7 @@ def test_no_path_leads_out(running: Any, path: str) -> None:
 
 
 def test_no_link_is_followed(running: Any, tmp_path: Path) -> None:
-    """Links to files, to folders and to whole archives are as if they were not there."""
+    """Links to files, folders and whole archives count as missing."""
     outside = tmp_path / "outside"
     write_random_archive(outside / "other.zarr")
     root = running.archives / "rand.zarr"
@@ -200,8 +200,8 @@ def test_no_link_is_followed(running: Any, tmp_path: Path) -> None:
     assert names == ["rand"]
 
 
-def test_what_is_being_written_is_not_served(running: Any) -> None:
-    """Temporary files are missing keys, also where a folder of that name holds a file; pipes do not hang."""
+def test_files_being_written_are_not_served(running: Any) -> None:
+    """Temporary files count as missing, also within folders of such names; pipes do not hang."""
     root = running.archives / "rand.zarr"
     (root / "zarr.json.123.partial").write_text("half")
     (root / "x.partial").mkdir()
@@ -212,7 +212,7 @@ def test_what_is_being_written_is_not_served(running: Any) -> None:
 
 
 def test_descriptors_are_closed(running: Any) -> None:
-    """After whole, partial, refused, conditional, HEAD and broken-off requests no file is left open."""
+    """After whole, partial, refused, conditional, HEAD and aborted requests no file is left open."""
     (running.archives / "rand.zarr" / "big").write_bytes(bytes(8 * 2**20))
     url = f"{running.zarr}/big"
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (a count; Path.iterdir opens one more)
@@ -222,12 +222,12 @@ def test_descriptors_are_closed(running: Any) -> None:
         running.http.get(url, headers={"Range": "bytes=1-2"})
         running.http.get(url, headers={"Range": "bytes=99999999-"})
         running.http.get(url, headers={"If-None-Match": "*"})
-        raw_status(running, "/v1/archives/rand/zarr/big")  # reads the first bytes and hangs up
+        raw_status(running, "/v1/archives/rand/zarr/big")  # reads the first bytes and disconnects
     running.wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)  # noqa: PTH208
 
 
 def test_archives_are_listed_and_described(running: Any) -> None:
-    """The list has every archive, also one that cannot be read; the facts agree with the disk."""
+    """The list has every archive, including unreadable ones; the facts match the disk."""
     (running.archives / "broken.zarr").mkdir()
     for name, text in {
         "text": "{",
@@ -264,11 +264,11 @@ def test_archives_are_listed_and_described(running: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/archives/rand", "/v1/archives/rand/"])
 def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
-    """Readers that were given the address of the facts get the address of the store, from the server and from ours."""
+    """Readers with the address of the facts are told the address of the store, by the server and by our reader."""
     for key in ("zarr.json", "neuron/active/zarr.json"):
         response = running.http.get(f"/v1/archives/rand/{key}")
         assert response.status_code == 404
-        assert f"Give {running.zarr} to the reader" in response.json()["error"]["message"]
+        assert f"Open {running.zarr} instead" in response.json()["error"]["message"]
         assert running.http.head(f"/v1/archives/rand/{key}").status_code == 404
     with pytest.raises(ArchiveNotFoundError, match=rf"ends in /zarr. Try {running.zarr}$"):
         open_archive(running.url + path)

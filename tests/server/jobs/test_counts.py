@@ -1,4 +1,4 @@
-"""Archives of counts: asked for by REST, served over HTTP."""
+"""Archives of counts: requested by REST, served over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def running(start: Start) -> Any:
-    """A server with one archive of counts, which are `running.truth`."""
+    """Return a server with one archive of counts, `running.truth`."""
     server = start()
     server.archives.mkdir(parents=True, exist_ok=True)
     server.truth = write_random_archive(server.archives / "counts.zarr", failed=(2,), granularity="count")
@@ -29,13 +29,13 @@ def running(start: Start) -> Any:
 
 
 def test_zarr_opens_the_address(running: Any) -> None:
-    """`zarr.open` of the address gives the very counts that were written."""
+    """`zarr.open` of the address gives the written counts."""
     group = zarr.open(running.zarr, mode="r")
     np.testing.assert_array_equal(group["neuron/count"][:], running.truth)
 
 
 def test_our_reader_opens_the_address(running: Any) -> None:
-    """The project's reader gives the same over HTTP as from disk, and the same errors."""
+    """The project's reader gives the same data and errors over HTTP as from disk."""
     remote, local = open_archive(running.zarr), open_archive(running.archives / "counts.zarr")
     assert (remote.granularity, remote.attributes) == ("count", local.attributes)
     np.testing.assert_array_equal(remote.read_counts(0, 10), local.read_counts(0, 10))
@@ -46,8 +46,8 @@ def test_our_reader_opens_the_address(running: Any) -> None:
         open_archive(running.zarr).read_counts(0, 1)
 
 
-def test_the_analysis_takes_the_address(running: Any) -> None:
-    """The analysis of the address gives the numbers of the folder."""
+def test_the_analysis_accepts_the_address(running: Any) -> None:
+    """The analysis of the address gives the same numbers as that of the folder."""
     remote, local = (
         analyze(source, n_resamples=20, n_permutations=19)
         for source in (running.zarr, running.archives / "counts.zarr")
@@ -57,7 +57,7 @@ def test_the_analysis_takes_the_address(running: Any) -> None:
 
 
 def test_a_job_for_counts_becomes_an_archive_of_counts(start: Start) -> None:
-    """`options.granularity` is in the job and in the archive; its facts are those of any archive."""
+    """The job and the archive record `options.granularity`; the facts have the usual fields."""
     running = start()
     job = running.post(5, archive="sums", options={"granularity": "count"}).json()
     assert job["options"]["granularity"] == "count"
@@ -73,7 +73,7 @@ def test_a_job_for_counts_becomes_an_archive_of_counts(start: Start) -> None:
 
 
 def test_an_unknown_granularity_is_refused(start: Start) -> None:
-    """Status 422 that names the field and what it may be; nothing is created."""
+    """Status 422 names the field and the allowed values; nothing is created."""
     running = start()
     answer = running.post(1, options={"granularity": "sum"})
     assert answer.status_code == 422

@@ -1,4 +1,4 @@
-"""Archives are deleted, and what a crash left is swept; what a job or another process writes is left alone."""
+"""Archives are deleted and crash leftovers swept; archives that a job or another process writes are left alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Callable[..., Any]
 
 
 def test_an_archive_is_deleted(start: Start) -> None:
-    """204, then 404; nothing of it is left, others stay, and the name can be used again."""
+    """DELETE gives 204, then 404. Nothing of the archive is left, others stay, and the name can be reused."""
     running = start()
     running.wait(running.post(archive="other").json()["id"])
     running.wait(running.post(archive="m").json()["id"])
@@ -37,7 +37,7 @@ def test_an_archive_is_deleted(start: Start) -> None:
 
 
 def test_an_archive_is_not_deleted_while_a_job_holds_it(start: Start, gate: threading.Event) -> None:
-    """409 with the job's id, waiting or running, also where the folder is gone; once it has ended it is deleted."""
+    """DELETE gives 409 with the id of the queued or running job, even if the folder is gone. After the job it works."""
     running = start(FakeEngine("base", gate=gate))
     jobs = {name: running.post(archive=name).json()["id"] for name in ("runs", "waits", "gone")}
     running.wait(jobs["runs"], lambda job: job["state"] == "running")
@@ -54,7 +54,7 @@ def test_an_archive_is_not_deleted_while_a_job_holds_it(start: Start, gate: thre
 
 
 def test_deletion_follows_no_link(start: Start, tmp_path: Path) -> None:
-    """A link in place of an archive is none; a link inside one is removed and not what it leads to."""
+    """A link in place of an archive is not an archive; a link inside one is removed, but not its target."""
     running = start()
     outside = tmp_path / "outside.zarr"
     write_random_archive(outside)
@@ -89,14 +89,14 @@ sys.stdin.read()
 
 @pytest.fixture
 def other_process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """An offline extraction into the folder of archives: it has one archive, and is making another."""
+    """Start an offline extraction in the folder of archives: it has one archive and is creating another."""
     path = tmp_path / "data" / "archives" / "offline.zarr"
     process = subprocess.Popen(
         [sys.executable, "-c", OTHER, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],  # of fake_engine.py
+        cwd=Path(__file__).parents[1],  # for fake_engine.py
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -107,10 +107,10 @@ def other_process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]
     process.wait(20)
 
 
-def test_what_another_process_writes_is_left_alone(
+def test_archives_of_another_process_are_left_alone(
     start: Start, other_process: tuple[subprocess.Popen[str], Path]
 ) -> None:
-    """Neither swept nor deleted while it lives; swept at the next start when it was killed."""
+    """They are neither swept nor deleted while it runs. After it is killed, the next start sweeps them."""
     process, path = other_process
     before, names = tree(path), sorted(item.name for item in path.parent.iterdir())
     assert len(names) == 2
@@ -136,8 +136,8 @@ def finished_sweep(running: Any) -> bool:
     return running.service._sweeping.exception() is None
 
 
-def test_a_start_sweeps_what_a_crash_left_and_nothing_else(start: Start, tmp_path: Path) -> None:
-    """Folders and files of ours that were never whole, no file of others, nothing behind a link."""
+def test_a_start_sweeps_only_crash_leftovers(start: Start, tmp_path: Path) -> None:
+    """It removes only our own incomplete folders and files, and nothing behind a link."""
     archives, outside = tmp_path / "data" / "archives", tmp_path / "outside"
     write_random_archive(archives / "whole.zarr")
     write_random_archive(archives / "broken.zarr")
@@ -171,7 +171,7 @@ def run_delete(running: Any, *arguments: str, answer: str = "") -> Result:
 
 
 def test_the_command_asks_and_deletes(start: Start) -> None:
-    """It shows what would go; anything but yes leaves it; --yes does not ask."""
+    """It shows the archive and asks; any answer but yes keeps it; --yes does not ask."""
     running = start(FakeEngine(max_prompt_tokens=3))
     for name in ("a", "b"):
         running.wait(running.post(2, archive=name).json()["id"])
@@ -184,8 +184,8 @@ def test_the_command_asks_and_deletes(start: Start) -> None:
     assert running.files() == []
 
 
-def test_the_command_says_why_not(start: Start, gate: threading.Event) -> None:
-    """It shows the server's message, for a job that holds the archive and for an unknown name."""
+def test_the_command_shows_the_refusal(start: Start, gate: threading.Event) -> None:
+    """It shows the server's message if a job holds the archive, and for an unknown name."""
     running = start(FakeEngine("base", gate=gate))
     job = running.post(archive="m").json()["id"]
     with pytest.raises(ServerError, match=f"belongs to extraction {job}"):

@@ -27,7 +27,7 @@ def watch(running: Any, job_id: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_a_job_is_watched_to_its_end(start: Start) -> None:
-    """Progress only grows, no event repeats the one before, and the last is `end` with the finished job."""
+    """Progress only grows, no event repeats the previous one, and the last event is `end` with the finished job."""
     running = start(FakeEngine(pause=0.03))
     job = running.post(20).json()
     events = watch(running, job["id"])
@@ -42,7 +42,7 @@ def test_a_job_is_watched_to_its_end(start: Start) -> None:
     assert all(a != b for a, b in itertools.pairwise(reports))
 
 
-def test_events_are_no_more_frequent_than_said(start: Start) -> None:
+def test_events_respect_the_interval(start: Start) -> None:
     """A job of 40 steps in 0.6 s gives at most 0.6 / 0.2 + 2 progress events."""
     running = start(FakeEngine(pause=0.015), event_seconds=0.2)
     job = running.post(40).json()
@@ -52,14 +52,14 @@ def test_events_are_no_more_frequent_than_said(start: Start) -> None:
 
 
 def test_a_finished_job_gives_one_report_and_the_end(start: Start) -> None:
-    """A client that comes late, or again, misses nothing."""
+    """A client that connects late, or again, misses nothing."""
     running = start()
     job = running.wait(running.post().json()["id"])
     assert watch(running, job["id"]) == [("progress", job), ("end", job)]
 
 
 def test_a_silent_stream_is_kept_alive(start: Start) -> None:
-    """While nothing changes a comment comes, so that proxies do not cut the connection."""
+    """While nothing changes, comments are sent, so that proxies do not close the connection."""
     running = start(FakeEngine(pause=1.0), keep_alive_seconds=0.1)
     job = running.post(1).json()
     with running.http.stream("GET", f"/v1/extractions/{job['id']}/events") as response:
@@ -68,13 +68,13 @@ def test_a_silent_stream_is_kept_alive(start: Start) -> None:
 
 
 def test_an_unknown_job_has_no_stream(start: Start) -> None:
-    """404 in the one form of errors, not an empty stream."""
+    """An unknown job gets 404 with the usual error body, not an empty stream."""
     response = start().http.get("/v1/extractions/none/events")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "JobNotFoundError")
 
 
 def test_a_stop_ends_the_stream_with_the_finished_job(start: Start) -> None:
-    """Those who watch when the server stops see how the job ended: cancelled, what was complete kept."""
+    """Clients that watch while the server stops see the job cancelled, with its complete instructions kept."""
     running = start(FakeEngine(pause=0.05))
     job = running.post(100).json()
     running.wait(job["id"], lambda job: job["progress"]["complete"] >= 2)
@@ -90,7 +90,7 @@ def test_a_stop_ends_the_stream_with_the_finished_job(start: Start) -> None:
 
 
 def test_no_line_separator_breaks_an_event(start: Start) -> None:
-    """Unicode's line separators in a data set's name arrive as they were sent: FastAPI splits data at each of them."""
+    """Unicode line separators in a data set's name arrive unchanged, although FastAPI splits data at each of them."""
     running = start()
     name = "a\u2028b\u2029c\x85d\x0ce"
     job = running.wait(running.post(dataset={"name": name}).json()["id"])

@@ -17,12 +17,12 @@ Start = Callable[..., Any]
 
 
 def states(running: Any, name: str) -> list[int]:
-    """`instruction/state` of an archive, from disk."""
+    """Read `instruction/state` of an archive from disk."""
     return open_archive(running.archives / f"{name}.zarr").instructions.state.tolist()
 
 
 def test_a_submitted_batch_becomes_an_archive(start: Start) -> None:
-    """A job that was accepted ends complete, and its archive holds every instruction, complete and in order."""
+    """An accepted job ends complete, and its archive holds every instruction, complete and in order."""
     running = start()
     response = running.post(5, archive="run-1", dataset={"name": "mini"})
     job = response.json()
@@ -40,8 +40,8 @@ def test_a_submitted_batch_becomes_an_archive(start: Start) -> None:
     assert archive.read_active(0, 20).any()
 
 
-def test_a_name_is_derived_where_none_is_given(start: Start) -> None:
-    """Two jobs without a name get two archives."""
+def test_a_missing_name_is_derived(start: Start) -> None:
+    """Two jobs without a name get different archives."""
     running = start()
     names = {running.post().json()["archive"] for _ in range(2)}
     assert len(names) == 2
@@ -49,7 +49,7 @@ def test_a_name_is_derived_where_none_is_given(start: Start) -> None:
 
 
 def test_one_job_runs_and_the_others_wait_in_order(start: Start) -> None:
-    """Never do two jobs run, on one model or on two, and they run in the order they came."""
+    """Two jobs never run at once, on one model or on two; they run in order of submission."""
     running = start(FakeEngine("a", pause=0.05), FakeEngine("b", pause=0.05))
     ids = [running.post(3, model=model).json()["id"] for model in ("a", "b", "a", "b")]
     seen: list[tuple[str, ...]] = []
@@ -65,7 +65,7 @@ def test_one_job_runs_and_the_others_wait_in_order(start: Start) -> None:
 
 
 def test_jobs_are_listed_newest_first_in_pages(start: Start) -> None:
-    """`limit` and `offset` cut the list, `total` counts all of it."""
+    """`limit` and `offset` select a part of the list; `total` counts all jobs."""
     running = start()
     ids = [running.post().json()["id"] for _ in range(3)]
     page = running.http.get("/v1/extractions", params={"limit": 2}).json()
@@ -76,7 +76,7 @@ def test_jobs_are_listed_newest_first_in_pages(start: Start) -> None:
 
 
 def test_finished_jobs_are_forgotten_and_their_archives_stay(start: Start) -> None:
-    """Memory is bounded by `max_finished_jobs`; nothing on disk is touched."""
+    """`max_finished_jobs` bounds memory; nothing on disk changes."""
     running = start(max_finished_jobs=2)
     ids = [running.wait(running.post().json()["id"])["id"] for _ in range(4)]
     assert running.http.get("/v1/extractions").json()["total"] == 2
@@ -85,7 +85,7 @@ def test_finished_jobs_are_forgotten_and_their_archives_stay(start: Start) -> No
 
 
 def test_an_instruction_that_fails_does_not_end_the_job(start: Start) -> None:
-    """A prompt longer than the context fails with its reason, and the others run."""
+    """A prompt longer than the context fails with a reason, and the others run."""
     running = start(FakeEngine(max_prompt_tokens=5))
     batch = [{"id": "ok", "text": "a b"}, {"id": "long", "text": "a b c d e f"}, {"id": "ok2", "text": "a"}]
     job = running.wait(running.post(instructions=batch).json()["id"])
@@ -95,7 +95,7 @@ def test_an_instruction_that_fails_does_not_end_the_job(start: Start) -> None:
 
 
 def test_no_more_than_twenty_failures_are_listed(start: Start) -> None:
-    """The job lists the first twenty; the count is whole."""
+    """The job lists the first twenty failures and counts all."""
     running = start(FakeEngine(max_prompt_tokens=3))
     job = running.wait(running.post(30).json()["id"])
     assert job["progress"]["failed"] == 30
@@ -103,8 +103,8 @@ def test_no_more_than_twenty_failures_are_listed(start: Start) -> None:
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), EngineError("the engine died")])
-def test_a_job_that_fails_keeps_what_was_complete(start: Start, error: Exception) -> None:
-    """The job names the reason, complete instructions stay complete, and the next job runs."""
+def test_a_failed_job_keeps_complete_instructions(start: Start, error: Exception) -> None:
+    """The job has the reason, complete instructions stay complete, and the next job runs."""
     engine = FakeEngine(error=error, error_after=2)  # type: ignore[arg-type]
     running = start(engine)
     job = running.wait(running.post(5, archive="broken").json()["id"])
@@ -116,8 +116,8 @@ def test_a_job_that_fails_keeps_what_was_complete(start: Start, error: Exception
     assert running.wait(running.post().json()["id"])["state"] == "complete"
 
 
-def test_an_unexpected_error_fails_the_job_and_the_queue_goes_on(start: Start) -> None:
-    """A fault of ours ends one job, with its name in the answer, and not the service."""
+def test_an_unexpected_error_fails_only_its_job(start: Start) -> None:
+    """An internal error ends one job, whose report names it, but not the service."""
     engine = FakeEngine(error=ZeroDivisionError("by zero"))  # type: ignore[arg-type]
     running = start(engine)
     job = running.wait(running.post().json()["id"])
@@ -127,7 +127,7 @@ def test_an_unexpected_error_fails_the_job_and_the_queue_goes_on(start: Start) -
 
 
 def test_a_queued_job_is_cancelled_at_once(start: Start) -> None:
-    """DELETE answers 200 with the job cancelled; no instruction of it is left pending; the running job goes on."""
+    """DELETE answers 200 with the cancelled job; none of its instructions stays pending. The running job continues."""
     running = start(FakeEngine(pause=0.1))
     first = running.post(3).json()["id"]
     second = running.post(3, archive="second").json()["id"]
@@ -140,7 +140,7 @@ def test_a_queued_job_is_cancelled_at_once(start: Start) -> None:
 
 
 def test_a_running_job_is_cancelled_soon(start: Start) -> None:
-    """DELETE answers 202; what was complete stays, the rest becomes cancelled."""
+    """DELETE answers 202; complete instructions stay complete, and the others become cancelled."""
     running = start(FakeEngine(pause=0.05))
     job = running.post(50, archive="long").json()
     running.wait(job["id"], lambda job: job["progress"]["complete"] >= 2)
@@ -153,7 +153,7 @@ def test_a_running_job_is_cancelled_soon(start: Start) -> None:
 
 
 def test_a_finished_job_cannot_be_cancelled(start: Start) -> None:
-    """DELETE of a job that has ended is 409; of an unknown job, 404."""
+    """DELETE gives 409 for an ended job and 404 for an unknown job."""
     running = start()
     job = running.wait(running.post().json()["id"])
     response = running.http.delete(f"/v1/extractions/{job['id']}")
@@ -163,7 +163,7 @@ def test_a_finished_job_cannot_be_cancelled(start: Start) -> None:
 
 
 def test_the_queue_is_bounded(start: Start) -> None:
-    """One job runs, `max_queued_jobs` wait, one more is 429 and leaves no archive behind."""
+    """One job runs and `max_queued_jobs` wait; one more gets 429 and leaves no archive."""
     running = start(FakeEngine(pause=0.2), max_queued_jobs=1)
     first = running.post(20, archive="a").json()["id"]
     running.wait(first, lambda job: job["state"] == "running")
@@ -175,7 +175,7 @@ def test_the_queue_is_bounded(start: Start) -> None:
 
 
 def test_two_requests_for_one_name_make_one_archive(start: Start) -> None:
-    """Of requests that come at once for the same name exactly one is accepted, and its archive is whole."""
+    """Of simultaneous requests for one name exactly one is accepted, and its archive is complete."""
     running = start()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: running.post(archive="same"), range(8)))
@@ -185,8 +185,8 @@ def test_two_requests_for_one_name_make_one_archive(start: Start) -> None:
     assert np.all(np.array(states(running, "same")) == 1)
 
 
-def test_the_model_may_be_left_out_where_one_is_served(start: Start) -> None:
-    """With one model it is that one; with two the client must choose."""
+def test_the_model_is_optional_if_one_is_served(start: Start) -> None:
+    """With one model the name is optional; with two models it is required."""
     assert start().post().json()["model"] == "fake"
     several = start(FakeEngine("a"), FakeEngine("b"))
     response = several.post()
@@ -194,8 +194,8 @@ def test_the_model_may_be_left_out_where_one_is_served(start: Start) -> None:
     assert "a, b" in response.json()["error"]["message"]
 
 
-def test_a_job_says_what_the_extraction_warned_of(start: Start) -> None:
-    """Warnings about prompts are in the job's report from its submission on, and stay when it has ended."""
+def test_a_job_has_the_warnings_of_its_extraction(start: Start) -> None:
+    """Warnings about prompts are in the job's report from its submission, also after its end."""
     running = start(FakeEngine(warnings=["1 of 5 instructions ('i0'): the prompt begins with BOS twice."]))
     job = running.post(5).json()
     assert job["warnings"] == ["1 of 5 instructions ('i0'): the prompt begins with BOS twice."]

@@ -1,4 +1,4 @@
-"""A name belongs to one job at a time and an archive to the job that made it; nothing else is written."""
+"""A name belongs to one job at a time, and an archive to the job that made it. Jobs write to no other archive."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sparcom_data.testing import write_random_archive
 Start = Callable[..., Any]
 
 
-def test_one_model_s_masks_never_come_under_another_s_name(start: Start, gate: threading.Event) -> None:
-    """The trial: A waits, its folder is removed, B asks for the name: 409; A ends failed with the reason, nothing of it
-    is made again, the name is free from then on, and B's archive then is B's alone."""
+def test_masks_never_reach_the_archive_of_another_job(start: Start, gate: threading.Event) -> None:
+    """Job A waits, its folder is removed, and B requests the name: 409. A fails with the reason and recreates nothing.
+    Then the name is free, and B's archive holds only B's data."""
     running = start(FakeEngine("base", gate=gate), FakeEngine("tuned"))
     first = running.post(model="base", archive="first").json()["id"]
     waiting = running.post(model="base", archive="m3").json()["id"]
@@ -42,8 +42,8 @@ def test_one_model_s_masks_never_come_under_another_s_name(start: Start, gate: t
     assert open_archive(running.archives / "m3.zarr").attributes.run == second["run"] != ended["run"]
 
 
-def test_an_archive_put_in_place_of_a_waiting_job_s_is_not_touched(start: Start, gate: threading.Event) -> None:
-    """By hand, past the service: the job fails, what lies there stays to the byte."""
+def test_an_archive_in_place_of_a_waiting_job_s_is_not_touched(start: Start, gate: threading.Event) -> None:
+    """If the archive is replaced by hand, the job fails, and the replacement stays unchanged."""
     running = start(FakeEngine("base", gate=gate))
     running.post(archive="first")
     job = running.post(archive="m3").json()["id"]
@@ -59,7 +59,7 @@ def test_an_archive_put_in_place_of_a_waiting_job_s_is_not_touched(start: Start,
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
 def test_a_running_job_fails_when_its_archive_is_removed(start: Start, fate: str) -> None:
-    """It ran for a while; it never becomes complete, and writes nothing more to the path."""
+    """The job fails midway, never becomes complete, and writes nothing more to the path."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(200, archive="m3").json()["id"]
     running.wait(job, lambda job: job["progress"]["complete"] >= 2)
@@ -77,7 +77,7 @@ def test_a_running_job_fails_when_its_archive_is_removed(start: Start, fate: str
 
 
 def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate: threading.Event) -> None:
-    """The service answers, the job has ended with the reason, the next job runs."""
+    """The service answers, the job ends with the reason, and the next job runs."""
     running = start(FakeEngine("base", gate=gate))
     first = running.post(archive="first").json()["id"]
     running.wait(first, lambda job: job["state"] == "running")
@@ -91,7 +91,7 @@ def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate
 
 
 def test_only_complete_counts_as_complete(start: Start) -> None:
-    """A cancelled job counts complete and cancelled instructions, and leaves no seconds; so does its archive."""
+    """A cancelled job, like its archive, counts complete and cancelled instructions and has no seconds left."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(60, archive="m").json()["id"]
     running.wait(job, lambda job: job["progress"]["complete"] >= 2 and job["progress"]["seconds_left"])
@@ -106,8 +106,8 @@ def test_only_complete_counts_as_complete(start: Start) -> None:
     assert (facts["state"], facts["attributes"]["state"], facts["instructions"]) == ("incomplete", "complete", counts)
 
 
-def test_the_list_says_how_far_an_archive_is(start: Start) -> None:
-    """Open while it is written, complete with the last instruction; the list is up to date at each look."""
+def test_the_list_shows_the_state_of_an_archive(start: Start) -> None:
+    """It is open while written and complete with the last instruction; each request shows the current state."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(40, archive="m").json()["id"]
     seen = set()
@@ -120,7 +120,7 @@ def test_the_list_says_how_far_an_archive_is(start: Start) -> None:
 
 
 def test_a_name_lost_to_another_process_is_a_conflict(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Taken between the check and the rename, by an archive or an empty folder: 409, never 507."""
+    """A name taken between check and rename, by an archive or an empty folder, gives 409, never 507."""
     running, build = start(), create._build
 
     def lose(*arguments: Any) -> None:
@@ -134,8 +134,8 @@ def test_a_name_lost_to_another_process_is_a_conflict(start: Start, monkeypatch:
     assert list((running.archives / "m.zarr").iterdir()) == []
 
 
-def test_what_the_service_writes_is_its_owner_s_alone(start: Start) -> None:
-    """Whatever the umask: 0600 and 0700, of the archive and of the folders made for it."""
+def test_files_are_private_to_the_owner(start: Start) -> None:
+    """With any umask, the archive and its new folders have modes 0600 and 0700."""
     before = os.umask(0)
     try:
         running = start()

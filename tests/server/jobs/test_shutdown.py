@@ -1,4 +1,4 @@
-"""The server as a process: what a signal does to it."""
+"""The server as a process: its response to a signal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from sparcom_data.archive import open_archive
 
-HERE = Path(__file__).parents[1]  # of fake_engine.py
+HERE = Path(__file__).parents[1]  # for fake_engine.py
 SCRIPT = """
 import logging, sys
 from pathlib import Path
@@ -32,7 +32,7 @@ print("returned", flush=True)
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """The process and its address, which it logs."""
+    """Start the process; return it with the address that it logs."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
     )
@@ -45,7 +45,7 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_jobs_and_closes_the_engines(tmp_path: Path, number: signal.Signals) -> None:
-    """After the signal: what was complete is complete, the rest cancelled, nothing pending, exit status 0."""
+    """After the signal, complete instructions stay complete and all others are cancelled; exit status 0."""
     process, url = start(tmp_path)
     try:
         while httpx.get(f"{url}/ready").status_code != 200:

@@ -1,4 +1,4 @@
-"""`sparcom serve`: from options to settings."""
+"""`sparcom serve`: options become settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparcom_data.errors import InvalidInputError
 
 
 def test_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name is the path's last part unless one is given; a path may have = in it."""
+    """The default name is the path's last part; a path may contain "="."""
     (tmp_path / "a=b").mkdir()
     monkeypatch.chdir(tmp_path)
     assert parse_models(("/models/base/", "tuned=/models/x", "a=b", "org/hub-model")) == {
@@ -27,13 +27,13 @@ def test_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("values", [("a", "x/a"), ("=x",), ("x=",)])
 def test_bad_model_names_are_refused(values: tuple[str, ...]) -> None:
-    """Names are unique and not empty."""
+    """Names must be unique and not empty."""
     with pytest.raises(click.BadParameter):
         parse_models(values)
 
 
 def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each option ends in the setting of its name."""
+    """Each option sets the setting of its name."""
     seen: dict[str, Any] = {}
     monkeypatch.setattr("sparcom_server.run.run_server", lambda starters, settings: seen.update(s=starters, t=settings))
     made: list[Any] = []
@@ -64,14 +64,14 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_names_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SPARCOM_ALLOWED_HOSTS holds names with spaces between, for containers; nothing in it allows nothing more."""
+    """SPARCOM_ALLOWED_HOSTS holds names separated by spaces, for containers; if empty, it allows no further names."""
     for value, names in {"a.example b": ("a.example", "b"), "": (), "*": ("*",)}.items():
         monkeypatch.setenv("SPARCOM_ALLOWED_HOSTS", value)
         assert serve.make_context("serve", ["--model", "m"]).params["allowed_hosts"] == names
 
 
 def test_defaults_are_those_of_the_settings() -> None:
-    """The command's defaults are the settings' own."""
+    """The command has the defaults of the settings."""
     from sparcom_server.settings import ServerSettings
 
     chosen = serve.make_context("serve", ["--model", "m"]).params
@@ -82,7 +82,7 @@ def test_defaults_are_those_of_the_settings() -> None:
 
 
 def test_bad_engine_settings_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    """A wrong dtype is an error at once, not after the server has begun to listen."""
+    """A wrong dtype is an error before the server listens."""
     arguments = ["--model", "m", "--dtype", "float17", "--data-dir", str(tmp_path / "data")]
     result = CliRunner().invoke(serve, arguments)
     assert isinstance(result.exception, InvalidInputError | ModuleNotFoundError)
@@ -92,7 +92,7 @@ def test_bad_engine_settings_are_refused_before_anything_starts(tmp_path: Path) 
 def test_a_model_that_cannot_load_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder without a model is an error at once, as for `sparcom extract`."""
+    """A folder without a model is an immediate error, as for `sparcom extract`."""
     monkeypatch.setattr("sparcom_server.run.run_server", lambda *_: pytest.fail("the server was started"))
     result = CliRunner().invoke(serve, ["--model", str(tmp_path), "--data-dir", str(tmp_path / "data")])
     assert isinstance(result.exception, InvalidInputError)
@@ -101,5 +101,5 @@ def test_a_model_that_cannot_load_is_refused_before_anything_starts(
 
 
 def test_a_server_needs_a_model_option() -> None:
-    """Wrong usage is exit status 2."""
+    """Without --model, the exit status is 2."""
     assert CliRunner().invoke(serve, []).exit_code == 2

@@ -23,14 +23,14 @@ Start = Callable[..., Any]
 
 
 def write(path: Path, *lines: object) -> Path:
-    """A file of JSON lines; strings are written as they are."""
+    """Write a file of JSON lines; strings are written unchanged."""
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
     return path
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Three instructions, the last of seven words."""
+    """Return a file of three instructions, the last with seven words."""
     return write(
         tmp_path / "mini.jsonl",
         {"id": "a", "text": "one two", "category": "CLS"},
@@ -40,12 +40,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def run(running: Any, file: Path, *arguments: str) -> Result:
-    """The command's result."""
+    """Run the command; return its result."""
     return CliRunner().invoke(submit, ["--server", running.url, "--input", str(file), *arguments])
 
 
 def test_it_submits_and_waits(start: Start, file: Path) -> None:
-    """--wait ends with status 0 when all is complete, and the archive holds the instructions and the options."""
+    """--wait exits with 0 if all instructions are complete; the archive holds the instructions and the options."""
     running = start(FakeEngine(pause=0.05))
     arguments = ["--wait", "--archive", "mine", "--positions", "all", "--max-tokens", "3", "--no-special-tokens"]
     result = run(running, file, *arguments)
@@ -62,7 +62,7 @@ def test_it_submits_and_waits(start: Start, file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["table.csv", "-"])
 def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: str) -> None:
-    """A table is read as such; what is piped in is a data set named stdin."""
+    """CSV is read as a table; standard input becomes a data set named stdin."""
     running, table = start(), "id,text,category\na,one two,CLS\n"
     (tmp_path / "table.csv").write_text(table)
     source = name if name == "-" else str(tmp_path / name)
@@ -74,8 +74,8 @@ def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: s
     assert archive.attributes.dataset.name == {"-": "stdin"}.get(name, "table")
 
 
-def test_it_repeats_what_the_server_warns_of(start: Start, file: Path) -> None:
-    """Warnings about prompts are on standard error, with the job's id still on standard output."""
+def test_it_prints_the_warnings_of_the_server(start: Start, file: Path) -> None:
+    """Warnings about prompts go to standard error, and the job's id to standard output."""
     result = run(start(FakeEngine(warnings=["1 of 3 instructions ('a'): BOS twice."])), file)
     assert result.exit_code == 0, result.output
     assert "warning: 1 of 3 instructions ('a'): BOS twice.\n" in result.stderr
@@ -91,7 +91,7 @@ def test_it_submits_for_counts(start: Start, file: Path) -> None:
 
 
 def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
-    """The job's id is printed and the job goes on."""
+    """The job's id is printed, and the job continues."""
     running = start(FakeEngine(pause=0.3))
     result = run(running, file)
     assert result.exit_code == 0
@@ -101,7 +101,7 @@ def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
 
 
 def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
-    """Exit status 1, with the id and the reason, though the job is complete."""
+    """Exit status 1 with the id and the reason, although the job is complete."""
     result = run(start(FakeEngine(max_prompt_tokens=5)), file, "--wait")
     assert result.exit_code == 1
     assert "failed 'c': the prompt may have 5 tokens" in result.stderr
@@ -109,7 +109,7 @@ def test_a_failed_instruction_is_named(start: Start, file: Path) -> None:
 
 
 def test_a_failed_job_is_reported(start: Start, file: Path) -> None:
-    """Exit status 1 with the reason and what was complete."""
+    """Exit status 1 with the reason and the number of complete instructions."""
     result = run(start(FakeEngine(error=StorageError("the disk is full"), error_after=1)), file, "--wait")
     assert result.exit_code == 1
     assert "error: the disk is full" in result.stderr
@@ -117,7 +117,7 @@ def test_a_failed_job_is_reported(start: Start, file: Path) -> None:
 
 
 def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
-    """Exit status 1 where somebody cancelled the job meanwhile."""
+    """Exit status 1 if the job was cancelled meanwhile."""
     running = start(FakeEngine(pause=1))
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(run(running, file, "--wait")))
@@ -127,11 +127,11 @@ def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
     thread.join(10)
     assert results[0].exit_code == 1
     assert "cancelled: 0 of 3 instructions complete, 3 cancelled; " in results[0].stdout
-    assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "the bar's words"
+    assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "text beside the bar"
 
 
-def test_the_bar_is_as_long_as_what_is_complete() -> None:
-    """Cancelled and failed instructions are named and do not move the bar."""
+def test_the_bar_shows_complete_instructions() -> None:
+    """Cancelled and failed instructions are counted in the text and do not move the bar."""
     counts = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493}
     progress = counts | {"tokens_per_second": 0.0, "seconds_left": None}
     done, words = describe({"state": "cancelled", "progress": progress})
@@ -148,10 +148,10 @@ def test_the_bar_is_as_long_as_what_is_complete() -> None:
         ([{"id": "a", "text": "x"}], ["--positions", "all"], "max_tokens must be at least 1"),
     ],
 )
-def test_bad_files_are_refused_here(
+def test_bad_files_are_refused_before_sending(
     start: Start, tmp_path: Path, lines: list[object], arguments: list[str], words: str
 ) -> None:
-    """Problems come with line numbers and nothing is sent."""
+    """Problems have line numbers, and nothing is sent."""
     running = start()
     result = run(running, write(tmp_path / "bad.jsonl", *lines), *arguments)
     assert isinstance(result.exception, InvalidInputError)
@@ -162,7 +162,7 @@ def test_bad_files_are_refused_here(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "none"], "the server refused (status 404): a model must be one that this server serves: fake"),
+        (["--model", "none"], "the server refused (status 404): this server has no model 'none'; choose one of fake"),
         (["--archive", "a/b"], "archive: an archive's name"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_refusal_of_the_server_is_reported(start: Start, file: Path, arguments
 
 
 def test_a_body_that_is_too_large_is_reported(start: Start, tmp_path: Path) -> None:
-    """Also where the server hangs up while megabytes are still on the way."""
+    """The error is shown even if the server closes the connection while megabytes are still being sent."""
     file = write(tmp_path / "big.jsonl", {"id": "a", "text": "x " * 4_000_000})
     result = run(start(max_body_bytes=1000), file)
     assert isinstance(result.exception, ServerError)
@@ -182,7 +182,7 @@ def test_a_body_that_is_too_large_is_reported(start: Start, tmp_path: Path) -> N
 
 
 def test_a_missing_server_is_reported(file: Path) -> None:
-    """The address and what to do."""
+    """The error has the address and the remedy."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -192,8 +192,8 @@ def test_a_missing_server_is_reported(file: Path) -> None:
     assert "sparcom serve" in str(result.exception)
 
 
-def test_watching_goes_on_where_the_stream_breaks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With streams that break after one event each, polling carries the watch to the end."""
+def test_watching_continues_if_the_stream_breaks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams that break after one event, polling continues the watch to the end."""
     running = start(FakeEngine(pause=0.05))
     job = running.post(10).json()
     whole = Client._stream
@@ -205,8 +205,8 @@ def test_watching_goes_on_where_the_stream_breaks(start: Start, monkeypatch: pyt
     assert [report["state"] for report in reports].count("complete") == 1
 
 
-def test_a_server_that_stays_away_is_given_up(start: Start) -> None:
-    """After `give_up` seconds without an answer the watch ends with an error."""
+def test_watching_a_lost_server_ends(start: Start) -> None:
+    """After `give_up` seconds without an answer, the watch ends with an error."""
     running = start(FakeEngine(pause=0.05), stop_seconds=1)
     job = running.post(1000).json()
     with Client(running.url, poll_seconds=0.05, give_up=0.2) as client:

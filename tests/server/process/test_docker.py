@@ -1,4 +1,4 @@
-"""The image and the compose file call the command with options that it has."""
+"""The image and the compose file call the command with valid options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 
 
 def test_the_image_runs_the_command() -> None:
-    """Dockerfile's CMD is a command line of `sparcom serve`."""
+    """The Dockerfile's CMD is a valid command line of `sparcom serve`."""
     text = (ROOT / "docker" / "Dockerfile").read_text()
     command = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[-1])
     assert command[0] == "serve"
@@ -25,7 +25,7 @@ def test_the_image_runs_the_command() -> None:
 
 
 def test_the_image_copies_every_package() -> None:
-    """Each folder that pyproject.toml builds from is in the image and not ignored."""
+    """Each folder that pyproject.toml builds from is copied to the image and not ignored."""
     packages = set(re.findall(r'"(\w+)/sparcom_\w+"', (ROOT / "pyproject.toml").read_text()))
     assert len(packages) == 5
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
@@ -36,20 +36,20 @@ def test_the_image_copies_every_package() -> None:
 
 
 def compose(**environment: str) -> Any:
-    """docker-compose.yml, with ${NAME:-default} replaced as Compose does."""
+    """Return docker-compose.yml with ${NAME:-default} replaced, as by Compose."""
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: environment.get(*found.groups()), COMPOSE.read_text())
     assert "$" not in text
     return yaml.safe_load(text)
 
 
 def settings(service: Any) -> dict[str, Any]:
-    """The parameters of `sparcom serve` from the command line of a service."""
+    """Return the parameters of `sparcom serve` in the command line of a service."""
     assert service["command"][0] == "serve"
     return serve.make_context("serve", service["command"][1:]).params
 
 
 def test_compose_runs_the_command() -> None:
-    """Both services give a command line that `sparcom serve` understands; one has a GPU."""
+    """Both services have a valid command line of `sparcom serve`; one has a GPU."""
     services = compose()["services"]
     for service in services.values():
         given = settings(service)
@@ -63,20 +63,20 @@ def test_compose_runs_the_command() -> None:
     assert services["sparcom-cpu"]["profiles"] == ["cpu"]
 
 
-def test_compose_takes_several_gpus() -> None:
-    """How many the container sees, and how many share a model, are settings."""
+def test_compose_supports_several_gpus() -> None:
+    """The number of visible GPUs, and of GPUs per model, are settings."""
     service = compose(SPARCOM_GPU_COUNT="4", SPARCOM_TENSOR_PARALLEL_SIZE="2")["services"]["sparcom"]
     assert settings(service)["tensor_parallel_size"] == 2
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 4
     assert "CUDA_VISIBLE_DEVICES" in service["environment"]
 
 
-def test_compose_keeps_what_is_fetched() -> None:
-    """The hub's token goes in from outside, its files into a volume or folder that lies where the image looks."""
+def test_compose_keeps_downloads() -> None:
+    """The Hub's token is passed in; downloads go to a volume or folder at the path that the image uses."""
     for place, volume in (({}, "cache"), ({"SPARCOM_CACHE": "/srv/cache"}, "/srv/cache")):
         described = compose(**place)
         for service in described["services"].values():
-            assert "HF_TOKEN" in service["environment"], "passed on, no value in the file"
+            assert "HF_TOKEN" in service["environment"], "passed on, without a value in the file"
             assert f"{volume}:/cache" in service["volumes"]
         assert set(described["volumes"]) == {"archives", "cache"}
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
@@ -85,7 +85,7 @@ def test_compose_keeps_what_is_fetched() -> None:
 
 
 def test_every_setting_of_compose_is_described() -> None:
-    """The comment at the top names each variable and its default's place."""
+    """The comment at the top describes each variable."""
     text = COMPOSE.read_text()
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     names = {*re.findall(r"\$\{(\w+):-", text), "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "SPARCOM_ALLOWED_HOSTS"}

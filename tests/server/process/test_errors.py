@@ -1,4 +1,4 @@
-"""The table from errors to HTTP."""
+"""The table from errors to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparcom_server.errors import STATUS, error_response, status_of
 
 
 def subclasses(kind: type[SparcomError]) -> Iterator[type[SparcomError]]:
-    """A class and all below it that the project defines."""
+    """Yield a class and all its subclasses in the project."""
     if kind.__module__ in {"sparcom_data.errors", "sparcom_server.errors"}:
         yield kind
         for below in kind.__subclasses__():
@@ -21,13 +21,13 @@ def subclasses(kind: type[SparcomError]) -> Iterator[type[SparcomError]]:
 
 @pytest.mark.parametrize("kind", sorted(set(subclasses(SparcomError)), key=lambda kind: kind.__name__))
 def test_every_error_has_a_status(kind: type[SparcomError]) -> None:
-    """Each class of the project is in the table itself: a new one must be thought about."""
+    """Each class of the project is itself in the table, so that a new class needs a decision."""
     assert kind in STATUS
     assert 400 <= STATUS[kind] < 600
 
 
 def test_a_class_below_one_of_the_table_has_its_status() -> None:
-    """The nearest class counts."""
+    """The nearest class in the table decides."""
 
     class SpecialError(InvalidInputError):
         pass

@@ -1,4 +1,4 @@
-"""The pages in a real browser, where there is one."""
+"""The pages in a real browser, if one is installed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome i
 
 
 def dom(url: str, profile: Path) -> str:
-    """The page after its scripts have run."""
+    """Return the page after its scripts have run."""
     command = [str(BROWSER), *FLAGS.split(), f"--user-data-dir={profile}", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -> None:
-    """Texts of users are shown as text, never as markup; failures, numbers and snippets are there."""
+    """User text is shown as text, never as markup; failures, numbers and snippets are present."""
     running = start(FakeEngine("<i>odd</i>", max_prompt_tokens=3, warnings=["BOS twice: <s>"]))
     batch = [{"id": "<img src=x>", "text": "a b c d"}, {"id": "ok", "text": "a"}]
     job = running.post(instructions=batch, archive="shown", dataset={"name": "<script>x</script>"}).json()
@@ -40,7 +40,7 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
     assert "data set &lt;script&gt;x&lt;/script&gt;" in page
     assert "Warning: BOS twice: &lt;s&gt;" in page
     assert "&lt;img src=x&gt;: the prompt may have 3 tokens" in page
-    assert page.count("1 of 2 instructions complete, 1 failed") == 2, "of the job and of its archive"
+    assert page.count("1 of 2 instructions complete, 1 failed") == 2, "in the job and in its archive"
     assert page.count(">incomplete</span>") == 2
     assert 'max="2" value="1"' in page.replace('value="1" max="2"', 'max="2" value="1"')
     assert f'zarr.open("{job["links"]["zarr"]}", mode="r")' in page
@@ -48,7 +48,7 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
 
 
 def test_the_page_shows_the_layers_of_an_moe_model(start: Start, tmp_path: Path) -> None:
-    """Experts, experts per token and widths, after the dense layers; of a dense model only these."""
+    """An MoE model shows dense layers, then experts, experts per token and widths; a dense model shows only layers."""
     moe = MoeInfo(layer_ids=[1, 2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
     page = dom(start(FakeEngine("mixed", moe=moe), FakeEngine("dense")).url, tmp_path / "profile")
     experts = "2 layers of 60 experts of 1,408 neurons, 4 for each token, and 5,632 shared neurons"
@@ -57,7 +57,7 @@ def test_the_page_shows_the_layers_of_an_moe_model(start: Start, tmp_path: Path)
 
 
 def test_the_reference_is_drawn(start: Start, tmp_path: Path) -> None:
-    """/docs lists each route and type of openapi.json."""
+    """/docs lists every route and type of openapi.json."""
     running = start()
     page = dom(f"{running.url}/docs", tmp_path / "profile")
     api = running.http.get("/openapi.json").json()

@@ -1,4 +1,4 @@
-"""The server as a process: what ends it, how soon, and with which exit status."""
+"""The server as a process: causes and times of its end, and exit statuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Start = Callable[..., Any]
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signals, status: int) -> None:
-    """A start that blocks in a thread for ever does not keep the process; 10 s are far below for ever."""
+    """A start that blocks forever in a thread does not keep the process; it must end within 10 s."""
     running = process(ready=False, stuck=True)
     assert running.http.get("/ready").json()["models"] == {"fake": "loading"}
     running.popen.send_signal(number)
@@ -32,7 +32,7 @@ def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signa
 
 
 def test_a_dead_engine_ends_it(process: Start) -> None:
-    """The running job fails with the reason, those that wait end, and the process ends with 1 and a sentence."""
+    """The running job fails with the reason, queued jobs end, and the process exits with 1 and one sentence."""
     running = process(pause=0.05)
     batch = [{"id": f"i{n}", "text": "a b"} for n in range(1000)]
     for name in ("runs", "waits"):
@@ -49,18 +49,18 @@ def test_a_dead_engine_ends_it(process: Start) -> None:
     assert "error: the engine of model 'fake' stopped" in log
     assert "Traceback" not in log
     states = open_archive(running.data / "archives" / "runs.zarr").instructions.state.tolist()
-    assert states == sorted(states, key=lambda state: state != 1), "what was complete stays, the rest is pending"
+    assert states == sorted(states, key=lambda state: state != 1), "complete instructions stay, the others are pending"
 
 
 def test_a_port_in_use_is_an_error_before_a_model_loads(tmp_path: Path) -> None:
-    """The error names address, reason and remedy; no model was started and no folder was made."""
+    """The error names address, reason and remedy; no model is started and no folder is created."""
 
     async def start() -> FakeEngine:
         pytest.fail("a model was loaded")
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1; it is not: Address already in use"):
+        with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1: Address already in use"):
             run_server({"m": start}, ServerSettings(port=port, data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
@@ -72,8 +72,8 @@ def test_an_address_of_another_machine_is_refused(host: str) -> None:
         listen(host, 0)
 
 
-def test_what_it_listens_on_sends_at_once() -> None:
-    """Without TCP_NODELAY each answer would wait 40 ms for the acknowledgement of its headers."""
+def test_the_listener_has_tcp_nodelay() -> None:
+    """Without TCP_NODELAY, each response waits 40 ms for the acknowledgement of its headers."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:

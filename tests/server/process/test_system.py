@@ -1,4 +1,4 @@
-"""Health, readiness, metrics, pages, and the life of the models."""
+"""Health, readiness, metrics, pages, and starts and stops of models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Start = Callable[..., Any]
 
 
 def test_it_answers_while_models_load(start: Start) -> None:
-    """Loading: health 200, ready 503, a submission 503 with Retry-After and nothing on disk; then all of it works."""
+    """While models load, /health gives 200, /ready 503, and a submission 503 with Retry-After and no archive."""
     running = start(FakeEngine(), loading=0.5, ready=False)
     assert running.http.get("/health").json() == {"status": "ok"}
     ready = running.http.get("/ready")
@@ -37,7 +37,7 @@ def test_it_answers_while_models_load(start: Start) -> None:
 
 
 def test_models_are_described(start: Start) -> None:
-    """Every served model is listed in the operator's order, with its facts; those of experts are null without any."""
+    """Every served model is listed in the operator's order with its facts; dense models have no expert facts."""
     moe = MoeInfo(layer_ids=[1], experts=8, experts_per_token=2, neurons=64, shared_neurons=1024)
     models = start(FakeEngine("b"), FakeEngine("a", moe=moe)).http.get("/v1/models").json()["models"]
     assert [model["name"] for model in models] == ["b", "a"]
@@ -48,13 +48,13 @@ def test_models_are_described(start: Start) -> None:
 
 
 def test_a_server_needs_a_model() -> None:
-    """No model is an error when the app is made, not an empty service."""
+    """Creating the app without a model is an error."""
     with pytest.raises(InvalidInputError, match="at least one model"):
         create_app({}, ServerSettings())
 
 
 def test_a_model_that_cannot_be_started_ends_the_server(tmp_path: Any) -> None:
-    """The server stops, the error is raised to the caller, and engines that were loaded are closed."""
+    """The server stops, the caller gets the error, and loaded engines are closed."""
     good = FakeEngine("good")
 
     async def bad() -> FakeEngine:
@@ -72,7 +72,7 @@ def test_engines_are_closed_at_the_end(start: Start) -> None:
     assert [engine.closed for engine in engines] == [True, True]
 
 
-def test_a_stop_does_not_wait_for_ever(start: Start) -> None:
+def test_a_stop_does_not_wait_forever(start: Start) -> None:
     """A job that does not end is dropped after `stop_seconds`, and the service still stops."""
 
     class Stuck(FakeEngine):
@@ -103,15 +103,15 @@ def test_a_stop_does_not_wait_for_ever(start: Start) -> None:
 
 
 def metric(running: Any, name: str) -> float:
-    """One value from /metrics."""
+    """Return one value from /metrics."""
     text = running.http.get("/metrics").text
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     assert found, f"{name} is not in:\n{text}"
     return float(found[1])
 
 
-def test_metrics_count_what_happened(start: Start) -> None:
-    """Counters are the sums over all jobs, forgotten ones too; gauges are what is now."""
+def test_metrics_count_all_jobs(start: Start) -> None:
+    """Counters are sums over all jobs, including forgotten ones; gauges are current values."""
     engine = FakeEngine(max_prompt_tokens=5)
     running = start(engine, max_finished_jobs=1)
     assert metric(running, 'sparcom_instructions_total{outcome="complete"}') == 0
@@ -132,7 +132,7 @@ def test_metrics_count_what_happened(start: Start) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_load_nothing_from_elsewhere(start: Start, path: str) -> None:
-    """A page names no other host, and its policy would not let it be asked."""
+    """A page names no other host, and its policy forbids requests to any."""
     response = start().http.get(path)
     assert response.status_code == 200
     assert not re.findall(r"""(?:src|href|url\()\s*=?\s*["'(]?(?:https?:)?//""", response.text)
@@ -142,7 +142,7 @@ def test_pages_load_nothing_from_elsewhere(start: Start, path: str) -> None:
 
 
 def test_the_reference_describes_every_route(start: Start) -> None:
-    """openapi.json has each route of version 1, with a sentence, and docs/rest.md names it."""
+    """openapi.json has each route of version 1 with a description, and docs/rest.md names it."""
     document = (Path(__file__).parents[3] / "docs" / "rest.md").read_text()
     api = start().http.get("/openapi.json").json()
     routes = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}

@@ -285,7 +285,7 @@ def test_without_the_hub_only_the_synthetic_half_is_built(
     status, output, err = build("a.jsonl")
     assert status == 0
     assert ("HF_HUB_OFFLINE is set" if offline else "cannot be reached: [Errno 111]") in err
-    assert "Only the synthetic half is built. For the natural half too, run this where" in err
+    assert "Only the synthetic half is built. To include the natural half, run this where" in err
     assert output.endswith("600 instructions in 6 categories, 600 synthetic\n")
     assert {item.half for item in read_jsonl(tmp_path / "a.jsonl")} == {"synthetic"}
     assert hub.fetched == []
