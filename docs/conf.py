@@ -13,6 +13,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 for package_folder in ("data", "extractor", "server", "analysis", "cli"):
@@ -47,6 +50,7 @@ default_role = "code"  # docstrings mark code by single backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # docstrings say shape and dtype
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -110,17 +114,59 @@ def _read_source(_app: Any, docname: str, source: list[str]) -> None:
         source[0] = link_files(text, shown.parent if shown else page.parent, page.parent)
 
 
-def _escape_docstring(_app: Any, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
-    """Escape what reStructuredText would read as markup: `**changes` and `prefix_` outside of code."""
-    for number, line in enumerate(lines):
+_COLON = "\ue000"
+_NAMES = re.compile(r"( +)(\w+(?:, \w+)+): (?=\S)")
+_MARKUP = re.compile(r"\*\*(?=\w)|(?<=\w)_(?!\w)")
+
+
+def _read_docstring(_app: Any, what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Prepare a docstring for napoleon: its extension reads some of our forms in another way."""
+    for number, line in enumerate(lines):  # outside of code, `**changes` and `prefix_` are no markup
         parts = line.split("`")
-        parts[::2] = [
-            re.sub(r"\*\*(?=\w)|(?<=\w)_(?!\w)", lambda m: re.sub(r"(.)", r"\\\1", m[0]), part) for part in parts[::2]
-        ]
+        parts[::2] = [_MARKUP.sub(lambda found: re.sub("(.)", r"\\\1", found[0]), part) for part in parts[::2]]
         lines[number] = "`".join(parts)
+    returns = False  # "ISNs per instruction: int64 (n,)" does not name a type before the colon
+    for number, line in enumerate(lines):
+        returns = line.strip() in ("Returns:", "Yields:") or (returns and (not line or line.startswith(" ")))
+        if (what == "property" and not number) or (returns and line.startswith(" ")):
+            lines[number] = line.replace(":", _COLON)
+    attributes = [number for number, line in enumerate(lines) if line.strip() == "Attributes:"]
+    for number in range(len(lines) - 1, attributes[0] if attributes else len(lines), -1):
+        if found := _NAMES.match(lines[number]):  # one entry per name
+            end, indent = number + 1, found[1] + " "
+            while end < len(lines) and lines[end].startswith(indent):
+                end += 1
+            rest = [lines[number][found.end() :], *lines[number + 1 : end]]
+            lines[number:end] = [
+                line for name in found[2].split(", ") for line in (f"{found[1]}{name}: {rest[0]}", *rest[1:])
+            ]
+
+
+def _restore_colons(_app: Any, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
+
+
+def _shorter(text: str | None) -> str | None:
+    """Write array types as the source does: NDArray[uint8]."""
+    return text and re.sub(r"(?:~?numpy\.)?ndarray\[.*?dtype\[([^\[\]]+)\]\]", r"NDArray[\1]", text)
+
+
+def _shorten_signature(
+    _app: Any, _what: str, _name: str, _object: object, _options: object, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    return _shorter(signature), _shorter(returned)
+
+
+def _shorten_properties(_app: Any, doctree: nodes.document) -> None:
+    for node in doctree.findall(addnodes.desc_annotation):
+        if (shorter := _shorter(node.astext())) != node.astext():
+            node.children = [nodes.Text(str(shorter))]
 
 
 def setup(app: Any) -> None:
-    """Register the reader of pages, and the escape of docstrings before napoleon's own hook (priority 500)."""
+    """Register the hooks above; that for docstrings before napoleon's own (priority 500)."""
     app.connect("source-read", _read_source)
-    app.connect("autodoc-process-docstring", _escape_docstring, priority=400)
+    app.connect("autodoc-process-docstring", _read_docstring, priority=400)
+    app.connect("autodoc-process-docstring", _restore_colons, priority=600)
+    app.connect("autodoc-process-signature", _shorten_signature)
+    app.connect("doctree-read", _shorten_properties)
