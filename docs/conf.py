@@ -58,6 +58,8 @@ autoclass_content = "class"
 
 html_theme = "furo"
 html_title = "SPARCOM"
+html_show_sourcelink = False
+html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options: dict[str, Any] = {"navigation_with_keys": True}
