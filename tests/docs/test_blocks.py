@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ PAGES = [
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/howto").glob("*.md"))]
 ]
 BLOCK = re.compile(
-    r"(?:^<!-- not run:(?P<reason>.*?)-->\n)?^```(?P<kind>sh|python)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:^ *<!-- not run:(?P<reason>.*?)-->\n)?^(?P<indent> *)```(?P<kind>sh|python)\n(?P<code>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
 )
 NEEDS_ENGINE = re.compile(r"sparcom (extract|serve|submit|selftest|demo|model)|--reference|curl ")
 SECONDS = 300
@@ -70,7 +72,7 @@ class Block:
 
 def blocks(text: str) -> list[Block]:
     """Return the shell and Python blocks of a page."""
-    return [Block(found["kind"], found["code"], found["reason"]) for found in BLOCK.finditer(text)]
+    return [Block(found["kind"], textwrap.dedent(found["code"]), found["reason"]) for found in BLOCK.finditer(text)]
 
 
 def read(page: str) -> list[Block]:
@@ -242,3 +244,9 @@ def test_blocks_are_found() -> None:
     skipped, run = blocks(text)
     assert (skipped.reason, skipped.commands) == (" no GPU ", [["sparcom", "x", "--y"]])
     assert (run.kind, run.code, run.reason) == ("python", "1\n", None)
+
+
+def test_blocks_of_lists_are_found() -> None:
+    """A block may be part of a list, with its mark."""
+    (found,) = blocks("1. First\n   <!-- not run: no GPU -->\n   ```sh\n   sparcom x\n   ```\n")
+    assert (found.reason, found.code) == (" no GPU ", "sparcom x\n")

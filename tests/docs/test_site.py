@@ -99,9 +99,9 @@ def test_links_of_the_repository_hold() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A site of one page, with the project's configuration."""
-    for name in ("data", "extractor", "server", "analysis", "cli", "examples", "README.md", "pyproject.toml"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """The folder of a new site, with the project's configuration and a repository of two files around it."""
+    (tmp_path / "README.md").write_text("# Readme\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1"\n')
     (tmp_path / "docs" / "_static").mkdir(parents=True)
     shutil.copy(DOCS / "conf.py", tmp_path / "docs")
     shutil.copy(DOCS / "_static" / "site.css", tmp_path / "docs" / "_static")
@@ -124,10 +124,15 @@ def test_a_page_outside_every_table_of_contents_fails_the_build(copy: Path, tmp_
     assert "lost.md" in sphinx(copy, tmp_path / "html").stderr
 
 
-def test_links_to_files_of_the_repository_leave_the_site(copy: Path, tmp_path: Path) -> None:
-    """They lead to the repository's address where pyproject.toml names one; else they are plain words."""
+@pytest.mark.parametrize("address", ["", "https://example.org/sparcom"])
+def test_links_to_files_of_the_repository_leave_the_site(address: str, copy: Path, tmp_path: Path) -> None:
+    """They lead to the address that pyproject.toml names; without one they are plain words."""
+    if address:
+        with (tmp_path / "pyproject.toml").open("a") as project:
+            project.write(f'[project.urls]\nSource = "{address}.git"\n')
     (copy / "index.md").write_text("# Start\n\n[the readme](../README.md) and `[code](../README.md)`\n")
     assert sphinx(copy, tmp_path / "html").returncode == 0
     html = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
     assert "the readme" in html
-    assert 'href="../README.md"' not in html
+    assert "[code](../README.md)" in html
+    assert ("https://example.org/sparcom/blob/main/README.md" in html) == bool(address)
