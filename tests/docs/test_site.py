@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import sparcom_analysis
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -83,6 +85,13 @@ def test_every_link_and_anchor_holds(pages: dict[Path, Page]) -> None:
             if not target.exists() or (anchor and target in pages and anchor not in pages[target].ids):
                 broken.append(f"{path.name}: {link}")
     assert not broken
+
+
+def test_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
+    """Each export of `sparcom_analysis`, and each drawing, has an entry."""
+    anchors = {anchor for path, page in pages.items() if path.parent.name == "api" for anchor in page.ids}
+    described = {anchor.rsplit(".", 1)[-1] for anchor in anchors if anchor.startswith("sparcom_")}
+    assert not {*sparcom_analysis.__all__, *dir(sparcom_analysis.plot)} - described - {"plot"}
 
 
 def test_links_of_the_repository_hold() -> None:
