@@ -40,6 +40,7 @@ BLOCK = re.compile(
 )
 NEEDS_ENGINE = re.compile(r"sparcom (extract|serve|submit|selftest|demo|model)|--reference|curl ")
 SECONDS = 300
+TUTORIAL_ARCHIVES: list[Path] = []
 # Runs the blocks of one page: shell blocks in bash, Python blocks in one namespace.
 DRIVER = """
 import json, subprocess, sys, matplotlib
@@ -130,7 +131,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive that an engine wrote, for pages that verify one."""
+    """An archive that an engine wrote, for pages that verify one: the tutorial's if it ran, which saves an engine."""
+    if TUTORIAL_ARCHIVES:
+        return TUTORIAL_ARCHIVES[0]
     path = tmp_path_factory.mktemp("extracted") / "run.zarr"
     source = ROOT / "examples" / "instructions.jsonl"
     code = f"sparcom extract --model {DEMO_MODEL} --input {source} --output {path}"
@@ -182,6 +185,7 @@ def test_blocks_run(page: str, archives: Path, tmp_path: Path, request: pytest.F
         finally:
             stop_group(driver.pid)
     assert status == 0, f"{page}:\n{log.read_text()[-4000:]}"
+    TUTORIAL_ARCHIVES.extend(tmp_path.glob("questions.zarr"))
 
 
 def stop_group(group: int) -> None:
