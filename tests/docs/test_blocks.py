@@ -152,7 +152,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.mark.parametrize("page", page_parameters())
+@pytest.mark.parametrize("page", list(page_parameters()))
 def test_blocks_run(page: str, archives: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every block that is not marked exits with status 0, after those above it."""
     found = runnable(page)
