@@ -101,7 +101,7 @@ def parse_command(words: list[str]) -> None:
         return
     for parameter in command.params:
         value = values.get(parameter.name or "")
-        if parameter.required and value in (None, ()):
+        if parameter.required and not isinstance(value, str) and not (isinstance(value, tuple | list) and any(value)):
             raise click.UsageError(f"{parameter.name} is missing")
         if isinstance(parameter.type, click.Choice) and isinstance(value, str):
             parameter.type.convert(value, parameter, context)
