@@ -139,7 +139,7 @@ def test_finished_steps_are_skipped(folder: Path) -> None:
 
 @pytest.mark.parametrize("gpus", ["1", "3"])
 def test_a_failed_step_ends_the_run_and_is_repeated(gpus: str, folder: Path) -> None:
-    """The exit status is not 0, nothing is analyzed, and the next run goes on with the step that failed."""
+    """The exit status is not 0, nothing is analyzed, and the next run starts at the step that failed."""
     failing = "Llama-2-13b-chat-hf"
     done, calls = run(folder, "--gpus", gpus, fails=failing)
     assert done.returncode == 1
