@@ -8,7 +8,7 @@ Usage: examples/reproduce.sh [--gpus N] [--output DIR] [--dry-run] [--tiny]
 
 Builds the instructions, extracts eight archives, verifies them and writes the report. Skips steps that have finished.
 
-  --gpus N      Extract on N GPUs at once (default: 1).
+  --gpus N      Extract on N GPUs at once (default: 1); with --tiny: run N CPU engines at once.
   --output DIR  Write everything to DIR (default: reproduction; with --tiny: reproduction-tiny).
   --dry-run     Print every command; run none.
   --tiny        Make tiny models and run them instead of the paper's. Needs two CPU cores and no GPU.
@@ -105,6 +105,7 @@ make_tiny_models() {
                     --learning-rate 0.001
                 ;;
             llama-deep) step "$base" sparcom model tiny llama --layers 5 --seed 1 --output "$base" ;;
+            mistral) step "$base" sparcom model tiny mistral --seed 2 --output "$base" ;; # as LLaMA, but for the seed
             *) step "$base" sparcom model tiny "$kind" --output "$base" ;;
         esac
     done
