@@ -44,7 +44,8 @@ def test_the_launcher_names_the_missing_setup(tmp_path: Path) -> None:
 def checkout(tmp_path: Path) -> Path:
     """Return a folder with .ci/run and with fake commands in bin; make and apt-get only record their calls."""
     script(tmp_path / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
-    script(tmp_path / ".ci" / "lowest", RECORD.format(log=tmp_path / "log"))
+    for name in ("reproduce", "wheel", "lowest"):
+        script(tmp_path / ".ci" / name, RECORD.format(log=tmp_path / "log"))
     for name in ("bash", "dirname", "basename", "sh"):
         found = shutil.which(name)
         assert found is not None
@@ -62,7 +63,10 @@ def run_ci(checkout: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-CHECKS = ["make --no-print-directory check", "make --no-print-directory test ARGS=--strict-skips ", "lowest "]
+CHECKS = [
+    *("make --no-print-directory check", "make --no-print-directory test ARGS=--strict-skips "),
+    *("reproduce ", "wheel ", "lowest "),
+]
 INSTALL = ["apt-get update -qq", "apt-get install -qq --yes --no-install-recommends chromium"]
 
 
