@@ -164,7 +164,7 @@ def test_instructions_of_unknown_origin_are_left_out_and_counted(make_moe, damag
 
 @pytest.mark.parametrize(
     ("granularity", "origins", "said"),
-    [("count", True, "needs masks of single tokens.*granularity='token'"), ("token", False, "lacks token/origin")],
+    [("count", True, "need one mask per token.*granularity='token'"), ("token", False, "lacks token/origin")],
 )
 def test_what_does_not_know_is_refused_before_the_first_pass(
     tmp_path: Path, granularity: Any, origins: bool, said: str

@@ -68,7 +68,7 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     for source in (data, tmp_path / "metrics.json", str(tmp_path)):
         with pytest.raises(InvalidInputError, match=r"must have format_version 3 .*Analyze the archives again"):
             read_metrics(source)
-    with pytest.raises(InvalidInputError, match=r"metrics\.json has not"):
+    with pytest.raises(InvalidInputError, match=r"metrics\.json does not"):
         read_metrics(tmp_path)
 
 

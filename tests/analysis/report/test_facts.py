@@ -115,7 +115,7 @@ def test_a_large_share_of_template_tokens_is_said(make_case: Callable[..., Any],
 def test_mean_lengths_of_categories_are_said() -> None:
     """The sentence follows the numbers, and is empty for one category."""
     both = [{"category": name, "mean_tokens": mean} for name, mean in (("a", 4.0), ("b", 10.0), ("c", None))]
-    assert length_sentence(both) == ("Here the mean length goes from 4.0 tokens (a) to 10.0 (b), 2.5 times as many.")
+    assert length_sentence(both) == ("Here mean lengths range from 4.0 tokens (a) to 10.0 tokens (b), a ratio of 2.5.")
     assert length_sentence(both[:1]) == ""
     assert "is 4.0 tokens in every category" in length_sentence([both[0], both[0] | {"category": "d"}])
 

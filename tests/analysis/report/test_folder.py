@@ -86,7 +86,7 @@ def test_an_archive_is_no_place_for_results(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "zarr.json").write_text("{}")
     for place in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "report"):
-        with pytest.raises(InvalidInputError, match=r"results must lie outside of archives.*Choose another --output"):
+        with pytest.raises(InvalidInputError, match=r"the output must be outside any archive.*Choose another --output"):
             check_output(place)
     assert [path.name for path in tmp_path.rglob("*")] == ["a.zarr", "zarr.json"]
     with pytest.raises(StorageError, match="is a file"):

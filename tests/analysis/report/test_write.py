@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 from sparcom_analysis import analyze, read_metrics, write_report
-from sparcom_analysis.report.page import MOST_SENTENCES, lead_sentences
+from sparcom_analysis.report.page import MAX_SENTENCES, lead_sentences
 from sparcom_analysis.report.write import run_files
 from sparcom_data.errors import InvalidInputError, StorageError
 
@@ -196,7 +196,7 @@ def test_left_out_instructions_are_said(make_case: Callable[..., Any], tmp_path:
     case = make_case((5, 6, 7, 8), "abab", failed=(3,), positions="response", responses=(3, 4, 5, 2))
     text = write_report(analyze(case.archive, n_resamples=20, n_permutations=0), tmp_path).read_text(encoding="utf-8")
     assert "1 of 4 instructions were left out: 0 not run yet, 1 failed, 0 cancelled, 0 without response tokens" in text
-    assert '<p class="note">Frequencies are counted over response tokens.' in text
+    assert '<p class="note">Frequencies count response tokens.' in text
     assert "needs 40 resamples" in text
 
 
@@ -243,7 +243,7 @@ def test_an_output_that_cannot_be_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"must be a folder; .*file is a file"):
         write_report(runs["dense"], tmp_path / "file")
-    with pytest.raises(InvalidInputError, match="outside of archives"):
+    with pytest.raises(InvalidInputError, match="outside any archive"):
         write_report(runs["dense"], archives["dense-base"])
 
 
@@ -266,7 +266,7 @@ def test_several_runs_stand_side_by_side(runs: dict[str, xr.DataTree], tmp_path:
     assert "One &amp; only" in text
     first = next(lead_sentences(runs["dense"]))
     assert f"<li>{html.escape('One & only: ' + first, quote=False)}</li>" in text
-    assert 2 <= text.split('class="answers">')[1].split("</ul>")[0].count("<li>") <= MOST_SENTENCES
+    assert 2 <= text.split('class="answers">')[1].split("</ul>")[0].count("<li>") <= MAX_SENTENCES
     assert page.cells[-12:-6] == ["model", "a|<b>", "$x_&", "all", "One & only", "0.500 (0.400–0.600)"]
     table = (tmp_path / "tables/finetuning_jaccard.tex").read_text("utf-8")
     assert r"figures & 0.500 (0.400\textendash{}0.600)" in table
