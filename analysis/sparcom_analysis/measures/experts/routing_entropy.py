@@ -54,9 +54,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     mean = ds["overall_value"].values
     low, high = (_in_layer(ds.isel(layer=int(at))) for at in (np.argmin(mean), np.argmax(mean)))
     uniform = decimal(float(ds["null_mean"]), 2)
-    return [
-        f"Mean routing entropy is lowest in {low}, and highest in {high}. Uniform routing would give {uniform} bits."
-    ]
+    return [f"Mean routing entropy is lowest in {low}, and highest in {high}. Uniform routing gives {uniform} bits."]
 
 
 def _in_layer(one: xr.Dataset) -> str:

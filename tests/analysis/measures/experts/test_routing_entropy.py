@@ -44,7 +44,7 @@ def test_the_sentence_names_the_layers_and_their_numbers(experts: sp.ExpertCount
     ds["overall_value"] = ("layer", [1.25, 2.5])
     layers = ds["layer"].values
     assert sentences(ds) == [
-        f"Routing entropy is lowest in layer {layers[0]}, 1.25 bits, and highest in layer {layers[1]}, 2.50 bits; "
-        "uniform routing has 3.00 bits."
+        f"Mean routing entropy is lowest in layer {layers[0]}, 1.25 bits, and highest in layer {layers[1]}, 2.50 bits. "
+        "Uniform routing gives 3.00 bits."
     ]
     assert plot(ds).get_ylabel().replace("\n", " ") == "routing entropy (bits)"

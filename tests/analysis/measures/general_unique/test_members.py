@@ -139,7 +139,7 @@ def test_blocks_and_cores_change_nothing(membership, monkeypatch: pytest.MonkeyP
     plain = found_in(find_members(membership(masks, codes), 0.5))
     for block in (1, 10_000):
         for cores in (1, 2, 16):
-            monkeypatch.setattr("sparcom_analysis.measures.general_unique.members.AT_ONCE", block)
+            monkeypatch.setattr("sparcom_analysis.measures.general_unique.members.BATCH_SETS", block)
             monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
             assert found_in(find_members(membership(masks, codes, 0), 0.5)) == plain
     assert {kind for *_, kind in plain} == set(KINDS)
