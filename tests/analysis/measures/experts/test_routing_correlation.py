@@ -68,7 +68,7 @@ def test_pairs_and_means_equal_scipy(make_counts, side, sizes, layers, experts, 
         patch.setattr("sparcom_analysis.kernels.intersections.PAIRED", side)
         np.testing.assert_allclose(data.pairs.values, r, rtol=0, atol=1e-12)
         if all(flat):
-            with pytest.raises(NotComputableError, match=f"Each of the {len(names)} instructions"):
+            with pytest.raises(NotComputableError, match=f"All {len(names)} instructions"):
                 routing_correlation(data)
             return
         ds = routing_correlation(data)

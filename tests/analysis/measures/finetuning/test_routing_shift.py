@@ -115,14 +115,14 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_null_mean"].values[:], ds["overall_pvalue_adjusted"].values[:] = 0.15, 0.0002
     ds["pvalue_adjusted"].values[:] = [[0.01, 0.5], [0.04, 0.05]]
     assert sentences(ds) == [
-        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 top-k choices "
-        "per token (95 % CI 0.200–0.400); with the models exchanged at random per instruction it is 0.150 on average "
-        "(corrected p < 0.001).",
+        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 expert "
+        "assignments per token (95 % CI 0.200–0.400); with models exchanged at random per instruction, the "
+        "mean is 0.150 (corrected p < 0.001).",
         "It exceeds this null in 2 of 4 combinations of category and layer (corrected p < 0.05).",
     ]
     assert sentences(ds.drop_vars("pvalue_adjusted")) == [
-        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 top-k choices "
-        "per token (95 % CI 0.200–0.400)."
+        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 expert "
+        "assignments per token (95 % CI 0.200–0.400)."
     ]
     assert MEASURE.plot is not None
     np.testing.assert_array_equal(MEASURE.plot(ds).lines[1].get_ydata(), ds["value"].sel(category="c1"))

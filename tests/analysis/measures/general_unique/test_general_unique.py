@@ -169,5 +169,5 @@ def test_experts_have_measures_of_their_own(archive: Archive) -> None:
 
 def test_most_used_is_of_experts(archive: Archive) -> None:
     """ISN sets know no most used experts: an error says what to give, before anything is drawn."""
-    with pytest.raises(InvalidInputError, match="most_used applies to experts only returns"):
+    with pytest.raises(InvalidInputError, match="most_used applies to experts only"):
         general_unique(find_isns(archive), most_used=True)

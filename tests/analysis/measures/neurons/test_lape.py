@@ -265,15 +265,15 @@ def test_sentences_say_the_numbers(ds: xr.Dataset) -> None:
     assert MEASURE.sentences(one) == [
         "LAPE selects 1,234 of the 5,000 neurons of routed experts by entropy over categories; b has the most specific "
         "neurons, 700.",
-        "The mean Jaccard index of a category's specific and unique neurons is 0.150.",
+        "The Jaccard index of a category's specific and unique neurons is 0.150 on average.",
     ]
     one["value"][:] = [700, 700, 3]
     first, _ = MEASURE.sentences(one)
     assert first.endswith("b and a|$x$ have the most specific neurons, 700 each.")
     one["value"][:] = 0
-    assert MEASURE.sentences(one)[0].endswith("none of them is specific to a category.")
+    assert MEASURE.sentences(one)[0].endswith("none is specific to a category.")
     none = one.assign_attrs(selected=0, passed=7, wanted=0)
-    assert MEASURE.sentences(none) == ["LAPE selects no neurons of routed experts: 7 pass the filter, 0 are wanted."]
+    assert MEASURE.sentences(none) == ["LAPE selects no neurons of routed experts: 7 pass the filter, 0 are requested."]
     assert "LAPE (Tang et al. 2024)" in MEASURE.caption(ds)
 
 

@@ -139,7 +139,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     said = sentences(length_control(isn, n_resamples=0))
     assert "is kept (rank correlation 1.00)." in said[0]
     assert said[1] == "No mean Jaccard index of ISN sets (neurons of routed experts) changes."
-    assert said[-1].endswith("size does not follow length.")
+    assert said[-1].endswith("set size does not depend on length.")
 
 
 def test_special_tokens_stay_left_out(make_moe) -> None:  # type: ignore[no-untyped-def]
@@ -187,7 +187,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
         f"{index} is not kept (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300 to −0.200).",
         "2 instructions are too short and left out.",
-        "Set size and number of tokens have a rank correlation of +0.50; subsampled to equal length, it is −0.12.",
+        "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
     ]
     for rho, words in ((0.95, "is kept"), (0.7, "is partly kept"), (np.nan, "too few category pairs differ")):
         ds["rank_correlation"].loc[True] = rho
@@ -207,6 +207,6 @@ def test_figures_show_all_three_versions(found: xr.Dataset) -> None:
         shown = found["value"].sel(self_pairs=True, version=version)
         np.testing.assert_allclose(np.asarray(mesh.get_array()), shown)
     assert plot(found, axes[2], version="difference") is axes[2]
-    assert caption(found).startswith("Mean Jaccard index of every two categories")
-    assert "10 drawn tokens per instruction" in caption(found)
+    assert caption(found).startswith("Mean Jaccard index for each pair of categories")
+    assert "10 sampled tokens per instruction" in caption(found)
     assert (MEASURE.needs, ROUTING.needs) == ("isn", "experts")

@@ -76,8 +76,8 @@ def test_an_effect_that_is_there_is_found(tmp_path: Path) -> None:
     assert ds["effect_pvalue"].sel(factor="source").item() == 0.01
     assert ds["effect_pvalue"].sel(factor="category").item() > 0.01
     first = sentences(ds)[0]
-    assert first.startswith("The Jaccard index depends more on source than on category: sharing the category adds")
-    assert f"sharing the source adds {ds['effect'].sel(factor='source').item():.3f}" in first
+    assert first.startswith("The Jaccard index depends more on source than on category: a common category adds")
+    assert f"a common source adds {ds['effect'].sel(factor='source').item():.3f}" in first
 
 
 def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
