@@ -30,7 +30,7 @@ from sparcom_analysis.archive.counted_rows import instruction_rows
 from sparcom_analysis.archive.populations import Population, PopulationName, check_array, choose_population
 from sparcom_analysis.archive.rows import RowSpans
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
-from sparcom_analysis.kernels.experts import add_choice_counts, add_expert_bit_counts, invalid_choice
+from sparcom_analysis.kernels.experts import add_expert_bit_counts, add_expert_counts, invalid_expert
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
@@ -111,7 +111,7 @@ def iterate_expert_counts(
     counts = np.zeros((len(moe.layer_ids), moe.experts), dtype=np.uint32)
     for part in parts(archive, spans, read_blocks(archive, spans, None, block_bytes), progress):
         chosen = _checked_choices(archive, part, moe.experts, moe.layer_ids)
-        add_choice_counts(part.counted(chosen), counts)
+        add_expert_counts(part.counted(chosen), counts)
         if part.last:
             yield part.k, counts
             counts = np.zeros_like(counts)
@@ -133,7 +133,7 @@ def _checked_choices(archive: Archive, part: Part, experts: int, layer_ids: Sequ
     """Return the router choices of a part of a complete instruction: uint16 (row, layer, choice)."""
     assert part.block.experts is not None  # noqa: S101  (read_blocks read them)
     chosen = part.block.experts[part.rows]
-    if (place := invalid_choice(chosen, experts)) is None:
+    if (place := invalid_expert(chosen, experts)) is None:
         return chosen
     row, layer, choice = place
     expert = int(chosen[place])

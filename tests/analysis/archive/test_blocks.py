@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.archive.blocks import _Memory, plan_reads, read_blocks
+from sparcom_analysis.archive.blocks import _BufferPool, plan_reads, read_blocks
 from sparcom_analysis.archive.populations import choose_population
 from sparcom_analysis.archive.rows import RowSpans, row_spans
 
@@ -59,7 +59,7 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
 @given(steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), max_size=30))
 def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever is dropped in between, no two arrays that live share memory, held as they are or as part of a view."""
-    memory, held = _Memory(), []
+    memory, held = _BufferPool(), []
     for rows, dropped, as_view in steps:
         array = memory.take((rows, 2, 5))
         assert (array.shape, array.dtype) == ((rows, 2, 5), np.uint8)
@@ -73,7 +73,7 @@ def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, 
 
 def test_memory_is_used_again() -> None:
     """What nobody holds is given out again, for fewer rows too; what does not fit is let go."""
-    memory = _Memory()
+    memory = _BufferPool()
     address = memory.take((8, 5)).ctypes.data
     assert memory.take((3, 5)).ctypes.data == address
     first, second = memory.take((8, 5)), memory.take((8, 5))

@@ -205,7 +205,7 @@ def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: 
     ):
         TokenDraw(tokens=0, seed=-1)
     short = make_case((3, 7, 4), ("a", "a", "b")).archive
-    with pytest.raises(IncompleteArchiveError, match=r"at least 8; the longest of .* has 7\. Say how many"):
+    with pytest.raises(IncompleteArchiveError, match=r"at least 8 tokens; the longest of .* has 7\. Pass equal"):
         find_isns(short, draw=TokenDraw())
     counts = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):

@@ -59,7 +59,7 @@ def test_choice_counts_equal_those_of_numpy(rows: int, layers: int, experts: int
     choices = data.draw(st.integers(1, experts))
     chosen = choices_of(np.random.default_rng(rows), rows, layers, experts, choices)
     counts = np.ones((layers, experts), dtype=np.uint32)
-    expert_kernels.add_choice_counts(chosen, counts)
+    expert_kernels.add_expert_counts(chosen, counts)
     expected = [[1 + int((chosen[:, layer] == expert).sum()) for expert in range(experts)] for layer in range(layers)]
     assert counts.tolist() == expected
 
@@ -68,10 +68,10 @@ def test_choice_counts_equal_those_of_numpy(rows: int, layers: int, experts: int
 def test_what_is_no_choice_is_found(value: int | str) -> None:
     """An id past the last expert, no data, or the same expert twice in a row and layer: the first place is named."""
     chosen = choices_of(np.random.default_rng(0), 9, 3, 6, 4)
-    assert expert_kernels.invalid_choice(chosen, 6) is None
+    assert expert_kernels.invalid_expert(chosen, 6) is None
     chosen[5, 1, 2] = chosen[5, 1, 0] if value == "again" else value
     chosen[7, 0, 0] = 65_535
-    assert expert_kernels.invalid_choice(chosen, 6) == (5, 1, 2)
+    assert expert_kernels.invalid_expert(chosen, 6) == (5, 1, 2)
 
 
 def test_shapes_that_disagree_are_refused() -> None:
@@ -81,7 +81,7 @@ def test_shapes_that_disagree_are_refused() -> None:
         with pytest.raises(ValueError, match="must agree"):
             expert_kernels.add_expert_bit_counts(masks, chosen, wrong)
     with pytest.raises(ValueError, match="counts must be uint32"):
-        expert_kernels.add_choice_counts(chosen, np.zeros((2, 4), np.uint32))
+        expert_kernels.add_expert_counts(chosen, np.zeros((2, 4), np.uint32))
 
 
 @settings(deadline=None, max_examples=20)

@@ -150,7 +150,7 @@ def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pyt
     monkeypatch.undo()
     monkeypatch.setattr("sparcom_analysis.resampling.permutation.MAX_GROUPS", 2)
     assert "ci_low" in (untested := similarity(isn, n_resamples=20))
-    assert untested.attrs["reason"].startswith("Groups are tested against permuted labels where there are up to 2")
+    assert untested.attrs["reason"].startswith("Permutation tests support up to 2 groups")
 
 
 def test_means_are_said_without_permutations(make_case: Any) -> None:
