@@ -63,12 +63,12 @@ def test_every_difference_besides_the_tuning_has_a_note(tmp_path: Path) -> None:
         "The architectures differ: RandomForTests (base), Other (tuned).",
         "The models have different tokenizers.",
         "The prompt formats differ: raw (base), chat (tuned).",
-        "Special tokens were added to the prompts of one model only.",
+        "Only one model's prompts have added special tokens.",
         "The extraction of the tuned archive was still running: 9 of its 10 instructions are complete.",
-        f"{different} of the 9 matched instructions have different tokens in the two archives: part of the difference "
-        "between the models is the text.",
-        "5 of the 9 matched instructions have another category in the tuned archive; the base archive's categories are "
-        "used.",
+        f"{different} of the 9 matched instructions have different tokens in the two archives. This contributes to the "
+        "difference between the models.",
+        "5 of the 9 matched instructions have another category in the tuned archive; the analysis uses the base "
+        "archive's categories.",
     ]
     attributes(tuned, lambda held: held.update(state="complete"))
     assert "The tuned archive is incomplete: 9 of its 10 instructions are complete." in notes_of(base, tuned)

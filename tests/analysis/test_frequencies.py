@@ -145,7 +145,7 @@ def test_progress_counts_needed_rows(typical) -> None:  # type: ignore[no-untype
 def test_rows_of_another_position_are_damage(typical) -> None:  # type: ignore[no-untyped-def]
     """A row whose position is not the one that belongs there stops the analysis, naming row and instruction."""
     overwrite(typical.archive, "token/position", 6, -1)
-    with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' must hold position 1; .* says -1"):
+    with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' must hold position 1; .* holds -1"):
         find_isns(open_archive(typical.archive.path))
 
 

@@ -137,7 +137,7 @@ def test_one_rule_of_selection_replaces_the_other() -> None:
     both = Options.of(Options.of(min_frequency=0.9), top=0.1)
     assert (both.top, both.min_frequency) == (0.1, None)
     assert Options.of(both, min_frequency=0.5).top is None
-    with pytest.raises(InvalidInputError, match="give one of them"):
+    with pytest.raises(InvalidInputError, match="pass only one of them"):
         Options.of(top=0.1, min_frequency=0.5)
 
 
@@ -195,7 +195,7 @@ def test_other_objects_in_place_of_options_are_refused(typical: Any, wrong: Any)
     """The third argument was once the positions: whatever is no Options is named, with how single options are given."""
     measures = (Options.of, partial(find_isns, typical.archive), partial(activation_counts, typical.archive, 0))
     for measure in measures:
-        with pytest.raises(InvalidInputError, match=r"must be an Options object; it is .*\. Name single options"):
+        with pytest.raises(InvalidInputError, match=r"must be an Options object; it is .*\. Pass single options"):
             measure(wrong)
 
 

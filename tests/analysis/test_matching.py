@@ -131,6 +131,6 @@ def test_the_same_tokens_with_other_origins_are_refused(make_moe: Any, damage: A
         match_instructions(*sides)
     match_instructions(find_isns(base), find_isns(tuned))
     with pytest.raises(
-        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special tokens counted in tun"
+        UnsupportedArchiveError, match=r"tokens: content only, .* in base, special tokens counted in tun"
     ):
         match_instructions(sides[0], find_isns(tuned))

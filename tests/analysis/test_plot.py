@@ -63,7 +63,7 @@ def test_each_measure_has_its_drawing() -> None:
     assert ax.collections[0].get_clim() == (0.3, 0.7)
     assert ax.get_title() == "here"
     assert {"similarity", "by_layer", "panels", "save"} <= set(dir(sp.plot))
-    with pytest.raises(AttributeError, match="no drawing 'similarities'; there are similarity, by_layer"):
+    with pytest.raises(AttributeError, match="no plot 'similarities'; choose one of similarity, by_layer"):
         _ = sp.plot.similarities
 
 
@@ -144,5 +144,5 @@ def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: byt
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:
     """The error names the endings that there are."""
-    with pytest.raises(InvalidInputError, match="saved as pdf, svg, png"):
+    with pytest.raises(InvalidInputError, match="must be one of pdf, svg, png"):
         sp.plot.save(sp.plot.similarity(matrix(0.4)), tmp_path / "a.jpg")

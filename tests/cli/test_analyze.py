@@ -109,7 +109,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
     [
         (["--epsilon", "0"], "0<x<=1"),
         (["--threshold", "1.5"], "0<x<=1"),
-        (["--epsilon", "0.1", "--threshold", "0.5"], "two rules of selection"),
+        (["--epsilon", "0.1", "--threshold", "0.5"], "are alternative rules"),
         (["--lape-top", "0"], "0<x<=1"),
         (["--lape-bar", "1.1"], "0<x<=1"),
         (["--rows", "some"], "'some' is not one of"),

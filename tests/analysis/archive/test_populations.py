@@ -32,7 +32,7 @@ def test_what_the_archive_lacks_is_named(make_moe, typical) -> None:  # type: ig
         choose_population(typical.archive, "expert_neuron")
     with pytest.raises(InvalidInputError, match=r"must be one of neuron, .*; it is 'router'"):
         choose_population(typical.archive, "router")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedArchiveError, match=r"need the router choices of an MoE model; .* holds neuron\."):
+    with pytest.raises(UnsupportedArchiveError, match=r"need the top-k experts of an MoE model; .* holds neuron\."):
         require_router(typical.archive)
     assert require_router(make_moe().archive).experts == 6
 

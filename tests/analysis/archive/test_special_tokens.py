@@ -169,7 +169,7 @@ def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damag
         ),
         (
             {"special_tokens": "count", "special_token_ids": [1]},
-            "name tokens to omit; add special_tokens='leave_out'",
+            "needs special_tokens='leave_out'",
         ),
         ({"special_tokens": "leave_out", "special_token_ids": []}, r"one or more token ids, 0 to 2147483647; .* \[\]"),
         ({"special_tokens": "leave_out", "special_token_ids": [-1]}, r"they are \[-1\]"),

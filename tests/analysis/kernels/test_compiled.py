@@ -59,7 +59,7 @@ def test_histogram_equals_that_of_numpy(values: list[int], spare: int) -> None:
 
 def test_histogram_refuses_values_past_its_end() -> None:
     """Compiled code does not check bounds, so its caller must."""
-    with pytest.raises(ValueError, match="at most 3; one is 4"):
+    with pytest.raises(ValueError, match="at most 3; the largest is 4"):
         kernels.histogram(np.array([1, 4], dtype=np.uint32), 3)
 
 

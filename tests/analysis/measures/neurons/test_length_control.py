@@ -193,7 +193,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
         ds["rank_correlation"].loc[True] = rho
         assert words in sentences(ds)[0]
     ds["largest_change"].loc[True] = np.nan
-    assert sentences(ds)[0].endswith("can be compared.")
+    assert sentences(ds)[0].endswith("to compare.")
     assert len(sentences(ds)) == 2
     assert "expert frequencies" in ROUTING.sentences(ds)[0]
 
