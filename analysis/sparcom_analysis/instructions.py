@@ -76,11 +76,7 @@ class PerInstruction(Grouped):
 
     @cached_property
     def pairs(self) -> PairMatrix:
-        """Values of `pair_blocks`, computed on first use and cached.
-
-        Raises:
-            NotComputableError: there are too many instructions.
-        """
+        """Values of `pair_blocks`, cached on first use; raises NotComputableError for too many instructions."""
         return keep_pairs(self.categories, self.pair_blocks())
 
     def place(self, instruction: str) -> int:

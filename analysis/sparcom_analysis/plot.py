@@ -52,8 +52,7 @@ def panels(
     """Draw several models side by side, as in the paper's figures 3, 4 and 5.
 
     Args:
-        datasets: Datasets of one measure as one row of panels, or a list of rows (such as tuned above base). None
-            leaves a gap.
+        datasets: one row of Datasets of a measure, or several rows (such as tuned above base). None leaves a gap.
         titles: panel titles, with the same nesting (default: the titles of the plots).
         share: use one color or value range and one color bar or legend (default: True); "columns": one per column.
         measure: name of the measure (default: the Datasets' attribute `measure`).

@@ -107,8 +107,7 @@ class _RowWindow:
 class _BufferPool:
     """Reuses mask buffers after their arrays are freed, because page faults of new memory take a fifth of read time.
 
-    Views keep an array alive. A buffer returns to the pool only when its array is freed, so it is never overwritten in
-    use.
+    Views keep an array alive. A buffer returns to the pool only when its array is freed.
     """
 
     def __init__(self) -> None:

@@ -16,8 +16,7 @@ def layer_curves(
     """Draw a variable (category, layer) as one curve per category, with its intervals and its null (layer).
 
     Args:
-        variable: name of the variable. prefix: prefix of its intervals and null, such as "layer_".
-        style: see `plotting.curves`.
+        variable: its name. prefix: prefix of its intervals and null, such as "layer_". style: see `plotting.curves`.
     """
     held = _style(ds, variable, prefix, "layer") | style
     return plotting.curves(ds["layer"].values.tolist(), ds[variable].values, names(ds), ax=ax, **held)

@@ -73,8 +73,7 @@ def plot_pair_means(ds: xr.Dataset, ax: Any = None, *, self_pairs: bool | None =
     """Draw the matrix as a heat map into `ax`; mark cells above the permutation null.
 
     Args:
-        self_pairs: include self pairs (default: as in the options).
-        style: `vmin`, `vmax`, `annot`, `title`; see `plotting.heatmap`.
+        self_pairs: include self pairs (default: as in the options). style: see `plotting.heatmap`.
     """
     held = {"label": ds["value"].attrs["long_name"], "title": ds.attrs["model"]}
     held["marks"] = ds["pvalue_adjusted"].values < SIGNIFICANT if "pvalue_adjusted" in ds else None

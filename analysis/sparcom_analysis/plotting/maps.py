@@ -139,9 +139,7 @@ def _norm(known: NDArray[np.float64], vmin: float | None, vmax: float | None, ce
     low, high = _rounded_range(known)
     if center is not None:
         reach = float(np.abs(known - center).max(initial=0.0)) or 1.0
-        low = (
-            center - reach if known.min(initial=0.0) < 0 else max(0.0, center - reach)
-        )  # no colors for impossible negative values
+        low = center - reach if known.min(initial=0.0) < 0 else max(0.0, center - reach)  # no impossible colors
         high = center + reach
     low, high = (old if new is None else new for old, new in ((low, vmin), (high, vmax)))
     return TwoSlopeNorm(center, low, high) if center is not None and low < center < high else Normalize(low, high)

@@ -2,8 +2,7 @@
 
 1. Remove metrics.json and report.html of an earlier analysis, also in subfolders.
 2. List the files of both analyses in `.sparcom-files`, so that an interrupted run can be cleaned up.
-3. Remove files that only the earlier analysis wrote. Keep files that no analysis wrote.
-4. Write each new file atomically, in the given order.
+3. Remove files that only the earlier analysis wrote, but none that others wrote. Write each new file atomically.
 """
 
 from __future__ import annotations

@@ -32,11 +32,7 @@ def lists_of(run: xr.DataTree) -> dict[str, bytes]:
 
 
 def member_frame(ds: xr.Dataset) -> Any:
-    """Return a DataFrame with one row per category and member.
-
-    Columns, where present: category, kind, layer, expert, neuron. LAPE rows cover each category's specific neurons and
-    add entropy and frequency.
-    """
+    """Return a DataFrame with one row per category and member; for LAPE, each category's specific neurons."""
     held = ds[[name for name in ds.data_vars if "member" in ds[name].dims]]
     frame = held.to_dataframe()
     if "specific" in held:

@@ -74,10 +74,7 @@ class Table:
 
 
 def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
-    """Return the tidy DataFrames of a measure by name.
-
-    By default one DataFrame, named "", holds all variables with the dimensions of `value`.
-    """
+    """Return the tidy DataFrames of a measure by name (default: "", all variables with the dimensions of `value`)."""
     if measure.tables is not None:
         frames = dict(measure.tables(ds))
     else:

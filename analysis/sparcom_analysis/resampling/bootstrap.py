@@ -118,10 +118,7 @@ def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval
 
 
 def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Floats]]:
-    """Yield each pair of groups a ≤ b and its resampled means, with and without self pairs: float64 (resample, 2).
-
-    Means are NaN for groups with too few instructions.
-    """
+    """Yield group pairs a ≤ b and resampled means, with and without self pairs: float64 (resample, 2), NaN if small."""
     if list(pairs.categories) != list(resamples.categories):
         raise ValueError("resamples must be drawn from the categories of the same instructions")
     members = [np.flatnonzero((pairs.codes == code) & pairs.defined) for code in range(len(pairs.labels))]
@@ -154,7 +151,7 @@ def _within(pairs: PairMatrix, rows: NDArray[np.intp], weights: Floats, sums: Fl
 def _pair_sums(
     pairs: PairMatrix, weights: Sequence[Floats], members: Sequence[NDArray[np.intp]]
 ) -> tuple[Floats, Floats]:
-    """Return Σ w_i w_j m_ij over defined pairs, and Σ w_i w_j over undefined pairs: float64 (group, resample) each.
+    """Return Σ w_i w_j m_ij over defined pairs, and Σ w_i w_j over undefined ones: float64 (group, resample) each.
 
     Pairs are those of the first group with itself (i < j) and with each other group.
     """

@@ -83,10 +83,7 @@ class PairMatrix(Grouped):
         return PairMatrix([self.categories[place] for place in places], values)
 
     def means(self) -> tuple[Floats, Floats]:
-        """Return the mean for each pair of groups, with and without self pairs: float64 (c, c) each, symmetric.
-
-        A mean is NaN if it has no defined pair.
-        """
+        """Return the mean for each pair of groups, with and without self pairs: float64 (c, c) each; NaN: undefined."""
         blocks = ((rows, columns, self.values[rows, columns]) for rows, columns in pair_blocks(len(self)))
         return category_means(self.categories, blocks)[:2]
 

@@ -122,10 +122,7 @@ def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], pairs: PairMatrix
 
 
 def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return fixed-point sums and numbers of pairs for each pair of groups: int64 (b, c, c) each, symmetric.
-
-    Numbers are (1, c, c) if every pair is defined.
-    """
+    """Return fixed-point sums and numbers of pairs by group: int64 (b, c, c), or (1, c, c) if all pairs are defined."""
     sizes = np.bincount(labels[0], minlength=count)
     numbers = (np.outer(sizes, sizes) - np.diag(sizes * (sizes + 1) // 2))[None]
     some = np.flatnonzero(pairs.unknown)
@@ -141,8 +138,7 @@ def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) 
         values: float64 (n, n), symmetric; NaN adds nothing. labels: int16 (b, n), groups below `count`.
         bits: binary places of the fixed-point sums. None: count the undefined pairs instead.
 
-    Returns:
-        int64 (b, count, count), symmetric: a pair of two groups is in both of its cells.
+    Returns int64 (b, count, count), symmetric: a pair of two groups is in both of its cells.
     """
     sums = np.zeros((len(labels), count, count), dtype=np.int64)
     for start in range(0, len(values), TILE_COLUMNS):
@@ -163,10 +159,7 @@ def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) 
 def _add_tile(
     tile: NDArray[np.int64], start: int, labels: Labels, sums: NDArray[np.int64], first: int, last: int
 ) -> None:
-    """Add the pairs of columns from `start` to the sums of permutations first..last.
-
-    Sum rows by group as whole vectors, then add each column's sums to the column's group.
-    """
+    """Add a tile of pairs to the sums of permutations first..last: first by the rows' groups, then by the columns'."""
     held = np.empty((sums.shape[1], TILE_COLUMNS), dtype=np.int64)
     width = min(TILE_COLUMNS, labels.shape[1] - start)
     for number in range(first, last):
