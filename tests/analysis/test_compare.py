@@ -1,4 +1,4 @@
-"""`compare` and its Comparison; sentences about what differs between two archives besides the tuning."""
+"""`compare`, its Comparison, and the notes on differences other than tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 def attributes(path: Path, change: Change) -> None:
-    """Change what an archive says of itself."""
+    """Change the attributes of an archive."""
     file = path / "zarr.json"
     held = json.loads(file.read_text())
     change(held["attributes"]["sparcom"])
@@ -35,7 +35,7 @@ def notes_of(base: Path, tuned: Path) -> list[str]:
 
 
 def test_a_tuned_version_without_other_differences_has_no_notes(tmp_path: Path) -> None:
-    """The same instructions, tokens, tokenizer and format: there is nothing to say."""
+    """The same instructions, tokens, tokenizer and format give no notes."""
     for name in ("base", "tuned"):
         write_random_archive(tmp_path / f"{name}.zarr")
         attributes(tmp_path / f"{name}.zarr", tokenizer("e"))
@@ -76,7 +76,7 @@ def test_every_difference_besides_the_tuning_has_a_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_archives_of_counts_hold_no_tokens(tmp_path: Path, seed: int) -> None:
-    """Token ids cannot be compared, which is said; so are other numbers of tokens. An unnamed tokenizer is unknown."""
+    """A note reports that token ids cannot be compared, and different lengths. An unnamed tokenizer is unknown."""
     base, tuned = tmp_path / "base.zarr", tmp_path / "tuned.zarr"
     write_random_archive(base)
     write_random_archive(tuned, granularity="count", seed=seed)
@@ -102,7 +102,7 @@ def test_a_comparison_gives_every_measure(make_moe: Any) -> None:
 
 
 def test_dense_models_have_no_experts_to_compare(typical: Any) -> None:
-    """The error says so; everything about neurons works."""
+    """The error names the rule; all neuron measures work."""
     found = compare(typical.archive, typical.archive, n_resamples=0)
     assert float(found.jaccard()["overall_value"]) == 1
     for method in (found.routing_correlation, found.routing_shift):

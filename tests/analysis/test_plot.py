@@ -1,4 +1,4 @@
-"""`sp.plot`: a drawing per measure, several models side by side, files."""
+"""`sp.plot`: one plot per measure, several models side by side, and files."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_panels_know_their_measure() -> None:
 
 
 @pytest.mark.parametrize(("kind", "begin"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
-def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: bytes) -> None:
+def test_figures_are_saved_by_suffix(tmp_path: Path, kind: str, begin: bytes) -> None:
     """A figure and its axes give the same file."""
     ax = sp.plot.similarity(matrix(0.4))
     for name, drawn in (("a", ax), ("b", ax.get_figure())):
@@ -142,7 +142,7 @@ def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: byt
     assert ax.get_figure().get_layout_engine() is not None  # type: ignore[union-attr]
 
 
-def test_other_endings_are_refused(tmp_path: Path) -> None:
-    """The error names the endings that there are."""
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    """The error names the valid suffixes."""
     with pytest.raises(InvalidInputError, match="must be one of pdf, svg, png"):
         sp.plot.save(sp.plot.similarity(matrix(0.4)), tmp_path / "a.jpg")

@@ -68,7 +68,7 @@ def test_long_instructions_are_exact_or_refused(arrays: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Mean, interval and change with four digits; instructions without variance are counted; nothing at all is said."""
+    """Mean, interval and change have four digits; undefined values are reported."""
     counts = np.random.default_rng(0).integers(0, 9, (6, 2, 4))
     sides = [arrays.experts(counts + k, list("aabbbb"), name=name) for k, name in enumerate(("base", "tuned"))]
     ds = finetuning_correlation(arrays.compare(*sides))

@@ -85,7 +85,7 @@ def test_the_interval_covers_shifts_at_noise_level(arrays: Any) -> None:
 
 
 def test_shift_is_over_the_instructions_of_both(make_moe: Any, arrays: Any) -> None:
-    """Means of both models are over matched instructions; order and categories of the tuned archive play no part."""
+    """Means cover matched instructions; order and categories of the tuned archive do not matter."""
     left = find_ises(make_moe(failed=(1,), experts=8).archive)
     right = find_ises(make_moe(failed=(5, 8), experts=8, seed=1).archive)
     ds = routing_shift(arrays.compare(left, right), n_resamples=20, n_permutations=9)

@@ -1,4 +1,4 @@
-"""Which of the most used experts stay after fine-tuning, against sets in loops."""
+"""Most used experts kept after fine-tuning, checked against sets in loops."""
 
 from __future__ import annotations
 

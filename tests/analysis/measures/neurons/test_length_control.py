@@ -1,4 +1,4 @@
-"""Equations 10 and 14 subsampled to equal length, against loops over sets and draws; and what is said of them."""
+"""Equations 10 and 14 subsampled to equal length, checked against loops over sets and draws; sentences."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_dataset_survives_json(found: xr.Dataset) -> None:
 
 
 def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
-    """Order, changes with the cell, who was left out, and how size follows length."""
+    """Sentences give rank order, changes, left-out instructions, and the correlation of size and length."""
     ds = found.copy(deep=True)
     ds.attrs["self_pairs_shown"] = True
     for name, value in (("rank_correlation", 0.42), ("mean_change", 0.0123), ("largest_change", -0.25)):

@@ -15,7 +15,7 @@ from sparcom_analysis.measures.neurons.set_sizes import MEASURE, caption, senten
 
 
 def test_sizes_and_their_means(typical: Any, resampled: Any) -> None:
-    """Per instruction, by category and over all; what the rule asks for; empty sets are counted."""
+    """Sizes per instruction, by category and over all; size without ties; number of empty sets."""
     isn = find_isns(typical.archive, top=0.2, n_resamples=20)
     ds = set_sizes(isn)
     sizes = np.array([isn.mask(k).sum() for k in range(len(isn))])

@@ -128,7 +128,7 @@ def test_the_dataset_is_whole_and_survives_json(found: xr.Dataset) -> None:
 
 
 def test_empty_sets_are_counted(make_case: Any) -> None:
-    """Instructions with an empty set are counted as undefined, and their pairs are in no mean."""
+    """Instructions with an empty set count as undefined; means skip their pairs."""
     isn = find_isns(make_case([6, 9, 7, 8], ["a", "b"] * 2, rates=(0.5, 0.0, 0.4, 0.0)).archive, top=0.2)
     found = similarity(isn, n_resamples=20, n_permutations=19)
     assert found.attrs["undefined"] == 2
@@ -136,7 +136,7 @@ def test_empty_sets_are_counted(make_case: Any) -> None:
     assert (found["value"].sel(category="a", category_2="b") == 0).all()
 
 
-def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_instructions_have_only_means(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit of pairs the same means come without intervals and tests, and the reason is given."""
     isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
     expected = similarity(isn, n_resamples=20, n_permutations=19)
@@ -166,7 +166,7 @@ def test_means_are_said_without_permutations(make_case: Any) -> None:
 
 
 def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
-    """Within and between, the categories that stand out, and the closest two are those of the Dataset."""
+    """Sentences give within and between means, significant categories and the closest two."""
     ds = found.copy(deep=True)
     ds["overall_within"], ds["overall_between"], ds["overall_pvalue"] = 0.4321, 0.1234, 0.0004
     ds["pvalue_adjusted"][:] = 0.5
