@@ -115,7 +115,7 @@ class Options:
         if self.top is not None and self.min_frequency is not None:
             yield "top and min_frequency are alternative rules; pass only one of them"
         if self.special_token_ids is not None and self.special_tokens == "count":
-            yield "special_token_ids needs special_tokens='leave_out' (--special-tokens leave-out); add it"
+            yield "special_token_ids names tokens to omit; add special_tokens='leave_out' (--special-tokens leave-out)"
         if self.equal_length_tokens is not None and self.equal_length is False:
             yield "equal_length_tokens needs equal lengths; omit it or drop equal_length=False (--no-equal-length)"
 

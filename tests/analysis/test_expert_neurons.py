@@ -139,7 +139,7 @@ def test_sets_in_a_file_are_those_in_memory(make_moe, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(65_535, r"holds no data \(65535\)"), (6, "is 6"), (None, "there already")]
+    ("value", "said"), [(65_535, r"holds no data \(65535\)"), (6, "is 6"), (None, "a repeated expert")]
 )
 def test_invalid_experts_are_damage(make_moe, damage, value: int | None, said: str) -> None:  # type: ignore[no-untyped-def]
     """Missing, invalid or repeated experts raise an error that names the instruction."""
@@ -147,7 +147,7 @@ def test_invalid_experts_are_damage(make_moe, damage, value: int | None, said: s
     row = case.rows(4).start + 1
     wrong = int(case.truth.expert[row, 1, 0]) if value is None else value
     archive = damage(case.archive, "router/expert", (row, 1, 1), wrong)
-    with pytest.raises(DamagedArchiveError, match=rf"choice 1 at row {row}, layer 2, of instruction 'i004' .* {said}"):
+    with pytest.raises(DamagedArchiveError, match=rf"entry 1 at row {row}, layer 2, of instruction 'i004' .* {said}"):
         find_isns(archive)
     find_isns(archive, population="neuron")
 

@@ -77,7 +77,7 @@ def test_a_name_that_does_not_occur_is_refused(isn: IsnSets) -> None:
         ({"category": "SUM"}, r"there is no category 'SUM' here; there are 'QA', 'CODE', '\(none\)'"),
         ({"instruction": ["i0", "i4"]}, "there is no instruction 'i4' here"),
         ({"source": "natural"}, "there is no source 'natural' here"),
-        ({"category": "QA", "instruction": "i1"}, "no instruction has all of these"),
+        ({"category": "QA", "instruction": "i1"}, "no instruction matches all selections"),
     ]
     for wanted, reason in refused:
         with pytest.raises(InvalidInputError, match=reason):

@@ -87,7 +87,7 @@ def test_a_row_without_experts_is_damage(make_moe, damage, value: int) -> None: 
 def test_counts_that_do_not_add_up_are_damage(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
     """The counts of an instruction must sum to rows times top_k in each layer; otherwise an error is raised."""
     case = make_moe(granularity="count")
-    with pytest.raises(DamagedArchiveError, match=r"'i003' .* must add up to 2 choices"):
+    with pytest.raises(DamagedArchiveError, match=r"'i003' .* must sum to 2 experts"):
         find_ises(damage(case.archive, "router/count", (3, 1), 1))
 
 

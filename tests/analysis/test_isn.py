@@ -109,7 +109,7 @@ def test_values_outside_the_range_are_refused(rule: str, value: float) -> None:
 
 def test_exactly_one_rule(typical) -> None:  # type: ignore[no-untyped-def]
     """Two rules are refused; none means top = 0.05."""
-    with pytest.raises(InvalidInputError, match="top and min_frequency are two rules"):
+    with pytest.raises(InvalidInputError, match="top and min_frequency are alternative rules"):
         find_isns(typical.archive, Options(top=0.1, min_frequency=0.5))
     assert find_isns(typical.archive).options.top == 0.05
     assert find_isns(typical.archive, min_frequency=0.5).options.top is None

@@ -123,7 +123,7 @@ def test_panels_know_their_measure() -> None:
     """By attribute or by name; without either, or without Datasets, the error says what to give."""
     ds = matrix(0.4)
     del ds.attrs["measure"]
-    with pytest.raises(InvalidInputError, match="give measure=NAME, one of similarity, by_layer"):
+    with pytest.raises(InvalidInputError, match="pass measure=NAME, one of similarity, by_layer"):
         sp.plot.panels([ds])
     assert len(sp.plot.panels([ds], measure="similarity").axes) == 1
     with pytest.raises(InvalidInputError, match="at least one Dataset"):

@@ -164,7 +164,7 @@ def test_instructions_of_unknown_origin_are_left_out_and_counted(make_moe, damag
 
 @pytest.mark.parametrize(
     ("granularity", "origins", "said"),
-    [("count", True, "need one mask per token.*granularity='token'"), ("token", False, "lacks token/origin")],
+    [("count", True, "one mask per token.*granularity='token'"), ("token", False, "lacks token/origin")],
 )
 def test_archives_without_origins_are_refused_before_the_first_pass(
     tmp_path: Path, granularity: Any, origins: bool, said: str

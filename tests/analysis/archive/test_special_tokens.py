@@ -165,11 +165,11 @@ def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damag
     [
         (
             {"special_tokens": "leave_out"},
-            "does not list them .* Give --special-token-id .*, count them, or extract again",
+            "does not list them .* Pass --special-token-id .*, count special tokens, or extract again",
         ),
         (
             {"special_tokens": "count", "special_token_ids": [1]},
-            "needs special_tokens='leave_out'",
+            "names tokens to omit; add special_tokens='leave_out'",
         ),
         ({"special_tokens": "leave_out", "special_token_ids": []}, r"one or more token ids, 0 to 2147483647; .* \[\]"),
         ({"special_tokens": "leave_out", "special_token_ids": [-1]}, r"they are \[-1\]"),
@@ -186,7 +186,7 @@ def test_counts_cannot_be_split(make_moe) -> None:  # type: ignore[no-untyped-de
     """An archive of counts cannot leave out special tokens, with listed or given ids."""
     archive = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):
-        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens\. Count special tokens too, or extract"):
+        with pytest.raises(UnsupportedArchiveError, match=r"per instruction\. Count special tokens too, or extract"):
             measure(archive, special_tokens="leave_out", special_token_ids=[1])
         assert len(measure(archive)) == 10
 

@@ -209,5 +209,5 @@ def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: 
         find_isns(short, draw=TokenDraw())
     counts = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):
-        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens\. .* extract again"):
+        with pytest.raises(UnsupportedArchiveError, match=r"per instruction\. .* extract again"):
             measure(counts, draw=TokenDraw(tokens=2))
