@@ -182,7 +182,7 @@ def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval
     """
     if len(values) != len(resamples.categories):
         raise ValueError(
-            f"values must have one entry for each of {len(resamples.categories)} instructions; got {len(values)}"
+            f"values must have {len(resamples.categories)} entries, one per instruction; got {len(values)}"
         )
     codes, n_groups = category_codes(resamples.categories), len(category_labels(resamples.categories))
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)

@@ -30,8 +30,7 @@ def count_members(
 
     Returns:
         `value`, `ci_low`, `ci_high`, `null_mean`: float64 (2c + 2, layer + 1). Rows: members of each category, members
-        unique to each, general members, common members. The last column sums over layers. With one category, only its
-        members are known; other rows are NaN.
+        unique to each, general, common (NaN but for members with one category). The last column sums over layers.
         `fraction_value`, `fraction_ci_low`, `fraction_ci_high`: float64 (2, c), general and unique members divided by
         all members of the category; NaN if it has none.
         `pvalue`, `pvalue_adjusted`: float64 (c,), test of the number of unique members; Holm's correction.

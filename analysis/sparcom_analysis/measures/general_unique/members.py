@@ -111,9 +111,8 @@ def find_members(membership: Membership, min_share: float) -> Members:
 def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
     """Return the smallest number of `instructions` with an id for which a draw of `drawn` may make it a member.
 
-    A member must be in `needed` of the drawn instructions. Below the returned number, the probability is less than
-    `NEGLIGIBLE` by the Chernoff bound exp(−n · KL(needed/n ‖ p)), n = drawn. The bound holds for draws with and without
-    replacement. The result is at least 1.
+    A member must be in `needed` of the drawn instructions. Below the returned number (at least 1), the probability is
+    under `NEGLIGIBLE` by Chernoff's bound exp(−n · KL(needed/n ‖ p)), n = drawn, with or without replacement.
     """
 
     def exponent(p: float) -> float:

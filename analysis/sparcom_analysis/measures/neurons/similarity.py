@@ -34,14 +34,10 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     pairs = "included" if ds.attrs["self_pairs_shown"] else "omitted"
-    marks = (
-        " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
-        if "pvalue_adjusted" in ds
-        else ""
-    )
+    marks = " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
     return (
         f"Mean Jaccard index of ISN sets for each pair of categories, {ds.attrs['model']}{among(ds, ', ')} (SPARCOM, "
-        f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks}"
+        f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks if 'pvalue_adjusted' in ds else ''}"
     )
 
 
@@ -50,10 +46,8 @@ MEASURE = measure(
     "Similarity of categories in their neurons",
     "SPARCOM, eq. 10",
     "isn",
-    (
-        "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, averaged over all pairs of instructions "
-        "from two categories."
-    ),
+    "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, averaged over all pairs of instructions from "
+    "two categories.",
     plot=plot_pair_means,
     also_tuned=True,
 )
