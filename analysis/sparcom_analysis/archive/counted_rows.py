@@ -35,11 +35,11 @@ MIN_DRAWN_TOKENS = 8  # with fewer, p has too few possible values to rank neuron
 
 @dataclass(frozen=True, slots=True)
 class TokenDraw:
-    """How many tokens to draw per instruction.
+    """Number of tokens to draw per instruction.
 
     Attributes:
         tokens: m, at least 1; None: T of the shortest instruction with at least 8.
-        seed: whole number, at least 0.
+        seed: integer, at least 0.
     """
 
     tokens: int | None = None
@@ -50,7 +50,7 @@ class TokenDraw:
 
 
 def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = None, least: int = 1) -> RowSpans:
-    """Return the rows of every complete instruction, and which of them count. Errors are those of `find_isns`.
+    """Return the rows of every complete instruction, with a mask of those that count. Errors are those of `find_isns`.
 
     Args:
         options: `positions`, `counted_tokens`, `special_tokens`, `special_token_ids`.

@@ -86,26 +86,26 @@ def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
     Args:
         index: "Mean Jaccard similarity". of: "ISN sets".
     """
-    said = []
+    found = []
     if present(ds, "overall_within", "overall_between"):
         within, between = (decimal(float(ds[name])) for name in ("overall_within", "overall_between"))
         test = f"; permutation test, {p_value(float(ds['overall_pvalue']))}" if "overall_pvalue" in ds else ""
-        said.append(
+        found.append(
             f"{index} of {of} is {within} within categories and {between} between them (pairs of different "
             f"instructions{test})."
         )
     if "pvalue_adjusted" in ds and (tested := int(np.isfinite(own := ds["pvalue_adjusted"].values.diagonal()).sum())):
         out = [name for name, value in zip(names(ds), own, strict=True) if value < SIGNIFICANT]
-        said.append(
+        found.append(
             f"{len(out)} of {tested} categories are significantly more similar within than to the others"
             + (f" (corrected p < 0.05): {listed(out)}." if out else " (corrected p < 0.05).")
         )
     if (pair := closest(ds)) is not None:
         cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
-        said.append(
+        found.append(
             f"The two closest categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
         )
-    return said
+    return found
 
 
 def closest(ds: xr.Dataset) -> tuple[str, str] | None:

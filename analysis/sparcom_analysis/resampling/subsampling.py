@@ -64,10 +64,10 @@ def matrix_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> di
     """
     difference = after - before
     known = ~np.isnan(difference)
-    above, upper, beside = np.triu(known, 1), np.triu(known), known & ~np.eye(len(known), dtype=np.bool_)
+    above, upper, off_diagonal = np.triu(known, 1), np.triu(known), known & ~np.eye(len(known), dtype=np.bool_)
     most = np.unravel_index(int(np.where(upper, np.abs(difference), -1.0).argmax()), known.shape)
-    compared = known.diagonal() & beside.any(axis=1)
-    exceeds = [one.diagonal() > np.where(beside, one, -np.inf).max(axis=1) for one in (before, after)]
+    compared = known.diagonal() & off_diagonal.any(axis=1)
+    exceeds = [one.diagonal() > np.where(off_diagonal, one, -np.inf).max(axis=1) for one in (before, after)]
     return {
         "rank_correlation": rank_correlation(before[above], after[above]) if above.sum() >= MIN_CELLS else np.nan,
         "mean_change": float(difference[upper].mean()) if upper.any() else np.nan,

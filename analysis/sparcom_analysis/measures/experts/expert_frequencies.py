@@ -47,12 +47,12 @@ def sentences(ds: xr.Dataset) -> list[str]:
     expert, ci = f"expert {where['expert']} of layer {where['layer']}", interval(ds, where, "overall_")
     if (ties := int((values > most - TIE).sum())) > 1:
         expert, ci = f"each of {ties:,} experts", ""
-    said = [
+    found = [
         f"Mean expert frequency is largest for {expert}: {decimal(most)}{ci}; under uniform routing it would be {null}."
     ]
     if never := int((values == 0).sum()):
-        said.append(f"No token activates {never:,} of {values.size:,} experts.")
-    return said
+        found.append(f"No token activates {never:,} of {values.size:,} experts.")
+    return found
 
 
 def caption(ds: xr.Dataset) -> str:

@@ -39,13 +39,13 @@ def routing_correlation(experts: ExpertCounts, progress: Progress | None = None,
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    said = pair_mean_sentences(ds, "Mean Pearson correlation", "expert frequencies")
+    found = pair_mean_sentences(ds, "Mean Pearson correlation", "expert frequencies")
     if undefined := ds.attrs["undefined"]:
-        said.append(
+        found.append(
             f"{undefined:,} of {ds.attrs['instructions']:,} instructions activate every expert equally often; their "
             "correlation is undefined, and means skip them."
         )
-    return said
+    return found
 
 
 def caption(ds: xr.Dataset) -> str:

@@ -65,7 +65,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     found = before_after_sentences(ds, what, 3, "have no ISN in either model")
     if not np.isnan(ds["overall_value"]):
         null = decimal(float(ds["overall_null_mean"]))
-        found.insert(1, f"For random sets with as many ISNs per layer, the mean is about {null}.")
+        found.insert(1, f"For random sets with the same number of ISNs per layer, the mean is about {null}.")
     if ends := extremes(ds["overall_layer_value"]):
         found.append(f"By layer, the mean similarity is {ends}.")
     return found
@@ -75,7 +75,7 @@ def caption(ds: xr.Dataset) -> str:
     return (
         f"Mean Jaccard similarity of each instruction's ISN sets in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']}{among(ds, ', ')} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
-        "with as many ISNs per layer."
+        "with the same number of ISNs per layer."
     )
 
 

@@ -116,21 +116,21 @@ def sentences(ds: xr.Dataset) -> list[str]:
         number = _counted(ds, kind="members", category=names(ds)[0])
         return [f"Members of {names(ds)[0]} among {title}: {number}. {ds.attrs['reason']}"]
     general = float(ds["overall_value"].sel(overall_kind="general"))
-    alone = float(ds["value"].sel(kind="unique").sum())
-    if not (total := alone + float(ds["overall_value"].sum())):
+    unique = float(ds["value"].sel(kind="unique").sum())
+    if not (total := unique + float(ds["overall_value"].sum())):
         return [f"There are no {of}."]
     text = (
         f"Of {count(total)} {of}, {_counted(ds, 'overall_', overall_kind='general')} {'is' if general == 1 else 'are'} "
-        f"general (members of all {c} categories) and {count(alone)} {'is' if alone == 1 else 'are'} unique to one"
+        f"general (members of all {c} categories) and {count(unique)} {'is' if unique == 1 else 'are'} unique to one"
     )
     if "null_mean" not in ds:
         return [f"{text}."]
     null = float(ds["overall_null_mean"].sel(overall_kind="general"))
-    null_alone = float(ds["null_mean"].sel(kind="unique").sum())
+    null_unique = float(ds["null_mean"].sel(kind="unique").sum())
     out = names(ds.isel(category=np.flatnonzero(ds["pvalue_adjusted"] < SIGNIFICANT)))
     more = f"more unique {ds['value'].attrs['units']} than under permuted labels after correction"
     return [
-        f"{text}; permuted labels give {count(null)} and {count(null_alone)} on average.",
+        f"{text}; permuted labels give {count(null)} and {count(null_unique)} on average.",
         f"Categories with {more}: {len(out)} of {c}{f' ({listed(out)})' if out else ''}.",
     ]
 
