@@ -102,7 +102,7 @@ def test_constant_frequencies_are_reported(make_moe: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"instructions": ["i0"]}, InvalidInputError, "compared with a tuned archive"),
+        ({"instructions": ["i0"]}, InvalidInputError, "needs a tuned archive"),
         ({"special_tokens": "leave_out"}, UnsupportedArchiveError, "does not list them"),
         ({"equal_length_tokens": 10_000}, IncompleteArchiveError, "at least 10000"),
         ({"epsilon": 0.1}, InvalidInputError, "no option 'epsilon'"),
