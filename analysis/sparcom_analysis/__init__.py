@@ -1,4 +1,4 @@
-"""The measures of the SPARCOM paper (arXiv 2505.21191), computed from archives; streams, and uses every core.
+"""Measures of the SPARCOM paper (arXiv 2505.21191), computed from archives in streaming passes on all cores.
 
     import sparcom_analysis as sp
 
@@ -7,8 +7,8 @@
     ds = sp.similarity(isn)
     sp.plot.similarity(ds)
 
-Every measure returns an `xarray.Dataset`; `analyze` returns all of them as a tree. Needs neither torch nor vLLM.
-docs/python.md answers a researcher's questions in a line or two each.
+Every measure returns an `xarray.Dataset`; `analyze` returns all of them as a tree. The package needs neither torch nor
+vLLM. docs/python.md has an example for each research question.
 """
 
 from sparcom_analysis import plot

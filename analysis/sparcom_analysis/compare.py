@@ -1,4 +1,4 @@
-"""A base model beside its fine-tuned version, instruction by instruction (SPARCOM, section 5.3)."""
+"""Compare a base model with its fine-tuned version, instruction by instruction (SPARCOM, section 5.3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Side = TypeVar("Side", IsnSets, ExpertCounts)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Both(Generic[Side]):
-    """Results of both models, and which m instructions both have."""
+    """Results of both models and the m instructions that they have in common."""
 
     base: Side
     tuned: Side
@@ -42,11 +42,11 @@ class _Both(Generic[Side]):
 
     @property
     def options(self) -> Options:
-        """How both were counted and selected."""
+        """Options of both sides."""
         return self.base.options
 
     def with_options(self, **changes: Any) -> Self:
-        """Return the same with other options of resampling and display: see `PerInstruction.with_options`."""
+        """Return a copy with other options of resampling and display; see `PerInstruction.with_options`."""
         sides = [side.with_options(**changes) for side in (self.base, self.tuned)]
         return replace(self, base=sides[0], tuned=sides[1]) if changes else self
 
@@ -56,7 +56,7 @@ class IsnComparison(_Both[IsnSets]):
 
     @cached_property
     def shared(self) -> NDArray[np.int64]:
-        """ISNs of both models per instruction and layer: int64 (m, layer)."""
+        """ISNs common to both models, per instruction and layer: int64 (m, layer)."""
         part = self.base.population
         shared = np.empty((len(self), part.layers), dtype=np.int64)
         for row, (i, j) in enumerate(zip(self.matched.base.tolist(), self.matched.tuned.tolist(), strict=True)):
@@ -72,7 +72,7 @@ class IsnComparison(_Both[IsnSets]):
 
     @property
     def tuned_counts(self) -> NDArray[np.int64]:
-        """ISNs of the tuned model, likewise."""
+        """ISNs of the tuned model per matched instruction and layer: int64 (m, layer)."""
         return self.tuned.layer_counts[self.matched.tuned]
 
     @property
@@ -82,7 +82,7 @@ class IsnComparison(_Both[IsnSets]):
 
     @property
     def layer_jaccard(self) -> NDArray[np.float64]:
-        """The same of each layer's neurons alone: float64 (m, layer)."""
+        """J* per layer: float64 (m, layer)."""
         return jaccard(self.shared, self.base_counts, self.tuned_counts)
 
 
@@ -91,13 +91,13 @@ class ExpertComparison(_Both[ExpertCounts]):
 
     @cached_property
     def sides(self) -> tuple[ExpertCounts, ExpertCounts]:
-        """Both models' counts of the matched instructions alone, in the same order and the base's groups."""
+        """Both models' counts of the matched instructions, in the same order and with the base's groups."""
         base = self.base.take(self.matched.base)
         return base, replace(self.tuned.take(self.matched.tuned), categories=base.categories)
 
     @cached_property
     def correlation(self) -> NDArray[np.float64]:
-        """r* of equation 16: float64 (m,), NaN if a model's frequencies have no variance.
+        """r* of equation 16: float64 (m,), NaN if a model's frequencies are constant.
 
         Raises:
             UnsupportedArchiveError: an instruction is too long for exact sums (a hundred million tokens).
@@ -106,7 +106,7 @@ class ExpertComparison(_Both[ExpertCounts]):
         longest, size = max(int(side.tokens.max()) for side in self.sides), int(base.counts[0].size)
         if longest**2 * size >= 2**63:
             raise UnsupportedArchiveError(
-                f"correlations are exact if T² times the {size} experts of all layers is below 2⁶³; an instruction has "
+                f"exact correlations need T² times the {size} experts of all layers below 2⁶³; an instruction has "
                 f"{longest:,} tokens. Leave such instructions out"
             )
         return np.array([pearson(a.reshape(-1), b.reshape(-1)) for a, b in zip(base.counts, tuned.counts, strict=True)])
@@ -114,45 +114,45 @@ class ExpertComparison(_Both[ExpertCounts]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """A base and a tuned model, as `compare` returns it. `**changes` of its methods are options of resampling.
+    """Comparison of a base and a tuned model, returned by `compare`. Methods take resampling options as `**changes`.
 
-    Methods of experts raise `InvalidInputError` if the models have no router.
+    Methods for experts raise `InvalidInputError` if the models have no router.
 
     Attributes:
-        isn: ISN sets of both. experts: expert counts of both; None for dense models.
+        isn: ISN sets of both models. experts: expert counts of both models; None for dense models.
     """
 
     isn: IsnComparison
     experts: ExpertComparison | None
 
     def jaccard(self, **changes: Any) -> xr.Dataset:
-        """Return equation 15, table 1: see `measures.finetuning.jaccard`."""
+        """Return equation 15, table 1; see `measures.finetuning.jaccard`."""
         return _measure("jaccard.finetuning_jaccard")(self.isn, **changes)
 
     def layers(self, **changes: Any) -> xr.Dataset:
-        """Return figure 5 of both models and their difference: see `measures.finetuning.layers`."""
+        """Return figure 5 of both models and their difference; see `measures.finetuning.layers`."""
         return _measure("layers.finetuning_layers")(self.isn, **changes)
 
     def venn(self, *instructions: str) -> xr.Dataset:
-        """Return figure 6 of these instructions, or of the most typical one per category."""
+        """Return figure 6 for these instructions (default: a typical one per category)."""
         return _measure("venn.venn")(self.isn, instructions or None)
 
     def routing_correlation(self, **changes: Any) -> xr.Dataset:
-        """Return equation 16, table 2: see `measures.finetuning.correlation`."""
+        """Return equation 16, table 2; see `measures.finetuning.correlation`."""
         return _measure("correlation.finetuning_correlation")(self._routed(), **changes)
 
     def routing_shift(self, **changes: Any) -> xr.Dataset:
-        """Return how tuning shifts expert frequencies: see `measures.finetuning.routing_shift`."""
+        """Return the total variation of expert frequencies; see `measures.finetuning.routing_shift`."""
         return _measure("routing_shift.routing_shift")(self._routed(), **changes)
 
     @property
     def notes(self) -> list[str]:
-        """What differs between the two archives besides the tuning: one sentence each."""
+        """Differences between the two archives other than tuning, one sentence each."""
         return matched_notes(self.isn)
 
     def _routed(self) -> ExpertComparison:
         if self.experts is None:
-            raise InvalidInputError("experts are compared for MoE models only; these models have no router")
+            raise InvalidInputError("comparing experts needs MoE models; these models have no router")
         return self.experts
 
     def __repr__(self) -> str:
@@ -166,7 +166,7 @@ class Comparison:
 
 
 def _measure(name: str) -> Callable[..., xr.Dataset]:
-    """Return "module.function" of `measures.finetuning`, which imports this module."""
+    """Import "module.function" of `measures.finetuning` late, because it imports this module."""
     module, function = f"sparcom_analysis.measures.finetuning.{name}".rsplit(".", 1)
     found: Callable[..., xr.Dataset] = getattr(import_module(module), function)
     return found
@@ -181,15 +181,15 @@ def compare(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Comparison:
-    """Measure a base and a tuned model over the instructions that both completed.
+    """Compare a base and a tuned model on the instructions that are complete in both archives.
 
     Args:
-        base, tuned: archives of the same instructions, or their paths or addresses.
+        base, tuned: archives of the same instructions, or their paths or URLs.
         options, population, progress, **changes: as for `find_isns`.
 
     Raises:
-        UnsupportedArchiveError: the archives are not of a model and its tuned version.
-        IncompleteArchiveError: no instruction is complete in both.
+        UnsupportedArchiveError: the models do not match.
+        IncompleteArchiveError: no instruction is complete in both archives.
     """
     first, second, options = opened(base), opened(tuned), Options.of(options, **changes)
     check_models(first, second)
@@ -203,14 +203,14 @@ def compare(
 
 
 def matched_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
-    """Return what differs between two archives besides the tuning: one sentence each; empty if nothing does."""
+    """Return the differences between two archives other than tuning, one sentence each."""
     base, tuned = (side.archive.attributes for side in (comparison.base, comparison.tuned))
     tokenizers = {base.model.tokenizer_sha256, tuned.model.tokenizer_sha256}
     table, matched = comparison.tuned.archive.instructions, comparison.matched
     complete = f"{len(table.complete):,} of its {len(table):,} instructions are complete"
     counts = any(side.archive.granularity == "count" for side in (comparison.base, comparison.tuned))
     unknown, tokens = matched.different_tokens is None, matched.different_tokens or 0
-    of, text = f"of the {len(matched):,} matched instructions", "part of the difference between the models is the text"
+    of, text = f"of the {len(matched):,} matched instructions", "This contributes to the difference between the models"
     notes = {
         f"The architectures differ: {base.model.architecture} (base), {tuned.model.architecture} (tuned).": (
             base.model.architecture != tuned.model.architecture
@@ -219,17 +219,17 @@ def matched_notes(comparison: IsnComparison | ExpertComparison) -> list[str]:
         f"The prompt formats differ: {base.capture.prompt_format} (base), {tuned.capture.prompt_format} (tuned).": (
             base.capture.prompt_format != tuned.capture.prompt_format
         ),
-        "Special tokens were added to the prompts of one model only.": (
+        "Only one model's prompts have added special tokens.": (
             base.capture.add_special_tokens != tuned.capture.add_special_tokens
         ),
         f"The extraction of the tuned archive was still running: {complete}.": tuned.state == "open",
         f"The tuned archive is incomplete: {complete}.": tuned.state != "open" and len(table.complete) < len(table),
         f"Token ids were not compared{': archives of counts hold none' if counts else ''}.": unknown,
-        f"{tokens:,} {of} have different tokens in the two archives: {text}.": tokens > 0,
-        f"{matched.different_lengths:,} {of} have different numbers of tokens in the two archives: {text}.": (
+        f"{tokens:,} {of} have different tokens in the two archives. {text}.": tokens > 0,
+        f"{matched.different_lengths:,} {of} have different numbers of tokens in the two archives. {text}.": (
             unknown and matched.different_lengths > 0
         ),
-        f"{matched.different_categories:,} {of} have another category in the tuned archive; the base archive's "
-        "categories are used.": matched.different_categories > 0,
+        f"{matched.different_categories:,} {of} have another category in the tuned archive; the analysis uses the base "
+        "archive's categories.": matched.different_categories > 0,
     }
     return [note for note, holds in notes.items() if holds]

@@ -1,7 +1,7 @@
-"""The error that all measures share."""
+"""Error raised by measures."""
 
 from __future__ import annotations
 
 
 class NotComputableError(Exception):
-    """This measure cannot be had of these data. The message says why, in a sentence for the report."""
+    """The measure cannot be computed from these data. The message gives the reason as a sentence for the report."""

@@ -1,11 +1,12 @@
-"""How often each neuron is active (SPARCOM, eq. 6 and 8), and each expert chosen (eq. 11), over an instruction.
+"""Activation frequencies of neurons (SPARCOM, eq. 6 and 8) and expert frequencies (eq. 11) per instruction.
 
 Counts are exact integers: c_ij = Σ_t [A^t_ij > 0] for neurons of dense layers and of shared experts,
-c_eij = Σ_t [token t chooses expert e and its neuron i is active] for those of routed experts, and c_ej, the tokens that
-choose expert e. Frequencies are c / T. T is all tokens of the instruction that count, also for experts.
+c_eij = Σ_t [expert e is in the top k of token t and its neuron i is active] for neurons of routed experts, and c_ej,
+the number of tokens with expert e in the top k. Frequencies are c / T. T is the number of all tokens that count, also
+for experts.
 
-Masks and router choices are counted here; an archive of counts holds the sums. An entry without data (65535), an
-unknown expert, or an expert that a token chose twice in one layer is damage: counted, it would give a wrong number.
+This module counts masks and top-k experts; an archive of counts holds the sums. An entry without data (65535), an
+invalid expert, or a repeated expert in one layer and token raises DamagedArchiveError, because counts would be wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sparcom_analysis.archive.counted_rows import instruction_rows
 from sparcom_analysis.archive.populations import Population, PopulationName, check_array, choose_population
 from sparcom_analysis.archive.rows import RowSpans
 from sparcom_analysis.kernels.bit_counts import add_bit_counts
-from sparcom_analysis.kernels.experts import add_choice_counts, add_expert_bit_counts, invalid_choice
+from sparcom_analysis.kernels.experts import add_expert_bit_counts, add_expert_counts, invalid_expert
 from sparcom_analysis.options import Options
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.errors import DamagedArchiveError, UnsupportedArchiveError
@@ -48,11 +49,11 @@ def iterate_counts(
     progress: Progress | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
 ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield the counts of one instruction after the other, by ascending row.
+    """Yield the counts of each instruction, by ascending row.
 
     Yields:
-        k, an index in `spans`, and uint32 (layer, expert × 8 × neuron_byte), tokens at which each neuron is active;
-        spare columns are 0. The array is overwritten for the next instruction: copy it to keep it.
+        k, an index in `spans`, and uint32 (layer, expert × 8 × neuron_byte), tokens at which each neuron is active.
+        Padding columns are 0. The next instruction overwrites the array; copy it to keep it.
     """
     counts = np.zeros((population.layers, population.columns), dtype=np.uint32)
     apart = counts.reshape(population.layers, population.experts, -1)
@@ -79,7 +80,7 @@ def iterate_counts(
 
 
 def _add_masks(archive: Archive, part: Part, population: Population, counts: NDArray[np.uint32]) -> None:
-    """Add those rows of the part that count."""
+    """Add the rows of the part that count."""
     assert part.block.masks is not None  # noqa: S101  (read_blocks read them)
     masks = part.counted(part.block.masks[part.rows])
     if population.routed:
@@ -104,25 +105,25 @@ def iterate_expert_counts(
             if (stored.sum(axis=1, dtype=np.int64) != tokens * top_k).any() or stored.max() > tokens:
                 raise _damage(
                     f"router/count of {archive.instructions.id[int(spans.instruction[k])]!r} in {archive.path} must "
-                    f"add up to {top_k} choices at each of its {tokens} rows in every layer; it does not"
+                    f"sum to {top_k} experts for each of its {tokens} rows in every layer; it does not"
                 )
             yield k, stored
         return
     counts = np.zeros((len(moe.layer_ids), moe.experts), dtype=np.uint32)
     for part in parts(archive, spans, read_blocks(archive, spans, None, block_bytes), progress):
         chosen = _checked_choices(archive, part, moe.experts, moe.layer_ids)
-        add_choice_counts(part.counted(chosen), counts)
+        add_expert_counts(part.counted(chosen), counts)
         if part.last:
             yield part.k, counts
             counts = np.zeros_like(counts)
 
 
 def require_router(archive: Archive) -> MoeInfo:
-    """Return the MoE layers of an archive, which must hold router choices."""
+    """Return the MoE facts of an archive; it must hold top-k experts."""
     held, moe = archive.attributes.capture.components, archive.moe
     if moe is None or "router" not in held:
         raise UnsupportedArchiveError(
-            f"expert frequencies need the router choices of an MoE model; {archive.path} holds "
+            f"expert frequencies need the top-k experts of an MoE model; {archive.path} holds "
             f"{', '.join(held) or 'nothing'}. Extract from a model with experts"
         )
     check_array(archive, "router/count" if archive.granularity == "count" else ROUTES)
@@ -130,19 +131,19 @@ def require_router(archive: Archive) -> MoeInfo:
 
 
 def _checked_choices(archive: Archive, part: Part, experts: int, layer_ids: Sequence[int]) -> NDArray[np.uint16]:
-    """Return the router choices of a part of a complete instruction: uint16 (row, layer, choice)."""
+    """Return the checked top-k experts of a part of a complete instruction: uint16 (row, layer, choice)."""
     assert part.block.experts is not None  # noqa: S101  (read_blocks read them)
     chosen = part.block.experts[part.rows]
-    if (place := invalid_choice(chosen, experts)) is None:
+    if (place := invalid_expert(chosen, experts)) is None:
         return chosen
     row, layer, choice = place
     expert = int(chosen[place])
     what = "holds no data (65535)" if expert == NO_EXPERT else f"is {expert}"
     if expert < experts:
-        what += ", which that token chose there already"
+        what += ", a repeated expert"
     raise _damage(
-        f"each choice of a complete instruction must be another of the experts 0 to {experts - 1}; choice {choice} at "
-        f"row {part.start + row}, layer {layer_ids[layer]}, of instruction {archive.instructions.id[part.index]!r} in "
+        f"the top-k experts of a token must be distinct and in 0 to {experts - 1}; entry {choice} at row "
+        f"{part.start + row}, layer {layer_ids[layer]}, of instruction {archive.instructions.id[part.index]!r} in "
         f"{archive.path} {what}"
     )
 
@@ -161,16 +162,16 @@ def activation_counts(
 ) -> NDArray[np.uint32]:
     """Return c = T · p of one instruction: tokens at which each neuron is active (SPARCOM, eq. 6 and 8).
 
-    A neuron of a routed expert is active only at tokens that choose the expert.
+    A neuron of a routed expert can be active only at tokens with the expert in the top k.
 
     Args:
-        archive: an archive of masks or of counts, or its path or address.
+        archive: an archive of masks or of counts, or its path or URL.
         instruction: an id such as "cls-s-0001", or an index in `archive.instructions`.
-        options, **changes: see `Options`; only those that choose tokens matter.
-        population: `neuron`, `expert_neuron` or `shared_expert_neuron`; None: routed experts if there are any.
+        options, **changes: see `Options`; only options that select tokens matter.
+        population: `neuron`, `expert_neuron` or `shared_expert_neuron` (default: routed experts if there are any).
 
     Returns:
-        uint32 (layer, neuron), or (layer, expert, neuron) of routed experts.
+        uint32 (layer, neuron), or (layer, expert, neuron) for routed experts.
 
     Raises:
         InvalidInputError: there is no such instruction, option or population.
@@ -191,12 +192,12 @@ def activation_frequencies(
     population: PopulationName | None = None,
     **changes: Any,
 ) -> NDArray[np.float64]:
-    """Return p of one instruction, 0 to 1: `activation_counts` over its T tokens that count (SPARCOM, eq. 6 and 8).
+    """Return p of one instruction, 0 to 1: `activation_counts` divided by its T tokens that count (eq. 6 and 8).
 
     Arguments and errors are those of `activation_counts`.
 
     Returns:
-        float64 (layer, neuron), or (layer, expert, neuron) of routed experts.
+        float64 (layer, neuron), or (layer, expert, neuron) for routed experts.
     """
     archive, options = opened(archive), Options.of(options, **changes)
     counts = activation_counts(archive, instruction, options, population=population)
@@ -215,5 +216,5 @@ def expert_frequencies(
 
 
 def opened(archive: Archive | str | Path) -> Archive:
-    """Return the archive; open it if it is a path or an address."""
+    """Return the archive; open it if it is a path or URL."""
     return archive if isinstance(archive, Archive) else open_archive(archive)

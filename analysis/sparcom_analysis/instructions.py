@@ -1,4 +1,4 @@
-"""What results per instruction have in common: which instructions, which of their tokens, in which groups."""
+"""Base class of results per instruction: instructions, counted tokens and groups."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.metadata import Positions
 
 _COUNTING = ("positions", "counted_tokens", "special_tokens", "special_token_ids")
-FIXED_OPTIONS = (*_COUNTING, "top", "min_frequency", "group_by")  # all others may change after counting
+FIXED_OPTIONS = (*_COUNTING, "top", "min_frequency", "group_by")  # others may change after counting
 
-SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; every other source is of the natural half
+SYNTHETIC = ("hexainst", "synthetic")  # sources of the synthetic half; all other sources are natural
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -32,12 +32,12 @@ class PerInstruction(Grouped):
     """Results of n instructions, in submission order. Iterate over it for the ids.
 
     Attributes:
-        archive: which was read.
-        options: how it was counted and selected.
-        positions: tokens that were counted: prompt, response or all.
-        token_facts: which of them were left out.
+        archive: source archive.
+        options: options of counting and selection.
+        positions: counted positions: prompt, response or all.
+        token_facts: tokens left out at these positions.
         instruction: int64 (n,), index in `archive.instructions`.
-        ids, categories, sources: n strings each; `categories` are the groups of `options.group_by`.
+        ids, categories, sources: n strings each; `categories` are the groups by `options.group_by`.
         tokens: int64 (n,), T.
         without_rows: complete instructions left out because no token counted.
     """
@@ -61,7 +61,7 @@ class PerInstruction(Grouped):
 
     @property
     def names(self) -> list[str]:
-        """Group of each instruction: n names out of `labels`."""
+        """Group label of each instruction: n strings out of `labels`."""
         labels = self.labels
         return [labels[code] for code in self.codes]
 
@@ -71,16 +71,16 @@ class PerInstruction(Grouped):
         return PurePath(self.archive.attributes.model.id).name
 
     def pair_blocks(self) -> Blocks:
-        """Yield the similarity of every two instructions, block by block."""
+        """Yield the similarity of each pair of instructions, in blocks."""
         raise NotImplementedError
 
     @cached_property
     def pairs(self) -> PairMatrix:
-        """The values of `pair_blocks`, kept; computed once, on first use. NotComputableError: too many instructions."""
+        """Values of `pair_blocks`, cached on first use; raises NotComputableError for too many instructions."""
         return keep_pairs(self.categories, self.pair_blocks())
 
     def place(self, instruction: str) -> int:
-        """Return the index of an id among these instructions, or raise InvalidInputError."""
+        """Return the index of an id among these instructions; raise InvalidInputError if it is absent."""
         if instruction in self.ids:
             return list(self.ids).index(instruction)
         raise InvalidInputError(
@@ -94,10 +94,10 @@ class PerInstruction(Grouped):
         source: str | Sequence[str] | None = None,
         instruction: str | Sequence[str] | None = None,
     ) -> Self:
-        """Return the instructions of some categories, sources or ids; categories are the archive's, or group names.
+        """Select instructions by category, source or id. Categories are the archive's, or group labels.
 
         Raises:
-            InvalidInputError: a name does not occur, or nothing is left.
+            InvalidInputError: a name does not occur, or no instruction is left.
         """
         kept = np.ones(len(self), dtype=np.bool_)
         plain = [self.archive.instructions.category[i] or NONE_LABEL for i in self.instruction]
@@ -116,11 +116,11 @@ class PerInstruction(Grouped):
                 raise InvalidInputError(f"there is no {what} {missing[0]!r} here; there are {listed}")
             kept &= np.array([not set(wanted).isdisjoint(names) for names in zip(*held, strict=True)])
         if not kept.any():
-            raise InvalidInputError("no instruction has all of these: name fewer of category, source and instruction")
+            raise InvalidInputError("no instruction matches all selections; drop category, source or instruction")
         return self.take(np.flatnonzero(kept))
 
     def take(self, places: NDArray[np.intp]) -> Self:
-        """Return the instructions at these indices: intp (m,). Arrays with one entry per instruction follow."""
+        """Return the instructions at these indices: intp (m,), with all per-instruction arrays."""
         places, changed = np.arange(len(self))[places], dict[str, Any]()
         for one in fields(self):
             value = getattr(self, one.name)
@@ -133,15 +133,15 @@ class PerInstruction(Grouped):
         return self._replaced(**changed)
 
     def with_options(self, **changes: Any) -> Self:
-        """Return the same with other options of resampling and display; groups and selection stay.
+        """Return a copy with other options of resampling and display; groups and selection are unchanged.
 
         Raises:
-            InvalidInputError: an option would need the archive to be read again, or has no such value.
+            InvalidInputError: an option needs a new pass over the archive, or a value is invalid.
         """
         if fixed := [name for name in changes if name in FIXED_OPTIONS]:
             raise InvalidInputError(
-                f"{fixed[0]} is fixed once instructions are counted: count them again with another value"
-                + ("; grouped() changes the groups" if fixed[0] == "group_by" else "")
+                f"{fixed[0]} is fixed once instructions are counted; "
+                + ("use grouped() instead" if fixed[0] == "group_by" else "count them again with another value")
             )
         if not changes:
             return self
@@ -151,7 +151,7 @@ class PerInstruction(Grouped):
         return changed
 
     def grouped(self, by: Sequence[str]) -> Self:
-        """Return the same in other groups: `("category",)`, `("source",)`, `("category", "half")`."""
+        """Return a copy with other groups, e.g. `("category",)`, `("source",)` or `("category", "half")`."""
         options = Options.of(self.options, group_by=tuple(by))
         return self._replaced(options=options, categories=group_names(self.archive, self.instruction, options))
 
@@ -177,7 +177,7 @@ class PerInstruction(Grouped):
 
 
 def group_names(archive: Archive, instruction: NDArray[np.int64], options: Options) -> list[str]:
-    """Return the group of each instruction: its category, source or half, or several as "CLS / natural"."""
+    """Return the group of each instruction: category, source or half; several are joined, as in "CLS / natural"."""
     table = archive.instructions
     halves = ["synthetic" if source in SYNTHETIC else source and "natural" for source in table.source]
     held = {"category": table.category, "source": table.source, "half": halves}

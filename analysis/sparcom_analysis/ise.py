@@ -1,8 +1,8 @@
-"""How often the routers choose each expert (SPARCOM, eq. 11), and instruction-specific experts (ISEs).
+"""Expert frequencies (SPARCOM, eq. 11) and instruction-specific experts (ISEs).
 
 f_ej(I) = c_ej(I) / T. The integer c is the number of tokens of instruction I at which expert e of layer j is among the
-top-k; T is all its tokens. Over a layer f adds up to k. The paper calls every activated expert an ISE (c ≥ 1, section
-3.1). "Most used experts", the few most frequent of a layer, are ours.
+top k; T is the number of all its tokens. f sums to k over a layer. The paper calls every activated expert an ISE
+(c ≥ 1, section 3.1). "Most used experts", the most frequent experts of a layer, are ours.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from sparcom_data.archive import Archive
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ExpertCounts(PerInstruction):
-    """How often n instructions use each expert; `counts["cls-s-0001"]` are the frequencies of one.
+    """Expert counts of n instructions; `counts["cls-s-0001"]` returns the frequencies of one.
 
     Attributes:
         counts: uint32 (n, layer, expert), T · f.
-        layer_ids: the model's number of each MoE layer.
+        layer_ids: layer numbers of the MoE layers.
         top_k: experts per token and layer.
     """
 
@@ -51,16 +51,16 @@ class ExpertCounts(PerInstruction):
         return self.counts / self.tokens[:, None, None].astype(np.float64)
 
     def pair_blocks(self) -> Blocks:
-        """Yield the Pearson correlation of every two instructions, equation 13; NaN if one has no variance."""
+        """Yield the Pearson correlation of each pair of instructions, equation 13; NaN if one is constant."""
         return correlation_blocks(self.counts, self.tokens)
 
     @property
     def activated(self) -> NDArray[np.bool_]:
-        """The ISEs of the paper: bool (n, layer, expert), whether any token activates the expert."""
+        """ISEs of the paper: bool (n, layer, expert), True if any token activates the expert."""
         return self.counts > 0
 
     def most_used(self, k: int | None = None) -> NDArray[np.bool_]:
-        """Return the k most used experts per layer and all that tie with the last: bool (n, layer, expert). Ours."""
+        """Return the k most used experts per layer, with all ties (ours): bool (n, layer, expert)."""
         rank = self.experts - min(self.options.top_experts if k is None else k, self.experts)
         least = np.maximum(np.partition(self.counts, rank, axis=2)[:, :, rank : rank + 1], 1)
         return self.counts >= least
@@ -73,7 +73,7 @@ class ExpertCounts(PerInstruction):
         return xr.DataArray(values, dims=("layer", "expert"), coords=coords, name="frequency")
 
     def to_dataframe(self) -> Any:
-        """Return one row per instruction, layer and expert: tokens that choose it, and the frequency."""
+        """Return one row per instruction, layer and expert: number of tokens assigned to it, and the frequency."""
         dims = ("instruction", "layer", "expert")
         held = xr.Dataset(
             {"count": (dims, self.counts), "frequency": (dims, self.frequencies)},
@@ -98,12 +98,12 @@ def find_ises(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     **changes: Any,
 ) -> ExpertCounts:
-    """Count how often each complete instruction uses each expert, in one pass over the router choices.
+    """Count the tokens per expert of each complete instruction, in one pass over the top-k experts.
 
     Arguments and further errors are those of `find_isns`.
 
     Raises:
-        UnsupportedArchiveError: the archive holds no router choices.
+        UnsupportedArchiveError: the archive holds no top-k experts.
         DamagedArchiveError: a row of a complete instruction lacks its experts.
     """
     archive, options = opened(archive), Options.of(options, **changes)

@@ -1,9 +1,9 @@
 """Instruction-specific neurons (ISNs): the neurons that an instruction activates most often (SPARCOM, eq. 7 and 9).
 
-Two rules select them by exact counts c = T · p, so that no rounding of p decides:
+One of two rules selects them by exact counts c = T · p, without rounding:
 
-- `top`: the k = ⌈top · N⌉ most frequent of all N neurons of the population, and all that tie with the last;
-- `min_frequency`: every neuron with p ≥ min_frequency, equation 7 to the letter.
+- `top`: the k = ⌈top · N⌉ most frequent of all N neurons of the population, and all ties with the last;
+- `min_frequency`: every neuron with p ≥ min_frequency, equation 7 verbatim.
 
 A population is ranked over all its layers: neurons of dense layers (eq. 7), of routed experts (eq. 9), or of shared
 experts. A neuron that is never active (p = 0) is in no set.
@@ -39,13 +39,13 @@ class IsnSets(PerInstruction):
     """The ISN sets of n instructions; `isn["cls-s-0001"]` is one as a labeled mask.
 
     Attributes:
-        population: whose neurons.
-        minimum_count: int64 (n,), the least count in the set; for an empty set, the count needed to be in it.
-        sets: n bitsets; the bytes of one are (layer, expert, neuron_byte), then zeros.
+        population: population of the neurons.
+        minimum_count: int64 (n,), smallest count in the set, or the count required for membership if it is empty.
+        sets: n bitsets; each has bytes (layer, expert, neuron_byte), padded with zeros.
         layer_counts: int64 (n, layer), ISNs per layer.
-        dead_layers: bool (n, layer), whether no neuron of the layer is active at any token that counts.
-        pooled: counts summed per group, for LAPE; None if they were not kept.
-        pooled_reason: why they were not kept.
+        dead_layers: bool (n, layer), True if no neuron of the layer is active at any token that counts.
+        pooled: counts summed per group, for LAPE; None if not kept.
+        pooled_reason: reason if they were not kept.
     """
 
     population: Population
@@ -58,7 +58,7 @@ class IsnSets(PerInstruction):
 
     @property
     def layer_ids(self) -> Sequence[int]:
-        """The model's number of each layer."""
+        """Layer numbers of the model."""
         return self.population.layer_ids
 
     @property
@@ -68,7 +68,7 @@ class IsnSets(PerInstruction):
         return sizes
 
     def pair_blocks(self) -> Blocks:
-        """Yield the Jaccard index of every two instructions, equation 10 before the mean; NaN for two empty sets."""
+        """Yield the Jaccard index of each pair of instructions, as in equation 10; NaN for two empty sets."""
         return jaccard_blocks(self.sets, self.sizes)
 
     def mask(self, place: int) -> NDArray[np.bool_]:
@@ -92,7 +92,7 @@ class IsnSets(PerInstruction):
         return xr.DataArray(self.layer_counts, dims=("instruction", "layer"), coords=coords, name="isn_count")
 
     def to_dataframe(self) -> Any:
-        """Return one row per instruction: category, source, tokens, ISNs, and the least count and p among them."""
+        """Return one row per instruction: category, source, tokens, ISNs, and their smallest count and p."""
         least = np.where(self.sizes > 0, self.minimum_count, np.nan)
         columns = {"category": self.names, "source": list(self.sources), "tokens": self.tokens, "isn_count": self.sizes}
         columns |= {"minimum_count": least, "minimum_frequency": least / self.tokens}
@@ -100,7 +100,7 @@ class IsnSets(PerInstruction):
         return xr.Dataset(held, coords={"instruction": list(self.ids)}).to_dataframe()
 
     def _replaced(self, **changes: Any) -> Self:
-        """Return a copy with other instructions or groups; sums over the present ones are not kept."""
+        """Return a copy with other instructions or groups, without pooled counts."""
         return replace(self, pooled=None, pooled_reason="", **changes)
 
     def _summary(self) -> Iterator[str]:
@@ -127,20 +127,20 @@ def find_isns(
     """Select the ISNs of every complete instruction in one pass over the archive (SPARCOM, eq. 7 and 9).
 
     Args:
-        archive: an archive of masks or of counts, or its path or address.
-        options, **changes: see `Options`: `top` or `min_frequency`, and those that choose tokens and groups.
-        population: `neuron`, `expert_neuron` or `shared_expert_neuron`; None: routed experts if there are any.
-        draw: count this many drawn tokens per instruction; masks only.
-        pool: also sum the counts per group, which LAPE needs.
-        least: the fewest instructions to accept.
-        progress: called with rows done and rows in all.
-        block_bytes: packed masks or counts read at once; changes memory and speed, never the result.
+        archive: an archive of masks or of counts, or its path or URL.
+        options, **changes: `top` or `min_frequency`, and options for tokens and groups; see `Options`.
+        population: `neuron`, `expert_neuron` or `shared_expert_neuron` (default: routed experts if there are any).
+        draw: number of tokens to draw per instruction; masks only.
+        pool: also sum the counts per group, for LAPE (default: False).
+        least: minimum number of instructions (default: 1).
+        progress: called with rows done and rows in total.
+        block_bytes: packed masks or counts read at once; affects memory and speed only.
         scratch: folder for a temporary file if the sets are too large for memory.
 
     Raises:
         IncompleteArchiveError: too few complete instructions, or positions that the archive does not hold.
-        UnsupportedArchiveError: the archive lacks the population, or cannot tell which tokens to leave out.
-        DamagedArchiveError: rows of a complete instruction are not what they must be.
+        UnsupportedArchiveError: the archive lacks the population, or data about the tokens to leave out.
+        DamagedArchiveError: rows of a complete instruction are invalid.
     """
     archive, options = opened(archive), Options.of(options, **changes)
     chosen = choose_population(archive, population)
@@ -172,10 +172,10 @@ def find_isns(
 
 
 def minimum_count(options: Options, occurrences: NDArray[np.int64], neurons: int) -> int:
-    """Return the least count in the set, at least 1; for an empty set, the count needed to be in it.
+    """Return the smallest count in the set, at least 1, or the count required for membership if the set is empty.
 
     Args:
-        occurrences: int64 (T + 1,), how often each count occurs; spare entries count as 0.
+        occurrences: int64 (T + 1,), frequency of each count; padding entries count as 0.
         neurons: N of the population.
     """
     wanted = options.wanted(neurons)

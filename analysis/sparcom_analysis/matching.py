@@ -1,10 +1,10 @@
-"""Matches the instructions of a base and a fine-tuned model by id, and proves that they may be compared.
+"""Match the instructions of a base and a fine-tuned model by id, and check that they are comparable.
 
-1. Neurons or experts, rule of selection and positions must be the same in both archives. Anything else is refused: a
-   difference between the models would be one of the rules, not of the tuning.
-2. Instructions that one archive lacks are counted, and so are matched ones that read different tokens (another
-   tokenizer or prompt format) or have another category; they stay in. Archives of counts hold no token ids.
-3. Where content alone was counted, two instructions of the same tokens must have the same origins.
+1. Neurons or experts, selection rule and positions must be the same in both archives. Otherwise differences between
+   the models could come from the rules instead of tuning.
+2. Unmatched instructions are counted. Matched instructions with different tokens (another tokenizer or prompt format)
+   or another category are counted and kept. Archives of counts hold no token ids.
+3. If only content counts, two instructions with the same tokens must have the same origins.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Measured = TypeVar("Measured", IsnSets, ExpertCounts)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matched:
-    """The m instructions that both models have, in the order of the base.
+    """The m instructions common to both models, in the order of the base.
 
     Attributes:
-        base, tuned: intp (m,), place of each in its side.
+        base, tuned: intp (m,), index of each instruction in its side.
         ids, categories: m strings; categories are the base's.
-        only_base, only_tuned: instructions that the other side lacks.
-        different_lengths: of the m, those with another T. different_categories: those in another group.
-        same_tokens: bool (m,), whether both read the same token ids; None if an archive does not hold them.
+        only_base, only_tuned: number of instructions without a counterpart.
+        different_lengths, different_categories: number of matched instructions with a different T, or group.
+        same_tokens: bool (m,), True if both have the same token ids; None if an archive does not hold them.
     """
 
     base: NDArray[np.intp]
@@ -57,13 +57,13 @@ class Matched:
 
     @property
     def names(self) -> list[str]:
-        """Group of each instruction: m names, as of `category_labels`."""
+        """Group label of each instruction: m strings."""
         labels = category_labels(self.categories)
         return [labels[code] for code in category_codes(self.categories)]
 
     @property
     def different_tokens(self) -> int | None:
-        """Of the m, those that read different tokens; None if that is unknown."""
+        """Number of matched instructions with different tokens; None if unknown."""
         return None if self.same_tokens is None else int((~self.same_tokens).sum())
 
 
@@ -72,10 +72,10 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
 
     Args:
         base, tuned: two `IsnSets` or two `ExpertCounts`.
-        known: the match of another population of the same archives, so that token ids are not read again.
+        known: the match of another population of the same archives, to avoid reading token ids again.
 
     Raises:
-        UnsupportedArchiveError: population, positions or rule of selection differ, or the origins of the same tokens.
+        UnsupportedArchiveError: population, positions, selection rule, or the origins of the same tokens differ.
         IncompleteArchiveError: no instruction is in both.
         DamagedArchiveError: two instructions of an archive have the same id.
     """
@@ -97,12 +97,12 @@ def match_instructions(base: Measured, tuned: Measured, known: Matched | None = 
 
 
 def check_models(base: Archive, tuned: Archive) -> None:
-    """Refuse two archives of other layers, neurons, experts or rules of activity, before any row is read."""
+    """Check that two archives have the same layers, neurons, experts and predicate, before reading any row."""
     _refuse_different(_facts(base), _facts(tuned), str(base.path), str(tuned.path))
 
 
 def check_instructions(base: Archive, tuned: Archive, spans: tuple[RowSpans, RowSpans]) -> None:
-    """Refuse archives without the same positions or a common instruction; `spans` are their counted rows."""
+    """Check that two archives have the same positions and a common instruction; `spans` are their counted rows."""
     positions = [{"positions": one.positions} for one in spans]
     _refuse_different(positions[0], positions[1], str(base.path), str(tuned.path))
     left, right = ([a.instructions.id[k] for k in s.instruction] for a, s in zip((base, tuned), spans, strict=True))
@@ -110,18 +110,18 @@ def check_instructions(base: Archive, tuned: Archive, spans: tuple[RowSpans, Row
 
 
 def _in_both(base: Sequence[str], tuned: Sequence[str]) -> list[str]:
-    """Return the ids that both have, in the order of the base."""
+    """Return the common ids, in the order of the base."""
     held = set(tuned)
     if both := [name for name in base if name in held]:
         return both
     raise IncompleteArchiveError(
-        "base and tuned are compared over instructions of the same id that are complete in both archives; there is "
-        f"none (of {len(base)} and {len(tuned)}). Extract the same instructions with both models"
+        "a comparison needs instructions with the same id that are complete in both archives; there is none (of "
+        f"{len(base)} and {len(tuned)}). Extract the same instructions with both models"
     )
 
 
 def _rules(measured: IsnSets | ExpertCounts) -> dict[str, str]:
-    """Return what must be the same, in words."""
+    """Return the properties that must be equal on both sides, as text."""
     found = {"positions": measured.positions, "tokens": _counted(measured.token_facts)}
     if isinstance(measured, ExpertCounts):
         shape = f"{measured.experts} experts, {measured.top_k} per token, in layers {list(measured.layer_ids)}"
@@ -132,14 +132,14 @@ def _rules(measured: IsnSets | ExpertCounts) -> dict[str, str]:
 
 
 def _counted(facts: TokenFacts) -> str:
-    """Return which tokens counted. Special ids may differ: where that matters, T differs too."""
+    """Describe the tokens that count. Special ids may differ between models; T then shows any effect."""
     special = f"special tokens {'counted' if facts.special_tokens == 'count' else 'left out'}"
-    special = special if facts.counted_tokens == "all" else f"content alone, {special}"
+    special = special if facts.counted_tokens == "all" else f"content only, {special}"
     return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"
 
 
 def _facts(archive: Archive) -> dict[str, str]:
-    """Return what must be the same of two archives, in words; "none" where one lacks it."""
+    """Return the archive properties that must be equal, as text; "none" for a missing part."""
     capture, moe = archive.attributes.capture, archive.moe
     found = dict.fromkeys((*TITLES.values(), "router"), "none")
     for part in populations(archive):
@@ -154,13 +154,13 @@ def _refuse_different(left: Mapping[str, str], right: Mapping[str, str], one: st
         differ = "; ".join(f"{name}: {left[name]} in {one}, {right[name]} in {other}" for name in wrong)
         raise UnsupportedArchiveError(
             "a base and a tuned model must have the same neurons and experts, selected by the same rule from the same "
-            f"positions; these differ ({differ}). Give archives of a model and of its own tuned version, and the same "
-            "settings for both"
+            f"positions; these differ ({differ}). Use archives of a model and of its own tuned version, with the same "
+            "settings"
         )
 
 
 def _places(measured: IsnSets | ExpertCounts, side: str) -> dict[str, int]:
-    """Return the place of each instruction by its id."""
+    """Return the index of each instruction by its id."""
     if len(set(measured.ids)) < len(measured.ids):
         name, count = Counter(measured.ids).most_common(1)[0]
         raise DamagedArchiveError(
@@ -173,7 +173,7 @@ def _places(measured: IsnSets | ExpertCounts, side: str) -> dict[str, int]:
 def _same_tokens(
     base: Measured, tuned: Measured, left: NDArray[np.intp], right: NDArray[np.intp]
 ) -> NDArray[np.bool_] | None:
-    """Return whether the token ids of every two instructions are the same: bool (m,). None for archives of counts."""
+    """Return whether matched instructions have the same token ids: bool (m,). None for archives of counts."""
     if any(side.archive.granularity == "count" for side in (base, tuned)):
         return None
 
@@ -182,18 +182,18 @@ def _same_tokens(
         return np.array([np.array_equal(one, other) for one, other in zip(*columns, strict=True)], dtype=np.bool_)
 
     same = equal("token/id")
-    content_alone = base.token_facts.counted_tokens == "content"
-    if content_alone and (differ := np.flatnonzero(same & ~equal(TOKEN_ORIGIN.name))).size:
+    content_only = base.token_facts.counted_tokens == "content"
+    if content_only and (differ := np.flatnonzero(same & ~equal(TOKEN_ORIGIN.name))).size:
         raise UnsupportedArchiveError(
-            "where content alone is counted, tokens that are the same in both archives must have the same origin; "
-            f"those of {len(differ)} instructions differ, the first is {base.ids[left[differ[0]]]!r}. Extract both "
+            "if only content counts, tokens that are the same in both archives must have the same origin; those of "
+            f"{len(differ)} instructions differ, the first is {base.ids[left[differ[0]]]!r}. Extract both "
             "archives with the same prompt format, or use counted_tokens='all' (--tokens all)"
         )
     return same
 
 
 def _values(side: Measured, places: NDArray[np.intp], name: str) -> list[NDArray[Any]]:
-    """Return the values of a column of the token axis, one array for each instruction at these places."""
+    """Return the values of a column of the token axis, one array per instruction at these indices."""
     instruction, spans = side.instruction[places], row_spans(side.archive, side.positions)
     spans = spans.only(np.isin(spans.instruction, instruction))
     held = np.split(read_column(side.archive, spans, name), spans.first[1:])

@@ -1,4 +1,4 @@
-"""The parameters of an analysis: one object for notebooks, `analyze` and the command line."""
+"""Parameters of an analysis, for notebooks, `analyze` and the command line."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ LARGEST_TOKEN_ID = 2**31 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to count, how to select, and how to resample. Every function of this package takes one, or its fields.
+    """Options for counting, selection and resampling. Functions of this package take an `Options` or its fields.
 
     Attributes:
-        top: fraction of a population's neurons that are ISNs, (0, 1]: the ⌈top · N⌉ most frequent and all that tie
-            with the last. The paper's text (SPARCOM, eq. 7) selects so but names no value; 0.05 is ours.
-        min_frequency: select every neuron with p ≥ min_frequency, (0, 1], instead: equation 7 to the letter.
-        positions: tokens that count: prompt, response or all. None: the prompt's if the archive holds them.
-        counted_tokens: `content` leaves out tokens that a chat template or the tokenizer wrote.
-        special_tokens, special_token_ids: whether special tokens (BOS, template markers) count, and their ids if not
-            those that the archive lists.
-        group_by: what groups instructions: `category`, `source`, `half` (of HexaInst: synthetic or natural), or more.
-        self_pairs: whether figures and sentences show means with the pair of an instruction with itself, as equations
-            10 and 14 have it. Both versions are always computed.
-        equal_length: repeat the measures with the same number of tokens per instruction. None: where that can be done.
-        equal_length_tokens: tokens per instruction; None: those of the shortest instruction with at least 8.
-        n_resamples, confidence_level: of bootstrap intervals; 0 for none.
+        top: fraction of a population's neurons that are ISNs, (0, 1]: the ⌈top · N⌉ most frequent and all ties with
+            the last. The paper's text uses this rule (SPARCOM, eq. 7) but gives no value; the default 0.05 is ours.
+        min_frequency: select every neuron with p ≥ min_frequency, (0, 1], instead: equation 7 verbatim.
+        positions: tokens to count: prompt, response or all (default: prompt, if the archive holds it).
+        counted_tokens: `all` (default), or `content` to leave out tokens of the chat template and the tokenizer.
+        special_tokens, special_token_ids: `count` (default) or `leave_out` special tokens (BOS, template markers), and
+            their ids (default: those that the archive lists).
+        group_by: one or more of `category` (default), `source`, and `half` (HexaInst: synthetic or natural).
+        self_pairs: show means with self pairs in figures and sentences, as in equations 10 and 14 (default: True).
+            Both versions are always computed.
+        equal_length: repeat measures with equally many tokens per instruction (default: if the archive allows it).
+        equal_length_tokens: tokens per instruction (default: those of the shortest instruction with at least 8).
+        n_resamples, confidence_level: bootstrap resamples (0 for none) and confidence level of intervals.
         n_permutations: label permutations per test; 0 for none.
-        seed: of every draw.
-        min_share: fraction of a category's instructions that must have a neuron for it to be the category's.
-        top_experts: k of "most used experts", which is ours; the paper's ISEs are all activated experts.
+        seed: seed of every random draw.
+        min_share: fraction of a category's instructions that must have a neuron for it to be a member.
+        top_experts: k of the "most used experts", which are ours; the paper's ISEs are all activated experts.
         lape_top, lape_filter, lape_bar: LAPE's fraction of neurons and its two quantiles.
-        instructions: ids shown in figure 6; None: the most typical one per category.
+        instructions: ids to show in figure 6 (default: a typical one per category).
 
     Raises:
-        InvalidInputError: with every value that is out of range.
+        InvalidInputError: a value is out of range; the error lists every such value.
     """
 
     top: float | None = None
@@ -113,9 +113,9 @@ class Options:
 
     def _contradictions(self) -> Iterator[str]:
         if self.top is not None and self.min_frequency is not None:
-            yield "top and min_frequency are two rules of selection; give one of them"
+            yield "top and min_frequency are alternative rules; pass only one of them"
         if self.special_token_ids is not None and self.special_tokens == "count":
-            yield "special_token_ids name tokens to omit; add special_tokens='leave_out' (--special-tokens leave-out)"
+            yield "special_token_ids names tokens to omit; add special_tokens='leave_out' (--special-tokens leave-out)"
         if self.equal_length_tokens is not None and self.equal_length is False:
             yield "equal_length_tokens needs equal lengths; omit it or drop equal_length=False (--no-equal-length)"
 
@@ -124,11 +124,11 @@ class Options:
         """Return `options`, or the defaults, with some fields changed.
 
         Raises:
-            InvalidInputError: `options` is no Options, there is no option of that name, or a value is out of range.
+            InvalidInputError: `options` is not an Options, an option does not exist, or a value is out of range.
         """
         if not isinstance(options, (Options, NoneType)):
             raise InvalidInputError(
-                f"options must be an Options object; it is {options!r}. Name single options: positions='all', top=0.05"
+                f"options must be an Options object; it is {options!r}. Pass single options by name: top=0.05"
             )
         known, unknown = [one.name for one in fields(cls)], []
         for name in changes:
@@ -144,12 +144,12 @@ class Options:
 
     @property
     def must_match_lengths(self) -> bool:
-        """Whether equal lengths were asked for, so that leaving them out is an error."""
+        """True if equal lengths were requested explicitly, so that omitting them is an error."""
         return bool(self.equal_length) or self.equal_length_tokens is not None
 
     @property
     def rule(self) -> str:
-        """The rule of selection, in words for sentences and tables."""
+        """Selection rule as text for sentences and tables."""
         return f"top {self.top:.4g}" if self.min_frequency is None else f"p ≥ {self.min_frequency:.4g}"
 
     def wanted(self, neurons: int) -> int | None:
@@ -158,10 +158,10 @@ class Options:
 
 
 def exact(value: float) -> Fraction:
-    """Return the decimal number that was written: 0.07 of 100 is 7, not the 8 of its binary neighbour."""
+    """Return a float as the decimal number in the source: ⌈0.07 · 100⌉ is 7, although the binary product exceeds 7."""
     return Fraction(repr(float(value)))
 
 
-def ceil_of(share: float, total: int) -> int:
-    """Return ⌈share · total⌉ of the decimal number that was written."""
-    return math.ceil(exact(share) * total)
+def ceil_of(fraction: float, total: int) -> int:
+    """Return ⌈fraction · total⌉, with `fraction` as an exact decimal number."""
+    return math.ceil(exact(fraction) * total)

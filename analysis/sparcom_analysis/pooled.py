@@ -1,7 +1,7 @@
-"""Counts summed over the instructions of each category: at how many of its tokens every neuron is active.
+"""Counts summed over the instructions of each category: the category's tokens at which each neuron is active.
 
-Tokens are pooled: an instruction weighs as much as it has tokens, where in equation 6 all weigh the same. Sums are
-exact integers, four bytes per neuron and category, or eight past 2^32 tokens.
+Tokens are pooled, so instructions are weighted by their number of tokens; equation 6 weights them equally. Sums are
+exact integers of four bytes per neuron and category, or eight for 2^32 tokens and more.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.archive.populations import Population
 
-MAX_BYTES = 512 << 20  # of all sums: 66 categories of 2.03 million neurons
+MAX_BYTES = 512 << 20  # for all sums, enough for 66 categories of 2.03 million neurons
 
 
 class PooledCounts:
     """Sums of counts over the instructions of each category.
 
     Attributes:
-        population: whose neurons.
-        categories: c names, in order of first appearance.
+        population: population of the neurons.
+        categories: c labels, in order of first appearance.
         codes: intp (n,), category of each instruction.
-        tokens: int64 (c,), T of each category.
+        tokens: int64 (c,), tokens per category.
         counts: uint32 or uint64 (c, layer × expert × neuron), tokens at which the neuron is active.
     """
 
@@ -53,7 +53,7 @@ def pool_for(
     groups = len(set(categories))
     if 4 * groups * population.total > MAX_BYTES:
         return None, (
-            f"Sums per category are kept up to {MAX_BYTES >> 20} MiB; {groups:,} categories of {population.total:,} "
+            f"Sums per category may take up to {MAX_BYTES >> 20} MiB; {groups:,} categories of {population.total:,} "
             "neurons take more."
         )
     return PooledCounts(population, categories, tokens), ""

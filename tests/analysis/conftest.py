@@ -1,5 +1,5 @@
 """Archives of chosen masks, or of their counts, for tests: every kind of positions, category and state; and random ones
-of mixtures of experts."""
+of MoE models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sparcom_data.testing import MoeTruth, random_attributes, write_random_moe_a
 
 @dataclass(frozen=True)
 class Case:
-    """An archive and the truth behind it: bool (rows, layer, neuron) of each instruction, prompt rows first."""
+    """An archive and its ground truth: bool (rows, layer, neuron) of each instruction, prompt rows first."""
 
     archive: Archive
     masks: list[NDArray[np.bool_]]
@@ -100,7 +100,7 @@ def build_case(
 
 
 class Copies:
-    """Archives that are written once per session and copied for each test: writing one takes half a second."""
+    """Archives written once per session and copied per test, because writing one takes half a second."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,7 +125,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
 
 @pytest.fixture
 def make_case(tmp_path: Path, copies: Copies) -> MakeCase:
-    """`build_case` into a folder of its own; further arguments as there."""
+    """`build_case` in a separate folder; same arguments."""
     made = 0
 
     def make(lengths: Sequence[int], categories: Sequence[str], **options: object) -> Case:
@@ -139,7 +139,7 @@ def make_case(tmp_path: Path, copies: Copies) -> MakeCase:
 
 @pytest.fixture
 def typical(make_case: MakeCase) -> Case:
-    """Nine instructions of three categories, one failed, chunks that cut through instructions."""
+    """Nine instructions of three categories, one failed, with chunks that split instructions."""
     return make_case(
         (5, 9, 3, 12, 7, 4, 8, 6, 10),
         ("QA", "CODE", "QA", "", "CODE", "QA", "", "CODE", ""),
@@ -150,7 +150,7 @@ def typical(make_case: MakeCase) -> Case:
 
 @dataclass(frozen=True)
 class MoeCase:
-    """An archive of a mixture of experts and the truth behind it."""
+    """An archive of an MoE model and its ground truth."""
 
     archive: Archive
     truth: MoeTruth
@@ -168,7 +168,7 @@ class MoeCase:
 
 @pytest.fixture
 def make_moe(tmp_path: Path, copies: Copies) -> Callable[..., MoeCase]:
-    """`write_random_moe_archive` into a folder of its own; arguments as there."""
+    """`write_random_moe_archive` in a separate folder; same arguments."""
     made = 0
 
     def make(**options: Any) -> MoeCase:
@@ -182,7 +182,7 @@ def make_moe(tmp_path: Path, copies: Copies) -> Callable[..., MoeCase]:
 def expert_counts(
     counts: NDArray[Any], tokens: Sequence[int], categories: Sequence[str], *, top_k: int = 1, **options: Any
 ) -> ExpertCounts:
-    """Counts (n, layer, expert) of T tokens each as `find_ises` returns them, of an archive that is nowhere."""
+    """Counts (n, layer, expert) of T tokens each as `find_ises` returns them, without an archive on disk."""
     count = len(counts)
     model = SimpleNamespace(model=SimpleNamespace(id="lab/made-up"))
     return ExpertCounts(
@@ -209,7 +209,7 @@ def make_counts() -> Callable[..., ExpertCounts]:
 
 
 def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:
-    """Change an array behind the archive's back, and open it again."""
+    """Change an array without the Archive object, and open the archive again."""
     array = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name]
     assert isinstance(array, zarr.Array)
     array.with_config({"write_empty_chunks": True})[key] = value

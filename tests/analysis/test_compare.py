@@ -1,4 +1,4 @@
-"""`compare` and its Comparison; sentences about what differs between two archives besides the tuning."""
+"""`compare`, its Comparison, and the notes on differences other than tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Change = Callable[[dict[str, Any]], None]
 
 
 def attributes(path: Path, change: Change) -> None:
-    """Change what an archive says of itself."""
+    """Change the attributes of an archive."""
     file = path / "zarr.json"
     held = json.loads(file.read_text())
     change(held["attributes"]["sparcom"])
@@ -35,7 +35,7 @@ def notes_of(base: Path, tuned: Path) -> list[str]:
 
 
 def test_a_tuned_version_without_other_differences_has_no_notes(tmp_path: Path) -> None:
-    """The same instructions, tokens, tokenizer and format: there is nothing to say."""
+    """The same instructions, tokens, tokenizer and format give no notes."""
     for name in ("base", "tuned"):
         write_random_archive(tmp_path / f"{name}.zarr")
         attributes(tmp_path / f"{name}.zarr", tokenizer("e"))
@@ -63,12 +63,12 @@ def test_every_difference_besides_the_tuning_has_a_note(tmp_path: Path) -> None:
         "The architectures differ: RandomForTests (base), Other (tuned).",
         "The models have different tokenizers.",
         "The prompt formats differ: raw (base), chat (tuned).",
-        "Special tokens were added to the prompts of one model only.",
+        "Only one model's prompts have added special tokens.",
         "The extraction of the tuned archive was still running: 9 of its 10 instructions are complete.",
-        f"{different} of the 9 matched instructions have different tokens in the two archives: part of the difference "
-        "between the models is the text.",
-        "5 of the 9 matched instructions have another category in the tuned archive; the base archive's categories are "
-        "used.",
+        f"{different} of the 9 matched instructions have different tokens in the two archives. This contributes to the "
+        "difference between the models.",
+        "5 of the 9 matched instructions have another category in the tuned archive; the analysis uses the base "
+        "archive's categories.",
     ]
     attributes(tuned, lambda held: held.update(state="complete"))
     assert "The tuned archive is incomplete: 9 of its 10 instructions are complete." in notes_of(base, tuned)
@@ -76,7 +76,7 @@ def test_every_difference_besides_the_tuning_has_a_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_archives_of_counts_hold_no_tokens(tmp_path: Path, seed: int) -> None:
-    """Token ids cannot be compared, which is said; so are other numbers of tokens. An unnamed tokenizer is unknown."""
+    """A note reports that token ids cannot be compared, and different lengths. An unnamed tokenizer is unknown."""
     base, tuned = tmp_path / "base.zarr", tmp_path / "tuned.zarr"
     write_random_archive(base)
     write_random_archive(tuned, granularity="count", seed=seed)
@@ -102,7 +102,7 @@ def test_a_comparison_gives_every_measure(make_moe: Any) -> None:
 
 
 def test_dense_models_have_no_experts_to_compare(typical: Any) -> None:
-    """The error says so; everything about neurons works."""
+    """The error names the rule; all neuron measures work."""
     found = compare(typical.archive, typical.archive, n_resamples=0)
     assert float(found.jaccard()["overall_value"]) == 1
     for method in (found.routing_correlation, found.routing_shift):

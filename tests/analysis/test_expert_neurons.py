@@ -1,4 +1,4 @@
-"""Equations 8 and 9, and the measures of every population, against sums over what was written."""
+"""Equations 8 and 9, and the measures of every population, checked against sums over the written data."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def true_counts(case, index: int, population: str) -> NDArray[np.int64]:  # type
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
-def test_frequencies_are_shares_of_all_tokens(make_moe, population: str) -> None:  # type: ignore[no-untyped-def]
-    """p is the sum over the instruction's tokens divided by all of them, also where few choose the expert."""
+def test_frequencies_divide_by_all_tokens(make_moe, population: str) -> None:  # type: ignore[no-untyped-def]
+    """p is the sum over tokens divided by the number of all tokens, even if few are routed to the expert."""
     case = make_moe(failed=(3,))
     for index in case.complete:
         expected, tokens = true_counts(case, index, population), case.rows(index).stop - case.rows(index).start
@@ -91,7 +91,7 @@ def test_sets_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("top", [0.1, 0.3])
-def test_epsilon_is_a_share_of_all_experts_neurons(make_moe, top: float) -> None:  # type: ignore[no-untyped-def]
+def test_epsilon_is_a_fraction_of_all_neurons(make_moe, top: float) -> None:  # type: ignore[no-untyped-def]
     """Equation 9 ranks over layers, experts and neurons together: N is their product."""
     case = make_moe()
     result = find_isns(case.archive, top=top)
@@ -127,7 +127,7 @@ def test_similarity_and_layers_of_experts_equal_those_of_python_sets(make_moe) -
 
 
 def test_sets_in_a_file_are_those_in_memory(make_moe, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Past some size the sets lie in a file without a name; no number changes and nothing is left in the folder."""
+    """Large sets are in an unnamed file; no number changes, and nothing is left in the folder."""
     case = make_moe(per_category=9)
     (folder := tmp_path / "scratch").mkdir()
     expected = find_isns(case.archive)
@@ -139,21 +139,21 @@ def test_sets_in_a_file_are_those_in_memory(make_moe, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(65_535, r"holds no data \(65535\)"), (6, "is 6"), (None, "there already")]
+    ("value", "said"), [(65_535, r"holds no data \(65535\)"), (6, "is 6"), (None, "a repeated expert")]
 )
-def test_a_choice_that_cannot_be_is_damage(make_moe, damage, value: int | None, said: str) -> None:  # type: ignore[no-untyped-def]
-    """No data, an expert that is not there, or one chosen twice stops the analysis and names the instruction."""
+def test_invalid_experts_are_damage(make_moe, damage, value: int | None, said: str) -> None:  # type: ignore[no-untyped-def]
+    """Missing, invalid or repeated experts raise an error that names the instruction."""
     case = make_moe()
     row = case.rows(4).start + 1
     wrong = int(case.truth.expert[row, 1, 0]) if value is None else value
     archive = damage(case.archive, "router/expert", (row, 1, 1), wrong)
-    with pytest.raises(DamagedArchiveError, match=rf"choice 1 at row {row}, layer 2, of instruction 'i004' .* {said}"):
+    with pytest.raises(DamagedArchiveError, match=rf"entry 1 at row {row}, layer 2, of instruction 'i004' .* {said}"):
         find_isns(archive)
     find_isns(archive, population="neuron")
 
 
 def test_rows_of_failed_instructions_may_hold_no_data(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
-    """Choices are looked at in rows of complete instructions alone."""
+    """Experts are checked only in rows of complete instructions."""
     case = make_moe(failed=(4,))
     expected = find_isns(case.archive)
     found = find_isns(damage(case.archive, "router/expert", case.rows(4), 65_535))
@@ -179,7 +179,7 @@ def test_counts_past_the_rows_are_damage(make_moe, damage) -> None:  # type: ign
 
 
 def test_populations_that_are_not_there_are_refused(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
-    """What the archive lacks is named with what it has; what is no population with neurons is wrong input."""
+    """The error lists the archive's populations; an unknown name is invalid input."""
     with pytest.raises(UnsupportedArchiveError, match=r"population 'expert_neuron' .* Choose 'neuron'"):
         find_isns(typical.archive, population="expert_neuron")
     with pytest.raises(UnsupportedArchiveError, match="Choose 'expert_neuron' or 'neuron'"):
@@ -190,7 +190,7 @@ def test_populations_that_are_not_there_are_refused(make_moe, typical) -> None: 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_arrays_that_contradict_the_attributes_are_damage(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Fewer experts a token than the array holds is damage, before anything is counted."""
+    """Fewer experts per token than in the array are damage, found before counting."""
     case = make_moe()
     root = zarr.open_group(DurableStore(case.archive.path), mode="r+", use_consolidated=False)
     section = dict(root.attrs["sparcom"])  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from sparcom_data.storage import DurableStore
 
 
 def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untyped-def]
-    """Change an array behind the archive's back."""
+    """Change an array without the Archive object."""
     zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name][key] = value
 
 
@@ -72,7 +72,7 @@ def test_counts_do_not_depend_on_chunks_or_blocks(
     assert seen == [index for index in range(len(lengths)) if index not in failed]
 
 
-def test_prompt_response_and_all_rows_are_told_apart(make_case) -> None:  # type: ignore[no-untyped-def]
+def test_prompt_response_and_all_rows_are_distinguished(make_case) -> None:  # type: ignore[no-untyped-def]
     """An archive of all positions gives the prompt's rows by default, and the response's or all when asked."""
     case = make_case((5, 3), ("a", "b"), positions="all", responses=(4, 6))
     assert choose_positions(case.archive, None) == "prompt"
@@ -80,8 +80,8 @@ def test_prompt_response_and_all_rows_are_told_apart(make_case) -> None:  # type
         assert (activation_counts(case.archive, 0, positions=rows) == case.masks[0][part].sum(axis=0)).all()
 
 
-def test_a_response_archive_gives_response_rows_and_says_so(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Where no prompt row is held, response rows are used and named; asking for prompt rows is refused."""
+def test_a_response_archive_gives_response_rows(make_case) -> None:  # type: ignore[no-untyped-def]
+    """Without prompt rows, response rows are used and named; requests for prompt rows are refused."""
     case = make_case((5, 3, 4), ("a", "b", "b"), positions="response", responses=(4, 6, 0))
     assert (activation_counts(case.archive, 1) == case.masks[1].sum(axis=0)).all()
     neurons = find_isns(case.archive)
@@ -111,7 +111,7 @@ def test_an_instruction_is_named_by_id_or_index(typical) -> None:  # type: ignor
 
 
 def test_an_instruction_that_is_not_complete_is_refused(typical) -> None:  # type: ignore[no-untyped-def]
-    """Its state is said."""
+    """The error gives its state."""
     for instruction in (4, "i4"):
         with pytest.raises(IncompleteArchiveError, match=r"'i4' of .* is failed and has none"):
             activation_frequencies(typical.archive, instruction)
@@ -143,9 +143,9 @@ def test_progress_counts_needed_rows(typical) -> None:  # type: ignore[no-untype
 
 
 def test_rows_of_another_position_are_damage(typical) -> None:  # type: ignore[no-untyped-def]
-    """A row whose position is not the one that belongs there stops the analysis, naming row and instruction."""
+    """A row with an unexpected position raises an error that names row and instruction."""
     overwrite(typical.archive, "token/position", 6, -1)
-    with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' must hold position 1; .* says -1"):
+    with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' must hold position 1; .* holds -1"):
         find_isns(open_archive(typical.archive.path))
 
 
@@ -181,7 +181,7 @@ def with_capture(archive, part: str, **changes: object) -> None:  # type: ignore
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_kinds_that_come_later_are_refused_clearly(typical) -> None:  # type: ignore[no-untyped-def]
-    """Archives without dense layers are named as not supported yet; sizes that contradict each other are damage."""
+    """Archives without dense layers are unsupported; contradictory sizes are damage."""
     with_capture(typical.archive, "capture", components=["router"])
     with pytest.raises(UnsupportedArchiveError, match="holds router"):
         activation_counts(open_archive(typical.archive.path), 0)

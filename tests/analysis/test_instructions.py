@@ -1,4 +1,4 @@
-"""What results per instruction have in common: access by id, selection, groups, options, and reprs."""
+"""Common behavior of results per instruction: access by id, selection, groups, options and reprs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_id_that_is_not_there_is_refused(isn: IsnSets) -> None:
 
 
 def test_it_iterates_over_ids(isn: IsnSets) -> None:
-    """As a mapping does."""
+    """Iteration yields ids, as for a mapping."""
     assert list(isn) == ["i0", "i1", "i2", "i3", "i5", "i6", "i7", "i8"]
     assert "i3" in isn
     assert "i4" not in isn
@@ -77,7 +77,7 @@ def test_a_name_that_does_not_occur_is_refused(isn: IsnSets) -> None:
         ({"category": "SUM"}, r"there is no category 'SUM' here; there are 'QA', 'CODE', '\(none\)'"),
         ({"instruction": ["i0", "i4"]}, "there is no instruction 'i4' here"),
         ({"source": "natural"}, "there is no source 'natural' here"),
-        ({"category": "QA", "instruction": "i1"}, "no instruction has all of these"),
+        ({"category": "QA", "instruction": "i1"}, "no instruction matches all selections"),
     ]
     for wanted, reason in refused:
         with pytest.raises(InvalidInputError, match=reason):
@@ -126,7 +126,7 @@ def test_options_of_resampling_may_change(isn: IsnSets) -> None:
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_old_names_of_options_lead_to_the_new(old: str, new: str) -> None:
-    """A name of an earlier release is an error that gives the name of today."""
+    """An option name of an earlier release raises an error with the current name."""
     assert new in {one.name for one in fields(Options)}
     with pytest.raises(InvalidInputError, match=f"there is no option '{old}'; did you mean {new}"):
         Options.of(**{old: 0.5})
@@ -137,12 +137,12 @@ def test_one_rule_of_selection_replaces_the_other() -> None:
     both = Options.of(Options.of(min_frequency=0.9), top=0.1)
     assert (both.top, both.min_frequency) == (0.1, None)
     assert Options.of(both, min_frequency=0.5).top is None
-    with pytest.raises(InvalidInputError, match="give one of them"):
+    with pytest.raises(InvalidInputError, match="pass only one of them"):
         Options.of(top=0.1, min_frequency=0.5)
 
 
 def test_options_of_counting_are_fixed(isn: IsnSets) -> None:
-    """Another value needs the archive to be read again."""
+    """Options of counting need a new pass over the archive."""
     for name in FIXED_OPTIONS:
         with pytest.raises(InvalidInputError, match=f"{name} is fixed once instructions are counted"):
             isn.with_options(**{name: None})
@@ -159,7 +159,7 @@ def test_layers_are_a_labeled_array(isn: IsnSets) -> None:
     )
 
 
-def test_the_repr_says_what_was_measured(isn: IsnSets, make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_the_repr_describes_the_data(isn: IsnSets, make_moe) -> None:  # type: ignore[no-untyped-def]
     """Instructions, groups, tokens, rule and sizes follow the data; there is nothing to escape in plain text."""
     sizes = isn.sizes
     assert repr(isn) == (
@@ -192,10 +192,10 @@ def test_results_can_be_compared_and_hashed(isn: IsnSets, typical) -> None:  # t
 
 @pytest.mark.parametrize("wrong", ["all", 0.05, {"top": 0.05}, ["prompt"]])
 def test_other_objects_in_place_of_options_are_refused(typical: Any, wrong: Any) -> None:
-    """The third argument was once the positions: whatever is no Options is named, with how single options are given."""
+    """An older release took positions as third argument; other objects raise an error with the remedy."""
     measures = (Options.of, partial(find_isns, typical.archive), partial(activation_counts, typical.archive, 0))
     for measure in measures:
-        with pytest.raises(InvalidInputError, match=r"must be an Options object; it is .*\. Name single options"):
+        with pytest.raises(InvalidInputError, match=r"must be an Options object; it is .*\. Pass single options"):
             measure(wrong)
 
 

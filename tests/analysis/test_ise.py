@@ -1,4 +1,4 @@
-"""Equations 11 and 12 and table 6, against sums and sorts written from them."""
+"""Equations 11 and 12 and table 6, checked against direct sums and sorts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[n
     granularity=st.sampled_from(["token", "count"]),
     data=st.data(),
 )
-def test_frequencies_are_shares_of_tokens(make_moe, experts, chunk, block_bytes, dense, granularity, data):  # type: ignore[no-untyped-def]
+def test_frequencies_are_fractions_of_tokens(make_moe, experts, chunk, block_bytes, dense, granularity, data):  # type: ignore[no-untyped-def]
     """Whatever shape, chunks, blocks and failures, masks or counts: f and f of one instruction are the equations'."""
     case = make_moe(
         categories=("b", "a", ""),
@@ -52,7 +52,7 @@ def test_frequencies_are_shares_of_tokens(make_moe, experts, chunk, block_bytes,
 
 
 def test_ises_are_all_activated_experts(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """An expert that one token chooses is an ISE, as in section 3.1 of the paper."""
+    """An expert with at least one token is an ISE, as in section 3.1 of the paper."""
     case = make_moe(experts=9, choices=2, lengths=(2, 4))
     found = find_ises(case.archive)
     for k, index in enumerate(case.complete):
@@ -62,7 +62,7 @@ def test_ises_are_all_activated_experts(make_moe) -> None:  # type: ignore[no-un
 
 
 def test_most_used_experts_include_ties(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """The k most frequent experts per layer, all that tie with the last, and none that no token chooses."""
+    """The k most frequent experts per layer, all ties with the last, and none without tokens."""
     found = find_ises(make_moe(experts=9, choices=2).archive, top_experts=3)
     for k in (None, 1, 4, 20):
         wanted = min(3 if k is None else k, 9)
@@ -73,7 +73,7 @@ def test_most_used_experts_include_ties(make_moe) -> None:  # type: ignore[no-un
 
 
 @pytest.mark.parametrize("value", [65_535, 6])
-def test_a_row_without_a_choice_is_damage(make_moe, damage, value: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_row_without_experts_is_damage(make_moe, damage, value: int) -> None:  # type: ignore[no-untyped-def]
     """In rows of a complete instruction it is an error that names the instruction, never counted."""
     case = make_moe()
     archive = damage(case.archive, "router/expert", (case.rows(7).start, 0, 0), value)
@@ -85,14 +85,14 @@ def test_a_row_without_a_choice_is_damage(make_moe, damage, value: int) -> None:
 
 
 def test_counts_that_do_not_add_up_are_damage(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
-    """Over a layer the counts of an instruction are its rows times the choices; anything else is not counted."""
+    """The counts of an instruction must sum to rows times top_k in each layer; otherwise an error is raised."""
     case = make_moe(granularity="count")
-    with pytest.raises(DamagedArchiveError, match=r"'i003' .* must add up to 2 choices"):
+    with pytest.raises(DamagedArchiveError, match=r"'i003' .* must sum to 2 experts"):
         find_ises(damage(case.archive, "router/count", (3, 1), 1))
 
 
 def test_archives_without_experts_or_instructions_are_refused(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
-    """A dense model has no expert frequencies; one complete instruction is nothing to compare."""
+    """Dense models have no expert frequencies; one complete instruction is too few."""
     with pytest.raises(UnsupportedArchiveError, match=r"holds neuron\. Extract from a model with experts"):
         find_ises(typical.archive)
     lonely = make_moe(categories=("a",), per_category=3, failed=(0, 1)).archive

@@ -1,4 +1,4 @@
-"""Equation 7, against a plain Python reading of it with fractions and sets."""
+"""Equation 7, checked against plain Python with fractions and sets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def counted(counts: list[int], tokens: int) -> np.ndarray:
 
 
 def test_ties_with_the_last_neuron_are_included() -> None:
-    """Two are wanted of ten, three share the second rank: four belong."""
+    """Two of ten are requested and three share the second rank, so four are selected."""
     occurrences = counted([9, 5, 5, 5, 1, 1, 0, 0, 0, 0], 9)
     assert minimum_count(Options(top=0.2), occurrences, 10) == 5
 
@@ -86,7 +86,7 @@ def test_neurons_that_are_never_active_are_never_selected() -> None:
     ("top", "neurons", "wanted"),
     [(0.07, 100, 7), (0.29, 100, 29), (0.01, 352_256, 3523), (0.05, 46_080, 2304), (1e-9, 10, 1), (1.0, 10, 10)],
 )
-def test_epsilon_is_taken_as_written(top: float, neurons: int, wanted: int) -> None:
+def test_epsilon_is_an_exact_decimal(top: float, neurons: int, wanted: int) -> None:
     """⌈ε · N⌉ in decimal: binary rounding of ε adds or drops no neuron."""
     assert Options(top=top).wanted(neurons) == wanted
 
@@ -95,7 +95,7 @@ def test_epsilon_is_taken_as_written(top: float, neurons: int, wanted: int) -> N
     ("min_frequency", "tokens", "count"), [(0.3, 10, 3), (0.29, 100, 29), (0.301, 10, 4), (1.0, 7, 7)]
 )
 def test_min_frequency_is_compared_exactly(min_frequency: float, tokens: int, count: int) -> None:
-    """p ≥ P means c ≥ P · T in whole numbers: 3 of 10 tokens reach 0.3, 3 of 10 do not reach 0.301."""
+    """p ≥ P is c ≥ P · T in exact arithmetic: 3 of 10 tokens reach 0.3 but not 0.301."""
     assert minimum_count(Options(min_frequency=min_frequency), counted([0] * 8, tokens), 8) == count
 
 
@@ -109,7 +109,7 @@ def test_values_outside_the_range_are_refused(rule: str, value: float) -> None:
 
 def test_exactly_one_rule(typical) -> None:  # type: ignore[no-untyped-def]
     """Two rules are refused; none means top = 0.05."""
-    with pytest.raises(InvalidInputError, match="top and min_frequency are two rules"):
+    with pytest.raises(InvalidInputError, match="top and min_frequency are alternative rules"):
         find_isns(typical.archive, Options(top=0.1, min_frequency=0.5))
     assert find_isns(typical.archive).options.top == 0.05
     assert find_isns(typical.archive, min_frequency=0.5).options.top is None
@@ -124,7 +124,7 @@ def test_only_complete_instructions_are_used(make_case) -> None:  # type: ignore
 
 
 def test_too_few_complete_instructions(make_case) -> None:  # type: ignore[no-untyped-def]
-    """One complete instruction is no analysis: the error says how many there are in each state."""
+    """With one complete instruction, the error lists the number in each state."""
     case = make_case((4, 5, 6), "aab", failed=(0,), unfinished=(2,))
     with pytest.raises(
         IncompleteArchiveError, match=r"at least 2 .* has 1 \(1 pending, 1 complete, 1 failed, 0 cancelled\)"

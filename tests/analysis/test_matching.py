@@ -1,4 +1,4 @@
-"""Which instructions of two archives belong together, and which archives may not be compared at all."""
+"""Matching of instructions between two archives, and archives that cannot be compared."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_other_rules_are_refused(make_moe: Any) -> None:
         assert len(match_instructions(measured, same)) == 10
 
 
-def test_archives_are_told_apart_before_they_are_read(make_moe: Any, typical: Any) -> None:
+def test_different_models_are_refused_before_reading(make_moe: Any, typical: Any) -> None:
     """Two models that differ in any population are refused by their attributes, with both paths; others are not."""
     base = make_moe().archive
     check_models(base, make_moe(seed=5).archive)
@@ -122,7 +122,7 @@ def test_what_cannot_be_matched_is_refused(make_moe: Any) -> None:
 
 
 def test_the_same_tokens_with_other_origins_are_refused(make_moe: Any, damage: Any) -> None:
-    """Where content alone is counted, other tokens of the same prompt would be compared; the error has the first id."""
+    """If only content counts, different tokens of the same prompt would be compared; the error has the first id."""
     base, tuned = (make_moe(origins=True).archive for _ in range(2))
     row = int(tuned.instructions.token_start[4])
     tuned = damage(tuned, "token/origin", slice(row, row + 1), 1)
@@ -131,6 +131,6 @@ def test_the_same_tokens_with_other_origins_are_refused(make_moe: Any, damage: A
         match_instructions(*sides)
     match_instructions(find_isns(base), find_isns(tuned))
     with pytest.raises(
-        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special tokens counted in tun"
+        UnsupportedArchiveError, match=r"tokens: content only, .* in base, special tokens counted in tun"
     ):
         match_instructions(sides[0], find_isns(tuned))

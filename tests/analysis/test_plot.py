@@ -1,4 +1,4 @@
-"""`sp.plot`: a drawing per measure, several models side by side, files."""
+"""`sp.plot`: one plot per measure, several models side by side, and files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_each_measure_has_its_drawing() -> None:
     assert ax.collections[0].get_clim() == (0.3, 0.7)
     assert ax.get_title() == "here"
     assert {"similarity", "by_layer", "panels", "save"} <= set(dir(sp.plot))
-    with pytest.raises(AttributeError, match="no drawing 'similarities'; there are similarity, by_layer"):
+    with pytest.raises(AttributeError, match="no plot 'similarities'; choose one of similarity, by_layer"):
         _ = sp.plot.similarities
 
 
@@ -123,7 +123,7 @@ def test_panels_know_their_measure() -> None:
     """By attribute or by name; without either, or without Datasets, the error says what to give."""
     ds = matrix(0.4)
     del ds.attrs["measure"]
-    with pytest.raises(InvalidInputError, match="give measure=NAME, one of similarity, by_layer"):
+    with pytest.raises(InvalidInputError, match="pass measure=NAME, one of similarity, by_layer"):
         sp.plot.panels([ds])
     assert len(sp.plot.panels([ds], measure="similarity").axes) == 1
     with pytest.raises(InvalidInputError, match="at least one Dataset"):
@@ -131,7 +131,7 @@ def test_panels_know_their_measure() -> None:
 
 
 @pytest.mark.parametrize(("kind", "begin"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
-def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: bytes) -> None:
+def test_figures_are_saved_by_suffix(tmp_path: Path, kind: str, begin: bytes) -> None:
     """A figure and its axes give the same file."""
     ax = sp.plot.similarity(matrix(0.4))
     for name, drawn in (("a", ax), ("b", ax.get_figure())):
@@ -142,7 +142,7 @@ def test_figures_are_saved_by_their_ending(tmp_path: Path, kind: str, begin: byt
     assert ax.get_figure().get_layout_engine() is not None  # type: ignore[union-attr]
 
 
-def test_other_endings_are_refused(tmp_path: Path) -> None:
-    """The error names the endings that there are."""
-    with pytest.raises(InvalidInputError, match="saved as pdf, svg, png"):
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    """The error names the valid suffixes."""
+    with pytest.raises(InvalidInputError, match="must be one of pdf, svg, png"):
         sp.plot.save(sp.plot.similarity(matrix(0.4)), tmp_path / "a.jpg")

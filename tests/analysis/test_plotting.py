@@ -1,4 +1,4 @@
-"""Drawings: no text is cut, names are whole, `ax` is respected, ranges and colors follow the numbers."""
+"""Plots: no text is clipped, names are whole, `ax` is used, ranges and colors match the numbers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def drawings(count: int, layers: int, long: bool) -> Iterator[Axes]:
 
 
 @pytest.mark.parametrize(("count", "layers", "long"), [(2, 30, True), (7, 60, True), (30, 30, False)])
-def test_no_text_is_cut(drawn: list[tuple[str, Text, Any]], count: int, layers: int, long: bool) -> None:
+def test_no_text_is_clipped(drawn: list[tuple[str, Text, Any]], count: int, layers: int, long: bool) -> None:
     """Titles, labels, legends and numbers lie inside of the figure, with two to thirty categories."""
     for ax in drawings(count, layers, long):
         assert outside(fit.figure_of(ax), drawn) == []
@@ -136,7 +136,7 @@ def test_axes_that_are_given_are_drawn_into(draw: Callable[[Axes | None], Axes])
 
 
 def test_colors_follow_the_range() -> None:
-    """Without a range the values' own, outward to twentieths; with one that; values beyond it are said."""
+    """The default range covers the values, rounded outward to twentieths; values outside a given range are marked."""
     ax = plotting.heatmap([[0.41, 0.58], [np.nan, 0.5]], "AB", "AB")
     (mesh,) = ax.collections
     assert mesh.get_clim() == pytest.approx((0.4, 0.6))
@@ -225,7 +225,7 @@ def test_one_layer_has_its_interval_and_null() -> None:
     ("value", "form", "text"), [(-0.004, ",.2f", "0.00"), (-1234.5, ",.1f", "−1,234.5"), (np.nan, ",.1f", "n/a")]
 )
 def test_numbers_have_a_true_minus_sign(value: float, form: str, text: str) -> None:
-    """What rounds to zero has none."""
+    """Rounded zeros have no sign."""
     assert fit.number(value, form) == text
 
 

@@ -109,7 +109,7 @@ def test_errors_are_one_line_and_status_1(tmp_path: Path) -> None:
     [
         (["--epsilon", "0"], "0<x<=1"),
         (["--threshold", "1.5"], "0<x<=1"),
-        (["--epsilon", "0.1", "--threshold", "0.5"], "two rules of selection"),
+        (["--epsilon", "0.1", "--threshold", "0.5"], "are alternative rules"),
         (["--lape-top", "0"], "0<x<=1"),
         (["--lape-bar", "1.1"], "0<x<=1"),
         (["--rows", "some"], "'some' is not one of"),
@@ -238,7 +238,7 @@ def test_the_printed_settings_and_sentences_are_those_of_the_run(folder: Path, t
     assert result.exit_code == 0, result.output
     assert "settings: p ≥ 0.4, groups by category, 20 bootstrap resamples, 20 permutations, seed 0" in result.stdout
     assert "pairs of an instruction with itself left out" in result.stdout
-    assert "An interval of 95 % needs 40 resamples" in result.stdout
+    assert "A 95 % interval needs at least 40 resamples" in result.stdout
     run = read_metrics(tmp_path)
     assert similarity.MEASURE.sentences(run["similarity"].to_dataset())[0] in result.stdout
     said = list(lead_sentences(run, "length_control"))

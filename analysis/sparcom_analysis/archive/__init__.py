@@ -1,1 +1,1 @@
-"""Reads archives: which rows count, in checked blocks of bounded size."""
+"""Selects the rows that count, and reads archives in checked blocks of bounded size."""

@@ -1,11 +1,11 @@
-"""Reads masks, router choices or counts in blocks of bounded size, and splits them by instruction.
+"""Read masks, top-k experts or counts in blocks of bounded size, and split them by instruction.
 
-spans ─▶ plan_reads    runs of whole chunks: no chunk is decoded twice, and none without a needed row is read (a chunk
-                       of failed instructions alone may not exist)
-      ─▶ read_blocks   masks or router choices, with positions; a thread reads one block ahead
-      ─▶ parts         the rows of each instruction, checked: each must hold the position that belongs there
+spans ─▶ plan_reads    runs of whole chunks: each needed chunk is decoded once, and others are never read (a chunk
+                       with only failed instructions may not exist)
+      ─▶ read_blocks   masks or top-k experts, with positions; a thread reads one block ahead
+      ─▶ parts         the rows of each instruction; every row must hold the expected position
 
-`stored_counts` does the same for an archive of counts, whose rows are instructions.
+`stored_counts` does the same for an archive of counts, with one row per instruction.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from sparcom_data.errors import DamagedArchiveError
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Called with rows done and rows in all."""
+"""Called with rows done and rows in total."""
 
-DEFAULT_BLOCK_BYTES = 8 << 20  # of masks or counts, as fast as 16 and 32 MiB; up to three blocks are held at a time
+DEFAULT_BLOCK_BYTES = 8 << 20  # masks or counts per block, as fast as 16 and 32 MiB; at most three blocks are in memory
 COLUMN_ROWS = 1 << 20  # rows per read of a column, 4 MiB of token ids
 ROUTES = "router/expert"
 
@@ -44,9 +44,9 @@ class Block:
     Attributes:
         start: first row.
         positions: int32 (row,).
-        masks: uint8 (row, layer × neuron_byte), or (row, layer, choice, neuron_byte) of routed experts; None if only
-            router choices were read.
-        experts: uint16 (row, layer, choice); None if nothing is routed.
+        masks: uint8 (row, layer × neuron_byte), or (row, layer, choice, neuron_byte) for routed experts; None if only
+            top-k experts were read.
+        experts: uint16 (row, layer, choice), top-k experts; None if nothing is routed.
     """
 
     start: int
@@ -57,13 +57,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The rows of one instruction that lie in one block.
+    """The rows of one instruction in one block.
 
     Attributes:
         k, index: index in the spans, and in the instruction table.
-        rows: within the block.
-        last: whether the instruction ends here.
-        kept: bool (row,), which of these rows count; None: all.
+        rows: rows within the block.
+        last: whether the instruction ends in this block.
+        kept: bool (row,), rows that count; None: all.
     """
 
     k: int
@@ -79,7 +79,7 @@ class Part:
         return self.block.start + int(self.rows.start)
 
     def counted(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return those of the part's rows, (row, …), that count: a view if they are contiguous, else a copy."""
+        """Select the part's rows, (row, …), that count: a view if they are contiguous, else a copy."""
         if self.kept is None:
             return rows
         where = np.flatnonzero(self.kept)
@@ -89,7 +89,7 @@ class Part:
 
 
 class _RowWindow:
-    """Reads ascending rows of an array with long chunks, and keeps the last ones: none is decoded more than twice."""
+    """Reads ascending rows of an array with long chunks; caches the last chunks, so each is decoded at most twice."""
 
     def __init__(self, archive: Archive, name: str) -> None:
         self._archive, self._name, self._start = archive, name, 0
@@ -104,22 +104,22 @@ class _RowWindow:
         return self._rows[start - self._start : stop - self._start]
 
 
-class _Memory:
-    """Uses memory of masks again once nobody holds it: page faults of new memory are a fifth of reading.
+class _BufferPool:
+    """Reuses mask buffers after their arrays are freed, because page faults of new memory take a fifth of read time.
 
-    Views keep an array alive, and its memory returns only when it dies; memory in use is never written to.
+    Views keep an array alive. A buffer returns to the pool only when its array is freed.
     """
 
     def __init__(self) -> None:
         self._free: list[memoryview] = []
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return uint8 memory of that shape with undefined contents."""
+        """Return an uninitialized uint8 array of this shape."""
         size = math.prod(shape)
         fitting = next((index for index, held in enumerate(self._free) if len(held) >= size), None)
         if fitting is None:
-            self._free.clear()  # otherwise each larger read would leave a smaller one behind
-            memory = memoryview(mmap.mmap(-1, max(size, 1)))  # outside the arenas that malloc keeps per thread
+            self._free.clear()  # drop buffers that are too small
+            memory = memoryview(mmap.mmap(-1, max(size, 1)))  # bypasses malloc's per-thread arenas
         else:
             memory = self._free.pop(fitting)
         flat = np.frombuffer(memory[:size], dtype=np.uint8)
@@ -133,12 +133,12 @@ def plan_reads(
     """Return row ranges that cover every span, ascending, split at chunk borders.
 
     Args:
-        starts, stops: int64 (n,), rows [start, stop) that are needed.
+        starts, stops: int64 (n,), needed rows [start, stop).
         chunk_rows: rows per chunk of the array.
-        block_rows: the most rows per read, rounded up to whole chunks.
+        block_rows: maximum rows per read, rounded up to whole chunks.
     """
     step = chunk_rows * max(1, -(-block_rows // chunk_rows))
-    runs: list[list[int]] = []  # spans joined where their chunks touch
+    runs: list[list[int]] = []  # spans merged if their chunks are adjacent
     order = np.argsort(starts, kind="stable")
     for start, stop in zip(starts[order].tolist(), stops[order].tolist(), strict=True):
         if runs and start // chunk_rows <= (runs[-1][1] - 1) // chunk_rows + 1:
@@ -155,15 +155,15 @@ def plan_reads(
 def read_blocks(
     archive: Archive, spans: RowSpans, population: Population | None, block_bytes: int = DEFAULT_BLOCK_BYTES
 ) -> Iterator[Block]:
-    """Yield blocks that cover every span, by ascending row: masks of a population, or None: router choices alone."""
+    """Yield blocks that cover every span, by ascending row, with masks of `population` (None: only top-k experts)."""
     name = ROUTES if population is None else population.array(archive)
     shape, routed = archive.array(name).shape[1:], population is None or population.routed
-    positions, routes, memory = _RowWindow(archive, "token/position"), _RowWindow(archive, ROUTES), _Memory()
+    positions, routes, pool = _RowWindow(archive, "token/position"), _RowWindow(archive, ROUTES), _BufferPool()
 
     def read(start: int, stop: int) -> Block:
         masks = None
         if population is not None:
-            masks = archive.read_rows(name, start, stop, memory.take((stop - start, *shape)))
+            masks = archive.read_rows(name, start, stop, pool.take((stop - start, *shape)))
             masks = masks if routed else masks.reshape(stop - start, -1)
         return Block(start, positions.rows(start, stop), masks, routes.rows(start, stop) if routed else None)
 
@@ -173,7 +173,7 @@ def read_blocks(
 def stored_counts(
     archive: Archive, spans: RowSpans, name: str, progress: Progress | None, block_bytes: int
 ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield k and the counts (layer, …) of each instruction, as an archive of counts holds them."""
+    """Yield k and the stored counts (layer, …) of each instruction in an archive of counts."""
     reads = _plan(archive, name, spans.instruction, spans.instruction + 1, block_bytes)
     at, total = 0, int(spans.tokens.sum())
     for start, counts in _read_ahead(reads, lambda start, stop: (start, archive.read_rows(name, start, stop))):
@@ -185,10 +185,10 @@ def stored_counts(
 
 
 def read_column(archive: Archive, spans: RowSpans, name: str) -> NDArray[Any]:
-    """Return the rows of the spans in a column of the token axis, such as `token/id`; each chunk is read once.
+    """Return the rows of the spans in a column of the token axis, such as `token/id`; read each chunk once.
 
     Returns:
-        (row,), the rows of one instruction after the other, as in `RowSpans.kept`.
+        (row,), grouped by instruction, as in `RowSpans.kept`.
     """
     array = archive.array(name)
     column = np.empty(int(spans.lengths.sum()), dtype=array.dtype)
@@ -213,7 +213,7 @@ def _plan(
 
 
 def _read_ahead(reads: list[tuple[int, int]], read: Callable[[int, int], T]) -> Iterator[T]:
-    """Yield the result of `read` for each range, in order; a thread reads the next one meanwhile."""
+    """Yield the result of `read` for each range, in order, while a thread reads the next range."""
     ahead: deque[Future[T]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="sparcom-read") as reader:
         for place in reads:
@@ -225,7 +225,7 @@ def _read_ahead(reads: list[tuple[int, int]], read: Callable[[int, int], T]) -> 
 
 
 def parts(archive: Archive, spans: RowSpans, blocks: Iterator[Block], progress: Progress | None) -> Iterator[Part]:
-    """Yield the parts of every instruction, by ascending row; an instruction may lie in several blocks."""
+    """Yield the parts of every instruction, by ascending row; an instruction may span several blocks."""
     order, first_kept = np.argsort(spans.start, kind="stable").tolist(), spans.first
     at, done, total = 0, 0, int(spans.lengths.sum())
     for block in blocks:
@@ -254,6 +254,6 @@ def _check_positions(archive: Archive, part: Part, first: int) -> None:
         offset = int(wrong[0])
         raise DamagedArchiveError(
             f"row {part.start + offset} of instruction {archive.instructions.id[part.index]!r} must hold position "
-            f"{first + offset}; token/position of {archive.path} says {int(positions[offset])}. "
+            f"{first + offset}; token/position of {archive.path} holds {int(positions[offset])}. "
             "Run `sparcom verify`, then extract the archive again"
         )

@@ -11,9 +11,9 @@ NONE_LABEL = "(none)"
 
 
 def category_labels(categories: Sequence[str]) -> list[str]:
-    """Return the distinct categories in order of first appearance; an empty one is called "(none)".
+    """Return the distinct categories in order of first appearance; the empty category becomes "(none)".
 
-    If a category of that name exists as well, the empty one is called "(no category)", so that two never merge.
+    If a category "(none)" already exists, the empty one becomes "(no category)", so that the two never merge.
     """
     distinct = list(dict.fromkeys(categories))
     label = NONE_LABEL
@@ -29,13 +29,13 @@ def category_codes(categories: Sequence[str]) -> NDArray[np.intp]:
 
 
 class Grouped:
-    """Gives the labels and codes of its `categories`, one string per instruction."""
+    """Mixin with labels and codes of `categories`, one string per instruction."""
 
     categories: Sequence[str]
 
     @property
     def labels(self) -> list[str]:
-        """Names of the c groups, in order of first appearance."""
+        """Labels of the c groups, in order of first appearance."""
         return category_labels(self.categories)
 
     @property

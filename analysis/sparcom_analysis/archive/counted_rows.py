@@ -1,15 +1,15 @@
-"""Chooses the rows that count: first by position, then by origin, then without special tokens, then by a draw.
+"""Select the rows that count: by position, then origin, then special tokens, then a random draw.
 
-Tokens that a chat template or the tokenizer wrote are the same in every prompt. Of short instructions they are most of
-the tokens, and so most active neurons are common to all. `counted_tokens="content"` leaves them out by `token/origin`;
-response tokens stay in. The activations of a first token (BOS) are unlike those of any other.
-`special_tokens="leave_out"` leaves out the ids that the tokenizer marks as special, or others that the caller gives;
-words that a chat template writes between its markers are ordinary tokens and count.
+A chat template or the tokenizer writes the same tokens in every prompt. In short instructions these are most of the
+tokens, so most active neurons are common to all instructions. `counted_tokens="content"` leaves them out by
+`token/origin`; response tokens still count. The first token (BOS) has activations unlike those of any other token.
+`special_tokens="leave_out"` leaves out the tokenizer's special ids, or ids from the caller. Other words of a chat
+template are ordinary tokens and count.
 
-p of equations 6, 8 and 11 takes only T + 1 values. Short instructions therefore tie more and get larger sets, and
-instructions of similar length look alike. A draw of m tokens each, without replacement, gives all m + 1 values. It
-depends on seed, id and T alone: a base and a tuned model are represented by the same tokens, and a draw of fewer tokens
-is part of a draw of more.
+p of equations 6, 8 and 11 has only T + 1 possible values. Short instructions thus have more ties and larger sets, and
+instructions of similar length look similar. A draw of m tokens per instruction, without replacement, gives all of them
+m + 1 possible values. The draw depends only on seed, id and T. Base and tuned model therefore use the same tokens, and
+a smaller draw is a subset of a larger one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sparcom_data.describe import describe_states
 from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, InvalidInputError, UnsupportedArchiveError
 from sparcom_data.schema import TOKEN_ORIGIN, Origin, State
 
-LEAST_TOKENS = 8  # to draw: with fewer, p takes too few values to tell neurons apart
+MIN_DRAWN_TOKENS = 8  # with fewer, p has too few possible values to rank neurons
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDraw:
-    """How many tokens to draw per instruction.
+    """Number of tokens to draw per instruction.
 
     Attributes:
         tokens: m, at least 1; None: T of the shortest instruction with at least 8.
-        seed: whole number, at least 0.
+        seed: integer, at least 0.
     """
 
     tokens: int | None = None
@@ -50,12 +50,12 @@ class TokenDraw:
 
 
 def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = None, least: int = 1) -> RowSpans:
-    """Return the rows of every complete instruction, and which of them count. Errors are those of `find_isns`.
+    """Return the rows of every complete instruction, with a mask of those that count. Errors are those of `find_isns`.
 
     Args:
         options: `positions`, `counted_tokens`, `special_tokens`, `special_token_ids`.
-        draw: count this many drawn tokens per instruction.
-        least: the fewest instructions to accept.
+        draw: number of tokens to draw per instruction.
+        least: minimum number of instructions.
     """
     spans = _kept(archive, row_spans(archive, options.positions), options)
     if draw is not None:
@@ -65,7 +65,7 @@ def counted_rows(archive: Archive, options: Options, draw: TokenDraw | None = No
 
 
 def instruction_rows(archive: Archive, instruction: str | int, options: Options) -> RowSpans:
-    """Return the rows of one complete instruction, which must have some that count, given its id or its index."""
+    """Return the rows that count of one complete instruction, given its id or index; it must have at least one."""
     index = instruction_index(archive, instruction)
     spans = row_spans(archive, options.positions)
     spans = spans.only(spans.instruction == index)
@@ -81,7 +81,7 @@ def instruction_rows(archive: Archive, instruction: str | int, options: Options)
 
 
 def instruction_index(archive: Archive, instruction: str | int) -> int:
-    """Return the index of an instruction in `archive.instructions`, given its id or the index itself."""
+    """Return the index of an instruction in `archive.instructions`, given its id or index."""
     ids = archive.instructions.id
     if isinstance(instruction, str):
         if instruction in ids:
@@ -114,15 +114,15 @@ def check_enough(archive: Archive, spans: RowSpans, least: int = 2) -> None:
 
 
 def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[int]:
-    """Return the ids of special tokens, ascending: those given, otherwise those that the archive must list."""
+    """Return the special token ids, ascending: `given`, or those that the archive lists."""
     _require_masks(archive, "leaving special tokens out", "Count special tokens too")
     if given is not None:
         return sorted({int(index) for index in given})
     if (prompts := archive.attributes.prompts) is None:
         raise UnsupportedArchiveError(
             f"leaving special tokens out needs their ids; {archive.path} does not list them (an older release wrote "
-            "it, or its tokenizer does not tell). Give --special-token-id (special_token_ids), count them, or extract "
-            "again"
+            "it, or its tokenizer has no list). Pass --special-token-id (special_token_ids), count special tokens, or "
+            "extract again"
         )
     return list(prompts.special_token_ids)
 
@@ -130,25 +130,25 @@ def special_ids(archive: Archive, given: Sequence[int] | None = None) -> list[in
 def _require_masks(archive: Archive, purpose: str, remedy: str) -> None:
     if archive.granularity == "count":
         raise UnsupportedArchiveError(
-            f"{purpose} needs masks of single tokens; {archive.path} holds counts over all tokens. {remedy}, or "
+            f"{purpose} needs one mask per token; {archive.path} holds one count per instruction. {remedy}, or "
             "extract again with granularity='token'"
         )
 
 
 def _kept(archive: Archive, spans: RowSpans, options: Options) -> RowSpans:
     if options.counted_tokens == "content":
-        spans = _content_alone(archive, spans)
+        spans = _content_only(archive, spans)
     if options.special_tokens == "leave_out":
         spans = _without_special(archive, spans, options.special_token_ids)
     return spans
 
 
-def _content_alone(archive: Archive, spans: RowSpans) -> RowSpans:
-    """Return the spans, in which all rows still count, without template rows and instructions of unknown origin."""
-    _require_masks(archive, "counting content alone (--tokens content)", "Use --tokens all")
+def _content_only(archive: Archive, spans: RowSpans) -> RowSpans:
+    """Leave out template rows and instructions of unknown origin; `spans.kept` must be None."""
+    _require_masks(archive, "counting only content (--tokens content)", "Use --tokens all")
     if not archive.knows_origins:
         raise UnsupportedArchiveError(
-            "counting content alone (--tokens content) needs the origin of each token; the archive "
+            "counting only content (--tokens content) needs the origin of each token; the archive "
             f"{archive.path} lacks {TOKEN_ORIGIN.name}. Use --tokens all, or extract again with this release"
         )
     origin = read_column(archive, spans, TOKEN_ORIGIN.name)
@@ -161,7 +161,7 @@ def _content_alone(archive: Archive, spans: RowSpans) -> RowSpans:
 
 
 def _without_special(archive: Archive, spans: RowSpans, given: Sequence[int] | None) -> RowSpans:
-    """Return the spans without rows of special tokens; rows that do not count already stay out."""
+    """Leave out rows of special tokens, in addition to rows that do not count already."""
     wanted = special_ids(archive, given)
     ids = read_column(archive, spans, "token/id")
     if (unknown := np.flatnonzero(ids < 0)).size:
@@ -181,14 +181,14 @@ def _without_special(archive: Archive, spans: RowSpans, given: Sequence[int] | N
 
 
 def draw_tokens(archive: Archive, spans: RowSpans, draw: TokenDraw) -> RowSpans:
-    """Return the spans in which only m drawn rows per instruction count, without instructions that have fewer."""
+    """Count only m randomly drawn rows per instruction; leave out instructions with fewer rows."""
     _require_masks(archive, "drawing tokens", "Leave equal lengths out")
     tokens = spans.tokens
-    enough = tokens[tokens >= LEAST_TOKENS]
+    enough = tokens[tokens >= MIN_DRAWN_TOKENS]
     if draw.tokens is None and not len(enough):
         raise IncompleteArchiveError(
-            f"drawing as many tokens as the shortest instruction has needs one with at least {LEAST_TOKENS}; the "
-            f"longest of {archive.path} has {int(tokens.max(initial=0))}. Say how many tokens to draw"
+            f"equal lengths need an instruction with at least {MIN_DRAWN_TOKENS} tokens; the longest of {archive.path} "
+            f"has {int(tokens.max(initial=0))}. Pass equal_length_tokens (--equal-length-tokens)"
         )
     m = int(enough.min()) if draw.tokens is None else draw.tokens
     long_enough = tokens >= m
@@ -203,10 +203,10 @@ def draw_tokens(archive: Archive, spans: RowSpans, draw: TokenDraw) -> RowSpans:
 
 
 def drawn_places(name: str, tokens: int, m: int, seed: int = 0) -> NDArray[np.intp]:
-    """Return which m of the tokens 0 to `tokens` - 1 represent the instruction of that id: intp (m,), ascending.
+    """Draw m of the tokens 0 to `tokens` - 1 for the instruction with id `name`: intp (m,), ascending.
 
-    Each token gets a random 64-bit number from PCG64, seeded by the seed and the SHA-256 of the id; those with the
-    least numbers are drawn. NumPy promises to keep raw PCG64 output, unlike that of `Generator.choice`.
+    Each token gets a random 64-bit number from PCG64, seeded with the seed and the SHA-256 of the id. The m smallest
+    numbers are drawn. NumPy guarantees stable raw PCG64 output, unlike the output of `Generator.choice`.
     """
     words = np.frombuffer(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest(), dtype="<u4")
     numbers = np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()])).random_raw(tokens)

@@ -1,6 +1,6 @@
-"""The populations of neurons of an archive: dense layers, routed experts, shared experts.
+"""Neuron populations of an archive: dense layers, routed experts, shared experts.
 
-Each population is ranked by itself. Its axes are (layer, expert, neuron); without a router there is one expert.
+Each population is ranked separately. Its axes are (layer, expert, neuron); without a router there is one expert.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Population:
     """One population of neurons.
 
     Attributes:
-        name: as the archive names the arrays.
-        layer_ids: the model's number of each layer.
+        name: array group in the archive.
+        layer_ids: layer numbers of the model.
         experts, top_k: experts per layer, and masks per token and layer; 1 without a router.
-        neurons: per layer, or per expert of a layer.
+        neurons: neurons per expert, or per layer without a router.
     """
 
     name: PopulationName
@@ -41,7 +41,7 @@ class Population:
 
     @property
     def title(self) -> str:
-        """Where its neurons are, in words."""
+        """Location of the neurons in words, e.g. "routed experts"."""
         return TITLES[self.name]
 
     @property
@@ -51,12 +51,12 @@ class Population:
 
     @property
     def neuron_bytes(self) -> int:
-        """Bytes of one packed mask: of a layer, or of one expert of a layer."""
+        """Bytes of one packed mask, which covers one expert, or one layer without a router."""
         return mask_bytes(self.neurons)
 
     @property
     def columns(self) -> int:
-        """Entries per layer in counts, (expert, 8 × neuron_byte) flattened; spare entries are 0."""
+        """Entries per layer in counts, (expert, 8 × neuron_byte) flattened; padding entries are 0."""
         return self.experts * self.neuron_bytes * 8
 
     @property
@@ -66,7 +66,7 @@ class Population:
 
     @property
     def total(self) -> int:
-        """N of equations 7 and 9: neurons of all layers."""
+        """N of equations 7 and 9: neurons in all layers."""
         return self.layers * self.width
 
     @property
@@ -75,12 +75,12 @@ class Population:
         return self.name == "expert_neuron"
 
     def array(self, archive: Archive) -> str:
-        """Return the name of its array in the archive: masks or counts."""
+        """Return the name of the array with this population's masks or counts."""
         return f"{self.name}/{'count' if archive.granularity == 'count' else 'active'}"
 
 
 def populations(archive: Archive) -> list[Population]:
-    """Return the populations that the archive holds: first routed experts, if there are any, then dense layers."""
+    """Return the archive's populations: routed experts if there are any, dense layers, shared experts."""
     model, held = archive.attributes.model, archive.attributes.capture.components
     found: list[Population] = []
     if (moe := model.moe) is not None:
@@ -93,7 +93,7 @@ def populations(archive: Archive) -> list[Population]:
 
 
 def choose_population(archive: Archive, name: PopulationName | None = None) -> Population:
-    """Return the population of that name, or the first one, which the archive must hold, after a look at its array."""
+    """Return the population with this name (default: the first) after checking its array; the archive must hold it."""
     if name is not None and name not in TITLES:
         raise InvalidInputError(f"population must be one of {', '.join(TITLES)}; it is {name!r}")
     held = ", ".join(archive.attributes.capture.components) or "nothing"
@@ -113,7 +113,7 @@ def choose_population(archive: Archive, name: PopulationName | None = None) -> P
 
 
 def check_array(archive: Archive, name: str) -> None:
-    """Raise DamagedArchiveError if a captured array has not the shape that the attributes give."""
+    """Raise DamagedArchiveError if a captured array does not have the shape that the attributes imply."""
     row = next(item.row for item in archive.captured if item.name == name)
     shape = archive.array(name).shape
     rows = len(archive.instructions) if archive.granularity == "count" else shape[0]

@@ -1,7 +1,7 @@
-"""Which rows of the token axis belong to which instruction, and which of them count.
+"""Find the rows of the token axis that belong to each instruction, and those that count.
 
-An instruction is used if its state is complete and it has at least one row of the positions asked for. An archive of
-counts holds no rows; there only their number matters.
+An instruction is used if its state is complete and it has at least one row at the requested positions. An archive of
+counts holds no token rows; only their number is used.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sparcom_data.schema.metadata import Positions
 
 @dataclass(frozen=True, slots=True)
 class TokenFacts:
-    """Which tokens of the chosen positions did not count.
+    """Tokens at the chosen positions that do not count.
 
     Attributes:
-        special_tokens, special_ids, special_rows: whether special tokens counted; else their ids and the rows left out.
-        drawn, seed, too_short: tokens drawn per instruction (None: all), the seed, instructions that have fewer.
-        counted_tokens, template_rows: whether template tokens counted; else the rows left out.
+        special_tokens, special_ids, special_rows: treatment of special tokens; their ids and rows if left out.
+        drawn, seed, too_short: tokens drawn per instruction (None: all), the seed, and instructions with fewer tokens.
+        counted_tokens, template_rows: treatment of template tokens; their rows if left out.
         unknown_origin: instructions left out because the origin of a token is unknown.
     """
 
@@ -47,10 +47,10 @@ class RowSpans:
         positions: prompt, response or all.
         instruction: int64 (n,), index in the instruction table.
         start, stop: int64 (n,), rows [start, stop) on the token axis.
-        position: int64 (n,), position in the sequence of the first row.
-        without_rows: complete instructions without such a row.
-        kept: bool (row,), which rows count, those of one instruction after the other; None: all.
-        token_facts: why rows do not count.
+        position: int64 (n,), sequence position of the first row.
+        without_rows: complete instructions without rows at these positions.
+        kept: bool (row,), rows that count, grouped by instruction; None: all.
+        token_facts: reasons why rows do not count.
     """
 
     positions: Positions
@@ -67,7 +67,7 @@ class RowSpans:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Rows per instruction, at least 1, whether they count or not: int64 (n,)."""
+        """Rows per instruction, at least 1, including rows that do not count: int64 (n,)."""
         return self.stop - self.start
 
     @property
@@ -78,23 +78,23 @@ class RowSpans:
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """T of equation 6, rows per instruction that count: int64 (n,)."""
+        """T of equation 6, the number of rows that count per instruction: int64 (n,)."""
         if self.kept is None:
             return self.lengths
         tokens: NDArray[np.int64] = np.add.reduceat(self.kept, self.first, dtype=np.int64)
         return tokens
 
     def counting(self, kept: NDArray[np.bool_], facts: TokenFacts) -> RowSpans:
-        """Return the spans in which, of the rows that count, only `kept` do: bool (row,).
+        """Restrict the rows that count to `kept`: bool (row,).
 
-        Instructions of which no row counts are left out, and counted in `without_rows`.
+        Instructions without such rows are left out and added to `without_rows`.
         """
         spans = replace(self, kept=kept if self.kept is None else self.kept & kept, token_facts=facts)
         some = spans.tokens > 0
         return replace(spans.only(some), without_rows=self.without_rows + int((~some).sum()))
 
     def only(self, some: NDArray[np.bool_]) -> RowSpans:
-        """Return the spans of these instructions: bool (n,)."""
+        """Return the spans of the selected instructions: bool (n,)."""
         return replace(
             self,
             instruction=self.instruction[some],
@@ -106,9 +106,9 @@ class RowSpans:
 
 
 def choose_positions(archive: Archive, requested: Positions | None) -> Positions:
-    """Return the positions requested, by default the prompt's (equation 6) or else all that the archive holds.
+    """Return the requested positions (default: the prompt, as in equation 6, or else all captured positions).
 
-    Counts are sums over what was captured and cannot be split: an archive of counts has one choice.
+    Counts are sums over all captured positions and cannot be split.
     """
     captured = archive.attributes.capture.positions
     counted = archive.granularity == "count"
@@ -127,7 +127,7 @@ def choose_positions(archive: Archive, requested: Positions | None) -> Positions
 
 
 def row_spans(archive: Archive, requested: Positions | None = None) -> RowSpans:
-    """Return the rows of every complete instruction; none may overlap, or lack some of its prompt."""
+    """Return the rows of every complete instruction; check that rows do not overlap and prompts are complete."""
     chosen = choose_positions(archive, requested)
     table, captured = archive.instructions, archive.attributes.capture.positions
     index = table.complete

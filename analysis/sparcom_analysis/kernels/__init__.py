@@ -1,1 +1,1 @@
-"""Compiled loops (Numba) over bits, router choices and sets. They take raw arrays, not archives or categories."""
+"""Compiled loops (Numba) over bits, top-k experts and sets. They take raw arrays, not archives or categories."""

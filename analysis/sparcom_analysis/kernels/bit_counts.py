@@ -1,11 +1,11 @@
-"""Counts how many rows have each bit set, with full adders over 64-bit words.
+"""Count the rows with each bit set, with full adders over 64-bit words (a carry-save adder).
 
-A row of words is a plane of bits, each worth 1. A full adder takes three planes of equal worth and returns two: the sum
-bits, and the carries, worth twice as much. For each tile of columns and at most 248 rows, seven full adders add eight
-rows at a time to the planes worth 1, 2 and 4; carries go to those worth 8, 16, … A table then spreads each byte of the
-planes, and of up to seven rows left, over eight one-byte counters, which are widened and added to the counts.
+A row of words is a plane of bits of weight 1. A full adder takes three planes of equal weight and returns two: the sum
+bits, and the carries of twice the weight. Per tile of columns and at most 248 rows, seven full adders add eight rows at
+a time to the planes of weight 1, 2 and 4; carries go to planes of weight 8, 16, … A table then spreads each byte of the
+planes, and of up to seven remaining rows, over eight one-byte counters. These are widened and added to the counts.
 
-A row costs a few instructions per word. Spreading every byte costs one look-up per byte, and is 2.5 times slower.
+Full adders need a few instructions per word. Spreading every byte needs one look-up per byte and is 2.5 times slower.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sparcom_analysis.kernels.compiled import MAX_BYTE_COUNT, SPREAD, compiled, parallel_for, per_core, widen
 
-TILE_WORDS = 256  # words of a row per tile; their byte counters, 16 KiB, stay in the first-level cache
+TILE_WORDS = 256  # words of a row per tile; their byte counters, 16 KiB, stay in L1 cache
 GROUP = 8  # rows per step of the full adders
 PLANES = 8  # bits of the largest sum of one tile
 MAX_ROWS = MAX_BYTE_COUNT // GROUP * GROUP
@@ -30,7 +30,7 @@ def full_add(a: np.uint64, b: np.uint64, c: np.uint64) -> tuple[np.uint64, np.ui
 
 @compiled
 def _add_group(rows: NDArray[np.uint64], planes: NDArray[np.uint64], carried: NDArray[np.uint64]) -> None:
-    """Add eight rows (8, word) to planes (bit, word), which must have a bit for every sum. `carried` is scratch."""
+    """Add eight rows (8, word) to planes (bit, word), which must hold the largest sum. `carried` is scratch memory."""
     a, b, c, d, e, f, g, h = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
     ones, twos, fours = planes[0], planes[1], planes[2]
     for i in range(ones.shape[0]):
@@ -51,7 +51,7 @@ def _add_group(rows: NDArray[np.uint64], planes: NDArray[np.uint64], carried: ND
 
 @compiled
 def _spread_planes(planes: NDArray[np.uint64], lanes: NDArray[np.uint64], spread: NDArray[np.uint64]) -> None:
-    """Write the sums that the planes hold into lanes (byte,) of eight byte counters."""
+    """Write the sums of the planes into lanes (byte,) of eight byte counters."""
     octets = planes.view(np.uint8)
     for i in range(octets.shape[1]):
         lane = np.uint64(0)
@@ -90,7 +90,7 @@ def _add_words(
 
 
 def add_bit_counts(rows: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
-    """Add to counts how many rows have each bit set. Columns are spread over cores.
+    """Add to `counts` the number of rows with each bit set; distribute columns over cores.
 
     Args:
         rows: uint8 (row, byte), bit-packed in little bit order.

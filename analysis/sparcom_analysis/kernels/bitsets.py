@@ -1,8 +1,8 @@
-"""Packed sets of all instructions, in memory or, past 8 MiB, in a temporary file without a name.
+"""Packed sets of all instructions, in memory or, above 8 MiB, in an unnamed temporary file.
 
-2.03 million expert neurons are 254 kB per instruction. The file is read and written by offset, not mapped: mapped pages
-count as memory of the process. It is unlinked at once, so nothing is left behind however the process ends. A copy in
-another process could not find it; sets in a file refuse to be pickled or copied.
+2.03 million expert neurons take 254 kB per instruction. The file is read and written by offset, not mapped, because
+mapped pages count toward the memory of the process. It is unlinked at once, so no crash leaves it behind. Sets in a
+file cannot be pickled or copied, because another process could not open the file.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MEMORY_BYTES = 8 << 20  # larger sets are kept in a file
 
 
 class Bitsets:
-    """n sets of equal width, uint64 (n, word), one bit per element, all empty at first. `sets[k] = words` writes one.
+    """n sets of equal width, uint64 (n, word), one bit per element, initially empty. `sets[k] = words` writes one.
 
     Args:
-        folder: where the file lies; None: the system's temporary folder.
-        memory_bytes: larger sets are kept in a file; None: `MEMORY_BYTES`.
+        folder: folder of the file (default: the system's temporary folder).
+        memory_bytes: size above which sets are in a file (default: `MEMORY_BYTES`).
     """
 
     def __init__(self, count: int, words: int, folder: Path | None = None, memory_bytes: int | None = None) -> None:
@@ -38,11 +38,11 @@ class Bitsets:
             self._file = self._open_file(folder or tempfile.gettempdir())
 
     def _open_file(self, where: Path | str) -> int:
-        """Return the descriptor of a file of zeros without a name, closed with this object."""
+        """Return the descriptor of an unnamed file of zeros, which is closed with this object."""
         try:
             file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR, or another output") from error
+            raise StorageError(f"packed sets need a file in {where}: {error}. Set TMPDIR or another output") from error
         weakref.finalize(self, file.close)
         try:
             file.truncate(len(self) * self._row_bytes)
@@ -54,13 +54,12 @@ class Bitsets:
         return self.shape[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle, copy and a spawned process take; TypeError if the sets lie in a file."""
+        """Return the state for pickle and copy; raise TypeError if the sets are in a file."""
         if self._held is None:
             raise TypeError(
                 f"packed sets can be pickled or copied only up to {MEMORY_BYTES >> 20} MiB; these take "
-                f"{len(self) * self._row_bytes / 2**20:,.1f} MiB and lie in a temporary file of this process. Share "
-                "this object, send the arrays that rows(first, last) returns, or open the archive again where they "
-                "are needed"
+                f"{len(self) * self._row_bytes / 2**20:,.1f} MiB and are in a temporary file of this process. Share "
+                "this object, send the arrays from rows(first, last), or open the archive again in the other process"
             )
         return self.__dict__
 
@@ -105,4 +104,4 @@ class Bitsets:
 
 
 def _no_room(error: OSError) -> StorageError:
-    return StorageError(f"packed sets could not be written to a temporary file: {error}. Make room, or set TMPDIR")
+    return StorageError(f"packed sets could not be written to a temporary file: {error}. Free space, or set TMPDIR")

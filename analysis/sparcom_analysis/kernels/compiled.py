@@ -1,7 +1,7 @@
-"""Loops that NumPy is too slow for, compiled by Numba, and the decorator and threads that all of them use.
+"""Numba loops that NumPy is too slow for, with the compile decorator and thread helper for all kernels.
 
-Compiled functions release the interpreter lock and run on plain threads (`parallel_for`). Numba's own parallelism is
-not used: its default threading layer ends the process when two threads enter it at once.
+Compiled functions release the GIL and run on Python threads (`parallel_for`). They do not use Numba's own parallelism,
+because its default threading layer ends the process if two threads enter it at once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MAX_BYTE_COUNT = 255  # the largest sum that one byte of a counter holds
+MAX_BYTE_COUNT = 255  # largest value of a one-byte counter
 TILE_WORDS = 1024  # words of a set per tile: 8 KiB per set
-PAIR_ROWS = 16  # left sets per block of pairs: 128 KiB of tiles, in the second-level cache
+PAIR_ROWS = 16  # left sets per block of pairs: 128 KiB of tiles, which fit into L2 cache
 PAIR_COLUMNS = 32  # right sets per block of pairs
-MIN_SPLIT_BYTES = 4 << 20  # for fewer bytes, starting threads costs more than it gains
+MIN_SPLIT_BYTES = 4 << 20  # below this size, threads cost more than they gain
 
 
 def compiled(function: F) -> F:
-    """Compile a function on its first call; keep the machine code on disk if a folder can be written."""
+    """Compile a function on its first call; cache the machine code on disk if a folder is writable."""
     try:
         return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # Numba: "no locator available": read-only installation and no writable home
@@ -50,7 +50,7 @@ def widen(lanes: NDArray[np.uint64], counts: NDArray[np.uint32]) -> None:
 
 @compiled
 def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
-    """Count each value. Even and odd indices have bins of their own: equal neighbors need not wait for each other."""
+    """Count each value. Even and odd indices use separate bins, so that equal neighbors do not stall each other."""
     half = len(bins) // 2
     for i in range(0, len(values) - 1, 2):
         bins[values[i]] += 1
@@ -61,7 +61,7 @@ def _histogram(values: NDArray[np.uint32], bins: NDArray[np.int64]) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001  (Numba's signature)
-    """Return the number of bits set in a uint64; LLVM makes vector instructions of it."""
+    """Return the number of bits set in a uint64; LLVM vectorizes it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.ctpop(arguments[0])
@@ -79,12 +79,12 @@ def _intersect(
 ) -> None:
     """Write the bits common to left[i] and right[j] to shared[i, j], for i in rows and j in columns."""
     shared[rows[0] : rows[1], columns[0] : columns[1]] = 0
-    for begin in range(0, left.shape[1], TILE_WORDS):  # every j reads a tile of the rows from cache
+    for begin in range(0, left.shape[1], TILE_WORDS):  # the tile of the rows stays in cache for every j
         end = min(begin + TILE_WORDS, left.shape[1])
         for j in range(columns[0], columns[1]):
             one = right[j, begin:end]
             for i in range(rows[0], rows[1]):
-                other = left[i, begin:end]  # a view per row: with two indices the loop is not vectorized
+                other = left[i, begin:end]  # one view per row; Numba does not vectorize a loop with two indices
                 total = np.uint64(0)
                 for word in range(other.shape[0]):
                     total += _popcount(one[word] & other[word])
@@ -97,14 +97,14 @@ def cores() -> int:
 
 
 def per_core(entries: int, size: int) -> int:
-    """Return how many of `entries` each core takes; all of them, if they are too few bytes to split."""
+    """Return the number of `entries` per core, or all of them if `size` in bytes is too small to split."""
     return max(1, entries if size < MIN_SPLIT_BYTES else -(-entries // cores()))
 
 
 def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> None:
-    """Call function(first, last) on consecutive ranges of at most `step` that cover 0..stop, on every core.
+    """Call function(first, last) on consecutive ranges of at most `step` that cover 0..stop, on all cores.
 
-    The first exception is raised again. Ranges must not write to the same memory.
+    Re-raises the first exception. Ranges must not write to the same memory.
     """
     ranges = [(first, min(first + step, stop)) for first in range(0, stop, step)]
     workers = min(cores(), len(ranges))
@@ -118,13 +118,13 @@ def parallel_for(function: Callable[[int, int], None], stop: int, step: int) -> 
 
 
 def histogram(values: NDArray[np.uint32], largest: int) -> NDArray[np.int64]:
-    """Return how often each of 0..largest occurs: int64 (largest + 1,). Twice as fast as `numpy.bincount`.
+    """Return the frequency of each of 0..largest: int64 (largest + 1,). Twice as fast as `numpy.bincount`.
 
     Args:
-        values: uint32 (n,), none above `largest`.
+        values: uint32 (n,), at most `largest`.
     """
     if len(values) and int(values.max()) > largest:
-        raise ValueError(f"values must be at most {largest}; one is {values.max()}")
+        raise ValueError(f"values must be at most {largest}; the largest is {values.max()}")
     part = max(-(-len(values) // cores()), MIN_SPLIT_BYTES // 8, 16 * (largest + 1))
     bins = np.zeros((-(-len(values) // part), 2 * (largest + 1)), dtype=np.int64)
     parallel_for(lambda first, last: _histogram(values[first:last], bins[first // part]), len(values), part)
@@ -147,11 +147,11 @@ def pack_at_least(counts: NDArray[np.uint32], least: int, packed: NDArray[np.uin
 def intersection_sizes(
     left: NDArray[np.uint64], right: NDArray[np.uint64], *, later_only: bool = False
 ) -> NDArray[np.int64]:
-    """Return the size of the intersection of every left and every right set: int64 (a, b).
+    """Return the size of the intersection of each left set with each right set: int64 (a, b).
 
     Args:
         left: uint64 (a, word), right: uint64 (b, word); one bit per element.
-        later_only: `right` holds the sets of `left`, and only pairs i ≤ j are needed; other entries may be 0.
+        later_only: compute only pairs i ≤ j, if `right` equals `left`; other entries may be 0.
     """
     shared = np.zeros((len(left), len(right)), dtype=np.int64)
     across = max(1, -(-len(right) // PAIR_COLUMNS))

@@ -1,4 +1,4 @@
-"""Pearson correlations of all pairs of count vectors, block by block, from exact sums."""
+"""Pearson correlations of all pairs of count vectors, in blocks, from exact sums."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sparcom_data.errors import UnsupportedArchiveError
 
 
 def correlation_blocks(counts: NDArray[np.uint32], tokens: NDArray[np.int64]) -> Blocks:
-    """Yield Pearson's r of every two instructions' expert counts, equation 13; NaN if one of them has no variance.
+    """Yield Pearson's r of the expert counts of each pair of instructions, equation 13; NaN if one is constant.
 
     Counts c = T · f have the same r as frequencies: with N experts of all layers, r = (N Σ c c' − Σ c Σ c') /
     √((N Σ c² − (Σ c)²) (N Σ c'² − (Σ c')²)). Sums and differences are exact.
 
     Args:
-        counts: uint32 (n, layer, expert). tokens: int64 (n,), T, for the error alone.
+        counts: uint32 (n, layer, expert). tokens: int64 (n,), T, used only in the error.
 
     Raises:
-        UnsupportedArchiveError: an instruction is so long that the sums would not be exact (millions of tokens).
+        UnsupportedArchiveError: an instruction is too long for exact sums (millions of tokens).
     """
     vectors = counts.reshape(len(counts), -1)
     size, sums = vectors.shape[1], vectors.sum(axis=1, dtype=np.int64)
@@ -29,7 +29,7 @@ def correlation_blocks(counts: NDArray[np.uint32], tokens: NDArray[np.int64]) ->
     if largest >= 2**53 or size * largest >= 2**63 or int(sums.max()) ** 2 >= 2**63:
         raise UnsupportedArchiveError(
             f"correlations are exact for instructions of up to about a million tokens; the longest here has "
-            f"{int(tokens.max())}. Analyze it without such instructions"
+            f"{int(tokens.max())}. Leave such instructions out"
         )
     spread = np.array([size * int(np.square(row, dtype=np.int64).sum()) for row in vectors]) - sums * sums
     varied = np.where(spread > 0, spread, np.nan)
@@ -40,12 +40,12 @@ def correlation_blocks(counts: NDArray[np.uint32], tokens: NDArray[np.int64]) ->
 
 
 def pearson(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
-    """Return Pearson's r of two rows of counts; NaN if one has no variance."""
+    """Return Pearson's r of two rows of counts; NaN if one is constant."""
     x, y, size = left.astype(np.int64), right.astype(np.int64), len(left)
     sums = int(x.sum()), int(y.sum())
     spread = [size * int(z @ z) - total * total for z, total in zip((x, y), sums, strict=True)]
     if not all(spread):
         return math.nan
     above = size * int(x @ y) - sums[0] * sums[1]
-    squared = above * above / (spread[0] * spread[1])  # whole numbers, rounded once: exactly 1 of a row and itself
+    squared = above * above / (spread[0] * spread[1])  # integers, rounded once, so identical rows give exactly 1
     return math.copysign(math.sqrt(squared), above)

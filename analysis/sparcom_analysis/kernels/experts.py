@@ -1,6 +1,6 @@
-"""Loops over router choices: find invalid choices, count how often each expert is chosen and its neurons are active.
+"""Loops over top-k experts: find invalid ids, count assignments per expert, and count active neurons per expert.
 
-Compiled code checks no bounds: call `invalid_choice` before anything is counted.
+Compiled code does not check bounds. Call `invalid_expert` before counting.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def _add_expert_bits(
                 seen[left] = 0
 
 
-def invalid_choice(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, int] | None:
+def invalid_expert(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, int] | None:
     """Return row, layer and choice of the first invalid entry; None if all are valid.
 
-    An entry is invalid if it is none of 0..experts - 1, or occurs before in the same row and layer.
+    An entry is invalid if it is outside 0..experts - 1, or repeats an earlier entry of the same row and layer.
 
     Args:
         chosen: uint16 (row, layer, choice), expert ids.
@@ -63,11 +63,11 @@ def invalid_choice(chosen: NDArray[np.uint16], experts: int) -> tuple[int, int, 
     return row, layer, choice
 
 
-def add_choice_counts(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    """Add to counts at how many rows each expert is chosen.
+def add_expert_counts(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
+    """Add to `counts` the number of rows assigned to each expert.
 
     Args:
-        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_choice`.
+        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_expert`.
         counts: uint32 (layer, expert), changed in place.
     """
     if chosen.dtype != np.uint16 or counts.dtype != np.uint32 or counts.shape[0] != chosen.shape[1]:
@@ -78,12 +78,12 @@ def add_choice_counts(chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) ->
 
 
 def add_expert_bit_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], counts: NDArray[np.uint32]) -> None:
-    """Add to counts at how many rows an expert is chosen and its neuron is active: the sum of equation 8.
+    """Add to `counts` the rows in which a neuron is active and its expert is in the top k: the sum of equation 8.
 
     Args:
-        masks: uint8 (row, layer, choice, byte), bit-packed in little bit order: the neurons of the chosen expert.
-        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_choice`.
-        counts: uint32 (layer, expert × byte × 8), changed in place. Layers are spread over cores.
+        masks: uint8 (row, layer, choice, byte), bit-packed in little bit order: neurons of the assigned expert.
+        chosen: uint16 (row, layer, choice), valid expert ids; see `invalid_expert`.
+        counts: uint32 (layer, expert × byte × 8), changed in place. Layers are distributed over cores.
     """
     layers, bits = masks.shape[1], masks.shape[3] * 8
     fits = masks.shape[:3] == chosen.shape and counts.shape[0] == layers and counts.shape[1] % bits == 0

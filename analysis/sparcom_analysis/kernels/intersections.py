@@ -10,28 +10,28 @@ from numpy.typing import NDArray
 from sparcom_analysis.kernels.bitsets import Bitsets
 from sparcom_analysis.kernels.compiled import intersection_sizes
 
-PAIRED = 128  # instructions per side of a block; fixed, since sums of floats depend on their order
+PAIRED = 128  # instructions per side of a block; constant, because float sums depend on their order
 
 Blocks = Iterator[tuple[slice, slice, NDArray[np.float64]]]
-"""Rows, columns and float64 (rows, columns); every pair i ≤ j is in one block."""
+"""Rows, columns and float64 (rows, columns); each pair i ≤ j is in exactly one block."""
 
 
 def pair_blocks(count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of blocks; every pair i ≤ j of `count` instructions is in one of them."""
+    """Yield rows and columns of blocks; each pair i ≤ j of `count` instructions is in exactly one block."""
     for first in range(0, count, PAIRED):
         for begin in range(first, count, PAIRED):
             yield slice(first, min(first + PAIRED, count)), slice(begin, min(begin + PAIRED, count))
 
 
 def jaccard(shared: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return |A ∩ B| / |A ∪ B| from sizes that broadcast; NaN for two empty sets, which have no Jaccard index."""
+    """Return |A ∩ B| / |A ∪ B| from broadcastable sizes; NaN for two empty sets."""
     union = left + right - shared
     index: NDArray[np.float64] = np.divide(shared, union, out=np.full(union.shape, np.nan), where=union > 0)
     return index
 
 
 def jaccard_blocks(sets: Bitsets, sizes: NDArray[np.int64]) -> Blocks:
-    """Yield the Jaccard index of every two sets. Blocks on the diagonal hold only entries i ≤ j.
+    """Yield the Jaccard index of each pair of sets. Blocks on the diagonal hold only entries i ≤ j.
 
     Args:
         sizes: int64 (n,), elements per set.

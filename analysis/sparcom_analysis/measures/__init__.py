@@ -1,4 +1,4 @@
-"""Every measure: one file each, listed here in the order of the report."""
+"""Registry of all measures, in the order of the report; each measure has its own file."""
 
 from __future__ import annotations
 

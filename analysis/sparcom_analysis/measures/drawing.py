@@ -1,4 +1,4 @@
-"""The two drawings that most measures share: curves over layers and bars per category."""
+"""Plots that most measures use: curves over layers and bars per category."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def layer_curves(
     """Draw a variable (category, layer) as one curve per category, with its intervals and its null (layer).
 
     Args:
-        variable: its name. prefix: of its intervals and null, such as "layer_". style: see `plotting.curves`.
+        variable: its name. prefix: prefix of its intervals and null, such as "layer_". style: see `plotting.curves`.
     """
     held = _style(ds, variable, prefix, "layer") | style
     return plotting.curves(ds["layer"].values.tolist(), ds[variable].values, names(ds), ax=ax, **held)
@@ -33,7 +33,7 @@ def names(ds: xr.Dataset, coordinate: str = "category") -> list[str]:
 
 
 def _style(ds: xr.Dataset, variable: str, prefix: str, axis: str) -> dict[str, Any]:
-    """Return label "name (unit)", title "model" or "base → tuned", ends of the intervals, and the null along `axis`."""
+    """Return label "name (unit)", title "model" or "base → tuned", interval ends, and the null along `axis`."""
     name, unit = (str(ds[variable].attrs.get(key, default)) for key, default in (("long_name", ""), ("units", "1")))
     models = [ds.attrs["model"], ds.attrs.get("tuned_model")]
     held = {"label": name if unit == "1" else f"{name} ({unit})", "title": " → ".join(filter(None, models))}

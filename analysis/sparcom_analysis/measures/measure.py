@@ -1,16 +1,15 @@
-"""What a measure is: one file with a name, an equation, a computation, a drawing and words.
+"""Define `Measure`: one file per measure, with name, equation, computation, figure and sentences.
 
-A Dataset of a measure has these variables where they apply, over its own dimensions (category, category_2, layer, …):
+The Dataset of a measure has these variables where they apply, over its own dimensions (category, category_2, layer, …):
 
-    value            the measure itself; its `units` and `long_name` are attributes of the variable
+    value            the measure; attributes `units` and `long_name`
     ci_low, ci_high  confidence interval
-    pvalue           of the permutation test, one-sided; pvalue_adjusted: corrected for all tests of the Dataset
-    null_mean        mean of the null distribution, or what chance alone gives
+    pvalue           one-sided permutation test; pvalue_adjusted: corrected for all tests of the Dataset
+    null_mean        mean of the null distribution, or the value under a null model such as uniform routing
 
-`overall_value`, `overall_ci_low`, … are the same over all instructions, without the category axis; `layer_value`, …
-have a layer axis more, `instruction_value` one value per instruction. Variables along the dimension `member` list
-neurons or experts by id: they go into lists, not into metrics.json. Attributes say what was measured, how, and of which
-model (`facts`).
+`overall_value`, `overall_ci_low`, … cover all instructions and have no category axis. `layer_value`, … have an
+additional layer axis; `instruction_value` has one value per instruction. Variables along `member` list neuron or
+expert ids; lists/ holds them, metrics.json does not. Attributes record model, population, instructions and parameters.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ MATCHED = ("only_base", "only_tuned", "different_lengths", "different_categories
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One measure, as its file defines it in `MEASURE`.
+    """One measure, defined in its file as `MEASURE`.
 
     Attributes:
-        name: of its node in the tree, of its files, and of its entry in metrics.json. title: heading in the report.
+        name: name of its tree node, its files, and its entry in metrics.json. title: heading in the report.
         equation: "SPARCOM, eq. 10" or "ours". needs: ISN sets, expert counts, or a comparison of two models.
-        definition: what is measured, in a sentence or two, for the report and the docs.
+        definition: one to three sentences for the report and the docs.
         compute: called with the subject and a progress callback or None.
-        sentences: what the Dataset says, the most important sentence first. caption: of the figure.
-        plot: draws the Dataset into one axes, made if `ax` is None, and returns it; None if there is nothing to draw.
+        sentences: findings in words, most important first. caption: caption of the figure.
+        plot: draws the Dataset into `ax` (default: new axes) and returns it; None if there is nothing to draw.
         figure: draws several panels, if one axes is not enough.
-        tables: tidy DataFrames by name; without it every variable of the Dataset that shares the dimensions of `value`.
-        also_tuned: whether the measure is also computed of the tuned model alone.
+        tables: tidy DataFrames by name (default: one with all variables that have the dimensions of `value`).
+        also_tuned: whether to compute the measure for the tuned model alone as well.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Measure:
 def measure(
     compute: Callable[..., xr.Dataset], title: str, equation: str, needs: Needs, definition: str, **others: Any
 ) -> Measure:
-    """Return the `Measure` of a module: its functions named like fields of `Measure` are these fields, unless given."""
+    """Return the `Measure` of a module. Module functions named like fields of `Measure` are their defaults."""
     module = vars(sys.modules[compute.__module__])
     parts = ("sentences", "caption", "plot", "figure", "tables")
     own: dict[str, Any] = {part: module[part] for part in parts if part in module}
@@ -87,9 +86,9 @@ Variable = tuple[Sequence[str], ArrayLike] | tuple[Sequence[str], ArrayLike, Map
 def dataset(
     subject: Subject, variables: Mapping[str, Variable], coords: Mapping[str, Any], **attributes: Any
 ) -> xr.Dataset:
-    """Return a Dataset of these variables with the attributes of `facts` and further ones; None is left out.
+    """Return a Dataset of these variables with the attributes of `facts` and `attributes`; None values are dropped.
 
-    With intervals, `n_resamples` and `confidence_level` of the options are among the attributes.
+    With intervals, the attributes include `n_resamples` and `confidence_level`.
     """
     drawn = any(name.endswith("ci_low") for name in variables)
     options = subject.options
@@ -99,7 +98,7 @@ def dataset(
 
 
 def bounds(prefix: str, dims: Sequence[str], interval: Any) -> dict[str, Variable]:
-    """Return `ci_low` and `ci_high` of an `Interval`, with a prefix such as "layer_"; nothing for None."""
+    """Return `ci_low` and `ci_high` of an `Interval`, with a prefix such as "layer_"; empty for None."""
     if interval is None:
         return {}
     return {f"{prefix}ci_low": (dims, interval.low), f"{prefix}ci_high": (dims, interval.high)}
@@ -108,7 +107,7 @@ def bounds(prefix: str, dims: Sequence[str], interval: Any) -> dict[str, Variabl
 def means(
     found: GroupMeans, dims: Sequence[str] = (), prefix: str = "", attrs: Mapping[str, Any] | None = None
 ) -> dict[str, Variable]:
-    """Return means by category with intervals (category, *dims), and with `overall_` those over all instructions."""
+    """Return means with intervals: per category (category, *dims), and as `overall_…` over all instructions (*dims)."""
     return {
         f"{prefix}value": (("category", *dims), found.mean, attrs or {}),
         **bounds(prefix, ("category", *dims), found.interval),
@@ -118,7 +117,7 @@ def means(
 
 
 def facts(subject: Subject) -> dict[str, Any]:
-    """Return the attributes that every Dataset has: models, population, instructions, parameters; None is unknown."""
+    """Return the attributes common to all Datasets: models, population, instructions, parameters. None: unknown."""
     if isinstance(subject, (IsnComparison, ExpertComparison)):
         matched, tuned = subject.matched, subject.tuned
         return facts(subject.base) | {
@@ -145,11 +144,11 @@ def facts(subject: Subject) -> dict[str, Any]:
 
 
 def frames(ds: xr.Dataset, likes: Mapping[str, str]) -> dict[str, Any]:
-    """Return DataFrames by name, each of all variables with the dimensions of the one that `likes` names."""
+    """Return DataFrames by name; each holds all variables with the dimensions of the variable named in `likes`."""
     dims = {name: ds[like].dims for name, like in likes.items()}
     return {name: ds[[key for key in ds if ds[key].dims == of]].to_dataframe() for name, of in dims.items()}
 
 
 def present(ds: xr.Dataset, *names: str) -> bool:
-    """Return whether a Dataset has these variables, with a value in each."""
+    """Return whether a Dataset has all these variables, each with at least one finite value."""
     return all(name in ds and bool(np.isfinite(ds[name]).any()) for name in names)

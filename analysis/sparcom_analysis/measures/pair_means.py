@@ -1,7 +1,7 @@
-"""What equations 10 and 14 share: the mean over all pairs of instructions of every two categories.
+"""Mean over all pairs of instructions from two categories, for equations 10 and 14.
 
-Within a category the equations count the pair of an instruction with itself, whose value is 1 whatever the model does.
-Both versions are computed; the dimension `self_pairs` tells them apart.
+Within a category, the equations include each instruction's pair with itself. Its value is 1 for every model. Results
+with and without these pairs lie along the dimension `self_pairs`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ SELF_PAIRS = [True, False]
 
 
 def pair_mean_dataset(subject: PairSubject, progress: Progress | None, long_name: str, **attributes: Any) -> xr.Dataset:
-    """Return the mean of every two categories with intervals, and the tests against permuted labels.
+    """Return the mean for each pair of categories, with intervals and permutation tests.
 
-    Variables beside those of `measure`: `pvalue` and `pvalue_adjusted` (category, category_2) are those of the two
-    categories being more alike than two random groups, on the diagonal those of the category being more alike within
-    than with the others. `within`, `others` (category) and `overall_within`, `overall_between`, `overall_pvalue` are
-    means over pairs of two different instructions and the test of the whole matrix; `null_mean` is the mean over all
-    such pairs. The attribute `undefined` counts instructions without a value with themselves (empty sets, experts
-    without variance); pairs without a value are in no mean. `reason` says why there are no intervals or tests.
+    `pvalue` and `pvalue_adjusted` (category, category_2) test whether two categories are more similar than two random
+    groups. On the diagonal they test whether a category is more similar within than to the others. `within`, `others`
+    (category), `overall_within` and `overall_between` are means over pairs of two different instructions;
+    `overall_pvalue` tests the whole matrix. `null_mean` is the mean over all such pairs.
+
+    The attribute `undefined` counts instructions with an undefined self-similarity (empty sets, or constant expert
+    frequencies). Means skip undefined pairs. The attribute `reason` tells why intervals or tests are missing.
     """
     options, variables, tests, reason = subject.options, dict[str, Any](), dict[str, Any](), None
     try:
@@ -64,15 +65,15 @@ def pair_mean_dataset(subject: PairSubject, progress: Progress | None, long_name
 
 
 def shown(ds: xr.Dataset, self_pairs: bool | None = None) -> xr.Dataset:
-    """Return one version: with self pairs or without, by default the one that the options chose."""
+    """Select the results with or without self pairs (default: as in the options)."""
     return ds.sel(self_pairs=ds.attrs["self_pairs_shown"] if self_pairs is None else self_pairs)
 
 
 def plot_pair_means(ds: xr.Dataset, ax: Any = None, *, self_pairs: bool | None = None, **style: Any) -> Any:
-    """Draw the matrix as a heat map into `ax`; cells that differ from the permutation null are marked.
+    """Draw the matrix as a heat map into `ax`; mark cells above the permutation null.
 
     Args:
-        self_pairs: which version. style: `vmin`, `vmax`, `annot`, `title`; see `plotting.heatmap`.
+        self_pairs: include self pairs (default: as in the options). style: see `plotting.heatmap`.
     """
     held = {"label": ds["value"].attrs["long_name"], "title": ds.attrs["model"]}
     held["marks"] = ds["pvalue_adjusted"].values < SIGNIFICANT if "pvalue_adjusted" in ds else None
@@ -80,35 +81,35 @@ def plot_pair_means(ds: xr.Dataset, ax: Any = None, *, self_pairs: bool | None =
 
 
 def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
-    """Return what the matrix says: within against between, which categories stand out, the closest two.
+    """Return sentences on within and between categories, significant categories, and the closest two.
 
     Args:
         index: "Mean Jaccard similarity". of: "ISN sets".
     """
-    said = []
+    found = []
     if present(ds, "overall_within", "overall_between"):
         within, between = (decimal(float(ds[name])) for name in ("overall_within", "overall_between"))
         test = f"; permutation test, {p_value(float(ds['overall_pvalue']))}" if "overall_pvalue" in ds else ""
-        said.append(
+        found.append(
             f"{index} of {of} is {within} within categories and {between} between them (pairs of different "
             f"instructions{test})."
         )
     if "pvalue_adjusted" in ds and (tested := int(np.isfinite(own := ds["pvalue_adjusted"].values.diagonal()).sum())):
         out = [name for name, value in zip(names(ds), own, strict=True) if value < SIGNIFICANT]
-        said.append(
-            f"{len(out)} of {tested} categories are more similar within than to the others after correction"
-            + (f": {listed(out)}." if out else ".")
+        found.append(
+            f"{len(out)} of {tested} categories are significantly more similar within than to the others"
+            + (f" (corrected p < 0.05): {listed(out)}." if out else " (corrected p < 0.05).")
         )
     if (pair := closest(ds)) is not None:
         cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
-        said.append(
-            f"The closest two categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
+        found.append(
+            f"The two closest categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
         )
-    return said
+    return found
 
 
 def closest(ds: xr.Dataset) -> tuple[str, str] | None:
-    """Return the two different categories with the largest mean; None if there are not two with a value."""
+    """Return the two different categories with the largest mean, or None if no mean is defined."""
     values = ds["value"].sel(self_pairs=False).values
     above = np.where(np.tri(len(values), dtype=np.bool_) | np.isnan(values), -np.inf, values)
     row, column = np.unravel_index(int(above.argmax()), above.shape)

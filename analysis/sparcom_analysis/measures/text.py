@@ -1,4 +1,4 @@
-"""Numbers in sentences: p-values, intervals, counts. One form each, for all measures."""
+"""Format numbers in sentences: p-values, intervals and counts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def p_value(value: float) -> str:
 
 
 def decimal(value: float, digits: int = 3) -> str:
-    """Return a number with separators and a true minus sign; "n/a" for NaN."""
+    """Return a number with thousands separators and a Unicode minus sign; "n/a" for NaN."""
     return number(value, f",.{digits}f")
 
 
 def count(value: float) -> str:
-    """Return a whole number with separators, or one decimal below 10 if it is none."""
+    """Return a rounded number with thousands separators; fractions below 10 keep one decimal."""
     return f"{value:,.1f}" if value < 10 and value != round(value) else f"{value:,.0f}"
 
 
@@ -34,7 +34,7 @@ def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = 
     """Return " (95 % CI 0.856–0.866)" or " (95 % CI −0.010 to 0.020)" of one cell; empty if it has no interval.
 
     Args:
-        where: labels of the cell. prefix: of the variables, such as "overall_".
+        where: labels of the cell. prefix: prefix of the variables, such as "overall_".
     """
     if f"{prefix}ci_low" not in ds:
         return ""
@@ -44,34 +44,34 @@ def interval(ds: xr.Dataset, where: dict[str, Any] | None = None, prefix: str = 
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return "A, B and C", or the first few "and 3 more"."""
+    """Return "A, B and C", or the first `most` names "and 3 more"."""
     shown = list(names[:most]) + ([f"{len(names) - most} more"] if len(names) > most else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else "none"
 
 
 def among(ds: xr.Dataset, before: str = " (") -> str:
-    """Return " (neurons of routed experts)", or with ", " before it; nothing for a model of dense layers alone."""
+    """Return " (neurons of routed experts)", or ", neurons of …" for `before` ", "; empty for dense layers."""
     name = neurons_of(ds)
     return "" if name == "neurons" else f"{before}{name}{')' * before.endswith('(')}"
 
 
 def neurons_of(ds: xr.Dataset) -> str:
-    """Return "neurons of routed experts", or "neurons" for a model of dense layers alone."""
+    """Return the population's name, e.g. "neurons of routed experts", or "neurons" for dense layers."""
     title = ds.attrs.get("population_title", "")
     return "neurons" if title in ("", "dense layers") else f"neurons of {title}"
 
 
 def largest(values: xr.DataArray) -> dict[str, Any]:
-    """Return the labels of the largest value, NaN left out."""
+    """Return the labels of the largest value, ignoring NaN."""
     place = np.unravel_index(int(np.nanargmax(values.values)), values.shape)
     return {str(dim): values[dim].values[at].item() for dim, at in zip(values.dims, place, strict=True)}
 
 
 def extremes(values: xr.DataArray, digits: int = 3) -> str:
-    """Return "lowest for A (0.120) and highest for B and C (0.310)", every tie named; empty for fewer than two values.
+    """Return "lowest for A (0.120) and highest for B and C (0.310)", with all ties; empty for fewer than two values.
 
     Args:
-        values: along one dimension; those along `layer` read "in layer 3". NaN is left out.
+        values: one-dimensional; along `layer` the text reads "in layer 3". NaN is ignored.
     """
     known = values[np.isfinite(values.values)]
     low, high = (float(known.min()), float(known.max())) if known.size > 1 else (math.nan, math.nan)

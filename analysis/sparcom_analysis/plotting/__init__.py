@@ -1,8 +1,8 @@
-"""The drawings that all figures are made of; each takes `ax` and returns it.
+"""Plot functions for all figures; each takes `ax` and returns it.
 
-For print and the color-blind: cividis with numbers in the cells, Okabe-Ito colors that differ in marker and dash too.
-Names are wrapped, never cut. Without `ax` a figure is made, one column of a paper wide or as wide as its text needs.
-Sizes of text follow matplotlib's `font.size`. Matplotlib's object interface, no global state.
+Figures suit print and color-blind readers: cividis with numbers in the cells, Okabe-Ito colors with distinct markers
+and dashes. Names are wrapped, never truncated. Without `ax`, a new figure is one column of a paper wide, or wider if
+text needs it. Text sizes follow Matplotlib's `font.size`. The code uses Matplotlib's object interface, no global state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HATCHES = ("", "////", "", "....", "\\\\\\\\", "", "xxxx")
 GREY = "#6e6e6e"
 FILES: dict[Any, Any] = {"svg.hashsalt": "sparcom", "svg.fonttype": "none", "pdf.fonttype": 42, "savefig.bbox": None}
 FILES |= {"figure.autolayout": False, "figure.constrained_layout.use": False}
-MOST_BANDS = 3  # curves up to which intervals are filled; more bands would mix
+MAX_BANDS = 3  # curves with filled intervals; more bands would overlap
 
 
 def curves(
@@ -50,12 +50,12 @@ def curves(
     title: str = "",
     legend: bool = True,
 ) -> Axes:
-    """Draw one curve per name over the layers; more than seven names as a heat map.
+    """Draw one curve per name over the layers, or a heat map for more than seven names.
 
     Args:
-        layers: the model's numbers. values, low, high: (name, layer); intervals are bands, for more than three curves
-            thin lines. null: (layer,) or one number, drawn as a grey dashed line "null".
-        ymin, ymax: ends of the y axis; None: the values' own. 0 gives way to values below it.
+        layers: layer numbers of the model. values, low, high: (name, layer); intervals are bands, or thin lines for
+            more than three curves. null: (layer,) or one number, drawn as a grey dashed line "null".
+        ymin, ymax: limits of the y axis; None: limits of the values. A `ymin` of 0 is lowered for negative values.
     """
     layers, table, own = [*map(int, layers)], np.asarray(values, dtype=np.float64), ax is None
     level = None if null is None else np.broadcast_to(np.asarray(null, dtype=np.float64), (len(layers),))
@@ -76,7 +76,7 @@ def curves(
             ends = np.array([np.asarray(low)[index], np.asarray(high)[index]], dtype=np.float64)
             if len(layers) == 1:
                 ax.vlines(layers, *ends, color=COLORS[index], linewidth=1.0)
-            elif len(names) <= MOST_BANDS:
+            elif len(names) <= MAX_BANDS:
                 ax.fill_between(layers, *ends, color=COLORS[index], alpha=0.22, linewidth=0)
             else:
                 ax.plot(layers, ends.T, color=COLORS[index], alpha=0.7, linewidth=0.4, zorder=1.5)
@@ -88,7 +88,7 @@ def curves(
 
 
 def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend: bool, own: bool) -> Axes:
-    """Layers below, a number with its unit at the left, pale lines behind, the legend below."""
+    """Format the axes: layer ticks, y label with unit, light grid, legend below."""
     ax.set_xticks(fit.layer_ticks([*map(int, layers)], max(2, int(fit.inches_of(ax)[0] / 0.28))))
     ax.set_xlabel("layer", fontsize=fit.LABEL)
     fit.set_label(ax.yaxis, label, max(1.3, fit.inches_of(ax)[1]))
@@ -103,7 +103,7 @@ def _layer_axes(ax: Axes, layers: Sequence[int], label: str, title: str, legend:
 
 
 def plain_axes(ax: Axes, title: str, inches: float | None = None) -> None:
-    """Small ticks, no frame at the top and right, the title."""
+    """Format the axes: small ticks, no top and right spines, title."""
     ax.tick_params(labelsize=fit.TICK, length=2)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
@@ -122,11 +122,11 @@ def bars(
     label: str = "",
     title: str = "",
 ) -> Axes:
-    """Draw one horizontal bar per name with its interval and number.
+    """Draw one horizontal bar per name, with interval and number.
 
     Args:
         values, low, high: (name,). null: (name,) or one number, drawn as a grey dashed line across each bar.
-        marks: bool (name,), numbers in bold with an asterisk. label: of the x axis, with its unit.
+        marks: bool (name,), numbers to set in bold with an asterisk. label: label of the x axis, with its unit.
     """
     table, own = np.asarray(values, dtype=np.float64), ax is None
     held = [fit.wrapped(str(name), fit.TICK, 1.4) for name in names]
@@ -169,7 +169,7 @@ def stacked(
     title: str = "",
     legend: bool = True,
 ) -> Axes:
-    """Draw stacked bars over the layers, one color and hatch per part: (layer,) each."""
+    """Draw stacked bars over the layers, with one color and hatch per part; parts: (layer,) each."""
     own, bottom = ax is None, np.zeros(len(layers))
     ax = new_axes() if ax is None else ax
     for index, (name, values) in enumerate(parts.items()):
@@ -183,14 +183,14 @@ def stacked(
 def panels(
     count: int, *, columns: int | None = None, width: float = COLUMN, height: float = 2.8
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure and so many axes side by side, of this size each, wrapped after `columns`."""
+    """Return a figure and `count` axes of this size (inches), in rows of at most `columns`."""
     across = min(count, columns or count)
     figure = fit.new_figure(width * across, height * (down := -(-count // across)))
     return figure, [figure.add_subplot(down, across, place + 1) for place in range(count)]
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure as svg, pdf (text stays text in both) or png; the first call fixes its layout."""
+    """Return a figure as svg or pdf (with editable text) or png bytes; the first call fixes its layout."""
     buffer, metadata = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with mpl.rc_context(FILES):
         fit.fix_layout(figure)

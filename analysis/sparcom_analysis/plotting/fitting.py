@@ -1,4 +1,4 @@
-"""Fits text into figures: measures it before it is drawn, wraps it, and chooses sizes, ticks and legends."""
+"""Fit text into figures: measure it before drawing, wrap it, and choose sizes, ticks and legends."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 
 COLUMN = 3.4  # inches: one column of a paper; two are 7
-LABEL, TICK = "small", "x-small"  # sizes of text
+LABEL, TICK = "small", "x-small"  # text sizes
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches whose layout keeps room for all text."""
+    """Return an empty figure of this size in inches, with a layout that leaves room for all text."""
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05, compress=True))
 
 
 def new_axes(width: float = COLUMN, height: float = 2.8) -> Axes:
-    """Return the axes of a new figure of so many inches, outside of pyplot."""
+    """Return the axes of a new figure of this size in inches, without pyplot."""
     return new_figure(width, height).add_subplot()
 
 
 def figure_of(ax: Axes) -> Figure:
-    """Return the whole figure that axes are in."""
+    """Return the root figure of the axes."""
     return ax.get_figure(root=True)  # type: ignore[return-value]
 
 
 def visible(text: str) -> str:
-    """Return a text for people: what XML cannot hold, and controls of terminals, become U+FFFD."""
+    """Replace characters that XML forbids, and terminal control characters, with U+FFFD."""
     return _HIDDEN.sub("\ufffd", text)
 
 
 def plain(text: str) -> str:
-    """Return a visible text that is drawn as it is: no mathematics between dollar signs."""
+    """Return a visible text with dollar signs escaped, so that Matplotlib draws no mathtext."""
     return visible(text).replace("$", r"\$")
 
 
 def points(size: float | str) -> float:
-    """Return a size of text in points."""
+    """Return a text size in points."""
     return FontProperties(size=size).get_size_in_points()
 
 
 def text_width(text: str, size: float | str) -> float:
-    """Return the inches of the widest line."""
+    """Return the width of the widest line in inches."""
     family = (*mpl.rcParams["font.family"],)
     return points(size) * max(sum(_advance(letter, family) for letter in line) for line in text.split("\n"))
 
 
 @lru_cache(maxsize=4096)
 def _advance(letter: str, family: tuple[str, ...]) -> float:
-    """Return the inches that a letter takes at one point."""
+    """Return the width of a letter at size 1 pt, in inches."""
     font = FontProperties(family=family, size=100)
     return float(text_to_path.get_text_width_height_descent(visible(letter), font, False)[0]) / 7200
 
 
 def wrapped(text: str, size: float | str, inches: float) -> str:
-    """Return the text with line breaks so that no line is wider than so many inches; words are split if need be."""
+    """Break the text into lines of at most this width in inches; split words if necessary."""
     shown, letters = text, len(text)
     while letters and text_width(shown, size) > inches:
         shown = "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
@@ -76,18 +76,18 @@ def wrapped(text: str, size: float | str, inches: float) -> str:
 
 
 def set_label(axis: Axis, text: str, inches: float) -> None:
-    """Name an axis, wrapped to so many inches."""
+    """Set the label of an axis, wrapped to this width in inches."""
     axis.set_label_text(plain(wrapped(text, LABEL, inches)), fontsize=LABEL)
 
 
 def set_title(ax: Axes, text: str, inches: float | None = None) -> None:
-    """Put a title over the axes, wrapped to so many inches; None: to their width."""
+    """Set the title of the axes, wrapped to this width in inches (default: the axes' width)."""
     shown = plain(wrapped(text, LABEL, inches or max(1.1, inches_of(ax)[0])))
-    ax.set_title(shown, fontsize=LABEL, y=1.0)  # without y, each drawing measures all ticks for it
+    ax.set_title(shown, fontsize=LABEL, y=1.0)  # without y, each draw measures all ticks
 
 
 def fit_height(ax: Axes, inches: float | None = None) -> None:
-    """Give the figure the height at which the axes have so many inches; None: no empty height around square cells."""
+    """Set the figure height so that the axes have this height in inches (default: no space around square cells)."""
     figure = figure_of(ax)
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
@@ -97,7 +97,7 @@ def fit_height(ax: Axes, inches: float | None = None) -> None:
 
 
 def fix_layout(figure: Figure) -> None:
-    """Lay the figure out, from where it began the first time, and keep this layout."""
+    """Compute the layout from the figure's initial state, and freeze it."""
     if (engine := figure.get_layout_engine()) is not None:
         for ax in figure.axes:
             if (place := ax.get_subplotspec()) is not None:
@@ -107,13 +107,13 @@ def fix_layout(figure: Figure) -> None:
 
 
 def inches_of(ax: Axes) -> tuple[float, float]:
-    """Return width and height of the axes, before the layout an estimate."""
+    """Return width and height of the axes in inches; an estimate before layout."""
     place, (width, height) = ax.get_position(), figure_of(ax).get_size_inches()
     return place.width * width, place.height * height
 
 
 def number(value: float, form: str) -> str:
-    """Return a number with a true minus sign, and none if it rounds to zero; "n/a" for NaN."""
+    """Format a number with a Unicode minus sign, and no sign if it rounds to zero; "n/a" for NaN."""
     text = "n/a" if math.isnan(value) else format(value, form)
     return text.replace("-", "−" if text.strip("-0.") else "")
 
@@ -123,14 +123,14 @@ def most_lines(names: Sequence[str]) -> int:
 
 
 def layer_ticks(layers: Sequence[int], most: int = 8) -> list[int]:
-    """Return at most so many of the layers, at round numbers."""
+    """Return at most this many layers, at round numbers."""
     steps = ([layer for layer in layers if layer % step == 0] for step in (1, 2, 5, 10, 20, 50, 100))
     found = next((some for some in steps if len(some) <= max(2, most)), [])
     return found if len(found) > 1 else sorted({layers[0], layers[-1]})
 
 
 def legend_below(ax: Axes, *, panels: bool = False) -> None:
-    """Put a legend below the axes, or below all panels of their figure; inside where no layout keeps room for it."""
+    """Place a legend below the axes, or below all panels; inside the axes if the figure has no layout engine."""
     handles, names = ax.get_legend_handles_labels()
     figure = figure_of(ax)
     alone = panels or figure.axes == [ax]

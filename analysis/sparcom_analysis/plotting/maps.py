@@ -1,4 +1,4 @@
-"""Draws matrices as heat maps, with numbers in the cells."""
+"""Draw matrices as heat maps, with numbers in the cells."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from sparcom_analysis.plotting import fitting as fit
 
-MOST_NUMBERED = 24  # rows or columns up to which numbers can be read in the cells
+MAX_NUMBERED = 24  # rows or columns with legible numbers in the cells
 
 
 class _Cell(Text):
-    """The number of a cell in the size and color that fit when drawn; `letters`: the widest number's at size 1."""
+    """Number of a cell; chooses size and color when drawn. `letters`: width of the widest number at size 1."""
 
     def __init__(self, mesh: QuadMesh, cell: tuple[int, int], number: str, letters: float, mark: bool) -> None:
         super().__init__(ha="center", va="center", weight="bold" if mark else "normal")
@@ -27,7 +27,7 @@ class _Cell(Text):
         self.set_in_layout(False)
 
     def draw(self, renderer: Any) -> None:
-        """Draw number and mark, black or white by the contrast with the cell (WCAG)."""
+        """Draw number and mark in black or white, by contrast with the cell (WCAG)."""
         (low, high), dpi = self._mesh.axes.transData.transform([(0, 0), (1, 1)]), self.figure.dpi  # type: ignore[union-attr]
         width, height = np.abs(high - low) * 72 / dpi
         size = min(fit.points(fit.TICK) + 0.5, 0.85 * width / (self._letters or 1), 0.62 * height)
@@ -58,17 +58,17 @@ def heatmap(
     label: str = "",
     title: str = "",
 ) -> Axes:
-    """Draw a matrix, with a color bar named `label`; cells are square if rows and columns have the same names.
+    """Draw a matrix with a color bar named `label`; cells are square if rows and columns have the same names.
 
     Args:
-        values: (row, column), NaN is hatched. rows, columns: names of the ticks; of more than 8 whole numbers some.
-        vmin, vmax: ends of the colors; without them the values' own, rounded outward to twentieths.
-        center: draw a diverging map about this value.
-        annot: write the numbers into the cells; None: if there are few. They are left out where they do not fit.
-        marks: bool (row, column), cells in bold with an asterisk.
+        values: (row, column); NaN cells are hatched. rows, columns: tick labels; thinned for more than 8 integers.
+        vmin, vmax: color limits (default: limits of the values, rounded outward to twentieths).
+        center: use a diverging map centered on this value.
+        annot: write numbers into the cells where they fit (default: if there are few cells).
+        marks: bool (row, column), cells to set in bold with an asterisk.
     """
     matrix = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))  # type: ignore[no-untyped-call]
-    square, own, large = list(rows) == list(columns), ax is None, max(matrix.shape) > MOST_NUMBERED
+    square, own, large = list(rows) == list(columns), ax is None, max(matrix.shape) > MAX_NUMBERED
     sides = [_wrapped(rows), _wrapped(columns)]
     cells = [_cell_inches(side, annot is not False) for side in sides]
     high, room = max(1.1, cells[0] * len(rows)), None
@@ -119,7 +119,7 @@ def _numeric(names: Sequence[str]) -> bool:
 
 
 def _name_cells(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Name the cells along both axes; names are turned if wider than a cell, and smaller if higher."""
+    """Label both axes; labels are rotated if wider than a cell, and smaller if taller."""
     size = fit.points(fit.TICK)
     across, down = fit.inches_of(ax)
     for axis, names, room, each in ((ax.xaxis, columns, across, 0.3), (ax.yaxis, rows, down, 0.16)):
@@ -139,7 +139,7 @@ def _norm(known: NDArray[np.float64], vmin: float | None, vmax: float | None, ce
     low, high = _rounded_range(known)
     if center is not None:
         reach = float(np.abs(known - center).max(initial=0.0)) or 1.0
-        low = center - reach if known.min(initial=0.0) < 0 else max(0.0, center - reach)  # no colors for the impossible
+        low = center - reach if known.min(initial=0.0) < 0 else max(0.0, center - reach)  # no impossible colors
         high = center + reach
     low, high = (old if new is None else new for old, new in ((low, vmin), (high, vmax)))
     return TwoSlopeNorm(center, low, high) if center is not None and low < center < high else Normalize(low, high)
@@ -155,6 +155,6 @@ def _rounded_range(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def limits(datasets: Sequence[Any], variable: str = "value") -> tuple[float, float]:
-    """Return a color or y range that several Datasets share, rounded outward (below 2 to twentieths)."""
+    """Return a common color or y range of several Datasets, rounded outward (below 2, to twentieths)."""
     values = np.concatenate([np.asarray(ds[variable], dtype=np.float64).ravel() for ds in datasets])
     return _rounded_range(values[np.isfinite(values)])

@@ -1,4 +1,4 @@
-"""Makes panels comparable: one range, one color bar or legend, and no label twice."""
+"""Make panels comparable: one range, one color bar or legend, and no repeated labels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Grid = Sequence[Sequence[Axes]]
 
 
 def share(grid: Grid, *, columns: bool = False) -> None:
-    """Give panels, in rows, one range of values or colors, and one legend, or one color bar per row.
+    """Give rows of panels one value or color range, and one legend, or one color bar per row.
 
-    Maps about different centers, and legends with different names, stay. `columns`: a range per column, all color bars.
+    Maps with different centers, and legends with different names, are unchanged. `columns`: one range per column.
     """
     axes = [ax for row in grid for ax in row]
     if columns:
@@ -35,7 +35,7 @@ def share(grid: Grid, *, columns: bool = False) -> None:
 
 
 def label_outer(grid: Grid) -> None:
-    """Take away labels that the panels at the left or below have as well."""
+    """Remove labels that the panels to the left or below repeat."""
     for lines, side, name, inner in ((grid, "y", "labelleft", 1), (_columns(grid), "x", "labelbottom", 0)):
         for line in lines:
             axes = [getattr(ax, f"{side}axis") for ax in line]
@@ -57,7 +57,7 @@ def _mesh(ax: Axes) -> QuadMesh | None:
 
 
 def _share_range(axes: Sequence[Axes]) -> bool:
-    """Give these axes one range of values or of colors, about one center; return whether they share colors."""
+    """Give these axes one value or color range with one center; return True if they share colors."""
     meshes = [mesh for ax in axes if (mesh := _mesh(ax)) is not None]
     if meshes:
         same = len(meshes) == len(axes) and len({getattr(mesh.norm, "vcenter", None) for mesh in meshes}) == 1

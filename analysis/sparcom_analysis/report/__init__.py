@@ -1,1 +1,1 @@
-"""Renders report.html, and turns everything into the bytes of files."""
+"""Runs the measures and writes report.html, metrics.json, tables, figures and lists."""

@@ -1,6 +1,6 @@
-"""A run as files for programs: metrics.json and its JSON Schema, tables; and back again.
+"""Convert a run to metrics.json, its JSON Schema, and tables; read metrics.json back.
 
-metrics.json holds every number of a run but the lists of neurons and experts (dimension `member`).
+metrics.json holds every number of a run except variables along `member`, the lists of neurons and experts.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sparcom_analysis.report.tables import Table, csv_bytes, for_people, from_fr
 from sparcom_data.errors import InvalidInputError
 
 MEMBER = "member"
-MOST_LATEX_ROWS = 40
+MAX_LATEX_ROWS = 40
 
 
 class Variable(BaseModel, extra="forbid"):
-    """A variable of a Dataset; NaN is null."""
+    """One variable of a Dataset; NaN is stored as null."""
 
     dims: list[str]
     dtype: str
@@ -35,7 +35,7 @@ class Variable(BaseModel, extra="forbid"):
 
 
 class MeasureData(BaseModel, extra="forbid"):
-    """A Dataset, as xarray.Dataset.to_dict gives it, with the dtype of each variable."""
+    """One Dataset, as returned by xarray.Dataset.to_dict, with the dtype of each variable."""
 
     dims: dict[str, int]
     attrs: dict[str, Any]
@@ -44,7 +44,7 @@ class MeasureData(BaseModel, extra="forbid"):
 
 
 class MetricsFile(BaseModel, extra="forbid"):
-    """metrics.json: attributes of the run, and measures by path in the tree."""
+    """Schema of metrics.json: attributes of the run, and measures by tree path."""
 
     format_version: Literal[3]
     attributes: dict[str, Any]
@@ -52,7 +52,7 @@ class MetricsFile(BaseModel, extra="forbid"):
 
 
 def nodes(run: xr.DataTree) -> Iterator[tuple[str, Measure | None, xr.Dataset]]:
-    """Yield path, measure and Dataset of every node, in the order of the registry; unknown measures last, as None."""
+    """Yield path, measure and Dataset of every node in registry order. Unknown measures come last, as None."""
     held = {node.path.strip("/"): node for node in run.subtree if "measure" in node.attrs}
     for measure in (*REGISTRY, None):
         for path in [path for path, node in held.items() if measure is None or node.attrs["measure"] == measure.name]:
@@ -60,7 +60,7 @@ def nodes(run: xr.DataTree) -> Iterator[tuple[str, Measure | None, xr.Dataset]]:
 
 
 def metrics(run: xr.DataTree) -> dict[str, Any]:
-    """Return a run as JSON holds it: `format_version`, `attributes` of the root, `measures` by path."""
+    """Return a run as JSON types: `format_version`, `attributes` of the root, and `measures` by path."""
     measures = {}
     for path, _, ds in nodes(run):
         kept = ds.drop_vars([name for name, held in ds.variables.items() if MEMBER in held.dims])
@@ -77,15 +77,15 @@ def to_json(run: xr.DataTree) -> bytes:
 
 
 def read_metrics(source: str | Path | bytes) -> xr.DataTree:
-    """Read a metrics.json back into the tree that `analyze` returned, without variables along `member`.
+    """Read metrics.json into the tree that `analyze` returned, without variables along `member`.
 
     Args:
         source: the file, its folder, or its bytes.
 
     Raises:
-        InvalidInputError: it is not a metrics.json of version 3.
+        InvalidInputError: the source is not a metrics.json of version 3.
     """
-    named, data = "it", source
+    named, data = "the input", source
     if not isinstance(data, bytes):
         path = Path(data) / "metrics.json" if Path(data).is_dir() else Path(data)
         named, data = str(path), path.read_bytes()
@@ -93,7 +93,7 @@ def read_metrics(source: str | Path | bytes) -> xr.DataTree:
         file = MetricsFile.model_validate_json(data)
     except ValidationError as error:
         raise InvalidInputError(
-            f"metrics.json must have format_version {FORMAT_VERSION} and the form of its schema; {named} has not "
+            f"metrics.json must have format_version {FORMAT_VERSION} and match its schema; {named} does not "
             f"({error.errors()[0]['msg']}). Analyze the archives again"
         ) from error
     tree = xr.DataTree.from_dict({"/": xr.Dataset(), **{path: _dataset(node) for path, node in file.measures.items()}})
@@ -113,7 +113,7 @@ def _dataset(node: MeasureData) -> xr.Dataset:
 
 
 def _plain(value: Any) -> Any:
-    """Return lists, dicts and numbers of Python for those of NumPy; None for what is no number."""
+    """Return NumPy values as Python lists, dicts and numbers; non-finite floats become None."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -129,7 +129,7 @@ def json_schema() -> bytes:
 
 
 def table_files(path: str, measure: Measure, ds: xr.Dataset) -> tuple[dict[str, bytes], dict[str, Table]]:
-    """Return the CSV and LaTeX files of a measure's tables, and by name the tables as a person reads them."""
+    """Return the CSV and LaTeX files of a measure's tables, and the report's tables by name."""
     files: dict[str, bytes] = {}
     shown: dict[str, Table] = {}
     for name, frame in measure_frames(measure, ds).items():
@@ -139,12 +139,12 @@ def table_files(path: str, measure: Measure, ds: xr.Dataset) -> tuple[dict[str, 
             from_frame(frame) if name else for_people(ds, from_frame(frame), intervals) for intervals in (False, True)
         )
         files[f"tables/{stem}.csv"] = csv_bytes(frame)
-        if len(plain.rows) <= MOST_LATEX_ROWS:
+        if len(plain.rows) <= MAX_LATEX_ROWS:
             caption = f"{measure.title}, {ds.attrs['model']} ({source_of(measure)})."
             files[f"tables/{stem}.tex"] = plain.latex(caption, stem)
     return files, shown
 
 
 def source_of(measure: Measure) -> str:
-    """Return "SPARCOM, eq. 10", or "our measure" of one that the paper does not have."""
+    """Return the equation, e.g. "SPARCOM, eq. 10", or "our measure" if the paper has none."""
     return "our measure" if measure.equation == OURS else measure.equation

@@ -1,4 +1,4 @@
-"""What was read and how: the attributes of the root of a run."""
+"""Root attributes of a run: inputs, settings, counts and warnings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sparcom_data.archive import Archive
 from sparcom_data.describe import describe_states
 
 FORMAT_VERSION = 3
-LARGE_SHARE = 1 / 5  # of counted tokens. Measured at 27 %: similarity between categories 0.59, of content alone 0.49
-NAMED = 3  # instructions and layers that a sentence gives
+LARGE_FRACTION = 1 / 5  # of counted tokens. At 27 %, similarity between categories was 0.59; content alone gave 0.49
+MAX_NAMED = 3  # instructions and layers listed in a sentence
 LIBRARIES = ("sparcom", "numpy", "numba", "zarr", "xarray")
 
 
@@ -32,19 +32,19 @@ def run_facts(
     options: Options,
     comparison: IsnComparison | None = None,
 ) -> dict[str, Any]:
-    """Return the attributes of the root: JSON-able, without local paths.
+    """Return the root attributes: serializable as JSON, without local paths.
 
     Args:
-        archives: the base model's, then the tuned model's if there is one.
-        isns: the ISN sets of both models by population, the population that the archive is about first.
-        options: those of the analysis. comparison: of both models, if there are two.
+        archives: the base model's archive, then the tuned model's if there is one.
+        isns: ISN sets of each model by population, main population first.
+        options: options of the analysis. comparison: base against tuned, if there are two models.
 
     Returns:
-        `format_version`; `archive` and, with two models, `tuned`: which model and which extraction; `settings`: all
-        options, with `rule` and the `positions` that were counted; `versions`; `instructions`: how many were used, by
-        category, and why others were not; `categories` with a used instruction, in order of first appearance;
-        `populations` of neurons; `comparison`: instructions matched, and notes on what differs besides the tuning;
-        `warnings`: sentences that a reader must know before the numbers.
+        `format_version`; `archive` and, with two models, `tuned`: model and extraction; `settings`: all options, with
+        `rule` and the counted `positions`; `versions`; `instructions`: number used by category, and reasons for leaving
+        others out; `categories` with a used instruction, in order of first appearance; `populations` of neurons;
+        `comparison`: matched instructions, and notes on differences other than tuning; `warnings`: sentences to read
+        before the numbers.
     """
     first = next(iter(isns.values()))[0]
     found: dict[str, Any] = {"format_version": FORMAT_VERSION}
@@ -70,7 +70,7 @@ def run_facts(
 
 
 def archive_facts(archive: Archive) -> dict[str, Any]:
-    """Return what an archive says of its model and its extraction."""
+    """Return the facts about an archive's model and extraction."""
     attributes = archive.attributes
     model, dataset = attributes.model, attributes.dataset
     of_model = ("revision", "architecture", "dtype", "quantization", "activation")
@@ -84,7 +84,7 @@ def archive_facts(archive: Archive) -> dict[str, Any]:
 
 
 def instruction_facts(isn: IsnSets) -> dict[str, Any]:
-    """Return which instructions of the archive were used, by category, and why the others were not."""
+    """Return the number of instructions used, by category, and the number left out, by reason."""
     table, tokens = isn.archive.instructions, isn.token_facts
     states = describe_states(table.state)
     return {
@@ -105,7 +105,7 @@ def instruction_facts(isn: IsnSets) -> dict[str, Any]:
 
 
 def _by_category(categories: Sequence[str], isn: IsnSets) -> Iterator[dict[str, Any]]:
-    """Yield an entry per category of the archive, those without a used instruction included."""
+    """Yield one entry per category of the archive, including categories without a used instruction."""
     codes = category_codes(categories)
     for code, label in enumerate(category_labels(categories)):
         used = codes[isn.instruction] == code
@@ -121,9 +121,9 @@ def _by_category(categories: Sequence[str], isn: IsnSets) -> Iterator[dict[str, 
 
 
 def prompt_origins(archive: Archive, instructions: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Return how many prompt tokens of these instructions, int64 (n,), a template or the tokenizer wrote.
+    """Count the prompt tokens of these instructions, int64 (n,), that the chat template or the tokenizer wrote.
 
-    Instructions of unknown origin are left out; None if nothing is known of any.
+    Instructions of unknown origin are left out. Returns None if all are unknown.
     """
     if not archive.knows_origins:
         return None
@@ -136,7 +136,7 @@ def prompt_origins(archive: Archive, instructions: NDArray[np.int64]) -> dict[st
 
 
 def _warnings(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]]) -> Iterator[str]:
-    """Yield the sentences that a reader must know before the numbers, those of the base archive first."""
+    """Yield the sentences to read before the numbers; the base archive comes first."""
     base = next(iter(isns.values()))[0]
     facts = base.token_facts
     titles = ("base archive", "tuned archive") if len(archives) > 1 else ("archive",)
@@ -152,19 +152,18 @@ def _warnings(archives: Sequence[Archive], isns: Mapping[Any, Sequence[IsnSets]]
 
 
 def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) -> Iterator[str]:
-    """Yield a sentence if the template and the tokenizer wrote much of what counts; special tokens may be left out."""
+    """Yield a warning if the template and the tokenizer wrote more than `LARGE_FRACTION` of the counted tokens."""
     spans = row_spans(archive, base.positions)
     origins = prompt_origins(archive, spans.instruction)
     if origins is None:
         if archive.attributes.capture.prompt_format == "chat":
             yield (
                 f"The {title} does not record which tokens its chat template wrote. These tokens are the same in every "
-                "prompt and make categories more similar. Extract again to be able to leave them out with --tokens "
-                "content."
+                "prompt and make categories more similar. To leave them out, extract again and use --tokens content."
             )
         return
     counted, written = int(spans.lengths.sum()) - special_rows, origins["template"] + origins["special"]
-    if written - special_rows > LARGE_SHARE * counted:
+    if written - special_rows > LARGE_FRACTION * counted:
         again = "Extract again with granularity 'token', and use" if archive.granularity == "count" else "Use"
         yield (
             f"The chat template or the tokenizer wrote {100 * origins['share']:.0f} % of the prompt tokens of the "
@@ -174,18 +173,19 @@ def _template(archive: Archive, title: str, base: IsnSets, special_rows: int) ->
 
 
 def _dead(isn: IsnSets, title: str) -> Iterator[str]:
-    """Yield a sentence if an instruction has a layer without any active neuron."""
+    """Yield a warning if an instruction has a layer without any active neuron."""
     dead = np.flatnonzero(isn.dead_layers.any(axis=1))
     if not dead.size:
         return
     named = []
-    for k in dead[:NAMED]:
+    for k in dead[:MAX_NAMED]:
         layers = [str(isn.layer_ids[j]) for j in np.flatnonzero(isn.dead_layers[k])]
-        named.append(f"{isn.ids[k]!r} (layer {', '.join(layers[:NAMED])}{', …' if len(layers) > NAMED else ''})")
-    more = f" and {dead.size - NAMED:,} more" if dead.size > NAMED else ""
+        more = ", …" if len(layers) > MAX_NAMED else ""
+        named.append(f"{isn.ids[k]!r} (layer {', '.join(layers[:MAX_NAMED])}{more})")
+    more = f" and {dead.size - MAX_NAMED:,} more" if dead.size > MAX_NAMED else ""
     have = "instruction has" if dead.size == 1 else "instructions have"
     yield (
         f"{dead.size:,} {have} a layer without any active neuron in the {title}, {TITLES[isn.population.name]}: "
-        f"{', '.join(named)}{more}. Gates that are not finite look like this. Run `sparcom verify`, and extract again "
-        "with another dtype if the model overflows."
+        f"{', '.join(named)}{more}. Non-finite gates can cause this. Run `sparcom verify`, and extract again with "
+        "another dtype if the model overflows."
     )

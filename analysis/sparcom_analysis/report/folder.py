@@ -1,8 +1,8 @@
-"""Puts the files of an analysis into a folder, so that the folder is of one analysis or says that it is unfinished.
+"""Write the files of an analysis into a folder. A folder without metrics.json and report.html is unfinished.
 
-1. metrics.json and report.html of an earlier analysis go first, those of subfolders too: without them it is unfinished.
-2. `.sparcom-files` names the files of both analyses from here on; then each is written, whole, in the order given.
-3. What the earlier one made and this one does not is removed. Files that no analysis made stay as they are.
+1. Remove metrics.json and report.html of an earlier analysis, also in subfolders.
+2. List the files of both analyses in `.sparcom-files`, so that an interrupted run can be cleaned up.
+3. Remove files that only the earlier analysis wrote, but none that others wrote. Write each new file atomically.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path, PurePosixPath
 from sparcom_data.errors import InvalidInputError, StorageError
 from sparcom_data.storage import PARTIAL_SUFFIX, storage_error, write_file
 
-FIRST_REMOVED = ("metrics.json", "report.html")  # the last to be written: with them all the others are there
+FIRST_REMOVED = ("metrics.json", "report.html")  # written last: their presence means that the folder is complete
 NAMES = ".sparcom-files"
 
 
 def check_output(folder: Path) -> None:
-    """Make the folder and try to write into it.
+    """Create the folder and check that it is writable.
 
     Raises:
-        InvalidInputError: it lies in an archive, whose files are no place for others.
-        StorageError: it is a file, or cannot be made or written to.
+        InvalidInputError: the folder lies inside an archive.
+        StorageError: the path is a file, or the folder cannot be created or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"the output must be a folder; {folder} is a file. Choose another --output")
     whole = folder.resolve()
     if inside := next((place for place in (whole, *whole.parents) if (place / "zarr.json").exists()), None):
         raise InvalidInputError(
-            f"results must lie outside of archives; {folder} is in {inside}, a Zarr group. Choose another --output"
+            f"the output must be outside any archive; {folder} is in {inside}, a Zarr group. Choose another --output"
         )
     trial = folder / ".sparcom-trial"
     write_file(trial, [b""])
@@ -39,13 +39,13 @@ def check_output(folder: Path) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace the files of an earlier analysis by these.
+    """Replace the files of an earlier analysis with these.
 
     Args:
-        files: path below the folder and bytes, those that show that all are there last.
+        files: bytes by relative path, with the files that mark completion last.
 
     Raises:
-        StorageError: the operating system refused; the last file is then not there.
+        StorageError: the operating system refused; the last file is then absent.
     """
     earlier = _earlier(folder)
     for name in (*FIRST_REMOVED, *sorted(earlier)):
@@ -54,7 +54,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     _write_names(folder, {*earlier, *files})
     for name in earlier - files.keys():
         _remove(folder / name)
-    for begun in (folder / name for name in (*earlier, NAMES)):  # by an analysis that was killed
+    for begun in (folder / name for name in (*earlier, NAMES)):  # partial files of a killed analysis
         for left in begun.parent.glob(f"{glob.escape(begun.name)}.*{PARTIAL_SUFFIX}"):
             _remove(left)
     for name, data in files.items():
@@ -63,7 +63,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """Return the files that analyses made here; names that lead out of the folder are none of ours."""
+    """Return the files that earlier analyses listed; skip names that lead out of the folder."""
     try:
         held = json.loads((folder / NAMES).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""The ids of neurons and experts that were found: a table per measure, and lists in the form of LAPE's authors."""
+"""Ids of the selected neurons and experts: one CSV table per measure, and index lists in LAPE's format."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sparcom_data.storage import write_file
 
 Kind = Literal["members", "unique"]
 IndexLists = Sequence[Sequence[NDArray[np.int64]]]
-"""Ids per category and layer of the model: int64 (k,) each."""
+"""Ids per category and model layer: int64 (k,) each."""
 
 
 def lists_of(run: xr.DataTree) -> dict[str, bytes]:
-    """Return `lists/MEASURE.csv` of every measure with members: path below the folder and bytes."""
+    """Return the bytes of `lists/MEASURE.csv`, by relative path, for every measure with members."""
     return {
         f"lists/{path.replace('/', '-')}.csv": csv_bytes(member_frame(ds))
         for path, _, ds in nodes(run)
@@ -32,8 +32,7 @@ def lists_of(run: xr.DataTree) -> dict[str, bytes]:
 
 
 def member_frame(ds: xr.Dataset) -> Any:
-    """Return a DataFrame with one row per category and member: layer, expert if routed, neuron or expert, kind; of
-    LAPE the entropy and the frequency of each category's specific neurons."""
+    """Return a DataFrame with one row per category and member; for LAPE, each category's specific neurons."""
     held = ds[[name for name in ds.data_vars if "member" in ds[name].dims]]
     frame = held.to_dataframe()
     if "specific" in held:
@@ -44,24 +43,25 @@ def member_frame(ds: xr.Dataset) -> Any:
 
 
 def as_index_lists(ds: xr.Dataset, layers: int | None = None, kind: Kind = "unique") -> IndexLists:
-    """Return ids per category and layer of the model, ascending; of routed experts expert · neurons + neuron.
+    """Return ascending ids per category and model layer. A routed neuron's id is expert · neurons + neuron.
 
     Args:
-        ds: of `general_unique` or of `lape`, whose specific neurons are returned whatever the kind.
-        layers: layers of the model; None: as the Dataset says.
+        ds: result of `general_unique`, or of `lape`, for which `kind` is ignored.
+        layers: number of layers of the model (default: the Dataset's `model_layers`).
+        kind: "unique" (default) or "members".
 
     Raises:
-        InvalidInputError: there are fewer layers than the ids reach to.
+        InvalidInputError: `layers` is too small for the ids.
     """
     layers = int(ds.attrs["model_layers"]) if layers is None else layers
     if layers <= (last := int(ds["layer"].max())):
-        raise InvalidInputError(f"a list needs an entry for layer {last}; layers is {layers}. Give all of the model")
+        raise InvalidInputError(f"layers must be greater than {last}; got {layers}. Pass the model's number of layers")
     each = [_ids(ds, kind, name) for name in ds["category"].values]
     return [[ids[own == layer] for layer in range(layers)] for own, ids in each]
 
 
 def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
-    """Write the List[List[LongTensor]] that LAPE's authors publish; `torch.load(path, weights_only=True)` reads it.
+    """Write LAPE's List[List[LongTensor]] format; `torch.load(path, weights_only=True)` reads it.
 
     Raises:
         MissingExtraError: torch is not installed. StorageError: the file cannot be written.
@@ -70,8 +70,8 @@ def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
         torch = importlib.import_module("torch")
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "lists of LongTensors are written by torch, which is not installed: pip install torch; the files in lists/ "
-            "hold the same ids as CSV"
+            "writing LongTensors needs torch, which is not installed; run pip install torch, or use the same ids in "
+            "lists/*.csv"
         ) from error
     buffer = io.BytesIO()
     torch.save([[torch.from_numpy(ids.copy()) for ids in own] for own in lists], buffer)
@@ -79,7 +79,7 @@ def save_long_tensors(path: str | Path, lists: IndexLists) -> None:
 
 
 def _ids(ds: xr.Dataset, kind: str, category: Any) -> NDArray[np.int64]:
-    """Return layer and id of a category's members of this kind, once each, ascending: int64 (2, k)."""
+    """Return the layer and id of a category's members of this kind, unique and ascending: int64 (2, k)."""
     if "specific" in ds:
         chosen = ds["specific"].sel(category=category).values.astype(np.bool_)
     else:

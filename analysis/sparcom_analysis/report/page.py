@@ -1,4 +1,4 @@
-"""Renders report.html: one file that holds everything and loads nothing. A loop over the registry of measures."""
+"""Render report.html, one self-contained file, in a loop over the registry of measures."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sparcom_analysis.plotting.fitting import visible
 from sparcom_analysis.report.export import nodes, source_of
 from sparcom_analysis.report.tables import Table, rounded
 
-# Most important first; others follow in the order of the registry.
+# Order of the opening sentences; other measures follow in registry order.
 LEAD = ("similarity", "finetuning_jaccard", "routing_correlation", "finetuning_correlation", "layers", "general_unique")
-MOST_SENTENCES, MOST_FIGURES = 5, 3
-MOST_ROWS = 200  # of a table that the page shows; the files hold all
-REM_PER_POINT, TWO_COLUMNS_REM, WIDEST_REM = 0.09, 40.0, 51.0  # widths of figures
+MAX_SENTENCES, MAX_FIGURES = 5, 3
+MAX_ROWS = 200  # per table on the page; the files hold all rows
+REM_PER_POINT, TWO_COLUMNS_REM, MAX_REM = 0.09, 40.0, 51.0  # widths of figures
 Facts = Mapping[Any, Any]
 POSITIONS = {"prompt": "prompt tokens", "response": "response tokens", "all": "prompt and response tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One node of the run on the page, or one measure of several runs.
+    """One node of a run on the page, or one measure of several runs.
 
     Attributes:
-        name: of its figure's file. heading: model and population, for a measure of several.
-        svg: the figure; empty without one. tables: as a person reads them, by file name.
-        note: what could not be computed of it.
+        name: stem of the figure's file name. heading: model and population, shown if a measure has several items.
+        svg: the figure; empty if there is none. tables: rounded tables by file name.
+        note: reason why values are missing.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Item:
 
     @property
     def source(self) -> str:
-        """Address that holds the figure: an image of its own, so that no two share ids."""
+        """Data URI of the figure. A separate image per figure keeps SVG ids from colliding."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
 
     @property
     def width(self) -> float:
-        """Largest width of the figure in rem: by its own width, so that letters are as large in all."""
+        """Maximum width in rem, proportional to the SVG's width so that all figures have one font size."""
         found = re.search(rb'width="([0-9.]+)pt"', self.svg[:1000])
-        return round(min(WIDEST_REM, REM_PER_POINT * float(found[1])), 1) if found else WIDEST_REM
+        return round(min(MAX_REM, REM_PER_POINT * float(found[1])), 1) if found else MAX_REM
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class Section:
 
     @property
     def lead(self) -> str:
-        """The first sentence."""
+        """First sentence of the section; empty if it has none."""
         return next((item.sentences[0] for item in self.items if item.sentences), "")
 
 
 def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
-    """Return the bytes of report.html; `items`: what is shown of each node of the run, by path."""
+    """Return the bytes of report.html; `items` maps node paths to page items."""
     facts = run.attrs
     shown: dict[str, list[Item]] = {}
     for path, measure, _ in nodes(run):
@@ -88,8 +88,8 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
         moe="moe" in facts["archive"],
         notes=list(notes(facts)),
         sections=sections,
-        answers=[section.lead for section in first if section.lead][:MOST_SENTENCES],
-        figures=[section.items[0] for section in first if section.items[0].width < TWO_COLUMNS_REM][:MOST_FIGURES],
+        answers=[section.lead for section in first if section.lead][:MAX_SENTENCES],
+        figures=[section.items[0] for section in first if section.items[0].width < TWO_COLUMNS_REM][:MAX_FIGURES],
         missing=_missing(facts),
         tokens=_tokens(facts),
         length_sentence=length_sentence(facts["instructions"]["by_category"]),
@@ -98,23 +98,23 @@ def render_report(run: xr.DataTree, items: Mapping[str, Item]) -> bytes:
 
 
 def render_comparison(links: Mapping[str, str], runs: Mapping[str, xr.DataTree], sections: list[Section]) -> bytes:
-    """Return the bytes of the page over several runs: addresses of their reports, and the runs, by title."""
+    """Return the bytes of the page over several runs; `links` and `runs` map titles to report addresses and runs."""
     facts = {title: run.attrs for title, run in runs.items()}
     leads = zip_longest(*(lead_sentences(run) for run in runs.values()))
-    answers = [f"{title}: {said}" for row in leads for title, said in zip(runs, row, strict=True) if said]
+    answers = [f"{title}: {sentence}" for row in leads for title, sentence in zip(runs, row, strict=True) if sentence]
     return _render(
         title="Instruction-specific neurons of " + ", ".join(links),
         links=links,
         runs=facts,
         tokens={title: _tokens(own) for title, own in facts.items()},
         sections=sections,
-        answers=answers[:MOST_SENTENCES],
+        answers=answers[:MAX_SENTENCES],
         notes=[f"{title}: {note}" for title, own in facts.items() for note in notes(own)],
     )
 
 
 def lead_sentences(run: xr.DataTree, *more: str) -> Iterator[str]:
-    """Yield the first sentence of each measure that a page opens with, then of further ones, in order of importance."""
+    """Yield the first sentence of each measure in `LEAD`, then of each measure in `more`."""
     measures = {measure.name: measure for measure in REGISTRY}
     for name in (*LEAD, *more):
         if name in run.children and name in measures:
@@ -122,21 +122,21 @@ def lead_sentences(run: xr.DataTree, *more: str) -> Iterator[str]:
 
 
 def models(facts: Facts) -> str:
-    """Return the names of the models of a run."""
+    """Return the distinct model names of a run, joined by "and"."""
     names = [str(facts[part]["model_name"]) for part in ("archive", "tuned") if part in facts]
     return " and ".join(dict.fromkeys(names))
 
 
 def notes(facts: Facts) -> Iterator[str]:
-    """Yield what changes the reading: warnings, other positions than the paper's, differences of the two archives."""
+    """Yield caveats: positions that differ from the paper's, warnings, and differences between the two archives."""
     if (positions := facts["settings"]["positions"]) != "prompt":
-        yield f"Frequencies are counted over {POSITIONS[positions]}. The paper counts prompt tokens."
+        yield f"Frequencies count {POSITIONS[positions]}. The paper counts prompt tokens."
     yield from facts["warnings"]
     yield from facts.get("comparison", {}).get("notes", ())
 
 
 def length_sentence(by_category: Sequence[Mapping[str, Any]]) -> str:
-    """Return how far mean lengths differ between categories; empty for one category."""
+    """Return a sentence on how mean lengths differ between categories; empty for one category."""
     lengths = {str(one["category"]): one["mean_tokens"] for one in by_category if one["mean_tokens"]}
     if len(lengths) < 2:
         return ""
@@ -144,31 +144,30 @@ def length_sentence(by_category: Sequence[Mapping[str, Any]]) -> str:
     if lengths[low] == lengths[high]:
         return f"Here the mean length is {lengths[low]:.1f} tokens in every category."
     return (
-        f"Here the mean length goes from {lengths[low]:.1f} tokens ({low}) to {lengths[high]:.1f} ({high}), "
-        f"{lengths[high] / lengths[low]:.1f} times as many."
+        f"Here mean lengths range from {lengths[low]:.1f} tokens ({low}) to {lengths[high]:.1f} tokens ({high}), "
+        f"a ratio of {lengths[high] / lengths[low]:.1f}."
     )
 
 
 def interval_caveat(settings: Mapping[str, Any]) -> str:
-    """Return that intervals end at the extremes of too few draws, and the remedy; empty if there are enough."""
+    """Return a warning and its remedy if there are too few resamples for the confidence level; else an empty text."""
     n_resamples, level = settings["n_resamples"], settings["confidence_level"]
     needed = math.ceil(round(2 / (1 - level), 6))  # one draw below the interval and one above
     if not n_resamples or n_resamples >= needed:
         return ""
     return (
-        f"An interval of {100 * level:.10g} % needs {needed:,} resamples, so that some lie beyond its ends. Here are "
-        f"{n_resamples:,}, and the ends are about the lowest and the highest of them. Give more --resamples, or a "
-        "smaller --confidence."
+        f"A {100 * level:.10g} % interval needs at least {needed:,} resamples. This run drew {n_resamples:,}, so the "
+        "interval spans nearly all of them. Raise --resamples or lower --confidence."
     )
 
 
 def _tokens(facts: Facts) -> str:
-    content = " of content" if facts["settings"]["counted_tokens"] == "content" else ""
-    return POSITIONS[facts["settings"]["positions"]] + content
+    content = "content " if facts["settings"]["counted_tokens"] == "content" else ""
+    return POSITIONS[facts["settings"]["positions"]].replace("tokens", f"{content}tokens")
 
 
 def _missing(facts: Facts) -> dict[str, str]:
-    """Return the titles of the measures that could not be computed, by reason."""
+    """Return the titles of measures that were not computed, keyed by reason."""
     titles = {measure.name: measure.title for measure in REGISTRY} | {"tuned": "fine-tuned"}
     titles |= {part["population"]: part["title"] for part in facts["populations"]}
     reasons: dict[str, list[str]] = {}
@@ -184,4 +183,4 @@ def _render(**context: Any) -> bytes:
     environment.filters["number"] = lambda value: "n/a" if value is None else rounded(value)
     environment.filters["mean"] = lambda value: "n/a" if value is None else f"{value:,.1f}"
     template = environment.get_template("page.html.j2")
-    return visible(template.render(most_rows=MOST_ROWS, source_of=source_of, **context)).encode()
+    return visible(template.render(max_rows=MAX_ROWS, source_of=source_of, **context)).encode()

@@ -1,12 +1,12 @@
-"""Computes every measure of an archive, or of a base and a tuned model: the loop over the registry.
+"""Compute every measure of one archive, or of a base and a tuned archive, in a loop over the registry.
 
-Each population of neurons is one pass over its masks, the router one more; a tuned model the same over its own. The
-tree has a node per measure. Those of the population that the archive is about (routed experts if there are any) are at
-the top; others are in a group of their name; those of the tuned model alone are in the group `tuned`:
+Each archive is read in one pass per neuron population and one pass over the router. The tree has one node per measure.
+The main population (routed experts if there are any) is at the top. Other populations are in groups named after them.
+Results of the tuned model alone are in the group `tuned`:
 
-    similarity                          eq. 10 of the base model
-    shared_expert_neuron/similarity     the same of shared experts
-    tuned/similarity                    the same of the tuned model
+    similarity                          eq. 10, base model
+    shared_expert_neuron/similarity     eq. 10, base model, shared experts
+    tuned/similarity                    eq. 10, tuned model
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def analyze(
     scratch: Path | None = None,
     **changes: Any,
 ) -> xr.DataTree:
-    """Compute every measure and return them as a tree of Datasets; nothing is written (see `write_report`).
+    """Compute every measure and return a tree of Datasets. Writes no files; see `write_report`.
 
     Args:
-        base: an archive, its path or address.
-        tuned: one of the fine-tuned model: what tuning changes among neurons and experts.
+        base: an archive, or its path or URL.
+        tuned: the archive of the fine-tuned model, for the measures of fine-tuning.
         options, **changes: see `Options`.
-        progress: called with units of work done and in all.
+        progress: called with units of work done and in total.
         block_bytes, scratch: as for `find_isns`.
 
     Returns:
-        A node per measure (see the module); attributes of the root say what was read, and what could not be computed.
+        One node per measure (see the module docstring). Root attributes record inputs and measures not computed.
 
     Raises:
-        InvalidInputError: an option has no such value, or an instruction to show is not complete in both archives.
-        UnsupportedArchiveError: the archives are not of a model and its tuned version, or lack what was asked for.
-        IncompleteArchiveError, DamagedArchiveError, StorageError: as reading says.
+        InvalidInputError: an option is invalid, or an instruction to show is not complete in both archives.
+        UnsupportedArchiveError: the models do not match, or an archive lacks the data that an option needs.
+        IncompleteArchiveError, DamagedArchiveError, StorageError: reading an archive failed.
     """
     archives = [opened(archive) for archive in (base, tuned) if archive is not None]
     options, steps = Options.of(options, **changes), _Steps(progress)
@@ -100,12 +100,12 @@ def analyze(
     if progress is not None:
         progress(steps.count * steps.UNIT, steps.count * steps.UNIT)
     for archive in archives:
-        archive.require_same()  # over HTTP the passes look only every few seconds
+        archive.require_same()  # over HTTP, the passes check for changes only every few seconds
     return tree
 
 
 class _Steps:
-    """One progress over several passes of unlike length: each counts as a thousandth part of `count` steps."""
+    """One progress report over several passes; each pass counts as `UNIT` units, whatever its length."""
 
     UNIT = 1000
 
@@ -127,7 +127,7 @@ class _Steps:
 
 
 def _subjects(isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]) -> list[tuple[str, str, Subject]]:
-    """Return group, kind and subject of everything that was read, and the comparisons of both models."""
+    """Return group, kind and subject of each population and router, and of the comparisons between models."""
     found: list[tuple[str, str, Subject]] = []
     known = None
     for place, (name, sides) in enumerate(isns.items()):
@@ -146,7 +146,7 @@ def _subjects(isns: dict[Any, list[IsnSets]], experts: list[ExpertCounts]) -> li
 
 
 def _check(archives: list[Archive], options: Options) -> None:
-    """Refuse what these archives cannot give, before the first mask is read."""
+    """Check that the archives support the options, before reading any mask."""
     base = archives[0]
     if len(archives) == 2:
         check_models(base, archives[1])
@@ -155,8 +155,8 @@ def _check(archives: list[Archive], options: Options) -> None:
             special_ids(archive, options.special_token_ids)
     if options.must_match_lengths and base.granularity == "count":
         raise UnsupportedArchiveError(
-            f"equal lengths need masks of single tokens; {base.path} holds counts over all tokens of an instruction. "
-            "Leave equal_length and equal_length_tokens (--equal-length, --equal-length-tokens) out, or extract "
+            f"equal lengths need one mask per token; {base.path} holds one count per instruction. "
+            "Omit equal_length and equal_length_tokens (--equal-length, --equal-length-tokens), or extract "
             "again with granularity='token'"
         )
     _check_shown(archives, options)
@@ -173,11 +173,11 @@ def _check_shown(archives: list[Archive], options: Options) -> None:
         return
     if len(archives) == 1:
         raise InvalidInputError(
-            "instructions to show are compared with a tuned archive; there is none. Give --tuned, or none of them"
+            "showing instructions needs a tuned archive; none was given. Add --tuned, or omit the instructions"
         )
     complete = [{a.instructions.id[i] for i in a.instructions.complete.tolist()} for a in archives]
     if problems := [
-        f"an instruction to show must be complete in both archives; {name!r} is not. Give ids of instruction/id"
+        f"an instruction to show must be complete in both archives; {name!r} is not. Use ids from instruction/id"
         for name in options.instructions
         if not all(name in ids for ids in complete)
     ]:

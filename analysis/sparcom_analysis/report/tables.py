@@ -1,7 +1,7 @@
-r"""One table as CSV for programs, LaTeX (booktabs) for papers, and rounded cells for the report.
+r"""Tables as CSV for programs, LaTeX (booktabs) for papers, and rounded cells for the report.
 
-CSV (RFC 4180) keeps every digit and leaves cells without a value empty. LaTeX rounds, and shows a dash instead. Letters
-outside Latin need a Unicode engine (XeLaTeX, LuaLaTeX).
+CSV (RFC 4180) keeps every digit and leaves missing values empty. LaTeX rounds, and shows a dash for a missing value.
+Non-Latin letters need a Unicode engine (XeLaTeX, LuaLaTeX).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MATHEMATICS = {"ε": "varepsilon", "Σ": "Sigma", "×": "times", "·": "cdot", 
 _MATHEMATICS |= {"≥": "geq", "→": "rightarrow"}
 _LATEX = {
     '"': r"\char34{}",  # \textquotedbl needs another font encoding than the default
-    "[": "{[}",  # at the start of a row it would be an argument of the line break before it
+    "[": "{[}",  # at the start of a row, LaTeX would read it as an argument of the preceding line break
     "*": "{*}",  # likewise
     "…": r"\ldots{}",
     "−": "$-$",
@@ -38,13 +38,13 @@ _LATEX = {
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Named columns and rows of cells: text, numbers, booleans, or None (as NaN: no value)."""
+    """Named columns and rows of cells: text, numbers or booleans. None and NaN mark missing values."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
     def latex(self, caption: str, label: str) -> bytes:
-        """Return a `table` with caption, label `tab:LABEL` and booktabs rules."""
+        """Return a LaTeX `table` with a caption, the label `tab:LABEL` and booktabs rules."""
         rows = self.texts(latex_text, r"\textendash{}")
         lines = [
             r"\begin{table}",
@@ -63,18 +63,18 @@ class Table:
         return ("\n".join(lines) + "\n").encode()
 
     def texts(self, escape: Callable[[str], str] = str, missing: str = "n/a") -> list[list[str]]:
-        """Return cells rounded for people and escaped, `missing` without a value."""
+        """Return rounded, escaped cells; missing values become `missing`."""
         named = [list(zip(row, self.columns, strict=True)) for row in self.rows]
         return [[missing if _missing(cell) else escape(rounded(cell, name)) for cell, name in row] for row in named]
 
     @property
     def numeric(self) -> list[bool]:
-        """Of each column whether no cell of it is text."""
+        """True for each column without text or booleans."""
         return [not any(isinstance(row[at], (str, bool)) for row in self.rows) for at in range(len(self.columns))]
 
 
 def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
-    """Return the tidy DataFrames of a measure by name; without its own, "" holds the variables shaped like `value`."""
+    """Return the tidy DataFrames of a measure by name (default: "", all variables with the dimensions of `value`)."""
     if measure.tables is not None:
         frames = dict(measure.tables(ds))
     else:
@@ -92,22 +92,22 @@ def measure_frames(measure: Measure, ds: xr.Dataset) -> dict[str, Any]:
 
 
 def csv_bytes(frame: Any) -> bytes:
-    """Return a DataFrame as CSV with lines that end in CR LF; floats are read back without loss."""
+    """Return a DataFrame as CSV with CR LF line endings; floats round-trip exactly."""
     text: str = frame.to_csv(index=False, lineterminator="\r\n")
     return text.encode("utf-8", "replace")
 
 
 def from_frame(frame: Any) -> Table:
-    """Return the table of a DataFrame."""
+    """Convert a DataFrame to a Table."""
     columns = [frame.iloc[:, at].tolist() for at in range(len(frame.columns))]
     return Table([str(name) for name in frame.columns], list(zip(*columns, strict=True)))
 
 
 def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
-    """Return the table that a person reads: a matrix of `value` if it has two category axes, else the tidy one.
+    """Return a matrix of `value` if it has two category axes, else the tidy table.
 
     Args:
-        intervals: write the confidence interval behind each value of the matrix.
+        intervals: append the confidence interval to each value of the matrix.
     """
     if "value" not in ds or ds["value"].dims[-1:] != ("category_2",):
         return table
@@ -127,13 +127,13 @@ def with_interval(value: float, low: float, high: float) -> str | float:
 
 
 def latex_text(text: str) -> str:
-    """Return a text that LaTeX shows as it is."""
+    """Escape a text for LaTeX."""
     escaped = "".join(_LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
     return _LIGATURE.sub(r"\1{}", escaped)
 
 
 def rounded(cell: Any, column: str = "") -> str:
-    """Return a number with three decimals (one from 10 on, none from 1,000 on), a p-value with two digits."""
+    """Format a cell: three decimals below 10, one below 1,000, none above; two significant digits for p-values."""
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, str):

@@ -1,4 +1,4 @@
-"""Writes a run, or several side by side, into a folder: report.html, metrics.json, tables, figures, lists."""
+"""Write one run, or several side by side, into a folder: report.html, metrics.json, tables, figures, lists."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Runs = Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
 
 
 def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progress | None = None) -> Path:
-    """Write the files of a run, in place of those of an earlier report, and return the path of report.html.
+    """Write the files of a run, replacing an earlier report, and return the path of report.html.
 
     Args:
-        run: what `analyze` or `read_metrics` returned; or several, as a sequence or by title. Each of several gets a
-            subfolder, and report.html shows them side by side.
-        path: a folder outside of archives; made if it does not exist.
-        progress: called with Datasets drawn and in all; of several runs with those written and in all.
+        run: a run from `analyze` or `read_metrics`, or several runs as a sequence or a mapping by title. Each of
+            several runs gets a subfolder, and report.html shows them side by side.
+        path: a folder outside any archive; created if needed.
+        progress: called with the number drawn and the total: of Datasets, or of runs if there are several.
 
     Raises:
-        InvalidInputError: the folder lies in an archive. StorageError: the operating system refused.
+        InvalidInputError: the folder lies inside an archive. StorageError: the operating system refused.
     """
     folder = Path(path)
     check_output(folder)
@@ -49,7 +49,7 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
 
 
 def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, bytes]:
-    """Return every file of a run by its path in the folder, metrics.json last."""
+    """Return every file of a run by relative path, metrics.json last."""
     files: dict[str, bytes] = {}
     items: dict[str, Item] = {}
     held = [(path, measure, ds) for path, measure, ds in nodes(run) if measure is not None]
@@ -75,7 +75,7 @@ def run_files(run: xr.DataTree, progress: Progress | None = None) -> dict[str, b
 
 
 def draw(measure: Measure, ds: xr.Dataset) -> Figure | None:
-    """Return the figure of a measure; None if it has nothing to draw."""
+    """Return the figure of a measure, or None if there is nothing to draw."""
     if measure.figure is not None:
         return measure.figure(ds)
     drawn = None if measure.plot is None else measure.plot(ds)
@@ -89,7 +89,7 @@ def _figure_files(name: str, figure: Figure | None) -> dict[str, bytes]:
 
 
 def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict[str, bytes]:
-    """Return the files of each run in a folder of its own, and those that show all; report.html last."""
+    """Return the files of each run in its own folder, and the joint files; report.html is last."""
     slugs = [re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.").lower() or "run" for title in runs]
     slugs = _distinct(["figures", "tables", *slugs])[2:]
     files: dict[str, bytes] = {}
@@ -107,7 +107,7 @@ def _several(runs: Mapping[str, xr.DataTree], progress: Progress | None) -> dict
 
 
 def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[dict[str, bytes], Item | None]:
-    """Return files and item of a measure of several runs: panels with one range (tuned above base), or a table."""
+    """Return files and item of one measure over several runs: panels on one scale (tuned above base), or a table."""
     found = {title: {path: ds for path, _, ds in nodes(run) if "value" in ds} for title, run in runs.items()}
     rows = [[found[title].get(group + measure.name) for title in runs] for group in ("tuned/", "")]
     rows = [row for row in rows if any(ds is not None for ds in row)]
@@ -125,12 +125,12 @@ def _side_by_side(measure: Measure, runs: Mapping[str, xr.DataTree]) -> tuple[di
     names = [[title + ", fine-tuned" * (row is not rows[-1]) for title in runs] for row in rows]
     files = _figure_files(measure.name, plot.panels(rows, names, measure=measure.name))
     above = " Fine-tuned models are above base models." if len(rows) > 1 else ""
-    caption = f"{measure.title} ({source_of(measure)}), one panel per model, one range for all panels.{above}"
+    caption = f"{measure.title} ({source_of(measure)}), one panel per model, all on one scale.{above}"
     return files, Item(measure.name, svg=files[f"figures/{measure.name}.svg"], caption=caption)
 
 
 def _model_table(held: Mapping[str, xr.Dataset]) -> Table:
-    """Return means with intervals, one row per model and a column per category, as the paper's tables 1 and 2."""
+    """Return means with intervals, one row per model and one column per category, as in the paper's tables 1 and 2."""
     labels = list(dict.fromkeys(str(name) for ds in held.values() for name in ds["category"].values))
     rows = []
     for title, ds in held.items():
@@ -144,7 +144,7 @@ def _cell(ds: xr.Dataset, prefix: str) -> str | float:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, those that occurred before with a number."""
+    """Return the names, with a number appended to each repeat."""
     found: list[str] = []
     for name in names:
         tries = (name, *(f"{name}-{number}" for number in range(2, len(names) + 2)))

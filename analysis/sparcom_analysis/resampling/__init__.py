@@ -1,1 +1,1 @@
-"""Intervals, permutation tests and length control: one of each for all measures."""
+"""Bootstrap intervals, permutation tests and length control, used by all measures."""

@@ -1,17 +1,17 @@
-"""Bootstrap intervals: how far means of groups would vary with other instructions of the same groups.
+"""Bootstrap intervals for means of groups, from instructions resampled within groups.
 
-Within each group as many instructions as it has are drawn with replacement, `n_resamples` times (PCG64). A resample is
-one weight per instruction, how often it was drawn; all measures of the same instructions use the same draws. The ends
-are percentiles of the measure under the weights; statistics that resampling shifts have `centered_interval`.
+Each resample draws n instructions with replacement from a group of n, `n_resamples` times (PCG64). A resample stores
+one weight per instruction, the number of times it was drawn. All measures of the same instructions use the same draws.
+Intervals are percentile intervals; statistics with resampling bias use `centered_interval`.
 
-Pairs: an instruction drawn twice makes a pair of two draws whose value is 1 whatever the model does. Counted as a pair
-of different instructions it would raise every mean within a group by (1 - mean) / n, so it is not counted. Without self
-pairs the mean within a group is u = Σ_{i<j} w_i w_j m_ij / Σ_{i<j} w_i w_j. With self pairs (SPARCOM, eq. 10 and 14)
-every draw is paired with itself once, and pairs of a draw with its like count as u. Pairs without a value are left out
-of numerators and denominators. A resample without any value for a cell is left out of that cell.
+Pairs: an instruction drawn twice forms a pair with its copy, whose value is 1 for every model. Including such pairs
+would raise each within-group mean by (1 - mean) / n, so they are excluded. Without self pairs, the mean within a group
+is u = Σ_{i<j} w_i w_j m_ij / Σ_{i<j} w_i w_j. With self pairs (SPARCOM, eq. 10 and 14), each draw is paired with itself
+once, and pairs of a draw with its copy count as u. Undefined pairs enter neither numerators nor denominators. A cell
+skips resamples in which it has no defined pair.
 
-There is no interval (NaN) for a group of one instruction, nor within a group of two, which has one pair only. Sums are
-exact (see `pairs`): neither cores nor blocks change a digit.
+A group of one instruction has no interval (NaN); nor has the mean within a group of two, which has one pair. Sums are
+exact (see `pairs`), so results do not depend on block size or number of cores.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from sparcom_analysis.archive.categories import category_codes, category_labels
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.pairs import STRIP_ROWS, Floats, PairMatrix, fixed, fixed_bits, ratio
 
-MIN_MEMBERS = 2  # instructions with a value that a group must have
-MIN_WITHIN = 3  # two have one pair, and every resample that has a pair has that one
-BLOCK_VALUES = 1 << 20  # values of all resamples that are sorted at once: 8 MiB
+MIN_MEMBERS = 2  # defined instructions required per group
+MIN_WITHIN = 3  # a group of two has one pair, which does not vary
+BLOCK_VALUES = 1 << 20  # values over all resamples sorted at once: 8 MiB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resamples:
-    """Draws of instructions within their groups.
+    """Bootstrap draws of instructions within their groups.
 
     Attributes:
-        categories: n strings. weights: float64 (resample, n), how often each was drawn; whole numbers that add up to
-            the size of the group. confidence_level: fraction of the results between the ends.
+        categories: n strings. weights: float64 (resample, n), integer draw counts that sum to the group size.
+        confidence_level: fraction of the resampled results inside the interval.
     """
 
     categories: Sequence[str]
@@ -48,14 +48,14 @@ class Resamples:
 
 
 class Interval(NamedTuple):
-    """Ends of a confidence interval: float64, shaped as the measure; NaN for none."""
+    """Ends of a confidence interval: float64, with the shape of the measure; NaN if there is none."""
 
     low: Floats
     high: Floats
 
 
 def resamples_for(categories: Sequence[str], options: Options) -> Resamples | None:
-    """Return the draws that `options` ask for (`n_resamples`, `confidence_level`, `seed`); None for no intervals."""
+    """Return the draws for `n_resamples`, `confidence_level` and `seed` of `options`; None if `n_resamples` is 0."""
     if not options.n_resamples:
         return None
     rng = np.random.Generator(np.random.PCG64(options.seed))
@@ -72,7 +72,7 @@ def resamples_for(categories: Sequence[str], options: Options) -> Resamples | No
 def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
     """Yield, per resample, the instructions drawn with replacement in each of c groups: c arrays, intp (n_c,).
 
-    For statistics that are no weighted means. codes: intp (n,), group of each instruction. seed: of PCG64.
+    For statistics that are not weighted means. codes: intp (n,), group of each instruction. seed: PCG64 seed.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
@@ -83,15 +83,15 @@ def resampled_rows(codes: NDArray[np.intp], n_resamples: int, seed: int) -> Iter
 def centered_interval(
     estimate: ArrayLike, drawn: ArrayLike, confidence_level: float, upper: float = np.inf
 ) -> Interval:
-    """Return the estimate plus the percentiles of the draws' deviations from the draws' own mean.
+    """Return the estimate plus the percentiles of the resamples' deviations from their own mean.
 
-    For statistics that resampling shifts: counts above a threshold, sums of absolute values. The percentiles
-    themselves can lie beside the estimate; the spread of the draws is kept, their shift is not. The interval covers
-    what as many other instructions would give on average.
+    For statistics with resampling bias: counts above a threshold, sums of absolute values. Their plain percentile
+    interval can miss the estimate. Centering keeps the spread of the resamples and removes their shift. The interval
+    estimates the variation over samples of the same size.
 
     Args:
-        estimate: (…), numbers of all instructions. drawn: (resample, …), of each resample; NaN in any gives NaN.
-        upper: limit that the interval does not leave, nor 0.
+        estimate: (…), statistic over all instructions. drawn: (resample, …), per resample; any NaN gives NaN.
+        upper: upper limit of the interval; the lower limit is 0.
     """
     results, middle = np.asarray(drawn, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
     below, above = percentiles(results - results.mean(axis=0), confidence_level)
@@ -100,10 +100,10 @@ def centered_interval(
 
 
 def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval]:
-    """Return intervals of `PairMatrix.means`: (2, c, c), self pairs counted and left out.
+    """Return intervals of `PairMatrix.means`: (2, c, c), with and without self pairs.
 
-    Of two matrices of the same instructions also that of second minus first, from the same draws: both rise and fall
-    with them, so their difference varies less than either.
+    For two matrices of the same instructions, add the interval of second minus first from the same draws. This paired
+    difference varies less than either matrix.
     """
     count = len(matrices[0].labels)
     found = [Interval(*np.full((2, 2, count, count), np.nan)) for _ in range(2 * len(matrices) - 1)]
@@ -118,8 +118,7 @@ def pair_intervals(resamples: Resamples, *matrices: PairMatrix) -> list[Interval
 
 
 def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[int, int, Floats]]:
-    """Yield every two groups a ≤ b and their means of all resamples, self pairs counted and left out: float64
-    (resample, 2); NaN for too few instructions."""
+    """Yield group pairs a ≤ b and resampled means, with and without self pairs: float64 (resample, 2), NaN if small."""
     if list(pairs.categories) != list(resamples.categories):
         raise ValueError("resamples must be drawn from the categories of the same instructions")
     members = [np.flatnonzero((pairs.codes == code) & pairs.defined) for code in range(len(pairs.labels))]
@@ -138,7 +137,7 @@ def resampled_cells(pairs: PairMatrix, resamples: Resamples) -> Iterator[tuple[i
 
 
 def _within(pairs: PairMatrix, rows: NDArray[np.intp], weights: Floats, sums: Floats, missing: Floats) -> Floats:
-    """Return the means within one group, self pairs counted and left out: float64 (resample, 2)."""
+    """Return the means within one group, with and without self pairs: float64 (resample, 2)."""
     itself, bits = pairs.values.diagonal()[rows], fixed_bits(len(pairs))
     drawn, known = weights.sum(axis=1), ~np.isnan(itself)
     apart = ratio(sums, (drawn * drawn - (weights * weights).sum(axis=1)) / 2 - missing)
@@ -152,8 +151,10 @@ def _within(pairs: PairMatrix, rows: NDArray[np.intp], weights: Floats, sums: Fl
 def _pair_sums(
     pairs: PairMatrix, weights: Sequence[Floats], members: Sequence[NDArray[np.intp]]
 ) -> tuple[Floats, Floats]:
-    """Return Σ w_i w_j m_ij over the pairs of the first group with itself (i < j) and with each other group that have
-    a value, and Σ w_i w_j over those without: float64 (group, resample) each."""
+    """Return Σ w_i w_j m_ij over defined pairs, and Σ w_i w_j over undefined ones: float64 (group, resample) each.
+
+    Pairs are those of the first group with itself (i < j) and with each other group.
+    """
     bits = fixed_bits(len(pairs))
     sums, missing = np.zeros((2, len(members), len(weights[0])), dtype=np.int64)
     for first in range(0, len(members[0]), STRIP_ROWS):
@@ -169,18 +170,20 @@ def _pair_sums(
 
 
 def _bilinear(left: Floats, block: Floats, right: Floats) -> NDArray[np.int64]:
-    """Return Σ_ij left_i block_ij right_j of every resample, all whole numbers: int64 (resample,)."""
+    """Return Σ_ij left_i block_ij right_j per resample; all inputs are integers: int64 (resample,)."""
     return np.asarray(np.einsum("rj,rj->r", (left @ block).astype(np.int64), right.astype(np.int64)))
 
 
 def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval, Interval]:
-    """Return intervals of the means of one number per instruction: by group (c, …), and over all instructions (…).
+    """Return intervals of the means of one value per instruction: by group (c, …), and over all instructions (…).
 
     Args:
-        values: numbers (n, …); NaN where an instruction has none, which is then in no mean.
+        values: numbers (n, …); means skip NaN.
     """
     if len(values) != len(resamples.categories):
-        raise ValueError(f"there must be values of {len(resamples.categories)} instructions; there are {len(values)}")
+        raise ValueError(
+            f"values must have {len(resamples.categories)} entries, one per instruction; got {len(values)}"
+        )
     codes, n_groups = category_codes(resamples.categories), len(category_labels(resamples.categories))
     flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
     ends = np.empty((2, n_groups + 1, flat.shape[1]))
@@ -194,16 +197,16 @@ def mean_intervals(values: NDArray[Any], resamples: Resamples) -> tuple[Interval
 
 
 def weighted_means(values: Floats, weights: Floats, codes: NDArray[np.intp], n_groups: int) -> Floats:
-    """Return means of (n, k) values by group, and over all last: float64 (resample, n_groups + 1, k).
+    """Return the means of (n, k) values per group, then over all: float64 (resample, n_groups + 1, k).
 
     Args:
-        values: NaN where an instruction has none. weights: float64 (resample, n), of `Resamples`.
+        values: NaN where undefined. weights: float64 (resample, n), of `Resamples`.
         codes: intp (n,), group of each instruction, below `n_groups`.
     """
     known = ~np.isnan(values)
     values = np.where(known, values, 0.0)
     _, exponent = np.frexp(np.abs(values).max(axis=0, initial=0.0))
-    bits = (53 - len(values).bit_length() - exponent).astype(np.intc)  # of each column, so that sums of n are exact
+    bits = (53 - len(values).bit_length() - exponent).astype(np.intc)  # per column, so that sums of n are exact
     whole = np.rint(np.ldexp(values, bits))
     sums, drawn = np.zeros((2, len(weights), n_groups + 1, values.shape[1]))
     for code in range(n_groups):
@@ -216,13 +219,13 @@ def weighted_means(values: Floats, weights: Floats, codes: NDArray[np.intp], n_g
 
 
 def percentiles(results: Floats, confidence_level: float) -> Interval:
-    """Return the (1 ± confidence_level) / 2 quantiles over the first axis, NaN left out, as numpy interpolates them."""
+    """Return the (1 ± confidence_level) / 2 quantiles over the first axis, ignoring NaN, with NumPy's interpolation."""
     ordered = np.sort(results.reshape(len(results), -1).T, axis=1)  # NaN last
     last = np.maximum((~np.isnan(ordered)).sum(axis=1) - 1, 0)
     lines = np.arange(len(ordered))
 
-    def at(share: float) -> Floats:
-        exact = last * share
+    def at(quantile: float) -> Floats:
+        exact = last * quantile
         below = np.floor(exact).astype(np.intp)
         one, other = ordered[lines, below], ordered[lines, np.minimum(below + 1, last)]
         return np.asarray(one + (other - one) * (exact - below)).reshape(results.shape[1:])

@@ -1,4 +1,4 @@
-"""Means per group of what each instruction has, with bootstrap intervals: the form of most measures."""
+"""Means per group of one value per instruction, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sparcom_analysis.resampling.pairs import Floats, ratio
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupMeans:
-    """Means of values (n, …), NaN where no instruction has one.
+    """Means of values (n, …); NaN where no value is defined.
 
     Attributes:
-        labels: c groups in order of first appearance. mean: float64 (c, …). overall: float64 (…), of all instructions.
-        counted, undefined: int64 (c, …), instructions with a value, and without.
-        interval, overall_interval: of `mean` and `overall`; None without resamples.
+        labels: c groups in order of first appearance. mean: float64 (c, …). overall: float64 (…), all instructions.
+        counted, undefined: int64 (c, …), instructions with a defined and an undefined value.
+        interval, overall_interval: intervals of `mean` and `overall`; None without resamples.
     """
 
     labels: list[str]
@@ -34,7 +34,7 @@ class GroupMeans:
 
 
 def group_means(values: NDArray[Any], categories: Sequence[str], resamples: Resamples | None = None) -> GroupMeans:
-    """Return the mean of each group, and over all instructions; NaN is in no mean.
+    """Return the mean of each group and over all instructions, ignoring NaN.
 
     Args:
         values: numbers (n, …), one entry per instruction.

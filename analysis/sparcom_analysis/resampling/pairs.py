@@ -1,13 +1,13 @@
-"""The value of every pair of instructions: what means, intervals and permutation tests of categories are made of.
+"""Similarity or correlation of every pair of instructions, the input of means, intervals and permutation tests.
 
-Values are kept in memory up to 128 MiB (4,096 instructions), beyond that in a temporary file without a name, and read
-by contiguous rows. A pair without a value is NaN, in no numerator and no denominator: two empty sets have no Jaccard
-index, and expert counts without variance have no correlation.
+Up to 128 MiB (4,096 instructions), values are in memory; larger matrices are in an unnamed temporary file, read by
+contiguous rows. Undefined pairs are NaN and enter neither numerators nor denominators. The Jaccard index of two empty
+sets is undefined, as is the correlation of constant expert counts.
 
-Resampled sums are sums of whole numbers: a value v becomes round(v · 2^q), with q as large as keeps every sum exact,
-in float64 over one row (2^53) and in int64 over all pairs (2^63). So neither blocks nor cores nor a BLAS change a digit
-of an interval or of a p-value. A value is rounded by at most 2^-(q + 1): 1.1e-13 for 1,200 instructions, 4.5e-13 for
-4,096, 1.8e-12 for 8,000 and 2.9e-11 for 32,768.
+Resampled sums use integers: a value v becomes round(v · 2^q). q is as large as keeps every sum exact, in float64 over
+one row (2^53) and in int64 over all pairs (2^63). Intervals and p-values thus do not depend on block size, number of
+cores or BLAS. The rounding error of a value is at most 2^-(q + 1): 1.1e-13 for 1,200 instructions, 4.5e-13 for 4,096,
+1.8e-12 for 8,000 and 2.9e-11 for 32,768.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ STRIP_ROWS = 256  # rows read at once
 
 @dataclass(frozen=True, eq=False)
 class PairMatrix(Grouped):
-    """A value for every pair of n instructions.
+    """One value for every pair of n instructions.
 
     Attributes:
         categories: n strings, the group of each instruction.
-        values: float64 (n, n), symmetric, -1 to 1; the diagonal is an instruction with itself; NaN for no value.
+        values: float64 (n, n), symmetric, -1 to 1; NaN if undefined. The diagonal holds self pairs.
     """
 
     categories: Sequence[str]
@@ -55,42 +55,41 @@ class PairMatrix(Grouped):
             if not np.array_equal(values[rows], values[:, rows].T, equal_nan=True):
                 raise ValueError("values must be symmetric")
             if np.fmax.reduce(np.abs(values[rows]), axis=None, initial=0) > 1:
-                raise ValueError("values must be from -1 to 1, or NaN for a pair without a value")
+                raise ValueError("values must be from -1 to 1, or NaN for an undefined pair")
 
     def __len__(self) -> int:
         return len(self.categories)
 
     @cached_property
     def unknown(self) -> NDArray[np.int64]:
-        """Pairs without a value per instruction: int64 (n,)."""
+        """Undefined pairs per instruction: int64 (n,)."""
         strips = [np.isnan(self.values[k : k + STRIP_ROWS]).sum(axis=1) for k in range(0, len(self), STRIP_ROWS)]
         return np.concatenate([np.zeros(0, dtype=np.int64), *strips])
 
     @property
     def defined(self) -> NDArray[np.bool_]:
-        """Instructions with a value in any pair: bool (n,). The others take no part in tests."""
+        """Instructions with at least one defined pair: bool (n,). Tests exclude the others."""
         return self.unknown < len(self)
 
     def with_values(self) -> PairMatrix:
-        """Return the pairs of the instructions that are `defined`."""
+        """Return the pairs of the `defined` instructions."""
         return self if self.defined.all() else self.take(np.flatnonzero(self.defined))
 
     def take(self, places: NDArray[np.intp]) -> PairMatrix:
-        """Return the pairs of the instructions at these places: intp (m,)."""
+        """Return the pairs of the instructions at these indices: intp (m,)."""
         values = _storage(len(places))
         for first in range(0, len(places), STRIP_ROWS):
             values[first : first + STRIP_ROWS] = self.values[places[first : first + STRIP_ROWS]][:, places]
         return PairMatrix([self.categories[place] for place in places], values)
 
     def means(self) -> tuple[Floats, Floats]:
-        """Return the mean of every two groups, with the pair of an instruction with itself and without: float64 (c, c)
-        each, symmetric; NaN where no pair has a value."""
+        """Return the mean for each pair of groups, with and without self pairs: float64 (c, c) each; NaN: undefined."""
         blocks = ((rows, columns, self.values[rows, columns]) for rows, columns in pair_blocks(len(self)))
         return category_means(self.categories, blocks)[:2]
 
 
 def keep_pairs(categories: Sequence[str], blocks: Blocks) -> PairMatrix:
-    """Keep the values of all blocks.
+    """Collect the values of all blocks.
 
     Raises:
         NotComputableError: there are more instructions than `MAX_INSTRUCTIONS`.
@@ -98,8 +97,8 @@ def keep_pairs(categories: Sequence[str], blocks: Blocks) -> PairMatrix:
     """
     if (count := len(categories)) > MAX_INSTRUCTIONS:
         raise NotComputableError(
-            f"Intervals and tests need the value of every pair of up to {MAX_INSTRUCTIONS:,} instructions; there are "
-            f"{count:,}. Analyze fewer instructions, by `sel` or in an archive of their own."
+            f"Intervals and tests support up to {MAX_INSTRUCTIONS:,} instructions; there are {count:,}. Analyze fewer "
+            "instructions, with `sel` or in a separate archive."
         )
     values = _storage(count)
     for rows, columns, block in blocks:
@@ -109,26 +108,26 @@ def keep_pairs(categories: Sequence[str], blocks: Blocks) -> PairMatrix:
 
 
 def _storage(count: int) -> Floats:
-    """Return float64 (count, count) to be filled in: an array, or a map of a temporary file."""
+    """Return uninitialized float64 (count, count): an array, or a memory-mapped temporary file."""
     size = 8 * count * count
     if size <= MEMORY_BYTES:
         return np.empty((count, count))
     try:
         with tempfile.TemporaryFile(prefix=".sparcom-pairs-") as file:
-            # A map of a file without its blocks would end the process once the disk is full.
+            # Writing to a mapped sparse file kills the process if the disk is full.
             getattr(os, "posix_fallocate", lambda number, _first, length: os.truncate(number, length))(
                 file.fileno(), 0, size
             )
             return np.asarray(np.memmap(file, np.float64, "r+", shape=(count, count)))
     except OSError as error:
         raise StorageError(
-            f"the pairs of {count:,} instructions need a temporary file of {size / 2**30:,.1f} GiB: {error}. Make "
-            "room, or set TMPDIR"
+            f"the pairs of {count:,} instructions need a temporary file of {size / 2**30:,.1f} GiB: {error}. Free "
+            "disk space, or set TMPDIR"
         ) from error
 
 
 def fixed_bits(count: int) -> int:
-    """Return q for sums over the pairs of `count` instructions."""
+    """Return q, the number of binary places for exact sums over the pairs of `count` instructions."""
     return min(53 - count.bit_length(), 63 - (count * (count - 1) // 2).bit_length())
 
 
@@ -138,7 +137,7 @@ def fixed(values: Floats, bits: int) -> Floats:
 
 
 def category_means(categories: Sequence[str], blocks: Blocks) -> tuple[Floats, Floats, Floats]:
-    """Return `PairMatrix.means`, and the value of each instruction with itself (n,), without keeping the pairs."""
+    """Return `PairMatrix.means` and the value of each self pair (n,), without storing all pairs."""
     codes, count = category_codes(categories), len(category_labels(categories))
     sums, pairs, itself = np.zeros((count, count)), np.zeros((count, count)), np.empty(len(codes))
     for rows, columns, block in blocks:
@@ -157,5 +156,5 @@ def category_means(categories: Sequence[str], blocks: Blocks) -> tuple[Floats, F
 
 
 def ratio(sums: Floats, counts: NDArray[Any]) -> Floats:
-    """Return sums / counts; NaN where the count is not above 0."""
+    """Return sums / counts; NaN where a count is not positive."""
     return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))

@@ -1,17 +1,17 @@
-"""Permutation tests, one-sided: how far statistics exceed those of permuted group labels.
+"""One-sided permutation tests against permuted group labels.
 
-The null hypothesis is that group labels are exchangeable: any instruction could carry any of them. `label_tests` has
-three kinds of statistics, each over pairs of two different instructions, large where it does not hold:
+The null hypothesis is that group labels are exchangeable between instructions. `label_tests` has three kinds of
+statistics over pairs of two different instructions; large values speak against the null hypothesis:
 
-- of the whole matrix: mean over all pairs within a group minus mean over all pairs between two;
-- of each group: mean over its pairs minus mean over the pairs of one of its instructions with one of another group;
-- of each two groups: the mean over their pairs, against two random groups of their sizes.
+- whole matrix: mean over all pairs within groups minus mean over all pairs between groups;
+- each group: mean over its pairs minus mean over pairs of its instructions with those of other groups;
+- each pair of groups: mean over their pairs, compared with two random groups of the same sizes.
 
-Labels are permuted over the instructions (PCG64). Sizes of groups stay. Instructions without any value take no part;
-single pairs without one are left out of numerators and denominators. Sums of pairs by group are whole numbers (see
-`pairs`): ties are exact, and neither cores nor blocks change a digit.
+Permutations (PCG64) keep group sizes. Tests exclude instructions without a defined pair; other undefined pairs enter
+neither numerators nor denominators. Sums over pairs are exact (see `pairs`), so ties are exact, and results do not
+depend on block size or number of cores.
 
-Tests presume that instructions are independent, and ignore length and other reasons why a group may be alike.
+The tests assume that instructions are independent. They do not control for length or other confounders.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from sparcom_analysis.kernels.compiled import compiled, cores, parallel_for
 from sparcom_analysis.options import Options
 from sparcom_analysis.resampling.pairs import Floats, PairMatrix, fixed, fixed_bits, ratio
 
-MAX_GROUPS = 256  # sums of one permutation are half a MiB then
-MAX_PAIRED = 32  # groups of which every two are tested: 496 statistics of 10,000 permutations are 38 MiB
-TILE_COLUMNS = 64  # instructions whose pairs are summed at once: 600 KiB of 1,200 rows stay in the second-level cache
-BATCH_BYTES = 32 << 20  # labels and sums of the permutations in hand
-BATCH = 2000  # permutations in hand at most: a second or less between two calls of `progress`
+MAX_GROUPS = 256  # the sums of one permutation then take half a MiB
+MAX_PAIRED = 32  # groups for pairwise tests: 496 statistics of 10,000 permutations take 38 MiB
+TILE_COLUMNS = 64  # instructions summed at once: with 1,200 rows, 600 KiB, which fit into L2 cache
+BATCH_BYTES = 32 << 20  # labels and sums of one batch
+BATCH = 2000  # permutations per batch at most, so that `progress` is called at least once per second
 
 Labels = NDArray[np.int16]
 
 
 def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None = None) -> dict[str, Floats]:
-    """Test whether groups are more alike within than between them, and which; means alone if `n_permutations` is 0.
+    """Test whether pairs are more similar within groups than between; return only means if `n_permutations` is 0.
 
     Returns:
-        `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: of the whole matrix.
-        `within`, `others` (c,): of each group. `pvalue`, `pvalue_adjusted` (c, c): symmetric, of every two groups,
-        NaN with over `MAX_PAIRED`; on the diagonal those of each group. NaN where there is nothing to test.
+        `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: whole matrix.
+        `within`, `others` (c,): each group. `pvalue`, `pvalue_adjusted` (c, c), symmetric: each pair of groups (NaN
+        with more than `MAX_PAIRED` groups), and on the diagonal each group. NaN where no test is possible.
 
     Raises:
         NotComputableError: there are more than `MAX_GROUPS` groups.
     """
     if (count := len(pairs.labels)) > MAX_GROUPS and options.n_permutations:
         raise NotComputableError(
-            f"Groups are tested against permuted labels where there are up to {MAX_GROUPS}; there are {count}. Group "
-            "the instructions into fewer."
+            f"Permutation tests support up to {MAX_GROUPS} groups; there are {count}. Group the instructions into "
+            "fewer."
         )
     observed, kept = pairs.codes[pairs.defined].astype(np.int16), pairs.with_values()
     batch = max(1, min(BATCH, BATCH_BYTES // (8 * count**2 + 2 * len(observed))))
@@ -79,8 +79,8 @@ def permuted_labels(
     """Yield batches of permutations of the labels of m instructions: int16 (batch, m).
 
     Args:
-        progress: called with permutations done and in all; a batch is done once the next is asked for.
-        strata: indices of instructions that exchange labels with each other alone; by default all do with all.
+        progress: called with permutations done and in total; a batch is done when the next is requested.
+        strata: index arrays; labels are permuted within each (default: one stratum of all instructions).
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     for first in range(0, n_permutations, batch):
@@ -93,7 +93,7 @@ def permuted_labels(
 
 
 def _means(pairs: PairMatrix, labels: Labels, count: int) -> dict[str, Floats]:
-    """Return the means that statistics are made of: (b,), of each group (b, c), of every two, `apart` (b, pairs)."""
+    """Return the means for the statistics: overall (b,), per group (b, c), per pair of groups, `apart` (b, pairs)."""
     first, second = np.triu_indices(count if count <= MAX_PAIRED else 0, 1)
     own = partial(np.diagonal, axis1=1, axis2=2)
     parts: dict[str, Callable[[NDArray[np.int64]], NDArray[np.int64]]] = {
@@ -109,7 +109,7 @@ def _means(pairs: PairMatrix, labels: Labels, count: int) -> dict[str, Floats]:
 
 
 def cell_means(pairs: PairMatrix, labels: Labels, count: int) -> Floats:
-    """Return the mean over pairs of different instructions of every two groups, per labeling: float64 (b, c, c).
+    """Return the mean over pairs of different instructions, per labeling and pair of groups: float64 (b, c, c).
 
     Args:
         labels: int16 (b, n), group of each instruction, below `count`; permutations of one another.
@@ -122,29 +122,28 @@ def _mean(sums: NDArray[np.int64], numbers: NDArray[np.int64], pairs: PairMatrix
 
 
 def _cells(pairs: PairMatrix, labels: Labels, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return sums in fixed point and numbers of the pairs of every two groups: int64 (b, c, c) each, symmetric; numbers
-    are (1, c, c) if every pair has a value."""
+    """Return fixed-point sums and numbers of pairs by group: int64 (b, c, c), or (1, c, c) if all pairs are defined."""
     sizes = np.bincount(labels[0], minlength=count)
     numbers = (np.outer(sizes, sizes) - np.diag(sizes * (sizes + 1) // 2))[None]
     some = np.flatnonzero(pairs.unknown)
-    if len(some):  # the few that lack a value are counted among themselves
+    if len(some):  # undefined pairs occur only among these instructions
         numbers = numbers - category_sums(pairs.take(some).values, labels[:, some], count, None)
     return category_sums(pairs.values, labels, count, fixed_bits(len(pairs))), numbers
 
 
 def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) -> NDArray[np.int64]:
-    """Return sums over the pairs of two instructions by their groups, for each labeling.
+    """Return sums over pairs of instructions by group, for each labeling.
 
     Args:
         values: float64 (n, n), symmetric; NaN adds nothing. labels: int16 (b, n), groups below `count`.
-        bits: binary places of the sums, in fixed point. None: count the pairs without a value.
+        bits: binary places of the fixed-point sums. None: count the undefined pairs instead.
 
-    Returns int64 (b, count, count), symmetric; a pair of two groups is counted once in each of its two cells.
+    Returns int64 (b, count, count), symmetric: a pair of two groups is in both of its cells.
     """
     sums = np.zeros((len(labels), count, count), dtype=np.int64)
     for start in range(0, len(values), TILE_COLUMNS):
         stop = min(start + TILE_COLUMNS, len(values))
-        strip = values[start:stop, :stop]  # whole rows; as columns of the tile, by symmetry
+        strip = values[start:stop, :stop]  # contiguous rows; by symmetry, the columns of the tile
         unknown = np.isnan(strip)
         whole = unknown if bits is None else fixed(np.where(unknown, 0.0, strip), bits)
         tile = np.zeros((stop, TILE_COLUMNS), dtype=np.int64)
@@ -160,8 +159,7 @@ def category_sums(values: Floats, labels: Labels, count: int, bits: int | None) 
 def _add_tile(
     tile: NDArray[np.int64], start: int, labels: Labels, sums: NDArray[np.int64], first: int, last: int
 ) -> None:
-    """Add the pairs of columns start.. to the sums of permutations first..last: rows by their groups, whole vectors at
-    a time, then the few sums of each column to the column's group."""
+    """Add a tile of pairs to the sums of permutations first..last: first by the rows' groups, then by the columns'."""
     held = np.empty((sums.shape[1], TILE_COLUMNS), dtype=np.int64)
     width = min(TILE_COLUMNS, labels.shape[1] - start)
     for number in range(first, last):
@@ -177,9 +175,9 @@ def _add_tile(
 
 
 def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> Iterator[list[NDArray[np.intp]]]:
-    """Yield, per permutation, all instructions dealt to c groups anew: c arrays, intp (n_c,), in the groups' sizes.
+    """Yield, per permutation, the instructions assigned to each of c groups of unchanged size: c arrays, intp (n_c,).
 
-    codes: intp (n,), group of each instruction. seed: of PCG64.
+    codes: intp (n,), group of each instruction. seed: PCG64 seed.
     """
     rng, borders = np.random.Generator(np.random.PCG64(seed)), np.bincount(codes).cumsum()[:-1]
     for _ in range(n_permutations):
@@ -187,14 +185,14 @@ def permuted_rows(codes: NDArray[np.intp], n_permutations: int, seed: int) -> It
 
 
 def pvalue(reached: ArrayLike, n_permutations: int) -> Floats:
-    """Return p = (1 + reached) / (1 + n): of n permutations, `reached` have a statistic at least the observed one."""
+    """Return p = (1 + reached) / (1 + n); `reached` of n permutations have a statistic at least the observed one."""
     return np.asarray((1 + np.asarray(reached)) / (1 + n_permutations), dtype=np.float64)
 
 
 def holm(p: Floats) -> Floats:
-    """Return the p of m tests after Holm's correction for all of them; NaN is no test.
+    """Return the p-values of m tests after Holm's correction; NaN marks a missing test.
 
-    The k-th smallest times m − k + 1, at most 1, and never below that of a smaller p.
+    The k-th smallest p is multiplied by m − k + 1, capped at 1, and made monotone.
     """
     order = np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]
     corrected = np.full(len(p), np.nan)
@@ -203,20 +201,20 @@ def holm(p: Floats) -> Floats:
 
 
 def pvalues(statistics: Floats) -> Floats:
-    """Return p of each statistic by itself: (1 + permutations, k), the observed ones first, to float64 (k,).
+    """Return the uncorrected p of each statistic, float64 (k,), from (1 + permutations, k), observed values first.
 
-    NaN if the observed one is; a permutation without a value counts as one that reaches it.
+    p is NaN if the observed value is. A NaN under permutation counts as reaching the observed value.
     """
     reached = (~(statistics[1:] < statistics[0])).sum(axis=0)
     return np.where(np.isnan(statistics[0]), np.nan, pvalue(reached, len(statistics) - 1))
 
 
 def step_down(statistics: Floats) -> Floats:
-    """Return p of each statistic, adjusted for all of them by Westfall and Young's step-down maximum; as `pvalues`.
+    """Return p-values adjusted by Westfall and Young's step-down maxT; arguments as for `pvalues`.
 
-    Statistics are standardized by mean and deviation over the permutations and the observed labels. The observed ones
-    are taken in descending order; each is compared with the largest of itself and those after it, per permutation. An
-    adjusted p is the probability that any statistic is so large under the null hypothesis.
+    Statistics are standardized by mean and standard deviation over permuted and observed labels. In descending order,
+    each observed score is compared, per permutation, with the maximum over itself and all later scores. The adjusted p
+    controls the family-wise error rate.
     """
     known = ~np.isnan(statistics)
     number = np.maximum(known.sum(axis=0), 1)

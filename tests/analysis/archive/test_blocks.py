@@ -1,4 +1,4 @@
-"""Which rows are read, and how often."""
+"""Read planning and blocks: rows are read once, in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparcom_analysis.archive.blocks import _Memory, plan_reads, read_blocks
+from sparcom_analysis.archive.blocks import _BufferPool, plan_reads, read_blocks
 from sparcom_analysis.archive.populations import choose_population
 from sparcom_analysis.archive.rows import RowSpans, row_spans
 
@@ -45,7 +45,7 @@ def test_reads_cover_needed_chunks_once_and_no_other(pieces: list[tuple[int, int
 
 
 def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyped-def]
-    """What is read ahead on a thread arrives in order and unchanged."""
+    """Blocks read ahead on a thread arrive in order and unchanged."""
     spans, population = row_spans(typical.archive, "prompt"), choose_population(typical.archive)
     for block_bytes in (1, 100, 10_000):
         blocks = list(read_blocks(typical.archive, spans, population, block_bytes))
@@ -57,9 +57,9 @@ def test_blocks_hold_the_archive_rows(typical) -> None:  # type: ignore[no-untyp
 
 @settings(deadline=None, max_examples=40)
 @given(steps=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), max_size=30))
-def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, bool]]) -> None:
-    """Whatever is dropped in between, no two arrays that live share memory, held as they are or as part of a view."""
-    memory, held = _Memory(), []
+def test_memory_in_use_is_not_reused(steps: list[tuple[int, int, bool]]) -> None:
+    """No two live arrays, or views of them, share memory, whichever others are freed."""
+    memory, held = _BufferPool(), []
     for rows, dropped, as_view in steps:
         array = memory.take((rows, 2, 5))
         assert (array.shape, array.dtype) == ((rows, 2, 5), np.uint8)
@@ -71,9 +71,9 @@ def test_memory_that_is_held_is_not_given_out_again(steps: list[tuple[int, int, 
             assert not np.shares_memory(one, other)
 
 
-def test_memory_is_used_again() -> None:
-    """What nobody holds is given out again, for fewer rows too; what does not fit is let go."""
-    memory = _Memory()
+def test_freed_memory_is_reused() -> None:
+    """Freed buffers are reused, also for fewer rows; buffers that are too small are dropped."""
+    memory = _BufferPool()
     address = memory.take((8, 5)).ctypes.data
     assert memory.take((3, 5)).ctypes.data == address
     first, second = memory.take((8, 5)), memory.take((8, 5))

@@ -29,7 +29,7 @@ from sparcom_data.testing import write_random_archive
 
 
 class Plain:
-    """The same archive through zarr and NumPy, one instruction at a time; only rows of content."""
+    """Reference: the archive read with zarr and NumPy, one instruction at a time, content rows only."""
 
     def __init__(self, path: str | Path) -> None:
         self.group = zarr.open_group(path, mode="r")
@@ -70,7 +70,7 @@ class Plain:
 
 
 @pytest.mark.parametrize("block_bytes", [50, 1 << 20])
-def test_a_dense_archive_gives_what_numpy_gives_of_the_content(tmp_path: Path, block_bytes: int) -> None:
+def test_content_of_a_dense_archive_equals_numpy(tmp_path: Path, block_bytes: int) -> None:
     """T, similarity and facts are those of rows with origin 0, for any block size."""
     write_random_archive(tmp_path / "a.zarr", origins=True, failed=(3,), lengths=(6, 30))
     plain = Plain(tmp_path / "a.zarr")
@@ -86,7 +86,7 @@ def test_a_dense_archive_gives_what_numpy_gives_of_the_content(tmp_path: Path, b
     assert isn.token_facts.template_rows == template + special == lengths - isn.tokens.sum()
 
 
-def test_all_tokens_are_what_they_were(tmp_path: Path) -> None:
+def test_all_tokens_ignore_origins(tmp_path: Path) -> None:
     """With `all` an archive that knows origins gives the sets of one that does not."""
     for origins in (True, False):
         write_random_archive(tmp_path / f"{origins}.zarr", origins=origins)
@@ -97,8 +97,8 @@ def test_all_tokens_are_what_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("population", ["neuron", "expert_neuron", "shared_expert_neuron"])
-def test_mixtures_give_what_numpy_gives_of_the_content(make_moe, population: Any) -> None:  # type: ignore[no-untyped-def]
-    """Every population, the experts, pooled counts and one instruction alone divide by the content's tokens."""
+def test_content_of_moe_archives_equals_numpy(make_moe, population: Any) -> None:  # type: ignore[no-untyped-def]
+    """Every population, the experts, pooled counts and single instructions divide by the number of content tokens."""
     archive = make_moe(origins=True, failed=(2,), lengths=(6, 30)).archive
     plain, options = Plain(archive.path), {"counted_tokens": "content"}
     found = find_isns(archive, top=0.1, population=population, **options)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_mixtures_give_what_numpy_gives_of_the_content(make_moe, population: Any
 
 
 def test_the_same_tokens_with_other_origins_cannot_be_compared(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
-    """Where content alone is counted, other tokens of the same prompt would be compared: refused, with the first id."""
+    """If only content counts, different tokens of the same prompt would be compared: an error names the first id."""
     base, tuned = (make_moe(origins=True).archive for _ in range(2))
     row = int(tuned.instructions.token_start[4])
     tuned = damage(tuned, "token/origin", slice(row, row + 1), 1)
@@ -131,13 +131,13 @@ def test_the_same_tokens_with_other_origins_cannot_be_compared(make_moe, damage)
         match_instructions(*sides)
     match_instructions(*(find_isns(one) for one in (base, tuned)))
     with pytest.raises(
-        UnsupportedArchiveError, match=r"tokens: content alone, .* in base, special tokens counted in tun"
+        UnsupportedArchiveError, match=r"tokens: content only, .* in base, special tokens counted in tun"
     ):
         match_instructions(sides[0], find_isns(tuned))
 
 
 def test_special_tokens_are_left_out_of_the_content_too(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Both choices together leave out what either does; rows are counted once."""
+    """Both options together leave out the union of rows; each row is counted once."""
     archive = make_moe(origins=True, lengths=(12, 30)).archive
     ids = list(range(0, 1000, 3))
     both = find_isns(archive, counted_tokens="content", special_tokens="leave_out", special_token_ids=ids)
@@ -164,12 +164,12 @@ def test_instructions_of_unknown_origin_are_left_out_and_counted(make_moe, damag
 
 @pytest.mark.parametrize(
     ("granularity", "origins", "said"),
-    [("count", True, "needs masks of single tokens.*granularity='token'"), ("token", False, "lacks token/origin")],
+    [("count", True, "one mask per token.*granularity='token'"), ("token", False, "lacks token/origin")],
 )
-def test_what_does_not_know_is_refused_before_the_first_pass(
+def test_archives_without_origins_are_refused_before_the_first_pass(
     tmp_path: Path, granularity: Any, origins: bool, said: str
 ) -> None:
-    """Counts and archives of before; base or tuned. The remedy is said, before a mask is read."""
+    """Archives of counts and old archives, as base or tuned: the error names the remedy before any mask is read."""
     write_random_archive(tmp_path / "good.zarr", origins=True)
     write_random_archive(tmp_path / "bad.zarr", origins=origins, granularity=granularity)
     for base, tuned in (("bad", None), ("good", "bad")):
@@ -178,7 +178,7 @@ def test_what_does_not_know_is_refused_before_the_first_pass(
             analyze(tmp_path / f"{base}.zarr", counted_tokens="content", **arguments)
 
 
-def test_no_such_choice_is_refused(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Both choices are named."""
+def test_invalid_values_are_refused(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """The error names both valid values."""
     with pytest.raises(InvalidInputError, match="must be all or content; it is 'prompt'"):
         find_isns(make_moe().archive, counted_tokens="prompt")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Archives of counts give the numbers that the masks give, to the last digit."""
+"""Archives of counts give exactly the numbers of the same masks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def both(make_case, *arguments, **options):  # type: ignore[no-untyped-def]
 
 
 def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untyped-def]
-    """Change an array behind the archive's back."""
+    """Change an array without the Archive object."""
     array = zarr.open_group(DurableStore(archive.path), mode="r+", use_consolidated=False)[name]
     array.with_config({"write_empty_chunks": True})[key] = value
 
@@ -81,7 +81,7 @@ def test_counts_give_the_sets_of_masks(
 
 
 def test_the_analysis_of_counts_is_that_of_masks(make_case, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Every number and table is the same; attributes differ in the archive's name, the report in what it holds."""
+    """Numbers and tables are equal; attributes differ in the archive's name, the report in the archive's content."""
     monkeypatch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg></svg>")
     runs, tables = [], []
     for case in both(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,)):
@@ -99,7 +99,7 @@ def test_the_analysis_of_counts_is_that_of_masks(make_case, tmp_path: Path, monk
 
 
 def test_the_command_takes_counts(make_case, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """`sparcom analyze` says the same of both, and refuses positions that were not captured in one line."""
+    """`sparcom analyze` prints the same for both; positions that were not captured raise a one-line error."""
     monkeypatch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg></svg>")
     masks, counts = both(make_case, (5, 9, 3, 12, 7, 4), "abacab", failed=(4,))
     few = ["--no-match-tokens", "--resamples", "20", "--permutations", "19", "--output", str(tmp_path / "out")]
@@ -114,7 +114,7 @@ def test_the_command_takes_counts(make_case, tmp_path: Path, monkeypatch) -> Non
 
 
 def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Equation 6 from counts: the stored count, and its share of the rows that were counted."""
+    """Equation 6 from counts: the stored count, and its fraction of the counted rows."""
     case = make_case((5, 9, 4), "aab", failed=(1,), granularity="count")
     for index in (0, 2):
         assert (activation_counts(case.archive, index) == case.masks[index].sum(axis=0)).all()
@@ -124,7 +124,7 @@ def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: 
 
 
 def test_counts_of_all_positions_are_counts_of_all(make_case) -> None:  # type: ignore[no-untyped-def]
-    """They cannot be split: `all` is used, and prompt or response tokens are refused with a remedy."""
+    """Counts cannot be split: `all` is used, and prompt or response tokens raise an error with a remedy."""
     masks, counts = both(make_case, (5, 3, 4), "aab", positions="all", responses=(4, 6, 2))
     assert (choose_positions(masks.archive, None), choose_positions(counts.archive, None)) == ("prompt", "all")
     isn, whole = find_isns(counts.archive), find_isns(masks.archive, positions="all")
@@ -139,7 +139,7 @@ def test_counts_of_all_positions_are_counts_of_all(make_case) -> None:  # type: 
 
 @pytest.mark.parametrize(("positions", "other"), [("prompt", "all"), ("prompt", "response"), ("response", "prompt")])
 def test_rows_that_were_not_counted_are_refused(make_case, positions: str, other: str) -> None:  # type: ignore[no-untyped-def]
-    """Counts of one kind of rows are not those of another."""
+    """Positions that differ from the counted ones raise an error."""
     responses = (2, 2) if positions == "response" else ()
     case = make_case((5, 3), "ab", positions=positions, responses=responses, granularity="count")
     message = rf"positions '{other}' .*positions '{positions}'.*Choose positions '{positions}'"
@@ -148,14 +148,14 @@ def test_rows_that_were_not_counted_are_refused(make_case, positions: str, other
 
 
 def test_a_response_without_rows_is_left_out(make_case) -> None:  # type: ignore[no-untyped-def]
-    """An instruction of which nothing was counted is reported, not compared."""
+    """An instruction without counted rows is reported, not compared."""
     case = make_case((5, 3, 4), "abb", positions="response", responses=(4, 6, 0), granularity="count")
     neurons = find_isns(case.archive)
     assert (neurons.positions, neurons.without_rows, list(neurons.ids)) == ("response", 1, ["i0", "i1"])
 
 
 def test_only_chunks_with_complete_instructions_are_read(make_case) -> None:  # type: ignore[no-untyped-def]
-    """A chunk that holds failed or pending instructions alone need not exist."""
+    """A chunk with only failed or pending instructions need not exist."""
     case = make_case((4,) * 9, "aaabbbccc", failed=(2, 3), unfinished=(8,), granularity="count")
     for chunk in (1, 4):
         assert not (Path(case.archive.path) / f"neuron/count/c.{chunk}.0.0").exists()
@@ -163,7 +163,7 @@ def test_only_chunks_with_complete_instructions_are_read(make_case) -> None:  # 
 
 
 def test_blocks_are_bounded(make_case, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """No read is larger than asked for, but for one chunk; none is repeated, and progress counts the rows of each."""
+    """No read exceeds the block size by more than one chunk; none is repeated; progress counts the rows."""
     case = make_case((4,) * 12, "ab" * 6, granularity="count")
     sizes, seen = [], []
     read = blocks.Archive.read_rows
@@ -183,7 +183,7 @@ def test_blocks_are_bounded(make_case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_count_above_its_rows_is_damage(make_case) -> None:  # type: ignore[no-untyped-def]
-    """It would change ranks, so it stops the analysis, naming the instruction."""
+    """The error names the instruction, because ranks would be wrong."""
     case = make_case((5, 6, 7), "aab", granularity="count")
     overwrite(case.archive, "neuron/count", (1, 2, 19), 7)
     for rule in ({"top": 0.1}, {"min_frequency": 0.5}):

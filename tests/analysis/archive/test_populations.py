@@ -27,12 +27,12 @@ def test_populations_have_the_sizes_of_their_arrays(make_moe, granularity: str) 
 
 
 def test_what_the_archive_lacks_is_named(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
-    """The error lists what there is; a name that is no population is wrong input."""
+    """The error lists the available populations; an unknown name is invalid input."""
     with pytest.raises(UnsupportedArchiveError, match=r"population 'expert_neuron' .* holds neuron\. Choose 'neuron'"):
         choose_population(typical.archive, "expert_neuron")
     with pytest.raises(InvalidInputError, match=r"must be one of neuron, .*; it is 'router'"):
         choose_population(typical.archive, "router")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedArchiveError, match=r"need the router choices of an MoE model; .* holds neuron\."):
+    with pytest.raises(UnsupportedArchiveError, match=r"need the top-k experts of an MoE model; .* holds neuron\."):
         require_router(typical.archive)
     assert require_router(make_moe().archive).experts == 6
 

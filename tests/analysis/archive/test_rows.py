@@ -1,4 +1,4 @@
-"""Which rows belong to which instruction, and which of them count."""
+"""Rows per instruction, and rows that count."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_spans_are_the_rows_of_complete_instructions(make_case, granularity: str
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), data=st.data())
 def test_rows_that_do_not_count_are_left_out_once(lengths: list[int], data: st.DataObject) -> None:
-    """T is the rows that both choices keep; instructions without any are counted as without rows."""
+    """T is the number of rows that both options keep; instructions without any are counted in `without_rows`."""
     total = sum(lengths)
     stop = np.cumsum(np.array(lengths, dtype=np.int64))
     start = stop - lengths
@@ -55,7 +55,7 @@ def test_rows_that_do_not_count_are_left_out_once(lengths: list[int], data: st.D
 
 
 def test_one_instruction_is_named_by_id_or_index(typical) -> None:  # type: ignore[no-untyped-def]
-    """Both are looked up in the archive's table; a negative index is refused, and so is what is no integer."""
+    """Ids and indices are looked up in the archive's table; negative indices and non-integers are refused."""
     assert instruction_index(typical.archive, "i5") == instruction_index(typical.archive, 5) == 5
     spans = instruction_rows(typical.archive, "i5", Options())
     assert (spans.instruction.tolist(), spans.tokens.tolist()) == ([5], [4])

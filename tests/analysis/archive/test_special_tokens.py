@@ -34,7 +34,7 @@ LEFT_OUT = Options(special_tokens="leave_out", special_token_ids=SPECIAL)
 
 
 def knowing(archive: Archive, ids: Sequence[int]) -> Archive:
-    """The same archive, whose attributes say which tokens are special."""
+    """The same archive with special token ids in its attributes."""
     for file in (Path(archive.path) / "zarr.json",):
         fields = json.loads(file.read_text())
         fields["attributes"]["sparcom"]["prompts"] = {"special_token_ids": list(ids)}
@@ -102,7 +102,7 @@ def test_counts_are_those_of_the_other_tokens(  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("step", [1, 4, 11])
 def test_token_ids_may_be_read_in_pieces(make_moe, monkeypatch, step: int) -> None:  # type: ignore[no-untyped-def]
-    """Where reads cut through instructions, the same rows are special."""
+    """The same rows are special if reads split instructions."""
     case = make_moe(failed=(2, 7))
     last = max(case.rows(index).stop for index in case.complete)
     whole = counted_rows(case.archive, LEFT_OUT)
@@ -128,8 +128,8 @@ def test_one_instruction_alone_is_counted_the_same(make_moe) -> None:  # type: i
     np.testing.assert_allclose(shares.sum(axis=1), 2, atol=1e-12)
 
 
-def test_the_archives_own_ids_are_used_and_given_ones_come_before_them(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Without ids the archive says what is special; ids that are given are used in their place."""
+def test_given_ids_replace_those_of_the_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """By default the archive lists the special ids; given ids replace them."""
     archive = knowing(make_moe().archive, SPECIAL)
     known = find_isns(archive, special_tokens="leave_out")
     given_all = find_isns(archive, special_tokens="leave_out", special_token_ids=SPECIAL[::-1])
@@ -142,7 +142,7 @@ def test_the_archives_own_ids_are_used_and_given_ones_come_before_them(make_moe)
 
 
 def test_a_tokenizer_without_special_tokens_leaves_none_out(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """An archive that knows there are none gives what counting them gives, to the bit."""
+    """An archive with an empty list of special ids gives exactly the counts of all tokens."""
     archive = knowing(make_moe().archive, [])
     plain, left = (find_isns(archive, special_tokens=choice) for choice in ("count", "leave_out"))  # type: ignore[arg-type]
     np.testing.assert_array_equal(left.sets.rows(0, len(left)), plain.sets.rows(0, len(plain)))
@@ -151,7 +151,7 @@ def test_a_tokenizer_without_special_tokens_leaves_none_out(make_moe) -> None:  
 
 
 def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damage) -> None:  # type: ignore[no-untyped-def]
-    """Where nothing is left to count the instruction is not used, and is counted as one without rows."""
+    """An instruction without other tokens is not used, and counts as one without rows."""
     case = make_case((3, 4, 5), ("a", "a", "b"))
     archive = damage(case.archive, "token/id", slice(3, 12), 7)  # the first keeps id 0
     found = find_isns(archive, special_tokens="leave_out", special_token_ids=[0])
@@ -165,34 +165,34 @@ def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damag
     [
         (
             {"special_tokens": "leave_out"},
-            "does not list them .* Give --special-token-id .*, count them, or extract again",
+            "does not list them .* Pass --special-token-id .*, count special tokens, or extract again",
         ),
         (
             {"special_tokens": "count", "special_token_ids": [1]},
-            "name tokens to omit; add special_tokens='leave_out'",
+            "names tokens to omit; add special_tokens='leave_out'",
         ),
         ({"special_tokens": "leave_out", "special_token_ids": []}, r"one or more token ids, 0 to 2147483647; .* \[\]"),
         ({"special_tokens": "leave_out", "special_token_ids": [-1]}, r"they are \[-1\]"),
         ({"special_tokens": "keep"}, "must be count or leave_out; it is 'keep'"),
     ],
 )
-def test_what_cannot_be_left_out_is_refused(typical, options: dict[str, Any], reason: str) -> None:  # type: ignore[no-untyped-def]
-    """Ids that nobody knows, ids without the option and ids that are none are errors that say the remedy."""
+def test_invalid_special_ids_are_refused(typical, options: dict[str, Any], reason: str) -> None:  # type: ignore[no-untyped-def]
+    """Unknown ids, ids without the option and invalid ids raise errors with remedies."""
     with pytest.raises((InvalidInputError, UnsupportedArchiveError), match=reason):
         find_isns(typical.archive, **options)
 
 
-def test_counts_cannot_be_parted(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Of an archive of counts special tokens cannot be left out, whoever says which they are."""
+def test_counts_cannot_be_split(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """An archive of counts cannot leave out special tokens, with listed or given ids."""
     archive = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):
-        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens\. Count special tokens too, or extract"):
+        with pytest.raises(UnsupportedArchiveError, match=r"per instruction\. Count special tokens too, or extract"):
             measure(archive, special_tokens="leave_out", special_token_ids=[1])
         assert len(measure(archive)) == 10
 
 
 def test_a_row_without_a_token_id_is_damage(typical, damage) -> None:  # type: ignore[no-untyped-def]
-    """A row of a complete instruction whose id nobody wrote is not taken for an ordinary token."""
+    """A row without a token id in a complete instruction raises an error."""
     archive = damage(typical.archive, "token/id", 6, -1)
     with pytest.raises(DamagedArchiveError, match=r"row 6 of instruction 'i1' .* holds -1"):
         find_isns(archive, special_tokens="leave_out", special_token_ids=[1])

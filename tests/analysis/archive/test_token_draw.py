@@ -1,4 +1,4 @@
-"""The same number of tokens drawn of every instruction: who is drawn, who is left out, and the measures over them."""
+"""Token draws: tokens drawn, instructions left out, and measures over the drawn tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PINNED = [[0, 2, 3, 4, 8, 15], [4, 9, 12, 14, 17, 19], [0, 2, 6, 12, 16, 17]]
 
 @given(tokens=st.integers(1, 60), data=st.data(), seed=st.integers(0, 2**40), name=st.text(max_size=8))
 def test_a_draw_takes_each_token_at_most_once_and_nests(tokens: int, data: st.DataObject, seed: int, name: str) -> None:
-    """m different tokens in the order of their rows; fewer are a part of more; all of them are all."""
+    """A draw has m distinct tokens in row order; smaller draws are subsets of larger ones; m = T draws all."""
     m = data.draw(st.integers(1, tokens))
     places = drawn_places(name, tokens, m, seed).tolist()
     assert places == sorted(set(places))
@@ -32,15 +32,15 @@ def test_a_draw_takes_each_token_at_most_once_and_nests(tokens: int, data: st.Da
     assert drawn_places(name, tokens, tokens, seed).tolist() == list(range(tokens))
 
 
-def test_draws_are_those_of_this_release_for_ever() -> None:
-    """Seed, id and length alone say who is drawn, on any machine and with any numpy."""
+def test_draws_never_change_between_releases() -> None:
+    """The draw depends only on seed, id and length, on any machine and NumPy version."""
     assert drawn_places("i0", 20, 6, 0).tolist() == PINNED[0]
     assert drawn_places("i0", 20, 6, 1).tolist() == PINNED[1]
     assert drawn_places("ü", 20, 6, 0).tolist() == PINNED[2]
 
 
 def test_every_token_is_as_likely_as_any_other() -> None:
-    """Over 4,000 ids each of ten places is drawn 2,000 times but for chance (five standard deviations)."""
+    """Over 4,000 ids, each of ten tokens is drawn about 2,000 times (within five standard deviations)."""
     seen = Counter(place for k in range(4000) for place in drawn_places(f"i{k}", 10, 5, 0).tolist())
     assert all(abs(seen[place] - 2000) < 5 * np.sqrt(4000 * 0.25) for place in range(10))
     pairs = Counter(tuple(drawn_places(f"i{k}", 4, 2, 3).tolist()) for k in range(4000))
@@ -49,7 +49,7 @@ def test_every_token_is_as_likely_as_any_other() -> None:
 
 
 def drawn_rows(case: Any, index: int, m: int, seed: int) -> list[int]:
-    """Rows that stand for an instruction."""
+    """Drawn rows of an instruction."""
     start, stop = case.rows(index).start, case.rows(index).stop
     return [
         start + place for place in drawn_places(case.archive.instructions.id[index], stop - start, m, seed).tolist()
@@ -70,7 +70,7 @@ def true_counts(case: Any, rows: list[int], population: str) -> dict[tuple[int, 
 
 
 def most_frequent(counts: dict[tuple[int, ...], int], top: str, total: int) -> set[tuple[int, ...]]:
-    """Equation 7 or 9: the ⌈ε · N⌉ most frequent and what ties with the last."""
+    """Equation 7 or 9: the ⌈ε · N⌉ most frequent neurons and all ties with the last."""
     taken: set[tuple[int, ...]] = set()
     for level in sorted(set(counts.values()), reverse=True):
         if len(taken) >= Fraction(top) * total:
@@ -137,7 +137,7 @@ def _check_means(categories, sets, shares, similarity, correlation) -> None:  # 
 
 
 def test_all_tokens_of_each_are_the_plain_measures(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
-    """With m = T for all, sets, sizes and frequencies are those without a draw, to the bit."""
+    """With m = T for all, sets, sizes and frequencies equal those without a draw exactly."""
     archive = make_case((9, 9, 9, 9), ("a", "a", "b", "b")).archive
     plain = find_isns(archive)
     matched = find_isns(archive, draw=TokenDraw())
@@ -163,8 +163,8 @@ def test_the_draw_does_not_depend_on_cores(make_moe, monkeypatch) -> None:  # ty
     np.testing.assert_array_equal(*found)
 
 
-def test_without_a_number_the_shortest_of_at_least_eight_says_it(make_case) -> None:  # type: ignore[no-untyped-def]
-    """m is T of the shortest instruction that has eight tokens; shorter ones are left out and counted."""
+def test_default_draw_is_the_shortest_length_of_at_least_eight(make_case) -> None:  # type: ignore[no-untyped-def]
+    """m is T of the shortest instruction with at least eight tokens; shorter ones are left out and counted."""
     archive = make_case((5, 12, 9, 7, 30), ("a", "a", "b", "b", "b")).archive
     matched = find_isns(archive, draw=TokenDraw())
     assert (matched.ids, matched.tokens.tolist()) == (["i1", "i2", "i4"], [9, 9, 9])
@@ -174,7 +174,7 @@ def test_without_a_number_the_shortest_of_at_least_eight_says_it(make_case) -> N
 
 
 def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # type: ignore[no-untyped-def]
-    """Special tokens that are left out are never drawn, and do not make an instruction long enough."""
+    """Special tokens left out are never drawn and do not count toward the length."""
     case = make_case((9, 10, 12), ("a", "a", "b"))
     archive = damage(case.archive, "token/id", slice(0, 31), np.r_[0, 0, np.full(7, 7), 0, np.full(21, 7)])
     left_out: Any = {"special_tokens": "leave_out", "special_token_ids": [0]}
@@ -193,21 +193,21 @@ def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # typ
     ],
 )
 def test_more_tokens_than_instructions_have_are_refused(typical, draw: TokenDraw, reason: str) -> None:  # type: ignore[no-untyped-def]
-    """Where fewer than two instructions are long enough the error says so and the remedy."""
+    """If fewer than two instructions are long enough, the error gives the number and the remedy."""
     with pytest.raises(IncompleteArchiveError, match=reason):
         find_isns(typical.archive, draw=draw, least=2)
 
 
 def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Draws of nothing, of archives of short instructions without a number, and of counts."""
+    """Draws of 0 tokens, default draws from short instructions, and draws from counts raise errors."""
     with pytest.raises(
         InvalidInputError, match=r"seed must be at least 0; it is -1\n.*tokens must be at least 1; it is 0"
     ):
         TokenDraw(tokens=0, seed=-1)
     short = make_case((3, 7, 4), ("a", "a", "b")).archive
-    with pytest.raises(IncompleteArchiveError, match=r"at least 8; the longest of .* has 7\. Say how many"):
+    with pytest.raises(IncompleteArchiveError, match=r"at least 8 tokens; the longest of .* has 7\. Pass equal"):
         find_isns(short, draw=TokenDraw())
     counts = make_moe(granularity="count").archive
     for measure in (find_isns, find_ises):
-        with pytest.raises(UnsupportedArchiveError, match=r"over all tokens\. .* extract again"):
+        with pytest.raises(UnsupportedArchiveError, match=r"per instruction\. .* extract again"):
             measure(counts, draw=TokenDraw(tokens=2))

@@ -1,4 +1,4 @@
-"""Counting bits against numpy, which no one here wrote."""
+"""Bit counts, checked against NumPy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_bit_counts_equal_unpacked_sums(rows: int, columns: int, rate: float, se
 
 
 def test_bit_counts_are_the_same_on_one_core_and_on_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splitting columns over threads changes nothing."""
+    """Results do not depend on the number of threads."""
     rows = np.random.default_rng(0).integers(0, 256, size=(400, 9000), dtype=np.uint8)
     results = []
     for cores in (1, 2, 7):
@@ -43,7 +43,7 @@ def test_bit_counts_are_the_same_on_one_core_and_on_many(monkeypatch: pytest.Mon
 
 
 def test_bit_counts_refuse_a_wrong_shape() -> None:
-    """Compiled code does not check bounds, so its caller must."""
+    """The caller checks bounds, because compiled code does not."""
     with pytest.raises(ValueError, match="counts must be uint32"):
         bit_counts.add_bit_counts(np.zeros((2, 3), np.uint8), np.zeros(23, np.uint32))
 
@@ -60,7 +60,7 @@ def test_rows_may_be_a_view_with_gaps(columns: slice, view: bool) -> None:
 
 
 def test_rows_that_are_not_aligned_are_counted() -> None:
-    """Memory that does not start at a multiple of eight bytes is copied."""
+    """Memory that is not aligned to eight bytes is copied."""
     rows = np.random.default_rng(2).integers(0, 256, size=20 * 64 + 3, dtype=np.uint8)[3:].reshape(20, 64)
     counts = np.zeros(512, dtype=np.uint32)
     bit_counts.add_bit_counts(rows, counts)
@@ -68,7 +68,7 @@ def test_rows_that_are_not_aligned_are_counted() -> None:
 
 
 def test_every_second_byte_of_reversed_rows_is_counted() -> None:
-    """Any strides are counted."""
+    """Any strides give correct counts."""
     rows = np.random.default_rng(2).integers(0, 256, size=(20, 64), dtype=np.uint8)[::-1, ::2]
     counts = np.zeros(256, dtype=np.uint32)
     bit_counts.add_bit_counts(rows, counts)

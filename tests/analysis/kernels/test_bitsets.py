@@ -1,4 +1,4 @@
-"""Packed sets in memory and in a file without a name."""
+"""Packed sets in memory and in an unnamed file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sparcom_data.errors import StorageError
     count=st.integers(1, 20), words=st.integers(1, 9), memory_bytes=st.sampled_from([0, 200, 1 << 20]), data=st.data()
 )
 def test_rows_are_what_was_written(count: int, words: int, memory_bytes: int, data: st.DataObject) -> None:
-    """In any order, in memory or in a file, what was not written is empty."""
+    """Rows are read in any order, from memory or a file; unwritten rows are empty."""
     expected = np.zeros((count, words), dtype=np.uint64)
     sets = Bitsets(count, words, memory_bytes=memory_bytes)
     rng = np.random.default_rng(0)
@@ -38,12 +38,12 @@ def test_rows_are_what_was_written(count: int, words: int, memory_bytes: int, da
 
 
 def descriptors() -> set[str]:
-    """Files that this process has open, but for the one that lists them."""
+    """Files that this process has open, except the listing itself."""
     return {str(path.resolve()) + path.name for path in Path("/proc/self/fd").iterdir() if path.exists()}
 
 
 def test_the_file_has_no_name_and_is_closed(tmp_path: Path) -> None:
-    """Nothing is left in the folder while the sets are in use, and no descriptor after them."""
+    """The folder stays empty while the sets are in use; the descriptor is closed after use."""
     before = descriptors()
     sets = Bitsets(3, 5, tmp_path, memory_bytes=0)
     sets[1] = np.full(5, 7, dtype=np.uint64)
@@ -55,7 +55,7 @@ def test_the_file_has_no_name_and_is_closed(tmp_path: Path) -> None:
 
 
 def test_wrong_places_are_refused(tmp_path: Path) -> None:
-    """A set of another width, a set that is not there, rows past the end."""
+    """Sets of another width, missing sets, and rows past the end raise errors."""
     sets = Bitsets(3, 5, tmp_path, memory_bytes=0)
     for k, width in ((0, 4), (3, 5), (-1, 5)):
         with pytest.raises(ValueError, match="must be uint64"):
@@ -66,7 +66,7 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_made_says_where(tmp_path: Path) -> None:
-    """A folder that is not there is named, with what to do."""
+    """The error names the missing folder and the remedy."""
     with pytest.raises(StorageError, match=r"need a file in .*none.*Set TMPDIR"):
         Bitsets(3, 5, tmp_path / "none", memory_bytes=0)
 
@@ -89,7 +89,7 @@ def filled(folder: Path, memory_bytes: int) -> Bitsets:
 
 @pytest.mark.parametrize("way", COPIES)
 def test_sets_in_a_file_refuse_copies_and_name_the_remedy(tmp_path: Path, way: str) -> None:
-    """A copy would hold the number of a descriptor, which is another file once the sets are gone."""
+    """A copy would hold a descriptor number that may later belong to another file."""
     sets = filled(tmp_path, 0)
     with pytest.raises(TypeError, match=r"pickled or copied only up to 8 MiB; .* rows\(first, last\)"):
         COPIES[way](sets)

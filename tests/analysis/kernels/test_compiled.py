@@ -1,4 +1,4 @@
-"""The compiled loops against numpy, which no one here wrote."""
+"""Compiled loops, checked against NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparcom_analysis.kernels import compiled as kernels
     data=st.data(),
 )
 def test_intersections_equal_those_of_numpy(sets: int, words: int, seed: int, data: st.DataObject) -> None:
-    """Every pair from `first` on has the number of common bits, whichever rows are asked for."""
+    """Every pair has the number of common bits, for any requested rows."""
     rng = np.random.default_rng(seed)
     packed = rng.integers(0, 2**64, size=(sets, words), dtype=np.uint64)
     first = data.draw(st.integers(0, sets - 1))
@@ -58,13 +58,13 @@ def test_histogram_equals_that_of_numpy(values: list[int], spare: int) -> None:
 
 
 def test_histogram_refuses_values_past_its_end() -> None:
-    """Compiled code does not check bounds, so its caller must."""
-    with pytest.raises(ValueError, match="at most 3; one is 4"):
+    """The caller checks bounds, because compiled code does not."""
+    with pytest.raises(ValueError, match="at most 3; the largest is 4"):
         kernels.histogram(np.array([1, 4], dtype=np.uint32), 3)
 
 
 def test_kernels_compile_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Numba refuses to cache (read-only installation, no writable home), kernels are compiled all the same."""
+    """Kernels compile even if Numba cannot cache (read-only installation, no writable home)."""
     seen: list[bool] = []
 
     def njit(*, nogil: bool, cache: bool = False) -> object:

@@ -31,7 +31,7 @@ def random_counts(count: int, layers: int, experts: int, seed: int) -> NDArray[n
 
 
 def means(values: NDArray[np.float64], names: list[str], own: bool) -> NDArray[np.float64]:
-    """Mean over the pairs of every two categories that have a value, in loops."""
+    """Mean over the defined pairs of each pair of categories, in loops."""
     labels = list(dict.fromkeys(names))
     cells = []
     for first, second in product(labels, repeat=2):
@@ -78,15 +78,15 @@ def test_pairs_and_means_equal_scipy(count: int, layers: int, experts: int, side
 
 
 def test_of_an_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """From rows on disk to scipy's numbers, failed instructions left out."""
+    """Rows on disk give SciPy's numbers; failed instructions are left out."""
     experts = find_ises(make_moe(per_category=4, failed=(2,)).archive)
     for i, j in np.ndindex(7, 7):
         expected = pearsonr(experts.frequencies[i].ravel(), experts.frequencies[j].ravel()).statistic
         assert experts.pairs.values[i, j] == pytest.approx(expected, abs=1e-12)
 
 
-def test_instructions_without_variance_are_in_no_mean() -> None:
-    """One such instruction does not change the mean of the others, and length plays no part."""
+def test_means_skip_instructions_with_constant_frequencies() -> None:
+    """Such an instruction does not change the mean of the others; length does not matter."""
     counts = np.array([[[3, 0, 0]], [[2, 1, 0]], [[1, 1, 1]], [[0, 0, 9]]], dtype=np.uint32)
     found, others = correlations(counts, ["a"] * 4), correlations(counts[[0, 1, 3]], ["a"] * 3)
     assert found.defined.tolist() == [True, True, False, True]
@@ -94,8 +94,8 @@ def test_instructions_without_variance_are_in_no_mean() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_self_pairs_are_counted_and_left_out() -> None:
-    """A category with one instruction is 1 with itself, and without that pair has no value."""
+def test_means_with_and_without_self_pairs() -> None:
+    """A category of one instruction has mean 1 with self pairs, and NaN without."""
     with_self, without = correlations(random_counts(5, 2, 4, 0), ["a", "a", "b", "a", "a"]).means()
     assert with_self[1, 1] == 1
     assert np.isnan(without[1, 1])
@@ -115,7 +115,7 @@ def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_long_instructions_are_exact_or_refused() -> None:
-    """A million tokens are computed exactly; where sums would round, it is refused and says so."""
+    """A million tokens are computed exactly; sums that would round raise an error."""
     million = np.array([[[1_000_000, 999_999, 1]], [[999_999, 1_000_000, 1]], [[1, 2, 3]]], dtype=np.uint32)
     found = correlations(million, ["a"] * 3).values
     rows = million.reshape(3, -1).astype(object)

@@ -1,4 +1,4 @@
-"""The compiled loops over router choices against numpy."""
+"""Compiled loops over top-k experts, checked against NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparcom_analysis.kernels import experts as expert_kernels
 
 
 def choices_of(rng: np.random.Generator, rows: int, layers: int, experts: int, choices: int) -> NDArray[np.uint16]:
-    """Random choices, each row's and layer's all different."""
+    """Random top-k ids, distinct per row and layer."""
     return rng.random((rows, layers, experts)).argsort(axis=-1)[..., :choices].astype(np.uint16)
 
 
@@ -37,7 +37,7 @@ def expected_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], expert
 def test_expert_bits_equal_those_of_numpy(
     rows: int, layers: int, experts: int, width: int, cores: int, data: st.DataObject
 ) -> None:
-    """Each mask is added to the expert of its choice and to no other, past 255 rows of one expert and on any cores."""
+    """Each mask counts only for its expert, beyond 255 rows per expert and on any number of cores."""
     choices = data.draw(st.integers(1, experts))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
     masks = rng.integers(0, 256, size=(rows, layers, choices, width), dtype=np.uint8)
@@ -54,40 +54,40 @@ def test_expert_bits_equal_those_of_numpy(
 
 @settings(deadline=None, max_examples=20)
 @given(rows=st.integers(0, 50), layers=st.integers(1, 4), experts=st.integers(1, 9), data=st.data())
-def test_choice_counts_equal_those_of_numpy(rows: int, layers: int, experts: int, data: st.DataObject) -> None:
-    """Each choice adds 1 to its layer's expert."""
+def test_expert_counts_equal_numpy(rows: int, layers: int, experts: int, data: st.DataObject) -> None:
+    """Each assignment adds 1 to its layer's expert."""
     choices = data.draw(st.integers(1, experts))
     chosen = choices_of(np.random.default_rng(rows), rows, layers, experts, choices)
     counts = np.ones((layers, experts), dtype=np.uint32)
-    expert_kernels.add_choice_counts(chosen, counts)
+    expert_kernels.add_expert_counts(chosen, counts)
     expected = [[1 + int((chosen[:, layer] == expert).sum()) for expert in range(experts)] for layer in range(layers)]
     assert counts.tolist() == expected
 
 
 @pytest.mark.parametrize("value", [6, 65_535, "again"])
-def test_what_is_no_choice_is_found(value: int | str) -> None:
+def test_invalid_experts_are_found(value: int | str) -> None:
     """An id past the last expert, no data, or the same expert twice in a row and layer: the first place is named."""
     chosen = choices_of(np.random.default_rng(0), 9, 3, 6, 4)
-    assert expert_kernels.invalid_choice(chosen, 6) is None
+    assert expert_kernels.invalid_expert(chosen, 6) is None
     chosen[5, 1, 2] = chosen[5, 1, 0] if value == "again" else value
     chosen[7, 0, 0] = 65_535
-    assert expert_kernels.invalid_choice(chosen, 6) == (5, 1, 2)
+    assert expert_kernels.invalid_expert(chosen, 6) == (5, 1, 2)
 
 
 def test_shapes_that_disagree_are_refused() -> None:
-    """Compiled code does not check bounds, so its caller must."""
+    """The caller checks bounds, because compiled code does not."""
     masks, chosen = np.zeros((2, 3, 2, 1), np.uint8), np.zeros((2, 3, 2), np.uint16)
     for wrong in (np.zeros((3, 12), np.uint32), np.zeros((2, 16), np.uint32), np.zeros((3, 16), np.int64)):
         with pytest.raises(ValueError, match="must agree"):
             expert_kernels.add_expert_bit_counts(masks, chosen, wrong)
     with pytest.raises(ValueError, match="counts must be uint32"):
-        expert_kernels.add_choice_counts(chosen, np.zeros((2, 4), np.uint32))
+        expert_kernels.add_expert_counts(chosen, np.zeros((2, 4), np.uint32))
 
 
 @settings(deadline=None, max_examples=20)
 @given(layers=st.integers(1, 9), columns=st.integers(1, 40), least=st.integers(1, 9), seed=st.integers(0, 9))
 def test_selected_bits_equal_packbits(layers: int, columns: int, least: int, seed: int) -> None:
-    """What is counted often enough is set as numpy.packbits sets it, and counted by layer, on any cores."""
+    """Entries with enough counts are set as by numpy.packbits, and counted per layer, on any number of cores."""
     counts = np.random.default_rng(seed).integers(0, 10, size=(layers, columns * 8), dtype=np.uint32)
     packed, sizes = np.full((layers, columns), 255, np.uint8), np.full(layers, -1, np.int64)
     with pytest.MonkeyPatch.context() as patch:

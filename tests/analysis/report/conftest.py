@@ -32,7 +32,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def by_layer(_subject: object, _progress: object = None) -> xr.Dataset:
-    """A made-up measure: a curve per category, members by id, a missing value, and every kind of variable."""
+    """A sample measure: a curve per category, members by id, a missing value, and every kind of variable."""
     values = np.array([[0.25, np.nan, 0.125], [0.5, 0.75, 1.0]])
     return xr.Dataset(
         {
@@ -48,7 +48,7 @@ def by_layer(_subject: object, _progress: object = None) -> xr.Dataset:
 
 
 def means(subject: Any, _progress: object = None) -> xr.Dataset:
-    """A made-up mean per category with intervals."""
+    """A sample mean per category with intervals."""
     ends = {f"{prefix}ci_{end}": value for prefix in ("", "overall_") for end, value in (("low", 0.4), ("high", 0.6))}
     return xr.Dataset(
         {"value": ("category", [0.5, 0.55]), "overall_value": ((), 0.525)}
@@ -59,7 +59,7 @@ def means(subject: Any, _progress: object = None) -> xr.Dataset:
 
 
 def never(_subject: object, _progress: object = None) -> xr.Dataset:
-    """Nothing."""
+    """No result."""
     raise NotComputableError("Such a thing needs <other> data.")
 
 
@@ -92,7 +92,7 @@ MADE_UP = (
 
 @pytest.fixture(scope="session")
 def runs(archives: dict[str, Path]) -> dict[str, xr.DataTree]:
-    """Both pairs, analyzed with similarity and the made-up measures."""
+    """Both pairs, analyzed with similarity and the sample measures."""
     with pytest.MonkeyPatch.context() as patch:
         patch_registry(patch)
         return {kind: analyze(archives[f"{kind}-base"], archives[f"{kind}-tuned"], **FEW) for kind in ("dense", "moe")}
@@ -100,7 +100,7 @@ def runs(archives: dict[str, Path]) -> dict[str, xr.DataTree]:
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Similarity and the made-up measures are all that there are."""
+    """A registry of similarity and the sample measures only."""
     patch_registry(monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""metrics.json: the whole run, in the form of its schema, and back without loss."""
+"""metrics.json: valid against its schema, and read back without loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_json_has_null_for_nan_and_no_members(runs: dict[str, xr.DataTree]) -> N
 
 
 def test_numbers_are_those_of_the_functions(archives: dict[str, Path], runs: dict[str, xr.DataTree]) -> None:
-    """metrics.json has what the public functions return for the same options."""
+    """metrics.json equals the results of the public functions with the same options."""
     ds = similarity(find_isns(archives["moe-base"], n_resamples=20, n_permutations=20, seed=3, top=0.2))
     held = metrics(runs["moe"])["measures"]["similarity"]["data_vars"]
     for name in ("value", "ci_low", "pvalue_adjusted"):
@@ -51,7 +51,7 @@ def test_numbers_are_those_of_the_functions(archives: dict[str, Path], runs: dic
 
 
 def test_metrics_fit_the_schema(runs: dict[str, xr.DataTree]) -> None:
-    """metrics.json is what its JSON Schema describes; a wrong one is refused by the schema."""
+    """metrics.json is valid against its JSON Schema; the schema rejects invalid files."""
     jsonschema = pytest.importorskip("jsonschema")
     raw, schema = json.loads(to_json(runs["moe"])), json.loads(json_schema())
     jsonschema.validate(raw, schema)
@@ -63,12 +63,12 @@ def test_metrics_fit_the_schema(runs: dict[str, xr.DataTree]) -> None:
 
 @pytest.mark.parametrize("data", [b"not JSON", b"[]", b'{"schema_version": 2}', b'{"format_version": 3}'])
 def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
-    """What is no metrics.json of version 3 is refused with its name and the remedy."""
+    """Other files raise an error with their name and the remedy."""
     (tmp_path / "metrics.json").write_bytes(data)
     for source in (data, tmp_path / "metrics.json", str(tmp_path)):
         with pytest.raises(InvalidInputError, match=r"must have format_version 3 .*Analyze the archives again"):
             read_metrics(source)
-    with pytest.raises(InvalidInputError, match=r"metrics\.json has not"):
+    with pytest.raises(InvalidInputError, match=r"metrics\.json does not"):
         read_metrics(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What the root of a run says: archives, settings, instructions, warnings."""
+"""Root attributes of a run: archives, settings, instructions and warnings."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_left_out_instructions_are_counted(make_case: Callable[..., Any]) -> Non
     assert [one["mean_isn"] for one in found["by_category"]] == [isn.sizes[[0, 2]].mean(), isn.sizes[1], None]
 
 
-def test_settings_are_those_that_were_used(make_case: Callable[..., Any]) -> None:
-    """Every option is there, with the rule in words and the positions that were counted; all of it is JSON."""
+def test_settings_record_all_options(make_case: Callable[..., Any]) -> None:
+    """Settings hold every option, the selection rule as text and the counted positions; all are JSON types."""
     archive = make_case((5, 6), "ab", positions="response", responses=(4, 5)).archive
     found = facts_of(archive, min_frequency=0.5, seed=7, group_by=("category", "source"))
     settings = found["settings"]
@@ -70,20 +70,20 @@ def test_no_local_path_is_in_the_facts(archives: dict[str, Path], runs: dict[str
 
 
 def test_both_models_are_matched(runs: dict[str, xr.DataTree]) -> None:
-    """Instructions of one archive alone are counted."""
+    """Instructions without a counterpart are counted."""
     held = runs["dense"].attrs["comparison"]
     assert (held["matched"], held["only_base"], held["only_tuned"]) == (5, 1, 0)
 
 
-def test_what_cannot_be_computed_is_said_with_its_reason(runs: dict[str, xr.DataTree]) -> None:
-    """A measure that cannot be had is no node; its reason is in the attributes, per population."""
+def test_measures_not_computed_have_a_reason(runs: dict[str, xr.DataTree]) -> None:
+    """A measure that cannot be computed has no node; the attributes hold the reason per population."""
     missing = runs["moe"].attrs["not_computed"]
     assert {one["reason"] for one in missing} == {"Such a thing needs <other> data."}
     assert [one["measure"] for one in missing] == ["impossible", "neuron/impossible", "shared_expert_neuron/impossible"]
 
 
-def test_warnings_of_the_extraction_are_said(make_case: Callable[..., Any]) -> None:
-    """Sentences that the extraction left in the archive are warnings."""
+def test_warnings_of_the_extraction_are_reported(make_case: Callable[..., Any]) -> None:
+    """Warnings of the extraction are warnings of the run."""
     path = Path(make_case((5, 6), "ab").archive.path)
     group = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)
     held: Any = group.attrs["sparcom"]
@@ -91,8 +91,8 @@ def test_warnings_of_the_extraction_are_said(make_case: Callable[..., Any]) -> N
     assert facts_of(open_archive(path))["warnings"] == ["The extraction of the archive warned: prompts are odd."]
 
 
-def test_a_layer_without_active_neurons_is_said(make_case: Callable[..., Any]) -> None:
-    """Instructions, layers and archive of dead layers are named; three of them at most."""
+def test_a_layer_without_active_neurons_is_reported(make_case: Callable[..., Any]) -> None:
+    """The warning names instructions, layers and archive, at most three each."""
     case = make_case((3, 4, 5, 6), "aabb", rates=(0.0,))
     (text,) = facts_of(case.archive)["warnings"]
     assert text.startswith(
@@ -101,8 +101,8 @@ def test_a_layer_without_active_neurons_is_said(make_case: Callable[..., Any]) -
     )
 
 
-def test_a_large_share_of_template_tokens_is_said(make_case: Callable[..., Any], monkeypatch: Any) -> None:
-    """More than a fifth of the counted tokens written by a template is a warning, with numbers; less is none."""
+def test_a_large_fraction_of_template_tokens_is_reported(make_case: Callable[..., Any], monkeypatch: Any) -> None:
+    """Only more than a fifth of template tokens among the counted ones gives a warning, with numbers."""
     archive = make_case((10, 10), "ab").archive
     for written, said in ((4, False), (5, True)):
         origins = {"prompt": 20, "template": written - 1, "special": 1, "share": written / 20}
@@ -112,10 +112,10 @@ def test_a_large_share_of_template_tokens_is_said(make_case: Callable[..., Any],
         assert len(warnings) == said
 
 
-def test_mean_lengths_of_categories_are_said() -> None:
+def test_mean_lengths_of_categories_are_reported() -> None:
     """The sentence follows the numbers, and is empty for one category."""
     both = [{"category": name, "mean_tokens": mean} for name, mean in (("a", 4.0), ("b", 10.0), ("c", None))]
-    assert length_sentence(both) == ("Here the mean length goes from 4.0 tokens (a) to 10.0 (b), 2.5 times as many.")
+    assert length_sentence(both) == ("Here mean lengths range from 4.0 tokens (a) to 10.0 tokens (b), a ratio of 2.5.")
     assert length_sentence(both[:1]) == ""
     assert "is 4.0 tokens in every category" in length_sentence([both[0], both[0] | {"category": "d"}])
 
@@ -123,10 +123,10 @@ def test_mean_lengths_of_categories_are_said() -> None:
 @pytest.mark.parametrize(
     ("n_resamples", "level", "needed"), [(20, 0.95, 40), (1000, 0.999, 2000), (1000, 0.99, 0), (0, 0.95, 0)]
 )
-def test_too_few_resamples_are_said(n_resamples: int, level: float, needed: int) -> None:
-    """Where no draw can lie beyond an end, the number that is needed is given."""
+def test_too_few_resamples_are_reported(n_resamples: int, level: float, needed: int) -> None:
+    """If no resample can lie outside the interval, the caveat gives the required number."""
     text = interval_caveat({"n_resamples": n_resamples, "confidence_level": level})
-    assert (f"needs {needed:,} resamples" in text) if needed else text == ""
+    assert (f"needs at least {needed:,} resamples" in text) if needed else text == ""
 
 
 def test_counts_of_an_archive_agree_with_numpy(archives: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""How the files of an analysis come into a folder: of one analysis, or without metrics.json."""
+"""Output folder: files of one analysis, or no metrics.json."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SECOND = {"tables/a.csv": b"a2", "figures/c.svg": b"c2", "report.html": b"r2", "
 
 
 def held(where: Path) -> dict[str, bytes]:
-    """What lies in a folder, but the list of names."""
+    """Files in a folder, except the list of names."""
     files = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
     files.pop(NAMES, None)
     return files
 
 
-def test_what_an_earlier_analysis_alone_made_goes(tmp_path: Path) -> None:
-    """After a second analysis there are its files, and those that no analysis made."""
+def test_stale_files_of_an_earlier_analysis_are_removed(tmp_path: Path) -> None:
+    """A second analysis leaves its own files, and those that no analysis wrote."""
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "mine.csv").write_bytes(b"mine")
     write_folder(tmp_path, FIRST)
@@ -32,8 +32,8 @@ def test_what_an_earlier_analysis_alone_made_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writes", range(6))
-def test_stopped_anywhere_it_does_not_look_whole(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped before any write, a second analysis leaves no metrics.json of either; the next one clears up."""
+def test_an_interrupted_analysis_looks_unfinished(writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a second analysis stops at any write, no metrics.json is left; the next analysis cleans up."""
     write_folder(tmp_path, FIRST)
     write, done = folder.write_file, []
 
@@ -70,7 +70,7 @@ def test_reports_of_subfolders_go_first(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
-    """A list of names that was tampered with removes nothing outside, and one that is none is no list."""
+    """A manipulated list of names removes nothing outside the folder; an invalid list is ignored."""
     inner, outside = tmp_path / "results", tmp_path / "outside"
     inner.mkdir()
     outside.write_bytes(b"stays")
@@ -82,11 +82,11 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_no_place_for_results(tmp_path: Path) -> None:
-    """Results are refused in a Zarr group and below it, and where a file is; nothing is written."""
+    """Results in or below a Zarr group, or at the path of a file, are refused; nothing is written."""
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "zarr.json").write_text("{}")
     for place in (tmp_path / "a.zarr", tmp_path / "a.zarr" / "report"):
-        with pytest.raises(InvalidInputError, match=r"results must lie outside of archives.*Choose another --output"):
+        with pytest.raises(InvalidInputError, match=r"the output must be outside any archive.*Choose another --output"):
             check_output(place)
     assert [path.name for path in tmp_path.rglob("*")] == ["a.zarr", "zarr.json"]
     with pytest.raises(StorageError, match="is a file"):

@@ -1,4 +1,4 @@
-"""Lists of members by id: what is written is what the Datasets hold, in every form, and reads back equal."""
+"""Lists of member ids: every format holds the ids of the Datasets and reads back equal."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
 
 @pytest.fixture(scope="module")
 def files(run: xr.DataTree) -> dict[str, bytes]:
-    """What is written of it."""
+    """The list files of the run."""
     return lists_of(run)
 
 
 def members(ds: xr.Dataset, category: str, kind: str) -> list[tuple[int, ...]]:
-    """Layer and ids of a category's members, in order; of LAPE the specific neurons."""
+    """Layer and ids of a category's members, in order; for LAPE, its specific neurons."""
     if "specific" in ds:
         chosen = ds["specific"].sel(category=category).values
     else:
@@ -108,16 +108,16 @@ def test_long_tensors_read_back_equal(run: xr.DataTree, tmp_path: Path) -> None:
 
 
 def test_without_torch_the_remedy_is_named(run: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If torch is absent nothing is written, and the message says what to install or to use instead."""
+    """Without torch nothing is written, and the error names the package or the alternative."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"pip install torch; the files in lists/"):
+    with pytest.raises(MissingExtraError, match=r"run pip install torch"):
         save_long_tensors(tmp_path / "lape.pth", as_index_lists(run["lape"].to_dataset()))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_layers_are_refused(run: xr.DataTree) -> None:
-    """A list that would have no place for a layer is an error, not cut."""
-    with pytest.raises(InvalidInputError, match="an entry for layer 2; layers is 2"):
+    """Too few layers raise an error; the list is not truncated."""
+    with pytest.raises(InvalidInputError, match="greater than 2; got 2"):
         as_index_lists(run["general_unique_experts"].to_dataset(), 2)
 
 

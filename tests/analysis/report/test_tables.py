@@ -1,4 +1,4 @@
-"""One table as CSV, LaTeX and cells for people: whatever the cells hold, columns and values stay what they were."""
+"""Tables as CSV, LaTeX and rounded cells keep columns and values, for any content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLOATS = st.floats(allow_infinity=False)
 @settings(deadline=None, max_examples=40)
 @given(rows=st.lists(st.tuples(LETTERS, st.integers(-9999, 9999), FLOATS), min_size=1, max_size=5))
 def test_csv_reads_back_without_loss(rows: list[tuple[str, int, float]]) -> None:
-    """Every cell is read back, floats to the last digit; a cell without a value is empty."""
+    """Every cell is read back, floats exactly; missing values are empty."""
     frame = xr.Dataset({name: ("row", list(held)) for name, held in zip("abc", zip(*rows, strict=True), strict=True)})
     text = csv_bytes(frame.to_dataframe().reset_index(drop=True)).decode()
     found = list(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -39,7 +39,7 @@ def test_csv_reads_back_without_loss(rows: list[tuple[str, int, float]]) -> None
 @settings(deadline=None, max_examples=60)
 @given(rows=st.lists(st.lists(LETTERS, min_size=2, max_size=2), min_size=1, max_size=4))
 def test_latex_keeps_its_columns(rows: list[list[str]]) -> None:
-    """Each row has one bare ampersand and ends in a line break; no special letter is left that TeX would act on."""
+    """Each row has one bare ampersand and ends in a line break; all special characters are escaped."""
     lines = Table(["first", "second"], rows).latex("title", "some").decode().splitlines()
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     for line, _ in zip(body, rows, strict=True):
@@ -51,7 +51,7 @@ def test_latex_keeps_its_columns(rows: list[list[str]]) -> None:
 
 
 def test_latex_is_a_table_of_booktabs() -> None:
-    """Caption, label, rules and rounded cells stand where LaTeX expects them."""
+    """The table has caption, label, rules and rounded cells in the right order."""
     table = Table(["a", "b", "c"], [[1, -0.5, "x_y"], [2, None, "≤ 1"]])
     assert table.latex("50% (SPARCOM, eq. 10).", "some").decode() == (
         "\\begin{table}\n\\centering\n\\caption{50\\% (SPARCOM, eq. 10).}\n\\label{tab:some}\n"
@@ -76,7 +76,7 @@ def test_latex_is_a_table_of_booktabs() -> None:
     ],
 )
 def test_cells_are_rounded_for_people(cell: object, column: str, text: str) -> None:
-    """Three decimals, separators, a true minus sign; what rounds to zero has no sign; p-values keep two digits."""
+    """Three decimals, separators, a Unicode minus sign; rounded zeros have no sign; p-values keep two digits."""
     assert rounded(cell, column) == text
 
 
@@ -102,5 +102,5 @@ def test_people_read_a_matrix_with_its_intervals(runs: dict[str, xr.DataTree]) -
 
 
 def test_control_characters_are_replaced() -> None:
-    """Characters that no page or terminal may hold become U+FFFD; line breaks stay."""
+    """Control characters become U+FFFD; line breaks stay."""
     assert visible("a\x00b\x1b\x85\n\ud800c") == "a\ufffdb\ufffd\x85\n\ufffdc"

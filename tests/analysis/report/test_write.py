@@ -1,4 +1,4 @@
-"""The folder of a report: which files it has, and that page, tables and metrics.json agree."""
+"""Files of a report, and agreement between page, tables and metrics.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 from sparcom_analysis import analyze, read_metrics, write_report
-from sparcom_analysis.report.page import MOST_SENTENCES, lead_sentences
+from sparcom_analysis.report.page import MAX_SENTENCES, lead_sentences
 from sparcom_analysis.report.write import run_files
 from sparcom_data.errors import InvalidInputError, StorageError
 
@@ -148,7 +148,7 @@ def test_tables_hold_the_numbers_of_metrics(folder: Path) -> None:
 
 
 def test_the_answer_comes_first(folder: Path) -> None:
-    """Title, first sentences in order of importance and figures stand before all details; a reason stands once."""
+    """Title, key sentences and figures come before all details; each reason appears once."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     top = text[: text.index("<details")]
     assert re.search(r"<h1>Instruction-specific neurons and experts of random</h1>", top)
@@ -191,13 +191,13 @@ def test_a_category_of_one_instruction_has_no_pair(make_case: Callable[..., Any]
 
 
 @undrawn
-def test_left_out_instructions_are_said(make_case: Callable[..., Any], tmp_path: Path) -> None:
-    """The page says how many were left out and why, and warns of what was counted."""
+def test_left_out_instructions_are_reported(make_case: Callable[..., Any], tmp_path: Path) -> None:
+    """The page gives the number left out by reason, and warns about the counted positions."""
     case = make_case((5, 6, 7, 8), "abab", failed=(3,), positions="response", responses=(3, 4, 5, 2))
     text = write_report(analyze(case.archive, n_resamples=20, n_permutations=0), tmp_path).read_text(encoding="utf-8")
     assert "1 of 4 instructions were left out: 0 not run yet, 1 failed, 0 cancelled, 0 without response tokens" in text
-    assert '<p class="note">Frequencies are counted over response tokens.' in text
-    assert "needs 40 resamples" in text
+    assert '<p class="note">Frequencies count response tokens.' in text
+    assert "needs at least 40 resamples" in text
 
 
 @undrawn
@@ -211,7 +211,7 @@ def test_any_number_of_categories(categories: list[str], each: int, tmp_path: Pa
 
 
 @undrawn
-def test_files_are_the_same_again(archives: dict[str, Path], runs: dict[str, xr.DataTree], tmp_path: Path) -> None:
+def test_files_are_reproducible(archives: dict[str, Path], runs: dict[str, xr.DataTree], tmp_path: Path) -> None:
     """Every byte is the same for any block size and when written again; other files in the folder stay."""
     (tmp_path / "notes.txt").write_bytes(b"mine")
     (tmp_path / "metrics.json").write_bytes(b"old")
@@ -226,7 +226,7 @@ def test_files_are_the_same_again(archives: dict[str, Path], runs: dict[str, xr.
 
 @undrawn
 def test_a_report_is_written_from_metrics_alone(folder: Path, runs: dict[str, xr.DataTree], tmp_path: Path) -> None:
-    """The page and the tables of a run that was read back are those of the run."""
+    """A run read back from metrics.json gives the same page and tables."""
     seen: list[tuple[int, int]] = []
     write_report(read_metrics(folder), tmp_path / "again", progress=lambda *at: seen.append(at))
     first, again = files_under(folder), files_under(tmp_path / "again")
@@ -236,14 +236,12 @@ def test_a_report_is_written_from_metrics_alone(folder: Path, runs: dict[str, xr
 
 
 @undrawn
-def test_an_output_that_cannot_be_is_refused(
-    archives: dict[str, Path], runs: dict[str, xr.DataTree], tmp_path: Path
-) -> None:
-    """A file, or a folder in an archive, is no place for a report."""
+def test_an_invalid_output_is_refused(archives: dict[str, Path], runs: dict[str, xr.DataTree], tmp_path: Path) -> None:
+    """A file, or a folder in an archive, is refused as output."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"must be a folder; .*file is a file"):
         write_report(runs["dense"], tmp_path / "file")
-    with pytest.raises(InvalidInputError, match="outside of archives"):
+    with pytest.raises(InvalidInputError, match="outside any archive"):
         write_report(runs["dense"], archives["dense-base"])
 
 
@@ -266,7 +264,7 @@ def test_several_runs_stand_side_by_side(runs: dict[str, xr.DataTree], tmp_path:
     assert "One &amp; only" in text
     first = next(lead_sentences(runs["dense"]))
     assert f"<li>{html.escape('One & only: ' + first, quote=False)}</li>" in text
-    assert 2 <= text.split('class="answers">')[1].split("</ul>")[0].count("<li>") <= MOST_SENTENCES
+    assert 2 <= text.split('class="answers">')[1].split("</ul>")[0].count("<li>") <= MAX_SENTENCES
     assert page.cells[-12:-6] == ["model", "a|<b>", "$x_&", "all", "One & only", "0.500 (0.400–0.600)"]
     table = (tmp_path / "tables/finetuning_jaccard.tex").read_text("utf-8")
     assert r"figures & 0.500 (0.400\textendash{}0.600)" in table

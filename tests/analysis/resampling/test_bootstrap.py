@@ -316,6 +316,6 @@ def test_other_instructions_are_refused() -> None:
     draws = draw_resamples(["a", "b"], 2)
     with pytest.raises(ValueError, match="same instructions"):
         pair_intervals(draws, random_pairs(["b", "a"], 0))
-    with pytest.raises(ValueError, match="values of 2 instructions; there are 3"):
+    with pytest.raises(ValueError, match="2 entries, one per instruction; got 3"):
         mean_intervals(np.zeros((3, 1)), draws)
     assert resamples_for(["a", "b"], Options(n_resamples=0)) is None

@@ -270,7 +270,7 @@ def test_many_categories_are_not_paired_or_refused(monkeypatch: pytest.MonkeyPat
     assert np.isnan(found["pvalue"][np.triu_indices(3, 1)]).all()
     assert np.isfinite(found["pvalue_adjusted"].diagonal()).all()
     many = [str(k) for k in range(MAX_GROUPS + 1)]
-    with pytest.raises(NotComputableError, match="up to 256; there are 257"):
+    with pytest.raises(NotComputableError, match="up to 256 groups; there are 257"):
         label_pvalues(random_pairs(many, 0), permutations=9)
 
 

@@ -98,7 +98,7 @@ def test_no_equal_length_says_why(make_case, make_moe) -> None:  # type: ignore[
             length_control(isn)
         with pytest.raises(error):
             length_control(isn, equal_length=True)
-    with pytest.raises(IncompleteArchiveError, match="at least 2 instructions with 11 tokens; 1 have"):
+    with pytest.raises(IncompleteArchiveError, match="at least 2 instructions with 11 tokens; there are 1"):
         length_control(long, equal_length_tokens=11)
     with pytest.raises(NotComputableError, match="switched off"):
         routing_length_control(find_ises(make_moe().archive), equal_length=False)

@@ -1,4 +1,4 @@
-"""docs/metrics.md says everything that metrics.json, the command and the package offer."""
+"""docs/metrics.md describes all of metrics.json, the command and the package."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_attributes_are_described(text: str, run: xr.DataTree) -> None:
 
 
 def test_every_public_name_exists_and_is_described(text: str) -> None:
-    """What `__all__` promises is there and documented, here or in docs/python.md."""
+    """Every name in `__all__` exists and is documented, here or in docs/python.md."""
     text += DOCUMENT.with_name("python.md").read_text(encoding="utf-8")
     for name in sparcom_analysis.__all__:
         assert hasattr(sparcom_analysis, name)

@@ -1,4 +1,4 @@
-"""The run over the registry: what its tree holds, that it does not depend on blocks, and how it fails."""
+"""The loop over the registry: tree content, independence of block size, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_measure_has_its_node_or_a_reason(make_moe: Make) -> None:
 
 @pytest.mark.parametrize("measure", REGISTRY, ids=lambda one: one.name)
 def test_every_measure_is_whole(measure: Any) -> None:
-    """Each can be computed, drawn, said and captioned, and `sp.plot` has it; the words are sentences."""
+    """Each measure has a computation, figure, sentences and caption, and is in `sp.plot`."""
     assert all((measure.compute, measure.plot, measure.sentences, measure.caption, measure.title, measure.equation))
     assert measure.definition.endswith((".", ")"))
     assert callable(getattr(sp.plot, measure.name))
@@ -92,8 +92,8 @@ def test_damage_ends_the_run(make_moe: Make, damage: Make) -> None:
         sp.analyze(archive, **FEW)
 
 
-def test_no_variance_is_said(make_moe: Make) -> None:
-    """Where every expert is always chosen there is no correlation, and the tree says why."""
+def test_constant_frequencies_are_reported(make_moe: Make) -> None:
+    """If every token activates all experts, the correlation is undefined, and the tree gives the reason."""
     tree = sp.analyze(make_moe(experts=2, choices=2).archive, **FEW)
     reasons = {item["measure"]: item["reason"] for item in tree.attrs["not_computed"]}
     assert "equally often" in reasons["routing_correlation"]
@@ -102,17 +102,17 @@ def test_no_variance_is_said(make_moe: Make) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"instructions": ["i0"]}, InvalidInputError, "compared with a tuned archive"),
+        ({"instructions": ["i0"]}, InvalidInputError, "needs a tuned archive"),
         ({"special_tokens": "leave_out"}, UnsupportedArchiveError, "does not list them"),
         ({"equal_length_tokens": 10_000}, IncompleteArchiveError, "at least 10000"),
         ({"epsilon": 0.1}, InvalidInputError, "no option 'epsilon'"),
         ({"positions": "response"}, IncompleteArchiveError, "Choose positions"),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_a_mask_is_read(
+def test_impossible_options_are_refused_before_a_mask_is_read(
     typical: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], error: type[Exception], match: str
 ) -> None:
-    """Impossible options are errors, and no mask was read for it."""
+    """Impossible options raise errors before any mask is read."""
     monkeypatch.setattr("sparcom_analysis.report.run.find_isns", lambda *_, **__: pytest.fail("masks were read"))
     with pytest.raises(error, match=match):
         sp.analyze(typical.archive, **changes)

@@ -1,1 +1,1 @@
-"""Measures of one MoE model's router."""
+"""Measures of the router of one MoE model."""

@@ -1,4 +1,4 @@
-"""How often each category activates each expert (SPARCOM, eq. 11)."""
+"""Mean expert frequency per category (SPARCOM, eq. 11)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MAX_PANELS = 12
 def mean_expert_frequencies(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
     """Return the mean of f (SPARCOM, eq. 11) over the instructions of each category; the mean is ours.
 
-    Each instruction counts the same, whatever its length. `experts["id"]` is the vector of one (SPARCOM, eq. 12).
+    Instructions have equal weight, whatever their length. `experts["id"]` is the vector of one (SPARCOM, eq. 12).
 
     Args:
-        experts: what `find_ises` returns. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        experts: result of `find_ises`. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
-        `value`, `ci_low`, `ci_high` (category, layer, expert), fractions of tokens; with prefix `overall_` (layer,
-        expert) over all instructions. `null_mean`: top_k / experts, the frequency under uniform routing.
+        `value`, `ci_low`, `ci_high` (category, layer, expert): fractions of tokens. `overall_value`, … (layer, expert):
+        the same over all instructions. `null_mean`: top_k / experts, the frequency under uniform routing.
     """
     experts = experts.with_options(**changes)
     found = group_means(experts.frequencies, experts.categories, resamples_for(experts.categories, experts.options))
@@ -47,25 +47,25 @@ def sentences(ds: xr.Dataset) -> list[str]:
     expert, ci = f"expert {where['expert']} of layer {where['layer']}", interval(ds, where, "overall_")
     if (ties := int((values > most - TIE).sum())) > 1:
         expert, ci = f"each of {ties:,} experts", ""
-    said = [
+    found = [
         f"Mean expert frequency is largest for {expert}: {decimal(most)}{ci}; under uniform routing it would be {null}."
     ]
     if never := int((values == 0).sum()):
-        said.append(f"Experts that no token activates: {never:,} of {values.size:,}.")
-    return said
+        found.append(f"No token activates {never:,} of {values.size:,} experts.")
+    return found
 
 
 def caption(ds: xr.Dataset) -> str:
     return (
         f"Mean expert frequency by layer and expert, {ds.attrs['model']} (f: SPARCOM, eq. 11; the mean is ours). "
-        f"Colors diverge about the frequency under uniform routing, {decimal(float(ds['null_mean']))}."
+        f"The color scale is centered on uniform routing, {decimal(float(ds['null_mean']))}."
     )
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, category: str | None = None, **style: Any) -> Axes:
-    """Draw the frequencies of one category, or over all instructions, as a heat map about uniform routing.
+    """Draw mean frequencies as a heat map centered on uniform routing; all categories use one color range.
 
-    category: a label; None: all instructions. All share the color range. style: see `plotting.heatmap`.
+    category: a label (default: all instructions). style: see `plotting.heatmap`.
     """
     one = ds["overall_value"] if category is None else ds["value"].sel(category=category)
     given = {"label": one.attrs["long_name"], "title": ds.attrs["model"] if category is None else category}
@@ -91,6 +91,6 @@ MEASURE = measure(
     "SPARCOM, eq. 11",
     "experts",
     "The fraction of an instruction's tokens that activate an expert (SPARCOM, eq. 11), and its mean over the "
-    "instructions of a category (ours). Over the experts of a layer frequencies add up to top_k.",
+    "instructions of a category (ours). Frequencies sum to top_k over the experts of a layer.",
     name="expert_frequencies",
 )

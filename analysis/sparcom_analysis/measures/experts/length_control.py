@@ -1,4 +1,4 @@
-"""Routing correlation of categories with the same number of tokens per instruction, beside the plain one (ours)."""
+"""Length control for routing correlation: instructions subsampled to equal length, next to all tokens (ours)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparcom_analysis.resampling.subsampling import subsampled
 
 
 def routing_length_control(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return what `length_control` does, without set sizes, of the mean Pearson correlation of every two categories."""
+    """Apply `length_control` to the mean Pearson correlation of each pair of categories, without set sizes."""
     plain = experts.with_options(**changes)
     equal = subsampled(plain, lambda draw: find_ises(plain.archive, plain.options, draw=draw, progress=progress))
     return length_control_dataset(plain, equal, "mean Pearson correlation", MEASURE.name, {})

@@ -1,4 +1,4 @@
-"""Routing entropy per layer and category: over how many experts the router spreads an instruction (ours)."""
+"""Routing entropy per layer and category (ours)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sparcom_analysis.resampling.means import group_means
 
 
 def routing_entropy(experts: ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return H = −Σ_e q_e log2 q_e in bits, where q_e is the share of the top-k choices in a layer that go to expert e.
+    """Return H = −Σ_e q_e log2 q_e in bits, with q_e the fraction of a layer's expert assignments that go to expert e.
 
     Args:
-        **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
-        `value`, `ci_low`, `ci_high` (category, layer), means of the instructions; `overall_value`, … (layer);
-        `instruction_value` (instruction, layer); `null_mean`: log2 of the number of experts, of uniform routing.
+        `value`, `ci_low`, `ci_high` (category, layer): means over instructions; `overall_value`, … (layer);
+        `instruction_value` (instruction, layer); `null_mean`: log2 of the number of experts (uniform routing).
     """
     experts = experts.with_options(**changes)
     values = entropy(experts.counts)
@@ -45,16 +45,16 @@ def routing_entropy(experts: ExpertCounts, progress: Progress | None = None, **c
 
 def entropy(counts: NDArray[np.uint32]) -> NDArray[np.float64]:
     """Return the entropy in bits over the last axis of counts; 0 log 0 is 0."""
-    share = counts / counts.sum(axis=-1, keepdims=True)
-    bits: NDArray[np.float64] = -(share * np.log2(share, out=np.zeros_like(share), where=share > 0)).sum(axis=-1)
-    return bits + 0.0  # no −0
+    q = counts / counts.sum(axis=-1, keepdims=True)
+    bits: NDArray[np.float64] = -(q * np.log2(q, out=np.zeros_like(q), where=q > 0)).sum(axis=-1)
+    return bits + 0.0  # turns −0 into 0
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
     mean = ds["overall_value"].values
     low, high = (_in_layer(ds.isel(layer=int(at))) for at in (np.argmin(mean), np.argmax(mean)))
     uniform = decimal(float(ds["null_mean"]), 2)
-    return [f"Routing entropy is lowest in {low}, and highest in {high}; uniform routing has {uniform} bits."]
+    return [f"Mean routing entropy is lowest in {low}, and highest in {high}. Uniform routing gives {uniform} bits."]
 
 
 def _in_layer(one: xr.Dataset) -> str:
@@ -64,8 +64,8 @@ def _in_layer(one: xr.Dataset) -> str:
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Mean entropy of an instruction's top-k choices per layer and category, {ds.attrs['model']} (ours). Dashed: "
-        "uniform routing."
+        f"Mean entropy of an instruction's expert assignments per layer and category, {ds.attrs['model']} (ours). "
+        "Dashed: uniform routing."
     )
 
 
@@ -79,7 +79,7 @@ MEASURE = measure(
     "Entropy of routing by layer",
     OURS,
     "experts",
-    "The entropy, in bits, of the distribution of an instruction's top-k choices over the experts of a layer: 0 if one "
-    "expert takes all, log2 of the number of experts if all take the same.",
+    "The entropy, in bits, of the distribution of an instruction's expert assignments over the experts of a layer. It "
+    "is 0 if one expert receives all, and log2 of the number of experts if all receive equally many.",
     also_tuned=True,
 )

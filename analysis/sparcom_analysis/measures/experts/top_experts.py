@@ -1,4 +1,4 @@
-"""The most used experts per category: of the whole model by count (SPARCOM, app. F, table 6), and per layer (ours)."""
+"""Most used experts per category: in the whole model by count (SPARCOM, app. F, table 6), and per layer (ours)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from sparcom_analysis.measures.text import count, decimal, interval
 from sparcom_analysis.resampling.bootstrap import resamples_for
 from sparcom_analysis.resampling.means import GroupMeans, group_means
 
-TIE_DIGITS = 12  # means that agree to so many digits are ties: sums of floats differ in the sixteenth
+TIE_DIGITS = 12  # means equal to 1e-12 are ties: float sums differ in the sixteenth digit
 RANKS = ("category", "layer", "rank")
 
 
 def most_frequent(frequency: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """Return the indices of the k largest along the last axis, the largest first, ties by lower index."""
+    """Return the indices of the k largest values along the last axis, in descending order; ties by lower index."""
     return np.argsort(-frequency.round(TIE_DIGITS), axis=-1, kind="stable")[..., :k]
 
 
 def counted_ranks(experts: ExpertCounts) -> dict[str, Variable]:
     """Return table 6 of the paper: the experts with the most activations over a category's instructions.
 
-    `paper_layer`, `paper_expert`, `paper_count` (category, paper_rank) rank the experts of all layers, ties by lower
-    layer and id. `id_expert`, `id_count` (category, rank) rank ids, whose counts are added up over layers.
+    `paper_layer`, `paper_expert`, `paper_count` (category, paper_rank) rank the experts of all layers; ties go to the
+    lower layer and id. `id_expert`, `id_count` (category, rank) rank expert ids by counts summed over layers.
     """
     counts = np.zeros((len(experts.labels), *experts.counts.shape[1:]), np.int64)
     np.add.at(counts, experts.codes, experts.counts)
@@ -48,7 +48,7 @@ def counted_ranks(experts: ExpertCounts) -> dict[str, Variable]:
 
 
 def layer_ranks(experts: ExpertCounts, found: GroupMeans) -> dict[str, Variable]:
-    """Return the most used experts of each layer by mean frequency, with prefix `overall_` over all instructions."""
+    """Return the experts of each layer ranked by mean frequency, per category and, as `overall_…`, over all."""
     k, about = experts.options.top_experts, {"long_name": "mean expert frequency", "units": "fraction of tokens"}
     tops = {"": most_frequent(found.mean, k), "overall_": most_frequent(found.overall, k)}
     ranks: dict[str, Any] = {"expert": (RANKS, tops[""]), "overall_expert": (RANKS[1:], tops["overall_"])}
@@ -69,15 +69,14 @@ def top_experts(experts: ExpertCounts, progress: Progress | None = None, **chang
     """Return the `top_experts` most used experts per category (SPARCOM, app. F, table 6), and those per layer (ours).
 
     Args:
-        experts: what `find_ises` returns. **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`.
+        experts: result of `find_ises`. **changes: `top_experts`, `n_resamples`, `confidence_level`, `seed`.
 
     Returns:
-        The paper's ranks: see `counted_ranks`. Ours: `expert`, `value`, `ci_low`, `ci_high` (category, layer, rank),
-        mean frequencies; with prefix `overall_` (layer, rank) over all instructions. `fraction`, `fraction_ci_low`, …
-        (category, layer): fraction of expert assignments (top_k per token and layer) that goes to the category's
-        experts; `overall_fraction` (layer): mean over all instructions; `mean_fraction`: over layers as well.
-        Intervals are of these experts: resamples do not rank them again. `null_mean`, `fraction_null_mean`: under
-        uniform routing.
+        The paper's ranks: see `counted_ranks`. Ours: `expert`, `value`, `ci_low`, `ci_high` (category, layer, rank):
+        mean frequencies; `overall_…` (layer, rank): over all instructions. `fraction`, `fraction_ci_low`, …
+        (category, layer): fraction of expert assignments (top_k per token and layer) that go to the category's
+        experts; `overall_fraction` (layer): mean over all instructions; `mean_fraction`: mean over layers as well.
+        Intervals hold the ranking fixed. `null_mean`, `fraction_null_mean`: values under uniform routing.
     """
     experts = experts.with_options(**changes)
     resamples = resamples_for(experts.categories, experts.options)
@@ -106,8 +105,8 @@ def sentences(ds: xr.Dataset) -> list[str]:
     leaders = list(zip(*first, strict=True))
     layer, expert = max(leaders, key=leaders.count)
     times = leaders.count((layer, expert))
-    first_in = f"expert {expert} of layer {layer} ranks first in {times} of"
-    leads = "a different expert ranks first in each of" if times == 1 < c else first_in
+    first_in = f"expert {expert} of layer {layer} ranks first for {times} of"
+    leads = "a different expert ranks first for each of" if times == 1 < c else first_in
     return [
         f"The {k} most used experts per layer and category receive a fraction of {decimal(float(ds['mean_fraction']))}"
         f"{interval(ds, prefix='mean_fraction_')} of expert assignments; under uniform routing it would be "
@@ -118,24 +117,24 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Fraction of expert assignments that goes to the {ds.sizes['rank']} most used experts per layer and "
+        f"Fraction of expert assignments that go to the {ds.sizes['rank']} most used experts per layer and "
         f"category, {ds.attrs['model']} (ours). Dashed: uniform routing, {decimal(float(ds['fraction_null_mean']))}."
     )
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw `fraction` over the layers, one curve per category, with uniform routing; style: see `plotting.curves`."""
+    """Draw `fraction` over the layers as one curve per category, with uniform routing; see `plotting.curves`."""
     return layer_curves(ds, ax, variable="fraction", prefix="fraction_", **style)
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
-    """Return table 6 of the paper, one row per category, and tidy tables of both forms."""
+    """Return table 6 of the paper with one row per category, and tidy tables of both rankings."""
     tidy = frames(ds, {"top_experts": "paper_count", "top_experts_by_layer": "value"})
     return {"top_experts_table_6": table_6(ds), **tidy}
 
 
 def table_6(ds: xr.Dataset, marked: xr.DataArray | None = None) -> Any:
-    """Return a DataFrame by category, model and rank: "layer 3, expert 12: 5,400 *", an asterisk where `marked`."""
+    """Return a DataFrame with cells like "layer 3, expert 12: 5,400 *"; the asterisk shows `marked`."""
     marks = xr.zeros_like(ds["paper_count"], dtype=bool) if marked is None else marked
     held = (ds[name] for name in ("paper_layer", "paper_expert", "paper_count"))
 
@@ -152,5 +151,5 @@ MEASURE = measure(
     "experts",
     "The experts of the whole model that the instructions of a category activate most often, by count (SPARCOM, "
     "table 6). Ours: the experts of each layer with the largest mean frequency, and the fraction of expert "
-    "assignments (top_k per token and layer) that goes to them. Ties go to the lower layer and id.",
+    "assignments (top_k per token and layer) that go to them. Ties go to the lower layer and id.",
 )

@@ -1,1 +1,1 @@
-"""Measures of a base model beside its fine-tuned version."""
+"""Measures that compare a base model with its fine-tuned version."""

@@ -1,4 +1,4 @@
-"""What equations 15 and 16 share: the mean by category of a similarity of the same instruction in both models."""
+"""Mean per category of an instruction's similarity between base and tuned model, for equations 15 and 16."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MODELS = ["base", "tuned"]
 def before_after_dataset(
     comparison: IsnComparison | ExpertComparison, values: NDArray[np.float64], long_name: str, measure: str
 ) -> xr.Dataset:
-    """Return the means of a similarity of m matched instructions, float64 (m,); NaN is in no mean.
+    """Return the means of the similarities of m matched instructions, float64 (m,), ignoring NaN.
 
-    Variables: `value`, `ci_low`, `ci_high`, `counted`, `undefined` (category) and the same with `overall_`;
+    Variables: `value`, `ci_low`, `ci_high`, `counted`, `undefined` (category) and their `overall_…` versions;
     `instruction_value`, `instruction_category` (instruction). `change` with its interval is 1 − similarity (ours).
     """
     matched, name = comparison.matched, {"long_name": long_name}
@@ -44,7 +44,7 @@ def before_after_dataset(
 
 
 def both_models(base: Mapping[str, Variable], tuned: Mapping[str, Variable]) -> dict[str, Any]:
-    """Return the variables of both models along a first dimension `model`, base first."""
+    """Stack the variables of both models along a new first dimension `model`, base first."""
     return {
         name: (("model", *dims), np.stack([values, tuned[name][1]]), *attrs)
         for name, (dims, values, *attrs) in base.items()
@@ -52,7 +52,7 @@ def both_models(base: Mapping[str, Variable], tuned: Mapping[str, Variable]) -> 
 
 
 def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: str) -> list[str]:
-    """Return the overall mean with its interval, the categories at both ends, and how many have no value.
+    """Return sentences on the overall mean, the lowest and highest category, and undefined values.
 
     Args:
         what: "The mean Jaccard similarity of …". undefined: "have no ISN in either model".
@@ -65,5 +65,5 @@ def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: st
     if ends := extremes(ds["value"], digits):
         found.append(f"By category, the mean is {ends}.")
     if missing := int(ds["overall_undefined"]):
-        found.append(f"Left out because they {undefined}: {missing:,} of {ds.attrs['instructions']:,} instructions.")
+        found.append(f"Means skip {missing:,} of {ds.attrs['instructions']:,} instructions, which {undefined}.")
     return found

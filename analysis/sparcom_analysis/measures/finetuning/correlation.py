@@ -1,4 +1,4 @@
-"""Correlation of the same instruction's expert frequencies before and after fine-tuning (SPARCOM, eq. 16, table 2)."""
+"""Correlation of each instruction's expert frequencies before and after fine-tuning (SPARCOM, eq. 16, table 2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sparcom_analysis.measures.measure import measure
 def finetuning_correlation(
     comparison: ExpertComparison, progress: Progress | None = None, **changes: Any
 ) -> xr.Dataset:
-    """Return the mean correlation of the same instruction's expert frequencies in both models (SPARCOM, eq. 16).
+    """Return the mean correlation of each instruction's expert frequencies in both models (SPARCOM, eq. 16).
 
-    r*(I) is the Pearson correlation of F(I) of both models, over all experts of all layers (eq. 11 and 12), computed
-    exactly from whole numbers. Instructions whose frequencies have no variance are in no mean.
+    r*(I) is the Pearson correlation of F(I) in both models, over all experts of all layers (eq. 11 and 12), from exact
+    integer sums. Means skip instructions with constant frequencies.
 
     Args:
-        comparison: expert counts of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        comparison: expert counts of both models. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
         The variables of `before_after_dataset`; values from −1 to 1.
@@ -32,13 +32,13 @@ def finetuning_correlation(
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    what = "The mean Pearson correlation of the same instruction's expert frequencies"
-    return before_after_sentences(ds, what, 4, "have frequencies without variance")
+    what = "The mean Pearson correlation of each instruction's expert frequencies"
+    return before_after_sentences(ds, what, 4, "have constant frequencies")
 
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Mean Pearson correlation of the same instruction's expert frequencies in {ds.attrs['model']} and "
+        f"Mean Pearson correlation of each instruction's expert frequencies in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']} (SPARCOM, eq. 16), by category."
     )
 
@@ -49,6 +49,6 @@ MEASURE = measure(
     "SPARCOM, eq. 16, table 2",
     "expert_comparison",
     definition="The Pearson correlation of an instruction's expert frequencies in the base and in the tuned model, "
-    "and its mean over the instructions of a category. The change is 1 − correlation (ours).",
+    "averaged over the instructions of a category. The change is 1 − correlation (ours).",
     plot=category_bars,
 )

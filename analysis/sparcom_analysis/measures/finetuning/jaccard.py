@@ -1,4 +1,4 @@
-"""Similarity of the same instruction's ISN sets before and after fine-tuning (SPARCOM, eq. 15, table 1)."""
+"""Similarity of each instruction's ISN sets before and after fine-tuning (SPARCOM, eq. 15, table 1)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sparcom_analysis.resampling.pairs import ratio
 
 
 def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the mean Jaccard similarity of the same instruction's ISN sets in both models (SPARCOM, eq. 15).
+    """Return the mean Jaccard similarity of each instruction's ISN sets in both models (SPARCOM, eq. 15).
 
-    J*(I) = |S(I) ∩ S*(I)| / |S(I) ∪ S*(I)| with the ISN sets of instruction I in the base and the tuned model; by layer
-    (ours) of the layer's neurons alone. Two empty sets have no Jaccard index: they are in no mean. The null (ours) are
-    two random sets with as many ISNs in every layer: with E = Σ_layer a b / width common neurons the index is about
-    E / (|S| + |S*| − E).
+    J*(I) = |S(I) ∩ S*(I)| / |S(I) ∪ S*(I)|, with the ISN sets of instruction I in the base and the tuned model. Values
+    by layer (ours) use the neurons of one layer. The index of two empty sets is undefined; means skip it. The null
+    (ours) is two random sets with the same number of ISNs per layer (a and b). They have E = Σ_layer a b / width
+    neurons in common on average, and an index of about E / (|S| + |S*| − E).
 
     Args:
-        comparison: ISN sets of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        comparison: ISN sets of both models. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
         The variables of `before_after_dataset`; `layer_value` (category, layer) and `overall_layer_value` (layer) with
-        intervals; `base_isn`, `tuned_isn` (category) and `overall_base_isn`, `overall_tuned_isn`, ISNs per instruction;
-        `layer_isn` (layer), the mean of both models over all instructions; `null_mean` and its kin.
+        intervals; `base_isn`, `tuned_isn` (category), `overall_base_isn`, `overall_tuned_isn`: ISNs per instruction;
+        `layer_isn` (layer): mean of both models over all instructions; `null_mean` and its variants.
     """
     comparison = comparison.with_options(**changes)
     kinds, part = comparison.matched.categories, comparison.base.population
@@ -61,11 +61,11 @@ def finetuning_jaccard(comparison: IsnComparison, progress: Progress | None = No
 
 
 def sentences(ds: xr.Dataset) -> list[str]:
-    what = f"The mean Jaccard similarity of the same instruction's ISN sets{among(ds)}"
+    what = f"The mean Jaccard similarity of each instruction's ISN sets{among(ds)}"
     found = before_after_sentences(ds, what, 3, "have no ISN in either model")
     if not np.isnan(ds["overall_value"]):
         null = decimal(float(ds["overall_null_mean"]))
-        found.insert(1, f"Random sets with as many ISNs per layer would have a mean of about {null}.")
+        found.insert(1, f"For random sets with the same number of ISNs per layer, the mean is about {null}.")
     if ends := extremes(ds["overall_layer_value"]):
         found.append(f"By layer, the mean similarity is {ends}.")
     return found
@@ -73,14 +73,14 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Mean Jaccard similarity of the same instruction's ISN sets in {ds.attrs['model']} and "
+        f"Mean Jaccard similarity of each instruction's ISN sets in {ds.attrs['model']} and "
         f"{ds.attrs['tuned_model']}{among(ds, ', ')} (SPARCOM, eq. 15), by category and by layer. Dashed: random sets "
-        "with as many ISNs per layer."
+        "with the same number of ISNs per layer."
     )
 
 
 def figure(ds: xr.Dataset) -> Figure:
-    """Draw the categories beside the layers."""
+    """Draw two panels: by category and by layer."""
     drawn, axes = plotting.panels(2)
     category_bars(ds, axes[0])
     null = ds["overall_layer_null_mean"].values
@@ -93,8 +93,8 @@ MEASURE = measure(
     "Similarity of ISN sets before and after fine-tuning",
     "SPARCOM, eq. 15, table 1",
     "isn_comparison",
-    definition="The Jaccard index |A ∩ B| / |A ∪ B| of an instruction's ISN sets in the base and in the tuned model,"
-    " and its mean over the instructions of a category. The change is 1 − similarity (ours).",
+    definition="The Jaccard index |A ∩ B| / |A ∪ B| of an instruction's ISN sets in the base and in the tuned model, "
+    "averaged over the instructions of a category. The change is 1 − similarity (ours).",
     plot=category_bars,
     tables=lambda ds: frames(ds, {"": "value", "by_layer": "layer_value"}),
 )

@@ -25,11 +25,11 @@ def finetuning_layers(comparison: IsnComparison, progress: Progress | None = Non
     """Return the mean number of ISNs per instruction in each layer of both models (SPARCOM, fig. 5).
 
     Args:
-        comparison: ISN sets of both models. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        comparison: ISN sets of both models. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
-        `value` (model, category, layer); `difference` (category, layer), tuned − base, whose interval is of the paired
-        difference of the same instructions; both with intervals, and with `overall_` without the category axis.
+        `value` (model, category, layer); `difference` (category, layer): tuned − base, paired by instruction. Both
+        have intervals, and `overall_…` versions without the category axis.
     """
     comparison = comparison.with_options(**changes)
     kinds, base, tuned = comparison.matched.categories, comparison.base_counts, comparison.tuned_counts
@@ -72,7 +72,7 @@ def caption(ds: xr.Dataset) -> str:
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, model: str | None = None, **style: Any) -> Axes:
-    """Draw one curve per category: of `model` "base" or "tuned", or the difference (None)."""
+    """Draw one curve per category for `model` "base" or "tuned" (default: the difference)."""
     if model is None:
         held: dict[str, Any] = {"title": "tuned − base", "ymin": None, "null": 0.0}
         return layer_curves(ds, ax, variable="difference", prefix="difference_", **(held | style))
@@ -81,7 +81,7 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, model: str | None = None, **
 
 
 def figure(ds: xr.Dataset) -> Figure:
-    """Draw the tuned model above the base model on the same scale, and the difference below."""
+    """Draw the tuned model above the base model on one scale, and the difference below."""
     drawn, (top, middle, bottom) = plotting.panels(3, columns=1)
     plot(ds, top, model="tuned", legend=False)
     plot(ds, middle, model="base", legend=False)
@@ -95,7 +95,7 @@ MEASURE = measure(
     "Layers of ISNs before and after fine-tuning",
     "SPARCOM, fig. 5",
     "isn_comparison",
-    definition="The number of ISNs per instruction in each layer of the base and of the tuned model, mean over the "
+    definition="The number of ISNs per instruction in each layer of the base and of the tuned model, averaged over the "
     "instructions of a category, and the difference tuned − base (ours).",
     tables=lambda ds: frames(ds, {"": "value", "difference": "difference"}),
 )

@@ -1,11 +1,11 @@
-"""How fine-tuning shifts the use of experts: total variation of mean frequencies (ours).
+"""Total variation of mean expert frequencies between base and tuned model (ours).
 
-    value = ½ Σ_e |mean_I (f_tuned(I) − f_base(I))|, by category and layer: top-k choices per token that go elsewhere
+    value = ½ Σ_e |mean_I (f_tuned(I) − f_base(I))|, by category and layer: expert assignments per token that move
 
-An absolute value only rises with noise, so the interval is centered (see `centered_interval`). With few instructions
-the value itself is above 0 even if nothing shifts. The null shows how far above: base and tuned are exchanged at random
-per instruction (a sign per difference), and the value is computed again. p-values are corrected by the largest
-standardized value of all categories and layers in each exchange (single-step maximum).
+Noise biases an absolute value upward, so the interval is centered (see `centered_interval`). With few instructions the
+value exceeds 0 even without a shift. The null distribution measures this: base and tuned are exchanged at random per
+instruction (one random sign per difference). p-values are corrected with the largest standardized value over all
+categories and layers in each exchange (single-step maxT).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sparcom_analysis.resampling.bootstrap import centered_interval, resamples_f
 from sparcom_analysis.resampling.means import group_means
 from sparcom_analysis.resampling.permutation import pvalue
 
-MOST_EXCHANGES = 999
-UNITS = {"long_name": "total variation of expert frequencies", "units": "top-k choices per token"}
+MAX_EXCHANGES = 999
+UNITS = {"long_name": "total variation of expert frequencies", "units": "expert assignments per token"}
 
 
 def routing_shift(comparison: ExpertComparison, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
@@ -35,12 +35,12 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
 
     Args:
         comparison: expert counts of both models. **changes: `n_resamples`, `confidence_level`, `n_permutations`,
-            `seed`: see `Options`.
+            `seed`; see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high`, `null_mean`, `pvalue`, `pvalue_adjusted` (category, layer); `base`, `tuned`,
-        `shift` (category, layer, expert), mean frequencies and tuned − base; the same with `overall_` without the
-        category axis. No interval (NaN) for a category of one instruction.
+        `shift` (category, layer, expert): mean frequencies and tuned − base; `overall_…` versions without the category
+        axis. The interval of a category of one instruction is NaN.
     """
     comparison = comparison.with_options(**changes)
     options, (base, tuned) = comparison.options, comparison.sides
@@ -54,7 +54,7 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
         drawn = np.stack([np.abs(one).sum(axis=2) / 2 for one in by_layer], axis=2)
         ends = centered_interval(found["value"], drawn, options.confidence_level)
         found |= {"ci_low": ends.low, "ci_high": ends.high}
-    if exchanges := min(options.n_permutations, MOST_EXCHANGES):
+    if exchanges := min(options.n_permutations, MAX_EXCHANGES):
         found |= _against_exchanges(found["value"], difference, codes, exchanges, options.seed)
     dims = ["category", "layer", "expert"]
     variables: dict[str, Any] = {name: (dims[: held.ndim], held[:kinds]) for name, held in found.items()}
@@ -68,7 +68,7 @@ def routing_shift(comparison: ExpertComparison, progress: Progress | None = None
 def _against_exchanges(
     value: NDArray[np.float64], difference: NDArray[np.float64], codes: NDArray[np.intp], exchanges: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean of the null and the p-values of values (category + 1, layer), tuned − base (m, layer, expert)."""
+    """Return the null mean and p-values of `value` (category + 1, layer); difference: (m, layer, expert)."""
     signs = np.random.Generator(np.random.PCG64(seed)).choice([-1.0, 1.0], size=(exchanges, len(codes)))
     groups = [codes == kind for kind in range(len(value) - 1)] + [np.ones(len(codes), dtype=np.bool_)]
     sums = (np.tensordot(signs[:, members], difference[members], 1) / (2 * members.sum()) for members in groups)
@@ -89,7 +89,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     cell = ds.sel(layer=largest(values)["layer"])
     first = (
         f"Total variation of expert frequencies between {models} is largest in layer {cell['layer'].item()}: "
-        f"{decimal(float(cell['overall_value']))} of {ds.attrs['top_k']} top-k choices per token"
+        f"{decimal(float(cell['overall_value']))} of {ds.attrs['top_k']} expert assignments per token"
         f"{interval(cell, prefix='overall_')}"
     )
     if "pvalue_adjusted" not in ds:
@@ -97,21 +97,21 @@ def sentences(ds: xr.Dataset) -> list[str]:
     null, p = decimal(float(cell["overall_null_mean"])), p_value(float(cell["overall_pvalue_adjusted"]))
     out, cells = int((ds["pvalue_adjusted"] < SIGNIFICANT).sum()), ds["value"].size
     return [
-        f"{first}; with the models exchanged at random per instruction it is {null} on average (corrected {p}).",
+        f"{first}; with models exchanged at random per instruction, the mean is {null} (corrected {p}).",
         f"It exceeds this null in {out} of {cells} combinations of category and layer (corrected p < 0.05).",
     ]
 
 
 def caption(ds: xr.Dataset) -> str:
-    null = " Dashed: the models exchanged at random per instruction." if "null_mean" in ds else ""
+    null = " Dashed: models exchanged at random per instruction." if "null_mean" in ds else ""
     return (
         f"Total variation of mean expert frequencies between {ds.attrs['model']} and {ds.attrs['tuned_model']}, in "
-        f"top-k choices per token (of {ds.attrs['top_k']}), by category and layer (ours).{null}"
+        f"expert assignments per token (of {ds.attrs['top_k']}), by category and layer (ours).{null}"
     )
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw one curve per category over the layers, with bands and the mean null of the categories."""
+    """Draw one curve per category over the layers, with intervals and the null averaged over categories."""
     null = ds["null_mean"].mean("category").values if "null_mean" in ds else None
     return layer_curves(ds, ax, **({"null": null} | style))
 
@@ -121,6 +121,6 @@ MEASURE = measure(
     "Shift of routing after fine-tuning",
     OURS,
     "expert_comparison",
-    definition="Half the sum over experts of the absolute change in mean frequency: how many of a token's top-k "
-    "choices go to other experts after fine-tuning, by category and layer.",
+    definition="Half the sum over experts of the absolute change in mean frequency, by category and layer: the number "
+    "of expert assignments per token that move to other experts after fine-tuning.",
 )

@@ -1,4 +1,4 @@
-"""Which of the most used experts stay so after fine-tuning (SPARCOM, app. F, table 6)."""
+"""Overlap of the most used experts before and after fine-tuning (SPARCOM, app. F, table 6)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from sparcom_analysis.resampling.means import group_means
 def finetuning_top_experts(
     comparison: ExpertComparison, progress: Progress | None = None, **changes: Any
 ) -> xr.Dataset:
-    """Return the most used experts of both models, and which of the base model's are also the tuned model's.
+    """Return the most used experts of both models, and which of them both models have in common.
 
     Args:
-        comparison: the matched instructions of both models; groups are those of the base model.
-        **changes: `top_experts`: see `Options`.
+        comparison: matched instructions of both models; groups are those of the base model.
+        **changes: `top_experts`; see `Options`.
 
     Returns:
-        Of both models (model, …) the ranks of `counted_ranks` and `layer_ranks`, with `frequency` for `value`. Whether
-        the base model's expert of a rank stays, bool: `kept` (category, paper_rank), an expert being a layer and an id;
-        `kept_ids` (category, rank): ids alone. `layer_kept` (category, layer, rank), `overall_layer_kept` (layer,
-        rank). Fractions that stay: `value`, `overall_value`, `layer_value`, `overall_layer_value`; `kept_count` of
-        `kept`. `null_mean`, `layer_null_mean`: the fraction that k experts drawn at random would include.
+        Both models' ranks (model, …) of `counted_ranks` and `layer_ranks`, with `frequency` for `value`.
+        Booleans, True if the base model's expert is also among the tuned model's: `kept` (category, paper_rank) for
+        pairs of layer and id; `kept_ids` (category, rank) for ids; `layer_kept` (category, layer, rank);
+        `overall_layer_kept` (layer, rank).
+        Fractions kept: `value`, `overall_value`, `layer_value`, `overall_layer_value`; `kept_count`: sum of `kept`.
+        `null_mean`, `layer_null_mean`: expected fractions if k experts are drawn at random.
     """
     comparison = comparison.with_options(**changes)
     base = comparison.sides[0]
@@ -58,7 +59,7 @@ def finetuning_top_experts(
 
 
 def _among(experts: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return whether each of `experts` (…, rank) is among the `others` of its line."""
+    """Return whether each of `experts` (…, rank) is among `others` at the same leading indices."""
     found: NDArray[np.bool_] = (experts[..., :, None] == others[..., None, :]).any(axis=-1)
     return found
 
@@ -70,7 +71,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     return [
         f"Of the {k} most used experts per category, over all layers, {stay} of {kept.size} are still among the {k} "
         f"most used after fine-tuning (SPARCOM, table 6); a random choice would keep {null}.",
-        f"If an expert is its id alone, with counts added up over layers, {stay_ids} of {ids.size} stay.",
+        f"By expert id, with counts summed over layers, {stay_ids} of {ids.size} stay.",
         f"Of the {ds.sizes['rank']} most used experts per layer and category, {stay_layers:,} of {layers.size:,} "
         f"stay; a random choice would keep {decimal(layer_null, 1)}.",
     ]
@@ -79,12 +80,12 @@ def sentences(ds: xr.Dataset) -> list[str]:
 def caption(ds: xr.Dataset) -> str:
     return (
         f"Fraction of the {ds.sizes['paper_rank']} most used experts of {ds.attrs['model']}, by count over the whole "
-        f"model, that stay so in {ds.attrs['tuned_model']} (SPARCOM, table 6). Dashed: a random choice."
+        f"model, that are also most used in {ds.attrs['tuned_model']} (SPARCOM, table 6). Dashed: a random choice."
     )
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
-    """Return table 6 of both models with an asterisk at experts that stay, and tidy tables of both forms."""
+    """Return table 6 of both models, with an asterisk at experts that stay, and tidy tables of both rankings."""
     place = (ds["paper_layer"] * ds.attrs["experts"] + ds["paper_expert"]).transpose("model", ...).values
     marked = ds["paper_count"].copy(data=np.stack([_among(*place), _among(*place[::-1])]))
     return {
@@ -100,7 +101,7 @@ MEASURE = measure(
     "SPARCOM, app. F, table 6",
     "expert_comparison",
     definition="The experts of the whole model that the instructions of a category activate most often, in both "
-    "models, and how many of the base model's stay among the tuned model's (SPARCOM, table 6). The paper prints ids "
-    "without layers; here an expert is a layer and an id. The same per layer, by mean frequency, is ours.",
+    "models, and how many both models have in common (SPARCOM, table 6). The paper prints ids without layers; here an "
+    "expert is a layer and an id. The comparison per layer, by mean frequency, is ours.",
     plot=category_bars,
 )

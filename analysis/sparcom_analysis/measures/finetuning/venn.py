@@ -19,19 +19,20 @@ from sparcom_analysis.resampling.ranks import TIE_DIGITS
 from sparcom_data.errors import InvalidInputError
 
 PARTS = ["only_base", "both", "only_tuned"]
-MOST_PANELS = 12
+MAX_PANELS = 12
 
 
 def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -> xr.Dataset:
-    """Return how many ISNs only the base, both and only the tuned model have, by layer (SPARCOM, fig. 6).
+    """Count the ISNs of only the base model, both models, and only the tuned model, by layer (SPARCOM, fig. 6).
 
     Args:
-        comparison: ISN sets of both models. instructions: ids; None: the typical one of each category (ours), whose
-            Jaccard similarity is nearest the category's median; ties by order.
+        comparison: ISN sets of both models.
+        instructions: ids (default: one typical instruction per category, with the Jaccard similarity nearest the
+            category's median; ties go to the first; ours).
 
     Returns:
-        `value` (instruction, part, layer), ISNs; `jaccard` (instruction), NaN if both sets are empty; the coordinate
-        `category` (instruction); the attribute `typical`, whether instructions were chosen as typical.
+        `value` (instruction, part, layer): ISNs; `jaccard` (instruction): NaN if both sets are empty; the coordinate
+        `category` (instruction); the attribute `typical`: True for the default choice of instructions.
 
     Raises:
         InvalidInputError: an id is not complete in both archives; the error names every such id.
@@ -39,7 +40,7 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
     ids, names = comparison.matched.ids, comparison.matched.names
     if missing := [name for name in instructions or () if name not in ids]:
         rule, count = "an instruction to show must be complete in both archives", f"{len(ids):,}"
-        raise InvalidInputError([f"{rule}; {n!r} is none of the {count}. Give ids of instruction/id" for n in missing])
+        raise InvalidInputError([f"{rule}; {n!r} is none of the {count}. Use ids from instruction/id" for n in missing])
     places = _typical(comparison) if instructions is None else [ids.index(name) for name in instructions]
     both = comparison.shared
     parts = np.stack([comparison.base_counts - both, both, comparison.tuned_counts - both], axis=1)
@@ -57,7 +58,7 @@ def venn(comparison: IsnComparison, instructions: Sequence[str] | None = None) -
 
 
 def _typical(comparison: IsnComparison) -> list[int]:
-    """Return the index of each category's instruction whose similarity is nearest the median of the category."""
+    """Return, per category, the index of the instruction with the similarity nearest the category's median."""
     values, names = comparison.jaccard, np.array(comparison.matched.names, dtype=object)
     groups = (np.flatnonzero((names == name) & ~np.isnan(values)) for name in dict.fromkeys(names))
     known = [(members, values[members]) for members in groups if len(members)]
@@ -78,7 +79,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 def caption(ds: xr.Dataset) -> str:
     which = "the typical instruction of each category" if ds.attrs["typical"] else "single instructions"
-    more = f" The first {MOST_PANELS} are shown." if ds.sizes["instruction"] > MOST_PANELS else ""
+    more = f" The first {MAX_PANELS} are shown." if ds.sizes["instruction"] > MAX_PANELS else ""
     return (
         f"ISNs of {which} by layer{among(ds, ', ')}: only in {ds.attrs['model']}, in both models, only in "
         f"{ds.attrs['tuned_model']} (SPARCOM, fig. 6). J: Jaccard similarity of the two sets.{more}"
@@ -86,7 +87,7 @@ def caption(ds: xr.Dataset) -> str:
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, *, instruction: str | None = None, **style: Any) -> Axes:
-    """Draw the stacked bars of one instruction by id, by default the first; style: see `plotting.stacked`."""
+    """Draw stacked bars of one instruction, by id (default: the first); style: see `plotting.stacked`."""
     one = ds.isel(instruction=0) if instruction is None else ds.sel(instruction=instruction)
     parts = {part.replace("_", " "): one["value"].sel(part=part).values for part in PARTS}
     title = f"{one['category'].item()}: {one['instruction'].item()}, J = {decimal(float(one['jaccard']), 2)}"
@@ -94,8 +95,8 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, *, instruction: str | None = No
 
 
 def figure(ds: xr.Dataset) -> Figure:
-    """Draw the first instructions side by side on the same scale."""
-    ids = ds["instruction"].values[:MOST_PANELS].tolist()
+    """Draw the first 12 instructions side by side on one scale."""
+    ids = ds["instruction"].values[:MAX_PANELS].tolist()
     drawn, axes = plotting.panels(max(len(ids), 1), columns=3)
     for ax, name in zip(axes, ids, strict=False):
         plot(ds, ax, instruction=name)
@@ -110,7 +111,7 @@ MEASURE = measure(
     "ISNs of single instructions before and after fine-tuning",
     "SPARCOM, fig. 6",
     "isn_comparison",
-    definition="Of an instruction, by layer: ISNs of the base model only, of both models, of the tuned model only. "
-    "The typical instruction of a category has the Jaccard similarity nearest the category's median (ours).",
+    definition="The number of an instruction's ISNs per layer: of the base model only, of both models, and of the "
+    "tuned model only. A category's typical instruction has the Jaccard similarity nearest its median (ours).",
     name="venn",
 )

@@ -1,1 +1,1 @@
-"""General and unique neurons and experts: members of all categories, of several, of one alone."""
+"""General and unique neurons and experts: members of all categories, of several, or of one."""

@@ -1,8 +1,8 @@
-"""Counts members for other choices of instructions: intervals, and the null distribution of permuted labels.
+"""Count members under resampled instructions (intervals) and permuted labels (null distribution).
 
-Neurons that no draw makes members (`Members.possible`) are left out; the rest is packed again and counted exactly.
-Intervals are centered: draws with replacement carry more over the threshold than they take away. A category of one
-instruction has no interval, nor have numbers it has a part in.
+Neurons that no draw can make members (`Members.possible`) are skipped; the rest are repacked and counted exactly.
+Intervals are centered, because draws with replacement push more neurons above the threshold than below it. A category
+of one instruction has no interval; nor has any number that depends on it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Numbers = NDArray[np.float64]
 def count_members(
     membership: Membership, members: Members, options: Options, progress: Progress | None = None
 ) -> dict[str, Numbers]:
-    """Return the numbers of members of c categories, and what resampling says of them.
+    """Return the numbers of members of c categories, with intervals and permutation tests.
 
     Returns:
-        `value`, `ci_low`, `ci_high`, `null_mean`: float64 (2c + 2, layer + 1): members of each category, those unique
-        to each, general, common; the last layer is all layers together. With one category all but its members are NaN.
-        `fraction_value`, `fraction_ci_low`, `fraction_ci_high`: float64 (2, c), general and unique members over all
-        members of the category; NaN if it has none.
-        `pvalue`, `pvalue_adjusted`: float64 (c,), that as many are unique under permuted labels; Holm's correction.
+        `value`, `ci_low`, `ci_high`, `null_mean`: float64 (2c + 2, layer + 1). Rows: members of each category, members
+        unique to each, general, common (NaN but for members with one category). The last column sums over layers.
+        `fraction_value`, `fraction_ci_low`, `fraction_ci_high`: float64 (2, c), general and unique members divided by
+        all members of the category; NaN if it has none.
+        `pvalue`, `pvalue_adjusted`: float64 (c,), test of the number of unique members; Holm's correction.
     """
     c, codes, level = len(members.needed), membership.codes, options.confidence_level
     n_resamples, n_permutations = options.n_resamples, options.n_permutations if c > 1 else 0
@@ -49,7 +49,7 @@ def count_members(
 
     value = draws.counts(membership.rows)
     if c == 1:
-        value[1:] = np.nan  # one category has no other to be told from
+        value[1:] = np.nan  # general and unique need two categories
     found = {"value": value, "fraction_value": _fractions(value)}
     if n_resamples:
         drawn, several = count(draws, resampled_rows(codes, n_resamples, options.seed), 0), np.bincount(codes) > 1
@@ -69,7 +69,7 @@ def count_members(
 
 
 def _fractions(value: Numbers) -> Numbers:
-    """Return general and unique members over all members: float64 (…, 2, c) of (…, 2c + 2, layer + 1)."""
+    """Divide general and unique members by all members: float64 (…, 2, c) from (…, 2c + 2, layer + 1)."""
     totals, c = value[..., -1], value.shape[-2] // 2 - 1
     general, unique = totals[..., 2 * c : 2 * c + 1], totals[..., c : 2 * c]
     parts = np.stack([general + 0 * unique, unique], axis=-2)
@@ -77,10 +77,10 @@ def _fractions(value: Numbers) -> Numbers:
 
 
 class _Draws:
-    """What a draw may count, as bits: uint64 (n, word), words of layer j from borders[j] to borders[j + 1]."""
+    """Bits of the possible members: uint64 (n, word). Layer j has words borders[j] to borders[j + 1]."""
 
     def __init__(self, membership: Membership, needed: NDArray[np.int64], possible: NDArray[np.bool_]) -> None:
-        """Keep what is possible, each layer in whole words; needed: instructions that a member must be in."""
+        """Pack possible members, each layer in whole words. `needed`: instructions required per category."""
         flat = np.flatnonzero(possible)
         layer = flat // possible.shape[1]
         kept = np.bincount(layer, minlength=membership.layers)
@@ -94,7 +94,7 @@ class _Draws:
             packed[:] = np.packbits(spread, bitorder="little").view(np.uint64)
 
     def counts(self, rows: Sequence[NDArray[np.intp]]) -> Numbers:
-        """Return `value` of `count_members` if each category has these instructions; twice drawn counts twice."""
+        """Return `value` of `count_members` for these instructions per category; repeats count repeatedly."""
         held = np.zeros((len(rows), self.bits.shape[1]), dtype=np.uint64)
         for some, least, words in zip(rows, self.needed.tolist(), held, strict=True):
             counts = np.zeros((1, 64 * len(words)), dtype=np.uint32)

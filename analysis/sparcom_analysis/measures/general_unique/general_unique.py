@@ -1,4 +1,4 @@
-"""General and unique neurons and experts: members of all categories, of several, of one alone (see `members`)."""
+"""General, common and unique neurons and experts: members of all categories, of several, or of one (see `members`)."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from sparcom_analysis.measures.measure import OURS, dataset, frames, measure
 from sparcom_analysis.measures.text import SIGNIFICANT, count, listed, neurons_of
 from sparcom_data.errors import InvalidInputError
 
-MOST_DRAWS = {"n_resamples": 200, "n_permutations": 500}  # a draw costs more here than weights of means do
+MAX_DRAWS = {"n_resamples": 200, "n_permutations": 500}  # each draw recounts members, which is slower than means
 ONE_CATEGORY = "There is only one category, so no member is general or unique."
 
 
 def general_unique(
     subject: IsnSets | ExpertCounts, progress: Progress | None = None, *, most_used: bool = False, **changes: Any
 ) -> xr.Dataset:
-    """Return which neurons or experts are members of all categories, of several, and of one alone (ours).
+    """Find the neurons or experts that are members of all categories, of several, or of one (ours).
 
-    A neuron is a member of a category if it is an ISN of at least `min_share` of its instructions; an expert if at
-    least `min_share` of them activate it (the paper's ISEs).
+    A neuron is a member of a category if it is an ISN of at least `min_share` of its instructions. An expert is a
+    member if at least `min_share` of the instructions activate it (the paper's ISEs).
 
     Args:
-        subject: ISN sets for neurons, or expert counts for experts: what `find_isns` or `find_ises` returns.
-        most_used: of activated experts, count the `top_experts` most used per layer, and ties with the last, alone.
-        **changes: `min_share`, `top_experts`, `n_resamples` (at most 200 are drawn), `confidence_level`,
-            `n_permutations` (at most 500), `seed`: see `Options`.
+        subject: ISN sets from `find_isns` for neurons, or expert counts from `find_ises` for experts.
+        most_used: count only the `top_experts` most used experts per layer, with ties (default: all activated ones).
+        **changes: `min_share`, `top_experts`, `n_resamples` (capped at 200), `confidence_level`, `n_permutations`
+            (capped at 500), `seed`; see `Options`.
 
     Returns:
-        `value`, `ci_low`, `ci_high`, and `null_mean` over permuted labels, are numbers of members. value (kind,
-        category): all members of a category, and those unique to it; layer_value has a layer axis more. overall_value
-        (overall_kind): general members, and those common to several categories; overall_layer_value.
-        pvalue, pvalue_adjusted (category): that as many are unique under permuted labels; Holm's correction.
-        fraction_value (fraction_kind, category): general and unique members over the category's members, 0 to 1.
-        instructions, needed (category): instructions, and in how many of them a member must be.
+        `value`, `ci_low`, `ci_high`, and `null_mean` over permuted labels, are numbers of members.
+        value (kind, category): members of a category, and members unique to it; layer_value adds a layer axis.
+        overall_value (overall_kind): general members, and members common to several categories; overall_layer_value.
+        pvalue, pvalue_adjusted (category): permutation test of the number of unique members; Holm's correction.
+        fraction_value (fraction_kind, category): general and unique members divided by the category's members.
+        instructions, needed (category): instructions, and the number of them required for membership.
         member_category, member_layer, member_expert, member_neuron, member_kind (member): one entry per category and
-        member. A neuron of a routed expert has both ids, `member_neuron` is then within the expert.
-        With one category there are members alone, and the attribute `reason`.
+        member. For neurons of routed experts, `member_neuron` is an index within the expert.
+        With one category there are only members, and the attribute `reason`.
     """
     subject = subject.with_options(**changes)
-    reduced = {name: min(most, getattr(subject.options, name)) for name, most in MOST_DRAWS.items()}
+    reduced = {name: min(most, getattr(subject.options, name)) for name, most in MAX_DRAWS.items()}
     subject, rule = subject.with_options(**reduced), _rule(subject, most_used)
     options, labels, c = subject.options, subject.labels, len(subject.labels)
     membership = membership_of(subject, most_used)
@@ -93,11 +93,11 @@ def general_unique(
 
 
 def _rule(subject: IsnSets | ExpertCounts, most_used: bool) -> dict[str, Any]:
-    """Return attributes: name of the measure, what members are called, and the rule that makes them members."""
+    """Return the attributes that name the measure, its members, and the rule of membership."""
     options, share = subject.options, f"at least {100 * subject.options.min_share:.4g} % of its instructions"
     if isinstance(subject, IsnSets):
         if most_used:
-            raise InvalidInputError("most_used is for experts; give what find_ises returns, or leave it out")
+            raise InvalidInputError("most_used applies to experts only; got ISN sets. Pass expert counts, or omit it")
         title = neurons_of(xr.Dataset(attrs={"population_title": subject.population.title}))
         held = {"measure": MEASURE.name, "member_title": title, "member_rule": f"ISNs of {share}"}
         return {**held, "top": options.top, "min_frequency": options.min_frequency}
@@ -116,27 +116,27 @@ def sentences(ds: xr.Dataset) -> list[str]:
         number = _counted(ds, kind="members", category=names(ds)[0])
         return [f"Members of {names(ds)[0]} among {title}: {number}. {ds.attrs['reason']}"]
     general = float(ds["overall_value"].sel(overall_kind="general"))
-    alone = float(ds["value"].sel(kind="unique").sum())
-    if not (total := alone + float(ds["overall_value"].sum())):
+    unique = float(ds["value"].sel(kind="unique").sum())
+    if not (total := unique + float(ds["overall_value"].sum())):
         return [f"There are no {of}."]
     text = (
         f"Of {count(total)} {of}, {_counted(ds, 'overall_', overall_kind='general')} {'is' if general == 1 else 'are'} "
-        f"general (members of all {c} categories) and {count(alone)} {'is' if alone == 1 else 'are'} unique to one"
+        f"general (members of all {c} categories) and {count(unique)} {'is' if unique == 1 else 'are'} unique to one"
     )
     if "null_mean" not in ds:
         return [f"{text}."]
     null = float(ds["overall_null_mean"].sel(overall_kind="general"))
-    null_alone = float(ds["null_mean"].sel(kind="unique").sum())
+    null_unique = float(ds["null_mean"].sel(kind="unique").sum())
     out = names(ds.isel(category=np.flatnonzero(ds["pvalue_adjusted"] < SIGNIFICANT)))
     more = f"more unique {ds['value'].attrs['units']} than under permuted labels after correction"
     return [
-        f"{text}; permuted labels give {count(null)} and {count(null_alone)} on average.",
+        f"{text}; permuted labels give {count(null)} and {count(null_unique)} on average.",
         f"Categories with {more}: {len(out)} of {c}{f' ({listed(out)})' if out else ''}.",
     ]
 
 
 def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
-    """Return "120 (95 % CI 100–140)" of one cell."""
+    """Return one cell as text, e.g. "120 (95 % CI 100–140)"."""
     cell = ds.sel(where)
     text, low, high = (count(float(cell.get(f"{prefix}{name}", np.nan))) for name in ("value", "ci_low", "ci_high"))
     return text if low == "nan" else f"{text} ({100 * ds.attrs['confidence_level']:g} % CI {low}–{high})"
@@ -144,7 +144,7 @@ def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
 
 def caption(ds: xr.Dataset) -> str:
     marks = (
-        "Dashed: mean over permuted labels; per layer the mean of all categories. Bold with an asterisk: more than "
+        "Dashed: mean over permuted labels (by layer: averaged over categories). Bold with an asterisk: more than "
         "under permuted labels after correction (p < 0.05)."
     )
     text = f"General and unique {ds.attrs['member_title']}, {ds.attrs['model']} (ours). Members of a category:"
@@ -152,7 +152,7 @@ def caption(ds: xr.Dataset) -> str:
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw each category's unique members as bars into `ax`, or all members of a single one; see `plotting.bars`."""
+    """Draw each category's unique members as bars, or all members if there is one category; see `plotting.bars`."""
     one, unit = ds.sel(kind="members" if "reason" in ds.attrs else "unique"), ds["value"].attrs["units"]
     style = {"label": unit if "reason" in ds.attrs else f"unique {unit}"} | style
     if "null_mean" in ds:
@@ -161,7 +161,7 @@ def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
 
 
 def figure(ds: xr.Dataset) -> Figure:
-    """Draw unique members per category, and general, common and unique members per layer: four panels."""
+    """Draw four panels: unique members per category, and general, common and unique members per layer."""
     drawn, axes = plotting.panels(1 if "reason" in ds.attrs else 4, columns=2)
     plot(ds, axes[0])
     whole = ds.drop_dims("category").rename(overall_kind="category")
@@ -179,7 +179,7 @@ def figure(ds: xr.Dataset) -> Figure:
 
 
 def tables(ds: xr.Dataset) -> dict[str, Any]:
-    """Return one tidy DataFrame per set of dimensions, named after them, such as "kind_category"."""
+    """Return one tidy DataFrame per set of dimensions, with a name like "kind_category"."""
     kept = ds.drop_dims("member").data_vars.items()
     return frames(ds, {"_".join(map(str, held.dims)): str(name) for name, held in kept})
 
@@ -189,24 +189,24 @@ MEASURE = measure(
     "General and unique neurons",
     OURS,
     "isn",
-    "A neuron is a member of a category if it is an ISN of at least a share of the category's instructions, by "
-    "default half. It is general if it is a member of all categories, unique if of one alone, common otherwise. "
-    "SPARCOM, section 5.1, uses these words without an equation; the rule is ours.",
+    "A neuron is a member of a category if it is an ISN of at least a given fraction (default: half) of the category's "
+    "instructions. Members of all categories are general, of only one unique, and of several common. SPARCOM, section "
+    "5.1, uses these words without an equation; the rule is ours.",
 )
-_WORDS = "General: a member of all categories. Unique: of one alone. Common: of several. The rule is ours."
+_WORDS = "Members of all categories are general, of only one unique, and of several common. The rule is ours."
 EXPERTS = replace(
     MEASURE,
     name="general_unique_experts",
     title="General and unique experts",
     needs="experts",
-    definition="An expert is a member of a category if at least a share of the category's instructions activate it, by "
-    f"default half. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS}",
+    definition="An expert is a member of a category if at least a given fraction (default: half) of the category's "
+    f"instructions activate it. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS}",
 )
 MOST_USED = replace(
     EXPERTS,
     name="general_unique_most_used_experts",
     title="General and unique among the most used experts",
-    definition="An expert is a member of a category if it is among the k most used of its layer, by default 5, in at "
-    f"least a share of the category's instructions, by default half. {_WORDS}",
+    definition="An expert is a member of a category if it is among the k (default: 5) most used of its layer in at "
+    f"least a given fraction (default: half) of the category's instructions. {_WORDS}",
     compute=partial(general_unique, most_used=True),
 )

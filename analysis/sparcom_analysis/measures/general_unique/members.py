@@ -1,7 +1,7 @@
-"""Which neurons or experts are members of which category: those of at least a share s of its instructions.
+"""Find the members of each category: neurons or experts in at least a fraction s of its instructions.
 
-A member is *general* if it is a member of all categories, *unique* if of one alone, else *common* to several. The rule
-(ours) is compared exactly: count ≥ ⌈s · n⌉, s as the decimal number that was written.
+A member of all categories is *general*, of only one *unique*, else *common*. The threshold (ours) is exact:
+count ≥ ⌈s · n⌉, with s taken as a decimal number.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sparcom_analysis.kernels.bitsets import Bitsets
 from sparcom_analysis.options import ceil_of
 
 KINDS = ("unique", "common", "general")
-NEGLIGIBLE = 1e-12  # chance that another draw of instructions makes a member of what is not `possible`
-AT_ONCE = 64  # sets counted at once; changes memory, never the result
+NEGLIGIBLE = 1e-12  # bound on the probability that a draw makes a member that is not `possible`
+BATCH_SETS = 64  # sets counted at once; affects memory only
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Membership:
-    """The neurons or experts of n instructions, as bits.
+    """Neurons or experts of n instructions, as bits.
 
     Attributes:
-        codes: intp (n,), category of each instruction.
-        layers, experts, width: lengths of the axes of a set; there is one "expert" if ids are of a layer.
-        sets: n bitsets; the bytes of one are (layer, expert, byte), then zeros.
+        codes: intp (n,), category index of each instruction.
+        layers, experts, width: shape of one set; `experts` is 1 if there is no expert axis.
+        sets: n bitsets; each has bytes (layer, expert, byte), padded with zeros.
     """
 
     codes: NDArray[np.intp]
@@ -45,17 +45,17 @@ class Membership:
         return [np.flatnonzero(self.codes == code) for code in range(int(self.codes.max(initial=-1)) + 1)]
 
     def counts(self, chosen: NDArray[np.intp]) -> NDArray[np.uint32]:
-        """Return in how many of these instructions each id is: uint32 (layer, expert × 8 × byte)."""
+        """Count the chosen instructions that contain each id: uint32 (layer, expert × 8 × byte)."""
         counts = np.zeros(self.sets.shape[1] * 64, dtype=np.uint32)
-        for first in range(0, len(chosen), AT_ONCE):
-            block = np.concatenate([self.sets.rows(k, k + 1) for k in chosen[first : first + AT_ONCE].tolist()])
+        for first in range(0, len(chosen), BATCH_SETS):
+            block = np.concatenate([self.sets.rows(k, k + 1) for k in chosen[first : first + BATCH_SETS].tolist()])
             add_bit_counts(block.view(np.uint8), counts)
         columns = self.experts * -(-self.width // 8) * 8
         return counts[: self.layers * columns].reshape(self.layers, columns)
 
 
 def membership_of(subject: IsnSets | ExpertCounts, most_used: bool = False) -> Membership:
-    """Return the ISN sets as they are, or the activated experts; of those the most used ones if asked for."""
+    """Return ISN sets unchanged, or activated experts (with `most_used`, only the most used ones) as bits."""
     if isinstance(subject, IsnSets):
         part = subject.population
         return Membership(subject.codes, part.layers, part.experts, part.neurons, subject.sets)
@@ -70,13 +70,13 @@ def membership_of(subject: IsnSets | ExpertCounts, most_used: bool = False) -> M
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Members:
-    """Members of c categories, one entry per category and member, in the order of category, layer and id.
+    """Members of c categories, one entry per category and member, ordered by category, layer and id.
 
     Attributes:
         needed: int64 (c,), ⌈s · n⌉ of each category's n instructions.
-        category, layer, expert, neuron: int64 (m,), index of each; without an expert axis `expert` is 0.
-        kind: intp (m,), index into `KINDS`, −1 with one category.
-        possible: bool (2, layer, expert × 8 × byte), what resamples and permutations may make members.
+        category, layer, expert, neuron: int64 (m,), indices; `expert` is 0 without an expert axis.
+        kind: intp (m,), index into `KINDS`; −1 with one category.
+        possible: bool (2, layer, expert × 8 × byte), ids that resamples and permutations may make members.
     """
 
     needed: NDArray[np.int64]
@@ -89,7 +89,7 @@ class Members:
 
 
 def find_members(membership: Membership, min_share: float) -> Members:
-    """Return the members of each category: those of at least `min_share` of its instructions."""
+    """Return the members of each category: ids in at least `min_share` of its instructions."""
     rows, n = membership.rows, len(membership.codes)
     needed = [ceil_of(min_share, len(some)) for some in rows]
     possible: NDArray[np.bool_] = np.zeros(1, dtype=np.bool_)
@@ -109,10 +109,10 @@ def find_members(membership: Membership, min_share: float) -> Members:
 
 
 def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
-    """Return in how many of `instructions` an id must be for a draw of `drawn` of them to make it a member.
+    """Return the smallest number of `instructions` with an id for which a draw of `drawn` may make it a member.
 
-    Of those drawn, `needed` must have it. Below the number returned the chance of that is under `NEGLIGIBLE` by
-    Chernoff's bound, exp(−n · KL(needed/n ‖ p)), which holds for draws with and without replacement. At least 1.
+    A member must be in `needed` of the drawn instructions. Below the returned number (at least 1), the probability is
+    under `NEGLIGIBLE` by Chernoff's bound exp(−n · KL(needed/n ‖ p)), n = drawn, with or without replacement.
     """
 
     def exponent(p: float) -> float:

@@ -1,17 +1,17 @@
 """Language activation probability entropy over categories (LAPE, Tang et al. 2024, arXiv 2402.16438).
 
-A second way of selecting neurons: it compares categories, while equation 7 ranks neurons within an instruction.
+LAPE compares categories, while equation 7 ranks neurons within one instruction.
 
-1. p_ic is the share of all pooled tokens of category c's instructions at which neuron i is active.
-2. The filter is the k-th smallest of all N · C values p, k = round(0.95 · N · C). A neuron whose largest p_ic is not
-   above it is dropped.
-3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron. The round(0.01 · N)
-   neurons of lowest entropy are selected; fewer if fewer passed the filter.
-4. A selected neuron is specific to each category in which p_ic is above the bar, the k-th smallest p by a second rate.
+1. p_ic is the fraction of category c's pooled tokens at which neuron i is active.
+2. The filter is the k-th smallest of all N · C values p, k = round(0.95 · N · C). A neuron is dropped unless its
+   largest p_ic exceeds the filter.
+3. The entropy −Σ_c q_ic log q_ic of q_ic = p_ic / Σ_c p_ic is low if few categories use the neuron. The
+   round(0.01 · N) neurons of lowest entropy are selected; fewer if fewer pass the filter.
+4. A selected neuron is specific to each category where p_ic exceeds the bar, the k-th smallest p at a second rate.
 
-Rounding is half to even and comparison strict, as in the authors' code. Two things differ: of equal neurons (entropies
-are rounded to twelve digits) the lower index comes first, and a dropped neuron is never selected; theirs fills up with
-them. p as float64 decides nothing: quotients of whole numbers below 2^26 differ as floats, or are equal.
+As in the authors' code, rounding is half to even and comparisons are strict. There are two differences. Ties (entropies
+equal to twelve digits) go to the lower index. Dropped neurons are never selected; the authors' code fills up with them.
+Comparing p as float64 is exact: two different fractions of integers below 2^26 never round to the same float.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from sparcom_analysis.options import exact
 from sparcom_analysis.pooled import PooledCounts, pool_for
 
 TIE_DIGITS = 12
-BLOCK_NEURONS = 1 << 16  # neurons whose p are held as floats at once
+BLOCK_NEURONS = 1 << 16  # neurons converted to float64 p at once
 
 
 def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the neurons whose activity is spread over the fewest categories, by entropy (LAPE).
+    """Select the neurons with the lowest activation entropy over categories (LAPE).
 
     Args:
-        isn: the sets; with `find_isns(..., pool=True)` they hold the counts, otherwise the archive is read once more.
-        **changes: `lape_top`, `lape_filter`, `lape_bar`, `min_share`: see `Options`.
+        isn: ISN sets; without counts from `find_isns(..., pool=True)`, the archive is read once more.
+        **changes: `lape_top`, `lape_filter`, `lape_bar`, `min_share`; see `Options`.
 
     Returns:
         value (category): selected neurons specific to the category; layer_value (category, layer).
-        jaccard_with_unique (category): Jaccard index with its unique neurons; NaN if there are none of both.
-        tokens (category): pooled tokens. Attributes `filter`, `bar`: the values of p to be above; `passed`, `wanted`,
-        `selected`: neurons that passed the filter, neurons to select, neurons selected.
+        jaccard_with_unique (category): Jaccard index of specific and unique neurons; NaN if both sets are empty.
+        tokens (category): pooled tokens. Attributes `filter`, `bar`: thresholds of p; `passed`, `wanted`, `selected`:
+        neurons that pass the filter, to select, and selected.
         member_layer, member_expert, member_neuron, entropy (member), frequency, specific (category, member): the
-        selected neurons, lowest entropy first. Entropy is in nats, frequency is p.
+        selected neurons, lowest entropy first. Entropy is in nats; frequency is p.
 
     Raises:
         NotComputableError: there is one category, or the counts do not fit into memory.
@@ -60,7 +60,7 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
     isn = isn.with_options(**changes)
     part, options, labels = isn.population, isn.options, isn.labels
     if len(labels) == 1:
-        raise NotComputableError("LAPE needs at least two categories: over one, the entropy of every neuron is 0.")
+        raise NotComputableError("LAPE needs at least two categories; with one, the entropy of every neuron is 0.")
     pooled = _pooled(isn, progress)
     least, bar = (_kth_smallest(pooled, rate) for rate in (options.lape_filter, options.lape_bar))
     neuron, entropy = _entropies(pooled, least)
@@ -92,7 +92,7 @@ def lape(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.D
 
 
 def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
-    """Return the counts per category that the sets hold, or read them if they are of other instructions or groups."""
+    """Return the pooled counts of the sets, or read them again if the instructions or groups differ."""
     pooled, labels = isn.pooled, isn.labels
     if pooled is not None and pooled.categories == labels and np.array_equal(pooled.codes, isn.codes):
         return pooled
@@ -110,7 +110,7 @@ def _pooled(isn: IsnSets, progress: Progress | None) -> PooledCounts:
 
 
 def _kth_smallest(pooled: PooledCounts, rate: float) -> float:
-    """Return the k-th smallest of all p, k = round(rate · N · C), at least 1, from the p that occur and how often."""
+    """Return the k-th smallest of all p, k = round(rate · N · C), at least 1, from the unique values and counts."""
     k = max(1, round(exact(rate) * pooled.counts.size))
     each = [np.unique(counts, return_counts=True) for counts in pooled.counts]
     values = np.concatenate([own / np.float64(t) for (own, _), t in zip(each, pooled.tokens, strict=True)])
@@ -125,13 +125,13 @@ def _entropies(pooled: PooledCounts, least: float) -> tuple[NDArray[np.int64], N
     for first in range(0, pooled.population.total, BLOCK_NEURONS):
         block = _frequencies(pooled, slice(first, first + BLOCK_NEURONS))
         passed = np.flatnonzero((block > least).any(axis=0))
-        ordered = np.sort(block[:, passed], axis=0)  # the same p in other categories then give the same digits
-        total, entropy = sum(ordered), np.zeros(len(passed))  # row by row: numpy adds a lone column in another order
+        ordered = np.sort(block[:, passed], axis=0)  # makes the float sum independent of category order
+        total, entropy = sum(ordered), np.zeros(len(passed))  # row by row: numpy's order differs for one column
         for row in ordered:
             q = row / total
             entropy -= q * np.log(q, out=np.zeros_like(q), where=q > 0)
         neurons.append(passed + first)
-        entropies.append(entropy.round(TIE_DIGITS) + 0.0)  # no −0
+        entropies.append(entropy.round(TIE_DIGITS) + 0.0)  # turns −0 into 0
     return np.concatenate(neurons), np.concatenate(entropies)
 
 
@@ -154,27 +154,27 @@ def sentences(ds: xr.Dataset) -> list[str]:
     (selected, passed, wanted), title = (ds.attrs[name] for name in ("selected", "passed", "wanted")), neurons_of(ds)
     values, jaccard = ds["value"], ds["jaccard_with_unique"]
     if not selected:
-        return [f"LAPE selects no {title}: {count(passed)} pass the filter, {count(wanted)} are wanted."]
+        return [f"LAPE selects no {title}: {count(passed)} pass the filter, {count(wanted)} are requested."]
     text = f"LAPE selects {count(selected)} of the {count(ds.attrs['neurons'])} {title} by entropy over categories"
     if not (largest := int(values.max())):
-        return [f"{text}; none of them is specific to a category."]
+        return [f"{text}; none is specific to a category."]
     most = names(ds.isel(category=np.flatnonzero(values == largest)))
     has, each = ("has", "") if len(most) == 1 else ("have", " each")
     found = [f"{text}; {listed(most)} {has} the most specific neurons, {count(largest)}{each}."]
     if not np.isnan(mean := float(jaccard.mean())):
-        found.append(f"The mean Jaccard index of a category's specific and unique neurons is {decimal(mean)}.")
+        found.append(f"The Jaccard index of a category's specific and unique neurons is {decimal(mean)} on average.")
     return found
 
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"Neurons of each category by LAPE (Tang et al. 2024), {ds.attrs['model']}{among(ds, ', ')}. Of all, "
-        f"{100 * ds.attrs['lape_top']:.4g} % are selected. One that is specific to several categories counts in each."
+        f"Category-specific neurons by LAPE (Tang et al. 2024), {ds.attrs['model']}{among(ds, ', ')}. LAPE selects "
+        f"{100 * ds.attrs['lape_top']:.4g} % of all neurons. Neurons specific to several categories count in each."
     )
 
 
 def plot(ds: xr.Dataset, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw stacked bars over the layers, one part per category, into `ax`; style: see `plotting.stacked`."""
+    """Draw stacked bars over the layers, one segment per category, into `ax`; style: see `plotting.stacked`."""
     parts = dict(zip(names(ds), ds["layer_value"].values, strict=True))
     style = {"label": "specific neurons", "title": ds.attrs["model"]} | style
     ax = plotting.stacked(ds["layer"].values.tolist(), parts, ax=ax, **style)
@@ -187,7 +187,7 @@ MEASURE = measure(
     "Neurons specific to a category by activation entropy (LAPE)",
     "Tang et al. 2024 (LAPE)",
     "isn",
-    "The share of a category's tokens at which a neuron is active, normalized over categories, has an entropy that is "
-    "low if few categories use the neuron. Neurons of lowest entropy are selected among those that pass a filter; one "
-    "is specific to each category in which its share is above a bar.",
+    "Each neuron is active at a fraction of each category's tokens. Normalized over categories, these fractions have a "
+    "low entropy if few categories use the neuron. LAPE selects the neurons of lowest entropy that pass a filter. A "
+    "neuron is specific to each category where its fraction exceeds a bar.",
 )

@@ -22,11 +22,11 @@ def layers(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr
     """Return the mean number of ISNs per instruction in each layer, by category (SPARCOM, fig. 5).
 
     Args:
-        isn: the sets, as `find_isns` returns them. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        isn: ISN sets from `find_isns`. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
-        `value`, `ci_low`, `ci_high` (category, layer), the same with `overall_` (layer), and `null_mean` (layer): the
-        same ISNs spread evenly over all layers (ours).
+        `value`, `ci_low`, `ci_high` (category, layer); `overall_…` (layer); `null_mean` (layer): the same number of
+        ISNs spread evenly over all layers (ours).
     """
     isn = isn.with_options(**changes)
     found = group_means(isn.layer_counts, isn.categories, resamples_for(isn.categories, isn.options))
@@ -44,12 +44,12 @@ def sentences(ds: xr.Dataset) -> list[str]:
     top, even = (decimal(float(cell[name]), 1) for name in ("overall_value", "null_mean"))
     found = [
         f"Layer {cell['layer'].item()} of {ds.attrs['model']} holds the most ISNs{among(ds)}: {top} of "
-        f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; evenly spread it would hold {even}."
+        f"{width:,} per instruction{interval(cell, prefix='overall_', digits=1)}; an even spread would give {even}."
     ]
     if size >= 3:
         thirds = np.split(mean.values, [size // 3, size - size // 3])
         low, middle, high = (f"{100 * third.sum() / total:.0f} %" for third in thirds)
-        found.append(f"The lower, middle and upper third of the layers hold {low}, {middle} and {high} of the ISNs.")
+        found.append(f"The lower, middle and upper thirds of the layers hold {low}, {middle} and {high} of the ISNs.")
     return found
 
 
@@ -57,7 +57,7 @@ def caption(ds: xr.Dataset) -> str:
     bands = " Bands: confidence intervals over instructions." if "ci_low" in ds else ""
     return (
         f"Mean number of ISNs per instruction in each layer, by category, {ds.attrs['model']}{among(ds, ', ')} "
-        f"(SPARCOM, fig. 5).{bands} Dashed: the same ISNs spread evenly over the layers."
+        f"(SPARCOM, fig. 5).{bands} Dashed: an even spread over the layers."
     )
 
 
@@ -66,7 +66,7 @@ MEASURE = measure(
     "ISNs by layer",
     "SPARCOM, fig. 5",
     "isn",
-    "The number of ISNs per instruction in each layer, mean over the instructions of a category.",
+    "The number of ISNs per instruction in each layer, averaged over the instructions of a category.",
     plot=layer_curves,
     also_tuned=True,
 )

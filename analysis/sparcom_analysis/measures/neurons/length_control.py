@@ -1,4 +1,4 @@
-"""Similarity of categories with the same number of tokens per instruction, beside the plain one (ours)."""
+"""Length control for similarity: instructions subsampled to equal length, next to all tokens (ours)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SAME_ORDER, CHANGED_ORDER = 0.9, 0.5  # rank correlations
 
 
 def length_control(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the mean Jaccard index of every two categories, plain and subsampled to equal length.
+    """Return the mean Jaccard index of each pair of categories, over all tokens and subsampled to equal length.
 
     Args:
-        isn: the plain sets; their archive is read once more.
-        **changes: `equal_length`, `equal_length_tokens`, `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        isn: ISN sets over all tokens; their archive is read once more.
+        **changes: `equal_length`, `equal_length_tokens`, `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
-        Variables of `length_control_dataset`, and `mean_size`, `length_correlation` (version): mean set size, and
-        Spearman's rank correlation of set size with the number of tokens before the draw.
+        The variables of `length_control_dataset`, and `mean_size`, `length_correlation` (version): mean set size, and
+        Spearman's rank correlation of set size with the original number of tokens.
 
     Raises:
         NotComputableError, UnsupportedArchiveError, IncompleteArchiveError: see `subsampled`.
@@ -53,13 +53,13 @@ def length_control(isn: IsnSets, progress: Progress | None = None, **changes: An
 def length_control_dataset(
     plain: PairSubject, equal: PairSubject, long_name: str, measure: str, variables: dict[str, Any]
 ) -> xr.Dataset:
-    """Return a measure over pairs, plain and subsampled, over the instructions of `equal`, and their difference.
+    """Return a pair measure, plain and subsampled, and their difference, over the instructions of `equal`.
 
     Variables:
-        value, ci_low, ci_high (version, self_pairs, category, category_2): from the same draws of instructions.
+        value, ci_low, ci_high (version, self_pairs, category, category_2): all versions use the same resamples.
         rank_correlation, mean_change, largest_change, largest_change_category, largest_change_category_2,
         compared_rows (self_pairs), diagonal_largest (self_pairs, version): see `matrix_change`.
-        used, too_short (category): instructions that are long enough, and that are not.
+        used, too_short (category): instructions that are long enough, and too short.
     """
     both = np.isin(plain.instruction, equal.instruction)
     pairs = plain.pairs if both.all() else plain.pairs.take(np.flatnonzero(both)), equal.pairs
@@ -67,7 +67,7 @@ def length_control_dataset(
     kept = [groups.index(name) for name in dict.fromkeys(equal.categories)]
 
     def aligned(matrices: Any) -> Any:
-        """Put (version, self_pairs, c', c') under the labels of all categories."""
+        """Expand (version, self_pairs, c', c') to all categories; missing categories are NaN."""
         full = np.full((3, 2, len(groups), len(groups)), np.nan)
         full[:, :, np.array(kept)[:, None], kept] = np.asarray(matrices)
         return full
@@ -91,12 +91,12 @@ def length_control_dataset(
 
 
 def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
-    """Return whether the order of category pairs is kept, and how far values change; index: "mean Jaccard index"."""
+    """Return sentences on the rank order of category pairs and the changes; index: "mean Jaccard index"."""
     one = shown(ds)
     rho, largest = float(one["rank_correlation"]), float(one["largest_change"])
     tokens = f"Subsampled to equal length ({ds.attrs['drawn_tokens']:,} tokens per instruction)"
     if np.isnan(largest):
-        return [f"{tokens}, no {index} of two categories can be compared."]
+        return [f"{tokens}, no pair of categories has a {index} to compare."]
     kept = "is kept" if rho >= SAME_ORDER else "is partly kept" if rho >= CHANGED_ORDER else "is not kept"
     order = f"the order of category pairs by {index} {kept} (rank correlation {decimal(rho, 2)})"
     few = f"too few category pairs differ to compare their order by {index}"
@@ -118,9 +118,9 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
 def sentences(ds: xr.Dataset) -> list[str]:
     plain, equal = (float(ds["length_correlation"].sel(version=version)) for version in VERSIONS[:2])
     size = (
-        "All instructions have the same length, or all sets the same size: size does not follow length."
+        "All instructions have the same length, or all sets the same size, so set size does not depend on length."
         if np.isnan(plain)
-        else f"Set size and number of tokens have a rank correlation of {signed(plain, 2)}; subsampled to equal "
+        else f"The rank correlation of set size and number of tokens is {signed(plain, 2)}; subsampled to equal "
         f"length, {'all sets have the same size' if np.isnan(equal) else f'it is {signed(equal, 2)}'}."
     )
     return [*length_control_sentences(ds, f"mean Jaccard index of ISN sets{among(ds)}"), size]
@@ -132,11 +132,11 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def caption(ds: xr.Dataset) -> str:
-    pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
+    pairs = "included" if ds.attrs["self_pairs_shown"] else "omitted"
     return (
-        f"M{str(ds['value'].attrs['long_name'])[1:]} of every two categories, {ds.attrs['model']}, with all "
-        f"tokens, with {ds.attrs['drawn_tokens']:,} drawn tokens per instruction, and the difference. All three are "
-        f"over the same {ds.attrs['instructions']:,} instructions. Pairs of an instruction with itself are {pairs}. "
+        f"M{str(ds['value'].attrs['long_name'])[1:]} for each pair of categories, {ds.attrs['model']}, with all "
+        f"tokens, with {ds.attrs['drawn_tokens']:,} sampled tokens per instruction, and the difference. All panels use "
+        f"the same {ds.attrs['instructions']:,} instructions. Pairs of an instruction with itself are {pairs}. "
         "Bold with an asterisk: the interval of the difference excludes 0."
     )
 
@@ -154,7 +154,7 @@ def plot(ds: xr.Dataset, ax: Any = None, *, version: str = "equal_length", **sty
 
 
 def figure(ds: xr.Dataset) -> Any:
-    """Draw all three versions, both measures on one color scale."""
+    """Draw three panels: both versions on one color scale, and the difference."""
     found, axes = plotting.panels(3)
     for version, ax in zip(VERSIONS, axes, strict=True):
         plot(ds, ax, version=version)
@@ -167,6 +167,6 @@ MEASURE = measure(
     "Similarity with equally long instructions",
     OURS,
     "isn",
-    "Equation 10 with the same number of drawn tokens per instruction, beside the plain measure over the same "
-    "instructions. It shows which similarities come from length.",
+    "Equation 10 with equally many sampled tokens per instruction, and with all tokens of the same instructions. The "
+    "difference shows which similarities come from length.",
 )

@@ -1,4 +1,4 @@
-"""Sizes of ISN sets (ours): how many neurons ties add to what was asked for, and whether size follows length."""
+"""Sizes of ISN sets, the effect of ties, and the correlation with length (ours)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def set_sizes(isn: IsnSets, progress: Progress | None = None, **changes: Any) ->
     """Return the number of ISNs of each instruction, and its mean by category.
 
     Args:
-        isn: the sets, as `find_isns` returns them. **changes: `n_resamples`, `confidence_level`, `seed`: see `Options`.
+        isn: ISN sets from `find_isns`. **changes: `n_resamples`, `confidence_level`, `seed`; see `Options`.
 
     Returns:
         `instruction_value`, `instruction_tokens`, `instruction_category` (instruction); `value` with its interval and
-        `mean_tokens` (category); `overall_value`, `overall_min`, `overall_max`, `overall_empty` (sets without a neuron)
-        and `tokens_correlation`, Spearman's of size and T, NaN without variance. The attribute `wanted` is
+        `mean_tokens` (category); `overall_value`, `overall_min`, `overall_max`, `overall_empty` (empty sets), and
+        `tokens_correlation`, Spearman's correlation of size and T (NaN without variance). The attribute `wanted` is
         k = ⌈top · N⌉, absent for `min_frequency`.
     """
     isn = isn.with_options(**changes)
@@ -56,11 +56,11 @@ def sentences(ds: xr.Dataset) -> list[str]:
     mean, wanted, total = float(ds["overall_value"]), ds.attrs.get("wanted"), ds.attrs["neurons"]
     low, high, empty = (int(ds[f"overall_{name}"]) for name in ("min", "max", "empty"))
     found = [
-        f"An ISN set of {ds.attrs['model']} has {decimal(mean, 1)} of {total:,} {neurons_of(ds)} on average"
-        f"{interval(ds, prefix='overall_', digits=1)}, from {low:,} to {high:,} ({ds.attrs['rule']})."
+        f"ISN sets of {ds.attrs['model']} have {decimal(mean, 1)} of {total:,} {neurons_of(ds)} on average"
+        f"{interval(ds, prefix='overall_', digits=1)} and range from {low:,} to {high:,} ({ds.attrs['rule']})."
     ]
     if wanted:
-        found.append(f"The rule asks for {wanted:,}; ties make the sets {mean / wanted:.2f} times as large.")
+        found.append(f"The rule selects {wanted:,} neurons; ties make the sets {mean / wanted:.2f} times as large.")
     if empty:
         found.append(f"{empty:,} instruction{'s have' if empty > 1 else ' has'} no ISN at all.")
     if not np.isnan(ds["tokens_correlation"]):
@@ -70,7 +70,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    line = f" Dashed: what the rule asks for, {ds.attrs['wanted']:,}." if "wanted" in ds.attrs else ""
+    line = f" Dashed: size without ties, {ds.attrs['wanted']:,}." if "wanted" in ds.attrs else ""
     return f"ISNs and tokens of each instruction, {ds.attrs['model']}{among(ds, ', ')} ({ds.attrs['rule']}).{line}"
 
 
@@ -97,7 +97,7 @@ MEASURE = measure(
     "Sizes of ISN sets",
     OURS,
     "isn",
-    definition="The number of ISNs per instruction. Neurons that tie with the last one selected are in the set, so a"
-    " set can be larger than the rule asks for.",
+    definition="The number of ISNs per instruction. A set includes all ties with the last selected neuron, so it can "
+    "be larger than the rule requires.",
     also_tuned=True,
 )

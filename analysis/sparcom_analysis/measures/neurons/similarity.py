@@ -1,4 +1,4 @@
-"""Similarity of categories in their neurons (SPARCOM, eq. 10, fig. 3)."""
+"""Similarity of the ISN sets of categories (SPARCOM, eq. 10, fig. 3)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sparcom_analysis.measures.text import among
 
 
 def similarity(isn: IsnSets, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the mean Jaccard index of every two categories' ISN sets (SPARCOM, eq. 10).
+    """Return the mean Jaccard index of ISN sets for each pair of categories (SPARCOM, eq. 10).
 
-    Two empty sets have no Jaccard index: they are in no mean.
+    The Jaccard index of two empty sets is undefined; means skip it.
 
     Args:
-        isn: the sets, as `find_isns` returns them.
-        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`: see `Options`.
+        isn: ISN sets from `find_isns`.
+        **changes: `n_resamples`, `confidence_level`, `n_permutations`, `seed`, `self_pairs`; see `Options`.
 
     Returns:
         `value`, `ci_low`, `ci_high` (self_pairs, category, category_2) and the tests of `pair_mean_dataset`.
@@ -33,15 +33,11 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def caption(ds: xr.Dataset) -> str:
-    pairs = "counted" if ds.attrs["self_pairs_shown"] else "left out"
-    marks = (
-        " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
-        if "pvalue_adjusted" in ds
-        else ""
-    )
+    pairs = "included" if ds.attrs["self_pairs_shown"] else "omitted"
+    marks = " Bold with an asterisk: above the permutation null after correction (p < 0.05)."
     return (
-        f"Mean Jaccard index of the ISN sets of every two categories, {ds.attrs['model']}{among(ds, ', ')} (SPARCOM, "
-        f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks}"
+        f"Mean Jaccard index of ISN sets for each pair of categories, {ds.attrs['model']}{among(ds, ', ')} (SPARCOM, "
+        f"eq. 10). Pairs of an instruction with itself are {pairs}.{marks if 'pvalue_adjusted' in ds else ''}"
     )
 
 
@@ -50,10 +46,8 @@ MEASURE = measure(
     "Similarity of categories in their neurons",
     "SPARCOM, eq. 10",
     "isn",
-    (
-        "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, and its mean over all pairs of an "
-        "instruction of one category and an instruction of another."
-    ),
+    "The Jaccard index |A ∩ B| / |A ∪ B| of two instructions' ISN sets, averaged over all pairs of instructions from "
+    "two categories.",
     plot=plot_pair_means,
     also_tuned=True,
 )

@@ -1,8 +1,9 @@
-"""Whether category or source explains more of the similarity of instructions: the control that the paper's design has.
+"""Separate the effects of category and source on the similarity of instructions (ours).
 
-Pairs of two different instructions share the category, the source, both or neither. The effect of one is the mean of
-the pairs that share it alone minus the mean of those that share neither; each group × group counts the same, so unequal
-groups do not matter. In HexaInst, whose natural half has sources of its own per category, "source" is the half.
+Pairs of two different instructions share the category, the source, both or neither. The effect of category is the mean
+over pairs that share only the category, minus the mean over pairs that share neither; likewise for source. Every cell
+(group × group) has equal weight, so group sizes do not matter. In HexaInst, "source" is the half (natural or
+synthetic), because each category has its own natural sources.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from sparcom_analysis.resampling.permutation import cell_means, permuted_labels,
 CELLS = ("group", "group_2")
 KINDS = ("same category, same source", "same category", "same source", "neither")
 FACTORS = ("category", "source")
-BATCH = 250  # permutations in hand
-MAX_PERMUTATIONS = 999  # of each label: two more tests as long as those of similarity would double its time
+BATCH = 250  # permutations per batch
+MAX_PERMUTATIONS = 999  # per label, because two more tests at full size would double the time
 
 
 def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = None, **changes: Any) -> xr.Dataset:
-    """Return the similarity of every two groups of category and source, and both effects.
+    """Return the similarity of each pair of category × source groups, and both effects.
 
     Args:
         subject: ISN sets (Jaccard index) or expert counts (Pearson correlation) with two categories and two sources.
@@ -43,11 +44,12 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
 
     Returns:
         `value`, `ci_low`, `ci_high` (group, group_2), without pairs of an instruction with itself; `kind_value` (kind);
-        `effect`, `effect_ci_low`, `effect_ci_high`, `effect_pvalue` (factor), one-sided by permuting one label within
-        the other; `difference`, `difference_ci_low`, `difference_ci_high`: category effect minus source effect.
+        `effect`, `effect_ci_low`, `effect_ci_high`, `effect_pvalue` (factor), a one-sided test that permutes one label
+        within levels of the other; `difference`, `difference_ci_low`, `difference_ci_high`: category effect minus
+        source effect.
 
     Raises:
-        NotComputableError: there are no two categories and two sources that can be told apart.
+        NotComputableError: the effects of category and source cannot be separated.
     """
     subject = subject.with_options(**changes)
     options, index = subject.options, "Jaccard index" if isinstance(subject, IsnSets) else "Pearson correlation"
@@ -63,7 +65,7 @@ def source_effect(subject: IsnSets | ExpertCounts, progress: Progress | None = N
     effects = kinds[1:3] - kinds[3]
     if np.isnan(effects).any():
         raise NotComputableError(
-            "The effects of category and source cannot be told apart: these instructions have too few sources or "
+            "The effects of category and source cannot be separated: these instructions have too few sources or "
             "categories."
         )
     variables: dict[str, Any] = {
@@ -99,7 +101,7 @@ def _groups(subject: IsnSets | ExpertCounts, *by: str) -> list[str]:
 
 
 def _kind_means(values: Floats, kind: NDArray[np.intp]) -> Floats:
-    """Return the mean of the cells of each kind, NaN left out: float64 (…, 4) of (…, g, g)."""
+    """Return the mean of the cells of each kind, ignoring NaN: float64 (…, 4) from (…, g, g)."""
     cells = [values[..., kind == one] for one in range(len(KINDS))]
     means = [ratio(np.nansum(held, axis=-1), (~np.isnan(held)).sum(axis=-1)) for held in cells]
     return np.stack(means, axis=-1)
@@ -108,7 +110,7 @@ def _kind_means(values: Floats, kind: NDArray[np.intp]) -> Floats:
 def _pvalues(
     pairs: PairMatrix, kind: NDArray[np.intp], effects: Floats, columns: Any, options: Options, progress: Any
 ) -> list[float]:
-    """Return p of each effect: its label permuted among the instructions that share the other."""
+    """Return the p-value of each effect; its label is permuted among instructions that share the other label."""
     observed, kept = pairs.codes[pairs.defined].astype(np.int16), pairs.with_values()
     total, found = options.n_permutations, []
     for place, held in enumerate(column[pairs.defined] for column in columns[::-1]):
@@ -131,7 +133,7 @@ def sentences(ds: xr.Dataset) -> list[str]:
     if "difference_ci_low" in ds and float(ds["difference_ci_low"]) <= 0 <= float(ds["difference_ci_high"]):
         verdict = "does not clearly depend more on category or on source"
     return [
-        f"The {index} {verdict}: sharing the category adds {_effect(one)}, sharing the source adds {_effect(other)}.",
+        f"The {index} {verdict}: a common category adds {_effect(one)}, a common source adds {_effect(other)}.",
         f"The category effect minus the source effect is {decimal(float(ds['difference']))}"
         f"{interval(ds, prefix='difference_')}.",
     ]
@@ -145,8 +147,8 @@ def _effect(one: xr.Dataset) -> str:
 
 def caption(ds: xr.Dataset) -> str:
     return (
-        f"M{ds['value'].attrs['long_name'][1:]} of every two groups of category and source, {ds.attrs['model']} "
-        "(ours). Pairs of an instruction with itself are left out."
+        f"M{ds['value'].attrs['long_name'][1:]} for each pair of category × source groups, {ds.attrs['model']} "
+        "(ours). Pairs of an instruction with itself are omitted."
     )
 
 
@@ -161,7 +163,7 @@ MEASURE = measure(
     "Category or source: neurons",
     OURS,
     "isn",
-    "How much more similar two instructions are when they share the category but not the source, or the source but not "
-    "the category, than when they share neither.",
+    "The gain in similarity of two instructions that share only the category, or only the source, over two "
+    "instructions that share neither.",
 )
 ROUTING_MEASURE = replace(MEASURE, name="routing_source_effect", title="Category or source: experts", needs="experts")

@@ -71,7 +71,7 @@ def test_sentences_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) 
     said = sentences(mean_expert_frequencies(make_counts(counts, [10, 10], ["a", "b"])))
     assert said == [
         "Mean expert frequency is largest for expert 1 of layer 1: 0.600; under uniform routing it would be 0.250.",
-        "Experts that no token activates: 2 of 8.",
+        "No token activates 2 of 8 experts.",
     ]
     counts[0, 0], counts[1, 0] = [4, 6, 0, 0], [1, 0, 0, 9]
     assert "expert 0 of layer 2: 0.500;" in sentences(mean_expert_frequencies(make_counts(counts, [10, 10], "ab")))[0]

@@ -33,7 +33,7 @@ def random_experts(make_counts: MakeCounts, count: int, layers: int, experts: in
 
 
 def means(values: NDArray[np.float64], data: ExpertCounts, labels: Sequence[str]) -> NDArray[np.float64]:
-    """Mean over the pairs of every two categories that have a value, NaN where none has, in loops."""
+    """Mean over the defined pairs of each pair of categories, NaN if there is none, in loops."""
     cells = []
     for first, second in product(labels, repeat=2):
         pairs = np.ndindex(values.shape)
@@ -68,7 +68,7 @@ def test_pairs_and_means_equal_scipy(make_counts, side, sizes, layers, experts, 
         patch.setattr("sparcom_analysis.kernels.intersections.PAIRED", side)
         np.testing.assert_allclose(data.pairs.values, r, rtol=0, atol=1e-12)
         if all(flat):
-            with pytest.raises(NotComputableError, match=f"Each of the {len(names)} instructions"):
+            with pytest.raises(NotComputableError, match=f"All {len(names)} instructions"):
                 routing_correlation(data)
             return
         ds = routing_correlation(data)
@@ -79,7 +79,7 @@ def test_pairs_and_means_equal_scipy(make_counts, side, sizes, layers, experts, 
 
 
 def test_of_an_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Rows on disk give scipy's numbers; a failed instruction is left out."""
+    """Rows on disk give SciPy's numbers; a failed instruction is left out."""
     data = find_ises(make_moe(per_category=4, failed=(2,)).archive, n_resamples=20, n_permutations=19)
     f = data.frequencies.reshape(7, -1)
     for i, j in np.ndindex(7, 7):
@@ -92,25 +92,25 @@ def test_of_an_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
     assert (MEASURE.needs, MEASURE.also_tuned) == ("experts", True)
 
 
-def test_no_variance_is_no_number(make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_constant_frequencies_have_no_correlation(make_moe) -> None:  # type: ignore[no-untyped-def]
     """If every token activates every expert, no correlation is defined, and the error is a sentence for the report."""
-    with pytest.raises(NotComputableError, match="Each of the 10 instructions activates every expert equally often"):
+    with pytest.raises(NotComputableError, match="All 10 instructions activate every expert equally often"):
         routing_correlation(find_ises(make_moe(experts=2, choices=2).archive))
 
 
-def test_instructions_without_variance_are_in_no_mean(make_counts: MakeCounts) -> None:
-    """Such an instruction leaves the mean of the others as it is and is said; length plays no part."""
+def test_means_skip_instructions_with_constant_frequencies(make_counts: MakeCounts) -> None:
+    """Such an instruction is reported and does not change the mean of the others; length does not matter."""
     counts = np.array([[[3, 0, 0]], [[2, 1, 0]], [[1, 1, 1]], [[0, 0, 9]]])
     ds = routing_correlation(make_counts(counts, [3, 3, 3, 9], ["a"] * 4))
     others = routing_correlation(make_counts(counts[[0, 1, 3]], [3, 3, 9], ["a"] * 3))
     xr.testing.assert_equal(ds, others)
     assert (ds.attrs["undefined"], others.attrs["undefined"]) == (1, 0)
-    assert sentences(ds)[-1].endswith("equally often have no correlation and are in no mean: 1 of 4.")
+    assert sentences(ds)[-1].startswith("1 of 4 instructions activate every expert equally often")
     assert sentences(others) == []
 
 
-def test_self_pairs_are_counted_and_left_out(make_counts: MakeCounts) -> None:
-    """A category with one instruction is 1 with itself; without that pair it has no number."""
+def test_means_with_and_without_self_pairs(make_counts: MakeCounts) -> None:
+    """A category of one instruction has mean 1 with self pairs, and NaN without."""
     data = replace(random_experts(make_counts, 5, 2, 4, 0), categories=["a", "a", "b", "a", "a"])
     value = routing_correlation(data)["value"]
     both, alone = value.sel(self_pairs=True).values, value.sel(self_pairs=False).values
@@ -151,9 +151,9 @@ def test_sentences_caption_and_figure_follow_the_numbers(make_moe) -> None:  # t
     assert sentences(changed)[0].startswith(
         "Mean Pearson correlation of expert frequencies is 0.123 within categories and −0.500 between them"
     )
-    assert "with itself are counted" in caption(ds)
+    assert "with itself are included" in caption(ds)
     ds.attrs["self_pairs_shown"] = False
-    assert "with itself are left out" in caption(ds)
+    assert "with itself are omitted" in caption(ds)
     drawn = plot_pair_means(ds).collections[0].get_array()
     np.testing.assert_array_equal(drawn, ds["value"].sel(self_pairs=False))
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)

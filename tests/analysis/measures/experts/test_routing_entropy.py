@@ -19,7 +19,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> sp.ExpertCounts:
     return sp.find_ises(path)
 
 
-def test_it_is_the_mean_entropy_of_the_choices(experts: sp.ExpertCounts) -> None:
+def test_it_is_the_mean_entropy_of_expert_assignments(experts: sp.ExpertCounts) -> None:
     """Per instruction as SciPy computes it; per category and over all the mean; between 0 and log2 of the experts."""
     ds = routing_entropy(experts, n_resamples=20)
     expected = scipy_entropy(experts.counts, base=2, axis=-1)
@@ -34,7 +34,7 @@ def test_it_is_the_mean_entropy_of_the_choices(experts: sp.ExpertCounts) -> None
 
 
 def test_ends_of_the_scale() -> None:
-    """One expert for all tokens is 0 bits, all experts alike the most."""
+    """One expert for all tokens gives 0 bits; equal use of all experts gives the maximum."""
     np.testing.assert_array_equal(entropy(np.array([[4, 0, 0, 0], [2, 2, 2, 2]], dtype=np.uint32)), [0.0, 2.0])
 
 
@@ -44,7 +44,7 @@ def test_the_sentence_names_the_layers_and_their_numbers(experts: sp.ExpertCount
     ds["overall_value"] = ("layer", [1.25, 2.5])
     layers = ds["layer"].values
     assert sentences(ds) == [
-        f"Routing entropy is lowest in layer {layers[0]}, 1.25 bits, and highest in layer {layers[1]}, 2.50 bits; "
-        "uniform routing has 3.00 bits."
+        f"Mean routing entropy is lowest in layer {layers[0]}, 1.25 bits, and highest in layer {layers[1]}, 2.50 bits. "
+        "Uniform routing gives 3.00 bits."
     ]
     assert plot(ds).get_ylabel().replace("\n", " ") == "routing entropy (bits)"

@@ -89,13 +89,13 @@ def test_sentences_follow_the_numbers(make_counts: MakeCounts) -> None:
     assert sentences(ds) == [
         "The 2 most used experts per layer and category receive a fraction of 0.900 of expert assignments; under "
         "uniform routing it would be 0.500.",
-        "By activations in the whole model, expert 0 of layer 1 ranks first in 2 of the 3 categories (SPARCOM, "
+        "By activations in the whole model, expert 0 of layer 1 ranks first for 2 of the 3 categories (SPARCOM, "
         "table 6).",
     ]
     changed = ds.assign(mean_fraction=0.5, mean_fraction_ci_low=0.4, mean_fraction_ci_high=0.6)
     assert "a fraction of 0.500 (95 % CI 0.400–0.600) of" in sentences(changed)[0]
     other = top_experts(make_counts(counts[1:], [10, 10], "ab"))
-    assert "a different expert ranks first in each of the 2 categories" in sentences(other)[1]
+    assert "a different expert ranks first for each of the 2 categories" in sentences(other)[1]
 
 
 def test_tables_and_figure_hold_the_numbers(make_moe) -> None:  # type: ignore[no-untyped-def]

@@ -68,7 +68,7 @@ def test_long_instructions_are_exact_or_refused(arrays: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Mean, interval and change with four digits; instructions without variance are counted; nothing at all is said."""
+    """Mean, interval and change have four digits; undefined values are reported."""
     counts = np.random.default_rng(0).integers(0, 9, (6, 2, 4))
     sides = [arrays.experts(counts + k, list("aabbbb"), name=name) for k, name in enumerate(("base", "tuned"))]
     ds = finetuning_correlation(arrays.compare(*sides))
@@ -77,13 +77,13 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_undefined"] = 2
     ds["value"].values[:] = [0.5, 0.1]
     assert sentences(ds) == [
-        "The mean Pearson correlation of the same instruction's expert frequencies in base and tuned is −0.5000 "
+        "The mean Pearson correlation of each instruction's expert frequencies in base and tuned is −0.5000 "
         "(95 % CI −0.6000 to 0.2500), a change of 1.5000.",
         "By category, the mean is lowest for b (0.1000) and highest for a (0.5000).",
-        "Left out because they have frequencies without variance: 2 of 6 instructions.",
+        "Means skip 2 of 6 instructions, which have constant frequencies.",
     ]
     flat = arrays.experts(np.ones((2, 1, 3)), ["a", "a"])
     (said,) = sentences(finetuning_correlation(arrays.compare(flat, flat)))
-    assert "all 2 instructions have frequencies without variance" in said
+    assert "all 2 instructions have constant frequencies" in said
     assert MEASURE.plot is not None
     assert sorted(bar.get_width() for bar in MEASURE.plot(ds).patches) == [0.1, 0.5]

@@ -125,7 +125,7 @@ def test_intervals_equal_loops_over_draws(arrays: Any, resampled: Any) -> None:
 
 
 def test_the_null_is_that_of_random_sets_of_the_same_sizes(arrays: Any) -> None:
-    """Sets drawn at random with as many ISNs per layer have the null's index on average, in all and by layer."""
+    """Random sets with as many ISNs per layer have the index of the null on average, overall and by layer."""
     rng = np.random.default_rng(3)
     ranks = [rng.random((400, 3, 1, 300)).argsort(axis=3) for _ in "ab"]
     sizes = np.array([30, 90, 5])[None, :, None, None]
@@ -159,11 +159,11 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_null_mean"], ds["overall_undefined"] = 0.123, 1
     ds["overall_layer_value"].values[:] = [0.9, np.nan, 0.5]
     assert sentences(ds) == [
-        "The mean Jaccard similarity of the same instruction's ISN sets in base and tuned is 0.400 "
+        "The mean Jaccard similarity of each instruction's ISN sets in base and tuned is 0.400 "
         "(95 % CI 0.350–0.451), a change of 0.600.",
-        "Random sets with as many ISNs per layer would have a mean of about 0.123.",
+        "For random sets with the same number of ISNs per layer, the mean is about 0.123.",
         "By category, the mean is lowest for a and c (0.200) and highest for b (0.400).",
-        "Left out because they have no ISN in either model: 1 of 12 instructions.",
+        "Means skip 1 of 12 instructions, which have no ISN in either model.",
         "By layer, the mean similarity is lowest in layer 4 (0.500) and highest in layer 0 (0.900).",
     ]
 

@@ -85,7 +85,7 @@ def test_the_interval_covers_shifts_at_noise_level(arrays: Any) -> None:
 
 
 def test_shift_is_over_the_instructions_of_both(make_moe: Any, arrays: Any) -> None:
-    """Means of both models are over matched instructions; order and categories of the tuned archive play no part."""
+    """Means cover matched instructions; order and categories of the tuned archive do not matter."""
     left = find_ises(make_moe(failed=(1,), experts=8).archive)
     right = find_ises(make_moe(failed=(5, 8), experts=8, seed=1).archive)
     ds = routing_shift(arrays.compare(left, right), n_resamples=20, n_permutations=9)
@@ -115,14 +115,14 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_null_mean"].values[:], ds["overall_pvalue_adjusted"].values[:] = 0.15, 0.0002
     ds["pvalue_adjusted"].values[:] = [[0.01, 0.5], [0.04, 0.05]]
     assert sentences(ds) == [
-        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 top-k choices "
-        "per token (95 % CI 0.200–0.400); with the models exchanged at random per instruction it is 0.150 on average "
-        "(corrected p < 0.001).",
+        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 expert "
+        "assignments per token (95 % CI 0.200–0.400); with models exchanged at random per instruction, the "
+        "mean is 0.150 (corrected p < 0.001).",
         "It exceeds this null in 2 of 4 combinations of category and layer (corrected p < 0.05).",
     ]
     assert sentences(ds.drop_vars("pvalue_adjusted")) == [
-        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 top-k choices "
-        "per token (95 % CI 0.200–0.400)."
+        "Total variation of expert frequencies between base and tuned is largest in layer 2: 0.300 of 1 expert "
+        "assignments per token (95 % CI 0.200–0.400)."
     ]
     assert MEASURE.plot is not None
     np.testing.assert_array_equal(MEASURE.plot(ds).lines[1].get_ydata(), ds["value"].sel(category="c1"))

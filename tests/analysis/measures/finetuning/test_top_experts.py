@@ -1,4 +1,4 @@
-"""Which of the most used experts stay after fine-tuning, against sets in loops."""
+"""Most used experts kept after fine-tuning, checked against sets in loops."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., Expe
     assert sentences(ds) == [
         "Of the 2 most used experts per category, over all layers, 1 of 2 are still among the 2 most used after "
         "fine-tuning (SPARCOM, table 6); a random choice would keep 0.5.",
-        "If an expert is its id alone, with counts added up over layers, 1 of 2 stay.",
+        "By expert id, with counts summed over layers, 1 of 2 stay.",
         "Of the 2 most used experts per layer and category, 2 of 4 stay; a random choice would keep 2.0.",
     ]
     crossed = make_counts(before[:, ::-1], [10], ["a"], top_experts=2)

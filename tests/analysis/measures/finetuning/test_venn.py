@@ -46,8 +46,8 @@ def test_equals_python_sets(arrays: Any, count: int, seed: int, rate: float) -> 
     assert venn(comparison)["instruction"].values.tolist() == [f"i{k}" for k in expected]
 
 
-def test_of_two_as_near_the_first_is_typical(arrays: Any) -> None:
-    """Two instructions are as near the median as each other; rounding does not choose between them."""
+def test_the_first_of_two_equally_near_is_typical(arrays: Any) -> None:
+    """If two instructions are equally near the median, the first is typical, whatever the rounding."""
     masks = np.zeros((2, 2, 1, 1, 60), dtype=np.bool_)
     for k, (common, alone) in enumerate(((10, 52), (9, 44))):
         masks[:, k, ..., :common] = True
@@ -68,7 +68,7 @@ def test_instructions_to_show_must_be_in_both(arrays: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Parts of all ISNs shown, of typical or named instructions; no ISN at all is said."""
+    """Sentences give fractions of all ISNs shown, for typical or named instructions, or report that there is none."""
     ds = venn(pair(arrays, 3, 0))
     ds["value"].values[:] = 0
     assert sentences(ds) == ["No instruction has an ISN in either model with these settings."]

@@ -1,4 +1,4 @@
-"""Intervals and null of general and unique members, against draws written out with loops."""
+"""Intervals and null of general and unique members, checked against draws in loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODES = [0, 0, 1, 1, 1, 2, 2, 0, 0]
 
 
 def direct(masks: NDArray[np.bool_], codes: NDArray[np.intp], options: Options) -> dict[str, NDArray[np.float64]]:
-    """What `count_members` returns, every draw made and counted neuron by neuron."""
+    """Reference for `count_members`: every draw is counted neuron by neuron."""
     rows = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     needed = [-(-len(some) // 2) if options.min_share == 0.5 else len(some) for some in rows]
 
@@ -87,13 +87,13 @@ def assert_direct(membership, masks: NDArray[np.bool_], codes, options: Options,
     in_file=st.booleans(),
 )
 def test_draws_equal_loops(membership, codes, shape, rate, share, seed, in_file):  # type: ignore[no-untyped-def]
-    """Whatever sets and categories: counts, intervals, null and p are those of the same draws made plainly."""
+    """For any sets and categories, counts, intervals, null and p equal those of direct draws."""
     masks = np.random.default_rng(seed).random((9, *shape)) < rate
     options = Options(n_resamples=20, n_permutations=20, confidence_level=0.8, seed=seed, min_share=share)
     assert_direct(membership, masks, codes, options, in_file)
 
 
-def test_what_cannot_become_a_member_changes_nothing(membership) -> None:  # type: ignore[no-untyped-def]
+def test_skipping_impossible_members_changes_nothing(membership) -> None:  # type: ignore[no-untyped-def]
     """With small and large categories, most neurons in few instructions: none that a draw counts is left out."""
     rng = np.random.default_rng(4)
     codes = np.repeat([0, 1, 2], [150, 10, 150])
@@ -106,7 +106,7 @@ def test_what_cannot_become_a_member_changes_nothing(membership) -> None:  # typ
 
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.integers(1, 300), others=st.integers(0, 300), data=st.data())
-def test_what_is_left_out_has_a_negligible_chance(drawn: int, others: int, data: st.DataObject) -> None:
+def test_skipped_ids_have_a_negligible_probability(drawn: int, others: int, data: st.DataObject) -> None:
     """One instruction short of the least, a draw makes a member with a chance below 1e-12, by scipy, with replacement
     and without; what enough instructions have is always kept."""
     total, needed = drawn + others, data.draw(st.integers(1, drawn))

@@ -24,7 +24,7 @@ from sparcom_data.testing import write_random_archive, write_random_moe_archive
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
-    """Three categories of five instructions; the name of one is no markup to tables and figures."""
+    """Three categories of five instructions; one label has characters special to HTML and LaTeX."""
     path = tmp_path_factory.mktemp("members") / "A.zarr"
     write_random_moe_archive(path, categories=("b", "a|$x$", ""), per_category=5)
     return open_archive(path)
@@ -32,12 +32,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 @pytest.fixture(scope="module")
 def ds(archive: Archive) -> xr.Dataset:
-    """Of the routed experts' neurons."""
+    """`general_unique` of the routed experts' neurons."""
     return general_unique(find_isns(archive, top=0.3, n_resamples=10, n_permutations=20))
 
 
 def one_category(tmp_path) -> xr.Dataset:  # type: ignore[no-untyped-def]
-    """Of an archive whose instructions are of one category."""
+    """`general_unique` of an archive with one category."""
     write_random_archive(tmp_path / "A.zarr", categories=("a",))
     return general_unique(find_isns(tmp_path / "A.zarr", n_resamples=10))
 
@@ -109,8 +109,8 @@ def test_further_sentences_say_the_numbers(ds: xr.Dataset) -> None:
         assert MEASURE.sentences(changed)[1:] == [f"{said}: {words}."]
 
 
-def test_one_category_is_said_to_be_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Members are counted and drawn; nothing is general or unique, and the reason is said."""
+def test_one_category_has_a_reason(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Members are counted and plotted; nothing is general or unique, and the reason is given."""
     ds = one_category(tmp_path)
     members = int(ds["value"].sel(kind="members").item())
     assert members == ds.sizes["member"] > 0
@@ -167,7 +167,7 @@ def test_experts_have_measures_of_their_own(archive: Archive) -> None:
     assert used["value"].sel(kind="members").sum() < activated["value"].sel(kind="members").sum()
 
 
-def test_most_used_is_of_experts(archive: Archive) -> None:
-    """ISN sets know no most used experts: an error says what to give, before anything is drawn."""
-    with pytest.raises(InvalidInputError, match="most_used is for experts; give what find_ises returns"):
+def test_most_used_applies_to_experts_only(archive: Archive) -> None:
+    """`most_used` with ISN sets raises an error before any draw."""
+    with pytest.raises(InvalidInputError, match="most_used applies to experts only"):
         general_unique(find_isns(archive), most_used=True)

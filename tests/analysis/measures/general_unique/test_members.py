@@ -117,8 +117,8 @@ def test_archives_equal_python_sets(make_moe, granularity, block_bytes, seed):  
         assert ids_of(general_unique(experts, most_used=most_used)) == expected(sets, experts.codes.tolist(), 0.5)
 
 
-def test_the_share_is_the_decimal_that_was_written(membership) -> None:  # type: ignore[no-untyped-def]
-    """Of ten instructions 0.7 needs 7 and of 100 0.07 needs 7, where floats would round up to one more."""
+def test_min_share_is_an_exact_decimal(membership) -> None:  # type: ignore[no-untyped-def]
+    """0.7 of 10 and 0.07 of 100 instructions require 7; floats would round up to 8."""
     assert math.ceil(0.07 * 100) == 8
     for share, sizes, needed in ((0.07, (100, 1, 15), [7, 1, 2]), (0.5, (1, 2, 3), [1, 1, 2]), (1, (3, 7), [3, 7])):
         codes = np.repeat(np.arange(len(sizes)), sizes)
@@ -127,8 +127,8 @@ def test_the_share_is_the_decimal_that_was_written(membership) -> None:  # type:
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan])
-def test_other_shares_are_refused(typical, share: float) -> None:  # type: ignore[no-untyped-def]
-    """A share of nothing, or of more than all, is an error that says the rule and the value."""
+def test_values_of_min_share_out_of_range_are_refused(typical, share: float) -> None:  # type: ignore[no-untyped-def]
+    """Values outside (0, 1] raise an error with the rule and the value."""
     with pytest.raises(InvalidInputError, match="min_share must be above 0 and at most 1; it is"):
         general_unique(find_isns(typical.archive), min_share=share)
 
@@ -139,7 +139,7 @@ def test_blocks_and_cores_change_nothing(membership, monkeypatch: pytest.MonkeyP
     plain = found_in(find_members(membership(masks, codes), 0.5))
     for block in (1, 10_000):
         for cores in (1, 2, 16):
-            monkeypatch.setattr("sparcom_analysis.measures.general_unique.members.AT_ONCE", block)
+            monkeypatch.setattr("sparcom_analysis.measures.general_unique.members.BATCH_SETS", block)
             monkeypatch.setattr("sparcom_analysis.kernels.compiled.cores", lambda cores=cores: cores)
             assert found_in(find_members(membership(masks, codes, 0), 0.5)) == plain
     assert {kind for *_, kind in plain} == set(KINDS)

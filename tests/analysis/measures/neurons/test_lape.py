@@ -79,7 +79,7 @@ def flat(ds: xr.Dataset, part: Population) -> NDArray[np.int64]:
 
 
 def check(ds: xr.Dataset, part: Population, counts: Sequence[Sequence[int]], tokens: list[int], rates: Rates) -> None:
-    """What the Dataset says is what the five steps give, neuron by neuron."""
+    """Check the Dataset against the steps, neuron by neuron."""
     p = [[Fraction(count, total) for count in row] for row, total in zip(counts, tokens, strict=True)]
     every = sorted(value for row in p for value in row)
     least, bar = (
@@ -208,7 +208,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_category_and_counts_too_large_are_not_computable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entropy over one category says nothing; sums that memory has no room for are not made."""
+    """One category, and sums above the memory limit, are not computable."""
     with pytest.raises(NotComputableError, match="LAPE needs at least two categories"):
         lape(isn_from(np.arange(20)[None], [20], (2, 1, 10)))
     isn = isn_from(np.arange(40).reshape(2, 20), [40, 40], (2, 1, 10)).take(np.array([0, 1]))
@@ -259,21 +259,21 @@ def test_datasets_survive_json(ds: xr.Dataset) -> None:
 
 
 def test_sentences_say_the_numbers(ds: xr.Dataset) -> None:
-    """How many are selected, which category has most, how alike they are to unique neurons."""
+    """Sentences give the number selected, the category with most, and the overlap with unique neurons."""
     one = ds.copy(deep=True).assign_attrs(selected=1234, neurons=5000)
     one["value"][:], one["jaccard_with_unique"][:] = [700, 2, 3], [0.2, 0.1, np.nan]
     assert MEASURE.sentences(one) == [
         "LAPE selects 1,234 of the 5,000 neurons of routed experts by entropy over categories; b has the most specific "
         "neurons, 700.",
-        "The mean Jaccard index of a category's specific and unique neurons is 0.150.",
+        "The Jaccard index of a category's specific and unique neurons is 0.150 on average.",
     ]
     one["value"][:] = [700, 700, 3]
     first, _ = MEASURE.sentences(one)
     assert first.endswith("b and a|$x$ have the most specific neurons, 700 each.")
     one["value"][:] = 0
-    assert MEASURE.sentences(one)[0].endswith("none of them is specific to a category.")
+    assert MEASURE.sentences(one)[0].endswith("none is specific to a category.")
     none = one.assign_attrs(selected=0, passed=7, wanted=0)
-    assert MEASURE.sentences(none) == ["LAPE selects no neurons of routed experts: 7 pass the filter, 0 are wanted."]
+    assert MEASURE.sentences(none) == ["LAPE selects no neurons of routed experts: 7 pass the filter, 0 are requested."]
     assert "LAPE (Tang et al. 2024)" in MEASURE.caption(ds)
 
 

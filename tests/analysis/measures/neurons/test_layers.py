@@ -42,9 +42,9 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["null_mean"].values[:] = 25
     ds["value"].values[:] = [[1, 2, 3, 4], [1, 9, 3, 5]]
     assert sentences(ds) == [
-        "Layer 6 of base holds the most ISNs: 40.0 of 30 per instruction (95 % CI 35.0–45.0); evenly spread "
-        "it would hold 25.0.",
-        "The lower, middle and upper third of the layers hold 10 %, 50 % and 40 % of the ISNs.",
+        "Layer 6 of base holds the most ISNs: 40.0 of 30 per instruction (95 % CI 35.0–45.0); an even "
+        "spread would give 25.0.",
+        "The lower, middle and upper thirds of the layers hold 10 %, 50 % and 40 % of the ISNs.",
     ]
     empty = layers(arrays.isns(np.zeros((2, 2, 1, 9), dtype=np.bool_), ["a", "a"]))
     assert sentences(empty) == ["No instruction of base has an ISN in any layer with these settings."]

@@ -1,4 +1,4 @@
-"""Equations 10 and 14 subsampled to equal length, against loops over sets and draws; and what is said of them."""
+"""Equations 10 and 14 subsampled to equal length, checked against loops over sets and draws; sentences."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
     said = sentences(length_control(isn, n_resamples=0))
     assert "is kept (rank correlation 1.00)." in said[0]
     assert said[1] == "No mean Jaccard index of ISN sets (neurons of routed experts) changes."
-    assert said[-1].endswith("size does not follow length.")
+    assert said[-1].endswith("set size does not depend on length.")
 
 
 def test_special_tokens_stay_left_out(make_moe) -> None:  # type: ignore[no-untyped-def]
@@ -170,7 +170,7 @@ def test_the_dataset_survives_json(found: xr.Dataset) -> None:
 
 
 def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
-    """Order, changes with the cell, who was left out, and how size follows length."""
+    """Sentences give rank order, changes, left-out instructions, and the correlation of size and length."""
     ds = found.copy(deep=True)
     ds.attrs["self_pairs_shown"] = True
     for name, value in (("rank_correlation", 0.42), ("mean_change", 0.0123), ("largest_change", -0.25)):
@@ -187,13 +187,13 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
         f"{index} is not kept (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300 to −0.200).",
         "2 instructions are too short and left out.",
-        "Set size and number of tokens have a rank correlation of +0.50; subsampled to equal length, it is −0.12.",
+        "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
     ]
     for rho, words in ((0.95, "is kept"), (0.7, "is partly kept"), (np.nan, "too few category pairs differ")):
         ds["rank_correlation"].loc[True] = rho
         assert words in sentences(ds)[0]
     ds["largest_change"].loc[True] = np.nan
-    assert sentences(ds)[0].endswith("can be compared.")
+    assert sentences(ds)[0].endswith("to compare.")
     assert len(sentences(ds)) == 2
     assert "expert frequencies" in ROUTING.sentences(ds)[0]
 
@@ -207,6 +207,6 @@ def test_figures_show_all_three_versions(found: xr.Dataset) -> None:
         shown = found["value"].sel(self_pairs=True, version=version)
         np.testing.assert_allclose(np.asarray(mesh.get_array()), shown)
     assert plot(found, axes[2], version="difference") is axes[2]
-    assert caption(found).startswith("Mean Jaccard index of every two categories")
-    assert "10 drawn tokens per instruction" in caption(found)
+    assert caption(found).startswith("Mean Jaccard index for each pair of categories")
+    assert "10 sampled tokens per instruction" in caption(found)
     assert (MEASURE.needs, ROUTING.needs) == ("isn", "experts")

@@ -15,7 +15,7 @@ from sparcom_analysis.measures.neurons.set_sizes import MEASURE, caption, senten
 
 
 def test_sizes_and_their_means(typical: Any, resampled: Any) -> None:
-    """Per instruction, by category and over all; what the rule asks for; empty sets are counted."""
+    """Sizes per instruction, by category and over all; size without ties; number of empty sets."""
     isn = find_isns(typical.archive, top=0.2, n_resamples=20)
     ds = set_sizes(isn)
     sizes = np.array([isn.mask(k).sum() for k in range(len(isn))])
@@ -42,14 +42,14 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_min"], ds["overall_max"], ds["overall_empty"] = 0, 1234, 1
     ds["tokens_correlation"] = -0.5
     assert sentences(ds) == [
-        "An ISN set of base has 18.0 of 60 neurons on average (95 % CI 17.0–19.5), from 0 to 1,234 (top 0.25).",
-        "The rule asks for 15; ties make the sets 1.20 times as large.",
+        "ISN sets of base have 18.0 of 60 neurons on average (95 % CI 17.0–19.5) and range from 0 to 1,234 (top 0.25).",
+        "The rule selects 15 neurons; ties make the sets 1.20 times as large.",
         "1 instruction has no ISN at all.",
         "Spearman's rank correlation of set size and number of tokens is −0.50.",
     ]
     assert MEASURE.plot is not None
     points = np.concatenate([np.asarray(one.get_offsets()) for one in MEASURE.plot(ds).collections])
     np.testing.assert_array_equal(points, np.stack([ds["instruction_tokens"], ds["instruction_value"]], axis=1))
-    assert "Dashed: what the rule asks for, 15" in caption(ds)
+    assert "Dashed: size without ties, 15" in caption(ds)
     same = set_sizes(arrays.isns(np.ones((2, 1, 1, 8), dtype=np.bool_), ["a", "a"], min_frequency=0.5))
     assert not any("Spearman" in one or "rule" in one or "tokens" in one for one in sentences(same))

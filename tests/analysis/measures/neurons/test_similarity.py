@@ -128,7 +128,7 @@ def test_the_dataset_is_whole_and_survives_json(found: xr.Dataset) -> None:
 
 
 def test_empty_sets_are_counted(make_case: Any) -> None:
-    """Instructions with an empty set are counted as undefined, and their pairs are in no mean."""
+    """Instructions with an empty set count as undefined; means skip their pairs."""
     isn = find_isns(make_case([6, 9, 7, 8], ["a", "b"] * 2, rates=(0.5, 0.0, 0.4, 0.0)).archive, top=0.2)
     found = similarity(isn, n_resamples=20, n_permutations=19)
     assert found.attrs["undefined"] == 2
@@ -136,7 +136,7 @@ def test_empty_sets_are_counted(make_case: Any) -> None:
     assert (found["value"].sel(category="a", category_2="b") == 0).all()
 
 
-def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_instructions_have_only_means(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit of pairs the same means come without intervals and tests, and the reason is given."""
     isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
     expected = similarity(isn, n_resamples=20, n_permutations=19)
@@ -150,7 +150,7 @@ def test_too_many_instructions_have_means_alone(make_case: Any, monkeypatch: pyt
     monkeypatch.undo()
     monkeypatch.setattr("sparcom_analysis.resampling.permutation.MAX_GROUPS", 2)
     assert "ci_low" in (untested := similarity(isn, n_resamples=20))
-    assert untested.attrs["reason"].startswith("Groups are tested against permuted labels where there are up to 2")
+    assert untested.attrs["reason"].startswith("Permutation tests support up to 2 groups")
 
 
 def test_means_are_said_without_permutations(make_case: Any) -> None:
@@ -166,7 +166,7 @@ def test_means_are_said_without_permutations(make_case: Any) -> None:
 
 
 def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
-    """Within and between, the categories that stand out, and the closest two are those of the Dataset."""
+    """Sentences give within and between means, significant categories and the closest two."""
     ds = found.copy(deep=True)
     ds["overall_within"], ds["overall_between"], ds["overall_pvalue"] = 0.4321, 0.1234, 0.0004
     ds["pvalue_adjusted"][:] = 0.5
@@ -178,8 +178,9 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     first, second, third = sentences(ds)
     assert first.startswith("Mean Jaccard similarity of ISN sets is 0.432 within categories and 0.123 between")
     assert "p < 0.001" in first
-    assert second == "1 of 3 categories are more similar within than to the others after correction: QA."
-    assert third == "The closest two categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
+    assert second.startswith("1 of 3 categories are significantly more similar within than to the others")
+    assert second.endswith("(corrected p < 0.05): QA.")
+    assert third == "The two closest categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
     untested = sentences(ds.drop_vars(["overall_pvalue", "pvalue", "pvalue_adjusted"]))
     assert untested == [first.replace("; permutation test, p < 0.001", ""), third]
     assert sentences(ds[["value"]]) == [third.removesuffix(" (95 % CI 0.700–0.800).") + "."]

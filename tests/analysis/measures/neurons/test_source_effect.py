@@ -63,7 +63,7 @@ def test_effects_are_differences_of_means_over_cells(tmp_path: Path, moe: bool) 
 
 
 def test_an_effect_that_is_there_is_found(tmp_path: Path) -> None:
-    """Where the values depend on the source alone, its effect is significant and the sentence says so."""
+    """Where the values depend on the source alone, its effect is significant and the sentence reports it."""
     archive = opened(tmp_path / "a.zarr", ["natural", "synthetic"])
     isn = sp.find_isns(archive)
     same = np.equal.outer(np.array(isn.sources), np.array(isn.sources))
@@ -76,8 +76,8 @@ def test_an_effect_that_is_there_is_found(tmp_path: Path) -> None:
     assert ds["effect_pvalue"].sel(factor="source").item() == 0.01
     assert ds["effect_pvalue"].sel(factor="category").item() > 0.01
     first = sentences(ds)[0]
-    assert first.startswith("The Jaccard index depends more on source than on category: sharing the category adds")
-    assert f"sharing the source adds {ds['effect'].sel(factor='source').item():.3f}" in first
+    assert first.startswith("The Jaccard index depends more on source than on category: a common category adds")
+    assert f"a common source adds {ds['effect'].sel(factor='source').item():.3f}" in first
 
 
 def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_verdict_follows_the_interval(tmp_path: Path) -> None:
 
 
 def test_pairs_without_a_value_are_left_out(tmp_path: Path) -> None:
-    """Single pairs without a value, and an instruction without any, are in no mean, and in no permuted one."""
+    """Observed and permuted means skip undefined pairs, and instructions without defined pairs."""
     isn = sp.find_isns(opened(tmp_path / "a.zarr", ["natural", "synthetic", "synthetic"]))
     values = isn.pairs.values.copy()
     empty = [0, 1, 2, 4, 5, 7, 8, 13, 16, 17, 19, 20]
@@ -119,7 +119,7 @@ def test_pairs_without_a_value_are_left_out(tmp_path: Path) -> None:
 
 
 def test_one_source_is_no_comparison(tmp_path: Path) -> None:
-    """Without a second source nothing can be told apart, and the reason is said."""
+    """With one source the effects cannot be separated; the error gives the reason."""
     with pytest.raises(NotComputableError, match="too few sources"):
         source_effect(sp.find_isns(opened(tmp_path / "a.zarr", ["natural"])), **FEW)
 
