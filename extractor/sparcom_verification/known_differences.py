@@ -1,6 +1,6 @@
 """Known differences between vLLM and transformers. The comparison still fails; a note gives the reason.
 
-Each entry was measured with a tiny random model; docs/support.md has the figures.
+Each entry was measured with a tiny random model; docs/support-matrix.md has the figures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def note_known_differences(checks: Sequence[Check], attributes: ArchiveAttribute
     failed = next((check for check in checks if not check.passed), Check("none"))
     failed.notes.extend(
         f"known difference of vLLM {attributes.engine.vllm} from transformers: {difference.text}. The archive holds "
-        "what vLLM computed; see docs/support.md"
+        "what vLLM computed; see docs/support-matrix.md"
         for difference in KNOWN_DIFFERENCES
         if difference.concerns(attributes, config)
     )

@@ -47,9 +47,9 @@ def _facts(title: str, run: DataTree) -> list[str]:
     reasons = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["left_out"].items() if count)
     settings = run.attrs["settings"]
     positions = "prompt and response" if settings["positions"] == "all" else settings["positions"]
-    content = " of content" if settings["counted_tokens"] == "content" else ""
+    content = " content" if settings["counted_tokens"] == "content" else ""
     lines = [
-        f"{title}: {facts['used']} of {facts['total']} instructions, {facts['tokens']:,} {positions} tokens{content}"
+        f"{title}: {facts['used']} of {facts['total']} instructions, {facts['tokens']:,} {positions}{content} tokens"
         + (f" (left out: {reasons})" if reasons else "")
     ]
     if run.attrs["archive"]["state"] == "open":
