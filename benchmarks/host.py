@@ -2,8 +2,8 @@
 
 The real step, transfer queue, session, and writer run against streams on the host. Rows are one byte per layer, so
 copies and checksums vanish and what is left is Python, which holds the interpreter lock. Chunks have 128 rows, as with
-LLaMA-2-7B. Each request has a prompt of 32 tokens and a response of 192. Requests begin at different times, and new ones
-replace those that end.
+LLaMA-2-7B. Each request has a prompt of 32 tokens and a response of 192. Requests begin at different times, and new
+ones replace those that end.
 
 Also run by hand: `python benchmarks/host.py 256 128` prints the table for 256 requests and chunks of 128 rows.
 """

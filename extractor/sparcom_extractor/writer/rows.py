@@ -45,7 +45,7 @@ class StepRows:
     """The captured rows of one step.
 
     ranges: `RANGES` (m,); no row occurs twice. arrays: (n, …) each, by the name of the archive's token array; empty
-    if a device counts them. ids: int32 (n,). positions: int64 (n,). done: called once, when the arrays are no longer needed.
+    if a device counts them. ids: int32 (n,). positions: int64 (n,). done: called once the arrays are no longer needed.
     faults: first fault of each instruction in this step, by instruction index.
     """
 

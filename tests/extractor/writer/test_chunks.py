@@ -312,7 +312,7 @@ LOADS = [(256, 512, 32, 192, 128), (32, 96, 32, 192, 128), (64, 192, 5, 11, 7), 
 def test_no_chunk_is_read_back(
     writing: Any, tmp_path: Path, requests: int, count: int, prompt: int, response: int, chunk_rows: int
 ) -> None:
-    """Responses that grow one row per step, at different places, write each chunk once; the first is the self-test's."""
+    """Responses that grow one row per step write each chunk once; the first load is the self-test's."""
     target = ChunkTarget(tmp_path, count * (prompt + response - 1), (chunk_rows, 1))
     written: list[Path] = []
     buffers = buffers_for(requests, 8)
@@ -324,7 +324,7 @@ def test_no_chunk_is_read_back(
 
 
 def test_too_few_buffers_read_chunks_back(writing: Any, read_array: Any, new_target: Any, tmp_path: Path) -> None:
-    """One buffer per request does not suffice: chunks with parts of two responses are written twice, and still right."""
+    """With one buffer per request, chunks with parts of two responses are written twice; they hold the right rows."""
     target = new_target(tmp_path, 20 * 15, 7)
     with writing(target, buffers=10, threads=1) as writer:
         decode_load(writer, 10, 20, 5, 11)
