@@ -127,8 +127,8 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
 def split_pair(text: str) -> Pair:
     """Split BASE:TUNED; return the text and None if it names one archive.
 
-    The last colon separates, except those within an address: after the scheme, in the host, after a drive letter. A
-    path that exists is never split.
+    The last colon separates, unless it belongs to an address (after the scheme, in the host) or to a drive letter.
+    A path that exists is never split.
     """
     if Path(text).exists():
         return text, None

@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no gate": (without_gate, r"each of the 2 decoder layers; Module has none in layers 1"),
     "no FFN": (nn.Identity, r"has none in layers 1"),
     "two in a layer": (two_in_a_layer, r"one gated FFN per layer; Module has several in layers 1"),
-    "another width": (lambda: FFN(16, 48), r"layers of one width; this model has widths \[40, 48\]"),
+    "another width": (lambda: FFN(16, 48), r"layers must have one width; this model has widths \[40, 48\]"),
     "another activation": (lambda: FFN(16, 40, GeluAndMul()), r"one activation; this model has \['gelu', 'silu'\]"),
     "another layout": (
         lambda: FFN(16, 40, class_named("MulAndSilu")()),
