@@ -64,7 +64,7 @@ def run_ci(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 CHECKS = [
-    *("make --no-print-directory check", "make --no-print-directory test ARGS=--strict-skips "),
+    *("make --no-print-directory check", "make --no-print-directory test-all ARGS=--strict-skips "),
     *("reproduce ", "wheel ", "lowest "),
 ]
 INSTALL = ["apt-get update -qq", "apt-get install -qq --yes --no-install-recommends chromium"]

@@ -111,7 +111,7 @@ def page_parameters() -> Iterator[object]:
     for page in PAGES:
         if found := runnable(page):
             needs_engine = any(NEEDS_ENGINE.search(block.code) for block in found)
-            yield pytest.param(page, id=page, marks=[pytest.mark.engine] if needs_engine else [])
+            yield pytest.param(page, id=page, marks=[pytest.mark.engine, pytest.mark.slow] if needs_engine else [])
 
 
 @pytest.fixture(scope="module")
