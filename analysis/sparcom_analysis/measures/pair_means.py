@@ -36,7 +36,7 @@ def pair_mean_dataset(subject: PairSubject, progress: Progress | None, long_name
     `overall_pvalue` tests the whole matrix. `null_mean` is the mean over all such pairs.
 
     The attribute `undefined` counts instructions with an undefined self-similarity (empty sets, or constant expert
-    frequencies). Means skip undefined pairs. The attribute `reason` tells why intervals or tests are missing.
+    frequencies). Means skip undefined pairs. The attribute `reason` states why intervals or tests are missing.
     """
     options, variables, tests, reason = subject.options, dict[str, Any](), dict[str, Any](), None
     try:
@@ -102,9 +102,8 @@ def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
         )
     if (pair := closest(ds)) is not None:
         cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
-        found.append(
-            f"The two closest categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
-        )
+        mean = f"{decimal(float(cell['value']))}{interval(cell)}"
+        found.append(f"The two most similar categories are {pair[0]} and {pair[1]}: {mean}.")
     return found
 
 

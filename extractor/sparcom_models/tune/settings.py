@@ -18,10 +18,10 @@ class TuneSettings:
     learning_rate: float = 5e-5  # peak of the schedule
     batch_size: int = 8
     max_length: int = 256  # longer instructions are truncated
-    seed: int = 0  # of the train/test split, the order and dropout
+    seed: int = 0  # for the train/test split, the order and dropout
     held_out: float = 0.05  # fraction of the instructions in the test split
     prompt_format: PromptFormat = "raw"
-    # Of matrix products in training; None means bfloat16 if the processor supports it. All else is float32.
+    # Precision of matrix products in training. None: bfloat16 if the processor supports it. All else is float32.
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:

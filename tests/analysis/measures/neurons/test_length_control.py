@@ -137,7 +137,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
         assert (ds["value"].sel(version="difference") == 0).all()
         assert (ds["rank_correlation"] == 1.0).all()
     said = sentences(length_control(isn, n_resamples=0))
-    assert "is kept (rank correlation 1.00)." in said[0]
+    assert "is preserved (rank correlation 1.00)." in said[0]
     assert said[1] == "No mean Jaccard index of ISN sets (neurons of routed experts) changes."
     assert said[-1].endswith("set size does not depend on length.")
 
@@ -189,7 +189,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
         "2 instructions are too short and left out.",
         "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
     ]
-    for rho, words in ((0.95, "is kept"), (0.7, "is partly kept"), (np.nan, "too few category pairs differ")):
+    for rho, words in ((0.95, "is preserved"), (0.7, "is partly preserved"), (np.nan, "too few category pairs differ")):
         ds["rank_correlation"].loc[True] = rho
         assert words in sentences(ds)[0]
     ds["largest_change"].loc[True] = np.nan
