@@ -136,10 +136,10 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
-    """Return one cell as text, e.g. "120 (95 % CI 100–140)"."""
+    """Return one cell as text, e.g. "120 (95 % CI 100–140)"; no interval if all resamples agree, as for no member."""
     cell = ds.sel(where)
     text, low, high = (count(float(cell.get(f"{prefix}{name}", np.nan))) for name in ("value", "ci_low", "ci_high"))
-    return text if low == "nan" else f"{text} ({100 * ds.attrs['confidence_level']:g} % CI {low}–{high})"
+    return text if low in ("nan", high) else f"{text} ({100 * ds.attrs['confidence_level']:g} % CI {low}–{high})"
 
 
 def caption(ds: xr.Dataset) -> str:

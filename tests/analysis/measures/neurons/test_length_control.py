@@ -184,7 +184,7 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     index = "mean Jaccard index of ISN sets (neurons of routed experts)"
     assert said == [
         "Subsampled to equal length (10 tokens per instruction), the order of category pairs by "
-        f"{index} is not kept (rank correlation 0.42).",
+        f"{index} is not preserved (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300 to −0.200).",
         "2 instructions are too short and left out.",
         "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
