@@ -25,7 +25,7 @@ MIN_CELLS = 3  # with two cells, a rank correlation is only ±1
 
 
 def subsampled(subject: S, read: Callable[[TokenDraw], S]) -> S:
-    """Return the subject's long enough instructions, counted over equally many sampled tokens.
+    """Return the subject's instructions that are long enough, each counted over the same number of sampled tokens.
 
     Args:
         read: counts the subject's archive again with a token draw, by `find_isns` or `find_ises`.

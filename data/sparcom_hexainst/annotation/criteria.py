@@ -135,7 +135,7 @@ SOUND = {"grammar": "correct", "redundancy": "none", "clarity": "clear"}
 
 
 def criteria_for(categories: Sequence[str]) -> tuple[Criterion, ...]:
-    """Return the criteria of a form for instructions of these categories; without categories, it does not ask for one.
+    """Return the criteria of a form for instructions of these categories. Without categories, none asks for one.
 
     Raises:
         InvalidInputError: a category has the name of the answer "none of these".

@@ -26,12 +26,12 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         rules = {
-            "epochs": (0 < self.epochs < math.inf, "is above 0"),
-            "learning_rate": (0 < self.learning_rate < 1, "lies between 0 and 1"),
-            "batch_size": (self.batch_size >= 1, "is at least 1"),
-            "max_length": (self.max_length >= 2, "is at least 2, since the first token is never predicted"),
-            "seed": (0 <= self.seed < 2**32, "lies between 0 and 4294967295"),
-            "held_out": (0 < self.held_out < 1, "lies between 0 and 1, since the test loss is measured"),
+            "epochs": (0 < self.epochs < math.inf, "must be above 0"),
+            "learning_rate": (0 < self.learning_rate < 1, "must lie between 0 and 1"),
+            "batch_size": (self.batch_size >= 1, "must be at least 1"),
+            "max_length": (self.max_length >= 2, "must be at least 2, since the first token is never predicted"),
+            "seed": (0 <= self.seed < 2**32, "must lie between 0 and 4294967295"),
+            "held_out": (0 < self.held_out < 1, "must lie between 0 and 1, since the test loss is measured"),
         }
         problems = [
             f"{name}: {rule}; it is {getattr(self, name)}" for name, (holds, rule) in rules.items() if not holds
