@@ -1,8 +1,8 @@
 """Length control: subsample all instructions to the same number of tokens.
 
 Frequencies over T tokens have T + 1 possible values. Short instructions thus have more ties and larger sets, and
-instructions of similar length look similar. Subsampling to equal length removes this effect. Each analysis uses one
-random sample, so results vary slightly with the seed.
+instructions of similar length look similar. Subsampling to equal length largely removes this effect. Each analysis uses
+one random sample, so results vary slightly with the seed.
 """
 
 from __future__ import annotations
