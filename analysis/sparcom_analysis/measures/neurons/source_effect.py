@@ -163,7 +163,7 @@ MEASURE = measure(
     "Category or source: neurons",
     OURS,
     "isn",
-    "The gain in similarity of two instructions that share only the category, or only the source, over two "
-    "instructions that share neither.",
+    "The mean similarity of pairs of instructions that share only the category (or only the source), minus that of "
+    "pairs that share neither.",
 )
 ROUTING_MEASURE = replace(MEASURE, name="routing_source_effect", title="Category or source: experts", needs="experts")
