@@ -26,7 +26,7 @@ TIE = {"float32": 1e-6, "float16": 8e-3, "bfloat16": 6.6e-2}
 """Difference of two ranked scores that rounding may swap; times max(1, score) if they are not probabilities."""
 TIE_SHARE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.3}
 """Relative difference of two tied probabilities. At this value, at most 0.5 % of the top-k sets of eleven families stay
-unexplained. It lets the fewest sets with a wrong expert pass (at most 8 %)."""
+unexplained, and the number of sets with a wrong expert that pass is smallest (at most 8 %)."""
 WEIGHT_TOLERANCE = {"float32": 1e-5, "float16": 4e-2, "bfloat16": 0.25}
 """Difference of two top-k weights. In 16 bits, 999 of 1,000 weights are within it."""
 UNEXPLAINED_SHARE = {"float16": 1e-2, "bfloat16": 1e-2}
