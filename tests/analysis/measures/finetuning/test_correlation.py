@@ -78,7 +78,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["value"].values[:] = [0.5, 0.1]
     assert sentences(ds) == [
         "The mean Pearson correlation of each instruction's expert frequencies in base and tuned is −0.5000 "
-        "(95 % CI −0.6000 to 0.2500), a change of 1.5000.",
+        "(95 % CI −0.6000 to 0.2500); the change, 1 − correlation, is 1.5000.",
         "By category, the mean is lowest for b (0.1000) and highest for a (0.5000).",
         "Means skip 2 of 6 instructions, which have constant frequencies.",
     ]

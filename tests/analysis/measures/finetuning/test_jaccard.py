@@ -160,7 +160,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_layer_value"].values[:] = [0.9, np.nan, 0.5]
     assert sentences(ds) == [
         "The mean Jaccard similarity of each instruction's ISN sets in base and tuned is 0.400 "
-        "(95 % CI 0.350–0.451), a change of 0.600.",
+        "(95 % CI 0.350–0.451); the change, 1 − similarity, is 0.600.",
         "For random sets with the same number of ISNs per layer, the mean is about 0.123.",
         "By category, the mean is lowest for a and c (0.200) and highest for b (0.400).",
         "Means skip 1 of 12 instructions, which have no ISN in either model.",

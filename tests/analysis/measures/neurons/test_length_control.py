@@ -137,7 +137,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
         assert (ds["value"].sel(version="difference") == 0).all()
         assert (ds["rank_correlation"] == 1.0).all()
     said = sentences(length_control(isn, n_resamples=0))
-    assert "is kept (rank correlation 1.00)." in said[0]
+    assert "is preserved (rank correlation 1.00)." in said[0]
     assert said[1] == "No mean Jaccard index of ISN sets (neurons of routed experts) changes."
     assert said[-1].endswith("set size does not depend on length.")
 
@@ -184,12 +184,12 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     index = "mean Jaccard index of ISN sets (neurons of routed experts)"
     assert said == [
         "Subsampled to equal length (10 tokens per instruction), the order of category pairs by "
-        f"{index} is not kept (rank correlation 0.42).",
+        f"{index} is not preserved (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300 to −0.200).",
         "2 instructions are too short and left out.",
         "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
     ]
-    for rho, words in ((0.95, "is kept"), (0.7, "is partly kept"), (np.nan, "too few category pairs differ")):
+    for rho, words in ((0.95, "is preserved"), (0.7, "is partly preserved"), (np.nan, "too few category pairs differ")):
         ds["rank_correlation"].loc[True] = rho
         assert words in sentences(ds)[0]
     ds["largest_change"].loc[True] = np.nan

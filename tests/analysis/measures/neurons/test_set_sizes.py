@@ -43,7 +43,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["tokens_correlation"] = -0.5
     assert sentences(ds) == [
         "ISN sets of base have 18.0 of 60 neurons on average (95 % CI 17.0–19.5) and range from 0 to 1,234 (top 0.25).",
-        "The rule selects 15 neurons; ties make the sets 1.20 times as large.",
+        "The rule selects 15 neurons; ties make sets 1.20 times as large on average.",
         "1 instruction has no ISN at all.",
         "Spearman's rank correlation of set size and number of tokens is −0.50.",
     ]

@@ -178,9 +178,9 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     first, second, third = sentences(ds)
     assert first.startswith("Mean Jaccard similarity of ISN sets is 0.432 within categories and 0.123 between")
     assert "p < 0.001" in first
-    assert second.startswith("1 of 3 categories are significantly more similar within than to the others")
+    assert second.startswith("1 of 3 categories is significantly more similar within than to other categories")
     assert second.endswith("(corrected p < 0.05): QA.")
-    assert third == "The two closest categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
+    assert third == "The two most similar categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
     untested = sentences(ds.drop_vars(["overall_pvalue", "pvalue", "pvalue_adjusted"]))
     assert untested == [first.replace("; permutation test, p < 0.001", ""), third]
     assert sentences(ds[["value"]]) == [third.removesuffix(" (95 % CI 0.700–0.800).") + "."]

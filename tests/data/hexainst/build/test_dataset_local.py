@@ -183,7 +183,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 def test_a_path_that_is_not_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     """A missing folder and a file are refused with the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Give another path"):
+    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is not one. Give another path"):
         find_sources(tmp_path / name)
 
 
