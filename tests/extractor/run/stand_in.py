@@ -141,6 +141,8 @@ class FakeLLM:
 
         ids = prompt["prompt_token_ids"]
         self.started.append(ids)
+        while self.dies_in_poll_after is not None and len(self.started) > self.dies_in_poll_after and not self.errored:
+            await asyncio.sleep(0.001)  # however late the poll comes, it finds prompts running
         if len(ids) in self.refused:
             raise ValueError("not this one")
         if len(ids) == self.breaks_on:
