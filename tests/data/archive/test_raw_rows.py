@@ -75,7 +75,7 @@ def test_rows_are_those_that_zarr_reads(tmp_path: Path, data: st.DataObject) -> 
 
 
 def damages() -> dict[str, Callable[[Path], None]]:
-    """Ways to put something else in the place of a chunk."""
+    """Return functions that damage or replace a chunk, by name."""
 
     def cut(file: Path) -> None:
         os.truncate(file, file.stat().st_size - 1)

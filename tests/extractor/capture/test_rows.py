@@ -144,7 +144,7 @@ def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
     check(rows)
 
 
-def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
+def test_the_installed_vllm_names_the_v2_batch_as_expected(vllm: Any) -> None:
     """The installed vLLM keeps a step's batch under the names that capture reads."""
     assert "input_batch" in vllm.ExecuteModelState._fields
 

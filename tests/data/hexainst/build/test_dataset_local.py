@@ -40,7 +40,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_records(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_records(name: str, tmp_path: Path) -> None:
     """JSON Lines, a list, an object that holds one, gzip and Parquet give the same records in the same order."""
     FORMS[name](tmp_path / name)
     assert is_readable(tmp_path / name)
@@ -158,7 +158,7 @@ def test_a_prepared_file_goes_before_its_source(tmp_path: Path) -> None:
     assert (second.source, second.license, second.metadata) == ("Cls.jsonl:b", "unknown", None)
 
 
-def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+def test_all_missing_sources_are_named_at_once(tmp_path: Path) -> None:
     """Each category without a source gets one sentence: expected names, folder and remedies."""
     (tmp_path / "qa.jsonl").write_text('{"id": "a", "text": "Who sings?"}')
     (tmp_path / "alpaca.txt").write_text("of no format that is read")
