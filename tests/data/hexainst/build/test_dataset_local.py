@@ -79,20 +79,20 @@ def damaged_parquet(path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "no JSON": ("x.jsonl", lambda path: path.write_bytes(json_lines(RECORDS) + b"{")),
-    "no object": ("x.jsonl", lambda path: path.write_bytes(b"{}\n[1]")),
-    "no list": ("x.json", lambda path: path.write_text('{"a": 1}')),
+    "not JSON": ("x.jsonl", lambda path: path.write_bytes(json_lines(RECORDS) + b"{")),
+    "not an object": ("x.jsonl", lambda path: path.write_bytes(b"{}\n[1]")),
+    "not a list": ("x.json", lambda path: path.write_text('{"a": 1}')),
     "two lists": ("x.json", lambda path: path.write_text('{"a": [], "b": []}')),
     "a list of lists": ("x.json", lambda path: path.write_text("[[1]]")),
     "a number": ("x.json", lambda path: path.write_text("7")),
-    "endless nesting": ("x.json", lambda path: path.write_bytes(b"[" * 100_000)),
+    "deep nesting": ("x.json", lambda path: path.write_bytes(b"[" * 100_000)),
     "not UTF-8": ("x.jsonl", lambda path: path.write_bytes(b'{"a": "\xff"}')),
-    "no gzip": ("x.jsonl.gz", lambda path: path.write_bytes(json_lines(RECORDS))),
-    "a cut gzip": ("x.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json_lines(RECORDS))[:-12])),
+    "not gzip": ("x.jsonl.gz", lambda path: path.write_bytes(json_lines(RECORDS))),
+    "a truncated gzip": ("x.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json_lines(RECORDS))[:-12])),
     "a damaged gzip": ("x.jsonl.gz", lambda path: path.write_bytes(damaged_gzip())),
-    "no Parquet": ("x.parquet", lambda path: path.write_bytes(json_lines(RECORDS))),
+    "not Parquet": ("x.parquet", lambda path: path.write_bytes(json_lines(RECORDS))),
     "an empty Parquet": ("x.parquet", lambda path: path.touch()),
-    "a cut Parquet": (
+    "a truncated Parquet": (
         "x.parquet",
         lambda path: (write_parquet(path, RECORDS), path.write_bytes(path.read_bytes()[:-9])),
     ),

@@ -206,7 +206,7 @@ def test_unsupported_layers_are_refused(case: str) -> None:
 KERNELS: dict[str, tuple[Any, str]] = {
     "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "TrtLlmBf16Experts runs .* moe_backend 'triton'"),
     "no kernel": (None, "SimpleNamespace runs .*, and does not expose their neurons"),
-    "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
+    "quantized in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
     "another instruction set": (
         type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
         "dtype 'float32'",
