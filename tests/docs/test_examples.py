@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as they stand."""
+"""The scripts in examples/ run unchanged."""
 
 from __future__ import annotations
 
