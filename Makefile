@@ -13,7 +13,7 @@ TEST_PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo demo-moe test test-gpu check docs bench serve clean
+.PHONY: help setup model demo demo-moe test test-all test-gpu check docs bench serve clean
 define ACTIVATE
 @printf '\n%s\n' "Run ./sparcom --help for all commands. To type sparcom alone: source $(BIN)/activate"
 endef
@@ -36,6 +36,9 @@ demo-moe: setup  ## Run four models: dense and MoE, each before and after fine-t
 	$(ACTIVATE)
 
 test: model  ## Run the tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest -m "not gpu and not slow" $(TEST_PROCESSES) $(ARGS)
+
+test-all: model  ## Run also the slow tests: one engine per model family and per page of the documentation
 	@$(BIN)/python -m pytest -m "not gpu" $(TEST_PROCESSES) $(ARGS)
 
 test-gpu: setup  ## Run the tests that need a CUDA device; without one they are reported as skipped

@@ -7,7 +7,7 @@
 
 There are two loads of random token ids: prefill (long prompts, one generated token) and decode (short prompts, many
 generated tokens). Weights are random. Both engines are on the device at once, and the four variants alternate in every
-round, so that drift of the machine's speed cancels out. A ratio is the time of plain vLLM over that of the variant in
+round, so that drifts of the machine's speed cancel out. A ratio is the time of plain vLLM over that of the variant in
 the same round; the median over rounds is reported. The tiny shape only shows that the benchmark runs.
 """
 

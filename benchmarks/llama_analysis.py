@@ -1,6 +1,6 @@
 """Counting, `analyze` and `write_report` at LLaMA-2-7B's shape: GB/s, seconds and peak memory.
 
-Timed are counting in memory, reading from an archive in the page cache, and both together. The analysis runs in its own
+Times counting in memory, reading from an archive in the page cache, and both together. The analysis runs in its own
 process on 300 and on 1,200 instructions of six categories, with 57 tokens on average (3 GB of masks).
 """
 

@@ -115,7 +115,7 @@ async def _generate(engine: CaptureEngine, ids: Sequence[list[int]]) -> float:
 
 
 def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """Return the seconds for single prompts and for length-sorted padded batches. Packed masks stay in memory."""
+    """Return the seconds for single prompts, and for padded batches sorted by length. Packed masks stay in memory."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

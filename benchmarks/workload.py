@@ -58,7 +58,7 @@ def many_instructions(count: int) -> list[Instruction]:
 def peak_mib(pid: int | str = "self") -> float:
     """Return the peak resident memory of a process in MiB (VmHWM).
 
-    getrusage would report the parent's peak if that was larger.
+    getrusage would report the parent's peak if it were larger.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))

@@ -95,7 +95,8 @@ def link_files(text: str, folder: Path, page: Path) -> str:
         path = (folder / name).resolve()
         if path.is_relative_to(DOCS) and not path.is_dir():
             inside = os.path.relpath(path, page)
-            return f"{image}[{label}]({inside}{'#' + anchor if anchor else ''})"
+            title = "" if label.endswith(".md") else label  # the site shows a page's title, not its file name
+            return f"{image}[{title}]({inside}{'#' + anchor if anchor else ''})"
         if not path.exists() or not path.is_relative_to(ROOT):
             return found[0]  # Sphinx warns
         address = repository()
@@ -116,7 +117,7 @@ def _read_source(_app: Any, docname: str, source: list[str]) -> None:
         source[0] = link_files(text, shown.parent if shown else page.parent, page.parent)
 
 
-_COLON = "\ue000"
+_COLON, _COMMA = "\ue000", "\ue001"
 _NAMES = re.compile(r"( +)(\w+(?:, \w+)+): (?=\S)")
 _MARKUP = re.compile(r"\*\*(?=\w)|(?<=\w)_(?!\w)")
 
@@ -134,14 +135,8 @@ def _read_docstring(_app: Any, what: str, _name: str, _object: object, _options:
             lines[number] = line.replace(":", _COLON)
     attributes = [number for number, line in enumerate(lines) if line.strip() == "Attributes:"]
     for number in range(len(lines) - 1, attributes[0] if attributes else len(lines), -1):
-        if found := _NAMES.match(lines[number]):  # one entry per name
-            end, indent = number + 1, found[1] + " "
-            while end < len(lines) and lines[end].startswith(indent):
-                end += 1
-            rest = [lines[number][found.end() :], *lines[number + 1 : end]]
-            lines[number:end] = [
-                line for name in found[2].split(", ") for line in (f"{found[1]}{name}: {rest[0]}", *rest[1:])
-            ]
+        if found := _NAMES.match(lines[number]):  # one entry, which docutils would split into a type and a name
+            lines[number] = f"{found[1]}{found[2].replace(', ', _COMMA)}: {lines[number][found.end() :]}"
 
 
 def _restore_colons(_app: Any, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
@@ -159,10 +154,19 @@ def _shorten_signature(
     return _shorter(signature), _shorter(returned)
 
 
-def _shorten_properties(_app: Any, doctree: nodes.document) -> None:
+def _finish_page(_app: Any, doctree: nodes.document) -> None:
+    """Shorten array types of properties, name the fields of classes, and keep options on one line."""
     for node in doctree.findall(addnodes.desc_annotation):
         if (shorter := _shorter(node.astext())) != node.astext():
             node.children = [nodes.Text(str(shorter))]
+    for text in list(doctree.findall(nodes.Text)):
+        if _COMMA in text:
+            text.parent.replace(text, nodes.Text(text.replace(_COMMA, ", ")))
+        elif text == "Variables" and isinstance(text.parent, nodes.field_name):
+            text.parent.replace(text, nodes.Text("Attributes"))
+    for literal in doctree.findall(nodes.literal):
+        if literal.astext().startswith("-"):
+            literal["classes"].append("option")
 
 
 def setup(app: Any) -> None:
@@ -171,4 +175,4 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", _read_docstring, priority=400)
     app.connect("autodoc-process-docstring", _restore_colons, priority=600)
     app.connect("autodoc-process-signature", _shorten_signature)
-    app.connect("doctree-read", _shorten_properties)
+    app.connect("doctree-read", _finish_page)

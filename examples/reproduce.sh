@@ -42,7 +42,7 @@ done
 folder=${folder:-reproduction${tiny:+-tiny}}
 [[ ! $folder =~ [[:space:]:] ]] || wrong_usage "--output must have no space and no colon; it is '$folder'"
 
-# Without `sparcom` on the PATH: the one that `make setup` installed in this checkout.
+# If `sparcom` is not on the PATH, use the one that `make setup` installed in this checkout.
 if ! command -v sparcom >/dev/null; then PATH="$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH"; fi
 
 # Base and fine-tuned model of each pair.
@@ -86,7 +86,7 @@ step() {
     fi
     echo "\$ $*"
     case $output in
-        # An archive of an interrupted run; `extract` refuses one that exists. Later steps must run again.
+        # Left by an interrupted run: `extract` refuses an existing archive. Later steps must run again.
         "$folder"/archives/*.zarr) rm -rf "$output" "$finished"/{archives,report} ;;
     esac
     "$@"
@@ -105,13 +105,13 @@ make_tiny_models() {
                     --learning-rate 0.001
                 ;;
             llama-deep) step "$base" sparcom model tiny llama --layers 5 --seed 1 --output "$base" ;;
-            mistral) step "$base" sparcom model tiny mistral --seed 2 --output "$base" ;; # as LLaMA, but for the seed
+            mistral) step "$base" sparcom model tiny mistral --seed 2 --output "$base" ;; # same as LLaMA except for the seed
             *) step "$base" sparcom model tiny "$kind" --output "$base" ;;
         esac
     done
 }
 
-extract_on() { # GPU: extract every model whose place in the list falls to it
+extract_on() { # GPU: extract models GPU, GPU + gpus, … of the list
     local place model visible=()
     if [ "$gpus" -gt 1 ]; then visible=(env "CUDA_VISIBLE_DEVICES=$1"); fi
     for ((place = $1; place < ${#models[@]}; place += gpus)); do
@@ -148,7 +148,7 @@ extract_all() { # on every GPU at once; the output of each is in a log
     trap - INT TERM
     set +m
     if [ -n "$failed" ]; then
-        echo "error: an extraction failed; mend the cause and run this script again" >&2
+        echo "error: an extraction failed; fix the cause and run this script again" >&2
         exit 1
     fi
 }

@@ -30,7 +30,7 @@ with subprocess.Popen([*command, "--model", model]) as server, httpx.Client(time
             except httpx.TransportError:
                 pass  # the server does not listen yet
             if server.poll() is not None:
-                sys.exit("the server ended; its output says why")
+                sys.exit("the server stopped; see its output")
             time.sleep(0.5)
         job = client.post("/v1/extractions", json={"archive": "first", "instructions": instructions}).raise_for_status()
         address = job.headers["Location"]
@@ -38,6 +38,6 @@ with subprocess.Popen([*command, "--model", model]) as server, httpx.Client(time
             time.sleep(0.5)
         print(f"{state['state']}: {state['progress']['complete']} of {len(instructions)} instructions")
         archive = zarr.open_group(f"{client.base_url}/v1/archives/first/zarr", mode="r")
-        print("masks:", archive["neuron/active"].shape, "tokens, layers, bytes of 8 neurons")
+        print("masks:", archive["neuron/active"].shape, "(tokens, layers, bytes of 8 neurons each)")
     finally:
         server.terminate()

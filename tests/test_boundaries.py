@@ -126,7 +126,7 @@ def test_every_source_file_belongs_to_a_package() -> None:
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter has after a statement."""
+    """Return the top-level modules that a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr

@@ -97,7 +97,7 @@ def package_folder(package: str) -> Path:
 
 @pytest.mark.parametrize("package", EXTRAS)
 def test_imports_of_a_package_are_declared(package: str) -> None:
-    """Each is a dependency, or in an extra that this package may need."""
+    """Each import is a dependency, or in an extra that this package may need."""
     known = declared(EXTRAS[package])
     missing = {
         name: file
@@ -109,7 +109,7 @@ def test_imports_of_a_package_are_declared(package: str) -> None:
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples", "scripts"])
 def test_imports_of_tests_and_benchmarks_are_declared(folder: str) -> None:
-    """Each is in an extra or among the development tools."""
+    """Each import is in an extra or among the development tools."""
     tools = {normalize(re.split(r"[^\w.-]", item, maxsplit=1)[0]) for item in project()["dependency-groups"]["dev"]}
     known = declared(set(project()["project"]["optional-dependencies"])) | tools
     missing = {name: file for name, file in third_party(ROOT / folder).items() if name not in known}

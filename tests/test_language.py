@@ -1,4 +1,4 @@
-"""Keeps the worst English from coming back: patterns of translated prose, and words that the glossary retired.
+"""Keep out patterns of translated prose, and words that the glossary retired.
 
 docs/glossary.md lists the words. Every tracked text file is read, except the glossary, this test, and the instruction
 set, whose texts other people wrote.
@@ -99,10 +99,10 @@ def test_every_text_keeps_the_rules() -> None:
     ],
 )
 def test_each_rule_can_fail(text: str) -> None:
-    """Sentences that once stood here are found."""
+    """Sentences from earlier versions are reported."""
     assert found(text)
 
 
 def test_plain_sentences_pass() -> None:
-    """Ordinary English is let through."""
+    """Ordinary English passes."""
     assert not found("One mask per token. It reads a row of a step, and takes a token as a start.")

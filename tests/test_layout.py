@@ -32,7 +32,7 @@ MOST_LINES = 400
 
 @cache
 def tracked() -> list[Path]:
-    """Return the repository's files without golden archives; without git, the files of the working tree."""
+    """Return the repository's files without golden archives. Without git, return the files of the working tree."""
     run = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )

@@ -21,7 +21,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_the_launcher_runs_the_installed_command(tmp_path: Path) -> None:
-    """It works from any folder and through a link, and passes on arguments and exit status."""
+    """The launcher works from any folder and through a link, and passes on arguments and exit status."""
     launcher = Path(shutil.copy2(ROOT / "sparcom", tmp_path / "sparcom"))
     script(tmp_path / ".venv" / "bin" / "sparcom", '#!/bin/sh\nprintf "%s|" "$@"\nexit 7\n')
     (tmp_path / "elsewhere").mkdir()
@@ -32,7 +32,7 @@ def test_the_launcher_runs_the_installed_command(tmp_path: Path) -> None:
 
 
 def test_the_launcher_names_the_missing_setup(tmp_path: Path) -> None:
-    """Before the set-up, there is no command to run."""
+    """Before the set-up there is no command to run; the message names `make setup`."""
     launcher = shutil.copy2(ROOT / "sparcom", tmp_path / "sparcom")
     done = subprocess.run([launcher, "--help"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -64,14 +64,14 @@ def run_ci(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 CHECKS = [
-    *("make --no-print-directory check", "make --no-print-directory test ARGS=--strict-skips "),
+    *("make --no-print-directory check", "make --no-print-directory test-all ARGS=--strict-skips "),
     *("reproduce ", "wheel ", "lowest "),
 ]
 INSTALL = ["apt-get update -qq", "apt-get install -qq --yes --no-install-recommends chromium"]
 
 
 def test_ci_installs_a_browser(checkout: Path) -> None:
-    """A missing browser is installed before the checks, so that no test is skipped."""
+    """CI installs a missing browser before the checks, so that no test is skipped."""
     done = run_ci(checkout)
     assert done.returncode == 0, done.stderr
     assert (checkout / "log").read_text().splitlines() == [*INSTALL, *CHECKS]

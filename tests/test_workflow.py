@@ -1,4 +1,6 @@
-""".github/workflows/ci.yml: its steps are verbs of the project, and it covers every supported Python."""
+""".github/workflows/ci.yml: each step is a target of the Makefile or a script, and every supported Python is
+covered.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ SUPPORTED = ["3.11", "3.12", "3.13", "3.14"]
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_step_is_a_verb_that_exists(step: str) -> None:
-    """A target of the Makefile, or a script in .ci/; no logic stands in the workflow."""
+def test_every_step_is_a_target_or_a_script(step: str) -> None:
+    """Each step is a target of the Makefile or a script in .ci/; the workflow has no logic of its own."""
     program, *arguments = shlex.split(step)
     if program == "make":
         assert re.search(rf"^{re.escape(arguments[0])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -29,14 +31,14 @@ def test_every_step_is_a_verb_that_exists(step: str) -> None:
 
 
 def test_all_of_ci_runs() -> None:
-    """The jobs together run each script that .ci/run calls."""
+    """Together, the jobs run each script that .ci/run calls."""
     called = re.findall(r"^\.ci/\w+", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert called
     assert set(called) <= set(STEPS)
 
 
 def test_every_supported_python_is_tested() -> None:
-    """The light tests run on all, the engine on the two oldest; lowest and newest versions of dependencies both."""
+    """Light tests run on all versions, the engine on the two oldest, both with lowest and with newest dependencies."""
     light = JOBS["light"]["strategy"]["matrix"]
     assert light["python"] == SUPPORTED
     assert JOBS["engine"]["strategy"]["matrix"]["python"] == SUPPORTED[:2]

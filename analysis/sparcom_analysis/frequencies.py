@@ -84,7 +84,7 @@ def _add_masks(archive: Archive, part: Part, population: Population, counts: NDA
     assert part.block.masks is not None  # noqa: S101  (read_blocks read them)
     masks = part.counted(part.block.masks[part.rows])
     if population.routed:
-        chosen = _checked_choices(archive, part, population.experts, population.layer_ids)
+        chosen = _checked_topk(archive, part, population.experts, population.layer_ids)
         add_expert_bit_counts(masks, part.counted(chosen), counts)
     else:
         add_bit_counts(masks, counts.reshape(-1))
@@ -111,7 +111,7 @@ def iterate_expert_counts(
         return
     counts = np.zeros((len(moe.layer_ids), moe.experts), dtype=np.uint32)
     for part in parts(archive, spans, read_blocks(archive, spans, None, block_bytes), progress):
-        chosen = _checked_choices(archive, part, moe.experts, moe.layer_ids)
+        chosen = _checked_topk(archive, part, moe.experts, moe.layer_ids)
         add_expert_counts(part.counted(chosen), counts)
         if part.last:
             yield part.k, counts
@@ -130,7 +130,7 @@ def require_router(archive: Archive) -> MoeInfo:
     return moe
 
 
-def _checked_choices(archive: Archive, part: Part, experts: int, layer_ids: Sequence[int]) -> NDArray[np.uint16]:
+def _checked_topk(archive: Archive, part: Part, experts: int, layer_ids: Sequence[int]) -> NDArray[np.uint16]:
     """Return the checked top-k experts of a part of a complete instruction: uint16 (row, layer, choice)."""
     assert part.block.experts is not None  # noqa: S101  (read_blocks read them)
     chosen = part.block.experts[part.rows]

@@ -132,7 +132,7 @@ def _rules(measured: IsnSets | ExpertCounts) -> dict[str, str]:
 
 
 def _counted(facts: TokenFacts) -> str:
-    """Describe the tokens that count. Special ids may differ between models; T then shows any effect."""
+    """Describe the tokens that count. Special ids may differ between models; any effect shows as a different T."""
     special = f"special tokens {'counted' if facts.special_tokens == 'count' else 'left out'}"
     special = special if facts.counted_tokens == "all" else f"content only, {special}"
     return special if facts.drawn is None else f"{special}, {facts.drawn} drawn with seed {facts.seed}"

@@ -79,12 +79,12 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
     EIGHT,
 )
 @setting(
-    "--share", "min_share", SHARE, "Assign a neuron to a category if it is an ISN of this fraction of instructions."
+    "--share", "min_share", SHARE, "Require a member of a category to be an ISN of this fraction of its instructions."
 )
 @setting("--top-experts", "top_experts", AT_LEAST_1, "List this many most used experts.")
 @setting("--lape-top", "lape_top", SHARE, "Select this fraction of neurons by LAPE.")
 @setting("--lape-filter", "lape_filter", SHARE, "Require this quantile of all frequencies in at least one category.")
-@setting("--lape-bar", "lape_bar", SHARE, "Assign a selected neuron to each category where it exceeds this quantile.")
+@setting("--lape-bar", "lape_bar", SHARE, "Assign a neuron to each category where its frequency exceeds this quantile.")
 @setting("--resamples", "n_resamples", COUNT, "Draw this many bootstrap resamples for intervals; 0 for none.")
 @setting("--permutations", "n_permutations", COUNT, "Draw this many label permutations for tests; 0 for none.")
 @setting("--confidence", "confidence_level", LEVEL, "Set the confidence level of intervals.")
@@ -92,7 +92,7 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
 @click.pass_context
 def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, output: Path, **settings: Any) -> None:
-    """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a server's address.
+    """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a URL.
 
     ISNs are instruction-specific neurons: those most often active over the tokens of one instruction. Give several
     archives to compare models. Write BASE:TUNED to compare a model with its fine-tuned version. For a single archive,
@@ -127,8 +127,8 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
 def split_pair(text: str) -> Pair:
     """Split BASE:TUNED; return the text and None if it names one archive.
 
-    The last colon separates, except those within an address: after the scheme, in the host, after a drive letter. A
-    path that exists is never split.
+    The last colon separates, unless it belongs to an address (after the scheme, in the host) or to a drive letter.
+    A path that exists is never split.
     """
     if Path(text).exists():
         return text, None

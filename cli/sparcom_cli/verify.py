@@ -31,7 +31,7 @@ MAX_FINDINGS = 20  # printed per check
 def verify(
     archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
 ) -> None:
-    """Check archives against themselves, and against Hugging Face transformers.
+    """Check that archives are consistent, or compare them with Hugging Face transformers.
 
     ARCHIVE is a folder or the address of an archive on a server, http://HOST:PORT/v1/archives/NAME/zarr.
 

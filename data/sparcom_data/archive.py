@@ -89,7 +89,7 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
         ValueError,
         KeyError,
         TypeError,
-        AttributeError,  # zarr's own, for metadata that is JSON but no object
+        AttributeError,  # zarr's own error, for metadata that is JSON but not an object
     ) as error:
         if remote and isinstance(error, FileNotFoundError):
             raise ArchiveNotFoundError(f"there is no archive at {where}: {_address_remedy(where)}") from error

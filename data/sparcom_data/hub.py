@@ -1,6 +1,6 @@
 """Check that the Hugging Face hub can be reached, once, before models or instructions are fetched from it.
 
-Honours HF_HUB_OFFLINE and HF_ENDPOINT as huggingface_hub reads them. Fetches nothing.
+Honors HF_HUB_OFFLINE and HF_ENDPOINT as huggingface_hub reads them. Fetches nothing.
 """
 
 from __future__ import annotations

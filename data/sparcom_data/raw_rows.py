@@ -5,9 +5,9 @@
     2. read_into   calls `preadv` once per chunk: requested rows go into the caller's memory; the rows around them,
                    which the checksum covers too, go into scratch memory; then it compares the checksum
 
-The fast path never diagnoses. If a chunk is missing, is no regular file, has another size or fails its checksum, it
-returns False. The caller then reads through zarr, which raises the error. So the fast path accepts nothing that zarr
-refuses, and all errors come from one function.
+The fast path never diagnoses. If a chunk is missing, is not a regular file, has the wrong size or fails its checksum,
+it returns False. The caller then reads through zarr, which raises the error. So the fast path accepts nothing that
+zarr refuses, and all errors come from one function.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 CRC_BYTES = 4
-RAW_KINDS = "iuf"  # dtypes whose memory is their file bytes, every pattern of which is a number
+RAW_KINDS = "iuf"  # dtypes with equal bytes in memory and file, where every bit pattern is a number
 _KNOWN_STEPS = (["bytes"], ["bytes", "crc32c"])
 
 
 @dataclass(frozen=True, slots=True)
 class RawRows:
-    """Disk layout of such an array. key: maps chunk indices to the file's name below `folder`."""
+    """Disk layout of an array that the fast path reads. key: maps chunk indices to the file's name below `folder`."""
 
     folder: Path
     key: Callable[[tuple[int, ...]], str]

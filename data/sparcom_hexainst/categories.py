@@ -8,7 +8,7 @@ CATEGORIES = {
     "QA": "general question answering: answer from knowledge of the world",
     "GEN": "generation: write something new",
     "MATH": "mathematics: compute or prove something with one right answer",
-    "SUM": "summarisation: condense a text that the instruction brings",
+    "SUM": "summarisation: condense a text that the instruction contains",
 }
 HALVES = ("synthetic", "natural")
 ITEMS = 100  # per category and half

@@ -29,7 +29,7 @@ from sparcom_extractor.vllm_surface.versions import check_vllm, installed_vllm
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT_PER_SEQUENCE = 2  # requests submitted to the engine, per request that it can run at once
+IN_FLIGHT_PER_SEQUENCE = 2  # requests submitted to the engine for each one that it can run at once
 HEALTH_SECONDS = 1.0  # interval of health checks while a worker call is pending
 
 

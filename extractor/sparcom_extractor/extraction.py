@@ -65,9 +65,9 @@ def prepare_extraction(
     path: Path,
     dataset_name: str = "",
 ) -> Extraction:
-    """Tokenize instructions, plan the layout and create the archive. With thousands of instructions this blocks for
-    one second. Raises InvalidInputError if instructions or options are invalid, ArchiveExistsError if `path`
-    exists, and StorageError if the archive could not be created. An error leaves no new files behind."""
+    """Tokenize instructions, plan the layout and create the archive. Blocks for one second with
+    thousands of instructions. Raises InvalidInputError if instructions or options are invalid, ArchiveExistsError if
+    `path` exists, and StorageError if the archive could not be created. An error leaves no new files behind."""
     check_batch(instructions)
     tokenizer = engine.tokenizer
     limit = engine.max_model_len - max(1, options.max_tokens)

@@ -36,7 +36,7 @@ def content_finder(
 
     @cache  # one marked rendering serves all chats of the same roles
     def split(roles: tuple[str, ...]) -> list[str]:
-        """Return literals with message numbers between them; nothing if the template rejects the markers."""
+        """Return the literals, with message numbers between them; empty if the template rejects the markers."""
         marked = [{"role": role, "content": f"{marker}n{number}m"} for number, role in enumerate(roles)]
         try:
             return re.split(rf"{marker}n(\d+)m", render(marked))

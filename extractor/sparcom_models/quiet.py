@@ -28,7 +28,7 @@ def hide_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def hide_messages() -> Iterator[None]:
-    """Hide transformers' log below errors, its progress bars and Python's warnings, which users cannot act on."""
+    """Hide transformers' log below ERROR, its progress bars, and Python's warnings: users cannot act on them."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

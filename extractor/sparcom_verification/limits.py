@@ -16,7 +16,7 @@ DIFFERING_BITS = {"float32": 3e-6, "float16": 4e-3, "bfloat16": 2e-2}
 Measured in float32 on SmolLM2: 0.34 to 0.44 in 10⁶. The row of a wrong token differs in about half of its bits.
 """
 DIFFERING_BITS_BETWEEN_RANKS = 1e-5
-"""The same for float32 between one rank and several, which add sums in another order."""
+"""The same for float32, between one rank and several ranks, which add terms in another order."""
 DIFFERING_BITS_FROM_FLOAT32 = {"float32": DIFFERING_BITS["float32"], "bfloat16": 3e-2}
 """The same between a dtype and transformers in float32. Measured for bfloat16 with two layers: 0.4 %."""
 
@@ -25,8 +25,8 @@ DIFFERING_BITS_FROM_FLOAT32 = {"float32": DIFFERING_BITS["float32"], "bfloat16":
 TIE = {"float32": 1e-6, "float16": 8e-3, "bfloat16": 6.6e-2}
 """Difference of two ranked scores that rounding may swap; times max(1, score) if they are not probabilities."""
 TIE_SHARE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.3}
-"""Relative difference of two tied probabilities. At this value at most 0.5 % of the top-k sets of eleven families stay
-unexplained, and the fewest sets with a wrong expert pass (at most 8 %)."""
+"""Relative difference of two tied probabilities. At this value, at most 0.5 % of the top-k sets of eleven families stay
+unexplained, and the number of sets with a wrong expert that pass is smallest (at most 8 %)."""
 WEIGHT_TOLERANCE = {"float32": 1e-5, "float16": 4e-2, "bfloat16": 0.25}
 """Difference of two top-k weights. In 16 bits, 999 of 1,000 weights are within it."""
 UNEXPLAINED_SHARE = {"float16": 1e-2, "bfloat16": 1e-2}
@@ -39,7 +39,7 @@ DIFFERING_ROUTES_BETWEEN_RUNS = {"float32": 1e-3, "bfloat16": 2e-2}
 WEIGHT_TOLERANCE_BETWEEN_RUNS = {"float32": 1e-5, "bfloat16": 5e-2}
 """Difference of two top-k weights of the same experts."""
 DIFFERING_WEIGHTS_BETWEEN_RUNS = {"float32": 1e-4, "bfloat16": 1e-2}
-"""Fraction of weights that may be further apart."""
+"""Fraction of weights that may differ by more."""
 
 
 def allowed(share: float, total: int) -> float:

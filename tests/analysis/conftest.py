@@ -1,5 +1,4 @@
-"""Archives of chosen masks, or of their counts, for tests: every kind of positions, category and state; and random ones
-of MoE models."""
+"""Archives of given masks or their counts, with every kind of positions, category and state; random MoE archives."""
 
 from __future__ import annotations
 
@@ -56,9 +55,9 @@ def build_case(
     granularity: Granularity = "token",
     chunk_instructions: int = 2,
 ) -> Case:
-    """Write an archive: `lengths` prompt and `responses` response rows, of six reserved; density by instruction.
+    """Write an archive of `lengths` prompt rows and `responses` of six reserved response rows; density varies.
 
-    The other granularity with all else the same gives the counts of the same masks.
+    The other granularity, with the same arguments, gives the counts of the same masks.
     """
     rng = np.random.default_rng(seed)
     count = len(lengths)
@@ -73,7 +72,7 @@ def build_case(
     )
     attributes = random_attributes(layers, neurons, positions=positions, max_tokens=reserved, granularity=granularity)
     create_archive(path, attributes, columns, layout, chunk_tokens=chunk_tokens, chunk_instructions=chunk_instructions)
-    with zarr.config.set({"array.write_empty_chunks": True}):  # zarr leaves chunks of zeros out otherwise
+    with zarr.config.set({"array.write_empty_chunks": True}):  # otherwise zarr omits chunks of zeros
         store = zarr.open_group(DurableStore(path), mode="r+", use_consolidated=False)[
             "neuron/count" if granularity == "count" else "neuron/active"
         ]
@@ -119,13 +118,13 @@ class Copies:
 
 @pytest.fixture(scope="session")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
-    """`Copies`."""
+    """Return the session's `Copies`."""
     return Copies(tmp_path_factory.mktemp("archives"))
 
 
 @pytest.fixture
 def make_case(tmp_path: Path, copies: Copies) -> MakeCase:
-    """`build_case` in a separate folder; same arguments."""
+    """Return a function like `build_case` that writes into its own folder."""
     made = 0
 
     def make(lengths: Sequence[int], categories: Sequence[str], **options: object) -> Case:
@@ -168,7 +167,7 @@ class MoeCase:
 
 @pytest.fixture
 def make_moe(tmp_path: Path, copies: Copies) -> Callable[..., MoeCase]:
-    """`write_random_moe_archive` in a separate folder; same arguments."""
+    """Return a function like `write_random_moe_archive` that writes into its own folder."""
     made = 0
 
     def make(**options: Any) -> MoeCase:
@@ -182,7 +181,7 @@ def make_moe(tmp_path: Path, copies: Copies) -> Callable[..., MoeCase]:
 def expert_counts(
     counts: NDArray[Any], tokens: Sequence[int], categories: Sequence[str], *, top_k: int = 1, **options: Any
 ) -> ExpertCounts:
-    """Counts (n, layer, expert) of T tokens each as `find_ises` returns them, without an archive on disk."""
+    """Return counts (n, layer, expert) of T tokens each, like `find_ises`, without an archive on disk."""
     count = len(counts)
     model = SimpleNamespace(model=SimpleNamespace(id="lab/made-up"))
     return ExpertCounts(
@@ -204,7 +203,7 @@ def expert_counts(
 
 @pytest.fixture(scope="session")
 def make_counts() -> Callable[..., ExpertCounts]:
-    """`expert_counts`."""
+    """Return `expert_counts`."""
     return expert_counts
 
 
@@ -218,5 +217,5 @@ def overwrite(archive: Archive, name: str, key: Any, value: Any) -> Archive:
 
 @pytest.fixture
 def damage() -> Callable[..., Archive]:
-    """`overwrite`."""
+    """Return `overwrite`."""
     return overwrite

@@ -44,7 +44,9 @@ def test_a_tuned_version_without_other_differences_has_no_notes(tmp_path: Path) 
 
 
 def test_every_difference_besides_the_tuning_has_a_note(tmp_path: Path) -> None:
-    """Architecture, tokenizer, format, a running extraction, other tokens, other categories."""
+    """Notes report another architecture, tokenizer or format, a running extraction, other tokens, and other
+    categories.
+    """
     base, tuned = tmp_path / "base.zarr", tmp_path / "tuned.zarr"
     write_random_archive(base)
     write_random_archive(tuned, seed=1, categories=("CLS", "X"), failed=(0,))
@@ -87,7 +89,7 @@ def test_archives_of_counts_hold_no_tokens(tmp_path: Path, seed: int) -> None:
 
 
 def test_a_comparison_gives_every_measure(make_moe: Any) -> None:
-    """Paths and options as for `find_isns`; each method returns its Dataset with the options changed."""
+    """`compare` takes paths and options like `find_isns`; each method returns its Dataset with the changed options."""
     base, tuned = make_moe().archive, make_moe(seed=1, failed=(2,)).archive
     found = compare(str(base.path), tuned, top=0.2, population="neuron", n_resamples=20, n_permutations=9)
     assert found.isn.base.population.name == "neuron"

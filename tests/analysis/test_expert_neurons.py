@@ -1,4 +1,4 @@
-"""Equations 8 and 9, and the measures of every population, checked against sums over the written data."""
+"""Equations 8 and 9 and the measures of every population, checked with sums over the written data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POPULATIONS = ("expert_neuron", "neuron", "shared_expert_neuron")
 
 
 def true_counts(case, index: int, population: str) -> NDArray[np.int64]:  # type: ignore[no-untyped-def]
-    """Σ over the instruction's tokens, written from the equations: (layer, neuron) or (layer, expert, neuron)."""
+    """Return the sum over the instruction's tokens by the equations: (layer, neuron) or (layer, expert, neuron)."""
     rows, truth = case.rows(index), case.truth
     if population == "neuron":
         return truth.masks[rows].sum(axis=0)  # type: ignore[no-any-return]
@@ -65,7 +65,7 @@ def test_frequencies_divide_by_all_tokens(make_moe, population: str) -> None:  #
 def test_sets_are_those_of_the_definition(
     make_moe, experts, expert_neurons, shared, dense, chunk, block_bytes, rule, granularity, data
 ):  # type: ignore[no-untyped-def]
-    """Whatever shape, chunks, blocks and failures, masks or counts: each population's sets are the definition's."""
+    """Each population's sets match the definition for any shape, chunks, blocks and failures, from masks or counts."""
     case = make_moe(
         experts=experts,
         choices=data.draw(st.integers(1, experts)),
@@ -104,7 +104,7 @@ def test_epsilon_is_a_fraction_of_all_neurons(make_moe, top: float) -> None:  # 
 def selected(
     counts: NDArray[np.int64], tokens: int, top: float | None = None, min_frequency: float | None = None
 ) -> NDArray[np.bool_]:
-    """The ISNs of exact counts: those with p ≥ P, or the most frequent until ε of all are there, ties included."""
+    """Return the ISNs of exact counts: those with p ≥ P, or the most frequent fraction ε, ties included."""
     if min_frequency is not None:
         return (counts > 0) & (counts >= Fraction(str(min_frequency)) * tokens)
     ranked = np.sort(counts, axis=None)[::-1]
@@ -178,7 +178,7 @@ def test_counts_past_the_rows_are_damage(make_moe, damage) -> None:  # type: ign
         find_isns(archive)
 
 
-def test_populations_that_are_not_there_are_refused(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
+def test_missing_populations_are_refused(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
     """The error lists the archive's populations; an unknown name is invalid input."""
     with pytest.raises(UnsupportedArchiveError, match=r"population 'expert_neuron' .* Choose 'neuron'"):
         find_isns(typical.archive, population="expert_neuron")

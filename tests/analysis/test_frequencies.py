@@ -1,4 +1,4 @@
-"""Equation 6, against sums over the masks that were written."""
+"""Equation 6, checked with sums over the written masks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_frequencies_are_means_over_prompt_tokens(typical) -> None:  # type: ign
 def test_counts_do_not_depend_on_chunks_or_blocks(
     make_case, lengths, layers, neurons, chunk_tokens, block_bytes, seed, data
 ):  # type: ignore[no-untyped-def]
-    """Whatever the chunk and block sizes and whatever failed between, counts are those of the masks."""
+    """Counts equal sums over the masks for any chunk and block sizes, with failed instructions in between."""
     failed = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=len(lengths) - 1))
     case = make_case(
         lengths,
@@ -73,7 +73,7 @@ def test_counts_do_not_depend_on_chunks_or_blocks(
 
 
 def test_prompt_response_and_all_rows_are_distinguished(make_case) -> None:  # type: ignore[no-untyped-def]
-    """An archive of all positions gives the prompt's rows by default, and the response's or all when asked."""
+    """An archive of all positions gives the prompt's rows by default, and response or all rows on request."""
     case = make_case((5, 3), ("a", "b"), positions="all", responses=(4, 6))
     assert choose_positions(case.archive, None) == "prompt"
     for rows, part in (("prompt", slice(0, 5)), ("response", slice(5, 9)), ("all", slice(0, 9))):
@@ -102,7 +102,7 @@ def test_a_prompt_archive_refuses_response_rows(typical) -> None:  # type: ignor
 
 
 def test_an_instruction_is_named_by_id_or_index(typical) -> None:  # type: ignore[no-untyped-def]
-    """An id gives what the index in the archive's table gives, also after an instruction that failed."""
+    """An id and its index in the archive's table give the same frequencies, also after a failed instruction."""
     for index, name in ((0, "i0"), (8, "i8"), (np.int64(3), "i3")):
         expected = typical.masks[int(index)].sum(axis=0)
         assert (activation_counts(typical.archive, index) == expected).all()
@@ -125,8 +125,8 @@ def test_an_instruction_that_is_not_complete_is_refused(typical) -> None:  # typ
         ("cls-s-0001", r"no instruction 'cls-s-0001'; ids look like \['i0', 'i1', 'i2'\]"),
     ],
 )
-def test_an_instruction_that_is_not_there_is_refused(typical, instruction, reason: str) -> None:  # type: ignore[no-untyped-def]
-    """Neither a negative index nor an unknown id is taken for another instruction."""
+def test_a_missing_instruction_is_refused(typical, instruction, reason: str) -> None:  # type: ignore[no-untyped-def]
+    """Neither a negative index nor an unknown id is resolved to another instruction."""
     for count in (activation_counts, activation_frequencies):
         with pytest.raises(InvalidInputError, match=reason):
             count(typical.archive, instruction)
@@ -180,7 +180,7 @@ def with_capture(archive, part: str, **changes: object) -> None:  # type: ignore
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
-def test_kinds_that_come_later_are_refused_clearly(typical) -> None:  # type: ignore[no-untyped-def]
+def test_unsupported_archives_are_refused(typical) -> None:  # type: ignore[no-untyped-def]
     """Archives without dense layers are unsupported; contradictory sizes are damage."""
     with_capture(typical.archive, "capture", components=["router"])
     with pytest.raises(UnsupportedArchiveError, match="holds router"):

@@ -23,8 +23,8 @@ def isn(typical) -> IsnSets:  # type: ignore[no-untyped-def]
     return find_isns(typical.archive, top=0.2, pool=True)
 
 
-def test_a_set_is_had_by_its_id(isn: IsnSets) -> None:
-    """The labeled mask is that of the instruction, also after one that failed."""
+def test_a_set_is_found_by_its_id(isn: IsnSets) -> None:
+    """The labeled mask belongs to that instruction, also after a failed one."""
     for place, name in enumerate(isn.ids):
         mask = isn[name]
         assert (mask.values == isn.mask(place)).all()
@@ -33,7 +33,7 @@ def test_a_set_is_had_by_its_id(isn: IsnSets) -> None:
         assert (str(mask.instruction.values), str(mask.category.values)) == (name, isn.names[place])
 
 
-def test_frequencies_of_experts_are_had_by_id(make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_expert_frequencies_are_found_by_id(make_moe) -> None:  # type: ignore[no-untyped-def]
     """f of one instruction, over the model's layers; ISN sets of routed experts have an expert axis."""
     archive = make_moe(failed=(1,)).archive
     counts = find_ises(archive)
@@ -45,8 +45,8 @@ def test_frequencies_of_experts_are_had_by_id(make_moe) -> None:  # type: ignore
     assert table.loc[("i004", 2, 5), "count"] == counts.counts[3, 1, 5]
 
 
-def test_an_id_that_is_not_there_is_refused(isn: IsnSets) -> None:
-    """The error shows ids; a number is no id."""
+def test_a_missing_id_is_refused(isn: IsnSets) -> None:
+    """The error shows ids; a number is not an id."""
     for name in ("i4", "nothing", 0):
         with pytest.raises(InvalidInputError, match=r"not an id of these 8 instructions; ids: i0, i1, i2, "):
             isn[name]  # type: ignore[index]
@@ -60,7 +60,7 @@ def test_it_iterates_over_ids(isn: IsnSets) -> None:
 
 
 def test_instructions_are_selected_by_name(isn: IsnSets) -> None:
-    """By category, by id, by both; every array with an entry per instruction follows."""
+    """Selection works by category, by id, or by both; every array with an entry per instruction follows."""
     some = isn.sel(category=["QA", "(none)"])
     assert list(some) == ["i0", "i2", "i3", "i5", "i6", "i8"]
     assert list(isn.sel(category="QA", instruction=["i0", "i1"])) == ["i0"]
@@ -71,8 +71,8 @@ def test_instructions_are_selected_by_name(isn: IsnSets) -> None:
     assert some.labels == ["QA", "(none)"]
 
 
-def test_a_name_that_does_not_occur_is_refused(isn: IsnSets) -> None:
-    """The error lists what occurs."""
+def test_an_unknown_name_is_refused(isn: IsnSets) -> None:
+    """The error lists the existing names."""
     refused = [
         ({"category": "SUM"}, r"there is no category 'SUM' here; there are 'QA', 'CODE', '\(none\)'"),
         ({"instruction": ["i0", "i4"]}, "there is no instruction 'i4' here"),
@@ -95,15 +95,15 @@ def test_categories_can_be_selected_in_other_groups(make_moe) -> None:  # type: 
 
 
 def test_other_instructions_or_groups_have_no_pooled_counts(isn: IsnSets) -> None:
-    """Sums over all instructions in the old groups would be wrong numbers."""
+    """Sums over all instructions in the old groups would be wrong."""
     assert isn.pooled is not None
     assert isn.with_options(seed=3).pooled is isn.pooled
     assert isn.sel(category="QA").pooled is None
     assert isn.grouped(("source",)).pooled is None
 
 
-def test_places_may_be_taken_in_any_order(isn: IsnSets) -> None:
-    """Indices, a mask, none at all; one past the end is refused."""
+def test_indices_may_be_in_any_order(isn: IsnSets) -> None:
+    """Indices, a mask and an empty selection work; an index past the end is refused."""
     assert list(isn.take(np.array([5, 0]))) == ["i6", "i0"]
     assert list(isn.take(np.arange(8) < 2)) == ["i0", "i1"]
     assert len(isn.take(np.array([], dtype=np.intp))) == 0
@@ -112,7 +112,7 @@ def test_places_may_be_taken_in_any_order(isn: IsnSets) -> None:
 
 
 def test_options_of_resampling_may_change(isn: IsnSets) -> None:
-    """The sets stay, and pairs that were computed are used again; the original is unchanged."""
+    """Sets stay and computed pairs are reused; the original is unchanged."""
     pairs = isn.pairs
     changed = isn.with_options(n_resamples=20, seed=7)
     assert (changed.options.n_resamples, changed.options.seed, isn.options.seed) == (20, 7, 0)
@@ -126,14 +126,14 @@ def test_options_of_resampling_may_change(isn: IsnSets) -> None:
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_old_names_of_options_lead_to_the_new(old: str, new: str) -> None:
-    """An option name of an earlier release raises an error with the current name."""
+    """The name of an option in an earlier release raises an error with the current name."""
     assert new in {one.name for one in fields(Options)}
     with pytest.raises(InvalidInputError, match=f"there is no option '{old}'; did you mean {new}"):
         Options.of(**{old: 0.5})
 
 
 def test_one_rule_of_selection_replaces_the_other() -> None:
-    """A changed rule takes the place of the one that was set; both at once are refused."""
+    """A new rule replaces the previous one; both at once are refused."""
     both = Options.of(Options.of(min_frequency=0.9), top=0.1)
     assert (both.top, both.min_frequency) == (0.1, None)
     assert Options.of(both, min_frequency=0.5).top is None
@@ -142,7 +142,7 @@ def test_one_rule_of_selection_replaces_the_other() -> None:
 
 
 def test_options_of_counting_are_fixed(isn: IsnSets) -> None:
-    """Options of counting need a new pass over the archive."""
+    """Options of counting can only change with a new pass over the archive."""
     for name in FIXED_OPTIONS:
         with pytest.raises(InvalidInputError, match=f"{name} is fixed once instructions are counted"):
             isn.with_options(**{name: None})
@@ -160,7 +160,7 @@ def test_layers_are_a_labeled_array(isn: IsnSets) -> None:
 
 
 def test_the_repr_describes_the_data(isn: IsnSets, make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Instructions, groups, tokens, rule and sizes follow the data; there is nothing to escape in plain text."""
+    """Instructions, groups, tokens, rule and sizes follow the data; plain text is not escaped."""
     sizes = isn.sizes
     assert repr(isn) == (
         "<IsnSets: 8 instructions of random; by category (QA, CODE, (none)); 57 prompt tokens; top 0.2: 12 of 60 "
@@ -176,7 +176,7 @@ def test_the_repr_describes_the_data(isn: IsnSets, make_moe) -> None:  # type: i
 
 
 def test_a_notebook_shows_escaped_html(make_case) -> None:  # type: ignore[no-untyped-def]
-    """A category may hold characters of HTML."""
+    """HTML characters in a category are escaped."""
     html = find_isns(make_case((5, 9), ("<b>", "a")).archive)._repr_html_()
     assert html.startswith("<b>IsnSets</b><ul")
     assert "&lt;b&gt;" in html
@@ -203,7 +203,7 @@ def test_other_objects_in_place_of_options_are_refused(typical: Any, wrong: Any)
     ("path", "name"), [("/data/base.zarr", "base.zarr"), ("http://host:8000/v1/archives/base/zarr", "base")]
 )
 def test_an_address_gives_the_name_of_its_archive(make_counts: Any, path: str, name: str) -> None:
-    """The attribute `archive` of a Dataset is the folder's name, or the archive's on its server."""
+    """The attribute `archive` of a Dataset is the folder's name, or the archive's name on its server."""
     experts = make_counts(np.array([[[1, 2]], [[2, 1]]]), [3, 3], "ab")
     experts.archive.path = path
     assert facts(experts)["archive"] == name

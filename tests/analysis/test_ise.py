@@ -1,4 +1,4 @@
-"""Equations 11 and 12 and table 6, checked against direct sums and sorts."""
+"""Equations 11 and 12 and table 6, checked with direct sums and sorts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, Uns
 
 
 def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[no-untyped-def]
-    """f of equation 11, token by token."""
+    """Return f of equation 11, token by token."""
     chosen = case.truth.expert[case.rows(index)]
     found = np.zeros((chosen.shape[1], case.archive.moe.experts))
     for j, e in np.ndindex(found.shape):
@@ -31,7 +31,9 @@ def true_frequencies(case, index: int) -> NDArray[np.float64]:  # type: ignore[n
     data=st.data(),
 )
 def test_frequencies_are_fractions_of_tokens(make_moe, experts, chunk, block_bytes, dense, granularity, data):  # type: ignore[no-untyped-def]
-    """Whatever shape, chunks, blocks and failures, masks or counts: f and f of one instruction are the equations'."""
+    """f equals the equations for any shape, chunks, blocks and failures, from masks or counts, also for one
+    instruction.
+    """
     case = make_moe(
         categories=("b", "a", ""),
         per_category=3,
@@ -74,7 +76,7 @@ def test_most_used_experts_include_ties(make_moe) -> None:  # type: ignore[no-un
 
 @pytest.mark.parametrize("value", [65_535, 6])
 def test_a_row_without_experts_is_damage(make_moe, damage, value: int) -> None:  # type: ignore[no-untyped-def]
-    """In rows of a complete instruction it is an error that names the instruction, never counted."""
+    """In a complete instruction, such a row is never counted; the error names the instruction."""
     case = make_moe()
     archive = damage(case.archive, "router/expert", (case.rows(7).start, 0, 0), value)
     with pytest.raises(DamagedArchiveError, match="instruction 'i007'"):

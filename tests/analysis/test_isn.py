@@ -1,4 +1,4 @@
-"""Equation 7, checked against plain Python with fractions and sets."""
+"""Equation 7, checked with plain Python fractions and sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from sparcom_data.errors import IncompleteArchiveError, InvalidInputError
 
 
 def expected_set(mask: np.ndarray, top: str | None, min_frequency: str | None) -> set[tuple[int, int]]:
-    """The ISNs of a mask (T, layer, neuron), slowly: rank exact frequencies, take levels while the rule wants more."""
+    """Return the ISNs of a mask (T, layer, neuron), slowly: rank exact frequencies, add levels until the rule is
+    met.
+    """
     tokens, layers, neurons = mask.shape
     p = {
         (j, i): Fraction(sum(bool(mask[t, j, i]) for t in range(tokens)), tokens)
@@ -66,7 +68,7 @@ def test_sets_are_those_of_the_definition(make_case, lengths, layers, neurons, v
 
 
 def counted(counts: list[int], tokens: int) -> np.ndarray:
-    """How often each count 0 to T occurs."""
+    """Return how often each count from 0 to T occurs."""
     return np.bincount(counts, minlength=tokens + 1)
 
 
@@ -133,8 +135,8 @@ def test_too_few_complete_instructions(make_case) -> None:  # type: ignore[no-un
     assert len(find_isns(case.archive)) == 1
 
 
-def test_the_least_count_is_one_of_the_set(make_case) -> None:  # type: ignore[no-untyped-def]
-    """With a bound between two counts, past the active neurons, of an empty set: no bound that no neuron has."""
+def test_the_minimum_count_belongs_to_a_selected_neuron(make_case) -> None:  # type: ignore[no-untyped-def]
+    """This holds for bounds between two counts and beyond the active neurons; for an empty set the minimum is NaN."""
     case = make_case((30, 9, 7), "aab", rates=(0.5, 0.5, 0.0), layers=1, neurons=4)
     rules = ({"min_frequency": 0.1}, {"min_frequency": 0.3}, {"min_frequency": 0.5}, {"top": 1.0}, {"top": 0.1})
     for rule in rules:
@@ -178,7 +180,7 @@ def test_pooled_counts_are_sums_over_categories(make_case) -> None:  # type: ign
 
 
 def test_pools_past_the_limit_are_not_kept(make_case, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """The reason says the limit and the numbers."""
+    """The reason gives the limit and the numbers."""
     monkeypatch.setattr("sparcom_analysis.pooled.MAX_BYTES", 100)
     isn = find_isns(make_case((5, 9), "ab").archive, pool=True)
     assert isn.pooled is None

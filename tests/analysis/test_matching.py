@@ -15,7 +15,9 @@ from sparcom_data.errors import DamagedArchiveError, IncompleteArchiveError, Uns
 
 
 def test_instructions_are_matched_by_id(make_moe: Any) -> None:
-    """Places, categories of the base and those of one side alone, for neurons and for experts, whatever the order."""
+    """Matches give indices, the base's categories and unmatched instructions of either side, in any order, for neurons
+    and experts.
+    """
     base, tuned = make_moe(failed=(1,)).archive, make_moe(failed=(5, 8), seed=1).archive
     for measure in (find_isns, find_ises):
         left, right = measure(base), measure(tuned)
@@ -33,7 +35,7 @@ def test_instructions_are_matched_by_id(make_moe: Any) -> None:
 
 @pytest.mark.parametrize("chunk", [2, 32])
 def test_different_tokens_are_found(make_moe: Any, damage: Any, monkeypatch: Any, chunk: int) -> None:
-    """One other token id in one instruction is counted, wherever chunks end and whatever failed beside it."""
+    """One differing token id in one instruction is counted, wherever chunks end and whatever failed beside it."""
     monkeypatch.setattr("sparcom_data.create.TOKEN_CHUNK", chunk)
     base, tuned = (make_moe(failed=failed) for failed in ((1,), (4, 5)))
     assert base.archive.array("token/id").chunks == (chunk,)
@@ -51,8 +53,8 @@ def test_different_tokens_are_found(make_moe: Any, damage: Any, monkeypatch: Any
     assert (len(matched), matched.different_tokens, matched.different_lengths) == (7, 2, 0)
 
 
-def test_of_counts_the_tokens_are_not_known(make_moe: Any) -> None:
-    """An archive of counts holds no token ids: whether they are the same is unknown."""
+def test_tokens_of_counts_are_unknown(make_moe: Any) -> None:
+    """An archive of counts has no token ids, so their equality is unknown."""
     archives = (make_moe().archive, make_moe(granularity="count").archive)
     matched = match_instructions(*(find_isns(archive) for archive in archives))
     assert (len(matched), matched.different_lengths, matched.different_tokens) == (10, 0, None)
@@ -111,8 +113,8 @@ def test_different_models_are_refused_before_reading(make_moe: Any, typical: Any
         check_models(base, typical.archive)
 
 
-def test_what_cannot_be_matched_is_refused(make_moe: Any) -> None:
-    """No instruction in both, or an id that stands for two instructions: never a guess."""
+def test_impossible_matches_are_refused(make_moe: Any) -> None:
+    """No common instruction, or an id of two instructions, is an error, never a guess."""
     left = find_ises(make_moe(failed=range(5)).archive)
     right = find_ises(make_moe(failed=range(5, 10)).archive)
     with pytest.raises(IncompleteArchiveError, match=r"there is none \(of 5 and 5\)"):
@@ -122,7 +124,7 @@ def test_what_cannot_be_matched_is_refused(make_moe: Any) -> None:
 
 
 def test_the_same_tokens_with_other_origins_are_refused(make_moe: Any, damage: Any) -> None:
-    """If only content counts, different tokens of the same prompt would be compared; the error has the first id."""
+    """A comparison of content would cover different tokens of the same prompt; the error names the first id."""
     base, tuned = (make_moe(origins=True).archive for _ in range(2))
     row = int(tuned.instructions.token_start[4])
     tuned = damage(tuned, "token/origin", slice(row, row + 1), 1)

@@ -56,8 +56,8 @@ def meshes(figure: Figure) -> list[Any]:
     return [ax.collections[0] for ax in figure.axes if ax.get_aspect() == 1.0]
 
 
-def test_each_measure_has_its_drawing() -> None:
-    """A drawing has the measure's name and takes `ax` and a style; other names are an error that lists them."""
+def test_each_measure_has_its_plot() -> None:
+    """A plot has the measure's name and takes `ax` and a style; the error for another name lists all."""
     ax = Figure().add_subplot()
     assert sp.plot.similarity(matrix(0.4), ax=ax, vmin=0.3, vmax=0.7, annot=True, title="here") is ax
     assert ax.collections[0].get_clim() == (0.3, 0.7)
@@ -78,14 +78,14 @@ def test_panels_share_colors_and_one_color_bar() -> None:
 
 
 def test_panels_need_not_share() -> None:
-    """Each panel then keeps its own range and its own color bar."""
+    """If nothing is shared, each panel keeps its own range and color bar."""
     figure = sp.plot.panels([matrix(0.3), matrix(0.5)], share=False)
     assert [mesh.get_clim() for mesh in meshes(figure)] == [pytest.approx((0.3, 0.4)), pytest.approx((0.5, 0.6))]
     assert all(mesh.colorbar is not None for mesh in meshes(figure))
 
 
 def test_rows_of_panels_share_values_and_a_legend() -> None:
-    """Figure 5: tuned above base; one y range for all, one legend, the layers named below alone."""
+    """As in figure 5, tuned is above base, with one y range, one legend, and layer labels only at the bottom."""
     figure = sp.plot.panels([[layered(1), layered(4)], [layered(2), layered(3)]])
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
     assert figure.axes[0].get_ylim()[1] >= 4
@@ -95,8 +95,8 @@ def test_rows_of_panels_share_values_and_a_legend() -> None:
     assert [ax.get_ylabel() for ax in figure.axes] == ["n", "", "n", ""]
 
 
-def test_a_place_of_panels_can_be_empty() -> None:
-    """None leaves a place empty; ranges and labels go by the column that a panel stands in."""
+def test_a_panel_can_be_empty() -> None:
+    """None leaves a panel empty; ranges and labels follow a panel's column."""
     figure = sp.plot.panels([[None, layered(4)], [layered(2), layered(3)]], [["", "B"], ["A", "C"]], share="columns")
     assert [ax.get_title() for ax in figure.axes] == ["B", "A", "C"]
     assert figure.axes[0].get_ylim() == figure.axes[2].get_ylim() != figure.axes[1].get_ylim()
@@ -104,7 +104,7 @@ def test_a_place_of_panels_can_be_empty() -> None:
 
 
 def test_columns_of_panels_can_share_values() -> None:
-    """Models of unlike size have a range per column, and their own ticks."""
+    """Models of different sizes have a range and ticks per column."""
     figure = sp.plot.panels([[layered(1), layered(400)], [layered(2), layered(300)]], share="columns")
     tops = [round(ax.get_ylim()[1]) for ax in figure.axes]
     assert tops[0] == tops[2] == 2
@@ -113,14 +113,16 @@ def test_columns_of_panels_can_share_values() -> None:
 
 
 def test_legends_with_different_names_stay() -> None:
-    """A color means another category in each panel then, so each keeps its legend."""
+    """If a color means another category in each panel, each panel keeps its legend."""
     figure = sp.plot.panels([layered(1), layered(1, names=["CLS", "CODE"])])
     assert [len(ax.get_legend().get_texts()) for ax in figure.axes] == [3, 2]  # type: ignore[union-attr]
     assert not figure.legends
 
 
 def test_panels_know_their_measure() -> None:
-    """By attribute or by name; without either, or without Datasets, the error says what to give."""
+    """The measure comes from the attribute or a name; without either, or without Datasets, the error names the
+    remedy.
+    """
     ds = matrix(0.4)
     del ds.attrs["measure"]
     with pytest.raises(InvalidInputError, match="pass measure=NAME, one of similarity, by_layer"):

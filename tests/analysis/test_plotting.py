@@ -22,13 +22,13 @@ RNG = np.random.default_rng(0)
 
 
 def names(count: int, long: bool) -> list[str]:
-    """Return names of categories, of up to 40 characters."""
+    """Return names of categories with up to 40 characters."""
     return [f"{LONG[k % 2]} {k}" if long else f"CAT{k}" for k in range(count)]
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Text, Any]]:
-    """Text, artist and box of every text that is really drawn."""
+    """Return text, artist and box of every drawn text."""
     found: list[tuple[str, Text, Any]] = []
     draw = Text.draw
 
@@ -50,7 +50,7 @@ def redraw(figure: Figure, drawn: list[tuple[str, Text, Any]]) -> None:
 
 
 def outside(figure: Figure, drawn: list[tuple[str, Text, Any]]) -> list[str]:
-    """Return the texts that the figure's edge cuts."""
+    """Return the texts that the figure's edge clips."""
     redraw(figure, drawn)
     page = figure.bbox
     return [
@@ -61,7 +61,7 @@ def outside(figure: Figure, drawn: list[tuple[str, Text, Any]]) -> list[str]:
 
 
 def drawings(count: int, layers: int, long: bool) -> Iterator[Axes]:
-    """Yield every drawing with so many categories and layers."""
+    """Yield every drawing with this many categories and layers."""
     held = names(count, long)
     matrix, curves = RNG.uniform(0.4, 0.6, (count, count)), RNG.uniform(0, 900, (count, layers))
     style: dict[str, Any] = {"title": MODEL, "label": "mean Jaccard index of ISN sets, 0 to 1"}
@@ -73,7 +73,7 @@ def drawings(count: int, layers: int, long: bool) -> Iterator[Axes]:
 
 @pytest.mark.parametrize(("count", "layers", "long"), [(2, 30, True), (7, 60, True), (30, 30, False)])
 def test_no_text_is_clipped(drawn: list[tuple[str, Text, Any]], count: int, layers: int, long: bool) -> None:
-    """Titles, labels, legends and numbers lie inside of the figure, with two to thirty categories."""
+    """Titles, labels, legends and numbers lie inside the figure, with two to thirty categories."""
     for ax in drawings(count, layers, long):
         assert outside(fit.figure_of(ax), drawn) == []
         said = re.sub(r"\s", "", "".join(text for text, *_ in drawn))
@@ -82,7 +82,7 @@ def test_no_text_is_clipped(drawn: list[tuple[str, Text, Any]], count: int, laye
 
 
 def test_figures_fit_the_columns_of_a_paper() -> None:
-    """Six categories take one column, and so do curves of any number of layers; the height follows the legend."""
+    """Six categories take one column, as do curves of any number of layers; the height follows the legend."""
     held = names(6, False)
     sizes = [
         fit.figure_of(ax).get_size_inches()
@@ -97,7 +97,7 @@ def test_figures_fit_the_columns_of_a_paper() -> None:
 
 
 def test_text_is_wrapped_by_its_measured_width() -> None:
-    """Lines break where they must; a word that is too long is split, not cut; line breaks stay."""
+    """Lines break at the width; a word that is too long is split, not clipped; line breaks stay."""
     line = "four words to wrap"
     whole = fit.text_width(line, 10)
     assert fit.wrapped(line, 10, whole + 0.01) == line
@@ -107,8 +107,8 @@ def test_text_is_wrapped_by_its_measured_width() -> None:
     assert fit.wrapped("a\nb c", 10, 5.0) == "a\nb c"
 
 
-def test_names_are_drawn_as_they_are(drawn: list[tuple[str, Text, Any]]) -> None:
-    """Dollar signs are no mathematics, and controls that SVG cannot hold are replaced."""
+def test_names_are_drawn_literally(drawn: list[tuple[str, Text, Any]]) -> None:
+    """Dollar signs do not start mathematics, and control characters that SVG forbids are replaced."""
     ax = plotting.bars(["costs $5 or $6", "a\x00b"], [1.0, 2.0], title="$x$")
     redraw(fit.figure_of(ax), drawn)
     assert {r"costs \$5 or \$6", "a\ufffdb", r"\$x\$"} <= {said for said, *_ in drawn}
@@ -125,7 +125,7 @@ DRAW: Sequence[Callable[[Axes | None], Axes]] = (
 
 
 @pytest.mark.parametrize("draw", DRAW)
-def test_axes_that_are_given_are_drawn_into(draw: Callable[[Axes | None], Axes]) -> None:
+def test_given_axes_are_used(draw: Callable[[Axes | None], Axes]) -> None:
     """The same axes come back; their figure keeps its size and its other axes stay empty."""
     figure = Figure(figsize=(5, 2))
     ax, other = figure.subplots(1, 2)
@@ -150,14 +150,14 @@ def test_colors_follow_the_range() -> None:
     ("values", "center", "ends"), [([0.1, 0.5], 0.2, (0.0, 0.5)), ([-0.3, 0.1], 0.0, (-0.3, 0.3)), ([2, 2], 2, (1, 3))]
 )
 def test_a_center_is_white(values: list[float], center: float, ends: tuple[float, float]) -> None:
-    """A diverging map has its middle at the center and as much on both sides, but nothing below 0 for frequencies."""
+    """A diverging map reaches equally far on both sides of its center, but not below 0 for frequencies."""
     (mesh,) = plotting.heatmap([values], ["A"], ["B", "C"], center=center).collections
     assert mesh.get_clim() == pytest.approx(ends)
     assert min(mesh.cmap(mesh.norm(center))) > 0.95
 
 
-def test_cells_say_their_number(drawn: list[tuple[str, Text, Any]]) -> None:
-    """Numbers are inside of their cells, black on bright and white on dark; marks are bold with an asterisk."""
+def test_cells_show_their_number(drawn: list[tuple[str, Text, Any]]) -> None:
+    """Numbers lie inside their cells, black on bright and white on dark; marks are bold with an asterisk."""
     marks = np.array([[True, False], [False, False]])
     ax = plotting.heatmap([[0.1, 0.9], [np.nan, 0.5]], "AB", "AB", marks=marks)
     redraw(fit.figure_of(ax), drawn)
@@ -178,7 +178,7 @@ def test_cells_say_their_number(drawn: list[tuple[str, Text, Any]]) -> None:
 
 
 def test_numbers_that_do_not_fit_leave_their_marks(drawn: list[tuple[str, Text, Any]]) -> None:
-    """In small cells a mark stands alone; without numbers too."""
+    """Small cells, and cells without numbers, show only the mark."""
     held, marks = names(20, False), np.eye(20, dtype=bool)
     figure = Figure(figsize=(3, 3))
     ax = plotting.heatmap(np.full((20, 20), 0.5), held, held, marks=marks, ax=figure.add_subplot())
@@ -188,7 +188,7 @@ def test_numbers_that_do_not_fit_leave_their_marks(drawn: list[tuple[str, Text, 
 
 @pytest.mark.parametrize("layers", [range(30), range(60), [1, 2, 3, 5, 7], range(1, 28), [4]])
 def test_ticks_are_layers_of_the_model(layers: Sequence[int]) -> None:
-    """No tick stands where there is no layer; markers of all curves are at the same layers."""
+    """Every tick is at a layer; markers of all curves are at the same layers."""
     ax = plotting.curves(layers, np.ones((3, len(layers))), "ABC")
     assert {int(tick) for tick in ax.get_xticks()} <= set(layers)
     assert len(ax.get_xticks()) <= 10
@@ -198,7 +198,9 @@ def test_ticks_are_layers_of_the_model(layers: Sequence[int]) -> None:
 
 
 def test_curves_show_intervals_and_null() -> None:
-    """Up to three curves have bands, more have thin lines; the null is grey and named; 0 gives way to values below."""
+    """Up to three curves have bands, more have thin lines. The null is grey and named. The axis begins below 0 if
+    values do.
+    """
     values = np.arange(12.0).reshape(2, 6)
     ax = plotting.curves(range(6), values, "AB", low=values - 1, high=values + 1, null=3.0)
     assert len(ax.collections) == 2
@@ -214,7 +216,7 @@ def test_curves_show_intervals_and_null() -> None:
 
 
 def test_one_layer_has_its_interval_and_null() -> None:
-    """A band and a line over one layer have no area: the interval is a bar then, the null a dash."""
+    """Over one layer, a band has no area, so the interval is a bar and the null a dash."""
     ax = plotting.curves([0], [[2.0]], "A", low=[[1.0]], high=[[4.0]], null=3.0)
     (interval,) = ax.collections
     np.testing.assert_allclose(interval.get_segments()[0], [[0, 1], [0, 4]])  # type: ignore[attr-defined]
@@ -237,7 +239,7 @@ def test_many_curves_are_a_map() -> None:
 
 
 def test_bars_show_interval_null_and_mark(drawn: list[tuple[str, Text, Any]]) -> None:
-    """Each bar has its number, interval and null; a significant one an asterisk."""
+    """Each bar has its number, interval and null; significant bars have an asterisk."""
     ax = plotting.bars("AB", [0.5, np.nan], low=[0.4, np.nan], high=[0.7, np.nan], null=0.3, marks=[True, False])
     redraw(fit.figure_of(ax), drawn)
     assert {"0.500*", "n/a", "null"} <= {said for said, *_ in drawn}
@@ -249,7 +251,7 @@ def test_bars_show_interval_null_and_mark(drawn: list[tuple[str, Text, Any]]) ->
 
 
 def test_parts_are_stacked() -> None:
-    """Each part begins where the one before ends; colors and hatches differ."""
+    """Each part begins where the previous one ends; colors and hatches differ."""
     ax = plotting.stacked([3, 4], {"a": [1, 2], "b": [5, 7]}, label="ISNs")
     lower, upper = ax.containers
     assert [bar.get_y() for bar in upper] == [1, 2]
@@ -267,7 +269,7 @@ def test_limits_are_rounded_outward() -> None:
 
 @pytest.mark.parametrize("draw", DRAW)
 def test_files_are_the_same_and_their_text_is_text(draw: Callable[[Axes | None], Axes]) -> None:
-    """Two drawings, and one drawing twice, give the same bytes; SVG and PDF hold text as text."""
+    """Drawing twice, or saving one drawing twice, gives the same bytes; SVG and PDF keep text as text."""
     first, second = (fit.figure_of(draw(None)) for _ in range(2))
     svg, pdf, again = (plotting.render(first, kind) for kind in ("svg", "pdf", "svg"))
     assert svg == again == plotting.render(second, "svg")

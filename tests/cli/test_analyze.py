@@ -226,7 +226,7 @@ def test_several_models_share_one_report(folder: Path, tmp_path: Path) -> None:
     result = call(f"{folder / 'a.zarr'}:{folder / 'b.zarr'}", folder / "c.zarr", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "random (a.zarr): 5 of 6 instructions" in result.stdout
-    assert "compared with random over 5 matched instructions" in result.stdout
+    assert "compared with random on 5 matched instructions" in result.stdout
     assert "random (c.zarr): 6 of 6 instructions" in result.stdout
     assert result.stdout.endswith(f"report: {tmp_path / 'report.html'}\n")
     assert (tmp_path / "report.html").exists()
@@ -237,7 +237,7 @@ def test_the_printed_settings_and_sentences_are_those_of_the_run(folder: Path, t
     result = call(folder / "a.zarr", "--output", tmp_path, "--threshold", "0.4", "--exclude-self-pairs")
     assert result.exit_code == 0, result.output
     assert "settings: p ≥ 0.4, groups by category, 20 bootstrap resamples, 20 permutations, seed 0" in result.stdout
-    assert "pairs of an instruction with itself left out" in result.stdout
+    assert "pairs of an instruction with itself omitted" in result.stdout
     assert "A 95 % interval needs at least 40 resamples" in result.stdout
     run = read_metrics(tmp_path)
     assert similarity.MEASURE.sentences(run["similarity"].to_dataset())[0] in result.stdout

@@ -81,7 +81,7 @@ def test_standard_input_is_read(
 def test_an_empty_file_is_refused(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file without instructions."""
+    """A file without instructions is an error."""
     (tmp_path / "in.jsonl").write_text(content)
     assert run(monkeypatch, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "a.zarr") == 1
     assert "holds no instruction" in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_errors_are_found_before_loading_where_possible(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A missing model, an unsuitable setting, and instructions that need a chat template."""
+    """A missing model, an unsuitable setting, and a missing chat template are reported without loading a model."""
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
         (tmp_path / "model" / name).write_text("{}")

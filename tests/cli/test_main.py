@@ -108,7 +108,7 @@ def test_a_missing_extra_is_named(
 
 
 @pytest.mark.parametrize("name", ["sparcom_data.gone", None])
-def test_a_fault_of_our_own_keeps_its_traceback(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_import_error_keeps_its_traceback(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing SPARCOM module is not reported as an extra, nor is an import error without a name."""
     replace_extract(monkeypatch, raising(ModuleNotFoundError("gone", name=name)))
     monkeypatch.setattr(sys, "argv", ["sparcom", "extract"])

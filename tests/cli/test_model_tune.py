@@ -60,7 +60,7 @@ def test_the_command_makes_a_tuned_model_and_reports_it(tmp_path: Path, monkeypa
 
 def test_settings_that_break_a_rule_are_refused(tmp_path: Path) -> None:
     """Settings are checked before the model is loaded."""
-    with pytest.raises(InvalidInputError, match="held_out: lies between 0 and 1"):
+    with pytest.raises(InvalidInputError, match="held_out: must lie between 0 and 1"):
         invoke("--model", tmp_path, "--data", tmp_path / "in.jsonl", "--held-out", "1")
 
 

@@ -1,4 +1,4 @@
-"""The shell and Python blocks of README.md and the pages run as they stand, page by page, from top to bottom.
+"""The shell and Python blocks of README.md and the pages run unchanged, page by page, from top to bottom.
 
 Each page runs in a new folder with links to models/ and examples/ and with small archives. `<!-- not run: REASON -->`
 on the line above a block skips it; its `sparcom` commands must still parse. Blocks in other languages are not run.
@@ -65,7 +65,7 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each `sparcom` command."""
+        """Return the words of each `sparcom` command."""
         lines = self.code.replace("\\\n", " ").splitlines() if self.kind == "sh" else []
         split = [shlex.split(line, comments=True) for line in lines if line.strip().startswith("sparcom ")]
         return [[word for word in words if word != "&"] for words in split]
@@ -85,7 +85,7 @@ def runnable(page: str) -> list[Block]:
 
 
 def parse_command(words: list[str]) -> None:
-    """Parse a `sparcom` command without running it: its options exist, have values, and the required ones are there."""
+    """Parse a `sparcom` command without running it; options must exist and have values, and none may be missing."""
     command: click.Command = cli
     context, rest = click.Context(cli, info_name="sparcom"), words[1:]
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
@@ -111,7 +111,7 @@ def page_parameters() -> Iterator[object]:
     for page in PAGES:
         if found := runnable(page):
             needs_engine = any(NEEDS_ENGINE.search(block.code) for block in found)
-            yield pytest.param(page, id=page, marks=[pytest.mark.engine] if needs_engine else [])
+            yield pytest.param(page, id=page, marks=[pytest.mark.engine, pytest.mark.slow] if needs_engine else [])
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive that an engine wrote, for pages that verify one: the tutorial's if it ran, which saves an engine."""
+    """Return an archive that an engine wrote, for pages that verify one. The tutorial's, if it ran, saves an engine."""
     if TUTORIAL_ARCHIVES:
         return TUTORIAL_ARCHIVES[0]
     path = tmp_path_factory.mktemp("extracted") / "run.zarr"
@@ -215,8 +215,8 @@ def test_commands_parse(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_skipped_blocks_say_why(page: str) -> None:
-    """A reason of a few words stands in each mark, and each mark stands directly above a block."""
+def test_skipped_blocks_have_a_reason(page: str) -> None:
+    """Each mark holds a reason of a few words and stands directly above a block."""
     text = (ROOT / page).read_text(encoding="utf-8")
     reasons = [block.reason for block in blocks(text) if block.reason is not None]
     assert all(len(reason.split()) >= 2 for reason in reasons)
@@ -234,15 +234,15 @@ def test_skipped_blocks_say_why(page: str) -> None:
         ("sparcom model tune", "missing"),
     ],
 )
-def test_a_wrong_command_is_seen(line: str, problem: str) -> None:
-    """Unknown commands and options, missing ones, and values that are no choice."""
+def test_a_wrong_command_is_found(line: str, problem: str) -> None:
+    """Unknown and missing commands and options, and invalid choices, are reported."""
     with pytest.raises(click.UsageError) as raised:
         parse_command(shlex.split(line))
     assert problem in raised.value.format_message()
 
 
 def test_blocks_are_found() -> None:
-    """Marks, comments, continued lines and other languages."""
+    """The search handles marks, comments, continued lines and other languages."""
     text = "<!-- not run: no GPU -->\n```sh\nsparcom x \\\n  --y  # z\n```\n\n"
     text += "```text\nsparcom no\n```\n```python\n1\n```\n"
     skipped, run = blocks(text)

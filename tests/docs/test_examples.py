@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as they stand."""
+"""The scripts in examples/ run unchanged."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_extract(tmp_path: Path, tiny: Path) -> None:
     """The archive is complete."""
     shown = run("extract.py", tiny, EXAMPLES / "instructions.jsonl", tmp_path / "run.zarr")
@@ -41,6 +42,7 @@ def test_extract(tmp_path: Path, tiny: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_serve_and_submit(tmp_path: Path, tiny: Path) -> None:
     """The job completes, the masks are read over HTTP, and the server is stopped."""
     shown = run("serve_and_submit.py", tiny, EXAMPLES / "instructions.jsonl", tmp_path / "data")

@@ -31,7 +31,7 @@ done
 
 
 def dry_run(*options: str) -> tuple[list[list[str]], list[str]]:
-    """Return the commands that the script prints as words, without the GPU, and the lines about results."""
+    """Return the script's commands as words, without the GPU, and its lines about results."""
     shown = subprocess.run([SCRIPT, "--dry-run", *options], capture_output=True, text=True, check=True).stdout
     lines = [line for line in shown.splitlines() if not line.startswith("#")]
     return [words(line) for line in lines], [line[2:] for line in shown.splitlines() if line.startswith("#")]
@@ -73,14 +73,14 @@ def test_the_command_line_accepts_every_command(mode: str) -> None:
         parse(line)
 
 
-def test_a_wrong_option_is_noticed() -> None:
+def test_a_wrong_option_is_found() -> None:
     """The check above can fail."""
     with pytest.raises(click.UsageError):
         parse(["sparcom", "dataset", "build", "--sythetic-only"])
 
 
 def test_the_page_shows_the_commands_of_the_script() -> None:
-    """For one GPU all of them; for eight the extractions, each on its own GPU, then a wait."""
+    """For one GPU, it shows all commands. For eight, it shows the extractions, each on its own GPU, then a wait."""
     assert [words(line) for line in block("Commands for one GPU")] == dry_run()[0]
     *extractions, last = block("Commands for eight GPUs")
     commands, _ = dry_run("--gpus", "8")
@@ -91,7 +91,7 @@ def test_the_page_shows_the_commands_of_the_script() -> None:
 
 
 def test_the_page_names_the_file_of_every_figure_and_table() -> None:
-    """The table has the script's results: figures 3 to 6 and tables 1, 2 and 6."""
+    """The page's table lists the script's results: figures 3 to 6 and tables 1, 2 and 6."""
     rows = re.findall(r"^\| ((?:Figure|Table) \d): .*\| `(.+)` \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     _, results = dry_run()
     assert [f"{name}: {file}" for name, file in rows] == results
@@ -112,7 +112,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *options: str, fails: str = "nothing") -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run the script; return how it ended and the new calls, as GPU and arguments."""
+    """Run the script; return the finished process and the new calls, each with its GPU and arguments."""
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     done = subprocess.run(
         [SCRIPT, "--output", "out", *options],
@@ -127,7 +127,7 @@ def run(folder: Path, *options: str, fails: str = "nothing") -> tuple[subprocess
 
 
 def test_finished_steps_are_skipped(folder: Path) -> None:
-    """A second run calls nothing. An archive that is gone is extracted again, and the steps after it run again."""
+    """A second run calls nothing. A missing archive is extracted again, and the later steps run again."""
     done, calls = run(folder)
     assert done.returncode == 0, done.stderr
     assert [call.split("|")[1].split() for call in calls] == [line[1:] for line in dry_run("--output", "out")[0]]
@@ -139,20 +139,20 @@ def test_finished_steps_are_skipped(folder: Path) -> None:
 
 @pytest.mark.parametrize("gpus", ["1", "3"])
 def test_a_failed_step_ends_the_run_and_is_repeated(gpus: str, folder: Path) -> None:
-    """The exit status is not 0, nothing is analyzed, and the next run starts at the step that failed."""
+    """The exit status is not 0, nothing is analyzed, and the next run starts at the failed step."""
     failing = "Llama-2-13b-chat-hf"
     done, calls = run(folder, "--gpus", gpus, fails=failing)
     assert done.returncode == 1
     assert not any("analyze" in call for call in calls)
-    (folder / "out" / "archives" / f"{failing}.zarr").mkdir(exist_ok=True)  # what an interrupted run leaves
+    (folder / "out" / "archives" / f"{failing}.zarr").mkdir(exist_ok=True)  # left by an interrupted run
     done, calls = run(folder, "--gpus", gpus)
     assert done.returncode == 0, done.stderr
     assert failing in calls[0]
     assert "analyze" in calls[-1]
 
 
-def test_models_are_shared_out_to_gpus(folder: Path) -> None:
-    """Each extraction sees one GPU; the first of the list are on different ones."""
+def test_models_are_distributed_over_gpus(folder: Path) -> None:
+    """Each extraction sees one GPU; the first extractions run on different GPUs."""
     done, calls = run(folder, "--gpus", "3")
     assert done.returncode == 0, done.stderr
     used = {call.split()[2]: call.split("|")[0] for call in calls if "|extract" in call}
@@ -170,7 +170,7 @@ def test_a_missing_result_is_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--gpus", "0"], ["--gpus"], ["--output", "a b"], ["--fast"]])
 def test_wrong_usage(options: list[str]) -> None:
-    """Exit status 2, and what was wrong."""
+    """Wrong usage gives exit status 2 and the reason."""
     done = subprocess.run([SCRIPT, *options], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""The site: it builds without a warning, every page is in a table of contents, and every link and anchor holds."""
+"""The site builds without a warning, every page is in a table of contents, and no link or anchor is broken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 
 
 class Page(HTMLParser):
-    """Anchors and links of one HTML page."""
+    """Collects anchors and links of one HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def sphinx(source: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
+    """Build the site."""
     output = tmp_path_factory.mktemp("site")
     done = sphinx(DOCS, output)
     assert done.returncode == 0, done.stderr
@@ -55,13 +55,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Page]:
-    """Every page of the site, parsed, without those that show source code."""
+    """Return every page of the site, parsed, without those that show source code."""
     files = [path for path in site.rglob("*.html") if "_modules" not in path.parts]
     return {path: Page(path.read_text(encoding="utf-8")) for path in files}
 
 
 def test_every_page_is_in_a_table_of_contents(pages: dict[Path, Page]) -> None:
-    """The start page's navigation leads to every document, the records of decisions by way of their index."""
+    """The start page's navigation leads to every document; the index of decisions leads to the decision records."""
     documents = {path.relative_to(DOCS).with_suffix("") for path in DOCS.rglob("*.md") if "_build" not in path.parts}
     (top,) = {path for path in pages if path.name == "index.html" and (path.parent / "genindex.html").exists()}
     linked = {(top.parent / urlsplit(link).path).resolve() for link in pages[top].links if link.endswith(".html")}
@@ -72,8 +72,8 @@ def test_every_page_is_in_a_table_of_contents(pages: dict[Path, Page]) -> None:
     assert not [name for name in missing if name != "index"]
 
 
-def test_every_link_and_anchor_holds(pages: dict[Path, Page]) -> None:
-    """Links within the site lead to files that exist and to anchors that these have."""
+def test_no_link_or_anchor_is_broken(pages: dict[Path, Page]) -> None:
+    """Links within the site lead to existing files and anchors."""
     broken = []
     for path, page in pages.items():
         for link in page.links:
@@ -88,14 +88,14 @@ def test_every_link_and_anchor_holds(pages: dict[Path, Page]) -> None:
 
 
 def test_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
-    """Each export of `sparcom_analysis`, and each drawing, has an entry."""
+    """Each export of `sparcom_analysis`, and each plot, has an entry."""
     anchors = {anchor for path, page in pages.items() if path.parent.name == "api" for anchor in page.ids}
     described = {anchor.rsplit(".", 1)[-1] for anchor in anchors if anchor.startswith("sparcom_")}
     assert not {*sparcom_analysis.__all__, *dir(sparcom_analysis.plot)} - described - {"plot"}
 
 
-def test_links_of_the_repository_hold() -> None:
-    """Relative links of the Markdown files themselves lead to files, as readers of the repository follow them."""
+def test_no_link_of_the_repository_is_broken() -> None:
+    """Relative links in the Markdown files lead to existing files, for readers of the repository."""
     broken = []
     for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "data" / "README.md"]:
         text = re.sub(r"^( *)(```+).*?^\1\2", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -108,7 +108,7 @@ def test_links_of_the_repository_hold() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The folder of a new site, with the project's configuration and a repository of two files around it."""
+    """Return the folder of a new site, with the project's configuration, in a repository of two files."""
     (tmp_path / "README.md").write_text("# Readme\n")
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1"\n')
     (tmp_path / "docs" / "_static").mkdir(parents=True)
@@ -119,7 +119,7 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("link", ["missing.md", "#missing", "../missing.py", "index.md#missing"])
 def test_a_broken_link_fails_the_build(link: str, copy: Path, tmp_path: Path) -> None:
-    """A page, an anchor or a file that does not exist is a warning, and so an error."""
+    """A missing page, anchor or file is a warning, and every warning is an error."""
     (copy / "index.md").write_text(f"# Start\n\n[link]({link})\n")
     done = sphinx(copy, tmp_path / "html")
     assert done.returncode != 0
@@ -127,7 +127,7 @@ def test_a_broken_link_fails_the_build(link: str, copy: Path, tmp_path: Path) ->
 
 
 def test_a_page_outside_every_table_of_contents_fails_the_build(copy: Path, tmp_path: Path) -> None:
-    """Nobody would find it."""
+    """Readers could not find such a page."""
     (copy / "index.md").write_text("# Start\n")
     (copy / "lost.md").write_text("# Lost\n")
     assert "lost.md" in sphinx(copy, tmp_path / "html").stderr
@@ -135,7 +135,7 @@ def test_a_page_outside_every_table_of_contents_fails_the_build(copy: Path, tmp_
 
 @pytest.mark.parametrize("address", ["", "https://example.org/sparcom"])
 def test_links_to_files_of_the_repository_leave_the_site(address: str, copy: Path, tmp_path: Path) -> None:
-    """They lead to the address that pyproject.toml names; without one they are plain words."""
+    """Links lead to the address in pyproject.toml; without an address they become plain text."""
     if address:
         with (tmp_path / "pyproject.toml").open("a") as project:
             project.write(f'[project.urls]\nSource = "{address}.git"\n')

@@ -1,4 +1,4 @@
-"""The tables of docs/support-matrix.md equal what the code supports and the tests run."""
+"""The tables of docs/support-matrix.md match the code and the tests."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_the_table_has_every_architecture() -> None:
 
 
 def test_engine_tests_are_those_that_exist() -> None:
-    """A family has "yes" if an engine test names it."""
+    """A family has "yes" if and only if an engine test names it."""
     files = ["test_capture_engine.py", "test_family_engines.py", "test_moe_engine.py"]
     found = set().union(*(strings(RUN / name) for name in files)) & set(ARCHITECTURES)
     assert named(6, "yes") == found | {"llama"}, "LLaMA's model is a fixture"
 
 
 def test_numpy_tests_are_those_that_exist() -> None:
-    """A family has "yes" if its routing rule is written out in NumPy."""
+    """A family has "yes" if its routing rule is implemented in NumPy."""
     tree = ast.parse((ROOT / "tests/extractor/verification/test_reference_routers.py").read_text(encoding="utf-8"))
     keys = {
         key.value
@@ -103,6 +103,6 @@ def test_named_paths_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["`capture/ops/nothing.py`", "see `a/b/`"])
-def test_paths_are_seen(text: str) -> None:
+def test_paths_are_found(text: str) -> None:
     """The search finds files and folders."""
     assert list(paths(text))

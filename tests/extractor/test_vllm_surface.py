@@ -29,7 +29,7 @@ CLASS = re.compile(r"\bvllm(?:\.\w+)+")
 INTRODUCTION = """\
 # Parts of vLLM that SPARCOM uses
 
-Generated from `extractor/sparcom_extractor/vllm_surface/`; a test keeps page and code equal. To regenerate it:
+Generated from `extractor/sparcom_extractor/vllm_surface/`; a test compares page and code. To regenerate it:
 
     SPARCOM_REWRITE=1 .venv/bin/python -m pytest tests/extractor/test_vllm_surface.py
 
@@ -37,8 +37,9 @@ No other file imports vLLM, except the two subclasses of vLLM's workers (`worker
 `vllm_surface/versions.py` also reads the list `QuantizationMethods` from vLLM's source. To support another version of
 vLLM, check each line below against its source.
 
-"Read by" names the modules that import the declaration's module and read an attribute of that name, or any module if
-there is none. "Versions" are those in which an attribute was compared or run. Every test runs with 0.32.0.
+"Read by" names the modules that import the declaring module and read an attribute of that name. Where there are none,
+it names every module that reads such an attribute. "Versions" lists the releases whose sources were compared, or that
+ran. Every test runs with 0.32.0.
 """
 
 

@@ -188,7 +188,7 @@ def test_a_replayed_graph_captures_its_new_inputs(numerics: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_token_and_expert_have_their_places(dtype: torch.dtype) -> None:
+def test_masks_are_indexed_by_token_layer_and_k(dtype: torch.dtype) -> None:
     """With top_k 4, masks are (token, layer, k), and the output is in the given tensor."""
     with vllm_activations("all") as make:
         activation = make("silu")

@@ -44,7 +44,7 @@ class Running:
         return answer
 
     def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
-        """Return the job's report once the job has ended, or once `until` holds."""
+        """Return the job's report once the job has ended, or once `until` is true."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             job = self.job(job_id)
@@ -54,7 +54,7 @@ class Running:
         raise AssertionError(f"not reached in 20 s: {job}")
 
     def wait_for(self, holds: Callable[[], bool]) -> None:
-        """Return once it holds."""
+        """Return once `holds()` is true."""
         deadline = time.monotonic() + 20
         while not holds():
             assert time.monotonic() < deadline, "not reached in 20 s"

@@ -1,7 +1,7 @@
 """Read masks, top-k experts or counts in blocks of bounded size, and split them by instruction.
 
-spans ─▶ plan_reads    runs of whole chunks: each needed chunk is decoded once, and others are never read (a chunk
-                       with only failed instructions may not exist)
+spans ─▶ plan_reads    runs of whole chunks: each chunk needed is decoded once; others are never read (a chunk with
+                       only failed instructions may not exist)
       ─▶ read_blocks   masks or top-k experts, with positions; a thread reads one block ahead
       ─▶ parts         the rows of each instruction; every row must hold the expected position
 

@@ -2,7 +2,7 @@
 
 A chat template or the tokenizer writes the same tokens in every prompt. In short instructions these are most of the
 tokens, so most active neurons are common to all instructions. `counted_tokens="content"` leaves them out by
-`token/origin`; response tokens still count. The first token (BOS) has activations unlike those of any other token.
+`token/origin`; response tokens still count. The first token (BOS) often has atypical activations.
 `special_tokens="leave_out"` leaves out the tokenizer's special ids, or ids from the caller. Other words of a chat
 template are ordinary tokens and count.
 

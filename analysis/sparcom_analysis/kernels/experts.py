@@ -89,7 +89,7 @@ def add_expert_bit_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], 
     fits = masks.shape[:3] == chosen.shape and counts.shape[0] == layers and counts.shape[1] % bits == 0
     if not fits or masks.dtype != np.uint8 or chosen.dtype != np.uint16 or counts.dtype != np.uint32:
         raise ValueError(
-            f"masks uint8 {masks.shape}, choices uint16 {chosen.shape} and counts uint32 {counts.shape} must agree"
+            f"masks uint8 {masks.shape}, top-k uint16 {chosen.shape} and counts uint32 {counts.shape} must agree"
         )
     step = per_core(layers, max(masks.nbytes, counts.nbytes))
     parallel_for(lambda first, last: _add_expert_bits(masks, chosen, counts, SPREAD, first, last), layers, step)

@@ -4,7 +4,7 @@ The Dataset of a measure has these variables where they apply, over its own dime
 
     value            the measure; attributes `units` and `long_name`
     ci_low, ci_high  confidence interval
-    pvalue           one-sided permutation test; pvalue_adjusted: corrected for all tests of the Dataset
+    pvalue           one-sided permutation test; pvalue_adjusted: corrected within a family of tests
     null_mean        mean of the null distribution, or the value under a null model such as uniform routing
 
 `overall_value`, `overall_ci_low`, … cover all instructions and have no category axis. `layer_value`, … have an

@@ -31,12 +31,12 @@ def pair_mean_dataset(subject: PairSubject, progress: Progress | None, long_name
     """Return the mean for each pair of categories, with intervals and permutation tests.
 
     `pvalue` and `pvalue_adjusted` (category, category_2) test whether two categories are more similar than two random
-    groups. On the diagonal they test whether a category is more similar within than to the others. `within`, `others`
-    (category), `overall_within` and `overall_between` are means over pairs of two different instructions;
+    groups. On the diagonal they test whether a category is more similar within than to other categories. `within`,
+    `others` (category), `overall_within` and `overall_between` are means over pairs of two different instructions;
     `overall_pvalue` tests the whole matrix. `null_mean` is the mean over all such pairs.
 
     The attribute `undefined` counts instructions with an undefined self-similarity (empty sets, or constant expert
-    frequencies). Means skip undefined pairs. The attribute `reason` tells why intervals or tests are missing.
+    frequencies). Means skip undefined pairs. The attribute `reason` states why intervals or tests are missing.
     """
     options, variables, tests, reason = subject.options, dict[str, Any](), dict[str, Any](), None
     try:
@@ -97,14 +97,13 @@ def pair_mean_sentences(ds: xr.Dataset, index: str, of: str) -> list[str]:
     if "pvalue_adjusted" in ds and (tested := int(np.isfinite(own := ds["pvalue_adjusted"].values.diagonal()).sum())):
         out = [name for name, value in zip(names(ds), own, strict=True) if value < SIGNIFICANT]
         found.append(
-            f"{len(out)} of {tested} categories are significantly more similar within than to the others"
-            + (f" (corrected p < 0.05): {listed(out)}." if out else " (corrected p < 0.05).")
+            f"{len(out)} of {tested} categories {'is' if len(out) == 1 else 'are'} significantly more similar within "
+            "than to other categories (corrected p < 0.05)" + (f": {listed(out)}." if out else ".")
         )
     if (pair := closest(ds)) is not None:
         cell = ds.sel(self_pairs=False, category=pair[0], category_2=pair[1])
-        found.append(
-            f"The two closest categories are {pair[0]} and {pair[1]}: {decimal(float(cell['value']))}{interval(cell)}."
-        )
+        mean = f"{decimal(float(cell['value']))}{interval(cell)}"
+        found.append(f"The two most similar categories are {pair[0]} and {pair[1]}: {mean}.")
     return found
 
 

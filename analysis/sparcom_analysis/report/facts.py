@@ -21,7 +21,7 @@ from sparcom_data.archive import Archive
 from sparcom_data.describe import describe_states
 
 FORMAT_VERSION = 3
-LARGE_FRACTION = 1 / 5  # of counted tokens. At 27 %, similarity between categories was 0.59; content alone gave 0.49
+LARGE_FRACTION = 1 / 5  # of counted tokens. At 27 %, similarity between categories was 0.59, and 0.49 for content alone
 MAX_NAMED = 3  # instructions and layers listed in a sentence
 LIBRARIES = ("sparcom", "numpy", "numba", "zarr", "xarray")
 

@@ -122,8 +122,8 @@ def for_people(ds: xr.Dataset, table: Table, intervals: bool = False) -> Table:
 
 
 def with_interval(value: float, low: float, high: float) -> str | float:
-    """Return "0.512 (0.498–0.531)", or the value if it has no interval."""
-    return value if math.isnan(low) else f"{rounded(value)} ({rounded(low)}–{rounded(high)})"
+    """Return "0.512 (0.498–0.531)" or "−0.100 (−0.200 to 0.010)", or the value if it has no interval."""
+    return value if math.isnan(low) else f"{rounded(value)} ({rounded(low)}{' to ' if low < 0 else '–'}{rounded(high)})"
 
 
 def latex_text(text: str) -> str:

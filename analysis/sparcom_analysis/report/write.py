@@ -30,7 +30,7 @@ def write_report(run: xr.DataTree | Runs, path: str | Path, *, progress: Progres
         run: a run from `analyze` or `read_metrics`, or several runs as a sequence or a mapping by title. Each of
             several runs gets a subfolder, and report.html shows them side by side.
         path: a folder outside any archive; created if needed.
-        progress: called with the number drawn and the total: of Datasets, or of runs if there are several.
+        progress: called with Datasets done and in total, or with runs if there are several.
 
     Raises:
         InvalidInputError: the folder lies inside an archive. StorageError: the operating system refused.

@@ -4,7 +4,7 @@ Each resample draws n instructions with replacement from a group of n, `n_resamp
 one weight per instruction, the number of times it was drawn. All measures of the same instructions use the same draws.
 Intervals are percentile intervals; statistics with resampling bias use `centered_interval`.
 
-Pairs: an instruction drawn twice forms a pair with its copy, whose value is 1 for every model. Including such pairs
+Pairs: an instruction drawn twice forms a pair with its copy, and its value is 1 for every model. Including such pairs
 would raise each within-group mean by (1 - mean) / n, so they are excluded. Without self pairs, the mean within a group
 is u = Σ_{i<j} w_i w_j m_ij / Σ_{i<j} w_i w_j. With self pairs (SPARCOM, eq. 10 and 14), each draw is paired with itself
 once, and pairs of a draw with its copy count as u. Undefined pairs enter neither numerators nor denominators. A cell

@@ -45,7 +45,8 @@ def label_tests(pairs: PairMatrix, options: Options, progress: Progress | None =
     Returns:
         `null_mean`: mean over all pairs. `overall_within`, `overall_between`, `overall_pvalue`: whole matrix.
         `within`, `others` (c,): each group. `pvalue`, `pvalue_adjusted` (c, c), symmetric: each pair of groups (NaN
-        with more than `MAX_PAIRED` groups), and on the diagonal each group. NaN where no test is possible.
+        with more than `MAX_PAIRED` groups), and on the diagonal each group. Pairs and groups are two families of
+        corrected tests. NaN where no test is possible.
 
     Raises:
         NotComputableError: there are more than `MAX_GROUPS` groups.
@@ -214,7 +215,7 @@ def step_down(statistics: Floats) -> Floats:
 
     Statistics are standardized by mean and standard deviation over permuted and observed labels. In descending order,
     each observed score is compared, per permutation, with the maximum over itself and all later scores. The adjusted p
-    controls the family-wise error rate.
+    controls the family-wise error rate if no group differs, since one group that differs changes the null of all.
     """
     known = ~np.isnan(statistics)
     number = np.maximum(known.sum(axis=0), 1)

@@ -1,8 +1,8 @@
 """Length control: subsample all instructions to the same number of tokens.
 
 Frequencies over T tokens have T + 1 possible values. Short instructions thus have more ties and larger sets, and
-instructions of similar length look similar. Subsampling to equal length removes this effect. Each analysis uses one
-random sample, so results vary slightly with the seed.
+instructions of similar length look similar. Subsampling to equal length largely removes this effect. Each analysis uses
+one random sample, so results vary slightly with the seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_CELLS = 3  # with two cells, a rank correlation is only ±1
 
 
 def subsampled(subject: S, read: Callable[[TokenDraw], S]) -> S:
-    """Return the subject's long enough instructions, counted over equally many sampled tokens.
+    """Return the subject's instructions that are long enough, each counted over the same number of sampled tokens.
 
     Args:
         read: counts the subject's archive again with a token draw, by `find_isns` or `find_ises`.

@@ -56,7 +56,7 @@ def _facts(title: str, run: DataTree) -> list[str]:
         lines.append("the extraction of this archive was still running; the numbers will change")
     if "tuned" in run.attrs:
         matched = run["finetuning_jaccard"].attrs["instructions"]
-        lines.append(f"compared with {run.attrs['tuned']['model_name']} over {matched:,} matched instructions")
+        lines.append(f"compared with {run.attrs['tuned']['model_name']} on {matched:,} matched instructions")
     return lines
 
 
@@ -68,7 +68,7 @@ def _similarity(run: DataTree) -> list[str]:
     counted = bool(ds.attrs["self_pairs_shown"])
     title = (
         f"mean Jaccard similarity of categories ({ds.attrs['population_title']}; pairs of an instruction with itself "
-        f"{'counted' if counted else 'left out'})"
+        f"{'included' if counted else 'omitted'})"
     )
     values = ds["value"].sel(self_pairs=counted).values.tolist()
     return [title, *_matrix([str(name) for name in ds["category"].values], values), ""]

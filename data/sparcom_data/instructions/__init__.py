@@ -1,6 +1,6 @@
 """Instructions: one line of a JSON Lines file, or one item of a REST batch. `files` reads other formats.
 
-The model's input is given as `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenised).
+The model's input is given as `text` (a prompt), `messages` (a chat) or `token_ids` (already tokenized).
 Validation reports every problem of a batch at once, each with its location, field, rule and value.
 It uses no tokenizer or model: prompts that are too long are found later, once the context length is known.
 """

@@ -56,13 +56,13 @@ _TOKEN = ("token",)
 INSTRUCTION_ARRAYS = (
     ArraySpec("instruction/id", "string", _INSTRUCTION, "", "Unique name of the instruction."),
     ArraySpec("instruction/category", "string", _INSTRUCTION, "", "Category; empty if none was given."),
-    ArraySpec("instruction/source", "string", _INSTRUCTION, "", "Where the instruction comes from."),
+    ArraySpec("instruction/source", "string", _INSTRUCTION, "", "Origin of the instruction."),
     ArraySpec(
         "instruction/text",
         "string",
         _INSTRUCTION,
         "",
-        "Exact text that was tokenised, after the prompt format was applied; empty if token ids were given.",
+        "Exact text that was tokenized, after the prompt format was applied; empty if token ids were given.",
     ),
     ArraySpec("instruction/response", "string", _INSTRUCTION, "", "Generated text; empty if none was requested."),
     ArraySpec(
@@ -137,7 +137,7 @@ NEURON_ACTIVE = ArraySpec(
     "uint8",
     ("token", "layer", "neuron_byte"),
     0,
-    f"Which neurons of the dense FFN layers are active. {_PACKED}{_TRUST_ROWS}",
+    f"Active neurons of the dense FFN layers. {_PACKED}{_TRUST_ROWS}",
     "bit mask",
 )
 ROUTER_EXPERT = ArraySpec(
@@ -159,7 +159,7 @@ EXPERT_NEURON_ACTIVE = ArraySpec(
     "uint8",
     ("token", "moe_layer", "choice", "neuron_byte"),
     0,
-    f"Which neurons of each top-k expert are active. {_PACKED}{_TRUST_ROWS}",
+    f"Active neurons of each top-k expert. {_PACKED}{_TRUST_ROWS}",
     "bit mask",
 )
 SHARED_EXPERT_NEURON_ACTIVE = ArraySpec(
@@ -167,7 +167,7 @@ SHARED_EXPERT_NEURON_ACTIVE = ArraySpec(
     "uint8",
     ("token", "moe_layer", "neuron_byte"),
     0,
-    f"Which neurons of the shared experts are active. {_PACKED}{_TRUST_ROWS}",
+    f"Active neurons of the shared experts. {_PACKED}{_TRUST_ROWS}",
     "bit mask",
 )
 

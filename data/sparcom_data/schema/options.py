@@ -14,7 +14,7 @@ class ExtractionOptions(StrictModel):
     granularity: `token` stores one mask per token. `count` stores, per instruction and neuron, the number of captured
         tokens at which the neuron was active. Frequency measures need no more: megabytes instead of terabytes.
     positions: tokens to capture: of the prompt, of the generated response, or all.
-    prompt_format: `raw` tokenises the text unchanged; `chat` applies the model's chat template first.
+    prompt_format: `raw` tokenizes the text unchanged; `chat` applies the model's chat template first.
     max_tokens: maximum number of response tokens, generated greedily (temperature 0); 0 captures the prompt only.
     add_special_tokens: whether the tokenizer adds its own (such as BOS) in raw format; a chat template brings its own.
     """

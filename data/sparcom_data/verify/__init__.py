@@ -5,7 +5,7 @@
 
 Only complete instructions are checked; `coverage` reports their number. `values` checks masks, routes and counts.
 
-Archives of counts store no token ids, so only the length of a text's tokenisation can be compared. The instruction
+Archives of counts store no token ids, so only the length of a text's tokenization can be compared. The instruction
 columns are held in memory; values are read in blocks. No model is needed: the caller passes the tokenizer as a
 function. `sparcom_verification` compares archives with a reference implementation.
 """
@@ -260,7 +260,7 @@ class _TokenWindow:
 
 
 def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
-    """Check that captured token ids of prompts equal the tokenisation of `text`."""
+    """Check that captured token ids of prompts equal the tokenization of `text`."""
     check = Check("token ids")
     table = archive.instructions
     if archive.attributes.capture.positions == "response":
@@ -276,7 +276,7 @@ def _check_text(archive: Archive, tokenize: Tokenize) -> Check:
             continue
         if difference := _first_difference(ids.tolist(), list(expected)):
             check.findings.append(
-                f"instruction {table.id[index]!r}: captured token ids are not the tokenisation of its text; "
+                f"instruction {table.id[index]!r}: captured token ids are not the tokenization of its text; "
                 f"{difference}"
             )
     return check
@@ -294,7 +294,7 @@ def _first_difference(captured: list[int], expected: list[int]) -> str:
 
 
 def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
-    """Check that prompts are as long as the tokenisation of `text`, the only comparison without token ids."""
+    """Check that prompts are as long as the tokenization of `text`, the only comparison without token ids."""
     check = Check("lengths")
     table = archive.instructions
     for index, expected in _tokenized(archive, tokenize, check):
@@ -306,12 +306,12 @@ def _check_text_lengths(archive: Archive, tokenize: Tokenize) -> Check:
 
 
 def _tokenized(archive: Archive, tokenize: Tokenize, check: Check) -> Iterator[tuple[int, Sequence[int]]]:
-    """Yield complete instructions that have a text, with its tokenisation; record their number in the check."""
+    """Yield complete instructions that have a text, with its tokenization; record their number in the check."""
     texts, complete = archive.strings("text"), archive.instructions.complete
     with_text = [int(index) for index in complete if texts[index]]
     for first in range(0, len(with_text), TEXTS_AT_ONCE):
         batch = with_text[first : first + TEXTS_AT_ONCE]
         yield from zip(batch, tokenize([texts[index] for index in batch]), strict=True)
-    check.looked_at = f"{len(with_text)} texts tokenised again"
+    check.looked_at = f"{len(with_text)} texts tokenized again"
     if left := len(complete) - len(with_text):
         check.looked_at += f"; {left} instructions were given as token ids and have no text to compare"

@@ -142,8 +142,8 @@ def _trusted_rows(archive: Archive) -> NDArray[np.bool_]:
 
 
 def _check_counts(archive: Archive, progress: _Progress) -> Check:
-    """Check that chunks of complete instructions exist undamaged, no count exceeds the instruction's rows, no layer is
-    silent, and the counts of a router's experts sum to k per row."""
+    """Check counts of complete instructions: chunks are intact, no count exceeds the rows, and no layer is silent.
+    The counts of a router's experts must sum to k per row."""
     check, size, names = Check("counts"), 0, Names(archive)
     table = archive.instructions
     for item in archive.captured:

@@ -122,12 +122,12 @@ CATEGORY_EXAMPLES = (
     Example(
         text="Is “The soup was cold and the waiter colder” praise or a complaint?",
         value="CLS",
-        why="A label is chosen for a given item; that the item is a text does not make it a summary.",
+        why="The task is to choose a label for a given item. The item is a text, but no summary is asked for.",
     ),
     Example(
         text="Say in one sentence what this function returns: def f(n): return n * (n + 1) // 2",
         value="CODE",
-        why="A program is explained; the sum in it is not what is asked.",
+        why="The task is to explain a program. The sum in it need not be computed.",
     ),
 )
 CRITERIA = ("grammar", "redundancy", CATEGORY, "clarity")
@@ -135,7 +135,7 @@ SOUND = {"grammar": "correct", "redundancy": "none", "clarity": "clear"}
 
 
 def criteria_for(categories: Sequence[str]) -> tuple[Criterion, ...]:
-    """Return the criteria of a form for instructions of these categories; without categories, it does not ask for one.
+    """Return the criteria of a form for instructions of these categories. Without categories, none asks for one.
 
     Raises:
         InvalidInputError: a category has the name of the answer "none of these".

@@ -1,7 +1,7 @@
 """Write a form as a table for spreadsheet programs, and read the filled table back.
 
 Rows: column names; allowed values; the annotator's name; the form's metadata; then one row per item. All but the first
-are identified by their first cell, so that sorting does no harm. The byte-order mark makes Excel read the file as
+are identified by their first cell, so sorting rows is harmless. The byte-order mark makes Excel read the file as
 UTF-8; lines end in CRLF. The last column, `key`, holds the id, a hash, and a checksum of the text in its row: reading
 refuses a table in which a single column was sorted or a text was changed. Text that a program would run as a formula
 gets a leading apostrophe, which reading removes.

@@ -80,6 +80,6 @@ def _explain(source: Source, error: Exception) -> str:
     return (
         f"{', '.join(source.categories)}: {source.title} could not be fetched from the hub's data set "
         f"{source.hub.dataset} ({reason}). Try again, or put it into a folder yourself "
-        f"(as a file or folder whose name begins with {source.local[0]!r}) and give that with --natural; "
+        f"(as a file or folder whose name begins with {source.local[0]!r}) and give that folder with --natural; "
         "--synthetic-only builds without the natural half"
     )

@@ -52,7 +52,7 @@ def find_sources(folder: Path) -> list[Found]:
         InvalidInputError: the path is no folder, or lacks sources; lists every missing one.
     """
     if not folder.is_dir():
-        raise InvalidInputError(f"--natural must name a folder; {folder} is none. Give another path")
+        raise InvalidInputError(f"--natural must name a folder; {folder} is not one. Give another path")
     found = [_find(folder, category) for category in CATEGORIES]
     problems = [
         f"{item.category}: {folder} has neither {item.category.lower()}.jsonl (prepared instructions) nor "

@@ -1,7 +1,7 @@
 """Count on the device how often each neuron is active, per running instruction.
 
 After every step, the new rows of a request are added to its counter on the step's stream, before the next step
-overwrites the masks. When the request has run, the transfer queue takes its counts and the counter becomes free. The
+overwrites the masks. When the request ends, its counts go to the transfer queue and the counter becomes free. The
 mask of its last row goes with the counts: if the engine ran one step past the end, the writer subtracts that row.
 """
 

@@ -5,9 +5,9 @@
                   with counters on the device: add the new rows to them; sessions that count get no masks
 
 Nothing here waits for a device. A step costs a fixed number of column operations, one copy of the rows, and one look-up
-per request. Checks need values on the host, so they run on delivery; for a device that is another thread. Do positions
-match the layout? Did every layer write all rows exactly once? Is every gate finite? `finish_requests` and `end_input`
-reach a session through the same queue, after the rows sent before them.
+per request. Checks need values on the host, so they run on delivery, for a device on another thread. They check that
+positions match the layout, that every layer wrote all rows exactly once, and that every gate is finite.
+`finish_requests` and `end_input` reach a session through the same queue, after the rows sent before them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StepCapture:
         self._padded = buffers.write_counters.device.type != "cpu"
         self._requests = RunningRequests()
         self._sessions: dict[str, CaptureSession] = {}
-        self._backpressure_before: dict[str, float] = {}  # of the queue, when each session began
+        self._backpressure_before: dict[str, float] = {}  # the queue's total when each session began
 
     @property
     def open_sessions(self) -> tuple[str, ...]:

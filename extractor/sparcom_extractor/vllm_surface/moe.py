@@ -50,7 +50,7 @@ class QuantConfigLike(Protocol):
 
 
 class ActivationConfigLike(Protocol):
-    """vllm.model_executor.layers.fused_moe.activation.ApplyMoEActivationConfig, from 0.32."""
+    """vllm.model_executor.layers.fused_moe.activation.ApplyMoEActivationConfig, from 0.32.0."""
 
     clamp_limit: float | None
 

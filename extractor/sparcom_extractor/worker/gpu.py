@@ -25,7 +25,7 @@ class DeviceCaptureMixin(CaptureMixin):
 
     def _make_transfer(self, buffers: StepBuffers) -> tuple[DeviceTransferQueue, DeviceCounters | None]:
         """Allocate ring and pinned memory, before vLLM measures the memory left for its KV cache.
-        MoE rows are counted on the host: the counters of one request would be as large as all experts' gates."""
+        MoE rows are counted on the host: a request would need one device counter per neuron of every expert."""
         dense, arrays = buffers.dense, [*buffers.arrays().values(), buffers.nonfinite]
         counts = 4 * dense.neurons * dense.masks.shape[1] + dense.masks[:1].nbytes if dense else 0  # per request
         step = transfer_bytes(arrays, buffers.write_counters)

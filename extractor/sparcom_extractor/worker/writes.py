@@ -154,7 +154,7 @@ def subtract(wanted: Spans, have: Spans) -> Spans:
 
 
 def renumbered(source: str, its: str, wanted: str) -> str:
-    """Return the name for parameter `wanted` of the checkpoint tensor `source` of parameter `its`; "" if unknown."""
+    """Return the tensor that parameter `wanted` needs, given that `source` was written to `its`; "" if unknown."""
     before, after = _NUMBER.findall(its), _NUMBER.findall(wanted)
     if _NUMBER.findall(source)[: len(before)] != before:
         return ""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sparcom_data.storage import DIRECT_BLOCK, aligned_memory, write_durably
 from sparcom_extractor.writer.targets import ChunkTarget, WriteFile
 
-IN_FLIGHT = 2  # chunks per thread that are being written or come next; more would only take memory
+IN_FLIGHT = 2  # chunks per thread, being written or next in line; more would only take memory
 NONE = -1
 
 

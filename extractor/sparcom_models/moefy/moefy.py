@@ -1,9 +1,9 @@
-"""Make an MoE model from a dense LLaMA that still writes coherent text.
+"""Convert a dense LLaMA to an MoE model that still writes coherent text.
 
 The result is a Qwen2-MoE checkpoint. Texts run through the model layer by layer. Each FFN is split (`ffn.py`) on the
 outputs of the layers split before it, so that every layer is fitted to its real inputs. Attention, norms and embeddings
-are copied. Qwen2's query, key and value biases are 0. The shared expert's gate is 0 too; its sigmoid is then 1/2, so
-the shared output is doubled. The same base, sizes and seed give the same model.
+are copied. Qwen2's query, key and value biases are 0. The shared expert's gate is 0 too. Its sigmoid is then 1/2, so
+the shared expert's down projection is doubled. The same base, sizes and seed give the same model.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Options = dict[str, Any]  # of a transformers configuration
-# Standard deviations of weights. The usual 0.02 gives gate pre-activations of about 0.2; 0.2 gives about 2, which keeps
-# gates away from zero. MoE models use 0.1, since rounding grows from layer to layer: combine weights of two correct
-# implementations of DeepSeek-V2 differed by 7e-5 with 0.2 and by 3e-6 with 0.1.
+# Standard deviations of weights. The usual 0.02 gives gate pre-activations of about 0.2. A value of 0.2 gives about 2,
+# which keeps gates away from zero. MoE models use 0.1, since rounding grows from layer to layer: combine weights of two
+# correct implementations of DeepSeek-V2 differed by 7e-5 with 0.2 and by 3e-6 with 0.1.
 DENSE_STD, MOE_STD = 0.2, 0.1
 # Router parameters that transformers initializes to 0 and that are never 0 in trained models: the selection bias, which
 # is added to the ranked scores, and ERNIE's router.

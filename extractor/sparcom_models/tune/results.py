@@ -1,4 +1,4 @@
-"""Files beside a fine-tuned model (loss curve, continuations of fixed prompts), and the change of its weights."""
+"""Extra files of a fine-tuned model (loss curve, continuations of fixed prompts), and the change of its weights."""
 
 import csv
 from pathlib import Path

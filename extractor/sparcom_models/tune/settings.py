@@ -18,20 +18,20 @@ class TuneSettings:
     learning_rate: float = 5e-5  # peak of the schedule
     batch_size: int = 8
     max_length: int = 256  # longer instructions are truncated
-    seed: int = 0  # of the train/test split, the order and dropout
+    seed: int = 0  # for the train/test split, the order and dropout
     held_out: float = 0.05  # fraction of the instructions in the test split
     prompt_format: PromptFormat = "raw"
-    # Of matrix products in training; None means bfloat16 if the processor supports it. All else is float32.
+    # Precision of matrix products in training. None: bfloat16 if the processor supports it. All else is float32.
     precision: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         rules = {
-            "epochs": (0 < self.epochs < math.inf, "is above 0"),
-            "learning_rate": (0 < self.learning_rate < 1, "lies between 0 and 1"),
-            "batch_size": (self.batch_size >= 1, "is at least 1"),
-            "max_length": (self.max_length >= 2, "is at least 2, since the first token is never predicted"),
-            "seed": (0 <= self.seed < 2**32, "lies between 0 and 4294967295"),
-            "held_out": (0 < self.held_out < 1, "lies between 0 and 1, since the test loss is measured"),
+            "epochs": (0 < self.epochs < math.inf, "must be above 0"),
+            "learning_rate": (0 < self.learning_rate < 1, "must lie between 0 and 1"),
+            "batch_size": (self.batch_size >= 1, "must be at least 1"),
+            "max_length": (self.max_length >= 2, "must be at least 2, since the first token is never predicted"),
+            "seed": (0 <= self.seed < 2**32, "must lie between 0 and 4294967295"),
+            "held_out": (0 < self.held_out < 1, "must lie between 0 and 1, since the test loss is measured"),
         }
         problems = [
             f"{name}: {rule}; it is {getattr(self, name)}" for name, (holds, rule) in rules.items() if not holds

@@ -84,7 +84,7 @@ def train(
     rows = [{"input_ids": example.ids, "labels": example.labels} for example in parts["training"]]
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = 0  # padding is masked, so any token will do
+        tokenizer.pad_token_id = 0  # padding is masked, so any token works
     pad = DataCollatorForSeq2Seq(tokenizer)
     recorder = Recorder(per_epoch, lambda: mean_loss(model, parts["held_out"]), on_progress)
     arguments = TrainingArguments(
@@ -136,7 +136,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
                 f"Loss and gradient must be finite; at step {step} of {steps} the loss is {loss} and the gradient norm "
                 f"{logs.get('grad_norm')}. No model was made; lower --learning-rate."
             )
-        # Measured after one and two thirds of the steps; at the end, tune.py measures the finished model.
+        # Measured after a third and two thirds of the steps; at the end, tune.py measures the finished model.
         held_out = self._held_out_loss() if step in {steps // 3, steps * 2 // 3} else None
         point = {"step": step, "epoch": step / self._per_epoch, "tokens": int(state.num_input_tokens_seen)}
         point |= {"training_loss": loss, "held_out_loss": held_out, "learning_rate": logs["learning_rate"]}

@@ -104,7 +104,10 @@ class MoeRecord(TorchFunctionMode):
 
 @dataclass(slots=True)
 class MoeBlock:
-    """An MoE block. shows_scores: whether, in the first run, the top-k of the recorded scores ran; None before it."""
+    """An MoE block.
+
+    shows_scores: whether the experts of the first run were the top-k of the recorded scores; None before that run.
+    """
 
     name: str
     block: Any

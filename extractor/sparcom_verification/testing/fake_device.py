@@ -25,7 +25,7 @@ class FakeEvent:
         self.reached = threading.Event()
 
     def synchronize(self) -> None:
-        """Block until the point is reached; an error in the step's thread."""
+        """Block until the point is reached. Calling it in the step's thread is an error."""
         if threading.get_ident() == self._device.step_thread:
             raise AssertionError("the step's thread may not wait for the device")
         if not self.reached.wait(SECONDS):

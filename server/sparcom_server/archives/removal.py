@@ -35,7 +35,7 @@ def remove_archive(path: Path) -> None:
         with _locked(path) as free:
             if free is False:
                 raise JobStateError(
-                    f"an archive can be deleted once nobody writes it; another process writes {path}. End that first"
+                    f"an archive can be deleted once no process writes it; another process writes {path}. Stop it first"
                 )
             aside = partial_name(path)
             path.rename(aside)

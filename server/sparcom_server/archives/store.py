@@ -52,9 +52,7 @@ class ArchiveStore:
         """
         path = self.path(name)
         if name in self._reserved or os.path.lexists(path):
-            raise ArchiveExistsError(
-                f"archive {name!r} already exists; choose another name, or give none to get a derived one"
-            )
+            raise ArchiveExistsError(f"archive {name!r} already exists; choose another name, or omit it to derive one")
         self._reserved.add(name)
         try:
             yield path
@@ -70,7 +68,8 @@ class ArchiveStore:
         """
         if name in self._reserved:
             raise JobStateError(
-                f"an archive can be deleted once nobody writes it; {name!r} is being created or deleted. Try again soon"
+                f"an archive can be deleted once no process writes it; {name!r} is being created or deleted. "
+                "Try again soon"
             )
         path = self._existing(name)
         self._reserved.add(name)

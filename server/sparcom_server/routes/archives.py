@@ -48,7 +48,7 @@ async def get_store_key(name: str, key: str, request: Request, service: ServiceD
 @router.get("/{name}/{key:path}", include_in_schema=False)
 @router.head("/{name}/{key:path}", include_in_schema=False)
 async def get_key_without_zarr(name: str, key: str, addresses: AddressesDep) -> Response:
-    """Tell Zarr readers that use the address of the facts the address of the store."""
+    """Send Zarr readers that open the archive's address to the address of its store."""
     raise ArchiveNotFoundError(
         f"the address of an archive's store ends in /zarr; {key!r} was requested without it. "
         f"Open {addresses.zarr(name)} instead"

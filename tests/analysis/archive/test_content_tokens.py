@@ -1,4 +1,4 @@
-"""`--tokens content` leaves what a template or the tokenizer wrote out of T and of every count, against NumPy alone."""
+"""`--tokens content` excludes tokens of the template and the tokenizer from T and every count; checked with NumPy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Plain:
 
 @pytest.mark.parametrize("block_bytes", [50, 1 << 20])
 def test_content_of_a_dense_archive_equals_numpy(tmp_path: Path, block_bytes: int) -> None:
-    """T, similarity and facts are those of rows with origin 0, for any block size."""
+    """T, similarity and facts equal those of rows with origin 0, for any block size."""
     write_random_archive(tmp_path / "a.zarr", origins=True, failed=(3,), lengths=(6, 30))
     plain = Plain(tmp_path / "a.zarr")
     isn = find_isns(tmp_path / "a.zarr", top=0.2, counted_tokens="content", block_bytes=block_bytes)
@@ -87,7 +87,7 @@ def test_content_of_a_dense_archive_equals_numpy(tmp_path: Path, block_bytes: in
 
 
 def test_all_tokens_ignore_origins(tmp_path: Path) -> None:
-    """With `all` an archive that knows origins gives the sets of one that does not."""
+    """With `all`, archives with and without origins give the same sets."""
     for origins in (True, False):
         write_random_archive(tmp_path / f"{origins}.zarr", origins=origins)
     new, old = (find_isns(open_archive(tmp_path / f"{origins}.zarr")) for origins in (True, False))
@@ -122,7 +122,7 @@ def test_content_of_moe_archives_equals_numpy(make_moe, population: Any) -> None
 
 
 def test_the_same_tokens_with_other_origins_cannot_be_compared(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
-    """If only content counts, different tokens of the same prompt would be compared: an error names the first id."""
+    """A comparison would cover different tokens of the same prompt; the error names the first id."""
     base, tuned = (make_moe(origins=True).archive for _ in range(2))
     row = int(tuned.instructions.token_start[4])
     tuned = damage(tuned, "token/origin", slice(row, row + 1), 1)
@@ -149,7 +149,7 @@ def test_special_tokens_are_left_out_of_the_content_too(make_moe) -> None:  # ty
 
 
 def test_instructions_of_unknown_origin_are_left_out_and_counted(make_moe, damage) -> None:  # type: ignore[no-untyped-def]
-    """One row of unknown origin is enough; if none is left, the error says how many there are."""
+    """One row of unknown origin excludes its instruction; if none is left, the error gives the number excluded."""
     archive = make_moe(origins=True).archive
     for k in (2, 7):
         start = int(archive.instructions.token_start[k])

@@ -1,4 +1,4 @@
-"""Archives of counts give exactly the numbers of the same masks."""
+"""Archives of counts give exactly the same numbers as archives of masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sparcom_data.storage import DurableStore
 
 
 def both(make_case, *arguments, **options):  # type: ignore[no-untyped-def]
-    """An archive of masks and one of the counts of the same masks."""
+    """An archive of masks and an archive of their counts."""
     return [make_case(*arguments, **options, granularity=kind) for kind in ("token", "count")]
 
 
@@ -55,7 +55,7 @@ def overwrite(archive, name: str, key, value) -> None:  # type: ignore[no-untype
 def test_counts_give_the_sets_of_masks(
     make_case, lengths, layers, neurons, chunk, block_bytes, positions, rule, rates, seed, data
 ):  # type: ignore[no-untyped-def]
-    """Whatever sizes, chunks, blocks, positions, rules and failures: sets, layers and similarities are equal."""
+    """Sets, layers and similarities are equal for any sizes, chunks, blocks, positions, rules and failures."""
     count = len(lengths)
     response = st.lists(st.integers(1, 6), min_size=count, max_size=count)
     options = {
@@ -124,7 +124,7 @@ def test_counts_and_frequencies_of_one_instruction(make_case) -> None:  # type: 
 
 
 def test_counts_of_all_positions_are_counts_of_all(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Counts cannot be split: `all` is used, and prompt or response tokens raise an error with a remedy."""
+    """Counts cannot be split: `all` works, and prompt or response tokens raise an error with a remedy."""
     masks, counts = both(make_case, (5, 3, 4), "aab", positions="all", responses=(4, 6, 2))
     assert (choose_positions(masks.archive, None), choose_positions(counts.archive, None)) == ("prompt", "all")
     isn, whole = find_isns(counts.archive), find_isns(masks.archive, positions="all")
@@ -193,7 +193,7 @@ def test_a_count_above_its_rows_is_damage(make_case) -> None:  # type: ignore[no
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata")
 def test_sizes_that_contradict_the_attributes_are_damage(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Attributes of another width are found before anything is computed."""
+    """A width that contradicts the attributes is found before anything is computed."""
     case = make_case((5, 6, 7), "aab", granularity="count")
     root = zarr.open_group(DurableStore(case.archive.path), mode="r+", use_consolidated=False)
     section = json.loads(json.dumps(root.attrs["sparcom"]))

@@ -26,7 +26,7 @@ def test_populations_have_the_sizes_of_their_arrays(make_moe, granularity: str) 
     assert choose_population(archive) == found[0]
 
 
-def test_what_the_archive_lacks_is_named(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
+def test_missing_populations_are_named(make_moe, typical) -> None:  # type: ignore[no-untyped-def]
     """The error lists the available populations; an unknown name is invalid input."""
     with pytest.raises(UnsupportedArchiveError, match=r"population 'expert_neuron' .* holds neuron\. Choose 'neuron'"):
         choose_population(typical.archive, "expert_neuron")

@@ -1,4 +1,4 @@
-"""Rows per instruction, and rows that count."""
+"""Rows per instruction, and the rows that count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Special tokens left out of T and of every count, against loops over the tokens of random archives."""
+"""Special tokens are excluded from T and every count; checked with loops over the tokens of random archives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEFT_OUT = Options(special_tokens="leave_out", special_token_ids=SPECIAL)
 
 
 def knowing(archive: Archive, ids: Sequence[int]) -> Archive:
-    """The same archive with special token ids in its attributes."""
+    """Return the archive with special token ids in its attributes."""
     for file in (Path(archive.path) / "zarr.json",):
         fields = json.loads(file.read_text())
         fields["attributes"]["sparcom"]["prompts"] = {"special_token_ids": list(ids)}
@@ -43,14 +43,14 @@ def knowing(archive: Archive, ids: Sequence[int]) -> Archive:
 
 
 def ordinary(case: Any, index: int, special: Sequence[int] = SPECIAL) -> NDArray[np.bool_]:
-    """bool (T,): which tokens of an instruction are not special."""
+    """Return the tokens of an instruction that are not special, bool (T,)."""
     rows = case.rows(index)
     ids = case.archive.read_tokens(rows.start, rows.stop)[0]
     return np.array([int(token) not in special for token in ids])
 
 
 def true_counts(case: Any, index: int, population: str) -> NDArray[np.int64]:
-    """c over the ordinary tokens alone, token by token: (layer, neuron), of experts (layer, expert, neuron)."""
+    """Count ordinary tokens in a loop: c, (layer, neuron), or (layer, expert, neuron) for experts."""
     truth, kept = case.truth, ordinary(case, index)
     tokens = [row for row, keep in zip(range(case.rows(index).start, case.rows(index).stop), kept, strict=True) if keep]
     if population != "expert_neuron":
@@ -72,10 +72,10 @@ def true_counts(case: Any, index: int, population: str) -> NDArray[np.int64]:
     seed=st.integers(0, 99),
     failed=st.sets(st.sampled_from([0, 3, 4, 7])),
 )
-def test_counts_are_those_of_the_other_tokens(  # type: ignore[no-untyped-def]
+def test_counts_are_those_of_ordinary_tokens(  # type: ignore[no-untyped-def]
     make_moe, chunk: int, block_bytes: int, population: PopulationName, seed: int, failed: set[int]
 ) -> None:
-    """Whatever chunks, blocks and failures: T, c and f are sums over the tokens that are not special."""
+    """T, c and f are sums over ordinary tokens, for any chunks, blocks and failures."""
     case = make_moe(chunk_tokens=chunk, seed=seed, failed=tuple(failed))
     archive, special_rows = case.archive, 0
     kept = {index: int(ordinary(case, index).sum()) for index in case.complete}
@@ -102,7 +102,7 @@ def test_counts_are_those_of_the_other_tokens(  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("step", [1, 4, 11])
 def test_token_ids_may_be_read_in_pieces(make_moe, monkeypatch, step: int) -> None:  # type: ignore[no-untyped-def]
-    """The same rows are special if reads split instructions."""
+    """Reads that split instructions find the same special rows."""
     case = make_moe(failed=(2, 7))
     last = max(case.rows(index).stop for index in case.complete)
     whole = counted_rows(case.archive, LEFT_OUT)
@@ -151,7 +151,7 @@ def test_a_tokenizer_without_special_tokens_leaves_none_out(make_moe) -> None:  
 
 
 def test_an_instruction_of_special_tokens_alone_is_without_rows(make_case, damage) -> None:  # type: ignore[no-untyped-def]
-    """An instruction without other tokens is not used, and counts as one without rows."""
+    """An instruction without other tokens is not used, and is counted among those without rows."""
     case = make_case((3, 4, 5), ("a", "a", "b"))
     archive = damage(case.archive, "token/id", slice(3, 12), 7)  # the first keeps id 0
     found = find_isns(archive, special_tokens="leave_out", special_token_ids=[0])

@@ -93,7 +93,7 @@ def most_frequent(counts: dict[tuple[int, ...], int], top: str, total: int) -> s
 def test_measures_are_those_of_the_drawn_tokens(  # type: ignore[no-untyped-def]
     make_moe, m, draw_seed, chunk, block_bytes, population: PopulationName, top: str, seed, failed
 ) -> None:
-    """Equations 6 to 14 over the drawn tokens, written out in sets and loops, whatever chunks, blocks and failures."""
+    """Equations 6 to 14 over the drawn tokens equal sets and loops, for any chunks, blocks and failures."""
     case = make_moe(chunk_tokens=chunk, seed=seed, failed=tuple(failed), lengths=(2, 14), per_category=5)
     draw = TokenDraw(tokens=m, seed=draw_seed)
     long_enough = [i for i in case.complete if case.rows(i).stop - case.rows(i).start >= m]
@@ -136,8 +136,8 @@ def _check_means(categories, sets, shares, similarity, correlation) -> None:  # 
         assert abs(found - np.mean(r)) < 1e-12 if r else np.isnan(found)
 
 
-def test_all_tokens_of_each_are_the_plain_measures(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
-    """With m = T for all, sets, sizes and frequencies equal those without a draw exactly."""
+def test_drawing_all_tokens_gives_the_plain_measures(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
+    """If m = T for every instruction, sets, sizes and frequencies equal those without a draw exactly."""
     archive = make_case((9, 9, 9, 9), ("a", "a", "b", "b")).archive
     plain = find_isns(archive)
     matched = find_isns(archive, draw=TokenDraw())
@@ -173,8 +173,8 @@ def test_default_draw_is_the_shortest_length_of_at_least_eight(make_case) -> Non
     assert exact.token_facts.drawn == 8
 
 
-def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # type: ignore[no-untyped-def]
-    """Special tokens left out are never drawn and do not count toward the length."""
+def test_only_counted_tokens_are_drawn(make_case, damage) -> None:  # type: ignore[no-untyped-def]
+    """Excluded special tokens are never drawn and do not count toward the length."""
     case = make_case((9, 10, 12), ("a", "a", "b"))
     archive = damage(case.archive, "token/id", slice(0, 31), np.r_[0, 0, np.full(7, 7), 0, np.full(21, 7)])
     left_out: Any = {"special_tokens": "leave_out", "special_token_ids": [0]}
@@ -182,7 +182,7 @@ def test_tokens_are_drawn_of_those_that_count(make_case, damage) -> None:  # typ
     assert (matched.ids, matched.token_facts.drawn, matched.token_facts.special_rows) == (["i1", "i2"], 9, 3)
     plain = find_isns(archive, **left_out)
     assert plain.tokens.tolist() == [7, 9, 12]
-    np.testing.assert_array_equal(matched.mask(0), plain.mask(1))  # nine of its nine ordinary tokens
+    np.testing.assert_array_equal(matched.mask(0), plain.mask(1))  # all of its nine ordinary tokens
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_more_tokens_than_instructions_have_are_refused(typical, draw: TokenDraw
         find_isns(typical.archive, draw=draw, least=2)
 
 
-def test_what_cannot_be_drawn_is_refused(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_impossible_draws_are_refused(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
     """Draws of 0 tokens, default draws from short instructions, and draws from counts raise errors."""
     with pytest.raises(
         InvalidInputError, match=r"seed must be at least 0; it is -1\n.*tokens must be at least 1; it is 0"

@@ -38,7 +38,7 @@ def test_rows_are_what_was_written(count: int, words: int, memory_bytes: int, da
 
 
 def descriptors() -> set[str]:
-    """Files that this process has open, except the listing itself."""
+    """Return the open files of this process, without the listing itself."""
     return {str(path.resolve()) + path.name for path in Path("/proc/self/fd").iterdir() if path.exists()}
 
 
@@ -54,7 +54,7 @@ def test_the_file_has_no_name_and_is_closed(tmp_path: Path) -> None:
     assert descriptors() <= before
 
 
-def test_wrong_places_are_refused(tmp_path: Path) -> None:
+def test_invalid_rows_are_refused(tmp_path: Path) -> None:
     """Sets of another width, missing sets, and rows past the end raise errors."""
     sets = Bitsets(3, 5, tmp_path, memory_bytes=0)
     for k, width in ((0, 4), (3, 5), (-1, 5)):
@@ -65,7 +65,7 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
             sets.rows(first, last)
 
 
-def test_a_file_that_cannot_be_made_says_where(tmp_path: Path) -> None:
+def test_the_error_names_the_folder(tmp_path: Path) -> None:
     """The error names the missing folder and the remedy."""
     with pytest.raises(StorageError, match=r"need a file in .*none.*Set TMPDIR"):
         Bitsets(3, 5, tmp_path / "none", memory_bytes=0)
@@ -80,26 +80,26 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 def filled(folder: Path, memory_bytes: int) -> Bitsets:
-    """Three sets of five words, the numbers 0 to 14."""
+    """Return three sets of five words: the numbers 0 to 14."""
     sets = Bitsets(3, 5, folder, memory_bytes)
     for k in range(3):
         sets[k] = np.arange(5 * k, 5 * k + 5, dtype=np.uint64)
     return sets
 
 
-@pytest.mark.parametrize("way", COPIES)
-def test_sets_in_a_file_refuse_copies_and_name_the_remedy(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("method", COPIES)
+def test_sets_in_a_file_refuse_copies_and_name_the_remedy(tmp_path: Path, method: str) -> None:
     """A copy would hold a descriptor number that may later belong to another file."""
     sets = filled(tmp_path, 0)
     with pytest.raises(TypeError, match=r"pickled or copied only up to 8 MiB; .* rows\(first, last\)"):
-        COPIES[way](sets)
+        COPIES[method](sets)
     assert sets.rows(0, 3).ravel().tolist() == list(range(15))
 
 
-@pytest.mark.parametrize("way", COPIES)
-def test_sets_in_memory_may_be_copied(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("method", COPIES)
+def test_sets_in_memory_may_be_copied(tmp_path: Path, method: str) -> None:
     """In memory a copy has the same sets."""
-    assert COPIES[way](filled(tmp_path, 1 << 20)).rows(0, 3).ravel().tolist() == list(range(15))
+    assert COPIES[method](filled(tmp_path, 1 << 20)).rows(0, 3).ravel().tolist() == list(range(15))
 
 
 def _send_rows(sets: Bitsets, pipe: Connection) -> None:

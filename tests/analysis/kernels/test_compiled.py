@@ -63,7 +63,7 @@ def test_histogram_refuses_values_past_its_end() -> None:
         kernels.histogram(np.array([1, 4], dtype=np.uint32), 3)
 
 
-def test_kernels_compile_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_compile_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels compile even if Numba cannot cache (read-only installation, no writable home)."""
     seen: list[bool] = []
 

@@ -18,12 +18,12 @@ from sparcom_data.errors import UnsupportedArchiveError
 
 
 def correlations(counts: NDArray[np.uint32], names: list[str]) -> PairMatrix:
-    """The kept correlations of counts (n, layer, expert)."""
+    """Return the kept correlations of counts (n, layer, expert)."""
     return keep_pairs(names, correlation_blocks(counts, counts.sum(axis=(1, 2)).astype(np.int64)))
 
 
 def random_counts(count: int, layers: int, experts: int, seed: int) -> NDArray[np.uint32]:
-    """Random top-1 experts of instructions of one to forty tokens."""
+    """Return random top-1 counts of instructions of one to forty tokens."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, 41, size=count)
     counts = [rng.multinomial(t, np.full(experts, 1 / experts), size=layers) for t in tokens]
@@ -77,7 +77,7 @@ def test_pairs_and_means_equal_scipy(count: int, layers: int, experts: int, side
         np.testing.assert_allclose(found, means(expected, names, own), rtol=0, atol=1e-12)
 
 
-def test_of_an_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_an_archive_gives_the_same_numbers(make_moe) -> None:  # type: ignore[no-untyped-def]
     """Rows on disk give SciPy's numbers; failed instructions are left out."""
     experts = find_ises(make_moe(per_category=4, failed=(2,)).archive)
     for i, j in np.ndindex(7, 7):
@@ -104,7 +104,7 @@ def test_means_with_and_without_self_pairs() -> None:
 
 
 def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Correlations come from exact sums, so the block size does not change them."""
+    """Correlations come from exact sums, so they are equal for any block size."""
     counts, names = random_counts(50, 3, 8, 1), ["a"] * 50
     expected = correlations(counts, names).values
     for side in (1, 7, 49):

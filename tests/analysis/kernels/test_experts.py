@@ -12,9 +12,9 @@ from sparcom_analysis.kernels import compiled as kernels
 from sparcom_analysis.kernels import experts as expert_kernels
 
 
-def choices_of(rng: np.random.Generator, rows: int, layers: int, experts: int, choices: int) -> NDArray[np.uint16]:
+def random_topk_ids(rng: np.random.Generator, rows: int, layers: int, experts: int, top_k: int) -> NDArray[np.uint16]:
     """Random top-k ids, distinct per row and layer."""
-    return rng.random((rows, layers, experts)).argsort(axis=-1)[..., :choices].astype(np.uint16)
+    return rng.random((rows, layers, experts)).argsort(axis=-1)[..., :top_k].astype(np.uint16)
 
 
 def expected_counts(masks: NDArray[np.uint8], chosen: NDArray[np.uint16], experts: int) -> NDArray[np.int64]:
@@ -38,11 +38,11 @@ def test_expert_bits_equal_those_of_numpy(
     rows: int, layers: int, experts: int, width: int, cores: int, data: st.DataObject
 ) -> None:
     """Each mask counts only for its expert, beyond 255 rows per expert and on any number of cores."""
-    choices = data.draw(st.integers(1, experts))
+    top_k = data.draw(st.integers(1, experts))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
-    masks = rng.integers(0, 256, size=(rows, layers, choices, width), dtype=np.uint8)
+    masks = rng.integers(0, 256, size=(rows, layers, top_k, width), dtype=np.uint8)
     masks |= np.uint8(data.draw(st.sampled_from([0, 255])))  # all neurons active: byte lanes are full after 255 rows
-    chosen = choices_of(rng, rows, layers, experts, choices)
+    chosen = random_topk_ids(rng, rows, layers, experts, top_k)
     before = rng.integers(0, 2**31, size=(layers, experts * width * 8), dtype=np.uint32)
     counts = before.copy()
     with pytest.MonkeyPatch.context() as patch:
@@ -56,8 +56,8 @@ def test_expert_bits_equal_those_of_numpy(
 @given(rows=st.integers(0, 50), layers=st.integers(1, 4), experts=st.integers(1, 9), data=st.data())
 def test_expert_counts_equal_numpy(rows: int, layers: int, experts: int, data: st.DataObject) -> None:
     """Each assignment adds 1 to its layer's expert."""
-    choices = data.draw(st.integers(1, experts))
-    chosen = choices_of(np.random.default_rng(rows), rows, layers, experts, choices)
+    top_k = data.draw(st.integers(1, experts))
+    chosen = random_topk_ids(np.random.default_rng(rows), rows, layers, experts, top_k)
     counts = np.ones((layers, experts), dtype=np.uint32)
     expert_kernels.add_expert_counts(chosen, counts)
     expected = [[1 + int((chosen[:, layer] == expert).sum()) for expert in range(experts)] for layer in range(layers)]
@@ -67,7 +67,7 @@ def test_expert_counts_equal_numpy(rows: int, layers: int, experts: int, data: s
 @pytest.mark.parametrize("value", [6, 65_535, "again"])
 def test_invalid_experts_are_found(value: int | str) -> None:
     """An id past the last expert, no data, or the same expert twice in a row and layer: the first place is named."""
-    chosen = choices_of(np.random.default_rng(0), 9, 3, 6, 4)
+    chosen = random_topk_ids(np.random.default_rng(0), 9, 3, 6, 4)
     assert expert_kernels.invalid_expert(chosen, 6) is None
     chosen[5, 1, 2] = chosen[5, 1, 0] if value == "again" else value
     chosen[7, 0, 0] = 65_535

@@ -89,13 +89,13 @@ def compared(base: Any, tuned: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def arrays() -> SimpleNamespace:
-    """`isns_of`, `experts_of` and `compared`, for tests of any scope."""
+    """Return `isns_of`, `experts_of` and `compared`, for tests of any scope."""
     return SimpleNamespace(isns=isns_of, experts=experts_of, compare=compared)
 
 
 @pytest.fixture(scope="session")
 def resampled() -> Callable[..., NDArray[np.float64]]:
-    """Means of values (n, …) in every resample, by loops over what was drawn: (resample, …)."""
+    """Return a function: means of values (n, …) per resample, by loops over the draws: (resample, …)."""
 
     def means(values: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         drawn = [[values[k] for k, times in enumerate(row) for _ in range(int(times))] for row in weights]

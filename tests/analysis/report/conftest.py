@@ -1,4 +1,4 @@
-"""Runs of tiny archives, analyzed once, and measures of every form for the report."""
+"""Runs of tiny archives, analyzed once, and sample measures of every form."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def means(subject: Any, _progress: object = None) -> xr.Dataset:
 
 
 def never(_subject: object, _progress: object = None) -> xr.Dataset:
-    """No result."""
+    """Return no result."""
     raise NotComputableError("Such a thing needs <other> data.")
 
 
@@ -68,7 +68,7 @@ def draw(ds: xr.Dataset, ax: Any = None, **style: Any) -> Any:
     return plotting.curves(ds["layer"].values, ds["value"].values, list(NAMES), ax=ax, label="made up", **style)
 
 
-def made_up(name: str, compute: Any, **changes: Any) -> Measure:
+def sample_measure(name: str, compute: Any, **changes: Any) -> Measure:
     """Return a measure with this computation."""
     return dataclasses.replace(
         SIMILARITY,
@@ -84,9 +84,9 @@ def made_up(name: str, compute: Any, **changes: Any) -> Measure:
 
 
 MADE_UP = (
-    made_up("curves", by_layer, plot=draw, also_tuned=True),
-    made_up("finetuning_jaccard", means, needs="isn_comparison"),
-    made_up("impossible", never),
+    sample_measure("curves", by_layer, plot=draw, also_tuned=True),
+    sample_measure("finetuning_jaccard", means, needs="isn_comparison"),
+    sample_measure("impossible", never),
 )
 
 
@@ -111,7 +111,7 @@ def patch_registry(patch: pytest.MonkeyPatch) -> None:
 
 
 def draw_nothing(_figure: object, kind: str) -> bytes:
-    """Return the beginning of a drawing: rendering takes most of the time."""
+    """Return the header of a drawing in its place, because rendering takes most of the time."""
     return b"%PDF" if kind == "pdf" else b'<svg xmlns="http://www.w3.org/2000/svg" width="240pt"></svg>'
 
 
@@ -132,11 +132,11 @@ def folder(runs: dict[str, xr.DataTree], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def make_measure() -> Any:
-    """`made_up`."""
-    return made_up
+    """Return `sample_measure`."""
+    return sample_measure
 
 
 @pytest.fixture
 def curves() -> xr.Dataset:
-    """`by_layer`."""
+    """Return `by_layer`."""
     return by_layer(None)

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("registry")
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_a_run_is_read_back_without_loss(runs: dict[str, xr.DataTree], kind: str) -> None:
-    """Every variable but the members by id, dtypes, attributes and NaN come back, and give the same bytes."""
+    """Everything but member ids is restored: variables, dtypes, attributes and NaN. Writing it again gives the same
+    bytes.
+    """
     run = runs[kind]
     data = to_json(run)
     found = read_metrics(data)

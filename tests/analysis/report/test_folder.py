@@ -1,4 +1,4 @@
-"""Output folder: files of one analysis, or no metrics.json."""
+"""The output folder holds the files of one analysis, or no metrics.json."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SECOND = {"tables/a.csv": b"a2", "figures/c.svg": b"c2", "report.html": b"r2", "
 
 
 def held(where: Path) -> dict[str, bytes]:
-    """Files in a folder, except the list of names."""
+    """Return the files in a folder, except the list of names."""
     files = {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()}
     files.pop(NAMES, None)
     return files
 
 
 def test_stale_files_of_an_earlier_analysis_are_removed(tmp_path: Path) -> None:
-    """A second analysis leaves its own files, and those that no analysis wrote."""
+    """A second analysis leaves its own files and those that no analysis wrote."""
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "mine.csv").write_bytes(b"mine")
     write_folder(tmp_path, FIRST)
@@ -52,7 +52,7 @@ def test_an_interrupted_analysis_looks_unfinished(writes: int, tmp_path: Path, m
                 write_folder(tmp_path, SECOND)
             assert not {"metrics.json"} & held(tmp_path).keys()
         else:
-            with pytest.raises(KeyboardInterrupt):  # only the list of names is not brought up to date
+            with pytest.raises(KeyboardInterrupt):  # only the list of names is out of date
                 write_folder(tmp_path, SECOND)
             assert held(tmp_path).items() >= SECOND.items()
     third = {"tables/b.csv": b"b3", "metrics.json": b"m3"}
@@ -60,8 +60,8 @@ def test_an_interrupted_analysis_looks_unfinished(writes: int, tmp_path: Path, m
     assert held(tmp_path) == third
 
 
-def test_reports_of_subfolders_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped at the first write, several runs leave no metrics.json and no report.html in any subfolder."""
+def test_reports_of_subfolders_are_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If several runs stop at the first write, no subfolder has a metrics.json or report.html."""
     write_folder(tmp_path, {f"{run}/{name}": b"1" for run in "ab" for name in ("metrics.json", "report.html", "c.csv")})
     monkeypatch.setattr(folder, "write_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     assert outside.read_bytes() == b"stays"
 
 
-def test_an_archive_is_no_place_for_results(tmp_path: Path) -> None:
+def test_results_in_an_archive_are_refused(tmp_path: Path) -> None:
     """Results in or below a Zarr group, or at the path of a file, are refused; nothing is written."""
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "zarr.json").write_text("{}")

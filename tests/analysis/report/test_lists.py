@@ -27,7 +27,7 @@ NODES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
-    """Every population of an MoE model with one dense layer; a category's name holds the separator of keys."""
+    """Every population of an MoE model with one dense layer; a category's name contains the separator of keys."""
     path = tmp_path_factory.mktemp("lists") / "A.zarr"
     write_random_moe_archive(path, categories=("b/1", "", "a"))
     rates = {"lape_top": 0.4, "lape_filter": 0.5, "lape_bar": 0.5}
@@ -41,7 +41,7 @@ def files(run: xr.DataTree) -> dict[str, bytes]:
 
 
 def members(ds: xr.Dataset, category: str, kind: str) -> list[tuple[int, ...]]:
-    """Layer and ids of a category's members, in order; for LAPE, its specific neurons."""
+    """Return layer and ids of a category's members, in order; for LAPE, of its specific neurons."""
     if "specific" in ds:
         chosen = ds["specific"].sel(category=category).values
     else:
@@ -51,7 +51,7 @@ def members(ds: xr.Dataset, category: str, kind: str) -> list[tuple[int, ...]]:
 
 
 def equal(left: IndexLists, right: IndexLists) -> bool:
-    """Whether both hold the same ids in the same places, all int64."""
+    """Return whether both hold the same ids in the same places, all int64."""
     return all(
         a.dtype == b.dtype == np.int64 and a.tolist() == b.tolist()
         for own, other in zip(left, right, strict=True)
@@ -60,7 +60,7 @@ def equal(left: IndexLists, right: IndexLists) -> bool:
 
 
 def test_there_is_a_table_per_measure_with_members(files: dict[str, bytes]) -> None:
-    """General and unique members of every population, and LAPE's neurons; nothing of a tuned model."""
+    """Tables list general and unique members of every population and LAPE's neurons, none of a tuned model."""
     lape = {"lape", "neuron/lape", "shared_expert_neuron/lape"}
     assert set(files) == {f"lists/{node.replace('/', '-')}.csv" for node in {*NODES.values(), *lape}}
     assert lists_of(xr.DataTree()) == {}
@@ -84,7 +84,7 @@ def test_tables_hold_the_ids_of_the_datasets(run: xr.DataTree, files: dict[str, 
 @pytest.mark.parametrize("name", [*NODES.values(), "lape"])
 @pytest.mark.parametrize("kind", ["members", "unique"])
 def test_a_list_has_one_entry_for_every_layer_of_the_model(run: xr.DataTree, name: str, kind: str) -> None:
-    """The position is the layer's number, those without the population are empty, and ids are the Dataset's."""
+    """The position is the layer's number; layers without the population are empty; ids equal the Dataset's."""
     ds = run[name].to_dataset()
     lists = as_index_lists(ds, 4, kind)  # type: ignore[arg-type]
     assert [len(own) for own in lists] == [4] * 3
@@ -121,7 +121,7 @@ def test_too_few_layers_are_refused(run: xr.DataTree) -> None:
         as_index_lists(run["general_unique_experts"].to_dataset(), 2)
 
 
-def test_one_category_has_members_alone(tmp_path: Path) -> None:
+def test_one_category_has_only_plain_members(tmp_path: Path) -> None:
     """Members are listed, none of them unique, common or general; LAPE is not computed."""
     write_random_archive(tmp_path / "A.zarr", categories=("a",))
     run = analyze(tmp_path / "A.zarr", n_resamples=0, n_permutations=0, equal_length=False)

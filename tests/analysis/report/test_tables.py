@@ -50,7 +50,7 @@ def test_latex_keeps_its_columns(rows: list[list[str]]) -> None:
         assert "''" not in line
 
 
-def test_latex_is_a_table_of_booktabs() -> None:
+def test_latex_uses_booktabs() -> None:
     """The table has caption, label, rules and rounded cells in the right order."""
     table = Table(["a", "b", "c"], [[1, -0.5, "x_y"], [2, None, "≤ 1"]])
     assert table.latex("50% (SPARCOM, eq. 10).", "some").decode() == (
@@ -75,13 +75,15 @@ def test_latex_is_a_table_of_booktabs() -> None:
         (0.0001, "pvalue", "0.0001"),
     ],
 )
-def test_cells_are_rounded_for_people(cell: object, column: str, text: str) -> None:
+def test_cells_are_rounded(cell: object, column: str, text: str) -> None:
     """Three decimals, separators, a Unicode minus sign; rounded zeros have no sign; p-values keep two digits."""
     assert rounded(cell, column) == text
 
 
-def test_without_tables_of_its_own_a_measure_is_tidy(make_measure: Callable[..., Any], curves: xr.Dataset) -> None:
-    """A row per cell of `value`, with the variables of the same shape; an own table keeps its named index."""
+def test_a_measure_without_tables_gets_a_tidy_one(make_measure: Callable[..., Any], curves: xr.Dataset) -> None:
+    """It has a row per cell of `value`, with the variables of the same shape; a table of the measure keeps its named
+    index.
+    """
     (frame,) = measure_frames(make_measure("some", None), curves).values()
     assert list(frame.columns) == ["category", "layer", "value"]
     np.testing.assert_array_equal(frame["value"], curves["value"].values.ravel())
@@ -89,7 +91,7 @@ def test_without_tables_of_its_own_a_measure_is_tidy(make_measure: Callable[...,
     assert [*measure_frames(own, curves)["own"].columns] == ["category", "counted"]
 
 
-def test_people_read_a_matrix_with_its_intervals(runs: dict[str, xr.DataTree]) -> None:
+def test_matrices_show_their_intervals(runs: dict[str, xr.DataTree]) -> None:
     """Two axes of categories become a matrix; each cell has its value and interval, in the order of the Dataset."""
     ds = runs["dense"]["similarity"].to_dataset()
     (frame,) = measure_frames(similarity.MEASURE, ds).values()

@@ -100,7 +100,7 @@ def test_the_page_loads_nothing(folder: Path) -> None:
 
 
 def test_every_figure_and_table_is_on_the_page(folder: Path) -> None:
-    """Each figure has a caption, which is its alternative text too; each table has its place."""
+    """Each figure has a caption, also as alternative text; each table has its place."""
     text = (folder / "report.html").read_text(encoding="utf-8")
     ids = set(Page(text).ids)
     assert {f"figure-{path.stem}" for path in (folder / "figures").iterdir()} <= ids
@@ -123,7 +123,7 @@ def numbers_in(value: Any) -> set[str]:
 
 
 def test_every_number_of_the_page_is_in_metrics(folder: Path) -> None:
-    """Each number in a cell of the page, and each in a sentence at the top, is one of metrics.json."""
+    """Each number in a cell of the page, or in a sentence at its top, is in metrics.json."""
     known = numbers_in(json.loads((folder / "metrics.json").read_bytes()))
     text = (folder / "report.html").read_text(encoding="utf-8")
     cells = [cell for cell in Page(text).cells if re.fullmatch(r"[−\d.,–() ]+", cell) and re.search(r"\d", cell)]
@@ -136,7 +136,7 @@ def test_every_number_of_the_page_is_in_metrics(folder: Path) -> None:
 
 
 def test_tables_hold_the_numbers_of_metrics(folder: Path) -> None:
-    """CSV values are those of metrics.json to the last digit; LaTeX has as many columns in every row."""
+    """CSV values equal those of metrics.json to the last digit; LaTeX has equally many columns in every row."""
     held = json.loads((folder / "metrics.json").read_bytes())["measures"]["similarity"]["data_vars"]["value"]["data"]
     with (folder / "tables/similarity.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, against loops over draws."""
+"""Bootstrap intervals, checked with loops over draws."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = st.lists(st.sampled_from(["CLS", "", "GEN"]), min_size=2, max_size=16)
 def draw_resamples(
     categories: Sequence[str], resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Resamples:
-    """Draws of so many resamples."""
+    """Draw this number of resamples."""
     options = Options(n_resamples=resamples, confidence_level=confidence, seed=seed)
     found = resamples_for(categories, options)
     assert found is not None
@@ -43,8 +43,9 @@ def draw_resamples(
 def random_pairs(
     categories: Sequence[str], seed: int, missing: Sequence[int] = (), empty: Sequence[int] = ()
 ) -> PairMatrix:
-    """Random values of every pair, 1 or 0 with itself; NaN for the instructions in `missing`, and for every two in
-    `empty`, as of empty sets."""
+    """Return random pair values, 1 or 0 on the diagonal; NaN for instructions in `missing` and pairs within `empty`, as
+    for empty sets.
+    """
     rng = np.random.default_rng(seed)
     count = len(categories)
     values = rng.uniform(-1, 1, (count, count))
@@ -57,12 +58,12 @@ def random_pairs(
 
 
 def drawn_from(weights: NDArray[np.float64], categories: Sequence[str], name: str) -> list[int]:
-    """The draws of a category as instructions, one a draw."""
+    """Return the drawn instructions of a category, one entry per draw."""
     return [k for k, weight in enumerate(weights) for _ in range(int(weight)) if categories[k] == name]
 
 
 def cell(pairs: PairMatrix, weights: NDArray[np.float64], first: str, second: str) -> tuple[float, float]:
-    """The cell of one resample by loops over its draws: self pairs counted, and left out."""
+    """Return the cell of one resample by loops over its draws, with self pairs and without."""
     values = pairs.values
     one, other = (
         [k for k in drawn_from(weights, pairs.categories, name) if pairs.defined[k]] for name in (first, second)
@@ -73,7 +74,7 @@ def cell(pairs: PairMatrix, weights: NDArray[np.float64], first: str, second: st
         return mean, mean
     different = [values[i, j] for i in one for j in one if i != j and not np.isnan(values[i, j])]
     apart = float(np.mean(different)) if different else np.nan
-    alike = sum(one.count(i) - 1 for i in one if not np.isnan(values[i, i]))  # pairs of a draw with its like
+    alike = sum(one.count(i) - 1 for i in one if not np.isnan(values[i, i]))  # pairs of equal draws
     itself = [values[i, i] for i in one if not np.isnan(values[i, i])]
     number = len(different) + alike + len(itself)
     if not number:
@@ -83,7 +84,7 @@ def cell(pairs: PairMatrix, weights: NDArray[np.float64], first: str, second: st
 
 
 def check(found: Interval, place: tuple[int, ...], results: list[float], enough: bool) -> None:
-    """An interval holds numpy's quantiles of the results that exist, or nothing."""
+    """Check that an interval has numpy's quantiles of the defined results, or is NaN."""
     known = np.array(results)[~np.isnan(results)]
     low, high = (np.nan, np.nan) if not enough or not known.size else np.quantile(known, [0.1, 0.9])
     assert found.low[place] == pytest.approx(low, abs=1e-12, nan_ok=True)
@@ -101,7 +102,7 @@ def check(found: Interval, place: tuple[int, ...], results: list[float], enough:
 def test_cells_equal_loops_over_draws(
     categories: list[str], seed: int, missing: set[int], empty: set[int], strip: int
 ) -> None:
-    """Both versions of every cell are quantiles of means over pairs of draws with a value, no draw with its like."""
+    """Both versions of every cell are quantiles of means over defined pairs of draws, without pairs of equal draws."""
     inside = [[k for k in some if k < len(categories)] for some in (missing, empty)]
     pairs = random_pairs(categories, seed, *inside)
     draws = draw_resamples(categories, resamples=23, confidence=0.8, seed=seed)
@@ -122,7 +123,7 @@ def test_cells_equal_loops_over_draws(
     categories=NAMES, columns=st.integers(1, 4), seed=st.integers(0, 999), scale=st.sampled_from([1e-9, 1.0, 11008.0])
 )
 def test_means_equal_loops_over_draws(categories: list[str], columns: int, seed: int, scale: float) -> None:
-    """By category and over all, each column's interval is the quantiles of plain means over draws with a value."""
+    """By category and over all, each column's interval has the quantiles of plain means over draws with a value."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(len(categories), columns))
     values[rng.random(values.shape) < 0.2] = np.nan
@@ -142,7 +143,7 @@ def test_means_equal_loops_over_draws(categories: list[str], columns: int, seed:
 
 
 def test_shapes_follow_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of any shape give intervals of that shape, a category each, and blocks of columns change no digit."""
+    """Values of any shape give intervals of that shape per category; blocks of columns change no digit."""
     values = np.random.default_rng(0).random((9, 3, 5))
     draws = draw_resamples(["a", "b", "a"] * 3, resamples=50)
     expected = mean_intervals(values, draws)
@@ -156,7 +157,7 @@ def test_shapes_follow_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sums_do_not_depend_on_their_order() -> None:
-    """Instructions in another order give the same digits where they are drawn alike: sums are exact."""
+    """Sums are exact: reordered instructions with equal draws give the same digits."""
     categories = ["a"] * 60 + ["b"] * 40
     pairs, draws = random_pairs(categories, 3), draw_resamples(categories, resamples=40)
     order = np.random.default_rng(1).permutation(60).tolist() + list(range(60, 100))
@@ -168,8 +169,7 @@ def test_sums_do_not_depend_on_their_order() -> None:
 
 
 def test_draws_of_the_same_instruction_do_not_raise_the_mean() -> None:
-    """The middle of the resampled means within a category lies at the mean, where pairs of a draw with its like would
-    lift it by (1 - mean) / n."""
+    """Resampled means within a category center on the mean. Pairs of equal draws would raise them by (1 - mean) / n."""
     values = np.full((8, 8), 0.2) + np.random.default_rng(0).uniform(-1e-3, 1e-3, (8, 8))
     values = (values + values.T) / 2
     values[np.diag_indices(8)] = 1
@@ -180,14 +180,14 @@ def test_draws_of_the_same_instruction_do_not_raise_the_mean() -> None:
 
 
 def test_too_few_instructions_have_no_interval() -> None:
-    """One instruction gives no interval at all, two none within their category; between them there is one."""
+    """One instruction gives no interval, and two give none within their category; between categories there is one."""
     pairs = random_pairs(["a", "b", "b", "c", "c", "c"], 0)
     low = pair_intervals(draw_resamples(pairs.categories, resamples=200), pairs)[0].low[1]
     np.testing.assert_array_equal(np.isnan(low), [[True, True, True], [True, True, False], [True, False, False]])
 
 
 def test_draws_stay_in_their_category_and_repeat() -> None:
-    """Every resample draws as many of a category as it has; the same seed draws the same, another one others."""
+    """Every resample draws as many instructions per category as it has. Equal seeds repeat; other seeds differ."""
     categories = ["a", "b", "a", "a", ""] * 5
     draws = draw_resamples(categories, resamples=30)
     for name in ("a", "b", ""):
@@ -197,8 +197,8 @@ def test_draws_stay_in_their_category_and_repeat() -> None:
     assert (draw_resamples(categories, resamples=30, seed=1).weights != draws.weights).any()
 
 
-def test_every_instruction_is_drawn_as_often_as_another() -> None:
-    """Each is drawn once a resample on average, within five deviations, and as unevenly as chance makes it."""
+def test_instructions_are_drawn_equally_often() -> None:
+    """Each is drawn once per resample on average, within five standard deviations, with the expected variance."""
     draws = draw_resamples(["a", "b", "a", "a", ""] * 4, resamples=4000).weights
     members = np.array([12, 4, 12, 12, 4] * 4)
     variance = 1 - 1 / members
@@ -207,7 +207,7 @@ def test_every_instruction_is_drawn_as_often_as_another() -> None:
 
 
 def test_intervals_of_means_are_like_scipys() -> None:
-    """Of one category, low and high agree with scipy's percentile bootstrap to a fraction of the interval's width."""
+    """For one category, both ends agree with scipy's percentile bootstrap within a fraction of the interval's width."""
     values = np.random.default_rng(5).gamma(2.0, size=120)
     found = mean_intervals(values, draw_resamples(["a"] * 120, resamples=4000))
     other = bootstrap((values,), np.mean, n_resamples=4000, method="percentile", random_state=1).confidence_interval
@@ -217,7 +217,7 @@ def test_intervals_of_means_are_like_scipys() -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    """Of 200 samples of 40 instructions, the interval without self pairs holds the true mean in about 95 of 100.
+    """In 200 samples of 40 instructions, the interval without self pairs contains the true mean about 95 % of the time.
 
     Similarity is a product of two random numbers around 0.6, so the true mean over pairs is 0.36.
     """
@@ -239,7 +239,7 @@ def test_intervals_cover_the_truth() -> None:
     seed=st.integers(0, 99),
 )
 def test_percentiles_equal_numpys(count: int, missing: float, confidence: float, seed: int) -> None:
-    """Quantiles of what is not NaN, as numpy interpolates them; NaN where nothing is left."""
+    """Quantiles skip NaN and are interpolated like numpy's; without values they are NaN."""
     rng = np.random.default_rng(seed)
     results = rng.normal(size=(count, 4))
     results[rng.random(results.shape) < missing] = np.nan
@@ -249,7 +249,7 @@ def test_percentiles_equal_numpys(count: int, missing: float, confidence: float,
 
 
 def test_differences_are_of_the_same_draws() -> None:
-    """Both measures have their own intervals; that of the difference is of differences within each draw."""
+    """Each measure has its own interval; the difference has one of differences within each draw."""
     categories = ["a", "a", "b", "a", "b", "a"]
     first, second = random_pairs(categories, 0), random_pairs(categories, 1, missing=[3])
     draws = draw_resamples(categories, 25, 0.8)
@@ -300,7 +300,7 @@ def test_centered_intervals_of_absolute_means(sizes: list[int], seed: int) -> No
 
 
 def test_resampled_rows_stay_in_their_group_and_repeat() -> None:
-    """Each group has as many drawn instructions as members, all its own; the stream is PCG64's of the seed."""
+    """Each group draws as many of its own instructions as it has; the stream is PCG64's of the seed."""
     codes = np.array([0, 1, 0, 0, 1])
     found = list(resampled_rows(codes, 30, 3))
     rng = np.random.Generator(np.random.PCG64(3))
@@ -312,7 +312,7 @@ def test_resampled_rows_stay_in_their_group_and_repeat() -> None:
 
 
 def test_other_instructions_are_refused() -> None:
-    """Values of other instructions than were drawn are refused; 0 resamples are no draws."""
+    """Values of instructions other than the drawn ones are refused; 0 resamples give no draws."""
     draws = draw_resamples(["a", "b"], 2)
     with pytest.raises(ValueError, match="same instructions"):
         pair_intervals(draws, random_pairs(["b", "a"], 0))

@@ -1,4 +1,4 @@
-"""Pairs that are kept: every value, means from them, files, pairs without a value, and what is refused."""
+"""Kept pairs: values, means, files, undefined pairs, and refused input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sparcom_data.errors import StorageError
 
 
 def random_pairs(count: int, seed: int) -> NDArray[np.float64]:
-    """Symmetric values from -1 to 1, 1 on the diagonal."""
+    """Return symmetric values from -1 to 1, 1 on the diagonal."""
     values = np.random.default_rng(seed).uniform(-1, 1, (count, count))
     values = (values + values.T) / 2
     values[np.diag_indices(count)] = 1
@@ -39,7 +39,7 @@ def random_pairs(count: int, seed: int) -> NDArray[np.float64]:
 
 
 def blocks_of(values: NDArray[np.float64]) -> Any:
-    """The blocks of these values; entries below the diagonal are another number."""
+    """Return the blocks of these values; entries below the diagonal hold another number."""
     for rows, columns in pair_blocks(len(values)):
         block = values[rows, columns].copy()
         if rows == columns:
@@ -48,7 +48,7 @@ def blocks_of(values: NDArray[np.float64]) -> Any:
 
 
 def test_kept_similarities_give_the_same_bits(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Means of kept pairs are those of the blocks, bit by bit, over several blocks."""
+    """Means of kept pairs equal those of the blocks bit for bit, over several blocks."""
     case = make_case([3, 5, 9, 4] * 40, ["QA", "CODE", "", "QA"] * 40, layers=2, neurons=30)
     isn = find_isns(case.archive, top=0.2)
     with_self, without, itself = category_means(isn.categories, isn.pair_blocks())
@@ -62,14 +62,14 @@ def test_kept_similarities_give_the_same_bits(make_case) -> None:  # type: ignor
 
 
 def test_kept_correlations_give_the_same_bits(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Means of kept correlations are those of the blocks."""
+    """Means of kept correlations equal those of the blocks."""
     experts = find_ises(make_moe(per_category=4, failed=(2,)).archive)
     direct = category_means(experts.categories, experts.pair_blocks())
     for kept, expected in zip(experts.pairs.means(), direct, strict=False):
         np.testing.assert_array_equal(kept, expected)
 
 
-def test_instructions_without_values_stay_without(make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_instructions_without_values_have_no_correlation(make_moe) -> None:  # type: ignore[no-untyped-def]
     """If every token activates every expert, no correlation is defined."""
     pairs = find_ises(make_moe(experts=2, choices=2).archive).pairs
     assert not pairs.defined.any()
@@ -84,7 +84,7 @@ def test_instructions_without_values_stay_without(make_moe) -> None:  # type: ig
     empty=st.sets(st.integers(0, 39), max_size=4),
 )
 def test_means_equal_loops_for_any_blocks(count: int, side: int, seed: int, empty: set[int]) -> None:
-    """Blocks fill both triangles; pairs without a value are in no mean, with self pairs and without."""
+    """Blocks fill both triangles; means skip undefined pairs, with self pairs and without."""
     values = random_pairs(count, seed)
     some = [k for k in empty if k < count]
     values[np.ix_(some, some)] = np.nan
@@ -132,7 +132,7 @@ def test_a_file_changes_no_digit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_fixed_point_is_exact_and_as_fine_as_documented() -> None:
-    """Sums of the most pairs that are kept stay within 2^53 per row and 2^63 in all; rounding is as documented."""
+    """At the limit of kept pairs, sums stay within 2^53 per row and 2^63 in total; rounding is as documented."""
     for count, bound in ((2, 1e-15), (1200, 1.2e-13), (4096, 4.6e-13), (8000, 1.9e-12), (MAX_INSTRUCTIONS, 3e-11)):
         bits = fixed_bits(count)
         assert count << bits <= 1 << 53
@@ -145,7 +145,7 @@ def test_fixed_point_is_exact_and_as_fine_as_documented() -> None:
 
 
 def test_too_many_instructions_are_not_computable() -> None:
-    """Beyond the limit the sentence names it, the number and what to do."""
+    """Beyond the limit, the sentence gives the limit, the number and the remedy."""
     with pytest.raises(NotComputableError, match=r"up to 32,768 instructions; there are 32,769\. Analyze"):
         keep_pairs(["a"] * (MAX_INSTRUCTIONS + 1), iter([]))
 
@@ -154,7 +154,7 @@ def test_too_many_instructions_are_not_computable() -> None:
     ("row", "column", "value", "said"),
     [(1, 2, 0.5, "symmetric"), (0, 0, 1.5, "from -1 to 1"), (2, 1, np.nan, "symmetric")],
 )
-def test_values_that_are_no_pairs_are_refused(row: int, column: int, value: float, said: str) -> None:
+def test_invalid_values_are_refused(row: int, column: int, value: float, said: str) -> None:
     """One-sided values and values outside -1 to 1 would give wrong sums: they are refused."""
     values = random_pairs(4, 0)
     values[row, column] = value

@@ -1,4 +1,4 @@
-"""Permutation tests, against scipy and loops over pairs."""
+"""Permutation tests, checked with SciPy and loops over pairs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from sparcom_analysis.resampling.permutation import (
 
 
 def label_pvalues(pairs: PairMatrix, permutations: int = 9999, seed: int = 0, progress: Any = None) -> dict[str, Any]:
-    """The tests of so many permutations."""
+    """Return the tests for this number of permutations."""
     return label_tests(pairs, Options(n_permutations=permutations, seed=seed), progress)
 
 
 def random_pairs(categories: Sequence[str], seed: int, lift: float = 0.0, empty: Sequence[int] = ()) -> PairMatrix:
-    """Random values of every pair, `lift` higher within a category; NaN for every two in `empty`."""
+    """Return random pair values, `lift` higher within a category; NaN for pairs within `empty`."""
     rng = np.random.default_rng(seed)
     count = len(categories)
     values = rng.uniform(0, 0.5, (count, count))
@@ -49,7 +49,7 @@ def random_pairs(categories: Sequence[str], seed: int, lift: float = 0.0, empty:
 
 
 def cell_mean(values: NDArray[np.float64], names: Sequence[int], inside: Callable[[int, int], bool]) -> float:
-    """Mean over the pairs of two instructions whose two categories are asked for; NaN of none."""
+    """Return the mean over pairs whose two categories fulfill `inside`; NaN if there is none."""
     count = len(names)
     found = [values[i, j] for i in range(count) for j in range(i + 1, count) if inside(names[i], names[j])]
     known = [value for value in found if not np.isnan(value)]
@@ -57,7 +57,7 @@ def cell_mean(values: NDArray[np.float64], names: Sequence[int], inside: Callabl
 
 
 def statistics(values: NDArray[np.float64], names: Sequence[int], count: int) -> list[float]:
-    """Of the whole, of each category, of every two, by loops."""
+    """Return the statistics of the whole, each category and each two categories, by loops."""
     whole = cell_mean(values, names, lambda a, b: a == b) - cell_mean(values, names, lambda a, b: a != b)
     own = [
         cell_mean(values, names, lambda a, b, c=c: a == b == c)  # type: ignore[misc]
@@ -73,7 +73,7 @@ def statistics(values: NDArray[np.float64], names: Sequence[int], count: int) ->
 
 
 def step_down_by_definition(table: NDArray[np.float64]) -> list[float]:
-    """Westfall and Young's correction by its definition: (labelings, k), the observed one first."""
+    """Apply Westfall and Young's correction by its definition: (labelings, k), the observed one first."""
     scores = (table - np.nanmean(table, axis=0)) / np.nanstd(table, axis=0)
     order = sorted(range(table.shape[1]), key=lambda k: -scores[0, k])
     result, before = [0.0] * len(order), 0.0
@@ -94,7 +94,7 @@ def step_down_by_definition(table: NDArray[np.float64]) -> list[float]:
     seed=st.integers(0, 999),
 )
 def test_everything_equals_loops(categories: list[str], lift: float, empty: set[int], seed: int) -> None:
-    """Means, p and adjusted p of every statistic are those of loops over the pairs of each labeling with a value."""
+    """Means, p and adjusted p of every statistic equal loops over the defined pairs of each labeling."""
     pairs = random_pairs(categories, seed, lift, sorted(empty))
     found = label_pvalues(pairs, 19, seed)
     permuted = permuted_labels(pairs.codes.astype(np.int16), 19, seed, 19, None)
@@ -109,7 +109,7 @@ def test_everything_equals_loops(categories: list[str], lift: float, empty: set[
     np.testing.assert_allclose(found["pvalue"][own], p[1 : 1 + count])
     np.testing.assert_allclose(found["pvalue_adjusted"][own], step_down_by_definition(table[:, 1 : 1 + count]))
     np.testing.assert_allclose(found["pvalue"][above], p[1 + count :])
-    if count > 2:  # of one pair of categories there is nothing to correct
+    if count > 2:  # a single pair of categories needs no correction
         np.testing.assert_allclose(found["pvalue_adjusted"][above], step_down_by_definition(table[:, 1 + count :]))
     np.testing.assert_array_equal(found["pvalue_adjusted"], found["pvalue_adjusted"].T)
     assert found["null_mean"] == pytest.approx(cell_mean(pairs.values, names[0], lambda *_: True), abs=1e-12)
@@ -122,7 +122,7 @@ def test_everything_equals_loops(categories: list[str], lift: float, empty: set[
 
 @pytest.mark.parametrize("seed", range(3))
 def test_p_of_all_labelings_is_scipys(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Against every permutation of six instructions, p is that of scipy's exact permutation test."""
+    """Over all permutations of six instructions, p equals that of scipy's exact permutation test."""
     pairs = random_pairs(list("aabacc"), seed, lift=0.05)
     names = pairs.codes
     every = np.array(list(permutations(names.tolist()))[1:], dtype=np.int16)
@@ -147,7 +147,7 @@ def test_p_of_all_labelings_is_scipys(monkeypatch: pytest.MonkeyPatch, seed: int
 @settings(deadline=None, max_examples=25)
 @given(count=st.integers(2, 150), labels=st.integers(1, 5), seed=st.integers(0, 999), cores=st.sampled_from([1, 3]))
 def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: int, cores: int) -> None:
-    """Each cell is exactly the sum over its pairs in fixed point, or the number of those without a value."""
+    """Each cell is exactly the fixed-point sum over its pairs, or the number of its undefined pairs."""
     rng = np.random.default_rng(seed)
     pairs = random_pairs(["a"] * count, seed, empty=range(0, count, 3))
     names = rng.integers(0, labels, (4, count)).astype(np.int16)
@@ -166,7 +166,7 @@ def test_sums_equal_loops_on_any_number_of_cores(count: int, labels: int, seed: 
 
 
 def test_permutations_keep_the_sizes_of_categories() -> None:
-    """Each permutation holds every label as often as the categories have instructions, in another order."""
+    """Each permutation reorders the labels and keeps the number of each."""
     pairs = random_pairs(["a"] * 7 + ["b"] * 3 + ["c"], 0)
     names = np.concatenate(list(permuted_labels(pairs.codes.astype(np.int16), 50, 3, 20, None)))
     assert names.shape == (50, 11)
@@ -191,7 +191,7 @@ def test_batches_and_cores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_progress_ends_at_all_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is called after each batch, with permutations done and in all."""
+    """Progress is reported after each batch, with permutations done and in total."""
     monkeypatch.setattr("sparcom_analysis.resampling.permutation.BATCH", 20)
     calls: list[tuple[int, int]] = []
     label_pvalues(random_pairs(["a", "b"] * 3, 0), permutations=50, progress=lambda *call: calls.append(call))
@@ -199,7 +199,7 @@ def test_progress_ends_at_all_permutations(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_categories_that_differ_are_found_and_others_not() -> None:
-    """One category that is alike has the least p that there is; three that are names alone are not significant."""
+    """A homogeneous category has the smallest possible p; three arbitrary ones are not significant."""
     categories = ["same"] * 10 + ["x", "y", "z"] * 10
     pairs = random_pairs(categories, 2)
     values = pairs.values.copy()
@@ -211,8 +211,8 @@ def test_categories_that_differ_are_found_and_others_not() -> None:
     assert (adjusted >= plain).all()
 
 
-def test_p_is_uniform_where_names_mean_nothing() -> None:
-    """Of 200 archives without structure about 5 in 100 have p ≤ 0.05, and at most so many any corrected p."""
+def test_p_is_uniform_under_the_null() -> None:
+    """Of 200 archives without structure, about 5 % have p ≤ 0.05, and at most that many have any adjusted p ≤ 0.05."""
     whole = any_category = any_pair = 0
     for seed in range(200):
         found = label_pvalues(random_pairs(["a", "b", "c", "d"] * 4, seed), permutations=99, seed=seed)
@@ -236,15 +236,15 @@ def test_instructions_without_values_take_no_part() -> None:
 
 
 def test_a_category_of_one_has_no_test_of_its_own() -> None:
-    """It has no pair within, so nothing is said of it; its pairs with others are tested, and other categories are."""
+    """It has no pair within. Its pairs with others are tested, and so are the other categories."""
     found = label_pvalues(random_pairs(["a", "b", "b", "c", "c"], 0), permutations=30)
     for name in ("pvalue", "pvalue_adjusted"):
         assert np.isnan(found[name].diagonal()).tolist() == [True, False, False]
     assert np.isfinite(found["pvalue_adjusted"][0, 1:]).all()
 
 
-def test_nothing_to_compare_is_no_number() -> None:
-    """With one category there is nothing between, with single instructions nothing within: p is NaN, never 1 or 0."""
+def test_nothing_to_compare_gives_nan() -> None:
+    """One category has no pairs between, and single instructions have none within: p is NaN, never 1 or 0."""
     for categories in (["a"] * 4, ["a", "b", "c"]):
         found = label_pvalues(random_pairs(categories, 0), permutations=9)
         assert np.isnan([found["overall_pvalue"], *found["pvalue"].diagonal()]).all()
@@ -253,8 +253,8 @@ def test_nothing_to_compare_is_no_number() -> None:
     assert np.isnan([found["overall_pvalue"], found["null_mean"], found["pvalue"][0, 1]]).all()
 
 
-def test_the_same_value_everywhere_is_as_chance_has_it() -> None:
-    """Where all pairs are alike, every labeling gives the same statistic: p is 1, corrected or not."""
+def test_equal_values_are_not_significant() -> None:
+    """If all pairs are equal, every labeling gives the same statistic: p is 1, adjusted or not."""
     values = np.full((9, 9), 0.3)
     values[np.diag_indices(9)] = 1
     found = label_pvalues(PairMatrix(list("abc") * 3, values), permutations=40)
@@ -263,8 +263,10 @@ def test_the_same_value_everywhere_is_as_chance_has_it() -> None:
     assert (found["pvalue_adjusted"] == 1.0).all()
 
 
-def test_many_categories_are_not_paired_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond one limit pairs of categories have no p, beyond the other nothing is tested and the error says why."""
+def test_the_number_of_categories_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond one limit, pairs of categories have no p. Beyond the other, nothing is tested, and the error gives the
+    reason.
+    """
     monkeypatch.setattr("sparcom_analysis.resampling.permutation.MAX_PAIRED", 2)
     found = label_pvalues(random_pairs(list("abc") * 3, 0), permutations=9)
     assert np.isnan(found["pvalue"][np.triu_indices(3, 1)]).all()
@@ -274,8 +276,8 @@ def test_many_categories_are_not_paired_or_refused(monkeypatch: pytest.MonkeyPat
         label_pvalues(random_pairs(many, 0), permutations=9)
 
 
-def test_permutations_without_a_value_count_as_reaching() -> None:
-    """A statistic that some permutations lack has them counted in p, and its adjusted p is never below p."""
+def test_permutations_without_a_value_count_in_p() -> None:
+    """Permutations that lack a statistic count in its p, and its adjusted p is never below p."""
     statistics = np.array([[3.0, 1.0], [np.nan, 0.0], [2.0, 2.0], [np.nan, 0.0]])
     np.testing.assert_allclose(pvalues(statistics), [3 / 4, 2 / 4])
     assert (step_down(statistics) >= pvalues(statistics)).all()
@@ -284,7 +286,9 @@ def test_permutations_without_a_value_count_as_reaching() -> None:
 
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=8))
 def test_holm_is_its_definition(p: list[float]) -> None:
-    """Each p times the tests that are not smaller, never below that of a smaller one, at most 1; NaN is no test."""
+    """Each p is multiplied by the number of p not below it, is at least the result of a smaller p, and at most 1. NaN
+    is no test.
+    """
     order = sorted(range(len(p)), key=lambda k: p[k])
     expected, before = [0.0] * len(p), 0.0
     for rank, k in enumerate(order):
@@ -305,7 +309,7 @@ def test_permuted_rows_deal_all_instructions() -> None:
 
 
 def test_no_permutations_are_no_tests() -> None:
-    """With n_permutations=0 the means are those of a test, and nothing is tested."""
+    """With n_permutations=0 the means are unchanged, and nothing is tested."""
     pairs = random_pairs(["a", "b"] * 4, 0)
     found, tested = label_tests(pairs, Options(n_permutations=0)), label_pvalues(pairs, 9)
     assert set(tested) - set(found) == {"overall_pvalue", "pvalue", "pvalue_adjusted"}

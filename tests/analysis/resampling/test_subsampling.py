@@ -1,4 +1,4 @@
-"""Rank correlation against scipy, changes of a matrix against loops over cells, and when subsampling is refused."""
+"""Rank correlation, checked with SciPy; changes of a matrix, with loops over cells; reasons not to subsample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ few = st.integers(-3, 3).map(lambda value: value / 7)
 
 @given(st.lists(st.tuples(few, few), min_size=2, max_size=30))
 def test_rank_correlation_is_scipys(pairs: list[tuple[float, float]]) -> None:
-    """With any ties; NaN if one side has a single value."""
+    """Ties are allowed; the result is NaN if one side has a single value."""
     left, right = np.array(pairs).T
     np.testing.assert_array_equal(doubled_ranks(left), 2 * rankdata(left))
     found = rank_correlation(left, right)
@@ -34,12 +34,12 @@ def test_rank_correlation_is_scipys(pairs: list[tuple[float, float]]) -> None:
 
 
 def test_values_that_differ_in_the_last_digit_are_ties() -> None:
-    """0.1 + 0.2 ranks with 0.3."""
+    """The value 0.1 + 0.2 has the rank of 0.3."""
     assert doubled_ranks([0.1 + 0.2, 0.3, 0.0]).tolist() == [5, 5, 2]
 
 
 def matrix(values: list[float | None], count: int) -> np.ndarray:
-    """A symmetric matrix from the cells on and above its diagonal, None as NaN."""
+    """Return a symmetric matrix from the cells on and above its diagonal, None as NaN."""
     full = np.empty((count, count))
     for (i, j), value in zip(combinations_with_replacement(range(count), 2), values, strict=True):
         full[i, j] = full[j, i] = np.nan if value is None else value
@@ -48,7 +48,7 @@ def matrix(values: list[float | None], count: int) -> np.ndarray:
 
 @given(count=st.integers(1, 5), data=st.data())
 def test_changes_are_those_of_loops(count: int, data: st.DataObject) -> None:
-    """Order, largest and mean change and largest diagonals are of the cells that both matrices have."""
+    """Order, largest and mean change and largest diagonals cover the cells that both matrices have."""
     size = count * (count + 1) // 2
     cells = st.lists(st.one_of(st.none(), few), min_size=size, max_size=size)
     before, after = matrix(data.draw(cells), count), matrix(data.draw(cells), count)
@@ -84,8 +84,10 @@ def test_changes_are_those_of_loops(count: int, data: st.DataObject) -> None:
         assert count_largest == len(wins)
 
 
-def test_no_equal_length_says_why(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Switched off, of counts, or with too few long instructions there is no measure; asked for, there is an error."""
+def test_no_equal_length_has_a_reason(make_case, make_moe) -> None:  # type: ignore[no-untyped-def]
+    """If switched off, for counts, or with too few long instructions, there is no measure. An explicit request is an
+    error.
+    """
     long = find_isns(make_case((9, 12, 10, 3), ("a", "b", "a", "b")).archive)
     with pytest.raises(NotComputableError, match="switched off"):
         length_control(long, equal_length=False)
@@ -105,7 +107,7 @@ def test_no_equal_length_says_why(make_case, make_moe) -> None:  # type: ignore[
 
 
 def test_a_selection_is_subsampled_to_its_own_shortest(make_case) -> None:  # type: ignore[no-untyped-def]
-    """Of selected instructions the shortest with at least 8 tokens sets the number, and others take no part."""
+    """The shortest selected instruction with at least 8 tokens sets the number; others take no part."""
     isn = find_isns(make_case((9, 12, 10, 3, 14), ("a", "b", "a", "b", "b")).archive)
     found = length_control(isn.sel(instruction=["i1", "i2", "i3", "i4"]), n_resamples=0)
     assert found.attrs["drawn_tokens"] == 10

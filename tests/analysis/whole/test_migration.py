@@ -1,7 +1,7 @@
 """Every number of metrics.json version 2 is where the table in docs/metrics.md says, unchanged to 1e-12.
 
-The files in tests/analysis/golden were written by the last version that wrote version 2, of the archives that `rebuilt`
-writes again. Each leaf of such a file must be matched by a row of the table.
+The files in tests/analysis/golden come from the last release that wrote version 2; `rebuilt` recreates their archives.
+Each leaf of such a file must match a row of the table.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def read_table(text: str) -> dict[str, str | None]:
 def leaves(value: Any, path: str = "", population: str = "") -> Iterator[tuple[str, str, Any]]:
     """Yield field, population and value of everything in a file of version 2, lists without their indices.
 
-    Entries of a population's own have the field of the whole model; other entries of a list say what they are of in
-    parentheses: `tests.matrices(ise_correlation).p`. What an entry is of is no field.
+    Entries of one population have the field of the whole model. Other list entries have their subject in parentheses:
+    `tests.matrices(ise_correlation).p`. The subject itself is no field.
     """
     if isinstance(value, dict):
         for name, item in value.items():
@@ -99,7 +99,7 @@ def gather(old: dict[str, Any]) -> Leaves:
     for path, population, value in leaves({name: held for name, held in old.items() if name != "components"}):
         found[path, "" if population == first else population].append(value)
     for path, population, value in leaves({"components": old.get("components", [])}):
-        if path != "components" and population != first:  # the first one's stand at the top as well
+        if path != "components" and population != first:  # those of the first population are also at the top level
             found[path, population].append(value)
     return {key: [value for value in values if not isinstance(value, list)] for key, values in found.items()}
 
@@ -132,7 +132,7 @@ def convert(values: Any, text: str) -> Any:
 
 
 def entries(value: Any, names: list[str]) -> Iterator[Any]:
-    """Yield what is at a path of names; of a list, what is there in each entry."""
+    """Yield the values at a path of names; for a list, those of each entry."""
     if isinstance(value, (list, tuple, np.ndarray)):
         for item in value:
             yield from entries(item, names)
@@ -151,7 +151,7 @@ def same(old: Any, new: Any) -> bool:
 
 
 def differences(old: dict[str, Any], run: xr.DataTree, table: dict[str, str | None]) -> list[str]:
-    """Return a line for each old field that has no row, no new value or another one."""
+    """Return one line for each old field without a row, without a new value, or with a different one."""
     found = []
     for (path, population), values in gather(old).items():
         if path not in table:
@@ -175,7 +175,7 @@ def differences(old: dict[str, Any], run: xr.DataTree, table: dict[str, str | No
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archives that the golden files are of."""
+    """Recreate the archives of the golden files."""
     folder = tmp_path_factory.mktemp("golden")
     shape: dict[str, Any] = {"categories": ["CLS", "CODE", "SUM"], "per_category": 6, "lengths": (9, 24)}
     for seed, (name, failed) in enumerate((("base", ()), ("tuned", (3,)))):
@@ -188,8 +188,9 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["dense-tuned", "dense-alone", "moe-tuned"])
 def test_every_old_number_is_where_the_table_says(name: str, rebuilt: Path) -> None:
-    """Each leaf of the old file has a row, and the new place holds the same value, in metrics.json too. Of versions of
-    libraries it holds those that are installed."""
+    """Each leaf of the old file has a row, and the new place holds the same value, in metrics.json too. Library
+    versions are the installed ones.
+    """
     kind, how = name.split("-")
     base, tuned = (rebuilt / kind / f"{which}.zarr" for which in ("base", "tuned"))
     run = analyze(base, tuned, **TUNED) if how == "tuned" else analyze(base, **ALONE)
@@ -202,14 +203,16 @@ def test_every_old_number_is_where_the_table_says(name: str, rebuilt: Path) -> N
 
 
 def typical(old: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Figure 6 of each population, by path. Of two equally typical instructions either was shown; now the first is."""
+    """Return figure 6 of each population, by path. Earlier, either of two equally typical instructions was shown; now
+    the first is.
+    """
     parts = [old, *old.get("components", [])[1:]]
     paths = ["venn", *(f"{part['component']}/venn" for part in parts[1:])]
     return {path: part["isn_venn"] for path, part in zip(paths, parts, strict=True) if part["isn_venn"] is not None}
 
 
 def small() -> tuple[dict[str, Any], xr.DataTree, dict[str, str | None]]:
-    """An old file, a run that agrees with it, and the table between them."""
+    """Return an old file, a matching run, and the table between them."""
     old = {
         "component": "expert_neuron",
         "isn_size": {"mean": 2.0},
@@ -239,8 +242,8 @@ def small() -> tuple[dict[str, Any], xr.DataTree, dict[str, str | None]]:
     return old, run, read_table(text)
 
 
-def test_the_comparison_sees_what_agrees_and_what_does_not() -> None:
-    """Nothing is said of a run that agrees; a changed number, a lost row and a lost node are each named."""
+def test_the_comparison_finds_differences() -> None:
+    """A matching run gives none; a changed number, a lost row and a lost node are each named."""
     old, run, table = small()
     assert differences(old, run, table) == []
     old["parts"][0]["p"][0][0] = 1.0 + 1e-11  # type: ignore[index]
@@ -253,7 +256,7 @@ def test_the_comparison_sees_what_agrees_and_what_does_not() -> None:
 
 
 def test_rows_are_expanded_and_checked() -> None:
-    """Braces stand for several fields; a line that is no row, and a field with two rows, are refused."""
+    """Braces stand for several fields; a malformed row, and a field with two rows, are refused."""
     assert expand("a.{b, c}.{d, e}") == ["a.b.d", "a.b.e", "a.c.d", "a.c.e"]
     for line in ("| `a` | new |", "| `{a, b}` | `c.d` |", "| `a` | `b.c` |\n| `a` | `b.c` |"):
         with pytest.raises(AssertionError):

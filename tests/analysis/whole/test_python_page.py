@@ -1,4 +1,4 @@
-"""docs/python.md, the notebook made of it, and the public names: the page runs and prints what it shows.
+"""docs/python.md, its notebook and the public names: the page runs and prints the output that it shows.
 
 `python tests/analysis/whole/test_python_page.py` writes the notebook again.
 """
@@ -30,7 +30,7 @@ ARRAY = re.compile(r"\b(?:float64|int64|uint64|uint32|intp|bool)\b")
 
 
 def run_cells(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Each cell of code, what it printed (no spaces at ends of lines) and what is shown, in one namespace."""
+    """Run the code cells in one namespace; yield code, printed output without trailing spaces, and shown output."""
     names: dict[str, object] = {}
     for number, cell in enumerate(cells):
         if cell["cell_type"] == "code":
@@ -41,7 +41,7 @@ def run_cells(cells: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
 
 
 def notebook(page: str) -> dict[str, Any]:
-    """Return the page as a notebook: each block a cell with its output, the text between them markdown cells."""
+    """Return the page as a notebook: code blocks with their output, and markdown cells for the text between."""
     cells: list[dict[str, Any]] = []
     end = 0
     for found in [*BLOCK.finditer(page), None]:
@@ -69,7 +69,7 @@ def lines(text: str) -> list[str]:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Figures of the report are not turned into bytes; pyplot needs no screen and keeps no figure."""
+    """Skip the rendering of figures; pyplot needs no screen and keeps no figure."""
     monkeypatch.setattr("sparcom_analysis.plotting.render", lambda _figure, _kind: b"<svg/>")
     before = mpl.get_backend()
     mpl.use("agg")
@@ -81,8 +81,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_notebook_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell runs after those before it, on archives that the first one writes, and prints what stands below."""
+def test_the_notebook_prints_the_shown_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells run in order, on archives that the first one writes, and print the output below them."""
     monkeypatch.chdir(tmp_path)
     blocks = 0
     for code, printed, shown in run_cells(json.loads(NOTEBOOK.read_text())["cells"]):
@@ -104,8 +104,10 @@ def test_the_notebook_is_the_page() -> None:
 
 
 @pytest.mark.parametrize("name", sp.__all__)
-def test_every_public_name_says_what_it_is(name: str) -> None:
-    """A class names its fields; a function says shape and dtype, itself or by the public class that it returns."""
+def test_every_public_name_is_described(name: str) -> None:
+    """A class documents its fields; a function gives shape and dtype, itself or through the public class that it
+    returns.
+    """
     item = getattr(sp, name)
     text = inspect.getdoc(item) or ""
     assert len(text.split()) > 4
@@ -118,13 +120,13 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
 
 
 def described(field: dataclasses.Field[object]) -> str:
-    """How a docstring names a field: arrays and lists as `name: …` or `name, other: …`, others anywhere."""
+    """Return the pattern that describes a field: `name: …` or `name, other: …` for arrays and lists, else the name."""
     several = "NDArray" in str(field.type) or "Sequence" in str(field.type)
     return rf"\b{field.name}(?:, \w+)*:" if several else rf"\b{field.name}\b"
 
 
 def names_public_class(function: object) -> bool:
-    """Whether what a function returns is a path, or is or holds a class of `__all__` or of xarray."""
+    """Return whether a function's result is a path, or is or contains a class of `__all__` or of xarray."""
     returned = typing.get_type_hints(function)["return"]
     known = {*sp.__all__, xr.Dataset.__name__, xr.DataTree.__name__, Path.__name__}
     return any(kind.__name__ in known for kind in (returned, *typing.get_args(returned)) if inspect.isclass(kind))

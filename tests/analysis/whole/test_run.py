@@ -18,12 +18,12 @@ Make = Callable[..., Any]
 
 
 def nodes(tree: xr.DataTree) -> dict[str, xr.Dataset]:
-    """The Datasets of the measures by path."""
+    """Return the Datasets of the measures by path."""
     return {path.strip("/"): node.to_dataset() for path, node in tree.subtree_with_keys if node.has_data}
 
 
 def test_every_measure_has_its_node_or_a_reason(make_moe: Make) -> None:
-    """Each measure is computed for all that it needs, or the tree says why not; nodes name their measure."""
+    """Each measure has a node, or the tree gives the reason; nodes name their measure."""
     base, tuned = make_moe().archive, make_moe(seed=1).archive
     tree = sp.analyze(base, tuned, **FEW)
     held, missing = nodes(tree), {item["measure"] for item in tree.attrs["not_computed"]}
@@ -38,15 +38,15 @@ def test_every_measure_has_its_node_or_a_reason(make_moe: Make) -> None:
 
 
 @pytest.mark.parametrize("measure", REGISTRY, ids=lambda one: one.name)
-def test_every_measure_is_whole(measure: Any) -> None:
+def test_every_measure_is_complete(measure: Any) -> None:
     """Each measure has a computation, figure, sentences and caption, and is in `sp.plot`."""
     assert all((measure.compute, measure.plot, measure.sentences, measure.caption, measure.title, measure.equation))
     assert measure.definition.endswith((".", ")"))
     assert callable(getattr(sp.plot, measure.name))
 
 
-def test_nothing_depends_on_blocks_or_where_sets_lie(make_moe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every number is the same for any block size, in memory or in a file, and of counts as of masks."""
+def test_results_do_not_depend_on_blocks_or_memory(make_moe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number is the same for any block size, in memory or in a file, from masks or counts."""
     masks, counts = make_moe().archive, make_moe(granularity="count").archive
     found = []
     for archive, block_bytes, memory in ((masks, 1, 0), (masks, 97, 1 << 26), (counts, 500, 0)):
@@ -59,8 +59,8 @@ def test_nothing_depends_on_blocks_or_where_sets_lie(make_moe: Make, monkeypatch
 
 
 @pytest.mark.parametrize("absent", [("dense_layers",), ("shared_neurons",), ("dense_layers", "shared_neurons")])
-def test_what_a_model_lacks_is_not_there(make_moe: Make, absent: tuple[str, ...]) -> None:
-    """Populations that a model does not have have no nodes."""
+def test_missing_populations_have_no_nodes(make_moe: Make, absent: tuple[str, ...]) -> None:
+    """Populations that a model lacks have no nodes."""
     held = nodes(sp.analyze(make_moe(**dict.fromkeys(absent, 0)).archive, **FEW))
     assert ("neuron/similarity" in held) == ("dense_layers" not in absent)
     assert ("shared_expert_neuron/similarity" in held) == ("shared_neurons" not in absent)
@@ -76,7 +76,7 @@ def test_options_are_those_of_the_functions(typical: Any) -> None:
 
 
 def test_progress_rises_to_its_end(make_moe: Make) -> None:
-    """Work done never falls, the total is known from the start, and the last report is of everything."""
+    """Progress never falls, the total is known from the start, and the last report equals it."""
     seen: list[tuple[int, int]] = []
     archive = make_moe(lengths=(9, 12)).archive
     sp.analyze(archive, archive, progress=lambda *at: seen.append(at), **FEW)

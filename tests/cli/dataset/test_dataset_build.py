@@ -208,7 +208,7 @@ def test_conflicting_options_are_wrong_usage(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--natural", "gone"), "gone is none. Give another path"),
+        (("--natural", "gone"), "gone is not one. Give another path"),
         (("--synthetic-only", "--match-length", "--tokenizer", "gone"), "gone has none. Give another path"),
     ],
 )

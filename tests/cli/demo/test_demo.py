@@ -111,8 +111,9 @@ def test_the_demo_runs_one_model(
 def test_the_demo_with_experts_compares_four_models(
     tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Fetch one model, make the other three, serve and submit to each pair, verify all, analyze each pair, and write
-    the comparison page."""
+    """Fetch one model, make the other three, serve and submit to each pair, verify all, analyze each pair, write the
+    comparison page.
+    """
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out") == 0
     assert steps == [BUILT, f"model {DENSE}", TRAINING, *made(DENSE, MOE), *served(DENSE, MOE), "page True"]
     said = capsys.readouterr().out
@@ -163,14 +164,14 @@ PAIRS = [("--model", "--moe-model"), ("--model", "--tuned-model"), ("--moe-model
 
 
 @pytest.mark.parametrize("same", PAIRS)
-def test_models_of_one_name_are_refused(
+def test_models_of_the_same_name_are_refused(
     same: tuple[str, str],
     tmp_path: Path,
     steps: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server names models by the last part of their paths, which must therefore differ."""
+    """The server names models by the last part of their paths, so these must differ."""
     arguments = (same[0], tmp_path / "a" / "x", same[1], tmp_path / "b" / "x")
     assert run(monkeypatch, "--moe", "--output", tmp_path / "out", *arguments) == 1
     assert "which must differ" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def views(output: Path) -> list[View]:
 
 
 def test_within_and_between_are_means_over_categories() -> None:
-    """The means on and off the diagonal, without missing pairs, and their ratio."""
+    """The page gives the means on and off the diagonal, without missing pairs, and their ratio."""
 
     def matrix(*rows: list[float]) -> xr.Dataset:
         cells = ("self_pairs", "category", "category_2")
@@ -98,8 +98,8 @@ def test_similarities_are_named_correctly(output: Path) -> None:
     assert not re.search(r"alter|share of|1 minus", text)
 
 
-def test_experts_that_stay_are_marked(output: Path) -> None:
-    """The base's most used experts are in order; a star marks those among the tuned model's as well."""
+def test_kept_experts_are_marked(output: Path) -> None:
+    """The base's most used experts are in order; an asterisk marks those that are among the tuned model's too."""
     page = page_of(output, output / "report", output / "report-moe")
     ds = read_metrics(output / "report-moe")["finetuning_top_experts"]
     kept = ds["layer_kept"].values
@@ -160,7 +160,7 @@ def test_names_are_text(output: Path, tmp_path: Path) -> None:
 
 
 def test_an_moe_model_without_shared_experts_has_no_column_for_them(output: Path, tmp_path: Path) -> None:
-    """A model with only routed experts, like Mixtral."""
+    """The model has only routed experts, like Mixtral."""
     for seed, ending in enumerate(("", "-tuned")):
         write_random_moe_archive(tmp_path / f"m{ending}.zarr", shared_neurons=0, dense_layers=0, seed=seed)
     report_of(tmp_path / "report-moe", tmp_path / "m.zarr", tmp_path / "m-tuned.zarr")

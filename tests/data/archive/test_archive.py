@@ -129,8 +129,8 @@ def test_damage_in_token_rows_names_the_array(sample: Any) -> None:
         open_archive(sample.path).read_tokens(0, 3)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    """A path without anything raises ArchiveNotFoundError, not NotAnArchiveError."""
+def test_a_missing_path_is_reported(tmp_path: Path) -> None:
+    """An empty path raises ArchiveNotFoundError, not NotAnArchiveError."""
     with pytest.raises(ArchiveNotFoundError, match="there is no archive at"):
         open_archive(tmp_path / "none.zarr")
 

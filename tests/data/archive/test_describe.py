@@ -42,7 +42,7 @@ def test_a_damaged_archive_has_a_repr(sample: Any) -> None:
     assert "random, instructions unreadable, 3 layers" in repr(open_archive(sample.path))
 
 
-def test_only_the_table_is_read(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_repr_reads_only_the_table(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The repr reads no mask, token id or top-k expert."""
     names: list[str] = []
     read = Archive.read_rows

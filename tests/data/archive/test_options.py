@@ -23,7 +23,7 @@ def test_defaults_capture_the_raw_prompt() -> None:
 
 
 @pytest.mark.parametrize("positions", get_args(Positions))
-def test_max_tokens_goes_with_positions(positions: str) -> None:
+def test_max_tokens_needs_response_positions(positions: str) -> None:
     """Tokens are generated only if they are captured; the message names field, value and remedy."""
     wrong, right = (1, 0) if positions == "prompt" else (0, 1)
     assert ExtractionOptions(positions=positions, max_tokens=right).max_tokens == right  # type: ignore[arg-type]

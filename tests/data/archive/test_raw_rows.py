@@ -75,7 +75,7 @@ def test_rows_are_those_that_zarr_reads(tmp_path: Path, data: st.DataObject) -> 
 
 
 def damages() -> dict[str, Callable[[Path], None]]:
-    """Ways to put something else in the place of a chunk."""
+    """Return functions that damage or replace a chunk, by name."""
 
     def cut(file: Path) -> None:
         os.truncate(file, file.stat().st_size - 1)
@@ -106,28 +106,28 @@ def damages() -> dict[str, Callable[[Path], None]]:
         file.symlink_to("nothing")
 
     return {
-        way.__name__: way
-        for way in (Path.unlink, cut, empty, longer, doubled, folder, pipe, link_to_folder, link_to_nothing)
+        damage.__name__: damage
+        for damage in (Path.unlink, cut, empty, longer, doubled, folder, pipe, link_to_folder, link_to_nothing)
     }
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-@pytest.mark.parametrize("way", damages())
-def test_a_damaged_chunk_is_never_read(tmp_path: Path, way: str, checksum: bool) -> None:
+@pytest.mark.parametrize("damage", damages())
+def test_a_damaged_chunk_is_never_read(tmp_path: Path, damage: str, checksum: bool) -> None:
     """Whatever replaces a chunk, with or without a checksum, none of its rows is returned; other rows are."""
     array = make(tmp_path / "a", (20, 3), (8, 3), compressors=[Crc32cCodec()] if checksum else None)
     raw = known(array)
-    damages()[way](tmp_path / "a" / "c" / "1" / "0")
+    damages()[damage](tmp_path / "a" / "c" / "1" / "0")
     for start, stop in ((8, 16), (9, 10), (0, 20), (15, 17)):
         assert read(raw, start, stop) is None
     assert read(raw, 0, 8) is not None
     assert read(raw, 16, 20) is not None
 
 
-@pytest.mark.parametrize("way", damages())
-def test_errors_do_not_depend_on_the_fast_path(sample: Any, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+@pytest.mark.parametrize("damage", damages())
+def test_errors_do_not_depend_on_the_fast_path(sample: Any, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     """The error of a damaged chunk is the same with and without the fast path."""
-    damages()[way](sample.path / CHUNK)
+    damages()[damage](sample.path / CHUNK)
     messages = []
     for fast in (True, False):
         if not fast:

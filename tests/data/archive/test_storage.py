@@ -221,8 +221,8 @@ def test_a_direct_write_that_does_not_fit_leaves_nothing(tmp_path: Path, tree: T
     assert tree(tmp_path) == {}
 
 
-def test_direct_writes_that_come_short_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system takes only some blocks, or part of one, the rest follows in its place."""
+def test_short_direct_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system takes only some blocks, or part of one, writing continues from there."""
     real, lengths = os.write, iter([8192, 12288, 5000, 4096])
     monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[: next(lengths, len(view))]))
     memory = random_memory(2 * DIRECT_FROM + 77)
@@ -231,7 +231,7 @@ def test_direct_writes_that_come_short_are_continued(tmp_path: Path, monkeypatch
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system takes only some bytes per call, the rest follows."""
+    """If the system takes only some bytes per call, writing continues from there."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, view: real(descriptor, view[:7]))
     write_durably(tmp_path / "file", [bytes(range(100)), bytes(range(50))])

@@ -39,7 +39,7 @@ FORMS: dict[str, tuple[str, bytes]] = {
     "JSON lines, another name": ("in.txt", "\r\n".join(json.dumps(line) for line in LINES).encode()),
     "JSON lines called JSON": ("in.json", "\n".join(json.dumps(line) for line in LINES).encode()),
     "JSON array": ("in.json", json.dumps(LINES, indent=2).encode()),
-    "JSON array, no name's ending": ("in", b"\n " + json.dumps(LINES, ensure_ascii=False).encode()),
+    "JSON array, no suffix": ("in", b"\n " + json.dumps(LINES, ensure_ascii=False).encode()),
     "CSV": ("in.csv", as_csv(LINES)),
     "CSV, another name": ("in.txt", as_csv(LINES, end="\n")),
     "CSV with semicolons": ("in.CSV", as_csv(LINES, ";")),

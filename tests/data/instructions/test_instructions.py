@@ -20,7 +20,7 @@ GOOD = b'{"id": "good", "text": "t"}'
 BROKEN_LINES: dict[str, tuple[bytes, list[str]]] = {
     "not JSON": (b'{"id": "a", "text": }', ["not JSON", "column 21"]),
     "not UTF-8": (b'{"id": "a", "text": "\xff"}', ["not UTF-8", "byte 22"]),
-    "no object": (b"[1, 2]", ["dictionary"]),
+    "not an object": (b"[1, 2]", ["dictionary"]),
     "null": (b"null", ["dictionary"]),
     "no id": (b'{"text": "t"}', ["id: Field required"]),
     "empty id": (b'{"id": "", "text": "t"}', ["id:", "at least 1 character"]),
@@ -41,12 +41,12 @@ BROKEN_LINES: dict[str, tuple[bytes, list[str]]] = {
     "empty message": (b'{"id": "a", "messages": [{"role": "user", "content": ""}]}', ["messages.0.content:"]),
     "no token ids": (b'{"id": "a", "token_ids": []}', ["token_ids must not be empty"]),
     "token id below 0": (b'{"id": "a", "token_ids": [4, -1]}', ["token_ids.1:", "greater than or equal to 0", "-1"]),
-    "token id past int32": (b'{"id": "a", "token_ids": [2147483648]}', ["token_ids.0:", "2147483647"]),
+    "token id above int32": (b'{"id": "a", "token_ids": [2147483648]}', ["token_ids.0:", "2147483647"]),
     "token id is true": (b'{"id": "a", "token_ids": [true]}', ["token_ids.0:", "integer"]),
     "half a surrogate pair": (b'{"id": "a", "text": "ab\\ud800"}', ["text:", "character 3", "U+D800"]),
     "half a pair in metadata": (b'{"id": "a", "text": "t", "metadata": {"k": "\\udfff"}}', ["metadata:", "U+DFFF"]),
-    "endless number": (b'{"id": "a", "metadata": {"n": ' + b"9" * 5000 + b"}}", ["cannot be read", "4300"]),
-    "endless nesting": (b"[" * 100_000, ["cannot be read", "recursion"]),
+    "a very long number": (b'{"id": "a", "metadata": {"n": ' + b"9" * 5000 + b"}}", ["cannot be read", "4300"]),
+    "deep nesting": (b"[" * 100_000, ["cannot be read", "recursion"]),
 }
 
 

@@ -116,7 +116,7 @@ def test_sizes_of_an_archive_of_counts(sample: Any, counted: Any) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
 @given(st.integers(0, 10), st.integers(0, 10))
-def test_any_instructions_are_the_ones_that_were_written(counted: Any, one: int, other: int) -> None:
+def test_any_instructions_equal_the_written_ones(counted: Any, one: int, other: int) -> None:
     """Instructions [start, stop), across chunk boundaries or empty, equal the truth and plain zarr's reads."""
     start, stop = sorted((one, other))
     counts = open_archive(counted.path).read_counts(start, stop)

@@ -89,7 +89,7 @@ def test_columns_of_other_lengths_are_refused() -> None:
     assert InstructionColumns(["a"], [""], [""], [""], [""]).origin is None
 
 
-def test_an_archive_of_before_knows_no_origins() -> None:
+def test_archives_without_origins_are_valid() -> None:
     """The golden archives lack the arrays and are still read and verified."""
     for name in ("v1", "v1-count"):
         archive = open_archive(Path(__file__).parents[1] / "golden" / f"{name}.zarr")

@@ -127,7 +127,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
     "wrong token id": (
         change("token/id", 11, 1001),
         "token ids",
-        r"not the tokenisation of its text; token \d+ is 1001, and ",
+        r"not the tokenization of its text; token \d+ is 1001, and ",
     ),
     "rows shared": (shared_rows, "states", "'i005' and 'i006' share rows"),
     "rows past the axis": (

@@ -101,9 +101,7 @@ def test_failed_instructions_and_small_layers_are_ignored(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("granularity", ["token", "count"])
-def test_experts_are_looked_at_and_layers_are_numbered_as_in_the_model(
-    granularity: Granularity, tmp_path: Path
-) -> None:
+def test_experts_are_checked_and_layers_have_the_models_numbers(granularity: Granularity, tmp_path: Path) -> None:
     """MoE layer 1, after one dense layer, is reported as the model's layer 2; expert populations are separate."""
     path = tmp_path / "moe.zarr"
     write_random_moe_archive(path, expert_neurons=304, shared_neurons=400, lengths=(6, 12), granularity=granularity)

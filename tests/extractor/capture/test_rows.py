@@ -126,7 +126,7 @@ def test_ids_and_positions_are_views(vllm: Any) -> None:
     assert rows.positions.data_ptr() == runner.positions.data_ptr()
 
 
-def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
+def test_v2_rows_follow_the_batch_of_the_step(vllm: Any) -> None:
     """V2 order, boundaries and first positions come from the step's batch, without its padding."""
     batch = vllm.InputBatchV2.make_dummy(3, 6, vllm.InputBuffersV2(8, 16, CPU))
     batch.req_ids = ["c", "a", "b"]
@@ -144,7 +144,7 @@ def test_v2_rows_are_those_of_the_step_s_batch(vllm: Any) -> None:
     check(rows)
 
 
-def test_the_step_s_batch_of_v2_is_where_we_look(vllm: Any) -> None:
+def test_the_installed_vllm_names_the_v2_batch_as_expected(vllm: Any) -> None:
     """The installed vLLM keeps a step's batch under the names that capture reads."""
     assert "input_batch" in vllm.ExecuteModelState._fields
 

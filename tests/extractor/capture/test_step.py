@@ -156,7 +156,7 @@ def test_a_preempted_request_computes_its_rows_again() -> None:
     assert worker.sessions["s"].received()[2][4] == [100, 101, 102, 103, 104, 105]
 
 
-def test_a_request_that_begins_again_as_new_keeps_its_plan() -> None:
+def test_a_request_reported_as_new_again_keeps_its_plan() -> None:
     """Model runner V2 reports a preempted request as new, in the step that ends its predecessor."""
     worker = Worker("s")
     worker.step([("a", 0, 2)], new={"a": plan(0, 10, 4)})
@@ -192,7 +192,7 @@ def test_plans_are_removed_when_requests_end() -> None:
     assert not worker.capture.active
 
 
-def test_a_session_that_is_closed_or_unknown_gets_nothing() -> None:
+def test_closed_and_unknown_sessions_get_nothing() -> None:
     """Rows of a closed session's requests are dropped; other rows are not."""
     worker = Worker("s")
     worker.step([("a", 0, 2), ("b", 0, 2)], new={"a": plan(0, 10, 2, session="gone"), "b": plan(1, 20, 2)})

@@ -132,7 +132,7 @@ def test_too_many_ranks_are_refused_before_vllm_starts(monkeypatch: pytest.Monke
         asyncio.run(CaptureEngine.start(EngineSettings(model="m", tensor_parallel_size=64)))
 
 
-def test_a_worker_s_reason_is_in_the_error(tmp_path: Path) -> None:
+def test_the_reason_of_a_worker_is_in_the_error(tmp_path: Path) -> None:
     """vLLM's own error says "see root cause above"; the worker's reason replaces it."""
     settings, report = EngineSettings(model="m"), tmp_path / "report"
     assert "'m': see above. Check" in str(start_failure(settings, RuntimeError("see above"), report))

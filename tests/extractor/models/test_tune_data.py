@@ -36,12 +36,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs: is above 0; it is 0"),
-        ({"learning_rate": float("nan")}, "learning_rate: lies between 0 and 1; it is nan"),
-        ({"batch_size": 0}, "batch_size: is at least 1"),
-        ({"max_length": 1}, "max_length: is at least 2"),
-        ({"held_out": 0.0}, "held_out: lies between 0 and 1"),
-        ({"seed": -1}, "seed: lies between"),
+        ({"epochs": 0}, "epochs: must be above 0; it is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: must lie between 0 and 1; it is nan"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"max_length": 1}, "max_length: must be at least 2"),
+        ({"held_out": 0.0}, "held_out: must lie between 0 and 1"),
+        ({"seed": -1}, "seed: must lie between"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -119,6 +119,7 @@ class FakeLLM:
         self.refused: set[int] = set()
         self.dies_after: int | None = None
         self.dies_in_poll_after: int | None = None
+        self._died = asyncio.Event()
         self.holds_after: int | None = None  # later requests stay open until they are aborted
         self.breaks_on: int | None = None
 
@@ -132,6 +133,7 @@ class FakeLLM:
         self.calls.append(method)
         if self.dies_in_poll_after is not None and len(self.started) > self.dies_in_poll_after:
             self.errored = True
+            self._died.set()
         if self.errored:
             await asyncio.Event().wait()  # like vLLM, which never answers a pending call when the core dies
         return [await asyncio.to_thread(getattr(self.worker, method), *args)]
@@ -141,6 +143,8 @@ class FakeLLM:
 
         ids = prompt["prompt_token_ids"]
         self.started.append(ids)
+        if self.dies_in_poll_after is not None and len(self.started) > self.dies_in_poll_after:
+            await self._died.wait()  # however late the poll comes, it finds prompts running
         if len(ids) in self.refused:
             raise ValueError("not this one")
         if len(ids) == self.breaks_on:

@@ -326,7 +326,7 @@ def test_faults_of_a_model_are_never_recorded_as_masks(
         assert (progress.failed, set(table.state.tolist())) == (len(some), {int(State.FAILED)})
         reasons = open_archive(path).strings("error")
         assert all("layer 1 has gates that are NaN or infinite at position" in reason for reason in reasons), reasons
-        assert "at position 0 of the prompt, and 1 more" in reasons[0]
+        assert "at position 0 of the prompt, and in 1 more" in reasons[0]
 
 
 @pytest.mark.parametrize("when", ["waiting", "running"])

@@ -33,7 +33,9 @@ pytestmark = pytest.mark.usefixtures("quiet_vllm")
 
 
 @pytest.mark.parametrize("when", ["dies_after", "dies_in_poll_after"])
-def test_the_engine_s_death_keeps_what_is_complete(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_death_of_the_engine_keeps_what_is_complete(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The core dies during a prompt, or during a poll, which vLLM then never answers; `run` raises promptly."""
     small_chunks(monkeypatch)
     monkeypatch.setattr("sparcom_extractor.engine.HEALTH_SECONDS", 0.1)
@@ -93,7 +95,7 @@ def test_a_full_disk_while_committing_keeps_what_is_complete(
 
 @pytest.mark.parametrize("fate", ["removed", "replaced"])
 @pytest.mark.parametrize("chunks_before", [0, 7, 29])
-def test_a_job_never_writes_into_another_s_archive(
+def test_a_job_never_writes_into_the_archive_of_another(
     fate: str, chunks_before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive is replaced after some chunks or the last one. StorageError is raised, the other archive keeps its

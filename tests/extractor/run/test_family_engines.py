@@ -16,7 +16,7 @@ from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.instructions import Instruction, read_jsonl
 from sparcom_hexainst.categories import CATEGORIES
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 NATURAL = "SPARCOM_NATURAL"  # a folder of cls.jsonl, code.jsonl, …; not distributed with the project
 PER_CATEGORY = 50

@@ -95,6 +95,7 @@ def test_two_ranks_write_what_one_writes(engine_of: Any, mixed_instructions: lis
     assert_slices_of(two, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_with_transformers(
     family: str,

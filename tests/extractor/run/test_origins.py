@@ -90,8 +90,8 @@ def expected_origin(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]])
     content=st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
     | st.sampled_from(["Hi", "  two spaces\n", "🧬é", "user", "<|im_end|>", "system\nYou are", "\n\nassistant\n"])
 )
-def test_content_of_a_chat_is_found_whatever_its_words(tokenizer: Any, content: str) -> None:
-    """Content that repeats the words of the demo template is still content."""
+def test_any_content_of_a_chat_is_found(tokenizer: Any, content: str) -> None:
+    """Any content is found, even if it repeats words of the demo template."""
     prompt = chat(tokenizer, ("user", content))
     start = len(tokenizer.apply_chat_template([{"role": "user", "content": "X"}], tokenize=False).split("X")[0])
     assert prompt.text[start : start + len(content)] == content
@@ -99,7 +99,7 @@ def test_content_of_a_chat_is_found_whatever_its_words(tokenizer: Any, content: 
     assert (prompt.origin.dtype, prompt.origin.shape) == (np.uint8, prompt.ids.shape)
 
 
-def test_contents_of_all_turns_are_content_and_a_default_system_prompt_is_not(tokenizer: Any) -> None:
+def test_only_message_contents_are_content(tokenizer: Any) -> None:
     """Messages are content, system turns included; a system turn that the template adds is not."""
     alone = chat(tokenizer, ("user", "One plus one?"))
     assert tokenizer.decode(alone.ids[alone.origin == CONTENT]) == "One plus one?"
@@ -118,7 +118,7 @@ def test_contents_of_all_turns_are_content_and_a_default_system_prompt_is_not(to
         (TWICE, [("user", " same")], " same same"),
     ],
 )
-def test_templates_that_strip_move_or_repeat_are_split(
+def test_templates_that_strip_move_or_repeat_are_supported(
     tokenizer: Any, template: str, turns: list[tuple[str, str]], content: str
 ) -> None:
     """Contents may be stripped, reordered or repeated; literals and contents together make up the text."""

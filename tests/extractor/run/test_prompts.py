@@ -214,8 +214,9 @@ def test_ids_that_a_tokenizer_skips_do_not_lower_its_bound() -> None:
 
 
 def test_every_instruction_that_does_not_match_the_format_is_listed(tokenizer: Any) -> None:
-    """Raw format accepts no messages, chat no token ids; each such instruction is named with its place, and no
-    other."""
+    """Raw format accepts no messages, and chat no token ids. Exactly the instructions that do not fit are listed, with
+    their places.
+    """
     with pytest.raises(InvalidInputError) as caught:
         prompts(tokenizer, turns("a"), {"text": "b"}, turns("c"))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [

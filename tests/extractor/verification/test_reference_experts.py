@@ -31,7 +31,7 @@ def test_every_family_agrees_with_numpy(architecture: str, case_of: Callable[[st
     assert result.bits == found.experts.bits + found.shared.bits + result.dense.bits
 
 
-def test_another_order_of_experts_is_counted_but_no_finding(case: Any) -> None:
+def test_another_order_of_experts_is_no_finding(case: Any) -> None:
     """Experts, weights and masks in reverse order are counted, but are not a finding."""
     rows = replace(
         case.rows,

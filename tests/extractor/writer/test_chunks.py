@@ -89,7 +89,7 @@ def wait_until_durable(writer: ChunkWriter, start: int, stop: int) -> None:
 class Disk:
     """Writes files and records them.
 
-    gate: if there is one, each write waits for a permit; else it waits for nothing.
+    gate: if set, each write waits for a permit.
     """
 
     def __init__(self, *, gated: bool = False) -> None:
@@ -171,7 +171,9 @@ def test_the_last_chunk_may_be_shorter(new_target: Any, writing: Any, read_array
 def test_an_old_open_chunk_makes_room_and_is_read_back(
     new_target: Any, writing: Any, read_array: Any, tmp_path: Path, reads: list[int]
 ) -> None:
-    """With every buffer taken and nothing final, the oldest chunk is written as it is; later rows join it."""
+    """If every buffer is in use and nothing is final, the oldest chunk is written as it is; later rows are added to
+    it.
+    """
     target, truth = new_target(tmp_path, 12, 4), random_rows(12)
     with writing(target, buffers=2) as writer:
         for row in (0, 4, 8):  # three chunks, two buffers
@@ -267,7 +269,7 @@ def test_write_rows_waits_for_the_disk(new_target: Any, writing: Any, read_array
 def test_at_most_two_chunks_per_thread_are_in_flight(
     new_target: Any, writing: Any, read_array: Any, tmp_path: Path
 ) -> None:
-    """A stalled disk takes no more memory than that, however many buffers there are."""
+    """A stalled disk takes no more memory than that, for any number of buffers."""
     disk, target, truth, started = Disk(gated=True), new_target(tmp_path, 40, 2), random_rows(40), list[int]()
     with writing(target, buffers=20, threads=2, write=disk.write) as writer:
 

@@ -61,10 +61,12 @@ def random_steps(archive: Any, item: Any, rng: random.Random) -> list[StepRows]:
 
 @settings(max_examples=150, deadline=None)
 @given(history=histories())
-def test_any_history_gives_right_reports(
+def test_any_history_gives_correct_reports(
     new_archive: Any, poller: Any, history: tuple[list[tuple[int, int]], int, int]
 ) -> None:
-    """With random pieces, interleavings, repeats, drops and late rows, each report is right, single, and not early."""
+    """With random pieces, interleavings, repeats, drops and late rows, each report is correct, given once, and not
+    early.
+    """
     sizes, chunk_rows, seed = history
     rng = random.Random(seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as folder:

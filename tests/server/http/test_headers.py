@@ -66,7 +66,7 @@ def test_a_thousand_bad_ranges_leave_no_descriptor(process: Start) -> None:
     assert running.http.get(url).content == whole
 
 
-def test_a_broken_answer_closes_its_file(process: Start) -> None:
+def test_a_broken_response_closes_its_file(process: Start) -> None:
     """Clients that disconnect within a file, and a truncated file, leave no descriptor open."""
     running = process()
     write_random_archive(running.data / "archives" / "rand.zarr")

@@ -40,7 +40,7 @@ def nested(depth: int) -> dict[str, Any]:
     return {"a": value}
 
 
-def test_many_problems_give_a_short_answer(start: Start) -> None:
+def test_many_problems_give_a_short_response(start: Start) -> None:
     """400,000 invalid instructions give 100 problems and the number of the others, in a few kilobytes."""
     running = start(max_instructions=1_000_000)
     content = b'{"instructions": [' + b"1," * 399_999 + b"1]}"

@@ -42,7 +42,7 @@ def test_masks_never_reach_the_archive_of_another_job(start: Start, gate: thread
     assert open_archive(running.archives / "m3.zarr").attributes.run == second["run"] != ended["run"]
 
 
-def test_an_archive_in_place_of_a_waiting_job_s_is_not_touched(start: Start, gate: threading.Event) -> None:
+def test_a_replacement_of_a_waiting_jobs_archive_is_not_touched(start: Start, gate: threading.Event) -> None:
     """If the archive is replaced by hand, the job fails, and the replacement stays unchanged."""
     running = start(FakeEngine("base", gate=gate))
     running.post(archive="first")

@@ -61,7 +61,8 @@ def before_after_sentences(ds: xr.Dataset, what: str, digits: int, undefined: st
     if not present(ds, "overall_value"):
         return [f"{what} in {models} is undefined: all {ds.attrs['instructions']:,} instructions {undefined}."]
     value, change = (decimal(float(ds[f"overall_{name}"]), digits) for name in ("value", "change"))
-    found = [f"{what} in {models} is {value}{interval(ds, prefix='overall_', digits=digits)}, a change of {change}."]
+    noun, ci = str(ds["value"].attrs["long_name"]).rsplit(" ", 1)[1], interval(ds, prefix="overall_", digits=digits)
+    found = [f"{what} in {models} is {value}{ci}; the change, 1 − {noun}, is {change}."]
     if ends := extremes(ds["value"], digits):
         found.append(f"By category, the mean is {ends}.")
     if missing := int(ds["overall_undefined"]):

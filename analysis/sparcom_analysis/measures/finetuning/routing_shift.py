@@ -1,11 +1,11 @@
 """Total variation of mean expert frequencies between base and tuned model (ours).
 
-    value = ½ Σ_e |mean_I (f_tuned(I) − f_base(I))|, by category and layer: expert assignments per token that move
+    value = ½ Σ_e |mean_I (f_tuned(I) − f_base(I))|, by category and layer: net expert assignments per token that move
 
 Noise biases an absolute value upward, so the interval is centered (see `centered_interval`). With few instructions the
-value exceeds 0 even without a shift. The null distribution measures this: base and tuned are exchanged at random per
-instruction (one random sign per difference). p-values are corrected with the largest standardized value over all
-categories and layers in each exchange (single-step maxT).
+value exceeds 0 even without a shift. The null distribution accounts for this: base and tuned model are exchanged at
+random within each instruction (one random sign per difference). p-values are corrected with the largest standardized
+value over all categories and layers in each exchange (single-step maxT).
 """
 
 from __future__ import annotations
@@ -121,6 +121,6 @@ MEASURE = measure(
     "Shift of routing after fine-tuning",
     OURS,
     "expert_comparison",
-    definition="Half the sum over experts of the absolute change in mean frequency, by category and layer: the number "
-    "of expert assignments per token that move to other experts after fine-tuning.",
+    definition="Half the sum over experts of the absolute change in mean frequency, by category and layer: the net "
+    "number of expert assignments per token that move to other experts after fine-tuning.",
 )

@@ -100,8 +100,8 @@ MEASURE = measure(
     "Most used experts before and after fine-tuning",
     "SPARCOM, app. F, table 6",
     "expert_comparison",
-    definition="The experts of the whole model that the instructions of a category activate most often, in both "
-    "models, and how many both models have in common (SPARCOM, table 6). The paper prints ids without layers; here an "
-    "expert is a layer and an id. The comparison per layer, by mean frequency, is ours.",
+    definition="The experts of the whole model that the instructions of a category activate most often, in each "
+    "model, and how many of them both models have in common (SPARCOM, table 6). The paper prints ids without layers; "
+    "here an expert is a layer and an id. The comparison per layer, by mean frequency, is ours.",
     plot=category_bars,
 )

@@ -111,7 +111,8 @@ MEASURE = measure(
     "ISNs of single instructions before and after fine-tuning",
     "SPARCOM, fig. 6",
     "isn_comparison",
-    definition="The number of an instruction's ISNs per layer: of the base model only, of both models, and of the "
-    "tuned model only. A category's typical instruction has the Jaccard similarity nearest its median (ours).",
+    definition="The number of an instruction's ISNs per layer: in the base model only, in both models, and in the "
+    "tuned model only. The typical instruction of a category has the Jaccard similarity nearest the category's median "
+    "(ours).",
     name="venn",
 )

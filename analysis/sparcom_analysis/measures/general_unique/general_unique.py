@@ -136,10 +136,10 @@ def sentences(ds: xr.Dataset) -> list[str]:
 
 
 def _counted(ds: xr.Dataset, prefix: str = "", **where: str) -> str:
-    """Return one cell as text, e.g. "120 (95 % CI 100–140)"."""
+    """Return one cell as text, e.g. "120 (95 % CI 100–140)"; no interval if all resamples agree, as for no member."""
     cell = ds.sel(where)
     text, low, high = (count(float(cell.get(f"{prefix}{name}", np.nan))) for name in ("value", "ci_low", "ci_high"))
-    return text if low == "nan" else f"{text} ({100 * ds.attrs['confidence_level']:g} % CI {low}–{high})"
+    return text if low in ("nan", high) else f"{text} ({100 * ds.attrs['confidence_level']:g} % CI {low}–{high})"
 
 
 def caption(ds: xr.Dataset) -> str:
@@ -190,23 +190,24 @@ MEASURE = measure(
     OURS,
     "isn",
     "A neuron is a member of a category if it is an ISN of at least a given fraction (default: half) of the category's "
-    "instructions. Members of all categories are general, of only one unique, and of several common. SPARCOM, section "
-    "5.1, uses these words without an equation; the rule is ours.",
+    "instructions. Members of all categories are general, members of only one are unique, and all others are common. "
+    "SPARCOM, section 5.1, uses these words without an equation; the rule is ours.",
 )
-_WORDS = "Members of all categories are general, of only one unique, and of several common. The rule is ours."
+_WORDS = "Members of all categories are general, members of only one are unique, and all others are common."
 EXPERTS = replace(
     MEASURE,
     name="general_unique_experts",
     title="General and unique experts",
     needs="experts",
     definition="An expert is a member of a category if at least a given fraction (default: half) of the category's "
-    f"instructions activate it. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS}",
+    f"instructions activate it. The paper calls activated experts ISEs (SPARCOM, section 3.1). {_WORDS} "
+    "The rule is ours.",
 )
 MOST_USED = replace(
     EXPERTS,
     name="general_unique_most_used_experts",
     title="General and unique among the most used experts",
     definition="An expert is a member of a category if it is among the k (default: 5) most used of its layer in at "
-    f"least a given fraction (default: half) of the category's instructions. {_WORDS}",
+    f"least a given fraction (default: half) of the category's instructions. {_WORDS} The rule is ours.",
     compute=partial(general_unique, most_used=True),
 )

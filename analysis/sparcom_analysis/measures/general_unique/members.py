@@ -109,10 +109,10 @@ def find_members(membership: Membership, min_share: float) -> Members:
 
 
 def least_that_counts(instructions: int, drawn: int, needed: int) -> int:
-    """Return the smallest number of `instructions` with an id for which a draw of `drawn` may make it a member.
+    """Return the smallest k ≥ 1 such that an id in k of `instructions` may become a member when `drawn` are drawn.
 
-    A member must be in `needed` of the drawn instructions. Below the returned number (at least 1), the probability is
-    under `NEGLIGIBLE` by Chernoff's bound exp(−n · KL(needed/n ‖ p)), n = drawn, with or without replacement.
+    A member must be in `needed` of the drawn instructions. Below k, the probability of that is under `NEGLIGIBLE` by
+    Chernoff's bound exp(−n · KL(needed/n ‖ p)), n = drawn, with or without replacement.
     """
 
     def exponent(p: float) -> float:

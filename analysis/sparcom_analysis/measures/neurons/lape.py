@@ -10,7 +10,7 @@ LAPE compares categories, while equation 7 ranks neurons within one instruction.
 4. A selected neuron is specific to each category where p_ic exceeds the bar, the k-th smallest p at a second rate.
 
 As in the authors' code, rounding is half to even and comparisons are strict. There are two differences. Ties (entropies
-equal to twelve digits) go to the lower index. Dropped neurons are never selected; the authors' code fills up with them.
+equal to 1e-12) go to the lower index. Dropped neurons are never selected; the authors' code fills up with them.
 Comparing p as float64 is exact: two different fractions of integers below 2^26 never round to the same float.
 """
 

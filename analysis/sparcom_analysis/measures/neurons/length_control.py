@@ -97,8 +97,8 @@ def length_control_sentences(ds: xr.Dataset, index: str) -> list[str]:
     tokens = f"Subsampled to equal length ({ds.attrs['drawn_tokens']:,} tokens per instruction)"
     if np.isnan(largest):
         return [f"{tokens}, no pair of categories has a {index} to compare."]
-    kept = "is kept" if rho >= SAME_ORDER else "is partly kept" if rho >= CHANGED_ORDER else "is not kept"
-    order = f"the order of category pairs by {index} {kept} (rank correlation {decimal(rho, 2)})"
+    kept = "preserved" if rho >= SAME_ORDER else "partly preserved" if rho >= CHANGED_ORDER else "not preserved"
+    order = f"the order of category pairs by {index} is {kept} (rank correlation {decimal(rho, 2)})"
     few = f"too few category pairs differ to compare their order by {index}"
     found = [f"{tokens}, {few if np.isnan(rho) else order}."]
     first, second = (one[f"largest_change_category{end}"].item() for end in ("", "_2"))
@@ -168,5 +168,5 @@ MEASURE = measure(
     OURS,
     "isn",
     "Equation 10 with equally many sampled tokens per instruction, and with all tokens of the same instructions. The "
-    "difference shows which similarities come from length.",
+    "difference shows how the similarities depend on the number of tokens.",
 )

@@ -60,7 +60,9 @@ def sentences(ds: xr.Dataset) -> list[str]:
         f"{interval(ds, prefix='overall_', digits=1)} and range from {low:,} to {high:,} ({ds.attrs['rule']})."
     ]
     if wanted:
-        found.append(f"The rule selects {wanted:,} neurons; ties make the sets {mean / wanted:.2f} times as large.")
+        found.append(
+            f"The rule selects {wanted:,} neurons; ties make sets {mean / wanted:.2f} times as large on average."
+        )
     if empty:
         found.append(f"{empty:,} instruction{'s have' if empty > 1 else ' has'} no ISN at all.")
     if not np.isnan(ds["tokens_correlation"]):

@@ -129,11 +129,11 @@ def sentences(ds: xr.Dataset) -> list[str]:
     index = str(ds["value"].attrs["long_name"]).removeprefix("mean ")
     index += f"{among(ds)}" if index.startswith("J") else ""
     more, less = FACTORS if float(ds["difference"]) >= 0 else FACTORS[::-1]
-    verdict = f"depends more on {more} than on {less}"
+    verdict = f"The {index} depends more on {more} than on {less}"
     if "difference_ci_low" in ds and float(ds["difference_ci_low"]) <= 0 <= float(ds["difference_ci_high"]):
-        verdict = "does not clearly depend more on category or on source"
+        verdict = f"It is unclear whether the {index} depends more on category or on source"
     return [
-        f"The {index} {verdict}: a common category adds {_effect(one)}, a common source adds {_effect(other)}.",
+        f"{verdict}: the effect of category is {_effect(one)}, that of source {_effect(other)}.",
         f"The category effect minus the source effect is {decimal(float(ds['difference']))}"
         f"{interval(ds, prefix='difference_')}.",
     ]
@@ -163,7 +163,7 @@ MEASURE = measure(
     "Category or source: neurons",
     OURS,
     "isn",
-    "The gain in similarity of two instructions that share only the category, or only the source, over two "
-    "instructions that share neither.",
+    "The mean similarity of pairs of instructions that share only the category (or only the source), minus that of "
+    "pairs that share neither.",
 )
 ROUTING_MEASURE = replace(MEASURE, name="routing_source_effect", title="Category or source: experts", needs="experts")

@@ -80,8 +80,8 @@ def _check_layers(model: torch.nn.Module, layers: list[int], expected: range) ->
         hint = ". It runs in vLLM's Transformers backend, which exposes gates only if it merges gate and up projections"
         raise UnsupportedModelError(
             f"capture needs a gated FFN in each of the {len(expected)} decoder layers; {name} has none in layers "
-            f"{_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids with layers without an "
-            f"FFN are not captured yet{hint * name.startswith('Transformers')}"
+            f"{_short(missing)}. Models without a gate (OPT, GPT-2, BLOOM, Phi-2) and hybrids with layers that have "
+            f"no FFN are not captured yet{hint * name.startswith('Transformers')}"
         )
     if extra:
         raise UnsupportedModelError(
@@ -108,9 +108,9 @@ def _shared_module(model: torch.nn.Module, layers: Sequence[int]) -> str:
 
 def _check_alike(ffns: Sequence[GatedFFN]) -> None:
     if len(widths := {ffn.intermediate_size for ffn in ffns}) > 1:
-        raise UnsupportedModelError(f"capture needs dense layers of one width; this model has widths {sorted(widths)}")
+        raise UnsupportedModelError(f"all dense layers must have one width; this model has widths {sorted(widths)}")
     if len(specs := sorted({str(ffn.spec) for ffn in ffns})) > 1:
-        raise UnsupportedModelError(f"capture needs dense layers of one activation; this model has {specs}")
+        raise UnsupportedModelError(f"all dense layers must have one activation; this model has {specs}")
 
 
 def _short(numbers: Sequence[int]) -> str:

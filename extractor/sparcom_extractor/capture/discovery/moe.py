@@ -90,7 +90,7 @@ def _describe(name: str, runner: vllm_moe.MoeRunnerLike, ffns: Sequence[GatedFFN
 
 
 def _refuse_routing(name: str, config: vllm_moe.MoeConfigLike, router: vllm_moe.RouterLike) -> None:
-    """Refuse a layer if its kernel may get other experts than the router selected for the tokens of the step."""
+    """Refuse a layer if its kernel may run other experts than the router selected for the step's tokens."""
     parallel = config.moe_parallel_config
     refusals = {
         f"a worker must see all tokens and its part of all experts; {name} runs under expert, data or sequence "

@@ -48,7 +48,7 @@ def pack_signs(gate: Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
 
 
 def nonfinite_rows(gate: Tensor) -> NDArray[np.bool_]:
-    """Return which rows of a CPU tensor (rows, neurons) hold NaN or an infinity: bool (rows,).
+    """Return a mask of the rows of a CPU tensor (rows, neurons) that hold NaN or an infinity: bool (rows,).
 
     In float32 a BLAS sum finds them, thirteen times as fast as torch.isfinite. Rows whose sum overflows are checked.
     """

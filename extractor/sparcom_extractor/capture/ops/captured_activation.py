@@ -68,7 +68,7 @@ _LAYERS: dict[int, WeakValueDictionary[int, LayerCapture]] = {}
 
 
 def _find(buffer: int, layer: int | None = None) -> LayerCapture:
-    """Return a captured layer of a buffer; without `layer` any of them, as all have one buffer, spec and numerics."""
+    """Return a captured layer of a buffer; without `layer`, any of them: all share buffer, spec and numerics."""
     registered = _LAYERS.get(buffer, WeakValueDictionary())
     found = next(registered.values(), None) if layer is None else registered.get(layer)
     if found is None:

@@ -2,7 +2,8 @@
 
 Gates take all 65,536 values of 16 bits, with up = 1, which isolates f, and with many other values of up. In float32,
 gates take the same values, widened, and four million others, which test f to its last bit. The output is one product
-of f and up, rounded once. Outputs that agree here agree everywhere, unless none of these gates triggers a fault of f.
+of f and up, rounded once. Outputs that agree here agree everywhere, unless f has a fault that
+none of these gates triggers.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def output_of_experts(experts: ExpertsLike, kind: Any) -> Output:
 
 
 def differences(one: Output, other: Output, spec: ActivationSpec, dtype: torch.dtype, device: torch.device) -> int:
-    """Return the number of values where two outputs differ. All NaNs are equal, and so are zeros of either sign, which
-    sums of products do not tell apart."""
+    """Return the number of values where two outputs differ. All NaNs are equal. So are zeros of either sign, which
+    sums of products cannot distinguish."""
     found = 0
     for gate_up in samples(spec, dtype, device):
         a, b = one(gate_up), other(gate_up)

@@ -20,7 +20,7 @@ from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, p
 from sparcom_extractor.vllm_surface.moe import prepack_moe_weight
 
 PACKED_ROWS = 16  # rows that vLLM packs together
-_BATCH = 64  # rows per expert that oneDNN chooses its layout for
+_BATCH = 64  # rows per expert for which oneDNN chooses its layout
 
 
 class PrepackedGate:

@@ -13,7 +13,7 @@ def store_topk(
 ) -> None:
     """Store the top-k experts of rows [0, rows) of `layer`, without waiting. If they do not fit, only set `problem`.
     ids: integers (rows, top_k). weights: floats, same shape. scale: factor of the sum of the routed experts.
-    logits: of the router (rows, experts), if known; ignored if they are of other rows."""
+    logits: of the router (rows, experts), if known; ignored if their number of rows differs."""
     max_tokens, _, top_k = routes.experts.shape
     if logits is not None and len(logits) != len(ids):
         logits = None

@@ -78,7 +78,7 @@ class CudaStreams:
 
 @dataclass(frozen=True, slots=True)
 class _Transfer:
-    """A copy in flight to `start` in pinned memory. When it has arrived, the other regions are freed."""
+    """A copy in flight to `start` in pinned memory. Its ring and upload regions are freed on arrival."""
 
     arrived: Event
     start: int

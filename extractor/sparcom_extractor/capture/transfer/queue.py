@@ -20,7 +20,7 @@ Deliver = Callable[[Arrays, Done], None]
 
 class TransferQueue(Protocol):
     """Transfers the step's tensors to the sessions, in the order of sending.
-    delivers_in_step: `send` delivers before it returns, so a receiver that waits makes the step wait.
+    delivers_in_step: `send` delivers before it returns, so a waiting receiver blocks the step.
     backpressure_seconds: total time that steps waited for room. sent_bytes: total."""
 
     delivers_in_step: bool

@@ -1,4 +1,4 @@
-"""Equation 11 and its means over categories, against sums written from it."""
+"""Equation 11 and its means over categories, checked with plain sums."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sparcom_analysis.measures.experts.expert_frequencies import figure, mean_ex
     data=st.data(),
 )
 def test_means_are_those_of_fractions_of_tokens(make_counts, categories, layers, experts, data):  # type: ignore[no-untyped-def]
-    """For any shape, lengths and categories, means are those of c / T (equation 11), each instruction counting once."""
+    """Means of c / T (equation 11) weight instructions equally, for any shape, lengths and categories."""
     top_k, rng = data.draw(st.integers(1, experts)), np.random.default_rng(data.draw(st.integers(0, 999)))
     tokens = rng.integers(1, 30, len(categories)).tolist()
     chosen = [rng.random((t, layers, experts)).argsort(axis=2)[:, :, :top_k] for t in tokens]
@@ -42,7 +42,7 @@ def test_means_are_those_of_fractions_of_tokens(make_counts, categories, layers,
 
 
 def test_intervals_are_quantiles_of_resampled_means(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Both ends are numpy's quantiles of the means of the same draws, by category and over all."""
+    """Both ends are numpy's quantiles of resampled means, by category and over all."""
     experts = find_ises(make_moe().archive)
     ds = mean_expert_frequencies(experts, n_resamples=30, seed=5, confidence_level=0.8)
     draws = _weights(experts, 30, 5)
@@ -56,7 +56,7 @@ def test_intervals_are_quantiles_of_resampled_means(make_moe) -> None:  # type: 
 
 
 def _weights(experts: ExpertCounts, n_resamples: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each draw has each instruction: drawn category by category from one generator."""
+    """Return how often each resample contains each instruction; one generator draws category by category."""
     rng, weights = np.random.Generator(np.random.PCG64(seed)), np.zeros((n_resamples, len(experts)))
     for code in range(len(experts.labels)):
         members = np.flatnonzero(experts.codes == code)
@@ -66,7 +66,7 @@ def _weights(experts: ExpertCounts, n_resamples: int, seed: int) -> NDArray[np.f
 
 
 def test_sentences_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) -> None:
-    """The most used expert is named with its mean and the frequency under uniform routing; so are unused experts."""
+    """Sentences name the most used expert, its mean, the frequency under uniform routing, and unused experts."""
     counts = np.array([[[6, 4, 0, 0], [5, 2, 2, 1]], [[2, 8, 0, 0], [5, 2, 2, 1]]])
     said = sentences(mean_expert_frequencies(make_counts(counts, [10, 10], ["a", "b"])))
     assert said == [
@@ -84,7 +84,7 @@ def test_sentences_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) 
 def test_figures_take_any_size(
     make_counts: Callable[..., ExpertCounts], groups: int, layers: int, experts: int
 ) -> None:
-    """There is one heat map per category on one range about the null; past twelve categories one over all."""
+    """Up to twelve categories have a heat map each, on one range about the null; more share one over all."""
     counts = np.random.default_rng(0).integers(0, 9, (2 * groups, layers, experts))
     data = make_counts(counts, [9] * 2 * groups, [f"c{k // 2}" for k in range(2 * groups)])
     ds = mean_expert_frequencies(data, n_resamples=3)

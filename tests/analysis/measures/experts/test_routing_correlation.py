@@ -1,4 +1,4 @@
-"""Equations 13 and 14, against scipy and loops over pairs."""
+"""Equations 13 and 14, checked with SciPy and loops over pairs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_pairs_and_means_equal_scipy(make_counts, side, sizes, layers, experts, 
     assert ds.attrs["undefined"] == sum(flat)
 
 
-def test_of_an_archive(make_moe) -> None:  # type: ignore[no-untyped-def]
+def test_an_archive_gives_the_same_numbers(make_moe) -> None:  # type: ignore[no-untyped-def]
     """Rows on disk give SciPy's numbers; a failed instruction is left out."""
     data = find_ises(make_moe(per_category=4, failed=(2,)).archive, n_resamples=20, n_permutations=19)
     f = data.frequencies.reshape(7, -1)
@@ -121,7 +121,7 @@ def test_means_with_and_without_self_pairs(make_counts: MakeCounts) -> None:
 
 
 def test_blocks_change_no_digit(make_counts: MakeCounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Correlations come from exact sums, so the block size does not change a bit of them."""
+    """Correlations come from exact sums, so they are bit-identical for any block size."""
     expected = random_experts(make_counts, 50, 3, 8, 1).pairs.values
     for rows in (1, 7, 49):
         monkeypatch.setattr("sparcom_analysis.kernels.intersections.PAIRED", rows)

@@ -1,4 +1,4 @@
-"""Routing entropy against SciPy, its sentence, and its place in the run."""
+"""Routing entropy, checked with SciPy; its sentence; its place in the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> sp.ExpertCounts:
     return sp.find_ises(path)
 
 
-def test_it_is_the_mean_entropy_of_expert_assignments(experts: sp.ExpertCounts) -> None:
-    """Per instruction as SciPy computes it; per category and over all the mean; between 0 and log2 of the experts."""
+def test_entropy_of_expert_assignments_equals_scipys(experts: sp.ExpertCounts) -> None:
+    """Values per instruction equal SciPy's; categories and the total are means. All lie between 0 and log2 of the
+    experts.
+    """
     ds = routing_entropy(experts, n_resamples=20)
     expected = scipy_entropy(experts.counts, base=2, axis=-1)
     np.testing.assert_allclose(ds["instruction_value"], expected, atol=1e-12)
@@ -38,8 +40,8 @@ def test_ends_of_the_scale() -> None:
     np.testing.assert_array_equal(entropy(np.array([[4, 0, 0, 0], [2, 2, 2, 2]], dtype=np.uint32)), [0.0, 2.0])
 
 
-def test_the_sentence_names_the_layers_and_their_numbers(experts: sp.ExpertCounts) -> None:
-    """Lowest and highest layer follow the numbers."""
+def test_the_sentence_names_the_extreme_layers(experts: sp.ExpertCounts) -> None:
+    """The sentence gives the layers of lowest and highest entropy, with their values."""
     ds = routing_entropy(experts, n_resamples=0)
     ds["overall_value"] = ("layer", [1.25, 2.5])
     layers = ds["layer"].values

@@ -1,4 +1,4 @@
-"""Table 6 in the paper's form and the most used experts per layer, against sorts and sums in loops."""
+"""Table 6 in the paper's form and the most used experts per layer, checked with sorts and loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MakeCounts = Callable[..., ExpertCounts]
 
 
 def test_the_paper_counts_activations_in_the_whole_model(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Per category the five (layer, expert) with most activations over its instructions, ties by lower layer and id."""
+    """Each category has the five (layer, expert) with most activations; ties go to the lower layer and id."""
     case = make_moe(experts=9, choices=3, failed=(3,))
     ds = top_experts(find_ises(case.archive), n_resamples=0)
     for c, name in enumerate(ds["category"].values):
@@ -33,7 +33,9 @@ def test_the_paper_counts_activations_in_the_whole_model(make_moe) -> None:  # t
 
 
 def test_most_used_experts_of_a_layer_are_the_most_frequent(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Five per layer by mean frequency, ties by lower id, per category and over all; all if a layer has fewer."""
+    """Each layer has its five experts of highest mean frequency, or all if fewer, by category and over all. Ties go to
+    the lower id.
+    """
     data = find_ises(make_moe(experts=9, choices=3).archive)
     ds = top_experts(data, n_resamples=0)
     for c, j in np.ndindex(2, 2):
@@ -49,8 +51,8 @@ def test_most_used_experts_of_a_layer_are_the_most_frequent(make_moe) -> None:  
     assert top_experts(data, n_resamples=0, top_experts=2).sizes["rank"] == 2
 
 
-def test_ties_go_to_the_lower_id_also_where_sums_of_floats_differ() -> None:
-    """Equal means whose floats differ in the last digit are ties: 1/3 + 2/3 + 1/7 in another order."""
+def test_ties_ignore_the_order_of_float_sums() -> None:
+    """Equal means that differ in their last digit are ties: 1/3 + 2/3 + 1/7 in another order."""
     parts = [1 / 3, 2 / 3, 1 / 7, 1 / 49]
     high, low = parts[0] + parts[2] + parts[1] + parts[3], sum(parts)
     assert sum(map(Fraction, (Fraction(1, 3), Fraction(2, 3), Fraction(1, 7), Fraction(1, 49)))) == Fraction(57, 49)
@@ -59,7 +61,7 @@ def test_ties_go_to_the_lower_id_also_where_sums_of_floats_differ() -> None:
 
 
 def test_fractions_and_intervals_are_of_the_same_experts(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """The fraction is the sum of mean frequencies over ranks by top_k; resamples do not rank the experts again."""
+    """The fraction is the sum of mean frequencies over ranks, divided by top_k; resamples keep the ranking."""
     data = find_ises(make_moe(experts=7, choices=2, lengths=(6, 14)).archive)
     ds = top_experts(data, n_resamples=40, confidence_level=0.8, seed=4)
     np.testing.assert_allclose(ds["fraction"], ds["value"].sum("rank") / 2, rtol=0, atol=1e-12)
@@ -83,7 +85,7 @@ def test_fractions_and_intervals_are_of_the_same_experts(make_moe) -> None:  # t
 
 
 def test_sentences_follow_the_numbers(make_counts: MakeCounts) -> None:
-    """The fraction stands beside that of uniform routing; the expert that leads in most categories is named."""
+    """Sentences compare the fraction with uniform routing and name the expert that leads in most categories."""
     counts = np.array([[[6, 3, 1, 0]], [[6, 1, 1, 2]], [[0, 1, 0, 9]]])
     ds = top_experts(make_counts(counts, [10, 10, 10], "abc", top_experts=2))
     assert sentences(ds) == [

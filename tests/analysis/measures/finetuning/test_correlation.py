@@ -1,4 +1,4 @@
-"""Equation 16 against numpy's correlation of frequencies."""
+"""Equation 16, checked with numpy's correlation of frequencies."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_equals_numpy(arrays: Any, count: int, layers: int, experts: int, seed: 
     np.testing.assert_array_equal(ds["change"], 1 - ds["value"])
 
 
-def test_of_two_archives(make_moe: Any, arrays: Any) -> None:
-    """Matched by id: the correlation is that of the same instruction in both archives, from masks or from counts."""
+def test_instructions_are_matched_by_id(make_moe: Any, arrays: Any) -> None:
+    """The correlation compares the same instruction in both archives, from masks or from counts."""
     base, tuned = make_moe(failed=(1,)).archive, make_moe(failed=(5,), seed=1, granularity="count").archive
     left, right = find_ises(base), find_ises(tuned)
     ds = finetuning_correlation(arrays.compare(left, right), n_resamples=0)
@@ -78,7 +78,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["value"].values[:] = [0.5, 0.1]
     assert sentences(ds) == [
         "The mean Pearson correlation of each instruction's expert frequencies in base and tuned is −0.5000 "
-        "(95 % CI −0.6000 to 0.2500), a change of 1.5000.",
+        "(95 % CI −0.6000 to 0.2500); the change, 1 − correlation, is 1.5000.",
         "By category, the mean is lowest for b (0.1000) and highest for a (0.5000).",
         "Means skip 2 of 6 instructions, which have constant frequencies.",
     ]

@@ -1,4 +1,4 @@
-"""Equation 15 against Python sets, for any order and wherever the sets lie; intervals against loops over draws."""
+"""Equation 15, checked with Python sets in memory and in a file, in any order; intervals checked with loops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def mean_of(values: list[float]) -> float:
 def test_equals_python_sets(
     arrays: Any, count: int, layers: int, experts: int, width: int, rate: float, memory_bytes: int | None, seed: int
 ) -> None:
-    """Per instruction, layer and category, whatever the order of the tuned archive and wherever the sets lie."""
+    """Values per instruction, layer and category are right for any order of the tuned archive, in memory or in a
+    file.
+    """
     rng = np.random.default_rng(seed)
     masks = [rng.random((count + 1, layers, experts, width)) < rate for _ in "ab"]
     names, kinds = [f"i{k}" for k in range(count)], [rng.choice(["a", "", "b"]).item() for _ in range(count)]
@@ -79,8 +81,8 @@ def test_equals_python_sets(
 
 
 @pytest.mark.parametrize("block_bytes", [50, 1 << 20])
-def test_of_two_archives(make_moe: Any, arrays: Any, tmp_path: Path, block_bytes: int) -> None:
-    """From masks on disk, of every population, for any block size."""
+def test_archives_equal_python_sets(make_moe: Any, arrays: Any, tmp_path: Path, block_bytes: int) -> None:
+    """Masks on disk give the same values for every population and block size."""
     archives = make_moe(failed=(1,)).archive, make_moe(failed=(5,), seed=1).archive
     for population in ("neuron", "expert_neuron"):
         sides = [
@@ -97,7 +99,7 @@ def test_of_two_archives(make_moe: Any, arrays: Any, tmp_path: Path, block_bytes
 
 
 def pair(arrays: Any, count: int = 12, rate: float = 0.3, seed: int = 0, **options: Any) -> Any:
-    """Random sets of two models of instructions of three categories, in three layers of 30 neurons."""
+    """Return random sets of two models: instructions of three categories, three layers of 30 neurons."""
     rng = np.random.default_rng(seed)
     kinds = [("a", "b", "c")[k % 3] for k in range(count)]
     sides = (rng.random((count, 3, 1, 30)) < rate for _ in "ab")
@@ -107,7 +109,9 @@ def pair(arrays: Any, count: int = 12, rate: float = 0.3, seed: int = 0, **optio
 
 
 def test_intervals_equal_loops_over_draws(arrays: Any, resampled: Any) -> None:
-    """Of categories, layers and all instructions; those of the change are the same, turned around."""
+    """Intervals are of categories, layers and all instructions. Those of the change are one minus these, ends
+    swapped.
+    """
     comparison = pair(arrays, confidence_level=0.8, seed=5)
     ds = finetuning_jaccard(comparison)
     draws = resamples_for(comparison.matched.categories, comparison.options)
@@ -125,7 +129,7 @@ def test_intervals_equal_loops_over_draws(arrays: Any, resampled: Any) -> None:
 
 
 def test_the_null_is_that_of_random_sets_of_the_same_sizes(arrays: Any) -> None:
-    """Random sets with as many ISNs per layer have the index of the null on average, overall and by layer."""
+    """On average, random sets with as many ISNs per layer have the null's Jaccard index, overall and by layer."""
     rng = np.random.default_rng(3)
     ranks = [rng.random((400, 3, 1, 300)).argsort(axis=3) for _ in "ab"]
     sizes = np.array([30, 90, 5])[None, :, None, None]
@@ -152,7 +156,7 @@ def test_a_model_against_itself(arrays: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Mean, interval, change, null, both ends, layers and what is left out; each number from its variable."""
+    """Each number comes from its variable: mean, interval, change, null, extremes, layers, left-out instructions."""
     ds = finetuning_jaccard(pair(arrays))
     ds["overall_value"], ds["overall_change"], ds["overall_ci_low"], ds["overall_ci_high"] = 0.4, 0.6, 0.35, 0.451
     ds["value"].values[:] = [0.2, 0.4, 0.2]
@@ -160,7 +164,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["overall_layer_value"].values[:] = [0.9, np.nan, 0.5]
     assert sentences(ds) == [
         "The mean Jaccard similarity of each instruction's ISN sets in base and tuned is 0.400 "
-        "(95 % CI 0.350–0.451), a change of 0.600.",
+        "(95 % CI 0.350–0.451); the change, 1 − similarity, is 0.600.",
         "For random sets with the same number of ISNs per layer, the mean is about 0.123.",
         "By category, the mean is lowest for a and c (0.200) and highest for b (0.400).",
         "Means skip 1 of 12 instructions, which have no ISN in either model.",

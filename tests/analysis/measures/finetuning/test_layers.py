@@ -1,4 +1,4 @@
-"""ISNs by layer of both models and their difference, against numpy over the instructions."""
+"""ISNs by layer of both models and their difference, checked with numpy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def comparison(arrays: Any) -> Any:
 
 
 def test_means_and_paired_intervals(comparison: Any, resampled: Any) -> None:
-    """Of each model and of the difference within the same instructions, by category and over all."""
+    """Means and intervals are of each model and of the paired difference, by category and over all."""
     ds = finetuning_layers(comparison, confidence_level=0.9)
     draws, names = resamples_for(comparison.matched.categories, comparison.options), np.array(list("aaaabbbbb"))
     assert draws is not None
@@ -48,7 +48,9 @@ def test_means_and_paired_intervals(comparison: Any, resampled: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(comparison: Any) -> None:
-    """The layer that changes most, its interval, and the layers whose interval excludes 0; ties and no change too."""
+    """Sentences give the layer of largest change, its interval, and the layers whose interval excludes 0. Ties and no
+    change are covered.
+    """
     ds = finetuning_layers(comparison)
     ds["overall_difference"].values[:] = [1.0, -2.5, 2.0]
     ds["overall_value"].values[:, 1] = [1234.5, 1232.0]
@@ -65,7 +67,7 @@ def test_sentences_follow_the_numbers(comparison: Any) -> None:
 
 
 def test_figure_has_the_tuned_model_above_the_base(comparison: Any) -> None:
-    """Both on one scale, the difference below; curves have the values; tables keep every number."""
+    """Both models share one scale, with the difference below. Curves have the values; tables keep every number."""
     ds = finetuning_layers(comparison)
     assert MEASURE.figure is not None
     axes = MEASURE.figure(ds).axes

@@ -1,4 +1,4 @@
-"""Total variation of expert frequencies, its centered interval and its null, against loops over instructions."""
+"""Total variation of expert frequencies, its centered interval and its null, checked with loops."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_values_and_intervals_equal_loops(arrays: Any, resampled: Any, sizes: li
 
 
 def test_the_null_exchanges_the_models_per_instruction(arrays: Any) -> None:
-    """Its mean and p come near those of all exchanges; a real shift is found, noise alone is not."""
+    """Its mean and p approximate those of all exchanges; a real shift is found, noise alone is not."""
     comparison = random_pair(arrays, [6], 1)
     ds = routing_shift(comparison, n_permutations=999)
     shift = comparison.tuned.frequencies - comparison.base.frequencies
@@ -74,7 +74,7 @@ def test_the_null_exchanges_the_models_per_instruction(arrays: Any) -> None:
 
 
 def test_the_interval_covers_shifts_at_noise_level(arrays: Any) -> None:
-    """Where nothing shifts, the value of one sample lies in the interval of another; plain percentiles would not."""
+    """Without a shift, one sample's value lies in another's interval; with plain percentiles it would not."""
     inside = []
     for seed in range(20):
         one, other = (
@@ -105,7 +105,9 @@ def test_shift_is_over_the_instructions_of_both(make_moe: Any, arrays: Any) -> N
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Largest layer with its interval and null, cells above the null; no permutations; no shift."""
+    """Sentences give the layer of largest shift, its interval and null, and cells above the null. Runs without
+    permutations and without shift are covered.
+    """
     ds = routing_shift(random_pair(arrays, [4, 4], 0))
     ds["overall_value"].values[:], ds["overall_ci_low"].values[:], ds["overall_ci_high"].values[:] = (
         [0.1, 0.3],

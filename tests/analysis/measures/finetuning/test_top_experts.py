@@ -1,4 +1,4 @@
-"""Most used experts kept after fine-tuning, checked against sets in loops."""
+"""Most used experts kept after fine-tuning, checked with sets in loops."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def compared(make_moe) -> ExpertComparison:  # type: ignore[no-untyped-def]
     return ExpertComparison(base, tuned, match_instructions(base, tuned))
 
 
-def test_experts_that_stay_are_in_both_lists(compared: ExpertComparison) -> None:
-    """In each reading of table 6 and per layer, over the instructions of both models alone."""
+def test_kept_experts_are_in_both_lists(compared: ExpertComparison) -> None:
+    """Both readings of table 6 and the lists per layer cover matched instructions only."""
     ds = finetuning_top_experts(compared)
     assert (ds.attrs["instructions"], ds.attrs["only_base"], ds.attrs["only_tuned"]) == (8, 1, 1)
     places = {}
@@ -56,7 +56,7 @@ def test_experts_that_stay_are_in_both_lists(compared: ExpertComparison) -> None
 
 
 def test_random_sets_have_the_null_in_common() -> None:
-    """Two random sets of k of n have k · k / n members in common on average: the null is k / n of each."""
+    """Two random sets of k of n share k · k / n members on average, so the null is k / n of each."""
     rng = np.random.default_rng(0)
     common = [len(set(rng.permutation(18)[:5]) & set(rng.permutation(18)[:5])) for _ in range(4000)]
     assert np.mean(common) / 5 == pytest.approx(5 / 18, abs=0.01)
@@ -70,7 +70,7 @@ def paired(base: ExpertCounts, tuned: ExpertCounts) -> ExpertComparison:
 
 
 def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., ExpertCounts]) -> None:
-    """Both readings are said; experts that stay carry an asterisk in both models."""
+    """Sentences give both readings; kept experts carry an asterisk in both models."""
     before = np.array([[[9, 1, 0, 0], [0, 0, 2, 8]]])
     after = np.array([[[0, 8, 1, 1], [1, 0, 0, 9]]])
     sides = [make_counts(counts, [10], ["a"], top_experts=2) for counts in (before, after)]
@@ -94,7 +94,7 @@ def test_sentences_and_tables_follow_the_numbers(make_counts: Callable[..., Expe
 
 
 def test_figure_and_round_trip(compared: ExpertComparison) -> None:
-    """The bars are the paper's reading; the Dataset survives JSON."""
+    """The bars show the paper's reading; the Dataset survives JSON."""
     ds = finetuning_top_experts(compared)
     assert MEASURE.plot is not None
     assert [bar.get_width() for bar in MEASURE.plot(ds).patches][:2] == ds["value"].values.tolist()

@@ -1,4 +1,4 @@
-"""Figure 6 against Python sets."""
+"""Figure 6, checked with Python sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparcom_data.errors import InvalidInputError
 
 
 def pair(arrays: Any, count: int, seed: int, rate: float = 0.3, **options: Any) -> Any:
-    """Both models' sets of the same instructions of three categories."""
+    """Return both models' sets of the same instructions, in three categories."""
     rng, kinds = np.random.default_rng(seed), [("a", "", "b")[k % 3] for k in range(count)]
     sides = [rng.random((count, 3, 1, 30)) < rate for _ in "ab"]
     return arrays.compare(
@@ -26,7 +26,9 @@ def pair(arrays: Any, count: int, seed: int, rate: float = 0.3, **options: Any) 
 @settings(deadline=None, max_examples=12)
 @given(count=st.integers(1, 14), seed=st.integers(0, 999), rate=st.sampled_from([0.01, 0.3]))
 def test_equals_python_sets(arrays: Any, count: int, seed: int, rate: float) -> None:
-    """By layer only base, both, only tuned; by default the instruction nearest the median of each category."""
+    """Each layer counts base only, both, and tuned only. By default each category shows the instruction nearest its
+    median.
+    """
     comparison = pair(arrays, count, seed, rate)
     ds = venn(comparison, comparison.matched.ids)
     for k in range(count):
@@ -47,7 +49,7 @@ def test_equals_python_sets(arrays: Any, count: int, seed: int, rate: float) -> 
 
 
 def test_the_first_of_two_equally_near_is_typical(arrays: Any) -> None:
-    """If two instructions are equally near the median, the first is typical, whatever the rounding."""
+    """If two instructions are equally near the median, the first is shown, whatever the rounding."""
     masks = np.zeros((2, 2, 1, 1, 60), dtype=np.bool_)
     for k, (common, alone) in enumerate(((10, 52), (9, 44))):
         masks[:, k, ..., :common] = True
@@ -57,7 +59,7 @@ def test_the_first_of_two_equally_near_is_typical(arrays: Any) -> None:
 
 
 def test_instructions_to_show_must_be_in_both(arrays: Any) -> None:
-    """The error names every id that is not; options choose the instructions in a report."""
+    """The error names every id that a model lacks; options choose the instructions of a report."""
     comparison = pair(arrays, 3, 0, instructions=["i2", "i0"])
     with pytest.raises(InvalidInputError) as caught:
         venn(comparison, ["i1", "nowhere", "i7"])

@@ -1,4 +1,4 @@
-"""Memberships of chosen masks."""
+"""Memberships of given masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sparcom_analysis.measures.general_unique.members import Membership
 
 
 def membership_of(masks: NDArray[np.bool_], codes: object, memory_bytes: int | None = None) -> Membership:
-    """Return the membership of bool (n, layer, expert, id) and a category per instruction; in a file for 0 bytes."""
+    """Return the membership of masks, bool (n, layer, expert, id), with one category code each; 0 bytes means in a
+    file.
+    """
     n, layers, experts, width = masks.shape
     packed = np.packbits(masks, axis=3, bitorder="little").reshape(n, -1)
     sets = Bitsets(n, -(-packed.shape[1] // 8), memory_bytes=memory_bytes)
@@ -26,5 +28,5 @@ def membership_of(masks: NDArray[np.bool_], codes: object, memory_bytes: int | N
 
 @pytest.fixture(scope="session")
 def membership() -> Callable[..., Membership]:
-    """`membership_of`."""
+    """Return `membership_of`."""
     return membership_of

@@ -1,4 +1,4 @@
-"""Intervals and null of general and unique members, checked against draws in loops."""
+"""Intervals and null of general and unique members, checked with draws in loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODES = [0, 0, 1, 1, 1, 2, 2, 0, 0]
 
 
 def direct(masks: NDArray[np.bool_], codes: NDArray[np.intp], options: Options) -> dict[str, NDArray[np.float64]]:
-    """Reference for `count_members`: every draw is counted neuron by neuron."""
+    """Count every draw neuron by neuron: the reference for `count_members`."""
     rows = [np.flatnonzero(codes == code) for code in range(codes.max() + 1)]
     needed = [-(-len(some) // 2) if options.min_share == 0.5 else len(some) for some in rows]
 
@@ -68,7 +68,7 @@ def direct(masks: NDArray[np.bool_], codes: NDArray[np.intp], options: Options) 
 
 
 def assert_direct(membership, masks: NDArray[np.bool_], codes, options: Options, in_file: bool = False) -> None:  # type: ignore[no-untyped-def]
-    """Every number to 1e-12."""
+    """Check every number to 1e-12."""
     held = membership(masks, codes, 0 if in_file else None)
     found = count_members(held, find_members(held, options.min_share), options)
     plain = direct(masks, np.array(codes), options)
@@ -94,7 +94,9 @@ def test_draws_equal_loops(membership, codes, shape, rate, share, seed, in_file)
 
 
 def test_skipping_impossible_members_changes_nothing(membership) -> None:  # type: ignore[no-untyped-def]
-    """With small and large categories, most neurons in few instructions: none that a draw counts is left out."""
+    """With small and large categories, and most neurons in few instructions, no neuron that a draw counts is
+    skipped.
+    """
     rng = np.random.default_rng(4)
     codes = np.repeat([0, 1, 2], [150, 10, 150])
     rates = rng.choice([0.02, 0.1, 0.4, 0.5, 0.6], size=(3, 2, 1, 60))
@@ -107,8 +109,9 @@ def test_skipping_impossible_members_changes_nothing(membership) -> None:  # typ
 @settings(deadline=None, max_examples=100)
 @given(drawn=st.integers(1, 300), others=st.integers(0, 300), data=st.data())
 def test_skipped_ids_have_a_negligible_probability(drawn: int, others: int, data: st.DataObject) -> None:
-    """One instruction short of the least, a draw makes a member with a chance below 1e-12, by scipy, with replacement
-    and without; what enough instructions have is always kept."""
+    """One instruction below the bound, a draw makes a member with probability below 1e-12 (SciPy), with and without
+    replacement. Ids in enough instructions are always kept.
+    """
     total, needed = drawn + others, data.draw(st.integers(1, drawn))
     least = least_that_counts(total, drawn, needed)
     assert 1 <= least <= max(1, -(-needed * total // drawn))
@@ -131,7 +134,7 @@ def test_cores_and_runs_change_nothing(membership, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_category_of_one_instruction_has_no_interval(membership) -> None:  # type: ignore[no-untyped-def]
-    """Nor have general, common and unique members, in which it has a part; members of the others have."""
+    """Neither have general, common and unique members that depend on it; members of other categories have one."""
     held = membership(np.random.default_rng(0).random((7, 2, 1, 30)) < 0.5, [0, 0, 0, 1, 2, 2, 2])
     found = count_members(held, find_members(held, 0.5), Options(n_resamples=20, n_permutations=0))
     for end in ("low", "high"):
@@ -141,7 +144,7 @@ def test_a_category_of_one_instruction_has_no_interval(membership) -> None:  # t
 
 
 def test_unique_members_are_tested_against_the_null(membership) -> None:  # type: ignore[no-untyped-def]
-    """Twenty neurons that one category alone has stand out; those of the others, at random, do not."""
+    """Twenty neurons of one category alone are above the null; random neurons of the others are not."""
     rng = np.random.default_rng(0)
     masks = rng.random((60, 2, 1, 50)) < 0.3
     masks[0::3, 0, 0, :20] |= rng.random((20, 20)) < 0.9
@@ -152,8 +155,8 @@ def test_unique_members_are_tested_against_the_null(membership) -> None:  # type
     assert "ci_low" not in found
 
 
-def test_progress_of_draws_and_permutations_is_one(membership) -> None:  # type: ignore[no-untyped-def]
-    """It counts to their sum without a step back; with one category no label is permuted, and no member is unique."""
+def test_draws_and_permutations_share_one_progress(membership) -> None:  # type: ignore[no-untyped-def]
+    """Progress rises to their sum. With one category no label is permuted, and no member is unique."""
     masks, said = np.random.default_rng(0).random((4, 1, 1, 9)) < 0.5, []
     options = Options(n_resamples=4, n_permutations=3)
     for codes, total in (([0, 0, 1, 1], 7), ([0] * 4, 4)):

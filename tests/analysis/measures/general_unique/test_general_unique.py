@@ -43,7 +43,7 @@ def one_category(tmp_path) -> xr.Dataset:  # type: ignore[no-untyped-def]
 
 
 def test_counts_are_those_of_the_members(ds: xr.Dataset) -> None:
-    """Counts per layer and in all agree with the members by id; intervals hold them; fractions are their quotients."""
+    """Counts per layer and in total match the member ids; intervals contain them; fractions are their quotients."""
     category, layer, kind = (ds[f"member_{name}"].values for name in ("category", "layer", "kind"))
     for name in ds["category"].values:
         for what in ("members", "unique"):
@@ -65,8 +65,8 @@ def test_counts_are_those_of_the_members(ds: xr.Dataset) -> None:
     assert (ds["instructions"].values.tolist(), ds["needed"].values.tolist()) == ([5] * 3, [3] * 3)
 
 
-def test_facts_say_how_members_were_found(ds: xr.Dataset, archive: Archive) -> None:
-    """Rule, shares and numbers of draws are attributes; of draws there are at most 200 and 500."""
+def test_attributes_record_how_members_were_found(ds: xr.Dataset, archive: Archive) -> None:
+    """Attributes hold the rule, the shares and the numbers of draws, at most 200 and 500."""
     held = {name: ds.attrs[name] for name in ("min_share", "n_resamples", "n_permutations", "per_layer", "top")}
     assert held == {"min_share": 0.5, "n_resamples": 10, "n_permutations": 20, "per_layer": 6 * 12, "top": 0.3}
     many = general_unique(find_isns(archive, population="neuron", top=0.05))
@@ -74,13 +74,13 @@ def test_facts_say_how_members_were_found(ds: xr.Dataset, archive: Archive) -> N
 
 
 def test_datasets_survive_json(ds: xr.Dataset, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Also with one category."""
+    """Datasets with several categories and with one are read back equal."""
     for one in (ds, one_category(tmp_path)):
         xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(one.to_dict()))), one)
 
 
-def test_the_first_sentence_says_the_numbers(ds: xr.Dataset) -> None:
-    """Members, general ones with their interval, unique ones and both under permuted labels, as they are."""
+def test_the_first_sentence_gives_the_numbers(ds: xr.Dataset) -> None:
+    """It gives the numbers of members, general ones with interval, unique ones, and both under permuted labels."""
     changed = ds.copy(deep=True)
     changed["overall_value"][:] = [1234, 66]
     changed["overall_ci_low"][:], changed["overall_ci_high"][:] = 1200, 1300
@@ -99,8 +99,8 @@ def test_the_first_sentence_says_the_numbers(ds: xr.Dataset) -> None:
     assert MEASURE.sentences(changed)[0].startswith("There are no neurons of routed experts that are members")
 
 
-def test_further_sentences_say_the_numbers(ds: xr.Dataset) -> None:
-    """How many categories, and which, have more than the null after correction."""
+def test_further_sentences_give_the_numbers(ds: xr.Dataset) -> None:
+    """They give the number and the names of the categories above the null after correction."""
     changed = ds.copy(deep=True)
     said = "Categories with more unique neurons than under permuted labels after correction"
     cases = (([0.01, 0.5, 0.049], "2 of 3 (b and (none))"), ([0.01, 0.5, 0.05], "1 of 3 (b)"), ([1, 1, 1], "0 of 3"))
@@ -110,7 +110,7 @@ def test_further_sentences_say_the_numbers(ds: xr.Dataset) -> None:
 
 
 def test_one_category_has_a_reason(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Members are counted and plotted; nothing is general or unique, and the reason is given."""
+    """Members are counted and plotted. Nothing is general or unique, and the reason is given."""
     ds = one_category(tmp_path)
     members = int(ds["value"].sel(kind="members").item())
     assert members == ds.sizes["member"] > 0
@@ -145,7 +145,7 @@ def test_plots_show_the_numbers(ds: xr.Dataset) -> None:
 
 
 def test_tables_hold_every_number(ds: xr.Dataset) -> None:
-    """Each variable without the members is in one tidy table, in the rows of its own dimensions."""
+    """Each variable except the members is in one tidy table, in the rows of its own dimensions."""
     assert MEASURE.tables is not None
     tables = MEASURE.tables(ds)
     columns = [name for table in tables.values() for name in table.columns]
@@ -155,7 +155,9 @@ def test_tables_hold_every_number(ds: xr.Dataset) -> None:
 
 
 def test_experts_have_measures_of_their_own(archive: Archive) -> None:
-    """Activated experts follow the paper's ISEs, most used ones take k from the options; both say so."""
+    """Activated experts follow the paper's ISEs; most used experts take k from the options. Attributes and sentences
+    name the kind.
+    """
     counts = find_ises(archive, n_resamples=0, n_permutations=0)
     activated, used = general_unique(counts), general_unique(counts, top_experts=2, most_used=True)
     assert "activated by at least 50 %" in EXPERTS.sentences(activated)[0]

@@ -1,4 +1,4 @@
-"""Members of categories, against Python sets, fractions and loops."""
+"""Members of categories, checked with Python sets, fractions and loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARES = st.sampled_from([0.5, 1.0, 0.01, 0.3, 0.35, 2 / 3, 0.7])
 
 
 def expected(sets: Sequence[Ids], codes: Sequence[int], share: float) -> list[tuple[int, tuple[int, ...], str]]:
-    """Category, id and kind of every member, by loops over Python sets."""
+    """Return category, id and kind of every member, by loops over Python sets."""
     own: list[Ids] = []
     for code in range(max(codes) + 1):
         mine = [held for held, other in zip(sets, codes, strict=True) if other == code]
@@ -39,7 +39,7 @@ def expected(sets: Sequence[Ids], codes: Sequence[int], share: float) -> list[tu
 
 
 def found_in(members: Members) -> list[tuple[int, tuple[int, ...], str]]:
-    """The same of `Members`."""
+    """Return the same of `Members`."""
     columns = (members.category, members.layer, members.expert, members.neuron, members.kind)
     return [
         (c, (j, e, i), [*KINDS, "member"][kind])
@@ -57,7 +57,7 @@ def found_in(members: Members) -> list[tuple[int, tuple[int, ...], str]]:
     in_file=st.booleans(),
 )
 def test_members_equal_python_sets(membership, categories, shape, rate, share, seed, in_file):  # type: ignore[no-untyped-def]
-    """Whatever sets, categories, share and place: members and kinds are what loops find."""
+    """Members and kinds equal those of loops, for any sets, categories and share, in memory or in a file."""
     masks = np.random.default_rng(seed).random((len(categories), *shape)) < rate
     codes = category_codes(categories)
     found = find_members(membership(masks, codes, 0 if in_file else None), share)
@@ -94,7 +94,7 @@ def test_most_used_experts_equal_python_sets(categories, shape, largest, share, 
 
 
 def ids_of(ds: xr.Dataset) -> list[tuple[int, tuple[int, ...], str]]:
-    """Category, id and kind of every member of a Dataset."""
+    """Return category, id and kind of every member of a Dataset."""
     labels, held = ds["category"].values.tolist(), [name for name in ("expert", "neuron") if f"member_{name}" in ds]
     ids = zip(*(ds[f"member_{name}"].values.tolist() for name in ("layer", *held)), strict=True)
     columns = (ds["member_category"].values.tolist(), ids, ds["member_kind"].values.tolist())
@@ -104,7 +104,7 @@ def ids_of(ds: xr.Dataset) -> list[tuple[int, tuple[int, ...], str]]:
 @settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(granularity=st.sampled_from(["token", "count"]), block_bytes=st.integers(1, 400), seed=st.integers(0, 99))
 def test_archives_equal_python_sets(make_moe, granularity, block_bytes, seed):  # type: ignore[no-untyped-def]
-    """From an archive, masks or counts, whatever the block: every population of neurons, and both kinds of experts."""
+    """Archives of masks and of counts are right for every population and both kinds of experts, for any block size."""
     archive = make_moe(categories=("b", "a", ""), granularity=granularity, seed=seed, failed=(2,)).archive
     plain = {"top": 0.2, "n_resamples": 0, "n_permutations": 0, "block_bytes": block_bytes}
     for name in ("expert_neuron", "neuron", "shared_expert_neuron"):
@@ -134,7 +134,7 @@ def test_values_of_min_share_out_of_range_are_refused(typical, share: float) -> 
 
 
 def test_blocks_and_cores_change_nothing(membership, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """Sets counted one at a time or all at once, on one core or many, in memory or in a file: the same members."""
+    """Members are equal for any block size and number of cores, in memory or in a file."""
     masks, codes = np.random.default_rng(5).random((300, 2, 1, 500)) < 0.5, np.arange(300) % 3
     plain = found_in(find_members(membership(masks, codes), 0.5))
     for block in (1, 10_000):
@@ -146,7 +146,7 @@ def test_blocks_and_cores_change_nothing(membership, monkeypatch: pytest.MonkeyP
 
 
 def test_ties_at_the_last_rank_all_belong() -> None:
-    """With two ranks, counts 5 3 3 1 0 select three experts; if two are ever activated, five ranks select two."""
+    """With two ranks, counts 5 3 3 1 0 select three experts; if only two are activated, five ranks select two."""
     counts = np.array([[[5, 3, 3, 1, 0], [0, 0, 4, 0, 1]]], dtype=np.uint32)
     held = SimpleNamespace(counts=counts, experts=5)
     assert ExpertCounts.most_used(held, 2)[0].tolist() == [[1, 1, 1, 0, 0], [0, 0, 1, 0, 1]]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""LAPE against its steps written out with fractions and loops, on random counts and random archives, and by hand."""
+"""LAPE, checked with its steps in fractions and loops, on random counts and archives, and by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RATES = st.fixed_dictionaries(
 
 
 def isn_from(counts: NDArray[np.int64], tokens: list[int], shape: tuple[int, int, int]) -> IsnSets:
-    """Empty sets that hold counts (c, layer × expert × neuron) of categories "0", "1" …, two instructions each."""
+    """Return empty sets with counts (c, layer × expert × neuron) of categories "0", "1" …, two instructions each."""
     layers, experts, neurons = shape
     part = Population("expert_neuron" if experts > 1 else "neuron", list(range(layers)), experts, 1, neurons)
     names = [str(code) for code in range(len(tokens))] * 2
@@ -72,7 +72,7 @@ def isn_from(counts: NDArray[np.int64], tokens: list[int], shape: tuple[int, int
 
 
 def flat(ds: xr.Dataset, part: Population) -> NDArray[np.int64]:
-    """Index of each selected neuron into (layer, expert, neuron)."""
+    """Return the index of each selected neuron into (layer, expert, neuron)."""
     layer = np.searchsorted(part.layer_ids, ds["member_layer"].values)
     expert = ds["member_expert"].values if part.routed else 0
     return (layer * part.experts + expert) * part.neurons + ds["member_neuron"].values  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ def check(ds: xr.Dataset, part: Population, counts: Sequence[Sequence[int]], tok
     seed=st.integers(0, 9999),
 )
 def test_counts_equal_the_steps(categories, shape, rate, rates, seed):  # type: ignore[no-untyped-def]
-    """Whatever counts, many of them tied: selected, specific, entropy and both percentiles are the steps'."""
+    """For any counts, many of them tied, selection, specificity, entropy and both percentiles equal the steps."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 12, size=categories).tolist()
     counts = np.array([rng.binomial(total, rate, size=math.prod(shape)) for total in tokens])
@@ -141,7 +141,7 @@ def test_counts_equal_the_steps(categories, shape, rate, rates, seed):  # type: 
     seed=st.integers(0, 99),
 )
 def test_archives_equal_loops_over_tokens(make_case, categories, granularity, block_bytes, pool, seed):  # type: ignore[no-untyped-def]
-    """From masks or counts, whatever the block: tokens are pooled over the category's instructions."""
+    """Tokens are pooled over the category's instructions, from masks or counts, for any block size."""
     lengths = np.random.default_rng(seed).integers(1, 12, size=len(categories)).tolist()
     case = make_case(lengths, categories, granularity=granularity, seed=seed, rates=(0.1, 0.6))
     rates = {"lape_top": 0.2, "lape_filter": 0.6, "lape_bar": 0.7}
@@ -157,7 +157,7 @@ def test_archives_equal_loops_over_tokens(make_case, categories, granularity, bl
 
 
 def test_every_population_and_selection(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Pooled counts are those of `activation_counts`; of chosen instructions or other groups the counts are theirs."""
+    """Pooled counts equal those of `activation_counts`, also after a selection and for other groups."""
     archive = make_moe(failed=(3,)).archive
     rates = {"lape_top": 0.2, "lape_filter": 0.5, "lape_bar": 0.5}
     for population in ("expert_neuron", "shared_expert_neuron", "neuron"):
@@ -171,11 +171,12 @@ def test_every_population_and_selection(make_moe) -> None:  # type: ignore[no-un
 
 
 def test_twelve_neurons_by_hand() -> None:
-    """Ten tokens of the one category and twenty of the other; worked out on paper.
+    """Ten tokens of one category and twenty of the other, worked out on paper.
 
-    The twelfth smallest of the 24 p is 0.4, so neurons 1 to 4 are dropped, 1 although it is active in one category
-    alone and 4 although it is just at 0.4. Neurons 0 and 7 have entropy 0, then comes 5 with q = 10/11 and 1/11, before
-    9 with 0.9 and 0.1. The 17th smallest is 0.6: 0 is specific to the second category, 7 to the first, 5 to none.
+    The twelfth smallest of the 24 p is 0.4, so neurons 1 to 4 are dropped: 1 although it is active in one category
+    alone, 4 although its p is exactly 0.4. Neurons 0 and 7 have entropy 0. Neuron 5 follows with q = 10/11 and 1/11,
+    before 9 with 0.9 and 0.1. The 17th smallest p is 0.6: 0 is specific to the second category, 7 to the first, 5 to
+    none.
     """
     counts = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 5], [20, 0, 2, 6, 8, 1, 12, 0, 16, 2, 20, 10]])
     found = lape(isn_from(counts, [10, 20], (3, 1, 4)), lape_top=0.25, lape_filter=0.5, lape_bar=0.7)
@@ -189,7 +190,7 @@ def test_twelve_neurons_by_hand() -> None:
 
 @pytest.mark.parametrize("digits", [12, 17])
 def test_equal_entropies_go_to_the_lower_index(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same p in other categories is the same entropy to the last digit, also if nothing is rounded."""
+    """The same p in another order of categories has exactly the same entropy, even if nothing is rounded."""
     monkeypatch.setattr("sparcom_analysis.measures.neurons.lape.TIE_DIGITS", digits)
     rng = np.random.default_rng(1)
     base = rng.integers(1, 1000, size=9)
@@ -199,7 +200,7 @@ def test_equal_entropies_go_to_the_lower_index(digits: int, monkeypatch: pytest.
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons taken one, seven or all at a time: the same bytes."""
+    """Blocks of one, seven or all neurons give the same bytes."""
     isn = isn_from(np.random.default_rng(2).integers(0, 40, size=(12, 300)), [40] * 12, (2, 1, 150))
     expected = lape(isn, lape_top=0.5, lape_filter=0.8)
     for block in (1, 7, 299):
@@ -218,7 +219,7 @@ def test_one_category_and_counts_too_large_are_not_computable(monkeypatch: pytes
 
 
 def test_many_tokens_do_not_wrap() -> None:
-    """Past 2^32 tokens of a category sums take eight bytes."""
+    """Beyond 2^32 tokens per category, sums take eight bytes."""
     pooled = PooledCounts(Population("neuron", [0], 1, 1, 8), ["a", "a", "b"], np.array([2**32 - 1, 2**32 - 1, 5]))
     for k in range(2):
         pooled.add(k, np.full((1, 8), 2**32 - 1, dtype=np.uint32))
@@ -258,7 +259,7 @@ def test_datasets_survive_json(ds: xr.Dataset) -> None:
     xr.testing.assert_equal(xr.Dataset.from_dict(json.loads(json.dumps(ds.to_dict()))), ds)
 
 
-def test_sentences_say_the_numbers(ds: xr.Dataset) -> None:
+def test_sentences_give_the_numbers(ds: xr.Dataset) -> None:
     """Sentences give the number selected, the category with most, and the overlap with unique neurons."""
     one = ds.copy(deep=True).assign_attrs(selected=1234, neurons=5000)
     one["value"][:], one["jaccard_with_unique"][:] = [700, 2, 3], [0.2, 0.1, np.nan]
@@ -278,7 +279,7 @@ def test_sentences_say_the_numbers(ds: xr.Dataset) -> None:
 
 
 def test_plots_show_the_numbers(ds: xr.Dataset) -> None:
-    """Bars per layer, one part per category."""
+    """The figure has bars per layer, with one part per category."""
     assert MEASURE.plot is not None
     ax = MEASURE.plot(ds)
     assert MEASURE.plot(ds, ax=ax, title="mine") is ax

@@ -1,4 +1,4 @@
-"""ISNs by layer against numpy over the instructions."""
+"""ISNs by layer, checked with numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparcom_analysis.resampling.bootstrap import resamples_for
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
 def test_means_and_intervals(typical: Any, resampled: Any, block_bytes: int) -> None:
-    """By category and over all, whatever the blocks; the null spreads the same ISNs evenly."""
+    """Means are by category and over all, for any block size; the null spreads the same ISNs evenly."""
     isn = find_isns(typical.archive, top=0.2, block_bytes=block_bytes, n_resamples=20, confidence_level=0.8)
     ds = layers(isn)
     draws, names = resamples_for(isn.categories, isn.options), np.array(isn.names)
@@ -35,7 +35,7 @@ def test_means_and_intervals(typical: Any, resampled: Any, block_bytes: int) -> 
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """The fullest layer of how many neurons, the thirds; no ISN at all."""
+    """Sentences give the layer with most ISNs and the thirds of the model, or report that there is no ISN."""
     ds = layers(arrays.isns(np.ones((4, 4, 1, 30), dtype=np.bool_), list("aabb")))
     ds["overall_value"].values[:] = [10, 20, 30, 40]
     ds["overall_ci_low"].values[:], ds["overall_ci_high"].values[:] = 35, 45

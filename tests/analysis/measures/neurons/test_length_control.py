@@ -1,4 +1,4 @@
-"""Equations 10 and 14 subsampled to equal length, checked against loops over sets and draws; sentences."""
+"""Equations 10 and 14 subsampled to equal length, checked with loops over sets and draws; sentences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sparcom_analysis.resampling.subsampling import matrix_change
 
 
 def means(values: NDArray[np.float64], names: list[str], order: list[str], *, own: bool) -> NDArray[np.float64]:
-    """Category means of pair values, float64 (n, n), pair by pair; NaN where there is none."""
+    """Return category means of pair values, float64 (n, n), pair by pair; NaN if there is none."""
     out = np.full((len(order), len(order)), np.nan)
     for a, b in product(range(len(order)), repeat=2):
         found = [
@@ -41,7 +41,7 @@ def means(values: NDArray[np.float64], names: list[str], order: list[str], *, ow
 
 
 def jaccard(isn: Any, chosen: list[int]) -> NDArray[np.float64]:
-    """Of all pairs of these sets; NaN for two empty ones."""
+    """Return the Jaccard index of every pair of these sets; NaN for two empty sets."""
     sets = [{tuple(where) for where in np.argwhere(isn.mask(k)).tolist()} for k in chosen]
     return np.array([[len(a & b) / len(a | b) if a | b else np.nan for b in sets] for a in sets])
 
@@ -54,10 +54,10 @@ def jaccard(isn: Any, chosen: list[int]) -> NDArray[np.float64]:
     seed=st.integers(0, 9),
 )
 @pytest.mark.filterwarnings("ignore:An input array is")
-def test_both_matrices_are_over_the_instructions_long_enough(  # type: ignore[no-untyped-def]
+def test_both_matrices_cover_the_same_instructions(  # type: ignore[no-untyped-def]
     make_case, lengths: list[int], categories: list[str], m: int, seed: int
 ) -> None:
-    """Plain and subsampled are means over pairs of the same instructions, whatever the categories are called."""
+    """Plain and subsampled means are over pairs of the same long enough instructions, for any category labels."""
     names = categories[: len(lengths)]
     chosen = [k for k, length in enumerate(lengths) if length >= m]
     if len(chosen) < 2:
@@ -88,7 +88,7 @@ def test_both_matrices_are_over_the_instructions_long_enough(  # type: ignore[no
 
 
 def test_experts_are_compared_over_the_same_instructions(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Equation 14 of the instructions long enough, with all their tokens and with those drawn."""
+    """Equation 14 covers the long enough instructions, with all their tokens and with the drawn ones."""
     archive = make_moe(lengths=(4, 14), per_category=6, categories=("a", "b", "c")).archive
     experts, equal = find_ises(archive), find_ises(archive, draw=TokenDraw(9, 3))
     chosen = [k for k, index in enumerate(experts.instruction) if index in equal.instruction]
@@ -101,8 +101,8 @@ def test_experts_are_compared_over_the_same_instructions(make_moe) -> None:  # t
             np.testing.assert_allclose(ds["value"].sel(version=version, self_pairs=own), expected, atol=1e-12)
 
 
-def test_intervals_are_of_the_same_draws(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """Plain, subsampled and their difference have intervals from one set of draws of those in both."""
+def test_intervals_use_the_same_resamples(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """Plain, subsampled and their difference have intervals from the same resamples."""
     archive = make_moe(lengths=(7, 14), per_category=8, categories=("a", "b")).archive
     isn = find_isns(archive)
     equal = find_isns(archive, draw=TokenDraw(8, 0))
@@ -126,8 +126,8 @@ def test_intervals_are_of_the_same_draws(make_moe) -> None:  # type: ignore[no-u
         np.testing.assert_allclose(cell["ci_high"], high, rtol=0, atol=1e-12)
 
 
-def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ignore[no-untyped-def]
-    """With m = T for all, both versions are the plain measure, the differences 0 and the order kept."""
+def test_equal_lengths_change_nothing(make_moe) -> None:  # type: ignore[no-untyped-def]
+    """If all have m tokens, both versions equal the plain measure, the differences are 0 and the order is kept."""
     archive = make_moe(lengths=(10, 10), categories=("a", "b", "c")).archive
     isn, experts = find_isns(archive), find_ises(archive)
     for subject, compute in ((isn, length_control), (experts, routing_length_control)):
@@ -137,7 +137,7 @@ def test_where_all_have_m_tokens_nothing_changes(make_moe) -> None:  # type: ign
         assert (ds["value"].sel(version="difference") == 0).all()
         assert (ds["rank_correlation"] == 1.0).all()
     said = sentences(length_control(isn, n_resamples=0))
-    assert "is kept (rank correlation 1.00)." in said[0]
+    assert "is preserved (rank correlation 1.00)." in said[0]
     assert said[1] == "No mean Jaccard index of ISN sets (neurons of routed experts) changes."
     assert said[-1].endswith("set size does not depend on length.")
 
@@ -156,7 +156,7 @@ def test_special_tokens_stay_left_out(make_moe) -> None:  # type: ignore[no-unty
 
 @pytest.fixture
 def found(make_moe) -> xr.Dataset:  # type: ignore[no-untyped-def]
-    """A control in which some instructions are too short."""
+    """Return a control in which some instructions are too short."""
     archive = make_moe(lengths=(6, 20), per_category=8, categories=("a$b", "b", "c")).archive
     return length_control(find_isns(archive), equal_length_tokens=10, n_resamples=20)
 
@@ -184,12 +184,12 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     index = "mean Jaccard index of ISN sets (neurons of routed experts)"
     assert said == [
         "Subsampled to equal length (10 tokens per instruction), the order of category pairs by "
-        f"{index} is not kept (rank correlation 0.42).",
+        f"{index} is not preserved (rank correlation 0.42).",
         f"The {index} changes by +0.012 on average, most between b and c (−0.250; 95 % CI −0.300 to −0.200).",
         "2 instructions are too short and left out.",
         "The rank correlation of set size and number of tokens is +0.50; subsampled to equal length, it is −0.12.",
     ]
-    for rho, words in ((0.95, "is kept"), (0.7, "is partly kept"), (np.nan, "too few category pairs differ")):
+    for rho, words in ((0.95, "is preserved"), (0.7, "is partly preserved"), (np.nan, "too few category pairs differ")):
         ds["rank_correlation"].loc[True] = rho
         assert words in sentences(ds)[0]
     ds["largest_change"].loc[True] = np.nan

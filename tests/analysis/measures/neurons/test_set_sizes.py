@@ -1,4 +1,4 @@
-"""Sizes of ISN sets against the masks, and their rank correlation with the number of tokens against SciPy."""
+"""Sizes of ISN sets, checked with the masks, and their rank correlation with the number of tokens, with SciPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from sparcom_analysis.measures.neurons.set_sizes import MEASURE, caption, senten
 
 
 def test_sizes_and_their_means(typical: Any, resampled: Any) -> None:
-    """Sizes per instruction, by category and over all; size without ties; number of empty sets."""
+    """Results give sizes per instruction, by category and over all, sizes without ties, and the number of empty
+    sets.
+    """
     isn = find_isns(typical.archive, top=0.2, n_resamples=20)
     ds = set_sizes(isn)
     sizes = np.array([isn.mask(k).sum() for k in range(len(isn))])
@@ -35,7 +37,7 @@ def test_sizes_and_their_means(typical: Any, resampled: Any) -> None:
 
 
 def test_sentences_follow_the_numbers(arrays: Any) -> None:
-    """Mean, ends, what ties add, empty sets and rank correlation."""
+    """Sentences give mean, extremes, the effect of ties, empty sets and the rank correlation."""
     masks = np.random.default_rng(0).random((4, 2, 1, 30)) < 0.4
     ds = set_sizes(arrays.isns(masks, list("aabb"), top=0.25))
     ds["overall_value"], ds["overall_ci_low"], ds["overall_ci_high"] = 18.0, 17.0, 19.5
@@ -43,7 +45,7 @@ def test_sentences_follow_the_numbers(arrays: Any) -> None:
     ds["tokens_correlation"] = -0.5
     assert sentences(ds) == [
         "ISN sets of base have 18.0 of 60 neurons on average (95 % CI 17.0–19.5) and range from 0 to 1,234 (top 0.25).",
-        "The rule selects 15 neurons; ties make the sets 1.20 times as large.",
+        "The rule selects 15 neurons; ties make sets 1.20 times as large on average.",
         "1 instruction has no ISN at all.",
         "Spearman's rank correlation of set size and number of tokens is −0.50.",
     ]

@@ -1,4 +1,4 @@
-"""Equation 10 against scipy, Python sets and loops, its sentences, and too many instructions."""
+"""Equation 10, checked with SciPy, Python sets and loops; its sentences; the limit of instructions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sparcom_analysis.resampling.pairs import PairMatrix, keep_pairs
 
 
 def jaccard_pairs(masks: NDArray[np.bool_], categories: list[str]) -> PairMatrix:
-    """The pairs of sets given as bool (n, layer, neuron)."""
+    """Return the pairs of sets given as bool (n, layer, neuron)."""
     packed = np.packbits(masks, axis=2, bitorder="little").reshape(len(masks), -1)
     words = np.zeros((len(masks), -(-packed.shape[1] // 8)), dtype=np.uint64)
     words.view(np.uint8)[:, : packed.shape[1]] = packed
@@ -59,7 +59,9 @@ def test_pairs_equal_scipy(count: int, layers: int, width: int, rate: float, see
     seed=st.integers(0, 999),
 )
 def test_categories_equal_loops_over_sets(categories: list[str], rate: float, seed: int) -> None:
-    """Both matrices are means over pairs of Python sets, self pairs counted and left out, two empty sets in none."""
+    """Both matrices are means over pairs of Python sets, with and without self pairs; pairs of empty sets are
+    skipped.
+    """
     masks = np.random.default_rng(seed).random((len(categories), 2, 23)) < rate
     sets = [{(int(j), int(i)) for j, i in zip(*np.nonzero(mask), strict=True)} for mask in masks]
     pairs = jaccard_pairs(masks, categories)
@@ -83,7 +85,7 @@ def test_categories_equal_loops_over_sets(categories: list[str], rate: float, se
 
 
 def test_block_size_of_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cores change no digit of the means; other blocks change no more than rounding does."""
+    """The number of cores changes no digit of the means; the block size changes only rounding."""
     masks = np.random.default_rng(3).random((140, 2, 40)) < 0.2
     names = [str(k % 3) for k in range(140)]
     expected = jaccard_pairs(masks, names).means()
@@ -95,8 +97,8 @@ def test_block_size_of_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_allclose(jaccard_pairs(masks, names).means(), expected, rtol=0, atol=1e-12)
 
 
-def test_the_label_of_no_category_never_merges_two() -> None:
-    """A category that is really called "(none)" stays apart from instructions without one."""
+def test_a_category_labeled_none_stays_separate() -> None:
+    """A category that is really labeled "(none)" is distinct from instructions without a category."""
     names = ["", "(none)", "a", "", "(no category)"]
     labels = category_labels(names)
     assert labels[1:] == ["(none)", "a", "(no category)"]
@@ -112,7 +114,7 @@ def found(make_case: Any) -> xr.Dataset:
 
 
 def test_the_dataset_is_whole_and_survives_json(found: xr.Dataset) -> None:
-    """Values, intervals and p-values stand in one Dataset that JSON keeps."""
+    """Values, intervals and p-values are in one Dataset, which survives JSON."""
     assert found["value"].dims == ("self_pairs", "category", "category_2")
     assert set(found) == {
         *("value", "ci_low", "ci_high", "pvalue", "pvalue_adjusted", "null_mean", "within", "others"),
@@ -137,7 +139,7 @@ def test_empty_sets_are_counted(make_case: Any) -> None:
 
 
 def test_too_many_instructions_have_only_means(make_case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit of pairs the same means come without intervals and tests, and the reason is given."""
+    """Beyond the limit of pairs, means are the same, without intervals and tests, and the reason is given."""
     isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
     expected = similarity(isn, n_resamples=20, n_permutations=19)
     monkeypatch.setattr("sparcom_analysis.resampling.pairs.MAX_INSTRUCTIONS", 5)
@@ -153,8 +155,8 @@ def test_too_many_instructions_have_only_means(make_case: Any, monkeypatch: pyte
     assert untested.attrs["reason"].startswith("Permutation tests support up to 2 groups")
 
 
-def test_means_are_said_without_permutations(make_case: Any) -> None:
-    """Without permutations there are the same means within and between, and the sentence without p."""
+def test_sentences_without_permutations_have_no_p(make_case: Any) -> None:
+    """Without permutations, the means within and between are the same, and the sentence omits p."""
     isn = find_isns(make_case([6, 9, 7] * 2, ["QA", "CODE", ""] * 2).archive, top=0.2)
     ds, tested = (similarity(isn, n_resamples=0, n_permutations=number) for number in (0, 9))
     for name in ("overall_within", "overall_between"):
@@ -178,16 +180,16 @@ def test_sentences_follow_their_numbers(found: xr.Dataset) -> None:
     first, second, third = sentences(ds)
     assert first.startswith("Mean Jaccard similarity of ISN sets is 0.432 within categories and 0.123 between")
     assert "p < 0.001" in first
-    assert second.startswith("1 of 3 categories are significantly more similar within than to the others")
+    assert second.startswith("1 of 3 categories is significantly more similar within than to other categories")
     assert second.endswith("(corrected p < 0.05): QA.")
-    assert third == "The two closest categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
+    assert third == "The two most similar categories are QA and (none): 0.777 (95 % CI 0.700–0.800)."
     untested = sentences(ds.drop_vars(["overall_pvalue", "pvalue", "pvalue_adjusted"]))
     assert untested == [first.replace("; permutation test, p < 0.001", ""), third]
     assert sentences(ds[["value"]]) == [third.removesuffix(" (95 % CI 0.700–0.800).") + "."]
 
 
-def test_the_figure_is_the_version_chosen(found: xr.Dataset) -> None:
-    """The heat map shows the version with self pairs or without, into the axes given."""
+def test_the_figure_shows_the_chosen_version(found: xr.Dataset) -> None:
+    """The heat map shows the version with or without self pairs, in the given axes."""
     ax = plot_pair_means(found, self_pairs=False)
     mesh = next(item for item in ax.collections if isinstance(item, QuadMesh))
     np.testing.assert_allclose(np.asarray(mesh.get_array()), shown(found, self_pairs=False)["value"])

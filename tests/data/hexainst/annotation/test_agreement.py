@@ -53,7 +53,7 @@ def spread(table: Sequence[Sequence[int]]) -> tuple[list[str], list[str]]:
         ([[0, 5], [0, 0]], 0, 0.0),  # each annotator uses one value throughout, a different one
     ],
 )
-def test_kappa_is_that_of_the_literature(table: list[list[int]], agreed: int, kappa: float) -> None:
+def test_kappa_equals_published_values(table: list[list[int]], agreed: int, kappa: float) -> None:
     """Agreement equals results computed by hand or published."""
     first, second = spread(table)
     found = agreement("x", first, second, ["0", "1", "2"])

@@ -28,7 +28,7 @@ FIELDS = {
 TASKS = {"CLS": "sst2", "SUM": "xsum"}
 
 
-def asked(category: str, number: int) -> str:
+def text_of(category: str, number: int) -> str:
     """Return a text of the category that shares no four words with another."""
     start = {"GEN": "Write about", "SUM": "Summarize:"}.get(category, "Answer this:")
     return f"{start} {category}{number} a{number} b{number} c{number}"
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     place.mkdir()
     for source in SOURCES:
         records = [
-            {FIELDS[source.name]: asked(category, number), "task": TASKS.get(category, "")}
+            {FIELDS[source.name]: text_of(category, number), "task": TASKS.get(category, "")}
             for category in source.categories
             for number in range(12)
         ]
@@ -96,9 +96,9 @@ def test_a_draw_is_repeated_and_a_seed_changes_it(folder: Path) -> None:
 
 def test_nothing_near_the_synthetic_half_is_drawn(folder: Path) -> None:
     """A draw skips texts that overlap with the synthetic half."""
-    near = asked("QA", 3) + " and more"
+    near = text_of("QA", 3) + " and more"
     items = natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[near], items=11)
-    assert asked("QA", 3) not in {item.text for item in items}
+    assert text_of("QA", 3) not in {item.text for item in items}
 
 
 def test_prepared_items_keep_their_metadata(folder: Path) -> None:
@@ -106,11 +106,11 @@ def test_prepared_items_keep_their_metadata(folder: Path) -> None:
 
     A line that repeats a text of the synthetic half is refused.
     """
-    lines = [{"id": f"m{n}", "text": asked("CLS", n), "source": f"here:{n}", "license": "MIT"} for n in range(9)]
+    lines = [{"id": f"m{n}", "text": text_of("CLS", n), "source": f"here:{n}", "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", [{**line, "metadata": {"page": n}} for n, line in enumerate(lines)])
     half = NaturalHalf(find_sources(folder), {"flan": "f" * 40})
     with pytest.raises(InvalidInputError, match=r"\(the synthetic half\): shares 100% .* with m2 \(here:2\)"):
-        natural_instructions(half, seed=0, apart=[asked("CLS", 2)], items=9)
+        natural_instructions(half, seed=0, apart=[text_of("CLS", 2)], items=9)
     items = natural_instructions(half, seed=0, apart=[], items=9)
     assert [(item.id, item.source, item.license, item.metadata) for item in items[:9]] == [
         (f"m{n}", f"here:{n}", "MIT", {"page": n, "revision": "f" * 40}) for n in range(9)
@@ -121,7 +121,7 @@ def test_prepared_items_keep_their_metadata(folder: Path) -> None:
 
 def test_a_prepared_text_may_occur_once(folder: Path) -> None:
     """A draw skips a repeated text; in a prepared file, it is reported by id."""
-    lines = [{"id": f"m{n}", "text": asked("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
+    lines = [{"id": f"m{n}", "text": text_of("CLS", min(n, 7)), "license": "MIT"} for n in range(9)]
     write(folder / "cls.jsonl", lines)
     with pytest.raises(InvalidInputError, match=r"m8 .*same text as m7"):
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=9)
@@ -129,8 +129,8 @@ def test_a_prepared_text_may_occur_once(folder: Path) -> None:
 
 def test_every_category_with_too_few_items_is_reported(folder: Path) -> None:
     """Each source with too few items is reported with their number; no shorter set is built."""
-    write(folder / "qa.jsonl", [{"id": f"m{n}", "text": asked("QA", n)} for n in range(4)])
-    write(folder / "math500.jsonl", [{"problem": f"Find {asked('MATH', 0)} {n}"} for n in range(50)])
+    write(folder / "qa.jsonl", [{"id": f"m{n}", "text": text_of("QA", n)} for n in range(4)])
+    write(folder / "math500.jsonl", [{"problem": f"Find {text_of('MATH', 0)} {n}"} for n in range(50)])
     with pytest.raises(InvalidInputError) as caught:
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=12)
     qa, math = caught.value.problems
@@ -141,7 +141,7 @@ def test_every_category_with_too_few_items_is_reported(folder: Path) -> None:
 def test_ids_shared_by_prepared_files_are_reported(folder: Path) -> None:
     """Prepared files of two categories may not share an id."""
     for name in ("qa", "gen"):
-        write(folder / f"{name}.jsonl", [{"id": f"m{n}", "text": asked(name.upper(), n)} for n in range(2)])
+        write(folder / f"{name}.jsonl", [{"id": f"m{n}", "text": text_of(name.upper(), n)} for n in range(2)])
     with pytest.raises(InvalidInputError, match="'m0' occurs 2 times"):
         natural_instructions(NaturalHalf(find_sources(folder)), seed=0, apart=[], items=2)
 

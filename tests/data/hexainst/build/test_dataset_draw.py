@@ -85,8 +85,8 @@ def test_seeds_differ() -> None:
     assert not set.intersection(*(set(texts) for texts in draws[:3]))
 
 
-def test_a_seed_draws_the_same_for_ever() -> None:
-    """Hashes determine the order, independent of any random number generator: seed 0 draws these five for ever."""
+def test_a_seed_always_draws_the_same() -> None:
+    """Hashes determine the order, not a random number generator, so seed 0 always draws these five."""
     assert [one.text.split()[1] for one in draw(different(1000), 5, 0)] == EVER
 
 

@@ -215,9 +215,7 @@ def test_a_second_build_fetches_nothing_and_gives_the_same_bytes(
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
-def test_a_commit_that_is_asked_for_is_read(
-    hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
-) -> None:
+def test_a_requested_commit_is_read(hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path) -> None:
     """--revision reads one source at that commit and the others at the newest; the lines record both."""
     status, output, _ = build("a.jsonl", "--revision", f"alpaca={OLD}")
     assert status == 0
@@ -229,7 +227,7 @@ def test_a_commit_that_is_asked_for_is_read(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_data_set_that_is_gone_is_named(
+def test_a_missing_data_set_is_named(
     name: str, hub: FakeHub, build: Callable[..., tuple[Any, str, str]], tmp_path: Path
 ) -> None:
     """A data set missing on the hub, the first or any other, is an error with remedies, and writes no file."""
@@ -291,7 +289,7 @@ def test_without_the_hub_only_the_synthetic_half_is_built(
     assert hub.fetched == []
 
 
-def test_a_commit_that_is_asked_for_needs_the_hub(
+def test_a_requested_commit_needs_the_hub(
     hub: FakeHub, build: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Naming a commit requests the natural half, so an unreachable hub is an error."""

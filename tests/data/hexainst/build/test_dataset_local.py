@@ -40,7 +40,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_records(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_records(name: str, tmp_path: Path) -> None:
     """JSON Lines, a list, an object that holds one, gzip and Parquet give the same records in the same order."""
     FORMS[name](tmp_path / name)
     assert is_readable(tmp_path / name)
@@ -79,20 +79,20 @@ def damaged_parquet(path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "no JSON": ("x.jsonl", lambda path: path.write_bytes(json_lines(RECORDS) + b"{")),
-    "no object": ("x.jsonl", lambda path: path.write_bytes(b"{}\n[1]")),
-    "no list": ("x.json", lambda path: path.write_text('{"a": 1}')),
+    "not JSON": ("x.jsonl", lambda path: path.write_bytes(json_lines(RECORDS) + b"{")),
+    "not an object": ("x.jsonl", lambda path: path.write_bytes(b"{}\n[1]")),
+    "not a list": ("x.json", lambda path: path.write_text('{"a": 1}')),
     "two lists": ("x.json", lambda path: path.write_text('{"a": [], "b": []}')),
     "a list of lists": ("x.json", lambda path: path.write_text("[[1]]")),
     "a number": ("x.json", lambda path: path.write_text("7")),
-    "endless nesting": ("x.json", lambda path: path.write_bytes(b"[" * 100_000)),
+    "deep nesting": ("x.json", lambda path: path.write_bytes(b"[" * 100_000)),
     "not UTF-8": ("x.jsonl", lambda path: path.write_bytes(b'{"a": "\xff"}')),
-    "no gzip": ("x.jsonl.gz", lambda path: path.write_bytes(json_lines(RECORDS))),
-    "a cut gzip": ("x.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json_lines(RECORDS))[:-12])),
+    "not gzip": ("x.jsonl.gz", lambda path: path.write_bytes(json_lines(RECORDS))),
+    "a truncated gzip": ("x.jsonl.gz", lambda path: path.write_bytes(gzip.compress(json_lines(RECORDS))[:-12])),
     "a damaged gzip": ("x.jsonl.gz", lambda path: path.write_bytes(damaged_gzip())),
-    "no Parquet": ("x.parquet", lambda path: path.write_bytes(json_lines(RECORDS))),
+    "not Parquet": ("x.parquet", lambda path: path.write_bytes(json_lines(RECORDS))),
     "an empty Parquet": ("x.parquet", lambda path: path.touch()),
-    "a cut Parquet": (
+    "a truncated Parquet": (
         "x.parquet",
         lambda path: (write_parquet(path, RECORDS), path.write_bytes(path.read_bytes()[:-9])),
     ),
@@ -158,7 +158,7 @@ def test_a_prepared_file_goes_before_its_source(tmp_path: Path) -> None:
     assert (second.source, second.license, second.metadata) == ("Cls.jsonl:b", "unknown", None)
 
 
-def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+def test_all_missing_sources_are_named_at_once(tmp_path: Path) -> None:
     """Each category without a source gets one sentence: expected names, folder and remedies."""
     (tmp_path / "qa.jsonl").write_text('{"id": "a", "text": "Who sings?"}')
     (tmp_path / "alpaca.txt").write_text("of no format that is read")
@@ -183,7 +183,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
 def test_a_path_that_is_not_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     """A missing folder and a file are refused with the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is none. Give another path"):
+    with pytest.raises(InvalidInputError, match=f"{tmp_path / name} is not one. Give another path"):
         find_sources(tmp_path / name)
 
 

@@ -91,7 +91,7 @@ def test_beginnings_differ(half: dict[str, list[Instruction]]) -> None:
         assert len({opening(item.readable) for item in items}) >= OPENINGS, name
 
 
-def test_no_two_share_half_of_their_runs(half: dict[str, list[Instruction]]) -> None:
+def test_no_pair_shares_half_of_its_runs(half: dict[str, list[Instruction]]) -> None:
     """Within and across categories, no pair shares half of the shorter one's 4-word runs."""
     runs = [(item.id, word_runs(item.readable)) for items in half.values() for item in items]
     for (first, mine), (second, other) in combinations(runs, 2):
@@ -110,7 +110,7 @@ def lengths(request: pytest.FixtureRequest, half: dict[str, list[Instruction]]) 
     return {name: count_tokens(found, MODEL).tolist() for name, found in texts.items()}
 
 
-def test_length_does_not_give_the_category_away(lengths: dict[str, list[int]]) -> None:
+def test_length_does_not_reveal_the_category(lengths: dict[str, list[int]]) -> None:
     """Medians lie within a factor of two, and every category has short and long items."""
     medians = [statistics.median(counts) for counts in lengths.values()]
     assert max(medians) <= 2 * min(medians)
@@ -119,7 +119,7 @@ def test_length_does_not_give_the_category_away(lengths: dict[str, list[int]]) -
 
 
 @pytest.mark.parametrize("first", [5, 10, 20, 50])
-def test_the_first_few_are_alike_in_every_category(first: int, lengths: dict[str, list[int]]) -> None:
+def test_the_first_few_have_similar_lengths_in_every_category(first: int, lengths: dict[str, list[int]]) -> None:
     """The first n of each category include short and long items, with about the median of all."""
     medians = {name: statistics.median(counts[:first]) for name, counts in lengths.items()}
     assert max(medians.values()) <= 2 * min(medians.values())
@@ -137,7 +137,7 @@ def test_topics_are_the_same_in_every_category(half: dict[str, list[Instruction]
     assert all(other == one for other in others)
 
 
-def test_the_first_so_many_are_read() -> None:
+def test_a_limit_per_category_reads_the_first_items() -> None:
     """The first n of each category come in the order of categories; too large numbers are refused."""
     items = synthetic_instructions(2)
     assert [item.id for item in items] == [f"{name.lower()}-s-000{n}" for name in CATEGORIES for n in (1, 2)]

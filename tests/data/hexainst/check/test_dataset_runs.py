@@ -1,4 +1,4 @@
-"""Word runs: `RunIndex` skips unnecessary comparisons but must equal comparison of all pairs."""
+"""Word runs: `RunIndex` skips comparisons, but its result equals a comparison of all pairs."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_vllms_own_activations_are_found() -> None:
         from vllm.model_executor.layers import activation as layers
 
     gated = {name for name in vars(layers) if "AndMul" in name or name == "MulAndSilu"}
-    assert gated == GATED | set(REFUSED_ACTIVATIONS), "an activation is neither taken nor refused"
+    assert gated == GATED | set(REFUSED_ACTIVATIONS), "an activation is neither supported nor refused"
     real = layers.SiluAndMul.__new__(layers.SiluAndMul)  # its own __init__ needs a vLLM configuration
     nn.Module.__init__(real)
     assert find_gated_ffns(model_of(FFN(16, 40, real)), 1)[0].spec.kind == "silu"
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no gate": (without_gate, r"each of the 2 decoder layers; Module has none in layers 1"),
     "no FFN": (nn.Identity, r"has none in layers 1"),
     "two in a layer": (two_in_a_layer, r"one gated FFN per layer; Module has several in layers 1"),
-    "another width": (lambda: FFN(16, 48), r"layers of one width; this model has widths \[40, 48\]"),
+    "another width": (lambda: FFN(16, 48), r"layers must have one width; this model has widths \[40, 48\]"),
     "another activation": (lambda: FFN(16, 40, GeluAndMul()), r"one activation; this model has \['gelu', 'silu'\]"),
     "another layout": (
         lambda: FFN(16, 40, class_named("MulAndSilu")()),
@@ -206,7 +206,7 @@ def test_a_model_without_any_ffn_is_refused() -> None:
         find_gated_ffns(model_of(*(without_gate() for _ in range(12))), 12)
 
 
-def test_a_tower_of_more_layers_is_not_taken_for_the_decoder() -> None:
+def test_a_tower_of_more_layers_is_not_mistaken_for_the_decoder() -> None:
     """Gated FFNs in more layers than the decoder has belong to another part, such as a vision tower."""
     with pytest.raises(UnsupportedModelError, match=r"belong to the 2 decoder layers; Module has some in layers 2, 3"):
         find_gated_ffns(model_of(*(FFN(16, 40) for _ in range(4))), 2)

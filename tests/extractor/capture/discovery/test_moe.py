@@ -206,7 +206,7 @@ def test_unsupported_layers_are_refused(case: str) -> None:
 KERNELS: dict[str, tuple[Any, str]] = {
     "hides the neurons": (type("TrtLlmBf16Experts", (), {})(), "TrtLlmBf16Experts runs .* moe_backend 'triton'"),
     "no kernel": (None, "SimpleNamespace runs .*, and does not expose their neurons"),
-    "quantised in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
+    "quantized in blocks": (TritonExperts(block_shape=[128, 128]), "not quantized in blocks"),
     "another instruction set": (
         type("CPUUnquantizedExperts", (), {"isa": "amx", "_use_zentorch": False})(),
         "dtype 'float32'",
@@ -267,7 +267,7 @@ def test_stored_routes_are_those_of_the_experts() -> None:
     assert buffers.routes.nonfinite.flatten().tolist()[:3] == [0, 1, 0]
     buffers.clear()
     kernel.apply(topk_ids=ids, topk_weights=weights, hidden_states=None)
-    assert not buffers.nonfinite.any(), "logits are looked at once"
+    assert not buffers.nonfinite.any(), "logits are read once"
 
 
 def test_unordered_top_k_experts_are_sorted_by_descending_weight() -> None:

@@ -99,7 +99,7 @@ def test_the_kernels_output_is_used_where_it_was_found_equal() -> None:
     assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 1) is None
 
 
-def test_a_comparison_that_fails_is_no_reason_to_trust(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_comparison_limits_capture_to_signs(caplog: pytest.LogCaptureFixture) -> None:
     """An output that cannot be compared is not used."""
 
     def broken(*arguments: Any) -> int:

@@ -197,7 +197,7 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
     signs = compiled_for_a_gpu(None, "bf16", capability, top_k=top_k)
-    assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not look at up"
+    assert re.findall(r"ld\.global\.(v4\.b32)", signs) == ["v4.b32"], "signs alone do not read up"
     assert re.findall(r"st\.global\.(\S+)", signs) == ["b8", "b8", "b64"]
 
 
@@ -235,7 +235,7 @@ def test_the_gpu_code_stores_a_layers_top_k_experts_in_one_launch(ids: str, weig
 @pytest.mark.parametrize(
     ("numerics", "division"), [(Numerics.VLLM_KERNEL, "div.rn.f32"), (Numerics.INDUCTOR, "div.full.f32")]
 )
-def test_the_gpu_code_rounds_as_the_code_it_stands_in_for(numerics: Numerics, division: str) -> None:
+def test_the_gpu_code_rounds_like_the_code_it_replaces(numerics: Numerics, division: str) -> None:
     """nvcc rounds division to nearest, TorchInductor uses Triton's division. Only nvcc keeps subnormals in e^x, and
     only vLLM's kernel rounds f to 16 bits before the product."""
     ptx = compiled_for_a_gpu(numerics, "bf16", 90)

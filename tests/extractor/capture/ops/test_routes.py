@@ -45,7 +45,7 @@ def test_weights_include_the_models_scale() -> None:
     assert torch.equal(found.weights[:1, 0], weights * 2.5)
 
 
-def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
+def test_an_id_without_a_local_expert_becomes_no_expert() -> None:
     """vLLM's id -1, for an expert that is not on this rank, becomes the archive's id for no expert."""
     found = route_buffer()
     store_topk(found, 0, torch.tensor([[-1, 2]], dtype=torch.int32), torch.zeros(1, 2))
@@ -57,8 +57,9 @@ def test_a_choice_that_no_expert_takes_has_the_number_of_none() -> None:
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_routes_that_do_not_fit_are_refused(device: str, ids: Any, weights: Any) -> None:
-    """Too many rows, another top_k or another shape of the weights is refused by the shapes alone, on any device: a
-    kernel would silently write out of bounds. The write counter stays, and the reason is kept."""
+    """Too many rows, another top_k or another shape of the weights is refused by the shapes alone, on any device. A
+    kernel would silently write out of bounds. The write counter stays, and the reason is kept.
+    """
     found = route_buffer(5, 3, 2, device)
     store_topk(found, 0, torch.zeros(ids, dtype=torch.int32, device=device), torch.zeros(weights, device=device))
     assert "5 tokens with top_k 2; the router of a captured layer gave" in (found.problem or "")
@@ -78,7 +79,7 @@ def test_weights_and_logits_that_are_not_finite_flag_their_row(wrong: float) -> 
     assert found.write_counters.tolist() == [WRITE + 4, 0, WRITE + 4], "logits of other rows are left out"
 
 
-def test_the_heaviest_expert_comes_first() -> None:
+def test_the_expert_of_largest_weight_comes_first() -> None:
     """The top-k experts are sorted by descending weight, ids with their weights; equal weights keep their order."""
     ids, weights = sort_by_weight_desc(
         torch.tensor([[5, 9, 1], [4, 3, 2]]), torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.6]])
