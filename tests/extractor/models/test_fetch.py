@@ -198,9 +198,7 @@ def test_a_gguf_converts_to_the_weights_that_transformers_loads(
         assert torch.equal(converted[name], tensor.float()), name
 
 
-def test_without_a_hub_the_wheel_is_used_and_recorded(
-    known: KnownModel, wheel_file: Path, tmp_path: Path
-) -> None:
+def test_without_a_hub_the_wheel_is_used_and_recorded(known: KnownModel, wheel_file: Path, tmp_path: Path) -> None:
     """A model from a wheel is complete and float32; SOURCE.json names wheel, hashes and licence."""
     made = fetch_model(known, tmp_path / "m", wheel=wheel_file)
     assert made.fresh

@@ -192,7 +192,9 @@ def test_a_seed_fixes_every_byte_of_a_moe_model(base: Path, tmp_path: Path) -> N
         ({"experts": 40}, "No number fits; use fewer experts"),
     ],
 )
-def test_experts_of_partial_bytes_are_refused(options: dict[str, int], message: str, base: Path, tmp_path: Path) -> None:
+def test_experts_of_partial_bytes_are_refused(
+    options: dict[str, int], message: str, base: Path, tmp_path: Path
+) -> None:
     """Each expert needs a positive multiple of 8 neurons; the error names valid numbers."""
     with pytest.raises(InvalidInputError, match=message):
         make(base, tmp_path / "m", **options)

@@ -22,9 +22,7 @@ transformers = pytest.importorskip("transformers")
 
 def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
     """The error for an unknown name lists the known names."""
-    with pytest.raises(
-        UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; it is 'bert'"
-    ):
+    with pytest.raises(UnknownModelError, match=r"llama, mistral, qwen2, gemma, olmo2, smollm3, opt, .*; it is 'bert'"):
         make_tiny_model("bert", tmp_path / "m")
 
 
