@@ -23,8 +23,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -207,8 +207,11 @@ def sync_path(path: Path) -> None:
 
 
 def crc32c_suffix(data: type_bytes) -> bytes:
-    """Return the four bytes that Zarr's `crc32c` codec appends: the CRC32C of `data`, little-endian."""
-    return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8))).to_bytes(4, "little")
+    """Return the four bytes that Zarr's `crc32c` codec appends: the CRC32C of `data`, little-endian.
+
+    The library releases the interpreter lock for large data; google-crc32c does so only for `bytes`.
+    """
+    return crc32c(data).to_bytes(4, "little")
 
 
 class DurableStore(LocalStore):
