@@ -50,6 +50,9 @@ class HostStreams:
         target.copy_(source)
         return SimpleNamespace(synchronize=lambda: None)
 
+    def enter_thread(self) -> None:
+        """Do nothing: the host has one device."""
+
     def launch(self, work: Any) -> None:
         work()
 
