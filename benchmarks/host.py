@@ -4,14 +4,12 @@ The real step, transfer queue, session, and writer run against streams on the ho
 copies and checksums vanish and what is left is Python, which holds the interpreter lock. Chunks have 128 rows, as with
 LLaMA-2-7B. Each request has a prompt of 32 tokens and a response of 192. Requests begin at different times, and new
 ones replace those that end.
-
-Also run by hand: `python benchmarks/host.py 256 128` prints the table for 256 requests and chunks of 128 rows.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
+import statistics
 import tempfile
 import threading
 import time
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from workload import Workload
 
 from sparcom_extractor.capture.ops.step_buffers import WRITE, StepBuffers, Widths
 from sparcom_extractor.capture.step import StepCapture
@@ -30,6 +29,7 @@ from sparcom_extractor.vllm_surface.runner import BatchRows
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, ChunkTarget
 
+GOALS = {256: 1.0, 1024: 2.5}  # ms of processor time per step, by requests
 LAYERS, NEURONS = 32, 8
 PROMPT, RESPONSE = 32, 192
 CAPACITY = PROMPT + RESPONSE - 1  # the last token of the response is never fed
@@ -73,7 +73,7 @@ class Load:
         self.ids = torch.zeros(rows, dtype=torch.int32)
         self.positions = torch.zeros(rows, dtype=torch.int64)
         self.running: list[tuple[str, int]] = []  # request, position of its next token
-        self.started = self.completed = 0
+        self.started = 0
 
     def step(self) -> float:
         """Run one step; return the seconds of processor time that capture took in the step's thread."""
@@ -104,17 +104,6 @@ class Load:
         self.running = [(name, int(at + n)) for (name, _), at, n in zip(self.running, first, tokens, strict=True)]
         return seconds
 
-    def end(self) -> None:
-        """Finish the archive."""
-        self.capture.finish_requests("s", [self._finished(name) for name, _ in self.running])
-        self.capture.end_input("s")
-        while not (reply := self.capture.poll("s")).drained:
-            self.completed += len(reply.completed)
-            time.sleep(0.01)
-        self.completed += len(reply.completed) + len(self.session.poll().completed)
-        assert reply.error is None, reply.error
-        self.capture.shutdown()
-
     def _request(self, index: int) -> Any:
         plan = {"session": "s", "index": index, "row": index * CAPACITY, "begin": 0, "end": CAPACITY}
         plan |= {"length_unknown": True, "prompt": PROMPT}
@@ -125,8 +114,21 @@ class Load:
         return FinishedRequest(index, index * CAPACITY, CAPACITY, CAPACITY)
 
 
+async def measure_host(workload: Workload) -> dict[str, Any]:
+    """Measure 256 and 1,024 requests at a time; medians of the rounds."""
+    results: dict[str, Any] = {}
+    for requests, goal in GOALS.items():
+        rounds = [measure(requests) for _ in range(workload.rounds)]
+        for name in rounds[0]:
+            end = f" (goal {goal})" if name == "together" else ""
+            key = f"{requests:,} requests: ms per decode step, {name}{end}"
+            results[key] = statistics.median(found[name] for found in rounds)
+    return results
+
+
 def measure(requests: int, chunk_rows: int = 128, steps: int = 400) -> dict[str, float]:
-    """Return milliseconds of processor time per step and thread, once `requests` run."""
+    """Return milliseconds of processor time per step and thread, once `requests` run, and chunks read back."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a device, flags are zeroed by a kernel
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         load = Load(Path(folder), requests, chunk_rows)
@@ -144,12 +146,12 @@ def measure(requests: int, chunk_rows: int = 128, steps: int = 400) -> dict[str,
             time.sleep(0.001)
         after = _threads()
         held = {"step": own} | {name: after[name] - before.get(name, 0.0) for name in after}
-        found_back = getattr(load.session, "read_backs", 0)
-        print("running", len(load.running), "chunks", len(list((Path(folder) / "neuron/active").iterdir())), found_back)
+        read_backs = load.session.poll().read_backs
         load.session.fail("measured")
         load.capture.shutdown()
+    torch.set_num_threads(threads)
     found = {name: 1e3 * seconds / steps for name, seconds in held.items()}
-    return found | {"together": sum(found.values())}
+    return found | {"together": sum(found.values()), "chunks read back": read_backs}
 
 
 def _threads() -> dict[str, float]:
@@ -161,8 +163,3 @@ def _threads() -> dict[str, float]:
             seconds = int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[0]) / 1e9
             found[name] = found.get(name, 0.0) + seconds
     return found
-
-
-if __name__ == "__main__":
-    for name, value in measure(*map(int, sys.argv[1:])).items():
-        print(f"{name:<10} {value:8.3f} ms per step")
