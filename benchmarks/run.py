@@ -4,6 +4,7 @@
     moe          tokens/s of MoE models: capture and writing, vLLM alone
     writing      MB/s of masks written to an archive, and of the same bytes written to raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
+    host         processor time of capture per decode step, in each thread of vLLM's process
     analysis     GB/s of counting, seconds and peak memory of `analyze`, at LLaMA-2-7B's shape
 
 Absolute figures depend on the machine and its load. Compare only ratios.
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from host import measure_host
 from llama_analysis import measure_analysis
 from moe_throughput import measure_moe_throughput
 from throughput import measure_memory, measure_throughput
@@ -35,6 +37,7 @@ PARTS = {
     "moe": measure_moe_throughput,
     "writing": measure_writing,
     "memory": measure_memory,
+    "host": measure_host,
     "analysis": measure_analysis,
 }
 

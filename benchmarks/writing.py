@@ -25,7 +25,7 @@ from sparcom_data.storage import aligned_memory
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.extraction import POLL_SECONDS
 from sparcom_extractor.protocol import FinishedRequest
-from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.rows import RANGES, StepRows
 from sparcom_extractor.writer.session import THREADS, CaptureSession
 from sparcom_extractor.writer.targets import archive_parts
 
@@ -93,7 +93,7 @@ def _write_archive(path: Path, shape: str, step: Masks, steps: int) -> float:
     completed = finished = 0
     for number in range(steps):
         first = number * per_step
-        ranges = [RowRange(first + k, (first + k) * length, length, k * length, length, 0) for k in range(per_step)]
+        ranges = _ranges(first, per_step, length)
         session.append_rows(StepRows(ranges, {"neuron/active": step}, ids, positions))
         if time.perf_counter() - polled >= POLL_SECONDS or number == steps - 1:  # as often as the engine does
             stop = first + per_step
@@ -109,6 +109,12 @@ def _write_archive(path: Path, shape: str, step: Masks, steps: int) -> float:
     session.close()
     assert completed == count, reply
     return seconds
+
+
+def _ranges(first: int, count: int, length: int) -> NDArray[Any]:
+    """Return the ranges of a step with `count` whole instructions of `length` rows, from instruction `first` on."""
+    each = range(count)
+    return np.array([(first + k, (first + k) * length, length, k * length, length, 0, -1) for k in each], dtype=RANGES)
 
 
 def _write_raw(folder: Path, step: Masks, steps: int, *, threads: int) -> float:

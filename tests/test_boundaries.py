@@ -44,7 +44,7 @@ ALLOWED = {
 DATASET = {"huggingface_hub", "jinja2", "py3langid", "pyarrow", "sklearn", "tokenizers"}
 # Allowed libraries: archives are read and analyzed in installs without torch, vLLM or a server.
 OUTSIDE = {
-    "sparcom_data": {"numpy", "zarr", "pydantic", "google_crc32c", "numcodecs", "huggingface_hub"},
+    "sparcom_data": {"numpy", "zarr", "pydantic", "crc32c", "numcodecs", "huggingface_hub"},
     "sparcom_hexainst": {"numpy", "pydantic"} | DATASET,
     "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic", "xarray"},
 }

@@ -80,9 +80,10 @@ class ArchiveCommitter:
         with self._archive.checked():
             self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
 
-    def close(self) -> None:
-        """Mark the archive complete: nothing writes to it any more."""
-        section = dict(self._root.attrs["sparcom"]) | {"state": "complete"}  # type: ignore[arg-type]
+    def close(self, **engine: int) -> None:
+        """Mark the archive complete: nothing writes to it any more. engine: further facts for that section."""
+        section: dict[str, Any] = dict(self._root.attrs["sparcom"])  # type: ignore[arg-type]
+        section |= {"state": "complete", "engine": section["engine"] | engine}
         with self._archive.checked():
             # Opened with its consolidated metadata, so that the update keeps it.
             root = zarr.open_group(FixedStore(self._archive.root), mode="r+")

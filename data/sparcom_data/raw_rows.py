@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
+from crc32c import crc32c
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
@@ -114,8 +114,8 @@ def _crc32c(parts: list[NDArray[np.uint8]]) -> bytes:
     """Return the checksum of the concatenated parts, as Zarr's `crc32c` codec stores it."""
     checksum = 0
     for part in parts:
-        checksum = google_crc32c.extend(checksum, part)
-    return int(checksum).to_bytes(CRC_BYTES, "little")
+        checksum = crc32c(part.data, checksum)
+    return checksum.to_bytes(CRC_BYTES, "little")
 
 
 def _read_file(path: Path, size: int, offset: int, parts: list[NDArray[np.uint8]]) -> bool:

@@ -116,6 +116,7 @@ class Extraction:
     ) -> None:
         self.warnings = list(warnings)  # about prompts that can run but may not be intended
         self.rows_captured = 0  # by the workers, including rows recomputed after a preemption
+        self._read_backs = 0  # see `PollReply`
         self._engine, self._archive, self._options = engine, archive, options
         self._prompts, self._layout = prompts, layout
         self._session = uuid.uuid4().hex
@@ -164,7 +165,7 @@ class Extraction:
             requests.cancel()
         try:
             await self._commit_until_drained(requests, committer, report)
-            await asyncio.to_thread(committer.close)
+            await asyncio.to_thread(committer.close, read_backs=self._read_backs)
         finally:
             requests.cancel()
             await asyncio.gather(requests, return_exceptions=True)  # its error was raised above
@@ -243,7 +244,7 @@ class Extraction:
 
     async def _commit(self, committer: ArchiveCommitter, reply: PollReply) -> None:
         """Mark durable instructions complete if their rows match the submitted prompt, otherwise failed."""
-        self.rows_captured = reply.rows
+        self.rows_captured, self._read_backs = reply.rows, reply.read_backs
         failures, self._failures = self._failures, {}
         failures |= {item.index: item.reason for item in reply.failed}
         complete = []

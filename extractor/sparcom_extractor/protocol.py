@@ -82,7 +82,8 @@ class SessionError:
 class PollReply:
     """Events of one session since the previous poll, and totals.
     drained: the last request has ended and everything is on disk. rows: number of rows delivered, including rows
-    recomputed after a preemption. backpressure_seconds: time that delivery waited for the writer."""
+    recomputed after a preemption. backpressure_seconds: time that delivery waited for the writer.
+    read_backs: number of chunks that were written before they were full, for want of memory, and read back."""
 
     completed: tuple[DurableInstruction, ...] = ()
     failed: tuple[FailedInstruction, ...] = ()
@@ -90,6 +91,7 @@ class PollReply:
     drained: bool = False
     backpressure_seconds: float = 0.0
     rows: int = 0
+    read_backs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

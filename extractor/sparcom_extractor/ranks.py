@@ -46,6 +46,7 @@ class RankReplies:
             drained=all(reply.drained for reply in replies),
             backpressure_seconds=max(reply.backpressure_seconds for reply in replies),
             rows=max(reply.rows for reply in replies),
+            read_backs=sum(reply.read_backs for reply in replies),
         )
 
 

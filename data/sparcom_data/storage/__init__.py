@@ -17,13 +17,14 @@ import fcntl
 import mmap
 import os
 import re
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -35,6 +36,7 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instruction texts: only t
 DIRECT_FROM = 1 << 20  # bytes; at this size both ways take equally long, above it direct I/O is faster (decision 0027)
 DIRECT_BLOCK = 4096  # alignment of address, offset and length of a direct write, on any usual disk
 
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # in Python from 3.13
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's <fcntl.h> and <stdio.h>
 
 type_bytes = bytes | bytearray | memoryview
@@ -59,9 +61,10 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 def aligned_memory(size: int) -> memoryview:
     """Return `size` bytes of writable zeroed memory, aligned so that `write_durably` can use direct I/O.
 
-    Pages take memory only once they are touched.
+    Pages take memory only once they are touched, so `size` may exceed the memory of the machine.
     """
-    return memoryview(mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:size]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return memoryview(mmap.mmap(-1, max(1, size), flags=flags))[:size]
 
 
 def partial_name(path: Path) -> Path:
@@ -204,8 +207,11 @@ def sync_path(path: Path) -> None:
 
 
 def crc32c_suffix(data: type_bytes) -> bytes:
-    """Return the four bytes that Zarr's `crc32c` codec appends: the CRC32C of `data`, little-endian."""
-    return int(google_crc32c.value(np.frombuffer(data, dtype=np.uint8))).to_bytes(4, "little")
+    """Return the four bytes that Zarr's `crc32c` codec appends: the CRC32C of `data`, little-endian.
+
+    The library releases the interpreter lock for large data; google-crc32c does so only for `bytes`.
+    """
+    return crc32c(data).to_bytes(4, "little")
 
 
 class DurableStore(LocalStore):

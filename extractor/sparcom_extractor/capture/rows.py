@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparcom_extractor.capture.discovery.describe import LayerName
 from sparcom_extractor.capture.requests import RunningRequests
 from sparcom_extractor.vllm_surface.runner import BatchRows
-from sparcom_extractor.writer.rows import RowFault, RowRange
+from sparcom_extractor.writer.rows import RANGES, RowFault
 from sparcom_extractor.writer.session import CaptureSession
 
 RUN = np.dtype([(name, np.int64) for name in ("slot", "source", "rows", "position")])
@@ -32,14 +32,17 @@ def captured_runs(batch: BatchRows, requests: RunningRequests) -> NDArray[Any]:
 
 def split_by_session(
     runs: NDArray[Any], requests: RunningRequests, first: int
-) -> list[tuple[CaptureSession, NDArray[np.int64]]]:
-    """Return each session with its runs, int64 (runs, 7): the fields of `RowRange`, then the prompt length.
-    first: row of the step that becomes row 0 of `source`."""
-    names = ("session", "index", "row", "begin", "end", "prompt")
-    owner, index, row, begin, end, prompt = (requests.table[name][runs["slot"]] for name in names)
-    source, offset = runs["source"] - first, runs["position"] - begin
-    columns = np.stack([index, row, end - begin, source, runs["rows"], offset, prompt], axis=1)
-    return [(session, columns[owner == session]) for session in dict.fromkeys(owner.tolist())]
+) -> list[tuple[CaptureSession, NDArray[Any]]]:
+    """Return each session with its `RANGES`. first: row of the step that becomes row 0 of `source`."""
+    own = requests.table[runs["slot"]]
+    ranges = np.empty(len(runs), dtype=RANGES)
+    for name in ("index", "row", "prompt"):
+        ranges[name] = own[name]
+    ranges["capacity"] = own["end"] - own["begin"]
+    ranges["source"], ranges["rows"] = runs["source"] - first, runs["rows"]
+    ranges["offset"] = runs["position"] - own["begin"]
+    sessions = dict.fromkeys(own["session"].tolist())
+    return [(session, ranges if len(sessions) == 1 else ranges[own["session"] == session]) for session in sessions]
 
 
 def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None:
@@ -54,27 +57,26 @@ def check_positions(expected: NDArray[np.int64], fed: NDArray[np.int64]) -> None
 
 def find_faults(
     names: Sequence[LayerName],
-    ranges: Sequence[RowRange],
-    prompts: NDArray[np.int64],
+    ranges: NDArray[Any],
     nonfinite: NDArray[np.uint8],
     positions: NDArray[np.int64],
 ) -> dict[int, RowFault]:
     """Return, by instruction index, the first row with a gate or routing weight that is NaN or infinite.
 
     Such a gate compares as inactive, or as active after an overflow: the mask would hold a value never computed.
-    ranges: rows of one session. prompts: int64 (ranges,), prompt length of each, -1 if unknown.
-    nonfinite: uint8 (rows, layers), flags of the layers `names`. positions: int64 (rows,), within the sequence.
+    ranges: `RANGES` of one session. nonfinite: uint8 (rows, layers), flags of the layers `names`.
+    positions: int64 (rows,), within the sequence.
     """
     if not nonfinite.any():
         return {}
     faults = {}
-    for item, prompt in zip(ranges, prompts.tolist(), strict=True):
-        own = nonfinite[item.source : item.source + item.rows]
+    for index, _, _, source, rows, offset, prompt in ranges.tolist():
+        own = nonfinite[source : source + rows]
         if own.any():
             row = int(own.any(axis=1).argmax())
             found = sorted((names[layer] for layer in np.flatnonzero(own[row])), key=lambda name: name.number)
-            reason = _reason(found, int(positions[item.source + row]), prompt)
-            faults[item.index] = RowFault(item.offset + row, reason)
+            reason = _reason(found, int(positions[source + row]), prompt)
+            faults[index] = RowFault(offset + row, reason)
     return faults
 
 

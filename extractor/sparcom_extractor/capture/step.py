@@ -28,7 +28,7 @@ from sparcom_extractor.capture.rows import captured_runs, check_positions, find_
 from sparcom_extractor.capture.transfer.queue import Arrays, Done, TransferQueue
 from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.vllm_surface.runner import BatchRows, SchedulerOutputLike
-from sparcom_extractor.writer.rows import CountedRows, RowRange, StepRows
+from sparcom_extractor.writer.rows import CountedRows, StepRows
 from sparcom_extractor.writer.session import CaptureSession
 
 
@@ -140,7 +140,7 @@ class StepCapture:
 
     def _deliver(
         self,
-        session_runs: Sequence[tuple[CaptureSession, NDArray[np.int64]]],
+        session_runs: Sequence[tuple[CaptureSession, NDArray[Any]]],
         expected: NDArray[np.int64],
         count: int,
         arrays: Arrays,
@@ -159,9 +159,8 @@ class StepCapture:
             return
         done = _after_calls(len(session_runs), done)
         captured = dict(zip(self._arrays, arrays[4:], strict=False))  # none if all sessions count on the device
-        for session, columns in session_runs:
-            ranges = [RowRange(*values) for values in columns[:, :-1].tolist()]
-            faults = find_faults(self._layers, ranges, columns[:, -1], nonfinite, positions)
+        for session, ranges in session_runs:
+            faults = find_faults(self._layers, ranges, nonfinite, positions)
             masks = {} if self._counts_on_device(session) else captured
             session.append_rows(StepRows(ranges, masks, ids, positions, done, faults))
 

@@ -83,10 +83,11 @@ def max_rows_per_step(config: VllmConfigLike) -> int:
 def refuse_engine(config: VllmConfigLike) -> str | None:
     """Return why the rows of this engine cannot be assigned to requests, or None."""
     parallel = config.parallel_config
-    if parallel.data_parallel_size > 1 or parallel.enable_expert_parallel:
+    context_parallel = getattr(parallel, "prefill_context_parallel_size", 1) > 1  # splits the tokens of a prompt
+    if parallel.data_parallel_size > 1 or parallel.enable_expert_parallel or context_parallel:
         return (
-            "capture needs every worker to see all tokens of a step; this engine runs data or expert parallelism. "
-            "Use tensor parallelism only, and one engine per replica"
+            "capture needs every worker to see all tokens of a step; this engine runs data, expert or prefill context "
+            "parallelism. Use tensor parallelism only, and one engine per replica"
         )
     if parallel.use_ubatching or config.speculative_config is not None:
         return (

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+RANGES = np.dtype([(name, np.int64) for name in ("index", "row", "capacity", "source", "rows", "offset", "prompt")])
+"""Consecutive rows of one instruction within one step.
 
-@dataclass(frozen=True, slots=True)
-class RowRange:
-    """Consecutive rows of one instruction within one step.
+index: the instruction's index. row: its first row on the token axis. capacity: number of rows reserved there.
+source: first row within the step's arrays. rows: number of rows. offset: first row within the instruction.
+prompt: prompt length in tokens, for errors; -1 if unknown.
+"""
 
-    index: the instruction's index. row: its first row on the token axis. capacity: number of rows reserved there.
-    source: first row within the step's arrays. rows: number of rows. offset: first row within the instruction.
-    """
 
-    index: int
-    row: int
-    capacity: int
-    source: int
-    rows: int
-    offset: int
+def row_numbers(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return start, start + 1, … of each range, `rows` numbers each, range after range: int64 (sum of rows,)."""
+    stops = np.cumsum(rows)
+    return np.repeat(starts - (stops - rows), rows) + np.arange(stops[-1] if len(stops) else 0)
+
+
+def source_rows(ranges: NDArray[Any]) -> slice | NDArray[np.int64]:
+    """Return the ranges' rows of the step's arrays: a slice, which copies nothing, if they follow each other."""
+    starts, stops = ranges["source"], ranges["source"] + ranges["rows"]
+    if len(ranges) and np.array_equal(starts[1:], stops[:-1]):
+        return slice(int(starts[0]), int(stops[-1]))
+    return row_numbers(starts, ranges["rows"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +44,12 @@ class RowFault:
 class StepRows:
     """The captured rows of one step.
 
-    arrays: (n, …) each, by the name of the archive's token array; empty if a device counts them.
-    ids: int32 (n,). positions: int64 (n,). done: called once, when the arrays are no longer needed.
+    ranges: `RANGES` (m,); no row occurs twice. arrays: (n, …) each, by the name of the archive's token array; empty
+    if a device counts them. ids: int32 (n,). positions: int64 (n,). done: called once the arrays are no longer needed.
     faults: first fault of each instruction in this step, by instruction index.
     """
 
-    ranges: Sequence[RowRange]
+    ranges: NDArray[Any]
     arrays: Mapping[str, NDArray[Any]]
     ids: NDArray[np.int32]
     positions: NDArray[np.int64]

@@ -22,9 +22,10 @@ import numpy as np
 from sparcom_data.errors import SparcomError
 from sparcom_extractor.protocol import DurableInstruction, FailedInstruction, FinishedRequest, PollReply, SessionError
 from sparcom_extractor.writer.chunks import buffers_for
-from sparcom_extractor.writer.rows import CountedRows, RowFault, RowRange, StepRows
+from sparcom_extractor.writer.rows import CountedRows, StepRows
 from sparcom_extractor.writer.sinks import CountSink, MaskSink
 from sparcom_extractor.writer.targets import ArrayPart, WriteFile
+from sparcom_extractor.writer.tokens import RunningTokens
 
 logger = logging.getLogger(__name__)
 
@@ -35,37 +36,6 @@ THREADS = 8
 IDLE_SECONDS = 0.02
 
 _Item = StepRows | CountedRows | list[FinishedRequest]
-
-
-class _Tracker:
-    """Token ids and positions of a running instruction, int32 (capacity,), -1 if not written; and its first fault."""
-
-    def __init__(self, capacity: int) -> None:
-        self.ids = np.full(capacity, -1, dtype=np.int32)
-        self.positions = self.ids.copy()
-        self.written = 0  # one past the last row that a step wrote
-        self.fault: RowFault | None = None
-
-    def record_rows(self, rows: RowRange, step: StepRows) -> None:
-        own, source = slice(rows.offset, rows.offset + rows.rows), slice(rows.source, rows.source + rows.rows)
-        self.ids[own] = step.ids[source]
-        self.positions[own] = step.positions[source]
-        self.written = max(self.written, own.stop)
-        fault = step.faults.get(rows.index)
-        if fault is not None and (self.fault is None or fault.offset < self.fault.offset):
-            self.fault = fault
-
-    def find_problem(self, length: int) -> str | None:
-        """Return why an instruction of `length` rows is invalid, or None. Rows past its end do not matter."""
-        if self.fault is not None and self.fault.offset < length:
-            return self.fault.reason
-        unwritten = np.flatnonzero(self.ids[:length] < 0)
-        if not len(unwritten):
-            return None
-        return (
-            f"every one of its {length} rows must be written by a step; {len(unwritten)} were not, the first is row "
-            f"{int(unwritten[0])}. Run the instruction again"
-        )
 
 
 class CaptureSession:
@@ -103,9 +73,9 @@ class CaptureSession:
         self._queue_bytes = queue_bytes
         self._room = threading.Condition()
         self._rows = 0
-        self._trackers: dict[int, _Tracker] = {}
+        self._tokens = RunningTokens(instructions)
         self._ended = np.zeros(instructions, dtype=bool)
-        self._not_durable: dict[int, tuple[FinishedRequest, DurableInstruction]] = {}
+        self._not_durable: dict[int, DurableInstruction] = {}
         self._completed: deque[DurableInstruction] = deque()
         self._failed: deque[FailedInstruction] = deque()
         self._error: SessionError | None = None
@@ -153,6 +123,7 @@ class CaptureSession:
             drained=drained,
             backpressure_seconds=self.backpressure_seconds,
             rows=self._rows,
+            read_backs=self._sink.read_backs,
         )
 
     def close(self) -> None:
@@ -205,16 +176,12 @@ class CaptureSession:
 
     def _handle(self, item: _Item) -> None:
         if isinstance(item, StepRows):
-            for rows in item.ranges:
-                self._rows += rows.rows
-                if self._ended[rows.index]:  # the scheduler may run one step past a request's end
-                    continue
-                if rows.index not in self._trackers:
-                    self._trackers[rows.index] = _Tracker(rows.capacity)
-                self._trackers[rows.index].record_rows(rows, item)
-                if item.arrays:
-                    source = slice(rows.source, rows.source + rows.rows)
-                    self._sink.append_rows(rows, {name: array[source] for name, array in item.arrays.items()})
+            self._rows += int(item.ranges["rows"].sum())
+            ended = self._ended[item.ranges["index"]]  # the scheduler may run one step past a request's end
+            ranges = item.ranges[~ended] if ended.any() else item.ranges
+            self._tokens.record_rows(ranges, item)
+            if item.arrays:
+                self._sink.append_rows(ranges, item.arrays)
         elif isinstance(item, CountedRows):
             if not self._ended[item.index]:
                 self._sink.append_counts(item)
@@ -225,23 +192,20 @@ class CaptureSession:
 
     def _finish_request(self, item: FinishedRequest) -> None:
         self._ended[item.index] = True
-        tracker = self._trackers.pop(item.index, None) or _Tracker(item.capacity)
         if item.length < 0:
+            self._tokens.take(item.index, 0)
             self._sink.end_instruction(item)
             return
-        if reason := tracker.find_problem(item.length):
+        tokens, written, reason = self._tokens.take(item.index, item.length)
+        if reason:
             self._sink.end_instruction(item)
         else:
-            reason = self._sink.complete_instruction(item, tracker.written)
+            reason = self._sink.complete_instruction(item, written)
         if reason:
             self._failed.append(FailedInstruction(item.index, reason))
             return
-        ids, positions = tracker.ids[: item.length].tobytes(), tracker.positions[: item.length].tobytes()
-        self._not_durable[item.index] = (item, DurableInstruction(item.index, ids, positions))
+        self._not_durable[item.index] = DurableInstruction(item.index, *(values.tobytes() for values in tokens))
 
     def _report_durable(self) -> None:
         if not self._error:
-            for item, durable in list(self._not_durable.values()):
-                if self._sink.is_durable(item):
-                    del self._not_durable[item.index]
-                    self._completed.append(durable)
+            self._completed.extend(self._not_durable.pop(index) for index in self._sink.take_durable())

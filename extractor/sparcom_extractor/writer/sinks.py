@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparcom_extractor.protocol import FinishedRequest
 from sparcom_extractor.writer.chunks import ChunkWriter
 from sparcom_extractor.writer.counting import count_rows
-from sparcom_extractor.writer.rows import CountedRows, RowRange
+from sparcom_extractor.writer.rows import CountedRows, row_numbers, source_rows
 from sparcom_extractor.writer.targets import ArrayPart
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,11 +25,15 @@ class MaskSink:
 
     def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
         self._writers = [(part, ChunkWriter(part.target, pool, **options)) for part in parts]
+        self._waiting: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # per writer and chunk: instructions
+        self._chunks_left: dict[int, int] = {}  # per completed instruction
+        self._durable: list[int] = []
 
-    def append_rows(self, rows: RowRange, arrays: Arrays) -> None:
-        """Take rows of a running instruction. arrays: (rows, …) each, by the name of the archive's token array."""
+    def append_rows(self, ranges: NDArray[Any], arrays: Arrays) -> None:
+        """Take rows of running instructions: `RANGES` (n,). arrays: of the step, by the archive's token array."""
+        rows, source = row_numbers(ranges["row"] + ranges["offset"], ranges["rows"]), source_rows(ranges)
         for part, writer in self._writers:
-            writer.write_rows(rows.row + rows.offset, part.select_layer(arrays[part.name]))
+            writer.write_rows(rows, part.select_layer(arrays[part.name])[source])
 
     def append_counts(self, counted: CountedRows) -> None:
         """Take counts from a device, which replace earlier ones. Only `CountSink` supports it."""
@@ -39,8 +43,10 @@ class MaskSink:
         """Finish an instruction with rows [0, written). Return why it is invalid, or None."""
         if written > item.length:  # a step ran past the end, but unused rows must hold the fill value
             for part, writer in self._writers:
-                writer.write_rows(item.row + item.length, part.target.fill_rows(written - item.length))
+                fill = part.target.fill_rows(written - item.length)
+                writer.write_rows(np.arange(item.row + item.length, item.row + written), fill)
         self.end_instruction(item)
+        self._await_chunks(item)
         return None
 
     def end_instruction(self, item: FinishedRequest) -> None:
@@ -48,15 +54,40 @@ class MaskSink:
         for _, writer in self._writers:
             writer.mark_final(*self._axis_range(item, item.capacity))
 
-    def is_durable(self, item: FinishedRequest) -> bool:
-        """Return whether all rows of a completed instruction are on disk."""
-        states = [writer.is_durable(*self._axis_range(item, item.length)) for _, writer in self._writers]
-        return all(states)  # asks every writer, because each raises its own errors
+    def take_durable(self) -> list[int]:
+        """Return the completed instructions with all rows on disk, each once. Raises the error of a failed write."""
+        for number, (_, writer) in enumerate(self._writers):
+            for chunk in writer.take_durable():
+                for index in self._waiting.pop((number, chunk), ()):
+                    self._chunk_is_durable(index)
+        durable, self._durable = self._durable, []
+        return durable
+
+    @property
+    def read_backs(self) -> int:
+        """Number of chunks that were written before they were full, and read back."""
+        return sum(writer.read_backs for _, writer in self._writers)
 
     def flush(self) -> None:
         """Write all open chunks as they are and wait."""
         for _, writer in self._writers:
             writer.flush_chunks()
+
+    def _await_chunks(self, item: FinishedRequest) -> None:
+        """Note the chunks that must be on disk before a completed instruction is durable."""
+        missing = 0
+        for number, (_, writer) in enumerate(self._writers):
+            for chunk in writer.not_durable(*self._axis_range(item, item.length)):
+                self._waiting[number, chunk].append(item.index)
+                missing += 1
+        self._chunks_left[item.index] = missing + 1
+        self._chunk_is_durable(item.index)  # the one too many: an instruction may have none to wait for
+
+    def _chunk_is_durable(self, index: int) -> None:
+        self._chunks_left[index] -= 1
+        if not self._chunks_left[index]:
+            del self._chunks_left[index]
+            self._durable.append(index)
 
     def _axis_range(self, item: FinishedRequest, rows: int) -> tuple[int, int]:
         """Return start and stop of an instruction's first `rows` rows on the arrays' first axis."""
@@ -104,8 +135,10 @@ class CountSink(MaskSink):
             lambda: _RunningCount({part.name: np.zeros(part.row, dtype=np.uint32) for part in parts})
         )
 
-    def append_rows(self, rows: RowRange, arrays: Arrays) -> None:
-        self._running[rows.index].count_new_rows(rows.offset, arrays)
+    def append_rows(self, ranges: NDArray[Any], arrays: Arrays) -> None:
+        for index, source, rows, offset in ranges[["index", "source", "rows", "offset"]].tolist():
+            own = {name: array[source : source + rows] for name, array in arrays.items()}
+            self._running[index].count_new_rows(offset, own)
 
     def append_counts(self, counted: CountedRows) -> None:
         counts, last = {"neuron/count": counted.counts.astype(np.uint32)}, {"neuron/active": counted.last[None].copy()}
@@ -116,8 +149,10 @@ class CountSink(MaskSink):
         reason = running.end_at(item.length)
         if reason is None:
             for part, writer in self._writers:
-                writer.write_rows(item.index, part.select_layer(running.counts[part.name][None]))
+                writer.write_rows(np.array([item.index]), part.select_layer(running.counts[part.name][None]))
         self.end_instruction(item)
+        if reason is None:
+            self._await_chunks(item)
         return reason
 
     def end_instruction(self, item: FinishedRequest) -> None:

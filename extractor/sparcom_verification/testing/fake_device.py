@@ -71,6 +71,9 @@ class FakeDevice:
             self._work.notify_all()
         return arrived
 
+    def enter_thread(self) -> None:
+        """Do nothing: the host has one device."""
+
     def launch(self, work: Callable[[], Any]) -> None:
         """Enqueue work on the step's stream."""
         with self._work:

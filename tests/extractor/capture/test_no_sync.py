@@ -64,6 +64,9 @@ class Streams:
         assert target.shape == source.shape
         return NeverEnds(threading.get_ident())
 
+    def enter_thread(self) -> None:
+        """Do nothing: the host has one device."""
+
     def launch(self, work: Callable[[], object]) -> None:
         work()
 

@@ -189,12 +189,13 @@ def test_unexpected_positions_are_found(changed: dict[str, Any], message: str) -
 def engine_config(**changed: Any) -> Any:
     """Return the fields of vLLM's configuration that capture reads."""
     values = {"replicas": 1, "experts": False, "use_ubatching": False, "speculative": None, "fast_prefill": False}
-    values |= changed
+    values |= {"context": 1} | changed
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
             data_parallel_size=values["replicas"],
             enable_expert_parallel=values["experts"],
             use_ubatching=values["use_ubatching"],
+            prefill_context_parallel_size=values["context"],
         ),
         speculative_config=values["speculative"],
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=values["fast_prefill"]),
@@ -206,6 +207,7 @@ def engine_config(**changed: Any) -> Any:
     [
         ({"replicas": 2}, "one engine per replica"),
         ({"experts": True}, "Use tensor parallelism only"),
+        ({"context": 2}, "prefill context parallelism"),
         ({"use_ubatching": True}, "micro-batches"),
         ({"speculative": object()}, "speculative decoding"),
         ({"fast_prefill": True}, "kv_sharing_fast_prefill"),

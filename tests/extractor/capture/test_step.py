@@ -52,7 +52,7 @@ class Session:
                 step.arrays["neuron/active"][item.source : item.source + item.rows, 0, 0].tolist(),
             )
             for step in self.steps
-            for item in step.ranges
+            for item in step.ranges.view(np.recarray)
         ]
 
 

@@ -29,7 +29,7 @@ from sparcom_extractor.protocol import (
 )
 from sparcom_extractor.ranks import RankReplies, merge_descriptions
 from sparcom_extractor.writer.counting import count_experts
-from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.rows import RANGES, StepRows
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import RankPosition, archive_parts
 
@@ -176,12 +176,10 @@ def test_workers_together_write_what_one_writes(tmp_path: Path, case: str) -> No
 
 def write(session: CaptureSession, rows: dict[str, Any], layout: Any) -> None:
     """Append and finish all instructions in one step, until everything is on disk."""
-    segments = [
-        RowRange(k, int(start), int(size), int(start), int(size), 0)
-        for k, (start, size) in enumerate(zip(layout.token_start, layout.capacity, strict=True))
-    ]
-    session.append_rows(StepRows(segments, rows, np.arange(24, dtype=np.int32), np.arange(24)))
-    session.finish_requests([FinishedRequest(item.index, item.row, item.capacity, item.rows) for item in segments])
+    starts = enumerate(zip(layout.token_start, layout.capacity, strict=True))
+    ranges = np.array([(k, start, size, start, size, 0, -1) for k, (start, size) in starts], dtype=RANGES)
+    session.append_rows(StepRows(ranges, rows, np.arange(24, dtype=np.int32), np.arange(24)))
+    session.finish_requests([FinishedRequest(k, row, size, size) for k, row, size, *_ in ranges.tolist()])
     session.end_input()
     completed, deadline = 0, time.monotonic() + 20
     while not (found := session.poll()).drained:
@@ -219,7 +217,12 @@ def test_a_worker_writes_only_into_its_own_archive(tmp_path: Path, fate: str) ->
     assert bool(before) == (fate == "replaced")
     masks = np.ones((5, 1, 1), dtype=np.uint8)
     session.append_rows(
-        StepRows([RowRange(0, 0, 5, 0, 5, 0)], {"neuron/active": masks}, np.arange(5, dtype=np.int32), np.arange(5))
+        StepRows(
+            np.array([(0, 0, 5, 0, 5, 0, -1)], dtype=RANGES),
+            {"neuron/active": masks},
+            np.arange(5, dtype=np.int32),
+            np.arange(5),
+        )
     )
     session.finish_requests([FinishedRequest(0, 0, 5, 5)])
     session.end_input()
@@ -289,6 +292,6 @@ def put_rows(
     """Append rows [first, stop) of instruction k; `past`: as the row after its end."""
     rows = {item.name: masks.read_rows(item.name, start + first, start + stop) for item in masks.captured}
     offset = size if past else first
-    segment = RowRange(k, start, size + 1, 0, stop - first, offset)
+    ranges = np.array([(k, start, size + 1, 0, stop - first, offset, -1)], dtype=RANGES)
     positions = np.arange(offset, offset + stop - first)
-    session.append_rows(StepRows([segment], rows, np.ones(stop - first, dtype=np.int32), positions))
+    session.append_rows(StepRows(ranges, rows, np.ones(stop - first, dtype=np.int32), positions))

@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sparcom_extractor.protocol import FinishedRequest, PollReply
 from sparcom_extractor.writer.chunks import ChunkWriter
-from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.rows import RANGES, StepRows
 from sparcom_extractor.writer.session import CaptureSession
 from sparcom_extractor.writer.targets import ArrayPart, ChunkTarget
 
@@ -47,10 +47,17 @@ def read_by_zarr(target: ChunkTarget) -> NDArray[Any]:
     return np.asarray(zarr.open_array(target.folder, mode="r")[:])
 
 
+class Writer(ChunkWriter):
+    """A chunk writer that also takes consecutive rows."""
+
+    def write_from(self, start: int, values: NDArray[Any]) -> None:
+        self.write_rows(np.arange(start, start + len(values)), values)
+
+
 @contextmanager
-def open_writer(target: ChunkTarget, buffers: int = 2, threads: int = 2, write: Any = None) -> Iterator[ChunkWriter]:
+def open_writer(target: ChunkTarget, buffers: int = 2, threads: int = 2, write: Any = None) -> Iterator[Writer]:
     with ThreadPoolExecutor(threads) as pool:
-        yield ChunkWriter(target, pool, buffers=buffers, threads=threads, write=write)
+        yield Writer(target, pool, buffers=buffers, threads=threads, write=write)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class SmallArchive:
         own = slice(item.row + offset, item.row + offset + rows)
         masks = self.masks[own].copy()
         masks[max(0, item.length - offset) :] = GARBAGE
-        ranges = [RowRange(item.index, item.row, item.capacity, 0, rows, offset)]
+        ranges = np.array([(item.index, item.row, item.capacity, 0, rows, offset, -1)], dtype=RANGES)
         return StepRows(ranges, {"a": masks}, self.ids[own], np.arange(offset, offset + rows))
 
     def run(self, session: CaptureSession, item: Planned) -> None:

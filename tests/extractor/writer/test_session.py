@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sparcom_data.storage import write_durably
 from sparcom_extractor.protocol import FinishedRequest
-from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.rows import RANGES, StepRows
 
 GARBAGE = 255  # in rows that no test may see
 SECONDS = 20.0
@@ -29,12 +29,14 @@ def merge_steps(steps: Sequence[StepRows]) -> StepRows:
     ranges, masks, ids, positions, source = [], [], [], [], 0
     for step in steps:
         (only,) = step.ranges
-        ranges.append(RowRange(only.index, only.row, only.capacity, source, only.rows, only.offset))
+        ranges.append(only.copy())
+        ranges[-1]["source"] = source
         masks += [step.arrays["a"], np.full((1, *step.arrays["a"].shape[1:]), GARBAGE, dtype=np.uint8)]
         ids += [step.ids, np.full(1, 77, dtype=np.int32)]
         positions += [step.positions, np.zeros(1, dtype=np.int64)]
-        source += only.rows + 1
-    return StepRows(ranges, {"a": np.concatenate(masks)}, np.concatenate(ids), np.concatenate(positions))
+        source += only["rows"] + 1
+    arrays = {"a": np.concatenate(masks)}
+    return StepRows(np.array(ranges, dtype=RANGES), arrays, np.concatenate(ids), np.concatenate(positions))
 
 
 @st.composite

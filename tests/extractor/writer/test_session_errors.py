@@ -14,7 +14,7 @@ import pytest
 
 from sparcom_data.storage import storage_error, write_durably
 from sparcom_extractor.protocol import SessionError
-from sparcom_extractor.writer.rows import RowRange, StepRows
+from sparcom_extractor.writer.rows import RANGES, StepRows
 
 SECONDS = 20.0
 
@@ -149,7 +149,8 @@ def test_a_bug_in_the_writer_is_reported(
     """An exception in the assembler thread is logged, reported by name, and ends the session."""
     archive = new_archive(tmp_path, [(4, 4)], 4)
     with archive.open_session() as session:
-        session.append_rows(StepRows([RowRange(7, 0, 4, 0, 4, 0)], {"a": archive.masks}, archive.ids, np.arange(4)))
+        ranges = np.array([(7, 0, 4, 0, 4, 0, -1)], dtype=RANGES)
+        session.append_rows(StepRows(ranges, {"a": archive.masks}, archive.ids, np.arange(4)))
         reply = poller(archive, session).until(lambda reply: reply.error)
     assert reply.error.kind == "capture"
     assert "writing the archive failed: IndexError" in reply.error.reason

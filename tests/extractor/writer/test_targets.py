@@ -38,15 +38,15 @@ def test_chunks_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, separat
     target = ChunkTarget(tmp_path / "a", 6, (2, *ROW), separator=separator)
     truth = random_rows(6, *ROW)
     with writing(target) as writer:
-        writer.write_rows(0, truth[:1])
-        writer.write_rows(4, truth[4:5])
+        writer.write_from(0, truth[:1])
+        writer.write_from(4, truth[4:5])
         writer.flush_chunks()
     target.path(1).parent.mkdir(exist_ok=True, parents=True)
     target.path(1).with_name(target.path(1).name + ".0123.partial").write_bytes(b"half")
     assert target.stored_chunks() == {0, 2}
     with writing(target) as writer:
         for row in (1, 2, 3, 5):
-            writer.write_rows(row, truth[row : row + 1])
+            writer.write_from(row, truth[row : row + 1])
         writer.flush_chunks()
     assert np.array_equal(np.concatenate([target.read_chunk(chunk) for chunk in range(3)]), truth)
 
@@ -59,7 +59,7 @@ from sparcom_extractor.writer.chunks import ChunkTarget, ChunkWriter
 target = ChunkTarget(Path(sys.argv[1]), 400_000, (400, 30, 192))
 writer = ChunkWriter(target, ThreadPoolExecutor(4), buffers=8, threads=4, write=None)
 for chunk in range(1000):
-    writer.write_rows(chunk * 400, np.full((400, 30, 192), 1 + chunk % 255, np.uint8))
+    writer.write_rows(np.arange(chunk * 400, chunk * 400 + 400), np.full((400, 30, 192), 1 + chunk % 255, np.uint8))
     writer.mark_final(chunk * 400, chunk * 400 + 400)
     for done in range(chunk + 1):
         if writer.is_durable(done * 400, done * 400 + 400):
@@ -99,7 +99,7 @@ def test_chunks_of_any_size_are_what_zarr_reads(writing: Any, tmp_path: Path, ro
     )
     truth = random_rows(*shape)
     with writing(ChunkTarget(tmp_path / "a", rows, shape)) as writer:
-        writer.write_rows(0, truth)
+        writer.write_from(0, truth)
         writer.flush_chunks()
     assert np.array_equal(np.asarray(array[:]), truth)
 
@@ -110,12 +110,12 @@ def test_a_damaged_chunk_is_not_read_back(new_target: Any, writing: Any, tmp_pat
     zeros."""
     target, truth = new_target(tmp_path, 4, 2), random_rows(4, *ROW)
     with writing(target, buffers=1) as writer:
-        writer.write_rows(0, truth[:1])
-        writer.write_rows(2, truth[2:3])
+        writer.write_from(0, truth[:1])
+        writer.write_from(2, truth[2:3])
         data = target.path(0).read_bytes()
         target.path(0).write_bytes(bytes([data[0] ^ 1]) + data[1:] if damage == b"\0" else damage)
         with pytest.raises(DamagedArchiveError, match="must be unchanged; its checksum is wrong"):
-            writer.write_rows(1, truth[1:2])
+            writer.write_from(1, truth[1:2])
 
 
 def test_a_chunk_reads_back_as_it_was_written(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from sparcom_extractor.capture.discovery.activations import ActivationSpec
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 
-_MAX_BLOCK = 1024  # neurons per program: 128 threads of 8, each of which loads 16 bytes of bfloat16 and packs one byte
+_BLOCKS = (1024, 512, 256)  # neurons per program; a thread has 8: it loads 16 bytes of bfloat16 and packs one byte
+_MIN_BUSY = 0.85  # fraction of threads with neurons, above which a larger block is better than fewer idle threads
 
 
 @triton.jit
@@ -111,6 +112,8 @@ def _gated_activation_kernel(
         source = gate_up + row * row_stride + neuron * column_stride
 
         gate = widen(tl.load(source + gate_offset, mask=neuron < neurons, other=0.0))
+        if NUMERICS is not None:  # before the masks are stored: a store might alias, so the load would wait behind it
+            up = widen(tl.load(source + up_offset, mask=neuron < neurons, other=0.0))
         packed = tl.sum((gate > ACTIVE_ABOVE).to(tl.int32) << bit, axis=1).to(tl.uint8)
         neuron_bytes = (neurons + 7) // 8
         target = (row // TOP_K) * mask_stride + index * layer_stride + (row % TOP_K) * neuron_bytes
@@ -122,7 +125,6 @@ def _gated_activation_kernel(
         tl.store(flag, tl.full((BLOCK // 8,), 1, dtype=tl.uint8), mask=exponent == 0x7F800000)
 
         if NUMERICS is not None:
-            up = widen(tl.load(source + up_offset, mask=neuron < neurons, other=0.0))
             DTYPE: tl.constexpr = out.dtype.element_ty
             output = _output(
                 gate, up, NUMERICS, KIND, DTYPE, THRESHOLD, LIMIT, ALPHA, BETA, INVERSE_BETA, LINEAR_BETA,
@@ -149,7 +151,7 @@ def gated_activation(
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
     if out is None and numerics is not None:
         out = gate_up.new_empty((rows, neurons))
-    block = min(_MAX_BLOCK, max(64, triton.next_power_of_2(neurons)))
+    block = block_size(neurons)
     row_stride, column_stride = gate_up.stride()
     second = column_stride * (1 if spec.layout == "interleaved" else neurons)
     gate_offset, up_offset = (second, 0) if spec.layout == "second" else (0, second)
@@ -165,6 +167,15 @@ def gated_activation(
         **compiler_options(numerics),
     )
     return out
+
+
+@functools.cache
+def block_size(neurons: int) -> int:
+    """Return the neurons per program: the largest block that keeps most threads busy."""
+    if neurons <= _BLOCKS[-1]:
+        return max(64, 1 << (neurons - 1).bit_length())
+    busy = {block: neurons / (-(-neurons // block) * block) for block in _BLOCKS}
+    return next((block for block in _BLOCKS if busy[block] >= _MIN_BUSY), max(_BLOCKS, key=lambda block: busy[block]))
 
 
 @functools.cache

@@ -29,6 +29,8 @@ from sparcom_extractor.capture.transfer.ring import ByteRing, aligned
 
 logger = logging.getLogger(__name__)
 
+PIECE_BYTES = 4 << 20  # per copy to the host, so that vLLM's copy of sampled ids does not wait behind a whole step
+
 
 class Event(Protocol):
     """A recorded point on a stream."""
@@ -46,6 +48,7 @@ class Streams(Protocol):
     # Enqueues a copy on the side stream, after all work now on the step's stream; returns the event at its end.
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event: ...
     def launch(self, work: Callable[[], object]) -> None: ...  # runs `work`, which launches on the step's stream
+    def enter_thread(self) -> None: ...  # called once by another thread, before it waits for events
 
 
 class CudaStreams:
@@ -67,13 +70,18 @@ class CudaStreams:
     def fetch(self, target: torch.Tensor, source: torch.Tensor) -> Event:
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
-            target.copy_(source, non_blocking=True)
+            for start in range(0, len(source), PIECE_BYTES):
+                piece = slice(start, start + PIECE_BYTES)
+                target[piece].copy_(source[piece], non_blocking=True)
             # blocking: synchronize sleeps; spinning would take a core from the step
             arrived: Event = self._side.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
         return arrived
 
     def launch(self, work: Callable[[], object]) -> None:
         work()
+
+    def enter_thread(self) -> None:
+        torch.cuda.set_device(self._device)  # a new thread is on device 0, and would open a context there
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +174,7 @@ class DeviceTransferQueue:
 
     def _drain(self) -> None:
         try:
+            self._streams.enter_thread()
             while (transfer := self._transfers.get()) is not None:
                 transfer.arrived.synchronize()
                 self._give_back(self._ring, transfer.ring_starts)

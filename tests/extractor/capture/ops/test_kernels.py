@@ -193,6 +193,8 @@ def test_the_gpu_code_reads_each_number_once_and_in_whole_lines(capability: int,
     whether rows are tokens or (token, k)."""
     ptx = compiled_for_a_gpu(Numerics.VLLM_KERNEL, "bf16", capability, top_k=top_k)
     assert re.findall(r"ld\.global\.(v4\.b32)", ptx) == ["v4.b32", "v4.b32"]
+    accesses = re.findall(r"(ld|st)\.global\.(?:v4\.b32|b8)", ptx)
+    assert accesses[:3] == ["ld", "ld", "st"], "gate and up are loaded before anything is stored"
     assert re.findall(r"st\.global\.(\S+)", ptx) == ["b8", "b8", "v4.b32", "b64"], "masks, flag, output, write counter"
     assert "shfl" not in ptx
     assert "bar.sync" not in ptx
@@ -298,3 +300,25 @@ def test_a_tile_outside_is_refused(tile: tuple[int, int, int]) -> None:
     tiles = np.array([(0, 2, 1), tile], dtype=np.int32)
     with pytest.raises(ValueError, match=re.escape(f"one is {list(tile)}")):
         check_tiles(tiles, 10 if tile[1] < 257 else 300, 3)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "block"),
+    [
+        (11008, 1024),
+        (14336, 1024),
+        (5632, 1024),
+        (1003, 1024),
+        (1408, 512),
+        (1376, 512),
+        (768, 256),
+        (704, 256),
+        (176, 256),
+    ],
+)
+def test_blocks_fit_narrow_layers(neurons: int, block: int) -> None:
+    """At least 85 % of the threads have neurons, in widths of real models; blocks of 1,024 left 31 % idle at 1,408."""
+    from sparcom_extractor.capture.ops.activation_kernel import block_size
+
+    assert block_size(neurons) == block
+    assert neurons <= 256 or neurons / (-(-neurons // block) * block) >= 0.85

@@ -6,13 +6,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
+from sparcom_extractor.capture.transfer.device import PIECE_BYTES, CudaStreams, DeviceTransferQueue
 from sparcom_extractor.capture.transfer.ring import ALIGNMENT
 from sparcom_verification.testing.fake_device import FakeDevice
 
@@ -166,3 +168,65 @@ def test_a_transfer_without_parts_keeps_its_order(sender: Callable[..., Sending]
         sending.queue.send([], lambda _, done, number=number: (called.append((number, len(sending.received))), done()))
     sending.close()
     assert called == [(number, number) for number in range(1, 30)]
+
+
+class RecordedCuda:
+    """Stands for `torch.cuda`, and records its calls in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def Stream(self, device: Any) -> Any:  # noqa: N802
+        return self
+
+    def Event(self, *, blocking: bool) -> Any:  # noqa: N802
+        return ("event", blocking)
+
+    def current_stream(self, device: Any) -> str:
+        return "step"
+
+    def set_device(self, device: Any) -> None:
+        self.calls.append(("set_device", device, threading.current_thread().name))
+
+    def wait_stream(self, stream: Any) -> None:
+        self.calls.append(("wait", stream))
+
+    def record_event(self, event: Any) -> Any:
+        self.calls.append(("record", event))
+        return SimpleNamespace(synchronize=lambda: self.calls.append(("synchronize", threading.current_thread().name)))
+
+    @contextmanager
+    def stream(self, _stream: Any) -> Iterator[None]:
+        self.calls.append("side stream")
+        yield
+        self.calls.append("end")
+
+
+def test_cuda_streams_copy_in_pieces_behind_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The side stream waits for the step, copies at most 4 MB at a time, and records a blocking event; the thread that
+    waits for it has set its device."""
+    cuda, device = RecordedCuda(), torch.device("cuda", 1)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    copied: list[int] = []
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda own, other, **named: copied.append((len(own), named)) or copy(own, other)
+    )
+    streams = CudaStreams(device)
+    monkeypatch.setattr(streams, "memory", lambda size: torch.arange(size, dtype=torch.uint8))
+    monkeypatch.setattr(streams, "pinned", lambda size: torch.zeros(size, dtype=torch.uint8))
+    size = 2 * PIECE_BYTES + ALIGNMENT
+    queue = DeviceTransferQueue(streams, ring_bytes=size, pinned_bytes=size)
+    sent, received = torch.arange(size, dtype=torch.uint8), []
+    queue.send([sent], lambda arrays, done: (received.append(arrays[0].copy()), done()))
+    queue.close()
+    assert np.array_equal(received[0], sent.numpy())
+    assert copied == [(size, {"non_blocking": True})] + [
+        (part, {"non_blocking": True}) for part in (PIECE_BYTES, PIECE_BYTES, ALIGNMENT)
+    ]
+    order = [call for call in cuda.calls if call[0] not in ("set_device", "synchronize")]
+    assert order == [("wait", "step"), "side stream", ("record", ("event", True)), "end"]
+    assert [call for call in cuda.calls if call[0] == "set_device"] == [("set_device", device, "sparcom-drain")]
+    assert cuda.calls.index(("set_device", device, "sparcom-drain")) < cuda.calls.index(
+        ("synchronize", "sparcom-drain")
+    )
