@@ -26,6 +26,7 @@ from zarr.core.sync import sync
 from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError, StorageError
 
 ROOT_METADATA = "zarr.json"
+_CHANGING = ("state", "engine")  # fields of the attribute that closing an archive changes
 _Marks = tuple[int, int, int, int, int]
 
 
@@ -36,8 +37,11 @@ def _marks(path: Path) -> _Marks:
 
 
 def identity_of(section: object) -> dict[str, Any]:
-    """Return the identity of an archive: its attribute `sparcom` without `state`; empty if that is no object."""
-    return {key: value for key, value in section.items() if key != "state"} if isinstance(section, dict) else {}
+    """Return the identity of an archive: its attribute `sparcom` without the fields that closing it changes.
+
+    Empty if that is no object.
+    """
+    return {key: held for key, held in section.items() if key not in _CHANGING} if isinstance(section, dict) else {}
 
 
 def _read_identity(metadata: bytes) -> dict[str, Any]:

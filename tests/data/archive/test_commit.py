@@ -210,15 +210,19 @@ def test_failed_and_cancelled_keep_their_reasons(tmp_path: Path, columns: Column
 
 
 def test_closing_changes_only_the_state(tmp_path: Path, columns: Columns) -> None:
-    """Closing changes only `state` in the root's metadata; readers that cannot list still find every array."""
+    """Closing changes `state` in the root's metadata and adds facts about the engine; a reader that holds the archive
+    open goes on, and readers that cannot list still find every array."""
     make(tmp_path / "a.zarr", columns(2), [2, 3])
     before = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
-    assert open_archive(tmp_path / "a.zarr").attributes.state == "open"
-    ArchiveCommitter(tmp_path / "a.zarr").close()
+    reader = open_archive(tmp_path / "a.zarr")
+    assert reader.attributes.state == "open"
+    ArchiveCommitter(tmp_path / "a.zarr").close(read_backs=3)
+    reader.require_same()
     after = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
     assert open_archive(tmp_path / "a.zarr").attributes.state == "complete"
     assert len(after["consolidated_metadata"]["metadata"]) >= 13
     before["attributes"]["sparcom"]["state"] = "complete"
+    before["attributes"]["sparcom"]["engine"]["read_backs"] = 3
     assert after == before
     zarr.open_consolidated(tmp_path / "a.zarr")
 
