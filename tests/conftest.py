@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
+from contextlib import suppress
 
 import pytest
+
+with suppress(ImportError):  # a GPU machine may have pytest alone
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
+    settings.load_profile("untimed")
 
 # A CUDA device, and the natural instructions, which the project does not distribute.
 ALLOWED = re.compile(r"needs a CUDA device|SPARCOM_NATURAL")
