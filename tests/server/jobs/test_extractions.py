@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -128,7 +129,8 @@ def test_an_unexpected_error_fails_only_its_job(start: Start) -> None:
 
 def test_a_queued_job_is_cancelled_at_once(start: Start) -> None:
     """DELETE answers 200 with the cancelled job; none of its instructions stays pending. The running job continues."""
-    running = start(FakeEngine(pause=0.1))
+    gate = threading.Event()
+    running = start(FakeEngine(gate=gate))
     first = running.post(3).json()["id"]
     second = running.post(3, archive="second").json()["id"]
     response = running.http.delete(f"/v1/extractions/{second}")
@@ -136,6 +138,7 @@ def test_a_queued_job_is_cancelled_at_once(start: Start) -> None:
     assert response.json()["progress"]["cancelled"] == 3
     assert response.json()["started"] is None
     assert states(running, "second") == [3, 3, 3]
+    gate.set()
     assert running.wait(first)["state"] == "complete"
 
 
