@@ -119,11 +119,6 @@ class ChunkWriter:
             elif chunk not in self._writing:
                 self._report_durable(chunk)
 
-    def is_durable(self, start: int, stop: int) -> bool:
-        """Return whether all chunks of rows [start, stop) are on disk and final. Raises the error of a failed write."""
-        self._collect_writes()
-        return not self.not_durable(start, stop)
-
     def not_durable(self, start: int, stop: int) -> list[int]:
         """Return the chunks of rows [start, stop) that `take_durable` has still to report."""
         return [chunk for chunk in self._chunks(start, stop) if not self._durable[chunk]]

@@ -48,10 +48,15 @@ def read_by_zarr(target: ChunkTarget) -> NDArray[Any]:
 
 
 class Writer(ChunkWriter):
-    """A chunk writer that also takes consecutive rows."""
+    """A chunk writer that also takes consecutive rows, and says whether rows are durable."""
 
     def write_from(self, start: int, values: NDArray[Any]) -> None:
         self.write_rows(np.arange(start, start + len(values)), values)
+
+    def is_durable(self, start: int, stop: int) -> bool:
+        """Return whether all chunks of rows [start, stop) are on disk and final. Raises the error of a failed write."""
+        self.take_durable()
+        return not self.not_durable(start, stop)
 
 
 @contextmanager

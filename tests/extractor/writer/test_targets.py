@@ -62,7 +62,8 @@ for chunk in range(1000):
     writer.write_rows(np.arange(chunk * 400, chunk * 400 + 400), np.full((400, 30, 192), 1 + chunk % 255, np.uint8))
     writer.mark_final(chunk * 400, chunk * 400 + 400)
     for done in range(chunk + 1):
-        if writer.is_durable(done * 400, done * 400 + 400):
+        writer.take_durable()
+        if not writer.not_durable(done * 400, done * 400 + 400):
             print(done, flush=True)
 """
 
