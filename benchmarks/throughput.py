@@ -20,6 +20,7 @@ import psutil
 import torch
 from workload import Workload, describe, many_instructions, peak_mib
 
+from sparcom_data.archive import open_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_extractor.engine import CaptureEngine
@@ -28,6 +29,8 @@ from sparcom_verification.selftest import generate
 
 PER_CATEGORY = 25
 BATCH = 8
+RESPONSE = 64  # tokens of the decode-heavy load
+PROMPTS_ONLY = ExtractionOptions()
 MEMORY_COUNTS = (100, 1000)
 
 
@@ -35,7 +38,14 @@ async def measure_throughput(workload: Workload) -> dict[str, Any]:
     """Measure capture against vLLM alone and against transformers."""
     instructions = workload.instructions(PER_CATEGORY)
     ids = workload.token_ids(instructions)
-    results = await compare_capture(EngineSettings(str(workload.model)), instructions, ids, workload, goal=0.97)
+    settings = EngineSettings(str(workload.model))
+    results = await compare_capture(settings, instructions, ids, workload, goal=0.96)
+    decode = ExtractionOptions(positions="all", max_tokens=RESPONSE)
+    few = list(range(0, len(ids), 3))  # one in three: decoding takes longer
+    found = await compare_capture(
+        settings, [instructions[n] for n in few], [ids[n] for n in few], workload, goal=0.95, options=decode
+    )
+    results |= {f"decode-heavy: {key}": value for key, value in found.items()}
     single, batched = _transformers(workload.model, ids)
     tokens, rate = results["tokens"], results["tokens/s, capture and writing"]
     return results | {
@@ -52,8 +62,10 @@ async def compare_capture(
     ids: Sequence[list[int]],
     workload: Workload,
     goal: float,
+    options: ExtractionOptions = PROMPTS_ONLY,
 ) -> dict[str, Any]:
-    """Return tokens/s with and without capture, and their ratios. The first round is a warm-up and not counted."""
+    """Return tokens/s with and without capture, and their ratios. The first round is a warm-up and not counted.
+    Tokens are those fed to the model: the last of a response is not."""
     engines = {}
     processes = {}
     for name in ("plain", "capture"):
@@ -61,19 +73,23 @@ async def compare_capture(
         engines[name] = await CaptureEngine.start(replace(settings, capture=name == "capture"))
         processes[name] = set(psutil.Process().children(recursive=True)) - before
     seconds: dict[str, list[float]] = {"capture": [], "plain": []}
+    fed: dict[str, int] = {}
     for number in range(workload.rounds + 1):
         for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
             with _stopped(processes["plain" if name == "capture" else "capture"]):
                 if name == "capture":
-                    took = await _extract(engines[name], instructions, workload.output / "round.zarr")
+                    took, fed[name] = await _extract(
+                        engines[name], instructions, workload.output / "round.zarr", options
+                    )
                 else:
-                    took = await _generate(engines[name], ids)
+                    took, fed[name] = await _generate(engines[name], ids, options)
             if number:
                 seconds[name].append(took)
     for engine in engines.values():
         await engine.close()
     ratios = [plain / capture for plain, capture in zip(seconds["plain"], seconds["capture"], strict=True)]
-    tokens = sum(map(len, ids))
+    tokens = fed["capture"]
+    assert fed["plain"] == tokens, f"both engines must run the same tokens; they ran {fed}"
     return {
         "instructions": len(ids),
         "tokens": tokens,
@@ -96,22 +112,25 @@ def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-async def _extract(engine: CaptureEngine, instructions: Sequence[Instruction], path: Path) -> float:
-    """Return the seconds of one extraction, without its preparation."""
+async def _extract(
+    engine: CaptureEngine, instructions: Sequence[Instruction], path: Path, options: ExtractionOptions = PROMPTS_ONLY
+) -> tuple[float, int]:
+    """Return the seconds of one extraction, without its preparation, and the number of its tokens."""
     shutil.rmtree(path, ignore_errors=True)
-    extraction = engine.prepare(instructions, ExtractionOptions(), path)
+    extraction = engine.prepare(instructions, options, path)
     started = time.perf_counter()
     progress = await extraction.run()
     took = time.perf_counter() - started
     assert progress.complete == len(instructions), progress
-    return took
+    return took, int(open_archive(path).instructions.token_length.sum())
 
 
-async def _generate(engine: CaptureEngine, ids: Sequence[list[int]]) -> float:
-    """Return the seconds for one greedy token per prompt, without writing."""
+async def _generate(engine: CaptureEngine, ids: Sequence[list[int]], options: ExtractionOptions) -> tuple[float, int]:
+    """Return the seconds for greedy responses, one token without `max_tokens`, and the number of tokens fed."""
     started = time.perf_counter()
-    await generate(engine, ids, 1, in_flight=engine.max_in_flight, logprobs=False)
-    return time.perf_counter() - started
+    found = await generate(engine, ids, max(1, options.max_tokens), in_flight=engine.max_in_flight, logprobs=False)
+    took = time.perf_counter() - started
+    return took, sum(map(len, ids)) + sum(len(tokens) - 1 for tokens in found.tokens)
 
 
 def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ class Workload:
     @property
     def rounds(self) -> int:
         """Number of measured rounds."""
-        return 2 if self.quick else 5
+        return 2 if self.quick else 7
 
     def instructions(self, per_category: int) -> list[Instruction]:
         """Return the first `per_category` instructions of each category; a third of them in a quick run."""

@@ -1,4 +1,4 @@
-"""CPU reference of `activation_kernel`: signs in NumPy, which CPU capture uses too, and activation output in PyTorch.
+"""Reference of `activation_kernel` and `cpu.kernel`: signs in NumPy, activation output in PyTorch, on the CPU.
 
 The output is rounded where the kernel rounds, so tests can compare every bit. Kernel tests and reference compute e^x,
 erf and tanh in float64, where NumPy and PyTorch may differ in the last bit. That reaches float32 with a probability of
@@ -19,53 +19,38 @@ from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
 
 
 class Numerics(StrEnum):
-    """Code that an activation output must match bit for bit: vLLM's CUDA kernels, or TorchInductor's code."""
+    """Code that an activation output must match bit for bit: vLLM's CUDA kernels, TorchInductor's code, or PyTorch's
+    operations on a CPU."""
 
     VLLM_KERNEL = "vllm_kernel"
     INDUCTOR = "inductor"
+    PYTORCH = "pytorch"
 
 
-# Kinds that the kernel can output. TorchInductor's code for the others changes from version to version.
+# Kinds that the kernels can output. TorchInductor's code for the others changes from version to version.
 FUSED: dict[Numerics, frozenset[Kind]] = {
     Numerics.VLLM_KERNEL: frozenset({"silu", "gelu", "gelu_tanh", "fatrelu", "swiglu_clamp", "swiglu_oai", "situ"}),
     Numerics.INDUCTOR: frozenset({"silu", "gelu", "gelu_tanh", "fatrelu"}),
+    Numerics.PYTORCH: frozenset({"silu"}),
 }
-_INFINITY_BITS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}  # NaN has larger bits, of either sign
 
 
 def pack_signs(gate: Tensor, threshold: float = 0.0) -> NDArray[np.uint8]:
     """Pack gate > threshold of a CPU tensor (rows, neurons): uint8 (rows, ⌈neurons / 8⌉), little bit order.
-    NaN and -0.0 are inactive. NumPy packs twice as fast as torch but lacks bfloat16. 16-bit numbers are compared as
-    integers, which keeps their order above 0. A threshold is compared in float32, as in vLLM's activations."""
-    if threshold:
-        active = gate.float().numpy() > np.float32(threshold)
-    elif gate.dtype in _INFINITY_BITS:
-        bits = gate.view(torch.int16).numpy()
-        active = (bits > 0) & (bits <= _INFINITY_BITS[gate.dtype])
-    else:
-        active = gate.numpy() > 0
-    return np.packbits(active, axis=-1, bitorder="little")
+    NaN and -0.0 are inactive. A threshold is compared in float32, as in vLLM's activations."""
+    return np.packbits(gate.float().numpy() > np.float32(threshold), axis=-1, bitorder="little")
 
 
 def nonfinite_rows(gate: Tensor) -> NDArray[np.bool_]:
-    """Return a mask of the rows of a CPU tensor (rows, neurons) that hold NaN or an infinity: bool (rows,).
-
-    In float32 a BLAS sum finds them, thirteen times as fast as torch.isfinite. Rows whose sum overflows are checked.
-    """
-    if gate.dtype in _INFINITY_BITS:
-        bits, infinity = gate.view(torch.int16).numpy(), _INFINITY_BITS[gate.dtype]
-        negative: NDArray[np.uint16] = bits.view(np.uint16).max(axis=1, initial=0)
-        return np.asarray((bits.max(axis=1, initial=0) >= infinity) | (negative >= infinity + 0x8000))
-    found: NDArray[np.bool_] = ~np.isfinite(torch.mv(gate, torch.ones(gate.shape[1])).numpy())
-    for row in np.flatnonzero(found).tolist():
-        found[row] = not torch.isfinite(gate[row]).all()
+    """Return a mask of the rows of a CPU tensor (rows, neurons) that hold NaN or an infinity: bool (rows,)."""
+    found: NDArray[np.bool_] = (~torch.isfinite(gate)).any(dim=1).numpy()
     return found
 
 
 def activation_output(gate_up: Tensor, spec: ActivationSpec, numerics: Numerics) -> Tensor:
     """Return f(gate)·g(up) for `gate_up` (rows, 2·neurons): (rows, neurons) of its dtype, rounded as in `numerics`."""
-    if spec.kind not in FUSED[numerics]:
-        raise NotImplementedError(f"the kernel has no activation output of {spec.kind} for {numerics}")
+    if numerics == Numerics.PYTORCH or spec.kind not in FUSED[numerics]:  # PyTorch is its own reference
+        raise NotImplementedError(f"the kernel has no activation output of {spec.kind} for {numerics} on CUDA")
     gate, up = (part.float() for part in spec.split(gate_up))
     if numerics == Numerics.VLLM_KERNEL:
         return _vllm_kernel(gate, up, spec, gate_up.dtype).to(gate_up.dtype)

@@ -3,9 +3,9 @@
     gate_up (rows, 2·neurons) ──sparcom::gated_activation──▶ f(gate)·g(up) (rows, neurons)
                                          └──▶ masks[:rows, layer], write_counters[layer], nonfinite[:rows, layer]
 
-On the CPU the op packs with NumPy and calls vLLM's module; on CUDA it runs one kernel. torch.compile does not trace
-into it. The graph refers to the buffer by number, as vLLM's attention refers to its KV cache by layer name. A mutated
-argument could be cloned, hundreds of megabytes per layer. The layer is a tensor, so all layers share one graph.
+The op runs one kernel, or packs and calls vLLM's module (`install` decides). torch.compile does not trace into it. The
+graph refers to the buffer by number, as vLLM's attention refers to its KV cache by layer name. A mutated argument could
+be cloned, hundreds of megabytes per layer. The layer is a tensor, so all layers share one graph.
 
 `sparcom::capture_signs` only captures; the model's own activation runs separately. Its schema declares a mutation of
 `gate_up` that does not happen. Otherwise the compiler would remove an op without a result, or move it after the
@@ -32,7 +32,7 @@ Activation = Callable[..., Any]
 class LayerCapture:
     """One captured layer: `layer` indexes the layer axis of `buffer`; `index` is the same as int64 on the device.
 
-    activation: runs where the kernel does not. numerics: on CUDA, the code that the kernel's output must match. None
+    activation: runs where the kernel does not. numerics: the code that the kernel's output must match. None
     captures signs only and runs `activation`: always correct, but reads the gate twice. All layers of a buffer must
     have one spec and numerics: on CUDA the host does not know the layer, so one kernel must serve all.
     """
@@ -77,14 +77,14 @@ def _find(buffer: int, layer: int | None = None) -> LayerCapture:
 
 
 def _gated_activation(gate_up: Tensor, layer: Tensor, buffer: int) -> Tensor:
-    if gate_up.device.type == "cpu":
-        _capture_signs(gate_up, layer, buffer)
-        result: Tensor = _find(buffer, int(layer)).activation(gate_up)
+    cpu, rows = gate_up.device.type == "cpu", gate_up.flatten(0, -2)
+    capture = _find(buffer, int(layer) if cpu else None)
+    if cpu:
+        result = capture.buffer.store(capture.layer, rows, capture.spec, capture.numerics)
     else:
-        capture = _find(buffer)
-        result = capture.run_kernel(gate_up.flatten(0, -2), layer, capture.numerics)
-        if result is None:  # rows do not fit; the write counters reveal it
-            result = capture.activation(gate_up)
+        result = capture.run_kernel(rows, layer, capture.numerics)
+    if result is None:  # no numerics, or rows do not fit, which the write counters reveal
+        result = capture.activation(gate_up)
     return result.view(*gate_up.shape[:-1], result.shape[-1])
 
 

@@ -20,7 +20,7 @@ from sparcom_data.errors import UnsupportedModelError
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.captured_activation import LayerCapture
-from sparcom_extractor.capture.ops.prepacked_gate import PrepackedGate
+from sparcom_extractor.capture.ops.cpu.prepacked_gate import PrepackedGate
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
 from sparcom_extractor.capture.ops.topk_reference import store_topk
 from sparcom_extractor.vllm_surface import moe as vllm_moe

@@ -1,9 +1,10 @@
 """Install capture in every FFN and MoE layer, and decide whether our kernel computes the activation output.
 
-On CUDA, computing the output in the capture kernel saves a second read of the gate. This requires proof that the output
-equals vLLM's:
+Computing the output in the capture kernel saves a second read of the gate. This requires proof that the output equals
+vLLM's:
 
-    1. vLLM bound the forward method `forward_cuda`, its own kernel, or `forward_native` in a compiled graph;
+    1. vLLM bound the forward method `forward_cuda`, its own kernel, or `forward_native`: in a compiled graph on CUDA,
+       and run eagerly, in float32, on a CPU whose vectors `cpu.kernel` knows;
     2. no projection of the FFN is quantized: an activation that is fused with quantization rounds differently;
     3. the outputs are equal on this device and with these versions (`compare.py`).
 
@@ -19,12 +20,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sparcom_extractor.capture.discovery.activations import ActivationSpec, GatedFFN
+from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, GatedFFN
 from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops.activation_reference import FUSED, Numerics
 from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
 from sparcom_extractor.capture.ops.compare import Output, count_differences, output_of_experts
+from sparcom_extractor.capture.ops.cpu.kernel import silu_lanes
 from sparcom_extractor.capture.ops.experts import capturable_experts, install_experts
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.vllm_surface.activations import bound_forward, is_compiled, is_unquantized, linear_layers
@@ -36,8 +38,8 @@ Compare = Callable[[Output, ActivationSpec, Numerics, torch.dtype], int]
 
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
     """Install capture in a model before it is compiled; compiled graphs depend on the returned string.
-    It names the source of the output per component: "module" (on a CPU), "vllm_kernel" or "inductor" (our kernel, with
-    these numerics), "signs" (vLLM's code; our kernel captures only) or "gate" (see `install_experts`).
+    It names the source of the output per component: "vllm_kernel", "inductor" or "pytorch" (our kernel, with these
+    numerics), "signs" or, on a CPU, "module" (vLLM's code; our kernel captures only) or "gate" (see `install_experts`).
     dtype: of the projections."""
     modes = []
     # vLLM runs shared experts within an op that TorchInductor does not trace into.
@@ -45,7 +47,7 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
     for name, ffns, buffer, compiled in (dense, ("shared-", found.shared, buffers.shared, False)):
         if buffer is not None:
             cuda = buffer.masks.device.type == "cuda"
-            numerics = ffn_numerics(ffns[0], dtype, compiled=compiled) if cuda else None
+            numerics = ffn_numerics(ffns[0], dtype, compiled=compiled, cuda=cuda)
             for index, ffn in enumerate(ffns):
                 capture = LayerCapture(buffer, index, getattr(ffn.parent, ffn.attribute), ffn.spec, numerics)
                 setattr(ffn.parent, ffn.attribute, CapturedActivation(capture))
@@ -60,11 +62,15 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
 
 
 def ffn_numerics(
-    ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, compare: Compare = count_differences
+    ffn: GatedFFN, dtype: torch.dtype, *, compiled: bool, cuda: bool = True, compare: Compare = count_differences
 ) -> Numerics | None:
-    """Return the numerics of the kernel's output on CUDA, or None for signs only. compiled: by TorchInductor."""
+    """Return the numerics of the kernel's output, or None for signs only. compiled: by TorchInductor."""
     activation = getattr(ffn.parent, ffn.attribute)
     numerics = expected_numerics(activation, compiled=compiled)
+    if not cuda:
+        eager = bound_forward(activation) in (("forward_cpu", False), ("forward_native", False)) and not compiled
+        known = dtype == torch.float32 and ffn.spec == SILU and ffn.intermediate_size_per_partition >= 8
+        numerics = Numerics.PYTORCH if eager and known and silu_lanes() else None
     if numerics is None or not all(map(is_unquantized, linear_layers(ffn.parent))):
         return None
     return _checked(activation, ffn.spec, numerics, dtype, compare)

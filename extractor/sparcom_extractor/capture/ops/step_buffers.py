@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor
 from sparcom_data.schema import NO_EXPERT, mask_bytes
 from sparcom_extractor.capture.discovery.activations import ActivationSpec
 from sparcom_extractor.capture.discovery.describe import Widths
-from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops.activation_reference import Numerics
+from sparcom_extractor.capture.ops.cpu.kernel import pack_rows, silu_and_pack
 
 WRITE = 1 << 32
 """A write of n rows adds WRITE + n to the write counter of its layer: one number counts calls and rows."""
@@ -82,22 +83,42 @@ class MaskBuffer:
         )
         return False
 
-    def store(self, layer: int, gate_up: Tensor, spec: ActivationSpec) -> None:
-        """Store the signs of the gate of a CPU tensor `gate_up` (rows, 2·neurons) as rows [0, rows) of `layer`."""
-        if self.fits(gate_up):
-            gate, _ = spec.split(gate_up)
-            self.store_packed(layer, pack_signs(gate, spec.active_above), nonfinite_rows(gate))
+    def store(
+        self, layer: int, gate_up: Tensor, spec: ActivationSpec, numerics: Numerics | None = None
+    ) -> Tensor | None:
+        """Store the signs of the gate of a CPU tensor `gate_up` (rows, 2·neurons) as rows [0, rows) of `layer`. Return
+        the activation output (rows, neurons) with `PYTORCH` numerics, and None without or if rows do not fit."""
+        if not self.fits(gate_up):
+            return None
+        gate, _ = spec.split(gate_up)
+        if self.top_k:
+            packed, wrong = np.empty((len(gate), self.masks.shape[-1]), np.uint8), np.zeros(len(gate), np.uint8)
+            pack_rows(gate, spec.active_above, packed, wrong)
+            self.store_packed(layer, packed, wrong)
+            return None
+        masks, counters, flags = self._host_arrays()
+        target, wrong, out = masks[: len(gate), layer], flags[: len(gate), layer], None
+        if numerics == Numerics.PYTORCH and gate_up.dtype == torch.float32 and gate_up.stride(1) == 1:
+            out = silu_and_pack(gate_up, target, wrong)
+        else:
+            pack_rows(gate, spec.active_above, target, wrong)
+        counters[layer] += WRITE + len(gate)
+        return out
 
-    def store_packed(self, layer: int, packed: NDArray[np.uint8], nonfinite: NDArray[np.bool_]) -> None:
-        """Store packed signs, uint8 (rows, neuron_bytes), and which rows have a nonfinite gate, bool (rows,)."""
-        if self._host is None:
-            raise RuntimeError(f"the host can only write to buffers on the CPU; this one is on {self.masks.device}")
-        masks, counters, flags = self._host
+    def store_packed(self, layer: int, packed: NDArray[np.uint8], nonfinite: NDArray[np.uint8]) -> None:
+        """Store packed signs (rows, neuron_bytes), and flags (rows,), 1 where the gate of a row is not finite."""
+        masks, counters, flags = self._host_arrays()
         rows = packed.reshape(-1, self.top_k, packed.shape[-1]) if self.top_k else packed
         masks[: len(rows), layer] = rows
         if nonfinite.any():
             flags[np.flatnonzero(nonfinite) // max(1, self.top_k), layer] = 1
         counters[layer] += WRITE + len(rows)
+
+    def _host_arrays(self) -> tuple[NDArray[Any], ...]:
+        """Return masks, write counters and flags as NumPy arrays of the same memory."""
+        if self._host is None:
+            raise RuntimeError(f"the host can only write to buffers on the CPU; this one is on {self.masks.device}")
+        return self._host
 
 
 class RouteBuffer:

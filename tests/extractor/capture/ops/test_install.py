@@ -13,8 +13,10 @@ from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.discovery.moe import MoeLayer
+from sparcom_extractor.capture.ops import install
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.captured_activation import CapturedActivation
+from sparcom_extractor.capture.ops.cpu.kernel import silu_lanes
 from sparcom_extractor.capture.ops.install import expected_numerics, expert_numerics, ffn_numerics, install_all
 from sparcom_extractor.capture.ops.step_buffers import WRITE, StepBuffers
 from sparcom_extractor.vllm_surface.activations import is_compiled, is_unquantized, linear_layers
@@ -28,12 +30,16 @@ class SiluAndMul(nn.Module):
         self._forward_method: Any = {
             "cuda": self.forward_cuda,
             "native": self.forward_native,
+            "cpu": self.forward_cpu,
             "compiled": torch.compile(self.forward_native, backend="eager"),
             "hip": lambda x: x,
         }[bound]
 
     def forward_cuda(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+    def forward_cpu(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_native(x)
 
     def forward_native(self, x: torch.Tensor) -> torch.Tensor:
         neurons = x.shape[-1] // 2
@@ -97,6 +103,36 @@ def test_the_kernels_output_is_used_where_it_was_found_equal() -> None:
     assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 0) == Numerics.VLLM_KERNEL
     assert ffn_numerics(ffn_of("native"), torch.bfloat16, compiled=True, compare=lambda *_: 0) == Numerics.INDUCTOR
     assert ffn_numerics(ffn_of("cuda"), torch.bfloat16, compiled=False, compare=lambda *_: 1) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "dtype", "compiled", "spec", "lanes", "numerics"),
+    [
+        ("cpu", torch.float32, False, SILU, 16, Numerics.PYTORCH),
+        ("native", torch.float32, False, SILU, 8, Numerics.PYTORCH),
+        ("cpu", torch.float32, False, SILU, 0, None),
+        ("cpu", torch.bfloat16, False, SILU, 16, None),
+        ("cpu", torch.float32, True, SILU, 16, None),
+        ("compiled", torch.float32, False, SILU, 16, None),
+        ("cuda", torch.float32, False, SILU, 16, None),
+        ("cpu", torch.float32, False, ActivationSpec("gelu"), 16, None),
+        ("cpu", torch.float32, False, ActivationSpec("silu", "second"), 16, None),
+    ],
+)
+def test_on_a_cpu_the_kernel_computes_eager_silu_in_float32(
+    bound: str,
+    dtype: torch.dtype,
+    compiled: bool,
+    spec: ActivationSpec,
+    lanes: int,
+    numerics: Numerics | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Compiled code, other activations, 16-bit numbers, and processors with unknown vectors run vLLM's module."""
+    monkeypatch.setattr(install, "silu_lanes", lambda: lanes)
+    ffn = ffn_of(bound, spec=spec)
+    compare = never if numerics is None else lambda *_: 0
+    assert ffn_numerics(ffn, dtype, compiled=compiled, cuda=False, compare=compare) == numerics
 
 
 def test_a_failed_comparison_limits_capture_to_signs(caplog: pytest.LogCaptureFixture) -> None:
@@ -207,14 +243,16 @@ def test_experts_that_cannot_be_compared_are_not_trusted(caplog: pytest.LogCaptu
     assert "comparison failed: RuntimeError: no such kernel" in caplog.text
 
 
-def test_on_the_cpu_every_layer_calls_its_own_module() -> None:
-    """On the CPU, each FFN has its own replacement, which returns the module's output."""
+@pytest.mark.parametrize("lanes", [0, silu_lanes()])
+def test_on_the_cpu_every_layer_returns_its_modules_output(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each FFN has its own replacement. The kernel computes the same output where it knows the processor."""
+    monkeypatch.setattr(install, "silu_lanes", lambda: lanes)
     ffns = [ffn_of("native"), ffn_of("native")]
     own = [ffn.parent.act for ffn in ffns]
     buffers = StepBuffers(4, Widths(range(2), 8), torch.device("cpu"))
     assert buffers.dense is not None
     mode = install_all(nn.Module(), Findings(ffns, []), buffers, torch.float32)
-    assert mode == f"module-{buffers.dense.number}"
+    assert mode == f"{'pytorch' if lanes else 'module'}-{buffers.dense.number}"
     gate_up = torch.randn(3, 16)
     for ffn, module in zip(ffns, own, strict=True):
         assert isinstance(ffn.parent.act, CapturedActivation)

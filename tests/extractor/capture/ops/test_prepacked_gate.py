@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.ops import prepacked_gate
-from sparcom_extractor.capture.ops.prepacked_gate import PrepackedGate, check_packing
+from sparcom_extractor.capture.ops.cpu import prepacked_gate
+from sparcom_extractor.capture.ops.cpu.prepacked_gate import PrepackedGate, check_packing
 
 
 def packed_by_vllm(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

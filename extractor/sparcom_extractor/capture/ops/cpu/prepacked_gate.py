@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparcom_data.errors import UnsupportedModelError
 from sparcom_data.schema import mask_bytes
-from sparcom_extractor.capture.ops.activation_reference import nonfinite_rows, pack_signs
+from sparcom_extractor.capture.ops.cpu.kernel import pack_rows
 from sparcom_extractor.vllm_surface.moe import prepack_moe_weight
 
 PACKED_ROWS = 16  # rows that vLLM packs together
@@ -32,20 +32,19 @@ class PrepackedGate:
     ) -> None:
         check_packing(packed, isa)
         _, double, hidden = packed.shape
-        self._width, self._bytes, self._active_above = double // 2, mask_bytes(neurons), active_above
+        self._width, self._neurons, self._active_above = double // 2, neurons, active_above
         half = packed.detach()[:, : double // 2].view(len(packed), -1, hidden, PACKED_ROWS)
         self._weights = [
             torch.ops.mkldnn._reorder_linear_weight(expert.mT.reshape(-1, hidden).float(), _BATCH) for expert in half
         ]
         self._biases = [None] * len(packed) if bias is None else list(bias.detach()[:, : double // 2].float())
 
-    def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def masks(self, rows: Tensor, ids: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Compute the signs of the gates of rows (rows, hidden) for the experts `ids` (rows, top_k).
 
-        Return uint8 (rows × top_k, neuron_bytes), in the order of the ids, and bool (rows × top_k,), True if nonfinite.
+        Return uint8 (rows × top_k, neuron_bytes), in the order of the ids, and flags (rows × top_k,), 1 if nonfinite.
         """
         experts = ids.reshape(-1).numpy()
-        masks, nonfinite = np.empty((len(experts), self._bytes), dtype=np.uint8), np.empty(len(experts), dtype=np.bool_)
         order = np.argsort(experts, kind="stable")
         inputs = rows.float()[torch.from_numpy(order // ids.shape[1])]
         parts = torch.split(inputs, np.bincount(experts, minlength=len(self._weights)).tolist())
@@ -54,10 +53,12 @@ class PrepackedGate:
         for part, weight, bias in zip(parts, self._weights, self._biases, strict=True):
             if len(part):
                 products.append(torch.ops.mkldnn._linear_pointwise(part, weight, bias, "none", [], ""))
-        gates = torch.cat(products)
-        masks[order] = pack_signs(gates, self._active_above)[:, : self._bytes]
-        nonfinite[order] = nonfinite_rows(gates)
-        return masks, nonfinite
+        gates = torch.cat(products)[:, : self._neurons]
+        masks = np.empty((len(experts), mask_bytes(self._neurons)), np.uint8)
+        nonfinite = np.zeros(len(experts), np.uint8)
+        pack_rows(gates, self._active_above, masks, nonfinite)
+        places = np.argsort(order)
+        return masks[places], nonfinite[places]
 
 
 def check_packing(packed: Tensor, isa: str) -> None:

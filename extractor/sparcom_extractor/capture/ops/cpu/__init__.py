@@ -1,0 +1,1 @@
+"""What capture does on CPUs only."""
