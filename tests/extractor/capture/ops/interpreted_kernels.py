@@ -4,7 +4,9 @@
 
 This is a separate program, because Triton chooses the interpreter at import and other tests need the compiler. The
 interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9). These
-functions are replaced: transcendentals run in float64, rounded once; bfloat16 is converted as integers.
+functions are replaced: transcendentals run in float64, rounded once; bfloat16 is converted as integers. Older
+interpreters also round `fma` twice (before 3.9) and return NaN from `minimum` and `maximum` of a number and NaN (before
+3.8). Compiled kernels do neither: see `test_compiled_kernels.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 import os
 import random
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
 from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
@@ -77,6 +80,20 @@ def widen(x):  # type: ignore[no-untyped-def]
     return result.to(tl.float32)
 
 
+def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
+    """Multiply and add float32 in float64, which holds the product, and round."""
+    return TensorHandle((x.data.astype(np.float64) * y.data + z.data).astype(np.float32), z.dtype.scalar)
+
+
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+if TRITON < (3, 9):
+    InterpreterBuilder.create_fma = fma
+if TRITON < (3, 8):
+    InterpreterBuilder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
+    InterpreterBuilder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)
+    warnings.filterwarnings(
+        "ignore", "Conversion of an array with ndim > 0", DeprecationWarning
+    )  # of NumPy, for Triton
 activation_kernel.libdevice = SimpleNamespace(  # type: ignore[attr-defined]
     exp=through_float64(np.exp),
     erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
