@@ -151,7 +151,7 @@ class Launches:
         assert all(type(size) is int for size in grid)
 
         def launch(*arguments: Any, **_constants: Any) -> None:
-            assert all(isinstance(item, int | float | torch.Tensor) for item in arguments)
+            assert all(isinstance(item, int | float | str | torch.Tensor | None) for item in arguments)
             self._noted.append(self._name)
 
         return launch

@@ -1,16 +1,19 @@
 """Compile the capture kernels ahead of time, exactly as launches on a device would. Needs no GPU.
 
     python compiled_kernels.py CAPABILITY...
+    python compiled_kernels.py launches
 
 The launch functions run on CPU tensors. A stand-in for the CUDA driver answers Triton's JIT, which then specializes and
 compiles for each capability, such as 90. It keeps the machine code in place of loading it. Triton's wheel carries ptxas
 and the disassembler. Prints JSON, one object per launch: {case, capability, registers, stack, local, sass, ptx}; `sass`
-is a list of instructions without operands, up to the last EXIT.
+is a list of instructions without operands, up to the last EXIT. With `launches` it instead compares launches of kept
+machine code with those of Triton's JIT, and prints how many were equal.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -61,6 +64,7 @@ class Driver:
         self.capability = 0
         self.kernels: list[dict[str, Any]] = []
         self.launched: list[int] = []
+        self.arguments: list[Any] = []  # of the last launch: grid and the kernel's arguments
         self.utils = SimpleNamespace(load_binary=self.load, get_device_properties=self.properties, unload_module=id)
         knobs.runtime.kernel_load_end_hook = self.keep_ptx
 
@@ -77,14 +81,19 @@ class Driver:
         return {"max_shared_mem": BYTES_OF_SHARED_MEMORY}
 
     def load(self, _name: str, cubin: bytes, *_: Any) -> tuple[int, int, int, int, int]:
-        self.kernels.append({"capability": self.capability, **disassembled(cubin)})
+        self.kernels.append({"capability": self.capability, "cubin": cubin})
         return len(self.kernels), len(self.kernels) - 1, 0, 0, 1024
 
     def keep_ptx(self, _module: int, function: int, _name: str, files: dict[str, str], _hash: str) -> None:
         self.kernels[function]["ptx"] = next(Path(path).read_text() for name, path in files.items() if "ptx" in name)
 
     def launcher_cls(self, _source: Any, _metadata: Any) -> Any:
-        return lambda _x, _y, _z, _stream, function, *_: self.launched.append(function)
+        def launch(x: int, y: int, z: int, _stream: int, function: int, *others: Any) -> None:
+            self.launched.append(function)
+            values = [item.data_ptr() if isinstance(item, torch.Tensor) else item for item in others[4:]]
+            self.arguments = [(x, y, z), *values]
+
+        return launch
 
 
 def disassembled(cubin: bytes) -> dict[str, Any]:
@@ -138,17 +147,63 @@ def launch_cases(*, kinds: bool) -> Iterator[str]:
             yield f"topk {str(ids)[6:]} {str(weights)[6:]}" + ("" if logits is None else " logits")
 
 
-def main(capabilities: list[int]) -> None:
+def layouts(shape: tuple[int, int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Yield tensors of a shape: aligned to 16 bytes or not, with several strides."""
+    rows, columns = shape
+    wide = torch.zeros((rows + 1, 4 * columns + 16), dtype=dtype)
+    yield torch.zeros(shape, dtype=dtype)
+    yield wide[1:, :columns]
+    yield wide[:rows, 1 : columns + 1]
+    yield wide[:rows, : 2 * columns : 2]
+    yield torch.zeros(rows * columns + 1, dtype=dtype)[1:].view(shape)
+    yield wide.flatten()[: rows * columns].view(columns, rows).t()
+
+
+def compare_launches(stand_in: Driver) -> int:
+    """Launch each case with the kernels kept so far, through the JIT alone, and with what it made. Return the cases."""
+    cases: list[tuple[MaskBuffer | RouteBuffer, Any]] = []
+    for top_k, dtype in ((0, torch.bfloat16), (0, torch.float32), (2, torch.bfloat16)):
+        buffer = MaskBuffer(176, top_k, torch.zeros(4, dtype=torch.int64), torch.zeros((32, 4), dtype=torch.uint8))
+        for rows, numerics in itertools.product((2, 16), (Numerics.INDUCTOR, None)):
+            for gate_up, index in itertools.product(layouts((rows, 352), dtype), torch.arange(2)):
+                out = None if numerics is None else next(layouts((rows, 176), dtype))
+                launch = functools.partial(gated_activation, gate_up, index, buffer, SILU, numerics, out)
+                cases.append((buffer, launch))
+    routes = RouteBuffer(4, torch.zeros(24, dtype=torch.int64), torch.zeros((32, 24), dtype=torch.uint8))
+    for rows, ids, scale in itertools.product((1, 16), (torch.int32, torch.int64), (1, 2.5)):
+        few = (None, torch.zeros((rows, 60)))
+        for weights, logits in itertools.product(layouts((rows, 4), torch.float32), few):
+            chosen = torch.zeros((rows, 4), dtype=ids)
+            cases.append((routes, functools.partial(launch_topk, routes, rows, chosen, weights, scale, logits)))
+    for buffer, launch in cases:
+        seen = []
+        kept = buffer.kernels
+        for buffer.kernels in (kept, {}, kept):
+            launch()
+            seen.append((stand_in.launched[-1], stand_in.arguments))
+        assert seen[0] == seen[1] == seen[2], seen
+        assert len(kept) > 0
+    return len(cases)
+
+
+def main(capabilities: list[str]) -> None:
     stand_in = Driver()
     driver.set_active(stand_in)
+    if capabilities == ["launches"]:
+        stand_in.capability = 90
+        print(compare_launches(stand_in))  # noqa: T201
+        return
     records = []
-    for stand_in.capability in capabilities:
+    for stand_in.capability in map(int, capabilities):
         for case in launch_cases(kinds=stand_in.capability == 90):
             (function,) = stand_in.launched
-            records.append({"case": case, **stand_in.kernels[function]})
+            kernel = stand_in.kernels[function]
+            if "cubin" in kernel:
+                kernel |= disassembled(kernel.pop("cubin"))
+            records.append({"case": case, **kernel})
             stand_in.launched.clear()
     print(json.dumps(records))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main([int(capability) for capability in sys.argv[1:]])
+    main(sys.argv[1:])
