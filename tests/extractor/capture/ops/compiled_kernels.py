@@ -7,7 +7,7 @@ The launch functions run on CPU tensors. A stand-in for the CUDA driver answers 
 compiles for each capability, such as 90. It keeps the machine code in place of loading it. Triton's wheel carries ptxas
 and the disassembler. Prints JSON, one object per launch: {case, capability, registers, stack, local, sass, ptx}; `sass`
 is a list of instructions without operands, up to the last EXIT. With `launches` it instead compares launches of kept
-machine code with those of Triton's JIT, and prints how many were equal.
+machine code with those of Triton's JIT, and prints how many were equal, and how many kernels steps compiled.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
+from sparcom_extractor.capture.ops import count_kernel
 from sparcom_extractor.capture.ops.activation_kernel import gated_activation
 from sparcom_extractor.capture.ops.activation_reference import FUSED, Numerics
-from sparcom_extractor.capture.ops.count_kernel import add_counts, split_runs
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
 from sparcom_extractor.capture.ops.topk_kernel import launch_topk
 
@@ -96,6 +97,19 @@ class Driver:
         return launch
 
 
+class Immediate:
+    """A transfer queue whose device is the host."""
+
+    def upload(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values)
+
+    def launch(self, work: Any) -> None:
+        work()
+
+    def send(self, *_: Any) -> None:
+        """Drop the data."""
+
+
 def disassembled(cubin: bytes) -> dict[str, Any]:
     """Return the resources and the instructions of machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -136,15 +150,35 @@ def launch_cases(*, kinds: bool) -> Iterator[str]:
             if spec.kind in FUSED[numerics]:
                 yield launch_activation(11008, 32, 0, torch.bfloat16, numerics, spec)
     for neurons, layers in ((11008, 32), (1003, 4)):
-        tiles = torch.from_numpy(split_runs(np.array([0]), np.array([8]), np.array([0])))
-        masks = torch.zeros((8, layers, -(-neurons // 8)), dtype=torch.uint8)
-        add_counts(masks, tiles, torch.zeros((2, layers, neurons), dtype=torch.int32))
+        buffer = MaskBuffer(neurons, 0, torch.zeros(layers), torch.zeros((8, layers), dtype=torch.uint8))
+        counters = DeviceCounters(buffer, Immediate(), 2)  # type: ignore[arg-type]
+        tiles, slots = torch.zeros((1, 3), dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+        counters.allocate()
+        count_kernel.add_counts(buffer.masks, tiles, counters.counts)
         yield f"counts {neurons}"
+        count_kernel.add_packed(buffer.masks, tiles, counters.packed)
+        yield f"packed {neurons}"
+        count_kernel.flush_packed(counters.packed, counters.counts, slots)
+        yield f"flush {neurons}"
     for ids, weights in ((torch.int32, torch.float32), (torch.int64, torch.bfloat16), (torch.uint32, torch.float16)):
         for logits in (None, torch.zeros((8, 60))):
             routes = RouteBuffer(4, torch.zeros(24, dtype=torch.int64), torch.zeros((8, 24), dtype=torch.uint8))
             launch_topk(routes, 3, torch.zeros((8, 4), dtype=ids), torch.zeros((8, 4), dtype=weights), 1.5, logits)
             yield f"topk {str(ids)[6:]} {str(weights)[6:]}" + ("" if logits is None else " logits")
+
+
+def compiled_in_steps(stand_in: Driver) -> int:
+    """Count prompts and decode steps; return how many kernels are compiled after the counters are made."""
+    buffer = MaskBuffer(176, 0, torch.zeros(3), torch.zeros((600, 3), dtype=torch.uint8))
+    counters = DeviceCounters(buffer, Immediate(), 2)  # type: ignore[arg-type]
+    counters.allocate()
+    before = len(stand_in.kernels)
+    slots = counters.take(2)
+    for lengths in ((300, 1), (64, 16), *((1, 1),) * 300):
+        counters.add_rows(np.array([0, lengths[0]]), np.array(lengths), slots)
+    counters.send(int(slots[0]), lambda *_: None)
+    assert len(set(stand_in.launched)) == before == 3, "all three kernels run"
+    return len(stand_in.kernels) - before
 
 
 def layouts(shape: tuple[int, int], dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -191,17 +225,16 @@ def main(capabilities: list[str]) -> None:
     driver.set_active(stand_in)
     if capabilities == ["launches"]:
         stand_in.capability = 90
-        print(compare_launches(stand_in))  # noqa: T201
+        late = compiled_in_steps(stand_in)
+        print(json.dumps({"compiled in steps": late, "equal": compare_launches(stand_in)}))  # noqa: T201
         return
     records = []
     for stand_in.capability in map(int, capabilities):
         for case in launch_cases(kinds=stand_in.capability == 90):
-            (function,) = stand_in.launched
-            kernel = stand_in.kernels[function]
+            kernel = stand_in.kernels[stand_in.launched[-1]]
             if "cubin" in kernel:
                 kernel |= disassembled(kernel.pop("cubin"))
             records.append({"case": case, **kernel})
-            stand_in.launched.clear()
     print(json.dumps(records))  # noqa: T201
 
 
