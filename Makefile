@@ -36,10 +36,10 @@ demo-moe: setup  ## Run four models: dense and MoE, each before and after fine-t
 	$(ACTIVATE)
 
 test: model  ## Run the tests (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest -m "not gpu and not slow" $(TEST_PROCESSES) $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu and not aot and not slow" $(TEST_PROCESSES) $(ARGS)
 
 test-all: model  ## Run also the slow tests: one engine per model family and per page of the documentation
-	@$(BIN)/python -m pytest -m "not gpu" $(TEST_PROCESSES) $(ARGS)
+	@$(BIN)/python -m pytest -m "not gpu and not aot" $(TEST_PROCESSES) $(ARGS)
 
 test-gpu: setup  ## Run the tests that need a CUDA device; without one they are reported as skipped
 	@$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)

@@ -6,6 +6,8 @@ An engine belongs to the loop that started it. Tests are plain functions and run
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -22,6 +24,7 @@ from sparcom_hexainst.build.synthetic import synthetic_instructions
 
 MAX_ENGINES = 4  # a tiny one takes about 1.7 GiB and starts in 15 to 25 s
 DEMO_MODEL = Path("models/smollm2-135m-instruct")
+TRITON_VERSIONS = ("3.6.0", "3.8.0")  # of vLLM 0.24 and 0.33, fetched by `.ci/aot`
 
 
 class Loop:
@@ -76,6 +79,19 @@ def loop() -> Iterator[Loop]:
     loop = Loop()
     yield loop
     loop.close()
+
+
+@pytest.fixture(
+    scope="session", params=["installed", *(pytest.param(name, marks=pytest.mark.aot) for name in TRITON_VERSIONS)]
+)
+def triton_environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return environment variables of a process that imports one version of Triton."""
+    if request.param == "installed":
+        return dict(os.environ)
+    folder = Path(f".cache/triton/{request.param}-{sys.implementation.cache_tag}").absolute()
+    if not folder.is_dir():
+        pytest.skip(f"Triton {request.param} is not on disk: `.ci/aot` fetches it")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.fixture(scope="session")

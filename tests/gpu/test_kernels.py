@@ -14,7 +14,7 @@ import torch
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec, spec_of
 from sparcom_extractor.capture.ops.activation_reference import Numerics, nonfinite_rows, pack_signs
 from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
-from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
+from sparcom_extractor.capture.ops.count_kernel import check_tiles, split_runs
 from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, RouteBuffer
 from sparcom_extractor.capture.ops.topk_reference import store_topk
 
@@ -270,17 +270,25 @@ def test_too_many_rows_are_refused_before_the_launch() -> None:
 
 
 def test_counts_on_the_device_equal_the_cpu_references() -> None:
-    """The case has LLaMA-2-7B's width and 3,000 rows in runs of all lengths, several sharing a slot."""
-    from sparcom_extractor.capture.ops.count_kernel import add_counts
+    """The case has LLaMA-2-7B's width and 3,000 rows in runs of all lengths, several sharing a slot. Packed counters
+    take up to 255 full rows, and a flush moves them."""
+    from sparcom_extractor.capture.ops.count_kernel import DEVICE, REFERENCE
 
     generator = torch.Generator().manual_seed(5)
     masks = torch.randint(0, 256, (3000, 3, WIDTH // 8), generator=generator, dtype=torch.uint8)
     masks[:600] = 255
     length = np.array([1, 599, 1, 2, 397, 256, 257, 1487])
-    tiles = split_runs(np.cumsum(length) - length, length, np.array([0, 1, 2, 2, 3, 1, 0, 3]))
-    check_tiles(tiles, 3000, 4)
-    expected = torch.zeros((4, 3, WIDTH), dtype=torch.int32)
-    found = expected.cuda()
-    add_counts(masks.cuda(), torch.from_numpy(tiles).cuda(), found)
-    add_counts_reference(masks, torch.from_numpy(tiles), expected)
-    assert torch.equal(found.cpu(), expected)
+    tiles = torch.from_numpy(split_runs(np.cumsum(length) - length, length, np.array([0, 1, 2, 2, 3, 1, 0, 3])))
+    few = torch.tensor([[0, 128, 2], [128, 127, 2], [600, 1, 0], [7, 64, 1]], dtype=torch.int32)
+    check_tiles(tiles.numpy(), 3000, 4)
+    found = []
+    for device, kernels in (("cuda", DEVICE), ("cpu", REFERENCE)):
+        counts = torch.zeros((4, 3, WIDTH), dtype=torch.int32, device=device)
+        packed = torch.zeros((4, 3, 2, WIDTH // 8, 4), dtype=torch.uint8, device=device)
+        kernels.add(masks.to(device), tiles.to(device), counts)
+        kernels.add_packed(masks.to(device), few.to(device), packed)
+        kernels.flush(packed, counts, torch.tensor([2, 0], device=device))
+        found.append((counts.cpu(), packed.cpu()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1][1].any(), "slot 1 was not flushed"

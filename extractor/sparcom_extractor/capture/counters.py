@@ -1,13 +1,16 @@
 """Count on the device how often each neuron is active, per running instruction.
 
 After every step, the new rows of a request are added to its counter on the step's stream, before the next step
-overwrites the masks. When the request ends, its counts go to the transfer queue and the counter becomes free. The
-mask of its last row goes with the counts: if the engine ran one step past the end, the writer subtracts that row.
+overwrites the masks. Few rows, as in decode steps, go to 8-bit counters. These are flushed to the 32-bit ones before
+they can overflow, and before a counter is sent. When the request ends, its counts go to the transfer queue and the
+counter becomes free. The mask of its last row goes with the counts: if the engine ran one step past the end, the writer
+subtracts that row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,35 +20,47 @@ from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.capture.transfer.queue import Deliver
 
+if TYPE_CHECKING:
+    from sparcom_extractor.capture.ops.count_kernel import CountKernels
+
 SPARE_COUNTERS = 16
-AddCounts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+MAX_ROWS_IN_8_BITS = 64  # per request and step; for more, a flush costs more traffic than it saves
 
 
 class DeviceCounters:
     """Counters of a dense model for `requests` running requests. buffer: its masks.
 
-    counts: int32 (counters, layers, neurons). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
-    add_counts: kernel that adds tiles of masks to counts; defaults to the Triton kernel.
+    counts: int32 (counters, layers, neurons). packed: 8-bit counters, see `count_kernel`; uint8 (counters, layers, 2,
+    neuron_bytes, 4). last: uint8 (counters, layers, neuron_bytes). Empty until `allocate`.
+    kernels: functions that count; default to the Triton kernels.
     """
 
     def __init__(
-        self, buffer: MaskBuffer, queue: DeviceTransferQueue, requests: int, add_counts: AddCounts | None = None
+        self, buffer: MaskBuffer, queue: DeviceTransferQueue, requests: int, kernels: CountKernels | None = None
     ) -> None:
         from sparcom_extractor.capture.ops import count_kernel  # needs Triton
 
         self._buffer, self._queue, self._kernel = buffer, queue, count_kernel
-        self._add_counts: AddCounts = add_counts or count_kernel.add_counts
+        self._kernels: CountKernels = kernels or count_kernel.DEVICE
         self._size = requests + SPARE_COUNTERS
         self._free: list[int] = []
-        self.counts = self.last = torch.empty(0)
+        self._packed_rows = np.zeros(self._size, dtype=np.int64)  # rows in `packed`, at most MAX_PACKED
+        self.counts = self.packed = self.last = torch.empty(0)
 
     def allocate(self) -> None:
-        """Allocate the counters once, for the first session that counts. Raises torch.OutOfMemoryError without room."""
+        """Allocate the counters and compile the kernels once, for the first session that counts: no step may wait for a
+        compiler. Raises torch.OutOfMemoryError without room."""
         if not len(self.counts):
             masks, shape = self._buffer.masks, (self._size, self._buffer.masks.shape[1])
             counts = torch.zeros((*shape, self._buffer.neurons), dtype=torch.int32, device=masks.device)
+            packed = torch.zeros((*shape, 2, masks.shape[2], 4), dtype=torch.uint8, device=masks.device)
             self.last = torch.zeros((*shape, masks.shape[2]), dtype=torch.uint8, device=masks.device)
-            self.counts, self._free = counts, list(range(self._size))
+            self.counts, self.packed, self._free = counts, packed, list(range(self._size))
+            tile = torch.zeros((1, 3), dtype=torch.int32, device=masks.device)  # no rows, counter 0
+            slot = torch.zeros(1, dtype=torch.int64, device=masks.device)
+            self._queue.launch(lambda: self._kernels.add(masks, tile, counts))
+            self._queue.launch(lambda: self._kernels.add_packed(masks, tile, packed))
+            self._queue.launch(lambda: self._kernels.flush(packed, counts, slot))
 
     def take(self, number: int) -> NDArray[np.int64]:
         """Return `number` zeroed counters: int64 (number,), indices."""
@@ -57,6 +72,8 @@ class DeviceCounters:
         counters = np.array([self._free.pop() for _ in range(number)], dtype=np.int64)
         uploaded = self._queue.upload(counters)
         self._queue.launch(lambda: self.counts.index_fill_(0, uploaded, 0))
+        self._queue.launch(lambda: self.packed.index_fill_(0, uploaded, 0))
+        self._packed_rows[counters] = 0
         return counters
 
     def give_back(self, counter: int) -> None:
@@ -65,10 +82,24 @@ class DeviceCounters:
 
     def add_rows(self, first: NDArray[np.int64], rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
         """Add rows [first, first + rows) of the step to the counters; int64 (n,) each."""
-        tiles = self._kernel.split_runs(first, rows, counters)
-        self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
-        uploaded = self._queue.upload(tiles)
-        self._queue.launch(lambda: self._add_counts(self._buffer.masks, uploaded, self.counts))
+        total = np.bincount(counters, rows, self._size).astype(np.int64)
+        few = (total > 0) & (total <= MAX_ROWS_IN_8_BITS)
+        self._flush(np.flatnonzero(few & (self._packed_rows + total > self._kernel.MAX_PACKED)))
+        self._packed_rows[few] += total[few]
+        for runs, add, target in (
+            (few[counters], self._kernels.add_packed, self.packed),
+            (~few[counters], self._kernels.add, self.counts),
+        ):
+            tiles = self._kernel.split_runs(first[runs], rows[runs], counters[runs])
+            self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
+            if len(tiles):
+                self._queue.launch(partial(add, self._buffer.masks, self._queue.upload(tiles), target))
+
+    def _flush(self, counters: NDArray[np.int64]) -> None:
+        """Move the 8-bit counts to the 32-bit counters: int64 (n,), each once."""
+        if len(counters):
+            self._queue.launch(partial(self._kernels.flush, self.packed, self.counts, self._queue.upload(counters)))
+            self._packed_rows[counters] = 0
 
     def keep_last(self, rows: NDArray[np.int64], counters: NDArray[np.int64]) -> None:
         """Store the masks of these rows of the step in `last` of the counters; int64 (n,) each."""
@@ -77,4 +108,6 @@ class DeviceCounters:
 
     def send(self, counter: int, deliver: Deliver) -> None:
         """Send a counter: [counts (layers, neurons), last (layers, neuron_bytes)]."""
+        if self._packed_rows[counter]:
+            self._flush(np.array([counter], dtype=np.int64))
         self._queue.send([self.counts[counter], self.last[counter]], deliver)

@@ -7,7 +7,7 @@ from typing import Any
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from sparcom_extractor.capture.counters import DeviceCounters
-from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.count_kernel import REFERENCE
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
 from sparcom_extractor.worker.gpu import DeviceCaptureMixin
@@ -35,4 +35,4 @@ class RehearsalWorker(DeviceCaptureMixin, LateWorker):
 
     def _make_counters(self, buffer: MaskBuffer, queue: DeviceTransferQueue) -> DeviceCounters:
         requests = self.vllm_config.scheduler_config.max_num_seqs
-        return DeviceCounters(buffer, queue, requests, add_counts=add_counts_reference)
+        return DeviceCounters(buffer, queue, requests, kernels=REFERENCE)

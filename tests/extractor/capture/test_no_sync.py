@@ -19,6 +19,7 @@ from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops import activation_kernel, captured_activation, topk_kernel
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
+from sparcom_extractor.capture.ops.count_kernel import CountKernels
 from sparcom_extractor.capture.ops.experts import install_experts
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
 from sparcom_extractor.capture.step import StepCapture
@@ -110,7 +111,7 @@ def capture(request: pytest.FixtureRequest) -> Iterator[StepCapture]:
         queue = DeviceTransferQueue(Streams(), ring_bytes=size, pinned_bytes=size)
         counters = None
         if buffers.dense is not None and not moe:
-            counters = DeviceCounters(buffers.dense, queue, 8, add_counts=lambda *_: None)
+            counters = DeviceCounters(buffers.dense, queue, 8, kernels=CountKernels(*[lambda *_: None] * 3))
             counters.allocate()
         capture = StepCapture(buffers, queue, counters)
         for name in ("token", "count"):
@@ -151,7 +152,7 @@ class Launches:
         assert all(type(size) is int for size in grid)
 
         def launch(*arguments: Any, **_constants: Any) -> None:
-            assert all(isinstance(item, int | float | torch.Tensor) for item in arguments)
+            assert all(isinstance(item, int | float | str | torch.Tensor | None) for item in arguments)
             self._noted.append(self._name)
 
         return launch

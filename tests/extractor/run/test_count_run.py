@@ -23,7 +23,7 @@ from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.testing import random_attributes
 from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.describe import Widths
-from sparcom_extractor.capture.ops.count_kernel import add_counts_reference
+from sparcom_extractor.capture.ops.count_kernel import REFERENCE
 from sparcom_extractor.capture.ops.step_buffers import WRITE, MaskBuffer, StepBuffers
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.device import DeviceTransferQueue
@@ -69,7 +69,7 @@ class Lagging:
         self.launch = self.device.launch
 
     def counters(self, buffer: MaskBuffer) -> Any:
-        counters = DeviceCounters(buffer, self.queue, CONCURRENT, add_counts=add_counts_reference)
+        counters = DeviceCounters(buffer, self.queue, CONCURRENT, kernels=REFERENCE)
         counters.allocate()
         return counters
 

@@ -18,6 +18,7 @@ token, row r is entry r % top_k of token r // top_k. The kernel compiles once fo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -26,11 +27,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDAOptions
+from triton.compiler import CompiledKernel
 from triton.language.extra import libdevice
 
 from sparcom_extractor.capture.discovery.activations import ActivationSpec
 from sparcom_extractor.capture.ops.activation_reference import Numerics
-from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
+from sparcom_extractor.capture.ops.step_buffers import Kept, MaskBuffer
 
 _BLOCKS = (1024, 512, 256)  # neurons per program; a thread has 8: it loads 16 bytes of bfloat16 and packs one byte
 _MIN_BUSY = 0.85  # fraction of threads with neurons, above which a larger block is better than fewer idle threads
@@ -97,10 +99,9 @@ def _output(
 def _gated_activation_kernel(
     gate_up, out, masks, write_counters, nonfinite, layer,
     rows, neurons, gate_offset, up_offset, row_stride, column_stride, mask_stride, layer_stride, flag_stride,
-    TOP_K: tl.constexpr, NUMERICS: tl.constexpr, KIND: tl.constexpr, ACTIVE_ABOVE: tl.constexpr,
-    THRESHOLD: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, INVERSE_BETA: tl.constexpr,
-    LINEAR_BETA: tl.constexpr, INVERSE_LINEAR_BETA: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOP_K: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, ACTIVE_ABOVE: tl.constexpr,
+    THRESHOLD: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, NUMERICS: tl.constexpr,
+    INVERSE_BETA: tl.constexpr, LINEAR_BETA: tl.constexpr, INVERSE_LINEAR_BETA: tl.constexpr,
 ):  # fmt: skip
     """Process one block of a row as (bytes, 8): each thread holds and packs the eight neurons of a byte."""
     row = tl.program_id(0).to(tl.int64)
@@ -136,6 +137,33 @@ def _gated_activation_kernel(
         tl.store(write_counters + index, tl.load(write_counters + index) + (1 << 32) + (rows // TOP_K).to(tl.int64))
 
 
+def aligned(*tensors: Tensor) -> tuple[bool, ...]:
+    """Return which tensors start at a multiple of 16 bytes, as Triton's JIT specializes."""
+    return tuple(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+
+
+def launch(
+    kernel: Any,
+    kept: Kept,
+    key: tuple[Any, ...],
+    grid: tuple[int, int, int],
+    arguments: tuple[Any, ...],
+    make_rest: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
+) -> None:
+    """Launch on the current stream with the machine code in `kept`: the JIT's look-up costs several times a launch.
+    key: all that the JIT specializes on and that may vary among launches that share `kept`. A new key goes to the JIT.
+    arguments: the kernel's first ones. make_rest: returns the others, fixed for the key, and options for Triton."""
+    found = kept.get(key)
+    if found is not None:
+        compiled, rest = found
+        compiled[grid](*arguments, *rest)
+        return
+    rest, options = make_rest()
+    compiled = kernel[grid](*arguments, *rest, **options)
+    if isinstance(compiled, CompiledKernel):  # the interpreter returns nothing
+        kept[key] = compiled, rest
+
+
 def gated_activation(
     gate_up: Tensor,
     index: Tensor,
@@ -147,26 +175,36 @@ def gated_activation(
     """Run the kernel on the current stream for rows that fit. Return f(gate)·g(up), or None without numerics.
     gate_up: (rows, 2·neurons), float32, bfloat16 or float16, any strides. index: layer index, one int64 on the device.
     out: receives the result, (rows, neurons), contiguous, of the dtype of `gate_up`; allocated if None."""
-    masks, nonfinite = buffer.masks, buffer.nonfinite
     rows, neurons = gate_up.shape[0], gate_up.shape[1] // 2
     if out is None and numerics is not None:
         out = gate_up.new_empty((rows, neurons))
-    block = block_size(neurons)
-    row_stride, column_stride = gate_up.stride()
+    target, strides = gate_up if out is None else out, gate_up.stride()
+    launch(
+        _gated_activation_kernel,
+        buffer.kernels,
+        (spec, numerics, gate_up.dtype, target.dtype, neurons, strides, aligned(gate_up, target, index)),
+        (max(rows, 1), -(-neurons // block_size(neurons)), 1),
+        (gate_up, target, buffer.masks, buffer.write_counters, buffer.nonfinite, index, rows),
+        lambda: _rest(neurons, strides, buffer, spec, numerics),
+    )
+    return out
+
+
+def _rest(
+    neurons: int, strides: tuple[int, ...], buffer: MaskBuffer, spec: ActivationSpec, numerics: Numerics | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the kernel's arguments after `rows`, and options for Triton."""
+    row_stride, column_stride = strides
     second = column_stride * (1 if spec.layout == "interleaved" else neurons)
     gate_offset, up_offset = (second, 0) if spec.layout == "second" else (0, second)
     neuron_stride = column_stride * (2 if spec.layout == "interleaved" else 1)
-    _gated_activation_kernel[(max(rows, 1), triton.cdiv(neurons, block))](
-        *(gate_up, gate_up if out is None else out, masks, buffer.write_counters, nonfinite, index),
-        *(rows, neurons, gate_offset, up_offset, row_stride, neuron_stride),
-        *(masks.stride(0), masks.stride(1), nonfinite.stride(0)),
-        TOP_K=max(1, buffer.top_k),
-        BLOCK=block,
-        num_warps=max(1, block // 256),
-        **constants(spec, numerics),
-        **compiler_options(numerics),
+    block = block_size(neurons)
+    arguments = (
+        *(neurons, gate_offset, up_offset, row_stride, neuron_stride),
+        *(buffer.masks.stride(0), buffer.masks.stride(1), buffer.nonfinite.stride(0)),
+        *(max(1, buffer.top_k), block, *constants(spec, numerics).values()),
     )
-    return out
+    return arguments, {"num_warps": max(1, block // 256), **compiler_options(numerics)}
 
 
 @functools.cache
@@ -180,7 +218,7 @@ def block_size(neurons: int) -> int:
 
 @functools.cache
 def constants(spec: ActivationSpec, numerics: Numerics | None) -> dict[str, Any]:
-    """Return the kernel's constexpr arguments. Reciprocals are computed in float32, as in vLLM's kernels."""
+    """Return the kernel's last arguments, in order. Reciprocals are computed in float32, as in vLLM's kernels."""
     names = ("kind", "active_above", "threshold", "limit", "alpha", "beta")
     beta, linear = spec.beta, spec.linear_beta or 0.0
     return {name.upper(): getattr(spec, name) for name in names} | {

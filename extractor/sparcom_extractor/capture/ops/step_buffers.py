@@ -27,6 +27,7 @@ from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.cpu.kernel import pack_rows, silu_and_pack
 
+Kept = dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]]  # compiled kernels with arguments, see `launch`
 WRITE = 1 << 32
 """A write of n rows adds WRITE + n to the write counter of its layer: one number counts calls and rows."""
 
@@ -57,6 +58,7 @@ class MaskBuffer:
         activations have one row per (token, k), in that order.
     write_counters: int64 (layers,), see `WRITE`. nonfinite: uint8 (max_tokens, layers), 1 where a gate of the row is
         not finite. problem: why a layer could not be captured, or None; its write counter stays unchanged then.
+    kernels: compiled for this buffer's addresses and strides.
     """
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
@@ -66,6 +68,7 @@ class MaskBuffer:
         self.neurons, self.top_k, self.number = neurons, top_k, next(self._numbers)
         self.masks = torch.zeros((*nonfinite.shape, *row), dtype=torch.uint8, device=nonfinite.device)
         self.write_counters, self.nonfinite = write_counters, nonfinite
+        self.kernels: Kept = {}
         self.problem: str | None = None
         arrays = (self.masks, write_counters, nonfinite)
         self._host = tuple(array.numpy() for array in arrays) if nonfinite.device.type == "cpu" else None
@@ -131,6 +134,7 @@ class RouteBuffer:
         self.experts = torch.full(shape, NO_EXPERT, dtype=torch.int32, device=device).to(torch.uint16)
         self.weights = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
         self.write_counters, self.nonfinite = write_counters, nonfinite
+        self.kernels: Kept = {}
         self.problem: str | None = None
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparcom_extractor.capture.ops.activation_kernel import widen
+from sparcom_extractor.capture.ops.activation_kernel import aligned, launch, widen
 from sparcom_extractor.capture.ops.step_buffers import RouteBuffer
 
 _BLOCK = 256  # pairs (row, k) per program
@@ -53,13 +53,14 @@ def launch_topk(
     """Run `store_topk` on a device, after its checks of shapes. Takes any strides."""
     rows, top_k = ids.shape
     read = weights if logits is None else logits
-    programs = max(1, triton.cdiv(rows * top_k, _BLOCK), 0 if logits is None else triton.cdiv(read.numel(), _LOGITS))
+    programs = max(1, -(-rows * top_k // _BLOCK), 0 if logits is None else -(-read.numel() // _LOGITS))
     strides = (*ids.stride(), *weights.stride(), routes.experts.stride(0), routes.nonfinite.stride(0), *read.stride())
-    _store_topk_kernel[(programs,)](
-        *(ids, weights, routes.experts, routes.weights, routes.write_counters, routes.nonfinite, read),
-        *(rows, layer, scale, *strides, read.shape[1]),
-        TOP_K=top_k,
-        BLOCK=_BLOCK,
-        LOGITS=0 if logits is None else _LOGITS,
-        enable_fp_fusion=False,  # nothing to fuse; Triton 3.9 warns if unset
+    others = (float(scale), *strides, read.shape[1], top_k, _BLOCK, 0 if logits is None else _LOGITS)
+    launch(
+        _store_topk_kernel,
+        routes.kernels,
+        (ids.dtype, weights.dtype, read.dtype, others, aligned(ids, weights, read)),
+        (programs, 1, 1),
+        (ids, weights, routes.experts, routes.weights, routes.write_counters, routes.nonfinite, read, rows, layer),
+        lambda: (others, {"enable_fp_fusion": False}),  # nothing to fuse; Triton 3.9 warns if unset
     )

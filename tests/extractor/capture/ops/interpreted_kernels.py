@@ -4,7 +4,9 @@
 
 This is a separate program, because Triton chooses the interpreter at import and other tests need the compiler. The
 interpreter lacks libdevice, truncates float32 to bfloat16 and widens subnormal bfloat16 wrongly (Triton 3.9). These
-functions are replaced: transcendentals run in float64, rounded once; bfloat16 is converted as integers.
+functions are replaced: transcendentals run in float64, rounded once; bfloat16 is converted as integers. Older
+interpreters also round `fma` twice (before 3.9) and return NaN from `minimum` and `maximum` of a number and NaN (before
+3.8). Compiled kernels do neither: see `test_compiled_kernels.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 import os
 import random
 import sys
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +25,9 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.activations import ActivationSpec, Kind
 from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
 from sparcom_extractor.capture.ops.activation_kernel import gated_activation
@@ -77,6 +81,20 @@ def widen(x):  # type: ignore[no-untyped-def]
     return result.to(tl.float32)
 
 
+def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
+    """Multiply and add float32 in float64, which holds the product, and round."""
+    return TensorHandle((x.data.astype(np.float64) * y.data + z.data).astype(np.float32), z.dtype.scalar)
+
+
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+if TRITON < (3, 9):
+    InterpreterBuilder.create_fma = fma
+if TRITON < (3, 8):
+    InterpreterBuilder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
+    InterpreterBuilder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)
+    warnings.filterwarnings(
+        "ignore", "Conversion of an array with ndim > 0", DeprecationWarning
+    )  # of NumPy, for Triton
 activation_kernel.libdevice = SimpleNamespace(  # type: ignore[attr-defined]
     exp=through_float64(np.exp),
     erf=through_float64(np.vectorize(math.erf, otypes=[np.float64])),
@@ -264,6 +282,48 @@ def check_counts(draw: random.Random) -> None:
     assert torch.equal(found, expected), f"counts differ: {rows} rows, {layers} layers of {neurons}, {tiles.tolist()}"
 
 
+class Immediate:
+    """A transfer queue whose device is the host, without delay."""
+
+    def upload(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values)
+
+    def launch(self, work: Any) -> None:
+        work()
+
+    def send(self, parts: Any, deliver: Any) -> None:
+        deliver([part.clone() for part in parts], None)
+
+
+def check_counters(draw: random.Random) -> None:
+    """Count steps of split prompts and single rows, with counters freed and taken again, against a plain sum."""
+    generator = torch.Generator().manual_seed(draw.getrandbits(31))
+    neurons, layers, rows, requests = draw.choice(WIDTHS[:8]), draw.choice([1, 2]), 300, 2
+    buffer = MaskBuffer(neurons, 0, torch.zeros(layers), torch.zeros((rows, layers), dtype=torch.uint8))
+    counters = DeviceCounters(buffer, Immediate(), requests)  # type: ignore[arg-type]
+    counters.allocate()
+    slots = counters.take(requests)
+    expected = np.zeros((requests, layers, neurons), dtype=np.int64)
+    for step in range(draw.randrange(20, 60)):
+        lengths = [draw.choice([1, 1, 1, 2, 63, 64, 65]) for _ in range(requests)]
+        if step == 5:
+            counters.give_back(int(slots[0]))
+            slots[0] = counters.take(1)[0]
+            expected[0] = 0
+        buffer.masks.random_(0, 256, generator=generator)
+        if draw.random() < 0.8:
+            buffer.masks.fill_(255)  # the largest counts
+        first = np.cumsum([0, *lengths])[:-1]
+        counters.add_rows(first, np.array(lengths), slots)
+        bits = np.unpackbits(buffer.masks.numpy(), axis=-1, bitorder="little")[..., :neurons]
+        for request, (start, length) in enumerate(zip(first, lengths, strict=True)):
+            expected[request] += bits[start : start + length].sum(axis=0, dtype=np.int64)
+    found: list[Any] = []
+    for request, slot in enumerate(slots.tolist()):
+        counters.send(slot, lambda parts, _: found.append(parts[0].numpy()))
+        assert np.array_equal(found.pop(), expected[request]), f"{neurons} neurons, {layers} layers"
+
+
 def check_full_tile() -> None:
     """Count the longest tile of ones, which exceeds an 8-bit counter by one."""
     counts = torch.zeros((1, 1, 9), dtype=torch.int32)
@@ -278,6 +338,8 @@ def main(cases: int, seed: int) -> None:
         seen = {check_activation(draw) for _ in range(cases)}
         for _ in range(cases // 20):
             check_counts(draw)
+        for _ in range(cases // 200):
+            check_counters(draw)
         routes = {check_routes(draw) for _ in range(cases // 10)}
     check_full_tile()
     assert len(routes) > 5 or cases < 1000, f"cases must reach all types: {routes}"

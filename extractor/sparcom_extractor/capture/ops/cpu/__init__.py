@@ -1,1 +1,1 @@
-"""What capture does on CPUs only."""
+"""Kernels that run on CPUs only."""
