@@ -44,7 +44,7 @@ def test_the_launcher_names_the_missing_setup(tmp_path: Path) -> None:
 def checkout(tmp_path: Path) -> Path:
     """Return a folder with .ci/run and with fake commands in bin; make and apt-get only record their calls."""
     script(tmp_path / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
-    for name in ("aot", "reproduce", "wheel", "lowest"):
+    for name in ("contracts", "aot", "reproduce", "wheel", "lowest"):
         script(tmp_path / ".ci" / name, RECORD.format(log=tmp_path / "log"))
     for name in ("bash", "dirname", "basename", "sh"):
         found = shutil.which(name)
@@ -64,7 +64,7 @@ def run_ci(checkout: Path) -> subprocess.CompletedProcess[str]:
 
 
 CHECKS = [
-    *("make --no-print-directory check", "make --no-print-directory test-all ARGS=--strict-skips "),
+    *("make --no-print-directory check", "contracts ", "make --no-print-directory test-all ARGS=--strict-skips "),
     *("aot ", "reproduce ", "wheel ", "lowest "),
 ]
 INSTALL = ["apt-get update -qq", "apt-get install -qq --yes --no-install-recommends chromium"]

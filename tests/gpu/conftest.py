@@ -155,7 +155,7 @@ class Case:
 
     @cached_property
     def forced(self) -> Archive:
-        """Extract the same token ids as prompts: split into several steps, in piecewise graphs."""
+        """Extract the same token ids as prompts: split into several steps, most of them too long for a CUDA graph."""
         return self.extract(self.engine, "forced", self.sequences)
 
     def extract_alone(self) -> Archive:

@@ -65,6 +65,7 @@ class LinearLike(Protocol):
     input_size_per_partition: int
     output_size: int
     quant_method: object
+    return_bias: bool  # whether it returns a pair, output and bias
 
 
 class CompilationConfigLike(Protocol):

@@ -1,10 +1,18 @@
-"""On CUDA, a step never waits for the device. Tensors without values and copies that never end prove it."""
+"""On CUDA, a step never waits for the device. Tensors without values and copies that never end prove it.
+
+Code within a CUDA graph also allocates nothing but its result.
+"""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from pathlib import Path
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +26,7 @@ from sparcom_extractor.capture.discovery.describe import Widths
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops import activation_kernel, captured_activation, topk_kernel
 from sparcom_extractor.capture.ops.activation_reference import Numerics
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
+from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture, capture_projection
 from sparcom_extractor.capture.ops.count_kernel import CountKernels
 from sparcom_extractor.capture.ops.experts import install_experts
 from sparcom_extractor.capture.ops.step_buffers import StepBuffers
@@ -176,6 +184,9 @@ class TritonExperts:
 class SiluAndMul(torch.nn.Module):
     """Named like vLLM's class."""
 
+    def forward(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return gate_up[..., :NEURONS]
+
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -188,33 +199,161 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
+class Replayed:
+    """One MoE layer with shared experts, one dense layer and one quantized layer, on a device without values."""
+
+    def __init__(self, numerics: Numerics | None, device: torch.device = CUDA) -> None:
+        widths = Widths(range(2), NEURONS, range(2), TOP_K, EXPERT_NEURONS, NEURONS)
+        buffers = StepBuffers(ROWS, widths, device)
+        assert buffers.dense is not None
+        assert buffers.routes is not None
+        assert buffers.experts is not None
+        assert buffers.shared is not None
+        self.device = device
+        self.shared = CapturedActivation(LayerCapture(buffers.shared, 1, SiluAndMul(), SILU, Numerics.VLLM_KERNEL))
+        self.dense = CapturedActivation(LayerCapture(buffers.dense, 0, SiluAndMul(), SILU, None))
+        self.quantized = torch.nn.Identity()
+        capture_projection(self.quantized, LayerCapture(buffers.dense, 1, SiluAndMul(), SILU, None))
+        self.experts = TritonExperts()
+        method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=self.experts))
+        self.router = SimpleNamespace(select_experts=lambda **_: None)
+        routed = SimpleNamespace(quant_method=method)
+        runner = SimpleNamespace(routed_experts=routed, activation="silu", router=self.router)
+        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, TOP_K, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
+        install_experts(layer, 1, buffers.routes, buffers.experts, numerics)
+
+    def moe(self, rows: int, ids_dtype: torch.dtype = torch.int32) -> Callable[[], object]:
+        """Return a step's call of router, experts and shared experts; its inputs are made now."""
+        ids = torch.empty(rows, TOP_K, dtype=ids_dtype, device=self.device)
+        weights, logits = torch.empty_like(ids, dtype=torch.float32), torch.empty(rows, EXPERTS, device=self.device)
+        gate_up = torch.empty(rows, 2 * NEURONS, device=self.device)
+
+        def run() -> None:
+            self.router.select_experts(hidden_states=None, router_logits=logits)
+            self.experts.apply(topk_ids=ids, topk_weights=weights)
+            captured_activation._gated_activation(gate_up, self.shared.layer, self.shared.number)
+
+        return run
+
+    def ffns(self, rows: int) -> Callable[[], object]:
+        """Return a step's call of the dense layers, with an input of the shape of vLLM's Transformers backend too."""
+        gate_up = torch.empty(rows, 2 * NEURONS, device=self.device)
+        return lambda: (self.dense(gate_up), self.dense(gate_up[None]), self.quantized(gate_up))
+
+
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
 @pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
 def test_no_moe_layer_waits_for_the_device(launched: list[str], ids_dtype: torch.dtype, numerics: Any) -> None:
     """A layer takes one launch each for routes, experts' gates and shared experts. No value is read. Without the
     kernel's output, vLLM's own activation follows."""
-    widths = Widths(moe_layer_ids=range(2), top_k=TOP_K, expert_neurons=EXPERT_NEURONS, shared_neurons=NEURONS)
     with NoHostReads():
-        buffers = StepBuffers(ROWS, widths, CUDA)
-        assert buffers.routes is not None
-        assert buffers.experts is not None
-        assert buffers.shared is not None
-        shared = CapturedActivation(LayerCapture(buffers.shared, 1, SiluAndMul(), SILU, Numerics.VLLM_KERNEL))
-        experts = TritonExperts()
-        method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=experts))
-        router = SimpleNamespace(select_experts=lambda **_: None)
-        runner = SimpleNamespace(routed_experts=SimpleNamespace(quant_method=method), activation="silu", router=router)
-        layer = MoeLayer(1, "mlp", runner, SILU, EXPERTS, TOP_K, EXPERT_NEURONS, EXPERT_NEURONS, 1.5, None)
-        install_experts(layer, 1, buffers.routes, buffers.experts, numerics)
+        replayed = Replayed(numerics)
         for rows in (1, 7, ROWS):
             launched.clear()
-            ids = torch.empty(rows, TOP_K, dtype=ids_dtype, device=CUDA)
-            router.select_experts(hidden_states=None, router_logits=torch.empty(rows, EXPERTS, device=CUDA))
-            experts.apply(topk_ids=ids, topk_weights=torch.empty(rows, TOP_K, device=CUDA))
-            captured_activation._gated_activation(
-                torch.empty(rows, 2 * NEURONS, device=CUDA), shared.layer, shared.number
-            )
+            replayed.moe(rows, ids_dtype)()
             assert launched == ["routes", "activation", "activation"]
+
+
+class Allocations(TorchDispatchMode):
+    """Collects the operations that return memory which none of their arguments holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {item.untyped_storage()._cdata for item in args if isinstance(item, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.untyped_storage()._cdata not in given:
+            self.found.append((str(func), tuple(result.shape)))
+        return result
+
+
+@pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, None])
+def test_a_replayed_layer_allocates_its_result_only(launched: list[str], numerics: Any) -> None:
+    """A CUDA graph keeps every allocation of its layers. Only the activation output of the fused kernel is one."""
+    replayed = Replayed(numerics)
+    for rows in (1, ROWS):
+        steps = replayed.moe(rows), replayed.ffns(rows)
+        # The stand-in for vLLM's experts makes the first two itself.
+        moe = [(rows * TOP_K, EXPERT_NEURONS), (rows * TOP_K, 2 * EXPERT_NEURONS), (rows, NEURONS)]
+        for run, expected in zip(steps, (moe, []), strict=True):
+            with Allocations() as mode:
+                run()
+            assert [shape for _, shape in mode.found] == expected, mode.found
+
+
+READS = {"item", "tolist", "cpu", "numpy", "nonzero", "unique", "synchronize", "any", "all"}
+ALLOCATES = {"clone", "contiguous", "to", "zeros", "ones", "empty", "full", "tensor", "cat", "stack", "empty_like"}
+CONVERTS = {"int", "float", "bool"}
+
+
+def host_reads(code: str) -> list[str]:
+    """Return the calls of a function that read a tensor's value or allocate, outside of branches for the CPU."""
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "device.type" in (test := ast.unparse(node.test)):
+            for child in node.orelse if "==" in test else node.body:
+                visit(child)
+            return
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).split(".")
+            names = READS | ALLOCATES if len(called) > 1 else CONVERTS
+            if called[-1] in names and not all(isinstance(item, ast.Constant) for item in node.args or [node]):
+                found.append(ast.unparse(node))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    def body(statements: list[ast.stmt]) -> None:
+        for statement in statements:
+            visit(statement)
+            if isinstance(statement, ast.If) and "device.type != 'cpu'" in ast.unparse(statement.test):
+                return  # the rest is for the CPU
+
+    (function,) = ast.parse(textwrap.dedent(code)).body
+    body(function.body if isinstance(function, ast.FunctionDef) else [function])
+    return found
+
+
+def test_replayed_code_never_reads_a_value(launched: list[str]) -> None:
+    """No function of capture that runs in a layer could read a value on the host, in any of its branches."""
+    ran: set[CodeType] = set()
+    ops = Path(captured_activation.__file__).parent
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and Path(frame.f_code.co_filename).parent == ops:
+            ran.add(frame.f_code)
+
+    for numerics in (Numerics.VLLM_KERNEL, None):
+        replayed = Replayed(numerics)
+        steps = replayed.moe(3), replayed.ffns(3)
+        for run in steps:
+            run()  # values that are computed once are cached now
+        sys.setprofile(note)
+        try:
+            for run in steps:
+                run()
+        finally:
+            sys.setprofile(None)
+    names = {code.co_name for code in ran}
+    assert names >= {"hook", "forward", "run_kernel", "captured_apply", "select_experts", "store_topk", "launch_topk"}
+    reads = {code.co_name: host_reads(inspect.getsource(code)) for code in ran if "<" not in code.co_name}
+    assert not {name: found for name, found in reads.items() if found}
+
+
+@pytest.mark.parametrize(
+    ("code", "reads"),
+    [
+        ("def f(x):\n    if x.device.type == 'cpu':\n        return x.item()\n    return x.view(3)", 0),
+        ("def f(x):\n    if x.device.type != 'cpu':\n        return x\n    return x.tolist()", 0),
+        ("def f(x):\n    if x.device.type == 'cpu':\n        pass\n    else:\n        return int(x)", 1),
+        ("def f(x):\n    return bool(x[0]), x.cpu(), torch.zeros(3, device=x.device), x.clone()", 3),
+    ],
+)
+def test_a_read_in_the_source_is_found(code: str, reads: int) -> None:
+    """Reads and allocations count, except in branches for the CPU."""
+    assert len(host_reads(code)) == reads
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

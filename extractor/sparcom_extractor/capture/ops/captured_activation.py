@@ -10,6 +10,9 @@ be cloned, hundreds of megabytes per layer. The layer is a tensor, so all layers
 `sparcom::capture_signs` only captures; the model's own activation runs separately. Its schema declares a mutation of
 `gate_up` that does not happen. Otherwise the compiler would remove an op without a result, or move it after the
 activation that reads `gate_up`.
+
+vLLM fuses some activations with the quantization that follows, by the type of the activation module. There capture
+leaves that module in place and takes the signs behind the projection (`capture_projection`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sparcom_data.errors import UnsupportedModelError
-from sparcom_extractor.capture.discovery.activations import ActivationSpec
+from sparcom_extractor.capture.discovery.activations import ActivationSpec, GatedFFN
 from sparcom_extractor.capture.ops.activation_reference import Numerics
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer
 
@@ -129,3 +132,53 @@ class CapturedActivation(torch.nn.Module):
             torch.ops.sparcom.capture_signs(gate_up, self.layer, self.number)
             result = self.activation(gate_up)
         return result
+
+
+def capture_projection(projection: torch.nn.Module, capture: LayerCapture) -> None:
+    """Capture the signs of the output of a fused gate and up projection, (…, 2·neurons), whoever reads it."""
+
+    def hook(module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        gate_up = output[0] if isinstance(output, tuple) else output
+        torch.ops.sparcom.capture_signs(gate_up, module.sparcom_layer, number)
+
+    number = capture.buffer.number
+    projection.register_buffer("sparcom_layer", capture.index, persistent=False)
+    projection.sparcom_capture = capture  # type: ignore[assignment]  # the registry holds it weakly
+    projection.register_forward_hook(hook)
+
+
+class _CalledError(Exception):
+    """The activation was called, with `args[0]`."""
+
+
+class _Probe(torch.nn.Module):
+    """Replaces a child of an FFN: returns `output`, or raises `_CalledError` with its input."""
+
+    def __init__(self, output: Any = None) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, received: Tensor) -> Any:
+        if self.output is None:
+            raise _CalledError(received)
+        return self.output
+
+
+def feeds_activation(ffn: GatedFFN, projection: torch.nn.Module) -> bool:
+    """Return whether an FFN passes the output of `projection` to its activation unchanged. Runs none of its layers."""
+    parent, gate_up = ffn.parent, torch.empty(1, 2 * ffn.intermediate_size_per_partition, device="meta")
+    names = {child: name for name, child in parent.named_children()}
+    stand_in = _Probe((gate_up, None) if getattr(projection, "return_bias", True) else gate_up)
+    originals = {names[projection]: projection, ffn.attribute: getattr(parent, ffn.attribute)}
+    try:
+        for name, child in ((names[projection], stand_in), (ffn.attribute, _Probe())):
+            setattr(parent, name, child)
+        parent(torch.empty(1, int(projection.input_size), device="meta"))  # type: ignore[arg-type]
+    except _CalledError as called:
+        return called.args[0] is gate_up
+    except Exception:  # noqa: BLE001  an FFN with other arguments, or other code before its activation
+        return False
+    finally:
+        for name, child in originals.items():
+            setattr(parent, name, child)
+    return False

@@ -5,12 +5,15 @@ vLLM's:
 
     1. vLLM bound the forward method `forward_cuda`, its own kernel, or `forward_native`: in a compiled graph on CUDA,
        and run eagerly, in float32, on a CPU whose vectors `cpu.kernel` knows;
-    2. no projection of the FFN is quantized: an activation that is fused with quantization rounds differently;
+    2. no projection of the FFN is quantized;
     3. the outputs are equal on this device and with these versions (`compare.py`).
 
 For MoE experts, vLLM uses its own activation kernel and quantizes in a separate one, so 1 and 2 hold. A clamp limit is
-the exception. In all other cases signs are captured next to the module: correct by construction, but the gate is read
-twice.
+the exception. In all other cases signs are captured next to the module: the gate is read twice.
+
+vLLM may fuse the activation with the quantization of the down projection, which rounds differently. It chooses the
+fused kernel by the type of the activation module. In an FFN with a quantized projection capture therefore keeps that
+module, and takes the signs behind the gate and up projection.
 """
 
 from __future__ import annotations
@@ -24,7 +27,12 @@ from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.discovery.findings import Findings
 from sparcom_extractor.capture.discovery.moe import MoeLayer
 from sparcom_extractor.capture.ops.activation_reference import FUSED, Numerics
-from sparcom_extractor.capture.ops.captured_activation import CapturedActivation, LayerCapture
+from sparcom_extractor.capture.ops.captured_activation import (
+    CapturedActivation,
+    LayerCapture,
+    capture_projection,
+    feeds_activation,
+)
 from sparcom_extractor.capture.ops.compare import Output, count_differences, output_of_experts
 from sparcom_extractor.capture.ops.cpu.kernel import silu_lanes
 from sparcom_extractor.capture.ops.experts import capturable_experts, install_experts
@@ -39,19 +47,26 @@ Compare = Callable[[Output, ActivationSpec, Numerics, torch.dtype], int]
 def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, dtype: torch.dtype) -> str:
     """Install capture in a model before it is compiled; compiled graphs depend on the returned string.
     It names the source of the output per component: "vllm_kernel", "inductor" or "pytorch" (our kernel, with these
-    numerics), "signs" or, on a CPU, "module" (vLLM's code; our kernel captures only) or "gate" (see `install_experts`).
-    dtype: of the projections."""
+    numerics), "signs" or, on a CPU, "module" (vLLM's code; our kernel captures only), "projection" (the same, behind a
+    quantized projection) or "gate" (see `install_experts`). dtype: of the projections."""
     modes = []
     # vLLM runs shared experts within an op that TorchInductor does not trace into.
     dense = ("", found.dense, buffers.dense, is_compiled(model))
     for name, ffns, buffer, compiled in (dense, ("shared-", found.shared, buffers.shared, False)):
         if buffer is not None:
-            cuda = buffer.masks.device.type == "cuda"
-            numerics = ffn_numerics(ffns[0], dtype, compiled=compiled, cuda=cuda)
-            for index, ffn in enumerate(ffns):
+            cuda, sources = buffer.masks.device.type == "cuda", []
+            projections = [quantized_projection(ffn) for ffn in ffns]
+            replaced = [ffn for ffn, projection in zip(ffns, projections, strict=True) if projection is None]
+            fuse = replaced and not any(map(is_quantized, replaced))
+            numerics = ffn_numerics(replaced[0], dtype, compiled=compiled, cuda=cuda) if fuse else None
+            for index, (ffn, projection) in enumerate(zip(ffns, projections, strict=True)):
                 capture = LayerCapture(buffer, index, getattr(ffn.parent, ffn.attribute), ffn.spec, numerics)
-                setattr(ffn.parent, ffn.attribute, CapturedActivation(capture))
-            modes.append(f"{name}{numerics or ('signs' if cuda else 'module')}-{buffer.number}")
+                if projection is None:
+                    setattr(ffn.parent, ffn.attribute, CapturedActivation(capture))
+                else:
+                    capture_projection(projection, capture)
+                sources.append("projection" if projection else numerics or ("signs" if cuda else "module"))
+            modes.append(f"{name}{'/'.join(dict.fromkeys(sources))}-{buffer.number}")
     if buffers.experts is not None and buffers.routes is not None:
         cuda = buffers.experts.masks.device.type == "cuda"
         numerics = expert_numerics(found.moe, dtype) if cuda else None
@@ -59,6 +74,28 @@ def install_all(model: torch.nn.Module, found: Findings, buffers: StepBuffers, d
             mode = install_experts(layer, index, buffers.routes, buffers.experts, numerics)
         modes.append(f"experts-{mode}-{buffers.experts.number}")
     return "+".join(modes)
+
+
+def is_quantized(ffn: GatedFFN) -> bool:
+    """Return whether a projection of the FFN is, or might be, quantized."""
+    return not all(map(is_unquantized, linear_layers(ffn.parent)))
+
+
+def quantized_projection(ffn: GatedFFN) -> torch.nn.Module | None:
+    """Return the gate and up projection of a quantized FFN. None if it is unquantized, or does not pass the output of
+    that projection to its activation unchanged: then the activation is replaced, and vLLM cannot fuse it."""
+    if not is_quantized(ffn):
+        return None
+    double = 2 * ffn.intermediate_size
+    found = [child for child in ffn.parent.children() if getattr(child, "output_size", 0) == double]
+    if len(found) == 1 and feeds_activation(ffn, found[0]):
+        return found[0]
+    logger.warning(
+        "capture replaces the activation of %s, which is quantized: its masks are correct, but vLLM cannot fuse the "
+        "activation with the quantization, and the last bit of its output may differ. Please report the model",
+        ffn.name,
+    )
+    return None
 
 
 def ffn_numerics(
@@ -71,7 +108,7 @@ def ffn_numerics(
         eager = bound_forward(activation) in (("forward_cpu", False), ("forward_native", False)) and not compiled
         known = dtype == torch.float32 and ffn.spec == SILU and ffn.intermediate_size_per_partition >= 8
         numerics = Numerics.PYTORCH if eager and known and silu_lanes() else None
-    if numerics is None or not all(map(is_unquantized, linear_layers(ffn.parent))):
+    if numerics is None or is_quantized(ffn):
         return None
     return _checked(activation, ffn.spec, numerics, dtype, compare)
 

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
+from weakref import finalize
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -42,7 +44,7 @@ class Streams(Protocol):
     """The step's stream and a side stream of one device. Only `Event.synchronize` may block."""
 
     def memory(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the device
-    def pinned(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the host, page-locked
+    def pinned(self, size: int) -> torch.Tensor: ...  # uint8 (size,) on the host, page-locked, no larger
     # Enqueues a copy on the step's stream.
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None: ...
     # Enqueues a copy on the side stream, after all work now on the step's stream; returns the event at its end.
@@ -62,7 +64,12 @@ class CudaStreams:
         return torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def pinned(self, size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        # torch's own pinned memory is rounded up to a power of two, up to twice the size
+        array = np.empty(size, dtype=np.uint8)
+        cudart, address = torch.cuda.cudart(), array.ctypes.data  # type: ignore[no-untyped-call]
+        torch.cuda.check_error(cudart.cudaHostRegister(address, size, 0))
+        finalize(array, cudart.cudaHostUnregister, address).atexit = False  # runs before the memory is freed
+        return torch.from_numpy(array)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source, non_blocking=True)

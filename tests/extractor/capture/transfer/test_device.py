@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -171,10 +172,11 @@ def test_a_transfer_without_parts_keeps_its_order(sender: Callable[..., Sending]
 
 
 class RecordedCuda:
-    """Stands for `torch.cuda`, and records its calls in order."""
+    """Stands for `torch.cuda`, and records its calls in order. status: of `cudaHostRegister`."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 0) -> None:
         self.calls: list[Any] = []
+        self.status = status
 
     def Stream(self, device: Any) -> Any:  # noqa: N802
         return self
@@ -194,6 +196,21 @@ class RecordedCuda:
     def record_event(self, event: Any) -> Any:
         self.calls.append(("record", event))
         return SimpleNamespace(synchronize=lambda: self.calls.append(("synchronize", threading.current_thread().name)))
+
+    def cudart(self) -> Any:
+        return self
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        self.calls.append(("register", address, size, flags))
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", address))
+        return 0
+
+    def check_error(self, status: int) -> None:
+        if status:
+            raise RuntimeError(f"CUDA error {status}")
 
     @contextmanager
     def stream(self, _stream: Any) -> Iterator[None]:
@@ -230,3 +247,43 @@ def test_cuda_streams_copy_in_pieces_behind_the_step(monkeypatch: pytest.MonkeyP
     assert cuda.calls.index(("set_device", device, "sparcom-drain")) < cuda.calls.index(
         ("synchronize", "sparcom-drain")
     )
+
+
+@pytest.mark.parametrize("size", [ALIGNMENT, (1 << 21) + ALIGNMENT])
+def test_pinned_memory_has_the_size_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """CUDA pins the requested bytes, not the next power of two. The last view of the memory keeps it pinned."""
+    cuda = RecordedCuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    memory = CudaStreams(torch.device("cuda", 0)).pinned(size)
+    address = memory.data_ptr()
+    assert (memory.dtype, memory.shape, memory.is_contiguous()) == (torch.uint8, (size,), True)
+    assert cuda.calls == [("register", address, size, 0)]
+    view = memory[8:16].numpy()
+    del memory
+    gc.collect()
+    assert len(cuda.calls) == 1
+    del view
+    gc.collect()
+    assert cuda.calls[1:] == [("unregister", address)]
+
+
+def test_memory_that_cannot_be_pinned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of CUDA ends the start; the memory is not used unpinned."""
+    monkeypatch.setattr(torch, "cuda", RecordedCuda(status=2))
+    with pytest.raises(RuntimeError, match="CUDA error 2"):
+        CudaStreams(torch.device("cuda", 0)).pinned(ALIGNMENT)
+
+
+def test_reported_memory_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`memory` reports the bytes that the device and the host allocated."""
+    device, asked = FakeDevice(), {}
+    for name in ("memory", "pinned"):
+        make = getattr(device, name)
+        monkeypatch.setattr(
+            device, name, lambda size, name=name, make=make: (asked.update({name: size}), make(size))[1]
+        )
+    queue = DeviceTransferQueue(device, ring_bytes=5 * ALIGNMENT + 7, pinned_bytes=9 * ALIGNMENT + 1)
+    assert queue.memory() == {"device_ring_bytes": asked["memory"], "pinned_bytes": asked["pinned"]}
+    assert asked == {"memory": 5 * ALIGNMENT, "pinned": 9 * ALIGNMENT}
+    queue.close()
+    device.close()
