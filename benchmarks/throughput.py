@@ -1,4 +1,4 @@
-"""Tokens per second with and without capture, and of transformers with hooks; memory of the engine's worker.
+"""Tokens per second with and without capture; memory of the engine's worker.
 
 The speed of a shared machine varies. Rounds of vLLM with and without capture therefore alternate, and the ratio is the
 median over rounds. The processes of the other engine are suspended during a measurement.
@@ -15,9 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
 from workload import Workload, describe, many_instructions, peak_mib
 
 from sparcom_data.instructions import Instruction
@@ -27,23 +25,14 @@ from sparcom_extractor.settings import EngineSettings
 from sparcom_verification.selftest import generate
 
 PER_CATEGORY = 25
-BATCH = 8
 MEMORY_COUNTS = (100, 1000)
 
 
 async def measure_throughput(workload: Workload) -> dict[str, Any]:
-    """Measure capture against vLLM alone and against transformers."""
+    """Measure capture against vLLM alone."""
     instructions = workload.instructions(PER_CATEGORY)
     ids = workload.token_ids(instructions)
-    results = await compare_capture(EngineSettings(str(workload.model)), instructions, ids, workload, goal=0.97)
-    single, batched = _transformers(workload.model, ids)
-    tokens, rate = results["tokens"], results["tokens/s, capture and writing"]
-    return results | {
-        "tokens/s, transformers with hooks, single prompts": tokens / single,
-        "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
-        "capture / transformers single prompts (goal 1.8)": rate * single / tokens,
-        "capture / transformers sorted batches (goal 1.2)": rate * batched / tokens,
-    }
+    return await compare_capture(EngineSettings(str(workload.model)), instructions, ids, workload, goal=0.97)
 
 
 async def compare_capture(
@@ -63,9 +52,9 @@ async def compare_capture(
     seconds: dict[str, list[float]] = {"capture": [], "plain": []}
     for number in range(workload.rounds + 1):
         for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
-            with _stopped(processes["plain" if name == "capture" else "capture"]):
+            with stopped(processes["plain" if name == "capture" else "capture"]):
                 if name == "capture":
-                    took = await _extract(engines[name], instructions, workload.output / "round.zarr")
+                    took = await extract(engines[name], instructions, workload.output / "round.zarr")
                 else:
                     took = await _generate(engines[name], ids)
             if number:
@@ -85,7 +74,7 @@ async def compare_capture(
 
 
 @contextmanager
-def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
+def stopped(processes: set[psutil.Process]) -> Iterator[None]:
     """Suspend processes while the block runs."""
     for process in processes:
         process.suspend()
@@ -96,7 +85,7 @@ def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-async def _extract(engine: CaptureEngine, instructions: Sequence[Instruction], path: Path) -> float:
+async def extract(engine: CaptureEngine, instructions: Sequence[Instruction], path: Path) -> float:
     """Return the seconds of one extraction, without its preparation."""
     shutil.rmtree(path, ignore_errors=True)
     extraction = engine.prepare(instructions, ExtractionOptions(), path)
@@ -114,45 +103,13 @@ async def _generate(engine: CaptureEngine, ids: Sequence[list[int]]) -> float:
     return time.perf_counter() - started
 
 
-def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """Return the seconds for single prompts, and for padded batches sorted by length. Packed masks stay in memory."""
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    torch.set_num_threads(2)
-    kept: list[Any] = []
-
-    def hook(_module: Any, _inputs: Any, gate: torch.Tensor) -> None:
-        kept.append(np.packbits(gate.numpy() > 0, axis=-1, bitorder="little"))
-
-    for name, module in loaded.named_modules():
-        if name.endswith("gate_proj"):
-            module.register_forward_hook(hook)
-    ordered = sorted(prompts, key=len)
-    batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
-    single = min(_forward(loaded, [[prompt] for prompt in prompts], kept) for _ in range(2))
-    return single, min(_forward(loaded, batches, kept) for _ in range(2))
-
-
-@torch.inference_mode()
-def _forward(model: Any, batches: Sequence[Sequence[list[int]]], kept: list[Any]) -> float:
-    started = time.perf_counter()
-    kept.clear()
-    for batch in batches:
-        width = max(map(len, batch))
-        ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in batch])
-        mask = torch.tensor([[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in batch])
-        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return time.perf_counter() - started
-
-
 async def measure_memory(workload: Workload) -> dict[str, Any]:
     """Measure the peak memory of vLLM's worker at 100 and at 1,000 instructions, each in a fresh engine."""
     results: dict[str, Any] = {}
     peaks = []
     for count in MEMORY_COUNTS:
         engine = await CaptureEngine.start(EngineSettings(str(workload.model)))
-        await _extract(engine, many_instructions(count), workload.output / "memory.zarr")
+        await extract(engine, many_instructions(count), workload.output / "memory.zarr")
         peaks.append(max(peak_mib(child.pid) for child in psutil.Process().children(recursive=True)))
         results[f"peak MiB of the largest engine process, {count:,} instructions"] = peaks[-1]
         await engine.close()
