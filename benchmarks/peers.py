@@ -247,7 +247,7 @@ async def measure(workload: Workload, names: Sequence[str], rounds: int, environ
     processes, problems = start_peers(names, workload, prompts, environments)
     results = [Result(name, batch, problem=problems.get(name, "")) for name in names for batch in BATCHES]
     before = set(psutil.Process().children(recursive=True))
-    engine = await CaptureEngine.start(EngineSettings(str(workload.model)))
+    engine = await CaptureEngine.start(EngineSettings(str(workload.model), dtype="float32"))
     trees = {"": lambda: engines} | {name: lambda process=process: process.tree for name, process in processes.items()}
     engines = set(psutil.Process().children(recursive=True)) - before
 
