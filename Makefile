@@ -13,13 +13,13 @@ TEST_PROCESSES ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo demo-moe test test-all test-gpu check docs bench serve clean
+.PHONY: help setup model demo demo-moe test test-all test-gpu check docs bench bench-peers serve clean
 define ACTIVATE
 @printf '\n%s\n' "Run ./sparcom --help for all commands. To type sparcom alone: source $(BIN)/activate"
 endef
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## Make .venv and install everything in it (EXTRACTOR=gpu for CUDA; PYTHON=... for another Python)
 	@scripts/setup $(EXTRACTOR)
@@ -55,9 +55,12 @@ docs: setup  ## Build the site into docs/_build/html; a warning is an error
 bench: model  ## Measure capture, references, archive writing and analysis, as ratios
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
+bench-peers: model  ## Compare an extraction with transformers, nnsight and TransformerLens (installs them in .peers)
+	@$(BIN)/python benchmarks/peers.py $(ARGS)
+
 serve: $(if $(filter $(DEMO_MODEL),$(MODEL)),model,setup)  ## Serve MODEL=name-or-folder over REST
 	@$(BIN)/sparcom serve --model $(MODEL) $(ARGS)
 
 clean:  ## Remove caches and outputs; keep .venv, models/ and sparcom-data/
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output demo-moe-output bench-output docs/_build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis dist demo-output demo-moe-output bench-output .peers docs/_build
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

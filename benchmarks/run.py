@@ -1,6 +1,6 @@
 """Measure the cost of capture (`make bench`), as ratios within one run. Writes bench-output/results.json.
 
-    throughput   tokens/s: capture and writing, vLLM alone, transformers with hooks (single prompts, sorted batches)
+    throughput   tokens/s: capture and writing, vLLM alone (other libraries: `make bench-peers`)
     moe          tokens/s of MoE models: capture and writing, vLLM alone
     writing      MB/s of masks written to an archive, and of the same bytes written to raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions

@@ -1,4 +1,4 @@
-"""Tokens per second with and without capture, and of transformers with hooks; memory of the engine's worker.
+"""Tokens per second with and without capture; memory of the engine's worker.
 
 The speed of a shared machine varies. Rounds of vLLM with and without capture therefore alternate, and the ratio is the
 median over rounds. The processes of the other engine are suspended during a measurement.
@@ -15,9 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
 from workload import Workload, describe, many_instructions, peak_mib
 
 from sparcom_data.archive import open_archive
@@ -28,14 +26,13 @@ from sparcom_extractor.settings import EngineSettings
 from sparcom_verification.selftest import generate
 
 PER_CATEGORY = 25
-BATCH = 8
 RESPONSE = 64  # tokens of the decode-heavy load
 PROMPTS_ONLY = ExtractionOptions()
 MEMORY_COUNTS = (100, 1000)
 
 
 async def measure_throughput(workload: Workload) -> dict[str, Any]:
-    """Measure capture against vLLM alone and against transformers."""
+    """Measure capture against vLLM alone."""
     instructions = workload.instructions(PER_CATEGORY)
     ids = workload.token_ids(instructions)
     settings = EngineSettings(str(workload.model))
@@ -45,15 +42,7 @@ async def measure_throughput(workload: Workload) -> dict[str, Any]:
     found = await compare_capture(
         settings, [instructions[n] for n in few], [ids[n] for n in few], workload, goal=0.95, options=decode
     )
-    results |= {f"decode-heavy: {key}": value for key, value in found.items()}
-    single, batched = _transformers(workload.model, ids)
-    tokens, rate = results["tokens"], results["tokens/s, capture and writing"]
-    return results | {
-        "tokens/s, transformers with hooks, single prompts": tokens / single,
-        "tokens/s, transformers with hooks, sorted batches of 8": tokens / batched,
-        "capture / transformers single prompts (goal 1.8)": rate * single / tokens,
-        "capture / transformers sorted batches (goal 1.2)": rate * batched / tokens,
-    }
+    return results | {f"decode-heavy: {key}": value for key, value in found.items()}
 
 
 async def compare_capture(
@@ -76,9 +65,9 @@ async def compare_capture(
     fed: dict[str, int] = {}
     for number in range(workload.rounds + 1):
         for name in ("plain", "capture") if number % 2 else ("capture", "plain"):
-            with _stopped(processes["plain" if name == "capture" else "capture"]):
+            with stopped(processes["plain" if name == "capture" else "capture"]):
                 if name == "capture":
-                    took, fed[name] = await _extract(
+                    took, fed[name] = await extract(
                         engines[name], instructions, workload.output / "round.zarr", options
                     )
                 else:
@@ -101,7 +90,7 @@ async def compare_capture(
 
 
 @contextmanager
-def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
+def stopped(processes: set[psutil.Process]) -> Iterator[None]:
     """Suspend processes while the block runs."""
     for process in processes:
         process.suspend()
@@ -112,7 +101,7 @@ def _stopped(processes: set[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-async def _extract(
+async def extract(
     engine: CaptureEngine, instructions: Sequence[Instruction], path: Path, options: ExtractionOptions = PROMPTS_ONLY
 ) -> tuple[float, int]:
     """Return the seconds of one extraction, without its preparation, and the number of its tokens."""
@@ -133,45 +122,13 @@ async def _generate(engine: CaptureEngine, ids: Sequence[list[int]], options: Ex
     return took, sum(map(len, ids)) + sum(len(tokens) - 1 for tokens in found.tokens)
 
 
-def _transformers(model: Path, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """Return the seconds for single prompts, and for padded batches sorted by length. Packed masks stay in memory."""
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    torch.set_num_threads(2)
-    kept: list[Any] = []
-
-    def hook(_module: Any, _inputs: Any, gate: torch.Tensor) -> None:
-        kept.append(np.packbits(gate.numpy() > 0, axis=-1, bitorder="little"))
-
-    for name, module in loaded.named_modules():
-        if name.endswith("gate_proj"):
-            module.register_forward_hook(hook)
-    ordered = sorted(prompts, key=len)
-    batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
-    single = min(_forward(loaded, [[prompt] for prompt in prompts], kept) for _ in range(2))
-    return single, min(_forward(loaded, batches, kept) for _ in range(2))
-
-
-@torch.inference_mode()
-def _forward(model: Any, batches: Sequence[Sequence[list[int]]], kept: list[Any]) -> float:
-    started = time.perf_counter()
-    kept.clear()
-    for batch in batches:
-        width = max(map(len, batch))
-        ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in batch])
-        mask = torch.tensor([[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in batch])
-        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return time.perf_counter() - started
-
-
 async def measure_memory(workload: Workload) -> dict[str, Any]:
     """Measure the peak memory of vLLM's worker at 100 and at 1,000 instructions, each in a fresh engine."""
     results: dict[str, Any] = {}
     peaks = []
     for count in MEMORY_COUNTS:
         engine = await CaptureEngine.start(EngineSettings(str(workload.model)))
-        await _extract(engine, many_instructions(count), workload.output / "memory.zarr")
+        await extract(engine, many_instructions(count), workload.output / "memory.zarr")
         peaks.append(max(peak_mib(child.pid) for child in psutil.Process().children(recursive=True)))
         results[f"peak MiB of the largest engine process, {count:,} instructions"] = peaks[-1]
         await engine.close()

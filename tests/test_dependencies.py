@@ -29,6 +29,8 @@ EXTRAS = {
 }
 # Packages that another package pins to one version; declaring the other is enough.
 PINNED_BY = {"pydantic-core": "pydantic"}
+# `make bench-peers` installs these libraries, in environments of their own.
+PEERS = {"nnsight", "transformer-lens"}
 # Declared, but never imported here.
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to train",
@@ -112,6 +114,7 @@ def test_imports_of_tests_and_benchmarks_are_declared(folder: str) -> None:
     """Each import is in an extra or among the development tools."""
     tools = {normalize(re.split(r"[^\w.-]", item, maxsplit=1)[0]) for item in project()["dependency-groups"]["dev"]}
     known = declared(set(project()["project"]["optional-dependencies"])) | tools
+    known |= PEERS if folder == "benchmarks" else set()
     missing = {name: file for name, file in third_party(ROOT / folder).items() if name not in known}
     assert not missing
 

@@ -22,7 +22,9 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.utils import check_cpu_sgl_kernel
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from vllm.v1.attention.selector import AttentionSelectorConfig
 
 for case in sys.argv[2:]:
@@ -37,28 +39,43 @@ for case in sys.argv[2:]:
     )
     chosen = current_platform.get_attn_backend_cls(config.attention_config.backend, asked)
     print("chosen", case, config.cache_config.block_size, chosen.rsplit(".", 1)[1])
+
+for amx in (False, True):
+    torch.cpu._is_amx_tile_supported = lambda: amx
+    for dtype in (torch.float32, torch.bfloat16):
+        print("path", amx, dtype, check_cpu_sgl_kernel(32, 576, dtype), _get_attn_isa(dtype, 128, 64))
 """
+CASES = {
+    "amx,,float32": "AMXMLABackend",
+    f"amx,{CPU_ATTENTION},float32": "CPUMLABackend",
+    f"none,{CPU_ATTENTION},float32": "CPUMLABackend",
+    f"amx,{CPU_ATTENTION},bfloat16": "CPUMLABackend",
+}
 
 
-def test_latent_attention_takes_the_same_path_on_every_processor(tiny_model: Callable[[str], Path]) -> None:
+@pytest.fixture(scope="module")
+def vllms_choices(tiny_model: Callable[[str], Path]) -> list[list[str]]:
+    """Return what vLLM chooses with and without AMX, one list of words per line."""
+    command = [sys.executable, "-c", CHOOSE, tiny_model("deepseek-v2"), *CASES]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    return [line.split() for line in ran.stdout.splitlines()]
+
+
+def test_latent_attention_takes_the_same_path_on_every_processor(vllms_choices: list[list[str]]) -> None:
     """By default vLLM uses AMX's path, which rejects float32. Our setting makes AMD and Intel run the same."""
-    ours = CPU_ATTENTION
-    expected = {
-        "amx,,float32": "AMXMLABackend",
-        f"amx,{ours},float32": "CPUMLABackend",
-        f"none,{ours},float32": "CPUMLABackend",
-        f"amx,{ours},bfloat16": "CPUMLABackend",
-    }
-    ran = subprocess.run(
-        [sys.executable, "-c", CHOOSE, tiny_model("deepseek-v2"), *expected],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    chosen = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("chosen")]
-    assert {case: backend for case, _, backend in chosen} == expected
+    chosen = [line[1:] for line in vllms_choices if line[:1] == ["chosen"]]
+    assert {case: backend for case, _, backend in chosen} == CASES
     assert {size for _, size, backend in chosen if backend == "CPUMLABackend"} == {"16"}
+
+
+def test_float32_takes_the_same_path_on_every_processor(vllms_choices: list[list[str]]) -> None:
+    """With AMX, vLLM changes linear layers and attention in bfloat16 only."""
+    assert [line[1:] for line in vllms_choices if line[:1] == ["path"]] == [
+        ["False", "torch.float32", "False", "vec"],
+        ["False", "torch.bfloat16", "False", "vec"],
+        ["True", "torch.float32", "False", "vec"],
+        ["True", "torch.bfloat16", "True", "amx"],
+    ]
 
 
 def test_the_setting_is_for_cpus_only() -> None:
