@@ -59,9 +59,11 @@ QUICK_TESTS = ("dense", "moe", "bfloat16")
 def make_plan(minutes: float, *, quick: bool = False) -> list[Step]:
     """Return all steps. More minutes give each step more time; from FULL_MINUTES on, MoE speed and every test run."""
     from verdict import checks
+    from verdict.judge import GOAL
 
     def speed(name: str, goal: str, seconds: float) -> Step:
-        return Step(name, f"capture / plain vLLM, {goal}", seconds, LEAST_SPEED_SECONDS, measure_speed, alone=True)
+        goal = f"capture / plain vLLM at least {GOAL}, {goal}"
+        return Step(name, goal, seconds, LEAST_SPEED_SECONDS, measure_speed, alone=True)
 
     def tests(name: str, goal: str, selection: tuple[str, ...], seconds: float) -> Step:
         return Step(name, goal, seconds, LEAST_TEST_SECONDS, partial(checks.run_tests, selection=selection))
