@@ -1,229 +1,216 @@
-"""Measure the cost of capture on this machine's device, as ratios within one run. Needs only torch and vLLM.
+"""Decide on this machine's GPU: does capture cost at most 2 %, and is every bit right? Speed comes first.
 
-    plain      vLLM without capture
-    capture    capture is in the model, but no request asks for rows
-    written    masks of all layers are on disk when the clock stops
-    counted    counts of each instruction are on disk when the clock stops
-
-There are two loads of random token ids: prefill (long prompts, one generated token) and decode (short prompts, many
-generated tokens). Weights are random. Both engines are on the device at once, and the four variants alternate in every
-round, so that drifts of the machine's speed cancel out. A ratio is the time of plain vLLM over that of the variant in
-the same round; the median over rounds is reported. The tiny shape only shows that the benchmark runs.
+Needs only torch and vLLM, and pytest for the second part; neither a network nor an installed SPARCOM. Every step runs
+in a process of its own and has a limit of time. Results are written as they come: `results.jsonl`, and `report.md`
+with one row per goal. Exit status: 0 if every goal holds, 1 if not, 2 without a CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import shutil
+import os
+import signal
+import sys
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
+from verdict.report import HOLDS, describe, make_rows, make_table
+from verdict.steps import RESULTS, ChildProcess, Context, Record, Runner, Step, read_record, run_child
 
-from sparcom_data.instructions import Instruction
-from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.engine import CaptureEngine
-from sparcom_extractor.settings import EngineSettings
-from sparcom_extractor.vllm_surface.versions import installed_vllm
-from sparcom_verification.selftest import generate
-
-VARIANTS = ("plain", "capture", "written", "counted")
-COMMON = {"hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": None}
-LLAMA_2_7B = COMMON | {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
+ROOT = Path(__file__).resolve().parents[1]
+MEMORY = Path("/dev/shm")  # noqa: S108  (a file system in memory on every Linux)
+MINUTES, FULL_MINUTES = 8.0, 16.0
+PAIRS, QUICK_PAIRS = 5, 3
+MACHINE_SECONDS = 100
+SPEED_SECONDS, LEAST_SPEED_SECONDS, TEST_SECONDS, LEAST_TEST_SECONDS = 360, 120, 180, 45
+CORES_PER_STEP = 4
+ENGINES, LOADS = "tests/gpu/test_engines.py::", "tests/gpu/test_load.py::"
+REFERENCE, ALONE = "test_rows_agree_with_transformers", "test_concurrent_rows_equal_those_of_each_request_alone"
+VALID, EQUAL = "test_archives_are_valid", "test_tokens_and_logprobs_equal_those_without_capture"
+EAGER = "test_rows_of_compiled_graphs_equal_those_of_eager_mode"
+TESTS: dict[str, tuple[str, tuple[str, ...]]] = {  # most informative first
+    "dense": (
+        "dense: rows equal the CPU reference, and those of single requests",
+        tuple(f"{ENGINES}{name}[llama float32]" for name in (REFERENCE, VALID, ALONE)),
+    ),
+    "moe": (
+        "MoE: rows equal the CPU reference, and those of single requests",
+        tuple(f"{ENGINES}{name}[qwen2-moe float32]" for name in (REFERENCE, VALID, ALONE)),
+    ),
+    "tokens": ("dense: tokens and log-probabilities as without capture", (f"{ENGINES}{EQUAL}[llama float32]",)),
+    "bfloat16": ("dense, bfloat16: rows equal the CPU reference", (f"{ENGINES}{REFERENCE}[llama bfloat16]",)),
+    "fp8": ("FP8: tokens as without capture, rows near the CPU reference", (f"{LOADS}test_rows_and_tokens_in_fp8",)),
+    "eager": ("dense: rows of graphs equal those of eager mode", (f"{ENGINES}{EAGER}[llama float32]",)),
+    "preemption": ("rows of preempted requests", (f"{LOADS}test_rows_survive_preemption",)),
+    "many": ("more than 256 requests at once", (f"{LOADS}test_rows_of_more_than_256_requests_at_once",)),
+    "ranks": ("two devices: rows equal the CPU reference", (f"{ENGINES}{REFERENCE}[llama float32 2 ranks]",)),
+    "moe-tokens": ("MoE: tokens and log-probabilities as without capture", (f"{ENGINES}{EQUAL}[qwen2-moe float32]",)),
+    "moe-eager": ("MoE: rows of graphs equal those of eager mode", (f"{ENGINES}{EAGER}[qwen2-moe float32]",)),
+    "kernels": ("kernels equal their CPU references", ("tests/gpu/test_kernels.py",)),
 }
-QWEN_MOE = COMMON | {
-    "architectures": ["Qwen2MoeForCausalLM"],
-    "model_type": "qwen2_moe",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "moe_intermediate_size": 1408,
-    "shared_expert_intermediate_size": 5632,
-    "num_experts": 60,
-    "num_experts_per_tok": 4,
-    "norm_topk_prob": False,
-    "decoder_sparse_step": 1,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "vocab_size": 151936,
-    "max_position_embeddings": 8192,
-    "rope_theta": 1000000.0,
-}
-TINY = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "vocab_size": 512}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
-SHAPES = {"llama-2-7b": LLAMA_2_7B, "qwen1.5-moe": QWEN_MOE, "tiny": LLAMA_2_7B | TINY | HEADS}
+QUICK_TESTS = ("dense", "moe", "bfloat16")
 
 
-@dataclass(frozen=True)
-class Load:
-    """Prompts of random token ids, and the number of tokens that each generates."""
+def make_plan(minutes: float, *, quick: bool = False) -> list[Step]:
+    """Return all steps. More minutes give each step more time; from FULL_MINUTES on, MoE speed and every test run."""
+    from verdict import checks
+    from verdict.judge import GOAL
 
-    name: str
-    prompts: list[list[int]]
-    generated: int
+    def speed(name: str, goal: str, seconds: float) -> Step:
+        goal = f"capture / plain vLLM at least {GOAL}, {goal}"
+        return Step(name, goal, seconds, LEAST_SPEED_SECONDS, measure_speed, alone=True)
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that the model computes. It never reads the last generated token of a prompt."""
-        return sum(map(len, self.prompts)) + len(self.prompts) * (self.generated - 1)
+    def tests(name: str, goal: str, selection: tuple[str, ...], seconds: float) -> Step:
+        return Step(name, goal, seconds, LEAST_TEST_SECONDS, partial(checks.run_tests, selection=selection))
 
-    def options(self, granularity: Any) -> ExtractionOptions:
-        """Return options that capture every computed token."""
-        if self.generated == 1:
-            return ExtractionOptions(granularity=granularity)
-        return ExtractionOptions(granularity=granularity, positions="all", max_tokens=self.generated)
-
-
-def make_loads(prompts: int, vocabulary: int, *, tiny: bool) -> list[Load]:
-    """Return the two loads. Ids are random, since equal prompts would give equal rows."""
-    draw = np.random.default_rng(5)
-    sizes = {"prefill": (64, 1), "decode": (8, 16)} if tiny else {"prefill": (512, 1), "decode": (32, 192)}
-    return [
-        Load(name, draw.integers(1, vocabulary, (prompts, length)).tolist(), generated)
-        for name, (length, generated) in sizes.items()
-    ]
+    more = max(1.0, minutes / MINUTES)
+    plan = [Step("machine", "", MACHINE_SECONDS, 0, checks.find_machine, alone=True)]
+    plan.append(speed("speed", "LLaMA-2-7B's shape", SPEED_SECONDS * more))
+    if minutes >= FULL_MINUTES:
+        plan.append(speed("speed-moe", "Qwen1.5-MoE's shape", SPEED_SECONDS))
+    names = QUICK_TESTS if quick else TESTS
+    plan += [tests(name, *TESTS[name], TEST_SECONDS * more) for name in names]
+    if minutes >= FULL_MINUTES:
+        plan.append(tests("all", "all tests of tests/gpu", ("tests/gpu",), 60 * minutes))
+    return plan
 
 
-def make_model(folder: Path, shape: dict[str, Any]) -> Path:
-    """Write a configuration, and a byte-level tokenizer with a token for every id of the vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def measure_speed(context: Context) -> None:
+    """Measure the shape of the step; in a rehearsal a tiny shape on the CPU."""
+    from verdict.judge import Place
+    from verdict.speed import measure
 
-    (folder / "config.json").write_text(json.dumps(shape))
-    letters = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    letters += [f"<|{number}|>" for number in range(len(letters), shape["vocab_size"])]
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-async def run_plain(engine: CaptureEngine, load: Load) -> float:
-    """Generate without extraction; return the seconds."""
-    started = time.perf_counter()
-    await generate(engine, load.prompts, load.generated, in_flight=engine.max_in_flight, logprobs=False)
-    return time.perf_counter() - started
+    options = context.options
+    records = [read_record(line) for line in (context.folder / RESULTS).read_bytes().splitlines()]
+    disks = [record for record in records if record["kind"] == "disk"]
+    places = [Place(*(disk[name] for name in ("way", "folder", "rate", "free"))) for disk in disks]
+    machine = next((record for record in records if record["kind"] == "machine"), {})
+    if not options.rehearse and "memory_gib" not in machine:
+        context.record("problem", reason="the step `machine` recorded no device")
+        return
+    full = options.minutes >= FULL_MINUTES
+    shape = "tiny" if options.rehearse else "qwen1.5-moe" if context.step == "speed-moe" else "llama-2-7b"
+    quick = options.rehearse or options.quick
+    pairs = QUICK_PAIRS if quick else int(PAIRS * max(1.0, options.minutes / MINUTES))
+    further = ("counted", "unread") if full or options.rehearse else ()
+    asyncio.run(measure(context, shape, places, machine.get("memory_gib"), pairs, further))
 
 
-async def run_extraction(engine: CaptureEngine, load: Load, granularity: str, path: Path) -> float:
-    """Extract into a new archive; return the seconds from the first request until all data is on disk."""
-    instructions = [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(load.prompts)]
-    extraction = await asyncio.to_thread(engine.prepare, instructions, load.options(granularity), path)
-    started = time.perf_counter()
-    progress = await extraction.run()
-    seconds = time.perf_counter() - started
-    assert progress.complete == len(instructions), progress
-    shutil.rmtree(path)
-    return seconds
+def environment(options: argparse.Namespace, step: Step, at_once: int) -> dict[str, str]:
+    """Return the environment of a step: this checkout's packages, and caches that a second run reuses."""
+    packages = [str(ROOT / name) for name in ("data", "extractor", "server", "analysis", "cli")]
+    cache = options.cache / step.name
+    found = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "SPARCOM_TEST_CACHE": str(cache),
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not step.alone and not options.rehearse:
+        found["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
+    return found
 
 
-async def run_variant(
-    name: str, plain: CaptureEngine, captured: CaptureEngine, load: Load, path: Path
-) -> dict[str, float]:
-    """Run one variant; return the seconds, and the growth of the capture worker's totals."""
-    (before,) = await captured.call_workers("sparcom_statistics")
-    if name in ("plain", "capture"):
-        seconds = await run_plain(plain if name == "plain" else captured, load)
-    else:
-        seconds = await run_extraction(captured, load, "token" if name == "written" else "count", path)
-    (after,) = await captured.call_workers("sparcom_statistics")
-    return {"seconds": seconds} | {key: after[key] - before[key] for key in after}
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
-async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return every round's seconds and statistics, by load and variant."""
-    shape = SHAPES[arguments.model] | ({"num_hidden_layers": arguments.layers} if arguments.layers else {})
-    tiny, cuda = arguments.model == "tiny", arguments.device == "cuda"
-    settings = EngineSettings(
-        str(make_model(folder, shape)),
-        dtype="bfloat16" if cuda else "float32",
-        max_model_len=1024,
-        max_num_batched_tokens=256 if tiny else 8192,
-        max_num_seqs=min(256, arguments.prompts),
-        gpu_memory_utilization=arguments.memory if cuda else None,
-        kv_cache_gib=None if cuda else 0.25,
-        load_format="dummy",
+def steps_at_once(cores: int) -> int:
+    """Return the number of steps that may run together."""
+    return max(1, cores // CORES_PER_STEP)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"end after this time (default: {MINUTES:.0f})")
+    parser.add_argument("--quick", action="store_true", help=f"measure {QUICK_PAIRS} pairs and run fewer tests")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run only these steps, after the step `machine`")
+    parser.add_argument("--rehearse", action="store_true", help="run tiny models on the CPU, to test this program")
+    parser.add_argument("--archives", type=Path, help="measure archives in this folder (default: temporary files)")
+    parser.add_argument("--output", type=Path, help="write results to this new folder (default: in bench-output/gpu)")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / "bench-output" / "gpu-cache", help="keep compiled code in this folder"
     )
-    captured = await CaptureEngine.start(settings)
-    plain = await CaptureEngine.start(replace(settings, capture=False))
-    try:
-        print(f"capture: {captured.engine.model_dump().get('capture_product', '')}", flush=True)
-        rounds: list[dict[str, Any]] = []
-        loads = make_loads(arguments.prompts, shape["vocab_size"], tiny=tiny)
-        for number in range(arguments.rounds + 1):
-            for load in loads:
-                for name in VARIANTS if number % 2 else reversed(VARIANTS):
-                    path = arguments.archives or folder / "archive.zarr"
-                    result = await run_variant(name, plain, captured, load, path)
-                    rate = load.tokens / result["seconds"]
-                    print(f"round {number}  {load.name:<8} {name:<8} {rate:>12,.0f} tokens/s", flush=True)
-                    if number:  # round 0 compiles and warms up
-                        facts = {"round": number, "load": load.name, "variant": name, "tokens": load.tokens}
-                        rounds.append(facts | result)
-        return {"shape": shape, "device": captured.engine.device, "rounds": rounds}
-    finally:
-        await plain.close()
-        await captured.close()
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--places", type=Path, nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.archives = (options.archives or Path(tempfile.gettempdir())).resolve()
+    if not options.archives.is_dir():
+        parser.error(f"--archives must be an existing folder; it is {options.archives}")
+    options.output = (options.output or ROOT / "bench-output" / "gpu" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}").resolve()
+    options.cache = options.cache.resolve()
+    names = [step.name for step in make_plan(options.minutes, quick=options.quick)]
+    if unknown := set(options.only or ()) - set(names):
+        parser.error(f"--only takes steps of this plan, {', '.join(names)}; {', '.join(sorted(unknown))} is none")
+    return options
 
 
-def summarize(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return median tokens/s and the ratio to plain vLLM (median, lowest, highest round) per load and variant."""
-    table = []
-    for load, tokens in dict.fromkeys((item["load"], item["tokens"]) for item in rounds):
-        of_load = [item for item in rounds if item["load"] == load]
-        seconds = {name: [item["seconds"] for item in of_load if item["variant"] == name] for name in VARIANTS}
-        for name, took in seconds.items():
-            ratios = sorted(base / other for base, other in zip(seconds["plain"], took, strict=True))
-            row = {"load": load, "variant": name, "tokens/s": tokens / median(took), "ratio": median(ratios)}
-            table.append(row | {"lowest": ratios[0], "highest": ratios[-1]})
-    return table
+def stop(number: int, _frame: Any) -> NoReturn:
+    """End the run by a signal: the runner kills its steps, and the report is printed."""
+    sys.exit(128 + number)
 
 
 def main() -> None:
-    from vllm.platforms import current_platform
+    options = parse()
+    plan = make_plan(options.minutes, quick=options.quick)
+    if options.child:
+        step = next(step for step in plan if step.name == options.child)
+        run_child(step, Context(step.name, options.output, options.seconds, options))
+        return
+    if options.only:
+        plan = [step for step in plan if step.name in {"machine", *options.only}]
+    options.output.mkdir(parents=True, exist_ok=True)
+    if (options.output / RESULTS).exists():
+        sys.exit(f"error: {options.output} holds results of another run; choose another --output")
+    at_once = steps_at_once(cores())
+    records: list[Record] = []
+    places: list[str] = []
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="tiny", help="use a model of this shape (default: tiny)")
-    parser.add_argument("--layers", type=int, help="use this many layers (default: those of the shape)")
-    parser.add_argument("--prompts", type=int, help="run this many prompts per load (default: 512; 16 for tiny)")
-    parser.add_argument("--rounds", type=int, default=5, help="measure this many rounds after a warm-up (default: 5)")
-    parser.add_argument(
-        "--memory", type=float, default=0.45, help="give each engine this fraction of the device (default: 0.45)"
-    )
-    parser.add_argument(
-        "--archives", type=Path, help="write archives to this new path (default: in a temporary folder)"
-    )
-    parser.add_argument("--output", type=Path, help="write all results to this JSON file")
-    arguments = parser.parse_args()
-    arguments.device = current_platform.device_type
-    arguments.prompts = arguments.prompts or (16 if arguments.model == "tiny" else 512)
-    with tempfile.TemporaryDirectory(prefix="sparcom-bench-") as folder:
-        results = asyncio.run(measure(arguments, Path(folder)))
-    table = summarize(results["rounds"])
-    if arguments.output:
-        results |= {"model": arguments.model, "vllm": installed_vllm(), "table": table}
-        arguments.output.write_text(json.dumps(results, indent=1))
-    for row in table:
-        rate, spread = f"{row['tokens/s']:>12,.0f} tokens/s", f"{row['lowest']:.3f} to {row['highest']:.3f}"
-        print(f"{row['load']:<8} {row['variant']:<8} {rate}   {row['ratio']:.3f} ({spread})")
+    def launch(step: Step, seconds: float) -> ChildProcess:
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", step.name, "--seconds", str(seconds)]
+        command += ["--output", str(options.output), "--places", *places]
+        return ChildProcess(command, options.output / f"{step.name}.log", environment(options, step, at_once))
+
+    def report() -> str:
+        warning = "**A rehearsal with tiny models on a CPU: the figures mean nothing.**\n\n" if options.rehearse else ""
+        return warning + make_table(make_rows(plan, records))
+
+    def show(new: list[Record]) -> None:
+        records.extend(new)
+        (options.output / "report.md").write_text(report())
+        for line in filter(None, map(describe, new)):
+            print(line, flush=True)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    runner = Runner(plan, options.output, 60 * options.minutes, launch, at_once, show)
+    try:
+        with ExitStack() as stack:  # a step that is killed leaves its archive behind
+            folders = [options.archives, *filter(Path.is_dir, [MEMORY])]
+            made = [
+                tempfile.TemporaryDirectory("-sparcom", dir=folder, ignore_cleanup_errors=True) for folder in folders
+            ]
+            places.extend(map(stack.enter_context, made))
+            runner.run()
+    finally:
+        if not runner.no_device:
+            print(f"\n{report()}\n{options.output}/report.md", flush=True)
+    if runner.no_device:
+        reason = next(record["reason"] for record in records if record["kind"] == "problem")
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(any(row.verdict != HOLDS for row in make_rows(plan, records)))
 
 
 if __name__ == "__main__":  # vLLM starts its processes by importing this file again

@@ -1,14 +1,18 @@
-"""`--strict-skips`: in CI a skipped test fails, unless CI cannot provide its requirement."""
+"""`--strict-skips`: in CI a skipped test fails, unless CI cannot provide its requirement.
+
+`-m gpu` collects `tests/gpu` alone, and works without any plugin of pytest: a GPU machine may have pytest alone.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Generator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-with suppress(ImportError):  # a GPU machine may have pytest alone
+with suppress(ImportError):
     from hypothesis import settings
 
     settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
@@ -18,12 +22,26 @@ with suppress(ImportError):  # a GPU machine may have pytest alone
 ALLOWED = re.compile(r"needs a CUDA device|SPARCOM_NATURAL")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     parser.addoption(
         "--strict-skips",
         action="store_true",
         help="Fail skipped tests, except for a missing CUDA device or missing natural files.",
     )
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "Ignored without pytest-timeout.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout: ignored without pytest-timeout")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, skip tests that need no device: importing them needs packages that a GPU machine may lack."""
+    tests = Path(__file__).parent
+    kept = collection_path == tests or tests / "gpu" in (collection_path, *collection_path.parents)
+    return None if kept or config.getoption("-m") != "gpu" else True
 
 
 def _fail_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:

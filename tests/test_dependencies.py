@@ -81,7 +81,8 @@ def imported(source: str) -> Iterator[str]:
 def third_party(folder: Path) -> dict[str, str]:
     """Return the distributions that the sources below a folder import, each with one importing file."""
     files = list(folder.rglob("*.py"))
-    ours = {file.stem for file in files} | set(EXTRAS) | {"conftest"}
+    benchmarks = {path.stem for path in (ROOT / "benchmarks").iterdir()}  # on the path of tests, too
+    ours = {file.stem for file in files} | set(EXTRAS) | benchmarks | {"conftest"}
     found = {
         name: str(file.relative_to(ROOT))
         for file in files

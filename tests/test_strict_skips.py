@@ -78,3 +78,28 @@ def test_without_the_option_a_skip_is_a_skip(project: Path) -> None:
     status, lines = outcomes(project)
     assert status == 0
     assert "1 passed, 6 skipped, 1 xfailed" in lines[-1]
+
+
+@pytest.mark.torch
+def test_gpu_tests_need_neither_plugins_nor_other_tests() -> None:
+    """On a GPU machine with pytest alone, `-m gpu` imports only `tests/gpu`, and knows the mark and the setting of
+    pytest-timeout."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:timeout",
+        "-p",
+        "no:xdist",
+    ]
+    done = subprocess.run(command, cwd=CONFTEST.parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    assert len(collected) > 100
+    assert all(line.startswith("tests/gpu/") for line in collected)
+    assert "(5 deselected)" in done.stdout.splitlines()[-1], "only tests/gpu/test_comparison.py was also imported"

@@ -19,6 +19,9 @@ DIFFERING_BITS_BETWEEN_RANKS = 1e-5
 """The same for float32, between one rank and several ranks, which add terms in another order."""
 DIFFERING_BITS_FROM_FLOAT32 = {"float32": DIFFERING_BITS["float32"], "bfloat16": 3e-2}
 """The same between a dtype and transformers in float32. Measured for bfloat16 with two layers: 0.4 %."""
+DIFFERING_BITS_IN_FP8 = 0.14
+"""The same between FP8 weights and activations (e4m3) and transformers in float32. Emulated on a CPU with four layers:
+7 % on average, 4 % in the first and 10 % in the last. The row of a wrong token differs in 54 %."""
 
 # Routes against transformers. 16-bit limits: tiny models, measured between transformers in that dtype and in float32.
 

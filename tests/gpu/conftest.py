@@ -1,6 +1,7 @@
 """Engines and archives for tests on a GPU: one tiny random model per variant; archives are made on first use.
 
-SPARCOM_TEST_DEVICE=cpu runs on a CPU everything that does not need CUDA.
+SPARCOM_TEST_DEVICE=cpu runs on a CPU everything that does not need CUDA. SPARCOM_TEST_CACHE names a folder for compiled
+code that a later run of the same checks reuses; by default nothing is kept.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from numpy.typing import NDArray
 from sparcom_data.archive import Archive, open_archive
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
+from sparcom_data.verify import verify_archive
 from sparcom_extractor.writer.counting import count_rows
-from sparcom_verification.limits import WEIGHT_TOLERANCE_BETWEEN_RUNS
+from sparcom_verification import limits
+from sparcom_verification.reference.comparison import MaskComparison, compare_masks, sample_indices
+from sparcom_verification.reference.model import ReferenceModel
 
 T = TypeVar("T")
 
@@ -33,6 +37,7 @@ NEEDS_CUDA = "needs a CUDA device"
 LAYERS, INTERMEDIATE_SIZE, EXPERT_SIZE = 4, 1003, 176  # 1,003 fills neither a byte nor an aligned row
 CONTEXT, STEP_TOKENS = 1024, 256
 PROMPTS, LONGEST_PROMPT, GENERATED = (32, 700, 65) if DEVICE == "cuda" else (6, 300, 5)
+SAMPLE = 8  # instructions compared with transformers, which runs on the CPU
 HOLD_SECONDS, RELEASE_SECONDS = 60.0, 0.2  # the last request takes a moment to reach the engine core
 
 
@@ -53,10 +58,12 @@ class Variant:
     runner: str = ""
     ranks: int = 1
     cuda: bool = False
+    quantization: str | None = None
 
     def __str__(self) -> str:
         ranks = f"{self.ranks} ranks" if self.ranks > 1 else ""
-        return " ".join(part for part in (self.architecture, self.dtype, self.runner, ranks) if part)
+        parts = (self.architecture, self.dtype, self.runner, ranks, self.quantization)
+        return " ".join(part for part in parts if part)
 
 
 VARIANTS = [  # most informative first
@@ -90,7 +97,8 @@ class Case:
             variant.architecture,
             folder / "model",
             layers=LAYERS,
-            intermediate_size=1008 if variant.ranks > 1 else INTERMEDIATE_SIZE,  # each rank writes whole bytes
+            # Each rank writes whole bytes; FP8 products need multiples of 16.
+            intermediate_size=1008 if variant.ranks > 1 or variant.quantization else INTERMEDIATE_SIZE,
             moe_intermediate_size=EXPERT_SIZE,
             context=CONTEXT,
             tokenizer=write_small_tokenizer(folder),
@@ -110,6 +118,7 @@ class Case:
             gpu_memory_utilization=0.1,
             kv_cache_gib=0.5,
             tensor_parallel_size=self.variant.ranks,
+            quantization=self.variant.quantization,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing vLLM and torch's compiler raises warnings
@@ -130,18 +139,28 @@ class Case:
         """Generate for all prompts."""
         from sparcom_verification.selftest import generate
 
-        return self._together(engine, generate(engine, self.prompts, GENERATED, in_flight=PROMPTS))
+        return self._together(engine, PROMPTS, generate(engine, self.prompts, GENERATED, in_flight=PROMPTS))
 
     def extract(self, engine: Any, name: str, prompts: list[list[int]], **options: Any) -> Archive:
         """Extract prompts into a new archive; every instruction must become complete."""
+        return self.extract_counting_rows(engine, name, prompts, **options)[0]
+
+    def extract_counting_rows(
+        self, engine: Any, name: str, prompts: list[list[int]], **options: Any
+    ) -> tuple[Archive, int]:
+        """Extract like `extract`; return also the number of rows that the worker captured."""
         instructions = [Instruction(id=str(number), token_ids=tuple(ids)) for number, ids in enumerate(prompts)]
         extraction = engine.prepare(instructions, ExtractionOptions(**options), self.folder / f"{name}.zarr")
-        progress = self._together(engine, extraction.run())
+        progress = self._together(engine, len(prompts), extraction.run())
         assert progress.complete == len(prompts), progress
-        return open_archive(self.folder / f"{name}.zarr")
+        return open_archive(self.folder / f"{name}.zarr"), extraction.rows_captured
 
-    def _together(self, engine: Any, work: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(begin_together(engine, min(PROMPTS, engine.max_in_flight), work))
+    def steps(self, engine: Any) -> int:
+        """Return the number of steps that an engine has run."""
+        return int(self._runner.run(engine.call_workers("sparcom_statistics"))[0]["steps"])
+
+    def _together(self, engine: Any, requests: int, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(begin_together(engine, min(requests, engine.max_in_flight), work))
 
     @cached_property
     def generated(self) -> Archive:
@@ -151,20 +170,20 @@ class Case:
     @cached_property
     def sequences(self) -> list[list[int]]:
         """Return the token ids of `generated`, per instruction."""
-        return [span(self.generated, index)[0].tolist() for index in range(PROMPTS)]
+        return token_ids(self.generated)
 
     @cached_property
     def forced(self) -> Archive:
         """Extract the same token ids as prompts: split into several steps, most of them too long for a CUDA graph."""
         return self.extract(self.engine, "forced", self.sequences)
 
-    def extract_alone(self) -> Archive:
-        """Extract the same token ids, one request at a time."""
-        at_once, self.engine.max_in_flight = self.engine.max_in_flight, 1
+    def extract_alone(self, engine: Any, sequences: list[list[int]]) -> Archive:
+        """Extract token ids as prompts, one request at a time."""
+        at_once, engine.max_in_flight = engine.max_in_flight, 1
         try:
-            return self.extract(self.engine, "alone", self.sequences)
+            return self.extract(engine, "alone", sequences)
         finally:
-            self.engine.max_in_flight = at_once
+            engine.max_in_flight = at_once
 
 
 async def begin_together(engine: Any, requests: int, work: Coroutine[Any, Any, T]) -> T:
@@ -182,19 +201,18 @@ async def begin_together(engine: Any, requests: int, work: Coroutine[Any, Any, T
     return await task
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
-def case(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Return the case of a variant; skip if this machine cannot run it."""
+@contextlib.contextmanager
+def open_case(variant: Variant, device: str, folder: Path) -> Iterator[Case]:
+    """Make the case of a variant, and close its engines; skip if this machine cannot run it."""
     from sparcom_verification.selftest import ENVIRONMENT
 
-    variant: Variant = request.param
     if device == "cpu" and variant.cuda:
         pytest.skip(NEEDS_CUDA)
     if device == "cuda" and torch.cuda.device_count() < variant.ranks:
         pytest.skip(f"{NEEDS_CUDA} for each of {variant.ranks} ranks")
-    folder = tmp_path_factory.mktemp("case")
     # Two engines must not share graphs compiled with other settings.
-    environment = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    cache = Path(os.environ.get("SPARCOM_TEST_CACHE", folder)) / str(variant).replace(" ", "-")
+    environment = ENVIRONMENT | {"VLLM_CACHE_ROOT": str(cache / "vllm"), "TRITON_CACHE_DIR": str(cache / "triton")}
     if variant.dtype != "float32":
         del environment["TRITON_F32_DEFAULT"]
     if variant.runner == "V1":
@@ -202,9 +220,30 @@ def case(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.T
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        made = Case(variant, folder)
+        case = Case(variant, folder)
+        yield case
+        case.close()
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def case(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """Return the case of a variant."""
+    with open_case(request.param, device, tmp_path_factory.mktemp("case")) as made:
         yield made
-        made.close()
+
+
+@pytest.fixture(scope="module")
+def dense_case(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    """Return the case of LLaMA in float32."""
+    with open_case(VARIANTS[0], device, tmp_path_factory.mktemp("case")) as made:
+        yield made
+
+
+@pytest.fixture
+def fp8_case(device: str, tmp_path: Path) -> Iterator[Case]:
+    """Return the case of LLaMA with weights that vLLM quantizes to FP8 as it loads them."""
+    with open_case(Variant("llama", "bfloat16", cuda=True, quantization="fp8"), device, tmp_path) as made:
+        yield made
 
 
 Rows = dict[str, NDArray[Any]]
@@ -217,6 +256,11 @@ def span(archive: Archive, index: int) -> tuple[NDArray[np.int32], Rows]:
     return archive.read_tokens(start, stop)[0], {
         item.name: archive.read_rows(item.name, start, stop) for item in archive.captured
     }
+
+
+def token_ids(archive: Archive) -> list[list[int]]:
+    """Return the token ids per instruction."""
+    return [span(archive, index)[0].tolist() for index in range(len(archive.instructions))]
 
 
 @dataclass
@@ -268,7 +312,7 @@ def compare_archives(one: Archive, other: Archive, dtype: str) -> Differences:
             found.rows_left_out += rows - same
             rows = same
             error = np.abs(left["router/weight"][:rows] - right["router/weight"][:rows])
-            found.add("weights", ~(error <= WEIGHT_TOLERANCE_BETWEEN_RUNS[dtype]))
+            found.add("weights", ~(error <= limits.WEIGHT_TOLERANCE_BETWEEN_RUNS[dtype]))
         for item in one.captured:
             if item.packed:
                 masks = (unpacked(side[item.name][:rows], item.neurons) for side in (left, right))
@@ -286,6 +330,51 @@ def count_differences(counted: Archive, masks: Archive) -> int:
             count_rows(item.name, rows, expected)
             differing += int((counted.read_rows(item.name, index, index + 1)[0] != expected).sum())
     return differing
+
+
+def assert_archives_alike(one: Archive, other: Archive, dtype: str) -> None:
+    """Check that token ids are equal, and everything else up to rounding."""
+    found = compare_archives(one, other, dtype)
+    assert found.ids == 0
+    shares = {
+        "bits": limits.DIFFERING_BITS,
+        "routes": limits.DIFFERING_ROUTES_BETWEEN_RUNS,
+        "weights": limits.DIFFERING_WEIGHTS_BETWEEN_RUNS,
+    }
+    assert found.bits[1] > 0
+    for name, share in shares.items():
+        differing, total = getattr(found, name)
+        assert differing <= limits.allowed(share[dtype], total), f"{differing} of {total} {name} differ"
+
+
+def compare_with_transformers(case: Case, archive: Archive) -> MaskComparison:
+    """Compare a sample of instructions with transformers in float32 on the CPU."""
+    info = archive.attributes.model
+    reference = ReferenceModel(str(case.model), "float32", info.layer_ids, info.moe)
+    return compare_masks(archive, reference, sample_indices(archive, SAMPLE), lambda _: np.zeros(0, np.int32))
+
+
+@pytest.fixture
+def assert_alike() -> Callable[[Archive, Archive, str], None]:
+    """Return `assert_archives_alike`."""
+    return assert_archives_alike
+
+
+@pytest.fixture
+def assert_alone() -> Callable[[Case, Any, Archive], None]:
+    """Return a function that checks an archive, and compares its rows with those of each request alone."""
+
+    def check(case: Case, engine: Any, archive: Archive) -> None:
+        assert [check.findings for check in verify_archive(archive, None) if not check.passed] == []
+        assert_archives_alike(archive, case.extract_alone(engine, token_ids(archive)), case.dtype)
+
+    return check
+
+
+@pytest.fixture
+def against_transformers() -> Callable[[Case, Archive], MaskComparison]:
+    """Return `compare_with_transformers`."""
+    return compare_with_transformers
 
 
 @pytest.fixture
