@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from throughput import compare_capture
+from verdict.speed import QWEN_MOE
 from workload import Workload
 
-from gpu import QWEN_MOE
 from sparcom_extractor.settings import EngineSettings
 
 PER_CATEGORY = 8

@@ -1,7 +1,9 @@
-"""docs/benchmarks.md has a row for every goal of `benchmarks/gpu.py`."""
+"""docs/benchmarks.md has a row for every goal of `benchmarks/gpu.py`, and the benchmarks of `make bench` load."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gpu
@@ -17,3 +19,10 @@ def test_every_goal_has_its_row_in_order() -> None:
     assert goals[0] in rows[0]
     assert goals[0] in rows[1]
     assert rows[2:] == goals[1:]
+
+
+def test_every_part_of_make_bench_loads() -> None:
+    """The help of `benchmarks/run.py` imports all parts."""
+    command = [sys.executable, str(PAGE.parents[1] / "benchmarks" / "run.py"), "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "throughput" in found.stdout
