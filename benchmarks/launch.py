@@ -6,18 +6,16 @@ Triton's JIT. Prints the median of 5,000 launches in µs.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests/extractor/capture/ops"))
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from compiled_kernels import Driver
 from triton.runtime import driver
 
 from sparcom_extractor.capture.discovery.activations import SILU
@@ -44,10 +42,21 @@ def microseconds(work: Callable[[], object]) -> float:
     return statistics.median(times) / 1000
 
 
+def load_driver() -> Any:
+    """Return the tests' stand-in for the CUDA driver."""
+    path = Path(__file__).parent.parent / "tests/extractor/capture/ops/compiled_kernels.py"
+    spec = importlib.util.spec_from_file_location("compiled_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Driver()
+
+
 def main() -> None:
-    stand_in = Driver()
+    stand_in = load_driver()
     stand_in.capability = 90
-    stand_in.launcher_cls = lambda *_: lambda *_: None  # type: ignore[method-assign]
+    stand_in.launcher_cls = lambda *_: lambda *_: None
     driver.set_active(stand_in)
     flags = torch.zeros((ROWS, 32), dtype=torch.uint8)
     masks = MaskBuffer(NEURONS, 0, torch.zeros(32, dtype=torch.int64), flags)
