@@ -90,9 +90,9 @@ class DeviceCounters:
             (few[counters], self._kernels.add_packed, self.packed),
             (~few[counters], self._kernels.add, self.counts),
         ):
-            tiles = self._kernel.split_runs(first[runs], rows[runs], counters[runs])
-            self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
-            if len(tiles):
+            if runs.any():
+                tiles = self._kernel.split_runs(first[runs], rows[runs], counters[runs])
+                self._kernel.check_tiles(tiles, len(self._buffer.masks), len(self.counts))
                 self._queue.launch(partial(add, self._buffer.masks, self._queue.upload(tiles), target))
 
     def _flush(self, counters: NDArray[np.int64]) -> None:
