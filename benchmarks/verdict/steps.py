@@ -120,8 +120,12 @@ class ChildProcess:
 def run_child(step: Step, context: Context) -> None:
     """Run a step in this process, which `ChildProcess` started. Kills its process group when its parent ends."""
 
+    # A copy: pytest puts another file in place of standard input, and a read starts again after SIGSTOP and SIGCONT.
+    # Not sys.stdin, whose lock would be held at interpreter exit.
+    lifeline = os.dup(0)
+
     def end_with_parent() -> None:
-        os.read(0, 1)  # not sys.stdin, whose lock would be held at interpreter exit
+        os.read(lifeline, 1)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

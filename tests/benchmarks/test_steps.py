@@ -35,10 +35,18 @@ def hang(context):
     context.record("pid", own=os.getpid(), child=child.pid)
     time.sleep(600)
 
+def pause(context):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    context.record("pid", own=os.getpid())
+    while not Path(folder, "go").exists():
+        time.sleep(0.05)
+    context.record("found", value=4)
+
 def refuse(context):
     sys.exit(2)
 
-STEPS = {name: Step(name, name, 60, 0, globals()[name], alone=True) for name in ("good", "crash", "hang", "refuse")}
+NAMES = ("good", "crash", "hang", "pause", "refuse")
+STEPS = {name: Step(name, name, 60, 0, globals()[name], alone=True) for name in NAMES}
 folder = Path(sys.argv[1])
 if sys.argv[2] == "--child":
     run_child(STEPS[sys.argv[3]], Context(sys.argv[3], folder, 60, None))
@@ -122,6 +130,20 @@ def test_a_kill_of_the_run_keeps_the_records_and_ends_the_step(number: int, tmp_
     assert [record["value"] for record in records(tmp_path, "found")] == [1, 3]
     expected = ["done", "stopped"] if number == signal.SIGTERM else ["done"]
     assert [record["status"] for record in records(tmp_path, "end")] == expected
+
+
+def test_a_paused_step_goes_on(tmp_path: Path) -> None:
+    """A step that is stopped and continued is not mistaken for one without parent, even with another standard input."""
+    run = start(tmp_path, "pause")
+    wait_for(lambda: records(tmp_path, "pid"))
+    (pids,) = records(tmp_path, "pid")
+    process = psutil.Process(pids["own"])
+    process.suspend()
+    wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+    process.resume()
+    (tmp_path / "go").touch()
+    assert run.wait(120) == 0
+    assert [record["value"] for record in records(tmp_path, "found")] == [4]
 
 
 def test_nothing_runs_without_a_device(tmp_path: Path) -> None:
