@@ -1,4 +1,4 @@
-"""pytest plugin: one Hopper GPU, as far as vLLM's Python code asks for it. No kernel can run.
+"""pytest plugin: a machine with Hopper GPUs, as far as vLLM's Python code asks for it. No kernel can run.
 
 vLLM's sources from a GPU wheel, on a CPU build of torch. The wheel's compiled libraries are replaced by the schemas of
 their ops, so that vLLM finds every op that the wheel has; calling one raises NotImplementedError. Exceptions are listed
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-CAPABILITY, MEMORY = (9, 0), 80 << 30
+CAPABILITY, MEMORY, DEVICES = (9, 0), 80 << 30, 4
 PROPERTIES = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=MEMORY, multi_processor_count=132, warp_size=32,
     max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536, shared_memory_per_block=49152,
@@ -76,7 +76,7 @@ def _answer() -> None:
 def _fake_torch() -> None:
     cuda: Any = torch.cuda
     for name, value in {
-        "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "_lazy_init": None,
+        "is_available": True, "device_count": DEVICES, "current_device": 0, "is_initialized": True, "_lazy_init": None,
         "get_device_capability": CAPABILITY, "get_device_properties": PROPERTIES,
         "get_device_name": PROPERTIES.name, "mem_get_info": (MEMORY, MEMORY), "synchronize": None,
     }.items():  # fmt: skip
@@ -103,6 +103,10 @@ def _fake_platform() -> None:
         @classmethod
         def get_device_total_memory(cls, *_: Any, **__: Any) -> int:
             return MEMORY
+
+        @classmethod
+        def device_count(cls) -> int:
+            return DEVICES
 
         @classmethod
         def is_fully_connected(cls, *_: Any, **__: Any) -> bool:
