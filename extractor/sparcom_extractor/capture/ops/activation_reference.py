@@ -27,6 +27,7 @@ class Numerics(StrEnum):
     PYTORCH = "pytorch"
 
 
+ON_CUDA = (Numerics.VLLM_KERNEL, Numerics.INDUCTOR)
 # Kinds that the kernels can output. TorchInductor's code for the others changes from version to version.
 FUSED: dict[Numerics, frozenset[Kind]] = {
     Numerics.VLLM_KERNEL: frozenset({"silu", "gelu", "gelu_tanh", "fatrelu", "swiglu_clamp", "swiglu_oai", "situ"}),
@@ -49,7 +50,7 @@ def nonfinite_rows(gate: Tensor) -> NDArray[np.bool_]:
 
 def activation_output(gate_up: Tensor, spec: ActivationSpec, numerics: Numerics) -> Tensor:
     """Return f(gate)·g(up) for `gate_up` (rows, 2·neurons): (rows, neurons) of its dtype, rounded as in `numerics`."""
-    if numerics == Numerics.PYTORCH or spec.kind not in FUSED[numerics]:  # PyTorch is its own reference
+    if numerics not in ON_CUDA or spec.kind not in FUSED[numerics]:  # PyTorch is its own reference
         raise NotImplementedError(f"the kernel has no activation output of {spec.kind} for {numerics} on CUDA")
     gate, up = (part.float() for part in spec.split(gate_up))
     if numerics == Numerics.VLLM_KERNEL:

@@ -72,8 +72,10 @@ _LAYERS: dict[int, WeakValueDictionary[int, LayerCapture]] = {}
 
 def _find(buffer: int, layer: int | None = None) -> LayerCapture:
     """Return a captured layer of a buffer; without `layer`, any of them: all share buffer, spec and numerics."""
-    registered = _LAYERS.get(buffer, WeakValueDictionary())
-    found = next(registered.values(), None) if layer is None else registered.get(layer)
+    registered = _LAYERS.get(buffer)
+    found = None
+    if registered is not None:
+        found = next(registered.values(), None) if layer is None else registered.get(layer)
     if found is None:
         raise RuntimeError(f"a captured graph needs its buffer; buffer {buffer} is gone. Keep the model with the graph")
     return found

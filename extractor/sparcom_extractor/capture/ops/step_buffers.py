@@ -93,19 +93,19 @@ class MaskBuffer:
         the activation output (rows, neurons) with `PYTORCH` numerics, and None without or if rows do not fit."""
         if not self.fits(gate_up):
             return None
-        gate, _ = spec.split(gate_up)
+        rows, out = gate_up.shape[0], None
         if self.top_k:
-            packed, wrong = np.empty((len(gate), self.masks.shape[-1]), np.uint8), np.zeros(len(gate), np.uint8)
-            pack_rows(gate, spec.active_above, packed, wrong)
+            packed, wrong = np.empty((rows, self.masks.shape[-1]), np.uint8), np.zeros(rows, np.uint8)
+            pack_rows(spec.split(gate_up)[0], spec.active_above, packed, wrong)
             self.store_packed(layer, packed, wrong)
             return None
         masks, counters, flags = self._host_arrays()
-        target, wrong, out = masks[: len(gate), layer], flags[: len(gate), layer], None
+        target, wrong = masks[:rows, layer], flags[:rows, layer]
         if numerics == Numerics.PYTORCH and gate_up.dtype == torch.float32 and gate_up.stride(1) == 1:
             out = silu_and_pack(gate_up, target, wrong)
         else:
-            pack_rows(gate, spec.active_above, target, wrong)
-        counters[layer] += WRITE + len(gate)
+            pack_rows(spec.split(gate_up)[0], spec.active_above, target, wrong)
+        counters[layer] += WRITE + rows
         return out
 
     def store_packed(self, layer: int, packed: NDArray[np.uint8], nonfinite: NDArray[np.uint8]) -> None:

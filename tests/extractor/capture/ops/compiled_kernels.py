@@ -36,7 +36,7 @@ from sparcom_extractor.capture.counters import DeviceCounters
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
 from sparcom_extractor.capture.ops import count_kernel
 from sparcom_extractor.capture.ops.activation_kernel import gated_activation
-from sparcom_extractor.capture.ops.activation_reference import FUSED, Numerics
+from sparcom_extractor.capture.ops.activation_reference import FUSED, ON_CUDA, Numerics
 from sparcom_extractor.capture.ops.step_buffers import MaskBuffer, RouteBuffer
 from sparcom_extractor.capture.ops.topk_kernel import launch_topk
 
@@ -140,13 +140,13 @@ def launch_activation(
 def launch_cases(*, kinds: bool) -> Iterator[str]:
     """Launch every kernel as the engine does, on shapes of real models. Yield a description after each launch."""
     for neurons, layers, top_k in WIDTHS:
-        for numerics in (*Numerics, None):
+        for numerics in (*ON_CUDA, None):
             yield launch_activation(neurons, layers, top_k, torch.bfloat16, numerics, SILU)
     for dtype in (torch.float16, torch.float32):
-        for numerics in (*Numerics, None):
+        for numerics in (*ON_CUDA, None):
             yield launch_activation(11008, 32, 0, dtype, numerics, SILU)
     for spec in KINDS if kinds else ():
-        for numerics in Numerics:
+        for numerics in ON_CUDA:
             if spec.kind in FUSED[numerics]:
                 yield launch_activation(11008, 32, 0, torch.bfloat16, numerics, spec)
     for neurons, layers in ((11008, 32), (1003, 4)):

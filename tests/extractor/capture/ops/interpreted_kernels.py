@@ -33,6 +33,7 @@ from sparcom_extractor.capture.ops import activation_kernel, topk_kernel
 from sparcom_extractor.capture.ops.activation_kernel import gated_activation
 from sparcom_extractor.capture.ops.activation_reference import (
     FUSED,
+    ON_CUDA,
     Numerics,
     activation_output,
     nonfinite_rows,
@@ -105,7 +106,7 @@ activation_kernel.narrow, activation_kernel.widen, topk_kernel.widen = narrow, w
 
 def random_spec(draw: random.Random) -> tuple[ActivationSpec, Numerics | None]:
     """Return a random spec and one of the kernel's numerics for it."""
-    numerics: Numerics | None = draw.choice([Numerics.VLLM_KERNEL, Numerics.INDUCTOR, None])
+    numerics: Numerics | None = draw.choice([*ON_CUDA, None])
     kinds: list[Kind] = sorted(FUSED[numerics or Numerics.VLLM_KERNEL])
     kind = draw.choice(kinds)
     layout = draw.choice(["first", "first", "second", "interleaved"])

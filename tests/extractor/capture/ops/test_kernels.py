@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcom_extractor.capture.discovery.activations import SILU, ActivationSpec
-from sparcom_extractor.capture.ops.activation_reference import Numerics, activation_output
+from sparcom_extractor.capture.ops.activation_reference import ON_CUDA, Numerics, activation_output
 from sparcom_extractor.capture.ops.count_kernel import add_counts_reference, check_tiles, split_runs
 from sparcom_extractor.writer.counting import count_neurons
 
@@ -41,7 +41,7 @@ def test_kernels_equal_their_cpu_references_with_each_triton(triton_environment:
     assert int(re.search(r"(\d+) combinations", ran.stdout)[1]) > 45, "cases must reach all kinds"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("numerics", [Numerics.VLLM_KERNEL, Numerics.INDUCTOR])
+@pytest.mark.parametrize("numerics", ON_CUDA)
 @pytest.mark.parametrize(
     ("spec", "function"),
     [

@@ -52,10 +52,11 @@ def silu_and_pack(gate_up: Tensor, masks: NDArray[np.uint8], nonfinite: NDArray[
     out = gate_up.new_empty((rows, neurons))
     size = rows * neurons
     threads = 1 if size < _GRAIN else min(torch.get_num_threads(), -(-size // _GRAIN))
-    _run(_kernel(torch.float32, 0.0, silu_lanes()), gate_up[:, :neurons], neurons, masks, nonfinite, threads, out)
+    _run(_kernel(torch.float32, 0.0, silu_lanes()), gate_up, neurons, masks, nonfinite, threads, out)
     return out
 
 
+@functools.cache
 def silu_lanes() -> int:
     """Return the floats per vector with which PyTorch computes SiLU on this processor; 0 if it is unknown here."""
     return _LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
@@ -70,7 +71,8 @@ def _run(
     threads: int,
     out: Tensor | None = None,
 ) -> None:
-    rows, width = gate.shape
+    """Run a kernel of `_kernel` on `threads` threads. gate: (rows, at least `neurons` and 8); more columns are up."""
+    rows, width = gate.shape[0], max(neurons, 8)
     if not rows:
         return
     if masks.shape != (rows, mask_bytes(neurons)) or masks.strides[1] != 1 or nonfinite.shape != (rows,):
