@@ -46,10 +46,10 @@ def refuse(context):
     sys.exit(2)
 
 NAMES = ("good", "crash", "hang", "pause", "refuse")
-STEPS = {name: Step(name, name, 60, 0, globals()[name], alone=True) for name in NAMES}
+STEPS = {name: Step(name, name, 500, 0, globals()[name], alone=True) for name in NAMES}
 folder = Path(sys.argv[1])
 if sys.argv[2] == "--child":
-    run_child(STEPS[sys.argv[3]], Context(sys.argv[3], folder, 60, None))
+    run_child(STEPS[sys.argv[3]], Context(sys.argv[3], folder, 500, None))
 else:
     def launch(step, seconds):
         command = [sys.executable, __file__, str(folder), "--child", step.name]
@@ -64,7 +64,7 @@ def start(folder: Path, *names: str) -> subprocess.Popen[bytes]:
     """Start a run of the named steps in a process."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    return subprocess.Popen([sys.executable, str(program), str(folder), "60", *names], env=ENVIRONMENT)
+    return subprocess.Popen([sys.executable, str(program), str(folder), "500", *names], env=ENVIRONMENT)
 
 
 def records(folder: Path, kind: str) -> list[Record]:
@@ -75,7 +75,7 @@ def records(folder: Path, kind: str) -> list[Record]:
 
 def wait_for(condition: Any) -> None:
     """Wait until a condition holds."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -91,7 +91,7 @@ def running(pid: int) -> bool:
 
 def test_a_crash_loses_one_step_only(tmp_path: Path) -> None:
     """A step that aborts keeps its records; the next one runs."""
-    assert start(tmp_path, "crash", "good").wait(120) == 0
+    assert start(tmp_path, "crash", "good").wait(300) == 0
     assert [record["value"] for record in records(tmp_path, "found")] == [2, 1]
     crash, good = records(tmp_path, "end")
     assert (crash["status"], crash["reason"].partition(";")[0]) == ("crashed", "signal 6")
@@ -120,7 +120,7 @@ def test_a_kill_of_the_run_keeps_the_records_and_ends_the_step(number: int, tmp_
     run = start(tmp_path, "good", "hang")
     wait_for(lambda: records(tmp_path, "pid"))
     run.send_signal(number)
-    assert run.wait(30) == (143 if number == signal.SIGTERM else -9)
+    assert run.wait(300) == (143 if number == signal.SIGTERM else -9)
     (pids,) = records(tmp_path, "pid")
     wait_for(lambda: not running(pids["own"]))
     if number == signal.SIGTERM:
@@ -142,13 +142,13 @@ def test_a_paused_step_goes_on(tmp_path: Path) -> None:
     wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
     process.resume()
     (tmp_path / "go").touch()
-    assert run.wait(120) == 0
+    assert run.wait(300) == 0
     assert [record["value"] for record in records(tmp_path, "found")] == [4]
 
 
 def test_nothing_runs_without_a_device(tmp_path: Path) -> None:
     """A step that exits with status 2 ends the run."""
-    assert start(tmp_path, "refuse", "good").wait(120) == 0
+    assert start(tmp_path, "refuse", "good").wait(300) == 0
     assert [record["status"] for record in records(tmp_path, "end")] == ["no device"]
 
 
