@@ -82,11 +82,12 @@ def _find(buffer: int, layer: int | None = None) -> LayerCapture:
 
 
 def _gated_activation(gate_up: Tensor, layer: Tensor, buffer: int) -> Tensor:
-    cpu, rows = gate_up.device.type == "cpu", gate_up.flatten(0, -2)
-    capture = _find(buffer, int(layer) if cpu else None)
-    if cpu:
+    rows = gate_up.flatten(0, -2)
+    if gate_up.device.type == "cpu":
+        capture = _find(buffer, int(layer))
         result = capture.buffer.store(capture.layer, rows, capture.spec, capture.numerics)
     else:
+        capture = _find(buffer)
         result = capture.run_kernel(rows, layer, capture.numerics)
     if result is None:  # no numerics, or rows do not fit, which the write counters reveal
         result = capture.activation(gate_up)

@@ -55,7 +55,7 @@ def launch_topk(
     read = weights if logits is None else logits
     programs = max(1, -(-rows * top_k // _BLOCK), 0 if logits is None else -(-read.numel() // _LOGITS))
     strides = (*ids.stride(), *weights.stride(), routes.experts.stride(0), routes.nonfinite.stride(0), *read.stride())
-    others = (float(scale), *strides, read.shape[1], top_k, _BLOCK, 0 if logits is None else _LOGITS)
+    others = (scale, *strides, read.shape[1], top_k, _BLOCK, 0 if logits is None else _LOGITS)
     launch(
         _store_topk_kernel,
         routes.kernels,
