@@ -38,6 +38,7 @@ def test_only_useful_lines_are_printed(tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
+    assert len(done.stderr.splitlines()) == 2, done.stderr
     loading, bar = done.stderr.splitlines()
     assert (done.returncode, loading) == (0, "Loading tiny ...")
     assert bar.startswith("Extracting ")

@@ -17,7 +17,7 @@ import torch
 
 from sparcom_extractor.capture.transfer.device import PIECE_BYTES, CudaStreams, DeviceTransferQueue
 from sparcom_extractor.capture.transfer.ring import ALIGNMENT
-from sparcom_verification.testing.fake_device import FakeDevice
+from sparcom_verification.testing.fake_device import FakeCuda, FakeDevice
 
 ROWS, LAYERS, BYTES = 16, 3, 5
 
@@ -25,13 +25,19 @@ ROWS, LAYERS, BYTES = 16, 3, 5
 class Sending:
     """A transfer queue on a late device, the buffer that steps write to, and the deliveries."""
 
-    def __init__(self, seed: int, ring_steps: float = 2.0, keep: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        make_streams: Callable[[FakeDevice], Any],
+        seed: int,
+        ring_steps: float = 2.0,
+        keep: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.device = FakeDevice(seed)
         self.masks = torch.zeros((ROWS, LAYERS, BYTES), dtype=torch.uint8)
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self.writes = torch.zeros(LAYERS, dtype=torch.int64)
         size = int(ring_steps * 3 * ALIGNMENT)  # each of the three parts takes one unit
-        self.queue = DeviceTransferQueue(self.device, ring_bytes=size, pinned_bytes=size)
+        self.queue = DeviceTransferQueue(make_streams(self.device), ring_bytes=size, pinned_bytes=size)
         self.keep = keep
         self.received: list[tuple[int, int]] = []  # step, rows
         self.timers: list[threading.Timer] = []
@@ -72,12 +78,24 @@ class Sending:
         self.device.close()
 
 
-@pytest.fixture
-def sender() -> Iterator[Callable[..., Sending]]:
+@pytest.fixture(params=[False, True], ids=["fake streams", "CUDA's streams"])
+def sender(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Sending]]:
     made: list[Sending] = []
 
+    def make_streams(device: FakeDevice) -> Any:
+        if not request.param:
+            return device
+        cuda = FakeCuda(device, 1)
+        monkeypatch.setattr(torch, "cuda", cuda)
+        # A method of another object would not get the tensor.
+        monkeypatch.setattr(torch.Tensor, "copy_", lambda *pair, **options: cuda.copy_(*pair, **options))  # noqa: PLW0108
+        streams = CudaStreams(torch.device("cuda", 1))
+        monkeypatch.setattr(streams, "memory", device.memory)
+        monkeypatch.setattr(streams, "launch", device.launch)
+        return streams
+
     def make(*arguments: Any, **options: Any) -> Sending:
-        made.append(Sending(*arguments, **options))
+        made.append(Sending(make_streams, *arguments, **options))
         return made[-1]
 
     yield make
