@@ -24,14 +24,18 @@ def thread_cores() -> list[set[int]]:
 
 
 def free_cores(cores: Iterable[int], threads: Iterable[set[int]]) -> set[int]:
-    """Return the cores to which no thread is bound, or all `cores` if there are none."""
+    """Return those of `cores` to which no thread is bound."""
     bound = set().union(*(allowed for allowed in threads if len(allowed) == 1))
-    return set(cores) - bound or set(cores)
+    return set(cores) - bound
 
 
 @contextmanager
 def started_on(cores: set[int]) -> Iterator[None]:
-    """Let threads that this thread starts in the context, and those that they start, run on `cores`."""
+    """Let threads that this thread starts in the context, and those that they start, run on `cores`. If there are none,
+    they run where this thread does: on two cores, threads of ours on both slowed the model."""
+    if not cores:
+        yield
+        return
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -14,7 +14,7 @@ from sparcom_extractor.worker.cores import free_cores, started_on, thread_cores
 @pytest.mark.parametrize(
     ("cores", "threads", "free"),
     [
-        ({0, 1}, [{0}, {1}, {0}], {0, 1}),
+        ({0, 1}, [{0}, {1}, {0}], set()),
         (range(8), [{0}, {1}, {2}, {3}, {0}, {0}], {4, 5, 6, 7}),
         (range(8), [set(range(7)), {0}], set(range(1, 8))),
         ({4, 5, 6}, [{0}, {4}], {5, 6}),
@@ -23,7 +23,7 @@ from sparcom_extractor.worker.cores import free_cores, started_on, thread_cores
     ids=["all are bound", "half", "a thread on several cores is not bound", "a part of the machine", "none is bound"],
 )
 def test_cores_without_a_bound_thread_are_free(cores: set[int], threads: list[set[int]], free: set[int]) -> None:
-    """Cores of threads that compute are left out, unless no others remain."""
+    """Cores of threads that compute are left out."""
     assert free_cores(cores, threads) == free
 
 
@@ -43,3 +43,10 @@ def test_threads_inherit_the_cores_and_the_main_thread_keeps_its_own() -> None:
     assert found == [last]
     assert os.sched_getaffinity(0) == before
     assert before in thread_cores()
+
+
+def test_without_free_cores_nothing_changes() -> None:
+    """Threads then run where the thread that starts them does."""
+    before = os.sched_getaffinity(0)
+    with started_on(set()):
+        assert os.sched_getaffinity(0) == before
