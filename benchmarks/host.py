@@ -184,19 +184,9 @@ def measure(requests: int, chunk_rows: int = 128, steps: int = 400) -> dict[str,
 def lock_samples(path: Path) -> Iterator[dict[str, float]]:
     """Yield a dict that holds, after the block, the milliseconds in which each of capture's threads had the lock."""
     ctypes.CDLL(None).prctl(*ANY_TRACER)
-    command = [
-        "py-spy",
-        "record",
-        "--gil",
-        "--nonblocking",
-        "--threads",
-        "--rate=1000",
-        "--duration=600",
-        "--format=raw",
-    ]
-    with subprocess.Popen(
-        [*command, f"--output={path}", f"--pid={os.getpid()}"], stderr=subprocess.STDOUT, stdout=subprocess.PIPE
-    ) as process:
+    options = "--gil --nonblocking --threads --rate=1000 --duration=600 --format=raw"
+    command = ["py-spy", "record", *options.split(), f"--output={path}", f"--pid={os.getpid()}"]
+    with subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE) as process:
         time.sleep(1.5)  # it reads the symbols of this process first
         samples = dict.fromkeys(("step", "drain", "assemble", "write"), 0.0)
         yield samples

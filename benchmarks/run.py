@@ -1,10 +1,10 @@
 """Measure the cost of capture (`make bench`), as ratios within one run. Writes bench-output/results.json.
 
-    throughput   tokens/s: capture and writing, vLLM alone (other libraries: `make bench-peers`)
+    throughput   tokens/s: capture and writing, vLLM alone, for prompts and for responses (peers: `make bench-peers`)
     moe          tokens/s of MoE models: capture and writing, vLLM alone
     writing      MB/s of masks written to an archive, and of the same bytes written to raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
-    host         processor time of capture per decode step, in each thread of vLLM's process
+    host         time per decode step in which capture holds the interpreter lock of vLLM's process, by thread
     analysis     GB/s of counting, seconds and peak memory of `analyze`, at LLaMA-2-7B's shape
 
 Absolute figures depend on the machine and its load. Compare only ratios.
