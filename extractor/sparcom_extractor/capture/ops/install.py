@@ -103,8 +103,9 @@ def ffn_numerics(
 ) -> Numerics | None:
     """Return the numerics of the kernel's output, or None for signs only. compiled: by TorchInductor."""
     activation = getattr(ffn.parent, ffn.attribute)
-    numerics = expected_numerics(activation, compiled=compiled)
-    if not cuda:
+    if cuda:
+        numerics = expected_numerics(activation, compiled=compiled)
+    else:
         eager = bound_forward(activation) in (("forward_cpu", False), ("forward_native", False)) and not compiled
         known = dtype == torch.float32 and ffn.spec == SILU and ffn.intermediate_size_per_partition >= 8
         numerics = Numerics.PYTORCH if eager and known and silu_lanes() else None
@@ -125,7 +126,7 @@ def expert_numerics(
 
 
 def expected_numerics(activation: torch.nn.Module, *, compiled: bool) -> Numerics | None:
-    """Return the code that would run `activation`, from the method that vLLM bound; None for eager code."""
+    """On CUDA, return the code that would run `activation`, from the method that vLLM bound; None for eager code."""
     name, wrapped = bound_forward(activation)
     if name == "forward_cuda":
         return Numerics.VLLM_KERNEL
