@@ -15,7 +15,7 @@ from sparcom_server.http.body_limit import BodyLimit
 from sparcom_server.http.site_check import SiteCheck
 from sparcom_server.protocols import EngineStarter
 from sparcom_server.routes import archives, extractions, system
-from sparcom_server.schemas import ExtractionRequest
+from sparcom_server.schemas.reports import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 

@@ -1,14 +1,15 @@
 """Map errors to HTTP responses: one table, and the handlers that use it.
 
-Every error body has the form {"error": {"type", "message", "problems": [...]}}. It holds at most 100 problems of at
-most 1,000 characters each, whatever the request holds.
+Every error body is a problem detail, RFC 9457, with the member `problems`: at most 100 problems of at most 1,000
+characters each, whatever the request holds. Its `type` is urn:sparcom:problem:NAME, from the error's class.
 """
 
 from __future__ import annotations
 
 import http
 import logging
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +21,7 @@ from sparcom_data import errors
 
 MAX_PROBLEM_CHARACTERS = 1000  # problems repeat names and values of a request
 MAX_VALUE_CHARACTERS = 60
+_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,34 @@ class BusyError(errors.SparcomError):
     """The service is at its limit of connections, request bodies or event streams."""
 
 
+class LimitExceededError(errors.SparcomError):
+    """The key has used up one of its limits. `retry` is the time after which to try again, in seconds, or None."""
+
+    def __init__(self, message: str, retry: int | None = None) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class NotAuthenticatedError(errors.SparcomError):
+    """The request has no valid API key."""
+
+
+class ForbiddenError(errors.SparcomError):
+    """The key's role does not allow the request."""
+
+
+class UploadNotFoundError(errors.SparcomError):
+    """No uploaded file has this id."""
+
+
+class KeyNotFoundError(errors.SparcomError):
+    """No API key has this id."""
+
+
+class IdempotencyError(errors.SparcomError):
+    """The idempotency key was used for another request."""
+
+
 class HostNotAllowedError(errors.SparcomError):
     """The Host header does not name this service."""
 
@@ -63,11 +93,15 @@ class CrossSiteError(errors.SparcomError):
 STATUS: dict[type[errors.SparcomError], int] = {
     NotJsonError: 400,
     IncompleteBodyError: 400,
+    NotAuthenticatedError: 401,
     CrossSiteError: 403,
+    ForbiddenError: 403,
     errors.UnknownModelError: 404,
     errors.JobNotFoundError: 404,
     errors.ArchiveNotFoundError: 404,
     errors.NotAnArchiveError: 404,
+    UploadNotFoundError: 404,
+    KeyNotFoundError: 404,
     errors.ArchiveExistsError: 409,
     errors.JobStateError: 409,
     errors.IncompleteArchiveError: 409,
@@ -75,8 +109,10 @@ STATUS: dict[type[errors.SparcomError], int] = {
     UnsupportedMediaError: 415,
     HostNotAllowedError: 421,
     errors.InvalidInputError: 422,
+    IdempotencyError: 422,
     errors.UnsupportedModelError: 422,
     QueueFullError: 429,
+    LimitExceededError: 429,
     errors.DamagedArchiveError: 500,
     errors.ArchiveError: 500,
     errors.NewerFormatError: 501,
@@ -98,21 +134,34 @@ def status_of(error: errors.SparcomError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def error_body(kind: str, message: str, problems: list[str] | None = None) -> dict[str, Any]:
-    """Return the body of an error. Without `problems` the message is the only problem."""
-    shown = [_shorten(problem) for problem in problems or [message]]
-    return {"error": {"type": kind, "message": "\n".join(shown), "problems": shown}}
+class ProblemResponse(JSONResponse):
+    """A response with a problem detail."""
+
+    media_type = "application/problem+json"
 
 
-def error_response(error: errors.SparcomError) -> JSONResponse:
+def problem_response(
+    name: str, status: int, problems: Sequence[str], headers: Mapping[str, str] | None = None
+) -> ProblemResponse:
+    """Return a problem detail. name: CamelCase, becomes the type. problems: at least one."""
+    shown = [_shorten(problem) for problem in problems]
+    body = {
+        "type": f"urn:sparcom:problem:{_WORD.sub('-', name).lower()}",
+        "title": _WORD.sub(" ", name).capitalize(),
+        "status": status,
+        "detail": "\n".join(shown),
+        "problems": shown,
+    }
+    return ProblemResponse(body, status, headers)
+
+
+def error_response(error: errors.SparcomError) -> ProblemResponse:
     """Return the response for a SparcomError."""
-    retry = RETRY_SECONDS.get(type(error))
-    problems = error.problems if isinstance(error, errors.InvalidInputError) else None
-    return JSONResponse(
-        error_body(type(error).__name__, str(error), problems),
-        status_code=status_of(error),
-        headers={"Retry-After": str(retry)} if retry else None,
-    )
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotAuthenticatedError) else {}
+    if retry := getattr(error, "retry", None) or RETRY_SECONDS.get(type(error)):
+        headers["Retry-After"] = str(retry)
+    problems = error.problems if isinstance(error, errors.InvalidInputError) else [str(error)]
+    return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), problems, headers)
 
 
 def describe_problem(item: ErrorDetails, *prefix: str | int) -> str:
@@ -147,11 +196,11 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> JSONResponse:
-        kind = http.HTTPStatus(error.status_code).phrase.replace(" ", "")
-        return JSONResponse(error_body(kind, str(error.detail)), status_code=error.status_code, headers=error.headers)
+        name = http.HTTPStatus(error.status_code).phrase.title().replace(" ", "")
+        return problem_response(name, error.status_code, [str(error.detail)], error.headers)
 
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         message = "the service failed unexpectedly; its log has the traceback"
-        return JSONResponse(error_body("InternalError", message), status_code=500)
+        return problem_response("InternalError", 500, [message])

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from sparcom_data.progress import Progress
 from sparcom_server.jobs.queue import Job
-from sparcom_server.schemas import JobState, ModelState
+from sparcom_server.schemas.reports import JobState, ModelState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("complete", "failed", "cancelled")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from sparcom_data.errors import EngineError, InvalidInputError, SparcomError, UnknownModelError
 from sparcom_server.errors import NotReadyError
 from sparcom_server.protocols import EngineStarter, ModelEngine
-from sparcom_server.schemas import ModelReport, ModelState
+from sparcom_server.schemas.reports import ModelReport, ModelState
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from sparcom_server.jobs.queue import Job, JobQueue
 from sparcom_server.metrics import Metrics
 from sparcom_server.models import ModelRegistry
 from sparcom_server.protocols import EngineStarter
-from sparcom_server.schemas import ExtractionRequest
+from sparcom_server.schemas.reports import ExtractionRequest
 from sparcom_server.settings import ServerSettings
 
 

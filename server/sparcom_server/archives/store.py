@@ -22,7 +22,7 @@ from sparcom_data.storage import PARTIAL_SUFFIX
 from sparcom_data.storage.beneath import open_beneath
 from sparcom_server.archives import SUFFIX
 from sparcom_server.archives.removal import remove_archive
-from sparcom_server.schemas import ARCHIVE_NAME, ArchiveFacts, ArchiveState
+from sparcom_server.schemas.reports import ARCHIVE_NAME, ArchiveFacts, ArchiveState
 
 
 def archive_state(attributes: ArchiveAttributes, instructions: dict[str, int]) -> ArchiveState:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from fastapi.sse import ServerSentEvent
 
 from sparcom_server.jobs.queue import Job
-from sparcom_server.schemas import JobReport
+from sparcom_server.schemas.reports import JobReport
 
 
 async def job_events(

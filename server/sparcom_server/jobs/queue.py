@@ -24,7 +24,7 @@ from sparcom_data.schema import State
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_server.errors import RETRY_SECONDS, NotReadyError, QueueFullError
 from sparcom_server.protocols import Extraction
-from sparcom_server.schemas import DatasetRequest, Failure, JobError, JobState
+from sparcom_server.schemas.reports import DatasetRequest, Failure, JobError, JobState
 
 logger = logging.getLogger(__name__)
 

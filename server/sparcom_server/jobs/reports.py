@@ -9,7 +9,7 @@ from starlette.requests import Request
 from sparcom_data.errors import ArchiveError
 from sparcom_server.archives.store import ArchiveStore, archive_state
 from sparcom_server.jobs.queue import Job, JobQueue
-from sparcom_server.schemas import ArchiveReport, ArchiveSummary, JobLinks, JobReport
+from sparcom_server.schemas.reports import ArchiveReport, ArchiveSummary, JobLinks, JobReport
 
 
 class Addresses:

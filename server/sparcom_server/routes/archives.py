@@ -10,7 +10,7 @@ from sparcom_data.errors import ArchiveNotFoundError
 from sparcom_server.http.file_response import file_response
 from sparcom_server.jobs.reports import archive_report, archive_summary
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
-from sparcom_server.schemas import ERRORS, ArchivePage, ArchiveReport
+from sparcom_server.schemas.reports import ERRORS, ArchivePage, ArchiveReport
 
 router = APIRouter(prefix="/v1/archives", tags=["archives"], responses=ERRORS)
 

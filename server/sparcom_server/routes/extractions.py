@@ -15,7 +15,7 @@ from sparcom_server.http.request_body import parse_extraction, read_body
 from sparcom_server.jobs.queue import Job
 from sparcom_server.jobs.reports import job_report
 from sparcom_server.routes.common import AddressesDep, Limit, Offset, ServiceDep
-from sparcom_server.schemas import ERRORS, JobPage, JobReport
+from sparcom_server.schemas.reports import ERRORS, JobPage, JobReport
 
 router = APIRouter(prefix="/v1/extractions", tags=["extractions"], responses=ERRORS)
 

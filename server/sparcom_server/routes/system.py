@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from sparcom_server.metrics import CONTENT_TYPE
 from sparcom_server.page import load_page
 from sparcom_server.routes.common import ServiceDep
-from sparcom_server.schemas import Health, ModelList, Readiness
+from sparcom_server.schemas.reports import Health, ModelList, Readiness
 
 router = APIRouter(tags=["system"])
 

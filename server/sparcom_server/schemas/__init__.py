@@ -1,0 +1,1 @@
+"""Types of request bodies (`requests`) and responses (`reports`)."""
