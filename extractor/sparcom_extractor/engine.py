@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from sparcom_data.errors import EngineError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.metadata import EngineInfo, ModelInfo
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.extraction import Extraction, prepare_extraction
+from sparcom_extractor.extraction import Extraction
 from sparcom_extractor.launch.bootstrap import children_end_on_cancel
 from sparcom_extractor.launch.model_files import check_model
 from sparcom_extractor.launch.start import start_vllm
+from sparcom_extractor.preparation import prepare_extraction
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.protocol import PLAN_KEY, Plan, WorkerDescription, from_wire, to_wire
 from sparcom_extractor.ranks import merge_descriptions
@@ -86,10 +87,21 @@ class CaptureEngine:
         return self.max_model_len - 1
 
     def prepare(
-        self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
+        self,
+        instructions: Sequence[Instruction],
+        options: ExtractionOptions,
+        path: Path,
+        dataset_name: str = "",
+        *,
+        resume: bool = False,
+        run: str | None = None,
+        alone: Collection[int] = (),
+        failures: Mapping[int, str] | None = None,
     ) -> Extraction:
-        """Tokenize instructions, plan the layout and create the archive; see `prepare_extraction`."""
-        return prepare_extraction(self, instructions, options, path, dataset_name)
+        """Tokenize instructions, plan the layout, and create or reopen the archive; see `prepare_extraction`."""
+        return prepare_extraction(
+            self, instructions, options, path, dataset_name, resume=resume, run=run, alone=alone, failures=failures
+        )
 
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:
         """Run one prompt with greedy sampling and capture its rows as `plan` says. max_tokens: 0 returns no text.
@@ -121,7 +133,7 @@ class CaptureEngine:
     def _dead(self, error: BaseException) -> EngineError:
         return EngineError(
             f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. Complete instructions "
-            "stay complete. See the engine's log on standard error, then restart the server"
+            "stay complete. See the engine's log on standard error, then start it again"
         )
 
     async def close(self) -> None:
