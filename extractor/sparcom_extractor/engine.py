@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,15 @@ HEALTH_SECONDS = 1.0  # interval of health checks while a worker call is pending
 class CaptureEngine:
     """A running vLLM engine with capture. Create it with `start`; stop it with `close`."""
 
-    def __init__(self, settings: EngineSettings, llm: AsyncLLMLike, model: ModelInfo, engine: EngineInfo) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        llm: AsyncLLMLike,
+        model: ModelInfo,
+        engine: EngineInfo,
+        starter: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self._starter = starter  # the engine's processes end with its thread
         self.settings = settings
         self.name = settings.name
         self.llm: Any = llm  # an AsyncLLMLike until `close`, then None
@@ -61,12 +70,13 @@ class CaptureEngine:
         check_vllm(installed_vllm())
         check_model(settings)
         started: list[AsyncLLMLike] = []  # vLLM keeps stack frames alive: a thread's result would hold the engine
+        starter = ThreadPoolExecutor(1, "sparcom-start")
         with children_end_on_cancel():
-            await asyncio.to_thread(lambda: started.append(start_vllm(settings)))
+            await asyncio.get_running_loop().run_in_executor(starter, lambda: started.append(start_vllm(settings)))
         llm = started.pop()
         try:
             described = await _describe(settings, llm)
-            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described))
+            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described), starter)
         except BaseException:
             llm.shutdown()
             raise
@@ -133,7 +143,7 @@ class CaptureEngine:
     def _dead(self, error: BaseException) -> EngineError:
         return EngineError(
             f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. Complete instructions "
-            "stay complete. See the engine's log on standard error, then start it again"
+            "stay complete. See the engine's log on standard error"
         )
 
     async def close(self) -> None:
@@ -146,6 +156,8 @@ class CaptureEngine:
             await asyncio.gather(handler, return_exceptions=True)
         llm, self.llm = self.llm, None
         await asyncio.to_thread(llm.shutdown)
+        if self._starter is not None:
+            self._starter.shutdown()
         del llm, handler
         gc.collect()  # otherwise its finalizer shuts it down again at interpreter exit, and fails there
 
