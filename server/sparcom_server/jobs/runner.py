@@ -287,7 +287,7 @@ class JobRunner:
 
     async def _complete(self, job: JobRow) -> None:
         if job.analysis:
-            await self._jobs.enter(job.id, "running")
+            await self._jobs.enter(job.id, "running", "the archives are complete; their analysis runs")
             await self._analyze(job)
         await self._end(job, "complete")
 
