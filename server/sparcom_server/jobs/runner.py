@@ -196,6 +196,8 @@ class JobRunner:
             except EngineError as error:
                 await self._engine_failed(job, error)
                 return
+            if (await self._jobs.enter(job.id, "loading")).state != "loading":
+                return  # cancelled meanwhile
             running.extraction = extraction = await asyncio.to_thread(
                 engine.prepare,
                 batch.instructions,

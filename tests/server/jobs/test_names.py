@@ -92,20 +92,6 @@ def test_an_archive_that_vanished_while_the_service_was_down_fails_its_job(start
     assert tree(running.archives / "m3.zarr") == before
 
 
-def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate: threading.Event) -> None:
-    """The service answers, the job is cancelled, and the next job of that name runs."""
-    running = start(FakeEngine(pause=0.02))
-    job = running.post(200, archive="m3").json()["id"]
-    running.wait(job, lambda job: job["progress"]["complete"] >= 2)
-    running.stop()
-    shutil.rmtree(running.archives / "m3.zarr")
-    running = start(FakeEngine(gate=gate), loading=0.5, ready=False)
-    answer = running.http.delete(f"/v1/extractions/{job}")
-    assert (answer.status_code, answer.json().get("state")) == (200, "cancelled"), answer.text
-    gate.set()
-    assert running.wait(running.post(archive="m3").json()["id"])["state"] == "complete"
-
-
 def test_only_complete_counts_as_complete(start: Start) -> None:
     """A cancelled job, like its archive, counts complete and cancelled instructions and has no seconds left."""
     running = start(FakeEngine(pause=0.02))
