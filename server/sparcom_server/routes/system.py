@@ -27,9 +27,9 @@ async def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Readiness}})
 async def ready(service: ServiceDep, response: Response) -> Readiness:
-    """Return 200 if every model is loaded and its engine runs, otherwise 503."""
+    """Return 200 if an engine runs and jobs can run, otherwise 503."""
     states = service.models.states
-    is_ready = set(states.values()) == {"ready"}
+    is_ready = "ready" in states.values() and not service.models.failure
     response.status_code = 200 if is_ready else 503
     return Readiness(ready=is_ready, models=states)
 
