@@ -13,8 +13,9 @@ from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
 from sparcom_server.http.site_check import SiteCheck
+from sparcom_server.http.upload_body import FORM_BYTES
 from sparcom_server.protocols import ModelSource
-from sparcom_server.routes import archives, extractions, system
+from sparcom_server.routes import archives, extractions, files, results, system
 from sparcom_server.schemas.reports import Problem
 from sparcom_server.schemas.requests import ExtractionRequest
 from sparcom_server.service import Service
@@ -54,10 +55,11 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for module in (extractions, archives, system):
+    for module in (extractions, results, files, archives, system):
         app.include_router(module.router)
     _add_request_schema(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
     app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last one added runs first
     install_handlers(app)
     return app

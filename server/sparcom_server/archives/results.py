@@ -34,28 +34,33 @@ def open_results(path: Path, run: str | None) -> Archive | None:
 def result_lines(archive: Archive, kind: Kind, model: str, name: str) -> Iterator[bytes]:
     """Yield the lines of one kind in the order of submission, a block at a time. Blocks. name: the archive's."""
     states = archive.column("state")  # read first: a job sets a state after everything else of an instruction
+    describe = _error if kind == "errors" else _result
     has_rows = archive.granularity == "token"
     for start in range(0, len(states), STRING_CHUNK):
         block = states[start : start + STRING_CHUNK]
         wanted = [index for index, state in enumerate(block) if state in _STATES[kind]]
         if not wanted:
             continue
-        stop = start + len(block)
-        columns = {
-            column: archive.read_rows(f"instruction/{column}", start, stop).tolist() for column in ("id", *_COLUMNS[kind])
-        }
+        names = ("id", *_COLUMNS[kind])
+        columns = [archive.read_rows(f"instruction/{column}", start, start + len(block)).tolist() for column in names]
         lines = []
         for index in wanted:
-            state, item = State(block[index]), {column: values[index] for column, values in columns.items()}
-            facts: dict[str, Any] = {"id": item["id"], "custom_id": item["id"], "model": model, "archive": name}
-            facts |= {"index": start + index, "state": state.name.lower()}
-            if kind == "errors":
-                code = state.name.lower()
-                message = CANCELLED if state == State.CANCELLED else item["error"]
-                facts["error"] = {"code": code, "message": message}
-            else:
-                facts |= {"prompt_length": item["prompt_length"], "token_length": item["token_length"]}
-                facts["row"] = item["token_start"] if has_rows else None
-                facts |= {"response": item["response"], "category": item["category"]}
-            lines.append(json.dumps(facts) + "\n")
-        yield "".join(lines).encode()
+            item = dict(zip(names, (values[index] for values in columns), strict=True))
+            state = State(block[index]).name.lower()
+            head = {"id": item["id"], "custom_id": item["id"], "model": model, "archive": name, "index": start + index}
+            lines.append(json.dumps(head | {"state": state} | describe(item, state, has_rows)))
+        yield "".join(f"{line}\n" for line in lines).encode()
+
+
+def _result(item: dict[str, Any], _: str, has_rows: bool) -> dict[str, Any]:
+    return {
+        "prompt_length": item["prompt_length"],
+        "token_length": item["token_length"],
+        "row": item["token_start"] if has_rows else None,
+        "response": item["response"],
+        "category": item["category"],
+    }
+
+
+def _error(item: dict[str, Any], state: str, _: bool) -> dict[str, Any]:
+    return {"error": {"code": state, "message": CANCELLED if state == "cancelled" else item["error"]}}

@@ -28,7 +28,7 @@ async def job_events(
         keep_alive: longest silence, in seconds; after it, a comment is sent.
         last_seen: the last event id that the client has received: a revision of the job.
     """
-    seen = last_seen
+    seen = last_seen if last_seen is not None and last_seen <= job.revision else None
     while True:
         ended, revision = job.state not in UNFINISHED, str(job.revision)
         # ASCII, since FastAPI splits data at every Unicode line separator, also at those that JSON allows in strings.

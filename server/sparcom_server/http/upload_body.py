@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from sparcom_server.errors import IncompleteBodyError, NotMultipartError, UnsupportedMediaError
@@ -18,6 +18,7 @@ from sparcom_server.errors import IncompleteBodyError, NotMultipartError, Unsupp
 FILE_TYPES = ("application/jsonl", "application/x-ndjson", "application/octet-stream")
 FORM_TYPE = "multipart/form-data"
 MAX_FIELDS, MAX_FIELD_BYTES = 10, 4096
+FORM_BYTES = 64 * 2**10  # most that a form adds to its file
 
 
 class UploadBody:
@@ -69,10 +70,10 @@ class _Form:
         self._name, self._filename, self._text = "", "", bytearray()
         self._file: list[bytes] = []
         methods = ("part_begin", "part_data", "part_end", "header_field", "header_value", "header_end")
-        callbacks: dict[str, Any] = {f"on_{name}": getattr(self, f"_{name}") for name in methods}
+        callbacks: Any = {f"on_{name}": getattr(self, f"_{name}") for name in methods}
         callbacks |= {"on_headers_finished": self._part_named, "on_end": self._end}
         try:
-            self._parser = MultipartParser(boundary, cast(MultipartCallbacks, callbacks))
+            self._parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:
             raise NotMultipartError(f"a multipart form must have a valid boundary; {error}") from None
         if not boundary:
@@ -111,7 +112,7 @@ class _Form:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._name = options.get(b"name", b"").decode(errors="replace")
         self._is_file = self._name == "file"
-        if self._is_file and self._has_file or self._name in self._fields:
+        if (self._is_file and self._has_file) or self._name in self._fields:
             raise NotMultipartError(f"a field may occur once; {self._name[:60]!r} occurs again")
         if len(self._fields) >= MAX_FIELDS:
             raise NotMultipartError(f"a form may have at most {MAX_FIELDS} fields besides the file; it has more")

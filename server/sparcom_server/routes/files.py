@@ -47,9 +47,7 @@ async def upload_file(
 
 
 @router.get("")
-async def list_files(
-    service: ServiceDep, principal: PrincipalDep, limit: Limit = 100, after: After = None
-) -> FilePage:
+async def list_files(service: ServiceDep, principal: PrincipalDep, limit: Limit = 100, after: After = None) -> FilePage:
     """List the uploaded files, newest first."""
     rows, has_more = await service.uploads.list_files(principal, limit, after)
     return FilePage(**page([_report(row) for row in rows], [row.id for row in rows], has_more))

@@ -131,9 +131,7 @@ class UploadStore:
         """
         return await self._database.read(lambda session: _get(session, file_id, principal))
 
-    async def list_files(
-        self, principal: Principal, limit: int, after: str | None
-    ) -> tuple[list[FileRow], bool]:
+    async def list_files(self, principal: Principal, limit: int, after: str | None) -> tuple[list[FileRow], bool]:
         """Return files, newest first, and whether there are more. after: id of the last file of the previous part.
 
         Raises:
