@@ -102,7 +102,7 @@ class RequestLimits:
         if left < 1:
             retry = math.ceil((1 - left) * 60 / per_minute)
             raise LimitExceededError(
-                f"a key may send at most {per_minute:,} requests per minute; this one sent more. Try again in {retry} s",
+                f"a key may send at most {per_minute:,} requests per minute; this one sent more. Wait {retry} s",
                 retry,
             )
         self._buckets[principal.key_id] = (left - 1, time)

@@ -3,7 +3,8 @@
 `Host` must name this service. In a DNS rebinding attack, evil.example resolves to this machine, and its page sends
 requests to evil.example:8000; their Host is still evil.example. IP addresses cannot be rebound and are always allowed.
 `Origin` and `Sec-Fetch-Site` of a request that changes something must name a page of this service; clients other than
-browsers send neither. Pages of listed origins may send all requests, see headers.py. Starlette's TrustedHostMiddleware checks no origins and does not recognize IP addresses.
+browsers send neither. Pages of listed origins may send all requests, see headers.py. Starlette's TrustedHostMiddleware
+checks no origins and does not recognize IP addresses.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class SiteCheck:
         if foreign and method not in SAFE_METHODS and headers.get("origin") not in self.origins:
             return CrossSiteError(
                 f"only this service's own page may send {method} from a browser; the Origin header is "
-                f"{headers.get('origin')!r}. Open the service's page, use a client other than a browser, or have the operator allow "
-                "the origin with --cors-origin"
+                f"{headers.get('origin')!r}. Open the service's page, use a client other than a browser, or have the "
+                "operator allow the origin with --cors-origin"
             )
         return None
 
