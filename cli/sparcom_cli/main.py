@@ -29,6 +29,7 @@ COMMANDS = {
     "extract": _Entry("Run instructions offline into an archive.", (ENGINE,)),
     "submit": _Entry("Send instructions to a server.", ("client",)),
     "delete": _Entry("Delete an archive from a server.", ("client",)),
+    "keys": _Entry("Create, list and revoke API keys.", ("server", "client")),
     "analyze": _Entry("Compute metrics, tables, figures and a report.", ("analysis",)),
     "verify": _Entry("Verify archives.", ("verify",)),
     "dataset": _Entry("Build, check and annotate instruction files.", ("dataset",)),

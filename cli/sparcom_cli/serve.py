@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, option
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, limit_option, option, optional
 
 if TYPE_CHECKING:
     from sparcom_server.protocols import EngineStarter, ModelEngine
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max_event_streams", "allowed_hosts")
+SERVER_OPTIONS = (
+    "max_queued_jobs", "max_instructions", "max_connections", "max_event_streams", "allowed_hosts", "cors_origins",
+)  # fmt: skip
 
 
 @click.command()
@@ -39,8 +41,32 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
     help="Also accept this name in the Host header; * accepts any. Repeatable. IP addresses, localhost, --host and "
     "this machine's own name are always accepted.",
 )
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    envvar="SPARCOM_CORS_ORIGINS",
+    help="Let pages of this origin, such as https://lab.example, read responses and send requests. Repeatable.",
+)
+@limit_option("Limit keys that have no such limit of their own.")
+@click.option("--allow-anonymous", is_flag=True, help="Answer without API keys on an address that others can reach.")
+@optional(
+    "--published-address", None, "--host", "Name the address at which a container's port is published: without API "
+    "keys, it must be a loopback address.", envvar="SPARCOM_PUBLISHED_ADDRESS",
+)  # fmt: skip
 @engine_options
-def serve(models: tuple[str, ...], host: str, port: int, data_dir: Path, max_body_mib: int, **options: Any) -> None:
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    data_dir: Path,
+    max_body_mib: int,
+    limits: dict[str, int],
+    allow_anonymous: bool,
+    published_address: str | None,
+    **options: Any,
+) -> None:
     """Serve models over REST, with a web page at /.
 
     The server answers while models load; /ready answers 200 once all are loaded.

@@ -21,11 +21,11 @@ DEFAULTS = {
 }
 READABLE = (
     "Accept-Ranges", "Content-Disposition", "Content-Length", "Content-Range", "ETag", "Last-Modified", "Location",
-    "Retry-After", "WWW-Authenticate",
+    "Retry-After", "WWW-Authenticate", "X-Request-Id",
 )  # fmt: skip
 ALLOWED = (
     "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range",
-    "Last-Event-ID", "Range",
+    "Last-Event-ID", "Range", "X-Request-Id",
 )  # fmt: skip
 
 
