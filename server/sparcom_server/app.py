@@ -7,34 +7,37 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
+from sparcom_server.http.headers import add_headers
 from sparcom_server.http.site_check import SiteCheck
-from sparcom_server.protocols import EngineStarter
-from sparcom_server.routes import archives, extractions, system
-from sparcom_server.schemas.reports import ExtractionRequest
+from sparcom_server.protocols import ModelSource
+from sparcom_server.routes import archives, extractions, keys, system
+from sparcom_server.routes.common import get_principal
+from sparcom_server.schemas.reports import Problem
+from sparcom_server.schemas.requests import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
 
 def create_app(
-    starters: Mapping[str, EngineStarter],
+    sources: Mapping[str, ModelSource],
     settings: ServerSettings,
     on_failure: Callable[[SparcomError], None] | None = None,
 ) -> FastAPI:
-    """Return the app that serves these models. It loads them in turn once started; /health answers meanwhile.
+    """Return the app that serves these models. It loads the first once started; /health answers meanwhile.
 
     Args:
-        starters: function that loads each model, by the name that clients use.
-        on_failure: called if a model cannot be started or its engine dies; the caller should then end the server.
+        sources: each model, by the name that clients use.
+        on_failure: called if the service gives up on its engines; the caller should then end the server.
 
     Raises:
         InvalidInputError: there is no model.
     """
-    service = Service(starters, settings, on_failure)
+    service = Service(sources, settings, on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,11 +56,15 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for module in (extractions, archives, system):
-        app.include_router(module.router)
+    app.include_router(system.public)
+    for module in (extractions, archives, keys, system):
+        app.include_router(module.router, dependencies=[Depends(get_principal)])
     _add_request_schema(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last one added runs first
+    hosts = (settings.host, *settings.allowed_hosts)
+    app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)  # the last one added runs first
+    stack = app.build_middleware_stack
+    app.build_middleware_stack = lambda: add_headers(stack(), settings.cors_origins)  # type: ignore[method-assign]
     install_handlers(app)
     return app
 
@@ -70,6 +77,7 @@ def _add_request_schema(app: FastAPI) -> None:
         document = original()
         schema = ExtractionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ExtractionRequest": schema}
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -5,17 +5,14 @@ Counters grow by the difference between two snapshots of a job's progress; gauge
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Iterator
-from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from sparcom_data.progress import Progress
-from sparcom_server.jobs.queue import Job
-from sparcom_server.schemas.reports import JobState, ModelState
+from sparcom_server.schemas.reports import ModelState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("complete", "failed", "cancelled")
@@ -43,9 +40,17 @@ class Metrics(Collector):
         self._tokens.inc(max(0, after.tokens_done - before.tokens_done))
         self._waited.inc(max(0.0, after.storage_wait_seconds - before.storage_wait_seconds))
 
-    def watch(self, jobs: Callable[[], list[Job]], models: Callable[[], dict[str, ModelState]]) -> None:
-        """Add the gauges: jobs by state, instructions queued or running, ready models."""
-        self._jobs = jobs
+    def job_started(self, seconds: float) -> None:
+        """Count a job that waited so long."""
+
+    def job_ended(self, state: str, seconds: float) -> None:
+        """Count a job that ended so long after its start."""
+
+    def engine_restarted(self, model: str) -> None:
+        """Count a restart."""
+
+    def watch(self, models: Callable[[], dict[str, ModelState]]) -> None:
+        """Add the gauges: ready models."""
         self._models = models
         self.registry.register(self)
 
@@ -55,14 +60,6 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
-        jobs = self._jobs()
-        states = Tally(job.state for job in jobs)
-        by_state = GaugeMetricFamily("sparcom_jobs", "Remembered jobs by state.", labels=["state"])
-        for state in get_args(JobState):
-            by_state.add_metric([state], states[state])
-        yield by_state
-        unfinished = sum(job.progress.instructions - job.progress.settled for job in jobs if not job.ended.is_set())
-        yield GaugeMetricFamily("sparcom_instructions_in_flight", "Instructions queued or running.", value=unfinished)
         ready = GaugeMetricFamily("sparcom_model_ready", "1 if the model can run, else 0.", labels=["model"])
         for name, model_state in self._models().items():
             ready.add_metric([name], int(model_state == "ready"))

@@ -39,10 +39,13 @@ class ServerSettings(BaseModel):
     body_seconds: time limit for the body of a request, extended while it arrives at 16 KiB per second.
     send_seconds: longest time in which a client may read nothing of a response.
     max_queued_jobs: jobs that may wait besides the running one; one more gets status 429.
-    max_finished_jobs: finished jobs to remember; all archives stay.
+    database: URL of the database; by default SQLite in the data folder.
+    max_loaded_models: engines in memory at once.
+    max_engine_restarts: restarts of an engine in a row without a complete instruction; after that the service ends.
+    passed_over_seconds: how long jobs whose model is loaded may start before an earlier one of another model.
     event_seconds: shortest time between two progress events of a job.
     keep_alive_seconds: longest silence of an event stream; at most 15, since FastAPI then sends its own keep-alive.
-    stop_seconds: time for the running job to end when the service stops.
+    stop_seconds: time for the running job to be suspended when the service stops.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +58,7 @@ class ServerSettings(BaseModel):
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
     key_limits: Limits = Limits(queued_instructions=1_000_000, event_streams=50)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
-    max_instructions: int = Field(default=200_000, ge=1)
+    max_instructions: int = Field(default=50_000, ge=1)
     max_submissions: int = Field(default=2, ge=1)
     max_connections: int = Field(default=1000, ge=1)
     max_event_streams: int = Field(default=100, ge=1)
@@ -63,7 +66,10 @@ class ServerSettings(BaseModel):
     body_seconds: float = Field(default=30.0, gt=0)
     send_seconds: float = Field(default=60.0, gt=0)
     max_queued_jobs: int = Field(default=100, ge=0)
-    max_finished_jobs: int = Field(default=1000, ge=1)
+    database: str | None = None
+    max_loaded_models: int = Field(default=1, ge=1)
+    max_engine_restarts: int = Field(default=5, ge=0)
+    passed_over_seconds: float = Field(default=600.0, ge=0)
     event_seconds: float = Field(default=0.5, gt=0)
     keep_alive_seconds: float = Field(default=15.0, gt=0)
     stop_seconds: float = Field(default=30.0, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from ipaddress import ip_address
 
 from starlette.requests import Request
@@ -10,10 +11,14 @@ from starlette.requests import Request
 from sparcom_data.errors import InvalidInputError
 from sparcom_server.access.keys import KeyStore, has_keys
 from sparcom_server.access.limits import RequestLimits
-from sparcom_server.access.principal import ANONYMOUS, Principal
+from sparcom_server.access.principal import ANONYMOUS, SEPARATOR, Principal
 from sparcom_server.database.database import Database
-from sparcom_server.errors import ForbiddenError, NotAuthenticatedError
+from sparcom_server.errors import NotAuthenticatedError
 from sparcom_server.settings import ServerSettings
+
+# An absolute path of two parts or more, unless it belongs to a URL or is one of our routes.
+_PATH = re.compile(r"(?<![\w.:/~])/(?!v1/)[\w.@%+=~-]+(?:/[\w.@%+=~-]+)+")
+_OWNER = re.compile(rf"^[a-z0-9-]*{SEPARATOR}")
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +43,7 @@ class Gate:
         self.limits = RequestLimits()
         self._database = database
         self._host = settings.host
+        self._data_dir = str(settings.data_dir.absolute())
         self._may_be_anonymous = settings.allow_anonymous or is_loopback(settings.host)
 
     def check_start(self) -> None:
@@ -82,8 +88,22 @@ class Gate:
         self.limits.count_request(principal)
         return principal
 
+    async def still_valid(self, principal: Principal) -> bool:
+        """Return whether the key of an earlier request is still valid, for responses that take long."""
+        await self.keys.read()
+        return self.keys.has(principal.key_id) if principal.key_id else not self.keys.required
 
-def require_admin(principal: Principal) -> None:
-    """Raise ForbiddenError unless the client is an admin."""
-    if not principal.is_admin:
-        raise ForbiddenError("only keys with the role admin may do this; this key's role is user")
+    def hide_paths(self, text: str, principal: Principal | None) -> str:
+        """Return a message without absolute paths of this machine, unless an admin reads it.
+
+        Of a path in an archive, the archive's name and the rest stay; of another path, its last part.
+        """
+        if principal is not None and principal.is_admin:
+            return text
+        return _PATH.sub(lambda found: _shorten(found[0]), text.replace(f"{self._data_dir}/", "/"))
+
+
+def _shorten(path: str) -> str:
+    parts = path.split("/")
+    archive = next((number for number, part in enumerate(parts) if ".zarr" in part), -1)
+    return _OWNER.sub("", "/".join(parts[archive:]))

@@ -124,6 +124,10 @@ class KeyStore:
         limits = self._defaults.model_copy(update=row.limits)
         return Principal(row.name, cast(Role, row.role), row.id, limits)
 
+    def has(self, key_id: str) -> bool:
+        """Return whether a key was valid when the keys were read."""
+        return key_id in self._valid
+
     def expire(self) -> None:
         """Read the keys again at the next request: this process changed them."""
         self._expires = 0.0

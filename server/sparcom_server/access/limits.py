@@ -22,7 +22,7 @@ DAY = 24 * 3600 * 1000  # ms
 
 
 def check_submission(session: Session, principal: Principal, instructions: int) -> None:
-    """Refuse a job of `instructions` instructions that would exceed a limit of the key's owner.
+    """Refuse a job of `instructions` instructions, just added, that exceeds a limit of the key's owner.
 
     Raises:
         LimitExceededError: of queued instructions, tokens per day, or storage.
@@ -32,7 +32,7 @@ def check_submission(session: Session, principal: Principal, instructions: int) 
         unfinished = select(func.sum(JobRow.instructions)).where(
             JobRow.owner == principal.owner, JobRow.state.in_(UNFINISHED)
         )
-        queued = session.scalar(unfinished) or 0
+        queued = (session.scalar(unfinished) or 0) - instructions
         if queued + instructions > limits.queued_instructions:
             raise LimitExceededError(
                 f"unfinished jobs of a key may have at most {limits.queued_instructions:,} instructions; those of "

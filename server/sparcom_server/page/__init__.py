@@ -29,6 +29,4 @@ def _read(name: str) -> tuple[str, str]:
 def load_page(name: str) -> HTMLResponse:
     """Return one of the pages as a response."""
     text, policy = _read(name)
-    return HTMLResponse(
-        text, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-    )
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})

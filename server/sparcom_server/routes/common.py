@@ -1,12 +1,16 @@
-"""Dependencies of the routes: the app's service, the client's addresses, and the paging parameters."""
+"""Dependencies of the routes: the app's service, the client, its view of jobs and archives, and paging."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
+from fastapi.security import HTTPBearer
 
-from sparcom_server.jobs.reports import Addresses
+from sparcom_server.access.principal import Principal
+from sparcom_server.errors import ForbiddenError
+from sparcom_server.jobs.reports import Addresses, Describe
 from sparcom_server.service import Service
 
 
@@ -17,5 +21,46 @@ def _service(request: Request) -> Service:
 
 ServiceDep = Annotated[Service, Depends(_service)]
 AddressesDep = Annotated[Addresses, Depends(Addresses)]
+
+
+# Only describes the header in openapi.json; the gate reads it.
+_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, of a server that uses keys.")
+
+
+async def get_principal(request: Request, service: ServiceDep, _: Annotated[Any, Depends(_BEARER)]) -> Principal:
+    """Return the client of a request. `create_app` adds it to every route that is not public."""
+    request.state.principal = principal = await service.access.principal(request)
+    return principal
+
+
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def require_admin(principal: PrincipalDep) -> None:
+    """Raise ForbiddenError unless the client is an admin. For `dependencies` of a route."""
+    if not principal.is_admin:
+        raise ForbiddenError("only keys with the role admin may do this; this key's role is user")
+
+
+AdminOnly = Depends(require_admin)
+
+
+def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
+    return Describe(principal, service.archives, addresses, service.access.hide_paths)
+
+
+DescribeDep = Annotated[Describe, Depends(_describe)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="Maximum number of entries.")]
-Offset = Annotated[int, Query(ge=0, description="Number of newest entries to skip.")]
+After = Annotated[
+    str | None, Query(max_length=200, description="Show entries after this one: `last_id` of the previous part.")
+]
+
+
+def page(items: Sequence[Any], ids: Sequence[str], has_more: bool) -> dict[str, Any]:
+    """Return the fields of a `Page`."""
+    return {
+        "data": items,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+        "has_more": has_more,
+    }
