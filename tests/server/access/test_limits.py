@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
 from sparcom_server.access.limits import DAY, RequestLimits, check_storage, check_submission
 from sparcom_server.access.principal import ANONYMOUS, Principal
@@ -24,26 +25,33 @@ def ann(**limits: int) -> Principal:
     return Principal("ann", "user", "id", Limits(**limits))
 
 
-def add_job(
-    database: Database, owner: str, instructions: int, state: str = "running", started: int | None = None, *tokens: int
-) -> None:
-    """Add a job, with one part per number of tokens."""
+def new_job(owner: str, instructions: int, state: str = "queued", started: int | None = None, *tokens: int) -> JobRow:
+    """Return a job, with one part per number of tokens."""
     job_id = f"job{next(NUMBERS)}"
     parts = [
         PartRow(number=number, model="m", archive="a", run=None, state="running", progress={"tokens_done": done})
         for number, done in enumerate(tokens)
     ]
-    row = JobRow(
+    return JobRow(
         id=job_id, owner=owner, state=state, model="m", options={}, dataset="", analysis=False,
         instructions=instructions, warnings=[], failures=[], created=now(), started=started, revision=1,
         request_sha256="", parts=parts,
     )  # fmt: skip
-    database.transaction(lambda session: session.add(row))
+
+
+def add_job(database: Database, *arguments: Any) -> None:
+    """Store a job."""
+    database.transaction(lambda session: session.add(new_job(*arguments)))
 
 
 def submit(database: Database, principal: Principal, instructions: int) -> None:
-    """Check a submission."""
-    database.transaction(lambda session: check_submission(session, principal, instructions))
+    """Submit a job as the service does: the job is added, then checked."""
+
+    def work(session: Session) -> None:
+        session.add(new_job(principal.owner, instructions))
+        check_submission(session, principal, instructions)
+
+    database.transaction(work)
 
 
 def test_queued_instructions_are_limited(database: Database) -> None:
@@ -52,13 +60,13 @@ def test_queued_instructions_are_limited(database: Database) -> None:
         ("ann", "queued", 3), ("ann", "running", 4), ("ann", "complete", 50), ("ben", "queued", 50),
     ):  # fmt: skip
         add_job(database, owner, instructions, state)
-    submit(database, ann(queued_instructions=10), 3)
     with pytest.raises(LimitExceededError, match=r"at most 10 .* have 7, this job has 4\. Wait") as caught:
         submit(database, ann(queued_instructions=10), 4)
     assert caught.value.retry == 30
     with pytest.raises(LimitExceededError) as caught:
         submit(database, ann(queued_instructions=10), 11)
     assert caught.value.retry is None, "waiting does not help"
+    submit(database, ann(queued_instructions=10), 3)
     submit(database, ann(), 10**9)
 
 

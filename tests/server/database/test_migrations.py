@@ -10,9 +10,9 @@ from sparcom_server.database.database import Database
 from sparcom_server.database.tables import Base
 
 
-def test_migrations_make_the_tables(url: str, database: Database) -> None:
+def test_migrations_make_the_tables(db_url: str, database: Database) -> None:
     """Tables, columns, types, indexes and keys are those of tables.py, as `alembic check` compares them."""
-    engine = create_engine(url)
+    engine = create_engine(db_url)
     with engine.connect() as connection:
         assert set(inspect(connection).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -20,6 +20,6 @@ def test_migrations_make_the_tables(url: str, database: Database) -> None:
     engine.dispose()
 
 
-def test_opening_again_changes_nothing(url: str, database: Database) -> None:
+def test_opening_again_changes_nothing(db_url: str, database: Database) -> None:
     """A database that is up to date is opened as it is."""
-    Database(url).close()
+    Database(db_url).close()
