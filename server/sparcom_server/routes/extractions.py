@@ -136,7 +136,10 @@ async def watch_job(
     describe: DescribeDep,
     last_event_id: Annotated[str | None, Header(max_length=200)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Watch one job as server-sent events: `progress` with the whole job after each change, `end` last."""
+    """Watch one job as server-sent events: `progress` with the whole job after each change, `end` last.
+
+    The id of an event is the revision of the job. A client that reconnects with `Last-Event-ID` gets only later ones.
+    """
     digits = last_event_id if last_event_id and last_event_id.isascii() and last_event_id.isdecimal() else None
 
     async def report(job: JobRow) -> JobReport:
@@ -146,6 +149,7 @@ async def watch_job(
         job,
         report,
         lambda seconds: service.jobs.watch(job.id, principal, seconds),
+        lambda: service.jobs.closed,
         interval=service.settings.event_seconds,
         keep_alive=service.settings.keep_alive_seconds,
         last_seen=None if digits is None else parse_digits(digits),
