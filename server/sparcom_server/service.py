@@ -83,8 +83,8 @@ class Service:
         """Begin to load models and run jobs on the running event loop."""
         self.models.start()
         self.runner.start()
+        self.swept = asyncio.create_task(self._sweep(), name="sparcom-sweep")
         self._tasks = [
-            asyncio.create_task(self._sweep(), name="sparcom-sweep"),
             asyncio.create_task(self._expire(), name="sparcom-expire"),
         ]
 
@@ -92,13 +92,14 @@ class Service:
         """Accept no more jobs, and suspend the running one. It continues when the service starts again."""
         self.stopping = True
         await self.runner.stop(self.settings.stop_seconds)
+        self.jobs.close()
 
     async def stop(self) -> None:
         """Suspend the running job, then close the engines and the database."""
         await self.suspend()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self.swept, *self._tasks, return_exceptions=True)
         await self.models.close()
         self.database.close()
 
