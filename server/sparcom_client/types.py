@@ -192,7 +192,11 @@ class Readiness(Answer):
     problems: list[str]
 
 
-class Result(Answer):
+class _Line(Answer):
+    model_config = ConfigDict(extra="allow")  # so that a line can be written again as it was
+
+
+class Result(_Line):
     """One complete instruction. row: its first row on the token axis; None in an archive of counts."""
 
     id: str
@@ -213,7 +217,7 @@ class ResultError(Answer):
     message: str
 
 
-class FailedResult(Answer):
+class FailedResult(_Line):
     """One failed or cancelled instruction."""
 
     id: str
