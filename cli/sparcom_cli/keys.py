@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,16 +20,8 @@ LINE = "{:<16}  {:<20}  {:<5}  {:<10}  {:<10}  {:<10}  {}"
 where_options = combined(
     option("--data-dir", FOLDER, Path("sparcom-data"), "Use the data folder of a server that runs here or is stopped."),
     optional("--server", None, "none", "Ask this server instead of the data folder.", metavar="URL"),
-    optional("--key", None, "none", "Send this admin's key to --server.", envvar="SPARCOM_API_KEY"),
+    optional("--key", None, "none", "Send this admin's key to --server.", envvar="SPARCOM_API_KEY", show_envvar=True),
 )
-
-
-class Keys(Protocol):
-    """The keys of a server."""
-
-    def create_key(self, name: str, *, role: str, limits: dict[str, int]) -> NewKeyReport: ...
-    def list_keys(self) -> Iterable[KeyReport]: ...
-    def revoke_key(self, key_id: str) -> KeyReport: ...
 
 
 @click.group()
@@ -79,8 +71,8 @@ def revoke(key_id: str, **where: Any) -> None:
 
 
 @contextmanager
-def _open(data_dir: Path, server: str | None, key: str | None, create: bool = False) -> Iterator[Keys]:
-    """Yield the keys of a server, or of a data folder. create: make the folder if there is none."""
+def _open(data_dir: Path, server: str | None, key: str | None, create: bool = False) -> Iterator[Any]:
+    """Yield an object with the methods of `_Folder`, for a server or a data folder. create: make a missing folder."""
     if server is not None:
         from sparcom_client import Client
 

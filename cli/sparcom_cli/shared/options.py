@@ -59,7 +59,21 @@ input_option = click.option(
     type=click.Path(allow_dash=True, path_type=Path),
     help="Read instructions from this file: JSON lines, a JSON array or CSV; - reads standard input.",
 )
-server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
+server_options = combined(
+    option(
+        "--server",
+        None,
+        "http://127.0.0.1:8000",
+        "Send requests to this server.",
+        metavar="URL",
+        envvar="SPARCOM_SERVER",
+        show_envvar=True,
+    ),
+    optional("--key", None, "none", "Send this API key.", envvar="SPARCOM_API_KEY", show_envvar=True),
+)
+archive_key_option = optional(
+    "--key", None, "none", "Send this API key to the servers of archives.", envvar="SPARCOM_API_KEY", show_envvar=True
+)
 extraction_options = combined(
     option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per neuron and instruction."),
     option("--positions", POSITIONS, "prompt", "Capture prompt tokens, response tokens or both."),
