@@ -14,8 +14,9 @@ from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
 from sparcom_server.http.headers import add_headers
 from sparcom_server.http.site_check import SiteCheck
+from sparcom_server.http.upload_body import FORM_BYTES
 from sparcom_server.protocols import ModelSource
-from sparcom_server.routes import archives, extractions, keys, system
+from sparcom_server.routes import archives, extractions, files, keys, results, system
 from sparcom_server.routes.common import get_principal
 from sparcom_server.schemas.reports import Problem
 from sparcom_server.schemas.requests import ExtractionRequest
@@ -57,10 +58,11 @@ def create_app(
     )
     app.state.service = service
     app.include_router(system.public)
-    for module in (extractions, archives, keys, system):
+    for module in (extractions, results, files, archives, keys, system):
         app.include_router(module.router, dependencies=[Depends(get_principal)])
     _add_request_schema(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
     hosts = (settings.host, *settings.allowed_hosts)
     app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)  # the last one added runs first
     stack = app.build_middleware_stack

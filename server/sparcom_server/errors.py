@@ -30,8 +30,12 @@ class NotJsonError(errors.SparcomError):
     """The body is not JSON."""
 
 
+class NotMultipartError(errors.SparcomError):
+    """The body is not a multipart form with one file."""
+
+
 class UnsupportedMediaError(errors.SparcomError):
-    """The body is not declared as JSON."""
+    """The body is declared as another type than the route takes."""
 
 
 class QueueFullError(errors.SparcomError):
@@ -92,6 +96,7 @@ class CrossSiteError(errors.SparcomError):
 
 STATUS: dict[type[errors.SparcomError], int] = {
     NotJsonError: 400,
+    NotMultipartError: 400,
     IncompleteBodyError: 400,
     NotAuthenticatedError: 401,
     CrossSiteError: 403,
@@ -165,9 +170,14 @@ def error_response(error: errors.SparcomError, hide: Callable[[str], str] = str)
     return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), shown, headers)
 
 
-def describe_problem(item: ErrorDetails, *prefix: str | int) -> str:
-    """Return one of pydantic's problems as a sentence: field, rule, and the value if it is short."""
-    field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body") or "body"
+def describe_problem(item: ErrorDetails, *prefix: str | int, where: str = "") -> str:
+    """Return one of pydantic's problems as a sentence: field, rule, and the value if it is short.
+
+    Args:
+        prefix: location of the value in the request. where: beginning of the sentence, such as a line of a file.
+    """
+    field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body")
+    field = ": ".join(filter(None, (where, field))) or "body"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field; remove it or check its spelling"

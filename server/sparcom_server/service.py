@@ -34,6 +34,7 @@ from sparcom_server.models import ModelPool
 from sparcom_server.protocols import ModelSource
 from sparcom_server.schemas.requests import TUNED_SUFFIX, ExtractionRequest, check_archive_name
 from sparcom_server.settings import ServerSettings
+from sparcom_server.uploads.store import UploadStore
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,20 @@ class Service:
         self.event_streams = asyncio.Semaphore(settings.max_event_streams)
         # Each may take up to 1 GiB while it is validated.
         self.submissions = asyncio.Semaphore(settings.max_submissions)
+        self.uploads = UploadStore(
+            self.database,
+            settings.data_dir,
+            self.submissions,
+            max_bytes=settings.max_file_bytes,
+            max_instructions=settings.max_instructions,
+        )
         self.stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics.watch(lambda: self.models.states)
 
     def start(self) -> None:
         """Begin to load models and run jobs on the running event loop."""
+        self.uploads.sweep()
         self.models.start()
         self.runner.start()
         self.swept = asyncio.create_task(self._sweep(), name="sparcom-sweep")
@@ -156,6 +165,8 @@ class Service:
         return await self.jobs.submit(principal.owner, submission, checked, check)
 
     def _instructions(self, request: ExtractionRequest, principal: Principal) -> Iterable[Instruction]:
+        if request.input_file_id is not None:
+            return self.uploads.read(request.input_file_id, principal)
         return request.instructions or ()
 
     async def cancel(self, job_id: str, principal: Principal) -> JobRow:
@@ -174,8 +185,12 @@ class Service:
 
     async def _expire(self) -> None:
         while True:
-            for job in await self.jobs.expired():
-                await self._delete_outputs(job)
+            try:
+                for job in await self.jobs.expired():
+                    await self._delete_outputs(job)
+                await self.uploads.expire()
+            except (SparcomError, OSError):
+                logger.exception("what has expired cannot be deleted; it is tried again")
             await asyncio.sleep(EXPIRY_SECONDS)
 
     async def _delete_outputs(self, job: JobRow) -> None:

@@ -30,7 +30,8 @@ class ServerSettings(BaseModel):
     cors_origins: origins of pages that may read responses and send requests, such as https://lab.example.
     key_limits: limits of API keys that have no limit of their own; null for no limit.
     max_body_bytes: largest request body; a larger one gets status 413.
-    max_instructions: instructions per request; more get status 422.
+    max_file_bytes: largest uploaded file; a larger one gets status 413.
+    max_instructions: instructions per request or file; more get status 422.
     max_submissions: requests validated and tokenized at the same time; others wait.
     max_connections: open connections, fewer if the process may open few descriptors. Beyond the limit, the longest
         silent one is closed; if the service owes every client a response, a new one gets status 503.
@@ -58,6 +59,7 @@ class ServerSettings(BaseModel):
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
     key_limits: Limits = Limits(queued_instructions=1_000_000, event_streams=50)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_file_bytes: int = Field(default=200 * 2**20, ge=1)
     max_instructions: int = Field(default=50_000, ge=1)
     max_submissions: int = Field(default=2, ge=1)
     max_connections: int = Field(default=1000, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ KEYS = (
     "..%2F{owner}~{archive}.zarr%2Fzarr.json", "%2e%2e/{owner}~{archive}.zarr/zarr.json", "../{job}/report.html",
     "{folder}/archives/{owner}~{archive}.zarr/zarr.json", "../../sparcom.db",
 )  # fmt: skip
+JSONL = {"Content-Type": "application/jsonl"}
 IDS = ("{0}", "{0}%2F", "./{0}", "../extractions/{0}", "{0}%00", "{0}?x={0}", "{0}/")
 VALUES = {
     "name": NAMES,
@@ -77,7 +79,8 @@ class Case:
             {k: v for k, v in job.items() if k not in kept} for job in self.ben.get("/v1/extractions").json()["data"]
         ]
         names = [entry["name"] for entry in self.ben.get("/v1/archives").json()["data"]]
-        return [jobs, names, self.admin.get("/v1/keys").json()["data"][0]["revoked"]]
+        files = self.ben.get("/v1/files").json()["data"]
+        return [jobs, names, files, self.admin.get("/v1/keys").json()["data"][0]["revoked"]]
 
 
 @pytest.fixture
@@ -94,16 +97,18 @@ def case(start: Start, client: Start) -> Iterator[Case]:
         report: dict[str, Any] = answer.json()
         return report
 
+    lines = "\n".join(map(json.dumps, secret))
     about = {"metadata": {"project": HIDDEN}, "dataset": {"name": HIDDEN}}
     jobs = [submit(ben, "secret", **about), submit(ann, "mine")]
     running.wait_for(lambda: all(admin.get(f"/v1/extractions/{job['id']}").json()["finished"] for job in jobs))
     engine.pause = 30
     jobs.append(submit(ben, "inwork", **about))
     running.wait_for(lambda: admin.get(f"/v1/extractions/{jobs[2]['id']}").json()["state"] == "running")
-    ids = {"owner": "benben", "key_id": ben.headers["Authorization"].split("_")[1], "file": "f" * 24}
+    ids = {"owner": "benben", "key_id": ben.headers["Authorization"].split("_")[1]}
+    ids["file"] = ben.post("/v1/files", params={"filename": HIDDEN}, content=lines, headers=JSONL).json()["id"]
     ids["folder"] = str(running.archives.parent)
     real = tuple(ids | {"archive": job["archive"], "job": job["id"]} for job in (jobs[0], jobs[2]))
-    absent = {"owner": "nobody", "key_id": "0" * 16, "file": "0" * 24, "archive": "absent", "job": "0" * 24}
+    absent = {"owner": "nobody", "key_id": "2" * 16, "file": "file-" + "1" * 24, "archive": "absent", "job": "0" * 24}
     absent["folder"] = ids["folder"]
     return Case(running, ann, ben, admin, real, absent)
 
@@ -133,14 +138,14 @@ def test_no_route_tells_another_keys_things_from_absent_ones(case: Case) -> None
 
 def test_lists_show_only_ones_own(case: Case) -> None:
     """Lists have Ann's entries only, whatever the filter; Ben's ids as `after` are refused like absent ones."""
-    lists = {"/v1/extractions": "job", "/v1/archives": "archive"}
+    lists = {"/v1/extractions": "job", "/v1/archives": "archive", "/v1/files": "file"}
+    sizes = {"job": (1, 2, 3), "archive": (1, 2, 3), "file": (0, 1, 1)}
     for path, kind in lists.items():
         for query in ("", "?limit=1000", "?state=running", "?metadata=project:" + HIDDEN, "?model=fake"):
             for entry in case.ann.get(path + query).json()["data"]:
                 assert entry["archive" if kind == "job" else "name"] == "mine", path + query
-        assert len(case.ann.get(path).json()["data"]) == 1
-        assert len(case.ben.get(path).json()["data"]) == 2
-        assert len(case.admin.get(path).json()["data"]) == 3
+        for http, size in zip((case.ann, case.ben, case.admin), sizes[kind], strict=True):
+            assert len(http.get(path).json()["data"]) == size
         for real in case.real:
             for after in (real[kind], f"benben~{real[kind]}"):
                 theirs = case.ask("GET", f"{path}?after={after}")
@@ -161,6 +166,10 @@ def test_names_are_free_for_each_key(case: Case) -> None:
     assert case.ann.post("/v1/extractions", json=body, headers={"Idempotency-Key": "inwork"}).status_code == 202
     assert case.ann.delete("/v1/archives/mine").status_code == 204
     assert case.ben.get("/v1/archives/secret").status_code == 200
+    theirs, nobodys = [
+        case.ann.post("/v1/extractions", json={"input_file_id": ids["file"]}) for ids in (case.real[0], case.absent)
+    ]
+    assert (theirs.status_code, case.blank(theirs.text)) == (404, case.blank(nobodys.text))
     for name in ("benben~new", "~new", "ann~new", "a/b"):
         answer = case.ann.post("/v1/extractions", json=body | {"archive": name})
         assert answer.status_code == 422, name
