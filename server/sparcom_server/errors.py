@@ -9,7 +9,7 @@ from __future__ import annotations
 import http
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -166,13 +166,14 @@ def status_problem(status: int, problem: str, headers: Mapping[str, str] | None 
     return problem_response(name, status, [problem], headers)
 
 
-def error_response(error: errors.SparcomError) -> ProblemResponse:
-    """Return the response for a SparcomError."""
+def error_response(error: errors.SparcomError, hide: Callable[[str], str] = str) -> ProblemResponse:
+    """Return the response for a SparcomError. hide: removes from a message what the client must not see."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotAuthenticatedError) else {}
     if retry := getattr(error, "retry", None) or RETRY_SECONDS.get(type(error)):
         headers["Retry-After"] = str(retry)
     problems = error.problems if isinstance(error, errors.InvalidInputError) else [str(error)]
-    return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), problems, headers)
+    shown = [hide(problem) for problem in problems]
+    return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), shown, headers)
 
 
 def describe_problem(item: ErrorDetails, *prefix: str | int, where: str = "") -> str:
@@ -203,8 +204,10 @@ def install_handlers(app: FastAPI) -> None:
     """Give every error of the app the same form."""
 
     @app.exception_handler(errors.SparcomError)
-    async def on_known(_: Request, error: errors.SparcomError) -> JSONResponse:
-        return error_response(error)
+    async def on_known(request: Request, error: errors.SparcomError) -> JSONResponse:
+        principal = getattr(request.state, "principal", None)
+        hide_paths = request.app.state.service.access.hide_paths
+        return error_response(error, lambda text: hide_paths(text, principal))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from sqlalchemy.orm import Session
-from starlette.requests import Request
 
 from sparcom_data.errors import ArchiveNotFoundError, InvalidInputError, SparcomError
 from sparcom_data.instructions import Instruction
-from sparcom_server.access.principal import ANONYMOUS, Principal
+from sparcom_server.access.gate import Gate
+from sparcom_server.access.limits import check_submission
+from sparcom_server.access.principal import Principal
 from sparcom_server.analysis import Analyses
 from sparcom_server.archives.owners import ArchiveOwners
 from sparcom_server.archives.removal import sweep
@@ -60,6 +61,7 @@ class Service:
             on_restart=self.metrics.engine_restarted,
         )
         self.archives = ArchiveStore(settings.archive_dir)
+        self.access = Gate(self.database, settings)
         self.owners = ArchiveOwners(self.database, self.archives)
         self.analyses = Analyses(settings.data_dir, self.archives)
         self.disk = SimpleNamespace(full=False)
@@ -112,10 +114,6 @@ class Service:
         await self.models.close()
         self.database.close()
 
-    async def principal(self, request: Request) -> Principal:
-        """Return the client of a request."""
-        return ANONYMOUS
-
     async def submit(
         self,
         principal: Principal,
@@ -158,7 +156,8 @@ class Service:
         for model in models:
             checked = self.models.source(model).check(checked, request.options)
 
-        def check(_: Session, __: int) -> None:
+        def check(session: Session, instructions: int) -> None:
+            check_submission(session, principal, instructions)
             for one in stored:  # archives that no job of this service wrote
                 if os.path.lexists(self.archives.path(one)):
                     raise name_taken(one, None)

@@ -6,7 +6,9 @@ from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
 
+from sparcom_server.access.limits import check_storage
 from sparcom_server.database.tables import FileRow
 from sparcom_server.http.file_response import file_response
 from sparcom_server.http.request_body import Problems
@@ -41,7 +43,10 @@ async def upload_file(
         problems.raise_any()
         return given or query
 
-    row = await service.uploads.receive(body, principal.owner, fields)
+    def check(session: Session, size: int) -> None:
+        check_storage(session, principal, size)
+
+    row = await service.uploads.receive(body, principal.owner, fields, check)
     response.headers["Location"] = f"{str(request.base_url).rstrip('/')}/v1/files/{row.id}"
     return _report(row)
 
