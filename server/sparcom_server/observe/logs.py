@@ -25,7 +25,7 @@ from pythonjsonlogger.json import JsonFormatter as BaseFormatter
 
 LogFormat = Literal["text", "json"]
 CONFIGURATION = Path(__file__).with_name("logging.json")
-TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(ids)s"
 RENAMED = {"levelname": "level", "name": "logger"}
 
 
@@ -69,6 +69,14 @@ class JsonFormatter(BaseFormatter):
         log_data |= {name: value for name in LogIds.__slots__ if (value := getattr(ids, name))}
 
 
+def _add_ids(record: logging.LogRecord) -> bool:
+    """Give a record of a text log the field `ids`."""
+    ids = current_ids()
+    shown = ", ".join(f"{name} {value}" for name in LogIds.__slots__ if (value := getattr(ids, name)))
+    record.ids = f" ({shown})" if shown else ""
+    return True
+
+
 def configure_logs(log_format: LogFormat) -> None:
     """Send all records from INFO on to standard error. Call it before vLLM is imported.
 
@@ -76,7 +84,9 @@ def configure_logs(log_format: LogFormat) -> None:
     """
     logging.captureWarnings(capture=True)
     if log_format == "text":
-        logging.basicConfig(level=logging.INFO, format=TEXT)
+        handler = logging.StreamHandler()
+        handler.addFilter(_add_ids)
+        logging.basicConfig(level=logging.INFO, format=TEXT, handlers=[handler])
         return
     dictConfig(json.loads(CONFIGURATION.read_text()))
     os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(CONFIGURATION))
