@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +10,18 @@ import click
 from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, option
 
 if TYPE_CHECKING:
-    from sparcom_server.protocols import EngineStarter, ModelEngine
+    from sparcom_server.observe.logs import LogFormat
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max_event_streams", "allowed_hosts")
+FREE = click.FloatRange(0)
+SERVER_OPTIONS = (
+    "max_loaded_models",
+    "max_engine_restarts",
+    "max_queued_jobs",
+    "max_instructions",
+    "max_connections",
+    "max_event_streams",
+    "allowed_hosts",
+)
 
 
 @click.command()
@@ -25,9 +31,22 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
 @option("--host", None, "127.0.0.1", "Listen on this address.")
 @option("--port", click.IntRange(0, 65_535), 8000, "Listen on this port.")
 @option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives in this folder.")
+@option(
+    "--log-format",
+    click.Choice(["text", "json"]),
+    "text",
+    "Log as text, or as JSON with one object per line.",
+    envvar="SPARCOM_LOG_FORMAT",
+)
+@option("--warn-free-gib", FREE, 5.0, "Warn in the log and at /ready if the disk has less free space, in GiB.")
+@option("--min-free-gib", FREE, 1.0, "Pause the running job while the disk has less free space, in GiB.")
+@option("--max-loaded-models", AT_LEAST_1, 1, "Keep at most this many models in memory; others wait their turn.")
+@option(
+    "--max-engine-restarts", click.IntRange(min=0), 5, "End after so many restarts of an engine without any progress."
+)
 @option("--max-queued-jobs", click.IntRange(min=0), 100, "Limit the number of queued jobs.")
 @option("--max-body-mib", AT_LEAST_1, 64, "Refuse request bodies larger than this, in MiB.")
-@option("--max-instructions", AT_LEAST_1, 200_000, "Limit the instructions per request.")
+@option("--max-instructions", AT_LEAST_1, 50_000, "Limit the instructions per request.")
 @option("--max-connections", AT_LEAST_1, 1000, "Limit open connections; fewer if the process may open few files.")
 @option("--max-event-streams", AT_LEAST_1, 100, "Limit open event streams.")
 @click.option(
@@ -40,22 +59,47 @@ SERVER_OPTIONS = ("max_queued_jobs", "max_instructions", "max_connections", "max
     "this machine's own name are always accepted.",
 )
 @engine_options
-def serve(models: tuple[str, ...], host: str, port: int, data_dir: Path, max_body_mib: int, **options: Any) -> None:
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    data_dir: Path,
+    max_body_mib: int,
+    log_format: LogFormat,
+    warn_free_gib: float,
+    min_free_gib: float,
+    **options: Any,
+) -> None:
     """Serve models over REST, with a web page at /.
 
-    The server answers while models load; /ready answers 200 once all are loaded.
+    Jobs survive a restart: they are kept in --data-dir and continue where they were. The server answers while the first
+    model loads; /ready answers 200 once it is loaded.
     """
     server_options = {name: options.pop(name) for name in SERVER_OPTIONS}
-    starters = {name: _starter(name, path, options) for name, path in parse_models(models).items()}
+    from sparcom_server.observe.logs import configure_logs
+
+    configure_logs(log_format)
+    from sparcom_extractor.launch.listed import ListedModel
+    from sparcom_extractor.settings import EngineSettings
+
+    sources = {
+        name: ListedModel(EngineSettings(model=path, name=name, **options))
+        for name, path in parse_models(models).items()
+    }
     from sparcom_server.run import run_server
     from sparcom_server.settings import ServerSettings
 
     _require_engine()
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     settings = ServerSettings(
-        host=host, port=port, data_dir=data_dir, max_body_bytes=max_body_mib * 2**20, **server_options
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        max_body_bytes=max_body_mib * 2**20,
+        warn_free_bytes=int(warn_free_gib * 2**30),
+        min_free_bytes=int(min_free_gib * 2**30),
+        **server_options,
     )
-    run_server(starters, settings)
+    run_server(sources, settings)
 
 
 def parse_models(values: tuple[str, ...]) -> dict[str, str]:
@@ -75,22 +119,6 @@ def parse_models(values: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"model names must be unique; {name!r} is given twice. Use NAME=PATH")
         models[name] = path
     return models
-
-
-def _starter(name: str, path: str, options: Mapping[str, Any]) -> EngineStarter:
-    """Validate the settings of one model now; return the function that loads it later."""
-    from sparcom_extractor.launch.model_files import check_model
-    from sparcom_extractor.settings import EngineSettings
-
-    settings = EngineSettings(model=path, name=name, **options)
-    check_model(settings)
-
-    async def start() -> ModelEngine:
-        from sparcom_extractor.engine import CaptureEngine
-
-        return await CaptureEngine.start(settings)
-
-    return start
 
 
 def _require_engine() -> None:

@@ -109,7 +109,7 @@ def create_archive(
 
     Args:
         path: where to create the archive; missing parent folders are created.
-        attributes: the root attribute `sparcom`; it gets a new run id.
+        attributes: the root attribute `sparcom`; it gets a new run id unless it has one.
         columns: the columns of `instruction/` known so far.
         layout: rows of each instruction; in archives of counts, the rows that it would have.
         chunk_tokens: rows per mask chunk; by default chosen from their size.
@@ -124,7 +124,7 @@ def create_archive(
         StorageError: the file system refused; nothing is left behind.
     """
     require_new_name(path)
-    attributes = attributes.model_copy(update={"run": uuid.uuid4().hex})
+    attributes = attributes.model_copy(update={"run": attributes.run or uuid.uuid4().hex})
     building = partial_name(path)
     store: DurableStore | None = None
     try:

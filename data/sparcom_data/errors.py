@@ -96,5 +96,9 @@ class StorageError(SparcomError):
     """Writing failed: disk full, no permission, lost mount."""
 
 
+class DiskFullError(StorageError):
+    """Writing failed because the disk or the quota is full; the same write can succeed later."""
+
+
 class MissingExtraError(SparcomError):
     """A command needs an optional part of the installation."""

@@ -82,15 +82,21 @@ def make_prompts(
 def check_formats(instructions: Sequence[Instruction], options: ExtractionOptions, further: Sequence[str] = ()) -> None:
     """Raise InvalidInputError listing every instruction that does not match the prompt format, and `further` problems.
     Needs no tokenizer."""
-    chat, problems = options.prompt_format == "chat", []
-    for number, item in enumerate(instructions):
-        where = f"instructions.{number} (id {item.id!r})"
-        if chat and item.token_ids is not None:
-            problems.append(f"{where}: token_ids need prompt_format 'raw'; it is 'chat'. Give text or messages")
-        if not chat and item.messages is not None:
-            problems.append(f"{where}: messages need prompt_format 'chat'; it is 'raw'. Choose chat, or give text")
+    problems = [
+        problem for number, item in enumerate(instructions) if (problem := format_problem(number, item, options))
+    ]
     if problems := [*problems, *further]:
         raise InvalidInputError(problems)
+
+
+def format_problem(number: int, item: Instruction, options: ExtractionOptions) -> str | None:
+    """Return why an instruction does not match the prompt format, or None."""
+    chat, where = options.prompt_format == "chat", f"instructions.{number} (id {item.id!r})"
+    if chat and item.token_ids is not None:
+        return f"{where}: token_ids need prompt_format 'raw'; it is 'chat'. Give text or messages"
+    if not chat and item.messages is not None:
+        return f"{where}: messages need prompt_format 'chat'; it is 'raw'. Choose chat, or give text"
+    return None
 
 
 def _size_problem(tokenizer: Any, text: str, limit: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -13,28 +14,31 @@ from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
 from sparcom_server.http.site_check import SiteCheck
-from sparcom_server.protocols import EngineStarter
+from sparcom_server.observe.requests import RequestLog
+from sparcom_server.observe.tracing import start_tracing
+from sparcom_server.protocols import ModelSource
 from sparcom_server.routes import archives, extractions, system
-from sparcom_server.schemas.reports import ExtractionRequest
+from sparcom_server.schemas.reports import Problem
+from sparcom_server.schemas.requests import ExtractionRequest
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
 
 def create_app(
-    starters: Mapping[str, EngineStarter],
+    sources: Mapping[str, ModelSource],
     settings: ServerSettings,
     on_failure: Callable[[SparcomError], None] | None = None,
 ) -> FastAPI:
-    """Return the app that serves these models. It loads them in turn once started; /health answers meanwhile.
+    """Return the app that serves these models. It loads the first once started; /health answers meanwhile.
 
     Args:
-        starters: function that loads each model, by the name that clients use.
-        on_failure: called if a model cannot be started or its engine dies; the caller should then end the server.
+        sources: each model, by the name that clients use.
+        on_failure: called if the service gives up on its engines; the caller should then end the server.
 
     Raises:
         InvalidInputError: there is no model.
     """
-    service = Service(starters, settings, on_failure)
+    service = Service(sources, settings, on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,6 +47,7 @@ def create_app(
             yield
         finally:
             await service.stop()
+            await asyncio.to_thread(stop_tracing)
 
     app = FastAPI(
         title="SPARCOM",
@@ -57,8 +62,10 @@ def create_app(
         app.include_router(module.router)
     _add_request_schema(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last one added runs first
+    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))
+    app.add_middleware(RequestLog, metrics=service.metrics)  # the last one added runs first; keep this one last
     install_handlers(app)
+    stop_tracing = start_tracing(app)
     return app
 
 
@@ -70,6 +77,7 @@ def _add_request_schema(app: FastAPI) -> None:
         document = original()
         schema = ExtractionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schema.pop("$defs", {}) | {"ExtractionRequest": schema}
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -1,7 +1,8 @@
 """Run the app under uvicorn until a signal, a failed model start or a dead engine ends it.
 
-On SIGTERM or SIGINT the jobs are ended first, while event streams are still open, so that clients see how their jobs
-ended. A second signal ends the process at once, and so does the first while models load.
+On SIGTERM or SIGINT the running job is suspended first, while event streams are still open, so that clients see it. It
+continues when the service starts again. A second signal ends the process at once, and so does the first while a model
+loads.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from fastapi import FastAPI
 from sparcom_data.errors import InvalidInputError, SparcomError
 from sparcom_server.app import create_app
 from sparcom_server.http import connections
-from sparcom_server.protocols import EngineStarter
+from sparcom_server.protocols import ModelSource
 from sparcom_server.service import Service
 from sparcom_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5  # for open requests, after the jobs have ended
+CLOSE_SECONDS = 5  # for open requests, after the job is suspended
 TICKS_PER_SECOND = 10  # of uvicorn's main loop
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that ends the jobs before it waits for connections to close."""
+    """A uvicorn server that suspends the running job before it waits for connections to close."""
 
     interrupted: int | None = None  # signal received while models were loading
 
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(_configure(app, settings))
         self.service: Service = app.state.service
+        self.service.count_connections = lambda: len(self.server_state.connections)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the end. Exit the process if models were loading: nothing can interrupt their threads."""
@@ -73,21 +75,21 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the jobs unless a second signal comes, then close as uvicorn does."""
-        stopping = asyncio.create_task(self.service.queue.stop(self.service.settings.stop_seconds))
+        """Suspend the running job unless a second signal comes, then close as uvicorn does."""
+        stopping = asyncio.create_task(self.service.suspend())
         while not stopping.done() and not self.force_exit:
             await asyncio.wait([stopping], timeout=0.1)
         await super().shutdown(sockets)
 
 
-def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) -> None:
+def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> None:
     """Serve until the end. Blocks; call it in the main thread.
 
     A signal while models load ends the process with exit status 128 plus the signal's number.
 
     Raises:
         InvalidInputError: the server cannot listen on this address; nothing was loaded.
-        SparcomError: a model could not be started, or its engine died.
+        SparcomError: the service gave up on its engines.
     """
     failures: list[SparcomError] = []
 
@@ -96,7 +98,7 @@ def run_server(starters: Mapping[str, EngineStarter], settings: ServerSettings) 
         server.should_exit = True
 
     connections.raise_descriptor_limit()
-    server = Server(create_app(starters, settings, on_failure), settings)
+    server = Server(create_app(sources, settings, on_failure), settings)
     with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
         server.run(sockets=[listener])
     if failures:

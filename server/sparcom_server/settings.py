@@ -23,10 +23,15 @@ class ServerSettings(BaseModel):
     body_seconds: time limit for the body of a request, extended while it arrives at 16 KiB per second.
     send_seconds: longest time in which a client may read nothing of a response.
     max_queued_jobs: jobs that may wait besides the running one; one more gets status 429.
-    max_finished_jobs: finished jobs to remember; all archives stay.
+    database: URL of the database; by default SQLite in the data folder.
+    max_loaded_models: engines in memory at once.
+    max_engine_restarts: restarts of an engine in a row without a complete instruction; after that the service ends.
+    passed_over_seconds: how long jobs whose model is loaded may start before an earlier one of another model.
+    warn_free_bytes: free space of the data folder's disk below which the log and /ready warn.
+    min_free_bytes: free space below which the running job pauses and no other starts.
     event_seconds: shortest time between two progress events of a job.
     keep_alive_seconds: longest silence of an event stream; at most 15, since FastAPI then sends its own keep-alive.
-    stop_seconds: time for the running job to end when the service stops.
+    stop_seconds: time for the running job to be suspended when the service stops.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +41,7 @@ class ServerSettings(BaseModel):
     data_dir: Path = Path("sparcom-data")
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
-    max_instructions: int = Field(default=200_000, ge=1)
+    max_instructions: int = Field(default=50_000, ge=1)
     max_submissions: int = Field(default=2, ge=1)
     max_connections: int = Field(default=1000, ge=1)
     max_event_streams: int = Field(default=100, ge=1)
@@ -44,7 +49,12 @@ class ServerSettings(BaseModel):
     body_seconds: float = Field(default=30.0, gt=0)
     send_seconds: float = Field(default=60.0, gt=0)
     max_queued_jobs: int = Field(default=100, ge=0)
-    max_finished_jobs: int = Field(default=1000, ge=1)
+    database: str | None = None
+    max_loaded_models: int = Field(default=1, ge=1)
+    max_engine_restarts: int = Field(default=5, ge=0)
+    passed_over_seconds: float = Field(default=600.0, ge=0)
+    warn_free_bytes: int = Field(default=5 * 2**30, ge=0)
+    min_free_bytes: int = Field(default=2**30, ge=0)
     event_seconds: float = Field(default=0.5, gt=0)
     keep_alive_seconds: float = Field(default=15.0, gt=0)
     stop_seconds: float = Field(default=30.0, gt=0)

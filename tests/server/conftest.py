@@ -99,7 +99,7 @@ def launch(engines: tuple[FakeEngine, ...], folder: Path, loading: float, fields
     """Start uvicorn in a thread on a free port."""
     fields = {"event_seconds": 0.05, "port": 0, "data_dir": folder / "data"} | fields
     settings = ServerSettings(**fields)
-    app = create_app({engine.name: engine.starter(loading) for engine in engines}, settings)
+    app = create_app({engine.name: engine.source(loading) for engine in engines}, settings)
     server = Server(app, settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -7,25 +7,28 @@ test sets. Masks or counts are random, and written when the archive is created.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sparcom_data.archive import open_archive
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
 from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.errors import SparcomError
+from sparcom_data.errors import EngineError, SparcomError
 from sparcom_data.instructions import Instruction
 from sparcom_data.progress import Progress
+from sparcom_data.schema import State
 from sparcom_data.schema.layout import Layout, plan_layout
 from sparcom_data.schema.metadata import DatasetInfo, EngineInfo, ModelInfo, MoeInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.storage.identity import PinnedArchive
 from sparcom_data.testing import count_masks, fill_array, random_attributes
-from sparcom_server.protocols import EngineStarter
 
 LAYERS, NEURONS = 3, 20
 
@@ -40,6 +43,10 @@ class FakeExtraction:
     progress: Progress
     todo: list[int]
     warnings: Sequence[str] = ()
+    prompts_sha256: str = ""
+    alone: bool = False
+    suspended: bool = False
+    in_flight: frozenset[int] = frozenset()
     _cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -64,10 +71,17 @@ class FakeExtraction:
             if self._cancelled.is_set():
                 break
             if self.engine.error and self.progress.complete >= self.engine.error_after:
+                self.in_flight = frozenset(self.todo[:2])
                 raise self.engine.error
+            if self.todo[0] in self.engine.deadly:
+                self.in_flight = frozenset(self.todo[:1] if self.alone else self.todo[:2])
+                self.engine.healthy = False
+                raise EngineError("the engine was killed by an instruction")
             await asyncio.to_thread(self._commit, committer, self.todo.pop(0))
             self._advance(started)
             report(self.progress)
+        if self.suspended:
+            return self.progress
         await asyncio.to_thread(committer.cancel, self.todo)
         await asyncio.to_thread(committer.close)
         self.progress = replace(self.progress, cancelled=len(self.todo), seconds_left=None)
@@ -75,6 +89,11 @@ class FakeExtraction:
 
     def cancel(self) -> None:
         """Stop before the next instruction."""
+        self._cancelled.set()
+
+    def suspend(self) -> None:
+        """Stop before the next instruction, and leave the archive open."""
+        self.suspended = True
         self._cancelled.set()
 
     async def _pause(self) -> None:
@@ -107,7 +126,8 @@ class FakeEngine:
     pause: seconds before each instruction. max_prompt_tokens: prompts with more words fail; the job continues.
     moe: experts in its facts; its archives stay dense.
     warnings: warnings of every extraction.
-    prepare_error: raised by `prepare`. error: raised by `run` once `error_after` instructions are complete.
+    prepare_error: raised by `prepare`. start_error: raised by its start. error: raised by `run` once `error_after` instructions are complete.
+    deadly: instructions that kill it. starts: how often it was started. tokenizer: others give other token ids.
     gate: jobs wait until it is set, at most 20 s; jobs of other engines wait behind them.
     """
 
@@ -116,12 +136,16 @@ class FakeEngine:
     max_prompt_tokens: int = 64
     moe: MoeInfo | None = None
     prepare_error: SparcomError | None = None
+    start_error: SparcomError | None = None
     error: SparcomError | None = None
     error_after: int = 0
     healthy: bool = True
     closed: bool = False
     warnings: Sequence[str] = ()
     gate: threading.Event | None = None
+    deadly: frozenset[int] = frozenset()
+    starts: int = 0
+    tokenizer: str = "words"
 
     @property
     def model(self) -> ModelInfo:
@@ -134,21 +158,61 @@ class FakeEngine:
         return random_attributes(LAYERS, NEURONS).engine
 
     def prepare(
-        self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
+        self,
+        instructions: Sequence[Instruction],
+        options: ExtractionOptions,
+        path: Path,
+        dataset_name: str = "",
+        *,
+        resume: bool = False,
+        run: str | None = None,
+        alone: Collection[int] = (),
+        failures: Mapping[int, str] | None = None,
     ) -> FakeExtraction:
-        """Create the archive with all masks or counts written and all instructions pending."""
+        """Create the archive with all masks or counts written and all instructions pending, or reopen it."""
         if self.prepare_error is not None:
             raise self.prepare_error
         lengths = [_words(instruction) for instruction in instructions]
         fits = [length <= self.max_prompt_tokens for length in lengths]
         layout = plan_layout(lengths, options.positions, options.max_tokens, fits)
+        if resume and path.exists():
+            archive = PinnedArchive(path, run)
+        else:
+            archive = self._create(instructions, options, path, dataset_name, layout, fits, run)
+        ArchiveCommitter(archive).fail(dict(failures or {}))
+        states = open_archive(path).column("state")
+        todo = [index for index, state in enumerate(states) if state in {State.PENDING, State.CANCELLED}]
+        todo.sort(key=lambda index: index not in alone)
+        complete, failed = int((states == State.COMPLETE).sum()), int((states == State.FAILED).sum())
+        progress = Progress(len(fits), complete=complete, failed=failed, tokens=layout.tokens)
+        return FakeExtraction(
+            self,
+            archive,
+            layout,
+            progress,
+            todo,
+            self.warnings,
+            hashlib.sha256(repr((self.tokenizer, lengths)).encode()).hexdigest(),
+            alone=bool(alone),
+        )
+
+    def _create(
+        self,
+        instructions: Sequence[Instruction],
+        options: ExtractionOptions,
+        path: Path,
+        dataset_name: str,
+        layout: Layout,
+        fits: Sequence[bool],
+        run: str | None,
+    ) -> PinnedArchive:
         attributes = random_attributes(
             LAYERS,
             NEURONS,
             positions=options.positions,
             max_tokens=options.max_tokens,
             granularity=options.granularity,
-        ).model_copy(update={"dataset": DatasetInfo(name=dataset_name)})
+        ).model_copy(update={"dataset": DatasetInfo(name=dataset_name), "run": run})
         columns = InstructionColumns(
             id=[instruction.id for instruction in instructions],
             category=[instruction.category for instruction in instructions],
@@ -162,22 +226,43 @@ class FakeEngine:
             fill_array(path, "neuron/count", count_masks(masks, layout))
         else:
             fill_array(path, "neuron/active", np.packbits(masks, axis=-1, bitorder="little"))
-        todo = [index for index, fit in enumerate(fits) if fit]
-        progress = Progress(instructions=len(fits), failed=fits.count(False), tokens=layout.tokens)
-        return FakeExtraction(self, archive, layout, progress, todo, self.warnings)
+        return archive
 
     async def close(self) -> None:
         """Record that it was closed."""
         self.closed = True
 
-    def starter(self, loading: float = 0.0) -> EngineStarter:
-        """Return a starter that takes `loading` seconds to load this engine."""
+    def source(self, loading: float = 0.0) -> FakeSource:
+        """Return the model that takes `loading` seconds to load this engine."""
+        return FakeSource(self, loading)
 
-        async def start() -> FakeEngine:
-            await asyncio.sleep(loading)
-            return self
 
-        return start
+@dataclass(slots=True)
+class FakeSource:
+    """A listed model whose engine is fake. stuck: its start never ends."""
+
+    engine: FakeEngine
+    loading: float = 0.0
+    stuck: bool = False
+
+    async def start(self) -> FakeEngine:
+        """Return the engine, alive."""
+        await asyncio.sleep(self.loading)
+        if self.stuck:
+            await asyncio.to_thread(threading.Event().wait)
+        if self.engine.start_error is not None:
+            raise self.engine.start_error
+        self.engine.healthy, self.engine.starts, self.engine.closed = True, self.engine.starts + 1, False
+        return self.engine
+
+    def check(self, instructions: Iterable[Instruction], options: ExtractionOptions) -> Iterator[Instruction]:
+        """Yield the instructions."""
+        yield from instructions
+
+    def tokenize(self, instructions: Sequence[Instruction], options: ExtractionOptions) -> list[NDArray[np.int32]]:
+        """Return one token per word."""
+        first = len(self.engine.tokenizer)
+        return [np.arange(first, first + _words(item), dtype=np.int32) for item in instructions]
 
 
 def _words(instruction: Instruction) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import resource
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeSource
 from sparcom_data.errors import EngineError, SparcomError
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
@@ -38,14 +36,9 @@ def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float 
     signal.signal(signal.SIGUSR1, die)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     try:
-        run_server({"fake": _stuck if stuck else engine.starter()}, ServerSettings(data_dir=Path(data_dir), **settings))
+        run_server({"fake": FakeSource(engine, stuck=stuck)}, ServerSettings(data_dir=Path(data_dir), **settings))
     except SparcomError as error:
         sys.exit(f"error: {error}")
-
-
-async def _stuck() -> FakeEngine:
-    await asyncio.to_thread(threading.Event().wait)
-    raise AssertionError("never reached")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparcom_server.schemas.requests import ARCHIVE_NAME, OWNER_NAME, Limits, Role
 
@@ -16,7 +16,7 @@ class Principal:
     owner: str
     role: Role
     key_id: str = ""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def is_admin(self) -> bool:

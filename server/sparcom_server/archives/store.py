@@ -9,20 +9,19 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from sparcom_data.archive import open_archive
 from sparcom_data.describe import describe_states
-from sparcom_data.errors import ArchiveExistsError, ArchiveNotFoundError, JobStateError, NotAnArchiveError
+from sparcom_data.errors import ArchiveNotFoundError, NotAnArchiveError
 from sparcom_data.schema.metadata import ArchiveAttributes, parse_attributes
 from sparcom_data.storage import PARTIAL_SUFFIX
 from sparcom_data.storage.beneath import open_beneath
+from sparcom_server.access.principal import is_stored_name
 from sparcom_server.archives import SUFFIX
 from sparcom_server.archives.removal import remove_archive
-from sparcom_server.schemas.reports import ARCHIVE_NAME, ArchiveFacts, ArchiveState
+from sparcom_server.schemas.reports import ArchiveFacts, ArchiveState
 
 
 def archive_state(attributes: ArchiveAttributes, instructions: dict[str, int]) -> ArchiveState:
@@ -37,46 +36,14 @@ class ArchiveStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._reserved: set[str] = set()
 
     def path(self, name: str) -> Path:
         """Return the path of an archive; the name is not validated here."""
         return self.folder / f"{name}{SUFFIX}"
 
-    @contextmanager
-    def reserve(self, name: str) -> Iterator[Path]:
-        """Reserve a name while its archive is created.
-
-        Raises:
-            ArchiveExistsError: the archive exists, or another request is creating it.
-        """
-        path = self.path(name)
-        if name in self._reserved or os.path.lexists(path):
-            raise ArchiveExistsError(f"archive {name!r} already exists; choose another name, or omit it to derive one")
-        self._reserved.add(name)
-        try:
-            yield path
-        finally:
-            self._reserved.discard(name)
-
     async def remove(self, name: str) -> None:
-        """Remove an archive.
-
-        Raises:
-            JobStateError: another request or process creates, writes or deletes it.
-            ArchiveNotFoundError, StorageError: as `remove_archive`.
-        """
-        if name in self._reserved:
-            raise JobStateError(
-                f"an archive can be deleted once no process writes it; {name!r} is being created or deleted. "
-                "Try again soon"
-            )
-        path = self._existing(name)
-        self._reserved.add(name)
-        try:
-            await asyncio.to_thread(remove_archive, path)
-        finally:
-            self._reserved.discard(name)
+        """Remove an archive; errors as in `remove_archive`."""
+        await asyncio.to_thread(remove_archive, self._existing(name))
 
     def names(self) -> list[str]:
         """Return the names of all archives, newest first by modification time of the folder. Blocks."""
@@ -89,11 +56,11 @@ class ArchiveStore:
                 ]
         except FileNotFoundError:  # no archive was ever written
             return []
-        return [name for _, name in sorted(found, reverse=True) if ARCHIVE_NAME.fullmatch(name)]
+        return [name for _, name in sorted(found, reverse=True) if is_stored_name(name)]
 
     def _existing(self, name: str) -> Path:
         path = self.path(name)
-        if not ARCHIVE_NAME.fullmatch(name) or path.is_symlink() or not path.is_dir():
+        if not is_stored_name(name) or path.is_symlink() or not path.is_dir():
             raise _no_archive(name)
         return path
 
@@ -145,7 +112,7 @@ class ArchiveStore:
             instructions=instructions,
             categories=dict(sorted(Counter(table.category).items())),
             tokens=int(table.token_length[table.complete].sum(dtype="int64")),
-            bytes=_size(path),
+            bytes=folder_bytes(path),
         )
 
     def open_file(self, name: str, key: str) -> int | None:
@@ -155,7 +122,7 @@ class ArchiveStore:
         therefore lead out of the archive. Files that are still being written count as missing.
         """
         parts = [f"{name}{SUFFIX}", *key.split("/")]
-        if not ARCHIVE_NAME.fullmatch(name) or any(part.endswith(PARTIAL_SUFFIX) for part in parts):
+        if not is_stored_name(name) or any(part.endswith(PARTIAL_SUFFIX) for part in parts):
             return None
         return open_beneath(self.folder, parts)
 
@@ -170,7 +137,7 @@ def _cached_states(path: Path, _inode: int, _modified: int) -> dict[str, int]:
     return _read_states(path)
 
 
-def _size(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Return the total bytes of all files below a folder. A file that vanishes meanwhile was being replaced."""
     total = 0
     for parent, _, files in os.walk(folder):
@@ -183,4 +150,4 @@ def _size(folder: Path) -> int:
 
 
 def _no_archive(name: str) -> ArchiveNotFoundError:
-    return ArchiveNotFoundError(f"there is no archive {name!r}; GET /v1/archives lists all archives")
+    return ArchiveNotFoundError(f"there is no archive {name[:140]!r}; GET /v1/archives lists all archives")

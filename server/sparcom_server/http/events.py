@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.sse import ServerSentEvent
 
-from sparcom_server.jobs.queue import Job
-from sparcom_server.schemas.reports import JobReport
+from sparcom_server.database.tables import JobRow
+from sparcom_server.schemas.reports import UNFINISHED, JobReport
 
 
 async def job_events(
-    job: Job, describe: Callable[[Job], JobReport], interval: float, keep_alive: float
+    job: JobRow,
+    describe: Callable[[JobRow], Awaitable[JobReport]],
+    watch: Callable[[float], Awaitable[JobRow]],
+    *,
+    interval: float,
+    keep_alive: float,
+    last_seen: int | None = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Yield the event `progress` whenever the job changes, and the event `end` once it has ended.
 
     Args:
+        job: the job now. describe: its report. watch: returns the job after its next change, or after some seconds.
         interval: shortest time between two events, in seconds.
         keep_alive: longest silence, in seconds; after it, a comment is sent.
+        last_seen: the last event id that the client has received: a revision of the job.
     """
-    last, silent = "", 0.0
+    seen = last_seen
     while True:
-        ended = job.ended.is_set()
+        ended, revision = job.state not in UNFINISHED, str(job.revision)
         # ASCII, since FastAPI splits data at every Unicode line separator, also at those that JSON allows in strings.
-        report = describe(job).model_dump_json(ensure_ascii=True)
-        if report != last:
-            yield ServerSentEvent(event="progress", raw_data=report)
-            last, silent = report, 0.0
-        elif silent >= keep_alive:
-            yield ServerSentEvent(comment="keep-alive")
-            silent = 0.0
+        report = (await describe(job)).model_dump_json(ensure_ascii=True)
+        if seen is None or job.revision > seen:
+            yield ServerSentEvent(event="progress", raw_data=report, id=revision)
         if ended:
-            yield ServerSentEvent(event="end", raw_data=report)
+            yield ServerSentEvent(event="end", raw_data=report, id=revision)
             return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(job.ended.wait(), interval)
-        silent += interval
+        seen = max(job.revision, seen or 0)
+        await asyncio.sleep(interval)
+        if job.revision >= (job := await watch(0)).revision and (
+            job.revision >= (job := await watch(keep_alive)).revision
+        ):
+            yield ServerSentEvent(comment="keep-alive")

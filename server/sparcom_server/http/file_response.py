@@ -17,10 +17,10 @@ from email.utils import formatdate
 from io import FileIO
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sparcom_server.errors import error_body
+from sparcom_server.errors import problem_response
 from sparcom_server.http import parse_digits
 
 BLOCK_BYTES = 1 << 20
@@ -57,18 +57,18 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return first, length
 
 
-def file_response(descriptor: int, request: Headers, *, head: bool) -> Response:
+def file_response(descriptor: int, request: Headers, *, head: bool, media_type: str = MEDIA_TYPE) -> Response:
     """Return the response to GET or HEAD for an open file. Owns the descriptor and always closes it."""
     with ExitStack() as stack:
         # A file object closes the descriptor even if the response is dropped before it is sent.
         file = stack.enter_context(FileIO(descriptor))
-        response = _respond(file, request, head=head)
+        response = _respond(file, request, head=head, media_type=media_type)
         if isinstance(response, _FileStream):  # closes the file itself after sending
             stack.pop_all()
         return response
 
 
-def _respond(file: FileIO, request: Headers, *, head: bool) -> Response:
+def _respond(file: FileIO, request: Headers, *, head: bool, media_type: str) -> Response:
     info = os.fstat(file.fileno())
     etag = f'"{info.st_ino:x}-{info.st_mtime_ns:x}-{info.st_size:x}"'
     headers = {
@@ -84,23 +84,24 @@ def _respond(file: FileIO, request: Headers, *, head: bool) -> Response:
         asked = parse_range(request.get("range"), info.st_size) if applies else None
     except UnsatisfiableRangeError:
         message = f"a range must lie within the file's {info.st_size} bytes; it is {request['range'][:100]!r}"
-        body = error_body("RangeNotSatisfiable", message)
-        return JSONResponse(body, status_code=416, headers={"Content-Range": f"bytes */{info.st_size}"})
+        return problem_response("RangeNotSatisfiable", 416, [message], {"Content-Range": f"bytes */{info.st_size}"})
     first, length = asked or (0, info.st_size)
     headers["Content-Length"] = str(length)
     if asked:
         headers["Content-Range"] = f"bytes {first}-{first + length - 1}/{info.st_size}"
     status = 206 if asked else 200
     if head:
-        return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
-    return _FileStream(file, _read(file, first, length), status, headers)
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    return _FileStream(file, _read(file, first, length), status, headers, media_type)
 
 
 class _FileStream(StreamingResponse):
     """Closes the file on every path: sent, client gone, or an error while reading."""
 
-    def __init__(self, file: FileIO, content: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
-        super().__init__(content, status, headers, MEDIA_TYPE)
+    def __init__(
+        self, file: FileIO, content: AsyncIterator[bytes], status: int, headers: dict[str, str], media_type: str
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

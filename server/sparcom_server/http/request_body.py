@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from sparcom_data.errors import MAX_PROBLEMS, InvalidInputError
 from sparcom_data.instructions import Instruction, duplicate_id_problems
 from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, describe_problem
-from sparcom_server.schemas.reports import ExtractionHead, ExtractionRequest
+from sparcom_server.schemas.requests import ExtractionHead, ExtractionRequest
 
 MAX_VALUES = 8_000_000  # numbers and strings; at most 72 bytes each
 MAX_CONTAINERS = 1_000_000  # objects and lists; at most 232 bytes each

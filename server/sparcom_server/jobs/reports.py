@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from sparcom_data.errors import ArchiveError
+from sparcom_data.progress import Progress
+from sparcom_data.schema.options import ExtractionOptions
+from sparcom_server.access.principal import Principal
+from sparcom_server.analysis import REPORT
 from sparcom_server.archives.store import ArchiveStore, archive_state
-from sparcom_server.jobs.queue import Job, JobQueue
-from sparcom_server.schemas.reports import ArchiveReport, ArchiveSummary, JobLinks, JobReport
+from sparcom_server.database.tables import JobRow, PartRow
+from sparcom_server.jobs.store import iso
+from sparcom_server.schemas.reports import (
+    ArchiveReport,
+    ArchiveSummary,
+    Failure,
+    JobArchive,
+    JobError,
+    JobLinks,
+    JobReport,
+)
+from sparcom_server.schemas.requests import DatasetRequest
 
 
 class Addresses:
@@ -31,58 +46,107 @@ class Addresses:
         return f"{self.archive(name)}/zarr"
 
 
-def job_report(job: Job, queue: JobQueue, addresses: Addresses) -> JobReport:
-    """Return one job as clients see it."""
-    address = addresses.job(job.id)
-    return JobReport(
-        id=job.id,
-        state=job.state,
-        model=job.model,
-        archive=job.archive,
-        archive_path=str(job.path),
-        run=job.run,
-        options=job.options,
-        dataset=job.dataset,
-        created=job.created,
-        started=job.started,
-        finished=job.finished,
-        queue_position=queue.position(job),
-        progress=job.progress,
-        error=job.error,
-        failures=job.failures,
-        warnings=job.warnings,
-        links=JobLinks(
-            self=address,
-            events=f"{address}/events",
-            archive=addresses.archive(job.archive),
-            zarr=addresses.zarr(job.archive),
-        ),
-    )
+class Describe:
+    """Describes jobs and archives as one client sees them."""
+
+    def __init__(self, principal: Principal, archives: ArchiveStore, addresses: Addresses) -> None:
+        self._principal, self._archives, self._addresses = principal, archives, addresses
+
+    def job(self, job: JobRow, position: int | None) -> JobReport:
+        """Return one job. position: jobs that run before it, if it is queued."""
+        address, archives = self._addresses.job(job.id), [self._part(part) for part in job.parts]
+        first = archives[0]
+        return JobReport(
+            id=job.id,
+            state=job.state,  # type: ignore[arg-type]  # the database holds only states
+            reason=job.reason,
+            owner=job.owner or None,
+            model=job.model,
+            tuned=job.tuned,
+            archive=first.archive,
+            archive_path=first.path,
+            run=first.run,
+            options=ExtractionOptions.model_validate(job.options),
+            dataset=DatasetRequest(name=job.dataset),
+            analysis=job.analysis,
+            metadata={tag.key: tag.value for tag in job.tags},
+            created=iso(job.created),
+            started=_iso(job.started),
+            finished=_iso(job.finished),
+            expires=_iso(job.expires),
+            queue_position=position if job.state == "queued" else None,
+            progress=total_progress([archive.progress for archive in archives]),
+            archives=archives,
+            error=JobError(type=job.error_type, message=job.error_message or "") if job.error_type else None,
+            failures=[Failure.model_validate_json(failure) for failure in job.failures],
+            warnings=job.warnings,
+            links=JobLinks(
+                self=address,
+                events=f"{address}/events",
+                results=f"{address}/results",
+                errors=f"{address}/errors",
+                archive=first.url,
+                zarr=first.zarr,
+                analysis=f"{address}/analysis/{REPORT}" if job.analysis else None,
+            ),
+        )
+
+    def _part(self, part: PartRow) -> JobArchive:
+        entry = self._entry(part.archive)
+        return JobArchive(
+            model=part.model,
+            archive=entry["name"],
+            path=entry["path"],
+            run=part.run,
+            state=part.state,  # type: ignore[arg-type]  # the database holds only states
+            progress=Progress(**part.progress),
+            url=entry["url"],
+            zarr=entry["zarr"],
+        )
+
+    def archive_summary(self, stored: str) -> ArchiveSummary:
+        """Return the list entry of one archive. An unreadable archive is listed with the reason. Blocks."""
+        entry = self._entry(stored)
+        try:
+            attributes = self._archives.attributes(stored)
+            instructions = self._archives.states(stored, attributes)
+        except ArchiveError as error:
+            return ArchiveSummary(**entry, error=str(error))
+        return ArchiveSummary(
+            **entry,
+            created=attributes.created,
+            model=attributes.model.id,
+            dataset=attributes.dataset.name,
+            state=archive_state(attributes, instructions),
+            instructions=instructions,
+        )
+
+    def archive(self, name: str) -> ArchiveReport:
+        """Return one archive in full, by the name that the client uses. Blocks."""
+        stored = self._principal.stored_name(name)
+        return ArchiveReport(**self._entry(stored), **dict(self._archives.facts(stored)))
+
+    def _entry(self, stored: str) -> dict[str, Any]:
+        name = self._principal.shown_name(stored)
+        return {
+            "name": name,
+            "owner": stored.rpartition("~")[0] or None,
+            "path": str(self._archives.path(stored)) if self._principal.is_admin else None,
+            "url": self._addresses.archive(name),
+            "zarr": self._addresses.zarr(name),
+        }
 
 
-def archive_summary(name: str, store: ArchiveStore, addresses: Addresses) -> ArchiveSummary:
-    """Return the list entry of one archive. An unreadable archive is listed with the reason. Blocks."""
-    entry = _entry(name, store, addresses)
-    try:
-        attributes = store.attributes(name)
-        instructions = store.states(name, attributes)
-    except ArchiveError as error:
-        return ArchiveSummary(**entry, error=str(error))
-    return ArchiveSummary(
-        **entry,
-        created=attributes.created,
-        model=attributes.model.id,
-        dataset=attributes.dataset.name,
-        state=archive_state(attributes, instructions),
-        instructions=instructions,
-    )
+def total_progress(parts: list[Progress]) -> Progress:
+    """Return the sum over the parts of a job. Parts run one after the other, so only one has seconds left."""
+    total = Progress(**{name: sum(getattr(part, name) for part in parts) for name in _SUMMED})
+    left = [part.seconds_left for part in parts if part.seconds_left is not None]
+    rate = total.tokens_done / total.seconds if total.seconds else 0.0
+    return replace(total, tokens_per_second=rate, seconds_left=sum(left) if left else None)
 
 
-def archive_report(name: str, store: ArchiveStore, addresses: Addresses) -> ArchiveReport:
-    """Return one archive in full. Blocks."""
-    return ArchiveReport(**_entry(name, store, addresses), **dict(store.facts(name)))
+_SUMMED = [field.name for field in fields(Progress) if field.name not in {"tokens_per_second", "seconds_left"}]
 
 
-def _entry(name: str, store: ArchiveStore, addresses: Addresses) -> dict[str, Any]:
-    path, url, zarr = str(store.path(name)), addresses.archive(name), addresses.zarr(name)
-    return {"name": name, "path": path, "url": url, "zarr": zarr}
+def _iso(time: int | None) -> str | None:
+    return None if time is None else iso(time)

@@ -6,7 +6,7 @@ counts into Prometheus' default registry; `EngineMetrics` passes these metrics o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPMethod
 from typing import get_args
@@ -55,13 +55,13 @@ class Snapshot:
 
 
 class Metrics(Collector):
-    """Counts the service's work. The runner calls `observe` and the `job_` methods; `watch` adds the gauges."""
+    """Counts the service's work. The runner calls `observe` and the `job_` methods."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._snapshot: Callable[[], Snapshot] = Snapshot
+        self._now = Snapshot()
         self._instructions = self._counter("instructions", "Instructions by outcome.", "outcome")
         self._tokens = self._counter("tokens", "Rows of complete instructions on disk.")
         self._waited = self._counter("storage_wait_seconds", "Seconds that engines waited for storage.")
@@ -78,6 +78,7 @@ class Metrics(Collector):
             self._instructions.labels(outcome)
         for state in ENDS:
             self._jobs_ended.labels(state)
+        self.registry.register(self)
         self.registry.register(EngineMetrics())
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -97,11 +98,11 @@ class Metrics(Collector):
         """Count bytes by which an archive grew."""
         self._written.inc(max(0, size))
 
-    def job_started(self, wait_seconds: float) -> None:
+    def job_started(self, seconds: float) -> None:
         """Record the time from submission to start."""
-        self._job_wait.observe(max(0.0, wait_seconds))
+        self._job_wait.observe(max(0.0, seconds))
 
-    def job_ended(self, state: JobState, seconds: float) -> None:
+    def job_ended(self, state: str, seconds: float) -> None:
         """Record the time from start to end, and the state."""
         self._jobs_ended.labels(state).inc()
         self._job_duration.labels(state).observe(max(0.0, seconds))
@@ -115,18 +116,14 @@ class Metrics(Collector):
         method = method if method in METHODS else OTHER_METHOD
         self._latency.labels(method, route, str(status)).observe(seconds)
 
-    def watch(self, snapshot: Callable[[], Snapshot]) -> None:
-        """Add the gauges, which `snapshot` gives at each scrape."""
-        self._snapshot = snapshot
-        self.registry.register(self)
-
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+    def exposition(self, now: Snapshot) -> bytes:
+        """Return all metrics in Prometheus' text format, with the gauges of `now`."""
+        self._now = now
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges."""
-        now = self._snapshot()
+        now = self._now
         by_state = GaugeMetricFamily("sparcom_jobs", "Remembered jobs by state.", labels=["state"])
         for state in get_args(JobState):
             by_state.add_metric([state], now.jobs.get(state, 0))

@@ -13,10 +13,10 @@ from sparcom_data.progress import Progress
 from sparcom_server.observe.metrics import Metrics, Snapshot
 
 
-def samples(metrics: Metrics) -> dict[str, float]:
+def samples(metrics: Metrics, now: Snapshot = Snapshot()) -> dict[str, float]:  # noqa: B008  (frozen)
     """Return the exposition as {name{label="value",…}: value}; it must be valid."""
     found = {}
-    for family in text_string_to_metric_families(metrics.exposition().decode()):
+    for family in text_string_to_metric_families(metrics.exposition(now).decode()):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
             key = f"{sample.name}{{{labels}}}" if labels else sample.name
@@ -57,18 +57,16 @@ def test_jobs_restarts_and_bytes_are_counted() -> None:
 
 
 def test_gauges_show_the_scrape() -> None:
-    """Each scrape asks the service again; the process is measured too."""
+    """Each scrape shows the state of the service; the process is measured too."""
     metrics = Metrics()
     now = Snapshot(jobs={"queued": 2, "running": 1}, in_flight=5, models={"a": "ready", "b": "unloaded"})
-    metrics.watch(lambda: now)
-    found = samples(metrics)
+    found = samples(metrics, now)
     assert (found['sparcom_jobs{state="queued"}'], found['sparcom_jobs{state="failed"}']) == (2, 0)
     assert (found["sparcom_queue_length"], found["sparcom_instructions_in_flight"]) == (2, 5)
     assert (found['sparcom_model_ready{model="a"}'], found['sparcom_model_ready{model="b"}']) == (1, 0)
     assert "sparcom_disk_free_bytes" not in found
     assert found["process_resident_memory_bytes"] > 0
-    now = replace(now, jobs={}, disk_free=9, tokens_per_second=3.5, connections=4)
-    found = samples(metrics)
+    found = samples(metrics, replace(now, jobs={}, disk_free=9, tokens_per_second=3.5, connections=4))
     assert (found["sparcom_queue_length"], found["sparcom_disk_free_bytes"]) == (0, 9)
     assert (found["sparcom_tokens_per_second"], found["sparcom_connections"]) == (3.5, 4)
 

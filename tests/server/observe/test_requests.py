@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from sparcom_server.observe.logs import current_ids
-from sparcom_server.observe.metrics import Metrics
+from sparcom_server.observe.metrics import Metrics, Snapshot
 from sparcom_server.observe.requests import RequestLog
 
 
@@ -115,7 +115,7 @@ def test_latency_is_counted_by_template() -> None:
             http.get(f"/things/{number}")
             http.get(f"/nowhere/{number}")
             http.request(f"INVENTED{number}", "/things/1")
-    text = metrics.exposition().decode()
+    text = metrics.exposition(Snapshot()).decode()
     counts = re.findall(r"sparcom_http_request_seconds_count\{(.*)\} (.*)", text)
     assert counts == [
         ('method="GET",route="/things/{job_id}",status="200"', "3.0"),
@@ -158,5 +158,5 @@ def test_a_client_that_left_is_counted_as_499(caplog: pytest.LogCaptureFixture) 
 
     with caplog.at_level(logging.INFO):
         metrics = run_app([], app)
-    assert 'route="none",status="499"} 1.0' in metrics.exposition().decode()
+    assert 'route="none",status="499"} 1.0' in metrics.exposition(Snapshot()).decode()
     assert access(caplog)[0].status == 499

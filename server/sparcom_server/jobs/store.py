@@ -1,0 +1,373 @@
+"""Jobs in the database. Every change of a job is one transaction.
+
+    queued ─▶ loading ─▶ running ─▶ complete | failed
+       ▲__________│_________│           the engine died, the disk is full, or the service stopped
+    queued | loading | running ─▶ cancelling ─▶ cancelled
+
+The table follows the archives: which instructions are complete is read from the archive after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Select, and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from sparcom_data.errors import JobNotFoundError, JobStateError
+from sparcom_data.instructions import Instruction
+from sparcom_data.progress import Progress
+from sparcom_server.access.principal import Principal
+from sparcom_server.database.database import Database, now
+from sparcom_server.database.tables import ArchiveRow, InstructionRow, JobRow, MetadataRow
+from sparcom_server.errors import RETRY_SECONDS, QueueFullError
+from sparcom_server.jobs.submission import Submission, hold_names, insert_instructions, new_job, replayed
+from sparcom_server.schemas.reports import UNFINISHED, JobError, JobState, PartState
+
+BATCH = 1000  # instructions that are read at a time
+MAX_CACHED = 10_000  # jobs
+MAX_DEATHS = 2  # of the engine while one instruction ran alone
+ACTIVE: tuple[JobState, ...] = ("loading", "running", "cancelling")
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list. Times in milliseconds since 1970. metadata: pairs that must all match."""
+
+    states: tuple[str, ...] = ()
+    model: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Instructions of a job. suspects: indices that run alone. killers: indices that killed the engine too often."""
+
+    instructions: tuple[Instruction, ...]
+    suspects: frozenset[int]
+    killers: frozenset[int]
+
+
+def iso(time: int) -> str:
+    """Return a time of the database in ISO 8601."""
+    return datetime.fromtimestamp(time / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+class JobStore:
+    """The jobs of one service. The only writer of the tables of jobs, so that it may keep jobs in memory."""
+
+    def __init__(self, database: Database, max_queued: int) -> None:
+        self._database = database
+        self._max_queued = max_queued
+        self._latest: OrderedDict[str, JobRow] = OrderedDict()
+        self._changed: dict[str, asyncio.Event] = {}
+        self.wake = asyncio.Event()  # set when there may be work
+
+    # Clients
+
+    async def submit(
+        self,
+        owner: str,
+        submission: Submission,
+        instructions: Iterable[Instruction],
+        check: Callable[[Session, int], None] = lambda _, __: None,
+    ) -> tuple[JobRow, bool]:
+        """Store a job and its instructions; return it, and whether it is new.
+
+        An earlier job with the same idempotency key and the same request is returned instead. check: raises if the
+        owner may not queue so many instructions.
+
+        Raises:
+            ArchiveExistsError: a job holds an archive name, or its archive exists.
+            IdempotencyError: the idempotency key was used for another request.
+            QueueFullError: too many jobs wait.
+        """
+
+        def work(session: Session) -> tuple[JobRow, bool]:
+            if earlier := replayed(session, owner, submission):
+                return earlier, False
+            self._require_room(session)
+            job = new_job(owner, submission)
+            session.add(job)
+            session.flush()
+            hold_names(session, job)
+            job.instructions = insert_instructions(session, job.id, instructions)
+            for part in job.parts:
+                part.progress = asdict(Progress(instructions=job.instructions))
+            check(session, job.instructions)
+            return job, True
+
+        job, is_new = await self._database.write(work)
+        self._publish(job)
+        self.wake.set()
+        return job, is_new
+
+    async def get(self, job_id: str, principal: Principal) -> JobRow:
+        """Return a job that the client may see.
+
+        Raises:
+            JobNotFoundError: there is none with this id.
+        """
+        job = self._latest.get(job_id) or await self._database.read(lambda session: session.get(JobRow, job_id))
+        if job is None or not principal.may_see(job.owner):
+            raise JobNotFoundError(f"no extraction has the id {job_id[:64]!r}. GET /v1/extractions lists them")
+        return job
+
+    async def watch(self, job_id: str, principal: Principal, seconds: float) -> JobRow:
+        """Return the job after its next change, or as it is after `seconds`."""
+        changed = self._changed.setdefault(job_id, asyncio.Event())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), seconds)
+        return await self.get(job_id, principal)
+
+    async def list_jobs(
+        self, principal: Principal, wanted: JobFilter, limit: int, after: str | None
+    ) -> tuple[list[JobRow], bool]:
+        """Return jobs, newest first, and whether there are more. after: id of the last job of the previous part.
+
+        Raises:
+            JobNotFoundError: the client sees no job with the id `after`.
+        """
+        last = None if after is None else await self.get(after, principal)
+
+        def work(session: Session) -> list[JobRow]:
+            query = _filtered(select(JobRow), wanted).order_by(JobRow.created.desc(), JobRow.id.desc())
+            if not principal.is_admin:
+                query = query.where(JobRow.owner == principal.owner)
+            if last is not None:
+                older = and_(JobRow.created == last.created, JobRow.id < last.id)
+                query = query.where(or_(JobRow.created < last.created, older))
+            return list(session.scalars(query.limit(limit + 1)))
+
+        found = await self._database.read(work)
+        return found[:limit], len(found) > limit
+
+    async def positions(self) -> dict[str, int]:
+        """Return the number of jobs that run before each queued job."""
+
+        def work(session: Session) -> dict[str, int]:
+            active = session.scalar(select(func.count()).where(JobRow.state.in_(ACTIVE))) or 0
+            queued = session.scalars(select(JobRow.id).where(JobRow.state == "queued").order_by(*_QUEUE_ORDER))
+            return {job_id: position for position, job_id in enumerate(queued, start=active)}
+
+        return await self._database.read(work)
+
+    async def request_cancel(self, job_id: str, principal: Principal) -> JobRow:
+        """Mark a job as cancelling. The runner ends it.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            JobStateError: it has ended already.
+        """
+        await self.get(job_id, principal)
+
+        def work(_: Session, job: JobRow) -> None:
+            if job.state not in UNFINISHED:
+                since = iso(job.finished or job.created)
+                raise JobStateError(
+                    f"only a queued or running extraction can be cancelled; {job_id} is {job.state} since {since}"
+                )
+            job.state, job.reason = "cancelling", "a client cancelled it"
+
+        job = await self._change(job_id, work)
+        self.wake.set()
+        return job
+
+    # The runner
+
+    async def recover(self) -> None:
+        """Queue again what ran when the service ended."""
+        interrupted = await self._database.read(
+            lambda session: list(session.scalars(select(JobRow.id).where(JobRow.state.in_(("loading", "running")))))
+        )
+        for job_id in interrupted:
+            await self.requeue(job_id, "the service was restarted; the job continues")
+
+    async def unfinished(self) -> list[JobRow]:
+        """Return the jobs that have not ended, in the order of the queue."""
+        query = select(JobRow).where(JobRow.state.in_(UNFINISHED)).order_by(*_QUEUE_ORDER)
+        return await self._database.read(lambda session: list(session.scalars(query)))
+
+    async def count_states(self) -> dict[str, int]:
+        """Return the number of jobs by state."""
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
+        return await self._database.read(lambda session: dict(session.execute(query).tuples().all()))
+
+    async def batch(self, job_id: str) -> Batch:
+        """Return the instructions of a job."""
+
+        def work(session: Session) -> Batch:
+            query = select(InstructionRow).where(InstructionRow.job_id == job_id).order_by(InstructionRow.number)
+            bodies, suspects, killers = [], set(), set()
+            for row in session.scalars(query.execution_options(yield_per=BATCH)):
+                bodies.append(Instruction.model_validate_json(row.body))
+                if row.deaths >= MAX_DEATHS:
+                    killers.add(row.number)
+                elif row.suspect:
+                    suspects.add(row.number)
+                session.expunge(row)
+            return Batch(tuple(bodies), frozenset(suspects), frozenset(killers))
+
+        return await self._database.read(work)
+
+    async def enter(self, job_id: str, state: JobState) -> JobRow:
+        """Move a job to loading or running, unless it was cancelled."""
+
+        def work(_: Session, job: JobRow) -> None:
+            if job.state in {"queued", "loading", "running"}:
+                job.state, job.reason, job.passed_over = state, None, None
+                job.started = job.started or now()
+
+        return await self._change(job_id, work)
+
+    async def pass_over(self, job_id: str) -> None:
+        """Note that a later job runs first."""
+
+        def work(_: Session, job: JobRow) -> None:
+            job.passed_over = job.passed_over or now()
+
+        await self._change(job_id, work)
+
+    async def requeue(self, job_id: str, reason: str) -> JobRow:
+        """Let a job wait again, unless it was cancelled."""
+
+        def work(_: Session, job: JobRow) -> None:
+            if job.state in {"loading", "running"}:
+                job.state, job.reason = "queued", reason
+
+        return await self._change(job_id, work)
+
+    async def archive_created(self, job_id: str, number: int, prompts_sha256: str, warnings: Iterable[str]) -> JobRow:
+        """Note that the archive of a part exists."""
+
+        def work(_: Session, job: JobRow) -> None:
+            part = job.parts[number]
+            part.state = "running"
+            job.prompts_sha256 = job.prompts_sha256 or prompts_sha256
+            job.warnings = list(dict.fromkeys([*job.warnings, *warnings]))
+
+        return await self._change(job_id, work)
+
+    async def record(self, job_id: str, number: int, progress: Progress, state: PartState = "running") -> JobRow:
+        """Store the progress of a part."""
+
+        def work(_: Session, job: JobRow) -> None:
+            job.parts[number].progress, job.parts[number].state = asdict(progress), state
+
+        return await self._change(job_id, work)
+
+    async def engine_died(self, job_id: str, in_flight: Collection[int], alone: Collection[int]) -> None:
+        """Note which instructions ran when the engine died. Those that ran alone get a death, the others become
+        suspects, which run alone from now on."""
+
+        def work(session: Session, _: JobRow) -> None:
+            for number in in_flight:
+                row = session.get(InstructionRow, (job_id, number))
+                if row is not None:
+                    row.suspect, row.deaths = 1, row.deaths + (number in alone)
+
+        await self._change(job_id, work)
+
+    async def finish(
+        self,
+        job_id: str,
+        state: JobState,
+        error: JobError | None = None,
+        *,
+        failures: Iterable[str] = (),
+        sizes: Iterable[int],
+    ) -> JobRow:
+        """End a job: release its archive names, and forget its instructions, which the archive holds now.
+
+        failures: JSON of the first failed instructions. sizes: bytes on disk of each archive; 0 if there is none.
+        """
+
+        def work(session: Session, job: JobRow) -> None:
+            job.state, job.finished = state, now()
+            job.reason = job.reason if state == "cancelled" else None
+            job.failures = list(failures)
+            if error is not None:
+                job.error_type, job.error_message = error.type, error.message
+            for part, size in zip(job.parts, sizes, strict=True):
+                if part.state in {"pending", "running"}:
+                    part.state = "cancelled" if state == "cancelled" else "failed"
+                row = session.get(ArchiveRow, part.archive)
+                if row is None:
+                    continue
+                row.job_id, row.bytes = None, size
+                if not size:
+                    session.delete(row)
+            session.execute(delete(InstructionRow).where(InstructionRow.job_id == job_id))
+
+        return await self._change(job_id, work)
+
+    async def forget(self, job_id: str) -> None:
+        """Delete the record of a job that has ended."""
+
+        def work(session: Session) -> None:
+            if job := session.get(JobRow, job_id):
+                session.delete(job)
+
+        await self._database.write(work)
+        self._latest.pop(job_id, None)
+
+    async def expired(self) -> list[JobRow]:
+        """Return the ended jobs that have expired."""
+        query = select(JobRow).where(JobRow.expires <= now(), JobRow.state.not_in(UNFINISHED))
+        return await self._database.read(lambda session: list(session.scalars(query)))
+
+    async def _change(self, job_id: str, work: Callable[[Session, JobRow], None]) -> JobRow:
+        def change(session: Session) -> JobRow:
+            job = session.get(JobRow, job_id)
+            if job is None:
+                raise JobNotFoundError(f"no extraction has the id {job_id!r}")
+            work(session, job)
+            job.revision += 1
+            return job
+
+        job = await self._database.write(change)
+        self._publish(job)
+        return job
+
+    def _publish(self, job: JobRow) -> None:
+        known = self._latest.get(job.id)
+        if known is None or known.revision < job.revision:
+            self._latest[job.id] = job
+        self._latest.move_to_end(job.id)
+        while len(self._latest) > MAX_CACHED:
+            self._latest.popitem(last=False)
+        if changed := self._changed.pop(job.id, None):
+            changed.set()
+
+    def _require_room(self, session: Session) -> None:
+        waiting = session.scalar(select(func.count()).where(JobRow.state == "queued")) or 0
+        active = session.scalar(select(func.count()).where(JobRow.state.in_(ACTIVE))) or 0
+        if waiting >= self._max_queued + (active == 0):
+            raise QueueFullError(
+                f"the job queue is full ({self._max_queued} waiting). Retry after {RETRY_SECONDS[QueueFullError]} s, "
+                "or have the operator raise max_queued_jobs"
+            )
+
+
+_QUEUE_ORDER = (JobRow.created, JobRow.id)
+
+
+def _filtered(query: Select[tuple[JobRow]], wanted: JobFilter) -> Select[tuple[JobRow]]:
+    if wanted.states:
+        query = query.where(JobRow.state.in_(wanted.states))
+    if wanted.model is not None:
+        query = query.where(or_(JobRow.model == wanted.model, JobRow.tuned == wanted.model))
+    if wanted.created_after is not None:
+        query = query.where(JobRow.created > wanted.created_after)
+    if wanted.created_before is not None:
+        query = query.where(JobRow.created < wanted.created_before)
+    for key, value in wanted.metadata:
+        query = query.where(JobRow.tags.any(and_(MetadataRow.key == key, MetadataRow.value == value)))
+    return query
