@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from sparcom_data.errors import StorageError
-from sparcom_data.schema import State
+from sparcom_data.schema import TOKEN_ARRAYS, State
 from sparcom_data.schema.metadata import parse_attributes
 from sparcom_data.spans import span
 from sparcom_data.storage import FixedStore, storage_error
@@ -31,7 +31,8 @@ class CompletedInstruction:
     """An instruction whose masks or counts are durable.
 
     ids, positions: int32 (rows,), reported by the worker, one per captured or counted token. row: first row on the
-    token axis, unused if the archive holds counts.
+    token axis, unused if the archive holds counts. capacity: rows reserved there; those without a token are cleared of
+    what an interrupted run may have left.
     """
 
     index: int
@@ -39,6 +40,11 @@ class CompletedInstruction:
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     response: str = ""
+    capacity: int = 0
+
+    def padded(self, values: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return ids or positions with -1 in the reserved rows that hold no token."""
+        return np.pad(values, (0, max(0, self.capacity - len(values))), constant_values=int(TOKEN_ARRAYS[0].fill_value))
 
 
 class ArchiveCommitter:
@@ -63,8 +69,8 @@ class ArchiveCommitter:
             return
         with span("commit", instructions=len(batch)), self._archive.checked():
             if self._has_token_rows:
-                self._write_rows("token/id", [(item.row, item.ids) for item in batch])
-                self._write_rows("token/position", [(item.row, item.positions) for item in batch])
+                self._write_rows("token/id", [(item.row, item.padded(item.ids)) for item in batch])
+                self._write_rows("token/position", [(item.row, item.padded(item.positions)) for item in batch])
             self._write_items("instruction/response", {item.index: item.response for item in batch if item.response})
             self._write_items("instruction/token_length", {item.index: len(item.ids) for item in batch})
             self._archive.check()  # before state 1 is set: the worker's rows must lie in this archive too
@@ -81,15 +87,32 @@ class ArchiveCommitter:
         with self._archive.checked():
             self._write_items("instruction/state", dict.fromkeys(indices, int(State.CANCELLED)))
 
+    def restart(self, indices: Sequence[int], engine: Mapping[str, Any] | None = None) -> None:
+        """Make instructions pending again, without what an interrupted commit left of them.
+
+        Args:
+            indices: pending or cancelled instructions.
+            engine: the section `engine` of the engine that runs them; None keeps the archive's.
+        """
+        with self._archive.checked():
+            for name, value in (("error", ""), ("response", ""), ("token_length", 0), ("state", int(State.PENDING))):
+                self._write_items(f"instruction/{name}", dict.fromkeys(indices, value))
+        if engine is not None:
+            self._write_attributes({"engine": dict(engine)})
+
     def close(self, **engine: int) -> None:
         """Mark the archive complete: nothing writes to it any more. engine: further facts for that section."""
         section: dict[str, Any] = dict(self._root.attrs["sparcom"])  # type: ignore[arg-type]
-        section |= {"state": "complete", "engine": section["engine"] | engine}
+        self._write_attributes({"state": "complete", "engine": section["engine"] | engine})
+
+    def _write_attributes(self, changes: dict[str, Any]) -> None:
+        """Change fields of the attribute `sparcom`."""
         with self._archive.checked():
             # Opened with its consolidated metadata, so that the update keeps it.
             root = zarr.open_group(FixedStore(self._archive.root), mode="r+")
+            section: dict[str, Any] = dict(root.attrs["sparcom"])  # type: ignore[arg-type]
             try:
-                root.update_attributes({"sparcom": section})
+                root.update_attributes({"sparcom": section | changes})
             except OSError as error:
                 raise storage_error(self._archive.path, error) from error
 

@@ -137,7 +137,7 @@ def create_archive(
     except OSError as error:
         raise storage_error(path, error) from error
     except StorageError as error:
-        raise StorageError(str(error).replace(building.name, path.name)) from error
+        raise type(error)(str(error).replace(building.name, path.name)) from error
     finally:
         if store is not None:
             store.close()  # before the removal: a write in flight would recreate a folder
@@ -181,15 +181,43 @@ def _build(
 ) -> None:
     root = zarr.create_group(store, attributes={"sparcom": attributes.model_dump(mode="json")})
     _create_columns(root, columns, layout)
-    if attributes.capture.granularity == "count":
-        _create_captured(root, attributes, len(columns.id), chunk_instructions)
-    else:
+    counts = attributes.capture.granularity == "count"
+    if not counts:
         for spec in TOKEN_ARRAYS:
             _create_array(root, spec, (layout.tokens,), (TOKEN_CHUNK,), _COLUMNS)
         if columns.origin is not None:
             rows = _create_array(root, TOKEN_ORIGIN, (layout.tokens,), (TOKEN_CHUNK,), _COLUMNS)
             rows[:] = _origin_rows(columns.origin, layout)
-        _create_captured(root, attributes, layout.tokens, chunk_tokens)
+    _create_captured(root, attributes, layout, chunk_instructions if counts else chunk_tokens)
+    _consolidate(store)
+
+
+def recreate_captured(folder: Path, attributes: ArchiveAttributes, layout: Layout) -> None:
+    """Create the arrays that the worker fills again, empty, with the chunks of the engine in `attributes`.
+
+    An interruption leaves arrays missing: call it again.
+
+    Raises:
+        InvalidInputError: as `create_archive`; nothing is changed.
+        StorageError: the file system refused.
+    """
+    items = captured_arrays(attributes.model, attributes.capture.granularity)
+    for item in items:
+        part_of_row(item, attributes.engine)
+    store = DurableStore(folder)
+    try:
+        for item in items:
+            shutil.rmtree(folder / item.name, ignore_errors=True)
+        root = zarr.open_group(store, mode="r+", use_consolidated=False)
+        _create_captured(root, attributes, layout, None)
+        _consolidate(store)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    finally:
+        store.close()
+
+
+def _consolidate(store: DurableStore) -> None:
     with warnings.catch_warnings():
         # Readers over HTTP cannot list a folder; consolidated metadata is how zarr-python and xarray find the arrays.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=ZarrUserWarning)
@@ -228,11 +256,12 @@ def _origin_rows(origins: Sequence[NDArray[np.uint8]], layout: Layout) -> NDArra
 def _create_captured(
     root: zarr.Group,
     attributes: ArchiveAttributes,
-    rows: int,
+    layout: Layout,
     chunk_rows: int | None,
 ) -> None:
-    """Create the arrays that the worker fills. `rows` counts tokens, or instructions in archives of counts."""
+    """Create the arrays that the worker fills: one row per token, or per instruction in archives of counts."""
     counts = attributes.capture.granularity == "count"
+    rows = len(layout.capacity) if counts else layout.tokens
     choose = choose_chunk_instructions if counts else choose_chunk_tokens
     items = captured_arrays(attributes.model, attributes.capture.granularity)
     largest = max((_bytes_of_process(item, attributes.engine) for item in items), default=1)

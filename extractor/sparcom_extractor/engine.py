@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from sparcom_data.errors import EngineError, SparcomError, UnsupportedModelError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.metadata import EngineInfo, ModelInfo
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_extractor.extraction import Extraction, prepare_extraction
+from sparcom_extractor.extraction import Extraction
 from sparcom_extractor.launch.bootstrap import children_end_on_cancel
 from sparcom_extractor.launch.model_files import check_model
 from sparcom_extractor.launch.start import start_vllm
+from sparcom_extractor.preparation import prepare_extraction
 from sparcom_extractor.prompts import tokenizer_sha256
 from sparcom_extractor.protocol import PLAN_KEY, Plan, WorkerDescription, from_wire, to_wire
 from sparcom_extractor.ranks import merge_descriptions
@@ -36,7 +38,15 @@ HEALTH_SECONDS = 1.0  # interval of health checks while a worker call is pending
 class CaptureEngine:
     """A running vLLM engine with capture. Create it with `start`; stop it with `close`."""
 
-    def __init__(self, settings: EngineSettings, llm: AsyncLLMLike, model: ModelInfo, engine: EngineInfo) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        llm: AsyncLLMLike,
+        model: ModelInfo,
+        engine: EngineInfo,
+        starter: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self._starter = starter  # the engine's processes end with its thread
         self.settings = settings
         self.name = settings.name
         self.llm: Any = llm  # an AsyncLLMLike until `close`, then None
@@ -60,12 +70,13 @@ class CaptureEngine:
         check_vllm(installed_vllm())
         check_model(settings)
         started: list[AsyncLLMLike] = []  # vLLM keeps stack frames alive: a thread's result would hold the engine
+        starter = ThreadPoolExecutor(1, "sparcom-start")
         with children_end_on_cancel():
-            await asyncio.to_thread(lambda: started.append(start_vllm(settings)))
+            await asyncio.get_running_loop().run_in_executor(starter, lambda: started.append(start_vllm(settings)))
         llm = started.pop()
         try:
             described = await _describe(settings, llm)
-            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described))
+            return cls(settings, llm, _model_info(settings, llm, described), _engine_info(llm, described), starter)
         except BaseException:
             llm.shutdown()
             raise
@@ -86,10 +97,21 @@ class CaptureEngine:
         return self.max_model_len - 1
 
     def prepare(
-        self, instructions: Sequence[Instruction], options: ExtractionOptions, path: Path, dataset_name: str = ""
+        self,
+        instructions: Sequence[Instruction],
+        options: ExtractionOptions,
+        path: Path,
+        dataset_name: str = "",
+        *,
+        resume: bool = False,
+        run: str | None = None,
+        alone: Collection[int] = (),
+        failures: Mapping[int, str] | None = None,
     ) -> Extraction:
-        """Tokenize instructions, plan the layout and create the archive; see `prepare_extraction`."""
-        return prepare_extraction(self, instructions, options, path, dataset_name)
+        """Tokenize instructions, plan the layout, and create or reopen the archive; see `prepare_extraction`."""
+        return prepare_extraction(
+            self, instructions, options, path, dataset_name, resume=resume, run=run, alone=alone, failures=failures
+        )
 
     async def generate(self, ids: list[int], max_tokens: int, plan: Plan, request_id: str) -> CompletionLike:
         """Run one prompt with greedy sampling and capture its rows as `plan` says. max_tokens: 0 returns no text.
@@ -121,7 +143,7 @@ class CaptureEngine:
     def _dead(self, error: BaseException) -> EngineError:
         return EngineError(
             f"the engine of model {self.name!r} stopped: {type(error).__name__}: {error}. Complete instructions "
-            "stay complete. See the engine's log on standard error, then restart the server"
+            "stay complete. See the engine's log on standard error"
         )
 
     async def close(self) -> None:
@@ -134,6 +156,8 @@ class CaptureEngine:
             await asyncio.gather(handler, return_exceptions=True)
         llm, self.llm = self.llm, None
         await asyncio.to_thread(llm.shutdown)
+        if self._starter is not None:
+            self._starter.shutdown()
         del llm, handler
         gc.collect()  # otherwise its finalizer shuts it down again at interpreter exit, and fails there
 

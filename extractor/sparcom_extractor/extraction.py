@@ -1,6 +1,7 @@
 """Run one extraction: send instructions through an engine into an archive.
 
-    prepare   tokenize ─▶ plan the layout ─▶ create the archive (instructions are pending, or failed if too long)
+    prepare   tokenize ─▶ plan the layout ─▶ create the archive (instructions are pending, or failed if too long),
+              or reopen an interrupted one; see `preparation`
     run       hand prompts to the engine, a bounded number at a time ─┐
               poll the workers ◀──── report requests that have run ───┘
                  └▶ durable instructions: compare token ids with the prompt's ─▶ commit
@@ -13,32 +14,27 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.commit import ArchiveCommitter, CompletedInstruction
-from sparcom_data.create import InstructionColumns, create_archive
-from sparcom_data.errors import EngineError, InvalidInputError, StorageError
-from sparcom_data.instructions import Instruction, check_batch, dataset_sha256
 from sparcom_data.progress import Progress
-from sparcom_data.schema.layout import Layout, plan_layout
-from sparcom_data.schema.metadata import ArchiveAttributes, CaptureInfo, DatasetInfo, EngineInfo, ModelInfo, PromptInfo
+from sparcom_data.schema.layout import Layout
+from sparcom_data.schema.metadata import EngineInfo, ModelInfo
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.storage.identity import PinnedArchive
-from sparcom_extractor.origins import prompt_warnings
-from sparcom_extractor.prompts import Prompt, make_prompts, special_token_ids
-from sparcom_extractor.protocol import FinishedRequest, Plan, PollReply, from_wire, to_wire
+from sparcom_extractor.prompts import Prompt, token_ids_sha256
+from sparcom_extractor.protocol import FinishedRequest, Plan, PollReply, SessionError, from_wire, to_wire
 from sparcom_extractor.ranks import RankReplies
 from sparcom_extractor.vllm_surface.engine import CompletionLike
 
 POLL_SECONDS = 1.0  # each poll commits; at 0.25 the commits took 1 % of a small machine
 DRAIN_SECONDS = 0.02
+SUSPEND_SECONDS = 20.0  # for the last step, the last chunks and the session
 
 
 class ExtractionEngine(Protocol):
@@ -58,52 +54,25 @@ class ExtractionEngine(Protocol):
     async def call_workers(self, method: str, *arguments: Any) -> list[Any]: ...
 
 
-def prepare_extraction(
-    engine: ExtractionEngine,
-    instructions: Sequence[Instruction],
-    options: ExtractionOptions,
-    path: Path,
-    dataset_name: str = "",
-) -> Extraction:
-    """Tokenize instructions, plan the layout and create the archive. Blocks for one second with
-    thousands of instructions. Raises InvalidInputError if instructions or options are invalid, ArchiveExistsError if
-    `path` exists, and StorageError if the archive could not be created. An error leaves no new files behind."""
-    check_batch(instructions)
-    tokenizer = engine.tokenizer
-    limit = engine.max_model_len - max(1, options.max_tokens)
-    if limit < 1:
-        raise InvalidInputError(
-            f"options.max_tokens: must leave room for a prompt in the model's context of {engine.max_model_len} "
-            f"tokens; it is {options.max_tokens}. Lower it, or serve the model with a larger max_model_len"
-        )
-    prompts = make_prompts(tokenizer, instructions, options, limit, engine.vocabulary)
-    runnable = [not prompt.error for prompt in prompts]
-    layout = plan_layout([len(prompt.ids) for prompt in prompts], options.positions, options.max_tokens, runnable)
-    names, origins = [item.id for item in instructions], [prompt.origin for prompt in prompts]
-    bos, special = getattr(tokenizer, "bos_token_id", None), special_token_ids(tokenizer)
-    attributes = ArchiveAttributes(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=engine.model,
-        engine=engine.engine,
-        capture=CaptureInfo(**options.model_dump(), components=engine.model.components),
-        prompts=None if special is None else PromptInfo(special_token_ids=special),
-        dataset=DatasetInfo(name=dataset_name, sha256=dataset_sha256(instructions)),
-        warnings=prompt_warnings(names, [prompt.ids for prompt in prompts], origins, bos),
-    )
-    columns = InstructionColumns(
-        id=names,
-        category=[item.category for item in instructions],
-        source=[item.source for item in instructions],
-        text=[prompt.text for prompt in prompts],
-        error=[prompt.error for prompt in prompts],
-        origin=origins,
-    )
-    archive = create_archive(path, attributes, columns, layout)
-    return Extraction(engine, archive, prompts, layout, options, attributes.warnings)
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Instructions that do not run, by index, and those that run alone.
+
+    complete: of an earlier run, with their number of rows. failed: as the archive says. failing: to be marked failed,
+    each with its reason. alone: run first, one at a time.
+    """
+
+    complete: Mapping[int, int]
+    failed: Collection[int]
+    failing: Mapping[int, str]
+    alone: Sequence[int]
 
 
 class Extraction:
-    """A planned extraction. Call `run` once; use `progress` and `cancel` at any time."""
+    """A planned extraction. Call `run` once; use `progress`, `cancel`, `suspend` and `in_flight` at any time.
+
+    suspended: whether `run` has left the archive open, with pending instructions.
+    """
 
     def __init__(
         self,
@@ -113,6 +82,7 @@ class Extraction:
         layout: Layout,
         options: ExtractionOptions,
         warnings: Sequence[str],
+        work: Work,
     ) -> None:
         self.warnings = list(warnings)  # about prompts that can run but may not be intended
         self.rows_captured = 0  # by the workers, including rows recomputed after a preemption
@@ -120,65 +90,120 @@ class Extraction:
         self._engine, self._archive, self._options = engine, archive, options
         self._prompts, self._layout = prompts, layout
         self._session = uuid.uuid4().hex
-        self._cancelled = False
+        self._cancelled = self._suspending = self.suspended = False
+        self._limit = asyncio.Timeout(None)
         self._requests: asyncio.Task[None] | None = None
         self._ranks = RankReplies()
         self._unreported: list[FinishedRequest] = []
         self._outputs: dict[int, tuple[NDArray[np.int32], str]] = {}  # expected token ids (rows,) and response
         self._failures: dict[int, str] = {}
-        self._runnable = [index for index, prompt in enumerate(prompts) if not prompt.error]
-        self._unfinished = set(self._runnable)
-        self._finished_rows = 0  # rows planned for instructions that are complete or failed
+        self._failing = work.failing
+        over = {*work.complete, *work.failed, *work.failing}
+        self._alone = [index for index in work.alone if index not in over]
+        over.update(self._alone)
+        self._together = [index for index in range(len(prompts)) if index not in over]
+        self._unfinished = {*self._alone, *self._together}
+        self._in_flight: set[int] = set()
+        self._planned_rows = int(layout.capacity[sorted(self._unfinished)].sum())  # for this run
+        self._finished_rows = 0  # of these, planned for instructions that are now complete or failed
+        self._earlier_tokens = sum(work.complete.values())
         self._started = 0.0
-        failed = len(prompts) - len(self._runnable)
-        self.progress = Progress(instructions=len(prompts), failed=failed, tokens=layout.tokens)
+        self.progress = Progress(
+            instructions=len(prompts),
+            complete=len(work.complete),
+            failed=len(work.failed) + len(work.failing),
+            tokens=layout.tokens,
+            tokens_done=self._earlier_tokens,
+        )
 
     @property
     def archive_run(self) -> str:
         """The run id of the archive."""
         return self._archive.run or ""
 
+    @property
+    def prompts_sha256(self) -> str:
+        """SHA-256 over the token ids of all prompts; see `token_ids_sha256`."""
+        return token_ids_sha256([prompt.ids for prompt in self._prompts])
+
+    @property
+    def in_flight(self) -> frozenset[int]:
+        """Indices of the instructions that the engine has received and not finished, also after `run` has ended."""
+        return frozenset(self._in_flight)
+
     def cancel(self) -> None:
         """Request a stop. Complete instructions stay complete; the others become cancelled."""
-        self._cancelled = True
+        self._cancelled, self._suspending = True, False
         if self._requests is not None:
             self._requests.cancel()
 
+    def suspend(self) -> None:
+        """Request a stop within `SUSPEND_SECONDS`. Complete instructions stay complete. The others stay pending, and
+        the archive open, so that it can be resumed. Call it on the loop of `run`. After `cancel` it changes nothing."""
+        self._suspending = not self._cancelled
+        if self._requests is not None:
+            self._requests.cancel()
+            self._limit_time()
+
+    def _limit_time(self) -> None:
+        """Limit the time of a suspended run, once it runs."""
+        if self._suspending:
+            self._limit.reschedule(asyncio.get_running_loop().time() + SUSPEND_SECONDS)
+
+    def _in_time(self) -> bool:
+        end = self._limit.when()
+        return end is None or asyncio.get_running_loop().time() < end
+
     async def run(self, report: Callable[[Progress], None] = lambda _: None) -> Progress:
-        """Run until every instruction is complete, failed or cancelled. Calls `report` with every new snapshot.
-        Raises StorageError if writing failed, or the archive was removed or replaced. Raises EngineError if the engine
-        died or rows are invalid. In both cases complete instructions stay complete; the others stay pending."""
+        """Run until every instruction is complete, failed or cancelled, or until it is suspended. Calls `report` with
+        every new snapshot. Raises StorageError if writing failed, or the archive was removed or replaced; DiskFullError
+        if the disk is full. Raises EngineError if the engine died or rows are invalid. In these cases complete
+        instructions stay complete; the others stay pending."""
         try:
-            return await self._run(report)
+            async with self._limit:
+                self._limit_time()
+                return await self._run(report)
+        except TimeoutError:
+            if not self._limit.expired():
+                raise
+            self.suspended = True
+            return self.progress
         finally:
-            self._archive.folder.unlock()
+            if not self._limit.expired():  # otherwise a stuck thread may still write
+                self._archive.folder.unlock()
 
     async def _run(self, report: Callable[[Progress], None]) -> Progress:
         self._started = time.monotonic()
         committer = await asyncio.to_thread(ArchiveCommitter, self._archive)
+        await asyncio.to_thread(committer.fail, self._failing)
         path = str(self._archive.path.resolve())
         errors = await self._engine.call_workers("sparcom_open", self._session, path, self._archive.run)
         if error := next(filter(None, errors), None):
-            raise StorageError(error)
+            await self._engine.call_workers("sparcom_close", self._session)  # other ranks may have opened it
+            raise from_wire(SessionError, error).exception()
         self._requests = requests = asyncio.create_task(self._run_requests())
-        if self._cancelled:
+        if self._cancelled or self._suspending:
             requests.cancel()
+            self._limit_time()
         try:
             await self._commit_until_drained(requests, committer, report)
-            await asyncio.to_thread(committer.close, read_backs=self._read_backs)
+            if not self.suspended:
+                await asyncio.to_thread(committer.close, read_backs=self._read_backs)
         finally:
             requests.cancel()
             await asyncio.gather(requests, return_exceptions=True)  # its error was raised above
-            if self._engine.healthy:
+            if self._engine.healthy and self._in_time():
                 await self._engine.call_workers("sparcom_close", self._session)
         return self.progress
 
     async def _run_requests(self) -> None:
-        """Hand prompts to the engine in order, `max_in_flight` at a time."""
+        """Hand prompts to the engine: those that run alone, then the others in order, `max_in_flight` at a time."""
+        for index in self._alone:
+            await self._run_request(index)
         slots = asyncio.Semaphore(self._engine.max_in_flight)
         try:
             async with asyncio.TaskGroup() as group:
-                for index in self._runnable:
+                for index in self._together:
                     await slots.acquire()
                     group.create_task(self._run_request(index)).add_done_callback(lambda _: slots.release())
         except BaseExceptionGroup as errors:
@@ -190,12 +215,15 @@ class Extraction:
         plan = Plan(
             session=self._session, index=index, row=row, begin=begin, end=end, length_unknown=unknown, prompt=len(ids)
         )
+        self._in_flight.add(index)
         try:
             output = await self._engine.generate(ids.tolist(), options.max_tokens, plan, request_id)
         except ValueError as error:
+            self._in_flight.discard(index)
             self._failures[index] = f"vLLM rejected the prompt: {error}"
             self._finish_request(index, -1)
             return
+        self._in_flight.discard(index)
         response = np.array(output.token_ids, dtype=np.int32)[:-1]  # the last token was never fed back: no row
         parts = {"prompt": [ids], "response": [response], "all": [ids, response]}
         expected = np.concatenate(parts[options.positions])
@@ -224,7 +252,8 @@ class Extraction:
             if last:
                 if not requests.cancelled():
                     requests.result()
-                cancelled = sorted(self._unfinished)
+                if not self._suspending:
+                    cancelled = sorted(self._unfinished)
                 for index in cancelled:
                     self._finish_request(index, -1)
             finished, self._unreported = self._unreported, []
@@ -234,10 +263,11 @@ class Extraction:
             await self._commit(committer, reply)
             report(self.progress)
             if reply.error:
-                raise (StorageError if reply.error.kind == "storage" else EngineError)(reply.error.reason)
+                raise reply.error.exception()
             if ended and reply.drained:
                 break
         await asyncio.to_thread(committer.cancel, cancelled)
+        self.suspended = bool(self._unfinished)
         self._advance(cancelled=len(cancelled))
         self.progress = replace(self.progress, seconds_left=None)
         report(self.progress)
@@ -250,9 +280,9 @@ class Extraction:
         complete = []
         for durable in reply.completed:
             index, (expected, response) = durable.index, self._outputs.pop(durable.index)
-            row, begin, _ = self._rows(index)
+            row, begin, end = self._rows(index)
             ids, positions = (np.frombuffer(part, dtype=np.int32) for part in (durable.ids, durable.positions))
-            item = CompletedInstruction(index, row, ids, positions, response)
+            item = CompletedInstruction(index, row, ids, positions, response, end - begin)
             if problem := misalignment(item, expected, begin):
                 failures[index] = problem
             else:
@@ -271,10 +301,10 @@ class Extraction:
         """Add counts to the progress and update its times."""
         sums = {name: getattr(self.progress, name) + count for name, count in counts.items()}
         now = replace(self.progress, seconds=time.monotonic() - self._started, **sums)
-        fraction = self._finished_rows / now.tokens if now.tokens else 1.0
+        fraction = self._finished_rows / self._planned_rows if self._planned_rows else 1.0
         self.progress = replace(
             now,
-            tokens_per_second=now.tokens_done / now.seconds if now.seconds else 0.0,
+            tokens_per_second=(now.tokens_done - self._earlier_tokens) / now.seconds if now.seconds else 0.0,
             seconds_left=now.seconds * (1 - fraction) / fraction if fraction else None,
         )
 

@@ -187,6 +187,26 @@ def _ids_problem(ids: NDArray[np.int32], limit: int, tokenizer: Any, vocabulary:
     return ""
 
 
+def token_ids_sha256(prompts: Sequence[NDArray[np.int32]]) -> str:
+    """Return the SHA-256 over the lengths and ids of prompts, int32 (T,) each: equal if they align token by token."""
+    lengths = np.array([len(ids) for ids in prompts], dtype="<i8")
+    return hashlib.sha256(
+        b"".join(part.tobytes() for part in (lengths, *(ids.astype("<i4") for ids in prompts)))
+    ).hexdigest()
+
+
+def prompt_token_ids(
+    model: str, instructions: Sequence[Instruction], options: ExtractionOptions, revision: str | None = None
+) -> list[NDArray[np.int32]]:
+    """Return the token ids, int32 (T,), that a model's tokenizer gives each instruction. Starts no engine.
+
+    model, revision: as for `load_tokenizer`. Prompts may have any length, but a text too large to tokenize has no ids.
+    Raises InvalidInputError as `load_tokenizer` and `make_prompts` do.
+    """
+    prompts = make_prompts(load_tokenizer(model, revision), instructions, options, MAX_TEXT_BYTES)
+    return [prompt.ids for prompt in prompts]
+
+
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a model folder, or of a hub name at `revision` (branch, tag or commit).
     Raises InvalidInputError if it cannot be loaded."""

@@ -9,6 +9,7 @@ vLLM serializes with msgpack, which does not support dataclasses. `to_wire` and 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
+from sparcom_data.errors import DiskFullError, EngineError, SparcomError, StorageError
 from sparcom_data.schema.metadata import MoeInfo
 
 PLAN_KEY = "sparcom"  # key of the Plan in a request's extra_args
@@ -72,10 +74,21 @@ class FailedInstruction:
 
 @dataclass(frozen=True, slots=True)
 class SessionError:
-    """Why a session ended early. kind: "capture", or "storage" if writing failed."""
+    """Why a session ended early. kind: "capture", "storage" if writing failed, or "disk_full"."""
 
     kind: str
     reason: str
+
+    def exception(self) -> SparcomError:
+        """Return the error to raise in the client."""
+        kinds: dict[str, type[SparcomError]] = {"storage": StorageError, "disk_full": DiskFullError}
+        return kinds.get(self.kind, EngineError)(self.reason)
+
+
+def storage_kind(error: Exception) -> str:
+    """Return the kind of a `SessionError` for an error of reading or writing an archive."""
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return "disk_full" if full or isinstance(error, DiskFullError) else "storage"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparcom_cli.main import main
+from sparcom_data import errors
 from sparcom_data.progress import Progress
 from sparcom_data.testing import write_random_archive
 
@@ -178,21 +181,32 @@ class Engine:
 
     warnings = ("1 of 2 instructions ('a'): the prompt begins with the BOS token (id 1) twice.",)
 
+    suspended = False
+    signal: signal.Signals | None = None  # sent to this process while it runs
+    resumed = False
+
     def __init__(self, ending: Progress | Exception, failed: list[int]) -> None:
         self.ending, self.failed, self.closed = ending, failed, False
+        self.stopped = asyncio.Event()
 
-    def prepare(self, instructions: Any, options: Any, path: Path, name: str) -> Engine:
+    def prepare(self, instructions: Any, options: Any, path: Path, name: str, *, resume: bool) -> Engine:
         assert [item.id for item in instructions] == ["a", "b"]
         assert (options.positions, options.max_tokens, options.add_special_tokens) == ("all", 3, False)
         assert options.granularity == "count"
         assert name == "in"
-        write_random_archive(path, per_category=1, failed=self.failed)
+        self.resumed = resume
+        if not path.exists():
+            write_random_archive(path, per_category=1, failed=self.failed)
         return self
 
-    def cancel(self) -> None: ...
+    def suspend(self) -> None:
+        self.suspended = True
+        self.stopped.set()
 
     async def run(self, report: Any) -> Progress:
-        await asyncio.sleep(0)
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
+            await self.stopped.wait()
         if isinstance(self.ending, Exception):
             raise self.ending
         report(self.ending)
@@ -259,17 +273,78 @@ def test_waiting_for_storage_is_reported(
     assert "the engine waited 4.2 s for storage" in capsys.readouterr().err
 
 
-def test_a_cancelled_extraction_is_1(
+@pytest.fixture
+def _usual_signals() -> Iterator[None]:
+    """A stopped command leaves the default handlers, so that the next signal ends it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("_usual_signals")
+def test_a_signal_suspends(
+    number: signal.Signals,
+    status: int,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The message tells how to continue. The bar shows only complete instructions. The next signal ends the process."""
+    engine = started(monkeypatch, Progress(instructions=2, complete=0))
+    engine.signal = number
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == status
+    said = capsys.readouterr().err
+    assert "a.zarr: stopped; 0 of 2 instructions complete. To continue, run the same command with --resume" in said
+    (bar,) = [line for line in said.splitlines() if line.startswith("Extracting")]
+    assert "━" not in bar, "nothing is complete, so the bar is empty"
+    assert {signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)} == {signal.SIG_DFL}
+    assert engine.closed
+
+
+def test_an_unfinished_archive_needs_resume(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An incomplete archive is not a success. The bar shows only complete instructions."""
-    started(monkeypatch, Progress(instructions=2, complete=0, cancelled=2))
+    """Without --resume it is refused, and the error names the option. With it the engine continues."""
+    output = tmp_path / "a.zarr"
+    write_random_archive(output, per_category=1)
+    metadata = output / "zarr.json"
+    metadata.write_text(metadata.read_text().replace('"state": "complete"', '"state": "open"'))
+    engine = started(monkeypatch, Progress(instructions=2, complete=2))
+    assert run(monkeypatch, "--input", source, "--output", output, *OPTIONS) == 1
+    assert "a.zarr exists and is unfinished. Continue it with --resume" in capsys.readouterr().err
+    assert run(monkeypatch, "--input", source, "--output", output, "--resume", *OPTIONS) == 0
+    assert engine.resumed
+
+
+def test_resuming_a_complete_archive_does_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No engine starts, and the exit status is 0, so that a job's script can always pass --resume."""
+    write_random_archive(tmp_path / "a.zarr", per_category=1)
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", "--resume") == 0
+    assert "a.zarr: complete; there is nothing to resume" in capsys.readouterr().out
+
+
+def test_resume_starts_from_the_beginning_if_nothing_is_there(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the first run can pass --resume too."""
+    engine = started(monkeypatch, Progress(instructions=2, complete=2))
+    assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", "--resume", *OPTIONS) == 0
+    assert engine.resumed
+
+
+@pytest.mark.parametrize("kind", ["EngineError", "DiskFullError"])
+def test_what_can_be_continued_is_reported(
+    kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the death of the engine, or on a full disk, the error tells how to continue."""
+    started(monkeypatch, getattr(errors, kind)("it stopped"))
     assert run(monkeypatch, "--input", source, "--output", tmp_path / "a.zarr", *OPTIONS) == 1
-    said = capsys.readouterr()
-    assert "a.zarr: 0 of 2 instructions complete, 2 cancelled; " in said.out
-    (bar,) = [line for line in said.err.splitlines() if line.startswith("Extracting")]
-    assert "0 of 2 instructions complete, 2 cancelled" in bar
-    assert "━" not in bar, "nothing is complete, so the bar is empty"
+    assert "error: it stopped. To continue, run the same command with --resume" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_reported_and_the_engine_closed(

@@ -28,10 +28,11 @@ from crc32c import crc32c
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from sparcom_data.errors import StorageError
+from sparcom_data.errors import DiskFullError, StorageError
 
 PARTIAL_SUFFIX = ".partial"
-PARTIAL_NAME = re.compile(r".+\.[0-9a-f]{32}\.partial")
+PARTIAL_ENDING = r"\.[0-9a-f]{32}\.partial"  # of a regular expression
+PARTIAL_NAME = re.compile(rf".+{PARTIAL_ENDING}")
 FILE_MODE, FOLDER_MODE = 0o600, 0o700  # archives hold instruction texts: only the owner may decide to share them
 DIRECT_FROM = 1 << 20  # bytes; at this size both ways take equally long, above it direct I/O is faster (decision 0027)
 DIRECT_BLOCK = 4096  # alignment of address, offset and length of a direct write, on any usual disk
@@ -51,8 +52,9 @@ def shown_path(path: Path) -> Path:
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:
-    """Return the error for a failed write."""
-    return StorageError(
+    """Return the error for a failed write: DiskFullError if the disk or the quota is full."""
+    kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+    return kind(
         f"writing {shown_path(path)} failed: {error.strerror or error} (errno {error.errno}). What was complete stays "
         "complete; free space or repair the storage, then run the rest again"
     )

@@ -138,9 +138,17 @@ class PinnedFolder:
         """Mark the folder as in use by a live process, until `unlock` or the end of the process.
 
         Returns:
-            False if another process is removing the folder.
+            False if another process is removing the folder, or resumes the archive.
         """
         return try_lock(self._descriptor, fcntl.LOCK_SH) is not False
+
+    def lock_alone(self) -> bool:
+        """Lock the folder for this object alone, until `lock`, `unlock` or the end of the process.
+
+        Returns:
+            False if a process uses the folder.
+        """
+        return try_lock(self._descriptor, fcntl.LOCK_EX) is not False
 
     def unlock(self) -> None:
         """Release the lock."""

@@ -89,13 +89,21 @@ class Coverage:
             first, *further = rest or ["0 complete"]
             count, state = first.split()
             shown = ", ".join([f"{count} of {self.total:,} instructions are {state}", *further])
-            return f"{shown}: nothing was checked"
+            return f"{shown}: nothing was checked{self._remedy()}"
         if self.open and not self.pending:
             rest.append("and the archive is still open")
         if not rest:
             return ""
         shown = ", ".join([f"{self.complete:,} of {self.total:,} instructions are complete", *rest])
-        return f"{shown}; only complete instructions were checked"
+        return f"{shown}; only complete instructions were checked{self._remedy()}"
+
+    def _remedy(self) -> str:
+        if not (self.open and self.pending):
+            return ""
+        return (
+            f". The archive is open: {self.pending:,} of {self.total:,} instructions are pending. If nothing writes it "
+            "any more, resume it with `sparcom extract --resume`"
+        )
 
 
 def coverage(archive: Archive) -> Coverage:

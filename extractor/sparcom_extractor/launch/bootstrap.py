@@ -3,27 +3,29 @@
 1. Capture becomes part of vLLM's compilation cache key: a graph compiled without capture is never used with it.
 2. The process leaves the terminal's process group. Otherwise Ctrl-C would stop vLLM in the middle of a step. Only the
    parent receives it, finishes running requests, and stops its children.
-3. The process exits if its parent dies. vLLM's own processes would wait forever and keep their memory.
+3. The process is killed if its parent or the process that started the engine dies, however busy it is. vLLM's own
+   processes would wait forever, keep their memory, and might still write to an archive that is resumed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import gc
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
-PARENT_CHECK_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 OP_VERSION = 3  # increment when the op's schema or meaning changes: cached graphs call it by name
 
 
@@ -49,8 +51,7 @@ def _unpickle(capture: bool, parent: int, fusion: str, report: str) -> Subproces
         let_vllm_scan_llvmlite(sys.modules)
         os.setpgid(0, 0)
         atexit.register(_exit_quickly)
-        if os.getppid() == parent:
-            threading.Thread(target=_end_with, args=(parent,), name="sparcom-parent", daemon=True).start()
+        _end_with(parent)
     return SubprocessBootstrap(capture, parent, fusion, report)
 
 
@@ -78,9 +79,24 @@ def _exit_quickly() -> None:
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Kill this process when its direct parent or `parent` dies.
+
+    The kernel does so for the direct parent, even if this process is stopped or holds the interpreter lock. It acts
+    when the thread that started this process ends, so `CaptureEngine` keeps that thread. A thread here waits for both.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    waiting = select.poll()
+    try:
+        for process in {os.getppid(), parent}:
+            waiting.register(os.pidfd_open(process), select.POLLIN)
+    except ProcessLookupError:  # it has died already
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait() -> None:
+        waiting.poll()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="sparcom-parent", daemon=True).start()
 
 
 @contextmanager

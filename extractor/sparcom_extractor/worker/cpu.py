@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -14,7 +15,7 @@ from sparcom_extractor.worker.mixin import CaptureMixin
 class CaptureCPUWorker(CaptureMixin, CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker, with capture."""
 
-    def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
+    def sparcom_open(self, session: str, path: str, run: str | None = None) -> Any:
         """Open an archive; see `CaptureMixin`. Its threads inherit the cores of the thread that starts them."""
         bootstrap = self.vllm_config.additional_config
         if not isinstance(bootstrap, SubprocessBootstrap):

@@ -29,10 +29,19 @@ from sparcom_extractor.capture.ops.step_buffers import StepBuffers, check_write_
 from sparcom_extractor.capture.step import StepCapture
 from sparcom_extractor.capture.transfer.queue import HostTransferQueue, TransferQueue
 from sparcom_extractor.launch.bootstrap import SubprocessBootstrap
-from sparcom_extractor.protocol import FinishedRequest, WorkerDescription, WorkerStatistics, from_wire, to_wire
+from sparcom_extractor.protocol import (
+    FinishedRequest,
+    SessionError,
+    WorkerDescription,
+    WorkerStatistics,
+    from_wire,
+    storage_kind,
+    to_wire,
+)
 from sparcom_extractor.vllm_surface.config import VllmConfigLike, max_rows_per_step, refuse_engine
 from sparcom_extractor.vllm_surface.runner import ModelRunnerLike, SchedulerOutputLike, batch_rows
 from sparcom_extractor.writer.session import CaptureSession
+from sparcom_extractor.writer.settled import read_settled
 from sparcom_extractor.writer.targets import ArrayPart, RankPosition, archive_parts
 
 logger = logging.getLogger(__name__)
@@ -146,18 +155,21 @@ class CaptureMixin:
             return f"a dummy batch of one token was not captured: {buffers.problem or error}. Use another model"
         return None
 
-    def sparcom_open(self, session: str, path: str, run: str | None = None) -> str | None:
-        """Open the archive at `path`, which must have this run id, for writing. Return an error or None."""
+    def sparcom_open(self, session: str, path: str, run: str | None = None) -> Any:
+        """Open the archive at `path`, which must have this run id, for writing.
+        Return None or a `SessionError` in wire format."""
         try:
             parts, instructions = archive_parts(Path(path), self._rank_position(), run)
+            settled = read_settled(parts)
         except (OSError, ValueError, KeyError, SparcomError) as error:
-            return f"the archive {path} cannot be opened for writing: {error}"
+            reason = f"the archive {path} cannot be opened for writing: {error}"
+            return to_wire(SessionError(storage_kind(error), reason))
         requests = self.vllm_config.scheduler_config.max_num_seqs
         if any(part.holds_counts for part in parts):
             if refusal := self._refuse_counting(parts, requests):
-                return refusal
+                return to_wire(SessionError("storage", refusal))
             requests = 0  # running requests hold no chunks: each writes one row at its end
-        self.capture.steps.open(session, CaptureSession(parts, instructions, requests=requests))
+        self.capture.steps.open(session, CaptureSession(parts, instructions, requests=requests, settled=settled))
         return None
 
     def _refuse_counting(self, parts: Sequence[ArrayPart], requests: int) -> str | None:

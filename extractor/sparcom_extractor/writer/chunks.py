@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcom_data.storage import DIRECT_BLOCK, aligned_memory, write_durably
+from sparcom_extractor.writer.settled import NOTHING_SETTLED, Settled
 from sparcom_extractor.writer.targets import ChunkTarget, WriteFile
 
 IN_FLIGHT = 2  # chunks per thread, being written or next in line; more would only take memory
@@ -43,14 +44,22 @@ def buffers_for(requests: int, threads: int) -> int:
 class ChunkWriter:
     """Collects and writes the chunks of one target. Call it from one thread; writes run on the threads of `pool`.
 
-    target: its chunks on disk are kept, and read back if more of their rows come. threads: number of threads of `pool`.
+    target: its chunks. threads: number of threads of `pool`.
     buffers: number of chunks in memory, open or being written; touched only as needed. Compressed chunks take one more
-    per thread. write: writes one file durably; `write_durably` if None.
+    per thread. write: writes one file durably; `write_durably` if None. settled: rows that will not come: those kept
+    stay as they are on disk; all others there, of an interrupted session, count as not written.
     read_backs: number of chunks that were read back, because they had to be written before they were full.
     """
 
     def __init__(
-        self, target: ChunkTarget, pool: ThreadPoolExecutor, *, buffers: int, threads: int, write: WriteFile | None
+        self,
+        target: ChunkTarget,
+        pool: ThreadPoolExecutor,
+        *,
+        buffers: int,
+        threads: int,
+        write: WriteFile | None,
+        settled: Settled = NOTHING_SETTLED,
     ) -> None:
         if buffers < 1:
             raise ValueError(f"a chunk writer needs at least one buffer; got {buffers}")
@@ -62,8 +71,15 @@ class ChunkWriter:
         self._rows = np.minimum(target.chunk_shape[0], target.rows - starts)  # per chunk; the last may be shorter
         self._not_final = self._rows.copy()
         self._durable = np.zeros(len(self._rows), dtype=np.bool_)
-        self._stored = self._durable.copy()
-        self._stored[list(target.stored_chunks())] = True
+        self._stored = self._durable.copy()  # by this writer
+        self._settled = settled
+        for start, stop in settled.final.tolist():
+            for chunk in self._chunks(start, stop):
+                self._not_final[chunk] -= self._overlap(chunk, start, stop)
+        self._durable[self._not_final == 0] = True
+        self._stale = self._durable.copy()  # on disk, with rows of an interrupted session
+        self._stale[list(target.stored_chunks())] = True
+        self._stale &= self._not_final > 0
         self._buffer = np.full(len(self._rows), NONE, dtype=np.int64)  # per chunk, if open
         stride = -(-target.chunk_bytes // DIRECT_BLOCK) * DIRECT_BLOCK
         memory = aligned_memory(buffers * stride)
@@ -109,11 +125,12 @@ class ChunkWriter:
 
     def mark_final(self, start: int, stop: int) -> None:
         """Promise, once, that rows [start, stop) will not come again. Chunks with all rows final are written."""
-        size = self._target.chunk_shape[0]
         for chunk in self._chunks(start, stop):
-            self._not_final[chunk] -= min(stop, (chunk + 1) * size) - max(start, chunk * size)
+            self._not_final[chunk] -= self._overlap(chunk, start, stop)
             if self._not_final[chunk]:
                 continue
+            if self._stale[chunk] and self._buffer[chunk] == NONE:
+                self._open_chunk(chunk)
             if self._buffer[chunk] != NONE:
                 self._start_write(chunk)
             elif chunk not in self._writing:
@@ -144,6 +161,11 @@ class ChunkWriter:
         size = self._target.chunk_shape[0]
         return range(start // size, -(-stop // size) if stop > start else start // size)
 
+    def _overlap(self, chunk: int, start: int, stop: int) -> int:
+        """Return the number of rows [start, stop) in a chunk."""
+        size = self._target.chunk_shape[0]
+        return min(stop, (chunk + 1) * size) - max(start, chunk * size)
+
     def _open_chunks(self, chunks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the buffers of the chunks, with their rows on disk if they were written before."""
         self._calls += 1
@@ -162,11 +184,16 @@ class ChunkWriter:
                 self._start_write(int(self._chunk[is_open[self._used[is_open].argmin()]]))
             self._collect_writes(wait=True)
         buffer, stored = self._free.pop(), bool(self._stored[chunk])
-        if stored:
+        first, rows = chunk * self._target.chunk_shape[0], int(self._rows[chunk])
+        filled = self._filled[buffer]
+        filled[:] = stored
+        if not stored:
+            filled[:rows] = self._settled.kept_rows(first, first + rows)
+        if filled.any():
             self._values[buffer] = self._target.read_chunk(chunk)
-            self.read_backs += 1
-        self._filled[buffer] = stored
-        self._missing[buffer] = 0 if stored else self._rows[chunk]
+        self.read_backs += stored
+        self._stale[chunk] = False
+        self._missing[buffer] = 0 if stored else rows - int(filled.sum())
         self._used[buffer], self._chunk[buffer], self._buffer[chunk] = self._calls, chunk, buffer
         return buffer
 

@@ -20,9 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from sparcom_data.errors import SparcomError
-from sparcom_extractor.protocol import DurableInstruction, FailedInstruction, FinishedRequest, PollReply, SessionError
+from sparcom_extractor.protocol import (
+    DurableInstruction,
+    FailedInstruction,
+    FinishedRequest,
+    PollReply,
+    SessionError,
+    storage_kind,
+)
 from sparcom_extractor.writer.chunks import buffers_for
 from sparcom_extractor.writer.rows import CountedRows, StepRows
+from sparcom_extractor.writer.settled import NOTHING_SETTLED, Settled
 from sparcom_extractor.writer.sinks import CountSink, MaskSink
 from sparcom_extractor.writer.targets import ArrayPart, WriteFile
 from sparcom_extractor.writer.tokens import RunningTokens
@@ -45,6 +53,7 @@ class CaptureSession:
     requests: maximum number of running requests, each with its own open chunks, which grow by one row per step.
     queue_bytes: bound of the queue. buffer_bytes: memory for chunks, exceeded if `requests` need more.
     write: writes one file durably; `write_durably` if None.
+    settled: instructions that an earlier session has ended.
     stores_counts: whether the archive holds counts instead of masks.
     queued_bytes: bytes in the queue. backpressure_seconds: total time that `append_rows` waited.
     """
@@ -59,6 +68,7 @@ class CaptureSession:
         buffer_bytes: int = BUFFER_BYTES,
         threads: int = THREADS,
         write: WriteFile | None = None,
+        settled: Settled = NOTHING_SETTLED,
     ) -> None:
         buffers = max(4, min(MAX_BUFFERS, buffer_bytes // sum(part.target.chunk_bytes for part in parts)))
         if requests:
@@ -68,13 +78,15 @@ class CaptureSession:
         self.backpressure_seconds = 0.0
         sink_type = CountSink if self.stores_counts else MaskSink
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sparcom-write")
-        self._sink = sink_type(parts, self._pool, buffers=buffers, threads=threads, write=write)
+        self._archives = {part.target.archive for part in parts if part.target.archive}
+        self._sink = sink_type(parts, self._pool, settled, buffers=buffers, threads=threads, write=write)
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()  # None: no more input
         self._queue_bytes = queue_bytes
         self._room = threading.Condition()
         self._rows = 0
         self._tokens = RunningTokens(instructions)
         self._ended = np.zeros(instructions, dtype=bool)
+        self._ended[settled.instructions] = True
         self._not_durable: dict[int, DurableInstruction] = {}
         self._completed: deque[DurableInstruction] = deque()
         self._failed: deque[FailedInstruction] = deque()
@@ -132,12 +144,14 @@ class CaptureSession:
             self.fail("the session was closed before it was finished")
         self._queue.put(None)
         self._thread.join()
+        for archive in self._archives:
+            archive.folder.unlock()
 
     def _run(self) -> None:
         try:
             self._assemble()
-        except SparcomError as error:
-            self.fail(str(error), "storage")
+        except (SparcomError, OSError) as error:
+            self.fail(str(error), storage_kind(error))
         except Exception as error:  # the thread ends: every poll reports it, which ends the job
             logger.exception("the capture session failed")
             self.fail(f"writing the archive failed: {type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ from sparcom_extractor.protocol import FinishedRequest
 from sparcom_extractor.writer.chunks import ChunkWriter
 from sparcom_extractor.writer.counting import count_rows
 from sparcom_extractor.writer.rows import CountedRows, row_numbers, source_rows
+from sparcom_extractor.writer.settled import NOTHING_SETTLED, Settled
 from sparcom_extractor.writer.targets import ArrayPart
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -23,8 +24,10 @@ Arrays = Mapping[str, NDArray[Any]]
 class MaskSink:
     """Stores masks and routes, one row per token. Used by the session's thread. options: see `ChunkWriter`."""
 
-    def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
-        self._writers = [(part, ChunkWriter(part.target, pool, **options)) for part in parts]
+    def __init__(
+        self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, settled: Settled = NOTHING_SETTLED, **options: Any
+    ) -> None:
+        self._writers = [(part, ChunkWriter(part.target, pool, settled=settled, **options)) for part in parts]
         self._waiting: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # per writer and chunk: instructions
         self._chunks_left: dict[int, int] = {}  # per completed instruction
         self._durable: list[int] = []
@@ -129,8 +132,8 @@ class _RunningCount:
 class CountSink(MaskSink):
     """Stores counts, one uint32 row (layer, …) per instruction. Keeps the counts of running instructions in memory."""
 
-    def __init__(self, parts: Sequence[ArrayPart], pool: ThreadPoolExecutor, **options: Any) -> None:
-        super().__init__(parts, pool, **options)
+    def __init__(self, parts: Sequence[ArrayPart], *arguments: Any, **options: Any) -> None:
+        super().__init__(parts, *arguments, **options)
         self._running: defaultdict[int, _RunningCount] = defaultdict(
             lambda: _RunningCount({part.name: np.zeros(part.row, dtype=np.uint32) for part in parts})
         )

@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from sparcom_data.errors import DamagedArchiveError
+from sparcom_data.errors import DamagedArchiveError, StorageError
 from sparcom_data.schema import CapturedArray, captured_arrays
 from sparcom_data.schema.metadata import ModelInfo, parse_attributes
 from sparcom_data.storage import make_folder, shown_path, type_bytes
@@ -85,7 +85,7 @@ class ChunkTarget:
         path = self.path(chunk)
         try:
             return decode(path.read_bytes(), self.chunk_shape, self.dtype, self.compressed)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
             raise DamagedArchiveError(
                 f"chunk {shown_path(path)} must be unchanged; {error}. Remove the archive and run it again"
             ) from error
@@ -133,8 +133,11 @@ def archive_parts(
     path: Path, position: RankPosition = RankPosition(), run: str | None = None
 ) -> tuple[list[ArrayPart], int]:
     """Return one process's parts of the archive at `path`, and the archive's number of instructions.
-    Raises StorageError if there is no archive, or its run id is not `run`; None accepts any."""
+    The archive is locked until its session closes. Raises StorageError if there is no archive, its run id is not `run`
+    (None accepts any), or another process removes or resumes it."""
     archive = PinnedArchive(path, run)
+    if not archive.folder.lock():
+        raise StorageError(f"another process removes or resumes {path}; start again once it has ended")
     group = zarr.open_group(archive.root, mode="r", use_consolidated=False)
     attributes = parse_attributes(dict(group.attrs), str(path))
     parts = []

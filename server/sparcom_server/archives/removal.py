@@ -1,23 +1,15 @@
-"""Remove archives, and the leftovers of a crash, from the folder of archives.
-
-A process that creates or writes an archive holds a shared lock on its folder (`PinnedFolder.lock`). Locked folders are
-never touched.
-"""
+"""Remove archives, and the leftovers of a crash, from the folder of archives. Locked folders are never touched."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import ArchiveError, ArchiveNotFoundError, JobStateError, StorageError
 from sparcom_data.storage import PARTIAL_NAME, partial_name, sync_path
-from sparcom_data.storage.identity import try_lock
+from sparcom_data.storage.leftovers import locked_folder, remove_partial_files, remove_partial_folder
 from sparcom_server.archives import SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -32,7 +24,7 @@ def remove_archive(path: Path) -> None:
         StorageError: the operating system refused.
     """
     try:
-        with _locked(path) as free:
+        with locked_folder(path) as free:
             if free is False:
                 raise JobStateError(
                     f"an archive can be deleted once no process writes it; another process writes {path}. Stop it first"
@@ -57,14 +49,12 @@ def sweep(folder: Path) -> None:
         if path.is_symlink() or not path.is_dir():
             continue
         try:
-            if not partial and not (path.name.endswith(SUFFIX) and _is_open(path)):
-                continue
-            with _locked(path) as free:
-                if free and partial:
-                    shutil.rmtree(path)
-                    logger.info("removed %s, left by a crash", path.name)
-                elif free:
-                    _remove_partial_files(path)
+            if partial and remove_partial_folder(path):
+                logger.info("removed %s, left by a crash", path.name)
+            elif path.name.endswith(SUFFIX) and _is_open(path):
+                with locked_folder(path) as free:
+                    if free:
+                        remove_partial_files(path)
         except OSError as error:
             logger.warning("leftovers of a crash in %s cannot be removed: %s", path, error)
 
@@ -75,19 +65,3 @@ def _is_open(path: Path) -> bool:
         return open_archive(path, follow_links=False).attributes.state == "open"
     except ArchiveError:
         return False
-
-
-def _remove_partial_files(path: Path) -> None:
-    for parent, _, names in os.walk(path):
-        for name in filter(PARTIAL_NAME.fullmatch, names):
-            (Path(parent) / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool | None]:
-    """Lock a folder exclusively. Yield False if a process writes in it, None if the file system has no locks."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield try_lock(descriptor, fcntl.LOCK_EX)
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,8 @@ from sparcom_data.instructions import Instruction
 from sparcom_data.schema import Origin
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.testing import random_attributes
-from sparcom_extractor.extraction import prepare_extraction
 from sparcom_extractor.origins import prompt_warnings
+from sparcom_extractor.preparation import prepare_extraction
 from sparcom_extractor.prompts import Prompt, load_tokenizer, make_prompts
 
 CONTENT, TEMPLATE, SPECIAL, RESPONSE, UNKNOWN = (int(origin) for origin in Origin)

@@ -14,7 +14,7 @@ from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import Instruction
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_data.testing import random_attributes
-from sparcom_extractor.extraction import prepare_extraction
+from sparcom_extractor.preparation import prepare_extraction
 from sparcom_extractor.prompts import (
     BYTES_PER_TOKEN,
     Prompt,

@@ -60,9 +60,11 @@ class Writer(ChunkWriter):
 
 
 @contextmanager
-def open_writer(target: ChunkTarget, buffers: int = 2, threads: int = 2, write: Any = None) -> Iterator[Writer]:
+def open_writer(
+    target: ChunkTarget, buffers: int = 2, threads: int = 2, write: Any = None, **more: Any
+) -> Iterator[Writer]:
     with ThreadPoolExecutor(threads) as pool:
-        yield Writer(target, pool, buffers=buffers, threads=threads, write=write)
+        yield Writer(target, pool, buffers=buffers, threads=threads, write=write, **more)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_a_full_disk_ends_the_session_with_its_reason(new_archive: Any, poller: 
         for item in archive.instructions:
             archive.run(session, item)
         reply = polls.until(lambda reply: reply.error)
-        assert reply.error.kind == "storage"
+        assert reply.error.kind == "disk_full"
         assert "No space left on device (errno 28)" in reply.error.reason
         started = time.monotonic()
         for item in archive.instructions:
@@ -65,7 +65,7 @@ def test_an_error_releases_a_waiting_step(new_archive: Any, poller: Any, tmp_pat
         threading.Timer(0.1, gate.set).start()
         for item in archive.instructions:
             archive.run(session, item)
-        assert poller(archive, session).until(lambda reply: reply.error).error.kind == "storage"
+        assert poller(archive, session).until(lambda reply: reply.error).error.kind == "disk_full"
 
 
 def test_slow_storage_makes_steps_wait(new_archive: Any, poller: Any, tmp_path: Path) -> None:

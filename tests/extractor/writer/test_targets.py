@@ -15,6 +15,7 @@ from zarr.codecs import Crc32cCodec
 from sparcom_data.errors import DamagedArchiveError
 from sparcom_data.storage import write_durably
 from sparcom_data.storage.encoding import decode, encode
+from sparcom_extractor.writer.settled import Settled
 from sparcom_extractor.writer.targets import ChunkTarget
 
 ROW = (2, 3)  # layers, bytes
@@ -32,8 +33,9 @@ def test_a_half_written_chunk_of_one_axis_is_no_chunk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [".", "/"])
-def test_chunks_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, separator: str) -> None:
-    """A writer opened over existing chunks adds to them; it ignores a file that a crash left half-written."""
+def test_settled_rows_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, separator: str) -> None:
+    """A writer opened over existing chunks keeps the rows of complete instructions and fills the others. It ignores a
+    file that a crash left half-written."""
     (tmp_path / "a").mkdir()
     target = ChunkTarget(tmp_path / "a", 6, (2, *ROW), separator=separator)
     truth = random_rows(6, *ROW)
@@ -44,9 +46,12 @@ def test_chunks_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, separat
     target.path(1).parent.mkdir(exist_ok=True, parents=True)
     target.path(1).with_name(target.path(1).name + ".0123.partial").write_bytes(b"half")
     assert target.stored_chunks() == {0, 2}
-    with writing(target) as writer:
-        for row in (1, 2, 3, 5):
-            writer.write_from(row, truth[row : row + 1])
+    truth[5] = 0  # its instruction is interrupted, and has no such row when it runs again
+    kept = np.array([(0, 1), (4, 5)])
+    with writing(target, settled=Settled(final=kept, kept=kept)) as writer:
+        writer.write_from(1, truth[1:4])
+        writer.mark_final(1, 4)
+        writer.mark_final(5, 6)
         writer.flush_chunks()
     assert np.array_equal(np.concatenate([target.read_chunk(chunk) for chunk in range(3)]), truth)
 
