@@ -65,7 +65,7 @@ class Metrics(Collector):
         self._instructions = self._counter("instructions", "Instructions by outcome.", "outcome")
         self._tokens = self._counter("tokens", "Rows of complete instructions on disk.")
         self._waited = self._counter("storage_wait_seconds", "Seconds that engines waited for storage.")
-        self._written = self._counter("archive_bytes", "Bytes by which archives grew on disk.")
+        self._written = self._counter("written_bytes", "Bytes of masks and counts that were written to archives.")
         self._restarts = self._counter("engine_restarts", "Restarts of an engine that died.", "model")
         self._jobs_ended = self._counter("jobs_ended", "Jobs that ended, by state.", "state")
         self._job_wait = self._histogram("job_wait_seconds", "Time from submission to start of a job.", LONG)
@@ -92,11 +92,8 @@ class Metrics(Collector):
         for outcome in OUTCOMES:
             self._instructions.labels(outcome).inc(max(0, getattr(after, outcome) - getattr(before, outcome)))
         self._tokens.inc(max(0, after.tokens_done - before.tokens_done))
+        self._written.inc(max(0, after.written_bytes - before.written_bytes))
         self._waited.inc(max(0.0, after.storage_wait_seconds - before.storage_wait_seconds))
-
-    def archive_grew(self, size: int) -> None:
-        """Count bytes by which an archive grew."""
-        self._written.inc(max(0, size))
 
     def job_started(self, seconds: float) -> None:
         """Record the time from submission to start."""

@@ -28,7 +28,7 @@ def samples(metrics: Metrics, now: Snapshot = Snapshot()) -> dict[str, float]:  
 def test_steps_are_counted_by_their_difference() -> None:
     """Counters grow by what a step adds; a restart's smaller numbers subtract nothing."""
     metrics = Metrics()
-    first = Progress(instructions=9, complete=2, failed=1, tokens_done=20, storage_wait_seconds=0.5)
+    first = Progress(instructions=9, complete=2, failed=1, tokens_done=20, storage_wait_seconds=0.5, written_bytes=7)
     metrics.observe(Progress(), first)
     metrics.observe(first, replace(first, complete=5, tokens_done=50))
     metrics.observe(first, Progress())
@@ -37,23 +37,21 @@ def test_steps_are_counted_by_their_difference() -> None:
     assert found['sparcom_instructions_total{outcome="failed"}'] == 1
     assert found['sparcom_instructions_total{outcome="cancelled"}'] == 0
     assert (found["sparcom_tokens_total"], found["sparcom_storage_wait_seconds_total"]) == (50, 0.5)
+    assert found["sparcom_written_bytes_total"] == 7
 
 
-def test_jobs_restarts_and_bytes_are_counted() -> None:
+def test_jobs_and_restarts_are_counted() -> None:
     """Wait and duration are histograms; each outcome of a job exists from the start, as 0."""
     metrics = Metrics()
     metrics.job_started(3)
     metrics.job_ended("complete", 70)
     metrics.engine_restarted("m")
-    metrics.archive_grew(7)
-    metrics.archive_grew(-5)
     found = samples(metrics)
     assert (found["sparcom_job_wait_seconds_count"], found["sparcom_job_wait_seconds_sum"]) == (1, 3)
     assert found['sparcom_job_duration_seconds_bucket{le="60.0",state="complete"}'] == 0
     assert found['sparcom_job_duration_seconds_bucket{le="300.0",state="complete"}'] == 1
     assert found['sparcom_jobs_ended_total{state="failed"}'] == 0
     assert found['sparcom_engine_restarts_total{model="m"}'] == 1
-    assert found["sparcom_archive_bytes_total"] == 7
 
 
 def test_gauges_show_the_scrape() -> None:
