@@ -82,6 +82,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to load models and run jobs on the running event loop."""
+        self.disk.check()
         self.models.start()
         self.runner.start()
         self._tasks = [

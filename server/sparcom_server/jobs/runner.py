@@ -189,6 +189,7 @@ class JobRunner:
                 return
             if is_first:
                 self._observer.job_started(waited)
+                logger.info("extraction %s starts", job.id)
             found = await asyncio.to_thread(part_facts, path, part)
             if found is not None and found.closed:  # the service ended between the archive's end and the record of it
                 await self._jobs.record(job.id, part.number, found.progress, "complete")
@@ -323,7 +324,9 @@ class JobRunner:
         ended = await self._jobs.finish(
             job.id, state, error, failures=failures, sizes=[fact.bytes if fact else 0 for fact in facts]
         )
-        self._observer.job_ended(state, ((ended.finished or 0) - (ended.started or ended.created)) / 1000)
+        seconds = ((ended.finished or 0) - (ended.started or ended.created)) / 1000
+        self._observer.job_ended(state, seconds)
+        logger.info("extraction %s is %s after %.1f s", job.id, state, seconds)
 
 
 class _Recorder:

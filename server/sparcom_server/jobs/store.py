@@ -198,7 +198,7 @@ class JobStore:
     async def count_states(self) -> dict[str, int]:
         """Return the number of jobs by state."""
         query = select(JobRow.state, func.count()).group_by(JobRow.state)
-        return await self._database.read(lambda session: dict(session.execute(query).tuples().all()))
+        return await self._database.read(lambda session: dict(session.execute(query).all()))
 
     async def batch(self, job_id: str) -> Batch:
         """Return the instructions of a job."""
