@@ -85,8 +85,8 @@ class Service:
         self.disk.check()
         self.models.start()
         self.runner.start()
+        self.swept = asyncio.create_task(self._sweep(), name="sparcom-sweep")
         self._tasks = [
-            asyncio.create_task(self._sweep(), name="sparcom-sweep"),
             asyncio.create_task(self._expire(), name="sparcom-expire"),
             asyncio.create_task(self.disk.run(), name="sparcom-disk"),
         ]
@@ -95,13 +95,14 @@ class Service:
         """Accept no more jobs, and suspend the running one. It continues when the service starts again."""
         self.stopping = True
         await self.runner.stop(self.settings.stop_seconds)
+        self.jobs.close()
 
     async def stop(self) -> None:
         """Suspend the running job, then close the engines and the database."""
         await self.suspend()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(self.swept, *self._tasks, return_exceptions=True)
         await self.models.close()
         self.database.close()
 

@@ -15,6 +15,7 @@ async def job_events(
     job: JobRow,
     describe: Callable[[JobRow], Awaitable[JobReport]],
     watch: Callable[[float], Awaitable[JobRow]],
+    closed: Callable[[], bool],
     *,
     interval: float,
     keep_alive: float,
@@ -24,23 +25,29 @@ async def job_events(
 
     Args:
         job: the job now. describe: its report. watch: returns the job after its next change, or after some seconds.
+        closed: whether the service stops; the stream then ends without the event `end`, and clients reconnect.
         interval: shortest time between two events, in seconds.
         keep_alive: longest silence, in seconds; after it, a comment is sent.
         last_seen: the last event id that the client has received: a revision of the job.
     """
-    seen = last_seen
+    seen = -1 if last_seen is None else last_seen
     while True:
         ended, revision = job.state not in UNFINISHED, str(job.revision)
-        # ASCII, since FastAPI splits data at every Unicode line separator, also at those that JSON allows in strings.
-        report = (await describe(job)).model_dump_json(ensure_ascii=True)
-        if seen is None or job.revision > seen:
-            yield ServerSentEvent(event="progress", raw_data=report, id=revision)
-        if ended:
-            yield ServerSentEvent(event="end", raw_data=report, id=revision)
-            return
-        seen = max(job.revision, seen or 0)
-        await asyncio.sleep(interval)
-        if job.revision >= (job := await watch(0)).revision and (
-            job.revision >= (job := await watch(keep_alive)).revision
-        ):
+        if job.revision > seen or ended:
+            # ASCII, since FastAPI splits data at every Unicode line separator, also those that JSON allows in strings.
+            report = (await describe(job)).model_dump_json(ensure_ascii=True)
+            if job.revision > seen:
+                yield ServerSentEvent(event="progress", raw_data=report, id=revision)
+            if ended:
+                yield ServerSentEvent(event="end", raw_data=report, id=revision)
+                return
+            seen = job.revision
+            if not closed():
+                await asyncio.sleep(interval)
+        else:
             yield ServerSentEvent(comment="keep-alive")
+        if closed():
+            return
+        job = await watch(0)
+        if job.revision <= seen:
+            job = await watch(keep_alive)

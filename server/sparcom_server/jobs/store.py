@@ -69,6 +69,7 @@ class JobStore:
         self._latest: OrderedDict[str, JobRow] = OrderedDict()
         self._changed: dict[str, asyncio.Event] = {}
         self.wake = asyncio.Event()  # set when there may be work
+        self.closed = False
 
     # Clients
 
@@ -121,10 +122,10 @@ class JobStore:
         return job
 
     async def watch(self, job_id: str, principal: Principal, seconds: float) -> JobRow:
-        """Return the job after its next change, or as it is after `seconds`."""
-        changed = self._changed.setdefault(job_id, asyncio.Event())
-        with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), seconds)
+        """Return the job after its next change, or as it is after `seconds` or after `close`."""
+        if not self.closed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.setdefault(job_id, asyncio.Event()).wait(), seconds)
         return await self.get(job_id, principal)
 
     async def list_jobs(
@@ -179,6 +180,12 @@ class JobStore:
         job = await self._change(job_id, work)
         self.wake.set()
         return job
+
+    def close(self) -> None:
+        """Wake everyone who watches a job: the service stops."""
+        self.closed = True
+        for changed in self._changed.values():
+            changed.set()
 
     # The runner
 

@@ -114,8 +114,9 @@ async def get_job(job_id: str, service: ServiceDep, principal: PrincipalDep, des
     return describe.job(job, await service.position(job))
 
 
-async def _event_stream(service: ServiceDep) -> AsyncIterator[None]:
+async def _watched_job(job_id: str, service: ServiceDep, principal: PrincipalDep) -> AsyncIterator[JobRow]:
     # A dependency, so that errors get their HTTP status before the stream begins.
+    job = await service.jobs.get(job_id, principal)
     if service.event_streams.locked():
         limit = service.settings.max_event_streams
         raise BusyError(
@@ -123,19 +124,21 @@ async def _event_stream(service: ServiceDep) -> AsyncIterator[None]:
             "raise max_event_streams"
         )
     async with service.event_streams:
-        yield
+        yield job
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(_event_stream)])
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def watch_job(
-    job_id: str,
+    job: Annotated[JobRow, Depends(_watched_job)],
     service: ServiceDep,
     principal: PrincipalDep,
     describe: DescribeDep,
     last_event_id: Annotated[str | None, Header(max_length=200)] = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Watch one job as server-sent events: `progress` with the whole job after each change, `end` last."""
-    job = await service.jobs.get(job_id, principal)
+    """Watch one job as server-sent events: `progress` with the whole job after each change, `end` last.
+
+    The id of an event is the revision of the job. A client that reconnects with `Last-Event-ID` gets only later ones.
+    """
     digits = last_event_id if last_event_id and last_event_id.isascii() and last_event_id.isdecimal() else None
 
     async def report(job: JobRow) -> JobReport:
@@ -144,7 +147,8 @@ async def watch_job(
     async for event in job_events(
         job,
         report,
-        lambda seconds: service.jobs.watch(job_id, principal, seconds),
+        lambda seconds: service.jobs.watch(job.id, principal, seconds),
+        lambda: service.jobs.closed,
         interval=service.settings.event_seconds,
         keep_alive=service.settings.keep_alive_seconds,
         last_seen=None if digits is None else parse_digits(digits),

@@ -132,8 +132,8 @@ def test_archives_of_another_process_are_left_alone(
 
 
 def finished_sweep(running: Any) -> bool:
-    running.wait_for(running.service._sweeping.done)
-    return running.service._sweeping.exception() is None
+    running.wait_for(running.service.swept.done)
+    return running.service.swept.exception() is None
 
 
 def test_a_start_sweeps_only_crash_leftovers(start: Start, tmp_path: Path) -> None:

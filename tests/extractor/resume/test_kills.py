@@ -1,0 +1,134 @@
+"""Kill `sparcom extract --resume` 30 times, and nothing is lost: the command, the engine's core or its worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from sparcom_data.archive import Archive, open_archive
+from sparcom_data.errors import SparcomError
+from sparcom_data.instructions import Instruction
+from sparcom_data.schema import State
+from sparcom_data.verify import verify_archive
+from sparcom_hexainst.build.synthetic import synthetic_instructions
+
+KILLS = 15  # per granularity
+CORE, WORKER = "VLLM::EngineCore", "VLLM::Worker"
+SECONDS = 120.0
+DIFFERING = 1e-6  # of the bits: batches differ, and so does rounding
+SMALL_CHUNKS = """
+from sparcom_data.schema import layout
+layout.MAX_CHUNK_TOKENS, layout.COUNT_CHUNK_BYTES = 256, 1 << 13
+"""
+OPTIONS = ["--positions", "all", "--max-tokens", "24", "--max-num-seqs", "4", "--max-num-batched-tokens", "64"]
+
+
+class Command:
+    """Starts `sparcom extract --resume`, in all its processes with chunks of few instructions."""
+
+    def __init__(self, folder: Path, model: Path, instructions: list[Instruction], granularity: str) -> None:
+        (folder / "sitecustomize.py").write_text(SMALL_CHUNKS)
+        self.source = folder / "in.jsonl"
+        self.source.write_text("".join(f"{item.model_dump_json(exclude_none=True)}\n" for item in instructions))
+        self.log = folder / "log"
+        self._arguments = ["--model", str(model), "--kv-cache-gib", "0.25", "--granularity", granularity, *OPTIONS]
+        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+
+    def start(self, output: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sparcom_cli", "extract", "--resume", "--output", str(output)]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                [*command, "--input", str(self.source), *self._arguments],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+            )
+
+    def run(self, output: Path) -> Archive:
+        """Run to the end."""
+        assert self.start(output).wait(300) == 0, self.log.read_text()
+        return open_archive(output)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def complete_in(output: Path) -> int:
+    try:
+        return len(open_archive(output).instructions.complete)
+    except SparcomError:
+        return 0
+
+
+def processes_of(command: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    return {process.name(): process for process in psutil.Process(command.pid).children(recursive=True)}
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("granularity", ["token", "count"])
+def test_kills_lose_and_double_nothing(
+    granularity: str, tiny_model: Callable[[str], Path], tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    """After 15 kills at random moments, the archive equals that of an undisturbed run: same instructions, token ids
+    and responses, and masks or counts up to rounding. No process outlives the command, and no partial file stays."""
+    instructions = [
+        item.model_copy(update={"text": f"{number} {item.text} {item.text}"})
+        for number, item in enumerate(synthetic_instructions(100))
+    ]
+    command = Command(tmp_path, tiny_model("llama"), instructions, granularity)
+    expected = command.run(tmp_path / "whole.zarr")
+    output, rng, killed = tmp_path / "a.zarr", np.random.default_rng(len(granularity)), list[str]()
+    while len(killed) < KILLS:
+        before, running = complete_in(output), command.start(output)
+        wait_for(lambda: complete_in(output) > before or running.poll() is not None)  # noqa: B023
+        time.sleep(rng.uniform(0, 0.7))
+        victim = str(rng.choice(["command", CORE, WORKER]))
+        assert running.poll() is None, f"ended after {killed}: {command.log.read_text()}"
+        processes = processes_of(running)
+        (running if victim == "command" else processes[victim]).kill()
+        killed.append(victim)
+        status = running.wait(60)
+        psutil.wait_procs(processes.values(), timeout=10)
+        assert not [process for process in processes.values() if process.is_running()], f"outlived {victim}"
+        if victim != "command":
+            assert status == 1, command.log.read_text()
+            assert "To continue, run the same command with --resume" in command.log.read_text()
+    record_property("killed", killed)
+    assert complete_in(output) < len(instructions), "the kills must hit running jobs"
+    archive = command.run(output)
+    assert [check.findings for check in verify_archive(archive, None) if not check.passed] == []
+    assert archive.attributes.state == "complete"
+    assert archive.instructions.id == [item.id for item in instructions]
+    assert set(archive.instructions.state.tolist()) == {State.COMPLETE}
+    assert archive.strings("response") == expected.strings("response")
+    assert archive.instructions.token_length.tolist() == expected.instructions.token_length.tolist()
+    assert_equal_values(archive, expected)
+    assert list(tmp_path.rglob("*.partial")) == []
+
+
+def assert_equal_values(archive: Archive, expected: Archive) -> None:
+    if archive.granularity == "count":
+        counts, others = (one.read_counts(0, len(one.instructions)).astype(np.int64) for one in (archive, expected))
+        bits = int(archive.instructions.token_length.sum()) * archive.layers * archive.neurons
+        assert int(np.abs(counts - others).sum()) <= DIFFERING * bits
+        return
+    assert all(map(np.array_equal, archive.read_tokens(0, archive.tokens), expected.read_tokens(0, expected.tokens)))
+    masks, others = (one.read_active(0, one.tokens) for one in (archive, expected))  # reserved rows included
+    differing = int(np.bitwise_count(masks ^ others).sum())
+    assert differing <= DIFFERING * masks.shape[0] * archive.layers * archive.neurons, differing
