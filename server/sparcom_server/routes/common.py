@@ -12,13 +12,18 @@ from sparcom_server.jobs.reports import Addresses, Describe
 from sparcom_server.service import Service
 
 
-def _service(request: Request) -> Service:
+# All are coroutines: FastAPI runs plain functions in a thread, one hop per dependency.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
+async def _addresses(request: Request) -> Addresses:
+    return Addresses(request)
+
+
 ServiceDep = Annotated[Service, Depends(_service)]
-AddressesDep = Annotated[Addresses, Depends(Addresses)]
+AddressesDep = Annotated[Addresses, Depends(_addresses)]
 
 
 async def _principal(request: Request, service: ServiceDep) -> Principal:
@@ -28,7 +33,7 @@ async def _principal(request: Request, service: ServiceDep) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(_principal)]
 
 
-def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
+async def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
     return Describe(principal, service.archives, addresses)
 
 
