@@ -83,7 +83,7 @@ def serve(
     from sparcom_extractor.settings import EngineSettings
 
     sources = {
-        name: ListedModel(EngineSettings(model=path, name=name, **options))
+        name: ListedModel(EngineSettings(model=path, name=name, metrics=True, **options))
         for name, path in parse_models(models).items()
     }
     from sparcom_server.run import run_server

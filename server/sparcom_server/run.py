@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import signal
@@ -122,6 +123,8 @@ def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         access_log=False,
         ws="none",
         lifespan="on",
+        # uvicorn's 5 s are also httpx's: a client that polls then meets connections that close as it sends.
+        timeout_keep_alive=math.ceil(settings.request_seconds),
         timeout_graceful_shutdown=CLOSE_SECONDS,
         server_header=False,
     )
