@@ -27,6 +27,7 @@ FOLDERS = {
     "sparcom_models": "extractor",
     "sparcom_verification": "extractor",
     "sparcom_server": "server",
+    "sparcom_client": "server",
     "sparcom_analysis": "analysis",
     "sparcom_cli": "cli",
 }
@@ -37,6 +38,7 @@ ALLOWED = {
     "sparcom_models": {"sparcom_data", "sparcom_hexainst", "sparcom_extractor"},
     "sparcom_verification": {"sparcom_data", "sparcom_extractor", "sparcom_models"},
     "sparcom_analysis": {"sparcom_data"},
+    "sparcom_client": {"sparcom_data"},
     "sparcom_server": {"sparcom_data", "sparcom_extractor", "sparcom_analysis"},
     "sparcom_cli": set(FOLDERS),
 }
@@ -47,6 +49,7 @@ OUTSIDE = {
     "sparcom_data": {"numpy", "zarr", "pydantic", "crc32c", "numcodecs", "huggingface_hub"},
     "sparcom_hexainst": {"numpy", "pydantic"} | DATASET,
     "sparcom_analysis": {"numpy", "zarr", "numba", "matplotlib", "jinja2", "pydantic", "xarray"},
+    "sparcom_client": {"httpx", "httpx_sse", "pydantic", "rich"},
 }
 NOUNS = "number|folder|seed of|device|experts|routed|neurons|instructions|precision|path|passes|peak"
 VALUES = re.compile(rf"(the|an?|as|of|with|{NOUNS})\b", re.IGNORECASE)
@@ -93,7 +96,7 @@ def test_imports_point_one_way(package: str) -> None:
 
 @pytest.mark.parametrize("package", OUTSIDE)
 def test_light_packages_stay_light(package: str) -> None:
-    """The data packages and the analysis import only libraries that their installation provides."""
+    """The data packages, the analysis and the client import only libraries that their installation provides."""
     known = OUTSIDE[package] | sys.stdlib_module_names | set(FOLDERS)
     used = {name.split(".")[0] for file in modules(package) for name in imported(file.read_text())}
     assert used <= known, used - known
@@ -161,6 +164,11 @@ def test_the_analysis_needs_no_engine_and_no_server() -> None:
     """`import sparcom_analysis` and its pipeline import neither torch nor vLLM nor FastAPI."""
     loaded = loaded_after("import sparcom_analysis, sparcom_analysis.report.run, sparcom_data.verify")
     assert not loaded & {"torch", "vllm", "transformers", "fastapi", "sparcom_extractor", "sparcom_server"}
+
+
+def test_the_client_is_light() -> None:
+    """`import sparcom_client` imports neither torch nor FastAPI, and no array library before an archive is opened."""
+    assert not loaded_after("import sparcom_client") & {*HEAVY, "sparcom_server", "sqlalchemy"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -24,6 +24,7 @@ EXTRAS = {
     "sparcom_models": {"models", *EXTRACTOR},
     "sparcom_verification": {"verify", *EXTRACTOR},
     "sparcom_server": {"server"},
+    "sparcom_client": {"client"},
     "sparcom_analysis": {"analysis", "verify"},  # exports lists as torch tensors
     "sparcom_cli": {"client", "analysis", "dataset", "verify", *EXTRACTOR},
 }

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, POSITIONS, SHARE, Decorator, optional
+from sparcom_cli.shared.archives import open_named
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, POSITIONS, SHARE, Decorator, archive_key_option, optional
 from sparcom_cli.shared.progress import progress_bar
 from sparcom_cli.shared.summary import summary, visible
 
@@ -89,9 +90,12 @@ def setting(flags: str, field: str, kind: Any, text: str, shown: str | None = No
 @setting("--permutations", "n_permutations", COUNT, "Draw this many label permutations for tests; 0 for none.")
 @setting("--confidence", "confidence_level", LEVEL, "Set the confidence level of intervals.")
 @setting("--seed", "seed", COUNT, "Seed all draws and permutations.")
+@archive_key_option
 @click.option("--output", required=True, type=FOLDER, help="Write the results to this folder.")
 @click.pass_context
-def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, output: Path, **settings: Any) -> None:
+def analyze(
+    ctx: click.Context, /, archives: Sequence[str], tuned: str | None, key: str | None, output: Path, **settings: Any
+) -> None:
     """Compute metrics, tables, figures and a report from ARCHIVE, a folder or a URL.
 
     ISNs are instruction-specific neurons: those most often active over the tokens of one instruction. Give several
@@ -109,9 +113,8 @@ def analyze(ctx: click.Context, /, archives: Sequence[str], tuned: str | None, o
     from sparcom_analysis.report.folder import check_output
     from sparcom_analysis.report.page import notes
     from sparcom_analysis.report.write import write_report
-    from sparcom_data.archive import open_archive
 
-    opened = [(open_archive(base), None if other is None else open_archive(other)) for base, other in pairs]
+    opened = [(open_named(base, key), None if other is None else open_named(other, key)) for base, other in pairs]
     check_output(output)
     runs = {
         title: _run(*both, options) for title, both in zip(titles([base for base, _ in opened]), opened, strict=True)

@@ -21,8 +21,9 @@ from sparcom_cli.shared.options import (
     make_extraction_options,
 )
 from sparcom_cli.shared.progress import progress_bar
-from sparcom_cli.shared.text import describe_counts, describe_progress, print_failures
+from sparcom_cli.shared.text import print_failures
 from sparcom_cli.shared.waiting import waiting
+from sparcom_data.progress import describe_counts, describe_progress
 
 if TYPE_CHECKING:
     from sparcom_data.progress import Progress

@@ -15,20 +15,26 @@ from sparcom_data.errors import SparcomError
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """The line in --help and the extras of a command. The command NAME is sparcom_cli.NAME.NAME."""
+    """The line in --help and the extras of a command. The command NAME is sparcom_cliFOLDER.NAME.NAME."""
 
     help: str
     extras: tuple[str, ...] = ()
+    folder: str = ""
 
 
 INTERRUPTED = 130
 
 ENGINE = "extractor-cpu|extractor-gpu"
+REMOTE = ("client",), ".remote"
 COMMANDS = {
     "serve": _Entry("Serve models over REST.", ("server", ENGINE)),
     "extract": _Entry("Run instructions offline into an archive.", (ENGINE,)),
-    "submit": _Entry("Send instructions to a server.", ("client",)),
-    "delete": _Entry("Delete an archive from a server.", ("client",)),
+    "submit": _Entry("Send instructions to a server.", *REMOTE),
+    "jobs": _Entry("List the extractions of a server.", *REMOTE),
+    "cancel": _Entry("Cancel extractions on a server.", *REMOTE),
+    "results": _Entry("Download the results of an extraction.", *REMOTE),
+    "delete": _Entry("Delete an archive from a server.", *REMOTE),
+    "keys": _Entry("Create, list and revoke API keys.", ("server", "client")),
     "analyze": _Entry("Compute metrics, tables, figures and a report.", ("analysis",)),
     "verify": _Entry("Verify archives.", ("verify",)),
     "dataset": _Entry("Build, check and annotate instruction files.", ("dataset",)),
@@ -48,7 +54,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"sparcom_cli.{cmd_name}"), cmd_name)
+        command = getattr(importlib.import_module(f"sparcom_cli{COMMANDS[cmd_name].folder}.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101  (a fault of COMMANDS, not of the user)
         return command
 

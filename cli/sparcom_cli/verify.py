@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparcom_cli.shared.archives import open_named
+from sparcom_cli.shared.options import archive_key_option
 from sparcom_cli.shared.threads import wait_asleep
 from sparcom_cli.shared.waiting import waiting
 
@@ -27,10 +29,9 @@ MAX_FINDINGS = 20  # printed per check
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed the sample.")
 @click.option("--model", help="Load the model from this folder, not from the one that the archive names.")
+@archive_key_option
 @click.option("--no-tokenizer", is_flag=True, help="Skip the comparison of token ids with the tokenized text.")
-def verify(
-    archives: tuple[str, ...], reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool
-) -> None:
+def verify(archives: tuple[str, ...], **options: Any) -> None:
     """Check that archives are consistent, or compare them with Hugging Face transformers.
 
     ARCHIVE is a folder or the address of an archive on a server, http://HOST:PORT/v1/archives/NAME/zarr.
@@ -43,19 +44,27 @@ def verify(
       3  nothing wrong was found, but an archive is unfinished: it is open, has pending instructions, or has no
          complete instruction
     """
-    if model and len(archives) > 1:
+    if options["model"] and len(archives) > 1:
         raise click.UsageError("--model applies to one archive; verify each archive separately with its own --model")
     wait_asleep()
-    found = {_verify(archive, reference, sample, seed, model, no_tokenizer) for archive in archives}
+    found = {_verify(archive, **options) for archive in archives}
     raise SystemExit(next(status for status in (WRONG, UNFINISHED, SOUND) if status in found))
 
 
-def _verify(archive: str, reference: str | None, sample: int, seed: int, model: str | None, no_tokenizer: bool) -> int:
+def _verify(
+    archive: str,
+    *,
+    reference: str | None,
+    sample: int,
+    seed: int,
+    model: str | None,
+    key: str | None,
+    no_tokenizer: bool,
+) -> int:
     """Check one archive and print the result; return its exit status."""
-    from sparcom_data.archive import open_archive
     from sparcom_data.verify import coverage, verify_archive
 
-    opened = open_archive(archive)
+    opened = open_named(archive, key)
     folder = model or opened.attributes.model.id
     with waiting(f"Checking {archive}"):
         tokenize = None if no_tokenizer else _tokenizer(opened, folder)

@@ -7,6 +7,7 @@ chunk. Plain zarr returns zeros for a missing chunk.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -33,6 +34,7 @@ from sparcom_data.schema import SPECIAL_LENGTH, CapturedArray, State, captured_a
 from sparcom_data.schema.metadata import ArchiveAttributes, Component, Granularity, MoeInfo, parse_attributes
 from sparcom_data.storage.beneath import NoLinkStore
 from sparcom_data.storage.identity import ArchiveWatch, RemoteWatch, identity_of
+from sparcom_data.storage.remote import RemoteStore, address_remedy
 
 REMOTE_CHECK_SECONDS = 5.0  # between two checks of zarr.json over HTTP
 
@@ -61,12 +63,13 @@ class InstructionTable:
         return np.flatnonzero(self.state == State.COMPLETE)
 
 
-def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
+def open_archive(path: str | Path, *, follow_links: bool = True, headers: Mapping[str, str] | None = None) -> Archive:
     """Open an archive for reading.
 
     Args:
         path: a folder, or an address `http://…/v1/archives/NAME/zarr` of a SPARCOM server.
         follow_links: whether links inside the folder are followed; False treats each as a missing file.
+        headers: sent with every request to an address, such as `Authorization`.
 
     Raises:
         ArchiveNotFoundError: nothing is there.
@@ -81,7 +84,8 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
     try:
         # Made before the archive is opened, so that any later replacement is noticed.
         watch = None if remote else ArchiveWatch(Path(where))
-        group = zarr.open_group(where if follow_links else NoLinkStore(where), mode="r")
+        store = RemoteStore.at(where, headers) if remote else where if follow_links else NoLinkStore(where)
+        group = zarr.open_group(store, mode="r")
     except (
         GroupNotFoundError,
         NodeTypeValidationError,
@@ -92,7 +96,7 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
         AttributeError,  # zarr's own error, for metadata that is JSON but not an object
     ) as error:
         if remote and isinstance(error, FileNotFoundError):
-            raise ArchiveNotFoundError(f"there is no archive at {where}: {_address_remedy(where)}") from error
+            raise ArchiveNotFoundError(f"there is no archive at {where}: {address_remedy(where)}") from error
         raise NotAnArchiveError(
             f"a SPARCOM archive is a Zarr v3 group; {where} is not ({type(error).__name__}). "
             "Give the path of an archive written by `sparcom extract` or `sparcom serve`"
@@ -103,12 +107,6 @@ def open_archive(path: str | Path, *, follow_links: bool = True) -> Archive:
         remedy = "Check the address, and that the server runs" if remote else "Check its permissions"
         raise StorageError(f"{where} cannot be read ({error}). {remedy}") from error
     return Archive(where, group, watch or RemoteWatch(where, group))
-
-
-def _address_remedy(where: str) -> str:
-    if where.rstrip("/").endswith("/zarr"):
-        return "check the address"
-    return f"the address of an archive's store ends in /zarr. Try {where.rstrip('/')}/zarr"
 
 
 class Archive:

@@ -1,8 +1,10 @@
-"""Progress of an extraction: a snapshot that the extractor takes and clients see."""
+"""Progress of an extraction: a snapshot that the extractor takes and clients see, and its text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,25 @@ class Progress:
     def settled(self) -> int:
         """Number of instructions in a final state."""
         return self.complete + self.failed + self.cancelled
+
+
+def describe_counts(counts: Mapping[str, int], total: int) -> str:
+    """Return instructions by state, such as "106 of 600 instructions complete, 494 cancelled".
+
+    Args:
+        counts: number of instructions that are `complete`, `failed`, `cancelled` and, in an archive, `pending`.
+        total: number of all instructions.
+    """
+    others = [f"{counts[name]:,} {name}" for name in ("failed", "cancelled", "pending") if counts.get(name)]
+    return ", ".join([f"{counts['complete']:,} of {total:,} instructions complete", *others])
+
+
+def describe_progress(progress: Mapping[str, Any], *more: str) -> str:
+    """Return the text beside a progress bar: counts, `more`, tokens per second, time left as m:ss."""
+    parts = [describe_counts(progress, progress["instructions"]), *more]
+    if progress["tokens_per_second"]:
+        parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress["seconds_left"] is not None:
+        minutes, seconds = divmod(round(progress["seconds_left"]), 60)
+        parts.append(f"{minutes}:{seconds:02d} left")
+    return " · ".join(parts)

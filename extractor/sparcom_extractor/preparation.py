@@ -40,7 +40,8 @@ def prepare_extraction(
     Args:
         resume: continue an archive in state open at `path`; create it if nothing is there. Complete and failed
             instructions are not run again. Waits some seconds for another process to end.
-        run: with `resume`, the required run id of an archive that must exist; None accepts any.
+        run: with `resume`, the required run id of an archive that must exist; None accepts any. Without, the run id of
+            the new archive; None makes one.
         alone: indices of instructions to run first, one at a time, with no other in the engine.
         failures: instructions to mark failed instead of running them, each with its reason.
 
@@ -80,13 +81,13 @@ def prepare_extraction(
         error=[prompt.error for prompt in prompts],
         origin=origins,
     )
-    failed = {index: "" for index, prompt in enumerate(prompts) if prompt.error}
+    complete, failed = dict[int, int](), {index: "" for index, prompt in enumerate(prompts) if prompt.error}
     if resume and (run is not None or os.path.lexists(path)):
         archive, table = reopen_archive(path, attributes, columns, layout, run)
         complete = {index: int(table.token_length[index]) for index in table.complete.tolist()}
         failed = dict.fromkeys(np.flatnonzero(table.state == State.FAILED).tolist(), "")
     else:
-        archive, complete = create_archive(path, attributes, columns, layout), dict[int, int]()
+        archive = create_archive(path, attributes.model_copy(update={"run": run}), columns, layout)
     new = {index: reason for index, reason in (failures or {}).items() if index not in complete | failed}
     work = Work(complete, failed.keys(), new, list(alone))
     return Extraction(engine, archive, prompts, layout, options, attributes.warnings, work)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
+KEY_LIMITS = ("queued_instructions", "tokens_per_day", "storage_bytes", "requests_per_minute", "event_streams")
 AT_LEAST_1 = click.IntRange(min=1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -58,7 +59,21 @@ input_option = click.option(
     type=click.Path(allow_dash=True, path_type=Path),
     help="Read instructions from this file: JSON lines, a JSON array or CSV; - reads standard input.",
 )
-server_option = option("--server", None, "http://127.0.0.1:8000", "Send requests to this server.", metavar="URL")
+server_options = combined(
+    option(
+        "--server",
+        None,
+        "http://127.0.0.1:8000",
+        "Send requests to this server.",
+        metavar="URL",
+        envvar="SPARCOM_SERVER",
+        show_envvar=True,
+    ),
+    optional("--key", None, "none", "Send this API key.", envvar="SPARCOM_API_KEY", show_envvar=True),
+)
+archive_key_option = optional(
+    "--key", None, "none", "Send this API key to the servers of archives.", envvar="SPARCOM_API_KEY", show_envvar=True
+)
 extraction_options = combined(
     option("--granularity", GRANULARITY, "token", "Store one mask per token, or one count per neuron and instruction."),
     option("--positions", POSITIONS, "prompt", "Capture prompt tokens, response tokens or both."),
@@ -82,6 +97,29 @@ engine_options = combined(
         "--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; must be 1 on CPU."
     ),
 )
+
+
+def limit_option(text: str) -> Decorator:
+    """Return the repeatable option --limit; its value is {name: number}. text: the first sentence of its help."""
+    return click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="NAME=NUMBER",
+        callback=lambda _context, _parameter, values: _parse_limits(values),
+        help=f"{text} NAME is one of {', '.join(KEY_LIMITS)}. Repeatable.",
+    )
+
+
+def _parse_limits(values: tuple[str, ...]) -> dict[str, int]:
+    limits = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        name = name.replace("-", "_")
+        if name not in KEY_LIMITS or not number.isdecimal():
+            raise click.BadParameter(f"it must be NAME=NUMBER, with a NAME of {', '.join(KEY_LIMITS)}; it is {value!r}")
+        limits[name] = int(number)
+    return limits
 
 
 def make_extraction_options(no_special_tokens: bool, **options: Any) -> ExtractionOptions:

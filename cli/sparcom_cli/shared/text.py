@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
 
 import click
 
 SHOWN_FAILURES = 10
 MIN_CELL_WIDTH = 5
-
-
-def describe_counts(counts: Mapping[str, int], total: int) -> str:
-    """Return instructions by state, such as "106 of 600 instructions complete, 494 cancelled".
-
-    Args:
-        counts: number of instructions that are `complete`, `failed`, `cancelled` and, in an archive, `pending`.
-        total: number of all instructions.
-    """
-    others = [f"{counts[name]:,} {name}" for name in ("failed", "cancelled", "pending") if counts.get(name)]
-    return ", ".join([f"{counts['complete']:,} of {total:,} instructions complete", *others])
-
-
-def describe_progress(progress: Mapping[str, Any], *more: str) -> str:
-    """Return the text beside a progress bar: counts, `more`, tokens per second, time left as m:ss."""
-    parts = [describe_counts(progress, progress["instructions"]), *more]
-    if progress["tokens_per_second"]:
-        parts.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
-    if progress["seconds_left"] is not None:
-        minutes, seconds = divmod(round(progress["seconds_left"]), 60)
-        parts.append(f"{minutes}:{seconds:02d} left")
-    return " · ".join(parts)
 
 
 def print_failures(failures: Iterable[tuple[str, str]], total: int) -> None:

@@ -211,7 +211,7 @@ class JobRunner:
                     ExtractionOptions.model_validate(job.options),
                     path,
                     job.dataset,
-                    resume=True,
+                    resume=found is not None,
                     run=part.run,
                     alone=batch.suspects,
                     failures=dict.fromkeys(batch.killers, KILLER),
