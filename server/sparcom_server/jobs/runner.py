@@ -17,7 +17,7 @@ import numpy as np
 from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError, StorageError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
-from sparcom_data.spans import span
+from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.database import now
 from sparcom_server.database.tables import JobRow, PartRow

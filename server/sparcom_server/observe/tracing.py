@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError
-from sparcom_data.spans import Attribute, use_spans
+from sparcom_extractor.spans import Attribute, use_spans
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

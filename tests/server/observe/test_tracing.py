@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from starlette.testclient import TestClient
 
 from sparcom_data.errors import InvalidInputError, MissingExtraError
-from sparcom_data.spans import span
+from sparcom_extractor.spans import span
 from sparcom_server.observe.tracing import start_tracing
 
 

@@ -1,4 +1,4 @@
-"""Spans of traces: the server sets `use_spans`, so that this package and the extractor need no library for them."""
+"""Spans of traces: the server calls `use_spans`, so that this package needs no library for them."""
 
 from __future__ import annotations
 
