@@ -34,6 +34,7 @@ COMMANDS = {
     "cancel": _Entry("Cancel extractions on a server.", *REMOTE),
     "results": _Entry("Download the results of an extraction.", *REMOTE),
     "delete": _Entry("Delete an archive from a server.", *REMOTE),
+    "keys": _Entry("Create, list and revoke API keys.", ("server", "client")),
     "analyze": _Entry("Compute metrics, tables, figures and a report.", ("analysis",)),
     "verify": _Entry("Verify archives.", ("verify",)),
     "dataset": _Entry("Build, check and annotate instruction files.", ("dataset",)),

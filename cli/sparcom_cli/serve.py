@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, option
+from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, limit_option, option, optional
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SERVER_OPTIONS = (
@@ -19,6 +19,7 @@ SERVER_OPTIONS = (
     "max_connections",
     "max_event_streams",
     "allowed_hosts",
+    "cors_origins",
 )
 
 
@@ -47,8 +48,32 @@ SERVER_OPTIONS = (
     help="Also accept this name in the Host header; * accepts any. Repeatable. IP addresses, localhost, --host and "
     "this machine's own name are always accepted.",
 )
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    envvar="SPARCOM_CORS_ORIGINS",
+    help="Let pages of this origin, such as https://lab.example, read responses and send requests. Repeatable.",
+)
+@limit_option("Limit keys that have no such limit of their own.")
+@click.option("--allow-anonymous", is_flag=True, help="Answer without API keys on an address that others can reach.")
+@optional(
+    "--published-address", None, "--host", "Name the address at which a container's port is published: without API "
+    "keys, it must be a loopback address.", envvar="SPARCOM_PUBLISHED_ADDRESS",
+)  # fmt: skip
 @engine_options
-def serve(models: tuple[str, ...], host: str, port: int, data_dir: Path, max_body_mib: int, **options: Any) -> None:
+def serve(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    data_dir: Path,
+    max_body_mib: int,
+    limits: dict[str, int],
+    allow_anonymous: bool,
+    published_address: str | None,
+    **options: Any,
+) -> None:
     """Serve models over REST, with a web page at /.
 
     Jobs survive a restart: they are kept in --data-dir and continue where they were. The server answers while the first
@@ -62,14 +87,29 @@ def serve(models: tuple[str, ...], host: str, port: int, data_dir: Path, max_bod
         name: ListedModel(EngineSettings(model=path, name=name, **options))
         for name, path in parse_models(models).items()
     }
+    from pydantic import ValidationError
+
+    from sparcom_data.errors import InvalidInputError
+    from sparcom_data.instructions import describe_validation_error
+    from sparcom_server.access.gate import is_loopback
     from sparcom_server.run import run_server
+    from sparcom_server.schemas.requests import Limits
     from sparcom_server.settings import ServerSettings
 
     _require_engine()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
-    settings = ServerSettings(
-        host=host, port=port, data_dir=data_dir, max_body_bytes=max_body_mib * 2**20, **server_options
-    )
+    try:
+        settings = ServerSettings(
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            max_body_bytes=max_body_mib * 2**20,
+            allow_anonymous=allow_anonymous or (published_address is not None and is_loopback(published_address)),
+            key_limits=Limits(**(ServerSettings().key_limits.model_dump() | limits)),
+            **server_options,
+        )
+    except ValidationError as error:
+        raise InvalidInputError(describe_validation_error(error, "settings")) from None
     run_server(sources, settings)
 
 

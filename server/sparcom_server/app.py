@@ -7,14 +7,17 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from sparcom_data.errors import SparcomError
 from sparcom_server.errors import install_handlers
 from sparcom_server.http.body_limit import BodyLimit
+from sparcom_server.http.headers import add_headers
 from sparcom_server.http.site_check import SiteCheck
+from sparcom_server.http.upload_body import FORM_BYTES
 from sparcom_server.protocols import ModelSource
-from sparcom_server.routes import archives, extractions, system
+from sparcom_server.routes import archives, extractions, files, keys, results, system
+from sparcom_server.routes.common import get_principal
 from sparcom_server.schemas.reports import Problem
 from sparcom_server.schemas.requests import ExtractionRequest
 from sparcom_server.service import Service
@@ -54,11 +57,16 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    for module in (extractions, archives, system):
-        app.include_router(module.router)
+    app.include_router(system.public)
+    for module in (extractions, results, files, archives, keys, system):
+        app.include_router(module.router, dependencies=[Depends(get_principal)])
     _add_request_schema(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
-    app.add_middleware(SiteCheck, hosts=(settings.host, *settings.allowed_hosts))  # the last one added runs first
+    uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
+    hosts = (settings.host, *settings.allowed_hosts)
+    app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)  # the last one added runs first
+    stack = app.build_middleware_stack
+    app.build_middleware_stack = lambda: add_headers(stack(), settings.cors_origins)  # type: ignore[method-assign]
     install_handlers(app)
     return app
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,8 +30,12 @@ class NotJsonError(errors.SparcomError):
     """The body is not JSON."""
 
 
+class NotMultipartError(errors.SparcomError):
+    """The body is not a multipart form with one file."""
+
+
 class UnsupportedMediaError(errors.SparcomError):
-    """The body is not declared as JSON."""
+    """The body is declared as another type than the route takes."""
 
 
 class QueueFullError(errors.SparcomError):
@@ -92,6 +96,7 @@ class CrossSiteError(errors.SparcomError):
 
 STATUS: dict[type[errors.SparcomError], int] = {
     NotJsonError: 400,
+    NotMultipartError: 400,
     IncompleteBodyError: 400,
     NotAuthenticatedError: 401,
     CrossSiteError: 403,
@@ -155,18 +160,30 @@ def problem_response(
     return ProblemResponse(body, status, headers)
 
 
-def error_response(error: errors.SparcomError) -> ProblemResponse:
-    """Return the response for a SparcomError."""
+def status_problem(status: int, problem: str, headers: Mapping[str, str] | None = None) -> ProblemResponse:
+    """Return a problem detail that the status names."""
+    name = http.HTTPStatus(status).phrase.title().replace(" ", "")
+    return problem_response(name, status, [problem], headers)
+
+
+def error_response(error: errors.SparcomError, hide: Callable[[str], str] = str) -> ProblemResponse:
+    """Return the response for a SparcomError. hide: removes from a message what the client must not see."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotAuthenticatedError) else {}
     if retry := getattr(error, "retry", None) or RETRY_SECONDS.get(type(error)):
         headers["Retry-After"] = str(retry)
     problems = error.problems if isinstance(error, errors.InvalidInputError) else [str(error)]
-    return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), problems, headers)
+    shown = [hide(problem) for problem in problems]
+    return problem_response(type(error).__name__.removesuffix("Error"), status_of(error), shown, headers)
 
 
-def describe_problem(item: ErrorDetails, *prefix: str | int) -> str:
-    """Return one of pydantic's problems as a sentence: field, rule, and the value if it is short."""
-    field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body") or "body"
+def describe_problem(item: ErrorDetails, *prefix: str | int, where: str = "") -> str:
+    """Return one of pydantic's problems as a sentence: field, rule, and the value if it is short.
+
+    Args:
+        prefix: location of the value in the request. where: beginning of the sentence, such as a line of a file.
+    """
+    field = ".".join(_shorten(str(part)) for part in (*prefix, *item["loc"]) if part != "body")
+    field = ": ".join(filter(None, (where, field))) or "body"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         message = "unknown field; remove it or check its spelling"
@@ -187,8 +204,10 @@ def install_handlers(app: FastAPI) -> None:
     """Give every error of the app the same form."""
 
     @app.exception_handler(errors.SparcomError)
-    async def on_known(_: Request, error: errors.SparcomError) -> JSONResponse:
-        return error_response(error)
+    async def on_known(request: Request, error: errors.SparcomError) -> JSONResponse:
+        principal = getattr(request.state, "principal", None)
+        hide_paths = request.app.state.service.access.hide_paths
+        return error_response(error, lambda text: hide_paths(text, principal))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -196,8 +215,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> JSONResponse:
-        name = http.HTTPStatus(error.status_code).phrase.title().replace(" ", "")
-        return problem_response(name, error.status_code, [str(error.detail)], error.headers)
+        return status_problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:

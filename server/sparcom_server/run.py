@@ -87,7 +87,7 @@ def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> 
     A signal while models load ends the process with exit status 128 plus the signal's number.
 
     Raises:
-        InvalidInputError: the server cannot listen on this address; nothing was loaded.
+        InvalidInputError: the server cannot listen on this address, or needs an API key to do so; nothing was loaded.
         SparcomError: the service gave up on its engines.
     """
     failures: list[SparcomError] = []
@@ -96,8 +96,10 @@ def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> 
         failures.append(error)
         server.should_exit = True
 
+    os.umask(0o077)
     connections.raise_descriptor_limit()
     server = Server(create_app(sources, settings, on_failure), settings)
+    server.service.access.check_start()
     with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
         server.run(sockets=[listener])
     if failures:

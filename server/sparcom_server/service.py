@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from sqlalchemy.orm import Session
-from starlette.requests import Request
 
 from sparcom_data.errors import ArchiveNotFoundError, InvalidInputError, SparcomError
 from sparcom_data.instructions import Instruction
-from sparcom_server.access.principal import ANONYMOUS, Principal
+from sparcom_server.access.gate import Gate
+from sparcom_server.access.limits import check_submission
+from sparcom_server.access.principal import Principal
 from sparcom_server.analysis import Analyses
 from sparcom_server.archives.owners import ArchiveOwners
 from sparcom_server.archives.removal import sweep
@@ -33,6 +34,7 @@ from sparcom_server.models import ModelPool
 from sparcom_server.protocols import ModelSource
 from sparcom_server.schemas.requests import TUNED_SUFFIX, ExtractionRequest, check_archive_name
 from sparcom_server.settings import ServerSettings
+from sparcom_server.uploads.store import UploadStore
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Service:
             on_restart=self.metrics.engine_restarted,
         )
         self.archives = ArchiveStore(settings.archive_dir)
+        self.access = Gate(self.database, settings)
         self.owners = ArchiveOwners(self.database, self.archives)
         self.analyses = Analyses(settings.data_dir, self.archives)
         self.disk = SimpleNamespace(full=False)
@@ -75,12 +78,20 @@ class Service:
         self.event_streams = asyncio.Semaphore(settings.max_event_streams)
         # Each may take up to 1 GiB while it is validated.
         self.submissions = asyncio.Semaphore(settings.max_submissions)
+        self.uploads = UploadStore(
+            self.database,
+            settings.data_dir,
+            self.submissions,
+            max_bytes=settings.max_file_bytes,
+            max_instructions=settings.max_instructions,
+        )
         self.stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics.watch(lambda: self.models.states)
 
     def start(self) -> None:
         """Begin to load models and run jobs on the running event loop."""
+        self.uploads.sweep()
         self.models.start()
         self.runner.start()
         self.swept = asyncio.create_task(self._sweep(), name="sparcom-sweep")
@@ -102,10 +113,6 @@ class Service:
         await asyncio.gather(self.swept, *self._tasks, return_exceptions=True)
         await self.models.close()
         self.database.close()
-
-    async def principal(self, request: Request) -> Principal:
-        """Return the client of a request."""
-        return ANONYMOUS
 
     async def submit(
         self,
@@ -149,7 +156,8 @@ class Service:
         for model in models:
             checked = self.models.source(model).check(checked, request.options)
 
-        def check(_: Session, __: int) -> None:
+        def check(session: Session, instructions: int) -> None:
+            check_submission(session, principal, instructions)
             for one in stored:  # archives that no job of this service wrote
                 if os.path.lexists(self.archives.path(one)):
                     raise name_taken(one, None)
@@ -157,6 +165,8 @@ class Service:
         return await self.jobs.submit(principal.owner, submission, checked, check)
 
     def _instructions(self, request: ExtractionRequest, principal: Principal) -> Iterable[Instruction]:
+        if request.input_file_id is not None:
+            return self.uploads.read(request.input_file_id, principal)
         return request.instructions or ()
 
     async def cancel(self, job_id: str, principal: Principal) -> JobRow:
@@ -175,8 +185,12 @@ class Service:
 
     async def _expire(self) -> None:
         while True:
-            for job in await self.jobs.expired():
-                await self._delete_outputs(job)
+            try:
+                for job in await self.jobs.expired():
+                    await self._delete_outputs(job)
+                await self.uploads.expire()
+            except (SparcomError, OSError):
+                logger.exception("what has expired cannot be deleted; it is tried again")
             await asyncio.sleep(EXPIRY_SECONDS)
 
     async def _delete_outputs(self, job: JobRow) -> None:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sparcom_server.schemas.requests import Limits
+
+
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", origin):
+        raise ValueError(
+            "an origin must be scheme, host and, if it is not the default, port, in lower case, such as "
+            f"https://lab.example or http://localhost:3000; it is {origin!r}"
+        )
+    return origin
 
 
 class ServerSettings(BaseModel):
@@ -13,8 +26,12 @@ class ServerSettings(BaseModel):
     data_dir: folder of the data; archives are archives/NAME.zarr in it.
     allowed_hosts: names that the Host header may have, besides `host`, localhost, this machine's own name and any IP
         address; `*` allows every name.
+    allow_anonymous: answer without API keys on an address that others can reach, as long as no key was ever created.
+    cors_origins: origins of pages that may read responses and send requests, such as https://lab.example.
+    key_limits: limits of API keys that have no limit of their own; null for no limit.
     max_body_bytes: largest request body; a larger one gets status 413.
-    max_instructions: instructions per request; more get status 422.
+    max_file_bytes: largest uploaded file; a larger one gets status 413.
+    max_instructions: instructions per request or file; more get status 422.
     max_submissions: requests validated and tokenized at the same time; others wait.
     max_connections: open connections, fewer if the process may open few descriptors. Beyond the limit, the longest
         silent one is closed; if the service owes every client a response, a new one gets status 503.
@@ -38,7 +55,11 @@ class ServerSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65_535)
     data_dir: Path = Path("sparcom-data")
     allowed_hosts: tuple[str, ...] = ()
+    allow_anonymous: bool = False
+    cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = ()
+    key_limits: Limits = Limits(queued_instructions=1_000_000, event_streams=50)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
+    max_file_bytes: int = Field(default=200 * 2**20, ge=1)
     max_instructions: int = Field(default=50_000, ge=1)
     max_submissions: int = Field(default=2, ge=1)
     max_connections: int = Field(default=1000, ge=1)

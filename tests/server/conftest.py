@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from fixtures import client, database, db_url, postgres  # noqa: F401
 from sparcom_server.app import create_app
 from sparcom_server.run import Server
 from sparcom_server.service import Service

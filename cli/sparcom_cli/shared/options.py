@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 EXTRACTION_OPTIONS = ("granularity", "positions", "prompt_format", "max_tokens", "no_special_tokens")
+KEY_LIMITS = ("queued_instructions", "tokens_per_day", "storage_bytes", "requests_per_minute", "event_streams")
 AT_LEAST_1 = click.IntRange(min=1)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -96,6 +97,29 @@ engine_options = combined(
         "--pipeline-parallel-size", AT_LEAST_1, "one", "Split the layers into this many groups; must be 1 on CPU."
     ),
 )
+
+
+def limit_option(text: str) -> Decorator:
+    """Return the repeatable option --limit; its value is {name: number}. text: the first sentence of its help."""
+    return click.option(
+        "--limit",
+        "limits",
+        multiple=True,
+        metavar="NAME=NUMBER",
+        callback=lambda _context, _parameter, values: _parse_limits(values),
+        help=f"{text} NAME is one of {', '.join(KEY_LIMITS)}. Repeatable.",
+    )
+
+
+def _parse_limits(values: tuple[str, ...]) -> dict[str, int]:
+    limits = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        name = name.replace("-", "_")
+        if name not in KEY_LIMITS or not number.isdecimal():
+            raise click.BadParameter(f"it must be NAME=NUMBER, with a NAME of {', '.join(KEY_LIMITS)}; it is {value!r}")
+        limits[name] = int(number)
+    return limits
 
 
 def make_extraction_options(no_special_tokens: bool, **options: Any) -> ExtractionOptions:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, FailFast, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.schema.strict import StrictModel
 
 MAX_TOKEN_ID = 2**31 - 1  # token/id is int32
+ID_ALIAS = "custom_id"
 MAX_METADATA_DEPTH = 100  # pydantic cannot serialize objects nested 255 deep
 
 
@@ -67,14 +68,24 @@ class Message(StrictModel):
     content: Annotated[str, Field(min_length=1), UNICODE]
 
 
+def _describe_other_name(schema: dict[str, Any]) -> None:
+    schema["properties"][ID_ALIAS] = schema["properties"]["id"]
+    schema["required"].remove("id")
+    schema["oneOf"] = [{"required": ["id"]}, {"required": [ID_ALIAS]}]
+
+
 class Instruction(StrictModel):
     """One instruction. Exactly one of `text`, `messages` and `token_ids` is given, and it may not be empty.
+
+    `id` may be given as `custom_id`, its name in OpenAI's Batch API.
 
     Data sets record `license`, `half` and `sha256` of their items; they are accepted but not stored in archives. Other
     facts belong under `metadata`. An unknown field is refused, since it may be a misspelt known one.
     """
 
-    id: Annotated[str, Field(min_length=1, max_length=512), UNICODE]
+    model_config = ConfigDict(json_schema_extra=_describe_other_name)
+
+    id: Annotated[str, Field(min_length=1, max_length=512, validation_alias=AliasChoices("id", ID_ALIAS)), UNICODE]
     text: Text | None = None
     messages: Annotated[tuple[Message, ...] | None, FailFast()] = None
     token_ids: Annotated[tuple[_TokenId, ...] | None, FailFast()] = None  # of a million bad ids, one is named
@@ -84,6 +95,13 @@ class Instruction(StrictModel):
     license: Text = ""
     half: Text = ""
     sha256: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_id(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "id" in value and ID_ALIAS in value:
+            raise ValueError(f"the id must be given once; found id and {ID_ALIAS}. Remove one of them")
+        return value
 
     @model_validator(mode="after")
     def _one_content(self) -> Instruction:
@@ -146,7 +164,7 @@ def _unknown_field(location: tuple[int | str, ...]) -> str:
 def duplicate_id_problems(ids: Iterable[str]) -> list[str]:
     """Return one sentence per id that occurs more than once."""
     return [
-        f"id must be unique within a batch: {id_!r} occurs {count} times"
+        f"ids must be unique within a batch: {id_!r} occurs {count} times"
         for id_, count in Counter(ids).items()
         if count > 1
     ]

@@ -17,6 +17,7 @@ from typing import Any
 
 from sparcom_data.errors import InvalidInputError
 from sparcom_data.instructions import (
+    ID_ALIAS,
     Instruction,
     ReadFile,
     json_lines,
@@ -120,13 +121,13 @@ def _numbered(rows: Iterable[list[str]]) -> Iterator[tuple[int, list[str] | Valu
 
 
 def _header_problems(header: Sequence[str]) -> list[str]:
-    known = tuple(Instruction.model_fields)
+    known = (*Instruction.model_fields, ID_ALIAS)
     unknown = [column for column in header if column not in known]
     problems = [f"column {column!r} occurs {count} times" for column, count in Counter(header).items() if count > 1]
     if unknown:
         shown = ", ".join(_with_suggestion(column) for column in dict.fromkeys(unknown))
         problems.append(f"unknown columns: {shown}. The first row names the columns, which may be {', '.join(known)}")
-    if "id" not in header:
+    if not {"id", ID_ALIAS} & set(header):
         problems.append("the column id is missing: give each instruction an id of its own")
     if not unknown and not set(_CONTENT) & set(header):
         problems.append("the column text is missing; messages or token_ids, as JSON, may take its place")

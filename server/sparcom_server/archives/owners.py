@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from sparcom_data.errors import ArchiveNotFoundError, JobStateError
 from sparcom_server.access.principal import Principal
-from sparcom_server.archives.store import ArchiveStore
+from sparcom_server.archives.store import ArchiveStore, no_archive
 from sparcom_server.database.database import Database
 from sparcom_server.database.tables import ArchiveRow
 
@@ -52,9 +52,7 @@ class ArchiveOwners:
         try:
             await self._archives.remove(stored)
         except ArchiveNotFoundError as error:
-            raise ArchiveNotFoundError(
-                f"there is no archive {name[:140]!r}; GET /v1/archives lists all archives"
-            ) from error
+            raise no_archive(name) from error
         finally:
             await self._database.write(lambda session: self._forget_missing(session, stored))
 

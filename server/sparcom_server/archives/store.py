@@ -61,7 +61,7 @@ class ArchiveStore:
     def _existing(self, name: str) -> Path:
         path = self.path(name)
         if not is_stored_name(name) or path.is_symlink() or not path.is_dir():
-            raise _no_archive(name)
+            raise no_archive(name)
         return path
 
     def attributes(self, name: str) -> ArchiveAttributes:
@@ -93,7 +93,7 @@ class ArchiveStore:
         try:
             status = (path / "zarr.json").lstat()
         except FileNotFoundError as error:
-            raise _no_archive(name) from error
+            raise no_archive(name) from error
         return _cached_states(path, status.st_ino, status.st_mtime_ns)
 
     def facts(self, name: str) -> ArchiveFacts:
@@ -149,5 +149,6 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def _no_archive(name: str) -> ArchiveNotFoundError:
+def no_archive(name: str) -> ArchiveNotFoundError:
+    """Return the error for an archive that does not exist, or that the client may not see."""
     return ArchiveNotFoundError(f"there is no archive {name[:140]!r}; GET /v1/archives lists all archives")

@@ -6,6 +6,7 @@ It refuses by `Content-Length` before a body arrives, and counts bytes in case t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,21 +23,30 @@ MAX_LARGEST_BODIES = 4  # bodies of the largest size that may be in memory at on
 
 @dataclass(slots=True)
 class _Body:
-    """The body of one request. started: time of the event loop. received: bytes so far."""
+    """The body of one request. limit: bytes. started: time of the event loop. received: bytes so far.
+
+    is_held: whether the route holds it in memory.
+    """
 
     receive: Receive
+    limit: int
+    is_held: bool
     started: float
     received: int = 0
     complete: bool = False
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, 408 to a slow body, 503 if too many bytes are held at once."""
+    """Answers 413 to a body of more than `limit` bytes, 408 to a slow body, 503 if too many bytes are held at once.
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+    uploads: limits of the paths whose bodies go to the disk as they arrive.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float, uploads: Mapping[str, int]) -> None:
         self.app = app
         self.limit = limit
         self.seconds = seconds
+        self.uploads = uploads
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,20 +55,16 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and parse_digits(declared) > self.limit:
-            await error_response(BodyTooLargeError(self._too_large()))(scope, receive, send)
+        upload = self.uploads.get(scope["path"])
+        limit = upload or self.limit
+        if declared.isdecimal() and parse_digits(declared) > limit:
+            await error_response(BodyTooLargeError(_too_large(limit)))(scope, receive, send)
             return
-        body = _Body(receive, asyncio.get_running_loop().time())
+        body = _Body(receive, limit, upload is None, asyncio.get_running_loop().time())
         try:
             await self.app(scope, partial(self._receive, body), send)
         finally:
-            self._held -= body.received
-
-    def _too_large(self) -> str:
-        return (
-            f"a request body may have at most {self.limit} bytes; this one has more. "
-            "Send the instructions in several batches, or have the operator raise max_body_bytes"
-        )
+            self._held -= body.received * body.is_held
 
     async def _receive(self, body: _Body) -> Message:
         """Return the next message of a body. Raises HTTPException at a limit."""
@@ -77,9 +83,9 @@ class BodyLimit:
         more = len(message.get("body", b""))
         body.received += more
         body.complete = not message.get("more_body", False)
-        self._held += more
-        if body.received > self.limit:
-            raise HTTPException(413, self._too_large())
+        self._held += more * body.is_held
+        if body.received > body.limit:
+            raise HTTPException(413, _too_large(body.limit))
         if self._held > MAX_LARGEST_BODIES * self.limit:
             retry = {"Retry-After": str(RETRY_SECONDS[BusyError])}
             most = MAX_LARGEST_BODIES * self.limit
@@ -87,3 +93,10 @@ class BodyLimit:
                 503, f"request bodies already take {most:,} bytes in total, the limit; try again soon", retry
             )
         return message
+
+
+def _too_large(limit: int) -> str:
+    return (
+        f"a request body may have at most {limit} bytes; this one has more. Send the instructions in several parts, "
+        "or have the operator raise max_body_bytes, or max_file_bytes for uploads"
+    )

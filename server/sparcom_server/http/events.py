@@ -30,7 +30,7 @@ async def job_events(
         keep_alive: longest silence, in seconds; after it, a comment is sent.
         last_seen: the last event id that the client has received: a revision of the job.
     """
-    seen = -1 if last_seen is None else last_seen
+    seen = -1 if last_seen is None or last_seen > job.revision else last_seen  # a later one is of another server
     while True:
         ended, revision = job.state not in UNFINISHED, str(job.revision)
         if job.revision > seen or ended:

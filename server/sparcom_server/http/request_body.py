@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from sparcom_data.errors import MAX_PROBLEMS, InvalidInputError
-from sparcom_data.instructions import Instruction, duplicate_id_problems
+from sparcom_data.instructions import ID_ALIAS, Instruction, duplicate_id_problems
 from sparcom_server.errors import IncompleteBodyError, NotJsonError, UnsupportedMediaError, describe_problem
-from sparcom_server.schemas.requests import ExtractionHead, ExtractionRequest
+from sparcom_server.schemas.requests import ExtractionRequest
 
 MAX_VALUES = 8_000_000  # numbers and strings; at most 72 bytes each
 MAX_CONTAINERS = 1_000_000  # objects and lists; at most 232 bytes each
@@ -52,42 +52,48 @@ def parse_extraction(body: bytearray, max_instructions: int) -> ExtractionReques
         NotJsonError: it is not JSON.
         InvalidInputError: it breaks rules; holds the first 100 problems and their total number.
     """
-    _check_size(body)
+    if not body:
+        raise InvalidInputError("body: must not be empty; give a JSON object with 'instructions' or 'input_file_id'")
+    check_size(body, "body: ")
     raw = _decode(body)
     body.clear()
-    if not isinstance(raw, dict):
-        raise InvalidInputError(f"body: must be a JSON object with 'instructions'; it is a {type(raw).__name__}")
-    problems = _Problems()
-    if isinstance(items := raw.get("instructions"), list):
-        problems.check(ExtractionHead, {name: value for name, value in raw.items() if name != "instructions"})
-        raw["instructions"] = _check_instructions(items, max_instructions, problems)
-    request = None if problems.total else problems.check(ExtractionRequest, raw)
-    if request is None:
-        raise InvalidInputError(problems.first, problems.total)
-    return request
+    problems = Problems()
+    items = raw.get("instructions") if isinstance(raw, dict) else None
+    if not isinstance(items, list):
+        request = problems.check(ExtractionRequest, raw)
+        problems.raise_any()
+        return cast(ExtractionRequest, request)
+    # The other fields are checked first, so that their problems come first.
+    request = problems.check(ExtractionRequest, raw | {"instructions": _PLACEHOLDER if items else ()})
+    instructions = _check_instructions(items, max_instructions, problems)
+    problems.raise_any()
+    return cast(ExtractionRequest, request).model_copy(update={"instructions": instructions})
 
 
-def _check_size(body: bytearray) -> None:
-    if not body:
-        raise InvalidInputError("body: must not be empty; give a JSON object with 'instructions'")
-    values = body.count(b",") + body.count(b"[") + body.count(b"{")
+_PLACEHOLDER = (Instruction(id="x", text="x"),)
+
+
+def check_size(data: bytes | bytearray, prefix: str = "") -> None:
+    """Check that JSON takes little memory when it is decoded.
+
+    Raises:
+        InvalidInputError: it holds too many values. prefix: beginning of the message.
+    """
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
     for found, limit, kind in (
         (values, MAX_VALUES, "numbers and strings"),
-        (_count_containers(body), MAX_CONTAINERS, "objects and lists"),
+        (_count_containers(data), MAX_CONTAINERS, "objects and lists"),
     ):
         if found > limit:
-            message = (
-                f"body: may hold at most {limit:,} {kind}; it holds more. Send the instructions in several requests"
-            )
-            raise InvalidInputError(message)
+            raise InvalidInputError(f"{prefix}may hold at most {limit:,} {kind}; it holds more. Split it")
 
 
-def _count_containers(body: bytearray) -> int:
+def _count_containers(data: bytes | bytearray) -> int:
     """Count objects and lists, up to MAX_CONTAINERS + 1. Up to the limit, brackets in strings count too."""
-    brackets = body.count(b"[") + body.count(b"{")
+    brackets = data.count(b"[") + data.count(b"{")
     if brackets <= MAX_CONTAINERS:
         return brackets
-    found = (match for match in _STRING_OR_CONTAINER.finditer(body) if body[match.start()] != ord('"'))
+    found = (match for match in _STRING_OR_CONTAINER.finditer(data) if data[match.start()] != ord('"'))
     return sum(1 for _ in islice(found, MAX_CONTAINERS + 1))
 
 
@@ -101,24 +107,39 @@ def _decode(body: bytearray) -> Any:
 
 
 @dataclass(slots=True)
-class _Problems:
+class Problems:
     """The first 100 problems as sentences, and the number of all problems."""
 
     first: list[str] = field(default_factory=list)
     total: int = 0
 
-    def check(self, model: type[Model], value: Any, *prefix: str | int) -> Model | None:
-        """Return the value as a model, or None if it breaks rules. `prefix`: location of the value in the body."""
+    def add(self, *problems: str) -> None:
+        """Add problems."""
+        self.total += len(problems)
+        self.first += problems[: max(0, MAX_PROBLEMS - len(self.first))]
+
+    def check(self, model: type[Model], value: Any, *prefix: str | int, where: str = "") -> Model | None:
+        """Return the value as a model, or None if it breaks rules.
+
+        Args:
+            prefix: location of the value in the body. where: beginning of each problem.
+        """
         try:
             return model.model_validate(value)
         except ValidationError as error:
+            left = max(0, MAX_PROBLEMS - len(self.first))
+            found = error.errors(include_url=False)[:left] if left else []
+            self.first += [describe_problem(item, *prefix, where=where) for item in found]
             self.total += error.error_count()
-            if len(self.first) < MAX_PROBLEMS:
-                self.first += [describe_problem(item, *prefix) for item in error.errors(include_url=False)]
             return None
 
+    def raise_any(self) -> None:
+        """Raise InvalidInputError if there are problems."""
+        if self.total:
+            raise InvalidInputError(self.first, self.total)
 
-def _check_instructions(items: list[Any], limit: int, problems: _Problems) -> tuple[Instruction, ...]:
+
+def _check_instructions(items: list[Any], limit: int, problems: Problems) -> tuple[Instruction, ...]:
     if len(items) > limit:
         message = (
             f"instructions: a request may have at most {limit:,}; it has {len(items):,}. Send them in several "
@@ -126,10 +147,8 @@ def _check_instructions(items: list[Any], limit: int, problems: _Problems) -> tu
         )
         raise InvalidInputError(message)
     # Duplicate ids are found even if other rules are broken, so that one response names every problem.
-    ids = [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
-    duplicates = duplicate_id_problems(ids)
-    problems.first += duplicates[:MAX_PROBLEMS]
-    problems.total += len(duplicates)
+    ids = [item.get("id", item.get(ID_ALIAS)) for item in items if isinstance(item, dict)]
+    problems.add(*duplicate_id_problems(id_ for id_ in ids if isinstance(id_, str)))
     instructions = []
     for number, item in enumerate(items):
         items[number] = None  # hold only one copy of each

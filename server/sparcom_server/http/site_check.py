@@ -3,13 +3,14 @@
 `Host` must name this service. In a DNS rebinding attack, evil.example resolves to this machine, and its page sends
 requests to evil.example:8000; their Host is still evil.example. IP addresses cannot be rebound and are always allowed.
 `Origin` and `Sec-Fetch-Site` of a request that changes something must name a page of this service; clients other than
-browsers send neither. Starlette's TrustedHostMiddleware checks no origins and does not recognize IP addresses.
+browsers send neither. Pages of listed origins may send all requests, see headers.py. Starlette's TrustedHostMiddleware
+checks no origins and does not recognize IP addresses.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers
@@ -23,10 +24,11 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class SiteCheck:
-    """Answers 421 to a `Host` that is not in `hosts`, 403 to requests from another site's page."""
+    """Answers 421 to a `Host` that is not in `hosts`, 403 to requests from pages of other sites than `origins`."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Collection[str] = ()) -> None:
         self.app = app
+        self.origins = origins
         self.hosts = frozenset(host.lower() for host in hosts) | {"localhost", socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,10 +44,11 @@ class SiteCheck:
                 "service's address, or have the operator allow this one with --allowed-host"
             )
         foreign = headers.get("sec-fetch-site", "none") not in {"same-origin", "none"} or not _same_origin(headers)
-        if foreign and method not in SAFE_METHODS:
+        if foreign and method not in SAFE_METHODS and headers.get("origin") not in self.origins:
             return CrossSiteError(
                 f"only this service's own page may send {method} from a browser; the Origin header is "
-                f"{headers.get('origin')!r}. Open the service's page, or use a client other than a browser"
+                f"{headers.get('origin')!r}. Open the service's page, use a client other than a browser, or have the "
+                "operator allow the origin with --cors-origin"
             )
         return None
 

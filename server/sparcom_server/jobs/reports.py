@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 from starlette.requests import Request
 
-from sparcom_data.errors import ArchiveError
+from sparcom_data.errors import ArchiveError, ArchiveNotFoundError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
 from sparcom_server.access.principal import Principal
 from sparcom_server.analysis import REPORT
-from sparcom_server.archives.store import ArchiveStore, archive_state
+from sparcom_server.archives.store import ArchiveStore, archive_state, no_archive
 from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.jobs.store import iso
 from sparcom_server.schemas.reports import (
@@ -23,6 +24,7 @@ from sparcom_server.schemas.reports import (
     JobError,
     JobLinks,
     JobReport,
+    ModelReport,
 )
 from sparcom_server.schemas.requests import DatasetRequest
 
@@ -49,8 +51,18 @@ class Addresses:
 class Describe:
     """Describes jobs and archives as one client sees them."""
 
-    def __init__(self, principal: Principal, archives: ArchiveStore, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        principal: Principal,
+        archives: ArchiveStore,
+        addresses: Addresses,
+        hide_paths: Callable[[str, Principal], str],
+    ) -> None:
         self._principal, self._archives, self._addresses = principal, archives, addresses
+        self._hide_paths = hide_paths
+
+    def _text(self, text: str) -> str:
+        return self._hide_paths(text, self._principal)
 
     def job(self, job: JobRow, position: int | None) -> JobReport:
         """Return one job. position: jobs that run before it, if it is queued."""
@@ -59,7 +71,7 @@ class Describe:
         return JobReport(
             id=job.id,
             state=job.state,  # type: ignore[arg-type]  # the database holds only states
-            reason=job.reason,
+            reason=job.reason and self._text(job.reason),
             owner=job.owner or None,
             model=job.model,
             tuned=job.tuned,
@@ -77,7 +89,9 @@ class Describe:
             queue_position=position if job.state == "queued" else None,
             progress=total_progress([archive.progress for archive in archives]),
             archives=archives,
-            error=JobError(type=job.error_type, message=job.error_message or "") if job.error_type else None,
+            error=JobError(type=job.error_type, message=self._text(job.error_message or ""))
+            if job.error_type
+            else None,
             failures=[Failure.model_validate_json(failure) for failure in job.failures],
             warnings=job.warnings,
             links=JobLinks(
@@ -104,6 +118,11 @@ class Describe:
             zarr=entry["zarr"],
         )
 
+    def model(self, report: ModelReport) -> ModelReport:
+        """Return one served model."""
+        model = report.model and report.model.model_copy(update={"id": self._text(report.model.id)})
+        return report.model_copy(update={"model": model, "error": report.error and self._text(report.error)})
+
     def archive_summary(self, stored: str) -> ArchiveSummary:
         """Return the list entry of one archive. An unreadable archive is listed with the reason. Blocks."""
         entry = self._entry(stored)
@@ -111,11 +130,11 @@ class Describe:
             attributes = self._archives.attributes(stored)
             instructions = self._archives.states(stored, attributes)
         except ArchiveError as error:
-            return ArchiveSummary(**entry, error=str(error))
+            return ArchiveSummary(**entry, error=self._text(str(error)))
         return ArchiveSummary(
             **entry,
             created=attributes.created,
-            model=attributes.model.id,
+            model=self._text(attributes.model.id),
             dataset=attributes.dataset.name,
             state=archive_state(attributes, instructions),
             instructions=instructions,
@@ -124,7 +143,13 @@ class Describe:
     def archive(self, name: str) -> ArchiveReport:
         """Return one archive in full, by the name that the client uses. Blocks."""
         stored = self._principal.stored_name(name)
-        return ArchiveReport(**self._entry(stored), **dict(self._archives.facts(stored)))
+        try:
+            facts = self._archives.facts(stored)
+        except ArchiveNotFoundError:
+            raise no_archive(name) from None
+        model = facts.attributes.model.model_copy(update={"id": self._text(facts.attributes.model.id)})
+        attributes = facts.attributes.model_copy(update={"model": model})
+        return ArchiveReport(**self._entry(stored), **dict(facts) | {"attributes": attributes})
 
     def _entry(self, stored: str) -> dict[str, Any]:
         name = self._principal.shown_name(stored)

@@ -10,18 +10,20 @@ from importlib.resources import files
 
 from fastapi.responses import HTMLResponse
 
-_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @cache
 def _read(name: str) -> tuple[str, str]:
-    """Return a page and its Content-Security-Policy, which allows only the page's own scripts, by hash."""
+    """Return a page and its Content-Security-Policy, which allows only the page's own scripts and styles, by hash."""
     text = (files(__name__) / name).read_text(encoding="utf-8")
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _SCRIPT.findall(text)]
-    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, content in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
     policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {' '.join(hashes['script'])}; style-src {' '.join(hashes['style'])}; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text, policy
 
@@ -29,6 +31,4 @@ def _read(name: str) -> tuple[str, str]:
 def load_page(name: str) -> HTMLResponse:
     """Return one of the pages as a response."""
     text, policy = _read(name)
-    return HTMLResponse(
-        text, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-    )
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})

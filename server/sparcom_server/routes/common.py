@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
+from fastapi.security import HTTPBearer
 
 from sparcom_server.access.principal import Principal
+from sparcom_server.errors import ForbiddenError
 from sparcom_server.jobs.reports import Addresses, Describe
 from sparcom_server.service import Service
 
@@ -21,15 +23,30 @@ ServiceDep = Annotated[Service, Depends(_service)]
 AddressesDep = Annotated[Addresses, Depends(Addresses)]
 
 
-async def _principal(request: Request, service: ServiceDep) -> Principal:
-    return await service.principal(request)
+# Only describes the header in openapi.json; the gate reads it.
+_BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, of a server that uses keys.")
 
 
-PrincipalDep = Annotated[Principal, Depends(_principal)]
+async def get_principal(request: Request, service: ServiceDep, _: Annotated[Any, Depends(_BEARER)]) -> Principal:
+    """Return the client of a request. `create_app` adds it to every route that is not public."""
+    request.state.principal = principal = await service.access.principal(request)
+    return principal
+
+
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def require_admin(principal: PrincipalDep) -> None:
+    """Raise ForbiddenError unless the client is an admin. For `dependencies` of a route."""
+    if not principal.is_admin:
+        raise ForbiddenError("only keys with the role admin may do this; this key's role is user")
+
+
+AdminOnly = Depends(require_admin)
 
 
 def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
-    return Describe(principal, service.archives, addresses)
+    return Describe(principal, service.archives, addresses, service.access.hide_paths)
 
 
 DescribeDep = Annotated[Describe, Depends(_describe)]

@@ -124,7 +124,8 @@ async def _watched_job(job_id: str, service: ServiceDep, principal: PrincipalDep
             "raise max_event_streams"
         )
     async with service.event_streams:
-        yield job
+        with service.access.limits.event_stream(principal):
+            yield job
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse)
@@ -153,6 +154,8 @@ async def watch_job(
         keep_alive=service.settings.keep_alive_seconds,
         last_seen=None if digits is None else parse_digits(digits),
     ):
+        if not await service.access.still_valid(principal):
+            return
         yield event
 
 

@@ -72,6 +72,23 @@ class Expiry(StrictModel):
     seconds: int = Field(ge=HOUR, le=MONTH, description="1 hour to 30 days.")
 
 
+class UploadFields(StrictModel):
+    """Facts of an uploaded file: query parameters, or fields of a form. Names are those of OpenAI's Files API."""
+
+    filename: Annotated[str, Field(min_length=1, max_length=255), UNICODE] = Field(
+        default="instructions.jsonl", description="Name to show in lists."
+    )
+    purpose: Literal["batch"] = "batch"
+    anchor: Literal["created_at"] = Field(default="created_at", alias="expires_after[anchor]")
+    seconds: int | None = Field(
+        default=None,
+        alias="expires_after[seconds]",
+        ge=HOUR,
+        le=MONTH,
+        description="Delete the file this long after the upload: 1 hour to 30 days.",
+    )
+
+
 class ExtractionHead(StrictModel):
     """Fields of a request without its instructions."""
 

@@ -72,6 +72,15 @@ def test_standard_input_is_read(form: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert [item.id for item in read_instructions(STDIN)] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
+def test_custom_id_is_an_id(tmp_path: Path, name: str) -> None:
+    """OpenAI's name of the id is accepted in each format, and written as `id`."""
+    content = {"in.jsonl": '{"custom_id": "a", "text": "t"}', "in.csv": "custom_id,text\na,t\n"}[name]
+    (tmp_path / name).write_text(content)
+    (instruction,) = read_instructions(tmp_path / name)
+    assert instruction.model_dump_json(exclude_defaults=True) == '{"id":"a","text":"t"}'
+
+
 def test_problems_of_standard_input_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems in piped data name standard input."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"id": "a"}\n{')))
@@ -96,7 +105,15 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
          "in.json, item 3: prompt: unknown field; did you mean 'text'?",
          "in.json, item 4: text must not be empty"],
     ),
-    "ids of an array": ("in.json", b'[{"id": "a", "text": "t"}, {"id": "a", "text": "u"}]', ["id must be unique"]),
+    "ids of an array": ("in.json", b'[{"id": "a", "text": "t"}, {"id": "a", "text": "u"}]', ["ids must be unique"]),
+    "custom ids": (
+        "in.jsonl",
+        b'{"custom_id": "", "text": "t"}\n{"id": "a", "custom_id": "a", "text": "t"}\n'
+        b'{"id": "b", "text": "t"}\n{"custom_id": "b", "text": "u"}',
+        ["in.jsonl, line 1: custom_id: String should have at least 1",
+         "in.jsonl, line 2: the id must be given once; found id and custom_id",
+         "ids must be unique within a batch: 'b' occurs 2 times"],
+    ),
     "an array that does not end": ("in.json", b'[{"id": "a",\n "text": "t"}', ["in.json: not JSON: Expecting ','"]),
     "an empty array": ("in.json", b"[]", ["{path} holds no instruction"]),
     "an array in bytes": ("in.json", b'["\xff"]', ["in.json: not UTF-8 text: byte 3"]),
@@ -111,7 +128,7 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
          "in.csv, row 7: token_ids.0: Input should be greater",
          "in.csv, row 8: a row has one cell for each of the 3 columns; this one has 2",
          "in.csv, row 9: a row has one cell for each of the 3 columns; this one has 4",
-         "id must be unique within a batch: 'b' occurs 2 times"],
+         "ids must be unique within a batch: 'b' occurs 2 times"],
     ),
     "columns": (
         "in.csv",

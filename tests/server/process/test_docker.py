@@ -84,9 +84,21 @@ def test_compose_keeps_downloads() -> None:
     assert "chown sparcom:sparcom /data /models /cache" in dockerfile
 
 
+def test_compose_needs_a_key_for_other_addresses() -> None:
+    """The server learns at which address its port is published: at any but a loopback address, it needs a key."""
+    for environment in ({}, {"SPARCOM_ADDRESS": "0.0.0.0"}):  # noqa: S104
+        address = environment.get("SPARCOM_ADDRESS", "127.0.0.1")
+        for service in compose(**environment)["services"].values():
+            assert f"SPARCOM_PUBLISHED_ADDRESS={address}" in service["environment"]
+            assert service["ports"] == [f"{address}:8000:8000"]
+            assert "--allow-anonymous" not in service["command"]
+    assert "keys create NAME --data-dir /data" in COMPOSE.read_text()
+
+
 def test_every_setting_of_compose_is_described() -> None:
     """The comment at the top describes each variable."""
     text = COMPOSE.read_text()
     comment = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     names = {*re.findall(r"\$\{(\w+):-", text), "HF_TOKEN", "CUDA_VISIBLE_DEVICES", "SPARCOM_ALLOWED_HOSTS"}
+    names.add("SPARCOM_CORS_ORIGINS")
     assert [name for name in sorted(names) if name not in comment] == []

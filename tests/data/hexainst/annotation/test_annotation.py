@@ -104,7 +104,7 @@ def test_unreadable_instructions_are_refused(tmp_path: Path) -> None:
     found = problems(lambda: read_data([one, two]))
     assert found == [
         "a.jsonl, id 'y': people cannot read token_ids; give text or messages instead",
-        "id must be unique within a batch: 'x' occurs 2 times; remove all but one",
+        "ids must be unique within a batch: 'x' occurs 2 times; remove all but one",
     ]
     reserved = read_data([write(tmp_path / "c.jsonl", {"id": "z", "text": "a", "category": "none of these"})])
     assert "no category may be called 'none of these'" in problems(lambda: make_form(reserved))[0]

@@ -1,0 +1,1 @@
+"""Uploaded files of instructions: receive, check, store, read, expire."""

@@ -1,0 +1,82 @@
+"""What others on the machine and readers of logs and messages must not see."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sparcom_server.access.gate import Gate
+from sparcom_server.access.keys import list_keys
+from sparcom_server.access.principal import ANONYMOUS, Principal
+from sparcom_server.database.database import Database, database_url
+from sparcom_server.settings import ServerSettings
+
+Start = Callable[..., Any]
+ANN = Principal("ann", "user", "id")
+
+
+def test_no_log_holds_a_key(process: Start) -> None:
+    """Neither a valid key nor a wrong one is logged, at the highest level of detail."""
+    running = process()
+    key = running.http.post("/v1/keys", json={"name": "ann", "role": "admin"}).json()["key"]
+    for value in (f"Bearer {key}", f"Bearer {key[:-1]}!"):
+        for path in ("/v1/archives", "/v1/extractions/none", "/v1/keys", "/metrics"):
+            httpx.get(running.url + path, headers={"Authorization": value})
+    httpx.post(running.url + "/v1/extractions", content=b"{", headers={"Authorization": f"Bearer {key}"})
+    assert key.split("_", 2)[2][:20] not in running.log.read_text()
+    database = Database(database_url(running.data))
+    assert len(database.transaction(lambda session: list_keys(session, 10)).data) == 1
+    database.close()
+
+
+def test_only_the_owner_reads_the_data_folder(process: Start) -> None:
+    """Under any umask, all files have mode 0600 and all folders 0700: database, archives, whatever else is there."""
+    before = os.umask(0)
+    try:
+        running = process()
+    finally:
+        os.umask(before)
+    body = {"instructions": [{"id": "a", "text": "x"}], "archive": "a"}
+    job = running.http.post("/v1/extractions", json=body).json()
+    running.wait_for(lambda: running.http.get(f"/v1/extractions/{job['id']}").json()["finished"])
+    found = list(running.data.rglob("*"))
+    assert {running.data / "sparcom.db", running.data / "sparcom.db-wal", running.data / "archives" / "a.zarr"} <= {
+        *found
+    }
+    modes = {path: path.stat().st_mode & 0o777 for path in (running.data, *found)}
+    assert {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a chunk of DATA/archives/ann~a.zarr/neuron/active is damaged", "a chunk of a.zarr/neuron/active is damaged"),
+        (
+            "another process writes DATA/archives/ann~a.zarr. Stop it first",
+            "another process writes a.zarr. Stop it first",
+        ),
+        ("no space for '/mnt/other/~b.zarr.12.partial'", "no space for 'b.zarr.12.partial'"),
+        ("the model '/srv/models/org/base-7b' did not start", "the model 'base-7b' did not start"),
+        ("writing /tmp/x/y.json: denied (errno 13)", "writing y.json: denied (errno 13)"),
+        ("the database sqlite:///DATA/sparcom.db cannot", "the database sqlite:////sparcom.db cannot"),
+        ("Cancel it first: DELETE /v1/extractions/0123", "Cancel it first: DELETE /v1/extractions/0123"),
+        ("Open http://h:8000/v1/archives/a/zarr instead", "Open http://h:8000/v1/archives/a/zarr instead"),
+        ("its address ends in /zarr; GET /v1/archives lists", "its address ends in /zarr; GET /v1/archives lists"),
+        ("1/2 of 3/4/5 and text/plain", "1/2 of 3/4/5 and text/plain"),
+    ],
+)
+def test_messages_hide_paths(tmp_path: Path, message: str, shown: str) -> None:
+    """Users read names in place of absolute paths; admins read paths; addresses and routes stay."""
+    folder = tmp_path / "my data"
+    database = Database(database_url(folder))
+    gate = Gate(database, ServerSettings(data_dir=folder))
+    database.close()
+    message = message.replace("DATA", str(folder))
+    assert gate.hide_paths(message, ANN) == shown
+    assert gate.hide_paths(message, None) == shown, "before the client is known"
+    assert gate.hide_paths(message, ANONYMOUS) == message
