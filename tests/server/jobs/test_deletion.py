@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from fake_engine import FakeEngine
 from helpers import error_of, tree
-from sparcom_cli.delete import delete
-from sparcom_cli.shared.client import ServerError
+from sparcom_cli.remote.delete import delete
+from sparcom_client import ServerError
 from sparcom_data.storage import partial_name
 from sparcom_data.testing import write_random_archive
 
