@@ -71,6 +71,7 @@ def submit(
         metadata: up to 16 keys and values for your own use.
         expires: delete job and archives this long after the submission: 1 hour to 30 days.
         idempotency_key: a key of your own; with it, a second call with the same arguments returns the first job.
+            Uploaded instructions get a new file each time, so that the server refuses the second call.
 
     Raises:
         RequestRefusedError: the server found problems; lists them.

@@ -258,6 +258,7 @@ class JobRunner:
         finally:
             await recorder.close()
         report(progress)
+        await recorder.close()  # before the part's end is recorded: a late write would make it running again
         if extraction.suspended:
             await self._jobs.record(job.id, part.number, progress)
             reason = STOPPED if self._stopping else _DISK_FULL
