@@ -100,9 +100,9 @@ def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> 
 
     os.umask(0o077)
     connections.raise_descriptor_limit()
-    server = Server(create_app(sources, settings, on_failure), settings)
-    server.service.access.check_start()
     with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
+        server = Server(create_app(sources, settings, on_failure), settings)
+        server.service.access.check_start()
         server.run(sockets=[listener])
     if failures:
         raise failures[0]

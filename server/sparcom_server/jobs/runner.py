@@ -224,7 +224,7 @@ class JobRunner:
             self._models.release(part.model)
 
     async def _run_extraction(self, job: JobRow, part: PartRow, extraction: Extraction, batch: Batch) -> None:
-        if job.prompts_sha256 not in {None, extraction.prompts_sha256}:
+        if part.number and job.prompts_sha256 != extraction.prompts_sha256:
             extraction.cancel()
             await extraction.run(lambda _: None)
             raise InvalidInputError(_NOT_ALIGNED.format(job.model, job.tuned))
@@ -234,7 +234,7 @@ class JobRunner:
             extraction.cancel()
         if self._stopping:
             extraction.suspend()
-        recorder = _Recorder(self._jobs, job.id, part.number, extraction.progress)
+        recorder = _Recorder(self._jobs, job.id, part.number, Progress(**part.progress))
 
         def report(progress: Progress) -> None:
             self._observer.observe(recorder.latest, progress)

@@ -34,7 +34,7 @@ def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signa
 def test_an_engine_that_keeps_dying_ends_it(process: Start) -> None:
     """After the limit of restarts the process exits with 1 and one sentence. Its jobs are kept, and continue later."""
     running = process(pause=0.05, max_engine_restarts=0)
-    batch = [{"id": f"i{n}", "text": "a b"} for n in range(1000)]
+    batch = [{"id": f"i{n}", "text": "a b"} for n in range(100)]
     for name in ("runs", "waits"):
         running.http.post("/v1/extractions", json={"archive": name, "instructions": batch})
     first = running.http.get("/v1/extractions").json()["data"][-1]["links"]["self"]
@@ -50,8 +50,8 @@ def test_an_engine_that_keeps_dying_ends_it(process: Start) -> None:
     again.wait_for(lambda: all(job["finished"] for job in again.http.get("/v1/extractions").json()["data"]))
     jobs = again.http.get("/v1/extractions").json()["data"]
     assert [(job["archive"], job["state"], job["progress"]["complete"]) for job in jobs] == [
-        ("waits", "complete", 1000),
-        ("runs", "complete", 1000),
+        ("waits", "complete", 100),
+        ("runs", "complete", 100),
     ]
 
 

@@ -125,7 +125,8 @@ def test_a_stop_does_not_wait_forever(start: Start) -> None:
     running.stop()
     assert time.monotonic() - began < 5
     running = start()
-    assert running.wait(job["id"])["state"] == "complete"
+    ended = running.wait(job["id"])
+    assert ended["state"] == "complete", ended["error"]
 
 
 def metric(running: Any, name: str) -> float:
