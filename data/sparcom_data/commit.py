@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sparcom_data.errors import StorageError
 from sparcom_data.schema import TOKEN_ARRAYS, State
 from sparcom_data.schema.metadata import parse_attributes
+from sparcom_data.spans import span
 from sparcom_data.storage import FixedStore, storage_error
 from sparcom_data.storage.identity import PinnedArchive
 
@@ -66,7 +67,7 @@ class ArchiveCommitter:
         """Mark instructions complete: write their token ids, positions, responses and lengths, then their states."""
         if not batch:
             return
-        with self._archive.checked():
+        with span("commit", instructions=len(batch)), self._archive.checked():
             if self._has_token_rows:
                 self._write_rows("token/id", [(item.row, item.padded(item.ids)) for item in batch])
                 self._write_rows("token/position", [(item.row, item.padded(item.positions)) for item in batch])

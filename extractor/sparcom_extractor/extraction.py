@@ -294,7 +294,9 @@ class Extraction:
         if failures:
             await asyncio.to_thread(committer.fail, failures)
         self._finished_rows += int(self._layout.capacity[[*(item.index for item in complete), *failures]].sum())
-        self.progress = replace(self.progress, storage_wait_seconds=reply.backpressure_seconds)
+        self.progress = replace(
+            self.progress, storage_wait_seconds=reply.backpressure_seconds, written_bytes=reply.written_bytes
+        )
         self._advance(complete=len(complete), failed=len(failures), tokens_done=sum(len(item.ids) for item in complete))
 
     def _advance(self, **counts: int) -> None:

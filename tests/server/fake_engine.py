@@ -126,7 +126,8 @@ class FakeEngine:
     pause: seconds before each instruction. max_prompt_tokens: prompts with more words fail; the job continues.
     moe: experts in its facts; its archives stay dense.
     warnings: warnings of every extraction.
-    prepare_error: raised by `prepare`. start_error: raised by its start. error: raised by `run` once `error_after` instructions are complete.
+    prepare_error: raised by `prepare`. start_error: raised by its start. error: raised by `run` once `error_after`
+        instructions are complete.
     deadly: instructions that kill it. starts: how often it was started. tokenizer: others give other token ids.
     gate: jobs wait until it is set, at most 20 s; jobs of other engines wait behind them.
     """
