@@ -70,7 +70,7 @@ def create_app(
     hosts = (settings.host, *settings.allowed_hosts)
     app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)
     app.add_middleware(RequestLog, metrics=service.metrics)  # the last one added runs first; keep this one last
-    stop_tracing = start_tracing(app)
+    stop_tracing = start_tracing(app)  # it wraps the stack, too, and must find Starlette's
     stack = app.build_middleware_stack
     app.build_middleware_stack = lambda: add_headers(stack(), settings.cors_origins)  # type: ignore[method-assign]
     install_handlers(app)

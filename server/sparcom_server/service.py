@@ -52,6 +52,7 @@ class Service:
         on_failure: Callable[[SparcomError], None] | None = None,
     ) -> None:
         self.settings = settings
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database = Database(settings.database or database_url(settings.data_dir))
         self.metrics = Metrics()
         self.models = ModelPool(

@@ -10,6 +10,7 @@ from sparcom_server.observe.metrics import CONTENT_TYPE
 from sparcom_server.page import load_page
 from sparcom_server.routes.common import AdminOnly, DescribeDep, ServiceDep
 from sparcom_server.schemas.reports import ERRORS, Health, ModelList, Readiness
+from sparcom_server.service import Service
 
 router = APIRouter(tags=["system"], responses=ERRORS)
 public = APIRouter(tags=["system"])
@@ -27,7 +28,7 @@ async def health(service: ServiceDep, response: Response) -> Health:
     """Return 200 while the service works, also while models load; 503 if a restart is needed."""
     problems = await health_problems(service)
     response.status_code = 503 if problems else 200
-    return Health(status="failing" if problems else "ok", problems=problems)
+    return Health(status="failing" if problems else "ok", problems=_hide_paths(service, problems))
 
 
 @public.get("/ready", responses={503: {"model": Readiness}})
@@ -36,7 +37,16 @@ async def ready(service: ServiceDep, response: Response) -> Readiness:
     problems = await ready_problems(service)
     response.status_code = 503 if problems else 200
     low = [service.disk.problem] if service.disk.problem and not service.disk.full else []
-    return Readiness(ready=not problems, models=service.models.states, problems=problems, warnings=low)
+    return Readiness(
+        ready=not problems,
+        models=service.models.states,
+        problems=_hide_paths(service, problems),
+        warnings=_hide_paths(service, low),
+    )
+
+
+def _hide_paths(service: Service, texts: list[str]) -> list[str]:
+    return [service.access.hide_paths(text, None) for text in texts]
 
 
 @router.get("/metrics", response_class=Response, dependencies=[AdminOnly])
