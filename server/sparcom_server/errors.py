@@ -160,6 +160,12 @@ def problem_response(
     return ProblemResponse(body, status, headers)
 
 
+def status_problem(status: int, problem: str, headers: Mapping[str, str] | None = None) -> ProblemResponse:
+    """Return a problem detail that the status names."""
+    name = http.HTTPStatus(status).phrase.title().replace(" ", "")
+    return problem_response(name, status, [problem], headers)
+
+
 def error_response(error: errors.SparcomError, hide: Callable[[str], str] = str) -> ProblemResponse:
     """Return the response for a SparcomError. hide: removes from a message what the client must not see."""
     headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotAuthenticatedError) else {}
@@ -209,8 +215,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, error: HTTPException) -> JSONResponse:
-        name = http.HTTPStatus(error.status_code).phrase.title().replace(" ", "")
-        return problem_response(name, error.status_code, [str(error.detail)], error.headers)
+        return status_problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def on_unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -13,4 +13,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def error_of(response: Any) -> str:
     """Return the message of an error response."""
-    return str(response.json()["error"]["message"])
+    return str(response.json()["detail"])
+
+
+def problem_of(response: Any) -> str:
+    """Return the name of an error response: the last part of its type."""
+    assert response.headers["Content-Type"] == "application/problem+json"
+    return str(response.json()["type"]).removeprefix("urn:sparcom:problem:")

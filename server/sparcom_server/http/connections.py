@@ -14,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import sys
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
+import h11
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sparcom_server.errors import BusyError, error_response
+from sparcom_server.errors import BusyError, error_response, status_problem
 from sparcom_server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +67,19 @@ class _Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self.heard = asyncio.get_running_loop().time()
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not HTTP with a problem detail, and close; uvicorn calls it as it handles the error.
+
+        Without a response if one has begun: the client sees the connection break.
+        """
+        error = sys.exception()
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            status = getattr(error, "error_status_hint", 400)
+            self.transport.write(_closing(status_problem(status, f"the request must be valid HTTP/1.1: {error}")))
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # its response would follow this one
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self.idle_since = asyncio.get_running_loop().time()  # `overdue` may never see a short request
@@ -114,11 +131,12 @@ def _close_longest_silent(connections: Iterable[_Connection]) -> bool:
     return bool(waiting)
 
 
-def _busy_response() -> bytes:
-    response = error_response(BusyError("the limit of open connections is reached. Try again soon"))
+def _closing(response: Response) -> bytes:
+    """Return the bytes of a response that closes the connection."""
     headers = [*response.raw_headers, (b"connection", b"close")]
-    head = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in headers), b"", b""]
+    status = HTTPStatus(response.status_code)
+    head = [f"HTTP/1.1 {status} {status.phrase}".encode(), *(b": ".join(header) for header in headers), b"", b""]
     return b"\r\n".join(head) + bytes(response.body)
 
 
-_BUSY = _busy_response()
+_BUSY = _closing(error_response(BusyError("the limit of open connections is reached. Try again soon")))

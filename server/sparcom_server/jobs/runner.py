@@ -204,6 +204,8 @@ class JobRunner:
             except EngineError as error:
                 await self._engine_failed(job, error)
                 return
+            if (await self._jobs.enter(job.id, "loading")).state != "loading":
+                return  # cancelled meanwhile
             with span("prepare", model=part.model):
                 running.extraction = extraction = await asyncio.to_thread(
                     engine.prepare,
@@ -297,7 +299,7 @@ class JobRunner:
 
     async def _complete(self, job: JobRow) -> None:
         if job.analysis:
-            await self._jobs.enter(job.id, "running")
+            await self._jobs.enter(job.id, "running", "the archives are complete; their analysis runs")
             await self._analyze(job)
         await self._end(job, "complete")
 

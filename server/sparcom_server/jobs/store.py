@@ -236,12 +236,12 @@ class JobStore:
 
         return await self._database.read(work)
 
-    async def enter(self, job_id: str, state: JobState) -> JobRow:
+    async def enter(self, job_id: str, state: JobState, reason: str | None = None) -> JobRow:
         """Move a job to loading or running, unless it was cancelled."""
 
         def work(_: Session, job: JobRow) -> None:
             if job.state in {"queued", "loading", "running"}:
-                job.state, job.reason, job.passed_over = state, None, None
+                job.state, job.reason, job.passed_over = state, reason, None
                 job.started = job.started or now()
 
         return await self._change(job_id, work)
@@ -315,8 +315,11 @@ class JobStore:
             if error is not None:
                 job.error_type, job.error_message = error.type, error.message
             for part, size in zip(job.parts, sizes, strict=True):
+                if part.state == "pending" and state == "cancelled":
+                    part.progress = part.progress | {"cancelled": job.instructions}
                 if part.state in {"pending", "running"}:
                     part.state = "cancelled" if state == "cancelled" else "failed"
+                    part.progress = part.progress | {"seconds_left": None}
                 row = session.get(ArchiveRow, part.archive)
                 if row is None:
                     continue

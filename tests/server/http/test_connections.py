@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from helpers import problem_of
 from sparcom_data.archive import open_archive
 from sparcom_server.http.connections import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
 
@@ -117,7 +118,8 @@ def test_a_header_has_a_size_limit(start: Start) -> None:
         except ConnectionError:
             return
         answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert b"\r\ncontent-type: application/problem+json\r\n" in answer
 
 
 def test_a_body_has_a_time_limit(start: Start) -> None:
@@ -185,7 +187,7 @@ def test_a_fully_busy_server_answers_503(start: Start) -> None:
         assert next(lines) == "event: progress"
         refused = httpx.get(f"{running.url}/health")
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
-    assert refused.json()["error"]["type"] == "BusyError"
+    assert problem_of(refused) == "busy"
 
 
 def test_event_streams_are_bounded(start: Start) -> None:
@@ -197,7 +199,7 @@ def test_event_streams_are_bounded(start: Start) -> None:
         lines = stream.iter_lines()
         assert next(lines) == "event: progress"
         refused = running.http.get(path)
-        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "BusyError")
+        assert (refused.status_code, problem_of(refused)) == (503, "busy")
         assert refused.headers["Retry-After"] == "5"
     running.wait_for(lambda: not running.service.event_streams.locked())
     with running.http.stream("GET", path) as stream:

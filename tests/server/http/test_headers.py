@@ -161,7 +161,7 @@ def test_the_host_must_be_this_service(start: Start, host: str, status: int) -> 
     response = running.http.get("/v1/extractions", headers={"Host": host})
     assert response.status_code == status
     if status == 421:
-        assert "--allowed-host" in response.json()["error"]["message"]
+        assert "--allowed-host" in response.json()["detail"]
 
 
 def test_any_host_can_be_allowed(start: Start) -> None:

@@ -14,6 +14,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import problem_of
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import ArchiveNotFoundError, DamagedArchiveError
 from sparcom_data.testing import write_random_archive
@@ -150,7 +151,7 @@ def test_an_unchanged_file_is_not_sent_again(running: Any) -> None:
 def test_missing_keys_are_404(running: Any, key: str) -> None:
     """A key that is not a file of the store, such as a folder, gets 404 with the usual error body."""
     response = running.http.get(f"{running.zarr}/{key}")
-    assert (response.status_code, response.json()["error"]["type"]) == (404, "ArchiveNotFoundError")
+    assert (response.status_code, problem_of(response)) == (404, "archive-not-found")
 
 
 def raw_status(running: Any, path: str) -> int:
@@ -268,7 +269,7 @@ def test_an_address_without_zarr_gets_a_hint(running: Any, path: str) -> None:
     for key in ("zarr.json", "neuron/active/zarr.json"):
         response = running.http.get(f"/v1/archives/rand/{key}")
         assert response.status_code == 404
-        assert f"Open {running.zarr} instead" in response.json()["error"]["message"]
+        assert f"Open {running.zarr} instead" in response.json()["detail"]
         assert running.http.head(f"/v1/archives/rand/{key}").status_code == 404
     with pytest.raises(ArchiveNotFoundError, match=rf"ends in /zarr. Try {running.zarr}$"):
         open_archive(running.url + path)
