@@ -39,7 +39,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     made: list[Any] = []
     monkeypatch.setattr("sparcom_extractor.settings.EngineSettings", lambda **given: made.append(given))
     monkeypatch.setattr("sparcom_cli.serve._require_engine", lambda: None)
-    monkeypatch.setattr("sparcom_extractor.launch.model_files.check_model", lambda _: None)
+    monkeypatch.setattr("sparcom_extractor.launch.listed.check_model", lambda _: None)
     words = {
         "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "max-instructions": 11,
         "max-connections": 12, "max-event-streams": 13, "allowed-host": "lab", "dtype": "float32",
