@@ -120,6 +120,15 @@ def test_patience_ends() -> None:
         play(client.job(impatient, "j"), httpx.ConnectError("refused"))
 
 
+@pytest.mark.parametrize("server", ["http://[", "lab:8000", "ftp://lab"])
+def test_a_wrong_address_is_an_error_at_once(server: str) -> None:
+    """No address of a server, no retry."""
+    from sparcom_client import Client
+
+    with Client(server) as wrong, pytest.raises(NoAnswerError, match="no server answers at"):
+        wrong.job("j")
+
+
 def test_an_answer_of_another_server_is_an_error() -> None:
     """A page of a proxy, or JSON of something else, is neither a job nor a refusal."""
     for answer in (
