@@ -41,6 +41,8 @@ def test_only_the_owner_reads_the_data_folder(process: Start) -> None:
         running = process()
     finally:
         os.umask(before)
+    status = Path(f"/proc/{running.popen.pid}/status").read_text()
+    assert "Umask:\t0077" in status, "also for what libraries and the analysis write"
     body = {"instructions": [{"id": "a", "text": "x"}], "archive": "a"}
     job = running.http.post("/v1/extractions", json=body).json()
     running.wait_for(lambda: running.http.get(f"/v1/extractions/{job['id']}").json()["finished"])
