@@ -33,9 +33,11 @@ def test_vllm_is_watched_too(tmp_path: Path) -> None:
             metrics = run_one_job(process, log)
         finally:
             process.terminate()
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # A program that vLLM runs to inspect models cannot be configured; below ERROR it warns about Triton.
+    text = [line for line in log.read_text().splitlines() if not line.startswith("Triton is installed")]
+    lines = [json.loads(line) for line in text]
     vllm = [line for line in lines if line["logger"].startswith("vllm.")]
-    assert {line["vllm_process_name"] for line in vllm} > {"MainProcess"}, vllm
+    assert len({line.get("vllm_process_name") for line in vllm} - {None}) > 1, vllm
     assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name=' in metrics
     assert 'sparcom_instructions_total{outcome="complete"} 3.0' in metrics
     assert "sparcom_written_bytes_total 0.0" not in metrics
