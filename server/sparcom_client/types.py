@@ -185,11 +185,12 @@ class Model(Answer):
 
 
 class Readiness(Answer):
-    """Whether the server can run jobs, the state of each model, and why it is not ready."""
+    """Whether the server can run jobs, the state of each model, why it is not ready, and what needs attention."""
 
     ready: bool
     models: dict[str, str]
-    problems: list[str]
+    problems: list[str] = []
+    warnings: list[str] = []
 
 
 class _Line(Answer):

@@ -91,6 +91,6 @@ def connect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         def connecting(server: str, *, drops: Any = None, **options: Any) -> Any:
             if drops is not None:
                 options["transport"] = transport(drops)
-            return stack.enter_context(client(server, **options))  # type: ignore[operator]
+            return stack.enter_context(client(server, **options))
 
         yield connecting

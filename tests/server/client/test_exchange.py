@@ -15,7 +15,7 @@ from sparcom_client.effects import Block, Request, Send, Sleep
 from sparcom_client.exchange import FIRST_DELAY, LONGEST_DELAY, Connection, connection, delays
 
 API = Connection("http://server", None)
-KEY = {
+KEY: dict[str, Any] = {
     "id": "k", "name": "ann", "role": "user", "limits": {}, "created": "", "revoked": None, "last_used": None,
     "newer": 1,
 }  # fmt: skip
@@ -52,7 +52,7 @@ def play(
             given = None
             if isinstance(effect, Send):
                 requests.append(effect.request)
-                given = left.pop(0)  # type: ignore[assignment]
+                given = left.pop(0)
             elif isinstance(effect, Block):
                 given = effect.function()
             elif isinstance(effect, Sleep):
