@@ -5,6 +5,7 @@
     writing      MB/s of masks written to an archive, and of the same bytes written to raw files
     memory       peak memory of the engine's worker at 100 and at 1,000 instructions
     host         time per decode step in which capture holds the interpreter lock of vLLM's process, by thread
+    service      latency of polls and speed of an extraction while 100 clients use the service; thousands of connections
     analysis     GB/s of counting, seconds and peak memory of `analyze`, at LLaMA-2-7B's shape
 
 Absolute figures depend on the machine and its load. Compare only ratios.
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from host import measure_host
 from llama_analysis import measure_analysis
 from moe_throughput import measure_moe_throughput
+from service import measure_service
 from throughput import measure_memory, measure_throughput
 from workload import Workload
 from writing import measure_writing
@@ -38,6 +40,7 @@ PARTS = {
     "writing": measure_writing,
     "memory": measure_memory,
     "host": measure_host,
+    "service": measure_service,
     "analysis": measure_analysis,
 }
 

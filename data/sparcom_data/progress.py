@@ -14,6 +14,7 @@ class Progress:
     `complete` counts instructions that are durable on disk. `tokens` counts the planned rows, `tokens_done` the rows of
     complete instructions. `seconds_left` is None until a rate is known and after the extraction has ended.
     `storage_wait_seconds` is the time that the engine waited because storage was slower than the model.
+    `written_bytes` counts the chunks of masks or counts that this run wrote.
     """
 
     instructions: int = 0
@@ -26,6 +27,7 @@ class Progress:
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     storage_wait_seconds: float = 0.0
+    written_bytes: int = 0
 
     @property
     def settled(self) -> int:

@@ -8,5 +8,4 @@ import os
 
 # vLLM warns about a missing Triton during its import, before it reads VLLM_LOGGING_LEVEL, in each of its processes.
 # Each process imports our main module first, and so this one. Errors still show.
-if os.environ.get("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
-    logging.getLogger("vllm").setLevel(logging.ERROR)
+logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper())

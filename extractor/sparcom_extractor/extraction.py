@@ -30,6 +30,7 @@ from sparcom_data.storage.identity import PinnedArchive
 from sparcom_extractor.prompts import Prompt, token_ids_sha256
 from sparcom_extractor.protocol import FinishedRequest, Plan, PollReply, SessionError, from_wire, to_wire
 from sparcom_extractor.ranks import RankReplies
+from sparcom_extractor.spans import span
 from sparcom_extractor.vllm_surface.engine import CompletionLike
 
 POLL_SECONDS = 1.0  # each poll commits; at 0.25 the commits took 1 % of a small machine
@@ -147,7 +148,7 @@ class Extraction:
 
     def _limit_time(self) -> None:
         """Limit the time of a suspended run, once it runs."""
-        if self._suspending:
+        if self._suspending and self._limit.when() is None:
             self._limit.reschedule(asyncio.get_running_loop().time() + SUSPEND_SECONDS)
 
     def _in_time(self) -> bool:
@@ -290,11 +291,14 @@ class Extraction:
         for index in failures:
             self._outputs.pop(index, None)
         if complete:
-            await asyncio.to_thread(committer.complete, complete)
+            with span("commit", instructions=len(complete)):
+                await asyncio.to_thread(committer.complete, complete)
         if failures:
             await asyncio.to_thread(committer.fail, failures)
         self._finished_rows += int(self._layout.capacity[[*(item.index for item in complete), *failures]].sum())
-        self.progress = replace(self.progress, storage_wait_seconds=reply.backpressure_seconds)
+        self.progress = replace(
+            self.progress, storage_wait_seconds=reply.backpressure_seconds, written_bytes=reply.written_bytes
+        )
         self._advance(complete=len(complete), failed=len(failures), tokens_done=sum(len(item.ids) for item in complete))
 
     def _advance(self, **counts: int) -> None:

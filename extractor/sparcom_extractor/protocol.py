@@ -96,7 +96,8 @@ class PollReply:
     """Events of one session since the previous poll, and totals.
     drained: the last request has ended and everything is on disk. rows: number of rows delivered, including rows
     recomputed after a preemption. backpressure_seconds: time that delivery waited for the writer.
-    read_backs: number of chunks that were written before they were full, for want of memory, and read back."""
+    read_backs: number of chunks that were written before they were full, for want of memory, and read back.
+    written_bytes: bytes of the chunks that were written."""
 
     completed: tuple[DurableInstruction, ...] = ()
     failed: tuple[FailedInstruction, ...] = ()
@@ -105,6 +106,7 @@ class PollReply:
     backpressure_seconds: float = 0.0
     rows: int = 0
     read_backs: int = 0
+    written_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class RankReplies:
             backpressure_seconds=max(reply.backpressure_seconds for reply in replies),
             rows=max(reply.rows for reply in replies),
             read_backs=sum(reply.read_backs for reply in replies),
+            written_bytes=sum(reply.written_bytes for reply in replies),
         )
 
 

@@ -37,6 +37,7 @@ class EngineSettings:
     kv_cache_gib: float | None = None  # GiB of KV cache; the default on CPUs is 2
     enforce_eager: bool | None = None  # no compilation; the default on CPUs
     capture: bool = True  # False runs the same engine without capture, for comparison
+    metrics: bool = False  # vLLM counts into Prometheus' default registry
     load_format: str = "auto"  # dummy initializes random weights, to benchmark without a checkpoint
     tensor_parallel_size: int | None = None  # ranks that split every layer
     pipeline_parallel_size: int | None = None  # stages, each with some of the layers

@@ -1,4 +1,4 @@
-"""What a step of a client asks its driver to do, without saying how.
+"""Effects that the steps of a client ask for, and that its driver performs.
 
 Each method of a client is a generator, shared by both clients. It yields effects, and gets their results back. Errors
 of an effect are raised at its `yield`. The clients in `client` perform the effects, blocking or with asyncio.

@@ -15,7 +15,8 @@ from sparcom_client.effects import Open, Request, Send, Sleep, Steps
 from sparcom_client.errors import NoAnswerError, ServerError, problem_of, retry_after
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds
+CONNECT_PATIENCE = 10.0  # where nothing listens: the address may be wrong
 FIRST_DELAY, LONGEST_DELAY = 0.5, 8.0  # seconds
 RETRIED = frozenset({429, 502, 503, 504})
 
@@ -64,22 +65,25 @@ def send(
     Raises:
         ProblemError: the server refused. NoAnswerError: it does not answer.
     """
-    ends = time.monotonic() + (api.patience if patience is None else patience)
+    started, limit = time.monotonic(), api.patience if patience is None else patience
     for attempt, backoff in enumerate(delays(), start=1):
-        delay, cause = backoff, None
+        delay, cause, allowed = backoff, None, limit
         error: ServerError
         try:
             response: httpx.Response = yield effect(request)
-        except httpx.TransportError as problem:
+        except (httpx.TransportError, httpx.InvalidURL) as problem:
             error, cause = no_answer(api, problem), problem
-            again = not isinstance(problem, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
-            again &= may_repeat or isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
+            again = not isinstance(problem, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL)
+            unconnected = isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
+            again &= may_repeat or unconnected
+            if unconnected and patience is None:
+                allowed = min(limit, CONNECT_PATIENCE)
         else:
             if accepted(response.status_code, attempt):
                 return response
             error = problem_of(response)
             again, delay = response.status_code in RETRIED, retry_after(response) or backoff
-        if not again or time.monotonic() + delay > ends:
+        if not again or time.monotonic() + delay - started > allowed:
             raise error from cause
         logger.warning("%s; retrying in %.1f s", error, delay)
         yield Sleep(delay)

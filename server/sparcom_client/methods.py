@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparcom_data.archive import Archive
 
 POLL_SECONDS = 1.0
+PAGE = 100  # entries of a list per request
 WATCH_PATIENCE = 600.0  # seconds without an answer, such as during a restart of the server
 JSON = {"Content-Type": "application/json"}
 JSON_LINES = {"Content-Type": "application/jsonl"}
@@ -70,6 +71,7 @@ def submit(
         metadata: up to 16 keys and values for your own use.
         expires: delete job and archives this long after the submission: 1 hour to 30 days.
         idempotency_key: a key of your own; with it, a second call with the same arguments returns the first job.
+            Uploaded instructions get a new file each time, so that the server refuses the second call.
 
     Raises:
         RequestRefusedError: the server found problems; lists them.
@@ -306,7 +308,7 @@ def ready(api: Connection) -> Steps[types.Readiness]:
 
 
 def _pages(api: Connection, path: str, kind: type[Answer], params: Mapping[str, Any] | None = None) -> Items[Answer]:
-    given = {name: value for name, value in (params or {}).items() if value}
+    given = {"limit": PAGE} | {name: value for name, value in (params or {}).items() if value}
     while True:
         page = (yield from send(api, Request("GET", path, given))).json()
         for item in page["data"]:

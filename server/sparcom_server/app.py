@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from sparcom_server.http.headers import add_headers
 from sparcom_server.http.openapi import compose
 from sparcom_server.http.site_check import SiteCheck
 from sparcom_server.http.upload_body import FORM_BYTES
+from sparcom_server.observe.requests import RequestLog
+from sparcom_server.observe.tracing import start_tracing
 from sparcom_server.protocols import ModelSource
 from sparcom_server.routes import archives, extractions, files, keys, results, system
 from sparcom_server.routes.common import get_principal
@@ -45,6 +48,7 @@ def create_app(
             yield
         finally:
             await service.stop()
+            await asyncio.to_thread(stop_tracing)
 
     app = FastAPI(
         title="SPARCOM",
@@ -62,7 +66,9 @@ def create_app(
     uploads = {files.router.prefix: settings.max_file_bytes + FORM_BYTES}
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds, uploads=uploads)
     hosts = (settings.host, *settings.allowed_hosts)
-    app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)  # the last one added runs first
+    app.add_middleware(SiteCheck, hosts=hosts, origins=settings.cors_origins)
+    app.add_middleware(RequestLog, metrics=service.metrics)  # the last one added runs first; keep this one last
+    stop_tracing = start_tracing(app)  # it wraps the stack, too, and must find Starlette's
     stack = app.build_middleware_stack
     app.build_middleware_stack = lambda: add_headers(stack(), settings.cors_origins)  # type: ignore[method-assign]
     install_handlers(app)

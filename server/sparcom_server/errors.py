@@ -129,6 +129,7 @@ STATUS: dict[type[errors.SparcomError], int] = {
     NotReadyError: 503,
     BusyError: 503,
     errors.StorageError: 507,
+    errors.DiskFullError: 507,
     errors.SparcomError: 500,
 }
 RETRY_SECONDS = {QueueFullError: 30, NotReadyError: 5, BusyError: 5}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import signal
@@ -42,6 +43,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
         super().__init__(_configure(app, settings))
         self.service: Service = app.state.service
+        self.service.count_connections = lambda: len(self.server_state.connections)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the end. Exit the process if models were loading: nothing can interrupt their threads."""
@@ -98,9 +100,9 @@ def run_server(sources: Mapping[str, ModelSource], settings: ServerSettings) -> 
 
     os.umask(0o077)
     connections.raise_descriptor_limit()
-    server = Server(create_app(sources, settings, on_failure), settings)
-    server.service.access.check_start()
     with listen(settings.host, settings.port) as listener, _signals_are_handled_once():
+        server = Server(create_app(sources, settings, on_failure), settings)
+        server.service.access.check_start()
         server.run(sockets=[listener])
     if failures:
         raise failures[0]
@@ -123,6 +125,8 @@ def _configure(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         access_log=False,
         ws="none",
         lifespan="on",
+        # uvicorn's 5 s are also httpx's: a client that polls then meets connections that close as it sends.
+        timeout_keep_alive=math.ceil(settings.request_seconds),
         timeout_graceful_shutdown=CLOSE_SECONDS,
         server_header=False,
     )

@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 from sqlalchemy.orm import Session
 
 from sparcom_data.errors import ArchiveNotFoundError, InvalidInputError, SparcomError
 from sparcom_data.instructions import Instruction
+from sparcom_data.progress import Progress
 from sparcom_server.access.gate import Gate
 from sparcom_server.access.limits import check_submission
 from sparcom_server.access.principal import Principal
@@ -29,8 +29,9 @@ from sparcom_server.errors import NotReadyError
 from sparcom_server.jobs.runner import JobRunner
 from sparcom_server.jobs.store import JobStore
 from sparcom_server.jobs.submission import Submission, name_taken
-from sparcom_server.metrics import Metrics
 from sparcom_server.models import ModelPool
+from sparcom_server.observe.disk import DiskWatch
+from sparcom_server.observe.metrics import Metrics, Snapshot
 from sparcom_server.protocols import ModelSource
 from sparcom_server.schemas.requests import TUNED_SUFFIX, ExtractionRequest, check_archive_name
 from sparcom_server.settings import ServerSettings
@@ -51,6 +52,7 @@ class Service:
         on_failure: Callable[[SparcomError], None] | None = None,
     ) -> None:
         self.settings = settings
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.database = Database(settings.database or database_url(settings.data_dir))
         self.metrics = Metrics()
         self.models = ModelPool(
@@ -64,7 +66,7 @@ class Service:
         self.access = Gate(self.database, settings)
         self.owners = ArchiveOwners(self.database, self.archives)
         self.analyses = Analyses(settings.data_dir, self.archives)
-        self.disk = SimpleNamespace(full=False)
+        self.disk = DiskWatch(settings.data_dir, settings.warn_free_bytes, settings.min_free_bytes)
         self.jobs = JobStore(self.database, settings.max_queued_jobs)
         self.runner = JobRunner(
             self.jobs,
@@ -87,16 +89,18 @@ class Service:
         )
         self.stopping = False
         self._tasks: list[asyncio.Task[None]] = []
-        self.metrics.watch(lambda: self.models.states)
+        self.count_connections: Callable[[], int] = lambda: 0  # the HTTP server replaces it
 
     def start(self) -> None:
         """Begin to load models and run jobs on the running event loop."""
+        self.disk.check()
         self.uploads.sweep()
         self.models.start()
         self.runner.start()
         self.swept = asyncio.create_task(self._sweep(), name="sparcom-sweep")
         self._tasks = [
             asyncio.create_task(self._expire(), name="sparcom-expire"),
+            asyncio.create_task(self.disk.run(), name="sparcom-disk"),
         ]
 
     async def suspend(self) -> None:
@@ -113,6 +117,20 @@ class Service:
         await asyncio.gather(self.swept, *self._tasks, return_exceptions=True)
         await self.models.close()
         self.database.close()
+
+    async def snapshot(self) -> Snapshot:
+        """Return the state for the gauges of the metrics."""
+        jobs = await self.jobs.unfinished()
+        parts = [(job.state, part.state, Progress(**part.progress)) for job in jobs for part in job.parts]
+        running = [progress for *states, progress in parts if states == ["running", "running"]]
+        return Snapshot(
+            jobs=await self.jobs.count_states(),
+            in_flight=sum(progress.instructions - progress.settled for *_, progress in parts),
+            tokens_per_second=sum(progress.tokens_per_second for progress in running),
+            models=self.models.states,
+            disk_free=self.disk.free_bytes,
+            connections=self.count_connections(),
+        )
 
     async def submit(
         self,

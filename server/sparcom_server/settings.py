@@ -44,6 +44,8 @@ class ServerSettings(BaseModel):
     max_loaded_models: engines in memory at once.
     max_engine_restarts: restarts of an engine in a row without a complete instruction; after that the service ends.
     passed_over_seconds: how long jobs whose model is loaded may start before an earlier one of another model.
+    warn_free_bytes: free space of the data folder's disk below which the log and /ready warn.
+    min_free_bytes: free space below which the running job pauses and no other starts.
     event_seconds: shortest time between two progress events of a job.
     keep_alive_seconds: longest silence of an event stream; at most 15, since FastAPI then sends its own keep-alive.
     stop_seconds: time for the running job to be suspended when the service stops.
@@ -72,6 +74,8 @@ class ServerSettings(BaseModel):
     max_loaded_models: int = Field(default=1, ge=1)
     max_engine_restarts: int = Field(default=5, ge=0)
     passed_over_seconds: float = Field(default=600.0, ge=0)
+    warn_free_bytes: int = Field(default=5 * 2**30, ge=0)
+    min_free_bytes: int = Field(default=2**30, ge=0)
     event_seconds: float = Field(default=0.5, gt=0)
     keep_alive_seconds: float = Field(default=15.0, gt=0)
     stop_seconds: float = Field(default=30.0, gt=0)

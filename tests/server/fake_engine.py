@@ -103,6 +103,7 @@ class FakeExtraction:
             return
 
     def _commit(self, committer: ArchiveCommitter, index: int) -> None:
+        self.engine.committed.append(index)
         rows = np.arange(self.layout.capacity[index], dtype=np.int32)
         committer.complete([CompletedInstruction(index, int(self.layout.token_start[index]), rows, rows)])
 
@@ -126,8 +127,10 @@ class FakeEngine:
     pause: seconds before each instruction. max_prompt_tokens: prompts with more words fail; the job continues.
     moe: experts in its facts; its archives stay dense.
     warnings: warnings of every extraction.
-    prepare_error: raised by `prepare`. start_error: raised by its start. error: raised by `run` once `error_after` instructions are complete.
+    prepare_error: raised by `prepare`. start_error: raised by its start. error: raised by `run` once `error_after`
+        instructions are complete.
     deadly: instructions that kill it. starts: how often it was started. tokenizer: others give other token ids.
+    committed: indices that it ran, in order.
     gate: jobs wait until it is set, at most 20 s; jobs of other engines wait behind them.
     """
 
@@ -145,6 +148,7 @@ class FakeEngine:
     gate: threading.Event | None = None
     deadly: frozenset[int] = frozenset()
     starts: int = 0
+    committed: list[int] = field(default_factory=list)
     tokenizer: str = "words"
 
     @property

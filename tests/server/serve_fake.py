@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import resource
 import signal
 import sys
@@ -12,11 +11,19 @@ from typing import Any
 
 from fake_engine import FakeEngine, FakeSource
 from sparcom_data.errors import EngineError, SparcomError
+from sparcom_server.observe.logs import LogFormat, configure_logs
 from sparcom_server.run import run_server
 from sparcom_server.settings import ServerSettings
 
 
-def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float = 0.0, **settings: Any) -> None:
+def main(
+    data_dir: str,
+    descriptors: int = 0,
+    stuck: bool = False,
+    pause: float = 0.0,
+    log_format: LogFormat = "text",
+    **settings: Any,
+) -> None:
     """Serve one fake engine.
 
     Args:
@@ -24,6 +31,7 @@ def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float 
         descriptors: hard and soft limit of open files; 0 to keep the current limits.
         stuck: whether the engine's start, in a thread, never ends.
         pause: pause of the engine before each instruction, in seconds.
+        log_format: format of the log.
         settings: fields of `ServerSettings`.
     """
     if descriptors:
@@ -34,7 +42,7 @@ def main(data_dir: str, descriptors: int = 0, stuck: bool = False, pause: float 
         engine.error, engine.healthy = EngineError("the engine was killed"), False
 
     signal.signal(signal.SIGUSR1, die)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    configure_logs(log_format)
     try:
         run_server({"fake": FakeSource(engine, stuck=stuck)}, ServerSettings(data_dir=Path(data_dir), **settings))
     except SparcomError as error:

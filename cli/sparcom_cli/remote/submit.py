@@ -36,7 +36,7 @@ from sparcom_cli.shared.options import (
     "--idempotency-key",
     None,
     "a new one",
-    "Mark the submission: the same command with the same key returns the first job instead of a second.",
+    "Mark the submission: the same command with the same key returns the first job. Not for more than 8 MiB.",
 )
 @click.option("--wait", is_flag=True, help="Show progress until the job ends.")
 def submit(

@@ -85,7 +85,7 @@ def engine_arguments(settings: EngineSettings, device_type: str, report: str = "
     arguments |= {
         "enable_prefix_caching": False,  # a token that is not computed has no row
         "trust_remote_code": False,
-        "disable_log_stats": True,
+        "disable_log_stats": not settings.metrics,
         "use_tqdm_on_load": False,
         "additional_config": SubprocessBootstrap(settings.capture, os.getpid(), report=report),
     }
@@ -97,7 +97,7 @@ def engine_arguments(settings: EngineSettings, device_type: str, report: str = "
         arguments["worker_cls"] = worker_class(device_type)
         if device_type != "cpu":
             arguments["moe_backend"] = "triton"  # the backend that exposes the neurons of selected experts
-    del arguments["name"], arguments["capture"]
+    del arguments["name"], arguments["capture"], arguments["metrics"]
     return arguments
 
 

@@ -49,6 +49,7 @@ class ChunkWriter:
     per thread. write: writes one file durably; `write_durably` if None. settled: rows that will not come: those kept
     stay as they are on disk; all others there, of an interrupted session, count as not written.
     read_backs: number of chunks that were read back, because they had to be written before they were full.
+    written_bytes: bytes of all writes that have ended.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class ChunkWriter:
         self._used = np.zeros(buffers, dtype=np.int64)  # number of the last call that used it
         self._calls = 0
         self._free = list(range(buffers))
-        self._writing: dict[int, tuple[Future[None], int]] = {}
+        self._writing: dict[int, tuple[Future[int], int]] = {}
         self._written: SimpleQueue[int] = SimpleQueue()
         self._new_durable: list[int] = []
         self._error: BaseException | None = None
-        self.read_backs = 0
+        self.read_backs = self.written_bytes = 0
 
     def write_rows(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Write values (n, …) to rows int64 (n,), no row twice. The same rows may come again with the same values.
@@ -217,6 +218,7 @@ class ChunkWriter:
             self._free.append(buffer)
             self._stored[chunk] = True
             self._error = self._error or future.exception()
+            self.written_bytes += 0 if future.exception() else future.result()
             if not self._error and not self._not_final[chunk]:
                 self._report_durable(chunk)
         if self._error is not None:

@@ -136,6 +136,7 @@ class CaptureSession:
             backpressure_seconds=self.backpressure_seconds,
             rows=self._rows,
             read_backs=self._sink.read_backs,
+            written_bytes=self._sink.written_bytes,
         )
 
     def close(self) -> None:

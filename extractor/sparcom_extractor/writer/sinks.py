@@ -71,6 +71,11 @@ class MaskSink:
         """Number of chunks that were written before they were full, and read back."""
         return sum(writer.read_backs for _, writer in self._writers)
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of all writes that have ended."""
+        return sum(writer.written_bytes for _, writer in self._writers)
+
     def flush(self) -> None:
         """Write all open chunks as they are and wait."""
         for _, writer in self._writers:

@@ -72,13 +72,16 @@ class ChunkTarget:
         keys = {path: path.relative_to(self.folder).as_posix().split(self.separator)[1] for path in paths}
         return {int(key) for path, key in keys.items() if key.isdecimal() and path == self.path(int(key))}
 
-    def write_chunk(self, chunk: int, values: NDArray[Any], write: WriteFile) -> None:
-        """Write one chunk with `write`. Raises StorageError if it fails, or the archive is no longer at its path."""
+    def write_chunk(self, chunk: int, values: NDArray[Any], write: WriteFile) -> int:
+        """Write one chunk with `write`; return its bytes on disk. Raises StorageError if it fails, or the archive is no
+        longer at its path."""
         path = self.path(chunk)
         with self.archive.checked() if self.archive else nullcontext():
             if path.parent != self.folder:
                 make_folder(path.parent, within=self.folder)
-            write(path, encode(values, self.compressed))
+            parts = encode(values, self.compressed)
+            write(path, parts)
+        return sum(memoryview(part).nbytes for part in parts)
 
     def read_chunk(self, chunk: int) -> NDArray[Any]:
         """Read one chunk, (chunk rows, …). Raises DamagedArchiveError if its length or checksum is wrong."""

@@ -6,6 +6,7 @@ SQLite by default; any URL that SQLAlchemy knows works, PostgreSQL is tested. On
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from sparcom_data.errors import StorageError
 T = TypeVar("T")
 FILE = "sparcom.db"
 THREADS = 4
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every start
 BUSY_SECONDS = 30
 
 
@@ -59,7 +61,9 @@ class Database:
                 f"the database {shown} cannot be opened: {str(error).splitlines()[0]}. Check the path and its "
                 "permissions, and that no later release has written it"
             ) from error
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sparcom-db")
+        # Writes wait for each other anyway; on a thread of their own they hold up no read.
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sparcom-db-write")
+        self._read_threads = ThreadPoolExecutor(THREADS - 1, thread_name_prefix="sparcom-db-read")
 
     def transaction(self, work: Callable[[Session], T], *, writes: bool = True) -> T:
         """Run `work` in one transaction: all of its changes are made, or none. Blocks.
@@ -74,17 +78,18 @@ class Database:
             raise StorageError(f"the database failed: {str(error).splitlines()[0]}") from error
 
     async def write(self, work: Callable[[Session], T]) -> T:
-        """Run `transaction` in a thread of the database."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.transaction, work)
+        """Run `transaction` in the thread of writes."""
+        return await asyncio.get_running_loop().run_in_executor(self._write_thread, self.transaction, work)
 
     async def read(self, work: Callable[[Session], T]) -> T:
-        """Run a transaction that changes nothing in a thread of the database. It waits for no other transaction."""
+        """Run a transaction that changes nothing in a thread of reads. It waits for no write."""
         work_only = partial(self.transaction, work, writes=False)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work_only)
+        return await asyncio.get_running_loop().run_in_executor(self._read_threads, work_only)
 
     def close(self) -> None:
         """Close every connection."""
-        self._threads.shutdown()
+        self._write_thread.shutdown()
+        self._read_threads.shutdown()
         self._writer.dispose()
 
 

@@ -81,6 +81,10 @@ class _Connection(H11Protocol):
             self.cycle.disconnected = True  # its response would follow this one
         self.transport.close()
 
+    def on_response_complete(self) -> None:
+        self.idle_since = asyncio.get_running_loop().time()  # `overdue` may never see a short request
+        super().on_response_complete()
+
     @property
     def waiting(self) -> bool:
         """Whether the server waits for the client: no request has come, or only part of one."""

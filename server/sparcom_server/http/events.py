@@ -42,12 +42,11 @@ async def job_events(
                 yield ServerSentEvent(event="end", raw_data=report, id=revision)
                 return
             seen = job.revision
-            if not closed():
-                await asyncio.sleep(interval)
+            await asyncio.sleep(interval)
+        elif closed():
+            return
         else:
             yield ServerSentEvent(comment="keep-alive")
-        if closed():
-            return
         job = await watch(0)
         if job.revision <= seen:
             job = await watch(keep_alive)

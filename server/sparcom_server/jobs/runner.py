@@ -17,12 +17,14 @@ import numpy as np
 from sparcom_data.errors import DiskFullError, EngineError, InvalidInputError, SparcomError, StorageError
 from sparcom_data.progress import Progress
 from sparcom_data.schema.options import ExtractionOptions
+from sparcom_extractor.spans import span
 from sparcom_server.archives.store import ArchiveStore
 from sparcom_server.database.database import now
 from sparcom_server.database.tables import JobRow, PartRow
 from sparcom_server.jobs.outcome import PartFacts, close_cancelled, part_facts, read_failures
 from sparcom_server.jobs.store import Batch, JobStore
 from sparcom_server.models import ModelPool
+from sparcom_server.observe.logs import LogIds, log_ids
 from sparcom_server.protocols import Extraction
 from sparcom_server.schemas.reports import JobError, JobState
 
@@ -154,6 +156,10 @@ class JobRunner:
 
     async def _advance(self, job: JobRow) -> None:
         """Run the next part of a job, or end it."""
+        with log_ids(LogIds(job_id=job.id)), span("job", job=job.id):
+            await self._advance_logged(job)
+
+    async def _advance_logged(self, job: JobRow) -> None:
         try:
             part = next_part(job)
             if job.state == "cancelling":
@@ -183,6 +189,7 @@ class JobRunner:
                 return
             if is_first:
                 self._observer.job_started(waited)
+                logger.info("extraction %s starts", job.id)
             found = await asyncio.to_thread(part_facts, path, part)
             if found is not None and found.closed:  # the service ended between the archive's end and the record of it
                 await self._jobs.record(job.id, part.number, found.progress, "complete")
@@ -192,28 +199,32 @@ class JobRunner:
             if part.number == 0 and found is None:
                 await self._require_same_tokens(job, batch)
             try:
-                engine = await self._models.acquire(part.model)
+                with span("load", model=part.model):
+                    engine = await self._models.acquire(part.model)
             except EngineError as error:
                 await self._engine_failed(job, error)
                 return
-            running.extraction = extraction = await asyncio.to_thread(
-                engine.prepare,
-                batch.instructions,
-                ExtractionOptions.model_validate(job.options),
-                path,
-                job.dataset,
-                resume=found is not None,
-                run=part.run,
-                alone=batch.suspects,
-                failures=dict.fromkeys(batch.killers, KILLER),
-            )
+            if (await self._jobs.enter(job.id, "loading")).state != "loading":
+                return  # cancelled meanwhile
+            with span("prepare", model=part.model):
+                running.extraction = extraction = await asyncio.to_thread(
+                    engine.prepare,
+                    batch.instructions,
+                    ExtractionOptions.model_validate(job.options),
+                    path,
+                    job.dataset,
+                    resume=found is not None,
+                    run=part.run,
+                    alone=batch.suspects,
+                    failures=dict.fromkeys(batch.killers, KILLER),
+                )
             await self._run_extraction(job, part, extraction, batch)
         finally:
             self._running = None
             self._models.release(part.model)
 
     async def _run_extraction(self, job: JobRow, part: PartRow, extraction: Extraction, batch: Batch) -> None:
-        if job.prompts_sha256 not in {None, extraction.prompts_sha256}:
+        if part.number and job.prompts_sha256 != extraction.prompts_sha256:
             extraction.cancel()
             await extraction.run(lambda _: None)
             raise InvalidInputError(_NOT_ALIGNED.format(job.model, job.tuned))
@@ -223,7 +234,7 @@ class JobRunner:
             extraction.cancel()
         if self._stopping:
             extraction.suspend()
-        recorder = _Recorder(self._jobs, job.id, part.number, extraction.progress)
+        recorder = _Recorder(self._jobs, job.id, part.number, Progress(**part.progress))
 
         def report(progress: Progress) -> None:
             self._observer.observe(recorder.latest, progress)
@@ -234,7 +245,8 @@ class JobRunner:
             recorder.put(progress)
 
         try:
-            progress = await extraction.run(report)
+            with span("run", model=part.model):
+                progress = await extraction.run(report)
         except EngineError as error:
             engine_lives = part.model in self._models.loaded
             await recorder.close()
@@ -246,6 +258,7 @@ class JobRunner:
         finally:
             await recorder.close()
         report(progress)
+        await recorder.close()  # before the part's end is recorded: a late write would make it running again
         if extraction.suspended:
             await self._jobs.record(job.id, part.number, progress)
             reason = STOPPED if self._stopping else _DISK_FULL
@@ -287,7 +300,7 @@ class JobRunner:
 
     async def _complete(self, job: JobRow) -> None:
         if job.analysis:
-            await self._jobs.enter(job.id, "running")
+            await self._jobs.enter(job.id, "running", "the archives are complete; their analysis runs")
             await self._analyze(job)
         await self._end(job, "complete")
 
@@ -314,7 +327,9 @@ class JobRunner:
         ended = await self._jobs.finish(
             job.id, state, error, failures=failures, sizes=[fact.bytes if fact else 0 for fact in facts]
         )
-        self._observer.job_ended(state, ((ended.finished or 0) - (ended.started or ended.created)) / 1000)
+        seconds = ((ended.finished or 0) - (ended.started or ended.created)) / 1000
+        self._observer.job_ended(state, seconds)
+        logger.info("extraction %s is %s after %.1f s", job.id, state, seconds)
 
 
 class _Recorder:

@@ -68,6 +68,10 @@ class JobStore:
         self._max_queued = max_queued
         self._latest: OrderedDict[str, JobRow] = OrderedDict()
         self._changed: dict[str, asyncio.Event] = {}
+        self._positions: dict[str, int] = {}
+        self._positions_at = -1  # value of _state_changes at which they were read
+        self._positions_lock = asyncio.Lock()
+        self._state_changes = 0
         self.wake = asyncio.Event()  # set when there may be work
         self.closed = False
 
@@ -151,8 +155,16 @@ class JobStore:
         return found[:limit], len(found) > limit
 
     async def positions(self) -> dict[str, int]:
-        """Return the number of jobs that run before each queued job."""
+        """Return the number of jobs that run before each queued job. Callers share a read that began after the last
+        change of a state that they can know of."""
+        known = self._state_changes
+        async with self._positions_lock:
+            if self._positions_at < known:
+                began = self._state_changes
+                self._positions, self._positions_at = await self._read_positions(), began
+            return self._positions
 
+    async def _read_positions(self) -> dict[str, int]:
         def work(session: Session) -> dict[str, int]:
             active = session.scalar(select(func.count()).where(JobRow.state.in_(ACTIVE))) or 0
             queued = session.scalars(select(JobRow.id).where(JobRow.state == "queued").order_by(*_QUEUE_ORDER))
@@ -202,6 +214,11 @@ class JobStore:
         query = select(JobRow).where(JobRow.state.in_(UNFINISHED)).order_by(*_QUEUE_ORDER)
         return await self._database.read(lambda session: list(session.scalars(query)))
 
+    async def count_states(self) -> dict[str, int]:
+        """Return the number of jobs by state."""
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
+        return await self._database.read(lambda session: dict(session.execute(query).all()))
+
     async def batch(self, job_id: str) -> Batch:
         """Return the instructions of a job."""
 
@@ -219,12 +236,12 @@ class JobStore:
 
         return await self._database.read(work)
 
-    async def enter(self, job_id: str, state: JobState) -> JobRow:
+    async def enter(self, job_id: str, state: JobState, reason: str | None = None) -> JobRow:
         """Move a job to loading or running, unless it was cancelled."""
 
         def work(_: Session, job: JobRow) -> None:
             if job.state in {"queued", "loading", "running"}:
-                job.state, job.reason, job.passed_over = state, None, None
+                job.state, job.reason, job.passed_over = state, reason, None
                 job.started = job.started or now()
 
         return await self._change(job_id, work)
@@ -298,8 +315,11 @@ class JobStore:
             if error is not None:
                 job.error_type, job.error_message = error.type, error.message
             for part, size in zip(job.parts, sizes, strict=True):
+                if part.state == "pending" and state == "cancelled":
+                    part.progress = part.progress | {"cancelled": job.instructions}
                 if part.state in {"pending", "running"}:
                     part.state = "cancelled" if state == "cancelled" else "failed"
+                    part.progress = part.progress | {"seconds_left": None}
                 row = session.get(ArchiveRow, part.archive)
                 if row is None:
                     continue
@@ -340,6 +360,8 @@ class JobStore:
 
     def _publish(self, job: JobRow) -> None:
         known = self._latest.get(job.id)
+        if known is None or known.state != job.state:
+            self._state_changes += 1
         if known is None or known.revision < job.revision:
             self._latest[job.id] = job
         self._latest.move_to_end(job.id)

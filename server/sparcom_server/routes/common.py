@@ -11,16 +11,22 @@ from fastapi.security import HTTPBearer
 from sparcom_server.access.principal import Principal
 from sparcom_server.errors import ForbiddenError
 from sparcom_server.jobs.reports import Addresses, Describe
+from sparcom_server.observe.logs import current_ids
 from sparcom_server.service import Service
 
 
-def _service(request: Request) -> Service:
+# All are coroutines: FastAPI runs plain functions in a thread, one hop per dependency.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
+async def _addresses(request: Request) -> Addresses:
+    return Addresses(request)
+
+
 ServiceDep = Annotated[Service, Depends(_service)]
-AddressesDep = Annotated[Addresses, Depends(Addresses)]
+AddressesDep = Annotated[Addresses, Depends(_addresses)]
 
 
 # Only describes the header in openapi.json; the gate reads it.
@@ -30,13 +36,14 @@ _BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="An API ke
 async def get_principal(request: Request, service: ServiceDep, _: Annotated[Any, Depends(_BEARER)]) -> Principal:
     """Return the client of a request. `create_app` adds it to every route that is not public."""
     request.state.principal = principal = await service.access.principal(request)
+    current_ids().key_id = principal.key_id
     return principal
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-def require_admin(principal: PrincipalDep) -> None:
+async def require_admin(principal: PrincipalDep) -> None:
     """Raise ForbiddenError unless the client is an admin. For `dependencies` of a route."""
     if not principal.is_admin:
         raise ForbiddenError("only keys with the role admin may do this; this key's role is user")
@@ -45,7 +52,7 @@ def require_admin(principal: PrincipalDep) -> None:
 AdminOnly = Depends(require_admin)
 
 
-def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
+async def _describe(service: ServiceDep, principal: PrincipalDep, addresses: AddressesDep) -> Describe:
     return Describe(principal, service.archives, addresses, service.access.hide_paths)
 
 

@@ -215,17 +215,19 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Health of the process."""
+    """Whether the service works, and why not: if not, restart it."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "failing"]
+    problems: list[str] = []
 
 
 class Readiness(BaseModel):
-    """Readiness for extractions, the state of each model, and why it is not ready."""
+    """Readiness for extractions, the state of each model, why it is not ready, and what may soon stop it."""
 
     ready: bool
     models: dict[str, ModelState]
     problems: list[str] = []
+    warnings: list[str] = []
 
 
 class Problem(BaseModel):

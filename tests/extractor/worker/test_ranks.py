@@ -78,12 +78,12 @@ def test_errors_and_ends_are_those_of_all_ranks() -> None:
     reported."""
     merged = RankReplies().merge(
         [
-            PollReply(drained=True, backpressure_seconds=1.0, rows=5),
-            PollReply(error=SessionError("storage", "full"), backpressure_seconds=2.0),
+            PollReply(drained=True, backpressure_seconds=1.0, rows=5, written_bytes=3),
+            PollReply(error=SessionError("storage", "full"), backpressure_seconds=2.0, written_bytes=4),
         ]
     )
     assert merged.error == SessionError("storage", "full")
-    assert (merged.drained, merged.backpressure_seconds, merged.rows) == (False, 2.0, 5)
+    assert (merged.drained, merged.backpressure_seconds, merged.rows, merged.written_bytes) == (False, 2.0, 5, 7)
     assert RankReplies().merge([PollReply(drained=True), PollReply(drained=True)]).drained
 
 

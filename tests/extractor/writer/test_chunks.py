@@ -317,11 +317,18 @@ def test_no_chunk_is_read_back(
     """Responses that grow one row per step write each chunk once; the first load is the self-test's."""
     target = ChunkTarget(tmp_path, count * (prompt + response - 1), (chunk_rows, 1))
     written: list[Path] = []
+    sizes: list[int] = []
+
+    def write(path: Path, parts: Any) -> None:
+        written.append(path)
+        sizes.append(len(b"".join(parts)))
+
     buffers = buffers_for(requests, 8)
-    with writing(target, buffers=buffers, threads=8, write=lambda path, _parts: written.append(path)) as writer:
+    with writing(target, buffers=buffers, threads=8, write=write) as writer:
         decode_load(writer, requests, count, prompt, response)
         writer.flush_chunks()
         assert writer.read_backs == 0
+        assert writer.written_bytes == sum(sizes) > 0
     assert len(written) == len(set(written)) == -(-target.rows // chunk_rows)
 
 

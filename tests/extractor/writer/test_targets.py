@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_settled_rows_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, s
     truth = random_rows(6, *ROW)
     with writing(target) as writer:
         writer.write_from(0, truth[:1])
-        writer.write_from(4, truth[4:5])
+        writer.write_from(4, truth[4:])
         writer.flush_chunks()
     target.path(1).parent.mkdir(exist_ok=True, parents=True)
     target.path(1).with_name(target.path(1).name + ".0123.partial").write_bytes(b"half")
@@ -52,7 +53,10 @@ def test_settled_rows_of_an_earlier_run_are_kept(writing: Any, tmp_path: Path, s
         writer.write_from(1, truth[1:4])
         writer.mark_final(1, 4)
         writer.mark_final(5, 6)
-        writer.flush_chunks()
+        end = time.monotonic() + 20
+        while not writer.is_durable(0, 6):  # before the session ends
+            assert time.monotonic() < end
+            time.sleep(0.001)
     assert np.array_equal(np.concatenate([target.read_chunk(chunk) for chunk in range(3)]), truth)
 
 

@@ -1,4 +1,4 @@
-"""What browsers get: safe headers on every response, CORS for listed origins, and no requests from other sites."""
+"""Browsers: safe headers on every response, CORS for listed origins, and no requests from other sites."""
 
 from __future__ import annotations
 

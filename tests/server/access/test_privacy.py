@@ -1,4 +1,4 @@
-"""What others on the machine and readers of logs and messages must not see."""
+"""Privacy: modes of files, no keys in logs, no paths in messages for users."""
 
 from __future__ import annotations
 

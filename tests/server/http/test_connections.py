@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -84,6 +85,26 @@ def test_headers_have_a_time_limit(start: Start, data: bytes) -> None:
     running = start(request_seconds=0.2)
     with half_sent(address(running), 1, data) as (connection,):
         assert received(connection).count(b"HTTP/1.1 200") == data.count(b"\r\n\r\n")
+
+
+def test_a_connection_that_is_used_stays_open(start: Start) -> None:
+    """A client that polls is not closed as idle, however rarely the check meets one of its requests."""
+    running = start(request_seconds=1.0)
+    with socket.create_connection(address(running), timeout=20) as connection:
+        until = time.monotonic() + 3.5  # some checks after `request_seconds`
+        while time.monotonic() < until:
+            connection.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = connection.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            length = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
+            while len(answer.split(b"\r\n\r\n", 1)[1]) < length:
+                answer += connection.recv(65_536)
+            time.sleep(0.2)
+
+
+def test_idle_connections_outlive_those_of_clients(start: Start) -> None:
+    """httpx keeps an idle connection for 5 s; if the server closed it first, a request could meet a closed one."""
+    assert start().server.config.timeout_keep_alive > 5
 
 
 def test_a_header_has_a_size_limit(start: Start) -> None:

@@ -197,7 +197,7 @@ def test_no_link_is_followed(running: Any, tmp_path: Path) -> None:
     assert running.http.get(f"{running.zarr}/folder/zarr.json").status_code == 404
     assert running.http.get(f"{running.url}/v1/archives/linked/zarr/zarr.json").status_code == 404
     assert running.http.get(f"{running.url}/v1/archives/linked").status_code == 404
-    names = [item["name"] for item in running.http.get("/v1/archives").json()["archives"]]
+    names = [item["name"] for item in running.http.get("/v1/archives").json()["data"]]
     assert names == ["rand"]
 
 
@@ -239,15 +239,18 @@ def test_archives_are_listed_and_described(running: Any) -> None:
         (running.archives / f"{name}.zarr" / "zarr.json").write_text(text)
     (running.archives / "notes.txt").write_text("x")
     page = running.http.get("/v1/archives").json()
-    listed = {item["name"]: item for item in page["archives"]}
-    assert (page["total"], set(listed)) == (5, {"rand", "broken", "text", "list", "newer"})
+    listed = {item["name"]: item for item in page["data"]}
+    assert (page["has_more"], set(listed)) == (False, {"rand", "broken", "text", "list", "newer"})
     for name in ("broken", "text", "list"):
         assert "Zarr v3 group" in listed[name]["error"]
     assert "format 99" in listed["newer"]["error"]
     counts = {"pending": 0, "complete": 9, "failed": 1, "cancelled": 0}
     assert (listed["rand"]["model"], listed["rand"]["state"], listed["rand"]["error"]) == ("random", "incomplete", None)
     assert listed["rand"]["instructions"] == counts
-    assert len(running.http.get("/v1/archives", params={"limit": 1, "offset": 1}).json()["archives"]) == 1
+    first = running.http.get("/v1/archives", params={"limit": 4}).json()
+    rest = running.http.get("/v1/archives", params={"after": first["last_id"]}).json()
+    assert [item["name"] for item in first["data"] + rest["data"]] == [item["name"] for item in page["data"]]
+    assert (first["has_more"], rest["has_more"]) == (True, False)
     facts = running.http.get("/v1/archives/rand").json()
     archive = open_archive(running.archives / "rand.zarr")
     assert (facts["state"], facts["attributes"]["state"], facts["instructions"]) == ("incomplete", "complete", counts)

@@ -77,7 +77,5 @@ def test_an_unknown_granularity_is_refused(start: Start) -> None:
     running = start()
     answer = running.post(1, options={"granularity": "sum"})
     assert answer.status_code == 422
-    assert any(
-        "options.granularity" in problem and "'count'" in problem for problem in answer.json()["error"]["problems"]
-    )
+    assert any("options.granularity" in problem and "'count'" in problem for problem in answer.json()["problems"])
     assert running.files() == []

@@ -22,32 +22,30 @@ Start = Callable[..., Any]
 
 
 def test_masks_never_reach_the_archive_of_another_job(start: Start, gate: threading.Event) -> None:
-    """Job A waits, its folder is removed, and B requests the name: 409. A fails with the reason and recreates nothing.
+    """Job A runs, its folder is removed, and B requests the name: 409. A fails with the reason and recreates nothing.
     Then the name is free, and B's archive holds only B's data."""
-    running = start(FakeEngine("base", gate=gate), FakeEngine("tuned"))
-    first = running.post(model="base", archive="first").json()["id"]
-    waiting = running.post(model="base", archive="m3").json()["id"]
+    running = start(FakeEngine("base", gate=gate), FakeEngine("tuned"), max_loaded_models=2)
+    holder = running.post(model="base", archive="m3").json()["id"]
+    running.wait(holder, lambda job: job["state"] == "running")
     shutil.rmtree(running.archives / "m3.zarr")
     refused = running.post(model="tuned", archive="m3")
     assert refused.status_code == 409
-    assert f"'m3' belongs to extraction {waiting}, which is queued" in error_of(refused)
+    assert f"'m3' belongs to extraction {holder}" in error_of(refused)
     gate.set()
-    assert running.wait(first)["state"] == "complete"
-    ended = running.wait(waiting)
+    ended = running.wait(holder)
     assert (ended["state"], ended["error"]["type"], ended["progress"]["complete"]) == ("failed", "StorageError", 0)
     assert "m3.zarr was removed" in ended["error"]["message"]
-    assert running.files() == ["first.zarr"]
+    assert running.files() == []
     second = running.wait(running.post(model="tuned", archive="m3").json()["id"])
     assert second["state"] == "complete"
     assert open_archive(running.archives / "m3.zarr").attributes.run == second["run"] != ended["run"]
 
 
-def test_a_replacement_of_a_waiting_jobs_archive_is_not_touched(start: Start, gate: threading.Event) -> None:
-    """If the archive is replaced by hand, the job fails, and the replacement stays unchanged."""
+def test_an_archive_in_the_place_of_a_waiting_jobs_is_not_touched(start: Start, gate: threading.Event) -> None:
+    """If another process writes an archive under the job's name, the job fails, and that archive stays unchanged."""
     running = start(FakeEngine("base", gate=gate))
-    running.post(archive="first")
+    running.wait(running.post(archive="first").json()["id"], lambda job: job["state"] == "running")
     job = running.post(archive="m3").json()["id"]
-    shutil.rmtree(running.archives / "m3.zarr")
     write_random_archive(running.archives / "m3.zarr")
     before = tree(running.archives / "m3.zarr")
     gate.set()
@@ -76,18 +74,22 @@ def test_a_running_job_fails_when_its_archive_is_removed(start: Start, fate: str
     assert tree(running.archives / "m3.zarr") == before
 
 
-def test_a_waiting_job_whose_archive_is_gone_can_be_cancelled(start: Start, gate: threading.Event) -> None:
-    """The service answers, the job ends with the reason, and the next job runs."""
-    running = start(FakeEngine("base", gate=gate))
-    first = running.post(archive="first").json()["id"]
-    running.wait(first, lambda job: job["state"] == "running")
-    job = running.post(archive="m3").json()["id"]
+@pytest.mark.parametrize("fate", ["removed", "replaced"])
+def test_an_archive_that_vanished_while_the_service_was_down_fails_its_job(start: Start, fate: str) -> None:
+    """The job is not begun again in silence: it ends with the reason, and nothing is written to a replacement."""
+    running = start(FakeEngine(pause=0.02))
+    job = running.post(200, archive="m3").json()["id"]
+    running.wait(job, lambda job: job["progress"]["complete"] >= 2)
+    running.stop()
     shutil.rmtree(running.archives / "m3.zarr")
-    answer = running.http.delete(f"/v1/extractions/{job}")
-    assert (answer.status_code, answer.json()["state"]) == (200, "failed")
-    assert "m3.zarr was removed" in answer.json()["error"]["message"]
-    gate.set()
-    assert running.wait(running.post(archive="m3").json()["id"])["state"] == "complete"
+    if fate == "replaced":
+        write_random_archive(running.archives / "m3.zarr")
+    before = tree(running.archives / "m3.zarr")
+    running = start(FakeEngine())
+    ended = running.wait(job)
+    assert (ended["state"], ended["error"]["type"]) == ("failed", "StorageError")
+    assert re.search("was removed|took the place", ended["error"]["message"])
+    assert tree(running.archives / "m3.zarr") == before
 
 
 def test_only_complete_counts_as_complete(start: Start) -> None:
@@ -99,7 +101,7 @@ def test_only_complete_counts_as_complete(start: Start) -> None:
     progress = running.wait(job)["progress"]
     done = progress["complete"]
     assert (progress["cancelled"], progress["seconds_left"]) == (60 - done, None)
-    (listed,) = running.http.get("/v1/archives").json()["archives"]
+    (listed,) = running.http.get("/v1/archives").json()["data"]
     counts = {"pending": 0, "complete": done, "failed": 0, "cancelled": 60 - done}
     assert (listed["state"], listed["instructions"]) == ("incomplete", counts)
     facts = running.http.get("/v1/archives/m").json()
@@ -110,17 +112,18 @@ def test_the_list_shows_the_state_of_an_archive(start: Start) -> None:
     """It is open while written and complete with the last instruction; each request shows the current state."""
     running = start(FakeEngine(pause=0.02))
     job = running.post(40, archive="m").json()["id"]
+    running.wait_for(lambda: "m.zarr" in running.files())
     seen = set()
     while running.job(job)["finished"] is None:
-        (listed,) = running.http.get("/v1/archives").json()["archives"]
+        (listed,) = running.http.get("/v1/archives").json()["data"]
         seen.add((listed["state"], listed["instructions"]["complete"]))
     assert len({complete for state, complete in seen if state == "open"}) > 2
-    (listed,) = running.http.get("/v1/archives").json()["archives"]
+    (listed,) = running.http.get("/v1/archives").json()["data"]
     assert (listed["state"], listed["instructions"]["complete"]) == ("complete", 40)
 
 
 def test_a_name_lost_to_another_process_is_a_conflict(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name taken between check and rename, by an archive or an empty folder, gives 409, never 507."""
+    """If a name is taken between check and rename, by an archive or an empty folder, the job fails with the reason."""
     running, build = start(), create._build
 
     def lose(*arguments: Any) -> None:
@@ -128,8 +131,8 @@ def test_a_name_lost_to_another_process_is_a_conflict(start: Start, monkeypatch:
         (running.archives / "m.zarr").mkdir()
 
     monkeypatch.setattr(create, "_build", lose)
-    answer = running.post(archive="m")
-    assert (answer.status_code, answer.json()["error"]["type"]) == (409, "ArchiveExistsError")
+    job = running.wait(running.post(archive="m").json()["id"])
+    assert (job["state"], job["error"]["type"]) == ("failed", "ArchiveExistsError")
     assert running.files() == ["m.zarr"]
     assert list((running.archives / "m.zarr").iterdir()) == []
 

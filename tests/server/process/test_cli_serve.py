@@ -39,7 +39,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     made: list[Any] = []
     monkeypatch.setattr("sparcom_extractor.settings.EngineSettings", lambda **given: made.append(given))
     monkeypatch.setattr("sparcom_cli.serve._require_engine", lambda: None)
-    monkeypatch.setattr("sparcom_extractor.launch.model_files.check_model", lambda _: None)
+    monkeypatch.setattr("sparcom_extractor.launch.listed.check_model", lambda _: None)
     words = {
         "model": "n=m", "host": "::1", "port": 9, "max-queued-jobs": 3, "max-body-mib": 2, "max-instructions": 11,
         "max-connections": 12, "max-event-streams": 13, "allowed-host": "lab", "dtype": "float32",
@@ -56,7 +56,7 @@ def test_options_reach_server_and_engine(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(seen["s"]) == ["n"]
     assert made == [
         {
-            "model": "m", "name": "n", "dtype": "float32", "max_model_len": 5, "max_num_batched_tokens": 6,
+            "model": "m", "name": "n", "metrics": True, "dtype": "float32", "max_model_len": 5, "max_num_batched_tokens": 6,
             "max_num_seqs": 7, "gpu_memory_utilization": None, "kv_cache_gib": 0.5,
             "tensor_parallel_size": 2, "pipeline_parallel_size": 1, "revision": "v1", "quantization": "fp8",
         }

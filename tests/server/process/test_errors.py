@@ -34,5 +34,5 @@ def test_a_class_below_one_of_the_table_has_its_status() -> None:
 
     assert status_of(SpecialError(["x"])) == 422
     assert error_response(SpecialError(["x", "y"])).body == (
-        b'{"error":{"type":"SpecialError","message":"x\\ny","problems":["x","y"]}}'
+        b'{"type":"urn:sparcom:problem:special","title":"Special","status":422,"detail":"x\\ny","problems":["x","y"]}'
     )

@@ -50,10 +50,35 @@ def test_the_page_shows_models_jobs_and_archives(start: Start, tmp_path: Path) -
 def test_the_page_shows_the_layers_of_an_moe_model(start: Start, tmp_path: Path) -> None:
     """An MoE model shows dense layers, then experts, experts per token and widths; a dense model shows only layers."""
     moe = MoeInfo(layer_ids=[1, 2], experts=60, experts_per_token=4, neurons=1408, shared_neurons=5632)
-    page = dom(start(FakeEngine("mixed", moe=moe), FakeEngine("dense")).url, tmp_path / "profile")
+    running = start(FakeEngine("mixed", moe=moe), FakeEngine("dense"))
+    assert "loaded when a job needs it" in dom(running.url, tmp_path / "profile")
+    running.wait(running.post(model="dense").json()["id"])
+    page = dom(running.url, tmp_path / "profile")
     experts = "2 layers of 60 experts of 1,408 neurons, 4 for each token, and 5,632 shared neurons"
     assert f"3 layers of 20 neurons; {experts}; float32" in page
     assert "3 layers of 20 neurons; float32" in page
+
+
+def test_the_page_shows_a_job_of_two_models(start: Start, tmp_path: Path) -> None:
+    """Both parts are named with their states, both archives are listed, and results can be downloaded."""
+    running = start(FakeEngine("base"), FakeEngine("tuned"))
+    job = running.post(model="base", tuned="tuned", archive="two").json()
+    running.wait(job["id"])
+    page = dom(running.url, tmp_path / "profile")
+    assert "base: complete, tuned: complete" in page
+    assert all(f"<h3>{name}</h3>" in page for name in ("two", "two-tuned"))
+    assert f'href="v1/extractions/{job["id"]}/results"' in page
+
+
+def test_the_page_asks_for_a_key(start: Start, tmp_path: Path) -> None:
+    """A server with keys shows nothing but the question for one."""
+    running = start()
+    running.post(archive="private")
+    assert running.http.post("/v1/keys", json={"name": "ann"}).status_code == 201
+    page = dom(running.url, tmp_path / "profile")
+    assert '<form id="key-form" class="card">' in page
+    assert '<div id="content" hidden="">' in page
+    assert "private" not in page
 
 
 def test_the_reference_is_drawn(start: Start, tmp_path: Path) -> None:

@@ -31,37 +31,37 @@ def test_a_signal_while_models_load_ends_it(process: Start, number: signal.Signa
     assert "Traceback" not in log
 
 
-def test_a_dead_engine_ends_it(process: Start) -> None:
-    """The running job fails with the reason, queued jobs end, and the process exits with 1 and one sentence."""
-    running = process(pause=0.05)
-    batch = [{"id": f"i{n}", "text": "a b"} for n in range(1000)]
+def test_an_engine_that_keeps_dying_ends_it(process: Start) -> None:
+    """After the limit of restarts the process exits with 1 and one sentence. Its jobs are kept, and continue later."""
+    running = process(pause=0.05, max_engine_restarts=0)
+    batch = [{"id": f"i{n}", "text": "a b"} for n in range(100)]
     for name in ("runs", "waits"):
-        job = running.http.post("/v1/extractions", json={"archive": name, "instructions": batch}).json()
-    first = running.http.get("/v1/extractions").json()["extractions"][-1]["links"]["self"]
-    with running.http.stream("GET", f"{first}/events") as stream:
-        running.popen.send_signal(signal.SIGUSR1)
-        last = [line for line in stream.iter_lines() if line.startswith("data:")][-1]
-    assert '"state":"failed"' in last
-    assert "the engine was killed" in last
-    assert job["state"] == "queued"
+        running.http.post("/v1/extractions", json={"archive": name, "instructions": batch})
+    first = running.http.get("/v1/extractions").json()["data"][-1]["links"]["self"]
+    running.wait_for(lambda: running.http.get(first).json()["progress"]["complete"] >= 2)
+    running.popen.send_signal(signal.SIGUSR1)
     assert running.popen.wait(20) == 1
     log = running.log.read_text()
     assert "error: the engine of model 'fake' stopped" in log
     assert "Traceback" not in log
     states = open_archive(running.data / "archives" / "runs.zarr").instructions.state.tolist()
     assert states == sorted(states, key=lambda state: state != 1), "complete instructions stay, the others are pending"
+    again = process()
+    again.wait_for(lambda: all(job["finished"] for job in again.http.get("/v1/extractions").json()["data"]))
+    jobs = again.http.get("/v1/extractions").json()["data"]
+    assert [(job["archive"], job["state"], job["progress"]["complete"]) for job in jobs] == [
+        ("waits", "complete", 100),
+        ("runs", "complete", 100),
+    ]
 
 
 def test_a_port_in_use_is_an_error_before_a_model_loads(tmp_path: Path) -> None:
     """The error names address, reason and remedy; no model is started and no folder is created."""
 
-    async def start() -> FakeEngine:
-        pytest.fail("a model was loaded")
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InvalidInputError, match=rf"port {port} of 127.0.0.1: Address already in use"):
-            run_server({"m": start}, ServerSettings(port=port, data_dir=tmp_path / "data"))
+            run_server({"m": FakeEngine().source()}, ServerSettings(port=port, data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import threading
@@ -14,8 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fake_engine import FakeEngine
-from sparcom_cli.shared.client import Client, ServerError
-from sparcom_cli.submit import describe, submit
+from sparcom_cli.remote.submit import submit
+from sparcom_client import ServerError
+from sparcom_client.progress import describe
+from sparcom_client.types import Job
 from sparcom_data.archive import open_archive
 from sparcom_data.errors import InvalidInputError, SparcomError, StorageError
 
@@ -39,6 +40,12 @@ def file(tmp_path: Path) -> Path:
     )
 
 
+def jobs(running: Any) -> list[dict[str, Any]]:
+    """Return the server's jobs, newest first."""
+    found: list[dict[str, Any]] = running.http.get("/v1/extractions").json()["data"]
+    return found
+
+
 def run(running: Any, file: Path, *arguments: str) -> Result:
     """Run the command; return its result."""
     return CliRunner().invoke(submit, ["--server", running.url, "--input", str(file), *arguments])
@@ -56,7 +63,7 @@ def test_it_submits_and_waits(start: Start, file: Path) -> None:
     assert archive.instructions.id == ["a", "b", "c"]
     assert archive.attributes.dataset.name == "mini"
     assert (archive.attributes.capture.positions, archive.attributes.capture.max_tokens) == ("all", 3)
-    options = running.http.get("/v1/extractions").json()["extractions"][0]["options"]
+    options = jobs(running)[0]["options"]
     assert options["add_special_tokens"] is False
 
 
@@ -75,8 +82,8 @@ def test_it_submits_csv_and_standard_input(start: Start, tmp_path: Path, name: s
 
 
 def test_it_prints_the_warnings_of_the_server(start: Start, file: Path) -> None:
-    """Warnings about prompts go to standard error, and the job's id to standard output."""
-    result = run(start(FakeEngine(warnings=["1 of 3 instructions ('a'): BOS twice."])), file)
+    """Warnings about prompts, known once the job has started, go to standard error."""
+    result = run(start(FakeEngine(warnings=["1 of 3 instructions ('a'): BOS twice."])), file, "--wait")
     assert result.exit_code == 0, result.output
     assert "warning: 1 of 3 instructions ('a'): BOS twice.\n" in result.stderr
 
@@ -87,7 +94,7 @@ def test_it_submits_for_counts(start: Start, file: Path) -> None:
     result = run(running, file, "--wait", "--archive", "counts", "--granularity", "count")
     assert result.exit_code == 0, result.output
     assert open_archive(running.archives / "counts.zarr").granularity == "count"
-    assert running.http.get("/v1/extractions").json()["extractions"][0]["options"]["granularity"] == "count"
+    assert jobs(running)[0]["options"]["granularity"] == "count"
 
 
 def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
@@ -96,7 +103,7 @@ def test_without_wait_it_returns_at_once(start: Start, file: Path) -> None:
     result = run(running, file)
     assert result.exit_code == 0
     job_id = result.stdout.split()[1]
-    assert running.job(job_id)["state"] in {"queued", "running"}
+    assert running.job(job_id)["state"] in {"queued", "loading", "running"}
     assert running.wait(job_id)["state"] == "complete"
 
 
@@ -122,20 +129,24 @@ def test_a_cancelled_job_is_no_success(start: Start, file: Path) -> None:
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(run(running, file, "--wait")))
     thread.start()
-    running.wait_for(lambda: running.http.get("/v1/extractions").json()["total"] == 1)
-    running.http.delete(f"/v1/extractions/{running.http.get('/v1/extractions').json()['extractions'][0]['id']}")
+    running.wait_for(lambda: len(jobs(running)) == 1)
+    running.http.delete(f"/v1/extractions/{jobs(running)[0]['id']}")
     thread.join(10)
     assert results[0].exit_code == 1
     assert "cancelled: 0 of 3 instructions complete, 3 cancelled; " in results[0].stdout
     assert "0 of 3 instructions complete, 3 cancelled" in results[0].stderr, "text beside the bar"
 
 
-def test_the_bar_shows_complete_instructions() -> None:
-    """Cancelled and failed instructions are counted in the text and do not move the bar."""
-    counts = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493}
-    progress = counts | {"tokens_per_second": 0.0, "seconds_left": None}
-    done, words = describe({"state": "cancelled", "progress": progress})
-    assert (done, words) == (106, "106 of 600 instructions complete, 1 failed, 493 cancelled")
+def test_the_bar_shows_all_states(start: Start) -> None:
+    """Cancelled and failed instructions are counted in the text; the reason of a waiting job is shown."""
+    progress = {"instructions": 600, "complete": 106, "failed": 1, "cancelled": 493, "seconds_left": 9.0}
+    report = start().post().json() | {"state": "cancelled", "progress": progress, "queue_position": None}
+    counts = "106 of 600 instructions complete, 1 failed, 493 cancelled"
+    assert describe(Job.model_validate(report)) == counts
+    waiting = report | {"state": "queued", "queue_position": 2, "reason": "waits for space on the disk"}
+    assert describe(Job.model_validate(waiting)) == f"{counts} · after 2 other jobs · waits for space on the disk"
+    running = report | {"state": "running", "progress": progress | {"tokens_per_second": 12.4}}
+    assert describe(Job.model_validate(running)) == f"{counts} · 12 tokens/s · 0:09 left"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,7 @@ def test_bad_files_are_refused_before_sending(
     result = run(running, write(tmp_path / "bad.jsonl", *lines), *arguments)
     assert isinstance(result.exception, InvalidInputError)
     assert words in str(result.exception)
-    assert running.http.get("/v1/extractions").json()["total"] == 0
+    assert jobs(running) == []
 
 
 @pytest.mark.parametrize(
@@ -181,8 +192,9 @@ def test_a_body_that_is_too_large_is_reported(start: Start, tmp_path: Path) -> N
     assert "413" in str(result.exception)
 
 
-def test_a_missing_server_is_reported(file: Path) -> None:
+def test_a_missing_server_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error has the address and the remedy."""
+    monkeypatch.setattr("sparcom_client.exchange.FIRST_DELAY", 1000.0)  # beyond the patience
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -190,29 +202,3 @@ def test_a_missing_server_is_reported(file: Path) -> None:
     assert isinstance(result.exception, ServerError)
     assert url in str(result.exception)
     assert "sparcom serve" in str(result.exception)
-
-
-def test_watching_continues_if_the_stream_breaks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With streams that break after one event, polling continues the watch to the end."""
-    running = start(FakeEngine(pause=0.05))
-    job = running.post(10).json()
-    whole = Client._stream
-    monkeypatch.setattr(Client, "_stream", lambda self, job_id: itertools.islice(whole(self, job_id), 1))
-    with Client(running.url, poll_seconds=0.05) as client:
-        reports = list(client.watch(job["id"]))
-    assert reports[-1]["state"] == "complete"
-    assert len(reports) > 4
-    assert [report["state"] for report in reports].count("complete") == 1
-
-
-def test_watching_a_lost_server_ends(start: Start) -> None:
-    """After `give_up` seconds without an answer, the watch ends with an error."""
-    running = start(FakeEngine(pause=0.05), stop_seconds=1)
-    job = running.post(1000).json()
-    with Client(running.url, poll_seconds=0.05, give_up=0.2) as client:
-        watch = client.watch(job["id"])
-        next(watch)
-        running.stop()
-        assert [report["state"] for report in watch][-1:] == ["cancelled"]
-        with pytest.raises(ServerError, match="no server answers"):
-            list(client.watch(job["id"]))

@@ -1,0 +1,1 @@
+"""Watch the service: metrics, logs, traces, health and free disk space."""
